@@ -1,0 +1,1 @@
+"""The Hydra configuration files; in the package they are `trainer.conf`."""

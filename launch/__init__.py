@@ -1,0 +1,1 @@
+"""What starts runs: the quickstart, batch templates, preflight. In the package: `trainer.launch`. No torch."""

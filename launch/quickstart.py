@@ -1,0 +1,98 @@
+"""What the quickstart shows at its end: held-out loss, speed, and the same sentence continued twice.
+
+Reads only what a run directory holds by contract. Started by launch/quickstart.sh.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+PROMPT = 'In Python, the "with" statement is used to'
+NEW_TOKENS = 40
+
+
+def held_out_losses(records: list[dict[str, float]]) -> list[float]:
+    """Return the mean held-out loss of every evaluation, in nats per token, oldest first."""
+    losses = []
+    for record in records:
+        found = [value for key, value in record.items() if is_source_loss(key)]
+        if found:
+            losses.append(sum(found) / len(found))
+    return losses
+
+
+def is_source_loss(key: str) -> bool:
+    """Tell whether a key of metrics.jsonl is the held-out loss of one source."""
+    return key.startswith("eval/") and key.count("/") == 1
+
+
+def read_records(run_dir: Path) -> list[dict[str, float]]:
+    """Return the lines of metrics.jsonl; a last line cut off by a crash is left out."""
+    path = run_dir / "metrics.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def is_trained(run_dir: Path) -> bool:
+    """Tell whether the run reached its last step and saved it."""
+    from omegaconf import OmegaConf
+
+    if not (run_dir / "config.yaml").is_file():
+        return False
+    max_steps = OmegaConf.load(run_dir / "config.yaml").train.max_steps
+    last = run_dir / "checkpoints" / f"step-{max_steps:08d}" / "manifest.json"
+    return last.is_file() and len(held_out_losses(read_records(run_dir))) >= 2
+
+
+def show(run_dir: Path, base_dir: Path) -> int:
+    """Print the result of the run; return 0 if the held-out loss went down and 1 if not."""
+    records = read_records(run_dir)
+    losses = held_out_losses(records)
+    if len(losses) < 2:
+        print(f"{run_dir}/metrics.jsonl holds {len(losses)} evaluations; 2 are needed.")
+        return 1
+    before, after = losses[0], losses[-1]
+    print(f"  held-out loss    {before:.4f} -> {after:.4f} nats per token ({after - before:+.4f})")
+    speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
+    if speeds:
+        print(f"  speed            {median(speeds):,.0f} tokens/s (median of {len(speeds)} steps)")
+    print(f"  exported model   {run_dir / 'export'}")
+    print()
+    compare(base_dir, run_dir / "export")
+    if not after < before:
+        print("\nThe held-out loss did not go down: something is wrong.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def compare(base_dir: Path, tuned_dir: Path) -> None:
+    """Continue one sentence with the model before and after, greedily."""
+    from trainer.model.embedded import continue_text
+
+    print(f"  {PROMPT} ...")
+    for label, folder in (("before", base_dir), ("after", tuned_dir)):
+        text = " ".join(continue_text(folder, PROMPT, NEW_TOKENS).split())
+        print(f"    {label:<7} {text}")
+
+
+def main() -> int:
+    """Run `is-trained RUN_DIR` (an exit code) or `show RUN_DIR BASE_DIR`."""
+    match sys.argv[1:]:
+        case ["is-trained", run_dir]:
+            return 0 if is_trained(Path(run_dir)) else 1
+        case ["show", run_dir, base_dir]:
+            return show(Path(run_dir), Path(base_dir))
+    print("usage: python -m trainer.launch.quickstart is-trained RUN_DIR | show RUN_DIR BASE_DIR")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# From a fresh checkout to a trained, exported model in some minutes, without a GPU or a model hub.
+#
+#   bash launch/quickstart.sh [overrides...]     e.g. train.max_steps=10
+#
+# Needs Python 3.11 or newer with its headers, g++, 6 GB of memory, 5 GB of disk, and PyPI once.
+# Run it again after an interruption: it keeps what is there and resumes the training. Other
+# overrides need another run directory: QUICKSTART_RUN_DIR=runs/second bash launch/quickstart.sh ...
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+# shellcheck source=launch/venv.sh
+source launch/venv.sh
+
+run_dir=${QUICKSTART_RUN_DIR:-runs/quickstart}
+cache=$HOME/.cache/palimpsest
+
+section() {
+    printf '\n[%d/7 %3ds] %s\n' "$1" "$SECONDS" "$2"
+}
+
+# DeepSpeed compiles a small C++ extension for ranks on a CPU: better to say now what is missing.
+check_compiler() {
+    local headers
+    if ! command -v g++ >/dev/null; then
+        echo "g++ was not found. On Debian or Ubuntu: apt install g++ python3-dev" >&2
+        return 1
+    fi
+    headers=$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    if [[ ! -f $headers/Python.h ]]; then
+        echo "$headers/Python.h is missing. On Debian or Ubuntu: apt install python3-dev" >&2
+        return 1
+    fi
+}
+
+section 1 "Environment"
+ensure_venv "$root"
+export PATH=$root/.venv/bin:$PATH
+check_compiler
+python -c 'import sys, trainer; print(f"palimpsest {trainer.__version__}, Python {sys.version.split()[0]}")'
+# The same run everywhere: two ranks on the CPU, also where there is a GPU. Nothing is looked up.
+export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=""
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then
+    cores=$(nproc)
+    export OMP_NUM_THREADS=$((cores > 2 ? cores / 2 : 1))
+fi
+
+section 2 "Base model: SmolLM2-135M-Instruct"
+base_dir=$(python -m trainer.model.embedded)
+echo "$base_dir"
+
+section 3 "Corpus: the Python language reference"
+corpus=$cache/corpora/python-reference-$(python -c 'import platform; print(platform.python_version())').jsonl
+if [[ ! -f $corpus ]]; then
+    python -m trainer.launch.corpus "$corpus"
+fi
+echo "$corpus"
+
+overrides=(experiment=quickstart "run_dir=$run_dir" "data.sources.python_reference.path=$corpus" "$@")
+
+section 4 "palimpsest prepare ${overrides[*]}"
+palimpsest prepare "${overrides[@]}"
+
+if python -m trainer.launch.quickstart is-trained "$run_dir"; then
+    section 5 "Training: $run_dir is trained already"
+else
+    section 5 "palimpsest train ${overrides[*]}"
+    rm -rf "$run_dir/export" # of an earlier training
+    palimpsest train "${overrides[@]}"
+fi
+
+if [[ -f $run_dir/export/config.json ]]; then
+    section 6 "Export: $run_dir/export is there already"
+else
+    section 6 "palimpsest export run_dir=$run_dir"
+    palimpsest export "run_dir=$run_dir"
+fi
+
+section 7 "Result"
+result=0
+python -m trainer.launch.quickstart show "$run_dir" "$base_dir" || result=$?
+printf '\nTotal time: %d min %d s\n' $((SECONDS / 60)) $((SECONDS % 60))
+exit "$result"

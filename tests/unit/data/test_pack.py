@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.data import pack
+from trainer.data.pack import Layout, best_fit, concat, cut_long, pack_targets
+
+SEQ_LEN = 16
+LENGTHS = st.lists(st.integers(1, 50), max_size=60)
+SHORT = st.lists(st.integers(1, SEQ_LEN), max_size=60)
+
+
+def token_order(layout: Layout) -> list[int]:
+    pieces = zip(layout.piece_start.tolist(), layout.piece_len.tolist(), strict=True)
+    return [t for start, length in pieces for t in range(start, start + length)]
+
+
+def check_layout(layout: Layout, total: int) -> None:
+    assert sorted(token_order(layout)) == list(range(total))
+    assert layout.pack_offset[0] == 0 and layout.pack_offset[-1] == len(layout.piece_len)
+    sizes = np.array([layout.piece_len[a:b].sum() for a, b in pack_ranges(layout)])
+    assert (sizes <= SEQ_LEN).all() and (sizes > 0).all()
+
+
+def pack_ranges(layout: Layout) -> list[tuple[int, int]]:
+    offsets = layout.pack_offset.tolist()
+    return list(zip(offsets[:-1], offsets[1:], strict=True))
+
+
+@given(LENGTHS)
+def test_concat_keeps_every_token_once_in_order_and_fills_all_packs_but_the_last(
+    lengths: list[int],
+) -> None:
+    layout = concat(np.array(lengths, dtype=np.int32), SEQ_LEN)
+    check_layout(layout, sum(lengths))
+    assert token_order(layout) == list(range(sum(lengths)))
+    sizes = [int(layout.piece_len[a:b].sum()) for a, b in pack_ranges(layout)]
+    assert all(size == SEQ_LEN for size in sizes[:-1])
+
+
+@given(LENGTHS)
+def test_concat_never_joins_two_documents_in_one_piece(lengths: list[int]) -> None:
+    layout = concat(np.array(lengths, dtype=np.int32), SEQ_LEN)
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    for start, length in zip(layout.piece_start, layout.piece_len, strict=True):
+        assert len(set(document[start : start + length].tolist())) == 1
+
+
+@given(SHORT)
+def test_best_fit_keeps_every_document_whole_and_exactly_once(lengths: list[int]) -> None:
+    layout = best_fit(np.array(lengths, dtype=np.int32), SEQ_LEN)
+    check_layout(layout, sum(lengths))
+    starts = np.cumsum([0, *lengths])[:-1]
+    assert sorted(layout.piece_start.tolist()) == starts.tolist()
+
+
+@given(SHORT)
+def test_best_fit_needs_at_most_a_quarter_more_packs_than_the_tokens_fill(
+    lengths: list[int],
+) -> None:
+    """Best-fit decreasing is within 11/9 of the best packing plus one; here the bound is on tokens."""
+    layout = best_fit(np.array(lengths, dtype=np.int32), SEQ_LEN)
+    big = sum(length > SEQ_LEN // 2 for length in lengths)
+    least = max(-(-sum(lengths) // SEQ_LEN), big)
+    assert layout.num_packs <= 1.5 * least + 1
+
+
+@given(SHORT)
+def test_best_fit_packs_are_ordered_by_their_first_document(lengths: list[int]) -> None:
+    layout = best_fit(np.array(lengths, dtype=np.int32), SEQ_LEN)
+    firsts = [layout.piece_start[a] for a, _ in pack_ranges(layout)]
+    assert firsts == sorted(firsts)
+    assert all((np.diff(layout.piece_start[a:b]) > 0).all() for a, b in pack_ranges(layout))
+
+
+@given(LENGTHS)
+def test_cut_documents_keep_their_tokens_and_no_piece_is_too_long(lengths: list[int]) -> None:
+    pieces = cut_long(np.array(lengths, dtype=np.int32), SEQ_LEN)
+    assert len(pieces) == 0 or pieces.max() <= SEQ_LEN
+    ends = set(np.cumsum(pieces).tolist())
+    assert set(np.cumsum(lengths).tolist()) <= ends
+    assert sum(pieces) == sum(lengths)
+
+
+@settings(deadline=None)
+@given(SHORT, st.randoms(use_true_random=False), st.integers(1, 40))
+def test_targets_are_the_supervised_tokens_that_begin_no_piece(
+    lengths: list[int], random: object, block: int
+) -> None:
+    total = sum(lengths)
+    marks = np.array([random.randint(0, 1) for _ in range(total)], dtype=np.uint8)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "BLOCK_TOKENS", block)
+        for layout in (
+            best_fit(np.array(lengths, dtype=np.int32), SEQ_LEN),
+            concat(np.array(lengths), SEQ_LEN),
+        ):
+            expected = []
+            for first, last in pack_ranges(layout):
+                pieces = zip(layout.piece_start[first:last], layout.piece_len[first:last], strict=True)
+                expected.append(sum(int(marks[s + 1 : s + n].sum()) for s, n in pieces))
+            assert pack_targets(layout, marks).tolist() == expected
+            ones = pack_targets(layout, np.ones(total, dtype=np.uint8))
+            assert ones.tolist() == pack_targets(layout, None).tolist()
+
+
+def test_no_documents_make_no_packs() -> None:
+    empty = np.empty(0, dtype=np.int32)
+    for layout in (concat(empty, SEQ_LEN), best_fit(empty, SEQ_LEN)):
+        assert layout.num_packs == 0 and pack_targets(layout, None).tolist() == []
+
+
+def test_best_fit_wastes_less_than_a_hundredth_of_many_mixed_documents() -> None:
+    lengths = np.random.default_rng(0).integers(1, 2048, 200_000).astype(np.int32)
+    layout = best_fit(lengths, 2048)
+    assert lengths.sum() / (layout.num_packs * 2048) > 0.99

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import zstandard
+
+from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.data.files import list_files
+from trainer.data.source import read_files
+from trainer.errors import DataError
+
+LINES = '{"text": "one"}\n{"text": "two"}\n'
+
+
+def read(source: SourceConfig, tmp_path: Path) -> list[Any]:
+    files = list_files("s", source)
+    batches = read_files("s", source, files, tmp_path / "cache")
+    column = source.columns.messages if source.format is Format.chat else source.columns.text
+    return [row[column] for batch in batches for row in batch.rows]
+
+
+def write(path: Path, content: str) -> SourceConfig:
+    data = content.encode()
+    if path.suffix == ".gz":
+        data = gzip.compress(data)
+    elif path.suffix == ".zst":
+        data = zstandard.compress(data)
+    path.write_bytes(data)
+    return SourceConfig(path=str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("a.jsonl", "\ufeff" + LINES.replace("\n", "\r\n\r\n")),
+        ("a.jsonl.gz", LINES),
+        ("a.jsonl.zst", LINES),
+        ("a.json", LINES),
+        ("a.json", '[{"text": "one"},\n {"text": "two"}]'),
+        ("a.json", '{"id1": {"text": "one"}, "id2": {"text": "two"}}'),
+        ("a.csv", "text,n\none,1\ntwo,2\n"),
+        ("a.csv.gz", "text,n\none,1\ntwo,2\n"),
+    ],
+)
+def test_every_kind_of_file_gives_the_same_rows(name: str, content: str, tmp_path: Path) -> None:
+    assert read(write(tmp_path / name, content), tmp_path) == ["one", "two"]
+
+
+def test_parquet_rows_lose_the_keys_that_other_rows_brought(tmp_path: Path) -> None:
+    call = {"function": {"name": "f", "arguments": {"a": 1}}}
+    rows = [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [call]}],
+    ]
+    datasets.Dataset.from_dict({"messages": rows}).to_parquet(str(tmp_path / "a[1].parquet"))
+    source = SourceConfig(path=str(tmp_path), format=Format.chat)
+    first, second = read(source, tmp_path)
+    assert first == rows[0]
+    assert second[1]["tool_calls"] == [call] and "tool_calls" not in second[0]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_texts_that_look_like_something_else_stay_texts(kind: str, tmp_path: Path) -> None:
+    """A failure points at a reader that guesses types, as the JSON reader of `datasets` does."""
+    texts = ["2020-01-01", "007", "NA", "1e5"]
+    lines = [json.dumps({"text": t}) for t in texts] if kind == "jsonl" else ["text", *texts]
+    assert read(write(tmp_path / f"a.{kind}", "\n".join(lines)), tmp_path) == texts
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ("file", ["a\n\n \nb\nc\n"]),
+        ("line", ["a", "", " ", "b", "c"]),
+        ("paragraph", ["a", "b\nc\n"]),
+    ],
+)
+def test_a_txt_file_is_one_document_or_its_lines_or_its_paragraphs(
+    documents: str, expected: list[str], tmp_path: Path
+) -> None:
+    source = write(tmp_path / "a.txt", "a\n\n \nb\nc\n")
+    source.txt_documents = documents
+    assert read(source, tmp_path) == expected
+
+
+def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    write(folder / "b.txt", "2")
+    write(folder / "a.jsonl", '{"text": "1"}')
+    write(folder / "sub" / "c.txt", "3")
+    write(folder / ".hidden.txt", "no")
+    (folder / "README.md").write_text("no")
+    assert read(SourceConfig(path=str(folder)), tmp_path) == ["1", "2", "3"]
+    assert read(SourceConfig(path=str(folder / "**" / "*.txt")), tmp_path) == ["2", "3"]
+
+
+def test_rows_carry_the_line_they_came_from(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", '{"text": "one"}\n\n{"text": "two"}\n')
+    (batch,) = read_files("s", source, list_files("s", source), tmp_path)
+    assert batch.where(1) == f"{tmp_path}/a.jsonl, line 3"
+
+
+def test_max_documents_stops_reading_there(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", LINES + "not json\n")
+    write(tmp_path / "b.jsonl", LINES)
+    source.max_documents = 2
+    assert read(source, tmp_path) == ["one", "two"]
+    source.path = str(tmp_path / "b*.jsonl")
+    source.max_documents = 1
+    assert read(source, tmp_path) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.jsonl", '{"body": "x", "n": 1}\n', "body, n"),
+        ("a.csv", "body,n\nx,1\n", "body, n"),
+        ("a.jsonl", LINES + '{"body": "x"}\n', "body"),
+    ],
+)
+def test_a_missing_column_is_named_beside_those_there_are(
+    name: str, content: str, columns: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / name, content), tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"`data.sources.s.columns.text` must name a column of {name}")
+    assert message.endswith(f"but is 'text' instead; the columns are [{columns}].")
+
+
+def test_an_optional_column_that_no_row_has_is_a_mistake(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", '{"messages": []}\n')
+    source.format, source.columns = Format.chat, ColumnsConfig(tools="tolls")
+    with pytest.raises(DataError, match=r"columns\.tools.*'tolls'"):
+        read(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", LINES + '\n{"text": "x" "y"}\n', "a.jsonl, line 4 must be a JSON object"),
+        ("a.jsonl.gz", LINES + "[1]\n", "a.jsonl.gz, line 3 must be a JSON object, but is a list"),
+        ("a.json", '[{"text": "one"},\n {"text": }]', "a.json, line 2 must be valid JSON"),
+        ("a.parquet", "no parquet", "a.parquet must be a readable parquet file"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_line(name: str, content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / name, content), tmp_path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.txt", b"caf\xe9 ", "must be UTF-8"),
+        ("a.jsonl.gz", b"no gzip", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-12], "cannot be read"),
+        ("a.jsonl.zst", b"no zstd", "cannot be read"),
+    ],
+)
+def test_bytes_that_cannot_be_decoded_are_named_with_the_file(
+    name: str, data: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=said):
+        read(SourceConfig(path=str(tmp_path / name)), tmp_path)
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "*.jsonl", "empty", "a.doc"])
+def test_a_path_without_files_to_read_is_named_with_its_key(path: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.doc").write_text("x")
+    with pytest.raises(DataError, match=r"data\.sources\.s\.path"):
+        read(SourceConfig(path=str(tmp_path / path)), tmp_path)

@@ -1,0 +1,118 @@
+"""What a person sees of a step."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from trainer.metrics.console import ConsoleSink, evaluation_line, training_line
+from trainer.metrics.sink import Value
+
+RECORD: dict[str, Value] = {
+    "loss": 1.23456,
+    "loss/domain_corpus": 1.5,
+    "loss/replay": 1.1,
+    "lr": 1e-5,
+    "grad_norm": 0.8312,
+    "tokens_per_s": 98_304.0,
+    "tokens_per_s_per_gpu": 12_288.0,
+    "mfu": 0.5987,
+    "memory_gib": 61.23,
+    "eta_s": 11_520.0,
+}
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_training_line_has_everything_and_fits() -> None:
+    line = training_line(1200, 20000, RECORD)
+    assert line == (
+        "1200/20000 loss 1.2346 domain_corpus 1.500 replay 1.100 lr 1.00e-05 "
+        "grad 0.831 98.3k tok/s MFU 59.9% 61.2 GiB ETA 3h12m"
+    )
+    assert len(line) <= 120
+    worst = {
+        **RECORD,
+        "loss": 11.8734,
+        "loss/domain_corpus": 11.9,
+        "grad_norm": 1234.5,
+        "tokens_per_s": 9_876_543.0,
+        "memory_gib": 139.9,
+        "eta_s": 20 * 86400.0,
+    }
+    line = training_line(20000, 20000, worst)
+    assert len(line) <= 120
+    assert "domai~ 11.900" in line
+    assert "replay 1.100" in line
+
+
+def test_unknown_numbers_are_left_out_of_the_line() -> None:
+    assert training_line(1, 2, {"loss": 2.0}) == "1/2 loss 2.0000"
+
+
+def test_a_single_source_is_not_printed_twice() -> None:
+    assert "web" not in training_line(1, 2, {"loss": 2.0, "loss/web": 2.0})
+
+
+@pytest.mark.parametrize("num_sources", [2, 3, 5, 40])
+def test_many_and_long_source_names_still_fit(num_sources: int) -> None:
+    sources: dict[str, Value] = {
+        f"loss/{i}_a_very_long_corpus_name_{i}": 1.0 for i in range(num_sources)
+    }
+    line = training_line(123_456, 200_000, {**RECORD, **sources})
+    assert len(line) <= 120
+    assert line.endswith("ETA 3h12m")
+
+
+def test_evaluation_is_its_own_wrapped_line() -> None:
+    record: dict[str, Value] = {f"eval/source_{i}": 1.0 + i for i in range(12)}
+    lines = evaluation_line(100, record).split("\n")
+    assert lines[0].startswith("step 100 held-out source_0 1.0000")
+    assert len(lines) == 2
+    assert all(len(line) <= 120 for line in lines)
+    stream = io.StringIO()
+    ConsoleSink(200, stream=stream).write(100, {**RECORD, "eval/web": 2.0})
+    assert stream.getvalue().split("\n")[0] == "step 100 held-out web 2.0000"
+    assert stream.getvalue().split("\n")[1].startswith("100/200 loss 1.2346")
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_INTERACTIVE"])
+def test_logs_in_a_file_have_no_control_characters(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    stream = io.StringIO()
+    sink = ConsoleSink(10, stream=stream)
+    sink.write(1, {**RECORD, "loss/bad\x1b[31m\nname": 1.0, "eval/x\r": 1.0})
+    sink.close("finished")
+    assert stream.getvalue().count("\n") == 2
+    assert re.fullmatch(r"[\x20-\x7e\n]+", stream.getvalue())
+
+
+def test_a_terminal_gets_the_lines_and_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = _Terminal()
+    sink = ConsoleSink(20, stream=stream)
+    for step in (7, 8):
+        sink.write(step, RECORD)
+    sink.close("finished")
+    assert "8/20 loss 1.2346" in stream.getvalue()
+    assert "7/20" in stream.getvalue()
+    assert "\x1b[" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("progress", "term"), [(False, "xterm"), (True, "dumb")])
+def test_no_bar_when_it_is_off_or_the_terminal_is_dumb(
+    progress: bool, term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    stream = _Terminal()
+    sink = ConsoleSink(20, progress=progress, stream=stream)
+    sink.write(7, RECORD)
+    sink.close("finished")
+    assert stream.getvalue() == training_line(7, 20, RECORD) + "\n"

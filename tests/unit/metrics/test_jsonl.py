@@ -1,0 +1,96 @@
+"""metrics.jsonl and ledger.jsonl through kills and resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import TrainerError
+from trainer.metrics.jsonl import JsonlSink, Ledger, read, truncate_after
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "metrics.jsonl"
+
+
+def _write(path: Path, steps: range) -> None:
+    sink = JsonlSink(path)
+    for step in steps:
+        sink.write(step, {"loss": 1.0 / (step + 1)})
+    sink.close("finished")
+
+
+def test_records_have_step_and_time_and_are_readable_before_close(path: Path) -> None:
+    sink = JsonlSink(path)
+    sink.write(3, {"loss": 0.1 + 0.2, "stage": "train", "skipped": False})
+    (record,) = read(path)
+    assert record.pop("time") > 1.7e9
+    assert record == {"step": 3, "loss": 0.1 + 0.2, "stage": "train", "skipped": False}
+    sink.close("finished")
+
+
+def test_non_finite_numbers_stay_valid_json_and_come_back(path: Path) -> None:
+    JsonlSink(path).write(1, {"loss": math.nan, "grad_norm": math.inf, "low": -math.inf})
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+    (record,) = read(path)
+    assert math.isnan(record["loss"])
+    assert (record["grad_norm"], record["low"]) == (math.inf, -math.inf)
+
+
+def test_reading_a_missing_file_gives_nothing(path: Path) -> None:
+    assert read(path) == []
+    assert truncate_after(path, 5) == 0
+
+
+@pytest.mark.parametrize("torn", [b'{"step":4,"lo', b"\x00\x00\x00", b'{"step":4,"a":"\xc3'])
+def test_a_torn_tail_is_not_read_and_does_not_spoil_the_next_line(path: Path, torn: bytes) -> None:
+    _write(path, range(4))
+    with path.open("ab") as file:
+        file.write(torn)
+    assert [record["step"] for record in read(path)] == [0, 1, 2, 3]
+    _write(path, range(4, 6))
+    assert [record["step"] for record in read(path)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_last_line_that_only_lacks_its_newline_is_kept(path: Path) -> None:
+    _write(path, range(2))
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    _write(path, range(2, 3))
+    assert [record["step"] for record in read(path)] == [0, 1, 2]
+
+
+def test_garbage_in_the_middle_is_named_with_its_line(path: Path) -> None:
+    _write(path, range(2))
+    with path.open("ab") as file:
+        file.write(b"garbage\n")
+    _write(path, range(2, 3))
+    with pytest.raises(TrainerError, match=r"metrics\.jsonl:3 must be one JSON object"):
+        read(path)
+
+
+def test_resume_drops_the_steps_after_it_and_the_torn_line(path: Path) -> None:
+    _write(path, range(10))
+    before = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b'{"step":10,')
+    assert truncate_after(path, 6) == 4
+    assert [record["step"] for record in read(path)] == [0, 1, 2, 3, 4, 5, 6]
+    assert before.startswith(path.read_bytes())
+    assert list(path.parent.iterdir()) == [path]
+    _write(path, range(7, 9))
+    assert [record["step"] for record in read(path)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_the_ledger_keeps_nested_events_over_restarts(path: Path) -> None:
+    for attempt in (1, 2):
+        ledger = Ledger(path)
+        ledger.write("start", 0, attempt=attempt, tokens={"web": 3, "replay": [1, 2]})
+        ledger.close()
+    first, second = read(path)
+    assert (first["event"], first["step"], first["attempt"]) == ("start", 0, 1)
+    assert second["tokens"] == {"web": 3, "replay": [1, 2]}
+    assert second["time"] >= first["time"]

@@ -1,0 +1,90 @@
+"""The numbers of a log line, from a window of steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.metrics.flops import ModelShape
+from trainer.metrics.meter import Meter
+
+SHAPE = ModelShape(num_matmul_params=1000, num_layers=2, q_dim=8, num_params=1500)
+
+
+def _add(meter: Meter, step_time_s: float = 2.0, data_wait_s: float = 0.5) -> None:
+    meter.add(
+        step_time_s=step_time_s,
+        num_tokens_global=400,
+        num_targets_global=100,
+        sum_len_sq_global=400.0 * 50,
+        data_wait_s=data_wait_s,
+    )
+
+
+def test_speed_is_over_the_whole_window() -> None:
+    meter = Meter(world_size=4)
+    _add(meter, step_time_s=1.0, data_wait_s=0.0)
+    _add(meter, step_time_s=3.0, data_wait_s=1.0)
+    record = meter.flush()
+    assert record["tokens_per_s"] == 200
+    assert record["tokens_per_s_per_gpu"] == 50
+    assert record["step_time_s"] == 2
+    assert record["data_wait_frac"] == 0.25
+    assert record["targets_frac"] == 0.25
+
+
+def test_loss_is_weighted_by_tokens_not_by_sources() -> None:
+    """A mean of means (2.5 here) is the classic bug: a small source would count as a large one."""
+    meter = Meter(world_size=1)
+    meter.add_loss("web", loss_sum=300.0, num_targets=300)
+    meter.add_loss("replay", loss_sum=200.0, num_targets=50)
+    meter.add_loss("replay", loss_sum=200.0, num_targets=50)
+    record = meter.flush()
+    assert record["loss"] == pytest.approx(700 / 400)
+    assert record["loss/web"] == 1.0
+    assert record["loss/replay"] == 4.0
+
+
+def test_source_without_targets_has_no_loss() -> None:
+    meter = Meter(world_size=1)
+    meter.add_loss("web", loss_sum=0.0, num_targets=0)
+    assert meter.flush() == {}
+
+
+def test_mfu_uses_the_document_lengths() -> None:
+    meter = Meter(world_size=2, shape=SHAPE, peak_flops=1e6)
+    _add(meter)
+    record = meter.flush()
+    attention = 6 * 50 * 8 * 2
+    assert record["mfu"] == pytest.approx(100 * (6 * 1000 + attention) / 1e6)
+    assert record["mfu_non_causal"] == pytest.approx(100 * (6 * 1000 + 2 * attention) / 1e6)
+
+
+@pytest.mark.parametrize(("shape", "peak"), [(None, 1e6), (SHAPE, None)])
+def test_mfu_is_left_out_when_unknown(shape: ModelShape | None, peak: float | None) -> None:
+    meter = Meter(world_size=1, shape=shape, peak_flops=peak)
+    _add(meter)
+    assert not {"mfu", "mfu_non_causal"} & set(meter.flush())
+
+
+def test_flush_starts_a_new_window() -> None:
+    meter = Meter(world_size=1)
+    _add(meter)
+    meter.add_loss("web", 1.0, 1)
+    meter.flush()
+    assert meter.flush() == {}
+    _add(meter)
+    assert meter.flush()["tokens_per_s"] == 200
+
+
+def test_eta_survives_the_window_and_forgets_the_slow_first_step() -> None:
+    meter = Meter(world_size=1)
+    _add(meter, step_time_s=90.0)
+    assert meter.flush(remaining_steps=10)["eta_s"] == 900
+    for _ in range(5):
+        _add(meter, step_time_s=2.0)
+    assert meter.flush(remaining_steps=100)["eta_s"] == pytest.approx(200)
+    assert meter.flush(remaining_steps=0)["eta_s"] == 0
+
+
+def test_memory_is_passed_through() -> None:
+    assert Meter(world_size=1).flush(memory_gib=61.5) == {"memory_gib": 61.5}

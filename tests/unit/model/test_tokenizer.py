@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.templates import CHATML
+from tests.helpers.tokenizers import BOS, EOS, make_tokenizer
+from trainer.errors import DataError, ModelError
+from trainer.model.tokenizer import load_tokenizer
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def test_a_raw_document_begins_with_one_bos_even_if_its_text_brings_one() -> None:
+    tokenizer = make_tokenizer(adds_bos=True)
+    plain, spelled = tokenizer.encode_documents(["hi", f"{BOS}hi"])
+    assert plain == spelled
+    assert plain.count(tokenizer.bos_id) == 1
+
+
+def test_a_raw_document_has_no_bos_if_the_tokenizer_adds_none_and_never_eos() -> None:
+    tokenizer = make_tokenizer(adds_bos=False)
+    (ids,) = tokenizer.encode_documents(["hi"])
+    assert tokenizer.bos_id not in ids and tokenizer.eos_id not in ids and len(ids) == 2
+
+
+def test_fragments_get_no_special_token_but_spelled_ones_are_recognised() -> None:
+    tokenizer = make_tokenizer(adds_bos=True)
+    (ids,) = tokenizer.encode_fragments([f"a{EOS}"])
+    assert ids[1:] == [tokenizer.eos_id] and len(ids) == 2
+    assert tokenizer.decode(ids) == f"a{EOS}"
+
+
+def test_offsets_belong_to_the_same_ids_as_encoding_the_text_at_once() -> None:
+    tokenizer = make_tokenizer()
+    text = "caf\u00e9 <|im_end|>\n\u65e5"
+    ((ids, offsets),) = tokenizer.encode_with_offsets([text])
+    assert [ids] == tokenizer.encode_fragments([text])
+    assert offsets[-1] == (len(text) - 1, len(text))
+
+
+def test_no_texts_encode_to_nothing() -> None:
+    tokenizer = make_tokenizer()
+    assert tokenizer.encode_documents([]) == [] and tokenizer.encode_with_offsets([]) == []
+
+
+@pytest.mark.parametrize(
+    ("pad", "unk", "expected"),
+    [
+        ("<pad>", None, "<pad>"),
+        (EOS, "<unk>", "<unk>"),
+        (None, "<unk>", "<unk>"),
+        (None, None, BOS),
+    ],
+)
+def test_pad_is_any_special_token_before_it_is_eos(
+    pad: str | None, unk: str | None, expected: str
+) -> None:
+    tokenizer = make_tokenizer(pad=pad, unk=unk)
+    assert tokenizer.pad_id is not None
+    assert tokenizer.decode([tokenizer.pad_id]) == expected
+
+
+def test_vocabulary_size_is_the_largest_id_plus_one() -> None:
+    tokenizer = make_tokenizer()
+    assert tokenizer.vocab_size == max(tokenizer.hf.get_vocab().values()) + 1 == len(tokenizer.hf)
+
+
+def test_digest_survives_saving_and_use_and_changes_with_the_template(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.hf(["a", "bc"], padding=False, truncation=True, max_length=1)
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(str(tmp_path)).digest == make_tokenizer().digest == tokenizer.digest
+    assert make_tokenizer(template=CHATML + " ").digest != tokenizer.digest
+    assert make_tokenizer(adds_bos=True).digest != tokenizer.digest
+
+
+def test_digest_is_the_same_in_another_process(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.save(tmp_path)
+    code = (
+        "from trainer.model.tokenizer import load_tokenizer; "
+        f"print(load_tokenizer({str(tmp_path)!r}).digest)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == tokenizer.digest
+
+
+def test_a_chat_template_file_replaces_the_tokenizers_own(tmp_path: Path) -> None:
+    make_tokenizer().save(tmp_path / "tokenizer")
+    template = tmp_path / "shout.jinja"
+    template.write_text("{{ messages[0].content | upper }}")
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer"), chat_template_path=str(template))
+    assert tokenizer.render_chat(HELLO) == "HELLO"
+
+
+def test_rendering_without_a_template_names_the_key_to_set() -> None:
+    with pytest.raises(DataError, match=r"model\.chat_template"):
+        make_tokenizer(template=None).render_chat(HELLO)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('no such role') }}", "{{ messages[0].content + 1 }}", "{{ x[0].y }}"],
+)
+def test_a_template_that_fails_in_any_way_gives_a_data_error(template: str) -> None:
+    with pytest.raises(DataError):
+        make_tokenizer(template=template).render_chat(HELLO)
+
+
+def test_a_path_that_does_not_exist_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.tokenizer.*no such file or folder"):
+        load_tokenizer(str(tmp_path / "missing"))
+
+
+def test_a_folder_without_a_tokenizer_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_missing_template_file_is_named_with_its_key(tmp_path: Path) -> None:
+    make_tokenizer().save(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.chat_template.*missing\.jinja"):
+        load_tokenizer(str(tmp_path), chat_template_path=str(tmp_path / "missing.jinja"))

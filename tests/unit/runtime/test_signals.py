@@ -1,0 +1,67 @@
+"""Signals set a flag and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from trainer.runtime.signals import StopFlag
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+def test_a_signal_sets_the_flag_and_its_name(name: str) -> None:
+    with StopFlag() as flag:
+        assert (flag.requested, flag.reason) == (False, None)
+        os.kill(os.getpid(), getattr(signal, name))
+        assert (flag.requested, flag.reason) == (True, name)
+
+
+def test_the_first_signal_is_the_reason() -> None:
+    with StopFlag() as flag:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert flag.reason == "SIGUSR1"
+
+
+def test_a_second_interrupt_breaks_out() -> None:
+    with StopFlag() as flag:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert flag.reason == "SIGINT"
+
+
+def test_one_interrupt_after_another_signal_does_not_break_out() -> None:
+    with StopFlag() as flag:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert flag.reason == "SIGTERM"
+
+
+def test_handlers_are_put_back_even_after_an_error() -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(RuntimeError), StopFlag():
+        assert [signal.getsignal(number) for number in numbers] != before
+        raise RuntimeError
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_thread_cannot_install_it() -> None:
+    errors: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with StopFlag():
+                pass
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1

@@ -1,0 +1,1 @@
+"""Run directory layout, the commit protocol, retention and export."""

@@ -1,0 +1,123 @@
+"""Write safetensors shards from a stream of tensors, whole folder or none, and read them back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.errors import CheckpointError, SelfCheckError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def export_weights(
+    stream: Iterable[tuple[str, Tensor]],
+    output_dir: Path,
+    dtype: str,
+    max_shard_bytes: int,
+    write_rest: Callable[[Path], None],
+    on_tensor: Callable[[str], None] = lambda name: None,
+) -> int:
+    """Write a model folder and return the number of tensors; published by a rename.
+
+    Holds one shard in memory, never the model.
+
+    Args:
+        write_rest: Writes config, tokenizer and the like into the staging folder.
+    Raises:
+        CheckpointError: The folder exists and is not ours to replace, or cannot be written.
+    """
+    if output_dir.exists() and not (output_dir / "model.safetensors.index.json").exists():
+        raise CheckpointError(
+            f"`export.output_dir` must be a new folder or an earlier export, but {output_dir} holds "
+            "something else instead. Choose another folder."
+        )
+    staging = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        staging.mkdir(parents=True)
+        digests = _write_shards(stream, staging, DTYPES[dtype], max_shard_bytes, on_tensor)
+        write_rest(staging)
+        _read_back(staging, digests)
+        if output_dir.exists():
+            shutil.rmtree(output_dir)
+        os.rename(staging, output_dir)
+    except OSError as error:
+        raise CheckpointError(
+            f"`export.output_dir` must be writable with room for the model, but {output_dir} failed: "
+            f"{error}. Free space or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return len(digests)
+
+
+def _write_shards(
+    stream: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    on_tensor: Callable[[str], None],
+) -> dict[str, str]:
+    """Write shards and the index; return a digest per tensor."""
+    digests: dict[str, str] = {}
+    shards: list[list[str]] = []
+    pending: dict[str, Tensor] = {}
+    pending_bytes = total_bytes = 0
+
+    def flush() -> None:
+        nonlocal pending, pending_bytes
+        if not pending:
+            return
+        save_file(pending, str(folder / f"part-{len(shards)}"), metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending, pending_bytes = {}, 0
+
+    for name, tensor in stream:
+        value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        value = value.clone() if value.data_ptr() == tensor.data_ptr() else value
+        num_bytes = value.numel() * value.element_size()
+        if pending and pending_bytes + num_bytes > max_shard_bytes:
+            flush()
+        pending[name] = value.contiguous()
+        pending_bytes += num_bytes
+        total_bytes += num_bytes
+        digests[name] = tensor_digest(pending[name])
+        on_tensor(name)
+    flush()
+    weight_map: dict[str, str] = {}
+    for index, names in enumerate(shards):
+        final = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        os.rename(folder / f"part-{index}", folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    index_json = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_json, indent=2) + "\n")
+    return digests
+
+
+def _read_back(folder: Path, digests: dict[str, str]) -> None:
+    """Compare every written tensor with what was meant, from the files."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for file in sorted(set(index["weight_map"].values())):
+        with safe_open(str(folder / file), framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if tensor_digest(tensors.get_tensor(name)) != digests[name]:
+                    raise SelfCheckError(
+                        f"The exported tensor {name} must equal the trained one, but differs in {file}. "
+                        "The disk or memory is faulty; export again elsewhere."
+                    )
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return a digest of a tensor's bytes."""
+    raw = tensor.contiguous().view(torch.uint8).numpy()
+    return hashlib.sha256(raw.tobytes()).hexdigest()

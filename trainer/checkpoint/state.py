@@ -1,0 +1,67 @@
+"""What a resumed run must know besides weights and optimizer: one small JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import CheckpointError
+
+VERSION = 1
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Where a run stands. The data position is the step, because the plan is a pure function."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones included."""
+    tokens_seen: int = 0
+    """Tokens of all packs so far, over all ranks."""
+    targets_by_source: dict[str, int] = field(default_factory=dict)
+    """Supervised tokens so far by source."""
+    data_digest: str = ""
+    """Chained digest of every pack consumed, in order."""
+    skipped_steps: int = 0
+    """Steps that were not applied or not finite."""
+    bad_steps_in_a_row: int = 0
+    """Such steps at the end of the run so far."""
+    best_loss: float | None = None
+    """Lowest mean held-out loss in nats."""
+    best_step: int | None = None
+    """Step of the lowest mean held-out loss."""
+    evaluations_without_gain: int = 0
+    """Evaluations since the lowest loss."""
+    last_losses: dict[str, float] = field(default_factory=dict)
+    """Newest held-out loss by source."""
+    last_evaluated_step: int = -1
+    """Step of the newest evaluation."""
+    wandb_id: str | None = None
+    """wandb run that a resumed attempt continues."""
+    attempts: int = 1
+    """Starts of this run, this one included."""
+
+
+def write_state(path: Path, state: TrainState) -> None:
+    """Write the state as JSON."""
+    record = {"version": VERSION, **dataclasses.asdict(state)}
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_state(path: Path) -> TrainState:
+    """Read a state file.
+
+    Raises:
+        CheckpointError: Written by another version of the format.
+    """
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    version = record.pop("version", None)
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path} must be of format version {VERSION}, but is {version} instead. Resume with the "
+            "version of palimpsest that wrote it."
+        )
+    return TrainState(**record)

@@ -1,0 +1,215 @@
+"""The command line: compose -> RunConfig -> check -> the command; errors and stop reasons -> exit codes.
+
+`palimpsest COMMAND overrides...` starts ranks through the deepspeed launcher; a rank process
+(`deepspeed --module trainer overrides...`, or with --config FILE) runs in place. Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config.check import check_config
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import config_path, freeze
+from trainer.config.store import compose_config, group_options, load_config, to_yaml
+from trainer.dist.env import rank_env
+from trainer.errors import ConfigError, TrainerError
+
+EXIT_USER_ERROR = 2
+EXIT_CODES = {"finished": 0, "early_stop": 0, "preempted": 75, "non_finite": 4}
+"""Exit code by stop reason: 75 (EX_TEMPFAIL) asks for a requeue, 4 means numbers went wrong."""
+
+COMMANDS = {
+    "prepare": "read, clean, tokenise and pack the data; never inside a process group",
+    "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
+    "evaluate": "held-out loss of the base model or of a run's checkpoint",
+    "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """A parsed command line."""
+
+    command: str
+    overrides: list[str]
+    config_file: Path | None
+    show_config: bool
+
+
+def main() -> None:
+    """Run the console command."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command line and return the exit code."""
+    _quieten_libraries()
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help") or "--help" in arguments:
+            print(help_text())
+            return 0
+        return _dispatch(parse(arguments))
+    except TrainerError as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _quieten_libraries() -> None:
+    """Tell DeepSpeed which accelerator there is before anything imports it and guesses aloud."""
+    if not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def parse(arguments: Sequence[str]) -> Invocation:
+    """Split the command line. A first word that is not a command means train.
+
+    Raises:
+        ConfigError: An unknown command or option.
+    """
+    words = list(arguments)
+    command = words.pop(0) if words and "=" not in words[0] and words[0][:1] not in "-+~" else "train"
+    if command not in COMMANDS:
+        raise ConfigError(f"Unknown command `{command}`. Commands: {', '.join(COMMANDS)}.")
+    config_file: Path | None = None
+    show_config = False
+    overrides: list[str] = []
+    while words:
+        word = words.pop(0)
+        if word == "--config" and words:
+            config_file = Path(words.pop(0))
+        elif word in ("--cfg", "--dry-run"):
+            show_config = True
+        elif word.startswith(("--local_rank", "--local-rank")):
+            if "=" not in word and words:
+                words.pop(0)
+        elif word.startswith("-"):
+            raise ConfigError(f"Unknown option `{word}`. Options: --config FILE, --cfg, --help.")
+        else:
+            overrides.append(word)
+    return Invocation(command, overrides, config_file, show_config)
+
+
+def _dispatch(invocation: Invocation) -> int:
+    config = _load(invocation)
+    if invocation.show_config:
+        print(to_yaml(config), end="")
+        return 0
+    if "RANK" in os.environ or "SLURM_STEP_ID" in os.environ:
+        return _run_rank(invocation.command, config)
+    match invocation.command:
+        case "prepare":
+            from trainer.jobs import prepare_data
+
+            prepare_data(config)
+            return 0
+        case "export":
+            from trainer.jobs import export_model
+
+            return export_model(config)
+        case _:
+            return _start_ranks(invocation.command, config)
+
+
+def _load(invocation: Invocation) -> RunConfig:
+    """Compose the configuration, or take the frozen one of the run directory for later commands."""
+    if invocation.config_file is not None:
+        config = load_config(invocation.config_file, invocation.overrides)
+    else:
+        frozen = _frozen_config(invocation)
+        config = load_config(frozen, invocation.overrides) if frozen else compose_config(invocation.overrides)
+    absolute = str(Path(config.run_dir).expanduser().resolve())
+    return dataclasses.replace(config, run_dir=absolute)
+
+
+def _frozen_config(invocation: Invocation) -> Path | None:
+    if invocation.command not in ("evaluate", "export"):
+        return None
+    for override in invocation.overrides:
+        if override.startswith("run_dir="):
+            path = config_path(Path(override.removeprefix("run_dir=")).expanduser())
+            if path.exists():
+                return path
+            if invocation.command == "export":
+                raise ConfigError(
+                    f"`run_dir` must hold a run, but {path.parent} has no config.yaml instead. Give the "
+                    "directory of a trained run."
+                )
+    return None
+
+
+def _run_rank(command: str, config: RunConfig) -> int:
+    """Run as one rank of a started job."""
+    env = rank_env(os.environ)
+    from trainer import run
+
+    check_config(config, env.world_size)
+    if command == "evaluate":
+        run.run_evaluation(config)
+        return 0
+    if command != "train":
+        raise ConfigError(f"`{command}` must be started alone, not by a launcher. Run: palimpsest {command}")
+    if env.is_first:
+        freeze(config, Path(config.run_dir))
+    return EXIT_CODES[run.run_training(config).value]
+
+
+def _start_ranks(command: str, config: RunConfig) -> int:
+    """Prepare what is missing, freeze the configuration, and start the deepspeed launcher."""
+    from trainer.jobs import count_ranks, ensure_inputs, start_local
+
+    if config.cluster.num_nodes > 1:
+        raise ConfigError(
+            f"`cluster.num_nodes` must be 1 for `palimpsest {command}`, but is {config.cluster.num_nodes} "
+            "instead. Start the ranks with: deepspeed --hostfile FILE --module trainer ..."
+        )
+    num_ranks = count_ranks(config)
+    check_config(config, num_ranks)
+    ensure_inputs(config)
+    run_dir = Path(config.run_dir)
+    path = config_path(run_dir)
+    if command == "train" or not path.exists():
+        path = freeze(config, run_dir)
+        return start_local([command, "--config", str(path)], num_ranks, config.cluster.master_port)
+    changed = run_dir / f"{command}.yaml"
+    changed.write_text(to_yaml(config), encoding="utf-8")
+    return start_local([command, "--config", str(changed)], num_ranks, config.cluster.master_port)
+
+
+def _report(error: TrainerError) -> int:
+    """Print an error once: other ranks wait for the launcher to end them after rank 0 has spoken."""
+    rank = int(os.environ.get("RANK", "0") or 0)
+    if rank > 0:
+        time.sleep(5)
+    prefix = f"[rank {rank}] " if rank else ""
+    print(f"{prefix}Error: {error}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR
+
+
+def help_text() -> str:
+    """Return the help: commands, config groups and where to read on."""
+    commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    groups = "\n".join(
+        f"  {group:<11} {', '.join(o for o in options if o != 'none')}"
+        for group, options in group_options().items()
+    )
+    return (
+        "palimpsest: adapt open-weight language models on DeepSpeed, and keep what they knew.\n\n"
+        "usage: palimpsest COMMAND [group=option ...] [section.key=value ...] [--cfg] [--config FILE]\n\n"
+        f"commands:\n{commands}\n\n"
+        f"config groups (group=option):\n{groups}\n\n"
+        "  --cfg            print the resolved configuration and stop\n"
+        "  --config FILE    start from a frozen config.yaml instead of composing\n\n"
+        "example: palimpsest train recipe=full_finetune model=smollm2_135m data=chat \\\n"
+        "           data.sources.chat.path=chats.jsonl run_dir=runs/first"
+    )

@@ -1,0 +1,1 @@
+"""The run configuration as plain dataclasses. No torch in this package."""

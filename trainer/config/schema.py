@@ -1,0 +1,59 @@
+"""The root of the configuration. Every YAML file and override is checked against this tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from trainer.config.data import DataConfig
+from trainer.config.model import ModelConfig
+from trainer.config.optim import (
+    ClusterConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TuneConfig,
+    ZeroConfig,
+)
+from trainer.config.train import (
+    CheckpointConfig,
+    EvaluateConfig,
+    ExportConfig,
+    LogConfig,
+    TrainConfig,
+)
+
+
+class RunKind(Enum):
+    """What kind of run this is; used in messages and reports, never to branch on."""
+
+    none = "none"
+    full_finetune = "full_finetune"
+    continued_pretrain = "continued_pretrain"
+
+
+@dataclass
+class RunConfig:
+    """One run, complete."""
+
+    name: str = "run"
+    """Name of the run; the default run directory and the wandb name come from it."""
+    run_dir: str = "runs/${name}"
+    """Directory of the run. A directory that holds another configuration is refused."""
+    seed: int = 0
+    """Seed of the data order and of all random number generators."""
+    kind: RunKind = RunKind.none
+    """Set by the recipe group."""
+    deterministic: bool = False
+    """Use deterministic kernels where torch has them; slower."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

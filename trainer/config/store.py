@@ -1,0 +1,172 @@
+"""Compose the configuration with Hydra and turn its errors into one sentence with the nearest name.
+
+The only place, with the command line, that imports hydra. Nothing is written to disk here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from trainer.config.schema import RunConfig
+from trainer.errors import ConfigError
+
+CONF_MODULE = "trainer.conf"
+
+
+def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
+    """Compose groups and overrides into a checked tree of dataclasses.
+
+    Raises:
+        ConfigError: An unknown key, group or option, or a value of the wrong type.
+    """
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
+            composed = compose(config_name=config_name, overrides=list(overrides))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"A configuration file is not valid YAML: {_one_line(error)}.") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+    return to_dataclass(composed)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a frozen config.yaml, check it against the schema, and apply `key=value` overrides."""
+    try:
+        loaded = OmegaConf.load(path)
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), loaded)
+        if overrides:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_explain(error, overrides)}") from error
+    return to_dataclass(cast(DictConfig, merged))
+
+
+def to_dataclass(config: DictConfig) -> RunConfig:
+    """Cross from OmegaConf to plain dataclasses, once."""
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, ())) from error
+    if not isinstance(result, RunConfig):
+        raise ConfigError("The primary configuration must begin its defaults list with run_schema.")
+    return result
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as nested dicts with enums by name."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return cast(dict[str, Any], plain)
+
+
+def group_options() -> dict[str, list[str]]:
+    """List every config group and its options, from the YAML files that ship with the package."""
+    from importlib import resources
+
+    root = resources.files(CONF_MODULE)
+    return {
+        group.name: sorted(f.name[:-5] for f in group.iterdir() if f.name.endswith(".yaml"))
+        for group in sorted(root.iterdir(), key=lambda entry: entry.name)
+        if group.is_dir() and not group.name.startswith("_")
+    }
+
+
+def known_keys(cls: type[Any] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of the schema."""
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    for spec in dataclasses.fields(cls):
+        key = f"{prefix}{spec.name}"
+        yield key
+        if dataclasses.is_dataclass(hints[spec.name]):
+            yield from known_keys(cast(type[Any], hints[spec.name]), f"{key}.")
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Turn a hydra or omegaconf error into a sentence with the key and the nearest valid name."""
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error)
+    cause: BaseException = error
+    while cause.__cause__ is not None and not getattr(cause, "full_key", None):
+        cause = cause.__cause__
+    full_key = getattr(cause, "full_key", None)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"`{full_key}` must be given, but is missing. Set {full_key}=VALUE."
+    first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    if not full_key and isinstance(error, ConfigCompositionException):
+        full_key = _override_key(str(error), overrides)
+    if full_key and _is_unknown(cause, first_line):
+        return f"Unknown key `{full_key}`.{_nearest(full_key, list(known_keys()))}"
+    if full_key:
+        return f"`{full_key}`: {first_line.rstrip('.')}."
+    return f"{first_line.rstrip('.')}.{_nearest_group(first_line, overrides)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _is_unknown(cause: BaseException, message: str) -> bool:
+    name = type(cause).__name__
+    return name in ("ConfigAttributeError", "ConfigKeyError") or "not in" in message
+
+
+def _override_key(message: str, overrides: Sequence[str]) -> str | None:
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if f"'{key}'" in message:
+            return key
+    return None
+
+
+def _explain_missing(error: MissingConfigException) -> str:
+    missing = (error.missing_cfg_file or "").removesuffix(".yaml")
+    group, _, option = missing.rpartition("/")
+    groups = group_options()
+    if group in groups:
+        return (
+            f"`{group}={option}` is not an option of the group `{group}`."
+            f"{_nearest(option, groups[group])} Options: {', '.join(groups[group])}."
+        )
+    return f"Config `{missing}` was not found.{_nearest(group or option, list(groups))}"
+
+
+def _nearest_group(message: str, overrides: Sequence[str]) -> str:
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key in message and "." not in key:
+            return _nearest(key, [*group_options(), *known_keys()])
+    return ""
+
+
+def _nearest(name: str, candidates: list[str]) -> str:
+    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    if not matches:
+        leaf = name.rsplit(".", 1)[-1]
+        by_leaf = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
+        near = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
+        matches = [by_leaf[near[0]]] if near else []
+    return f" Did you mean `{matches[0]}`?" if matches else ""

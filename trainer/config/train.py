@@ -1,0 +1,107 @@
+"""Config sections for the batch, the run length, evaluation, checkpoints and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass
+class TrainConfig:
+    """Batch and length of the run. Everything else about the batch is derived."""
+
+    global_batch_tokens: int = 131072
+    """Tokens of one optimizer step over all ranks. Must be a multiple of data.seq_len x ranks x micro batch."""
+    micro_batch_size: int = 1
+    """Packs of data.seq_len that one rank puts through the model at once."""
+    max_steps: int | None = None
+    """Length in optimizer steps. Give one of max_steps, max_epochs, max_tokens."""
+    max_epochs: float | None = None
+    """Length in passes over the training packs."""
+    max_tokens: int | None = None
+    """Length in tokens (all tokens of the packs, supervised or not)."""
+    max_non_finite_steps: int = 3
+    """Stop after so many skipped or non-finite steps in a row. 0 stops at the first."""
+    isolation_probe: bool = True
+    """Before the first step: perturb one document and assert that the others' logits do not move."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Held-out loss during the run."""
+
+    every_steps: int = 100
+    """Optimizer steps between evaluations; 0: only before the first step and at the end."""
+    micro_batch_size: int = 1
+    """Packs a rank evaluates at once."""
+    patience: int | None = None
+    """Stop after so many evaluations without a lower mean held-out loss; null never stops."""
+    min_delta_nats: float = 0.0
+    """An evaluation counts as better only if the loss falls by more than this."""
+    checkpoint: str = "last"
+    """`palimpsest evaluate`: `last`, `best`, a step number, or `base` for the model before training."""
+
+
+@dataclass
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every_steps: int = 500
+    """Optimizer steps between checkpoints; 0: only at the end."""
+    keep_last: int = 2
+    """Newest verified checkpoints kept. At least 1."""
+    keep_every_steps: int | None = None
+    """Keep every checkpoint whose step is a multiple of this for ever."""
+    keep_best: bool = True
+    """Keep the checkpoint with the lowest mean held-out loss."""
+    resume: bool = True
+    """Resume from the newest verified checkpoint of the run directory, when there is one."""
+    export_at_end: bool = False
+    """Export the last checkpoint to RUN_DIR/export after training."""
+
+
+@dataclass
+class ExportConfig:
+    """What `palimpsest export` writes."""
+
+    checkpoint: str = "last"
+    """`last`, `best`, or a step number."""
+    output_dir: str | None = None
+    """Folder of the exported model; default RUN_DIR/export."""
+    dtype: str = "bfloat16"
+    """`bfloat16` or `float32`."""
+    max_shard_gb: float = 4.0
+    """Largest size of one safetensors file in 10^9 bytes."""
+    verify: bool = True
+    """Reload the folder and compare its logits with those of the trained model."""
+
+
+class WandbMode(Enum):
+    """Where wandb runs go."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass
+class LogConfig:
+    """Console, metrics.jsonl and wandb."""
+
+    every_steps: int = 1
+    """Optimizer steps between log lines."""
+    progress: bool = True
+    """Progress bar on a terminal; plain lines are printed either way."""
+    wandb: WandbMode = WandbMode.disabled
+    """auto: online with a key and a network, else offline. Never asks."""
+    wandb_project: str = "palimpsest"
+    """wandb project."""
+    wandb_entity: str | None = None
+    """wandb team or user."""
+    wandb_group: str | None = None
+    """wandb group, for sweeps."""
+    wandb_tags: list[str] | None = None
+    """wandb tags."""
+    peak_tflops: float | None = None
+    """Dense bf16 peak of one GPU for MFU, when the table does not know it."""

@@ -1,0 +1,1 @@
+"""Sources, cleaning, tokens, packs, stores, the plan and the loader."""

@@ -1,0 +1,88 @@
+"""Turn packs into one micro-batch of arrays. Pure NumPy; knows no device.
+
+Shapes: B packs of a micro-batch, T = data.seq_len, S isolated segments in all packs (padding is one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.types import Pack
+
+IGNORE = -100
+"""Label of a position without a supervised target (torch's convention)."""
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """One micro-batch on the host.
+
+    Shapes: tokens, labels, positions, segments [B, T] int64; cu_seq_lens [S + 1] int32 over B*T.
+    """
+
+    tokens_BT: npt.NDArray[np.int64]
+    labels_BT: npt.NDArray[np.int64]
+    positions_BT: npt.NDArray[np.int64]
+    segments_BT: npt.NDArray[np.int64]
+    cu_seq_lens: npt.NDArray[np.int32]
+    max_seq_len: int
+    num_targets_B: list[int]
+    source_B: list[int]
+    num_tokens: int
+    sum_len_sq: int
+
+    @property
+    def num_targets(self) -> int:
+        """Return the supervised targets of the micro-batch."""
+        return sum(self.num_targets_B)
+
+
+def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id: int) -> MicroBatch:
+    """Lay packs out with labels already shifted inside each document.
+
+    The label of a position is the next token of the same document if that token is supervised; the
+    last token of a document has none, so nothing is predicted across a boundary. Padding is a
+    segment of its own without labels, so shapes never change between steps.
+    """
+    shape = (len(packs), seq_len)
+    tokens = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORE, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    segments = np.zeros(shape, dtype=np.int64)
+    boundaries = [0]
+    num_segments = sum_len_sq = num_tokens = 0
+    for row, pack in enumerate(packs):
+        lengths = list(pack.lengths)
+        used = len(pack.tokens)
+        num_tokens += used
+        sum_len_sq += sum(length * length for length in lengths)
+        if used < seq_len:
+            lengths.append(seq_len - used)
+        tokens[row, :used] = pack.tokens
+        start = 0
+        for length in lengths:
+            stop = start + length
+            positions[row, start:stop] = np.arange(length)
+            segments[row, start:stop] = num_segments
+            if stop <= used:
+                targets = np.where(pack.supervised[start + 1 : stop], pack.tokens[start + 1 : stop], IGNORE)
+                labels[row, start : stop - 1] = targets
+            boundaries.append(boundaries[-1] + length)
+            num_segments += 1
+            start = stop
+    return MicroBatch(
+        tokens_BT=tokens,
+        labels_BT=labels,
+        positions_BT=positions,
+        segments_BT=segments,
+        cu_seq_lens=np.asarray(boundaries, dtype=np.int32),
+        max_seq_len=int(np.max(np.diff(boundaries))),
+        num_targets_B=[int(n) for n in (labels != IGNORE).sum(axis=1)],
+        source_B=list(sources),
+        num_tokens=num_tokens,
+        sum_len_sq=sum_len_sq,
+    )

@@ -1,0 +1,104 @@
+"""Read this rank's micro-batches of any optimizer step, one step ahead of the training.
+
+The whole state is the step; ranks, threads and prefetch never change which tokens a step sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from trainer.data.collate import MicroBatch, collate
+from trainer.data.plan import DataPlan, PackRef
+from trainer.data.store import SplitStore
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """The micro-batches of one rank for one optimizer step, and what all ranks see together.
+
+    Units: token and target counts are over all ranks and micro-steps.
+    """
+
+    step: int
+    micro_batches: list[MicroBatch]
+    num_targets_global: int
+    num_targets_by_source: dict[str, int]
+    num_tokens_global: int
+    digest: str
+
+
+class TrainLoader:
+    """Training batches by step."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        stores: Sequence[SplitStore],
+        plan: DataPlan,
+        rank: int,
+        world_size: int,
+        micro_batch_size: int,
+        pad_id: int,
+    ) -> None:
+        """Take the training splits in the order of `names`."""
+        self.names = list(names)
+        self._stores = list(stores)
+        self._plan = plan
+        self._rank = rank
+        self._packs_per_rank = plan.packs_per_step // world_size
+        self._micro_batch_size = micro_batch_size
+        self._pad_id = pad_id
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._ahead: tuple[int, Future[StepBatch]] | None = None
+
+    def take(self, step: int) -> StepBatch:
+        """Return the batch of a step and start reading the next one."""
+        ahead, self._ahead = self._ahead, None
+        batch = ahead[1].result() if ahead and ahead[0] == step else self.read(step)
+        self._ahead = (step + 1, self._pool.submit(self.read, step + 1))
+        return batch
+
+    def read(self, step: int) -> StepBatch:
+        """Read the batch of a step."""
+        refs = self._plan.packs_of_step(step)
+        mine = refs[self._rank * self._packs_per_rank : (self._rank + 1) * self._packs_per_rank]
+        size = self._micro_batch_size
+        micro_batches = [
+            read_micro_batch(self._stores, mine[i : i + size], self._pad_id)
+            for i in range(0, len(mine), size)
+        ]
+        by_source = dict.fromkeys(self.names, 0)
+        for ref in refs:
+            by_source[self.names[ref.source]] += int(self._stores[ref.source].pack_targets[ref.pack])
+        return StepBatch(
+            step=step,
+            micro_batches=micro_batches,
+            num_targets_global=sum(by_source.values()),
+            num_targets_by_source=by_source,
+            num_tokens_global=len(refs) * self._stores[0].seq_len,
+            digest=refs_digest(refs),
+        )
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_micro_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int) -> MicroBatch:
+    """Read packs and collate them."""
+    packs = [stores[ref.source].pack(ref.pack) for ref in refs]
+    return collate(packs, [ref.source for ref in refs], stores[0].seq_len, pad_id)
+
+
+def refs_digest(refs: Sequence[PackRef]) -> str:
+    """Return a short digest of which packs a step consumed, for the ledger."""
+    text = ",".join(f"{ref.source}:{ref.pack}" for ref in refs)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def chain_digest(so_far: str, step_digest: str) -> str:
+    """Return the digest of everything consumed up to a step."""
+    return hashlib.sha256(f"{so_far}{step_digest}".encode()).hexdigest()[:32]

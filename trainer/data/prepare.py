@@ -1,0 +1,261 @@
+"""Turns every source into a token store, or finds the one that is already there. CPU only.
+
+Never runs inside a process group; a source is read once, and a failure leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from trainer.config.data import DataConfig, Format, SourceConfig
+from trainer.data.files import hash_files, list_files
+from trainer.data.intake import Intake
+from trainer.data.prepared import (
+    adds_eos,
+    cache_folder,
+    digest_of,
+    effective_packing,
+    find_store,
+    shaping_options,
+    source_key,
+    stores_folder,
+    write_pointer,
+)
+from trainer.data.report import print_report
+from trainer.data.source import open_dataset, read_dataset, read_files
+from trainer.data.split import choose_validation
+from trainer.data.spool import Spool
+from trainer.data.store import Store, open_store
+from trainer.data.tokenise import encode_batch, encode_parallel, num_processes
+from trainer.data.types import EncodedBatch, RowBatch, TokenizerLike
+from trainer.data.writer import PackOptions, commit, staging, write_store
+from trainer.errors import DataError
+
+PARALLEL_BYTES = 8 << 20
+"""Smaller sources are tokenised in this process: starting others takes longer."""
+LINE_EVERY_S = 10.0
+
+MakeTokenizer = Callable[[], TokenizerLike]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows of a source, what names their content, and their size on disk."""
+
+    batches: Iterator[RowBatch]
+    origin: Any
+    num_bytes: int
+
+
+def prepare(
+    data: DataConfig,
+    tokenizer: TokenizerLike,
+    make_tokenizer: MakeTokenizer,
+    vocab_size: int | None,
+    console: Console,
+) -> dict[str, Store]:
+    """Find or build the store of every source and print the report.
+
+    `make_tokenizer` makes the same tokenizer again in a worker process and must be picklable;
+    `vocab_size` is the number of rows of the model's embedding, None leaves ids unchecked.
+
+    Raises:
+        DataError: If a source cannot be used as configured.
+    """
+    for name, source in data.sources.items():
+        _check_tokenizer(name, source, data, tokenizer)
+    stores: dict[str, Store] = {}
+    for name, source in data.sources.items():
+        store = _find(name, source, data, tokenizer)
+        if store is None:
+            store = _build(name, source, data, tokenizer, make_tokenizer, vocab_size, console)
+        else:
+            console.print(f"{name}: unchanged, using the store {store.digest[:12]}", highlight=False)
+        _check_vocabulary(name, store, vocab_size)
+        stores[name] = store
+    print_report(stores, tokenizer, console)
+    return stores
+
+
+def _check_tokenizer(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> None:
+    as_chat = source.format is Format.completion and source.as_chat
+    if (source.format is Format.chat or as_chat) and not tokenizer.has_chat_template:
+        raise DataError(
+            f"`model.chat_template` must name a Jinja file for `data.sources.{name}`, which holds "
+            "chats, but is not set, and the tokenizer brings no chat template. Set it, or use the "
+            "instruct model's tokenizer as model.tokenizer."
+        )
+    if adds_eos(source, data) and tokenizer.eos_id is None:
+        raise DataError(
+            "`data.add_eos` must be false for a tokenizer without an EOS token, but is true instead. "
+            "Set data.add_eos=false or use a tokenizer with EOS."
+        )
+
+
+def _check_vocabulary(name: str, store: Store, vocab_size: int | None) -> None:
+    needed = store.meta["vocab_size"]
+    if vocab_size is not None and needed > vocab_size:
+        raise DataError(
+            f"`data.sources.{name}` must have token ids below the model's vocabulary of {vocab_size}, "
+            f"but has the id {needed - 1} instead. Use the model's own tokenizer, or resize the "
+            "model's embeddings."
+        )
+
+
+def _find(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Store | None:
+    path = find_store(name, source, data, tokenizer)
+    return None if path is None else _open_if_whole(path)
+
+
+def _open_if_whole(path: Path) -> Store | None:
+    try:
+        return open_store(path)
+    except DataError:
+        return None
+
+
+def _build(
+    name: str,
+    source: SourceConfig,
+    data: DataConfig,
+    tokenizer: TokenizerLike,
+    make_tokenizer: MakeTokenizer,
+    vocab_size: int | None,
+    console: Console,
+) -> Store:
+    key = source_key(name, source, data)
+    with staging(stores_folder(data), data.cache_dir) as folder:
+        work = folder / "work"
+        work.mkdir()
+        rows = _open_rows(name, source, data, work)
+        described = {
+            "origin": rows.origin,
+            "options": shaping_options(source, data),
+            "tokenizer": tokenizer.digest,
+        }
+        digest = digest_of(described)
+        target = stores_folder(data) / digest
+        if _open_if_whole(target) is None:
+            encoded = _encode(rows, source, data, tokenizer, make_tokenizer)
+            options = PackOptions(data.seq_len, effective_packing(source), source.long_documents)
+            spool = Spool(work)
+            try:
+                intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
+                _take_all(intake, encoded, console)
+                intake.check()
+                _write(folder, intake, data.validation_frac, digest, described)
+            finally:
+                spool.delete()
+            _check_unchanged(name, source, data, key)
+            shutil.rmtree(work)
+            commit(folder, target)
+        write_pointer(name, key, data, tokenizer, digest)
+    return open_store(target)
+
+
+def _open_rows(name: str, source: SourceConfig, data: DataConfig, work: Path) -> _Rows:
+    if source.path is not None:
+        files = list_files(name, source)
+        batches = read_files(name, source, files, work / "datasets")
+        return _Rows(batches, hash_files(files), sum(file.stat().st_size for file in files))
+    dataset = open_dataset(name, source, cache_folder(data) / "datasets")
+    origin = [source.dataset, source.subset, source.split, source.revision, dataset._fingerprint]
+    return _Rows(read_dataset(name, source, dataset), origin, int(dataset.data.nbytes))
+
+
+def _encode(
+    rows: _Rows,
+    source: SourceConfig,
+    data: DataConfig,
+    tokenizer: TokenizerLike,
+    make_tokenizer: MakeTokenizer,
+) -> Iterator[EncodedBatch]:
+    eos = adds_eos(source, data)
+    processes = num_processes(data.num_workers)
+    if processes > 1 and rows.num_bytes >= PARALLEL_BYTES:
+        return encode_parallel(rows.batches, source, eos, make_tokenizer, processes)
+    return (encode_batch(batch, source, eos, tokenizer) for batch in rows.batches)
+
+
+def _take_all(intake: Intake, encoded: Iterable[EncodedBatch], console: Console) -> None:
+    with _progress(intake, console) as show:
+        for batch in encoded:
+            intake.take(batch)
+            show()
+
+
+@contextmanager
+def _progress(intake: Intake, console: Console) -> Iterator[Callable[[], None]]:
+    if not console.is_terminal:
+        with _plain_progress(intake, console) as show:
+            yield show
+        return
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(intake.name, total=None)
+        yield lambda: bar.update(task, description=_describe(intake))
+
+
+@contextmanager
+def _plain_progress(intake: Intake, console: Console) -> Iterator[Callable[[], None]]:
+    last = time.monotonic()
+
+    def show() -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            console.print(_describe(intake), highlight=False)
+
+    yield show
+    console.print(_describe(intake), highlight=False)
+
+
+def _describe(intake: Intake) -> str:
+    return f"{intake.name}: {intake.counts['rows']:,} rows, {intake.spool.num_tokens:,} tokens"
+
+
+def _write(folder: Path, intake: Intake, frac: float, digest: str, described: dict[str, Any]) -> None:
+    hashes = intake.spool.hashes
+    held_out = choose_validation(hashes, frac)
+    meta = {
+        "digest": digest,
+        "descriptor": _plain(described),
+        "counts": dict(intake.counts),
+        "longest": intake.longest,
+        "split_note": _describe_split(len(hashes), int(held_out.sum()), frac),
+    }
+    write_store(folder, intake.spool, held_out, intake.options, meta)
+
+
+def _describe_split(num_documents: int, num_held_out: int, frac: float) -> str:
+    if frac > 0 and num_held_out == 0:
+        return f"nothing held out: {num_documents} document is too few"
+    if frac > 0 and num_held_out == 1 and num_documents * frac < 1:
+        return f"1 of {num_documents} documents held out, more than data.validation_frac"
+    return ""
+
+
+def _check_unchanged(name: str, source: SourceConfig, data: DataConfig, key: str) -> None:
+    if source_key(name, source, data) != key:
+        raise DataError(
+            f"The files of `data.sources.{name}` must not change while they are read, but did. Run "
+            "`palimpsest prepare` again."
+        )
+
+
+def _plain(described: Any) -> Any:
+    # Enums to their values, as they are hashed.
+    if isinstance(described, dict):
+        return {key: _plain(value) for key, value in described.items()}
+    if isinstance(described, list):
+        return [_plain(value) for value in described]
+    return getattr(described, "value", described)

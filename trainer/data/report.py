@@ -1,0 +1,113 @@
+"""Shows what `prepare` made: a table of all sources, and samples with the supervised tokens marked."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trainer.data.intake import describe_drops
+from trainer.data.store import TRAIN, VALIDATION, SplitStore, Store
+from trainer.data.types import Pack, TokenizerLike
+
+NUM_SAMPLES = 3
+SAMPLE_TOKENS = 400
+OPEN, CLOSE = "\u27e6", "\u27e7"
+
+
+def fill_frac(split: dict[str, Any]) -> float:
+    """Return the share of a split's pack positions that hold tokens; 0 without packs."""
+    capacity = split["num_packs"] * split["seq_len"]
+    return float(split["num_tokens"] / capacity) if capacity else 0.0
+
+
+def build_table(stores: dict[str, Store]) -> Table:
+    """Build the table of all sources."""
+    table = Table(title="Prepared sources")
+    table.add_column("source")
+    numbers = (
+        "documents",
+        "tokens",
+        "supervised",
+        "fill",
+        "longest",
+        "train packs",
+        "held-out packs",
+    )
+    for column in numbers:
+        table.add_column(column, justify="right")
+    table.add_column("dropped, and other counts")
+    for name, store in stores.items():
+        table.add_row(name, *describe_store(store))
+    return table
+
+
+def describe_store(store: Store) -> list[str]:
+    """Return the cells of a store's row: counts over both splits, fill of the training split."""
+    train, held_out = store.meta["splits"][TRAIN], store.meta["splits"][VALIDATION]
+    both = {key: train[key] + held_out[key] for key in train if key.startswith("num_")}
+    share = both["num_supervised"] / max(both["num_tokens"], 1)
+    return [
+        f"{both['num_documents']:,}",
+        f"{both['num_tokens']:,}",
+        f"{both['num_supervised']:,} ({share:.0%})",
+        f"{fill_frac(train):.2%}",
+        f"{store.meta['longest']:,}",
+        f"{train['num_packs']:,}",
+        f"{held_out['num_packs']:,}",
+        describe_notes(store.meta),
+    ]
+
+
+def describe_notes(meta: dict[str, Any]) -> str:
+    """Say what was dropped, changed or held out in an unusual way; `-` if nothing was."""
+    counts = meta["counts"]
+    changed = [
+        f"{counts[key]:,} {key.replace('_', ' ')}"
+        for key in ("normalized", "stripped", "long_split")
+        if counts.get(key)
+    ]
+    notes = [describe_drops(counts), *changed, meta.get("split_note", "")]
+    return "; ".join(note for note in notes if note) or "-"
+
+
+def print_report(stores: dict[str, Store], tokenizer: TokenizerLike, console: Console) -> None:
+    """Print the table and a few samples of every source."""
+    console.print(build_table(stores))
+    for name, store in stores.items():
+        for number, sample in enumerate(choose_samples(store.train), 1):
+            console.rule(f"{name}, sample {number}", align="left")
+            console.print(render_sample(sample, tokenizer, console.is_terminal), soft_wrap=True)
+
+
+def choose_samples(split: SplitStore) -> list[Pack]:
+    """Return the first, a middle and the last piece of a split."""
+    last = split.num_pieces - 1
+    chosen = sorted({0, last // 2, last})[:NUM_SAMPLES]
+    return [split.piece(index) for index in chosen if index >= 0]
+
+
+def render_sample(piece: Pack, tokenizer: TokenizerLike, in_colour: bool) -> Text:
+    """Show a piece with its supervised tokens in colour, or in marks where there is no colour."""
+    text = Text()
+    left_out = len(piece.tokens) - SAMPLE_TOKENS
+    if left_out <= 0:
+        _append_runs(text, piece, slice(None), tokenizer, in_colour)
+        return text
+    # Both ends: prompts stand at the beginning, what is learnt from them at the end.
+    _append_runs(text, piece, slice(SAMPLE_TOKENS // 2), tokenizer, in_colour)
+    text.append(f" ... {left_out:,} tokens ... ", style="dim italic")
+    _append_runs(text, piece, slice(-SAMPLE_TOKENS // 2, None), tokenizer, in_colour)
+    return text
+
+
+def _append_runs(text: Text, piece: Pack, part: slice, tokenizer: TokenizerLike, in_colour: bool) -> None:
+    pairs = zip(piece.tokens[part].tolist(), piece.supervised[part].tolist(), strict=True)
+    for supervised, run in groupby(pairs, key=lambda pair: pair[1]):
+        words = tokenizer.decode([token for token, _ in run])
+        if supervised and not in_colour:
+            words = f"{OPEN}{words}{CLOSE}"
+        text.append(words, style="green" if supervised else "dim")

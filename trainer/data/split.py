@@ -1,0 +1,39 @@
+"""Decides which documents are held out. Pure: a document's own content decides, nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.types import Bools
+
+HASH_BYTES = 8
+
+
+def split_hash(content_digest: bytes) -> int:
+    """Return the 64-bit number that places a document between 0 and 1."""
+    return int.from_bytes(content_digest[:HASH_BYTES], "big")
+
+
+def is_validation(content_digest: bytes, frac: float) -> bool:
+    """Say whether a document is held out; adding or reordering others never changes the answer."""
+    return split_hash(content_digest) < frac * 2.0 ** (8 * HASH_BYTES)
+
+
+def choose_validation(hashes: npt.NDArray[np.uint64], frac: float) -> Bools:
+    """Mark the held-out documents of a source, so that neither side is empty if two exist.
+
+    When the hash alone would leave a side empty, the document with the smallest hash (and its exact
+    copies) is held out and the rest trains. One document, or copies of one, is all training.
+
+    Shapes:
+        hashes: uint64 [D] from split_hash; returns bool [D].
+    """
+    chosen = np.zeros(len(hashes), dtype=np.bool_)
+    if frac <= 0 or len(hashes) == 0:
+        return chosen
+    chosen = hashes.astype(np.float64) < frac * 2.0 ** (8 * HASH_BYTES)
+    if chosen.any() and not chosen.all():
+        return chosen
+    smallest = hashes == hashes.min()
+    return np.zeros_like(smallest) if smallest.all() else smallest

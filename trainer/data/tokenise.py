@@ -1,0 +1,202 @@
+"""Turns batches of rows into batches of token ids with marks of what is supervised; in parallel if asked.
+
+The order of the batches is kept, so that the number of processes never changes a store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import assert_never
+
+import numpy as np
+
+from trainer.config.data import CleanConfig, SourceConfig
+from trainer.data.chat import Span, mark_chat
+from trainer.data.clean import clean_document, content_digest
+from trainer.data.document import parse_row
+from trainer.data.types import (
+    Bytes,
+    ChatDocument,
+    CompletionDocument,
+    Document,
+    EncodedBatch,
+    IdsDocument,
+    Offsets,
+    Problem,
+    RowBatch,
+    RowError,
+    TextDocument,
+    TokenizerLike,
+)
+from trainer.errors import DataError
+
+Marked = tuple[list[int], Bytes]
+Encode = Callable[[RowBatch], EncodedBatch]
+
+
+def encode_batch(
+    batch: RowBatch, source: SourceConfig, adds_eos: bool, tokenizer: TokenizerLike
+) -> EncodedBatch:
+    """Parse, clean and tokenise the rows of a batch; rows that cannot be used become problems."""
+    counts: Counter[str] = Counter(rows=len(batch.rows))
+    problems: list[Problem] = []
+    documents: list[Document] = []
+    places: list[str] = []
+    pending: list[tuple[str, list[Span]]] = []
+    for index, row in enumerate(batch.rows):
+        try:
+            document = _read(row, source, counts)
+            if document is None:
+                continue
+            if not isinstance(document, IdsDocument | TextDocument):
+                pending.append(_mark(document, tokenizer))
+        except RowError as error:
+            where = batch.where(index)
+            problems.append(Problem(error.rule, error.value, error.fix, where))
+            continue
+        documents.append(document)
+        places.append(batch.where(index))
+    marked = _encode(documents, pending, adds_eos, tokenizer)
+    kept = [i for i, (ids, _) in enumerate(marked) if ids]
+    counts["empty"] += len(marked) - len(kept)
+    return EncodedBatch(
+        tokens=np.array([t for i in kept for t in marked[i][0]], dtype=np.uint32),
+        supervised=np.concatenate([np.empty(0, np.uint8), *(marked[i][1] for i in kept)]),
+        lengths=np.array([len(marked[i][0]) for i in kept], dtype=np.int32),
+        digests=[content_digest(documents[i]) for i in kept],
+        places=[places[i] for i in kept],
+        counts=counts,
+        problems=problems,
+    )
+
+
+def _read(row: dict[str, object], source: SourceConfig, counts: Counter[str]) -> Document | None:
+    document = parse_row(row, source)
+    clean: CleanConfig = source.clean
+    return clean_document(document, clean, counts)
+
+
+def _mark(document: CompletionDocument | ChatDocument, tokenizer: TokenizerLike) -> tuple[str, list[Span]]:
+    match document:
+        case CompletionDocument(prompt, completion):
+            return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
+        case ChatDocument():
+            return mark_chat(document, tokenizer)
+        case _:
+            assert_never(document)
+
+
+def _encode(
+    documents: list[Document],
+    pending: list[tuple[str, list[Span]]],
+    adds_eos: bool,
+    tokenizer: TokenizerLike,
+) -> list[Marked]:
+    # The documents of a source are all of one kind.
+    texts = [d.text for d in documents if isinstance(d, TextDocument)]
+    if texts:
+        encoded = tokenizer.encode_documents(texts)
+        return [_ended(ids, np.ones(len(ids), np.uint8), adds_eos, tokenizer) for ids in encoded]
+    if not pending:
+        return [_given(d) for d in documents if isinstance(d, IdsDocument)]
+    marked = []
+    with_offsets = tokenizer.encode_with_offsets([text for text, _ in pending])
+    for document, (_, spans), (ids, offsets) in zip(documents, pending, with_offsets, strict=True):
+        mark = mark_tokens(offsets, spans)
+        if isinstance(document, CompletionDocument):
+            ids, mark = _begun(ids, mark, tokenizer)
+            ids, mark = _ended(ids, mark, adds_eos, tokenizer)
+        marked.append((ids, mark))
+    return marked
+
+
+def mark_tokens(offsets: Offsets, spans: list[Span]) -> Bytes:
+    """Mark the tokens that hold characters of the spans; 1 is supervised.
+
+    A token that holds characters from both sides of a border is supervised. Some tokenizers trim
+    white space from offsets, so that a token of spaces is empty and stands at its own end.
+    """
+    bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    start, end = bounds[:, 0], bounds[:, 1]
+    mark = np.zeros(len(bounds), dtype=np.uint8)
+    for first, last in spans:
+        mark[(end > first) & ((start < last) | ((start == end) & (end <= last)))] = 1
+    return mark
+
+
+def _begun(ids: list[int], mark: Bytes, tokenizer: TokenizerLike) -> Marked:
+    bos = tokenizer.bos_id
+    if not tokenizer.adds_bos or bos is None or ids[:1] == [bos]:
+        return ids, mark
+    return [bos, *ids], np.concatenate([np.zeros(1, np.uint8), mark])
+
+
+def _ended(ids: list[int], mark: Bytes, adds_eos: bool, tokenizer: TokenizerLike) -> Marked:
+    eos = tokenizer.eos_id
+    if not adds_eos or eos is None or ids[-1:] == [eos]:
+        return ids, mark
+    return [*ids, eos], np.concatenate([mark, np.ones(1, np.uint8)])
+
+
+def _given(document: IdsDocument) -> Marked:
+    mask = document.loss_mask
+    mark = np.ones(len(document.ids), np.uint8) if mask is None else np.array(mask, np.uint8)
+    return document.ids, mark
+
+
+def num_processes(num_workers: int) -> int:
+    """Return how many processes tokenise: those asked for, or all cores this process may use."""
+    return num_workers or len(os.sched_getaffinity(0))
+
+
+def encode_parallel(
+    batches: Iterable[RowBatch],
+    source: SourceConfig,
+    adds_eos: bool,
+    make_tokenizer: Callable[[], TokenizerLike],
+    num_workers: int,
+) -> Iterator[EncodedBatch]:
+    """Encode batches in `num_workers` processes, in order, a few batches ahead of the reader.
+
+    Raises:
+        DataError: If a process dies.
+    """
+    # Spawned, not forked: the parent has threads (rich, tokenizers, datasets) that a fork would break.
+    with ProcessPoolExecutor(
+        num_workers, get_context("spawn"), _start_worker, (make_tokenizer, source, adds_eos)
+    ) as pool:
+        ahead: deque[Future[EncodedBatch]] = deque()
+        try:
+            for batch in batches:
+                ahead.append(pool.submit(_work, batch))
+                if len(ahead) > 2 * num_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "`data.num_workers` must leave every process enough memory, but one of "
+                f"{num_workers} died instead. Set data.num_workers to a smaller number."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_encode_here: Encode | None = None
+
+
+def _start_worker(make_tokenizer: Callable[[], TokenizerLike], source: SourceConfig, adds_eos: bool) -> None:
+    global _encode_here
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = make_tokenizer()
+    _encode_here = lambda batch: encode_batch(batch, source, adds_eos, tokenizer)  # noqa: E731
+
+
+def _work(batch: RowBatch) -> EncodedBatch:
+    assert _encode_here is not None, "the worker was not started"
+    return _encode_here(batch)

@@ -1,0 +1,178 @@
+"""The shapes that pass between the stages of the data room.
+
+Documents before the tokenizer, encoded batches after it, packs out of the store, and what a tokenizer
+must be able to do. No I/O here, and no import of `datasets` or `transformers`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Message = dict[str, Any]
+Offsets = list[tuple[int, int]]
+Bools = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Uint32s = npt.NDArray[np.uint32]
+
+
+class TokenizerLike(Protocol):
+    """What the data room asks of a tokenizer; `trainer.model.tokenizer.Tokenizer` is one."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything that decides token ids and chat rendering."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest token id plus one."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that begins documents, if there is one."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the token that ends documents, if there is one."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id that fills masked positions; other than EOS where the tokenizer has another."""
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether raw documents of this tokenizer begin with BOS."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether render_chat can be used."""
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """Encode raw documents: BOS once if the tokenizer adds it, never EOS."""
+
+    def encode_fragments(self, texts: list[str]) -> list[list[int]]:
+        """Encode without adding special tokens; those spelled out in a text are recognised."""
+
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], Offsets]]:
+        """Encode without adding special tokens; give each token its characters [start, end)."""
+
+    def render_chat(
+        self,
+        messages: list[Message],
+        tools: list[Any] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Render a conversation with the chat template.
+
+        Raises:
+            DataError: If the template refuses the conversation.
+        """
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids, special tokens included."""
+
+
+@dataclass(slots=True)
+class RowBatch:
+    """Some consecutive rows of one file; `numbers` are the 1-based lines or rows they came from."""
+
+    file: str
+    unit: str
+    numbers: list[int]
+    rows: list[dict[str, Any]]
+
+    def where(self, index: int) -> str:
+        """Name the place of a row, as messages print it."""
+        return f"{self.file}, {self.unit} {self.numbers[index]}"
+
+
+@dataclass(slots=True)
+class TextDocument:
+    """A text, supervised throughout."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class CompletionDocument:
+    """A prompt that is not supervised and a completion that is."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(slots=True)
+class ChatDocument:
+    """A conversation; the assistant's turns are supervised."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+
+
+@dataclass(slots=True)
+class IdsDocument:
+    """Token ids made elsewhere; `loss_mask` None means all are supervised."""
+
+    ids: list[int]
+    loss_mask: list[int] | None = None
+
+
+Document = TextDocument | CompletionDocument | ChatDocument | IdsDocument
+
+
+class RowError(Exception):
+    """A row that cannot be used: the rule it breaks, what it holds, and the fix, as sentence parts."""
+
+    def __init__(self, rule: str, value: str, fix: str) -> None:
+        super().__init__(rule, value, fix)
+        self.rule = rule
+        self.value = value
+        self.fix = fix
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A RowError and where it happened; counted by rule before one sentence is printed."""
+
+    rule: str
+    value: str
+    fix: str
+    where: str
+
+
+@dataclass(slots=True)
+class EncodedBatch:
+    """The documents of a row batch as flat arrays, and what happened to those that are missing.
+
+    Shapes:
+        tokens, supervised: [T], the documents one after the other; lengths: [D] sums to T.
+    """
+
+    tokens: Uint32s
+    supervised: Bytes
+    lengths: Int32s
+    digests: list[bytes]
+    """Content digest of each document."""
+    places: list[str]
+    """Where each document came from, for messages."""
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Pack:
+    """What one sequence of a batch holds: real tokens only, no padding.
+
+    Shapes:
+        tokens: int64 [n], supervised: bool [n], n <= seq_len; lengths of the isolated pieces sum to n.
+    """
+
+    tokens: Int64s
+    supervised: Bools
+    lengths: list[int]

@@ -1,0 +1,1 @@
+"""Ranks, process groups, reductions and seeds."""

@@ -1,0 +1,116 @@
+"""Open and close the process group, and the few collectives everything else is made of.
+
+Tensors of the model never pass here; DeepSpeed moves those.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+from trainer.dist.env import RankEnv
+from trainer.errors import TrainerError
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All data-parallel ranks and the device this rank computes on."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    host_group: Any = None
+    """Gloo group for objects and slow waits, so that file work never meets an NCCL timeout."""
+
+    @property
+    def is_first(self) -> bool:
+        """Tell whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Add up numbers over all ranks. Collective: every rank, same length.
+
+        Units: float64 on the host, so token counts stay exact up to 2^53.
+        """
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        torch_dist.all_reduce(tensor, group=self.host_group)
+        return [float(value) for value in tensor.tolist()]
+
+    def max(self, value: float) -> float:
+        """Return the largest value over all ranks. Collective: every rank."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64)
+        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX, group=self.host_group)
+        return float(tensor.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's small object, on every rank. Collective."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        torch_dist.all_gather_object(gathered, value, group=self.host_group)
+        return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's small object on every rank. Collective."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        torch_dist.broadcast_object_list(box, src=0, group=self.host_group)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective."""
+        if self.world_size > 1:
+            torch_dist.barrier(group=self.host_group)
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise on all ranks when any of them failed, so that nobody waits for the dead. Collective."""
+        failures = self.gather(None if error is None else (type(error).__name__, str(error)))
+        if error is not None:
+            raise error
+        for rank, failure in enumerate(failures):
+            if failure is not None:
+                raise TrainerError(f"Rank {rank} failed: {failure[0]}: {failure[1]}")
+
+
+def open_group(env: RankEnv, timeout_s: int) -> Group:
+    """Join the process group: NCCL on GPUs, gloo on CPUs. Collective: every rank."""
+    import deepspeed
+
+    os.environ.update(
+        RANK=str(env.rank),
+        LOCAL_RANK=str(env.local_rank),
+        WORLD_SIZE=str(env.world_size),
+        MASTER_ADDR=env.master_addr,
+        MASTER_PORT=str(env.master_port),
+    )
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", env.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_s)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        timeout=timeout,
+        verbose=False,
+    )
+    host_group = torch_dist.new_group(backend="gloo", timeout=timeout) if env.world_size > 1 else None
+    return Group(env.rank, env.local_rank, env.world_size, device, host_group)
+
+
+def close_group() -> None:
+    """Leave the process group."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()

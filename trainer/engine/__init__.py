@@ -1,0 +1,1 @@
+"""The DeepSpeed boundary: batch arithmetic, the DeepSpeed dictionary, the engine."""

@@ -1,0 +1,130 @@
+"""The DeepSpeed boundary: wrap deepspeed.initialize in a small typed engine.
+
+Gradients: the caller passes each micro-batch a loss already divided by the tokens of the whole step and
+multiplied by the ranks, because DeepSpeed averages gradients over ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.engine.writer import CheckedWriter, WrittenFile
+
+TAG = "engine"
+
+
+class Engine:
+    """A model, its optimizer and their ZeRO state. Every method with collectives needs every rank."""
+
+    def __init__(self, ds: Any, stage: int) -> None:
+        """Take what deepspeed.initialize returned."""
+        self._ds = ds
+        self.stage = stage
+        self.module: nn.Module = ds.module
+        self._fp32_norm: float | None = None
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model. Collective under ZeRO-3."""
+        return self._ds(**inputs)
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Accumulate gradients of one micro-batch; the last one of a step is reduced. Collective."""
+        self._ds.set_gradient_accumulation_boundary(is_last)
+        self._ds.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> tuple[float, bool]:
+        """Apply one optimizer step; return (global gradient norm, whether it was applied). Collective.
+
+        DeepSpeed skips a bf16 step with non-finite gradients on all ranks; then the norm is returned as
+        NaN and the flag is False.
+        """
+        norm = self._plain_norm()
+        self._ds.step()
+        applied = bool(self._ds.was_step_applied())
+        if norm is None:
+            norm = self._ds.get_global_grad_norm()
+        value = float("nan") if norm is None else float(norm)
+        if norm is not None and value < 0:  # DeepSpeed's mark of an invalid norm
+            value = float("nan")
+        return value, applied and math.isfinite(value)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of all groups for the next step."""
+        for group in self._ds.optimizer.param_groups:
+            group["lr"] = lr
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run without gradients and dropout, then go back to training."""
+        self._ds.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._ds.train()
+
+    def save(self, folder: Path) -> list[WrittenFile]:
+        """Write this rank's shards under folder; never DeepSpeed's `latest`. Collective.
+
+        A failing write is raised only after all ranks are through, so that nobody hangs.
+        """
+        writer = CheckedWriter(self._ds.checkpoint_engine)
+        self._ds.checkpoint_engine = writer
+        try:
+            self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        finally:
+            self._ds.checkpoint_engine = writer.inner
+        for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # DeepSpeed's copies; ours is `export`
+            (folder / script).unlink(missing_ok=True)
+        if writer.error is not None:
+            raise writer.error
+        return writer.files
+
+    def load(self, folder: Path) -> None:
+        """Load shards that `save` wrote, at the same world size. Collective."""
+        self._ds.load_checkpoint(
+            str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=True
+        )
+
+    def _plain_norm(self) -> float | None:
+        """Return the gradient norm where DeepSpeed reports none: fp32 at stage 0."""
+        if self.stage != 0 or hasattr(self._ds.optimizer, "_global_grad_norm"):
+            return None
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if not grads:
+            return None
+        return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in grads])))
+
+
+def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Engine:
+    """Initialize DeepSpeed. Collective: every rank."""
+    import deepspeed
+
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        config=ds_config,
+        dist_init_required=False,
+    )
+    return Engine(engine, int(ds_config["zero_optimization"]["stage"]))
+
+
+@contextlib.contextmanager
+def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Hold the full values of ZeRO-3 parameters for reading; nothing at other stages. Collective."""
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
+        yield

@@ -1,0 +1,1 @@
+"""Held-out losses and the proofs made on the loaded model."""

@@ -1,0 +1,85 @@
+"""A logits fingerprint: what the trained model answers on a fixed text, stored with every checkpoint.
+
+A resumed model must give the same logits before it takes a step, and an exported one within rounding.
+Source: GPT-NeoX's checkpoint_validation_with_forward_pass; here always on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainer.data.collate import collate
+from trainer.data.types import Pack
+from trainer.dist.group import Group
+from trainer.engine.build import Engine
+from trainer.errors import SelfCheckError
+from trainer.step import model_inputs
+
+NUM_TOKENS = 64
+NUM_KEPT = 16
+"""Last positions whose logits are kept: 16 x 128k x 4 bytes is 8 MB."""
+
+ROUNDING = 2.0**-8
+"""One unit in the last place of bf16, relative."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Tokens [T] int64 and the logits [K, V] float32 of the last K positions."""
+
+    tokens_T: torch.Tensor
+    logits_KV: torch.Tensor
+
+
+def probe_tokens(tokens: np.ndarray) -> np.ndarray:
+    """Return the fixed text of a run's fingerprint from its first pack."""
+    return np.asarray(tokens[:NUM_TOKENS], dtype=np.int64)
+
+
+def take_fingerprint(engine: Engine, tokens: np.ndarray, group: Group, flash: bool) -> Fingerprint:
+    """Run the model on the fixed text. Collective: every rank, same text."""
+    pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=[len(tokens)])
+    micro = collate([pack], [0], len(tokens), 0)
+    with engine.evaluating():
+        logits = engine.forward(**model_inputs(micro, group.device, flash))
+    kept = logits.reshape(len(tokens), -1)[-NUM_KEPT:].float().cpu()
+    return Fingerprint(torch.from_numpy(tokens.copy()), kept)
+
+
+def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
+    """Write a fingerprint as safetensors."""
+    save_file({"tokens": fingerprint.tokens_T, "logits": fingerprint.logits_KV}, str(path))
+
+
+def read_fingerprint(path: Path) -> Fingerprint:
+    """Read a fingerprint."""
+    tensors = load_file(str(path))
+    return Fingerprint(tensors["tokens"], tensors["logits"])
+
+
+def difference(expected: Fingerprint, actual_KV: torch.Tensor) -> float:
+    """Return the largest logit difference as a share of the largest logit."""
+    scale = max(float(expected.logits_KV.abs().max()), 1e-30)
+    return float((expected.logits_KV - actual_KV.float()).abs().max()) / scale
+
+
+def check_same(expected: Fingerprint, actual: Fingerprint, is_same_device: bool) -> float:
+    """Raise unless a resumed model answers as the saved one did: exactly on the same kind of device.
+
+    Raises:
+        SelfCheckError: Something was lost between save and load.
+    """
+    moved = difference(expected, actual.logits_KV)
+    allowed = 0.0 if is_same_device else 4 * ROUNDING
+    if not moved <= allowed:
+        raise SelfCheckError(
+            f"The resumed model must answer as the saved one did, but its logits moved by {moved:.2e} of "
+            f"the largest (allowed: {allowed:.1e}). The checkpoint does not hold what was trained; do "
+            "not go on from it. Choose an older one or start again."
+        )
+    return moved

@@ -1,0 +1,183 @@
+"""What the commands do outside a process group: prepare, export, and starting local ranks."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from trainer.config.check import check_config
+from trainer.config.model import ModelConfig
+from trainer.config.schema import RunConfig
+from trainer.data.types import TokenizerLike
+from trainer.errors import CheckpointError, SelfCheckError
+
+
+def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
+    """Load the tokenizer of a resolved model; picklable with functools.partial for worker processes."""
+    from trainer.model.tokenizer import load_tokenizer
+
+    return load_tokenizer(source, model.revision, model.chat_template, model.trust_remote_code)
+
+
+def prepare_data(config: RunConfig) -> None:
+    """Make the token stores of all sources and print what is in them."""
+    from trainer.data.prepare import prepare
+    from trainer.model.load import read_config
+    from trainer.model.resolve import resolve_model, tokenizer_source
+
+    check_config(config)
+    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    vocab_size = int(read_config(source, config.model).vocab_size)
+    build = functools.partial(make_tokenizer, config.model, tokenizer_source(config.model, source))
+    prepare(config.data, build(), build, vocab_size, Console())
+
+
+def ensure_inputs(config: RunConfig) -> None:
+    """Make the model folder and the stores that ranks will look for, when they are missing."""
+    from trainer.data.prepared import find_store
+    from trainer.model.resolve import resolve_model, tokenizer_source
+
+    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    tokenizer = make_tokenizer(config.model, tokenizer_source(config.model, source))
+    found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
+    if not all(found):
+        prepare_data(config)
+
+
+def count_ranks(config: RunConfig) -> int:
+    """Return the ranks of this machine: as asked, else one a GPU, else one."""
+    if config.cluster.ranks_per_node:
+        return config.cluster.ranks_per_node
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
+    """Start ranks of this machine through the deepspeed launcher and return its exit code."""
+    environment = dict(os.environ)
+    if environment.get("DS_ACCELERATOR") == "cpu":
+        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1)))
+    command = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        str(num_ranks),
+        "--master_port",
+        str(master_port or free_port()),
+        "--no_local_rank",
+        "--log_level",
+        "warning",
+        "--module",
+        "trainer",
+        *arguments,
+    ]
+    process = subprocess.Popen(command, env=environment)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    previous = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def export_model(config: RunConfig) -> int:
+    """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
+    import torch
+    from rich.progress import track
+
+    from trainer.checkpoint.export import export_weights
+    from trainer.checkpoint.layout import FINGERPRINT
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.evaluate.fingerprint import ROUNDING, difference, read_fingerprint
+    from trainer.model.folder import folder_logits, write_model_files
+    from trainer.model.resolve import resolve_model
+
+    run_dir = Path(config.run_dir)
+    checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
+    output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
+    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    console = Console()
+    console.print(f"Exporting {checkpoint.name} to {output_dir}", highlight=False, soft_wrap=True)
+    stream = track(stream_parameters(checkpoint), description="tensors", console=console)
+    count = export_weights(
+        stream,
+        output_dir,
+        config.export.dtype,
+        int(config.export.max_shard_gb * 1e9),
+        lambda folder: write_model_files(source, config.model, config.export.dtype, folder),
+    )
+    if not config.export.verify:
+        console.print(f"{count} tensors written and read back; logits not compared.")
+        return 0
+    saved = read_fingerprint(checkpoint / FINGERPRINT)
+    logits = folder_logits(output_dir, saved.tokens_T, config.export.dtype, config.model.trust_remote_code)
+    moved = difference(saved, logits[-saved.logits_KV.shape[0] :])
+    agree = float(
+        (logits[-saved.logits_KV.shape[0] :].argmax(-1) == saved.logits_KV.argmax(-1)).float().mean()
+    )
+    allowed = 4 * ROUNDING
+    console.print(
+        f"{count} tensors written and read back. Logits of the reloaded folder differ from the trained "
+        f"model's by {moved:.1e} of the largest (allowed {allowed:.1e}); top tokens agree on {agree:.0%}.",
+        highlight=False,
+    )
+    if not moved <= allowed or not bool(torch.isfinite(logits).all()):
+        raise SelfCheckError(
+            f"The exported folder {output_dir} must give the trained model's logits within bf16 rounding, "
+            f"but they differ by {moved:.1e} of the largest. Do not use it; export another checkpoint."
+        )
+    return 0
+
+
+def find_checkpoint(run_dir: Path, which: str) -> Path:
+    """Return the verified checkpoint that `last`, `best` or a step number names.
+
+    Raises:
+        CheckpointError: There is none, or it does not verify.
+    """
+    from trainer.checkpoint.commit import find_damage, newest_verified, read_manifest
+    from trainer.checkpoint.layout import STATE, step_dir
+    from trainer.checkpoint.state import read_state
+
+    newest = newest_verified(run_dir)
+    if newest is None:
+        raise CheckpointError(
+            f"`run_dir` must hold a checkpoint that verifies, but {run_dir} holds none instead. Train first."
+        )
+    if which == "last":
+        return newest[0]
+    if which == "best":
+        step = read_state(newest[0] / STATE).best_step
+    elif which.isdigit():
+        step = int(which)
+    else:
+        raise CheckpointError(
+            f"`export.checkpoint` must be last, best or a step number, but is '{which}' instead."
+        )
+    folder = step_dir(run_dir, step if step is not None else -1)
+    damage = find_damage(folder, read_manifest(folder))
+    if damage:
+        raise CheckpointError(f"Checkpoint {folder.name} does not verify: {damage}. Choose another.")
+    return folder

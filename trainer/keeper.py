@@ -1,0 +1,185 @@
+"""Evaluate, save and resume: the slow work that the loop names. Implements the loop's Work.
+
+Collective everywhere: every rank, same order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.checkpoint.commit import (
+    Manifest,
+    Written,
+    commit,
+    newest_verified,
+    remove_staging,
+)
+from trainer.checkpoint.layout import ENGINE, FINGERPRINT, STATE, rng_file, step_dir
+from trainer.checkpoint.prune import prune
+from trainer.checkpoint.space import check_space
+from trainer.checkpoint.state import TrainState, read_state, write_state
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import config_digest
+from trainer.data.store import Store
+from trainer.dist.group import Group
+from trainer.dist.seed import capture_rng, restore_rng
+from trainer.engine.build import Engine
+from trainer.engine.writer import seal
+from trainer.errors import CheckpointError, DataError
+from trainer.evaluate.fingerprint import (
+    check_same,
+    probe_tokens,
+    read_fingerprint,
+    take_fingerprint,
+    write_fingerprint,
+)
+from trainer.evaluate.held_out import HeldOut, held_out_losses
+from trainer.metrics.memory import describe_device
+from trainer.optim.schedule import lr_factor
+
+_LOG = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Keeps a run safe and honest: held-out losses, checkpoints, resume."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        engine: Engine,
+        group: Group,
+        flash: bool,
+        config: RunConfig,
+        num_steps: int,
+    ) -> None:
+        """Take the engine and where its checkpoints go."""
+        self._run_dir = run_dir
+        self._engine = engine
+        self._group = group
+        self._flash = flash
+        self._checkpoint = config.checkpoint
+        self._optim_lr = config.optim.lr
+        self._schedule = config.schedule
+        self._zero_dtype = config.zero.dtype
+        self._config_digest = config_digest(config)
+        self._num_steps = num_steps
+
+    def prepare(self, held_out: HeldOut, stores: dict[str, Store], num_parameters: int) -> None:
+        """Take the data that evaluation and fingerprint read, and check the disk."""
+        self._held_out = held_out
+        digests = {name: store.digest for name, store in stores.items()}
+        self._data_digest = json.dumps(digests, sort_keys=True)
+        self._probe = probe_tokens(_first_tokens(stores))
+        if self._group.is_first:
+            remove_staging(self._run_dir)
+            num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
+            check_space(self._run_dir, num_parameters, self._zero_dtype, num_kept)
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a zero-based step."""
+        return self._optim_lr * lr_factor(step, self._num_steps, self._schedule)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return held-out losses by source."""
+        return held_out_losses(self._engine, self._held_out, self._group, self._flash)
+
+    def save(self, state: TrainState) -> None:
+        """Commit a checkpoint and remove superseded ones."""
+        fingerprint = take_fingerprint(self._engine, self._probe, self._group, self._flash)
+
+        def write(staging: Path) -> list[Written]:
+            files: list[Written] = list(self._engine.save(staging))
+            rng_path = staging / rng_file(self._group.rank)
+            rng_path.write_text(json.dumps(capture_rng()), encoding="utf-8")
+            files.append(seal(rng_path))
+            if self._group.is_first:
+                write_state(staging / STATE, state)
+                write_fingerprint(staging / FINGERPRINT, fingerprint)
+                files += [seal(staging / STATE), seal(staging / FINGERPRINT)]
+            return files
+
+        commit(self._run_dir, self._manifest(state.step), write, self._group)
+        if self._group.is_first:
+            prune(
+                self._run_dir,
+                self._checkpoint.keep_last,
+                self._checkpoint.keep_every_steps,
+                state.best_step if self._checkpoint.keep_best else None,
+            )
+
+    def resume(self) -> TrainState:
+        """Load the newest checkpoint that verifies, prove it, and return where the run stands.
+
+        Raises:
+            CheckpointError: Saved by another number of ranks, ZeRO stage, configuration or data.
+            SelfCheckError: The loaded model does not answer as the saved one did.
+        """
+        found = None
+        if self._checkpoint.resume:
+            found = newest_verified(self._run_dir, self._group, _LOG.warning)
+        if found is None:
+            return TrainState()
+        folder, manifest = found
+        self._check_resumable(folder, manifest)
+        self._engine.load(folder)
+        rng = json.loads((folder / rng_file(self._group.rank)).read_text(encoding="utf-8"))
+        state = read_state(folder / STATE)
+        saved = read_fingerprint(folder / FINGERPRINT)
+        now = take_fingerprint(self._engine, saved.tokens_T.numpy(), self._group, self._flash)
+        same_device = manifest.facts.get("device") == describe_device()
+        moved = check_same(saved, now, same_device)
+        restore_rng(rng)
+        state.attempts += 1
+        _LOG.info(
+            "Resumed %s: step %d, logits moved by %.1e, %d tokens seen.",
+            folder.name,
+            state.step,
+            moved,
+            state.tokens_seen,
+        )
+        return state
+
+    def _manifest(self, step: int) -> Manifest:
+        facts: dict[str, Any] = {"device": describe_device()}
+        return Manifest(
+            step=step,
+            world_size=self._group.world_size,
+            zero_stage=self._engine.stage,
+            config_digest=self._config_digest,
+            data_digest=self._data_digest,
+            files={},
+            facts=facts,
+        )
+
+    def _check_resumable(self, folder: Path, manifest: Manifest) -> None:
+        ranks = self._group.world_size
+        checks = (
+            ("the number of ranks", manifest.world_size, ranks, "Start as many ranks as saved it"),
+            ("`zero.stage`", manifest.zero_stage, self._engine.stage, "Resume with the saved stage"),
+            ("the data", manifest.data_digest, self._data_digest, "Prepare the same data"),
+            ("the configuration", manifest.config_digest, self._config_digest, "Use the same one"),
+        )
+        for what, saved, now, fix in checks:
+            if saved != now:
+                raise CheckpointError(
+                    f"{folder} must be resumed with {what} that saved it ({saved}), but has {now} instead. "
+                    f"{fix}, or give another run_dir."
+                )
+
+
+def checkpoint_exists(run_dir: Path, step: int) -> bool:
+    """Tell whether a checkpoint of the step is there."""
+    return step_dir(run_dir, step).joinpath(ENGINE).is_dir()
+
+
+def _first_tokens(stores: dict[str, Store]) -> np.ndarray:
+    for store in stores.values():
+        for split in (store.validation, store.train):
+            if split.num_packs:
+                return split.pack(0).tokens
+    raise DataError("`data.sources` must hold at least one document, but hold none instead. Add data.")

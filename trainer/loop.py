@@ -1,0 +1,181 @@
+"""Time: steps, when to log, evaluate, save and stop. Named calls, no hooks; readable on one screen.
+
+To do something else during training, edit `train`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from trainer.checkpoint.state import TrainState
+from trainer.data.loader import StepBatch, TrainLoader, chain_digest
+from trainer.dist.group import Group
+from trainer.engine.build import Engine
+from trainer.runtime.gc import ManualGc
+from trainer.runtime.signals import StopFlag
+from trainer.step import StepResult, train_step
+
+
+class StopReason(Enum):
+    """Why a run ended."""
+
+    finished = "finished"
+    early_stop = "early_stop"
+    preempted = "preempted"
+    non_finite = "non_finite"
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """When things happen, in optimizer steps; 0 means only at the end."""
+
+    num_steps: int
+    log_every: int
+    evaluate_every: int
+    save_every: int
+    evaluate_before_save: bool
+    max_non_finite: int
+    patience: int | None
+    min_delta_nats: float
+
+    def log_due(self, step: int) -> bool:
+        """Tell whether the step is logged."""
+        return step % self.log_every == 0 or step == self.num_steps
+
+    def save_due(self, step: int) -> bool:
+        """Tell whether a checkpoint is written after the step."""
+        return step == self.num_steps or bool(self.save_every and step % self.save_every == 0)
+
+    def evaluate_due(self, step: int) -> bool:
+        """Tell whether held-out loss is taken after the step."""
+        due = bool(self.evaluate_every and step % self.evaluate_every == 0)
+        return due or step == self.num_steps or (self.evaluate_before_save and self.save_due(step))
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of a step and the part of it spent waiting for data."""
+
+    step_s: float
+    data_wait_s: float
+
+
+class Reporter(Protocol):
+    """Where the loop tells what happened; acts on rank 0 only."""
+
+    def step(
+        self, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
+    ) -> None:
+        """Count one optimizer step, and report it with those since the last report when asked."""
+
+    def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
+        """Report held-out losses."""
+
+    def skipped(self, state: TrainState, result: StepResult) -> None:
+        """Report a step that was not applied or not finite."""
+
+    def saved(self, state: TrainState, seconds: float) -> None:
+        """Report a checkpoint."""
+
+
+class Work(Protocol):
+    """The slow things the loop names but does not do itself. Collective: every rank."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Return held-out losses by source."""
+
+    def save(self, state: TrainState) -> None:
+        """Commit a checkpoint."""
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a zero-based step."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything the loop uses, built by run.py."""
+
+    engine: Engine
+    loader: TrainLoader
+    group: Group
+    flash: bool
+    work: Work
+    report: Reporter
+    stop_flag: StopFlag
+    gc: ManualGc
+
+
+def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
+    """Run optimizer steps until the plan is met or all ranks agree to stop. Collective: every rank."""
+    if state.last_evaluated_step < 0:
+        evaluate(parts, state, cadence)
+    while state.step < cadence.num_steps:
+        started = time.perf_counter()
+        batch = parts.loader.take(state.step)
+        data_wait_s = time.perf_counter() - started
+        lr = parts.work.lr(state.step)
+        parts.engine.set_lr(lr)
+        result = train_step(
+            parts.engine, batch, parts.loader.names, parts.group, parts.flash, parts.stop_flag.requested
+        )
+        advance(state, result, batch)
+        if not result.is_sound:
+            parts.report.skipped(state, result)
+            if state.bad_steps_in_a_row > cadence.max_non_finite:
+                return StopReason.non_finite
+        times = StepTimes(time.perf_counter() - started, data_wait_s)
+        parts.report.step(state, result, lr, times, cadence.log_due(state.step))
+        parts.gc.collect_if_due(state.step)
+        preempted = result.stop_votes > 0 and state.step < cadence.num_steps
+        if not preempted and cadence.evaluate_due(state.step):
+            evaluate(parts, state, cadence)
+        out_of_patience = is_out_of_patience(state, cadence)
+        if preempted or out_of_patience or cadence.save_due(state.step):
+            save(parts, state)
+        if preempted:
+            return StopReason.preempted
+        if out_of_patience:
+            return StopReason.early_stop
+    return StopReason.finished
+
+
+def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
+    """Count a step and chain the digest of what it consumed."""
+    state.step += 1
+    state.tokens_seen += batch.num_tokens_global
+    state.data_digest = chain_digest(state.data_digest, batch.digest)
+    for name, count in result.num_targets.items():
+        state.targets_by_source[name] = state.targets_by_source.get(name, 0) + count
+    state.skipped_steps += not result.is_sound
+    state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
+
+
+def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
+    """Take held-out losses and remember the best. Collective: every rank."""
+    started = time.perf_counter()
+    losses = parts.work.evaluate()
+    state.last_evaluated_step = state.step
+    if losses:
+        state.last_losses = losses
+        mean = sum(losses.values()) / len(losses)
+        if state.best_loss is None or mean < state.best_loss - cadence.min_delta_nats:
+            state.best_loss, state.best_step = mean, state.step
+            state.evaluations_without_gain = 0
+        else:
+            state.evaluations_without_gain += 1
+    parts.report.evaluation(state, losses, time.perf_counter() - started)
+
+
+def save(parts: Parts, state: TrainState) -> None:
+    """Commit a checkpoint. Collective: every rank."""
+    started = time.perf_counter()
+    parts.work.save(state)
+    parts.report.saved(state, time.perf_counter() - started)
+
+
+def is_out_of_patience(state: TrainState, cadence: Cadence) -> bool:
+    """Tell whether the held-out loss has not fallen for `patience` evaluations."""
+    return cadence.patience is not None and state.evaluations_without_gain >= cadence.patience

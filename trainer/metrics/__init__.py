@@ -1,0 +1,1 @@
+"""Meter, FLOPs, memory and the sinks that records go to."""

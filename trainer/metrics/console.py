@@ -1,0 +1,142 @@
+"""One line a logged step on standard output, and a progress bar when that is a terminal.
+
+Without a terminal it writes plain ASCII lines of at most 120 columns and no control characters.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from trainer.metrics.sink import Record, Value
+
+_WIDTH = 120
+_SOURCE_CHARS = 16
+# Names of sources are cut to these lengths, one after the other, until the line fits.
+_SHORTER_SOURCE_CHARS = (_SOURCE_CHARS, 12, 10, 8, 6, 4)
+
+
+class ConsoleSink:
+    """Prints records for a person; keys it does not know are left out.
+
+    Ranks:
+        Rank 0 only.
+    """
+
+    def __init__(self, total_steps: int, progress: bool = True, stream: TextIO | None = None) -> None:
+        """Take the length of the run; the bar appears with the first record."""
+        self._total_steps = total_steps
+        self._stream = stream if stream is not None else sys.stdout
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if progress and self._stream.isatty() and os.environ.get("TERM") != "dumb":
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(bar_width=40),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[eta]}"),
+                console=Console(file=self._stream),
+                auto_refresh=False,
+                transient=True,
+            )
+            self._task = self._bar.add_task("training", total=total_steps, eta="")
+
+    def write(self, step: int, record: Record) -> None:
+        """Print the training line and the evaluation line, whichever the record has."""
+        if any(key.startswith("eval/") for key in record):
+            self._print(evaluation_line(step, record))
+        if "loss" in record:
+            self._print(training_line(step, self._total_steps, record))
+        if self._bar is not None:
+            self._bar.start()
+            eta = f"ETA {_duration(record['eta_s'])}" if "eta_s" in record else ""
+            self._bar.update(self._task, completed=step, eta=eta, refresh=True)
+
+    def close(self, status: str) -> None:
+        """Remove the bar; the lines stay."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._stream.flush()
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+
+def training_line(step: int, total_steps: int, record: Record) -> str:
+    """Return the line of one logged step; names of sources give way first, then the last ones."""
+    head = [f"{step}/{total_steps}", f"loss {float(record['loss']):.4f}"]
+    tail: list[str] = []
+    if "lr" in record:
+        tail.append(f"lr {float(record['lr']):.2e}")
+    if "grad_norm" in record:
+        tail.append(f"grad {float(record['grad_norm']):.3g}")
+    if "tokens_per_s" in record:
+        tail.append(f"{_count(record['tokens_per_s'])} tok/s")
+    if "mfu" in record:
+        tail.append(f"MFU {100 * float(record['mfu']):.1f}%")
+    if "memory_gib" in record:
+        tail.append(f"{float(record['memory_gib']):.1f} GiB")
+    if "eta_s" in record:
+        tail.append(f"ETA {_duration(record['eta_s'])}")
+    variants = (_join(head, shown, tail) for shown in _ways_to_show(record))
+    return next((line for line in variants if len(line) <= _WIDTH), _join(head, tail))
+
+
+def evaluation_line(step: int, record: Record) -> str:
+    """Return the held-out losses of one evaluation, wrapped when there are many sources."""
+    text = _join([f"step {step} held-out"], _by_source(record, "eval/", _SOURCE_CHARS, 4))
+    return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="    "))
+
+
+def _ways_to_show(record: Record) -> Iterator[list[str]]:
+    for num_chars in _SHORTER_SOURCE_CHARS:
+        sources = _by_source(record, "loss/", num_chars, 3)
+        # With one source its loss is the loss.
+        yield sources if len(sources) > 1 else []
+    sources = _by_source(record, "loss/", _SOURCE_CHARS, 3)
+    for num_shown in range(len(sources) - 1, 0, -1):
+        yield [*sources[:num_shown], "..."]
+
+
+def _join(*parts: list[str]) -> str:
+    return " ".join(text for part in parts for text in part)
+
+
+def _by_source(record: Record, prefix: str, num_chars: int, digits: int) -> list[str]:
+    return [
+        f"{_name(key.removeprefix(prefix), num_chars)} {float(value):.{digits}f}"
+        for key, value in record.items()
+        if key.startswith(prefix)
+    ]
+
+
+def _name(source: str, num_chars: int) -> str:
+    plain = "".join(char if char.isascii() and char.isprintable() else "?" for char in source)
+    return plain if len(plain) <= num_chars else plain[: num_chars - 1] + "~"
+
+
+def _count(value: Value) -> str:
+    number = float(value)
+    if number >= 1e6:
+        return f"{number / 1e6:.2f}M"
+    return f"{number / 1e3:.1f}k" if number >= 1e4 else f"{number:.0f}"
+
+
+def _duration(value: Value) -> str:
+    seconds = round(float(value))
+    hours, minutes = seconds // 3600, seconds % 3600 // 60
+    if hours >= 48:
+        return f"{hours // 24}d{hours % 24:02d}h"
+    if hours > 0:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds % 60:02d}s"

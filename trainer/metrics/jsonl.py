@@ -1,0 +1,159 @@
+"""metrics.jsonl and ledger.jsonl: append-only, one JSON object a line.
+
+A line torn by a killed process is dropped when the file is opened again or read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TrainerError
+from trainer.metrics.sink import Record
+
+_LOG = logging.getLogger(__name__)
+
+# JSON has no word for these, and a bare NaN breaks strict readers.
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class JsonlSink:
+    """Appends records to metrics.jsonl.
+
+    Ranks:
+        Rank 0 only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file for appending, after its torn last line, if any, is cut off."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_tail(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, record: Record) -> None:
+        """Append one line and hand it to the operating system."""
+        self._file.write(_encode({"step": step, "time": time.time(), **record}))
+        self._file.flush()
+
+    def close(self, status: str) -> None:
+        """Put the file on disk and close it."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+class Ledger:
+    """Appends events to ledger.jsonl; each is on disk when `write` returns.
+
+    Ranks:
+        Rank 0 only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file for appending, after its torn last line, if any, is cut off."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_tail(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: str, step: int, **fields: object) -> None:
+        """Append one event; fields are plain JSON values."""
+        self._file.write(_encode({"event": event, "step": step, "time": time.time(), **fields}))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return all records; a torn last line is left out, a missing file has none.
+
+    Raises:
+        TrainerError: If a line other than the last is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        record = _decode(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise TrainerError(
+                f"{path}:{number} must be one JSON object, but is {line[:40]!r} instead. Delete that line."
+            )
+    return records
+
+
+def truncate_after(path: Path, step: int) -> int:
+    """Drop the lines after `step` and those that cannot be read; return how many went.
+
+    The file is replaced in one piece, so a crash leaves the old one or the new one.
+    """
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().splitlines()
+    kept = list(_lines_until(lines, step))
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("wb") as file:
+        file.writelines(line + b"\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    return len(lines) - len(kept)
+
+
+def _lines_until(lines: list[bytes], step: int) -> Iterator[bytes]:
+    for number, line in enumerate(lines, start=1):
+        record = _decode(line)
+        if record is None:
+            _LOG.warning("Dropped unreadable line %d of %d.", number, len(lines))
+        elif record.get("step", 0) <= step:
+            yield line
+
+
+def _cut_torn_tail(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if start == len(content):
+            return
+        if _decode(content[start:]) is None:
+            file.truncate(start)
+        else:
+            file.write(b"\n")
+
+
+def _encode(record: dict[str, Any]) -> str:
+    return json.dumps(_spell(record), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _spell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spell(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spell(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in record.items()}

@@ -1,0 +1,125 @@
+"""Sums over the steps between two log lines, and the numbers made of them.
+
+Takes plain floats that are already reduced over ranks; never touches a device or a process group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainer.metrics.flops import ModelShape, flops_per_token, mfu
+
+_MEAN_STEP_WEIGHT = 0.1
+
+
+@dataclass
+class _Window:
+    num_steps: int = 0
+    step_time_s: float = 0.0
+    data_wait_s: float = 0.0
+    num_tokens: int = 0
+    num_targets: int = 0
+    sum_len_sq: float = 0.0
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    loss_targets: dict[str, int] = field(default_factory=dict)
+
+
+class Meter:
+    """Accumulates steps and losses; `flush` returns their means and starts a new window."""
+
+    def __init__(
+        self,
+        world_size: int,
+        shape: ModelShape | None = None,
+        peak_flops: float | None = None,
+        num_adapter_params: int | None = None,
+    ) -> None:
+        """Start an empty window.
+
+        `peak_flops` is of one GPU; without it or the shape the record has no MFU.
+        `num_adapter_params` are the trainable weights beside a frozen base, else None.
+        """
+        self._world_size = world_size
+        self._shape = shape
+        self._peak_flops = peak_flops
+        self._num_adapter_params = num_adapter_params
+        self._window = _Window()
+        self._mean_step_s: float | None = None
+        self._num_steps_seen = 0
+
+    def add(
+        self,
+        step_time_s: float,
+        num_tokens_global: int,
+        num_targets_global: int,
+        sum_len_sq_global: float,
+        data_wait_s: float,
+    ) -> None:
+        """Add one optimizer step.
+
+        `step_time_s` is wall time with the wait for data, without evaluation and saving;
+        `sum_len_sq_global` sums the squared lengths of all packed documents in tokens.
+        """
+        window = self._window
+        window.num_steps += 1
+        window.step_time_s += step_time_s
+        window.data_wait_s += data_wait_s
+        window.num_tokens += num_tokens_global
+        window.num_targets += num_targets_global
+        window.sum_len_sq += sum_len_sq_global
+        self._num_steps_seen += 1
+        # The first step compiles and warms up, so the second one replaces it in the mean.
+        if self._mean_step_s is None or self._num_steps_seen == 2:
+            self._mean_step_s = step_time_s
+        else:
+            self._mean_step_s += _MEAN_STEP_WEIGHT * (step_time_s - self._mean_step_s)
+
+    def add_loss(self, source: str, loss_sum: float, num_targets: int) -> None:
+        """Add the summed loss of one source in nats over its supervised tokens on all ranks."""
+        window = self._window
+        window.loss_sums[source] = window.loss_sums.get(source, 0.0) + loss_sum
+        window.loss_targets[source] = window.loss_targets.get(source, 0) + num_targets
+
+    def flush(self, remaining_steps: int | None = None, memory_gib: float | None = None) -> dict[str, float]:
+        """Return the record of the window under flat keys and start a new window.
+
+        A number that is unknown (no targets, no peak FLOPs, no steps) has no key.
+        """
+        window, self._window = self._window, _Window()
+        record = _losses(window)
+        if window.num_steps > 0 and window.step_time_s > 0:
+            record |= self._speed(window)
+        if memory_gib is not None:
+            record["memory_gib"] = memory_gib
+        if remaining_steps is not None and self._mean_step_s is not None:
+            record["eta_s"] = remaining_steps * self._mean_step_s
+        return record
+
+    def _speed(self, window: _Window) -> dict[str, float]:
+        tokens_per_s = window.num_tokens / window.step_time_s
+        tokens_per_s_per_gpu = tokens_per_s / self._world_size
+        speed = {
+            "tokens_per_s": tokens_per_s,
+            "tokens_per_s_per_gpu": tokens_per_s_per_gpu,
+            "step_time_s": window.step_time_s / window.num_steps,
+            "data_wait_frac": window.data_wait_s / window.step_time_s,
+        }
+        if window.num_tokens > 0:
+            speed["targets_frac"] = window.num_targets / window.num_tokens
+            if self._shape is not None and self._peak_flops is not None:
+                mean_len = window.sum_len_sq / window.num_tokens
+                for key, causal in (("mfu", True), ("mfu_non_causal", False)):
+                    flops = flops_per_token(self._shape, mean_len, causal, self._num_adapter_params)
+                    speed[key] = mfu(tokens_per_s_per_gpu, flops, self._peak_flops)
+        return speed
+
+
+def _losses(window: _Window) -> dict[str, float]:
+    losses: dict[str, float] = {}
+    num_targets = sum(window.loss_targets.values())
+    if num_targets > 0:
+        losses["loss"] = sum(window.loss_sums.values()) / num_targets
+    for source, loss_sum in window.loss_sums.items():
+        if window.loss_targets[source] > 0:
+            losses[f"loss/{source}"] = loss_sum / window.loss_targets[source]
+    return losses

@@ -1,0 +1,1 @@
+"""Tokenizer, weights, attention, kernels and activation checkpointing."""

@@ -1,0 +1,185 @@
+"""Load a causal model with its weights, or refuse: never train random weights unnoticed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config.model import ModelConfig, ModelKind
+from trainer.errors import ModelError
+from trainer.model.attention import AttentionChoice
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """The model and what was learnt while loading it."""
+
+    model: Any
+    attention: AttentionChoice
+    source: str
+    num_parameters: int
+
+
+def read_config(source: str, model: ModelConfig) -> Any:
+    """Read config.json and refuse what is not a causal language model.
+
+    Raises:
+        ModelError: No config, or an architecture without a causal head.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = AutoConfig.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"`model.path` must be a model folder or name, but {source} cannot be read: {first}"
+        ) from error
+    remote = bool(model.trust_remote_code and getattr(config, "auto_map", None))
+    encoder_like = getattr(config, "is_encoder_decoder", False)
+    names = getattr(config, "architectures", None) or []
+    wrong_head = names and not any("CausalLM" in n or "LMHead" in n for n in names)
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not remote and (encoder_like or wrong_head or not known):
+        shown = names[0] if names else config.model_type
+        raise ModelError(
+            f"`model.path` must be a causal language model, but {source} is {shown} instead. Choose a "
+            "...ForCausalLM model."
+        )
+    return config
+
+
+def load_model(
+    source: str,
+    model: ModelConfig,
+    attention: AttentionChoice,
+    dtype: str,
+    zero3_config: dict[str, Any] | None,
+    device: torch.device,
+) -> LoadedModel:
+    """Load the model on this rank. Collective under ZeRO-3: every rank, same order.
+
+    Args:
+        zero3_config: The DeepSpeed dictionary when stage 3 shards parameters as they are made, so
+            that no rank holds the whole model on its GPU; None otherwise.
+    Raises:
+        ModelError: Missing, unexpected or mismatched weights.
+    """
+    config = read_config(source, model)
+    keep_alive = _announce_zero3(zero3_config)
+    arguments: dict[str, Any] = {
+        "dtype": _DTYPES[dtype],
+        "attn_implementation": attention.name,
+        "trust_remote_code": model.trust_remote_code,
+    }
+    if model.kind is ModelKind.random:
+        loaded = _make_random(config, arguments, model.seed, zero3_config is not None, device)
+    else:
+        loaded = _load_pretrained(source, model, arguments, zero3_config is None, device)
+        if zero3_config is None:
+            loaded = loaded.to(device)
+    del keep_alive
+    loaded.config.use_cache = False
+    count = sum(getattr(p, "ds_numel", p.numel()) for p in loaded.parameters())
+    return LoadedModel(loaded, attention, source, count)
+
+
+def _announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
+    """Tell transformers about ZeRO-3; it shards while an object of this kind is alive."""
+    if zero3_config is None:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(zero3_config)
+
+
+def _make_random(
+    config: Any, arguments: dict[str, Any], seed: int, sharded: bool, device: torch.device
+) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    place = contextlib.nullcontext() if sharded else device
+    with place:
+        return AutoModelForCausalLM.from_config(config, **arguments)
+
+
+def _load_pretrained(
+    source: str, model: ModelConfig, arguments: dict[str, Any], direct: bool, device: torch.device
+) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if direct and device.type == "cuda":
+        arguments = arguments | {"device_map": {"": str(device)}}
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        source, revision=model.revision, output_loading_info=True, **arguments
+    )
+    problems = {
+        kind: sorted(str(key) for key in info.get(kind) or [])
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    }
+    problems["missing_keys"] = [key for key in problems["missing_keys"] if key not in _tied_names(loaded)]
+    if not problems["unexpected_keys"]:
+        problems["unexpected_keys"] = _unexpected_in_files(source, loaded)
+    broken = {kind: keys for kind, keys in problems.items() if keys}
+    if broken:
+        kind, keys = next(iter(broken.items()))
+        raise ModelError(
+            f"The weights of {source} must match the model exactly, but there are {kind.replace('_', ' ')}: "
+            f"{', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}. The run would train random weights; "
+            "use files that fit this transformers version."
+        )
+    return loaded
+
+
+def _tied_names(model: Any) -> set[str]:
+    tied = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None)
+    return set(tied or ())
+
+
+def _unexpected_in_files(source: str, model: Any) -> list[str]:
+    """Return tensors that the files hold and the model does not; ZeRO-3 loading reports none itself."""
+    names = weight_files(source)
+    if not names or _is_converted(model):
+        return []
+    known = set(model.state_dict().keys()) | _tied_names(model)
+    prefix = f"{model.base_model_prefix}."
+    ignorable = ("rotary_emb.inv_freq",)
+    return sorted(
+        name
+        for name in names
+        if name not in known and prefix + name not in known and not name.endswith(ignorable)
+    )
+
+
+def _is_converted(model: Any) -> bool:
+    """Tell whether transformers renames or merges tensors of this architecture while loading."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    return bool(get_checkpoint_conversion_mapping(model.config.model_type))
+
+
+def weight_files(source: str) -> dict[str, Path]:
+    """Return tensor name -> safetensors file of a local model folder; empty when it is not local."""
+    folder = Path(source)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: folder / file for name, file in weight_map.items()}
+    single = folder / "model.safetensors"
+    if not single.exists():
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(str(single), framework="pt") as tensors:
+        return {name: single for name in tensors.keys()}  # noqa: SIM118

@@ -1,0 +1,40 @@
+"""Activation checkpointing of all, some or no decoder layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.config.model import Remat
+from trainer.errors import ModelError
+
+
+def checkpointed_layers(num_layers: int, asked: int, spread: Remat) -> list[int]:
+    """Return the indices of the layers that are recomputed in backward."""
+    count = num_layers if asked < 0 else min(asked, num_layers)
+    if count == 0:
+        return []
+    if spread is Remat.first:
+        return list(range(count))
+    return sorted({int(i * num_layers / count) for i in range(count)})
+
+
+def apply_remat(model: Any, asked: int, spread: Remat) -> list[int]:
+    """Switch non-reentrant checkpointing on for the chosen decoder layers.
+
+    Non-reentrant: works with ZeRO-3 and frozen parameters (DeepSpeed #8148, since 0.19.4).
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    chosen = checkpointed_layers(len(layers), asked, spread)
+    if asked != 0 and not layers:
+        raise ModelError(
+            f"`model.checkpoint_layers` must be 0 for {type(model).__name__}, which has no "
+            f"checkpointable layers, but is {asked} instead."
+        )
+    if not chosen:
+        return []
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for index, layer in enumerate(layers):
+        layer.gradient_checkpointing = index in chosen
+    return chosen

@@ -1,0 +1,38 @@
+"""Find the folder or name of the base model for every `model.kind`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.config.model import ModelConfig, ModelKind
+from trainer.errors import ModelError
+
+
+def resolve_model(model: ModelConfig, cache_dir: Path) -> str:
+    """Return what transformers loads: a local folder or a Hugging Face name.
+
+    `tiny` and `embedded` are made on the first call, so call it before ranks start.
+    """
+    match model.kind:
+        case ModelKind.tiny:
+            from trainer.model.tiny import tiny_model_dir
+
+            return str(tiny_model_dir(cache_dir, model.tiny, model.seed))
+        case ModelKind.embedded:
+            from trainer.model.embedded import embedded_model_dir
+
+            return str(embedded_model_dir(cache_dir))
+        case _:
+            path = Path(model.path).expanduser()
+            looks_local = model.path.startswith(("/", ".", "~"))
+            if looks_local and not path.exists():
+                raise ModelError(
+                    f"`model.path` must be a model name or an existing folder, but is '{model.path}' "
+                    "instead. Check the path."
+                )
+            return str(path) if path.exists() else model.path
+
+
+def tokenizer_source(model: ModelConfig, resolved: str) -> str:
+    """Return where the tokenizer is loaded from."""
+    return model.tokenizer or resolved

@@ -1,0 +1,78 @@
+"""Make the `tiny` model: random weights and a byte-level tokenizer, for tests and debugging."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ModelError
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def tiny_model_dir(cache_dir: Path, shape: dict[str, int], seed: int) -> Path:
+    """Return the folder of the tiny model, made on the first call and published by a rename."""
+    key = json.dumps([shape, seed, CHATML, SPECIALS], sort_keys=True)
+    target = cache_dir / "models" / f"tiny-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if (target / "config.json").exists():
+        return target
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        staging.mkdir(parents=True)
+        build_tokenizer().save_pretrained(staging)
+        _save_model(staging, shape, seed)
+        os.rename(staging, target)
+    except OSError as error:
+        if not (target / "config.json").exists():
+            raise ModelError(
+                f"The tiny model cannot be written to {target}: {error.strerror}. Set data.cache_dir."
+            ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def build_tokenizer() -> Any:
+    """Return a byte-level tokenizer of 256 bytes and four special tokens, with a ChatML template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIALS, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|pad|>", eos_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def _save_model(folder: Path, shape: dict[str, int], seed: int) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=264,
+        max_position_embeddings=8192,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        **shape,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)

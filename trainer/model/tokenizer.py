@@ -1,0 +1,226 @@
+"""Loads a tokenizer and gives the data room the few things it asks of one.
+
+The rules about special tokens live here: BOS once, EOS never, chats rendered but not completed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import AutoTokenizer
+
+from trainer.errors import DataError, ModelError
+
+Offsets = list[tuple[int, int]]
+
+SPARE_NAMES = ("pad", "reserved", "unused", "extra")
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer behind the protocol `trainer.data.types.TokenizerLike`."""
+
+    def __init__(self, hf: Any) -> None:
+        self.hf = hf
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of everything that decides token ids and chat rendering; the same on every machine."""
+        backend = getattr(self.hf, "backend_tokenizer", None)
+        described: dict[str, Any] = {
+            "class": "" if backend is not None else type(self.hf).__name__,
+            "special": {name: str(token) for name, token in self.hf.special_tokens_map.items()},
+            "bos": [self.bos_id, self.adds_bos],
+            "template": self.hf.chat_template,
+        }
+        if backend is not None:
+            described["backend"] = json.loads(backend.to_str())
+            # Set by calls, not by the tokenizer's files.
+            described["backend"].update(truncation=None, padding=None)
+        else:
+            described["vocab"] = self.hf.get_vocab()
+        text = json.dumps(described, sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Largest token id plus one."""
+        return int(max(self.hf.get_vocab().values())) + 1
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that begins documents, if there is one."""
+        return self._id(self.hf.bos_token_id)
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the token that ends documents, if there is one."""
+        return self._id(self.hf.eos_token_id)
+
+    @cached_property
+    def pad_id(self) -> int | None:
+        """A token to fill masked positions with, other than EOS where the tokenizer has one.
+
+        Nothing finds padding by comparing with this id, so sharing EOS would mask no EOS.
+        """
+        return next(self._spare_ids(), self.eos_id)
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether raw documents of this tokenizer begin with BOS."""
+        if self.bos_id is None:
+            return False
+        ids = self.hf("a", verbose=False)["input_ids"]
+        return bool(ids) and ids[0] == self.bos_id
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether render_chat can be used."""
+        return bool(self.hf.chat_template)
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """Encode raw documents: BOS once if the tokenizer adds it, even if a text brings its own."""
+        encoded = self.encode_fragments(texts)
+        if not self.adds_bos or self.bos_id is None:
+            return encoded
+        return [ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids] for ids in encoded]
+
+    def encode_fragments(self, texts: list[str]) -> list[list[int]]:
+        """Encode without adding special tokens; those spelled out in a text are recognised."""
+        encoded: list[list[int]] = self._call(texts)["input_ids"]
+        return encoded
+
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], Offsets]]:
+        """Encode like encode_fragments, and give each token its characters [start, end).
+
+        Raises:
+            ModelError: If the tokenizer cannot tell offsets.
+        """
+        if not self.hf.is_fast:
+            raise ModelError(
+                "`model.tokenizer` must be a fast tokenizer (one with a tokenizer.json) for chats and "
+                f"completions, but is a {type(self.hf).__name__} instead. Convert it with "
+                "transformers, or use format=text or format=ids."
+            )
+        encoded = self._call(texts, return_offsets_mapping=True)
+        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Render a conversation with the chat template, special tokens spelled out.
+
+        Raises:
+            DataError: If there is no template, or it refuses the conversation.
+        """
+        if not self.has_chat_template:
+            raise DataError(
+                "`model.chat_template` must name a Jinja file to use chats with this tokenizer, but is "
+                "not set, and the tokenizer brings none. Set it, or use the instruct model's tokenizer "
+                "as model.tokenizer."
+            )
+        try:
+            text = self.hf.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            IndexError,
+        ) as error:
+            # Templates fail in Python's own ways too, when they meet a turn they did not foresee.
+            raise DataError(str(error) or type(error).__name__) from error
+        return str(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids, special tokens included."""
+        return str(self.hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def save(self, folder: Path | str) -> None:
+        """Write the tokenizer's files, the chat template included."""
+        self.hf.save_pretrained(str(folder))
+
+    def _call(self, texts: list[str], **options: Any) -> Any:
+        # verbose=False: documents are longer than the model's context on purpose, packing cuts them.
+        if not texts:
+            return {"input_ids": [], "offset_mapping": []}
+        return self.hf(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+            **options,
+        )
+
+    def _spare_ids(self) -> Iterator[int]:
+        taken = {None, self.eos_id}
+        if self.hf.pad_token_id not in taken:
+            yield int(self.hf.pad_token_id)
+        if self.hf.unk_token_id not in taken:
+            yield int(self.hf.unk_token_id)
+        added = {i: t for i, t in self.hf.added_tokens_decoder.items() if t.special}
+        for part in SPARE_NAMES:
+            yield from (i for i in sorted(added) if part in added[i].content and i not in taken)
+        yield from (i for i in sorted(added) if i not in taken)
+
+    @staticmethod
+    def _id(token_id: Any) -> int | None:
+        return None if token_id is None else int(token_id)
+
+
+def load_tokenizer(
+    path: str,
+    revision: str | None = None,
+    chat_template_path: str | None = None,
+    trust_remote_code: bool = False,
+) -> Tokenizer:
+    """Load a tokenizer from a folder or the Hugging Face hub; `chat_template_path` replaces its template.
+
+    Raises:
+        ModelError: If there is no tokenizer at `path`, or no readable template.
+    """
+    looks_local = path.startswith(("/", ".", "~"))
+    local = Path(path).expanduser()
+    if looks_local and not local.exists():
+        raise ModelError(_message(path, "no such file or folder"))
+    try:
+        hf = AutoTokenizer.from_pretrained(
+            str(local) if looks_local else path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:  # transformers raises whatever its many parsers raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(_message(path, reason)) from error
+    if chat_template_path is not None:
+        hf.chat_template = _read_template(chat_template_path)
+    return Tokenizer(hf)
+
+
+def _message(path: str, reason: str) -> str:
+    return (
+        "`model.tokenizer` (or `model.path`, where no tokenizer is given) must name a folder or a "
+        f"Hugging Face model with a tokenizer, but is '{path}' instead: {reason.rstrip('.')}. Check "
+        "the name, or download the model first."
+    )
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"`model.chat_template` must name a readable Jinja file, but is '{path}' instead: {error}."
+        ) from error

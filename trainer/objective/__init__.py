@@ -1,0 +1,1 @@
+"""What a micro-batch is worth: a loss sum and a count."""

@@ -1,0 +1,145 @@
+"""The loss head: a linear layer that returns the summed cross-entropy, logits in chunks.
+
+Gradients are computed in the forward pass, chunk by chunk, so the logits of a long pack never exist at
+once. Being the model's own `lm_head` module it works under every ZeRO stage: the hooks that gather its
+weight fire as for any layer.
+
+Shapes: N tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import ModelError
+
+IGNORE = -100
+
+
+class LossHead(nn.Linear):
+    """An `lm_head` that can return losses instead of logits; made by `install_loss_head`."""
+
+    chunk_tokens: int
+
+    def forward(self, input: Tensor, labels_N: Tensor | None = None) -> Any:
+        """Return logits, or (loss_sum, nll_N) when labels are given."""
+        if labels_N is None:
+            return super().forward(input)
+        hidden_NH = input.reshape(-1, input.shape[-1])
+        loss: tuple[Tensor, Tensor] = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, self.weight, self.bias, labels_N, self.chunk_tokens
+        )
+        return loss
+
+
+def install_loss_head(model: nn.Module, chunk_tokens: int) -> None:
+    """Turn the model's output layer into a LossHead, in place; parameters and hooks stay.
+
+    Raises:
+        ModelError: The output layer is not a plain linear layer, or logits are changed after it.
+    """
+    head = cast(Any, model).get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise ModelError(
+            f"The output layer must be a plain linear layer, but is {type(head).__name__} instead. "
+            "This architecture is not supported yet."
+        )
+    config = cast(Any, model).config
+    for key, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1), ("logit_scale", 1)):
+        value = getattr(config, key, None)
+        if value is not None and value != neutral:
+            raise ModelError(
+                f"The model's `{key}` must be unset, but is {value} instead: its logits are changed after "
+                "the output layer, which the loss head does not do yet."
+            )
+    head.__class__ = LossHead
+    cast(LossHead, head).chunk_tokens = chunk_tokens
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of a linear layer, in chunks of tokens."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (loss_sum, nll_N), float32; nll is 0 where the label is -100."""
+        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        num_tokens = hidden_NH.shape[0]
+        nll_N = torch.zeros(num_tokens, dtype=torch.float32, device=hidden_NH.device)
+        grad_hidden = torch.empty_like(hidden_NH) if needs_hidden else None
+        grads = _HeadGrads(weight_VH, needs_weight, num_tokens <= chunk_tokens)
+        grad_bias: Tensor | None = None
+        if bias_V is not None and ctx.needs_input_grad[2]:
+            grad_bias = torch.zeros_like(bias_V, dtype=torch.float32)
+        for start in range(0, num_tokens, chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            logits = nn.functional.linear(hidden_NH[part], weight_VH, bias_V)
+            nll_N[part], grad_logits = _softmax_step(logits, labels_N[part], needs_hidden or needs_weight)
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight_VH, out=grad_hidden[part])
+            grads.add(grad_logits, hidden_NH[part])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(grad_hidden, grads.total, grad_bias)
+        ctx.weight_dtype = weight_VH.dtype
+        ctx.mark_non_differentiable(nll_N)
+        return nll_N.sum(), nll_N
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        """Scale the gradients made in forward; no host synchronisation."""
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        scale = grad_outputs[0]
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(scale.to(grad_hidden.dtype))
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(scale.to(grad_weight.dtype)).to(ctx.weight_dtype)
+        if grad_bias is not None:
+            grad_bias = (grad_bias * scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+class _HeadGrads:
+    """Sum of the weight gradient over chunks: fp32, except that a single chunk needs no sum."""
+
+    def __init__(self, weight_VH: Tensor, needed: bool, single_chunk: bool) -> None:
+        self._needed = needed
+        self._single = single_chunk
+        self.total: Tensor | None = None
+        if needed and not single_chunk:
+            self.total = torch.zeros_like(weight_VH, dtype=torch.float32)
+
+    def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
+        if not self._needed:
+            return
+        if self._single:
+            self.total = torch.mm(grad_logits.t(), hidden)
+            return
+        assert self.total is not None
+        if grad_logits.is_cuda and grad_logits.dtype != torch.float32:
+            torch.addmm(self.total, grad_logits.t(), hidden, out_dtype=torch.float32, out=self.total)
+        else:
+            self.total += torch.mm(grad_logits.t(), hidden)
+
+
+def _softmax_step(logits: Tensor, labels: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    """Return (nll [n] float32, d loss / d logits [n, V]) of one chunk."""
+    supervised = labels != IGNORE
+    targets = torch.where(supervised, labels, 0).unsqueeze(1)
+    log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    nll = torch.where(supervised, -log_probs.gather(1, targets).squeeze(1), 0.0)
+    if not needs_grad:
+        return nll, logits
+    grad = log_probs.exp_()
+    grad.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=grad.dtype))
+    grad.mul_(supervised.unsqueeze(1))
+    return nll, grad.to(logits.dtype)

@@ -1,0 +1,1 @@
+"""Parameter groups, optimizer and learning-rate schedules."""

@@ -1,0 +1,338 @@
+"""Composition root: builds the parts of a run in order, trains, tears down. The only place that knows all rooms."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import keeper
+from trainer.checkpoint.state import TrainState
+from trainer.config.check import check_config
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import write_atomic, write_provenance
+from trainer.config.store import to_plain
+from trainer.data.loader import TrainLoader
+from trainer.data.plan import DataPlan, num_steps
+from trainer.data.prepared import open_prepared
+from trainer.data.store import Store
+from trainer.dist.env import rank_env
+from trainer.dist.group import Group, close_group, open_group
+from trainer.dist.seed import seed_everything
+from trainer.engine.batch import BatchShape, batch_shape
+from trainer.engine.build import Engine, build_engine, gathered
+from trainer.engine.ds_config import deepspeed_dict
+from trainer.errors import ConfigError, DataError, ModelError
+from trainer.evaluate.held_out import HeldOut, held_out_losses
+from trainer.evaluate.isolation import check_isolation
+from trainer.jobs import find_checkpoint
+from trainer.journal import Journal
+from trainer.loop import Cadence, Parts, StopReason, train
+from trainer.metrics.console import ConsoleSink
+from trainer.metrics.flops import ModelShape, peak_flops, shape_from_config
+from trainer.metrics.jsonl import JsonlSink, Ledger, truncate_after
+from trainer.metrics.memory import describe_device
+from trainer.metrics.meter import Meter
+from trainer.metrics.sink import Sink, Sinks
+from trainer.metrics.wandb import build_wandb, new_run_id
+from trainer.model.attention import choose_attention
+from trainer.model.kernels import apply_kernels
+from trainer.model.load import LoadedModel, load_model
+from trainer.model.remat import apply_remat
+from trainer.model.resolve import resolve_model, tokenizer_source
+from trainer.model.tokenizer import Tokenizer, load_tokenizer
+from trainer.model.verify import verify_weights
+from trainer.objective.causal_lm import CausalLM
+from trainer.objective.head import install_loss_head
+from trainer.optim.build import build_optimizer
+from trainer.optim.groups import decay_groups
+from trainer.runtime.gc import ManualGc
+from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
+from trainer.runtime.signals import StopFlag
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Session:
+    """What training and evaluating have in common: ranks, data, model and engine."""
+
+    config: RunConfig
+    run_dir: Path
+    group: Group
+    stores: dict[str, Store]
+    tokenizer: Tokenizer
+    loaded: LoadedModel
+    engine: Engine
+    shape: BatchShape
+
+    @property
+    def flash(self) -> bool:
+        """Tell whether attention takes cu_seq_lens."""
+        return self.loaded.attention.is_flash
+
+    @property
+    def pad_id(self) -> int:
+        """Return the token that fills packs; its positions carry no loss."""
+        return self.tokenizer.pad_id or 0
+
+    def held_out(self) -> HeldOut:
+        """Lay out the held-out packs."""
+        return HeldOut(
+            names=list(self.stores),
+            stores=[store.validation for store in self.stores.values()],
+            max_packs=self.config.data.max_validation_packs,
+            micro_batch_size=self.config.evaluate.micro_batch_size,
+            pad_id=self.pad_id,
+        )
+
+
+def run_training(config: RunConfig) -> StopReason:
+    """Train as configured. Collective: every rank calls it with the same configuration."""
+    with ExitStack() as stack:
+        stop_flag = stack.enter_context(StopFlag())
+        session = open_session(config, stack)
+        return _train(session, stop_flag, stack)
+
+
+def run_evaluation(config: RunConfig) -> dict[str, float]:
+    """Take held-out losses of the base model or of a checkpoint. Collective: every rank."""
+    with ExitStack() as stack:
+        session = open_session(config, stack)
+        which = config.evaluate.checkpoint
+        label = "base model"
+        if which != "base":
+            folder = session.group.broadcast(
+                find_checkpoint(session.run_dir, which) if session.group.is_first else None
+            )
+            session.engine.load(folder)
+            label = str(folder.name)
+        losses = held_out_losses(session.engine, session.held_out(), session.group, session.flash)
+        if session.group.is_first:
+            for name, loss in losses.items():
+                print(f"{label}: held-out loss of {name}: {loss:.4f} nats", flush=True)
+            record = {"checkpoint": label, "losses": losses}
+            write_atomic(session.run_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")
+        return losses
+
+
+def open_session(config: RunConfig, stack: ExitStack) -> Session:
+    """Join the ranks and build data, model and engine, in this order."""
+    env = rank_env(os.environ)
+    check_config(config, env.world_size)
+    run_dir = Path(config.run_dir)
+    setup_logging(env.rank, env.world_size, None)
+    group = open_group(env, config.cluster.comm_timeout_s)
+    stack.callback(close_group)
+    log_dir = group.broadcast(attempt_dir(run_dir) if group.is_first else None)
+    setup_logging(env.rank, env.world_size, log_dir)
+    seed_everything(config.seed, group.rank)
+    torch.use_deterministic_algorithms(config.deterministic)
+    cache_dir = Path(config.data.cache_dir).expanduser()
+    source = resolve_model(config.model, cache_dir)
+    tokenizer = load_tokenizer(
+        tokenizer_source(config.model, source),
+        config.model.revision,
+        config.model.chat_template,
+        config.model.trust_remote_code,
+    )
+    stores = {
+        name: open_prepared(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()
+    }
+    shape = batch_shape(
+        config.train.global_batch_tokens,
+        config.data.seq_len,
+        config.train.micro_batch_size,
+        group.world_size,
+    )
+    loaded, engine = _build_model(config, source, stores, group, shape, run_dir)
+    adopt_library_loggers()
+    return Session(config, run_dir, group, stores, tokenizer, loaded, engine, shape)
+
+
+def _build_model(
+    config: RunConfig,
+    source: str,
+    stores: dict[str, Store],
+    group: Group,
+    shape: BatchShape,
+    run_dir: Path,
+) -> tuple[LoadedModel, Engine]:
+    """Load the model and hand it to DeepSpeed. Collective: every rank."""
+    on_gpu = group.device.type == "cuda"
+    capability = torch.cuda.get_device_capability(group.device) if on_gpu else None
+    attention = choose_attention(config.model.attention, capability)
+    ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
+    zero3_config = ds_config if config.zero.stage == 3 else None
+    loaded = load_model(source, config.model, attention, config.zero.dtype, zero3_config, group.device)
+    _check_fits(config, loaded, stores)
+    num_verified = 0
+    if config.model.verify_weights:
+        num_verified = verify_weights(loaded.model, source, gathered)
+    kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
+    recomputed = apply_remat(loaded.model, config.model.checkpoint_layers, config.model.checkpoint_spread)
+    embeddings = {id(p) for p in loaded.model.get_input_embeddings().parameters()}
+    install_loss_head(loaded.model, config.model.loss_chunk_tokens)
+    objective = CausalLM(loaded.model)
+    groups = decay_groups(
+        objective.named_parameters(),
+        config.optim.weight_decay,
+        config.optim.decay_embeddings,
+        embeddings,
+    )
+    engine = build_engine(objective, build_optimizer(groups, config.optim, on_gpu), ds_config)
+    if group.is_first:
+        write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
+    _LOG.info(
+        "Model %s: %.1f M parameters, attention %s (%s), kernels %s, %d layers recomputed, %d tensors "
+        "compared with their files.",
+        source,
+        loaded.num_parameters / 1e6,
+        attention.name,
+        attention.reason,
+        kernels,
+        len(recomputed),
+        num_verified,
+    )
+    _LOG.info(
+        "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",
+        group.world_size,
+        describe_device(),
+        config.zero.stage,
+        config.zero.dtype,
+        shape.packs_per_step,
+        shape.seq_len,
+        shape.num_micro_steps,
+        shape.micro_batch_size,
+    )
+    return loaded, engine
+
+
+def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]) -> None:
+    """Refuse data that the model cannot read."""
+    hf_config = loaded.model.config
+    for name, store in stores.items():
+        needed = int(store.meta["vocab_size"])
+        if needed > hf_config.vocab_size:
+            raise DataError(
+                f"`data.sources.{name}` must hold ids below the model's vocabulary of {hf_config.vocab_size}, "
+                f"but holds {needed - 1} instead. Prepare it with the tokenizer of this model."
+            )
+    longest = getattr(hf_config, "max_position_embeddings", None)
+    if longest is not None and config.data.seq_len > longest:
+        raise ConfigError(
+            f"`data.seq_len` must be at most the model's context of {longest}, but is {config.data.seq_len} "
+            f"instead. Set data.seq_len={longest}."
+        )
+
+
+def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
+    config, group = session.config, session.group
+    plan = DataPlan(
+        [store.train.num_packs for store in session.stores.values()],
+        session.shape.packs_per_step,
+        config.seed,
+        config.data.shuffle,
+    )
+    total = num_steps(
+        plan,
+        config.data.seq_len,
+        config.train.max_steps,
+        config.train.max_epochs,
+        config.train.max_tokens,
+    )
+    if config.train.isolation_probe:
+        moved = check_isolation(
+            session.engine, session.loaded.model.config.vocab_size, config.data.seq_len, group, session.flash
+        )
+        _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
+    work = keeper.Keeper(session.run_dir, session.engine, group, session.flash, config, total)
+    work.prepare(session.held_out(), session.stores, session.loaded.num_parameters)
+    state = work.resume()
+    if state.wandb_id is None:
+        state.wandb_id = group.broadcast(new_run_id())
+    journal = _build_journal(session, state, total)
+    loader = TrainLoader(
+        list(session.stores),
+        [store.train for store in session.stores.values()],
+        plan,
+        group.rank,
+        group.world_size,
+        config.train.micro_batch_size,
+        session.pad_id,
+    )
+    stack.callback(loader.close)
+    manual_gc = ManualGc(every_steps=50)
+    stack.callback(manual_gc.close)
+    parts = Parts(session.engine, loader, group, session.flash, work, journal, stop_flag, manual_gc)
+    if group.is_first:
+        digests = {name: store.digest for name, store in session.stores.items()}
+        write_provenance(session.run_dir, data=digests, model=session.loaded.source, device=describe_device())
+    journal.started(state, world_size=group.world_size, num_steps=total)
+    status = "failed"
+    try:
+        reason = train(parts, state, _cadence(config, total))
+        status = reason.value
+    finally:
+        journal.close(state, status)
+    return reason
+
+
+def _cadence(config: RunConfig, total: int) -> Cadence:
+    return Cadence(
+        num_steps=total,
+        log_every=config.log.every_steps,
+        evaluate_every=config.evaluate.every_steps,
+        save_every=config.checkpoint.every_steps,
+        evaluate_before_save=config.checkpoint.keep_best,
+        max_non_finite=config.train.max_non_finite_steps,
+        patience=config.evaluate.patience,
+        min_delta_nats=config.evaluate.min_delta_nats,
+    )
+
+
+def _build_journal(session: Session, state: TrainState, total: int) -> Journal:
+    """Open the sinks on rank 0; metrics after the resumed step are cut off first."""
+    config, group, run_dir = session.config, session.group, session.run_dir
+    hf_config: dict[str, Any] = session.loaded.model.config.to_dict()
+    peak = config.log.peak_tflops
+    meter = Meter(
+        group.world_size,
+        _shape_or_none(hf_config),
+        peak * 1e12 if peak else peak_flops(describe_device()),
+    )
+    tokens_per_step = session.shape.packs_per_step * session.shape.seq_len
+    if not group.is_first:
+        return Journal(Sinks(), None, meter, total, tokens_per_step)
+    metrics_path = run_dir / "metrics.jsonl"
+    truncate_after(metrics_path, state.step)
+    required: list[Sink] = [JsonlSink(metrics_path)]
+    wandb_sink = build_wandb(
+        config.log.wandb,
+        run_dir=run_dir,
+        run_id=state.wandb_id or new_run_id(),
+        name=config.name,
+        project=config.log.wandb_project,
+        entity=config.log.wandb_entity,
+        group=config.log.wandb_group,
+        tags=config.log.wandb_tags,
+        config=to_plain(config) | {"device": describe_device()},
+    )
+    optional: list[Sink] = [ConsoleSink(total, config.log.progress)]
+    optional += [wandb_sink] if wandb_sink is not None else []
+    return Journal(Sinks(required, optional), Ledger(run_dir / "ledger.jsonl"), meter, total, tokens_per_step)
+
+
+def _shape_or_none(hf_config: dict[str, Any]) -> ModelShape | None:
+    """Return the sizes that MFU needs; a model we cannot count has no MFU in its log lines."""
+    try:
+        return shape_from_config(hf_config)
+    except ModelError as error:
+        _LOG.info("MFU is not reported: %s", error)
+        return None

@@ -1,0 +1,102 @@
+"""Logging of one rank: rank 0 speaks on the console, every rank keeps its full log in a file.
+
+Standard error only; standard output belongs to the metrics lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TextIO
+
+# These put their own handlers on and stop propagation when they are imported.
+_SELF_HANDLED = ("DeepSpeed", "transformers", "datasets", "huggingface_hub", "peft", "accelerate")
+_OURS = ("trainer", "__main__", "launch")
+_FILE_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
+
+_installed: list[logging.Handler] = []
+
+
+class _StandardErrorHandler(logging.StreamHandler[TextIO]):
+    """Looks sys.stderr up at every record, so that a live progress bar can move out of the way."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+def setup_logging(rank: int, world_size: int, log_dir: Path | None) -> None:
+    """Route all logging of this process; a second call replaces the first.
+
+    `log_dir` takes rank-<rank>.log; None keeps no file.
+
+    Ranks:
+        Every rank, each for itself. Rank 0 shows INFO of ours and WARNING of libraries; others
+        show WARNING behind their rank.
+    """
+    root = logging.getLogger()
+    for handler in _installed:
+        root.removeHandler(handler)
+        handler.close()
+    _installed.clear()
+
+    console = _StandardErrorHandler()
+    console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    console.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {prefix}%(message)s", "%H:%M:%S"))
+    console.addFilter(_is_worth_the_console if rank == 0 else _is_not_a_repeated_warning)
+    _installed.append(console)
+    if log_dir is not None:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log_dir / f"rank-{rank}.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter(_FILE_FORMAT))
+        _installed.append(file)
+    for handler in _installed:
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.getLogger("trainer").setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    adopt_library_loggers()
+    logging.getLogger(__name__).debug("Rank %d of %d logs here.", rank, world_size)
+
+
+def adopt_library_loggers() -> None:
+    """Take over the handlers of DeepSpeed, transformers and others; call again after importing."""
+    for name in _SELF_HANDLED:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.propagate = True
+        logger.setLevel(logging.INFO)
+
+
+def attempt_dir(run_dir: Path) -> Path:
+    """Create and return the next free RUN_DIR/logs/attempt-N.
+
+    Ranks:
+        Rank 0 only, which tells the others; every call takes a new number.
+    """
+    logs = run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    numbers = [path.name.removeprefix("attempt-") for path in logs.glob("attempt-*")]
+    number = max((int(text) for text in numbers if text.isdecimal()), default=0)
+    while True:
+        number += 1
+        path = logs / f"attempt-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def _is_worth_the_console(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.name.split(".")[0] in _OURS
+
+
+def _is_not_a_repeated_warning(record: logging.LogRecord) -> bool:
+    return record.name != "py.warnings"
