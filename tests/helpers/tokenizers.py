@@ -51,6 +51,8 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> str:
     return str(folder)
 
 
-def load_saved(folder: str) -> Tokenizer:
+def load_saved(folder: str, digest: str | None = None) -> Tokenizer:
     """Load what save_tokenizer wrote; top-level, so that workers can unpickle it."""
-    return load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    assert digest in (None, tokenizer.digest), "another process sees another digest"
+    return tokenizer

@@ -136,9 +136,9 @@ def _content(raw: Any) -> str:
     if raw is None:
         return ""
     if isinstance(raw, str):
-        return raw
+        return _valid(raw)
     if isinstance(raw, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in raw):
-        return "".join(str(part.get("text") or "") for part in raw)
+        return _valid("".join(str(part.get("text") or "") for part in raw))
     raise RowError("hold messages whose content is text", _short(raw), MEND)
 
 
@@ -176,7 +176,16 @@ def _text(row: dict[str, Any], column: str) -> str:
         return ""
     if not isinstance(value, str):
         raise RowError(f"hold text in column '{column}'", _short(value), MEND)
-    return value
+    return _valid(value)
+
+
+def _valid(text: str) -> str:
+    # JSON can spell half a surrogate pair, which is no character and which no tokenizer takes.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("hold valid Unicode text", _short(text), MEND) from None
+    return text
 
 
 def _list(row: dict[str, Any], column: str, what: str) -> list[Any]:

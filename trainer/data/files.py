@@ -1,13 +1,16 @@
 """Finds the local files of a source and names them: by stat for a cheap look-up, by content for a store.
 
-Standard library only: training calls this where `datasets` is not installed.
+No third-party import at the top: training calls this where `datasets` is not installed.
 """
 
 from __future__ import annotations
 
 import glob
+import gzip
 import hashlib
+import io
 from pathlib import Path
+from typing import IO, Any
 
 from trainer.config.data import SourceConfig
 from trainer.errors import DataError
@@ -22,6 +25,10 @@ KINDS = {
     ".txt": "txt",
 }
 READ_BYTES = 1 << 20
+
+
+class BrokenFile(Exception):
+    """A compressed file that ends early or holds something else."""
 
 
 def file_kind(path: Path) -> str | None:
@@ -84,3 +91,64 @@ def _hash_file(file: Path) -> str:
         while block := stream.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def open_text(file: Path) -> IO[str]:
+    """Open a plain, .gz or .zst file for reading as UTF-8; a byte order mark is dropped.
+
+    Raises:
+        BrokenFile: While reading, if a compressed file is damaged or cut short.
+    """
+    raw: Any
+    match file.suffix.lower():
+        case ".gz":
+            raw = gzip.open(file, "rb")  # noqa: SIM115 - the text wrapper closes it
+        case ".zst":
+            raw = io.BufferedReader(_ZstdFile(file), READ_BYTES)
+        case _:
+            raw = file.open("rb")
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=None)
+
+
+class _ZstdFile(io.RawIOBase):
+    """The bytes in a .zst file. The library's own reader takes a file cut short for a whole one."""
+
+    def __init__(self, file: Path) -> None:
+        import zstandard
+
+        self._error = zstandard.ZstdError
+        self._make = zstandard.ZstdDecompressor().decompressobj
+        self._stream = file.open("rb")
+        self._frame: Any = None
+        self._packed = b""
+        self._unpacked = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._unpacked:
+            self._packed = self._packed or self._stream.read(READ_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise BrokenFile("it ends in the middle of a zstd frame")
+                return 0
+            self._unpack()
+        count = min(len(buffer), len(self._unpacked))
+        buffer[:count] = self._unpacked[:count]
+        self._unpacked = self._unpacked[count:]
+        return count
+
+    def _unpack(self) -> None:
+        self._frame = self._frame or self._make()
+        try:
+            self._unpacked = self._frame.decompress(self._packed)
+        except self._error as error:
+            raise BrokenFile(str(error)) from error
+        self._packed = b""
+        if self._frame.eof:
+            self._packed, self._frame = self._frame.unused_data, None
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()

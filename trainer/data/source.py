@@ -8,19 +8,19 @@ of all others, and does not say on which line a file is broken.
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import datasets
 
 from trainer.config.data import SourceConfig
 from trainer.data.document import optional_columns, required_columns
-from trainer.data.files import file_kind
+from trainer.data.files import BrokenFile, file_kind, open_text
 from trainer.data.types import RowBatch
 from trainer.errors import DataError
 
@@ -39,21 +39,19 @@ def read_files(name: str, source: SourceConfig, files: list[Path], cache: Path) 
         DataError: If a file cannot be read or has not the columns that the source names.
     """
     seen: set[str] = set()
-    left = source.max_documents
+    num_left = source.max_documents
     for file in files:
+        if num_left == 0:
+            return
         kind = file_kind(file)
         assert kind is not None
         unit = "line" if kind == "jsonl" or (kind == "txt" and source.txt_documents == "line") else "row"
         rows = _read_file(name, source, file, kind, cache)
-        for batch in _batched(_checked(name, source, file.name, rows, seen), str(file), unit):
-            batch = batch if left is None else _first(batch, left)
-            left = None if left is None else left - len(batch.rows)
-            if batch.rows:
-                yield batch
-        if left == 0:
-            break
-    if left != 0:
-        _check_optional(name, source, seen)
+        rows = islice(_checked(name, source, file.name, rows, seen), num_left)
+        for batch in _batched(rows, str(file), unit):
+            num_left = None if num_left is None else num_left - len(batch.rows)
+            yield batch
+    _check_optional(name, source, seen)
 
 
 def open_dataset(name: str, source: SourceConfig, cache: Path) -> datasets.Dataset:
@@ -108,24 +106,9 @@ def _read_file(name: str, source: SourceConfig, file: Path, kind: str, cache: Pa
             f"{file} must be UTF-8, but has the byte {error.object[error.start]:#04x} at offset "
             f"{error.start} of a block instead. Convert it, for example with iconv."
         ) from error
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error, BrokenFile) as error:
         _raise_if_disk(error)
         raise DataError(f"{file} cannot be read: {_first_line(error)}.") from error
-
-
-def open_text(file: Path) -> IO[str]:
-    """Open a plain, .gz or .zst file for reading as UTF-8; a byte order mark is dropped."""
-    raw: Any
-    match file.suffix.lower():
-        case ".gz":
-            raw = gzip.open(file, "rb")  # noqa: SIM115 - the text wrapper closes it
-        case ".zst":
-            import zstandard
-
-            raw = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True)
-        case _:
-            raw = file.open("rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=None)
 
 
 def _json_lines(file: Path) -> Iterator[NumberedRow]:
@@ -291,10 +274,6 @@ def _num_chars(value: Any) -> int:
             return 4 * len(value)
         return sum(map(_num_chars, value))
     return 1
-
-
-def _first(batch: RowBatch, count: int) -> RowBatch:
-    return RowBatch(batch.file, batch.unit, batch.numbers[:count], batch.rows[:count])
 
 
 def _first_line(error: BaseException) -> str:

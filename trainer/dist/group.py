@@ -99,6 +99,8 @@ def open_group(env: RankEnv, timeout_s: int) -> Group:
     device = torch.device("cuda", env.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    else:
+        _use_plain_gloo()
     timeout = timedelta(seconds=timeout_s)
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
@@ -108,6 +110,17 @@ def open_group(env: RankEnv, timeout_s: int) -> Group:
     )
     host_group = torch_dist.new_group(backend="gloo", timeout=timeout) if env.world_size > 1 else None
     return Group(env.rank, env.local_rank, env.world_size, device, host_group)
+
+
+def _use_plain_gloo() -> None:
+    """Keep DeepSpeed from compiling its shared-memory all-reduce for CPU ranks.
+
+    The build takes half a minute at best, and a rank killed during it leaves a lock file on which every
+    later run of this user waits for ever (seen with deepspeed 0.19.8, torch 2.13). Gloo does the same.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def close_group() -> None:

@@ -80,8 +80,9 @@ def continue_text(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
     return _continue(model, tokenizer, prompt, max_new_tokens)
 
 
@@ -186,13 +187,7 @@ def _check_digest(gguf: Path) -> None:
 
 def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
     """Write `gguf` as a Hugging Face folder of bf16 safetensors and prove it."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with _quiet():
         progress("Reading the quantised weights (about 20 s)")
         model, tokenizer = _load_gguf(gguf)
         progress("Writing bf16 safetensors")
@@ -200,6 +195,18 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
         tokenizer.save_pretrained(folder)
         progress("Proving the folder: same tokens, same logits, and what is the capital of France?")
         _prove(folder, model, tokenizer)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from warning about, and drawing bars for, what is meant here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -57,6 +57,7 @@ MASKED = SourceConfig(format=Format.ids, columns=ColumnsConfig(loss_mask="m"))
     ("row", "source", "rule"),
     [
         ({"text": 5}, SourceConfig(), "hold text in column 'text'"),
+        ({"text": "half \ud83d"}, SourceConfig(), "hold valid Unicode text"),
         ({"messages": TURNS[:1]}, CHAT, "have an assistant turn in every conversation"),
         ({"messages": None}, CHAT, "have an assistant turn in every conversation"),
         ({"messages": "hello"}, CHAT, "hold a list of messages in column 'messages'"),

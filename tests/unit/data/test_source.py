@@ -164,6 +164,7 @@ def test_a_broken_file_is_named_with_the_line(name: str, content: str, said: str
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-12], "cannot be read"),
         ("a.jsonl.zst", b"no zstd", "cannot be read"),
+        ("a.jsonl.zst", zstandard.compress(LINES.encode() * 99)[:-2], "cannot be read"),
     ],
 )
 def test_bytes_that_cannot_be_decoded_are_named_with_the_file(
@@ -180,3 +181,11 @@ def test_a_path_without_files_to_read_is_named_with_its_key(path: str, tmp_path:
     (tmp_path / "a.doc").write_text("x")
     with pytest.raises(DataError, match=r"data\.sources\.s\.path"):
         read(SourceConfig(path=str(tmp_path / path)), tmp_path)
+
+
+def test_a_zst_file_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None:
+    big = "".join(f'{{"text": "{i}"}}\n' for i in range(100_000))
+    frames = zstandard.compress(big.encode()) + zstandard.compress(LINES.encode())
+    (tmp_path / "a.jsonl.zst").write_bytes(frames)
+    texts = read(SourceConfig(path=str(tmp_path / "a.jsonl.zst")), tmp_path)
+    assert texts == [*map(str, range(100_000)), "one", "two"]

@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.helpers import templates
+from tests.helpers.tokenizers import load_saved, make_tokenizer, save_tokenizer
+from trainer.config.data import (
+    CleanConfig,
+    ColumnsConfig,
+    DataConfig,
+    Format,
+    LongDocuments,
+    Packing,
+    SourceConfig,
+)
+from trainer.data import prepare as prepare_module
+from trainer.data.prepare import prepare
+from trainer.data.prepared import find_store, open_prepared
+from trainer.data.store import SplitStore, Store
+from trainer.errors import DataError
+from trainer.model.tokenizer import Tokenizer
+
+GSM8K = Path("/work/shared/data/gsm8k_train.jsonl")
+TURNS = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
+ROOT = Path(__file__).parents[3]
+
+
+def write_rows(file: Path, rows: list[Any]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def make_data(tmp_path: Path, source: SourceConfig, **options: Any) -> DataConfig:
+    options = {"seq_len": 64, "num_workers": 1, "validation_frac": 0.0, **options}
+    return DataConfig(sources={"s": source}, cache_dir=str(tmp_path / "cache"), **options)
+
+
+def run(data: DataConfig, tokenizer: Tokenizer, vocab_size: int | None = None, show: Any = None) -> Store:
+    console = Console(file=show or io.StringIO(), width=200)
+    return prepare(data, tokenizer, lambda: tokenizer, vocab_size, console)["s"]
+
+
+def texts_source(tmp_path: Path, texts: list[str], **options: Any) -> SourceConfig:
+    path = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    return SourceConfig(path=path, **options)
+
+
+def decode_packs(split: SplitStore, tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.decode(split.pack(i).tokens.tolist()) for i in range(split.num_packs)]
+
+
+def leftovers(tmp_path: Path) -> list[str]:
+    return [p.name for p in (tmp_path / "cache").rglob("*") if ".tmp" in p.name]
+
+
+def stores(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "stores").glob("[!.]*"))
+
+
+def test_texts_are_joined_in_order_with_one_bos_and_one_eos_each(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(adds_bos=True)
+    data = make_data(tmp_path, texts_source(tmp_path, ["one", "<s>two</s>"]), seq_len=8)
+    store = run(data, tokenizer)
+    assert decode_packs(store.train, tokenizer) == ["<s>one</s><s>tw", "o</s>"]
+    assert store.train.pack(0).lengths == [5, 3] and store.train.pack(0).supervised.all()
+    assert store.train.pack_targets.tolist() == [6, 1] and store.train.num_targets == 7
+    assert store.train.num_tokens == 10 and store.validation.num_packs == 0
+
+
+def test_add_eos_off_adds_none(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    data = make_data(tmp_path, texts_source(tmp_path, ["one", "two"]), add_eos=False)
+    assert decode_packs(run(data, tokenizer).train, tokenizer) == ["onetwo"]
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_of_a_completion_only_the_answer_and_its_eos_are_supervised(adds_bos: bool, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(adds_bos=adds_bos)
+    path = write_rows(tmp_path / "c.jsonl", [{"prompt": "2+2=", "completion": " 4"}])
+    data = make_data(tmp_path, SourceConfig(path=path, format=Format.completion))
+    pack = run(data, tokenizer).train.pack(0)
+    assert tokenizer.decode(pack.tokens.tolist()) == "<s>" * adds_bos + "2+2= 4</s>"
+    assert tokenizer.decode(pack.tokens[pack.supervised].tolist()) == " 4</s>"
+
+
+def test_chats_are_packed_whole_and_get_no_further_eos(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(templates.LLAMA3, adds_bos=True)
+    path = write_rows(tmp_path / "c.jsonl", [{"messages": TURNS}] * 3)
+    store = run(make_data(tmp_path, SourceConfig(path=path, format=Format.chat)), tokenizer)
+    rendered = tokenizer.render_chat(TURNS)
+    assert "".join(decode_packs(store.train, tokenizer)) == rendered * 3
+    assert store.train.pack(0).lengths == [store.meta["longest"]] * 2
+    assert store.train.num_targets == 3 * len("b.!")
+
+
+def test_ids_are_taken_as_they_are_with_their_mask(tmp_path: Path) -> None:
+    rows = [{"input_ids": [5, 70_000, 7], "m": [0, 1, 1]}, {"input_ids": [1], "m": [1]}]
+    path = write_rows(tmp_path / "i.jsonl", rows)
+    source = SourceConfig(path=path, format=Format.ids, columns=ColumnsConfig(loss_mask="m"))
+    pack = run(make_data(tmp_path, source), make_tokenizer()).train.pack(0)
+    assert pack.tokens.tolist() == [5, 70_000, 7, 1] and pack.lengths == [3, 1]
+    assert pack.supervised.tolist() == [False, True, True, True]
+
+
+def test_held_out_and_training_documents_together_are_all_documents(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    texts = [f"document {i}" for i in range(300)]
+    data = make_data(tmp_path, texts_source(tmp_path, texts), validation_frac=0.2)
+    store = run(data, tokenizer)
+    train, held_out = (decode_packs(s, tokenizer) for s in (store.train, store.validation))
+    found = "".join(train).split("</s>")[:-1], "".join(held_out).split("</s>")[:-1]
+    assert sorted(found[0] + found[1]) == sorted(texts)
+    assert 30 < len(found[1]) < 90
+    assert found[1] == [t for t in texts if t in found[1]]
+
+
+def test_a_dataset_by_name_is_read_like_a_file(tmp_path: Path) -> None:
+    """A folder stands for a hub name here: `datasets` resolves both."""
+    (tmp_path / "hub").mkdir()
+    write_rows(tmp_path / "hub" / "train.jsonl", [{"text": t, "n": 1} for t in ("one", "two", "three")])
+    source = SourceConfig(dataset=str(tmp_path / "hub"), max_documents=2)
+    tokenizer = make_tokenizer()
+    data = make_data(tmp_path, source)
+    digest = run(data, tokenizer).digest
+    assert decode_packs(open_prepared("s", source, data, tokenizer).train, tokenizer) == ["one</s>two</s>"]
+    assert run(data, tokenizer).digest == digest and leftovers(tmp_path) == []
+
+
+def test_a_dataset_that_cannot_be_had_is_named_with_its_key(tmp_path: Path) -> None:
+    source = SourceConfig(dataset=str(tmp_path / "missing"), subset="x")
+    check_refused(tmp_path, source, make_tokenizer(), "`data.sources.s.dataset`", "subset x")
+
+
+def test_cleaning_is_counted_in_the_report(tmp_path: Path) -> None:
+    clean = CleanConfig(min_chars=2, deduplicate=True)
+    source = texts_source(tmp_path, ["same", " same ", "x", "other", "", "f[red]e[/red]e"], clean=clean)
+    shown = io.StringIO()
+    tokenizer = make_tokenizer()
+    store = run(make_data(tmp_path, source), tokenizer, show=shown)
+    assert decode_packs(store.train, tokenizer) == ["same</s>other</s>f[red]e[/red]e</s>"]
+    assert "2 too short, 1 duplicates; 1 stripped" in shown.getvalue()
+    assert "\u27e6f[red]e[/red]e</s>\u27e7" in shown.getvalue()
+
+
+def test_a_second_run_finds_the_store_and_reads_nothing(tmp_path: Path) -> None:
+    data = make_data(tmp_path, texts_source(tmp_path, ["one"]))
+    first = run(data, make_tokenizer())
+    shown = io.StringIO()
+    assert run(data, make_tokenizer(), show=shown).digest == first.digest
+    assert "unchanged" in shown.getvalue() and len(stores(tmp_path)) == 1
+
+
+def test_a_touched_file_gives_the_same_store_and_a_changed_one_another(tmp_path: Path) -> None:
+    data = make_data(tmp_path, texts_source(tmp_path, ["one"]))
+    first = run(data, make_tokenizer())
+    os.utime(tmp_path / "texts.jsonl", (1, 1))
+    assert find_store("s", data.sources["s"], data, make_tokenizer()) is None
+    assert run(data, make_tokenizer()).digest == first.digest
+    texts_source(tmp_path, ["two"])
+    assert run(data, make_tokenizer()).digest != first.digest
+
+
+def test_every_option_that_shapes_a_store_changes_its_digest(tmp_path: Path) -> None:
+    source = texts_source(tmp_path, ["one", "two"])
+    digests = [
+        run(make_data(tmp_path, source, **o), make_tokenizer()).digest
+        for o in (
+            {},
+            {"seq_len": 32},
+            {"add_eos": False},
+            {"validation_frac": 0.5},
+        )
+    ]
+    source.packing = Packing.best_fit
+    digests.append(run(make_data(tmp_path, source), make_tokenizer()).digest)
+    source.clean = CleanConfig(strip=False)
+    digests.append(run(make_data(tmp_path, source), make_tokenizer()).digest)
+    digests.append(run(make_data(tmp_path, source), make_tokenizer(adds_bos=True)).digest)
+    assert len(set(digests)) == 7
+
+
+def test_worker_processes_see_the_same_digest_and_make_the_same_store_as_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tokenizer(tmp_path / "tokenizer", make_tokenizer())
+    source = texts_source(tmp_path, [f"{i} words " * 300 for i in range(900)])
+    tokenizer = load_saved(folder)
+    alone = run(make_data(tmp_path, source), tokenizer)
+    monkeypatch.setattr(prepare_module, "PARALLEL_BYTES", 0)
+    data = make_data(tmp_path / "other", source, num_workers=2)
+    console = Console(file=io.StringIO())
+    together = prepare(data, tokenizer, partial(load_saved, folder, tokenizer.digest), None, console)["s"]
+    assert together.meta == alone.meta
+
+
+# ---- long documents
+
+
+def long_source(tmp_path: Path, policy: LongDocuments) -> SourceConfig:
+    texts = ["short", "x" * 100, "also short", "y" * 70]
+    return texts_source(tmp_path, texts, packing=Packing.best_fit, long_documents=policy)
+
+
+def test_a_document_longer_than_the_sequence_is_an_error_that_names_both_ways_out(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(DataError) as caught:
+        run(make_data(tmp_path, long_source(tmp_path, LongDocuments.error)), make_tokenizer())
+    message = str(caught.value)
+    for part in ("data.seq_len", "data.sources.s.long_documents", "2 of 4 documents", "101 tokens", "line 2"):
+        assert part in message
+    assert stores(tmp_path) == [] and leftovers(tmp_path) == []
+
+
+def test_long_documents_are_dropped_with_their_count_if_asked(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    store = run(make_data(tmp_path, long_source(tmp_path, LongDocuments.drop)), tokenizer)
+    assert decode_packs(store.train, tokenizer) == ["short</s>also short</s>"]
+    assert store.meta["counts"]["long_dropped"] == 2
+
+
+def test_long_documents_are_cut_and_all_their_tokens_kept_if_asked(tmp_path: Path) -> None:
+    store = run(make_data(tmp_path, long_source(tmp_path, LongDocuments.split)), make_tokenizer())
+    packed = sum(len(store.train.pack(i).tokens) for i in range(store.train.num_packs))
+    assert packed == store.train.num_tokens == 6 + 101 + 11 + 71
+    assert store.meta["counts"]["long_split"] == 2
+
+
+# ---- bad input
+
+
+def check_refused(tmp_path: Path, source: SourceConfig, tokenizer: Tokenizer, *parts: str) -> None:
+    with pytest.raises(DataError) as caught:
+        run(make_data(tmp_path, source), tokenizer)
+    for part in parts:
+        assert part in str(caught.value)
+    assert stores(tmp_path) == [] and leftovers(tmp_path) == []
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    source = texts_source(tmp_path, [])
+    check_refused(tmp_path, source, make_tokenizer(), "`data.sources.s` must hold documents")
+
+
+def test_a_corpus_that_cleaning_empties_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    source = texts_source(tmp_path, ["", " "])
+    check_refused(tmp_path, source, make_tokenizer(), "none of 2", "2 too short", "s.clean")
+
+
+def test_a_missing_column_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = SourceConfig(path=write_rows(tmp_path / "a.jsonl", [{"body": "x"}]))
+    check_refused(tmp_path, source, make_tokenizer(), "columns.text", "[body]")
+
+
+def test_invalid_json_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    source = SourceConfig(path=str(tmp_path / "a.jsonl"))
+    check_refused(tmp_path, source, make_tokenizer(), "a.jsonl, line 2", "JSON")
+
+
+def test_conversations_without_an_assistant_turn_are_counted_and_the_first_is_named(
+    tmp_path: Path,
+) -> None:
+    rows = [{"messages": TURNS}, {"messages": TURNS[:1]}, {"messages": TURNS[:1]}]
+    source = SourceConfig(path=write_rows(tmp_path / "c.jsonl", rows), format=Format.chat)
+    parts = ("2 of 3 rows", "c.jsonl, line 2", "assistant turn", "Remove these rows")
+    check_refused(tmp_path, source, make_tokenizer(), *parts)
+
+
+def test_a_conversation_that_the_template_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "system", "content": "x"}, *TURNS]}]
+    source = SourceConfig(path=write_rows(tmp_path / "c.jsonl", rows), format=Format.chat)
+    tokenizer = make_tokenizer(templates.GEMMA)
+    parts = ("c.jsonl, line 1", "System role not supported", "first user turn")
+    check_refused(tmp_path, source, tokenizer, *parts)
+
+
+def test_chats_without_a_chat_template_are_refused(tmp_path: Path) -> None:
+    source = SourceConfig(path=write_rows(tmp_path / "c.jsonl", [{"messages": TURNS}]), format=Format.chat)
+    check_refused(tmp_path, source, make_tokenizer(template=None), "`model.chat_template`", "sources.s")
+
+
+def test_a_source_with_nothing_supervised_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "i.jsonl", [{"input_ids": [1, 2], "m": [0, 0]}])
+    source = SourceConfig(path=path, format=Format.ids, columns=ColumnsConfig(loss_mask="m"))
+    check_refused(tmp_path, source, make_tokenizer(), "none of its 2 tokens is supervised")
+
+
+def test_ids_beyond_the_vocabulary_are_refused_with_the_place(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    data = make_data(tmp_path, texts_source(tmp_path, ["a", "b"]))
+    with pytest.raises(DataError) as caught:
+        run(data, tokenizer, vocab_size=200)
+    for part in ("`data.sources.s`", f"the id {tokenizer.eos_id}", "vocabulary of 200", "line 1"):
+        assert part in str(caught.value)
+    assert stores(tmp_path) == [] and leftovers(tmp_path) == []
+
+
+def test_a_store_made_for_a_larger_vocabulary_is_refused_when_it_is_found(tmp_path: Path) -> None:
+    data = make_data(tmp_path, texts_source(tmp_path, ["a"]))
+    run(data, make_tokenizer())
+    with pytest.raises(DataError, match="vocabulary of 200"):
+        run(data, make_tokenizer(), vocab_size=200)
+
+
+# ---- what training finds
+
+
+def test_training_opens_what_prepare_made(tmp_path: Path) -> None:
+    data = make_data(tmp_path, texts_source(tmp_path, ["one"]))
+    digest = run(data, make_tokenizer()).digest
+    assert open_prepared("s", data.sources["s"], data, make_tokenizer()).digest == digest
+
+
+def test_training_without_a_store_asks_for_prepare(tmp_path: Path) -> None:
+    data = make_data(tmp_path, texts_source(tmp_path, ["one"]))
+    with pytest.raises(DataError, match="palimpsest prepare` with the same overrides"):
+        open_prepared("s", data.sources["s"], data, make_tokenizer())
+    run(data, make_tokenizer())
+    data.seq_len = 128
+    with pytest.raises(DataError, match="no token store for it with these options"):
+        open_prepared("s", data.sources["s"], data, make_tokenizer())
+
+
+def test_a_store_made_by_another_tokenizer_is_called_that(tmp_path: Path) -> None:
+    data = make_data(tmp_path, texts_source(tmp_path, ["one"]))
+    run(data, make_tokenizer())
+    with pytest.raises(DataError, match="made by another tokenizer"):
+        open_prepared("s", data.sources["s"], data, make_tokenizer(adds_bos=True))
+
+
+def test_training_needs_neither_datasets_nor_transformers(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['datasets'] = None; sys.modules['transformers'] = None; "
+        "sys.modules['rich'] = None; import trainer.data.prepared, trainer.data.store"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# ---- accidents
+
+
+def start(data: DataConfig, go: Any = None) -> BaseProcess:
+    """Prepare in a process of its own; forked, because importing everything again takes seconds."""
+    tokenizer = make_tokenizer()
+
+    def work() -> None:
+        if go is not None:
+            go.wait()
+        run(data, tokenizer)
+
+    process = get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def lines_data(tmp_path: Path, num_lines: int) -> DataConfig:
+    (tmp_path / "corpus.txt").write_text("some words in a line\n" * num_lines)
+    source = SourceConfig(path=str(tmp_path / "corpus.txt"), txt_documents="line")
+    return make_data(tmp_path, source)
+
+
+def test_two_processes_at_once_leave_one_whole_store(tmp_path: Path) -> None:
+    data = lines_data(tmp_path, 20_000)
+    go = get_context("fork").Event()
+    processes = [start(data, go) for _ in range(2)]
+    go.set()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(stores(tmp_path)) == 1 and leftovers(tmp_path) == []
+    assert run(data, make_tokenizer()).train.num_tokens == 20_000 * len("some words in a line!")
+
+
+def test_a_process_killed_in_the_middle_leaves_no_store_and_the_next_one_makes_it(
+    tmp_path: Path,
+) -> None:
+    process = start(lines_data(tmp_path, 150_000))
+    pattern = "cache/stores/.tmp-*/work/spool-tokens"
+    deadline = time.monotonic() + 60
+    while not any(p.stat().st_size for p in tmp_path.glob(pattern)):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert stores(tmp_path) == [] and not (tmp_path / "cache" / "prepared").exists()
+    (staged,) = leftovers(tmp_path)
+
+    folder = tmp_path / "cache" / "stores" / staged
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (1, 1))
+    run(lines_data(tmp_path, 50), make_tokenizer())
+    assert len(stores(tmp_path)) == 1 and leftovers(tmp_path) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(cache)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this test needs a small file system, and may not mount one here")
+    try:
+        source = texts_source(tmp_path, ["some words " * 30_000] * 3)
+        with pytest.raises(DataError, match=r"data\.cache_dir.*is full"):
+            run(make_data(tmp_path, source), make_tokenizer())
+        assert stores(tmp_path) == [] and leftovers(tmp_path) == []
+    finally:
+        subprocess.run(["umount", "-l", str(cache)], check=True)
+
+
+def test_a_damaged_store_is_made_again(tmp_path: Path) -> None:
+    data = make_data(tmp_path, texts_source(tmp_path, ["one"]))
+    store = run(data, make_tokenizer())
+    folder = stores(tmp_path)[0]
+    (folder / "train" / "tokens.bin").write_bytes(b"")
+    with pytest.raises(DataError, match=r"tokens\.bin has 0 bytes"):
+        open_prepared("s", data.sources["s"], data, make_tokenizer())
+    assert run(data, make_tokenizer()).digest == store.digest
+    assert open_prepared("s", data.sources["s"], data, make_tokenizer()).train.num_tokens == 4
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason=f"needs {GSM8K}")
+def test_gsm8k_fills_its_packs_to_99_percent(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in GSM8K.read_text().splitlines()]
+    tokenizer = make_tokenizer(texts=[row["question"] + row["answer"] for row in rows[:200]])
+    source = SourceConfig(
+        path=str(GSM8K),
+        format=Format.completion,
+        columns=ColumnsConfig(prompt="question", completion="answer"),
+        as_chat=True,
+    )
+    store = run(make_data(tmp_path, source, seq_len=2048), tokenizer)
+    assert store.train.num_tokens / (store.train.num_packs * 2048) >= 0.99
+    sizes = np.array([len(store.train.pack(i).tokens) for i in range(store.train.num_packs)])
+    assert sizes.sum() == store.train.num_tokens and sizes.max() <= 2048

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from tests.helpers.tokenizers import make_tokenizer
+from trainer.config.data import DataConfig, SourceConfig
+from trainer.data.prepare import prepare
+from trainer.data.report import SAMPLE_TOKENS, render_sample
+from trainer.data.types import Pack
+
+
+def make_piece(text: str, first: int, last: int) -> Pack:
+    (ids,) = make_tokenizer().encode_fragments([text])
+    supervised = np.zeros(len(ids), dtype=np.bool_)
+    supervised[first:last] = True
+    return Pack(np.array(ids), supervised, [len(ids)])
+
+
+def test_supervised_tokens_stand_in_marks_where_there_is_no_colour() -> None:
+    shown = render_sample(make_piece("question answer", 9, 15), make_tokenizer(), in_colour=False)
+    assert shown.plain == "question \u27e6answer\u27e7"
+
+
+def test_supervised_tokens_are_coloured_on_a_terminal_and_others_dim() -> None:
+    shown = render_sample(make_piece("question answer", 9, 15), make_tokenizer(), in_colour=True)
+    assert shown.plain == "question answer"
+    assert [(span.start, span.end, span.style) for span in shown.spans] == [
+        (0, 9, "dim"),
+        (9, 15, "green"),
+    ]
+
+
+def test_a_long_sample_shows_both_ends_and_says_how_much_is_left_out() -> None:
+    piece = make_piece("q" * 10_000 + "a", 10_000, 10_001)
+    shown = render_sample(piece, make_tokenizer(), in_colour=False).plain
+    assert f"... {10_001 - SAMPLE_TOKENS:,} tokens ..." in shown
+    assert shown.startswith("q") and shown.endswith("\u27e6a\u27e7")
+
+
+def test_a_terminal_gets_a_bar_and_the_table_names_every_source(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(50)))
+    sources = {name: SourceConfig(path=str(path)) for name in ("first", "second")}
+    data = DataConfig(sources=sources, seq_len=64, cache_dir=str(tmp_path / "cache"), num_workers=1)
+    console = Console(file=io.StringIO(), force_terminal=True, width=150, record=True)
+    tokenizer = make_tokenizer()
+    stores = prepare(data, tokenizer, lambda: tokenizer, None, console)
+    shown = console.export_text()
+    assert stores["first"].digest == stores["second"].digest
+    for part in ("first", "second", "documents", "supervised", "fill", "held-out packs", "(100%)"):
+        assert part in shown
+    assert "first, sample 3" in shown
