@@ -67,7 +67,11 @@ if python -m trainer.launch.quickstart is-trained "$run_dir"; then
 else
     section 5 "palimpsest train ${overrides[*]}"
     rm -rf "$run_dir/export" # of an earlier training
-    palimpsest train "${overrides[@]}"
+    palimpsest train "${overrides[@]}" || {
+        code=$?
+        printf '\nTraining stopped (exit code %d). Run this script again to go on from the last checkpoint.\n' "$code" >&2
+        exit "$code"
+    }
 fi
 
 if [[ -f $run_dir/export/config.json ]]; then

@@ -19,7 +19,7 @@ from trainer.checkpoint.commit import (
     newest_verified,
     remove_staging,
 )
-from trainer.checkpoint.layout import ENGINE, FINGERPRINT, STATE, rng_file, step_dir
+from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
 from trainer.checkpoint.prune import prune
 from trainer.checkpoint.space import check_space
 from trainer.checkpoint.state import TrainState, read_state, write_state
@@ -75,7 +75,7 @@ class Keeper:
         digests = {name: store.digest for name, store in stores.items()}
         self._data_digest = json.dumps(digests, sort_keys=True)
         self._probe = probe_tokens(_first_tokens(stores))
-        if self._group.is_first:
+        if self._group.is_first and self._checkpoint.enabled:
             remove_staging(self._run_dir)
             num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
             check_space(self._run_dir, num_parameters, self._zero_dtype, num_kept)
@@ -90,6 +90,8 @@ class Keeper:
 
     def save(self, state: TrainState) -> None:
         """Commit a checkpoint and remove superseded ones."""
+        if not self._checkpoint.enabled:
+            return
         fingerprint = take_fingerprint(self._engine, self._probe, self._group, self._flash)
 
         def write(staging: Path) -> list[Written]:
@@ -120,7 +122,7 @@ class Keeper:
             SelfCheckError: The loaded model does not answer as the saved one did.
         """
         found = None
-        if self._checkpoint.resume:
+        if self._checkpoint.resume and self._checkpoint.enabled:
             found = newest_verified(self._run_dir, self._group, _LOG.warning)
         if found is None:
             return TrainState()
@@ -170,11 +172,6 @@ class Keeper:
                     f"{folder} must be resumed with {what} that saved it ({saved}), but has {now} instead. "
                     f"{fix}, or give another run_dir."
                 )
-
-
-def checkpoint_exists(run_dir: Path, step: int) -> bool:
-    """Tell whether a checkpoint of the step is there."""
-    return step_dir(run_dir, step).joinpath(ENGINE).is_dir()
 
 
 def _first_tokens(stores: dict[str, Store]) -> np.ndarray:

@@ -46,6 +46,8 @@ class EvaluateConfig:
 class CheckpointConfig:
     """When to save and what to keep."""
 
+    enabled: bool = True
+    """False for benchmarks and trials: nothing is written, resumed or exported."""
     every_steps: int = 500
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep_last: int = 2
@@ -56,8 +58,6 @@ class CheckpointConfig:
     """Keep the checkpoint with the lowest mean held-out loss."""
     resume: bool = True
     """Resume from the newest verified checkpoint of the run directory, when there is one."""
-    export_at_end: bool = False
-    """Export the last checkpoint to RUN_DIR/export after training."""
 
 
 @dataclass

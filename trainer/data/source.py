@@ -1,6 +1,6 @@
 """Reads the rows of a source in order, in batches, each row with the place it came from.
 
-The only file that imports `datasets`: it reads parquet, csv and the hub. JSON and txt are read here,
+The only file that imports `datasets`, when it is needed: it reads parquet, csv and the hub. JSON and txt are read here,
 because its JSON reader turns strings that look like dates into timestamps, gives every row the keys
 of all others, and does not say on which line a file is broken.
 """
@@ -14,15 +14,16 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import datasets
+from typing import TYPE_CHECKING, Any
 
 from trainer.config.data import SourceConfig
 from trainer.data.document import optional_columns, required_columns
 from trainer.data.files import BrokenFile, file_kind, open_text
 from trainer.data.types import RowBatch
 from trainer.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row]
@@ -60,6 +61,8 @@ def open_dataset(name: str, source: SourceConfig, cache: Path) -> datasets.Datas
     Raises:
         DataError: If it cannot be had.
     """
+    import datasets
+
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(
@@ -170,6 +173,8 @@ def _texts(file: Path, documents: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_table(name: str, source: SourceConfig, file: Path, kind: str, cache: Path) -> Iterator[NumberedRow]:
+    import datasets
+
     datasets.disable_progress_bars()
     options: dict[str, Any] = {}
     if kind == "csv":

@@ -6,18 +6,28 @@ from typing import Any
 
 from trainer.config.optim import Offload, OptimConfig, ReduceDtype, ZeroConfig
 from trainer.engine.batch import BatchShape
+from trainer.errors import ConfigError
 
 
 def deepspeed_dict(zero: ZeroConfig, optim: OptimConfig, shape: BatchShape, on_gpu: bool) -> dict[str, Any]:
     """Return the complete DeepSpeed configuration; `zero.extra` is merged last.
 
-    Gradients accumulate in fp32 at every stage that has an fp32 buffer for them: stages 1 to 3.
-    Stage 0 has none in DeepSpeed (NotImplementedError for bf16 with fp32 accumulation), so bf16 stage 0
-    is refused with more than one micro-step, where it would matter.
+    Gradients of several micro-steps accumulate in fp32; a single one has nothing to accumulate and saves
+    the buffer. Stage 0 has no fp32 buffer in DeepSpeed (NotImplementedError for bf16 with fp32
+    accumulation), so bf16 stage 0 with several micro-steps is refused.
+
+    Raises:
+        ConfigError: bf16 at stage 0 with gradient accumulation.
 
     Source: DeepSpeed 0.19.8 `_do_optimizer_sanity_check`; option notes in trainer/config/optim.py.
     """
     bf16 = zero.dtype == "bf16"
+    if bf16 and zero.stage == 0 and shape.num_micro_steps > 1:
+        raise ConfigError(
+            "`zero.stage` must be 1 or more in bf16 with gradient accumulation, but is 0 with "
+            f"{shape.num_micro_steps} micro-steps instead: stage 0 would add them up in bf16. Set zero=zero1, or "
+            "raise train.micro_batch_size."
+        )
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": shape.micro_batch_size,
         "gradient_accumulation_steps": shape.num_micro_steps,
@@ -29,7 +39,7 @@ def deepspeed_dict(zero: ZeroConfig, optim: OptimConfig, shape: BatchShape, on_g
         "bf16": {"enabled": bf16},
         "zero_optimization": _zero_section(zero),
     }
-    if bf16 and zero.stage > 0:
+    if bf16 and zero.stage > 0 and shape.num_micro_steps > 1:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     if bf16 and zero.reduce_dtype is ReduceDtype.fp32:
         config["communication_data_type"] = "fp32"

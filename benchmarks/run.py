@@ -1,0 +1,240 @@
+"""Measure the trainer itself: start real runs of `python -m trainer` and read their metrics.jsonl.
+
+    python benchmarks/run.py --corpus FILE.txt --gpus 2 --out results.json [CASE ...]
+
+Random weights of a real shape, real text in byte tokens, real packs. A figure is the median over the steps
+after warm-up of one run; each case is a fresh process. Writes hardware, versions and the
+command of every case beside its figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+WARMUP_STEPS = 4
+PACKAGES = ("torch", "deepspeed", "transformers", "flash-attn", "liger-kernel", "triton")
+
+CASES: dict[str, list[str]] = {
+    # One 8,192-token document a pack: full attention cost.
+    "zero2_8192": ["zero=zero2", "data.seq_len=8192", "model.checkpoint_layers=0", "documents=file"],
+    "zero2_8192_no_liger": [
+        "zero=zero2",
+        "data.seq_len=8192",
+        "model.checkpoint_layers=0",
+        "model.kernels=none",
+        "documents=file",
+    ],
+    "zero3_8192": ["zero=zero3", "data.seq_len=8192", "model.checkpoint_layers=0", "documents=file"],
+    # Packed paragraphs, 4,096 tokens a pack, micro-batches of 4: all, half and no layers recomputed.
+    "zero3_4096x4_full": [
+        "zero=zero3",
+        "data.seq_len=4096",
+        "train.micro_batch_size=4",
+        "model.checkpoint_layers=-1",
+    ],
+    "zero3_4096x4_half": [
+        "zero=zero3",
+        "data.seq_len=4096",
+        "train.micro_batch_size=4",
+        "model.checkpoint_layers=16",
+    ],
+    "zero3_4096x2_none": [
+        "zero=zero3",
+        "data.seq_len=4096",
+        "train.micro_batch_size=2",
+        "model.checkpoint_layers=0",
+    ],
+    "zero2_4096x2_none": [
+        "zero=zero2",
+        "data.seq_len=4096",
+        "train.micro_batch_size=2",
+        "model.checkpoint_layers=0",
+    ],
+    "zero2_4096x2_full": [
+        "zero=zero2",
+        "data.seq_len=4096",
+        "train.micro_batch_size=2",
+        "model.checkpoint_layers=-1",
+    ],
+    # One GPU: 16 bytes a parameter do not leave room for activations, so every layer is recomputed.
+    "one_gpu_zero3_4096x1_full": ["zero=zero3", "data.seq_len=4096", "model.checkpoint_layers=-1"],
+    "one_gpu_zero2_4096x1_full": ["zero=zero2", "data.seq_len=4096", "model.checkpoint_layers=-1"],
+    "one_gpu_zero3_offload_4096x4_full": [
+        "zero=zero3_offload",
+        "data.seq_len=4096",
+        "train.micro_batch_size=4",
+        "model.checkpoint_layers=-1",
+    ],
+    "one_gpu_zero2_offload_4096x4_full": [
+        "zero=zero2_offload",
+        "data.seq_len=4096",
+        "train.micro_batch_size=4",
+        "model.checkpoint_layers=-1",
+    ],
+}
+
+
+def main() -> None:
+    """Run the cases and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=f"any of: {', '.join(CASES)}")
+    parser.add_argument("--corpus", type=Path, required=True, help="a text file of some 100 kB or more")
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--shape", type=Path, default=HERE / "shapes" / "llama3_8b")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "latest.json")
+    parser.add_argument("--limit-s", type=int, default=240, help="wall clock limit of one case")
+    arguments = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="palimpsest-bench-"))
+    results = []
+    for case in arguments.cases:
+        results.append(measure(case, arguments, work))
+        record = {"environment": environment(arguments), "results": results}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(table(results))
+
+
+def measure(case: str, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Run one case in fresh processes and return its figures, or why there are none."""
+    overrides = case_overrides(case, arguments, work)
+    started = time.time()
+    log_path = work / f"{case}.log"
+    with log_path.open("w", encoding="utf-8") as log:
+        commands = [
+            [sys.executable, "-m", "trainer", "prepare", *overrides],
+            [
+                *(sys.executable, "-m", "torch.distributed.run"),
+                *("--nproc_per_node", str(arguments.gpus), "-m", "trainer", "train", *overrides),
+            ],
+        ]
+        code = 0
+        for command in commands:
+            try:
+                left_s = arguments.limit_s - (time.time() - started)
+                code = subprocess.run(command, stdout=log, stderr=log, timeout=left_s).returncode
+            except subprocess.TimeoutExpired:
+                code = 124
+            if code:
+                break
+    result: dict[str, Any] = {"case": case, "overrides": overrides, "wall_s": round(time.time() - started, 1)}
+    if code:
+        tail = log_path.read_text(encoding="utf-8", errors="replace")[-3000:]
+        memory = "out of memory" in tail.lower()
+        print(f"{case}: failed with {code}\n{tail}", flush=True)
+        return result | {"failed": "out of memory" if memory else f"exit code {code}"}
+    result |= figures(work / case / "metrics.jsonl")
+    print(json.dumps({k: v for k, v in result.items() if k != "overrides"}), flush=True)
+    return result
+
+
+def case_overrides(case: str, arguments: argparse.Namespace, work: Path) -> list[str]:
+    """Return the overrides of a case: its own and those that all cases share."""
+    own = [word for word in CASES[case] if not word.startswith("documents=")]
+    documents = "file" if "documents=file" in CASES[case] else "paragraph"
+    values = dict(word.split("=", 1) for word in own)
+    tokens = int(values["data.seq_len"]) * int(values.get("train.micro_batch_size", "1")) * arguments.gpus
+    return [
+        *own,
+        "model=benchmark",
+        f"model.path={arguments.shape}",
+        f"model.tokenizer={tokenizer_dir(work)}",
+        "data=text",
+        f"data.sources.corpus.path={arguments.corpus.resolve()}",
+        f"data.sources.corpus.txt_documents={documents}",
+        "data.validation_frac=0",
+        f"data.cache_dir={work / 'cache'}",
+        f"train.global_batch_tokens={tokens}",
+        f"train.max_steps={arguments.steps}",
+        "evaluate.every_steps=0",
+        "checkpoint.enabled=false",
+        "log.progress=false",
+        f"run_dir={work / case}",
+    ]
+
+
+def tokenizer_dir(work: Path) -> Path:
+    """Make the byte-level tokenizer that turns the corpus into ids."""
+    folder = work / "tokenizer"
+    if not folder.exists():
+        from trainer.model.tiny import build_tokenizer
+
+        build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def figures(metrics: Path) -> dict[str, Any]:
+    """Return medians over the steps after warm-up."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "loss" in row and row["step"] > WARMUP_STEPS]
+
+    def median(key: str, digits: int) -> float | None:
+        values = [row[key] for row in rows if key in row]
+        return round(statistics.median(values), digits) if values else None
+
+    return {
+        "num_steps": len(rows),
+        "tokens_per_s_per_gpu": median("tokens_per_s_per_gpu", 0),
+        "step_time_s": median("step_time_s", 4),
+        "mfu": median("mfu", 4),
+        "mfu_non_causal": median("mfu_non_causal", 4),
+        "memory_gib": max(row["memory_gib"] for row in rows),
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
+        "last_grad_norm": rows[-1]["grad_norm"],
+    }
+
+
+def environment(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return hardware and versions."""
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "gpus_used": arguments.gpus,
+        "gpus": names,
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "cuda": torch.version.cuda,
+        "shape": arguments.shape.name,
+        "warmup_steps": WARMUP_STEPS,
+        "statistic": "median over the steps after warm-up, one run a case",
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as a Markdown table."""
+    lines = [
+        "| case | tok/s/GPU | causal MFU | peak GiB | last loss |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in results:
+        if "failed" in row:
+            lines.append(f"| {row['case']} | {row['failed']} | | | |")
+            continue
+        mfu = f"{100 * row['mfu']:.1f} %" if row["mfu"] else ""
+        lines.append(
+            f"| {row['case']} | {row['tokens_per_s_per_gpu']:,.0f} | {mfu} | {row['memory_gib']:.1f} "
+            f"| {row['last_loss']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
