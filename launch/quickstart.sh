@@ -3,7 +3,7 @@
 #
 #   bash launch/quickstart.sh [overrides...]     e.g. train.max_steps=10
 #
-# Needs Python 3.11 or newer with its headers, g++, 6 GB of memory, 5 GB of disk, and PyPI once.
+# Needs Python 3.11 or newer, 6 GB of memory, 5 GB of disk, and PyPI once.
 # Run it again after an interruption: it keeps what is there and resumes the training. Other
 # overrides need another run directory: QUICKSTART_RUN_DIR=runs/second bash launch/quickstart.sh ...
 set -euo pipefail
@@ -19,24 +19,9 @@ section() {
     printf '\n[%d/7 %3ds] %s\n' "$1" "$SECONDS" "$2"
 }
 
-# DeepSpeed compiles a small C++ extension for ranks on a CPU: better to say now what is missing.
-check_compiler() {
-    local headers
-    if ! command -v g++ >/dev/null; then
-        echo "g++ was not found. On Debian or Ubuntu: apt install g++ python3-dev" >&2
-        return 1
-    fi
-    headers=$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    if [[ ! -f $headers/Python.h ]]; then
-        echo "$headers/Python.h is missing. On Debian or Ubuntu: apt install python3-dev" >&2
-        return 1
-    fi
-}
-
 section 1 "Environment"
 ensure_venv "$root"
 export PATH=$root/.venv/bin:$PATH
-check_compiler
 python -c 'import sys, trainer; print(f"palimpsest {trainer.__version__}, Python {sys.version.split()[0]}")'
 # The same run everywhere: two ranks on the CPU, also where there is a GPU. Nothing is looked up.
 export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=""

@@ -19,7 +19,7 @@ find_python() {
         fi
     done
     echo "No Python 3.11 or newer with its venv module was found. On Debian or Ubuntu:" >&2
-    echo "  apt install python3 python3-venv python3-dev g++" >&2
+    echo "  apt install python3 python3-venv" >&2
     return 1
 }
 

@@ -9,9 +9,7 @@ from tests.house.tree import parse, python_files
 CONFIG_FILES = python_files("trainer/config")
 CODE_FILES = [path for path in python_files("trainer") if path not in CONFIG_FILES]
 # Everything below the composition root: the rooms, and the two files that are time and maths.
-BELOW_RUN_FILES = [
-    path for path in CODE_FILES if len(path.parts) > 2 or path.stem in ("loop", "step")
-]
+BELOW_RUN_FILES = [path for path in CODE_FILES if len(path.parts) > 2 or path.stem in ("loop", "step")]
 
 
 def is_dataclass(node: ast.ClassDef) -> bool:

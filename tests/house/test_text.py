@@ -8,7 +8,7 @@ import pytest
 from tests.house.tree import ROOT, parse, python_files, shipped_files
 
 # Written so that this file does not match itself. Docker's cache mounts name /root rightly.
-SOMEBODYS_PATH = re.compile(r"(?<![\w.~}$-])/(?:home|Users|root|work)/[\w.]+|/\.lib[r]ary\b")
+SOMEBODYS_PATH = re.compile(r"(?<![\w.~}$*-])/(?:home|Users|root|work)/[\w.]+|/\.lib[r]ary\b")
 CONTAINER_FOLDERS = ("docker", ".github")
 
 

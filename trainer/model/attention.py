@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
+from importlib import metadata
 
 from trainer.config.model import Attention
 from trainer.errors import ModelError
@@ -15,10 +15,10 @@ _INSTALL = {
     ),
     Attention.flash_attention_2: "pip install --no-build-isolation 'palimpsest-trainer[gpu]'",
 }
-_MODULE = {
-    Attention.flash_attention_4: "flash_attn.cute",
-    Attention.flash_attention_3: "flash_attn_interface",
-    Attention.flash_attention_2: "flash_attn",
+_PACKAGE = {
+    Attention.flash_attention_4: "flash-attn-4",
+    Attention.flash_attention_3: "flash-attn-3",
+    Attention.flash_attention_2: "flash-attn",
 }
 _MIN_CAPABILITY = {
     Attention.flash_attention_4: (9, 0),
@@ -78,13 +78,15 @@ def _problem(attention: Attention, capability: tuple[int, int] | None) -> str | 
     if capability < _MIN_CAPABILITY[attention]:
         need = ".".join(map(str, _MIN_CAPABILITY[attention]))
         return f"the GPU has compute capability {capability[0]}.{capability[1]} and it needs {need}"
-    if not _is_installed(_MODULE[attention]):
-        return f"the module {_MODULE[attention]} is not installed"
+    if not _is_installed(attention):
+        return f"the package {_PACKAGE[attention]} is not installed"
     return None
 
 
-def _is_installed(module: str) -> bool:
+def _is_installed(attention: Attention) -> bool:
+    """Look for the distribution: flash-attn 2 ships a folder that looks like version 4's module."""
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
+        metadata.distribution(_PACKAGE[attention])
+    except metadata.PackageNotFoundError:
         return False
+    return True

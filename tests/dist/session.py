@@ -1,0 +1,78 @@
+"""What the functions that ranks run have in common: configurations, sessions and steps."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.tiny import make_workspace
+from trainer.config.schema import RunConfig
+from trainer.config.store import load_config
+
+
+def make_inputs(group: Any, folder: str) -> None:
+    """Make the workspace; one rank."""
+    make_workspace(Path(folder))
+
+
+def config_of(workspace: str, run_dir: str | Path, *overrides: str) -> RunConfig:
+    """Return the workspace's configuration with a run directory and overrides."""
+    return load_config(Path(workspace) / "config.yaml", [f"run_dir={run_dir}", *overrides])
+
+
+@contextlib.contextmanager
+def session_of(config: RunConfig) -> Iterator[Any]:
+    """Open a session as run.py does: the same data, model, loss head, optimizer and engine."""
+    from trainer import run
+
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        yield run.open_session(config, stack)
+    gc.collect()
+
+
+def loader_of(session: Any, rank: int | None = None, world_size: int | None = None) -> Any:
+    """Return the training loader of a session, of another rank if asked."""
+    from trainer.data.loader import TrainLoader
+    from trainer.data.plan import DataPlan
+
+    stores = [store.train for store in session.stores.values()]
+    config = session.config
+    plan = DataPlan(
+        [store.num_packs for store in stores],
+        session.shape.packs_per_step,
+        config.seed,
+        config.data.shuffle,
+    )
+    return TrainLoader(
+        list(session.stores),
+        stores,
+        plan,
+        session.group.rank if rank is None else rank,
+        session.group.world_size if world_size is None else world_size,
+        config.train.micro_batch_size,
+        session.pad_id,
+    )
+
+
+def take_steps(session: Any, num_steps: int, total: int = 8) -> list[dict[str, float]]:
+    """Train optimizer steps and return loss and gradient norm of each."""
+    from trainer.optim.schedule import lr_factor
+    from trainer.step import train_step
+
+    config = session.config
+    loader = loader_of(session)
+    records = []
+    for step in range(num_steps):
+        session.engine.set_lr(config.optim.lr * lr_factor(step, total, config.schedule))
+        result = train_step(
+            session.engine, loader.read(step), loader.names, session.group, session.flash, False
+        )
+        assert result.is_sound
+        records.append({"loss": result.loss, "grad_norm": result.grad_norm})
+    loader.close()
+    return records

@@ -1,0 +1,139 @@
+"""Rung 5: what is exported is what was trained, and a tampered checkpoint is not exported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dist.session import config_of
+from tests.dist.test_resume import commit_other_weights
+from trainer.checkpoint.layout import FINGERPRINT, step_dir
+from trainer.errors import SelfCheckError
+
+ROUNDING = 4 * 2.0**-8
+"""Four units in the last place of bf16, of the largest logit: each layer of the reloaded model rounds anew."""
+
+
+def train(group: Any, workspace: str, run_dir: str, overrides: list[str]) -> None:
+    from trainer import run
+    from trainer.config.snapshot import freeze
+
+    config = config_of(workspace, run_dir, "zero.dtype=bf16", "train.max_steps=2", *overrides)
+    if group.is_first:
+        freeze(config, Path(run_dir))
+    assert run.run_training(config).value == "finished"
+
+
+def export(group: Any, run_dirs: list[str], dtype: str) -> list[dict[str, Any]]:
+    """Export runs, reload the folders by transformers alone and compare with what training computed."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trainer.config.store import load_config
+    from trainer.jobs import export_model
+
+    found = []
+    for run_dir in run_dirs:
+        config = load_config(Path(run_dir) / "config.yaml", [f"export.dtype={dtype}"])
+        code = export_model(config)
+        folder = Path(run_dir) / "export"
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        saved = load_file(step_dir(Path(run_dir), 2) / FINGERPRINT)
+        with torch.no_grad():
+            logits = model(input_ids=saved["tokens"][None]).logits[0, -len(saved["logits"]) :].float()
+        base = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32).eval()
+        with torch.no_grad():
+            before = base(input_ids=saved["tokens"][None]).logits[0, -len(saved["logits"]) :]
+        scale = float(saved["logits"].abs().max())
+        found.append(
+            {
+                "code": code,
+                "dtype": str(model.dtype),
+                "moved": float((logits - saved["logits"]).abs().max()) / scale,
+                "trained": float((before - saved["logits"]).abs().max()) / scale,
+                "tied": model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr(),
+                "names": sorted(n for f in folder.glob("*.safetensors") for n in load_file(f)),
+                "vocabulary": len(AutoTokenizer.from_pretrained(folder)),
+            }
+        )
+    return found
+
+
+RUNS = {
+    "stage 0": (1, ["zero.stage=0", "train.micro_batch_size=4"], "model"),
+    "stage 0, tied": (1, ["zero.stage=0", "train.micro_batch_size=4"], "tied"),
+    "stage 2, tied": (2, ["zero.stage=2"], "tied"),
+    "stage 3": (2, ["zero.stage=3"], "model"),
+    "stage 3, tied": (2, ["zero.stage=3"], "tied"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, (num_ranks, overrides, model) in RUNS.items():
+        pool(num_ranks).run(
+            train,
+            workspace=workspace,
+            run_dir=str(folder / name.replace(", ", "-").replace(" ", "-")),
+            overrides=[*overrides, f"model.path={workspace}/{model}", "optim.lr=0.01"],
+        )
+    return {name: str(folder / name.replace(", ", "-").replace(" ", "-")) for name in RUNS}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_reloaded_export_answers_as_the_trained_model_did(pool, runs, dtype):
+    """Far off: shards are put together in a wrong order, or stale bf16 weights are exported. Only tied models
+    fail: the output layer is written twice or not tied again.
+    """
+    for name, found in zip(
+        runs, pool(1).run(export, run_dirs=list(runs.values()), dtype=dtype)[0], strict=True
+    ):
+        assert found["code"] == 0, name
+        assert found["moved"] <= ROUNDING < found["trained"], (name, found)
+        assert found["dtype"] == f"torch.{dtype}", name
+        assert found["tied"] == ("tied" in name), name
+        assert ("lm_head.weight" in found["names"]) == ("tied" not in name), name
+        assert len(found["names"]) == (20 if "tied" in name else 21), name
+        assert found["vocabulary"] == 260, name
+
+
+def export_tampered(group: Any, run_dir: str, folder: str) -> list[Any]:
+    """Return what the command line says of a flipped bit, and what export says of other weights."""
+    from trainer.cli import run_command
+    from trainer.config.store import load_config
+    from trainer.jobs import export_model
+
+    flipped, other = Path(folder) / "flipped", Path(folder) / "other"
+    for copy in (flipped, other):
+        shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("export"))
+    shard = step_dir(flipped, 2) / "engine" / "mp_rank_00_model_states.pt"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    ranks = {key: os.environ.pop(key) for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    try:
+        code = run_command(["export", f"run_dir={flipped}"])
+    finally:
+        os.environ.update(ranks)
+    shutil.copytree(step_dir(other, 2), step_dir(other, 6))
+    commit_other_weights(other, group)
+    with pytest.raises(SelfCheckError) as caught:
+        export_model(load_config(other / "config.yaml", [f"run_dir={other}"]))
+    return [code, (flipped / "export").exists(), str(caught.value)]
+
+
+def test_a_tampered_checkpoint_is_not_exported(pool, runs, tmp_path):
+    """A pass of the flipped bit: shards are read without their digests. A pass of the other weights: the
+    reloaded folder is not compared with what training computed.
+    """
+    code, is_exported, message = pool(1).run(
+        export_tampered, run_dir=runs["stage 0"], folder=str(tmp_path)
+    )[0]
+    assert code == 2 and not is_exported
+    assert "must give the trained model's logits within bf16 rounding" in message

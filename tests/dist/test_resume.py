@@ -1,0 +1,185 @@
+"""Rung 4: a resumed run is the run that never stopped, bit for bit; what cannot be resumed is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dist.session import config_of, session_of
+from trainer.checkpoint.commit import commit, read_manifest
+from trainer.checkpoint.layout import FINGERPRINT, STATE, step_dir
+from trainer.errors import CheckpointError, SelfCheckError
+
+
+def config_for(workspace: str, run_dir: Path, stage: int) -> Any:
+    # Attention dropout, so that a random number generator that is not restored changes the losses.
+    overrides = [
+        f"model.path={workspace}/dropout",
+        f"zero.stage={stage}",
+        "zero.dtype=bf16",
+        "train.max_steps=6",
+        "checkpoint.every_steps=3",
+    ]
+    if stage == 0:
+        overrides.append("train.micro_batch_size=4")
+    return config_of(workspace, run_dir, *overrides)
+
+
+def train_twice(group: Any, workspace: str, folder: str, stages: list[int]) -> None:
+    """Train six steps; then again from a copy of the checkpoint after three."""
+    from trainer import run
+
+    for stage in stages:
+        whole, resumed = Path(folder) / f"whole-{stage}", Path(folder) / f"resumed-{stage}"
+        assert run.run_training(config_for(workspace, whole, stage)).value == "finished"
+        if group.is_first:
+            shutil.copytree(step_dir(whole, 3), step_dir(resumed, 3))
+        group.barrier()
+        assert run.run_training(config_for(workspace, resumed, stage)).value == "finished"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
+    records = [r for r in lines(run_dir / "metrics.jsonl") if "loss" in r]
+    return {r["step"]: (r["loss"], r["grad_norm"]) for r in records}
+
+
+def assert_bitwise(whole: Path, resumed: Path) -> None:
+    before, after = losses(whole), losses(resumed)
+    assert sorted(before) == [1, 2, 3, 4, 5, 6] and sorted(after) == [4, 5, 6]
+    assert {step: before[step] for step in after} == after
+    one, other = (json.loads((step_dir(r, 6) / STATE).read_text()) for r in (whole, resumed))
+    assert (one.pop("attempts"), other.pop("attempts")) == (1, 2)
+    assert one.pop("wandb_id") and other.pop("wandb_id")
+    assert one == other
+    assert len(one["data_digest"]) == 32 and one["tokens_seen"] == 6 * 4 * 64
+    assert contents(step_dir(whole, 6)) == contents(step_dir(resumed, 6))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return a digest of what every file of a checkpoint holds; pickles of equal values differ in bytes."""
+    import torch
+
+    found = {}
+    for name, (_, digest) in read_manifest(folder).files.items():
+        if name == STATE:
+            continue
+        if name.endswith(".pt"):
+            flat = [*flatten(torch.load(folder / name, weights_only=False), "")]
+            assert sum(":tensor" in line for line in flat) > 2
+            digest = hashlib.sha256("\n".join(flat).encode()).hexdigest()
+        found[name] = digest
+    assert {name.split("/")[0].split("-rank")[0] for name in found} >= {"engine", "rng", FINGERPRINT}
+    return found
+
+
+def flatten(value: Any, key: str) -> Iterator[str]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        raw = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        yield f"{key}:tensor {value.dtype} {list(value.shape)} {hashlib.sha256(raw).hexdigest()}"
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from flatten(item, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{key}[{index}]")
+    elif type(value).__module__.startswith("deepspeed") and hasattr(value, "__dict__"):
+        yield from flatten(vars(value), key)
+    else:
+        yield f"{key}={value!r}"
+
+
+def test_resume_after_three_steps_is_bitwise_identical_at_two_ranks(pool, workspace, tmp_path):
+    """Losses differ from the first resumed step: weights, optimizer moments or generators are not restored.
+    Only the data digest differs: the loader starts at another pack. Only the files differ: state that later
+    steps will need is lost.
+    """
+    pool(2).run(train_twice, workspace=workspace, folder=str(tmp_path), stages=[1, 2, 3])
+    for stage in (1, 2, 3):
+        assert_bitwise(tmp_path / f"whole-{stage}", tmp_path / f"resumed-{stage}")
+    refusal = pool(1).run(resume_alone, workspace=workspace, run_dir=str(tmp_path / "whole-1"))[0]
+    assert "the number of ranks that saved it (2), but has 1 instead" in refusal
+    assert "Start as many ranks as saved it" in refusal
+
+
+def test_resume_at_stage_0_is_bitwise_identical_and_other_runs_are_refused(pool, workspace, tmp_path):
+    """As above; stage 0 is saved by another path of DeepSpeed."""
+    pool(1).run(train_twice, workspace=workspace, folder=str(tmp_path), stages=[0])
+    assert_bitwise(tmp_path / "whole-0", tmp_path / "resumed-0")
+    answers = pool(1).run(refusals, workspace=workspace, run_dir=str(tmp_path / "whole-0"))[0]
+    assert "with `zero.stage` that saved it (0), but has 3 instead" in answers["stage"]
+    assert "with the data that saved it" in answers["data"] and "other" in answers["data"]
+    assert "with the configuration that saved it" in answers["config"]
+    for kind in ("stage", "data", "config"):
+        assert answers[kind].startswith("CheckpointError")
+        assert "or give another run_dir." in answers[kind]
+    assert answers["weights"].startswith("SelfCheckError")
+    assert "must answer as the saved one did" in answers["weights"]
+
+
+def keeper_of(session: Any, config: Any, stores: Any) -> Any:
+    from trainer.keeper import Keeper
+
+    keeper = Keeper(Path(config.run_dir), session.engine, session.group, session.flash, config, 6)
+    keeper.prepare(session.held_out(), stores, session.loaded.num_parameters)
+    return keeper
+
+
+def refusal_of(keeper: Any) -> str:
+    with pytest.raises((CheckpointError, SelfCheckError)) as caught:
+        keeper.resume()
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def resume_alone(group: Any, workspace: str, run_dir: str) -> str:
+    config = config_for(workspace, Path(run_dir), 1)
+    with session_of(config) as session:
+        return refusal_of(keeper_of(session, config, session.stores))
+
+
+def refusals(group: Any, workspace: str, run_dir: str) -> dict[str, str]:
+    config = config_for(workspace, Path(run_dir), 0)
+    answers = {}
+    with session_of(config) as session:
+        session.engine.stage = 3
+        answers["stage"] = refusal_of(keeper_of(session, config, session.stores))
+        session.engine.stage = 0
+        stores = {name: dataclasses.replace(s, digest="other") for name, s in session.stores.items()}
+        answers["data"] = refusal_of(keeper_of(session, config, stores))
+        other = dataclasses.replace(config, seed=5)
+        answers["config"] = refusal_of(keeper_of(session, other, session.stores))
+        assert keeper_of(session, config, session.stores).resume().step == 6
+        commit_other_weights(Path(run_dir), group)
+        answers["weights"] = refusal_of(keeper_of(session, config, session.stores))
+    return answers
+
+
+def commit_other_weights(run_dir: Path, group: Any) -> None:
+    """Commit a checkpoint that verifies, whose weights are not those that its fingerprint saw."""
+    import torch
+
+    from trainer.engine.writer import seal
+
+    source = step_dir(run_dir, 6)
+
+    def write(staging: Path) -> list[Any]:
+        shutil.copytree(source, staging, dirs_exist_ok=True)
+        path = staging / "engine" / "mp_rank_00_model_states.pt"
+        states = torch.load(path, weights_only=False)
+        states["module"]["lm.lm_head.weight"] *= 1.5
+        torch.save(states, path)
+        return [seal(f) for f in staging.rglob("*") if f.is_file() and f.name != "manifest.json"]
+
+    commit(run_dir, dataclasses.replace(read_manifest(source), step=7, files={}), write, group)

@@ -1,0 +1,173 @@
+"""Rank processes for tests: started once, then handed one function after the other.
+
+Importing DeepSpeed takes most of a short test, so a `Ranks` pool keeps its processes and their process
+group; every function builds its own model and engine. A rank that fails, dies or hangs takes the whole
+pool with it, and the next call starts a fresh one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 120.0
+FOREIGN = ("OMPI_", "PMI_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
+
+
+class RankFailure(AssertionError):
+    """A rank raised, died or did not answer in time; the message holds what it said."""
+
+
+class Ranks:
+    """A pool of rank processes on this machine (gloo, CPU)."""
+
+    def __init__(self, num_ranks: int, folder: Path) -> None:
+        self.num_ranks = num_ranks
+        self._folder = folder
+        self._processes: list[subprocess.Popen[str]] = []
+        self._num_calls = 0
+
+    def run(self, function: Callable[..., Any], timeout_s: float = 120.0, **arguments: Any) -> list[Any]:
+        """Call `function(group, **arguments)` on every rank; return what each returned, as JSON values."""
+        if not self._processes:
+            self._start()
+            timeout_s += START_S
+        self._num_calls += 1
+        answers = [self._folder / f"answer-{self._num_calls}-{rank}.json" for rank in range(self.num_ranks)]
+        module = Path(function.__code__.co_filename).resolve().relative_to(ROOT).with_suffix("")
+        name = f"{'.'.join(module.parts)}:{function.__qualname__}"
+        for process, answer in zip(self._processes, answers, strict=True):
+            request = {"function": name, "arguments": arguments, "answer": str(answer)}
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        self._wait(answers, name, time.monotonic() + timeout_s)
+        return [json.loads(answer.read_text())["value"] for answer in answers]
+
+    def close(self) -> None:
+        """Kill every rank."""
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._processes = []
+
+    def _start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        base = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+        base |= {
+            "WORLD_SIZE": str(self.num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "DS_ACCELERATOR": "cpu",
+            "DS_LOG_LEVEL": "warning",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+        }
+        for rank in range(self.num_ranks):
+            with self._log(rank).open("w") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.helpers.ranks"],
+                    env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    cwd=ROOT,
+                    start_new_session=True,
+                )
+            self._processes.append(process)
+
+    def _wait(self, answers: list[Path], name: str, deadline: float) -> None:
+        while True:
+            done = [answer for answer in answers if answer.exists()]
+            for answer in done:
+                error = json.loads(answer.read_text()).get("error")
+                if error:
+                    self._fail(f"{name} failed on {answer.stem}:\n{error}")
+            if len(done) == len(answers):
+                return
+            for rank, process in enumerate(self._processes):
+                if process.poll() is not None:
+                    self._fail(f"{name}: rank {rank} died with {process.returncode}")
+            if time.monotonic() > deadline:
+                waiting = [answer.stem for answer in answers if not answer.exists()]
+                self._fail(f"{name} did not answer in time: {waiting}")
+            time.sleep(0.02)
+
+    def _fail(self, message: str) -> None:
+        self.close()
+        tails = [f"--- rank {r}\n{self._log(r).read_text()[-3000:]}" for r in range(self.num_ranks)]
+        raise RankFailure("\n".join([message, *tails]))
+
+    def _log(self, rank: int) -> Path:
+        return self._folder / f"rank-{rank}.log"
+
+
+def run_ranks(
+    function: Callable[..., Any],
+    num_ranks: int,
+    arguments: dict[str, Any],
+    folder: Path,
+    timeout_s: float = 120.0,
+) -> list[Any]:
+    """Start ranks for one function and end them; return each rank's JSON value."""
+    ranks = Ranks(num_ranks, folder)
+    try:
+        return ranks.run(function, timeout_s, **arguments)
+    finally:
+        ranks.close()
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def serve() -> None:
+    """Run as one rank: join the group once, then answer requests until stdin closes."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves no ranks
+    import torch
+
+    from trainer import run
+    from trainer.dist.env import rank_env
+    from trainer.dist.group import close_group, open_group
+
+    torch.set_num_threads(1)
+    group = open_group(rank_env(os.environ), timeout_s=100)
+    # Sessions of this process share its group; everything else of run.py is used as it is.
+    run.open_group = lambda env, timeout_s: group  # type: ignore[assignment]
+    run.close_group = lambda: None  # type: ignore[assignment]
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(f"== {request['function']} {request['arguments']}", flush=True)
+        module, _, name = request["function"].partition(":")
+        try:
+            function = getattr(importlib.import_module(module), name)
+            answer = {"value": function(group, **request["arguments"])}
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        path = Path(request["answer"])
+        staged = path.with_suffix(".tmp")
+        staged.write_text(json.dumps(answer))
+        staged.replace(path)
+    close_group()
+
+
+if __name__ == "__main__":
+    serve()
