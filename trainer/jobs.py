@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 from rich.console import Console
 
 from trainer.config.check import check_config
@@ -81,18 +82,35 @@ def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
         "trainer",
         *arguments,
     ]
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def forward(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        ranks = rank_processes(process.pid)
+        for rank in ranks:
+            rank.send_signal(number)
+        if not ranks:
+            os.killpg(process.pid, number)
 
-    previous = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT)}
+    previous = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
         code = process.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def rank_processes(launcher_pid: int) -> list[psutil.Process]:
+    """Return the rank processes below a launcher.
+
+    Signals go to them directly: DeepSpeed's launcher kills its ranks on SIGTERM instead of passing it on,
+    and its runner dies and leaves them behind.
+    """
+    try:
+        children = psutil.Process(launcher_pid).children(recursive=True)
+        return [child for child in children if child.environ().get("LOCAL_RANK") is not None]
+    except psutil.Error:
+        return []
 
 
 def free_port() -> int:

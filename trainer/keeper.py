@@ -90,8 +90,6 @@ class Keeper:
 
     def save(self, state: TrainState) -> None:
         """Commit a checkpoint and remove superseded ones."""
-        if not self._checkpoint.enabled:
-            return
         fingerprint = take_fingerprint(self._engine, self._probe, self._group, self._flash)
 
         def write(staging: Path) -> list[Written]:

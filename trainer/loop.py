@@ -36,6 +36,7 @@ class Cadence:
     log_every: int
     evaluate_every: int
     save_every: int
+    saves: bool
     evaluate_before_save: bool
     max_non_finite: int
     patience: int | None
@@ -47,7 +48,8 @@ class Cadence:
 
     def save_due(self, step: int) -> bool:
         """Tell whether a checkpoint is written after the step."""
-        return step == self.num_steps or bool(self.save_every and step % self.save_every == 0)
+        due = step == self.num_steps or bool(self.save_every and step % self.save_every == 0)
+        return due and self.saves
 
     def evaluate_due(self, step: int) -> bool:
         """Tell whether held-out loss is taken after the step."""
@@ -133,7 +135,8 @@ def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
         if not preempted and cadence.evaluate_due(state.step):
             evaluate(parts, state, cadence)
         out_of_patience = is_out_of_patience(state, cadence)
-        if preempted or out_of_patience or cadence.save_due(state.step):
+        stopping = preempted or out_of_patience
+        if cadence.save_due(state.step) or (stopping and cadence.saves):
             save(parts, state)
         if preempted:
             return StopReason.preempted

@@ -290,6 +290,7 @@ def _cadence(config: RunConfig, total: int) -> Cadence:
         log_every=config.log.every_steps,
         evaluate_every=config.evaluate.every_steps,
         save_every=config.checkpoint.every_steps,
+        saves=config.checkpoint.enabled,
         evaluate_before_save=config.checkpoint.keep_best,
         max_non_finite=config.train.max_non_finite_steps,
         patience=config.evaluate.patience,
@@ -311,7 +312,7 @@ def _build_journal(session: Session, state: TrainState, total: int) -> Journal:
     if not group.is_first:
         return Journal(Sinks(), None, meter, total, tokens_per_step)
     metrics_path = run_dir / "metrics.jsonl"
-    truncate_after(metrics_path, state.step)
+    truncate_after(metrics_path, state.step if state.attempts > 1 else -1)
     required: list[Sink] = [JsonlSink(metrics_path)]
     wandb_sink = build_wandb(
         config.log.wandb,

@@ -25,41 +25,32 @@ def fill_frac(split: dict[str, Any]) -> float:
 
 
 def build_table(stores: dict[str, Store]) -> Table:
-    """Build the table of all sources."""
-    table = Table(title="Prepared sources")
-    table.add_column("source")
-    numbers = (
-        "documents",
-        "tokens",
-        "supervised",
-        "fill",
-        "longest",
-        "train packs",
-        "held-out packs",
-    )
-    for column in numbers:
-        table.add_column(column, justify="right")
-    table.add_column("dropped, and other counts")
-    for name, store in stores.items():
-        table.add_row(name, *describe_store(store))
+    """Build the table of all sources: a column a source, so that it fits 80 columns."""
+    table = Table(title="Prepared sources", title_justify="left")
+    table.add_column("")
+    described = [describe_store(store) for store in stores.values()]
+    for name in stores:
+        table.add_column(name, justify="right", overflow="fold")
+    for label in described[0] if described else ():
+        table.add_row(label, *(cells[label] for cells in described))
     return table
 
 
-def describe_store(store: Store) -> list[str]:
-    """Return the cells of a store's row: counts over both splits, fill of the training split."""
+def describe_store(store: Store) -> dict[str, str]:
+    """Return the cells of a store: counts over both splits, fill of the training split."""
     train, held_out = store.meta["splits"][TRAIN], store.meta["splits"][VALIDATION]
     both = {key: train[key] + held_out[key] for key in train if key.startswith("num_")}
     share = both["num_supervised"] / max(both["num_tokens"], 1)
-    return [
-        f"{both['num_documents']:,}",
-        f"{both['num_tokens']:,}",
-        f"{both['num_supervised']:,} ({share:.0%})",
-        f"{fill_frac(train):.2%}",
-        f"{store.meta['longest']:,}",
-        f"{train['num_packs']:,}",
-        f"{held_out['num_packs']:,}",
-        describe_notes(store.meta),
-    ]
+    return {
+        "documents": f"{both['num_documents']:,}",
+        "tokens": f"{both['num_tokens']:,}",
+        "supervised tokens": f"{both['num_supervised']:,} ({share:.0%})",
+        "fill of packs": f"{fill_frac(train):.2%}",
+        "longest document": f"{store.meta['longest']:,} tokens",
+        "training packs": f"{train['num_packs']:,}",
+        "held-out packs": f"{held_out['num_packs']:,}",
+        "dropped, and other counts": describe_notes(store.meta),
+    }
 
 
 def describe_notes(meta: dict[str, Any]) -> str:

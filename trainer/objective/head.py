@@ -132,7 +132,11 @@ class _HeadGrads:
 
 
 def _softmax_step(logits: Tensor, labels: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
-    """Return (nll [n] float32, d loss / d logits [n, V]) of one chunk."""
+    """Return (nll [n] float32, d loss / d logits [n, V]) of one chunk. On a GPU the logits are overwritten."""
+    if logits.is_cuda:
+        from trainer.objective.fused_softmax import fused_softmax_step
+
+        return fused_softmax_step(logits, labels, needs_grad)
     supervised = labels != IGNORE
     targets = torch.where(supervised, labels, 0).unsqueeze(1)
     log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)

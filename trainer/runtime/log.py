@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +15,12 @@ from typing import TextIO
 _SELF_HANDLED = ("DeepSpeed", "transformers", "datasets", "huggingface_hub", "peft", "accelerate")
 _OURS = ("trainer", "__main__", "launch")
 _FILE_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
+
+# DeepSpeed 0.19 and we call these on purpose: the new names are missing in the oldest versions allowed.
+_KNOWN_DEPRECATIONS = (
+    r"`torch.distributed.\w+` is deprecated",
+    r"`gradient_checkpointing_enable` is deprecated",
+)
 
 _installed: list[logging.Handler] = []
 
@@ -60,6 +67,8 @@ def setup_logging(rank: int, world_size: int, log_dir: Path | None) -> None:
     root.setLevel(logging.INFO)
     logging.getLogger("trainer").setLevel(logging.DEBUG)
     logging.captureWarnings(True)
+    for message in _KNOWN_DEPRECATIONS:
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     adopt_library_loggers()
     logging.getLogger(__name__).debug("Rank %d of %d logs here.", rank, world_size)
 

@@ -34,7 +34,7 @@ from trainer.data.store import SplitStore, Store
 from trainer.errors import DataError
 from trainer.model.tokenizer import Tokenizer
 
-GSM8K = Path("/work/shared/data/gsm8k_train.jsonl")
+GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k_train.jsonl"
 TURNS = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
 ROOT = Path(__file__).parents[3]
 

@@ -61,9 +61,7 @@ def test_a_single_source_is_not_printed_twice() -> None:
 
 @pytest.mark.parametrize("num_sources", [2, 3, 5, 40])
 def test_many_and_long_source_names_still_fit(num_sources: int) -> None:
-    sources: dict[str, Value] = {
-        f"loss/{i}_a_very_long_corpus_name_{i}": 1.0 for i in range(num_sources)
-    }
+    sources: dict[str, Value] = {f"loss/{i}_a_very_long_corpus_name_{i}": 1.0 for i in range(num_sources)}
     line = training_line(123_456, 200_000, {**RECORD, **sources})
     assert len(line) <= 120
     assert line.endswith("ETA 3h12m")
@@ -82,9 +80,7 @@ def test_evaluation_is_its_own_wrapped_line() -> None:
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_INTERACTIVE"])
-def test_logs_in_a_file_have_no_control_characters(
-    variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logs_in_a_file_have_no_control_characters(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "1")
     stream = io.StringIO()
     sink = ConsoleSink(10, stream=stream)

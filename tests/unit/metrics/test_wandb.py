@@ -119,9 +119,7 @@ def test_no_file_of_a_run_holds_a_secret(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [WandbMode.auto, WandbMode.online])
-def test_without_a_key_the_run_is_offline_and_nobody_is_asked(
-    mode: WandbMode, tmp_path: Path
-) -> None:
+def test_without_a_key_the_run_is_offline_and_nobody_is_asked(mode: WandbMode, tmp_path: Path) -> None:
     sink = _build(mode, tmp_path / "run", lr=1e-5)
     assert sink is not None
     sink.write(1, {"loss": 1.0})
@@ -194,9 +192,7 @@ def test_run_ids_differ_and_are_plain() -> None:
     assert all(re.fullmatch("[a-z0-9]{8}", text) for text in ids)
 
 
-def test_credentials_are_found_where_wandb_looks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials_are_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "https://api.wandb.ai"
     assert not has_wandb_key(url)
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
@@ -209,9 +205,7 @@ def test_credentials_are_found_where_wandb_looks(
     assert has_wandb_key(url)
 
 
-def test_connection_is_tried_through_the_proxy(
-    silent_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connection_is_tried_through_the_proxy(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_connect(silent_server)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -225,9 +219,7 @@ def test_connection_is_tried_through_the_proxy(
 
 def test_importing_the_sink_does_not_import_wandb() -> None:
     code = "import sys, trainer.metrics.wandb; sys.exit('wandb' in sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True, timeout=60
-    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True, timeout=60)
 
 
 def test_missing_wandb_is_an_error_only_when_it_was_asked_for(tmp_path: Path) -> None:
@@ -253,6 +245,4 @@ for mode in (WandbMode.online, WandbMode.offline):
         raise AssertionError(mode)
 """
     root = str(Path(__file__).parents[3])
-    subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, root, str(tmp_path)], check=True, timeout=60
-    )
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, root, str(tmp_path)], check=True, timeout=60)

@@ -75,9 +75,7 @@ def test_no_log_dir_means_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_setup_replaces_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_setup_replaces_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(0, 2, tmp_path / "a")
     setup_logging(0, 2, tmp_path / "b")
     logging.getLogger("trainer").info("once")

@@ -1,0 +1,90 @@
+"""Safetensors export from a stream: whole folder or none, read back tensor by tensor."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainer.checkpoint import export
+from trainer.checkpoint.export import export_weights, tensor_digest
+from trainer.errors import CheckpointError, SelfCheckError
+
+
+def stream(num=5):
+    for index in range(num):
+        yield f"layer.{index}.weight", torch.full((10, 10), float(index) + 1 / 3)
+    yield "counter", torch.tensor([3])
+
+
+def write_rest(folder):
+    (folder / "config.json").write_text("{}")
+
+
+def load(folder):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    tensors = {}
+    for file in sorted(set(index["weight_map"].values())):
+        tensors |= load_file(folder / file)
+    assert sorted(tensors) == sorted(index["weight_map"])
+    return tensors, index
+
+
+@pytest.mark.parametrize("max_shard_bytes", [1, 450, 10**9])
+def test_tensors_come_back_cast_and_sharded(tmp_path, max_shard_bytes):
+    count = export_weights(stream(), tmp_path / "out", "bfloat16", max_shard_bytes, write_rest)
+    tensors, index = load(tmp_path / "out")
+    assert count == len(tensors) == 6
+    for name, tensor in stream():
+        expected = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+        assert torch.equal(tensors[name], expected)
+    files = set(index["weight_map"].values())
+    assert len(files) == {1: 6, 450: 3, 10**9: 1}[max_shard_bytes]
+    assert all(f"-of-{len(files):05d}" in file for file in files)
+    assert index["metadata"]["total_size"] == 5 * 200 + 8
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path):
+    for num in (5, 2):
+        export_weights(stream(num), tmp_path / "out", "float32", 450, write_rest)
+    assert len(load(tmp_path / "out")[0]) == 3
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(CheckpointError, match="`export.output_dir` must be a new folder"):
+        export_weights(stream(), tmp_path / "mine", "float32", 450, write_rest)
+    assert (tmp_path / "mine").is_dir()
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), RuntimeError("broken")])
+def test_a_failure_leaves_no_folder_and_the_earlier_export(tmp_path, problem):
+    export_weights(stream(2), tmp_path / "out", "float32", 10**9, write_rest)
+
+    def fail(folder):
+        raise problem
+
+    with pytest.raises((CheckpointError, RuntimeError)):
+        export_weights(stream(), tmp_path / "out", "float32", 10**9, fail)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert len(load(tmp_path / "out")[0]) == 3
+
+
+def test_a_file_that_does_not_hold_what_was_meant_is_not_published(tmp_path, monkeypatch):
+    save_file = export.save_file
+
+    def faulty(tensors, path, metadata):
+        tensors = dict(tensors)
+        name = next(iter(tensors))
+        tensors[name] = tensors[name] + 1
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(export, "save_file", faulty)
+    with pytest.raises(SelfCheckError, match="layer.0.weight must equal the trained one"):
+        export_weights(stream(), tmp_path / "out", "float32", 10**9, write_rest)
+    assert not list(tmp_path.iterdir())
+
+
+def test_digests_are_of_values():
+    tensor = torch.arange(12.0).reshape(3, 4)
+    assert tensor_digest(tensor.t()) == tensor_digest(tensor.t().contiguous())
+    assert tensor_digest(tensor) != tensor_digest(tensor.t())
+    assert tensor_digest(tensor.bfloat16()) != tensor_digest(tensor)

@@ -1,0 +1,104 @@
+"""Retention, the state file and the space check."""
+
+import dataclasses
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.checkpoint.test_commit import save
+from trainer.checkpoint.layout import MANIFEST, find_checkpoints, rng_file, step_dir, step_of
+from trainer.checkpoint.prune import prune, superseded
+from trainer.checkpoint.space import check_space
+from trainer.checkpoint.state import TrainState, read_state, write_state
+from trainer.errors import CheckpointError
+
+
+def steps_left(run_dir):
+    return [step_of(folder) for folder in find_checkpoints(run_dir)]
+
+
+def test_the_newest_the_best_and_the_kept_ones_stay():
+    steps = [10, 20, 30, 40, 50, 60]
+    assert superseded(steps, 2, None, None) == [10, 20, 30, 40]
+    assert superseded(steps, 2, None, 20) == [10, 30, 40]
+    assert superseded(steps, 1, 20, 10) == [30, 50]
+    assert superseded([], 2, None, None) == []
+
+
+@given(
+    st.sets(st.integers(0, 99)), st.integers(1, 5), st.integers(1, 10) | st.none(), st.integers(0, 99)
+)
+def test_pruning_never_takes_the_newest_or_the_best(steps, keep_last, every, best):
+    gone = set(superseded(list(steps), keep_last, every, best))
+    left = steps - gone
+    assert best not in gone
+    assert not steps or max(steps) in left
+    assert len(left) >= min(keep_last, len(steps))
+    assert superseded(list(left), keep_last, every, best) == []
+
+
+def test_pruning_counts_only_valid_checkpoints_and_keeps_the_best(tmp_path):
+    """Counting a torn one among the newest would remove the last checkpoint that can be resumed."""
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, step)
+    for torn in (4, 5):
+        (step_dir(tmp_path, torn) / MANIFEST).write_text("{")
+    assert prune(tmp_path, keep_last=1, keep_every_steps=None, best_step=1) == [2]
+    assert steps_left(tmp_path) == [5, 4, 3, 1]
+
+
+def test_a_removal_that_is_interrupted_leaves_nothing_that_looks_valid(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(tmp_path, step)
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    assert prune(tmp_path, 1, None, None) == [1]
+    assert steps_left(tmp_path) == [2, 1]
+    assert not (step_dir(tmp_path, 1) / MANIFEST).exists()
+
+
+def test_the_state_makes_a_round_trip(tmp_path):
+    state = TrainState(
+        step=7,
+        tokens_seen=2**53 - 1,
+        targets_by_source={"chat": 3, "text": 9},
+        data_digest="ab",
+        best_loss=0.1 + 0.2,
+        best_step=5,
+        last_losses={"chat": 1 / 3},
+        wandb_id="x",
+    )
+    write_state(tmp_path / "state.json", state)
+    assert read_state(tmp_path / "state.json") == state
+    assert set(json.loads((tmp_path / "state.json").read_text())) == {
+        "version",
+        *(field.name for field in dataclasses.fields(TrainState)),
+    }
+
+
+def test_a_state_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "state.json"
+    write_state(path, TrainState())
+    path.write_text(path.read_text().replace('"version": 1', '"version": 9'))
+    with pytest.raises(CheckpointError, match="must be of format version 1, but is 9 instead"):
+        read_state(path)
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(450e9))
+    run_dir = tmp_path / "not" / "there"
+    check_space(run_dir, 8_000_000_000, "bf16", num_kept=3)
+    with pytest.raises(CheckpointError) as caught:
+        check_space(run_dir, 8_000_000_000, "fp32", num_kept=3)
+    assert str(caught.value) == (
+        f"`run_dir` must have room for 4 checkpoints (512.0 GB), but {run_dir} has 450.0 GB left instead. "
+        "Choose a larger disk or lower checkpoint.keep_last."
+    )
+
+
+def test_rank_files_sort_by_rank():
+    assert sorted(map(rng_file, (10, 9, 100))) == [rng_file(9), rng_file(10), rng_file(100)]

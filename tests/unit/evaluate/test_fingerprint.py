@@ -1,0 +1,60 @@
+"""Fingerprints: what they keep, and when two are the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.errors import SelfCheckError
+from trainer.evaluate.fingerprint import (
+    ROUNDING,
+    Fingerprint,
+    check_same,
+    difference,
+    probe_tokens,
+    read_fingerprint,
+    write_fingerprint,
+)
+
+TOKENS = torch.arange(20)
+LOGITS = torch.linspace(-3, 4, 48).reshape(4, 12)
+SAVED = Fingerprint(TOKENS, LOGITS)
+
+
+def moved_by(share):
+    logits = LOGITS.clone()
+    logits[1, 2] += share * 4
+    return Fingerprint(TOKENS, logits)
+
+
+def test_a_fingerprint_makes_a_round_trip(tmp_path):
+    write_fingerprint(tmp_path / "f.safetensors", SAVED)
+    read = read_fingerprint(tmp_path / "f.safetensors")
+    assert torch.equal(read.tokens_T, TOKENS) and torch.equal(read.logits_KV, LOGITS)
+
+
+def test_the_probe_is_the_beginning_of_the_first_pack():
+    assert probe_tokens(np.arange(100, dtype=np.int32)).tolist() == list(range(64))
+    assert probe_tokens(np.arange(3)).dtype == np.int64
+
+
+def test_differences_are_a_share_of_the_largest_logit():
+    assert difference(SAVED, LOGITS) == 0.0
+    assert difference(SAVED, moved_by(0.25).logits_KV) == pytest.approx(0.25)
+    assert difference(Fingerprint(TOKENS, torch.zeros(4, 12)), torch.zeros(4, 12)) == 0.0
+
+
+def test_the_same_device_must_answer_exactly_and_another_within_rounding():
+    assert check_same(SAVED, SAVED, True) == 0.0
+    with pytest.raises(SelfCheckError, match="must answer as the saved one did"):
+        check_same(SAVED, moved_by(1e-6), True)
+    assert check_same(SAVED, moved_by(3 * ROUNDING), False) > 0
+    with pytest.raises(SelfCheckError, match=r"allowed: 1\.6e-02"):
+        check_same(SAVED, moved_by(5 * ROUNDING), False)
+
+
+@pytest.mark.parametrize("is_same_device", [True, False])
+def test_a_model_that_answers_nan_is_refused(is_same_device):
+    """NaN compares false with everything, so `moved > allowed` would let it pass."""
+    broken = Fingerprint(TOKENS, torch.full_like(LOGITS, torch.nan))
+    with pytest.raises(SelfCheckError):
+        check_same(SAVED, broken, is_same_device)

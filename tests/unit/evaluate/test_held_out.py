@@ -1,0 +1,110 @@
+"""Held-out packs over ranks: the same number of batches everywhere, every pack counted once."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.plan import PackRef
+from trainer.data.types import Pack
+from trainer.dist.group import Group
+from trainer.evaluate.held_out import HeldOut, held_out_losses, mean_loss
+
+
+class MemoryStore:
+    """Pack k holds the token k four times; the last k % 4 of them are supervised."""
+
+    seq_len = 4
+
+    def __init__(self, num_packs):
+        self.num_packs = num_packs
+
+    def pack(self, index):
+        supervised = np.arange(4) >= 4 - index % 4
+        return Pack(np.full(4, index, dtype=np.int64), supervised, [4])
+
+
+def layout(num_packs, micro_batch_size=1, max_packs=64):
+    names = [f"s{index}" for index in range(len(num_packs))]
+    return HeldOut(names, [MemoryStore(n) for n in num_packs], max_packs, micro_batch_size, pad_id=0)
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    st.integers(1, 8),
+    st.integers(1, 5),
+    st.integers(1, 12),
+)
+def test_ranks_run_the_same_batches_and_count_every_pack_once(num_packs, world_size, size, max_packs):
+    """A rank with a batch less leaves the others in a collective for ever."""
+    held_out = layout(num_packs, size, max_packs)
+    per_rank = [held_out.batches(rank, world_size) for rank in range(world_size)]
+    assert len({len(batches) for batches in per_rank}) == 1
+    assert all(len(batch) == size for batches in per_rank for batch in batches)
+    counted = Counter(
+        (ref.source, ref.pack)
+        for batches in per_rank
+        for batch in batches
+        for ref in batch
+        if ref.source >= 0
+    )
+    wanted = {(s, p) for s, count in enumerate(num_packs) for p in range(min(count, max_packs))}
+    assert set(counted) == wanted and set(counted.values()) <= {1}
+    fillers = sum(
+        ref == PackRef(-1, 0, 0) for batches in per_rank for batch in batches for ref in batch
+    )
+    assert fillers < size * world_size
+
+
+class SummingEngine:
+    """Answers every supervised position with the value of its label."""
+
+    def __init__(self):
+        self.num_calls = 0
+
+    def evaluating(self):
+        return torch.no_grad()
+
+    def forward(self, labels, **inputs):
+        self.num_calls += 1
+        nll = labels.reshape(-1).clamp(min=0).float()
+        return nll.sum(), nll
+
+
+class OneOfSeveral(Group):
+    """A rank whose reductions are added up by the test."""
+
+    def sum(self, values):
+        return list(values)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_means_are_over_supervised_tokens_and_fillers_do_not_count(world_size, size):
+    held_out = layout([0, 7, 4], size)
+    totals = np.zeros(2)
+    for rank in range(world_size):
+        group = OneOfSeveral(rank, 0, world_size, torch.device("cpu"))
+        losses = held_out_losses(SummingEngine(), held_out, group, flash=False)
+        batches = held_out.batches(rank, world_size)
+        targets = sum(
+            min(ref.pack % 4, 3) for batch in batches for ref in batch if ref.source == 1
+        )
+        totals += [losses.get("s1", 0.0) * targets, targets]
+    # Source s1: packs 0 to 6 with 0 1 2 3 0 1 2 targets of value 0 1 2 3 4 5 6.
+    assert totals[0] == 1 * 1 + 2 * 2 + 3 * 3 + 1 * 5 + 2 * 6 and totals[1] == 9
+
+
+def test_a_source_without_held_out_packs_has_no_loss_and_no_data_no_batches():
+    alone = Group(0, 0, 1, torch.device("cpu"))
+    assert set(held_out_losses(SummingEngine(), layout([0, 7]), alone, False)) == {"s1"}
+    engine = SummingEngine()
+    assert held_out_losses(engine, layout([0, 0]), alone, False) == {}
+    assert engine.num_calls == 0
+
+
+def test_every_source_counts_once_in_the_mean():
+    assert mean_loss({"a": 1.0, "b": 3.0}) == 2.0

@@ -1,0 +1,104 @@
+"""The journal: what of a run ends up in which record."""
+
+import json
+import logging
+
+import pytest
+
+from trainer.checkpoint.state import TrainState
+from trainer.journal import Journal
+from trainer.loop import StepTimes
+from trainer.metrics.jsonl import Ledger
+from trainer.metrics.meter import Meter
+from trainer.metrics.sink import Sinks
+from trainer.step import StepResult
+
+
+class Memory:
+    def __init__(self):
+        self.records, self.status = [], None
+
+    def write(self, step, record):
+        self.records.append((step, dict(record)))
+
+    def close(self, status):
+        self.status = status
+
+
+@pytest.fixture
+def sink():
+    return Memory()
+
+
+@pytest.fixture
+def journal(sink, tmp_path):
+    return Journal(Sinks([sink]), Ledger(tmp_path / "ledger.jsonl"), Meter(1), 10, 64)
+
+
+def events(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+
+
+def result(loss=2.0, targets=4, norm=0.5, applied=True):
+    return StepResult({"a": loss * targets, "b": 0.0}, {"a": targets, "b": 0}, 100.0, norm, applied, 0)
+
+
+def test_steps_between_log_lines_are_in_the_next_one(journal, sink):
+    state = TrainState(step=1)
+    journal.step(state, result(3.0, 1), 0.1, StepTimes(1.0, 0.5), is_logged=False)
+    assert sink.records == []
+    state.step, state.tokens_seen, state.targets_by_source = 2, 128, {"a": 4, "b": 0}
+    journal.step(state, result(1.0, 3), 0.2, StepTimes(1.0, 0.0), is_logged=True)
+    ((step, record),) = sink.records
+    assert step == 2
+    assert record["loss"] == record["loss/a"] == pytest.approx((3 + 3) / 4)
+    assert "loss/b" not in record
+    assert (record["lr"], record["grad_norm"], record["tokens_seen"]) == (0.2, 0.5, 128)
+    assert record["tokens_per_s"] == pytest.approx(64) and record["data_wait_frac"] == pytest.approx(0.25)
+    assert record["targets_seen/a"] == 4 and record["skipped_steps"] == 0
+
+
+def test_evaluations_name_sources_their_mean_and_the_best_step(journal, sink):
+    journal.evaluation(TrainState(step=3, best_step=2), {"a": 1.0, "b": 3.0}, 0.7)
+    journal.evaluation(TrainState(step=4), {}, 0.7)
+    assert sink.records == [
+        (3, {"eval/a": 1.0, "eval/b": 3.0, "eval_mean": 2.0, "eval_time_s": 0.7, "best_step": 2})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (result(loss=float("nan")), "non-finite loss"),
+        (result(norm=float("inf"), applied=False), "non-finite gradients"),
+    ],
+)
+def test_a_skipped_step_is_said_aloud_and_noted(journal, tmp_path, caplog, bad, said):
+    with caplog.at_level(logging.WARNING):
+        journal.skipped(TrainState(step=5, skipped_steps=2, bad_steps_in_a_row=1), bad)
+    assert said in caplog.text and "Step 5" in caplog.text and "so far: 2, in a row: 1" in caplog.text
+    assert ("applied all the same" in caplog.text) == bad.is_applied
+    (event,) = events(tmp_path)
+    assert (event["event"], event["step"]) == ("skipped", 5)
+
+
+def test_the_ledger_tells_the_life_of_an_attempt(journal, sink, tmp_path):
+    state = TrainState(step=4, tokens_seen=9, data_digest="d", targets_by_source={"a": 2}, attempts=3)
+    journal.started(state, world_size=2)
+    journal.saved(state, 1.23456)
+    journal.close(state, "finished")
+    started, saved, stopped = events(tmp_path)
+    assert (started["event"], started["attempt"], started["world_size"]) == ("started", 3, 2)
+    assert (saved["event"], saved["seconds"], saved["data_digest"]) == ("saved", 1.235, "d")
+    assert saved["targets_by_source"] == {"a": 2}
+    assert (stopped["event"], stopped["reason"], stopped["step"]) == ("stopped", "finished", 4)
+    assert sink.status == "finished"
+
+
+def test_other_ranks_count_and_write_nothing():
+    journal = Journal(Sinks(), None, Meter(2), 10, 64)
+    state = TrainState(step=1)
+    journal.started(state)
+    journal.step(state, result(), 0.1, StepTimes(1.0, 0.0), is_logged=True)
+    journal.skipped(state, result(norm=float("nan")))
+    journal.close(state, "finished")

@@ -1,0 +1,73 @@
+"""A Triton kernel: cross-entropy of a chunk of logits and its gradient, in place, in two passes.
+
+Eager PyTorch makes five passes over the logits and a float32 copy; this reads them twice and writes once.
+Imported only on a GPU.
+
+Shapes: n rows (tokens), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 16384
+_WARPS = 32
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _softmax_step_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr, labels_ptr, nll_ptr, stride, vocab_size, needs_grad: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * stride
+    label = tl.load(labels_ptr + row)
+    if label < 0:
+        tl.store(nll_ptr + row, 0.0)
+        if needs_grad:
+            for start in range(0, vocab_size, BLOCK):
+                columns = start + tl.arange(0, BLOCK)
+                tl.store(logits_ptr + columns, 0.0, mask=columns < vocab_size)
+        return
+    largest = float("-inf")
+    total = 0.0
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        values = tl.load(logits_ptr + columns, mask=columns < vocab_size, other=float("-inf")).to(tl.float32)
+        new_largest = tl.maximum(largest, tl.max(values, 0))
+        total = total * tl.exp(largest - new_largest) + tl.sum(tl.exp(values - new_largest), 0)
+        largest = new_largest
+    target = tl.load(logits_ptr + label).to(tl.float32)
+    log_total = largest + tl.log(total)
+    tl.store(nll_ptr + row, log_total - target)
+    if needs_grad:
+        for start in range(0, vocab_size, BLOCK):
+            columns = start + tl.arange(0, BLOCK)
+            inside = columns < vocab_size
+            values = tl.load(logits_ptr + columns, mask=inside, other=float("-inf")).to(tl.float32)
+            grad = tl.exp(values - log_total)
+            grad = tl.where(columns == label, grad - 1.0, grad)
+            tl.store(logits_ptr + columns, grad, mask=inside)
+
+
+def fused_softmax_step(logits: Tensor, labels: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    """Return (nll [n] float32, gradient [n, V]); the gradient overwrites the logits."""
+    num_rows, vocab_size = logits.shape
+    nll = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
+    launch: Any = _softmax_step_kernel[(num_rows,)]
+    block = min(_BLOCK, triton.next_power_of_2(vocab_size))
+    launch(
+        logits,
+        labels,
+        nll,
+        logits.stride(0),
+        vocab_size,
+        needs_grad,
+        block,
+        num_warps=_WARPS if block >= 8192 else 4,
+    )
+    return nll, logits
