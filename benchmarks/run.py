@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--shape", type=Path, default=HERE / "shapes" / "llama3_8b")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "latest.json")
+    parser.add_argument("--set", nargs="*", default=[], help="overrides for every case")
     parser.add_argument("--limit-s", type=int, default=240, help="wall clock limit of one case")
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="palimpsest-bench-"))
@@ -160,6 +161,7 @@ def case_overrides(case: str, arguments: argparse.Namespace, work: Path) -> list
         "checkpoint.enabled=false",
         "log.progress=false",
         f"run_dir={work / case}",
+        *arguments.set,
     ]
 
 

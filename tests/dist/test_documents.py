@@ -114,7 +114,7 @@ def held_out(group: Any, workspace: str, run_dir: str, micro_batch_sizes: list[i
             calls: list[int] = []
             layout = session.held_out()
             losses = held_out_losses(
-                session.engine, layout, group, session.flash, on_batch=lambda: calls.append(1)
+                session.engine, layout, group, session.flash, on_batch=lambda calls=calls: calls.append(1)
             )
             packs = [store.num_packs for store in layout.stores]
         found.append([losses, len(calls), packs])

@@ -132,8 +132,8 @@ def test_a_tampered_checkpoint_is_not_exported(pool, runs, tmp_path):
     """A pass of the flipped bit: shards are read without their digests. A pass of the other weights: the
     reloaded folder is not compared with what training computed.
     """
-    code, is_exported, message = pool(1).run(
-        export_tampered, run_dir=runs["stage 0"], folder=str(tmp_path)
-    )[0]
+    code, is_exported, message = pool(1).run(export_tampered, run_dir=runs["stage 0"], folder=str(tmp_path))[
+        0
+    ]
     assert code == 2 and not is_exported
     assert "must give the trained model's logits within bf16 rounding" in message

@@ -93,20 +93,25 @@ class Ranks:
 
     def _wait(self, answers: list[Path], name: str, deadline: float) -> None:
         while True:
-            done = [answer for answer in answers if answer.exists()]
-            for answer in done:
-                error = json.loads(answer.read_text()).get("error")
-                if error:
-                    self._fail(f"{name} failed on {answer.stem}:\n{error}")
-            if len(done) == len(answers):
+            if self._troubles(answers):
+                time.sleep(0.5)  # one failing rank makes the others fail: show all of them
+                self._fail(f"{name} failed:\n" + "\n".join(self._troubles(answers)))
+            if all(answer.exists() for answer in answers):
                 return
-            for rank, process in enumerate(self._processes):
-                if process.poll() is not None:
-                    self._fail(f"{name}: rank {rank} died with {process.returncode}")
             if time.monotonic() > deadline:
-                waiting = [answer.stem for answer in answers if not answer.exists()]
-                self._fail(f"{name} did not answer in time: {waiting}")
+                waiting = [rank for rank, answer in enumerate(answers) if not answer.exists()]
+                self._fail(f"{name} was not done in time on ranks {waiting}")
             time.sleep(0.02)
+
+    def _troubles(self, answers: list[Path]) -> list[str]:
+        found = []
+        for rank, (process, answer) in enumerate(zip(self._processes, answers, strict=True)):
+            if answer.exists():
+                error = json.loads(answer.read_text()).get("error")
+                found += [f"rank {rank}: {error}"] if error else []
+            elif process.poll() is not None:
+                found.append(f"rank {rank} died with {process.returncode}")
+        return found
 
     def _fail(self, message: str) -> None:
         self.close()

@@ -50,7 +50,7 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path):
         export_weights(stream(num), tmp_path / "out", "float32", 450, write_rest)
     assert len(load(tmp_path / "out")[0]) == 3
     (tmp_path / "mine").mkdir()
-    with pytest.raises(CheckpointError, match="`export.output_dir` must be a new folder"):
+    with pytest.raises(CheckpointError, match=r"`export\.output_dir` must be a new folder"):
         export_weights(stream(), tmp_path / "mine", "float32", 450, write_rest)
     assert (tmp_path / "mine").is_dir()
 
@@ -78,7 +78,7 @@ def test_a_file_that_does_not_hold_what_was_meant_is_not_published(tmp_path, mon
         save_file(tensors, path, metadata=metadata)
 
     monkeypatch.setattr(export, "save_file", faulty)
-    with pytest.raises(SelfCheckError, match="layer.0.weight must equal the trained one"):
+    with pytest.raises(SelfCheckError, match=r"layer\.0\.weight must equal the trained one"):
         export_weights(stream(), tmp_path / "out", "float32", 10**9, write_rest)
     assert not list(tmp_path.iterdir())
 

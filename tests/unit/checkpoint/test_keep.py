@@ -29,9 +29,7 @@ def test_the_newest_the_best_and_the_kept_ones_stay():
     assert superseded([], 2, None, None) == []
 
 
-@given(
-    st.sets(st.integers(0, 99)), st.integers(1, 5), st.integers(1, 10) | st.none(), st.integers(0, 99)
-)
+@given(st.sets(st.integers(0, 99)), st.integers(1, 5), st.integers(1, 10) | st.none(), st.integers(0, 99))
 def test_pruning_never_takes_the_newest_or_the_best(steps, keep_last, every, best):
     gone = set(superseded(list(steps), keep_last, every, best))
     left = steps - gone

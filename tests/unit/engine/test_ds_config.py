@@ -25,7 +25,7 @@ def golden_shape(option):
 
 def test_there_are_six_zero_options_and_a_golden_file_for_each():
     assert len(OPTIONS) == 6
-    assert OPTIONS == sorted(path.stem for path in GOLDEN.glob("*.json"))
+    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == OPTIONS
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -78,7 +78,7 @@ def test_gradients_accumulate_in_fp32_where_there_is_something_to_accumulate(sta
 
 
 def test_stage_0_would_accumulate_in_bf16_and_is_refused():
-    with pytest.raises(ConfigError, match="`zero.stage` must be 1 or more"):
+    with pytest.raises(ConfigError, match=r"`zero\.stage` must be 1 or more"):
         deepspeed_dict(ZeroConfig(stage=0), OptimConfig(), ACCUMULATING, True)
     deepspeed_dict(ZeroConfig(stage=0, dtype="fp32"), OptimConfig(), ACCUMULATING, True)
 

@@ -53,9 +53,7 @@ def test_ranks_run_the_same_batches_and_count_every_pack_once(num_packs, world_s
     )
     wanted = {(s, p) for s, count in enumerate(num_packs) for p in range(min(count, max_packs))}
     assert set(counted) == wanted and set(counted.values()) <= {1}
-    fillers = sum(
-        ref == PackRef(-1, 0, 0) for batches in per_rank for batch in batches for ref in batch
-    )
+    fillers = sum(ref == PackRef(-1, 0, 0) for batches in per_rank for batch in batches for ref in batch)
     assert fillers < size * world_size
 
 
@@ -90,9 +88,7 @@ def test_means_are_over_supervised_tokens_and_fillers_do_not_count(world_size, s
         group = OneOfSeveral(rank, 0, world_size, torch.device("cpu"))
         losses = held_out_losses(SummingEngine(), held_out, group, flash=False)
         batches = held_out.batches(rank, world_size)
-        targets = sum(
-            min(ref.pack % 4, 3) for batch in batches for ref in batch if ref.source == 1
-        )
+        targets = sum(min(ref.pack % 4, 3) for batch in batches for ref in batch if ref.source == 1)
         totals += [losses.get("s1", 0.0) * targets, targets]
     # Source s1: packs 0 to 6 with 0 1 2 3 0 1 2 targets of value 0 1 2 3 4 5 6.
     assert totals[0] == 1 * 1 + 2 * 2 + 3 * 3 + 1 * 5 + 2 * 6 and totals[1] == 9

@@ -1,5 +1,7 @@
 """Learning-rate schedules: their corners, and what all of them promise."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ def test_cosine_starts_at_the_peak_is_half_way_in_the_middle_and_ends_near_its_f
 def test_linear_falls_by_the_same_amount_every_step():
     values = factors(100, name=ScheduleName.linear, warmup_steps=0, final_frac=0.0)
     assert values[0] == 1.0 and values[50] == pytest.approx(0.5) and values[-1] == pytest.approx(0.01)
-    drops = [a - b for a, b in zip(values[:-1], values[1:], strict=True)]
+    drops = [a - b for a, b in pairwise(values)]
     assert max(drops) == pytest.approx(min(drops))
 
 
