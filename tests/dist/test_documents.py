@@ -55,8 +55,9 @@ def compare_packed(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
 
 
 def test_documents_in_a_pack_are_computed_as_if_alone(pool, workspace, tmp_path):
-    """A failure: positions do not start anew in every document, the mask lets documents see each other, or
-    labels are predicted across a boundary.
+    """A failure: the mask lets documents see each other, positions inside a document are not consecutive, or
+    labels are predicted across a boundary. (That positions start at 0 is seen by no rotary embedding: it
+    depends on distances only. tests/unit/data/test_collate.py checks it.)
     """
     worst = pool(1).run(compare_packed, workspace=workspace, run_dir=str(tmp_path))[0]
     print(worst)

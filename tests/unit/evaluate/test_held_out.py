@@ -15,7 +15,7 @@ from trainer.evaluate.held_out import HeldOut, held_out_losses, mean_loss
 
 
 class MemoryStore:
-    """Pack k holds the token k four times; the last k % 4 of them are supervised."""
+    """Pack k holds the token k + 1 four times; the last (k + 1) % 4 of them are supervised."""
 
     seq_len = 4
 
@@ -23,8 +23,8 @@ class MemoryStore:
         self.num_packs = num_packs
 
     def pack(self, index):
-        supervised = np.arange(4) >= 4 - index % 4
-        return Pack(np.full(4, index, dtype=np.int64), supervised, [4])
+        supervised = np.arange(4) >= 4 - (index + 1) % 4
+        return Pack(np.full(4, index + 1, dtype=np.int64), supervised, [4])
 
 
 def layout(num_packs, micro_batch_size=1, max_packs=64):
@@ -88,10 +88,10 @@ def test_means_are_over_supervised_tokens_and_fillers_do_not_count(world_size, s
         group = OneOfSeveral(rank, 0, world_size, torch.device("cpu"))
         losses = held_out_losses(SummingEngine(), held_out, group, flash=False)
         batches = held_out.batches(rank, world_size)
-        targets = sum(min(ref.pack % 4, 3) for batch in batches for ref in batch if ref.source == 1)
+        targets = sum((ref.pack + 1) % 4 for batch in batches for ref in batch if ref.source == 1)
         totals += [losses.get("s1", 0.0) * targets, targets]
-    # Source s1: packs 0 to 6 with 0 1 2 3 0 1 2 targets of value 0 1 2 3 4 5 6.
-    assert totals[0] == 1 * 1 + 2 * 2 + 3 * 3 + 1 * 5 + 2 * 6 and totals[1] == 9
+    # Source s1: packs 0 to 6 with 1 2 3 0 1 2 3 targets of value 1 2 3 4 5 6 7.
+    assert totals[0] == pytest.approx(1 * 1 + 2 * 2 + 3 * 3 + 1 * 5 + 2 * 6 + 3 * 7) and totals[1] == 12
 
 
 def test_a_source_without_held_out_packs_has_no_loss_and_no_data_no_batches():
