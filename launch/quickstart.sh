@@ -23,8 +23,12 @@ section 1 "Environment"
 ensure_venv "$root"
 export PATH=$root/.venv/bin:$PATH
 python -c 'import sys, trainer; print(f"palimpsest {trainer.__version__}, Python {sys.version.split()[0]}")'
-# The same run everywhere: two ranks on the CPU, also where there is a GPU. Nothing is looked up.
-export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=""
+# Two ranks, on two GPUs or on the CPU; one on a machine with one GPU. Nothing is looked up on a hub.
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+ranks=$((gpus == 1 ? 1 : 2))
+if ((gpus == 0)); then
+    export DS_ACCELERATOR=cpu
+fi
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     cores=$(nproc)
@@ -42,7 +46,7 @@ if [[ ! -f $corpus ]]; then
 fi
 echo "$corpus"
 
-overrides=(experiment=quickstart "run_dir=$run_dir" "data.sources.python_reference.path=$corpus" "$@")
+overrides=(experiment=quickstart "run_dir=$run_dir" "cluster.ranks_per_node=$ranks" "data.sources.python_reference.path=$corpus" "$@")
 
 section 4 "palimpsest prepare ${overrides[*]}"
 palimpsest prepare "${overrides[@]}"

@@ -5,6 +5,7 @@ To do something else during training, edit `train`.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -164,7 +165,8 @@ def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
     if losses:
         state.last_losses = losses
         mean = sum(losses.values()) / len(losses)
-        if state.best_loss is None or mean < state.best_loss - cadence.min_delta_nats:
+        best = math.inf if state.best_loss is None else state.best_loss
+        if mean < best - cadence.min_delta_nats:  # never true for NaN
             state.best_loss, state.best_step = mean, state.step
             state.evaluations_without_gain = 0
         else:

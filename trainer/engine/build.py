@@ -42,10 +42,13 @@ class Engine:
     def step(self) -> tuple[float, bool]:
         """Apply one optimizer step; return (global gradient norm, whether it was applied). Collective.
 
-        DeepSpeed skips a bf16 step with non-finite gradients on all ranks; then the norm is returned as
-        NaN and the flag is False.
+        A step with non-finite gradients is skipped on all ranks, since the norm is global; then the norm is
+        returned as NaN and the flag is False.
         """
         norm = self._plain_norm()
+        if norm is not None and not math.isfinite(norm):
+            self.module.zero_grad(set_to_none=True)  # DeepSpeed has no check of its own here
+            return float("nan"), False
         self._ds.step()
         applied = bool(self._ds.was_step_applied())
         if norm is None:

@@ -100,12 +100,22 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = grad_outputs[0]
         if grad_hidden is not None:
-            grad_hidden = grad_hidden.mul_(scale.to(grad_hidden.dtype))
+            _scale_in_place(grad_hidden, scale)
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(scale.to(grad_weight.dtype)).to(ctx.weight_dtype)
+            _scale_in_place(grad_weight, scale)
+            grad_weight = grad_weight.to(ctx.weight_dtype)
         if grad_bias is not None:
             grad_bias = (grad_bias * scale).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _scale_in_place(grad: Tensor, scale: Tensor) -> None:
+    """Multiply by a scalar in float32; a bf16 product would first round the scale, for all alike."""
+    if grad.dtype == torch.float32:
+        grad.mul_(scale)
+        return
+    for block in grad.split(8192):
+        block.copy_(block.float() * scale)
 
 
 class _HeadGrads:

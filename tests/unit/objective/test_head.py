@@ -180,11 +180,6 @@ def test_block_mask_is_causal_inside_documents_and_empty_between_them():
                 assert bool(mask[row, 0, query, key]) == bool(allowed)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="ChunkedCrossEntropy.backward() casts the scale of the loss to bf16 before it multiplies: 1/1003 "
-    "becomes 0.25 % larger, for every gradient below the head",
-)
 def test_the_scale_of_the_loss_is_not_rounded_to_bf16():
     """Rounding errors of elements average out; this one is the same for all and moves the gradient norm."""
     scale = 1 / 1003
