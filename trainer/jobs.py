@@ -91,7 +91,9 @@ def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
         if not ranks:
             os.killpg(process.pid, number)
 
-    previous = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    previous = {
+        s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    }
     try:
         code = process.wait()
     finally:

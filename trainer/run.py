@@ -53,6 +53,7 @@ from trainer.objective.head import install_loss_head
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import decay_groups
 from trainer.runtime.gc import ManualGc
+from trainer.runtime.lock import run_lock
 from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
 from trainer.runtime.signals import StopFlag
 
@@ -97,6 +98,8 @@ def run_training(config: RunConfig) -> StopReason:
     """Train as configured. Collective: every rank calls it with the same configuration."""
     with ExitStack() as stack:
         stop_flag = stack.enter_context(StopFlag())
+        if rank_env(os.environ).is_first:
+            stack.enter_context(run_lock(Path(config.run_dir)))
         session = open_session(config, stack)
         return _train(session, stop_flag, stack)
 

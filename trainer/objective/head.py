@@ -114,7 +114,7 @@ def _scale_in_place(grad: Tensor, scale: Tensor) -> None:
     if grad.dtype == torch.float32:
         grad.mul_(scale)
         return
-    for block in grad.split(8192):
+    for block in torch.split(grad, 8192):  # type: ignore[no-untyped-call, unused-ignore]
         block.copy_(block.float() * scale)
 
 

@@ -1,0 +1,85 @@
+"""What the README claims is what the repository holds."""
+
+import json
+import re
+
+import pytest
+
+from tests.house.tree import ROOT
+from trainer.config.model import Attention
+from trainer.config.store import group_options
+from trainer.errors import ModelError
+from trainer.model.attention import choose_attention
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def table_rows(first_header: str) -> list[dict[str, str]]:
+    lines = iter(README.splitlines())
+    header = next(line for line in lines if line.startswith(f"| {first_header} |"))
+    names = [cell.strip() for cell in header.strip("|").split("|")]
+    next(lines)
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rows.append(dict(zip(names, cells, strict=True)))
+    return rows
+
+
+MATRIX = table_rows("recipe")
+
+
+def test_every_figure_in_the_speed_table_comes_from_a_results_file():
+    rows = table_rows("case")
+    assert len(rows) >= 5
+    for row in rows:
+        results = json.loads((RESULTS / row["file"]).read_text(encoding="utf-8"))["results"]
+        found = next(result for result in results if result["case"] == row["case"])
+        assert row["tok/s/GPU"] == f"{found['tokens_per_s_per_gpu']:,.0f}"
+        assert row["causal MFU"] == f"{100 * found['mfu']:.1f} %"
+        assert row["peak GiB"] == f"{found['memory_gib']:.1f}"
+
+
+def test_the_matrix_has_every_recipe_and_stage_once():
+    recipes = [name for name in group_options()["recipe"] if name != "none"]
+    expected = {(recipe, str(stage)) for recipe in recipes for stage in range(4)}
+    assert {(row["recipe"], row["ZeRO"]) for row in MATRIX} == expected
+    assert len(MATRIX) == len(expected)
+
+
+@pytest.mark.parametrize("attention", [a for a in Attention if a.value.startswith("flash")])
+def test_flash_attention_without_a_gpu_is_refused_as_the_matrix_says(attention):
+    assert {row["any flash, no GPU"] for row in MATRIX} == {"refused"}
+    with pytest.raises(ModelError, match="Install it with"):
+        choose_attention(attention, None)
+
+
+def test_what_the_matrix_calls_measured_has_a_result_on_gpus():
+    measured = {row["ZeRO"] for row in MATRIX if row["flash_attention_2"] == "measured"}
+    ran = set()
+    for path in RESULTS.glob("llama3_8b_*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["environment"]["versions"]["flash-attn"]:
+            for result in record["results"]:
+                stage = re.search(r"zero=zero(\d)", " ".join(result["overrides"]))
+                if "failed" not in result and stage:
+                    ran.add(stage.group(1))
+    assert measured and measured <= ran
+
+
+def test_every_group_in_the_table_lists_its_options():
+    rows = table_rows("group")
+    options = group_options()
+    named = [name.strip(" `") for row in rows for name in row["group"].split(",")]
+    assert sorted(named) == sorted(options)
+    for row in rows:
+        shown = set(re.split(r"[,;]\s*", row["options"]))
+        real = {o for name in row["group"].split(",") for o in options[name.strip(" `")]} - {"none"}
+        assert shown == real, row["group"]
+
+
+def test_the_readme_has_no_placeholder_left():
+    assert "@@" not in README
