@@ -105,7 +105,7 @@ def _dispatch(invocation: Invocation) -> int:
     if invocation.show_config:
         print(to_yaml(config), end="")
         return 0
-    if "RANK" in os.environ or "SLURM_STEP_ID" in os.environ:
+    if os.environ.keys() & {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"}:
         return _run_rank(invocation.command, config)
     match invocation.command:
         case "prepare":

@@ -31,12 +31,14 @@ def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
 def prepare_data(config: RunConfig) -> None:
     """Make the token stores of all sources and print what is in them."""
     from trainer.data.prepare import prepare
-    from trainer.model.load import read_config
+    from trainer.model.load import check_context, read_config
     from trainer.model.resolve import resolve_model, tokenizer_source
 
     check_config(config)
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
-    vocab_size = int(read_config(source, config.model).vocab_size)
+    hf_config = read_config(source, config.model)
+    check_context(hf_config, config.data.seq_len)
+    vocab_size = int(hf_config.vocab_size)
     build = functools.partial(make_tokenizer, config.model, tokenizer_source(config.model, source))
     prepare(config.data, build(), build, vocab_size, Console())
 
@@ -178,7 +180,7 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
         CheckpointError: There is none, or it does not verify.
     """
     from trainer.checkpoint.commit import find_damage, newest_verified, read_manifest
-    from trainer.checkpoint.layout import STATE, step_dir
+    from trainer.checkpoint.layout import STATE, find_checkpoints, step_dir, step_of
     from trainer.checkpoint.state import read_state
 
     newest = newest_verified(run_dir)
@@ -197,6 +199,12 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
             f"`export.checkpoint` must be last, best or a step number, but is '{which}' instead."
         )
     folder = step_dir(run_dir, step if step is not None else -1)
+    if not folder.is_dir():
+        kept = ", ".join(str(step_of(entry)) for entry in reversed(find_checkpoints(run_dir)))
+        raise CheckpointError(
+            f"The checkpoint `{which}` must still be there, but {run_dir} has only those of steps {kept}. Choose "
+            "one of them."
+        )
     damage = find_damage(folder, read_manifest(folder))
     if damage:
         raise CheckpointError(f"Checkpoint {folder.name} does not verify: {damage}. Choose another.")

@@ -75,10 +75,13 @@ class Keeper:
         digests = {name: store.digest for name, store in stores.items()}
         self._data_digest = json.dumps(digests, sort_keys=True)
         self._probe = probe_tokens(_first_tokens(stores))
-        if self._group.is_first and self._checkpoint.enabled:
-            remove_staging(self._run_dir)
-            num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
-            check_space(self._run_dir, num_parameters, self._zero_dtype, num_kept)
+        if self._checkpoint.enabled:
+            self._group.from_first(lambda: self._clear_the_way(num_parameters))
+
+    def _clear_the_way(self, num_parameters: int) -> None:
+        remove_staging(self._run_dir)
+        num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
+        check_space(self._run_dir, num_parameters, self._zero_dtype, num_kept)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a zero-based step."""

@@ -28,7 +28,7 @@ from trainer.dist.seed import seed_everything
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.build import Engine, build_engine, gathered
 from trainer.engine.ds_config import deepspeed_dict
-from trainer.errors import ConfigError, DataError, ModelError
+from trainer.errors import DataError, ModelError
 from trainer.evaluate.held_out import HeldOut, held_out_losses
 from trainer.evaluate.isolation import check_isolation
 from trainer.jobs import find_checkpoint
@@ -43,7 +43,7 @@ from trainer.metrics.sink import Sink, Sinks
 from trainer.metrics.wandb import build_wandb, new_run_id
 from trainer.model.attention import choose_attention
 from trainer.model.kernels import apply_kernels
-from trainer.model.load import LoadedModel, load_model
+from trainer.model.load import LoadedModel, check_context, load_model
 from trainer.model.remat import apply_remat
 from trainer.model.resolve import resolve_model, tokenizer_source
 from trainer.model.tokenizer import Tokenizer, load_tokenizer
@@ -111,9 +111,7 @@ def run_evaluation(config: RunConfig) -> dict[str, float]:
         which = config.evaluate.checkpoint
         label = "base model"
         if which != "base":
-            folder = session.group.broadcast(
-                find_checkpoint(session.run_dir, which) if session.group.is_first else None
-            )
+            folder = session.group.from_first(lambda: find_checkpoint(session.run_dir, which))
             session.engine.load(folder)
             label = str(folder.name)
         losses = held_out_losses(session.engine, session.held_out(), session.group, session.flash)
@@ -133,7 +131,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     setup_logging(env.rank, env.world_size, None)
     group = open_group(env, config.cluster.comm_timeout_s)
     stack.callback(close_group)
-    log_dir = group.broadcast(attempt_dir(run_dir) if group.is_first else None)
+    log_dir = group.from_first(lambda: attempt_dir(run_dir))
     setup_logging(env.rank, env.world_size, log_dir)
     seed_everything(config.seed, group.rank)
     torch.use_deterministic_algorithms(config.deterministic)
@@ -227,12 +225,7 @@ def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]
                 f"`data.sources.{name}` must hold ids below the model's vocabulary of {hf_config.vocab_size}, "
                 f"but holds {needed - 1} instead. Prepare it with the tokenizer of this model."
             )
-    longest = getattr(hf_config, "max_position_embeddings", None)
-    if longest is not None and config.data.seq_len > longest:
-        raise ConfigError(
-            f"`data.seq_len` must be at most the model's context of {longest}, but is {config.data.seq_len} "
-            f"instead. Set data.seq_len={longest}."
-        )
+    check_context(hf_config, config.data.seq_len)
 
 
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:

@@ -124,7 +124,7 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[str]:
         shown = " and ".join(given) if given else "none"
         yield (
             f"`train` must have exactly one of max_steps, max_epochs and max_tokens, but has {shown} "
-            "instead. Set the others to null."
+            f"instead. {'Set the others to null.' if given else 'Set train.max_epochs=1.'}"
         )
     for key in given:
         if (lengths[key] or 0) <= 0:
@@ -218,5 +218,12 @@ def _cadence_problems(config: RunConfig) -> Iterator[str]:
         yield _must("log.every_steps", "at least 1", config.log.every_steps, "Set 1.")
     if config.evaluate.patience is not None and config.evaluate.every_steps == 0:
         yield _must("evaluate.every_steps", "more than 0 with patience", 0, "Set evaluate.every_steps=100.")
+    for key, which in (
+        ("evaluate.checkpoint", config.evaluate.checkpoint),
+        ("export.checkpoint", config.export.checkpoint),
+    ):
+        words = ("last", "best", "base") if key.startswith("evaluate") else ("last", "best")
+        if which not in words and not which.isdigit():
+            yield _must(key, f"{', '.join(words)} or a step number", which, f"Set {key}=last.")
     if config.export.dtype not in ("bfloat16", "float32"):
         yield _must("export.dtype", "bfloat16 or float32", config.export.dtype, "Set bfloat16.")

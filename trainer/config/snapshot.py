@@ -44,8 +44,13 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
                 f"{run_dir} holds a run of another configuration ({shown}). Give another run_dir or "
                 "name, or the same values to resume it."
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, to_yaml(config))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, to_yaml(config))
+    except OSError as error:
+        raise ConfigError(
+            f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
+        ) from error
     return path
 
 

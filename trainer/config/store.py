@@ -35,12 +35,28 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
-            composed = compose(config_name=config_name, overrides=list(overrides))
+            others = [word for word in overrides if not _is_source(word)]
+            composed = compose(config_name=config_name, overrides=_opened(others))
+        # Hydra cannot add an entry to a typed mapping, and a new source is one.
+        OmegaConf.set_struct(composed, False)
+        sources = [word.lstrip("+") for word in overrides if _is_source(word)]
+        composed = cast(DictConfig, OmegaConf.merge(composed, OmegaConf.from_dotlist(sources)))
+        # Once more against the schema: `+key=value` may add what it does not know.
+        OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed))
     except yaml.YAMLError as error:
         raise ConfigError(f"A configuration file is not valid YAML: {_one_line(error)}.") from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, overrides)) from error
     return to_dataclass(composed)
+
+
+def _is_source(override: str) -> bool:
+    return override.lstrip("+").startswith("data.sources.")
+
+
+def _opened(overrides: Sequence[str]) -> list[str]:
+    """Let a person add DeepSpeed keys without Hydra's `+`."""
+    return [f"++{word}" if word.startswith("zero.extra.") else word for word in overrides]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -52,7 +68,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error, overrides)}") from error
@@ -101,8 +117,12 @@ def known_keys(cls: type[Any] = RunConfig, prefix: str = "") -> Iterator[str]:
     for spec in dataclasses.fields(cls):
         key = f"{prefix}{spec.name}"
         yield key
-        if dataclasses.is_dataclass(hints[spec.name]):
-            yield from known_keys(cast(type[Any], hints[spec.name]), f"{key}.")
+        hint = hints[spec.name]
+        entries = typing.get_args(hint)
+        if dataclasses.is_dataclass(hint):
+            yield from known_keys(cast(type[Any], hint), f"{key}.")
+        elif len(entries) == 2 and dataclasses.is_dataclass(entries[1]):
+            yield from known_keys(cast(type[Any], entries[1]), f"{key}.NAME.")
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -119,7 +139,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if not full_key and isinstance(error, ConfigCompositionException):
         full_key = _override_key(str(error), overrides)
     if full_key and _is_unknown(cause, first_line):
-        return f"Unknown key `{full_key}`.{_nearest(full_key, list(known_keys()))}"
+        return f"Unknown key `{full_key}`.{_nearest(full_key, [*known_keys(), *group_options()])}"
     if full_key:
         return f"`{full_key}`: {first_line.rstrip('.')}."
     return f"{first_line.rstrip('.')}.{_nearest_group(first_line, overrides)}"

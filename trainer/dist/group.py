@@ -6,7 +6,7 @@ Tensors of the model never pass here; DeepSpeed moves those.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 import torch.distributed as torch_dist
 
 from trainer.dist.env import RankEnv
-from trainer.errors import TrainerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +68,24 @@ class Group:
         torch_dist.broadcast_object_list(box, src=0, group=self.host_group)
         return box[0]
 
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """Run a function on rank 0 and return its small result, or raise its error, on every rank. Collective."""
+        result: Any = None
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                result = make()
+            except Exception as problem:
+                error = problem
+        error = self.broadcast(error)
+        if error is not None:
+            raise error
+        return self.broadcast(result)
+
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""
         if self.world_size > 1:
             torch_dist.barrier(group=self.host_group)
-
-    def raise_together(self, error: Exception | None) -> None:
-        """Raise on all ranks when any of them failed, so that nobody waits for the dead. Collective."""
-        failures = self.gather(None if error is None else (type(error).__name__, str(error)))
-        if error is not None:
-            raise error
-        for rank, failure in enumerate(failures):
-            if failure is not None:
-                raise TrainerError(f"Rank {rank} failed: {failure[0]}: {failure[1]}")
 
 
 def open_group(env: RankEnv, timeout_s: int) -> Group:

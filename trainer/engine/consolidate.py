@@ -6,6 +6,8 @@ of one parameter.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,8 @@ def _lazy_state_dict(checkpoint: Path, folder: Path) -> dict[str, Any]:
     if list(folder.glob("*_optim_states.pt")):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG, lazy_mode=True)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG, lazy_mode=True)
         return dict(lazy)
     # Stage 0 writes one ordinary file. It is our own, verified by its manifest before this is called.
     states = torch.load(

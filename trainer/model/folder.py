@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from trainer.config.model import ModelConfig
+from trainer.errors import SelfCheckError
 from trainer.model.load import read_config
 from trainer.model.resolve import tokenizer_source
 from trainer.model.tokenizer import load_tokenizer
@@ -37,7 +38,9 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
 def folder_logits(folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote_code: bool) -> torch.Tensor:
     """Load a folder as any user would and return logits [T, V] float32 of one document."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -47,8 +50,6 @@ def folder_logits(folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote
     )
     broken = [k for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)]
     if broken:
-        from trainer.errors import SelfCheckError
-
         raise SelfCheckError(
             f"The exported folder {folder} must load completely, but has {broken[0].replace('_', ' ')}: "
             f"{sorted(info[broken[0]])[:4]}."

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trainer.config.model import ModelConfig, ModelKind
-from trainer.errors import ModelError
+from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -57,6 +57,16 @@ def read_config(source: str, model: ModelConfig) -> Any:
             "...ForCausalLM model."
         )
     return config
+
+
+def check_context(hf_config: Any, seq_len: int) -> None:
+    """Raise when packs are longer than the model's context."""
+    longest = getattr(hf_config, "max_position_embeddings", None)
+    if longest is not None and seq_len > longest:
+        raise ConfigError(
+            f"`data.seq_len` must be at most the model's context of {longest}, but is {seq_len} instead. Set "
+            f"data.seq_len={longest}."
+        )
 
 
 def load_model(
@@ -122,7 +132,12 @@ def _load_pretrained(
     if direct and device.type == "cuda":
         arguments = arguments | {"device_map": {"": str(device)}}
     loaded, info = AutoModelForCausalLM.from_pretrained(
-        source, revision=model.revision, output_loading_info=True, **arguments
+        # Mismatched sizes are reported, and refused below, instead of raised as a bare RuntimeError.
+        source,
+        revision=model.revision,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **arguments,
     )
     problems = {
         kind: sorted(str(key) for key in info.get(kind) or [])
@@ -143,7 +158,8 @@ def _load_pretrained(
 
 
 def _tied_names(model: Any) -> set[str]:
-    tied = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None)
+    # The empty answer of an untied model counts: its class names the head all the same.
+    tied = getattr(model, "all_tied_weights_keys", getattr(model, "_tied_weights_keys", None))
     return set(tied or ())
 
 

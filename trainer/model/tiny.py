@@ -63,7 +63,9 @@ def build_tokenizer() -> Any:
 def _save_model(folder: Path, shape: dict[str, int], seed: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = LlamaConfig(
         vocab_size=264,
         max_position_embeddings=8192,

@@ -1,0 +1,184 @@
+"""Bad models and data through `palimpsest prepare`: one sentence with the place and the fix, nothing half-written."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from tests.helpers.templates import CHATML
+from tests.helpers.tokenizers import make_tokenizer, save_tokenizer
+from trainer.cli import run_command
+
+ASKED = {"role": "user", "content": "why?"}
+SAID = {"role": "assistant", "content": "so"}
+
+
+@pytest.fixture
+def prepare(refuse, here, tmp_path, model):
+    """Return functions that write rows and prepare them: refused, or not."""
+    cache = tmp_path / "cache"
+
+    def arguments(kind, *overrides):
+        source = {"text": "corpus", "chat": "chat", "prompt_completion": "pairs"}[kind]
+        return [
+            "prepare",
+            f"data={kind}",
+            f"data.sources.{source}.path={tmp_path}/rows.jsonl",
+            "model.kind=pretrained",
+            f"model.path={model}",
+            f"data.cache_dir={cache}",
+            "data.seq_len=64",
+            "data.num_workers=1",
+            "train.max_steps=1",
+            "train.global_batch_tokens=64",
+            *overrides,
+        ]
+
+    def rows(*values):
+        lines = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        (tmp_path / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    def refused(kind, *overrides):
+        message = refuse(*arguments(kind, *overrides))
+        assert "\n" not in message and message.endswith((".", "]")), message
+        assert [path for path in cache.rglob("*") if path.is_file()] == [], "half a store is left"
+        return message
+
+    def accepted(kind, *overrides):
+        assert run_command(arguments(kind, *overrides)) == 0
+        return sorted(path.name for path in (cache / "stores").glob("[!.]*"))
+
+    return SimpleNamespace(rows=rows, refused=refused, accepted=accepted, arguments=arguments)
+
+
+def check(message, *parts):
+    missing = [part for part in parts if part not in message]
+    assert not missing, (missing, message)
+
+
+def test_an_empty_corpus_is_refused(prepare):
+    prepare.rows()
+    check(prepare.refused("text"), "`data.sources.corpus` must hold documents, but is empty", "drop it")
+
+
+def test_a_corpus_that_is_not_there_is_named_with_its_key(prepare):
+    check(prepare.refused("text"), "`data.sources.corpus.path`", "rows.jsonl' instead", "Check the path")
+
+
+def test_a_missing_column_is_named_with_the_columns_that_are_there(prepare):
+    prepare.rows({"body": "x", "title": "y"})
+    parts = ("`data.sources.corpus.columns.text`", "rows.jsonl", "but is 'text' instead", "[body, title]")
+    check(prepare.refused("text"), *parts)
+
+
+def test_invalid_json_is_named_with_file_and_line(prepare):
+    prepare.rows({"text": "a"}, {"text": "b"}, '{"text": "c')
+    check(prepare.refused("text"), "rows.jsonl, line 3", "not valid JSON", "Mend or remove the line")
+
+
+def test_a_conversation_without_an_assistant_turn_is_named_with_its_line(prepare):
+    prepare.rows({"messages": [ASKED, SAID]}, {"messages": [ASKED]})
+    parts = ("assistant turn", "1 of 2 rows", "rows.jsonl, line 2", "['user']", "Remove these rows")
+    check(prepare.refused("chat"), *parts)
+
+
+def test_a_tokenizer_without_a_chat_template_is_named_with_the_key_to_set(prepare, tmp_path):
+    prepare.rows({"messages": [ASKED, SAID]})
+    plain = save_tokenizer(tmp_path / "plain", make_tokenizer(template=None))
+    parts = ("`model.chat_template`", "data.sources.chat", "instruct model's tokenizer")
+    check(prepare.refused("chat", f"model.tokenizer={plain}"), *parts)
+
+
+def test_a_conversation_longer_than_the_sequence_names_every_way_out(prepare):
+    prepare.rows({"messages": [ASKED, SAID]}, {"messages": [ASKED, {"role": "assistant", "content": "o" * 99}]})
+    parts = ("`data.seq_len`", "but is 64", "1 of 2 documents", "line 2", "long_documents to drop or split")
+    check(prepare.refused("chat"), *parts)
+
+
+def test_a_vocabulary_smaller_than_the_ids_is_named_with_the_document(prepare, tmp_path):
+    prepare.rows({"text": "abc"}, {"text": "def"})
+    big = make_tokenizer(CHATML)
+    big.hf.add_tokens([f"<extra{i}>" for i in range(99)])
+    tokenizer = save_tokenizer(tmp_path / "big", big)
+    assert big.vocab_size > 264
+    prepare.rows({"text": "abc"}, {"text": "<extra98>"})
+    parts = ("below the model's vocabulary of 264", f"the id {big.vocab_size - 1}", "line 2", "own tokenizer")
+    check(prepare.refused("text", f"model.tokenizer={tokenizer}"), *parts)
+
+
+def test_a_template_that_is_not_there_is_named(prepare):
+    prepare.rows({"text": "a"})
+    check(prepare.refused("text", "model.chat_template=nope.jinja"), "`model.chat_template`", "nope.jinja")
+
+
+def test_another_chat_template_makes_another_store_and_keeps_the_first(prepare, tmp_path):
+    prepare.rows({"messages": [ASKED, SAID]})
+    first = prepare.accepted("chat")
+    template = tmp_path / "template.jinja"
+    template.write_text(CHATML.replace("Be kind.", "Be brief."))
+    both = prepare.accepted("chat", f"model.chat_template={template}")
+    assert len(first) == 1 and len(both) == 2 and set(first) < set(both)
+    assert prepare.accepted("chat") == both, "the first is found again"
+
+
+# ---- models
+
+
+def write_model(folder, model_type, architectures, **more):
+    folder.mkdir()
+    record = {"model_type": model_type, "architectures": architectures, **more}
+    (folder / "config.json").write_text(json.dumps(record))
+    return f"model.path={folder}"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [
+        ("bert", "BertForMaskedLM"),
+        ("t5", "T5ForConditionalGeneration"),
+        ("llama", "LlamaForSequenceClassification"),
+        ("vit", "ViTForImageClassification"),
+    ],
+)
+def test_a_model_that_is_not_causal_is_refused_before_the_data_is_read(
+    prepare, tmp_path, model_type, architecture
+):
+    path = write_model(tmp_path / "other", model_type, [architecture])
+    parts = ("`model.path` must be a causal language model", f"is {architecture} instead", "ForCausalLM")
+    check(prepare.refused("text", path), *parts)
+
+
+def test_a_model_folder_that_is_not_there_is_named(prepare):
+    check(prepare.refused("text", "model.path=./nope"), "`model.path`", "'./nope' instead. Check the path.")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_config_json_that_says_nothing_is_refused(prepare, tmp_path, text):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(text)
+    if text == "[]":
+        pytest.xfail("transformers raises TypeError, which read_config lets through: a traceback")
+    check(prepare.refused("text", f"model.path={tmp_path}/other"), "`model.path`", "cannot be read")
+
+
+def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(prepare, tmp_path):
+    path = write_model(tmp_path / "other", "strange", None, auto_map={"AutoConfig": "strange.Config"})
+    marker = tmp_path / "was-run"
+    code = f"open({str(marker)!r}, 'w')\nfrom transformers import PretrainedConfig\n"
+    (tmp_path / "other" / "strange.py").write_text(code + "class Config(PretrainedConfig):\n    pass\n")
+    check(prepare.refused("text", path), "`model.path`", "custom code")
+    assert not marker.exists()
+
+
+@pytest.mark.xfail(reason="only the first line of transformers' message is shown, which names no option of ours")
+def test_a_model_with_code_of_its_own_names_the_key_that_allows_it(prepare, tmp_path):
+    path = write_model(tmp_path / "other", "strange", None, auto_map={"AutoConfig": "strange.Config"})
+    (tmp_path / "other" / "strange.py").write_text("")
+    check(prepare.refused("text", path), "model.trust_remote_code")
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_key(refuse, prepare, tmp_path):
+    prepare.rows({"text": "a"})
+    (tmp_path / "file").write_text("")
+    arguments = prepare.arguments("text", "model.kind=tiny", f"data.cache_dir={tmp_path}/file")
+    check(refuse(*arguments), "Set data.cache_dir.")

@@ -1,0 +1,143 @@
+"""Every cross-field rule: one sentence that names the key, the rule, the value and the fix."""
+
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers.tiny import tiny_config
+from trainer.config.check import check_config, find_problems
+from trainer.config.data import Format, Packing
+from trainer.config.model import ModelKind
+from trainer.config.optim import Offload, ScheduleName
+from trainer.config.schema import RunConfig
+from trainer.errors import ConfigError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
+
+
+def edited(config, edits):
+    result = copy.deepcopy(config)
+    for key, value in edits.items():
+        *sections, name = key.split(".")
+        target = result
+        for section in sections:
+            target = target[section] if isinstance(target, dict) else getattr(target, section)
+        setattr(target, name, value)
+    return result
+
+
+RULES = [
+    ("name", {"name": ""}),
+    ("name", {"name": "a/b"}),
+    ("run_dir", {"run_dir": ""}),
+    ("model.path", {"model.path": ""}),
+    ("model.path", {"model.path": "", "model.kind": ModelKind.random}),
+    ("model.checkpoint_layers", {"model.checkpoint_layers": -2}),
+    ("model.loss_chunk_tokens", {"model.loss_chunk_tokens": 0}),
+    ("data.sources", {"data.sources": {}}),
+    ("data.seq_len", {"data.seq_len": 4}),
+    ("data.validation_frac", {"data.validation_frac": 0.6}),
+    ("data.validation_frac", {"data.validation_frac": float("nan")}),
+    ("data.max_validation_packs", {"data.max_validation_packs": 0}),
+    ("data.num_workers", {"data.num_workers": -1}),
+    ("data.sources.chat", {"data.sources.chat.path": None}),
+    ("data.sources.chat", {"data.sources.chat.dataset": "a/b"}),
+    ("data.sources.text.as_chat", {"data.sources.text.as_chat": True}),
+    ("data.sources.text.packing", {"data.sources.text.format": Format.chat,
+                                   "data.sources.text.packing": Packing.concat}),
+    ("data.sources.text.txt_documents", {"data.sources.text.txt_documents": "page"}),
+    ("data.sources.text.clean.max_chars", {"data.sources.text.clean.min_chars": 5,
+                                           "data.sources.text.clean.max_chars": 4}),
+    ("train", {"train.max_steps": None}),
+    ("train", {"train.max_epochs": 1.0}),
+    ("train.max_steps", {"train.max_steps": 0}),
+    ("train.max_tokens", {"train.max_steps": None, "train.max_tokens": -5}),
+    ("train.micro_batch_size", {"train.micro_batch_size": 0}),
+    ("train.global_batch_tokens", {"train.global_batch_tokens": 100}),
+    ("train.max_non_finite_steps", {"train.max_non_finite_steps": -1}),
+    ("cluster.num_nodes", {"cluster.num_nodes": 0}),
+    ("optim.lr", {"optim.lr": 0.0}),
+    ("optim.betas", {"optim.betas": [0.9]}),
+    ("optim.betas", {"optim.betas": [0.9, 1.0]}),
+    ("optim.eps", {"optim.eps": 0.0}),
+    ("optim.weight_decay", {"optim.weight_decay": -0.1}),
+    ("optim.clip_norm", {"optim.clip_norm": -1.0}),
+    ("schedule.warmup_frac", {"schedule.warmup_frac": 1.5}),
+    ("schedule.final_frac", {"schedule.final_frac": -0.1}),
+    ("schedule.warmup_steps", {"schedule.warmup_steps": -1}),
+    ("schedule", {"schedule.name": ScheduleName.wsd, "schedule.warmup_frac": 0.6, "schedule.decay_frac": 0.6}),
+    ("schedule", {"schedule.name": ScheduleName.infinite, "schedule.decay_frac": 0.5}),
+    ("zero.stage", {"zero.stage": 4}),
+    ("zero.dtype", {"zero.dtype": "fp16"}),
+    ("zero.offload_param", {"zero.offload_param": Offload.cpu}),
+    ("zero.offload_optimizer", {"zero.stage": 0, "zero.offload_optimizer": Offload.cpu}),
+    ("zero.extra.optimizer", {"zero.extra": {"optimizer": {"type": "Adam"}}}),
+    ("checkpoint.keep_last", {"checkpoint.keep_last": 0}),
+    ("checkpoint.every_steps", {"checkpoint.every_steps": -1}),
+    ("evaluate.every_steps", {"evaluate.every_steps": -1}),
+    ("evaluate.every_steps", {"evaluate.patience": 2}),
+    ("log.every_steps", {"log.every_steps": 0}),
+    ("export.dtype", {"export.dtype": "float16"}),
+]  # fmt: skip
+
+
+def test_a_good_configuration_has_no_problem(config):
+    assert list(find_problems(config)) == []
+    check_config(config, world_size=2)
+
+
+@pytest.mark.parametrize(("key", "edits"), RULES, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_broken_rule_is_one_sentence_with_key_rule_value_and_fix(config, key, edits):
+    (problem,) = find_problems(edited(config, edits))
+    assert problem.startswith(f"`{key}` must "), problem
+    assert ", but " in problem and " instead. " in problem and problem.endswith("."), problem
+
+
+def test_the_problems_of_the_defaults_are_those_a_person_has_to_decide():
+    keys = [problem.split("`")[1] for problem in find_problems(RunConfig())]
+    assert keys == ["model.path", "data.sources", "train"]
+
+
+def test_all_problems_are_raised_together_with_their_number(config):
+    broken = edited(config, {key: value for _, edits in RULES[:1] + RULES[27:29] for key, value in edits.items()})
+    with pytest.raises(ConfigError) as caught:
+        check_config(broken)
+    assert str(caught.value).startswith("The configuration has 3 problems:\n  - ")
+    assert str(caught.value).count("\n  - ") == 3
+    broken = edited(config, {"optim.lr": 0.0})
+    with pytest.raises(ConfigError, match=r"has 1 problem:\n"):
+        check_config(broken)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 8), st.integers(1, 4096), st.integers(8, 32768))
+def test_the_batch_that_the_sentence_proposes_is_accepted(tokens, micro, ranks, seq_len):
+    config = tiny_config_at_nowhere()
+    config.train.global_batch_tokens, config.train.micro_batch_size = tokens, micro
+    config.data.seq_len = seq_len
+    problems = list(find_problems(config, ranks))
+    if not problems:
+        assert tokens % (micro * ranks * seq_len) == 0
+        return
+    (problem,) = problems
+    config.train.global_batch_tokens = int(problem.rsplit("=", 1)[1].rstrip("."))
+    assert list(find_problems(config, ranks)) == []
+    unit = micro * ranks * seq_len
+    assert abs(config.train.global_batch_tokens - tokens) <= unit / 2 or config.train.global_batch_tokens == unit
+
+
+def tiny_config_at_nowhere():
+    from pathlib import Path
+
+    return tiny_config(Path("nowhere"))
+
+
+def test_ranks_of_the_cluster_section_count_before_they_are_known(config):
+    many = edited(config, {"cluster.num_nodes": 2, "cluster.ranks_per_node": 4})
+    (problem,) = find_problems(many)
+    assert "= 8 x 1 x 64 = 512, but is 256 instead. Set train.global_batch_tokens=512." in problem
+    assert list(find_problems(many, world_size=4)) == []

@@ -1,0 +1,178 @@
+"""The frozen configuration of a run directory: what may differ, what is refused, what is written."""
+
+import copy
+import dataclasses
+import json
+import os
+
+import pytest
+
+from tests.helpers.tiny import tiny_config
+from trainer.config.model import Attention
+from trainer.config.snapshot import (
+    MAY_DIFFER,
+    config_digest,
+    differences,
+    freeze,
+    write_atomic,
+    write_provenance,
+)
+from trainer.config.store import known_keys, load_config
+from trainer.errors import ConfigError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
+
+
+def changed(config, key, value):
+    """Return a copy with one value changed."""
+    result = copy.deepcopy(config)
+    *sections, name = key.split(".")
+    target = result
+    for section in sections:
+        target = target[section] if isinstance(target, dict) else getattr(target, section)
+    assert getattr(target, name) != value, f"{key} is {value} already"
+    setattr(target, name, value)
+    return result
+
+
+MAY = [
+    ("log.every_steps", 7),
+    ("cluster.ranks_per_node", 4),
+    ("export.dtype", "float32"),
+    ("checkpoint.every_steps", 7),
+    ("evaluate.every_steps", 7),
+    ("run_dir", "/elsewhere"),
+    ("data.cache_dir", "/elsewhere"),
+]
+MUST_NOT = [
+    ("seed", 7),
+    ("name", "other"),
+    ("model.path", "other"),
+    ("model.attention", Attention.sdpa),
+    ("data.seq_len", 128),
+    ("data.shuffle", False),
+    ("data.sources.chat.path", "other.jsonl"),
+    ("data.sources.chat.clean.min_chars", 2),
+    ("train.max_steps", 9),
+    ("optim.betas", [0.9, 0.99]),
+    ("schedule.warmup_steps", None),
+    ("zero.stage", 3),
+    ("zero.extra", {"wall_clock_breakdown": True}),
+]
+
+
+def test_the_cases_cover_every_key_that_may_differ():
+    assert {key if key in MAY_DIFFER else f"{key.split('.')[0]}." for key, _ in MAY} == set(MAY_DIFFER)
+    assert all(any(key.startswith(prefix) for key in known_keys()) for prefix in MAY_DIFFER)
+
+
+@pytest.mark.parametrize(("key", "value"), MAY)
+def test_a_key_that_shapes_nothing_may_differ(config, key, value):
+    other = changed(config, key, value)
+    assert differences(config, other) == [] and config_digest(config) == config_digest(other)
+
+
+@pytest.mark.parametrize(("key", "value"), MUST_NOT)
+def test_a_key_that_shapes_the_training_is_named_with_both_values(config, key, value):
+    other = changed(config, key, value)
+    (found,) = differences(config, other)
+    assert found.startswith(key) and " -> " in found
+    assert config_digest(config) != config_digest(other)
+
+
+def test_a_source_more_or_less_is_a_difference(config):
+    other = copy.deepcopy(config)
+    del other.data.sources["text"]
+    for found in (differences(config, other), differences(other, config)):
+        assert found and all(line.startswith("data.sources.text.") for line in found)
+
+
+def test_a_run_directory_takes_the_same_configuration_again(config, tmp_path):
+    run_dir = tmp_path / "run"
+    path = freeze(config, run_dir)
+    again = changed(config, "log.every_steps", 5)
+    assert freeze(again, run_dir) == path
+    assert load_config(path) == again, "what may differ is the newest"
+    assert [entry.name for entry in run_dir.iterdir()] == ["config.yaml"]
+
+
+def test_a_run_directory_refuses_another_configuration_and_keeps_its_own(config, tmp_path):
+    run_dir = tmp_path / "run"
+    before = freeze(config, run_dir).read_bytes()
+    other = changed(changed(config, "seed", 7), "optim.lr", 0.5)
+    with pytest.raises(ConfigError) as caught:
+        freeze(other, run_dir)
+    assert str(caught.value) == (
+        f"{run_dir} holds a run of another configuration (optim.lr: 0.002 -> 0.5; seed: 0 -> 7). Give "
+        "another run_dir or name, or the same values to resume it."
+    )
+    assert (run_dir / "config.yaml").read_bytes() == before
+    assert [entry.name for entry in run_dir.iterdir()] == ["config.yaml"]
+
+
+def test_many_differences_are_cut_short(config, tmp_path):
+    freeze(config, tmp_path / "run")
+    other = copy.deepcopy(config)
+    other.data.sources = {}
+    with pytest.raises(ConfigError) as caught:
+        freeze(other, tmp_path / "run")
+    assert str(caught.value).count(" -> ") == 6 and "; ...)" in str(caught.value)
+
+
+def test_a_damaged_frozen_configuration_is_named(config, tmp_path):
+    path = freeze(config, tmp_path / "run")
+    path.write_text("optim: {lr: [1\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml is not valid YAML"):
+        freeze(config, tmp_path / "run")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomic(path, "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "half of it, then \ud800")
+    assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
+    write_atomic(path, "after")
+    assert path.read_text() == "after" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        write_atomic(tmp_path / "taken", "text")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_provenance_names_versions_and_facts_and_no_secret(tmp_path, monkeypatch):
+    secrets = {
+        "HF_TOKEN": "hf_abcdefghijklmnopqrstuvwxyz012345",
+        "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLE",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    write_provenance(tmp_path, data={"chat": "abc"}, model="folder", device="cpu")
+    text = (tmp_path / "provenance.json").read_text()
+    record = json.loads(text)
+    assert (record["data"], record["model"], record["device"]) == ({"chat": "abc"}, "folder", "cpu")
+    assert record["packages"]["torch"] and record["packages"]["deepspeed"]
+    assert set(record) == {"python", "packages", "palimpsest", "git", "host", "data", "model", "device"}
+    for word in (*secrets, *secrets.values(), os.environ.get("HOME", "/nowhere") + "/"):
+        assert word not in text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["provenance.json"]
+
+
+def test_code_outside_a_checkout_has_no_sha_and_no_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_provenance(tmp_path)
+    assert json.loads((tmp_path / "provenance.json").read_text())["git"] is None
+
+
+def test_a_configuration_is_not_changed_by_comparing(config):
+    before = dataclasses.asdict(config)
+    differences(config, changed(config, "seed", 3))
+    config_digest(config)
+    assert dataclasses.asdict(config) == before
