@@ -135,6 +135,8 @@ def measure(case: str, arguments: argparse.Namespace, work: Path) -> dict[str, A
         print(f"{case}: failed with {code}\n{tail}", flush=True)
         return result | {"failed": "out of memory" if memory else f"exit code {code}"}
     result |= figures(work / case / "metrics.jsonl")
+    provenance = json.loads((work / case / "provenance.json").read_text(encoding="utf-8"))
+    result |= {key: provenance[key] for key in ("attention", "kernels")}
     print(json.dumps({k: v for k, v in result.items() if k != "overrides"}), flush=True)
     return result
 

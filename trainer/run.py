@@ -15,6 +15,7 @@ import torch
 from trainer import keeper
 from trainer.checkpoint.state import TrainState
 from trainer.config.check import check_config
+from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic, write_provenance
 from trainer.config.store import to_plain
@@ -174,9 +175,9 @@ def _build_model(
     loaded = load_model(source, config.model, attention, config.zero.dtype, zero3_config, group.device)
     _check_fits(config, loaded, stores)
     num_verified = 0
-    if config.model.verify_weights:
+    if config.model.verify_weights and config.model.kind is not ModelKind.random:
         num_verified = verify_weights(loaded.model, source, gathered)
-    kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
+    loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
     recomputed = apply_remat(loaded.model, config.model.checkpoint_layers, config.model.checkpoint_spread)
     embeddings = {id(p) for p in loaded.model.get_input_embeddings().parameters()}
     install_loss_head(loaded.model, config.model.loss_chunk_tokens)
@@ -197,7 +198,7 @@ def _build_model(
         loaded.num_parameters / 1e6,
         attention.name,
         attention.reason,
-        kernels,
+        loaded.kernels,
         len(recomputed),
         num_verified,
     )
@@ -269,7 +270,14 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     parts = Parts(session.engine, loader, group, session.flash, work, journal, stop_flag, manual_gc)
     if group.is_first:
         digests = {name: store.digest for name, store in session.stores.items()}
-        write_provenance(session.run_dir, data=digests, model=session.loaded.source, device=describe_device())
+        write_provenance(
+            session.run_dir,
+            data=digests,
+            model=session.loaded.source,
+            attention=session.loaded.attention.name,
+            kernels=session.loaded.kernels,
+            device=describe_device(),
+        )
     journal.started(state, world_size=group.world_size, num_steps=total)
     status = "failed"
     try:

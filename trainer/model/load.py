@@ -25,6 +25,7 @@ class LoadedModel:
     attention: AttentionChoice
     source: str
     num_parameters: int
+    kernels: str = "none"
 
 
 def read_config(source: str, model: ModelConfig) -> Any:

@@ -30,7 +30,9 @@ def test_a_key_like_no_other_is_named_without_a_guess(refuse):
 
 
 def test_a_misspelt_key_of_a_source_is_named(refuse):
-    assert "Unknown key `data.sources.corpus.pth`." in refuse("train", "data=text", "data.sources.corpus.pth=x")
+    assert "Unknown key `data.sources.corpus.pth`." in refuse(
+        "train", "data=text", "data.sources.corpus.pth=x"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,11 @@ def test_problems_across_sections_are_reported_together_and_counted(refuse):
 @pytest.mark.parametrize(("asked", "nearest"), [(131073, 131072), (16000, 16384), (1, 16384), (30000, 32768)])
 def test_a_global_batch_that_does_not_divide_gets_the_nearest_that_does(refuse, asked, nearest):
     message = refuse(
-        "train", *CORPUS, "train.max_steps=1", "cluster.ranks_per_node=8", f"train.global_batch_tokens={asked}"
+        "train",
+        *CORPUS,
+        "train.max_steps=1",
+        "cluster.ranks_per_node=8",
+        f"train.global_batch_tokens={asked}",
     )
     assert "ranks x micro batch x seq_len = 8 x 1 x 2048 = 16384" in message
     assert message.endswith(f"but is {asked} instead. Set train.global_batch_tokens={nearest}.")
@@ -168,7 +174,9 @@ def test_a_broken_configuration_file_is_named_with_the_place(refuse, tmp_path, t
 
 def test_a_configuration_file_that_cannot_be_opened_is_named(refuse, tmp_path):
     missing = tmp_path / "nope.yaml"
-    assert refuse("train", "--config", str(missing)) == f"{missing} cannot be read: No such file or directory."
+    assert (
+        refuse("train", "--config", str(missing)) == f"{missing} cannot be read: No such file or directory."
+    )
     assert refuse("train", "--config", str(tmp_path)).startswith(f"{tmp_path} cannot be read: ")
 
 

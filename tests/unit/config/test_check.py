@@ -98,13 +98,21 @@ def test_a_broken_rule_is_one_sentence_with_key_rule_value_and_fix(config, key, 
     assert ", but " in problem and " instead. " in problem and problem.endswith("."), problem
 
 
+@pytest.mark.xfail(reason="`lr <= 0` and its like are false for NaN: the run would start")
+@pytest.mark.parametrize("key", ["optim.lr", "optim.eps", "optim.weight_decay", "optim.clip_norm"])
+def test_a_rate_that_is_not_a_number_is_refused(config, key):
+    assert list(find_problems(edited(config, {key: float("nan")})))
+
+
 def test_the_problems_of_the_defaults_are_those_a_person_has_to_decide():
     keys = [problem.split("`")[1] for problem in find_problems(RunConfig())]
     assert keys == ["model.path", "data.sources", "train"]
 
 
 def test_all_problems_are_raised_together_with_their_number(config):
-    broken = edited(config, {key: value for _, edits in RULES[:1] + RULES[27:29] for key, value in edits.items()})
+    broken = edited(
+        config, {key: value for _, edits in RULES[:1] + RULES[27:29] for key, value in edits.items()}
+    )
     with pytest.raises(ConfigError) as caught:
         check_config(broken)
     assert str(caught.value).startswith("The configuration has 3 problems:\n  - ")
@@ -127,7 +135,9 @@ def test_the_batch_that_the_sentence_proposes_is_accepted(tokens, micro, ranks, 
     config.train.global_batch_tokens = int(problem.rsplit("=", 1)[1].rstrip("."))
     assert list(find_problems(config, ranks)) == []
     unit = micro * ranks * seq_len
-    assert abs(config.train.global_batch_tokens - tokens) <= unit / 2 or config.train.global_batch_tokens == unit
+    assert (
+        abs(config.train.global_batch_tokens - tokens) <= unit / 2 or config.train.global_batch_tokens == unit
+    )
 
 
 def tiny_config_at_nowhere():

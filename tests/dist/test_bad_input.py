@@ -1,0 +1,207 @@
+"""What only a rank can refuse, as a sentence and without a half-written run; and a run that is told to stop."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.dist.session import config_of, session_of
+from tests.helpers.ranks import FOREIGN, ROOT
+from trainer.checkpoint.commit import newest_verified
+from trainer.checkpoint.layout import STATE, checkpoints_dir, step_dir
+from trainer.errors import TrainerError
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def copy_model(workspace: str, folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
+    """Copy the workspace's model with its tensors edited."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(Path(workspace) / "model", folder)
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def refusal_of(workspace: str, run_dir: Path, *overrides: str) -> str:
+    """Train and return the sentence of the refusal; only logs and the lock may be left."""
+    from trainer import run
+
+    run_dir.mkdir()
+    try:
+        reason = run.run_training(config_of(workspace, run_dir, *overrides))
+    except TrainerError as error:
+        sentence = f"{type(error).__name__}: {error}"
+    else:
+        sentence = f"not refused: {reason}"
+    gc.collect()
+    left = {path.relative_to(run_dir).parts[0] for path in run_dir.rglob("*") if path.is_file()}
+    assert left <= {"logs", ".lock"}, left
+    return sentence
+
+
+def refusals(group: Any, workspace: str, folder: str) -> dict[str, str]:
+    from tests.helpers.tiny import save_llama
+    from trainer.engine.build import gathered
+    from trainer.model.verify import verify_weights
+
+    top = Path(folder)
+    models = {
+        "missing": copy_model(workspace, top / "missing", lambda tensors: tensors.pop(UP)),
+        "head": copy_model(workspace, top / "head", lambda tensors: tensors.pop("lm_head.weight")),
+        "unexpected": copy_model(workspace, top / "more", lambda tensors: tensors.update(more=tensors[UP] * 2)),
+        "mismatched": copy_model(
+            workspace, top / "mismatched", lambda tensors: tensors.update({UP: tensors[UP][:5].clone()})
+        ),
+        "short": copy_model(workspace, top / "short", lambda tensors: None),
+    }
+    config_file = models["short"] / "config.json"
+    record = json.loads(config_file.read_text()) | {"max_position_embeddings": 32}
+    config_file.write_text(json.dumps(record))
+    (top / "template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    asked = {name: ["zero.stage=3", f"model.path={path}"] for name, path in models.items()}
+    asked["template"] = [f"model.chat_template={top}/template.jinja"]
+    asked["stage 0"] = ["zero.stage=0", "zero.dtype=bf16"]
+    asked["flash"] = ["model.attention=flash_attention_2"]
+    answers = {name: refusal_of(workspace, top / f"run {name}", *words) for name, words in asked.items()}
+    save_llama(top / "other", seed=9)
+    source = f"{workspace}/model"
+    with session_of(config_of(workspace, top / "run whole", "zero.stage=3")) as session:
+        answers["verified"] = str(verify_weights(session.loaded.model, source, gathered))
+        try:
+            verify_weights(session.loaded.model, str(top / "other"), gathered)
+        except TrainerError as error:
+            answers["verify"] = f"{type(error).__name__}: {error}"
+    # Random weights are not those of the files, and are not meant to be.
+    random = ["model.kind=random", "model.seed=5"]
+    with session_of(config_of(workspace, top / "run random", *random)) as session:
+        answers["random"] = session.loaded.model.config.model_type
+    return answers
+
+
+def check(sentence: str, *parts: str) -> None:
+    missing = [part for part in parts if part not in sentence]
+    assert not missing, (missing, sentence)
+    assert "\n" not in sentence
+
+
+def test_a_rank_refuses_what_it_cannot_train_and_leaves_no_run(pool, workspace, tmp_path):
+    answers = pool(1).run(refusals, workspace=workspace, folder=str(tmp_path))[0]
+    match = "ModelError: The weights of "
+    check(answers["missing"], match, f"missing keys: {UP}", "would train random weights")
+    check(answers["head"], match, "missing keys: lm_head.weight")
+    check(answers["unexpected"], match, "unexpected keys: more")
+    check(answers["mismatched"], match, "mismatched keys: ", UP)
+    context = "`data.seq_len` must be at most the model's context of 32, but is 64 instead. Set data.seq_len=32."
+    assert answers["short"] == f"ConfigError: {context}"
+    check(answers["template"], "DataError: `data.sources.chat` must be prepared with the tokenizer of this run")
+    check(answers["template"], "made by another tokenizer (or chat template). Run `palimpsest prepare`")
+    check(answers["stage 0"], "`zero.stage` must be 1 or more in bf16", "4 micro-steps", "Set zero=zero1")
+    check(answers["flash"], "there is no GPU. Install it with: pip install", "model.attention=auto.")
+    assert answers["verified"] == "8"
+    check(answers["verify"], "SelfCheckError: The loaded parameter ", "would not train from the weights you named")
+    assert answers["random"] == "llama"
+
+
+# ---- told to stop
+
+
+def finish(group: Any, run_dir: str, whole_dir: str) -> None:
+    """Resume the stopped run, and train the same without a stop."""
+    import dataclasses
+
+    from trainer import run
+    from trainer.config.store import load_config
+
+    config = load_config(Path(run_dir) / "config.yaml")
+    assert run.run_training(config).value == "finished"
+    assert run.run_training(dataclasses.replace(config, run_dir=whole_dir)).value == "finished"
+
+
+def start(workspace: str, run_dir: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    words = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={run_dir}", "cluster.ranks_per_node=1"]
+    here = run_dir.parent / "here"
+    here.mkdir()
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", *words, *overrides],
+        env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=here,
+        stdout=(run_dir.parent / "out").open("wb"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what a failed test has left of its own."""
+    if process.poll() is None:
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.kill()
+        process.wait()
+
+
+def steps_logged(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return path.read_text().count('"loss"') if path.exists() else 0
+
+
+def test_sigterm_reaches_the_rank_which_saves_and_exits_75_and_the_resumed_run_reads_the_same_data(
+    pool, workspace, tmp_path
+):
+    """The launcher of DeepSpeed kills its ranks on SIGTERM: a signal sent to it would cost the steps since
+    the last checkpoint. Exit code 75 asks for a requeue.
+    """
+    run_dir, whole = tmp_path / "run", tmp_path / "whole"
+    process = start(workspace, run_dir, "train.max_steps=80", "train.micro_batch_size=4")
+    try:
+        deadline = time.monotonic() + 90
+        while steps_logged(run_dir) < 3:
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "out").read_text()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75, (tmp_path / "out").read_text()
+    finally:
+        end(process)
+    assert [*(tmp_path / "here").iterdir()] == [], "a run wrote into the working directory"
+    found = newest_verified(run_dir)
+    assert found is not None and 3 <= found[1].step < 80
+    entries = sorted(entry.name for entry in checkpoints_dir(run_dir).iterdir())
+    assert entries == ["latest", f"step-{found[1].step:08d}"]
+    assert "Traceback" not in (tmp_path / "out").read_text()
+
+    whole.mkdir()
+    pool(1).run(finish, run_dir=str(run_dir), whole_dir=str(whole))
+    stopped, straight = (json.loads((step_dir(r, 80) / STATE).read_text()) for r in (run_dir, whole))
+    assert (stopped["attempts"], straight["attempts"]) == (2, 1)
+    for key in ("step", "data_digest", "tokens_seen", "targets_by_source"):
+        assert stopped[key] == straight[key], key
+    assert steps_logged(run_dir) == steps_logged(whole) == 80
+
+
+def test_a_rank_that_refuses_ends_the_command_with_its_exit_code(tmp_path):
+    code = "import sys; from trainer.jobs import start_local; sys.exit(start_local(sys.argv[1:], 1, 0))"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--config", "nope.yaml"],
+        env=environment | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("Error: nope.yaml cannot be read: No such file or directory.") == 1
+    assert "Traceback" not in done.stderr and [*tmp_path.iterdir()] == []

@@ -1,0 +1,56 @@
+"""Attention: the fastest that is installed, or a sentence that says how to install the one asked for."""
+
+import pytest
+
+from trainer.config.model import Attention, ModelConfig
+from trainer.errors import ModelError
+from trainer.model.attention import AttentionChoice, choose_attention
+
+FLASH = [Attention.flash_attention_4, Attention.flash_attention_3, Attention.flash_attention_2]
+
+
+def test_the_default_is_the_fastest_one_installed_and_sdpa_without_a_gpu():
+    assert ModelConfig().attention is Attention.auto
+    choice = choose_attention(Attention.auto, None)
+    assert (choice.name, choice.reason, choice.is_flash) == ("sdpa", "no GPU", False)
+
+
+@pytest.mark.parametrize("capability", [None, (7, 0), (9, 0)])
+def test_sdpa_can_always_be_asked_for(capability):
+    assert choose_attention(Attention.sdpa, capability) == AttentionChoice("sdpa", "asked for")
+
+
+@pytest.mark.parametrize(
+    ("asked", "install"),
+    [
+        (Attention.flash_attention_4, "pip install flash-attn-4;"),
+        (Attention.flash_attention_3, "pip install --no-deps flash-attn-3 --index-url https://"),
+        (Attention.flash_attention_2, "pip install --no-build-isolation 'palimpsest-trainer[gpu]';"),
+    ],
+)
+def test_flash_attention_without_a_gpu_is_refused_with_the_install_line(asked, install):
+    with pytest.raises(ModelError) as caught:
+        choose_attention(asked, None)
+    message = str(caught.value)
+    assert message.startswith(f"`model.attention` must be usable here, but is {asked.value} instead: ")
+    assert "there is no GPU" in message and f"Install it with: {install}" in message
+    assert message.endswith("or set model.attention=auto.")
+
+
+@pytest.mark.parametrize(
+    ("asked", "capability", "need"),
+    [(FLASH[0], (8, 0), "9.0"), (FLASH[1], (8, 9), "9.0"), (FLASH[2], (7, 5), "8.0")],
+)
+def test_a_gpu_that_is_too_old_is_named_with_what_is_needed(asked, capability, need):
+    with pytest.raises(ModelError) as caught:
+        choose_attention(asked, capability)
+    have = f"{capability[0]}.{capability[1]}"
+    assert f"the GPU has compute capability {have} and it needs {need}" in str(caught.value)
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (8, 0), (9, 0), (10, 0)])
+def test_auto_never_fails_and_says_why(capability):
+    choice = choose_attention(Attention.auto, capability)
+    assert choice.name in {"sdpa", *(asked.value for asked in FLASH)} and choice.reason
+    assert choice.is_flash == (choice.name != "sdpa")
+    assert capability >= (8, 0) or not choice.is_flash
