@@ -63,7 +63,7 @@ def test_a_step_that_was_not_saved_is_refused_with_those_that_were(run_dir):
 def test_the_last_is_the_newest_that_verifies_and_a_damaged_one_cannot_be_named(run_dir):
     (step_dir(run_dir, 30) / STATE).write_text("{}")
     assert find_checkpoint(run_dir, "last") == step_dir(run_dir, 20)
-    with pytest.raises(CheckpointError, match="step-00000030 does not verify: .* Choose another"):
+    with pytest.raises(CheckpointError, match=r"step-00000030 does not verify: .* Choose another"):
         find_checkpoint(run_dir, "30")
 
 
@@ -78,7 +78,7 @@ def test_a_run_that_has_no_best_checkpoint_says_which_there_are(tmp_path, best_s
 @pytest.mark.parametrize("which", ["last", "best", "10"])
 def test_a_run_directory_without_a_valid_checkpoint_is_named(tmp_path, which):
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="holds none instead. Train first.") as caught:
+        with pytest.raises(CheckpointError, match=r"holds none instead\. Train first\.") as caught:
             find_checkpoint(tmp_path / "run", which)
         assert str(tmp_path / "run") in str(caught.value)
         folder = save(tmp_path / "run", 10, best_step=10)

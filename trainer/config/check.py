@@ -52,6 +52,8 @@ def _run_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _model_problems(model: ModelConfig) -> Iterator[str]:
+    if model.kind is ModelKind.tiny:
+        yield from _tiny_problems(model.tiny)
     needs_path = model.kind in (ModelKind.pretrained, ModelKind.random)
     if needs_path and not model.path:
         yield _must(
@@ -63,6 +65,26 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
         )
     if model.loss_chunk_tokens < 1:
         yield _must("model.loss_chunk_tokens", "at least 1", model.loss_chunk_tokens, "Use 4096.")
+
+
+def _tiny_problems(shape: dict[str, int]) -> Iterator[str]:
+    known = ModelConfig().tiny
+    for key in set(shape) - set(known):
+        yield _must(f"model.tiny.{key}", f"one of {', '.join(known)}", shape[key], "Remove it.")
+    for key in known:
+        if shape.get(key, 0) < 1:
+            yield _must(f"model.tiny.{key}", "at least 1", shape.get(key), f"Set {known[key]}.")
+            return
+    heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+    if shape["hidden_size"] % (2 * heads):
+        yield _must(
+            "model.tiny.hidden_size",
+            f"a multiple of 2 x num_attention_heads = {2 * heads}",
+            shape["hidden_size"],
+            f"Set {16 * heads}.",
+        )
+    if heads % kv_heads:
+        yield _must("model.tiny.num_key_value_heads", f"a divisor of {heads}", kv_heads, "Set 1.")
 
 
 def _data_problems(config: RunConfig) -> Iterator[str]:
@@ -150,15 +172,15 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[str]:
 
 def _optim_problems(config: RunConfig) -> Iterator[str]:
     optim = config.optim
-    if optim.lr <= 0:
+    if not optim.lr > 0:
         yield _must("optim.lr", "more than 0", optim.lr, "Set optim.lr=1e-5.")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         yield _must("optim.betas", "two numbers in [0, 1)", optim.betas, "Set [0.9,0.95].")
-    if optim.eps <= 0:
+    if not optim.eps > 0:
         yield _must("optim.eps", "more than 0", optim.eps, "Set 1e-8.")
-    if optim.weight_decay < 0:
+    if not optim.weight_decay >= 0:
         yield _must("optim.weight_decay", "0 or more", optim.weight_decay, "Set 0.1.")
-    if optim.clip_norm < 0:
+    if not optim.clip_norm >= 0:
         yield _must("optim.clip_norm", "0 (off) or more", optim.clip_norm, "Set 1.0.")
 
 

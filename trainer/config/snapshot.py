@@ -18,7 +18,10 @@ from trainer.config.schema import RunConfig
 from trainer.config.store import load_config, to_plain, to_yaml
 from trainer.errors import ConfigError
 
-MAY_DIFFER = ("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "run_dir", "data.cache_dir")
+MAY_DIFFER = (
+    *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "run_dir"),
+    *("data.cache_dir", "data.num_workers", "model.verify_weights", "train.isolation_probe"),
+)
 """Key prefixes that do not change what is trained; a resumed run may change them."""
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "flash-attn", "liger-kernel")
@@ -36,7 +39,7 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
         ConfigError: The directory holds a configuration that would train something else.
     """
     path = config_path(run_dir)
-    if path.exists():
+    if path.exists() and _has_begun(run_dir):
         different = differences(load_config(path), config)
         if different:
             shown = "; ".join(different[:6]) + ("; ..." if len(different) > 6 else "")
@@ -52,6 +55,11 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
             f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
         ) from error
     return path
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Tell whether anything was trained: a start that failed before leaves the directory free."""
+    return any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints"))
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -15,7 +15,12 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -129,6 +134,12 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Turn a hydra or omegaconf error into a sentence with the key and the nearest valid name."""
     if isinstance(error, MissingConfigException):
         return _explain_missing(error)
+    if isinstance(error, OverrideParseException):
+        word = str(error.override)
+        key = word.split("=", 1)[0].lstrip("+~")
+        return (
+            f"`{key}` must be given as KEY=VALUE, but the command line has '{word}' instead. Quote the value."
+        )
     cause: BaseException = error
     while cause.__cause__ is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__

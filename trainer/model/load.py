@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ConfigError, ModelError
@@ -43,8 +44,9 @@ def read_config(source: str, model: ModelConfig) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = " To run it, set model.trust_remote_code=true." if "custom code" in str(error) else ""
         raise ModelError(
-            f"`model.path` must be a model folder or name, but {source} cannot be read: {first}"
+            f"`model.path` must be a model folder or name, but {source} cannot be read: {first}{hint}"
         ) from error
     remote = bool(model.trust_remote_code and getattr(config, "auto_map", None))
     encoder_like = getattr(config, "is_encoder_decoder", False)
@@ -132,14 +134,22 @@ def _load_pretrained(
 
     if direct and device.type == "cuda":
         arguments = arguments | {"device_map": {"": str(device)}}
-    loaded, info = AutoModelForCausalLM.from_pretrained(
-        # Mismatched sizes are reported, and refused below, instead of raised as a bare RuntimeError.
-        source,
-        revision=model.revision,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **arguments,
-    )
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            # Mismatched sizes are reported, and refused below, instead of raised as a bare RuntimeError.
+            source,
+            revision=model.revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **arguments,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"The weights of {source} (model.safetensors or its shards) cannot be loaded: "
+            f"{' '.join(str(error).split())[:300]}. Get the files again, or name another model.path."
+        ) from error
     problems = {
         kind: sorted(str(key) for key in info.get(kind) or [])
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")

@@ -170,9 +170,6 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(prepare, tmp_p
     assert not marker.exists()
 
 
-@pytest.mark.xfail(
-    reason="only the first line of transformers' message is shown, which names no option of ours"
-)
 def test_a_model_with_code_of_its_own_names_the_key_that_allows_it(prepare, tmp_path):
     path = write_model(tmp_path / "other", "strange", None, auto_map={"AutoConfig": "strange.Config"})
     (tmp_path / "other" / "strange.py").write_text("")

@@ -98,7 +98,6 @@ def test_a_broken_rule_is_one_sentence_with_key_rule_value_and_fix(config, key, 
     assert ", but " in problem and " instead. " in problem and problem.endswith("."), problem
 
 
-@pytest.mark.xfail(reason="`lr <= 0` and its like are false for NaN: the run would start")
 @pytest.mark.parametrize("key", ["optim.lr", "optim.eps", "optim.weight_decay", "optim.clip_norm"])
 def test_a_rate_that_is_not_a_number_is_refused(config, key):
     assert list(find_problems(edited(config, {key: float("nan")})))

@@ -46,6 +46,9 @@ MAY = [
     ("evaluate.every_steps", 7),
     ("run_dir", "/elsewhere"),
     ("data.cache_dir", "/elsewhere"),
+    ("data.num_workers", 3),
+    ("model.verify_weights", False),
+    ("train.isolation_probe", False),
 ]
 MUST_NOT = [
     ("seed", 7),
@@ -90,6 +93,17 @@ def test_a_source_more_or_less_is_a_difference(config):
         assert found and all(line.startswith("data.sources.text.") for line in found)
 
 
+def begun(run_dir):
+    """Freeze nothing, but leave what the first step of a run leaves."""
+    (run_dir / "metrics.jsonl").touch()
+
+
+def test_a_directory_in_which_nothing_was_trained_takes_another_configuration(config, tmp_path):
+    freeze(config, tmp_path / "run")
+    other = changed(config, "seed", 7)
+    assert load_config(freeze(other, tmp_path / "run")) == other
+
+
 def test_a_run_directory_takes_the_same_configuration_again(config, tmp_path):
     run_dir = tmp_path / "run"
     path = freeze(config, run_dir)
@@ -102,6 +116,7 @@ def test_a_run_directory_takes_the_same_configuration_again(config, tmp_path):
 def test_a_run_directory_refuses_another_configuration_and_keeps_its_own(config, tmp_path):
     run_dir = tmp_path / "run"
     before = freeze(config, run_dir).read_bytes()
+    begun(run_dir)
     other = changed(changed(config, "seed", 7), "optim.lr", 0.5)
     with pytest.raises(ConfigError) as caught:
         freeze(other, run_dir)
@@ -110,11 +125,12 @@ def test_a_run_directory_refuses_another_configuration_and_keeps_its_own(config,
         "another run_dir or name, or the same values to resume it."
     )
     assert (run_dir / "config.yaml").read_bytes() == before
-    assert [entry.name for entry in run_dir.iterdir()] == ["config.yaml"]
+    assert sorted(entry.name for entry in run_dir.iterdir()) == ["config.yaml", "metrics.jsonl"]
 
 
 def test_many_differences_are_cut_short(config, tmp_path):
     freeze(config, tmp_path / "run")
+    begun(tmp_path / "run")
     other = copy.deepcopy(config)
     other.data.sources = {}
     with pytest.raises(ConfigError) as caught:
@@ -124,6 +140,7 @@ def test_many_differences_are_cut_short(config, tmp_path):
 
 def test_a_damaged_frozen_configuration_is_named(config, tmp_path):
     path = freeze(config, tmp_path / "run")
+    begun(tmp_path / "run")
     path.write_text("optim: {lr: [1\n")
     with pytest.raises(ConfigError, match=r"config\.yaml is not valid YAML"):
         freeze(config, tmp_path / "run")

@@ -77,5 +77,5 @@ def test_chosen_layers_are_computed_twice_and_gradients_do_not_change(asked, spr
 def test_a_model_without_such_layers_is_refused_unless_none_are_asked_for():
     model = nn.Sequential(nn.Linear(2, 2))
     assert apply_remat(model, 0, Remat.first) == []
-    with pytest.raises(ModelError, match="must be 0 for Sequential, .* but is -1 instead"):
+    with pytest.raises(ModelError, match=r"must be 0 for Sequential, .* but is -1 instead"):
         apply_remat(model, -1, Remat.first)
