@@ -81,5 +81,12 @@ def test_every_group_in_the_table_lists_its_options():
         assert shown == real, row["group"]
 
 
+def test_the_quickstarts_losses_come_from_its_metrics():
+    path = RESULTS / "quickstart_2_cpu_ranks.metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    means = [row["eval_mean"] for row in rows if "eval_mean" in row]
+    assert f"held-out loss    {means[0]:.4f} -> {means[-1]:.4f} nats per token" in README
+
+
 def test_the_readme_has_no_placeholder_left():
     assert "@@" not in README
