@@ -25,6 +25,15 @@ EXIT_USER_ERROR = 2
 EXIT_CODES = {"finished": 0, "early_stop": 0, "preempted": 75, "non_finite": 4}
 """Exit code by stop reason: 75 (EX_TEMPFAIL) asks for a requeue, 4 means numbers went wrong."""
 
+END_SENTENCES = {
+    "early_stop": "Stopped early: the held-out loss has not fallen for evaluate.patience evaluations.",
+    "preempted": "Stopped by a signal with a checkpoint in {run_dir}. Start the same command again to go on.",
+    "non_finite": (
+        "Stopped: loss or gradients were not finite for more than train.max_non_finite_steps steps in a row. "
+        "Nothing was saved since; see {run_dir}/ledger.jsonl, lower optim.lr, or look at the data of those steps."
+    ),
+}
+
 COMMANDS = {
     "prepare": "read, clean, tokenise and pack the data; never inside a process group",
     "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
@@ -67,7 +76,6 @@ def _quieten_libraries() -> None:
     """Tell DeepSpeed which accelerator there is before anything imports it and guesses aloud."""
     if not Path("/dev/nvidiactl").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -161,7 +169,10 @@ def _run_rank(command: str, config: RunConfig) -> int:
         raise ConfigError(f"`{command}` must be started alone, not by a launcher. Run: palimpsest {command}")
     if env.is_first:
         freeze(config, Path(config.run_dir))
-    return EXIT_CODES[run.run_training(config).value]
+    reason = run.run_training(config).value
+    if env.is_first and reason in END_SENTENCES:
+        print(END_SENTENCES[reason].format(run_dir=config.run_dir), file=sys.stderr, flush=True)
+    return EXIT_CODES[reason]
 
 
 def _start_ranks(command: str, config: RunConfig) -> int:
