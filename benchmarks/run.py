@@ -128,7 +128,8 @@ def measure(case: str, arguments: argparse.Namespace, work: Path) -> dict[str, A
                 code = 124
             if code:
                 break
-    result: dict[str, Any] = {"case": case, "overrides": overrides, "wall_s": round(time.time() - started, 1)}
+    shown = [word for word in overrides if "/" not in word]  # no paths of the machine
+    result: dict[str, Any] = {"case": case, "overrides": shown, "wall_s": round(time.time() - started, 1)}
     if code:
         tail = log_path.read_text(encoding="utf-8", errors="replace")[-3000:]
         memory = "out of memory" in tail.lower()
