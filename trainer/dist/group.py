@@ -44,14 +44,6 @@ class Group:
         torch_dist.all_reduce(tensor, group=self.host_group)
         return [float(value) for value in tensor.tolist()]
 
-    def max(self, value: float) -> float:
-        """Return the largest value over all ranks. Collective: every rank."""
-        if self.world_size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64)
-        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX, group=self.host_group)
-        return float(tensor.item())
-
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's small object, on every rank. Collective."""
         if self.world_size == 1:

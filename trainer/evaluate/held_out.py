@@ -89,8 +89,3 @@ def _read(held_out: HeldOut, refs: Sequence[PackRef]) -> MicroBatch:
             micro.labels_BT[row] = -100
             micro.num_targets_B[row] = 0
     return micro
-
-
-def mean_loss(losses: dict[str, float]) -> float:
-    """Return the mean over sources, each counted once."""
-    return sum(losses.values()) / len(losses)

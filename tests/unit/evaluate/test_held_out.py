@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trainer.data.plan import PackRef
 from trainer.data.types import Pack
 from trainer.dist.group import Group
-from trainer.evaluate.held_out import HeldOut, held_out_losses, mean_loss
+from trainer.evaluate.held_out import HeldOut, held_out_losses
 
 
 class MemoryStore:
@@ -100,7 +100,3 @@ def test_a_source_without_held_out_packs_has_no_loss_and_no_data_no_batches():
     engine = SummingEngine()
     assert held_out_losses(engine, layout([0, 0]), alone, False) == {}
     assert engine.num_calls == 0
-
-
-def test_every_source_counts_once_in_the_mean():
-    assert mean_loss({"a": 1.0, "b": 3.0}) == 2.0
