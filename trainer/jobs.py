@@ -154,11 +154,11 @@ def export_model(config: RunConfig) -> int:
         console.print(f"{count} tensors written and read back; logits not compared.")
         return 0
     saved = read_fingerprint(checkpoint / FINGERPRINT)
-    logits = folder_logits(output_dir, saved.tokens_T, config.export.dtype, config.model.trust_remote_code)
-    moved = difference(saved, logits[-saved.logits_KV.shape[0] :])
-    agree = float(
-        (logits[-saved.logits_KV.shape[0] :].argmax(-1) == saved.logits_KV.argmax(-1)).float().mean()
-    )
+    logits = folder_logits(output_dir, saved.tokens_T, config.export.dtype, config.model.trust_remote_code)[
+        -len(saved.logits_KV) :
+    ]
+    moved = difference(saved, logits)
+    agree = float((logits.argmax(-1) == saved.logits_KV.argmax(-1)).float().mean())
     allowed = 4 * ROUNDING
     console.print(
         f"{count} tensors written and read back. Logits of the reloaded folder differ from the trained "

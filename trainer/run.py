@@ -14,7 +14,6 @@ import torch
 
 from trainer import keeper
 from trainer.checkpoint.state import TrainState
-from trainer.config.check import check_config
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic, write_provenance
@@ -125,9 +124,8 @@ def run_evaluation(config: RunConfig) -> dict[str, float]:
 
 
 def open_session(config: RunConfig, stack: ExitStack) -> Session:
-    """Join the ranks and build data, model and engine, in this order."""
+    """Join the ranks and build data, model and engine, in this order. The configuration is checked already."""
     env = rank_env(os.environ)
-    check_config(config, env.world_size)
     run_dir = Path(config.run_dir)
     setup_logging(env.rank, env.world_size, None)
     group = open_group(env, config.cluster.comm_timeout_s)

@@ -78,7 +78,7 @@ def train_step(
 def add_by_source(sums_S: Tensor, nll_N: Tensor, micro: MicroBatch) -> None:
     """Add each pack's loss to its source's sum, on the device."""
     per_pack_B = nll_N.reshape(len(micro.source_B), -1).sum(dim=1, dtype=torch.float64)
-    index_B = torch.tensor(micro.source_B, device=sums_S.device)
+    index_B = _move(torch.tensor(micro.source_B), sums_S.device)
     sums_S.index_add_(0, index_B, per_pack_B)
 
 
@@ -116,6 +116,7 @@ def labels_of(batch: MicroBatch, device: torch.device) -> Tensor:
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for it: from pageable memory the host would wait for the stream."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor
