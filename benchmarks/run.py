@@ -1,10 +1,11 @@
 """Measure the trainer itself: start real runs of `python -m trainer` and read their metrics.jsonl.
 
-    python benchmarks/run.py --corpus FILE.txt --gpus 2 --out results.json [CASE ...]
+    python benchmarks/run.py --corpus FILE.txt --gpus 2 --out results.json [--plain] [CASE ...]
 
 Random weights of a real shape, real text in byte tokens, real packs. A figure is the median over the steps
 after warm-up of one run; each case is a fresh process. Writes hardware, versions and the
-command of every case beside its figures.
+command of every case beside its figures. --plain runs the plain DeepSpeed loop of plain_loop.py on the same
+batches after each case.
 """
 
 from __future__ import annotations
@@ -94,29 +95,35 @@ def main() -> None:
     parser.add_argument("--shape", type=Path, default=HERE / "shapes" / "llama3_8b")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "latest.json")
     parser.add_argument("--set", nargs="*", default=[], help="overrides for every case")
+    parser.add_argument("--plain", action="store_true", help="also the plain DeepSpeed loop, after each case")
     parser.add_argument("--limit-s", type=int, default=240, help="wall clock limit of one case")
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="palimpsest-bench-"))
     results = []
-    for case in arguments.cases:
-        results.append(measure(case, arguments, work))
+    for case, plain in [
+        (c, p) for c in arguments.cases for p in ((False, True) if arguments.plain else (False,))
+    ]:
+        results.append(measure(case, plain, arguments, work))
         record = {"environment": environment(arguments), "results": results}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(table(results))
 
 
-def measure(case: str, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+def measure(case: str, plain: bool, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Run one case in fresh processes and return its figures, or why there are none."""
-    overrides = case_overrides(case, arguments, work)
+    label = f"{case} (plain loop)" if plain else case
+    run_dir = work / ("plain_" + case if plain else case)
+    overrides = [*case_overrides(case, arguments, work), f"run_dir={run_dir}"]
+    program = [str(HERE / "plain_loop.py")] if plain else ["-m", "trainer", "train"]
     started = time.time()
-    log_path = work / f"{case}.log"
+    log_path = run_dir.with_suffix(".log")
     with log_path.open("w", encoding="utf-8") as log:
         commands = [
             [sys.executable, "-m", "trainer", "prepare", *overrides],
             [
                 *(sys.executable, "-m", "torch.distributed.run"),
-                *("--nproc_per_node", str(arguments.gpus), "-m", "trainer", "train", *overrides),
+                *("--nproc_per_node", str(arguments.gpus), *program, *overrides),
             ],
         ]
         code = 0
@@ -129,15 +136,18 @@ def measure(case: str, arguments: argparse.Namespace, work: Path) -> dict[str, A
             if code:
                 break
     shown = [word for word in overrides if "/" not in word]  # no paths of the machine
-    result: dict[str, Any] = {"case": case, "overrides": shown, "wall_s": round(time.time() - started, 1)}
+    result: dict[str, Any] = {"case": label, "overrides": shown, "wall_s": round(time.time() - started, 1)}
     if code:
         tail = log_path.read_text(encoding="utf-8", errors="replace")[-3000:]
         memory = "out of memory" in tail.lower()
-        print(f"{case}: failed with {code}\n{tail}", flush=True)
+        print(f"{label}: failed with {code}\n{tail}", flush=True)
         return result | {"failed": "out of memory" if memory else f"exit code {code}"}
-    result |= figures(work / case / "metrics.jsonl")
-    provenance = json.loads((work / case / "provenance.json").read_text(encoding="utf-8"))
-    result |= {key: provenance[key] for key in ("attention", "kernels")}
+    result |= figures(run_dir / "metrics.jsonl")
+    if plain:
+        result |= {"attention": "flash_attention_2", "kernels": "liger"}
+    else:
+        provenance = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
+        result |= {key: provenance[key] for key in ("attention", "kernels")}
     print(json.dumps({k: v for k, v in result.items() if k != "overrides"}), flush=True)
     return result
 
@@ -163,7 +173,6 @@ def case_overrides(case: str, arguments: argparse.Namespace, work: Path) -> list
         "evaluate.every_steps=0",
         "checkpoint.enabled=false",
         "log.progress=false",
-        f"run_dir={work / case}",
         *arguments.set,
     ]
 

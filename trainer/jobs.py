@@ -20,6 +20,11 @@ from trainer.config.schema import RunConfig
 from trainer.data.types import TokenizerLike
 from trainer.errors import CheckpointError, SelfCheckError
 
+EXPORT_FACTOR = 2.0
+"""How many times the rounding noise of the model an export may be away from the trained one."""
+EXPORT_FLOOR = 1e-5
+"""Allowed where both sides compute in float32."""
+
 
 def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
     """Load the tokenizer of a resolved model; picklable with functools.partial for worker processes."""
@@ -126,14 +131,11 @@ def free_port() -> int:
 
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
-    import torch
     from rich.progress import track
 
     from trainer.checkpoint.export import export_weights
-    from trainer.checkpoint.layout import FINGERPRINT
     from trainer.engine.consolidate import stream_parameters
-    from trainer.evaluate.fingerprint import ROUNDING, difference, read_fingerprint
-    from trainer.model.folder import folder_logits, write_model_files
+    from trainer.model.folder import write_model_files
     from trainer.model.resolve import resolve_model
 
     run_dir = Path(config.run_dir)
@@ -153,24 +155,39 @@ def export_model(config: RunConfig) -> int:
     if not config.export.verify:
         console.print(f"{count} tensors written and read back; logits not compared.")
         return 0
-    saved = read_fingerprint(checkpoint / FINGERPRINT)
-    logits = folder_logits(output_dir, saved.tokens_T, config.export.dtype, config.model.trust_remote_code)[
-        -len(saved.logits_KV) :
-    ]
-    moved = difference(saved, logits)
-    agree = float((logits.argmax(-1) == saved.logits_KV.argmax(-1)).float().mean())
-    allowed = 4 * ROUNDING
+    moved, noise = _compare(config, checkpoint, output_dir)
     console.print(
-        f"{count} tensors written and read back. Logits of the reloaded folder differ from the trained "
-        f"model's by {moved:.1e} of the largest (allowed {allowed:.1e}); top tokens agree on {agree:.0%}.",
+        f"{count} tensors written and read back. The trained model's logits are {moved:.1e} of their spread "
+        f"from the folder's in float32; rounding alone makes {noise:.1e}.",
         highlight=False,
     )
-    if not moved <= allowed or not bool(torch.isfinite(logits).all()):
+    if not moved <= EXPORT_FACTOR * noise + EXPORT_FLOOR:
         raise SelfCheckError(
-            f"The exported folder {output_dir} must give the trained model's logits within bf16 rounding, "
-            f"but they differ by {moved:.1e} of the largest. Do not use it; export another checkpoint."
+            f"The exported folder {output_dir} must give the trained model's logits within twice what rounding "
+            f"does ({noise:.1e} of their spread), but they differ by {moved:.1e}. Do not use it; export "
+            "another checkpoint."
         )
     return 0
+
+
+def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, float]:
+    """Return how far the trained model's logits, and the folder's own in bf16, are from the folder's in float32.
+
+    A fixed limit would be wrong for both: bf16 through 30 layers moves logits by more than through two, and
+    training may have used other kernels than a reader of the folder does.
+    """
+    from trainer.checkpoint.layout import FINGERPRINT
+    from trainer.evaluate.fingerprint import difference, read_fingerprint
+    from trainer.model.folder import folder_logits
+
+    saved = read_fingerprint(checkpoint / FINGERPRINT)
+    is_bf16 = config.zero.dtype == "bf16" or config.export.dtype != "float32"
+    rounded_TV, exact_TV = folder_logits(
+        folder, saved.tokens_T, "bfloat16" if is_bf16 else "float32", config.model.trust_remote_code
+    )
+    kept = len(saved.logits_KV)
+    exact_KV = exact_TV[-kept:]
+    return difference(exact_KV, saved.logits_KV), difference(exact_KV, rounded_TV[-kept:])
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Path:

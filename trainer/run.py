@@ -37,7 +37,7 @@ from trainer.loop import Cadence, Parts, StopReason, train
 from trainer.metrics.console import ConsoleSink
 from trainer.metrics.flops import ModelShape, peak_flops, shape_from_config
 from trainer.metrics.jsonl import JsonlSink, Ledger, truncate_after
-from trainer.metrics.memory import describe_device
+from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sink, Sinks
 from trainer.metrics.wandb import build_wandb, new_run_id
@@ -171,6 +171,8 @@ def _build_model(
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
     loaded = load_model(source, config.model, attention, config.zero.dtype, zero3_config, group.device)
+    if on_gpu:
+        _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
     _check_fits(config, loaded, stores)
     num_verified = 0
     if config.model.verify_weights and config.model.kind is not ModelKind.random:

@@ -136,4 +136,4 @@ def test_a_tampered_checkpoint_is_not_exported(pool, runs, tmp_path):
         0
     ]
     assert code == 2 and not is_exported
-    assert "must give the trained model's logits within bf16 rounding" in message
+    assert "must give the trained model's logits within twice what rounding does" in message

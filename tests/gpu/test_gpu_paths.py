@@ -20,33 +20,53 @@ TEXT = "\n\n".join(
 BF16_ROUNDING = 2.0**-8
 
 
-def losses(tmp_path: Path, name: str, *overrides: str) -> list[float]:
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text(TEXT, encoding="utf-8")
-    common = [
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold the corpus, its store and the run directories of this file."""
+    path = tmp_path_factory.mktemp("gpu_paths")
+    (path / "corpus.txt").write_text(TEXT, encoding="utf-8")
+    start(["-m", "trainer", "prepare"], common_overrides(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain_losses(folder: Path) -> list[float]:
+    """Return the losses of the path without flash attention and fused kernels."""
+    plain = losses(folder, "plain", "model.attention=sdpa", "model.kernels=none")
+    assert len(plain) == 12 and plain[-1] < plain[0]
+    return plain
+
+
+def common_overrides(folder: Path) -> list[str]:
+    return [
         "model=tiny",
         "data=text",
-        f"data.sources.corpus.path={corpus}",
+        f"data.sources.corpus.path={folder / 'corpus.txt'}",
         "data.sources.corpus.txt_documents=paragraph",
         "data.seq_len=512",
-        f"data.cache_dir={tmp_path / 'cache'}",
+        f"data.cache_dir={folder / 'cache'}",
+        "train.max_steps=12",
+    ]
+
+
+def start(module: list[str], overrides: list[str]) -> None:
+    done = subprocess.run([sys.executable, *module, *overrides], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+def losses(folder: Path, name: str, *overrides: str) -> list[float]:
+    own = [
         "train.global_batch_tokens=4096",
         "train.micro_batch_size=2",
-        "train.max_steps=12",
         "optim.lr=1e-3",
+        "checkpoint.enabled=false",
         "log.progress=false",
-        f"run_dir={tmp_path / name}",
+        f"run_dir={folder / name}",
         *overrides,
     ]
-    for command in ("prepare", "train"):
-        module = (
-            ["-m", "trainer", command]
-            if command == "prepare"
-            else [*("-m", "torch.distributed.run", "--nproc_per_node", "1", "-m", "trainer", "train")]
-        )
-        done = subprocess.run([sys.executable, *module, *common], capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    torchrun = [*("-m", "torch.distributed.run", "--nproc_per_node", "1"), *("-m", "trainer", "train")]
+    start(torchrun, [*common_overrides(folder), *own])
+    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
 
 
@@ -59,11 +79,11 @@ def losses(tmp_path: Path, name: str, *overrides: str) -> list[float]:
     ],
     ids=["flash", "flash+liger", "flash+liger+zero2+partial"],
 )
-def test_fast_paths_give_the_losses_of_the_sdpa_path(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_fast_paths_give_the_losses_of_the_sdpa_path(
+    folder: Path, plain_losses: list[float], overrides: tuple[str, ...]
+) -> None:
     """A failure points at cu_seq_lens, a fused kernel, or the chunked loss head."""
-    plain = losses(tmp_path, "plain", "model.attention=sdpa", "model.kernels=none")
-    fast = losses(tmp_path, "fast", *overrides)
-    assert len(plain) == 12 and plain[-1] < plain[0]
-    worst = max(abs(a - b) / a for a, b in zip(plain, fast, strict=True))
+    fast = losses(folder, "_".join(word.split("=")[1] for word in overrides), *overrides)
+    worst = max(abs(a - b) / a for a, b in zip(plain_losses, fast, strict=True))
     print(f"largest relative difference of a loss: {worst:.2e}")
     assert worst <= BF16_ROUNDING

@@ -88,5 +88,14 @@ def test_the_quickstarts_losses_come_from_its_metrics():
     assert f"held-out loss    {means[0]:.4f} -> {means[-1]:.4f} nats per token" in README
 
 
+def test_the_quickstarts_held_out_losses_agree_between_gpu_and_cpu():
+    losses = []
+    for name in ("quickstart_1_H200", "quickstart_2_cpu_ranks"):
+        lines = (RESULTS / f"{name}.metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses.append([row["eval_mean"] for row in map(json.loads, lines) if "eval_mean" in row])
+        assert ", ".join(f"{loss:.4f}" for loss in losses[-1]) in README
+    assert losses[0] == pytest.approx(losses[1], abs=0.005)
+
+
 def test_the_readme_has_no_placeholder_left():
     assert "@@" not in README

@@ -61,7 +61,7 @@ def _is_source(override: str) -> bool:
 
 def _opened(overrides: Sequence[str]) -> list[str]:
     """Let a person add DeepSpeed keys without Hydra's `+`."""
-    return [f"++{word}" if word.startswith("zero.extra.") else word for word in overrides]
+    return [f"++{word}" if word.startswith(("zero.extra.", "zero.extra=")) else word for word in overrides]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -24,8 +24,10 @@ NUM_TOKENS = 64
 NUM_KEPT = 16
 """Last positions whose logits are kept: 16 x 128k x 4 bytes is 8 MB."""
 
-ROUNDING = 2.0**-8
-"""One unit in the last place of bf16, relative."""
+OTHER_DEVICE_LIMIT = 0.15
+"""What `difference` may be between kinds of device: their kernels round differently. SmolLM2 in bf16 is 0.033
+from itself in float32 (H200), so two devices are some 0.05 apart. Finds gross errors only; on the same kind
+nothing may move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,11 @@ def read_fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(tensors["tokens"], tensors["logits"])
 
 
-def difference(expected: Fingerprint, actual_KV: torch.Tensor) -> float:
-    """Return the largest logit difference as a share of the largest logit."""
-    scale = max(float(expected.logits_KV.abs().max()), 1e-30)
-    return float((expected.logits_KV - actual_KV.float()).abs().max()) / scale
+def difference(expected_KV: torch.Tensor, actual_KV: torch.Tensor) -> float:
+    """Return the RMS difference of logits as a share of their RMS deviation from each position's mean."""
+    spread = expected_KV - expected_KV.mean(dim=-1, keepdim=True)
+    scale = max(float(spread.square().mean().sqrt()), 1e-30)
+    return float((expected_KV - actual_KV).square().mean().sqrt()) / scale
 
 
 def check_same(expected: Fingerprint, actual: Fingerprint, is_same_device: bool) -> float:
@@ -74,12 +77,12 @@ def check_same(expected: Fingerprint, actual: Fingerprint, is_same_device: bool)
     Raises:
         SelfCheckError: Something was lost between save and load.
     """
-    moved = difference(expected, actual.logits_KV)
-    allowed = 0.0 if is_same_device else 4 * ROUNDING
+    moved = difference(expected.logits_KV, actual.logits_KV)
+    allowed = 0.0 if is_same_device else OTHER_DEVICE_LIMIT
     if not moved <= allowed:
         raise SelfCheckError(
             f"The resumed model must answer as the saved one did, but its logits moved by {moved:.2e} of "
-            f"the largest (allowed: {allowed:.1e}). The checkpoint does not hold what was trained; do "
+            f"their spread (allowed: {allowed:.1e}). The checkpoint does not hold what was trained; do "
             "not go on from it. Choose an older one or start again."
         )
     return moved

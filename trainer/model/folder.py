@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
@@ -35,13 +39,18 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
     tokenizer.save(folder)
 
 
-def folder_logits(folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote_code: bool) -> torch.Tensor:
-    """Load a folder as any user would and return logits [T, V] float32 of one document."""
+def folder_logits(
+    folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote_code: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Load a folder as any user would; return its logits on one document, [T, V] float32, computed twice.
+
+    First in `dtype`, then with the same weights in float32 arithmetic: how far the two are apart is what
+    rounding does to this model on this text. One tensor at a time is widened.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
@@ -54,7 +63,46 @@ def folder_logits(folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote
             f"The exported folder {folder} must load completely, but has {broken[0].replace('_', ' ')}: "
             f"{sorted(info[broken[0]])[:4]}."
         )
-    model = model.to(device).eval()
-    with torch.no_grad():
-        logits = model(input_ids=tokens_T[None].to(device), use_cache=False).logits
-    return torch.as_tensor(logits[0]).float().cpu()
+    model = model.to(_device_for(model)).eval()
+
+    def compute() -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(input_ids=tokens_T[None].to(model.device), use_cache=False).logits
+        return torch.as_tensor(logits[0]).float().cpu()
+
+    rounded_TV = compute()
+    if model.dtype is torch.float32:
+        return rounded_TV, rounded_TV
+    with _float32_arithmetic(model):
+        return rounded_TV, compute()
+
+
+def _device_for(model: nn.Module) -> str:
+    """Return the GPU if the whole model fits on it, else the host."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    return "cuda" if 1.2 * needed < torch.cuda.mem_get_info()[0] else "cpu"
+
+
+@contextlib.contextmanager
+def _float32_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Widen each module's own parameters while it runs; bf16 -> fp32 -> bf16 loses nothing."""
+    dtypes = {p: p.dtype for p in model.parameters()}
+
+    def widen(module: nn.Module, _: Any) -> None:
+        for p in module.parameters(recurse=False):
+            p.data = p.data.float()
+
+    def narrow(module: nn.Module, _: Any, __: Any) -> None:
+        for p in module.parameters(recurse=False):
+            p.data = p.data.to(dtypes[p])
+
+    owners = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+    hooks = [owner.register_forward_pre_hook(widen) for owner in owners]
+    hooks += [owner.register_forward_hook(narrow) for owner in owners]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

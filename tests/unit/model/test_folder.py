@@ -49,7 +49,8 @@ def test_a_model_without_a_generation_config_gets_one(source, tmp_path):
 
 def test_logits_of_a_folder_are_those_of_its_model(source):
     tokens_T = torch.arange(4, 20)
-    logits_TV = folder_logits(source, tokens_T, "float32", trust_remote_code=False)
+    logits_TV, exact_TV = folder_logits(source, tokens_T, "float32", trust_remote_code=False)
+    assert torch.equal(logits_TV, exact_TV)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = model(input_ids=tokens_T[None]).logits[0]
@@ -58,6 +59,17 @@ def test_logits_of_a_folder_are_those_of_its_model(source):
     assert (
         torch.equal(logits_TV, expected) if device_is_cpu else torch.allclose(logits_TV, expected, atol=1e-3)
     )
+
+
+def test_float32_arithmetic_uses_the_rounded_weights(source):
+    """A failure points at a parameter that is not widened, or not narrowed again for the next module."""
+    tokens_T = torch.arange(4, 20)
+    rounded_TV, exact_TV = folder_logits(source, tokens_T, "bfloat16", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).float().eval()
+    with torch.no_grad():
+        expected = model(input_ids=tokens_T[None]).logits[0]
+    assert torch.allclose(exact_TV, expected, atol=1e-6)
+    assert 1e-4 < float((rounded_TV - exact_TV).abs().max()) < 0.1
 
 
 def test_a_folder_that_does_not_load_completely_is_refused(source, tmp_path):
