@@ -27,6 +27,8 @@ def test_a_source_is_added_from_the_command_line_beside_those_of_the_group() -> 
 def test_deepspeed_keys_are_added_without_hydras_plus() -> None:
     config = compose_config(["zero.extra.zero_optimization.zero_hpz_partition_size=8"])
     assert config.zero.extra == {"zero_optimization": {"zero_hpz_partition_size": 8}}
+    whole = compose_config(["zero.extra={zero_optimization:{zero_hpz_partition_size:8}}"])
+    assert whole.zero.extra == config.zero.extra
 
 
 @pytest.mark.parametrize(
