@@ -26,7 +26,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config
 from trainer.data.collate import MicroBatch
 from trainer.data.loader import TrainLoader
-from trainer.data.plan import DataPlan
+from trainer.data.plan import DataPlan, Pool
 from trainer.data.prepared import open_prepared
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.ds_config import deepspeed_dict
@@ -77,7 +77,8 @@ def build_loader(config: RunConfig, shape: BatchShape, rank: int, world_size: in
     tokenizer = load_tokenizer(str(config.model.tokenizer))
     stores = [open_prepared(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
     splits = [store.train for store in stores]
-    plan = DataPlan([split.num_packs for split in splits], shape.packs_per_step, config.seed)
+    pool = Pool("all", False, 1.0, range(len(splits)), [split.pack_targets for split in splits])
+    plan = DataPlan([pool], shape.packs_per_step, config.data.seq_len, lambda step: 0.0, config.seed)
     names = list(config.data.sources)
     return TrainLoader(names, splits, plan, rank, world_size, config.train.micro_batch_size, 0)
 

@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from trainer.checkpoint.state import TrainState
-from trainer.metrics.jsonl import Ledger
-from trainer.metrics.memory import device_memory_gib
+from trainer.config.schema import RunConfig
+from trainer.config.store import to_plain
+from trainer.errors import ModelError
+from trainer.metrics.console import ConsoleSink
+from trainer.metrics.flops import ModelShape, peak_flops, shape_from_config
+from trainer.metrics.jsonl import JsonlSink, Ledger, truncate_after
+from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.metrics.meter import Meter
-from trainer.metrics.sink import Sinks, Value
+from trainer.metrics.sink import Sink, Sinks, Value
+from trainer.metrics.wandb import build_wandb, new_run_id
+from trainer.mixing import Mixing, plain
+from trainer.replay.controller import Decision
 from trainer.step import StepResult
 
 _LOG = logging.getLogger(__name__)
@@ -39,14 +48,14 @@ class Journal:
         sinks: Sinks,
         ledger: Ledger | None,
         meter: Meter,
-        num_steps: int,
+        mixing: Mixing,
         tokens_per_step: int,
     ) -> None:
-        """Take the sinks of rank 0, or empty ones elsewhere."""
+        """Take the sinks of rank 0, or empty ones elsewhere, and what the run draws from."""
         self._sinks = sinks
         self._ledger = ledger
         self._meter = meter
-        self._num_steps = num_steps
+        self._mixing = mixing
         self._tokens_per_step = tokens_per_step
 
     def step(self, state: TrainState, result: StepResult, lr: float, times: Times, is_logged: bool) -> None:
@@ -63,7 +72,7 @@ class Journal:
         if not is_logged:
             return
         record: dict[str, Value] = dict(
-            self._meter.flush(self._num_steps - state.step, device_memory_gib()[0])
+            self._meter.flush(self._mixing.num_steps - state.step, device_memory_gib()[0])
         )
         record |= {
             "lr": lr,
@@ -73,6 +82,10 @@ class Journal:
         }
         for source, count in state.targets_by_source.items():
             record[f"targets_seen/{source}"] = count
+        if self._mixing.has_replay:
+            replayed = sum(state.targets_by_source.get(name, 0) for name in self._mixing.replay_names)
+            record["replay_ratio"] = state.replay_ratio
+            record["replay_share"] = replayed / max(sum(state.targets_by_source.values()), 1)
         self._sinks.write(state.step, record)
 
     def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
@@ -101,6 +114,17 @@ class Journal:
         )
         self._event("skipped", state, loss=str(result.loss), grad_norm=str(result.grad_norm))
 
+    def steered(self, state: TrainState, decision: Decision) -> None:
+        """Record what the replay controller saw and chose."""
+        _LOG.info(
+            "Step %d: general held-out loss is %+.4f nats from the base; replay ratio %.4f -> %.4f.",
+            state.step,
+            decision.rise_nats,
+            decision.previous,
+            decision.ratio,
+        )
+        self._event("steered", state, **plain(decision))
+
     def saved(self, state: TrainState, seconds: float) -> None:
         """Record a checkpoint and everything consumed up to it."""
         _LOG.info("Step %d: checkpoint committed in %.1f s.", state.step, seconds)
@@ -110,7 +134,9 @@ class Journal:
             seconds=round(seconds, 3),
             tokens_seen=state.tokens_seen,
             targets_by_source=dict(state.targets_by_source),
+            tokens_by_source=dict(state.tokens_by_source),
             data_digest=state.data_digest,
+            **self._mixing.facts(state),
         )
 
     def started(self, state: TrainState, **facts: object) -> None:
@@ -127,3 +153,54 @@ class Journal:
     def _event(self, event: str, state: TrainState, **fields: object) -> None:
         if self._ledger is not None:
             self._ledger.write(event, state.step, **fields)
+
+
+def open_journal(
+    config: RunConfig,
+    run_dir: Path,
+    state: TrainState,
+    mixing: Mixing,
+    world_size: int,
+    hf_config: dict[str, Any] | None,
+) -> Journal:
+    """Open the sinks on rank 0, which is told the model's configuration; elsewhere a journal only counts.
+
+    Metrics after the resumed step are cut off first.
+    """
+    peak = config.log.peak_tflops
+    meter = Meter(
+        world_size,
+        None if hf_config is None else _shape_or_none(hf_config),
+        peak * 1e12 if peak else peak_flops(describe_device()),
+    )
+    tokens_per_step = mixing.plan.packs_per_step * config.data.seq_len
+    if hf_config is None:
+        return Journal(Sinks(), None, meter, mixing, tokens_per_step)
+    metrics_path = run_dir / "metrics.jsonl"
+    truncate_after(metrics_path, state.step if state.attempts > 1 else -1)
+    required: list[Sink] = [JsonlSink(metrics_path)]
+    wandb_sink = build_wandb(
+        config.log.wandb,
+        run_dir=run_dir,
+        run_id=state.wandb_id or new_run_id(),
+        name=config.name,
+        project=config.log.wandb_project,
+        entity=config.log.wandb_entity,
+        group=config.log.wandb_group,
+        tags=config.log.wandb_tags,
+        config=to_plain(config) | {"device": describe_device()},
+    )
+    optional: list[Sink] = [ConsoleSink(mixing.num_steps, config.log.progress)]
+    optional += [wandb_sink] if wandb_sink is not None else []
+    return Journal(
+        Sinks(required, optional), Ledger(run_dir / "ledger.jsonl"), meter, mixing, tokens_per_step
+    )
+
+
+def _shape_or_none(hf_config: dict[str, Any]) -> ModelShape | None:
+    """Return the sizes that MFU needs; a model we cannot count has no MFU in its log lines."""
+    try:
+        return shape_from_config(hf_config)
+    except ModelError as error:
+        _LOG.info("MFU is not reported: %s", error)
+        return None

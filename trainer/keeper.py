@@ -40,7 +40,9 @@ from trainer.evaluate.fingerprint import (
 )
 from trainer.evaluate.held_out import HeldOut, held_out_losses
 from trainer.metrics.memory import describe_device
+from trainer.mixing import Mixing
 from trainer.optim.schedule import lr_factor
+from trainer.replay.controller import Decision
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,9 +57,9 @@ class Keeper:
         group: Group,
         flash: bool,
         config: RunConfig,
-        num_steps: int,
+        mixing: Mixing,
     ) -> None:
-        """Take the engine and where its checkpoints go."""
+        """Take the engine, where its checkpoints go, and what the run draws from."""
         self._run_dir = run_dir
         self._engine = engine
         self._group = group
@@ -67,7 +69,7 @@ class Keeper:
         self._schedule = config.schedule
         self._zero_dtype = config.zero.dtype
         self._config_digest = config_digest(config)
-        self._num_steps = num_steps
+        self._mixing = mixing
 
     def prepare(self, held_out: HeldOut, stores: dict[str, Store], num_parameters: int) -> None:
         """Take the data that evaluation and fingerprint read, and check the disk."""
@@ -85,11 +87,15 @@ class Keeper:
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a zero-based step."""
-        return self._optim_lr * lr_factor(step, self._num_steps, self._schedule)
+        return self._optim_lr * lr_factor(step, self._mixing.num_steps, self._schedule)
 
     def evaluate(self) -> dict[str, float]:
         """Return held-out losses by source."""
         return held_out_losses(self._engine, self._held_out, self._group, self._flash)
+
+    def steer(self, state: TrainState) -> Decision | None:
+        """Move the replay ratio in answer to held-out losses, if a controller is on."""
+        return self._mixing.steer(state)
 
     def save(self, state: TrainState) -> None:
         """Commit a checkpoint and remove superseded ones."""
@@ -137,6 +143,7 @@ class Keeper:
         same_device = manifest.facts.get("device") == describe_device()
         moved = check_same(saved, now, same_device)
         restore_rng(rng)
+        self._mixing.restore(state)
         state.attempts += 1
         _LOG.info(
             "Resumed %s: step %d, logits moved by %.1e, %d tokens seen.",

@@ -15,6 +15,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.data.loader import StepBatch, TrainLoader, chain_digest
 from trainer.dist.group import Group
 from trainer.engine.build import Engine
+from trainer.replay.controller import Decision
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.signals import StopFlag
 from trainer.step import StepResult, train_step
@@ -80,6 +81,9 @@ class Reporter(Protocol):
     def skipped(self, state: TrainState, result: StepResult) -> None:
         """Report a step that was not applied or not finite."""
 
+    def steered(self, state: TrainState, decision: Decision) -> None:
+        """Report what the replay controller chose."""
+
     def saved(self, state: TrainState, seconds: float) -> None:
         """Report a checkpoint."""
 
@@ -89,6 +93,9 @@ class Work(Protocol):
 
     def evaluate(self) -> dict[str, float]:
         """Return held-out losses by source."""
+
+    def steer(self, state: TrainState) -> Decision | None:
+        """Move the replay ratio in answer to held-out losses, if a controller is on."""
 
     def save(self, state: TrainState) -> None:
         """Commit a checkpoint."""
@@ -151,19 +158,26 @@ def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
     state.step += 1
     state.tokens_seen += batch.num_tokens_global
     state.data_digest = chain_digest(state.data_digest, batch.digest)
-    for name, count in result.num_targets.items():
-        state.targets_by_source[name] = state.targets_by_source.get(name, 0) + count
+    state.plan, state.replay_ratio = batch.after.to_plain(), batch.replay_ratio
+    for so_far, counts in (
+        (state.targets_by_source, batch.num_targets_by_source),
+        (state.tokens_by_source, batch.num_tokens_by_source),
+    ):
+        for name, count in counts.items():
+            so_far[name] = so_far.get(name, 0) + count
     state.skipped_steps += not result.is_sound
     state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
 
 
 def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
-    """Take held-out losses and remember the best. Collective: every rank."""
+    """Take held-out losses, remember the best, and let the replay ratio answer. Collective: every rank."""
     started = time.perf_counter()
     losses = parts.work.evaluate()
     state.last_evaluated_step = state.step
     if losses:
         state.last_losses = losses
+        if state.step == 0:
+            state.base_losses = losses
         mean = sum(losses.values()) / len(losses)
         best = math.inf if state.best_loss is None else state.best_loss
         if mean < best - cadence.min_delta_nats:  # never true for NaN
@@ -172,6 +186,9 @@ def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
         else:
             state.evaluations_without_gain += 1
     parts.report.evaluation(state, losses, time.perf_counter() - started)
+    decision = parts.work.steer(state)
+    if decision is not None:
+        parts.report.steered(state, decision)
 
 
 def save(parts: Parts, state: TrainState) -> None:

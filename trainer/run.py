@@ -8,18 +8,16 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from rich.console import Console
 
 from trainer import keeper
-from trainer.checkpoint.state import TrainState
 from trainer.config.model import ModelKind
-from trainer.config.schema import RunConfig
+from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import write_atomic, write_provenance
-from trainer.config.store import to_plain
 from trainer.data.loader import TrainLoader
-from trainer.data.plan import DataPlan, num_steps
+from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import open_prepared
 from trainer.data.store import Store
 from trainer.dist.env import rank_env
@@ -28,19 +26,15 @@ from trainer.dist.seed import seed_everything
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.build import Engine, build_engine, gathered
 from trainer.engine.ds_config import deepspeed_dict
-from trainer.errors import DataError, ModelError
+from trainer.errors import DataError
 from trainer.evaluate.held_out import HeldOut, held_out_losses
 from trainer.evaluate.isolation import check_isolation
 from trainer.jobs import find_checkpoint
-from trainer.journal import Journal
+from trainer.journal import open_journal
 from trainer.loop import Cadence, Parts, StopReason, train
-from trainer.metrics.console import ConsoleSink
-from trainer.metrics.flops import ModelShape, peak_flops, shape_from_config
-from trainer.metrics.jsonl import JsonlSink, Ledger, truncate_after
 from trainer.metrics.memory import describe_device, device_memory_gib
-from trainer.metrics.meter import Meter
-from trainer.metrics.sink import Sink, Sinks
-from trainer.metrics.wandb import build_wandb, new_run_id
+from trainer.metrics.wandb import new_run_id
+from trainer.mixing import Mixing
 from trainer.model.attention import choose_attention
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import LoadedModel, check_context, load_model
@@ -58,6 +52,11 @@ from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_loggin
 from trainer.runtime.signals import StopFlag
 
 _LOG = logging.getLogger(__name__)
+
+NO_REPLAY = (
+    "This run continues pretraining without replay, which forgets most: add replay=general, or a source with "
+    "role=replay."
+)
 
 
 @dataclass(slots=True)
@@ -145,6 +144,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     stores = {
         name: open_prepared(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()
     }
+    group.from_first(lambda: check_disjoint(stores))
     shape = batch_shape(
         config.train.global_batch_tokens,
         config.data.seq_len,
@@ -231,34 +231,29 @@ def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]
 
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
     config, group = session.config, session.group
-    plan = DataPlan(
-        [store.train.num_packs for store in session.stores.values()],
-        session.shape.packs_per_step,
-        config.seed,
-        config.data.shuffle,
-    )
-    total = num_steps(
-        plan,
-        config.data.seq_len,
-        config.train.max_steps,
-        config.train.max_epochs,
-        config.train.max_tokens,
-    )
+    mixing = Mixing(config, session.stores, session.shape.packs_per_step)
     if config.train.isolation_probe:
         moved = check_isolation(
             session.engine, session.loaded.model.config.vocab_size, config.data.seq_len, group, session.flash
         )
         _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
-    work = keeper.Keeper(session.run_dir, session.engine, group, session.flash, config, total)
+    work = keeper.Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
     work.prepare(session.held_out(), session.stores, session.loaded.num_parameters)
     state = work.resume()
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
-    journal = _build_journal(session, state, total)
+    journal = open_journal(
+        config,
+        session.run_dir,
+        state,
+        mixing,
+        group.world_size,
+        session.loaded.model.config.to_dict() if group.is_first else None,
+    )
     loader = TrainLoader(
         list(session.stores),
         [store.train for store in session.stores.values()],
-        plan,
+        mixing.plan,
         group.rank,
         group.world_size,
         config.train.micro_batch_size,
@@ -278,10 +273,13 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
             kernels=session.loaded.kernels,
             device=describe_device(),
         )
-    journal.started(state, world_size=group.world_size, num_steps=total)
+        Console().print(mixing.table())
+        if config.kind is RunKind.continued_pretrain and not mixing.has_replay:
+            _LOG.warning(NO_REPLAY)
+    journal.started(state, world_size=group.world_size, num_steps=mixing.num_steps)
     status = "failed"
     try:
-        reason = train(parts, state, _cadence(config, total))
+        reason = train(parts, state, _cadence(config, mixing.num_steps))
         status = reason.value
     finally:
         journal.close(state, status)
@@ -300,44 +298,3 @@ def _cadence(config: RunConfig, total: int) -> Cadence:
         patience=config.evaluate.patience,
         min_delta_nats=config.evaluate.min_delta_nats,
     )
-
-
-def _build_journal(session: Session, state: TrainState, total: int) -> Journal:
-    """Open the sinks on rank 0; metrics after the resumed step are cut off first."""
-    config, group, run_dir = session.config, session.group, session.run_dir
-    hf_config: dict[str, Any] = session.loaded.model.config.to_dict()
-    peak = config.log.peak_tflops
-    meter = Meter(
-        group.world_size,
-        _shape_or_none(hf_config),
-        peak * 1e12 if peak else peak_flops(describe_device()),
-    )
-    tokens_per_step = session.shape.packs_per_step * session.shape.seq_len
-    if not group.is_first:
-        return Journal(Sinks(), None, meter, total, tokens_per_step)
-    metrics_path = run_dir / "metrics.jsonl"
-    truncate_after(metrics_path, state.step if state.attempts > 1 else -1)
-    required: list[Sink] = [JsonlSink(metrics_path)]
-    wandb_sink = build_wandb(
-        config.log.wandb,
-        run_dir=run_dir,
-        run_id=state.wandb_id or new_run_id(),
-        name=config.name,
-        project=config.log.wandb_project,
-        entity=config.log.wandb_entity,
-        group=config.log.wandb_group,
-        tags=config.log.wandb_tags,
-        config=to_plain(config) | {"device": describe_device()},
-    )
-    optional: list[Sink] = [ConsoleSink(total, config.log.progress)]
-    optional += [wandb_sink] if wandb_sink is not None else []
-    return Journal(Sinks(required, optional), Ledger(run_dir / "ledger.jsonl"), meter, total, tokens_per_step)
-
-
-def _shape_or_none(hf_config: dict[str, Any]) -> ModelShape | None:
-    """Return the sizes that MFU needs; a model we cannot count has no MFU in its log lines."""
-    try:
-        return shape_from_config(hf_config)
-    except ModelError as error:
-        _LOG.info("MFU is not reported: %s", error)
-        return None

@@ -38,20 +38,15 @@ def session_of(config: RunConfig) -> Iterator[Any]:
 def loader_of(session: Any, rank: int | None = None, world_size: int | None = None) -> Any:
     """Return the training loader of a session, of another rank if asked."""
     from trainer.data.loader import TrainLoader
-    from trainer.data.plan import DataPlan
+    from trainer.mixing import Mixing
 
     stores = [store.train for store in session.stores.values()]
     config = session.config
-    plan = DataPlan(
-        [store.num_packs for store in stores],
-        session.shape.packs_per_step,
-        config.seed,
-        config.data.shuffle,
-    )
+    mixing = Mixing(config, session.stores, session.shape.packs_per_step)
     return TrainLoader(
         list(session.stores),
         stores,
-        plan,
+        mixing.plan,
         session.group.rank if rank is None else rank,
         session.group.world_size if world_size is None else world_size,
         config.train.micro_batch_size,

@@ -25,6 +25,17 @@ class Memory:
         self.status = status
 
 
+class Mixed:
+    """What the journal asks of the mixing."""
+
+    num_steps = 10
+    has_replay = True
+    replay_names = frozenset({"old"})
+
+    def facts(self, state):
+        return {"replay_ratio": state.replay_ratio}
+
+
 @pytest.fixture
 def sink():
     return Memory()
@@ -32,7 +43,7 @@ def sink():
 
 @pytest.fixture
 def journal(sink, tmp_path):
-    return Journal(Sinks([sink]), Ledger(tmp_path / "ledger.jsonl"), Meter(1), 10, 64)
+    return Journal(Sinks([sink]), Ledger(tmp_path / "ledger.jsonl"), Meter(1), Mixed(), 64)
 
 
 def events(tmp_path):
@@ -96,7 +107,7 @@ def test_the_ledger_tells_the_life_of_an_attempt(journal, sink, tmp_path):
 
 
 def test_other_ranks_count_and_write_nothing():
-    journal = Journal(Sinks(), None, Meter(2), 10, 64)
+    journal = Journal(Sinks(), None, Meter(2), Mixed(), 64)
     state = TrainState(step=1)
     journal.started(state)
     journal.step(state, result(), 0.1, StepTimes(1.0, 0.0), is_logged=True)

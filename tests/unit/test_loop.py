@@ -7,6 +7,7 @@ import torch
 
 from trainer.checkpoint.state import TrainState
 from trainer.data.loader import StepBatch
+from trainer.data.plan import Cursor
 from trainer.dist.group import Group
 from trainer.loop import Cadence, Parts, StopReason, train
 
@@ -34,7 +35,8 @@ class Loader:
 
     def take(self, step):
         self.taken.append(step)
-        return StepBatch(step, [], 5, {"a": 5}, 16, f"digest-{step}")
+        after = Cursor(step + 1, [2 * step + 2], [0], 0)
+        return StepBatch(step, [], 5, {"a": 5}, {"a": 7}, 16, f"digest-{step}", 0.25, after)
 
 
 class Work:
@@ -49,6 +51,9 @@ class Work:
 
     def save(self, state):
         self.saved.append(state.step)
+
+    def steer(self, state):
+        return None
 
     def lr(self, step):
         return 1.0 / (step + 1)

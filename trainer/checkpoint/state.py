@@ -10,12 +10,12 @@ from typing import Any
 
 from trainer.errors import CheckpointError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(slots=True)
 class TrainState:
-    """Where a run stands. The data position is the step, because the plan is a pure function."""
+    """Where a run stands."""
 
     step: int = 0
     """Optimizer steps done, skipped ones included."""
@@ -23,6 +23,16 @@ class TrainState:
     """Tokens of all packs so far, over all ranks."""
     targets_by_source: dict[str, int] = field(default_factory=dict)
     """Supervised tokens so far by source."""
+    tokens_by_source: dict[str, int] = field(default_factory=dict)
+    """Tokens of packs so far by source, supervised or not."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """Where the data plan stands, as `Cursor.to_plain` gives it."""
+    replay_ratio: float = 0.0
+    """Replay ratio asked for in the last step."""
+    ratio_changes: list[list[float]] = field(default_factory=list)
+    """The controller's decisions: [first step, ratio]."""
+    base_losses: dict[str, float] = field(default_factory=dict)
+    """Held-out loss by source before the first step."""
     data_digest: str = ""
     """Chained digest of every pack consumed, in order."""
     skipped_steps: int = 0

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.config.check_replay import replay_problems
 from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import Offload, ScheduleConfig, ScheduleName, ZeroConfig
+from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
@@ -32,6 +34,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _run_problems(config)
     yield from _model_problems(config.model)
     yield from _data_problems(config)
+    yield from replay_problems(config)
     yield from _batch_problems(config, world_size)
     yield from _optim_problems(config)
     yield from _schedule_problems(config.schedule)
@@ -39,16 +42,11 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _cadence_problems(config)
 
 
-def _must(key: str, rule: str, value: object, fix: str) -> str:
-    shown = repr(value) if isinstance(value, str) else value
-    return f"`{key}` must be {rule}, but is {shown} instead. {fix}"
-
-
 def _run_problems(config: RunConfig) -> Iterator[str]:
     if not config.name or "/" in config.name:
-        yield _must("name", "a name without '/'", config.name, "Set name=my-run.")
+        yield must("name", "a name without '/'", config.name, "Set name=my-run.")
     if not config.run_dir:
-        yield _must("run_dir", "a folder", config.run_dir, "Set run_dir=runs/my-run.")
+        yield must("run_dir", "a folder", config.run_dir, "Set run_dir=runs/my-run.")
 
 
 def _model_problems(model: ModelConfig) -> Iterator[str]:
@@ -56,35 +54,33 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
         yield from _tiny_problems(model.tiny)
     needs_path = model.kind in (ModelKind.pretrained, ModelKind.random)
     if needs_path and not model.path:
-        yield _must(
-            "model.path", "a model name or folder", model.path, "Set model.path=FOLDER or model=tiny."
-        )
+        yield must("model.path", "a model name or folder", model.path, "Set model.path=FOLDER or model=tiny.")
     if model.checkpoint_layers < -1:
-        yield _must(
+        yield must(
             "model.checkpoint_layers", "-1 (all), 0 or a count", model.checkpoint_layers, "Use -1 for all."
         )
     if model.loss_chunk_tokens < 1:
-        yield _must("model.loss_chunk_tokens", "at least 1", model.loss_chunk_tokens, "Use 4096.")
+        yield must("model.loss_chunk_tokens", "at least 1", model.loss_chunk_tokens, "Use 4096.")
 
 
 def _tiny_problems(shape: dict[str, int]) -> Iterator[str]:
     known = ModelConfig().tiny
     for key in set(shape) - set(known):
-        yield _must(f"model.tiny.{key}", f"one of {', '.join(known)}", shape[key], "Remove it.")
+        yield must(f"model.tiny.{key}", f"one of {', '.join(known)}", shape[key], "Remove it.")
     for key in known:
         if shape.get(key, 0) < 1:
-            yield _must(f"model.tiny.{key}", "at least 1", shape.get(key), f"Set {known[key]}.")
+            yield must(f"model.tiny.{key}", "at least 1", shape.get(key), f"Set {known[key]}.")
             return
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
     if shape["hidden_size"] % (2 * heads):
-        yield _must(
+        yield must(
             "model.tiny.hidden_size",
             f"a multiple of 2 x num_attention_heads = {2 * heads}",
             shape["hidden_size"],
             f"Set {16 * heads}.",
         )
     if heads % kv_heads:
-        yield _must("model.tiny.num_key_value_heads", f"a divisor of {heads}", kv_heads, "Set 1.")
+        yield must("model.tiny.num_key_value_heads", f"a divisor of {heads}", kv_heads, "Set 1.")
 
 
 def _data_problems(config: RunConfig) -> Iterator[str]:
@@ -95,13 +91,13 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
             "Use data=text data.sources.corpus.path=FILES, or data=chat data.sources.chat.path=FILES."
         )
     if data.seq_len < 8:
-        yield _must("data.seq_len", "at least 8", data.seq_len, "Set data.seq_len=2048.")
+        yield must("data.seq_len", "at least 8", data.seq_len, "Set data.seq_len=2048.")
     if not 0 <= data.validation_frac <= 0.5:
-        yield _must("data.validation_frac", "in [0, 0.5]", data.validation_frac, "Set 0.02.")
+        yield must("data.validation_frac", "in [0, 0.5]", data.validation_frac, "Set 0.02.")
     if data.max_validation_packs < 1:
-        yield _must("data.max_validation_packs", "at least 1", data.max_validation_packs, "Set 64.")
+        yield must("data.max_validation_packs", "at least 1", data.max_validation_packs, "Set 64.")
     if data.num_workers < 0:
-        yield _must("data.num_workers", "0 (all cores) or more", data.num_workers, "Set 0.")
+        yield must("data.num_workers", "0 (all cores) or more", data.num_workers, "Set 0.")
     for name, source in data.sources.items():
         yield from _source_problems(f"data.sources.{name}", source)
 
@@ -114,24 +110,24 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
             f"Set {key}.path=FILES or {key}.dataset=NAME."
         )
     if source.as_chat and source.format is not Format.completion:
-        yield _must(
+        yield must(
             f"{key}.as_chat",
             "false unless format=completion",
             True,
             f"Remove it or set {key}.format=completion.",
         )
     if source.packing is Packing.concat and source.format in (Format.chat, Format.completion):
-        yield _must(
+        yield must(
             f"{key}.packing",
             "best_fit for chat and completion",
             "concat",
             "Concat would cut conversations; set best_fit.",
         )
     if source.txt_documents not in ("file", "line", "paragraph"):
-        yield _must(f"{key}.txt_documents", "file, line or paragraph", source.txt_documents, "Set file.")
+        yield must(f"{key}.txt_documents", "file, line or paragraph", source.txt_documents, "Set file.")
     low, high = source.clean.min_chars, source.clean.max_chars
     if high is not None and high < low:
-        yield _must(f"{key}.clean.max_chars", f"at least min_chars ({low})", high, "Raise it.")
+        yield must(f"{key}.clean.max_chars", f"at least min_chars ({low})", high, "Raise it.")
 
 
 def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[str]:
@@ -150,18 +146,18 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[str]:
         )
     for key in given:
         if (lengths[key] or 0) <= 0:
-            yield _must(f"train.{key}", "more than 0", lengths[key], "Give a length.")
+            yield must(f"train.{key}", "more than 0", lengths[key], "Give a length.")
     if train.micro_batch_size < 1:
-        yield _must("train.micro_batch_size", "at least 1", train.micro_batch_size, "Set 1.")
+        yield must("train.micro_batch_size", "at least 1", train.micro_batch_size, "Set 1.")
         return
     if config.cluster.num_nodes < 1 or config.cluster.ranks_per_node < 0:
-        yield _must("cluster.num_nodes", "at least 1", config.cluster.num_nodes, "Set 1.")
+        yield must("cluster.num_nodes", "at least 1", config.cluster.num_nodes, "Set 1.")
         return
     ranks = world_size or config.cluster.num_nodes * config.cluster.ranks_per_node
     unit = max(ranks, 1) * train.micro_batch_size * max(seq_len, 1)
     if train.global_batch_tokens < unit or train.global_batch_tokens % unit:
         nearest = max(round(train.global_batch_tokens / unit), 1) * unit
-        yield _must(
+        yield must(
             "train.global_batch_tokens",
             f"a multiple of ranks x micro batch x seq_len = {max(ranks, 1)} x "
             f"{train.micro_batch_size} x {seq_len} = {unit}",
@@ -173,30 +169,30 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[str]:
 def _optim_problems(config: RunConfig) -> Iterator[str]:
     optim = config.optim
     if not optim.lr > 0:
-        yield _must("optim.lr", "more than 0", optim.lr, "Set optim.lr=1e-5.")
+        yield must("optim.lr", "more than 0", optim.lr, "Set optim.lr=1e-5.")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        yield _must("optim.betas", "two numbers in [0, 1)", optim.betas, "Set [0.9,0.95].")
+        yield must("optim.betas", "two numbers in [0, 1)", optim.betas, "Set [0.9,0.95].")
     if not optim.eps > 0:
-        yield _must("optim.eps", "more than 0", optim.eps, "Set 1e-8.")
+        yield must("optim.eps", "more than 0", optim.eps, "Set 1e-8.")
     if not optim.weight_decay >= 0:
-        yield _must("optim.weight_decay", "0 or more", optim.weight_decay, "Set 0.1.")
+        yield must("optim.weight_decay", "0 or more", optim.weight_decay, "Set 0.1.")
     if not optim.clip_norm >= 0:
-        yield _must("optim.clip_norm", "0 (off) or more", optim.clip_norm, "Set 1.0.")
+        yield must("optim.clip_norm", "0 (off) or more", optim.clip_norm, "Set 1.0.")
 
 
 def _schedule_problems(schedule: ScheduleConfig) -> Iterator[str]:
     for key in ("warmup_frac", "final_frac", "decay_frac", "cooldown_frac", "constant_frac"):
         value = getattr(schedule, key)
         if not 0 <= value <= 1:
-            yield _must(f"schedule.{key}", "in [0, 1]", value, "It is a share.")
+            yield must(f"schedule.{key}", "in [0, 1]", value, "It is a share.")
     if schedule.warmup_steps is not None and schedule.warmup_steps < 0:
-        yield _must("schedule.warmup_steps", "0 or more", schedule.warmup_steps, "Set 0.")
+        yield must("schedule.warmup_steps", "0 or more", schedule.warmup_steps, "Set 0.")
     parts = {
         ScheduleName.wsd: schedule.warmup_frac + schedule.decay_frac,
         ScheduleName.infinite: schedule.warmup_frac + schedule.cooldown_frac + schedule.decay_frac,
     }
     if parts.get(schedule.name, 0.0) > 1:
-        yield _must(
+        yield must(
             "schedule",
             f"phases that add up to at most 1 for {schedule.name.name}",
             round(parts[schedule.name], 4),
@@ -206,13 +202,13 @@ def _schedule_problems(schedule: ScheduleConfig) -> Iterator[str]:
 
 def _zero_problems(zero: ZeroConfig) -> Iterator[str]:
     if zero.stage not in (0, 1, 2, 3):
-        yield _must("zero.stage", "0, 1, 2 or 3", zero.stage, "Use zero=zero2.")
+        yield must("zero.stage", "0, 1, 2 or 3", zero.stage, "Use zero=zero2.")
     if zero.dtype not in ("bf16", "fp32"):
-        yield _must("zero.dtype", "bf16 or fp32", zero.dtype, "Set zero.dtype=bf16.")
+        yield must("zero.dtype", "bf16 or fp32", zero.dtype, "Set zero.dtype=bf16.")
     if zero.offload_param is Offload.cpu and zero.stage != 3:
-        yield _must("zero.offload_param", "none below stage 3", "cpu", "Set zero.stage=3.")
+        yield must("zero.offload_param", "none below stage 3", "cpu", "Set zero.stage=3.")
     if zero.offload_optimizer is Offload.cpu and zero.stage == 0:
-        yield _must("zero.offload_optimizer", "none at stage 0", "cpu", "Set zero.stage=2.")
+        yield must("zero.offload_optimizer", "none at stage 0", "cpu", "Set zero.stage=2.")
     reserved = {
         "train_batch_size": "train.global_batch_tokens",
         "train_micro_batch_size_per_gpu": "train.micro_batch_size",
@@ -223,29 +219,29 @@ def _zero_problems(zero: ZeroConfig) -> Iterator[str]:
     }
     for key, ours in reserved.items():
         if key in zero.extra:
-            yield _must(f"zero.extra.{key}", "left out", zero.extra[key], f"Set {ours} instead.")
+            yield must(f"zero.extra.{key}", "left out", zero.extra[key], f"Set {ours} instead.")
 
 
 def _cadence_problems(config: RunConfig) -> Iterator[str]:
     if config.checkpoint.keep_last < 1:
-        yield _must("checkpoint.keep_last", "at least 1", config.checkpoint.keep_last, "Set 2.")
+        yield must("checkpoint.keep_last", "at least 1", config.checkpoint.keep_last, "Set 2.")
     for key, value in (
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluate.every_steps", config.evaluate.every_steps),
         ("train.max_non_finite_steps", config.train.max_non_finite_steps),
     ):
         if value < 0:
-            yield _must(key, "0 or more", value, "Set 0 for never.")
+            yield must(key, "0 or more", value, "Set 0 for never.")
     if config.log.every_steps < 1:
-        yield _must("log.every_steps", "at least 1", config.log.every_steps, "Set 1.")
+        yield must("log.every_steps", "at least 1", config.log.every_steps, "Set 1.")
     if config.evaluate.patience is not None and config.evaluate.every_steps == 0:
-        yield _must("evaluate.every_steps", "more than 0 with patience", 0, "Set evaluate.every_steps=100.")
+        yield must("evaluate.every_steps", "more than 0 with patience", 0, "Set evaluate.every_steps=100.")
     for key, which in (
         ("evaluate.checkpoint", config.evaluate.checkpoint),
         ("export.checkpoint", config.export.checkpoint),
     ):
         words = ("last", "best", "base") if key.startswith("evaluate") else ("last", "best")
         if which not in words and not which.isdigit():
-            yield _must(key, f"{', '.join(words)} or a step number", which, f"Set {key}=last.")
+            yield must(key, f"{', '.join(words)} or a step number", which, f"Set {key}=last.")
     if config.export.dtype not in ("bfloat16", "float32"):
-        yield _must("export.dtype", "bfloat16 or float32", config.export.dtype, "Set bfloat16.")
+        yield must("export.dtype", "bfloat16 or float32", config.export.dtype, "Set bfloat16.")

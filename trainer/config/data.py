@@ -15,6 +15,14 @@ class Format(Enum):
     ids = "ids"
 
 
+class Role(Enum):
+    """What a source is for."""
+
+    target = "target"
+    replay = "replay"
+    probe = "probe"
+
+
 class Packing(Enum):
     """How documents fill a pack of `data.seq_len` tokens."""
 
@@ -72,6 +80,13 @@ class ColumnsConfig:
 class SourceConfig:
     """One source of documents."""
 
+    role: Role = Role.target
+    """`target` is learnt, `replay` is older data against forgetting, `probe` is only evaluated."""
+    weight: float | None = None
+    """Share among the sources of its role, in supervised tokens, on any scale. null for all of a role: they are
+    drawn as one pool, every pack once an epoch."""
+    max_epochs: float | None = None
+    """Refuse a run that passes over this source more often; null allows any number and prints it."""
     path: str | None = None
     """Local file, folder or glob (jsonl, json, parquet, csv, txt; .gz and .zst of the text kinds)."""
     dataset: str | None = None

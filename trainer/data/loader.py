@@ -11,7 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from trainer.data.collate import MicroBatch, collate
-from trainer.data.plan import DataPlan, PackRef
+from trainer.data.order import PackRef
+from trainer.data.plan import Cursor, DataPlan
 from trainer.data.store import SplitStore
 
 
@@ -26,8 +27,13 @@ class StepBatch:
     micro_batches: list[MicroBatch]
     num_targets_global: int
     num_targets_by_source: dict[str, int]
+    num_tokens_by_source: dict[str, int]
     num_tokens_global: int
     digest: str
+    replay_ratio: float
+    """Ratio that the plan was asked for in this step."""
+    after: Cursor
+    """Where the plan stands after this step."""
 
 
 class TrainLoader:
@@ -64,22 +70,28 @@ class TrainLoader:
     def read(self, step: int) -> StepBatch:
         """Read the batch of a step."""
         refs = self._plan.packs_of_step(step)
+        after = self._plan.cursor
         mine = refs[self._rank * self._packs_per_rank : (self._rank + 1) * self._packs_per_rank]
         size = self._micro_batch_size
         micro_batches = [
             read_micro_batch(self._stores, mine[i : i + size], self._pad_id)
             for i in range(0, len(mine), size)
         ]
-        by_source = dict.fromkeys(self.names, 0)
+        targets, tokens = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0)
         for ref in refs:
-            by_source[self.names[ref.source]] += int(self._stores[ref.source].pack_targets[ref.pack])
+            name, store = self.names[ref.source], self._stores[ref.source]
+            targets[name] += int(store.pack_targets[ref.pack])
+            tokens[name] += int(store.pack_tokens[ref.pack])
         return StepBatch(
             step=step,
             micro_batches=micro_batches,
-            num_targets_global=sum(by_source.values()),
-            num_targets_by_source=by_source,
+            num_targets_global=sum(targets.values()),
+            num_targets_by_source=targets,
+            num_tokens_by_source=tokens,
             num_tokens_global=len(refs) * self._stores[0].seq_len,
             digest=refs_digest(refs),
+            replay_ratio=self._plan.ratio(step),
+            after=after,
         )
 
     def close(self) -> None:

@@ -19,12 +19,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from trainer.config.data import DataConfig, Format, SourceConfig
 from trainer.data.files import hash_files, list_files
 from trainer.data.intake import Intake
+from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import (
     adds_eos,
     cache_folder,
     digest_of,
     effective_packing,
     find_store,
+    held_out_frac,
     shaping_options,
     source_key,
     stores_folder,
@@ -82,6 +84,7 @@ def prepare(
             console.print(f"{name}: unchanged, using the store {store.digest[:12]}", highlight=False)
         _check_vocabulary(name, store, vocab_size)
         stores[name] = store
+    check_disjoint(stores)
     print_report(stores, tokenizer, console)
     return stores
 
@@ -152,7 +155,7 @@ def _build(
                 intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
                 _take_all(intake, encoded, console)
                 intake.check()
-                _write(folder, intake, data.validation_frac, digest, described)
+                _write(folder, intake, held_out_frac(source, data), digest, described)
             finally:
                 spool.delete()
             _check_unchanged(name, source, data, key)

@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from trainer.config.data import DataConfig, Format, LongDocuments, Packing, SourceConfig
+from trainer.config.data import DataConfig, Format, LongDocuments, Packing, Role, SourceConfig
 from trainer.data.files import list_files, stat_files
 from trainer.data.store import FORMAT_VERSION, Store, open_store
 from trainer.data.types import TokenizerLike
@@ -44,12 +44,17 @@ def adds_eos(source: SourceConfig, data: DataConfig) -> bool:
     return data.add_eos and (source.format is Format.text or plain)
 
 
+def held_out_frac(source: SourceConfig, data: DataConfig) -> float:
+    """Return the share of a source's documents that is held out: all of a probe."""
+    return 1.0 if source.role is Role.probe else data.validation_frac
+
+
 def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
     """Describe every option that shapes a store, apart from its origin and the tokenizer."""
     packing = effective_packing(source)
     fields = asdict(source)
-    for key in ("path", "dataset", "subset", "split", "revision"):
-        del fields[key]
+    for key in ("path", "dataset", "subset", "split", "revision", "role", "weight", "max_epochs"):
+        del fields[key]  # where it comes from, and how much of it is drawn
     fields["packing"] = packing
     if packing is Packing.concat:
         fields["long_documents"] = LongDocuments.split
@@ -57,7 +62,7 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         "version": FORMAT_VERSION,
         **fields,
         "seq_len": data.seq_len,
-        "validation_frac": data.validation_frac,
+        "validation_frac": held_out_frac(source, data),
         "adds_eos": adds_eos(source, data),
     }
 

@@ -37,7 +37,7 @@ def build_table(stores: dict[str, Store]) -> Table:
 
 
 def describe_store(store: Store) -> dict[str, str]:
-    """Return the cells of a store: counts over both splits, fill of the training split."""
+    """Return the cells of a store: counts over both splits, fill of the training split if it has any."""
     train, held_out = store.meta["splits"][TRAIN], store.meta["splits"][VALIDATION]
     both = {key: train[key] + held_out[key] for key in train if key.startswith("num_")}
     share = both["num_supervised"] / max(both["num_tokens"], 1)
@@ -45,7 +45,7 @@ def describe_store(store: Store) -> dict[str, str]:
         "documents": f"{both['num_documents']:,}",
         "tokens": f"{both['num_tokens']:,}",
         "supervised tokens": f"{both['num_supervised']:,} ({share:.0%})",
-        "fill of packs": f"{fill_frac(train):.2%}",
+        "fill of packs": f"{fill_frac(train if train['num_packs'] else held_out):.2%}",
         "longest document": f"{store.meta['longest']:,} tokens",
         "training packs": f"{train['num_packs']:,}",
         "held-out packs": f"{held_out['num_packs']:,}",
@@ -69,7 +69,8 @@ def print_report(stores: dict[str, Store], tokenizer: TokenizerLike, console: Co
     """Print the table and a few samples of every source."""
     console.print(build_table(stores))
     for name, store in stores.items():
-        for number, sample in enumerate(choose_samples(store.train), 1):
+        split = store.train if store.train.num_pieces else store.validation
+        for number, sample in enumerate(choose_samples(split), 1):
             console.rule(f"{name}, sample {number}", align="left")
             console.print(render_sample(sample, tokenizer, console.is_terminal), soft_wrap=True)
 

@@ -24,7 +24,8 @@ def choose_validation(hashes: npt.NDArray[np.uint64], frac: float) -> Bools:
     """Mark the held-out documents of a source, so that neither side is empty if two exist.
 
     When the hash alone would leave a side empty, the document with the smallest hash (and its exact
-    copies) is held out and the rest trains. One document, or copies of one, is all training.
+    copies) is held out and the rest trains. One document, or copies of one, is all training. A share of 1
+    holds out everything.
 
     Shapes:
         hashes: uint64 [D] from split_hash; returns bool [D].
@@ -32,6 +33,8 @@ def choose_validation(hashes: npt.NDArray[np.uint64], frac: float) -> Bools:
     chosen = np.zeros(len(hashes), dtype=np.bool_)
     if frac <= 0 or len(hashes) == 0:
         return chosen
+    if frac >= 1:
+        return ~chosen
     chosen = hashes.astype(np.float64) < frac * 2.0 ** (8 * HASH_BYTES)
     if chosen.any() and not chosen.all():
         return chosen

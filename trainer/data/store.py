@@ -16,12 +16,13 @@ import numpy.typing as npt
 from trainer.data.types import Int32s, Int64s, Pack
 from trainer.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META = "meta.json"
 TRAIN = "train"
 VALIDATION = "validation"
 TOKENS = "tokens.bin"
 SUPERVISED = "supervised.npy"
+HASHES = "document_hashes.npy"
 ARRAYS = ("piece_start.npy", "piece_len.npy", "pack_offset.npy", "pack_targets.npy")
 
 
@@ -33,6 +34,7 @@ class SplitStore:
         self.seq_len = int(split["seq_len"])
         self.num_tokens = int(split["num_tokens"])
         self.num_targets = int(split["num_targets"])
+        self._hashes_file = folder / HASHES
         self._tokens = _map_tokens(folder / TOKENS, np.dtype(split["dtype"]))
         all_supervised = not (folder / SUPERVISED).exists()
         self._supervised = None if all_supervised else np.load(folder / SUPERVISED, mmap_mode="r")
@@ -42,11 +44,18 @@ class SplitStore:
         self._pack_offset: Int64s = offset
         self.pack_targets: Int32s = targets
         self.num_packs = len(targets)
+        ends = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+        self.pack_tokens: Int32s = np.diff(ends[offset]).astype(np.int32)
 
     @property
     def num_pieces(self) -> int:
         """Number of isolated pieces in all packs."""
         return len(self._piece_len)
+
+    def document_hashes(self) -> npt.NDArray[np.uint64]:
+        """Read the sorted content hashes of the split's documents."""
+        hashes: npt.NDArray[np.uint64] = np.load(self._hashes_file, allow_pickle=False)
+        return hashes
 
     def pack(self, index: int) -> Pack:
         """Return a pack by its number in [0, num_packs).

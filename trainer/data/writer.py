@@ -29,6 +29,7 @@ from trainer.data.spool import Spool
 from trainer.data.store import (
     ARRAYS,
     FORMAT_VERSION,
+    HASHES,
     META,
     SUPERVISED,
     TOKENS,
@@ -188,8 +189,9 @@ def _write_split(
         layout.piece_len,
         layout.pack_offset,
         targets,
+        np.sort(spool.hashes[wanted]),
     ]
-    for file, value in zip(ARRAYS, values, strict=True):
+    for file, value in zip((*ARRAYS, HASHES), values, strict=True):
         array = _ArrayFile(folder, f"{name}/{file}", arrays)
         array.write(_npy_header(value.dtype, len(value)))
         array.write(np.ascontiguousarray(value).data)

@@ -12,7 +12,7 @@ import torch
 
 from trainer.data.collate import MicroBatch
 from trainer.data.loader import read_micro_batch
-from trainer.data.plan import PackRef
+from trainer.data.order import PackRef
 from trainer.data.store import SplitStore
 from trainer.dist.group import Group
 from trainer.engine.build import Engine

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trainer.data.loader import TrainLoader, chain_digest
-from trainer.data.plan import DataPlan
+from trainer.data.plan import DataPlan, Pool
 from trainer.data.types import Pack
 
 
@@ -21,6 +21,7 @@ class MemoryStore:
             length = int(rng.integers(3, 17))
             tokens = rng.integers(0, 99, length)
             self._packs.append(Pack(tokens, rng.random(length) < 0.5, [length]))
+        self.pack_tokens = np.array([len(p.tokens) for p in self._packs], dtype=np.int32)
         self.pack_targets = np.array([int(p.supervised[1:].sum()) for p in self._packs], dtype=np.int32)
 
     def pack(self, index):
@@ -35,7 +36,8 @@ def make():
     loaders = []
 
     def build(rank=0, world_size=2, micro_batch_size=2):
-        plan = DataPlan([store.num_packs for store in STORES], 8, seed=1)
+        pool = Pool("all", False, 1.0, [0, 1], [store.pack_targets for store in STORES])
+        plan = DataPlan([pool], 8, 16, lambda step: 0.0, seed=1)
         loaders.append(TrainLoader(["a", "b"], STORES, plan, rank, world_size, micro_batch_size, 0))
         return loaders[-1]
 

@@ -25,6 +25,7 @@ from trainer.config.data import (
     Format,
     LongDocuments,
     Packing,
+    Role,
     SourceConfig,
 )
 from trainer.data import prepare as prepare_module
@@ -447,3 +448,38 @@ def test_gsm8k_fills_its_packs_to_99_percent(tmp_path: Path) -> None:
     assert store.train.num_tokens / (store.train.num_packs * 2048) >= 0.99
     sizes = np.array([len(store.train.pack(i).tokens) for i in range(store.train.num_packs)])
     assert sizes.sum() == store.train.num_tokens and sizes.max() <= 2048
+
+
+def probed(tmp_path: Path, probe_texts: list[str]) -> dict[str, Store]:
+    source = texts_source(tmp_path, [f"document {i}" for i in range(20)])
+    path = write_rows(tmp_path / "probe.jsonl", [{"text": text} for text in probe_texts])
+    sources = {"s": source, "probe": SourceConfig(path=path, role=Role.probe)}
+    data = DataConfig(
+        sources=sources, seq_len=64, num_workers=1, validation_frac=0.2, cache_dir=str(tmp_path / "cache")
+    )
+    tokenizer = make_tokenizer()
+    return prepare(data, tokenizer, lambda: tokenizer, None, Console(file=io.StringIO()))
+
+
+def test_a_probe_is_held_out_whole_and_shown(tmp_path: Path) -> None:
+    store = probed(tmp_path, ["one text", "another text"])["probe"]
+    assert store.train.num_packs == 0 and store.validation.num_packs == 1
+    assert store.meta["splits"]["validation"]["num_documents"] == 2
+
+
+def test_a_held_out_document_that_another_source_trains_on_is_refused(tmp_path: Path) -> None:
+    trained = [f"document {i}" for i in range(20)]
+    with pytest.raises(DataError) as caught:
+        probed(tmp_path, ["one text", *trained])
+    message = str(caught.value)
+    assert message.startswith("`data.sources.probe` must hold out documents that no source trains on, but ")
+    assert "of its 21 held-out documents are also in the training part of `data.sources.s`" in message
+
+
+def test_role_weight_and_passes_shape_no_store(tmp_path: Path) -> None:
+    """A failure: changing how much is drawn of a source prepares it anew."""
+    digests = set()
+    for options in ({}, {"weight": 2.0}, {"max_epochs": 3.0}, {"role": Role.replay}):
+        source = texts_source(tmp_path, ["a text", "more text"], **options)
+        digests.add(run(make_data(tmp_path, source), make_tokenizer()).digest)
+    assert len(digests) == 1

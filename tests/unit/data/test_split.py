@@ -46,3 +46,9 @@ def test_copies_of_one_document_are_all_training() -> None:
 def test_a_share_of_zero_holds_nothing_out() -> None:
     assert not choose_validation(hashes_of(DIGESTS), 0.0).any()
     assert choose_validation(hashes_of([]), 0.5).shape == (0,)
+
+
+def test_a_share_of_one_holds_out_everything():
+    hashes = np.array([1, 2**63, 2**64 - 1], dtype=np.uint64)
+    assert choose_validation(hashes, 1.0).all()
+    assert choose_validation(hashes[:1], 1.0).all()

@@ -1,0 +1,111 @@
+"""Replay under a controller: the same on any number of ranks, and a resumed run decides the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dist.session import config_of
+from tests.helpers.tiny import write_documents
+from trainer.checkpoint.layout import STATE, step_dir
+
+SOURCES = {"old": "replay", "general": "probe"}
+
+
+def config_for(workspace: str, data: str, run_dir: Path, *overrides: str) -> Any:
+    sources = []
+    for name, role in SOURCES.items():
+        key = f"data.sources.{name}"
+        sources += [f"{key}.path={data}/{name}.jsonl", f"{key}.role={role}", f"{key}.format=ids"]
+        sources += [f"{key}.columns.loss_mask=loss_mask"]
+    return config_of(
+        workspace,
+        run_dir,
+        *sources,
+        f"data.cache_dir={data}/cache",
+        "replay.ratio=0.3",
+        "replay.controller=hold",
+        "replay.epsilon=0.0001",
+        "evaluate.every_steps=2",
+        "checkpoint.every_steps=4",
+        "train.max_steps=8",
+        "optim.lr=0.02",
+        *overrides,
+    )
+
+
+def make_data(group: Any, workspace: str, data: str) -> None:
+    from trainer.jobs import prepare_data
+
+    for seed, name in enumerate(SOURCES):
+        write_documents(Path(data) / f"{name}.jsonl", 60, 50 + seed, ragged=True)
+    prepare_data(config_for(workspace, data, Path(data) / "unused"))
+
+
+def train(group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]) -> None:
+    from trainer import run
+
+    if copy_from and group.is_first:
+        shutil.copytree(step_dir(Path(copy_from), 4), step_dir(Path(run_dir), 4))
+    group.barrier()
+    assert run.run_training(config_for(workspace, data, Path(run_dir), *overrides)).value == "finished"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def decisions(run_dir: Path) -> list[tuple[int, float]]:
+    return [(e["step"], e["ratio"]) for e in lines(run_dir / "ledger.jsonl") if e["event"] == "steered"]
+
+
+@pytest.fixture(scope="module")
+def data(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("replay"))
+    pool(1).run(make_data, workspace=workspace, data=folder)
+    return folder
+
+
+def test_a_resumed_run_decides_and_draws_what_the_whole_run_did(pool, workspace, data, tmp_path):
+    """Only ratios differ: the controller's decisions or the base losses are not in the checkpoint. Only the
+    digest differs: the plan's cursor is not, or a decision acts on the step that was being read.
+    """
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for run_dir, source in ((whole, None), (resumed, str(whole))):
+        pool(2).run(
+            train, workspace=workspace, data=data, run_dir=str(run_dir), copy_from=source, overrides=[]
+        )
+    before, after = decisions(whole), decisions(resumed)
+    assert [step for step, _ in before] == [2, 4, 6, 8] and len({ratio for _, ratio in before}) > 1
+    assert after == [d for d in before if d[0] > 4]
+    states = [json.loads((step_dir(r, 8) / STATE).read_text()) for r in (whole, resumed)]
+    for state in states:
+        del state["attempts"], state["wandb_id"]
+    assert states[0] == states[1]
+    assert len(states[0]["ratio_changes"]) == 4 and set(states[0]["base_losses"]) == {"chat", "text", "old", "general"}
+    targets = states[0]["targets_by_source"]
+    assert targets["general"] == 0 and targets["old"] > 0
+    rows = [row for row in lines(whole / "metrics.jsonl") if "replay_share" in row]
+    assert rows[-1]["replay_share"] == pytest.approx(targets["old"] / sum(targets.values()))
+    assert rows[0]["replay_ratio"] == 0.3
+
+
+def test_one_rank_and_two_consume_the_same(pool, workspace, data, tmp_path):
+    digests = {}
+    for num_ranks in (1, 2):
+        run_dir = tmp_path / str(num_ranks)
+        pool(num_ranks).run(
+            train,
+            workspace=workspace,
+            data=data,
+            run_dir=str(run_dir),
+            copy_from=None,
+            overrides=["replay.controller=none", "zero.stage=1"],
+        )
+        events = lines(run_dir / "ledger.jsonl")
+        digests[num_ranks] = [(e["step"], e["data_digest"]) for e in events if e["event"] == "saved"]
+    assert digests[1] == digests[2] and len(digests[1]) == 2

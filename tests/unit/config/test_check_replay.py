@@ -1,0 +1,94 @@
+"""Rules about roles, weights, the replay ratio, its schedule and its controller."""
+
+import pytest
+
+from tests.helpers.tiny import tiny_config
+from tests.unit.config.test_check import edited
+from trainer.config.check import find_problems
+from trainer.config.data import Role, SourceConfig
+from trainer.config.replay import RatioController, RatioSchedule, Shift
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Return a configuration with a source of every role."""
+    config = tiny_config(tmp_path)
+    config.data.sources = {
+        "new": SourceConfig(path="new.jsonl"),
+        "more": SourceConfig(path="more.jsonl"),
+        "old": SourceConfig(path="old.jsonl", role=Role.replay),
+        "older": SourceConfig(path="older.jsonl", role=Role.replay),
+        "general": SourceConfig(path="general.jsonl", role=Role.probe),
+    }
+    config.evaluate.every_steps = 5
+    return config
+
+
+HOLD = {"replay.controller": RatioController.hold}
+PIECEWISE = {"replay.schedule": RatioSchedule.piecewise}
+RULES = [
+    ("replay.ratio", {"replay.ratio": 1.0}),
+    ("replay.ratio", {"replay.ratio": -0.1}),
+    ("replay.ratio", {"replay.ratio": float("nan")}),
+    ("replay.end_ratio", {"replay.end_ratio": 1.5}),
+    ("replay.end_ratio", {"replay.schedule": RatioSchedule.cosine}),
+    ("replay.end_ratio", {"replay.schedule": RatioSchedule.linear}),
+    ("replay.front_frac", {"replay.front_frac": 1.5}),
+    ("replay.points", PIECEWISE),
+    ("replay.points", PIECEWISE | {"replay.points": [[0.0, 0.1], [0.5]]}),
+    ("replay.points", PIECEWISE | {"replay.points": [[0.1, 0.1]]}),
+    ("replay.points", PIECEWISE | {"replay.points": [[0.0, 0.1], [0.5, 0.1], [0.4, 0.1]]}),
+    ("replay.points", PIECEWISE | {"replay.points": [[0.0, 0.1], [1.0, 0.1]]}),
+    ("replay.points", PIECEWISE | {"replay.points": [[0.0, 1.1]]}),
+    ("replay.epsilon", HOLD | {"replay.epsilon": 0.0}),
+    ("replay.max_change", HOLD | {"replay.max_change": 0.0}),
+    ("replay.min_ratio", HOLD | {"replay.min_ratio": 0.3, "replay.max_ratio": 0.2}),
+    ("replay.watch", HOLD | {"replay.watch": ["unknown"]}),
+    ("evaluate.every_steps", HOLD | {"evaluate.every_steps": 0}),
+    ("data.sources.new.weight", {"data.sources.new.weight": -1.0, "data.sources.more.weight": 2.0}),
+    ("data.sources.general.weight", {"data.sources.general.weight": 1.0}),
+    ("data.sources.old.max_epochs", {"data.sources.old.max_epochs": 0.0}),
+    ("data.sources", {"data.sources.new.weight": 1.0}),
+    ("data.sources", {"data.sources.old.weight": 0.0, "data.sources.older.weight": 0.0}),
+]  # fmt: skip
+
+
+def test_sources_of_every_role_have_no_problem(config):
+    assert list(find_problems(config)) == []
+    assert (
+        list(find_problems(edited(config, HOLD | {"replay.ratio": 0.2, "replay.watch": ["general"]}))) == []
+    )
+
+
+@pytest.mark.parametrize(("key", "edits"), RULES, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_broken_rule_is_one_sentence_with_key_rule_value_and_fix(config, key, edits):
+    (problem,) = find_problems(edited(config, edits))
+    assert problem.startswith(f"`{key}` must "), problem
+    assert ", but " in problem and " instead. " in problem and problem.endswith("."), problem
+
+
+@pytest.mark.parametrize("asked", [{"replay.ratio": 0.1}, {"replay.shift": Shift.weak}, HOLD])
+def test_replay_without_a_replay_source_is_refused(config, asked):
+    for name in ("old", "older"):
+        del config.data.sources[name]
+    (problem,) = find_problems(edited(config, asked))
+    assert "must have a source with role=replay" in problem and "Use replay=general" in problem
+
+
+def test_a_ratio_of_zero_needs_no_replay_source(config):
+    for name in ("old", "older"):
+        del config.data.sources[name]
+    assert list(find_problems(edited(config, {"replay.ratio": 0.0}))) == []
+
+
+def test_sources_without_a_target_are_refused(config):
+    for name in ("new", "more"):
+        del config.data.sources[name]
+    (problem,) = find_problems(config)
+    assert "must have a source with role=target" in problem
+
+
+def test_a_controller_without_anything_held_out_is_refused(config):
+    del config.data.sources["general"]
+    (problem,) = find_problems(edited(config, HOLD | {"data.validation_frac": 0.0}))
+    assert problem.startswith("`data.validation_frac` must be more than 0")

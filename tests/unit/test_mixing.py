@@ -1,0 +1,145 @@
+"""What a run draws from: roles and weights become pools, and repetition is foreseen and refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.helpers.tiny import SEQ_LEN, tiny_config
+from trainer.checkpoint.state import TrainState
+from trainer.config.data import Role, SourceConfig
+from trainer.config.replay import RatioController, RatioSchedule
+from trainer.errors import DataError
+from trainer.mixing import Mixing
+
+NUM_PACKS = {"new": 300, "more": 100, "old": 40, "older": 10, "general": 0}
+ROLES = {
+    "new": Role.target,
+    "more": Role.target,
+    "old": Role.replay,
+    "older": Role.replay,
+    "general": Role.probe,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = tiny_config(tmp_path)
+    config.data.sources = {
+        name: SourceConfig(path=f"{name}.jsonl", role=role) for name, role in ROLES.items()
+    }
+    config.train.max_steps, config.train.max_epochs = 50, None
+    return config
+
+
+def stores():
+    """Return what the mixing reads of stores; replay packs hold half as many targets."""
+    return {
+        name: SimpleNamespace(
+            train=SimpleNamespace(
+                pack_targets=np.full(count, SEQ_LEN - 4 if ROLES[name] is Role.target else 30, dtype=np.int32)
+            )
+        )
+        for name, count in NUM_PACKS.items()
+    }
+
+
+def mix(config, packs_per_step=8):
+    return Mixing(config, stores(), packs_per_step)
+
+
+def drawn(mixing, state=None):
+    """Draw the whole run and return supervised targets by source number."""
+    counts = {}
+    targets = [store.train.pack_targets for store in stores().values()]
+    for step in range(mixing.num_steps):
+        for ref in mixing.plan.packs_of_step(step):
+            counts[ref.source] = counts.get(ref.source, 0) + int(targets[ref.source][ref.pack])
+    return counts
+
+
+def test_sources_without_weights_are_one_pool_a_role(config):
+    assert [pool.name for pool in mix(config).plan.pools] == ["new+more", "old+older"]
+
+
+def test_sources_with_weights_are_pools_of_their_own(config):
+    config.data.sources["new"].weight, config.data.sources["more"].weight = 3.0, 1.0
+    mixing = mix(config)
+    assert [pool.name for pool in mixing.plan.pools] == ["new", "more", "old+older"]
+    counts = drawn(mixing)
+    assert counts[0] / (counts[0] + counts[1]) == pytest.approx(0.75, abs=0.02)
+
+
+def test_the_passes_foreseen_are_those_that_come(config):
+    """Replay packs are half as full here, so counting packs instead of tokens would be far off."""
+    config.replay.ratio = 0.25
+    mixing = mix(config)
+    foreseen = {row.pool.name: row for row in mixing.passes(mixing.mean_ratio)}
+    counts = drawn(mixing)
+    replayed = counts[2] + counts[3]
+    assert foreseen["old+older"].targets == pytest.approx(replayed, rel=0.01)
+    assert foreseen["old+older"].epochs == pytest.approx(replayed / (50 * 30), rel=0.01)
+    assert foreseen["new+more"].targets == pytest.approx(counts[0] + counts[1], rel=0.01)
+    assert replayed / sum(counts.values()) == pytest.approx(0.25, abs=0.002)
+
+
+def test_additive_replay_keeps_the_target_tokens_and_lengthens_the_run(config):
+    config.replay.ratio = 0.375
+    assert mix(config).num_steps == 50
+    config.replay.additive = True
+    assert mix(config).num_steps == 80
+
+
+def test_epochs_are_counted_over_target_packs(config):
+    config.train.max_steps, config.train.max_epochs = None, 2.0
+    assert mix(config).num_steps == 2 * 400 // 8
+
+
+def test_the_ratio_follows_its_schedule_over_the_run(config):
+    config.replay.ratio, config.replay.schedule, config.replay.end_ratio = 0.4, RatioSchedule.linear, 0.0
+    mixing = mix(config)
+    assert mixing.ratio_of_step(0) == 0.4 and mixing.ratio_of_step(25) == pytest.approx(0.2)
+    assert mixing.mean_ratio == pytest.approx(0.2)
+
+
+def test_a_source_is_refused_when_the_run_would_repeat_it_too_often(config):
+    config.replay.ratio = 0.5
+    config.data.sources["old"].max_epochs = 1.0
+    with pytest.raises(
+        DataError, match=r"`data.sources.old.max_epochs` must be at least \d+\.\d\d for this run"
+    ):
+        mix(config)
+    config.replay.ratio = 0.01
+    mix(config)
+
+
+def test_a_controller_may_not_need_more_replay_than_there_is(config):
+    config.replay.ratio, config.replay.controller = 0.01, RatioController.hold
+    config.data.sources["old"].max_epochs = 1.0
+    with pytest.raises(DataError, match=r"old\.max_epochs"):
+        mix(config)
+    config.replay.max_ratio = 0.02
+    mix(config)
+
+
+def test_the_controllers_decision_begins_after_the_step_that_is_being_read(config):
+    config.replay.ratio, config.replay.controller = 0.1, RatioController.hold
+    mixing, state = mix(config), TrainState()
+    assert mixing.steer(state) is None, "there is nothing to compare before the first step"
+    state.base_losses, state.step = {"general": 2.0, "old": 1.0}, 4
+    state.last_losses = {"general": 3.0, "old": 0.0}
+    decision = mixing.steer(state)
+    assert decision.rise_nats == pytest.approx(1.0), "the probe counts, not the replay source"
+    assert [mixing.ratio_of_step(step) for step in (3, 4, 5, 49)] == pytest.approx([0.1, 0.1, 0.12, 0.12])
+    assert state.ratio_changes == [[5, pytest.approx(0.12)]]
+    resumed = mix(config)
+    resumed.restore(state)
+    assert [resumed.ratio_of_step(step) for step in range(50)] == [mixing.ratio_of_step(s) for s in range(50)]
+
+
+def test_without_replay_the_ratio_asked_for_is_zero(config):
+    for name in ("old", "older"):
+        del config.data.sources[name]
+    kept = {name: store for name, store in stores().items() if name in config.data.sources}
+    mixing = Mixing(config, kept, 8)
+    assert not mixing.has_replay and mixing.plan.ratio(0) == 0.0

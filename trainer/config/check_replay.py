@@ -1,0 +1,123 @@
+"""Rules about the roles and weights of sources, the replay ratio, its schedule and its controller. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainer.config.data import Role, SourceConfig
+from trainer.config.replay import RatioController, RatioSchedule, ReplayConfig
+from trainer.config.rule import must
+from trainer.config.schema import RunConfig
+
+
+def replay_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence for every broken rule."""
+    sources, replay = config.data.sources, config.replay
+    if sources:
+        yield from _role_problems(sources, replay)
+    yield from _ratio_problems(replay)
+    yield from _schedule_problems(replay)
+    if replay.controller is RatioController.hold:
+        yield from _controller_problems(config)
+
+
+def _role_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[str]:
+    roles = {role: [name for name, s in sources.items() if s.role is role] for role in Role}
+    if not roles[Role.target]:
+        yield (
+            f"`data.sources` must have a source with role=target, but has only {', '.join(sources)} instead. "
+            "Set data.sources.NAME.role=target for what is to be learnt."
+        )
+    asked = f"replay.ratio={replay.ratio}" if replay.ratio else ""
+    if replay.shift is not None and not asked:
+        asked = f"replay.shift={replay.shift.name}"
+    if asked and not roles[Role.replay]:
+        yield (
+            f"`data.sources` must have a source with role=replay for {asked}, but has none instead. "
+            "Use replay=general, or set data.sources.NAME.role=replay."
+        )
+    for name, source in sources.items():
+        key = f"data.sources.{name}"
+        if source.weight is not None and source.role is Role.probe:
+            yield must(f"{key}.weight", "null for role=probe", source.weight, "A probe is never trained on.")
+        elif source.weight is not None and not source.weight >= 0:
+            yield must(f"{key}.weight", "0 or more", source.weight, "Weights are shares on any scale.")
+        if source.max_epochs is not None and not source.max_epochs > 0:
+            yield must(f"{key}.max_epochs", "more than 0", source.max_epochs, "Set null for any number.")
+    for role in (Role.target, Role.replay):
+        yield from _weight_problems(role, {name: sources[name].weight for name in roles[role]})
+
+
+def _weight_problems(role: Role, weights: dict[str, float | None]) -> Iterator[str]:
+    given = [weight for weight in weights.values() if weight is not None]
+    without = [name for name, weight in weights.items() if weight is None]
+    if given and without:
+        yield (
+            f"`data.sources` must give all sources with role={role.name} a weight or none, but "
+            f"{', '.join(without)} has none instead. Set data.sources.{without[0]}.weight."
+        )
+    elif given and not sum(given) > 0:
+        yield (
+            f"`data.sources` must have weights with a sum above 0 for role={role.name}, but their sum is "
+            f"{sum(given):g} instead. Raise data.sources.{next(iter(weights))}.weight."
+        )
+
+
+def _ratio_problems(replay: ReplayConfig) -> Iterator[str]:
+    for key in ("ratio", "end_ratio", "min_ratio", "max_ratio"):
+        value = getattr(replay, key)
+        if value is not None and not 0 <= value < 1:
+            yield must(f"replay.{key}", "in [0, 1)", value, "It is a share of supervised tokens; set 0.05.")
+
+
+def _schedule_problems(replay: ReplayConfig) -> Iterator[str]:
+    if replay.schedule in (RatioSchedule.linear, RatioSchedule.cosine) and replay.end_ratio is None:
+        yield must(
+            "replay.end_ratio",
+            f"given for schedule={replay.schedule.name}",
+            None,
+            "Set replay.end_ratio=0.01.",
+        )
+    if not 0 <= replay.front_frac <= 1:
+        yield must("replay.front_frac", "in [0, 1]", replay.front_frac, "It is a share of the run.")
+    if replay.schedule is not RatioSchedule.piecewise:
+        return
+    fix = "Set replay.points=[[0,0.1],[0.5,0.02]]."
+    points = replay.points
+    if not points or any(len(point) != 2 for point in points):
+        yield must("replay.points", "a list of [share, ratio]", points, fix)
+        return
+    shares = [share for share, _ in points]
+    if shares[0] != 0 or sorted(set(shares)) != shares or not shares[-1] < 1:
+        yield must("replay.points", "shares that rise from 0 and stay below 1", points, fix)
+    if any(not 0 <= ratio < 1 for _, ratio in points):
+        yield must("replay.points", "ratios in [0, 1)", points, fix)
+
+
+def _controller_problems(config: RunConfig) -> Iterator[str]:
+    replay, sources = config.replay, config.data.sources
+    if not replay.epsilon > 0:
+        yield must("replay.epsilon", "more than 0", replay.epsilon, "Set 0.05 nats.")
+    if not replay.max_change > 0:
+        yield must("replay.max_change", "more than 0", replay.max_change, "Set 0.02.")
+    if replay.min_ratio > replay.max_ratio:
+        yield must(
+            "replay.min_ratio", f"at most max_ratio ({replay.max_ratio})", replay.min_ratio, "Lower it."
+        )
+    if config.evaluate.every_steps == 0:
+        yield must(
+            "evaluate.every_steps", "more than 0 for controller=hold", 0, "Set evaluate.every_steps=100."
+        )
+    if not any(source.role is Role.replay for source in sources.values()):
+        yield (
+            "`data.sources` must have a source with role=replay for replay.controller=hold, but has none "
+            "instead. Use replay=general, or set data.sources.NAME.role=replay."
+        )
+    for name in replay.watch:
+        if name not in sources:
+            known = ", ".join(sources)
+            yield must("replay.watch", f"names of data.sources ({known})", name, "Name one of them.")
+    if not any(s.role is Role.probe for s in sources.values()) and config.data.validation_frac == 0:
+        yield must(
+            "data.validation_frac", "more than 0 for controller=hold without a probe", 0.0, "Set 0.02."
+        )

@@ -1,0 +1,63 @@
+"""Config section for replay: how much older data a run mixes in, and how that share moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Shift(Enum):
+    """How far the new data is from what the base model was trained on."""
+
+    weak = "weak"
+    strong = "strong"
+
+
+class RatioSchedule(Enum):
+    """How the replay ratio moves over the run. Evidence for anything but `constant` is thin."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+    front_loaded = "front_loaded"
+    piecewise = "piecewise"
+
+
+class RatioController(Enum):
+    """Whether the ratio answers to held-out loss."""
+
+    none = "none"
+    hold = "hold"
+
+
+@dataclass
+class ReplayConfig:
+    """Replay of older data. A ratio is a share of all supervised tokens, in [0, 1)."""
+
+    ratio: float | None = None
+    """Share of the sources with role=replay. null: from `shift`, else from the sources' weights, else 0.05."""
+    shift: Shift | None = None
+    """`weak`: 0.05, `strong` (another language or kind of text): 0.25, unless a ratio is given.
+    Source: Ibrahim et al. 2024 (arXiv:2403.08763)."""
+    additive: bool = False
+    """False keeps the run's length, so replay takes the place of target tokens; true makes it longer."""
+    schedule: RatioSchedule = RatioSchedule.constant
+    """How the ratio moves."""
+    end_ratio: float | None = None
+    """linear and cosine: the ratio at the end of the run."""
+    front_frac: float = 0.1
+    """front_loaded: share of the run, from its start, with twice the ratio (the stability gap, Guo et al. 2025)."""
+    points: list[list[float]] = field(default_factory=list)
+    """piecewise: [share of the run's tokens, ratio from there on], shares rising from 0."""
+    controller: RatioController = RatioController.none
+    """`hold` moves the ratio after every evaluation so that held-out loss stays near the base model's."""
+    epsilon: float = 0.05
+    """hold: allowed rise of the mean held-out loss of `watch` over the base, in nats."""
+    watch: list[str] = field(default_factory=list)
+    """hold: sources whose held-out loss counts. Empty: all with role=probe, else all with role=replay."""
+    min_ratio: float = 0.01
+    """hold: lowest ratio."""
+    max_ratio: float = 0.5
+    """hold: highest ratio."""
+    max_change: float = 0.02
+    """hold: largest change of the ratio at one evaluation."""

@@ -1,0 +1,1 @@
+"""Replay against forgetting: how much of it, when, and the controller that answers to held-out loss."""
