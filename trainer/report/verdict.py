@@ -1,0 +1,68 @@
+"""The verdict: what changed, in one sentence of plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from trainer.evaluate.compare import SetComparison
+from trainer.report.number import decimals_for, fixed, signed
+
+ORDER = ("target", "replay", "probe")
+
+
+def verdict(sets: Sequence[SetComparison]) -> str:
+    """Say what rose and fell; a set whose interval includes 0 has no change seen."""
+    if not sets:
+        return "No held-out set was measured."
+    sets = sorted(sets, key=lambda one: ORDER.index(one.role))
+    changed = [_changed(one) for one in sets if not is_unclear(one)]
+    unclear = [f"{one.name} ({_interval(one)})" for one in sets if is_unclear(one)]
+    parts = changed + ([f"no change seen in {listed(unclear)}"] if unclear else [])
+    sentence = "; ".join(parts)
+    if not changed:
+        sentence = sentence[0].upper() + sentence[1:]
+    return sentence + "."
+
+
+def is_unclear(one: SetComparison) -> bool:
+    """Tell whether the interval includes 0."""
+    return (
+        one.change_low is not None
+        and one.change_high is not None
+        and (one.change_low <= 0 <= one.change_high)
+    )
+
+
+def change_with_interval(one: SetComparison) -> str:
+    """Return the change and its interval, with signs."""
+    num_decimals = decimals_for(one.change_low, one.change_high)
+    return f"{signed(one.change_nats, num_decimals)} ({_interval(one)})"
+
+
+def between(low: float | None, high: float | None, num_decimals: int) -> str:
+    """Return an interval in words."""
+    if low is None or high is None:
+        return "one document, no interval"
+    return f"{fixed(low, num_decimals)} to {fixed(high, num_decimals)}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Join words with commas and a last `and`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _interval(one: SetComparison) -> str:
+    return between(one.change_low, one.change_high, decimals_for(one.change_low, one.change_high))
+
+
+def _changed(one: SetComparison) -> str:
+    num_decimals = decimals_for(one.change_low, one.change_high)
+    if one.change_nats == 0:
+        return f"{one.name} did not change ({_interval(one)})"
+    word = "fell" if one.change_nats < 0 else "rose"
+    low, high = one.change_low, one.change_high
+    if low is not None and high is not None:
+        low, high = sorted((abs(low), abs(high)))
+    size = fixed(abs(one.change_nats), num_decimals)
+    return f"{one.name} {word} by {size} nats ({between(low, high, num_decimals)})"
