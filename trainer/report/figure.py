@@ -25,18 +25,24 @@ MAX_DOTS, MAX_HOVERS = 40, 120
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Where the plot stands in the picture, and which values its edges have."""
+    """Where the plot stands in the picture, and which values its edges have.
+
+    The horizontal axis ends with the data, so that a line ends beside its label; the vertical one with a tick.
+    """
 
     left: float
     right: float
+    x_range: Point
     x_ticks: list[float]
     y_ticks: list[float]
 
-    def at(self, point: Point) -> Point:
-        """Return the place of a point in the picture."""
-        return _between(point[0], self.x_ticks, self.left, self.right), _between(
-            point[1], self.y_ticks, HEIGHT - BOTTOM, TOP
-        )
+    def x(self, value: float) -> float:
+        """Return the horizontal place of a value."""
+        return _between(value, self.x_range, self.left, self.right)
+
+    def y(self, value: float) -> float:
+        """Return the vertical place of a value."""
+        return _between(value, (self.y_ticks[0], self.y_ticks[-1]), HEIGHT - BOTTOM, TOP)
 
 
 def line_chart(
@@ -46,21 +52,23 @@ def line_chart(
     lines: Sequence[Series],
     reference: tuple[str, float] | None = None,
     from_zero: bool = False,
+    min_span: float = 0.0,
     note: str = "",
 ) -> Html:
     """Return a figure of one or more series; `reference` is a labelled dashed level.
 
-    Lines without points are left out; `from_zero` begins the vertical axis at 0.
+    Lines without points are left out; `from_zero` begins the vertical axis at 0, and it covers at
+    least `min_span`.
     """
     lines = [line for line in lines if line.points]
     labels = [_label(line, alone=len(lines) == 1) for line in lines]
     if reference is not None:
         labels.append(_shorten(f"{reference[0]} {short(reference[1])}"))
-    axes = _axes(lines, reference, from_zero, max(map(len, labels)))
+    axes = _axes(lines, reference, from_zero, min_span, max(map(len, labels)))
     drawn = [_line(axes, line, number) for number, line in enumerate(lines)]
-    ends = [axes.at(line.points[-1])[1] for line in lines]
+    ends = [axes.y(line.points[-1][1]) for line in lines]
     if reference is not None:
-        y = axes.at((axes.x_ticks[0], reference[1]))[1]
+        y = axes.y(reference[1])
         drawn.insert(0, element("line", x1=axes.left, x2=axes.right, y1=y, y2=y, class_="reference"))
         ends.append(y)
     described = f"{title}. {y_unit} against {x_unit}. " + "; ".join(_in_words(line) for line in lines)
@@ -70,9 +78,7 @@ def line_chart(
     notes = [note, f"{left_out} values that are not finite are left out." if left_out else ""]
     return element(
         "figure",
-        element(
-            "figcaption", element("b", title), _legend(lines, reference), *(_note(text) for text in notes)
-        ),
+        element("figcaption", element("b", title), _legend(lines), *(_note(text) for text in notes)),
         element(
             "svg",
             element("title", described),
@@ -86,33 +92,41 @@ def line_chart(
     )
 
 
-def _between(value: float, edges: list[float], start: float, end: float) -> float:
-    return start + (value - edges[0]) / (edges[-1] - edges[0]) * (end - start)
+def _between(value: float, edges: Point, start: float, end: float) -> float:
+    return start + (value - edges[0]) / (edges[1] - edges[0]) * (end - start)
 
 
 def _axes(
-    lines: Sequence[Series], reference: tuple[str, float] | None, from_zero: bool, longest_label: int
+    lines: Sequence[Series],
+    reference: tuple[str, float] | None,
+    from_zero: bool,
+    min_span: float,
+    longest_label: int,
 ) -> Axes:
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + ([reference[1]] if reference else [])
-    y_ticks = ticks(min(0.0, *ys) if from_zero else min(ys), max(ys), 5)
+    low, high = min([0.0, *ys] if from_zero else ys), max(ys)
+    room = max(0.0, min_span - (high - low)) / 2
+    y_ticks = ticks(low - room, high + room, 5)
     left = 12 + CHAR_WIDTH * max(map(len, tick_labels(y_ticks)))
     right = WIDTH - 8 - CHAR_WIDTH * longest_label
-    return Axes(left, right, ticks(min(xs), max(xs), 5, whole=True), y_ticks)
+    first, last = min(xs), max(max(xs), min(xs) + 1)
+    x_ticks = [tick for tick in ticks(first, last, 6, whole=True) if first <= tick <= last]
+    return Axes(left, right, (first, last), x_ticks or [first], y_ticks)
 
 
 def _grid(axes: Axes, x_unit: str, y_unit: str) -> Html:
     floor = HEIGHT - BOTTOM
     parts = [element("text", y_unit, x=2, y=12, class_="unit")]
     for value, label in zip(axes.y_ticks, tick_labels(axes.y_ticks), strict=True):
-        y = axes.at((axes.x_ticks[0], value))[1]
+        y = axes.y(value)
         parts.append(element("line", x1=axes.left, x2=axes.right, y1=y, y2=y, class_="grid"))
         parts.append(element("text", label, x=axes.left - 6, y=y + 4, text_anchor="end"))
     labels = tick_labels(axes.x_ticks)
     room = (axes.right - axes.left) / max(len(labels) - 1, 1)
     stride = 2 if CHAR_WIDTH * max(map(len, labels)) + 4 > room else 1
     for number, (value, label) in enumerate(zip(axes.x_ticks, labels, strict=True)):
-        x = axes.at((value, axes.y_ticks[0]))[0]
+        x = axes.x(value)
         parts.append(element("line", x1=x, x2=x, y1=floor, y2=floor + 4, class_="axis"))
         if number % stride == 0:
             parts.append(element("text", label, x=x, y=floor + 16, text_anchor="middle"))
@@ -124,7 +138,7 @@ def _grid(axes: Axes, x_unit: str, y_unit: str) -> Html:
 
 def _line(axes: Axes, line: Series, number: int) -> Html:
     points = thinned(line.points)
-    places = [axes.at(point) for point in points]
+    places = [(axes.x(at), axes.y(value)) for at, value in points]
     path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
     marks = []
     stride = -(-len(points) // MAX_HOVERS)
@@ -156,11 +170,9 @@ def _spread(places: list[float]) -> list[float]:
     return moved
 
 
-def _legend(lines: Sequence[Series], reference: tuple[str, float] | None) -> Html | None:
+def _legend(lines: Sequence[Series]) -> Html | None:
     """Return full names for the labels of a figure with several lines."""
     keys = [element("span", line.label, class_=f"key {_colour(n)}") for n, line in enumerate(lines)]
-    if reference is not None:
-        keys.append(element("span", reference[0], class_="key reference-key"))
     return element("span", *keys, class_="legend") if len(keys) > 1 else None
 
 

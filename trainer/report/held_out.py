@@ -11,8 +11,10 @@ from trainer.report.number import count, decimals_for, fixed, percent, signed
 from trainer.report.record import RunRecord
 from trainer.report.section import command_for, figures, missing, paragraph, section
 from trainer.report.series import Series
-from trainer.report.verdict import between, is_unclear
+from trainer.report.verdict import between, in_a_word
 
+MIN_SPAN_NATS = 0.1
+"""Of the vertical axis of a curve: a change in the third decimal must not look like a slope."""
 ARROW = " \u2192 "
 
 
@@ -25,10 +27,19 @@ def changes(record: RunRecord) -> Html:
     if not found.sets:
         text = "forgetting.json has no held-out set. Hold out documents with data.validation_frac."
         return section("changes", heading, missing(text))
-    header = ["Set", "Role", "Documents", "Tokens", "Loss, nats per token", "Change, nats", "95 % interval"]
+    header = [
+        "Set",
+        "Role",
+        "Seen",
+        "Change, nats",
+        "95 % interval",
+        "Base \u2192 tuned, nats per token",
+    ]
+    num_decimals = max(decimals_for(one.change_low, one.change_high) for one in found.sets)
     has_bits = any(one.base_bits_per_byte is not None for one in found.sets)
     if has_bits:
-        header.append("Bits per byte")
+        header.append("Base \u2192 tuned, bits per byte")
+    header += ["Documents", "Tokens"]
     return section(
         "changes",
         heading,
@@ -38,7 +49,10 @@ def changes(record: RunRecord) -> Html:
             "no change was seen."
         ),
         table(
-            header, [_set_row(one, has_bits) for one in found.sets], "Base and tuned model by held-out set", 2
+            header,
+            [_set_row(one, num_decimals, has_bits) for one in found.sets],
+            "Base and tuned model by held-out set",
+            num_text_columns=3,
         ),
         figures(interval_plot(found.sets)),
     )
@@ -109,19 +123,18 @@ def _no_measurement(record: RunRecord) -> Html:
     return missing(text, command_for(record, "report"))
 
 
-def _set_row(one: SetComparison, has_bits: bool) -> list[Child]:
-    num_decimals = decimals_for(one.change_low, one.change_high)
-    interval = between(one.change_low, one.change_high, num_decimals)
+def _set_row(one: SetComparison, num_decimals: int, has_bits: bool) -> list[Child]:
     row: list[Child] = [
         one.name,
         one.role,
-        count(one.num_documents),
-        count(one.num_targets),
-        _pair(one.base_nats, one.tuned_nats),
+        in_a_word(one),
         signed(one.change_nats, num_decimals),
-        f"{interval} (no change seen)" if is_unclear(one) else interval,
+        between(one.change_low, one.change_high, num_decimals),
+        _pair(one.base_nats, one.tuned_nats),
     ]
-    return [*row, _pair(one.base_bits_per_byte, one.tuned_bits_per_byte)] if has_bits else row
+    if has_bits:
+        row.append(_pair(one.base_bits_per_byte, one.tuned_bits_per_byte))
+    return [*row, count(one.num_documents), count(one.num_targets)]
 
 
 def _pair(base: float | None, tuned: float | None) -> str:
@@ -132,7 +145,14 @@ def _curve(record: RunRecord, name: str) -> Html | None:
     found = record.metrics.series(f"eval/{name}", name)
     if not found.points:
         return None
-    return line_chart(name, "optimizer step", "nats per token", [found], _base_value(record, found))
+    return line_chart(
+        name,
+        "optimizer step",
+        "nats per token",
+        [found],
+        _base_value(record, found),
+        min_span=MIN_SPAN_NATS,
+    )
 
 
 def _base_value(record: RunRecord, found: Series) -> tuple[str, float] | None:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from trainer.evaluate.compare import SetComparison
 from trainer.report.element import Html, element
-from trainer.report.number import tick_labels, ticks
+from trainer.report.number import decimals_for, signed, tick_labels, ticks
 from trainer.report.verdict import change_with_interval
 
 WIDTH = 400.0
 LEFT, RIGHT = 14.0, WIDTH - 14.0
 ROW_HEIGHT = 42.0
 TOP = 8.0
-MAX_NAME_CHARS = 24
+MAX_NAME_CHARS = 22
+SHAPES = "Circle: target; square: replay; diamond: probe."
 
 
 def interval_plot(sets: Sequence[SetComparison]) -> Html:
@@ -26,10 +27,10 @@ def interval_plot(sets: Sequence[SetComparison]) -> Html:
         return LEFT + (value - edges[0]) / (edges[-1] - edges[0]) * (RIGHT - LEFT)
 
     floor = TOP + ROW_HEIGHT * len(sets)
-    axis = [element("line", x1=place(0), x2=place(0), y1=TOP, y2=floor, class_="zero")]
+    axis = []
     for value, label in zip(edges, tick_labels(edges), strict=True):
         x = place(value)
-        axis.append(element("line", x1=x, x2=x, y1=TOP, y2=floor, class_="grid"))
+        axis.append(element("line", x1=x, x2=x, y1=TOP, y2=floor, class_="grid" if value else "zero"))
         axis.append(element("text", label, x=x, y=floor + 16, text_anchor="middle"))
     unit = "change in nats per supervised token; left of 0 is better"
     axis.append(element("text", unit, x=WIDTH / 2, y=floor + 34, text_anchor="middle", class_="unit"))
@@ -48,7 +49,7 @@ def interval_plot(sets: Sequence[SetComparison]) -> Html:
     words = "; ".join(f"{one.name} {change_with_interval(one)}" for one in sets)
     return element(
         "figure",
-        element("figcaption", element("b", title)),
+        element("figcaption", element("b", title), element("span", SHAPES, class_="note")),
         element(
             "svg",
             element("title", f"{title}. {words}."),
@@ -67,9 +68,9 @@ def _row(one: SetComparison, y: float, dot: float, low: float | None, high: floa
     name = one.name if len(one.name) <= MAX_NAME_CHARS else one.name[: MAX_NAME_CHARS - 1] + "\u2026"
     parts = [
         element("title", f"{one.name} ({one.role}): {change_with_interval(one)} nats"),
-        element("rect", x=0, y=y + 1, width=WIDTH, height=18, class_="plate"),
+        element("rect", x=0, y=y - 1, width=WIDTH, height=20, class_="plate"),
         element("text", name, x=LEFT, y=y + 14, class_="name"),
-        element("text", change_with_interval(one), x=RIGHT, y=y + 14, text_anchor="end"),
+        element("text", _value(one), x=RIGHT, y=y + 14, text_anchor="end"),
     ]
     if low is not None and high is not None:
         parts.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="bar"))
@@ -78,6 +79,12 @@ def _row(one: SetComparison, y: float, dot: float, low: float | None, high: floa
         ]
     parts.append(_mark(one.role, dot, middle))
     return element("g", *parts, class_=f"role-{one.role}")
+
+
+def _value(one: SetComparison) -> str:
+    if one.change_low is None:
+        return f"{signed(one.change_nats, decimals_for(None, None))} (no interval)"
+    return change_with_interval(one)
 
 
 def _mark(role: str, x: float, y: float) -> Html:

@@ -32,10 +32,10 @@ def percent(share: float) -> str:
 
 
 def decimals_for(low: float | None, high: float | None) -> int:
-    """Return how many decimals show two digits of half an interval's width; 3 without one."""
+    """Return how many decimals show half an interval's width: 3, or more for a very narrow one."""
     if low is None or high is None or high <= low:
         return 3
-    return min(max(1 - math.floor(math.log10((high - low) / 2)), 2), 5)
+    return min(max(-math.floor(math.log10((high - low) / 2)), 3), 6)
 
 
 def ticks(low: float, high: float, num_wanted: int = 5, whole: bool = False) -> list[float]:

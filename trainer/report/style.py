@@ -21,8 +21,8 @@ body {
   margin: 0; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
 }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1, h2, p, dd, li, figcaption, th { overflow-wrap: anywhere; }
+main { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
+h1, h2, p, dd, figcaption { overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .75rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
 p { margin: 0 0 .75rem; max-width: 46rem; }
@@ -38,22 +38,25 @@ dd { margin: 0; }
 code, pre { font: .85em/1.45 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 code { overflow-wrap: anywhere; }
 pre { margin: 0 0 .9rem; padding: .6rem .8rem; background: var(--box); overflow-x: auto; }
-pre code { overflow-wrap: normal; white-space: pre; }
+pre code { white-space: pre-wrap; }
 .scroll { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; min-width: 100%; font-size: .9rem; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
-th, td { padding: .35rem .75rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--edge); }
+th, td { padding: .35rem 1rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--edge); }
 th:last-child, td:last-child { padding-right: 0; }
 th { font-weight: 500; }
-tbody th { min-width: 7rem; }
+tbody th { min-width: 7rem; max-width: 18rem; overflow-wrap: break-word; }
 thead th { color: var(--soft); font-size: .8rem; vertical-align: bottom; }
 .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 thead .num { white-space: normal; min-width: 4.5rem; }
+td { white-space: nowrap; }
+td code { white-space: normal; }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem 2rem;
+  margin-bottom: 1.25rem;
 }
 figure { margin: 0; min-width: 0; max-width: 32rem; }
-figure.wide { grid-column: 1 / -1; max-width: 38rem; }
+figure.wide { grid-column: 1 / -1; max-width: 34rem; }
 figcaption { font-size: .9rem; margin-bottom: .35rem; }
 figcaption b { font-weight: 600; }
 .note, .legend { display: block; color: var(--soft); font-size: .8rem; }
@@ -62,7 +65,6 @@ figcaption b { font-weight: 600; }
   content: ""; display: inline-block; width: 1.3rem; border-top: 3px solid var(--line); margin-right: .4rem;
   vertical-align: middle;
 }
-.reference-key::before { border-top: 2px dashed var(--soft); }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 11px; fill: var(--text); font-variant-numeric: tabular-nums; }
 svg .unit { fill: var(--soft); }

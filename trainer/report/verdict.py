@@ -25,24 +25,29 @@ def verdict(sets: Sequence[SetComparison]) -> str:
 
 
 def is_unclear(one: SetComparison) -> bool:
-    """Tell whether the interval includes 0."""
-    return (
-        one.change_low is not None
-        and one.change_high is not None
-        and (one.change_low <= 0 <= one.change_high)
-    )
+    """Tell whether the interval includes 0; without one, whether nothing changed at all."""
+    if one.change_low is None or one.change_high is None:
+        return one.change_nats == 0
+    return one.change_low <= 0 <= one.change_high
 
 
 def change_with_interval(one: SetComparison) -> str:
-    """Return the change and its interval, with signs."""
+    """Return the change and its interval."""
     num_decimals = decimals_for(one.change_low, one.change_high)
     return f"{signed(one.change_nats, num_decimals)} ({_interval(one)})"
+
+
+def in_a_word(one: SetComparison) -> str:
+    """Return fell, rose or no change seen."""
+    if is_unclear(one):
+        return "no change seen"
+    return "fell" if one.change_nats < 0 else "rose"
 
 
 def between(low: float | None, high: float | None, num_decimals: int) -> str:
     """Return an interval in words."""
     if low is None or high is None:
-        return "one document, no interval"
+        return "no interval: one document"
     return f"{fixed(low, num_decimals)} to {fixed(high, num_decimals)}"
 
 
@@ -58,11 +63,8 @@ def _interval(one: SetComparison) -> str:
 
 def _changed(one: SetComparison) -> str:
     num_decimals = decimals_for(one.change_low, one.change_high)
-    if one.change_nats == 0:
-        return f"{one.name} did not change ({_interval(one)})"
-    word = "fell" if one.change_nats < 0 else "rose"
     low, high = one.change_low, one.change_high
     if low is not None and high is not None:
         low, high = sorted((abs(low), abs(high)))
     size = fixed(abs(one.change_nats), num_decimals)
-    return f"{one.name} {word} by {size} nats ({between(low, high, num_decimals)})"
+    return f"{one.name} {in_a_word(one)} by {size} nats ({between(low, high, num_decimals)})"
