@@ -15,7 +15,7 @@ from trainer.report.series import Point, Series, thinned
 
 WIDTH, HEIGHT = 400.0, 236.0
 TOP, BOTTOM = 26.0, 40.0
-CHAR_WIDTH = 6.3
+CHAR_WIDTH = 6.9
 """Of the 11-point labels, on average and a little wide."""
 LABEL_GAP = 13.0
 MAX_LABEL_CHARS = 18
@@ -109,7 +109,7 @@ def _axes(
     room = max(0.0, min_span - (high - low)) / 2
     y_ticks = ticks(low - room, high + room, 5)
     left = 12 + CHAR_WIDTH * max(map(len, tick_labels(y_ticks)))
-    right = WIDTH - 8 - CHAR_WIDTH * longest_label
+    right = WIDTH - 9 - CHAR_WIDTH * longest_label
     first, last = min(xs), max(max(xs), min(xs) + 1)
     x_ticks = [tick for tick in ticks(first, last, 6, whole=True) if first <= tick <= last]
     return Axes(left, right, (first, last), x_ticks or [first], y_ticks)

@@ -17,6 +17,7 @@ ROLES = ("target", "replay", "probe")
 FILE_NAME = "forgetting.json"
 
 T = TypeVar("T")
+_MISSING = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class _Reader:
         if not isinstance(plain, dict):
             raise self._error("the file", "one JSON object", plain)
         if plain.get("version") != VERSION:
-            raise self._error("version", str(VERSION), plain.get("version"))
+            raise self._error("version", str(VERSION), plain.get("version", _MISSING))
         sets = self._items(SetComparison, plain, "sets")
         for number, one in enumerate(sets):
             if one.role not in ROLES:
@@ -128,7 +129,7 @@ class _Reader:
             self._check_pair(f"kl[{number}].", row.low, row.high)
         recovery = plain.get("recovery")
         return Forgetting(
-            run=self._item(RunFacts, plain.get("run"), "run"),
+            run=self._item(RunFacts, plain.get("run", _MISSING), "run"),
             sets=sets,
             kl=kl,
             recovery=None if recovery is None else self._item(Recovery, recovery, "recovery"),
@@ -144,7 +145,7 @@ class _Reader:
         return self._item(Replay, {**plain, "sources": sources}, "replay")
 
     def _items(self, kind: type[T], plain: dict[str, Any], key: str, prefix: str = "") -> tuple[T, ...]:
-        items = plain.get(key)
+        items = plain.get(key, _MISSING)
         if not isinstance(items, list):
             raise self._error(prefix + key, "a list", items)
         return tuple(self._item(kind, item, f"{prefix}{key}[{n}]") for n, item in enumerate(items))
@@ -156,7 +157,7 @@ class _Reader:
         for field in dataclasses.fields(kind):  # type: ignore[arg-type]
             key = f"{where}.{field.name}"
             if field.name not in plain:
-                raise self._error(key, "given", "missing")
+                raise self._error(key, "given", _MISSING)
             values[field.name] = self._value(str(field.type), plain[field.name], key)
         return kind(**values)
 
@@ -188,7 +189,7 @@ class _Reader:
             raise self._error(f"{prefix}{joint}low", rule, low)
 
     def _error(self, key: str, rule: str, value: Any) -> TrainerError:
-        shown = "missing" if value is None else repr(value)[:40]
+        shown = "missing" if value is _MISSING else "null" if value is None else repr(value)[:40]
         return TrainerError(
             f"`{key}` of {self._path} must be {rule}, but is {shown} instead. Delete the file and measure again."
         )
