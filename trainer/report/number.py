@@ -43,7 +43,7 @@ def ticks(low: float, high: float, num_wanted: int = 5, whole: bool = False) -> 
 
     `whole` allows whole numbers only: there is no step 2.5.
     """
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(low) * 0.1 or 1.0
         low, high = (low, low + 1) if whole else (low - room, high + room)
     raw = (high - low) / max(num_wanted - 1, 1)

@@ -45,7 +45,7 @@ caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 th, td { padding: .35rem 1rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--edge); }
 th:last-child, td:last-child { padding-right: 0; }
 th { font-weight: 500; }
-tbody th { min-width: 7rem; max-width: 18rem; overflow-wrap: break-word; }
+tbody th { min-width: 7rem; max-width: min(18rem, 40vw); overflow-wrap: break-word; }
 thead th { color: var(--soft); font-size: .8rem; vertical-align: bottom; }
 .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 thead .num { white-space: normal; min-width: 4.5rem; }

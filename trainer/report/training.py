@@ -12,6 +12,8 @@ from trainer.report.section import figures, missing, paragraph, section
 from trainer.report.series import Series
 
 STEP = "optimizer step"
+MAX_SOURCES = 5
+"""In one figure: with all sources together as many lines as there are colours."""
 
 
 def training(record: RunRecord) -> Html:
@@ -20,10 +22,11 @@ def training(record: RunRecord) -> Html:
     losses = [metrics.series("loss", "all sources")]
     names = metrics.names("loss/")
     if len(names) > 1:
-        losses += [metrics.series(f"loss/{name}", name) for name in names]
+        losses += [metrics.series(f"loss/{name}", name) for name in names[:MAX_SOURCES]]
+    note = f"The first {MAX_SOURCES} of {len(names)} sources." if len(names) > MAX_SOURCES else ""
     speed, mfu = metrics.series("tokens_per_s", "all ranks"), metrics.series("mfu", "MFU").scaled(100)
     drawn = [
-        _chart("Training loss", "nats per token", losses),
+        _chart("Training loss", "nats per token", losses, note=note),
         _chart("Learning rate", "learning rate", [metrics.series("lr", "learning rate")], from_zero=True),
         _chart("Gradient norm", "L2 norm before clipping", [metrics.series("grad_norm", "gradient norm")]),
         _chart("Throughput", "tokens per second", [speed], from_zero=True),
@@ -38,8 +41,12 @@ def training(record: RunRecord) -> Html:
     return section("training", "Training", events, figures(*shown))
 
 
-def _chart(title: str, unit: str, lines: list[Series], from_zero: bool = False) -> Html | None:
-    return line_chart(title, STEP, unit, lines, from_zero=from_zero) if any(x.points for x in lines) else None
+def _chart(
+    title: str, unit: str, lines: list[Series], from_zero: bool = False, note: str = ""
+) -> Html | None:
+    if not any(line.points for line in lines):
+        return None
+    return line_chart(title, STEP, unit, lines, from_zero=from_zero, note=note)
 
 
 def _events_in_words(record: RunRecord) -> Html | None:

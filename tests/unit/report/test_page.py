@@ -123,6 +123,15 @@ def test_numbers_that_are_not_finite_are_counted_not_drawn(tmp_path):
     assert "2 values that are not finite are left out." in outline(tmp_path).text
 
 
+def test_many_sources_share_a_figure_only_as_far_as_colours_go(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        sink.write(step, {"loss": 2.0, **{f"loss/source{number}": 2.0 for number in range(9)}})
+    sink.close("finished")
+    text = outline(tmp_path).text
+    assert "The first 5 of 9 sources." in text and "source4" in text and "source5" not in text
+
+
 def test_a_single_held_out_row_is_drawn(tmp_path):
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     sink.write(8, {"eval/code": 2.5, "eval_mean": 2.5})
