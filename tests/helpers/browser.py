@@ -1,0 +1,81 @@
+"""Opens a page in headless Chromium and tells what is shown. Needs no Python package."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# A window of Chromium is at least 500 wide, a frame may be narrower; it has its own media queries.
+FRAME = """<!doctype html><meta charset="utf-8"><body>
+<iframe style="border:0;width:{width}px;height:800px" srcdoc="{page}"></iframe>
+<pre id="seen"></pre>
+<script>
+onload = () => {{
+  const frame = document.querySelector("iframe"), page = frame.contentDocument;
+  const box = shape => {{
+    const r = shape.getBoundingClientRect();
+    return {{text: shape.textContent, left: r.left, right: r.right, top: r.top, bottom: r.bottom}};
+  }};
+  document.getElementById("seen").textContent = JSON.stringify({{
+    text: page.body.innerText,
+    width: page.documentElement.clientWidth,
+    scroll_width: page.documentElement.scrollWidth,
+    figures: [...page.querySelectorAll("svg")].map(svg => ({{
+      ...box(svg), text: svg.getAttribute("aria-label"), words: [...svg.querySelectorAll("text")].map(box),
+    }})),
+    scripts: page.scripts.length,
+    requests: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name),
+    background: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
+  }});
+}};
+</script>"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a person would see, and what the browser complained about."""
+
+    text: str
+    width: int
+    scroll_width: int
+    figures: list[dict]
+    scripts: int
+    requests: list[str]
+    background: str
+    console: list[str]
+
+
+def find_browser():
+    for name in NAMES:
+        if path := shutil.which(name):
+            return path
+    pytest.skip(f"no browser: none of {', '.join(NAMES)} is on PATH")
+
+
+def look_at(page, width, tmp_path, dark=False):
+    """Show the text of a page in a frame of `width` pixels; return what is seen."""
+    file = tmp_path / f"frame-{width}.html"
+    file.write_text(FRAME.format(width=width, page=html.escape(page)), encoding="utf-8")
+    command = [find_browser(), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += [
+        "--enable-logging=stderr",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--disable-dev-shm-usage",
+    ]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500) + 100},900"]
+    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    done = subprocess.run(
+        [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found and found.group(1), f"the measuring script did not run: {done.stderr[-2000:]}"
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return Seen(**json.loads(html.unescape(found.group(1))), console=console)

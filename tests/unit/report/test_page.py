@@ -1,0 +1,161 @@
+"""The page as text: complete, well formed, safe, and honest about what is missing."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.helpers.run_files import forgetting, write_run
+from tests.house.tree import ROOT
+from trainer.errors import TrainerError
+from trainer.metrics.jsonl import JsonlSink
+from trainer.report.build import build_report
+from trainer.report.element import element, join
+
+EMPTY = {"meta", "link"}
+
+
+class Outline(HTMLParser):
+    """Collects tags, attributes and text; every tag must be closed by its own end."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.found, self.words = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += attrs
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+def outline(run_dir):
+    return Outline(build_report(run_dir).read_text(encoding="utf-8"))
+
+
+def test_the_page_is_well_formed_and_holds_every_section(tmp_path):
+    found = outline(write_run(tmp_path))
+    sections = ["changes", "curves", "replay", "training", "kl", "recovery", "origin"]
+    assert [value for key, value in found.found if key == "id" and value in sections] == sections
+    assert found.tags.count("svg") >= 9
+
+
+def test_every_figure_is_xml_with_a_title_and_units(tmp_path):
+    page = build_report(write_run(tmp_path)).read_text(encoding="utf-8")
+    for drawn in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        root = ElementTree.fromstring(drawn)
+        assert root.get("role") == "img" and root.get("aria-label") == root.findtext("title")
+        assert [text for text in root.iter("text") if text.get("class") == "unit"]
+        assert "nan" not in drawn.lower().replace("tenant", "")
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(tmp_path):
+    found = outline(write_run(tmp_path))
+    assert "script" not in found.tags
+    assert not [key for key, _ in found.found if key in ("src", "srcset") or key.startswith("on")]
+    assert [value for key, value in found.found if key == "href"] == ["data:,"]
+
+
+def test_names_from_files_are_text_wherever_they_stand(tmp_path):
+    evil = '"><script>alert(1)</script>&amp;'
+    run_dir = write_run(tmp_path, (evil, "general"))
+    found = outline(run_dir)
+    assert "script" not in found.tags and found.text.count(evil) >= 4
+    plain = forgetting()
+    plain["run"] |= dict.fromkeys(("name", "base", "base_digest", "tuned", "device", "dtype"), evil)
+    plain["kl"][0]["prompts"] = plain["recovery"]["set"] = plain["replay"]["schedule"] = evil
+    (run_dir / "forgetting.json").write_text(json.dumps(plain), encoding="utf-8")
+    (run_dir / "config.yaml").write_text(json.dumps({"name": evil, "kind": evil}), encoding="utf-8")
+    (run_dir / "provenance.json").write_text(json.dumps({evil: {evil: evil}}), encoding="utf-8")
+    assert "script" not in outline(run_dir).tags
+
+
+def test_a_run_that_was_not_measured_says_so_and_how_to_measure(tmp_path):
+    run_dir = tmp_path / "quickstart"
+    run_dir.mkdir()
+    real = ROOT / "benchmarks/results/quickstart_2_cpu_ranks.metrics.jsonl"
+    (run_dir / "metrics.jsonl").write_bytes(real.read_bytes())
+    text = outline(run_dir).text
+    assert "Held-out loss of python_reference went from 2.805 to 2.473 nats (steps 0 to 16)" in text
+    assert "has no forgetting.json" in text and f"palimpsest report run_dir={run_dir}" in text
+    assert "No replay was recorded" in text and "There is no config.yaml" in text
+
+
+@pytest.mark.parametrize("name", ["forgetting.json", "config.yaml", "provenance.json"])
+def test_one_file_alone_gives_a_page(tmp_path, name):
+    whole = write_run(tmp_path / "whole")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / name).write_bytes((whole / name).read_bytes())
+    text = outline(tmp_path / "alone").text
+    assert "metrics.jsonl has no held-out loss" in text and "metrics.jsonl has no training step" in text
+
+
+def test_a_measurement_without_sets_replay_or_recovery_gives_a_page(tmp_path):
+    run_dir = write_run(tmp_path)
+    plain = forgetting() | {"sets": [], "kl": [], "recovery": None, "replay": None}
+    (run_dir / "forgetting.json").write_text(json.dumps(plain), encoding="utf-8")
+    found = outline(run_dir)
+    assert "No held-out set was measured." in found.text and ("id", "recovery") not in found.found
+
+
+def test_numbers_that_are_not_finite_are_counted_not_drawn(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    for step, loss in enumerate([3.0, float("nan"), float("inf"), 2.0]):
+        sink.write(step, {"loss": loss})
+    sink.close("finished")
+    assert "2 values that are not finite are left out." in outline(tmp_path).text
+
+
+def test_many_sources_share_a_figure_only_as_far_as_colours_go(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        sink.write(step, {"loss": 2.0, **{f"loss/source{number}": 2.0 for number in range(9)}})
+    sink.close("finished")
+    text = outline(tmp_path).text
+    assert "The first 5 of 9 sources." in text and "source4" in text and "source5" not in text
+
+
+def test_a_single_held_out_row_is_drawn(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write(8, {"eval/code": 2.5, "eval_mean": 2.5})
+    sink.close("finished")
+    assert outline(tmp_path).tags.count("svg") == 1
+
+
+def test_a_page_that_cannot_be_made_leaves_the_old_one(tmp_path):
+    run_dir = write_run(tmp_path)
+    before = build_report(run_dir).read_bytes()
+    (run_dir / "forgetting.json").write_text("{", encoding="utf-8")
+    with pytest.raises(TrainerError):
+        build_report(run_dir)
+    assert (run_dir / "report.html").read_bytes() == before
+    assert not list(run_dir.glob(".*tmp")) and not list(run_dir.glob("*.tmp"))
+
+
+def test_the_page_depends_on_the_files_alone(tmp_path):
+    run_dir = write_run(tmp_path)
+    assert build_report(run_dir).read_bytes() == build_report(run_dir).read_bytes()
+
+
+def test_text_is_escaped_and_elements_are_not():
+    assert element("p", "<b>", element("b", "a & b"), None, title='"x"', hidden=True, class_=None) == (
+        '<p title="&quot;x&quot;" hidden>&lt;b&gt;<b>a &amp; b</b></p>'
+    )
+    assert join("<", element("br")) == "&lt;<br/>"

@@ -1,0 +1,92 @@
+"""The page: head with the verdict, then the sections. One file, no script, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from trainer.report.element import Html, element
+from trainer.report.held_out import changes, curves, divergence, recovery
+from trainer.report.number import count, fixed
+from trainer.report.origin import origin
+from trainer.report.record import RunRecord
+from trainer.report.replay import replay
+from trainer.report.section import definitions, paragraph
+from trainer.report.style import STYLE
+from trainer.report.training import training
+from trainer.report.verdict import listed, verdict
+
+# A browser refuses anything the page does not hold itself, should escaping ever fail.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def build_page(record: RunRecord) -> str:
+    """Return the whole page."""
+    title = f"Run report: {record.name}"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("link", rel="icon", href="data:,"),
+        element("title", title),
+        element("style", Html(STYLE)),
+    )
+    body = element(
+        "body",
+        element(
+            "main",
+            _head(record, title),
+            changes(record),
+            curves(record),
+            replay(record),
+            training(record),
+            divergence(record),
+            recovery(record),
+            origin(record),
+        ),
+    )
+    return "<!doctype html>\n" + element("html", head, "\n", body, lang="en") + "\n"
+
+
+def _head(record: RunRecord, title: str) -> Html:
+    return element(
+        "header",
+        element("h1", title),
+        paragraph(_verdict(record), class_="verdict"),
+        definitions(_facts(record)),
+    )
+
+
+def _verdict(record: RunRecord) -> str:
+    """Return the measured verdict, or what the training log alone can say."""
+    if record.forgetting is not None:
+        return verdict(record.forgetting.sets)
+    parts = []
+    for name in record.metrics.names("eval/"):
+        points = record.metrics.series(f"eval/{name}").points
+        if len(points) > 1:
+            (start, first), (end, last) = points[0], points[-1]
+            parts.append(
+                f"{name} went from {fixed(first, 3)} to {fixed(last, 3)} nats (steps {start:.0f} to {end:.0f})"
+            )
+    if not parts:
+        return "Forgetting was not measured, and no held-out loss was logged."
+    return f"Held-out loss of {listed(parts)}; without forgetting.json there is no interval."
+
+
+def _facts(record: RunRecord) -> dict[str, str]:
+    run = record.forgetting.run if record.forgetting is not None else None
+    steps = max((row["step"] for row in record.metrics.rows), default=None)
+    tokens = record.metrics.last("tokens_seen")
+    if run is not None:
+        steps, tokens = run.steps, run.tokens_seen
+    times = [row["time"] for row in record.metrics.rows if isinstance(row.get("time"), int | float)]
+    return {
+        "Base model": run.base if run is not None else str(record.provenance.get("model") or ""),
+        "Compared checkpoint": run.tuned if run is not None else "",
+        "Steps": "" if steps is None else count(steps),
+        "Tokens seen": "" if tokens is None else count(tokens),
+        "Device": str(record.provenance.get("device") or (run.device if run is not None else "")),
+        "Last logged": f"{datetime.fromtimestamp(times[-1], UTC):%Y-%m-%d %H:%M} UTC" if times else "",
+    }

@@ -1,0 +1,97 @@
+"""RunRecord: what the files of a run directory say. Nothing else feeds the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import TrainerError
+from trainer.metrics.jsonl import read as read_lines
+from trainer.report.forgetting import FILE_NAME, Forgetting, read_forgetting
+from trainer.report.series import Metrics
+
+FILES = (FILE_NAME, "metrics.jsonl", "ledger.jsonl", "config.yaml", "provenance.json")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The files of a run; what is missing is None or empty."""
+
+    run_dir: Path
+    forgetting: Forgetting | None
+    metrics: Metrics
+    events: tuple[dict[str, Any], ...]
+    config: dict[str, Any]
+    config_digest: str | None
+    provenance: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run's name as the configuration has it, or the folder's."""
+        if self.forgetting is not None:
+            return self.forgetting.run.name
+        return str(self.config.get("name") or self.run_dir.name)
+
+    def setting(self, key: str) -> Any:
+        """Return the value of a dotted key of config.yaml; None where it is missing."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read what there is in a run directory; a torn last line of a .jsonl file is left out.
+
+    Raises:
+        TrainerError: The directory holds no run, or a file of it cannot be understood.
+    """
+    if not any((run_dir / name).is_file() for name in FILES):
+        raise TrainerError(
+            f"`run_dir` must hold a run, but {run_dir} has none of {', '.join(FILES)} instead. Give the "
+            "directory of a trained run."
+        )
+    config_path = run_dir / "config.yaml"
+    digest = hashlib.sha256(config_path.read_bytes()).hexdigest() if config_path.is_file() else None
+    return RunRecord(
+        run_dir=run_dir,
+        forgetting=read_forgetting(run_dir / FILE_NAME),
+        metrics=Metrics(run_dir / "metrics.jsonl", _rows(run_dir / "metrics.jsonl")),
+        events=_rows(run_dir / "ledger.jsonl"),
+        config=_mapping(config_path),
+        config_digest=digest,
+        provenance=_mapping(run_dir / "provenance.json"),
+    )
+
+
+def _rows(path: Path) -> tuple[dict[str, Any], ...]:
+    rows = read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        step = row.get("step")
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise TrainerError(
+                f"`step` of {path}:{number} must be a whole number from 0 up, but is {step!r} instead. "
+                "Delete that line."
+            )
+    return tuple(rows)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON or YAML file that holds one mapping; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise TrainerError(
+            f"{path} must be whole {path.suffix[1:].upper()}, but cannot be read: {error}. Restore it."
+        ) from error
+    if not isinstance(found, dict):
+        raise TrainerError(f"{path} must be one mapping, but is {str(found)[:40]!r} instead. Restore it.")
+    return found

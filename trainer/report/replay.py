@@ -1,0 +1,73 @@
+"""Replay: what was asked, what was reached, and what every source gave."""
+
+from __future__ import annotations
+
+from trainer.report.element import Child, Html, table
+from trainer.report.figure import line_chart
+from trainer.report.forgetting import Replay, ReplaySource
+from trainer.report.number import count, percent
+from trainer.report.record import RunRecord
+from trainer.report.section import figures, missing, paragraph, section
+
+
+def replay(record: RunRecord) -> Html:
+    """Return the ratio over tokens and the ledger of sources."""
+    found = record.forgetting.replay if record.forgetting is not None else None
+    drawn = _ratio_figure(record)
+    if found is None and drawn is None:
+        text = (
+            "No replay was recorded: nothing in the run directory says that text like the base model's own "
+            "was mixed in. A run with a source of role replay shows its ratio here."
+        )
+        return section("replay", "Replay", missing(text))
+    body: list[Html | None] = [figures(drawn) if drawn is not None else None]
+    if found is None:
+        body.append(missing("The sources are listed once forgetting.json is there."))
+    else:
+        body = [paragraph(_in_words(found)), *body, _sources(found)]
+    return section("replay", "Replay", *body)
+
+
+def _ratio_figure(record: RunRecord) -> Html | None:
+    asked = record.metrics.series("replay_ratio", "asked", x="tokens_seen").scaled(100)
+    reached = record.metrics.series("replay_share", "reached", x="tokens_seen").scaled(100)
+    if not (asked.points or reached.points):
+        return None
+    note = "Asked at that step, and the share of all supervised tokens so far."
+    return line_chart(
+        "Replay ratio", "tokens seen", "% of supervised tokens", [asked, reached], from_zero=True, note=note
+    )
+
+
+def _in_words(found: Replay) -> str:
+    return (
+        f"Asked for {percent(found.ratio_asked)} replay and reached {percent(found.ratio_reached)} "
+        f"(schedule {found.schedule}, controller {found.controller})."
+    )
+
+
+def _sources(found: Replay) -> Html:
+    header = [
+        "Source",
+        "Role",
+        "Tokens",
+        "Supervised tokens",
+        "Share of supervised",
+        "Passes",
+        "Passes at most",
+    ]
+    total = sum(source.targets for source in found.sources)
+    rows = [_source_row(source, total) for source in found.sources]
+    return table(header, rows, "What every source gave to the run", 2)
+
+
+def _source_row(source: ReplaySource, total: int) -> list[Child]:
+    return [
+        source.name,
+        source.role,
+        count(source.tokens),
+        count(source.targets),
+        percent(source.targets / total) if total else "\u2013",
+        f"{source.epochs:.2f}",
+        "no limit" if source.max_epochs is None else f"{source.max_epochs:.2f}",
+    ]

@@ -1,0 +1,68 @@
+"""Training: loss, learning rate, speed and memory over steps, and what happened on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from trainer.report.element import Html
+from trainer.report.figure import line_chart
+from trainer.report.number import count
+from trainer.report.record import RunRecord
+from trainer.report.section import figures, missing, paragraph, section
+from trainer.report.series import Series
+
+STEP = "optimizer step"
+MAX_SOURCES = 5
+"""In one figure: with all sources together as many lines as there are colours."""
+
+
+def training(record: RunRecord) -> Html:
+    """Return the learning curve and the run's speed and memory."""
+    metrics = record.metrics
+    losses = [metrics.series("loss", "all sources")]
+    names = metrics.names("loss/")
+    if len(names) > 1:
+        losses += [metrics.series(f"loss/{name}", name) for name in names[:MAX_SOURCES]]
+    note = f"The first {MAX_SOURCES} of {len(names)} sources." if len(names) > MAX_SOURCES else ""
+    speed, mfu = metrics.series("tokens_per_s", "all ranks"), metrics.series("mfu", "MFU").scaled(100)
+    drawn = [
+        _chart("Training loss", "nats per token", losses, note=note),
+        _chart("Learning rate", "learning rate", [metrics.series("lr", "learning rate")], from_zero=True),
+        _chart("Gradient norm", "L2 norm before clipping", [metrics.series("grad_norm", "gradient norm")]),
+        _chart("Throughput", "tokens per second", [speed], from_zero=True),
+        _chart("Model FLOPs utilisation", "% of peak", [mfu], from_zero=True),
+        _chart("Memory of a rank", "GiB, peak", [metrics.series("memory_gib", "memory")], from_zero=True),
+    ]
+    shown = [one for one in drawn if one is not None]
+    events = _events_in_words(record)
+    if not shown:
+        text = "metrics.jsonl has no training step. It is written while training:"
+        return section("training", "Training", events, missing(text, "palimpsest train ..."))
+    return section("training", "Training", events, figures(*shown))
+
+
+def _chart(
+    title: str, unit: str, lines: list[Series], from_zero: bool = False, note: str = ""
+) -> Html | None:
+    if not any(line.points for line in lines):
+        return None
+    return line_chart(title, STEP, unit, lines, from_zero=from_zero, note=note)
+
+
+def _events_in_words(record: RunRecord) -> Html | None:
+    """Say what ledger.jsonl holds: attempts, checkpoints, skipped steps, the end."""
+    if not record.events:
+        return missing("There is no ledger.jsonl, so attempts, checkpoints and skipped steps are unknown.")
+    counts = Counter(str(event.get("event")) for event in record.events)
+    parts = [
+        _counted(counts["started"], "attempt"),
+        _counted(counts["saved"], "checkpoint") + " saved",
+        _counted(counts["skipped"], "step") + " skipped for numbers that were not finite",
+    ]
+    stopped = [event for event in record.events if event.get("event") == "stopped"]
+    end = f"The last attempt ended: {stopped[-1].get('reason')}." if stopped else "No end was recorded."
+    return paragraph("; ".join(parts) + ". " + end)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{count(number) if number else 'no'} {noun}{'' if number == 1 else 's'}"
