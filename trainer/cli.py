@@ -22,6 +22,7 @@ from trainer.dist.env import rank_env
 from trainer.errors import ConfigError, TrainerError
 
 EXIT_USER_ERROR = 2
+EXIT_GATE = 3
 EXIT_CODES = {"finished": 0, "early_stop": 0, "preempted": 75, "non_finite": 4}
 """Exit code by stop reason: 75 (EX_TEMPFAIL) asks for a requeue, 4 means numbers went wrong."""
 
@@ -37,7 +38,8 @@ END_SENTENCES = {
 COMMANDS = {
     "prepare": "read, clean, tokenise and pack the data; never inside a process group",
     "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
-    "evaluate": "held-out loss of the base model or of a run's checkpoint",
+    "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
+    "report": "write report.html of a run directory anew",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
 }
 
@@ -122,9 +124,18 @@ def _dispatch(invocation: Invocation) -> int:
             prepare_data(config)
             return 0
         case "export":
-            from trainer.jobs import export_model
+            from trainer.jobs import export_model, find_checkpoint
 
+            if config.gate.sets and not config.export.despite_gate:
+                from trainer.evaluation import refuse_failing
+
+                refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)
             return export_model(config)
+        case "report":
+            from trainer.keeper import show_forgetting
+
+            show_forgetting(Path(config.run_dir))
+            return 0
         case _:
             return _start_ranks(invocation.command, config)
 
@@ -141,14 +152,14 @@ def _load(invocation: Invocation) -> RunConfig:
 
 
 def _frozen_config(invocation: Invocation) -> Path | None:
-    if invocation.command not in ("evaluate", "export"):
+    if invocation.command not in ("evaluate", "export", "report"):
         return None
     for override in invocation.overrides:
         if override.startswith("run_dir="):
             path = config_path(Path(override.removeprefix("run_dir=")).expanduser())
             if path.exists():
                 return path
-            if invocation.command == "export":
+            if invocation.command in ("export", "report"):
                 raise ConfigError(
                     f"`run_dir` must hold a run, but {path.parent} has no config.yaml instead. Give the "
                     "directory of a trained run."
@@ -163,8 +174,9 @@ def _run_rank(command: str, config: RunConfig) -> int:
 
     check_config(config, env.world_size)
     if command == "evaluate":
-        run.run_evaluation(config)
-        return 0
+        from trainer.evaluation import run_evaluation
+
+        return 0 if run_evaluation(config) else EXIT_GATE
     if command != "train":
         raise ConfigError(f"`{command}` must be started alone, not by a launcher. Run: palimpsest {command}")
     if env.is_first:

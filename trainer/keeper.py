@@ -26,6 +26,7 @@ from trainer.checkpoint.state import TrainState, read_state, write_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
 from trainer.data.store import Store
+from trainer.data.types import TokenizerLike
 from trainer.dist.group import Group
 from trainer.dist.seed import capture_rng, restore_rng
 from trainer.engine.build import Engine
@@ -38,11 +39,15 @@ from trainer.evaluate.fingerprint import (
     take_fingerprint,
     write_fingerprint,
 )
-from trainer.evaluate.held_out import HeldOut, held_out_losses
+from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
+from trainer.forgetting import Forgetting
 from trainer.metrics.memory import describe_device
 from trainer.mixing import Mixing
 from trainer.optim.schedule import lr_factor
 from trainer.replay.controller import Decision
+from trainer.report.build import build_report
+from trainer.report.forgetting import FILE_NAME, read_forgetting
+from trainer.report.verdict import verdict
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,12 +76,18 @@ class Keeper:
         self._config_digest = config_digest(config)
         self._mixing = mixing
 
-    def prepare(self, held_out: HeldOut, stores: dict[str, Store], num_parameters: int) -> None:
-        """Take the data that evaluation and fingerprint read, and check the disk."""
+    def prepare(
+        self, held_out: HeldOut, stores: dict[str, Store], num_parameters: int, forgetting: Forgetting | None
+    ) -> None:
+        """Take the data that evaluation and fingerprint read, find the base's evaluation, check the disk."""
         self._held_out = held_out
-        digests = {name: store.digest for name, store in stores.items()}
-        self._data_digest = json.dumps(digests, sort_keys=True)
+        self._stores = stores
+        self._forgetting = forgetting
+        self._newest: tuple[int, dict[str, PieceLosses]] = (-1, {})
+        self._data_digest = data_digest(stores)
         self._probe = probe_tokens(_first_tokens(stores))
+        if forgetting is not None:
+            forgetting.open(self._data_digest)
         if self._checkpoint.enabled:
             self._group.from_first(lambda: self._clear_the_way(num_parameters))
 
@@ -89,9 +100,23 @@ class Keeper:
         """Return the learning rate of a zero-based step."""
         return self._optim_lr * lr_factor(step, self._mixing.num_steps, self._schedule)
 
-    def evaluate(self) -> dict[str, float]:
-        """Return held-out losses by source."""
-        return held_out_losses(self._engine, self._held_out, self._group, self._flash)
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Return held-out losses by source; before the first step they are the base model's."""
+        if state.step == 0 and self._forgetting is not None:
+            return self._forgetting.measure_base()
+        pieces = held_out_pieces(self._engine, self._held_out, self._group, self._flash)
+        self._newest = (state.step, pieces)
+        return {name: losses.mean for name, losses in pieces.items()}
+
+    def finish(self, state: TrainState, tokenizer: TokenizerLike) -> None:
+        """Compare the tuned model with its base and write the report."""
+        if self._forgetting is None:
+            return
+        if self._newest[0] != state.step:
+            self.evaluate(state)
+        record = self._forgetting.compare(state, self._newest[1], self._stores, tokenizer, self._mixing)
+        if record is not None and self._group.is_first:
+            show_forgetting(self._run_dir)
 
     def steer(self, state: TrainState) -> Decision | None:
         """Move the replay ratio in answer to held-out losses, if a controller is on."""
@@ -180,6 +205,20 @@ class Keeper:
                     f"{folder} must be resumed with {what} that saved it ({saved}), but has {now} instead. "
                     f"{fix}, or give another run_dir."
                 )
+
+
+def data_digest(stores: dict[str, Store]) -> str:
+    """Return what names the data of a run."""
+    return json.dumps({name: store.digest for name, store in stores.items()}, sort_keys=True)
+
+
+def show_forgetting(run_dir: Path) -> None:
+    """Build the report and say in a sentence what changed; rank 0."""
+    report = build_report(run_dir)
+    found = read_forgetting(run_dir / FILE_NAME)
+    if found is not None:
+        print(f"Held-out loss against the base: {verdict(found.sets)}")
+    print(f"Report: {report}", flush=True)
 
 
 def _first_tokens(stores: dict[str, Store]) -> np.ndarray:

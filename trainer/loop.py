@@ -91,7 +91,7 @@ class Reporter(Protocol):
 class Work(Protocol):
     """The slow things the loop names but does not do itself. Collective: every rank."""
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source."""
 
     def steer(self, state: TrainState) -> Decision | None:
@@ -172,7 +172,7 @@ def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
 def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
     """Take held-out losses, remember the best, and let the replay ratio answer. Collective: every rank."""
     started = time.perf_counter()
-    losses = parts.work.evaluate()
+    losses = parts.work.evaluate(state)
     state.last_evaluated_step = state.step
     if losses:
         state.last_losses = losses

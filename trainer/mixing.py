@@ -135,6 +135,31 @@ class Mixing:
                 epochs[self._names[source]] = round(drawn / pool.num_packs, 4)
         return {"replay_ratio": state.replay_ratio, "epochs_by_source": epochs}
 
+    def replay_facts(self, state: TrainState) -> dict[str, Any] | None:
+        """Return what the forgetting report says of replay; None without it."""
+        if not self.has_replay:
+            return None
+        trained = [name for name, source in self._sources.items() if source.role is not Role.probe]
+        replayed = sum(state.targets_by_source.get(name, 0) for name in self.replay_names)
+        epochs = self.facts(state)["epochs_by_source"]
+        return {
+            "ratio_asked": self.mean_ratio,
+            "ratio_reached": replayed / max(sum(state.targets_by_source.values()), 1),
+            "schedule": self._replay.schedule.value,
+            "controller": self._replay.controller.value,
+            "sources": [
+                {
+                    "name": name,
+                    "role": self._sources[name].role.value,
+                    "targets": state.targets_by_source.get(name, 0),
+                    "tokens": state.tokens_by_source.get(name, 0),
+                    "epochs": epochs.get(name, 0.0),
+                    "max_epochs": self._sources[name].max_epochs,
+                }
+                for name in trained
+            ],
+        }
+
     def _refuse_repetition(self) -> None:
         most = self._replay.max_ratio if self._replay.controller is RatioController.hold else self.mean_ratio
         foreseen = [row for row in self.passes(self.mean_ratio) if not row.pool.is_replay]

@@ -18,7 +18,7 @@ from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import write_atomic, write_provenance
 from trainer.data.loader import TrainLoader
 from trainer.data.overlap import check_disjoint
-from trainer.data.prepared import open_prepared
+from trainer.data.prepared import digest_of, open_prepared
 from trainer.data.store import Store
 from trainer.dist.env import rank_env
 from trainer.dist.group import Group, close_group, open_group
@@ -27,15 +27,16 @@ from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.build import Engine, build_engine, gathered
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import DataError
-from trainer.evaluate.held_out import HeldOut, held_out_losses
+from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.isolation import check_isolation
-from trainer.jobs import find_checkpoint
+from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.journal import open_journal
 from trainer.loop import Cadence, Parts, StopReason, train
 from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
 from trainer.model.attention import choose_attention
+from trainer.model.digest import model_digest
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import LoadedModel, check_context, load_model
 from trainer.model.remat import apply_remat
@@ -101,25 +102,6 @@ def run_training(config: RunConfig) -> StopReason:
             stack.enter_context(run_lock(Path(config.run_dir)))
         session = open_session(config, stack)
         return _train(session, stop_flag, stack)
-
-
-def run_evaluation(config: RunConfig) -> dict[str, float]:
-    """Take held-out losses of the base model or of a checkpoint. Collective: every rank."""
-    with ExitStack() as stack:
-        session = open_session(config, stack)
-        which = config.evaluate.checkpoint
-        label = "base model"
-        if which != "base":
-            folder = session.group.from_first(lambda: find_checkpoint(session.run_dir, which))
-            session.engine.load(folder)
-            label = str(folder.name)
-        losses = held_out_losses(session.engine, session.held_out(), session.group, session.flash)
-        if session.group.is_first:
-            for name, loss in losses.items():
-                print(f"{label}: held-out loss of {name}: {loss:.4f} nats", flush=True)
-            record = {"checkpoint": label, "losses": losses}
-            write_atomic(session.run_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")
-        return losses
 
 
 def open_session(config: RunConfig, stack: ExitStack) -> Session:
@@ -238,7 +220,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         )
         _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
     work = keeper.Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
-    work.prepare(session.held_out(), session.stores, session.loaded.num_parameters)
+    work.prepare(session.held_out(), session.stores, session.loaded.num_parameters, build_forgetting(session))
     state = work.resume()
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
@@ -281,9 +263,31 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     try:
         reason = train(parts, state, _cadence(config, mixing.num_steps))
         status = reason.value
+        if reason in (StopReason.finished, StopReason.early_stop):
+            work.finish(state, session.tokenizer)
     finally:
         journal.close(state, status)
     return reason
+
+
+def build_forgetting(session: Session) -> Forgetting | None:
+    """Return the measurement of the base against the tuned model, if there is text to measure on."""
+    config, group = session.config, session.group
+    if not config.evaluate.forgetting or not any(
+        store.validation.num_packs for store in session.stores.values()
+    ):
+        return None
+    prompts = prompts_for_kl(config, session.stores, session.tokenizer, session.pad_id)
+    subject = Subject(session.engine, group, session.flash, session.held_out(), prompts)
+    digest = group.from_first(lambda: base_digest(config, session.loaded.source))
+    return Forgetting(session.run_dir, config, subject, digest, config.model.path or config.model.kind.value)
+
+
+def base_digest(config: RunConfig, source: str) -> str:
+    """Return what names the weights that training began with: their files, or the recipe of random ones."""
+    if config.model.kind is ModelKind.random:
+        return digest_of([Path(source, "config.json").read_text(encoding="utf-8"), config.model.seed])
+    return model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
 
 
 def _cadence(config: RunConfig, total: int) -> Cadence:

@@ -45,8 +45,8 @@ class Work:
         self.evaluated, self.saved = [], []
         self.state = None
 
-    def evaluate(self):
-        self.evaluated.append(self.state.step)
+    def evaluate(self, state):
+        self.evaluated.append(state.step)
         return {"a": self._losses.pop(0)} if self._losses else {}
 
     def save(self, state):

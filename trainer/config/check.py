@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from trainer.config.check_replay import replay_problems
 from trainer.config.data import Format, Packing, SourceConfig
+from trainer.config.gate import GateConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import Offload, ScheduleConfig, ScheduleName, ZeroConfig
 from trainer.config.rule import must
@@ -40,6 +41,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _schedule_problems(config.schedule)
     yield from _zero_problems(config.zero)
     yield from _cadence_problems(config)
+    yield from _gate_problems(config.gate)
 
 
 def _run_problems(config: RunConfig) -> Iterator[str]:
@@ -245,3 +247,13 @@ def _cadence_problems(config: RunConfig) -> Iterator[str]:
             yield must(key, f"{', '.join(words)} or a step number", which, f"Set {key}=last.")
     if config.export.dtype not in ("bfloat16", "float32"):
         yield must("export.dtype", "bfloat16 or float32", config.export.dtype, "Set bfloat16.")
+
+
+def _gate_problems(gate: GateConfig) -> Iterator[str]:
+    for key, rule in gate.sets.items():
+        limits = {"max_rise_nats": rule.max_rise_nats, "min_drop_nats": rule.min_drop_nats}
+        if all(limit is None for limit in limits.values()):
+            yield must(f"gate.sets.{key}", "a rule", "empty", f"Set gate.sets.{key}.max_rise_nats=0.05.")
+        for name, limit in limits.items():
+            if limit is not None and not limit >= 0:
+                yield must(f"gate.sets.{key}.{name}", "0 or more", limit, "It is a size in nats.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from trainer.config.data import DataConfig
+from trainer.config.gate import GateConfig
 from trainer.config.model import ModelConfig
 from trainer.config.optim import (
     ClusterConfig,
@@ -56,6 +57,7 @@ class RunConfig:
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     log: LogConfig = field(default_factory=LogConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

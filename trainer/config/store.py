@@ -69,8 +69,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         loaded = OmegaConf.load(path)
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), loaded)
-        if overrides:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        chosen = [word for word in overrides if _is_gate(word)]
+        for word in chosen:
+            merged = OmegaConf.merge(merged, {"gate": _option("gate", word.partition("=")[2])})
+        merged = OmegaConf.merge(
+            merged, OmegaConf.from_dotlist([word for word in overrides if word not in chosen])
+        )
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -78,6 +82,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error, overrides)}") from error
     return to_dataclass(cast(DictConfig, merged))
+
+
+def _is_gate(override: str) -> bool:
+    """Tell whether an override chooses the gate, the one group that later commands of a run decide."""
+    return override.startswith("gate=")
+
+
+def _option(group: str, name: str) -> DictConfig:
+    """Read one option of a group; `true` is the default one."""
+    from importlib import resources
+
+    name = "default" if name == "true" else name
+    options = group_options()[group]
+    if name not in options:
+        raise ConfigError(
+            f"`{group}={name}` is not an option of the group `{group}`.{_nearest(name, options)} "
+            f"Options: {', '.join(options)}."
+        )
+    text = (resources.files(CONF_MODULE) / group / f"{name}.yaml").read_text(encoding="utf-8")
+    return cast(DictConfig, OmegaConf.create(text or "{}"))
 
 
 def to_dataclass(config: DictConfig) -> RunConfig:

@@ -38,6 +38,10 @@ class EvaluateConfig:
     """Stop after so many evaluations without a lower mean held-out loss; null never stops."""
     min_delta_nats: float = 0.0
     """An evaluation counts as better only if the loss falls by more than this."""
+    forgetting: bool = True
+    """Compare the tuned model with its base at the end of training: forgetting.json and report.html."""
+    kl_packs: int = 16
+    """Held-out packs of each target source, and conversations, on which the KL to the base is taken; 0: none."""
     checkpoint: str = "last"
     """`palimpsest evaluate`: `last`, `best`, a step number, or `base` for the model before training."""
 
@@ -72,6 +76,8 @@ class ExportConfig:
     """`bfloat16` or `float32`."""
     max_shard_gb: float = 4.0
     """Largest size of one safetensors file in 10^9 bytes."""
+    despite_gate: bool = False
+    """Export although the gate refuses the checkpoint."""
     verify: bool = True
     """Reload the folder and compare its logits with those of the trained model."""
 

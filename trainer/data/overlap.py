@@ -31,5 +31,6 @@ def check_disjoint(stores: Mapping[str, Store]) -> None:
                 raise DataError(
                     f"`data.sources.{other}` must hold out documents that no source trains on, but {shared} of its "
                     f"{len(hashes)} held-out documents are also in the training part of `data.sources.{name}` "
-                    "instead. Remove them from the files of one of the two."
+                    "instead. Remove them from the files of one of the two; clean.min_chars drops headings and "
+                    "other short ones that repeat by chance."
                 )

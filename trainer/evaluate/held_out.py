@@ -1,6 +1,6 @@
 """Held-out loss by source. Every rank runs the same number of batches, so nobody waits for ever.
 
-Shapes: N tokens of a micro-batch.
+Shapes: N tokens of a micro-batch, P pieces.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from trainer.data.collate import MicroBatch
+from trainer.data.collate import IGNORE, MicroBatch
 from trainer.data.loader import read_micro_batch
 from trainer.data.order import PackRef
 from trainer.data.store import SplitStore
 from trainer.dist.group import Group
 from trainer.engine.build import Engine
-from trainer.step import add_by_source, labels_of, model_inputs
+from trainer.step import labels_of, model_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,68 @@ class HeldOut:
 _FILLER = PackRef(-1, 0, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class PieceLosses:
+    """Summed loss in nats and supervised targets of every held-out piece of a source, in the order of its packs.
+
+    A piece is a document, or the part of one that a pack holds. P pieces.
+    """
+
+    nll_P: npt.NDArray[np.float64]
+    targets_P: npt.NDArray[np.int64]
+
+    @property
+    def mean(self) -> float:
+        """Return the mean loss of a supervised token in nats."""
+        return float(self.nll_P.sum() / self.targets_P.sum())
+
+
+def held_out_pieces(
+    engine: Engine,
+    held_out: HeldOut,
+    group: Group,
+    flash: bool,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, PieceLosses]:
+    """Return the held-out losses of every source, piece by piece. Collective: every rank, which all get the same.
+
+    Sources without held-out packs are left out.
+    """
+    found: list[tuple[int, int, list[float], list[int]]] = []
+    with engine.evaluating():
+        for refs in held_out.batches(group.rank, group.world_size):
+            micro = read_batch(held_out, refs)
+            _, nll_N = engine.forward(
+                labels=labels_of(micro, group.device), **model_inputs(micro, group.device, flash)
+            )
+            found += _by_piece(nll_N.double().cpu().numpy(), micro, refs)
+            on_batch()
+    everything = sorted(item for part in group.gather(found) for item in part)
+    losses = {}
+    for number, name in enumerate(held_out.names):
+        nll = [value for source, _, values, _ in everything if source == number for value in values]
+        targets = [count for source, _, _, counts in everything if source == number for count in counts]
+        if targets:
+            losses[name] = PieceLosses(np.array(nll), np.array(targets, dtype=np.int64))
+    return losses
+
+
+def _by_piece(
+    nll_N: npt.NDArray[np.float64], micro: MicroBatch, refs: Sequence[PackRef]
+) -> list[tuple[int, int, list[float], list[int]]]:
+    """Return (source, pack, loss sums, targets) of each row, over its pieces with targets."""
+    starts = micro.cu_seq_lens[:-1]
+    sums = np.add.reduceat(nll_N, starts)
+    targets = np.add.reduceat((micro.labels_BT.reshape(-1) != IGNORE).astype(np.int64), starts)
+    rows = starts // micro.labels_BT.shape[1]
+    found = []
+    for row, ref in enumerate(refs):
+        counted = (rows == row) & (targets > 0)
+        if ref is not _FILLER and counted.any():
+            found.append((ref.source, ref.pack, sums[counted].tolist(), targets[counted].tolist()))
+    return found
+
+
 def held_out_losses(
     engine: Engine,
     held_out: HeldOut,
@@ -55,37 +118,18 @@ def held_out_losses(
     flash: bool,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Return the mean held-out loss of every source in nats. Collective: every rank.
-
-    Sources without held-out packs are left out.
-    """
-    num_sources = len(held_out.names)
-    sums_S = torch.zeros(num_sources, dtype=torch.float64, device=group.device)
-    counts = [0.0] * num_sources
-    with engine.evaluating():
-        for refs in held_out.batches(group.rank, group.world_size):
-            micro = _read(held_out, refs)
-            _, nll_N = engine.forward(
-                labels=labels_of(micro, group.device), **model_inputs(micro, group.device, flash)
-            )
-            add_by_source(sums_S, nll_N, micro)
-            for source, count in zip(micro.source_B, micro.num_targets_B, strict=True):
-                counts[source] += count
-            on_batch()
-    totals = group.sum([*sums_S.tolist(), *counts])
-    losses, targets = totals[:num_sources], totals[num_sources:]
-    return {
-        name: loss / count for name, loss, count in zip(held_out.names, losses, targets, strict=True) if count
-    }
+    """Return the mean held-out loss of every source in nats. Collective: every rank."""
+    pieces = held_out_pieces(engine, held_out, group, flash, on_batch)
+    return {name: losses.mean for name, losses in pieces.items()}
 
 
-def _read(held_out: HeldOut, refs: Sequence[PackRef]) -> MicroBatch:
+def read_batch(held_out: HeldOut, refs: Sequence[PackRef]) -> MicroBatch:
     """Read a batch; fillers become the first pack there is with every label ignored."""
     first = next(i for i, store in enumerate(held_out.stores) if store.num_packs)
     real = [PackRef(first, 0, 0) if ref is _FILLER else ref for ref in refs]
     micro = read_micro_batch(held_out.stores, real, held_out.pad_id)
     for row, ref in enumerate(refs):
         if ref is _FILLER:
-            micro.labels_BT[row] = -100
+            micro.labels_BT[row] = IGNORE
             micro.num_targets_B[row] = 0
     return micro

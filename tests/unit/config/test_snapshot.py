@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.helpers.tiny import tiny_config
+from trainer.config.gate import GateRule
 from trainer.config.model import Attention
 from trainer.config.snapshot import (
     MAY_DIFFER,
@@ -44,6 +45,7 @@ MAY = [
     ("export.dtype", "float32"),
     ("checkpoint.every_steps", 7),
     ("evaluate.every_steps", 7),
+    ("gate.sets", {"general": GateRule(max_rise_nats=0.1)}),
     ("run_dir", "/elsewhere"),
     ("data.cache_dir", "/elsewhere"),
     ("data.num_workers", 3),

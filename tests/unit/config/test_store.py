@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.config.data import Format
-from trainer.config.store import compose_config
+from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.errors import ConfigError
 
 
@@ -42,3 +42,14 @@ def test_a_typo_in_a_new_source_names_the_nearest_field(override: str, nearest: 
     with pytest.raises(ConfigError, match="Unknown key") as error:
         compose_config([override])
     assert nearest in str(error.value)
+
+
+def test_a_gate_is_chosen_for_a_frozen_configuration(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose_config(["model=tiny"])))
+    assert load_config(path).gate.sets == {}
+    for word in ("gate=default", "gate=true"):
+        rules = load_config(path, [word, "gate.sets.general.max_rise_nats=0.2"]).gate.sets
+        assert rules["general"].max_rise_nats == 0.2 and rules["target"].min_drop_nats == 0.0
+    with pytest.raises(ConfigError, match="`gate=defualt` is not an option of the group `gate`"):
+        load_config(path, ["gate=defualt"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trainer.data.plan import PackRef
 from trainer.data.types import Pack
 from trainer.dist.group import Group
-from trainer.evaluate.held_out import HeldOut, held_out_losses
+from trainer.evaluate.held_out import HeldOut, held_out_losses, held_out_pieces
 
 
 class MemoryStore:
@@ -73,10 +73,10 @@ class SummingEngine:
 
 
 class OneOfSeveral(Group):
-    """A rank whose reductions are added up by the test."""
+    """A rank whose share is added up by the test."""
 
-    def sum(self, values):
-        return list(values)
+    def gather(self, value):
+        return [value]
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -100,3 +100,11 @@ def test_a_source_without_held_out_packs_has_no_loss_and_no_data_no_batches():
     engine = SummingEngine()
     assert held_out_losses(engine, layout([0, 0]), alone, False) == {}
     assert engine.num_calls == 0
+
+
+def test_pieces_are_the_documents_of_packs_in_their_order():
+    alone = Group(0, 0, 1, torch.device("cpu"))
+    pieces = held_out_pieces(SummingEngine(), layout([0, 7], 3), alone, False)["s1"]
+    assert pieces.targets_P.tolist() == [1, 2, 3, 1, 2, 3]
+    assert pieces.nll_P.tolist() == [1, 4, 9, 5, 12, 21]
+    assert pieces.mean == pytest.approx(52 / 12)

@@ -1,0 +1,133 @@
+"""The forgetting measurement on real ranks: the same on one and two, kept for later runs, and gated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dist.test_replay import config_for, lines, make_data
+from trainer.checkpoint.layout import step_dir
+from trainer.errors import CheckpointError, ConfigError, DataError
+from trainer.forgetting import BASE_FILE
+
+OVERRIDES = ["replay.controller=none", "replay.ratio=0.2", "zero.stage=3"]
+
+
+@pytest.fixture(scope="module")
+def data(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("forgetting"))
+    pool(1).run(make_data, workspace=workspace, data=folder)
+    return folder
+
+
+def train(group: Any, workspace: str, data: str, run_dir: str, overrides: list[str]) -> None:
+    from trainer import run
+    from trainer.config.snapshot import freeze
+
+    config = config_for(workspace, data, Path(run_dir), *OVERRIDES, *overrides)
+    if group.is_first:
+        freeze(config, Path(run_dir))
+    group.barrier()
+    assert run.run_training(config).value == "finished"
+
+
+@pytest.fixture(scope="module")
+def run_dirs(
+    pool: Any, workspace: str, data: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
+    """Train the same run on one rank and on two; only the second finds the base evaluated in the cache."""
+    folder = tmp_path_factory.mktemp("runs")
+    for num_ranks in (1, 2):
+        pool(num_ranks).run(
+            train, workspace=workspace, data=data, run_dir=str(folder / str(num_ranks)), overrides=[]
+        )
+    return {num_ranks: folder / str(num_ranks) for num_ranks in (1, 2)}
+
+
+def forgetting(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "forgetting.json").read_text())
+
+
+def test_the_measurement_is_what_the_evaluations_of_the_run_said(run_dirs):
+    """A difference: pieces are lost on the way from the ranks, or base and tuned are swapped."""
+    record = forgetting(run_dirs[1])
+    rows = [row for row in lines(run_dirs[1] / "metrics.jsonl") if "eval_mean" in row]
+    assert {entry["name"]: entry["role"] for entry in record["sets"]} == {
+        "chat": "target",
+        "text": "target",
+        "old": "replay",
+        "general": "probe",
+    }
+    for entry in record["sets"]:
+        key = f"eval/{entry['name']}"
+        assert entry["base_nats"] == pytest.approx(rows[0][key]) != entry["tuned_nats"]
+        assert entry["tuned_nats"] == pytest.approx(rows[-1][key])
+        assert entry["change_low"] <= entry["change_nats"] <= entry["change_high"]
+        assert entry["num_documents"] > 1 and entry["num_bytes"] > 0
+    assert {entry["prompts"] for entry in record["kl"]} == {"chat", "text"}
+    assert all(entry["nats"] > 0 for entry in record["kl"])
+    replay = record["replay"]
+    assert replay["ratio_asked"] == pytest.approx(0.2) and abs(replay["ratio_reached"] - 0.2) < 0.1
+    assert [entry["name"] for entry in replay["sources"]] == ["chat", "text", "old"]
+    assert "Run report" in (run_dirs[1] / "report.html").read_text()
+
+
+def test_two_ranks_measure_what_one_does(run_dirs):
+    """A difference: ranks evaluate some packs twice, or see another order of pieces."""
+    one, two = (forgetting(run_dirs[ranks]) for ranks in (1, 2))
+    for a, b in zip(one["sets"], two["sets"], strict=True):
+        assert (a["num_documents"], a["num_targets"]) == (b["num_documents"], b["num_targets"])
+        assert a["base_nats"] == pytest.approx(b["base_nats"], rel=1e-6)
+        assert a["tuned_nats"] == pytest.approx(b["tuned_nats"], rel=1e-4)
+    assert [e["num_tokens"] for e in one["kl"]] == [e["num_tokens"] for e in two["kl"]]
+
+
+def test_a_base_that_is_known_is_not_evaluated_again(run_dirs):
+    assert (run_dirs[1] / BASE_FILE).read_bytes() == (run_dirs[2] / BASE_FILE).read_bytes()
+    logs = "".join(path.read_text() for path in (run_dirs[2] / "logs").rglob("*rank*0*"))
+    assert "The base model's evaluation is known" in logs
+
+
+def refusals(group: Any, workspace: str, data: str, run_dir: str, other: str) -> list[str]:
+    """Return what is said of another base, a gate on an unknown set, a failing gate, and other checkpoints."""
+    from trainer import run
+    from trainer.cli import run_command
+    from trainer.config.store import load_config
+    from trainer.evaluation import read_measurement, refuse_failing, run_evaluation
+
+    said = []
+    Path(other).mkdir()
+    shutil.copy(Path(run_dir) / BASE_FILE, other)
+    with pytest.raises(DataError) as caught:
+        run.run_training(config_for(workspace, data, Path(other), *OVERRIDES, f"model.path={workspace}/tied"))
+    said.append(str(caught.value))
+    frozen = Path(run_dir) / "config.yaml"
+    with pytest.raises(ConfigError) as refused:
+        run_evaluation(load_config(frozen, ["gate.sets.absent.max_rise_nats=1"]))
+    said.append(str(refused.value))
+    strict = load_config(frozen, ["gate.sets.general.max_rise_nats=0", "gate.sets.target.min_drop_nats=99"])
+    assert run_evaluation(strict) is False
+    assert run_evaluation(load_config(frozen, ["gate.sets.general.max_rise_nats=99"])) is True
+    with pytest.raises(ConfigError) as unwanted:
+        refuse_failing(strict, step_dir(Path(run_dir), 8).name)
+    said.append(str(unwanted.value))
+    with pytest.raises(CheckpointError) as stale:
+        read_measurement(Path(run_dir), "step-00000004")
+    said.append(str(stale.value))
+    said.append(str(run_command(["train", "--config", str(frozen), "gate.sets.general.max_rise_nats=-1"])))
+    return said
+
+
+def test_another_base_and_a_failing_gate_are_refused(pool, workspace, data, run_dirs, tmp_path, capsys):
+    base, absent, failing, stale, code = pool(1).run(
+        refusals, workspace=workspace, data=data, run_dir=str(run_dirs[1]), other=str(tmp_path / "other")
+    )[0]
+    assert "must hold the evaluation of this run's base model" in base
+    assert absent.startswith("`gate.sets.absent` must be about a set that was evaluated (chat, text, old, general)")
+    assert failing.startswith("`gate` must pass before step-00000008 is exported")
+    assert "must be about step-00000004, but is about step-00000008" in stale
+    assert code == "2"

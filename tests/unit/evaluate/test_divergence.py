@@ -1,0 +1,78 @@
+"""KL to the base: equal to the whole sum on a small vocabulary, a close lower bound on a large one."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.data.types import Pack
+from trainer.dist.group import Group
+from trainer.evaluate.divergence import TOP, divergence_by_piece, take_references
+from trainer.evaluate.held_out import HeldOut
+
+SEQ_LEN = 12
+ALONE = Group(0, 0, 1, torch.device("cpu"))
+
+
+class Packs:
+    """Two documents a pack; of the second one only the end is supervised."""
+
+    seq_len = SEQ_LEN
+
+    def __init__(self, num_packs, vocab_size):
+        rng = np.random.default_rng(0)
+        self.num_packs = num_packs
+        marks = np.array([True] * 5 + [False] * 3 + [True] * 2)
+        self._packs = [Pack(rng.integers(0, vocab_size, 10), marks, [5, 5]) for _ in range(num_packs)]
+
+    def pack(self, index):
+        return self._packs[index]
+
+
+class TableEngine:
+    """Answers with a row of logits for each token id."""
+
+    def __init__(self, table_VV):
+        self._table_VV = table_VV
+
+    def evaluating(self):
+        return contextlib.nullcontext()
+
+    def forward(self, input_ids, **others):
+        return self._table_VV[input_ids]
+
+
+def measured(vocab_size, moved):
+    """Return (KL by piece, the whole sum by piece) of two tables of logits."""
+    torch.manual_seed(0)
+    base = 2.0 * torch.randn(vocab_size, vocab_size)
+    tuned = base + moved * torch.randn(vocab_size, vocab_size)
+    packs = Packs(3, vocab_size)
+    layout = HeldOut(["a"], [packs], 9, 1, 0)
+    references = take_references(TableEngine(base), layout, ALONE, False)
+    sums, counts = divergence_by_piece(TableEngine(tuned), layout, references, ALONE, False)["a"]
+    p, q = (torch.log_softmax(table.double(), dim=-1) for table in (base, tuned))
+    whole_V = (p.exp() * (p - q)).sum(dim=-1)
+    expected = []
+    for index in range(3):
+        tokens = packs.pack(index).tokens
+        # A position is supervised when the token after it, in its document, is.
+        expected += [whole_V[tokens[:4]].sum().item(), whole_V[tokens[7:9]].sum().item()]
+    assert counts == [4, 2] * 3
+    return np.array(sums), np.array(expected)
+
+
+def test_with_a_small_vocabulary_it_is_the_whole_sum():
+    found, whole = measured(TOP, 1.0)
+    assert found == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_tail_as_one_makes_it_a_close_lower_bound():
+    found, whole = measured(2000, 0.3)
+    assert np.all(found <= whole + 1e-9) and np.all(found > 0.02 * whole)
+
+
+def test_the_same_model_has_no_divergence_from_itself():
+    found, _ = measured(300, 0.0)
+    assert np.abs(found).max() < 1e-6

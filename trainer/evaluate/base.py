@@ -1,0 +1,76 @@
+"""What the base model said before training: kept in one file that names the model and the data it belongs to."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.errors import DataError
+from trainer.evaluate.divergence import Reference, References
+from trainer.evaluate.held_out import PieceLosses
+
+
+@dataclass(frozen=True, slots=True)
+class BaseEvaluation:
+    """Held-out losses by piece and the most likely next tokens of the base model."""
+
+    key: str
+    """Digest of the base model, the held-out data and how they were evaluated."""
+    pieces: dict[str, PieceLosses]
+    references: References
+
+
+def write_base(path: Path, base: BaseEvaluation) -> None:
+    """Write whole or not at all."""
+    arrays: dict[str, Any] = {"key": np.array(base.key), "sets": np.array(json.dumps(list(base.pieces)))}
+    for name, losses in base.pieces.items():
+        arrays[f"nll|{name}"], arrays[f"targets|{name}"] = losses.nll_P, losses.targets_P
+    for (name, pack), reference in base.references.items():
+        label = f"{pack}|{name}"
+        arrays[f"ids|{label}"] = reference.ids_QK
+        arrays[f"log_probs|{label}"] = reference.log_probs_QK
+        arrays[f"piece|{label}"] = reference.piece_Q
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        with staged.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def read_base(path: Path, key: str) -> BaseEvaluation:
+    """Read an evaluation of the base model.
+
+    Raises:
+        DataError: It belongs to another model or to other data, or is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = str(file["key"])
+            if found != key:
+                raise DataError(
+                    f"{path} must hold the evaluation of this run's base model and held-out data ({key[:12]}), "
+                    f"but is of another one ({found[:12]}) instead. Give another run_dir, or bring back the "
+                    "model and data that the run began with."
+                )
+            names = json.loads(str(file["sets"]))
+            pieces = {name: PieceLosses(file[f"nll|{name}"], file[f"targets|{name}"]) for name in names}
+            references: References = {}
+            for label in [entry.removeprefix("ids|") for entry in file.files if entry.startswith("ids|")]:
+                pack, _, name = label.partition("|")
+                references[(name, int(pack))] = Reference(
+                    file[f"ids|{label}"], file[f"log_probs|{label}"], file[f"piece|{label}"]
+                )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} must be readable, but is damaged: {error}. Delete it.") from error
+    return BaseEvaluation(found, pieces, references)

@@ -1,0 +1,135 @@
+"""`palimpsest evaluate`: held-out loss of the base or of a checkpoint, compared with the base, and the gate."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from trainer.checkpoint.layout import STATE
+from trainer.checkpoint.state import TrainState, read_state
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import write_atomic
+from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluate.gate import GateResult, check_gate
+from trainer.evaluate.held_out import held_out_pieces
+from trainer.jobs import find_checkpoint
+from trainer.keeper import data_digest, show_forgetting
+from trainer.mixing import Mixing
+from trainer.report.forgetting import FILE_NAME, Forgetting, read_forgetting
+from trainer.run import Session, build_forgetting, open_session
+
+BASE = "base"
+
+
+def run_evaluation(config: RunConfig) -> bool:
+    """Evaluate and return whether the gate, if there is one, let the model pass. Collective: every rank."""
+    with ExitStack() as stack:
+        session = open_session(config, stack)
+        which = config.evaluate.checkpoint
+        if which == BASE:
+            _evaluate_base(session)
+            return True
+        folder: Path = session.group.from_first(lambda: find_checkpoint(session.run_dir, which))
+        session.engine.load(folder)
+        _evaluate_tuned(session, folder.name, read_state(folder / STATE))
+        if not config.gate.sets:
+            return True
+        passed: bool = session.group.from_first(lambda: gate_passes(config, folder.name))
+        return passed
+
+
+def _evaluate_base(session: Session) -> None:
+    forgetting = build_forgetting(session)
+    if forgetting is None:
+        losses = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
+        _show(session, "base model", {name: found.mean for name, found in losses.items()})
+        return
+    forgetting.open(data_digest(session.stores))
+    _show(session, "base model", forgetting.measure_base())
+
+
+def _evaluate_tuned(session: Session, label: str, state: TrainState) -> None:
+    pieces = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
+    _show(session, label, {name: found.mean for name, found in pieces.items()})
+    forgetting = build_forgetting(session)
+    if forgetting is None:
+        return
+    forgetting.open(data_digest(session.stores))
+    mixing = Mixing(session.config, session.stores, session.shape.packs_per_step)
+    record = forgetting.compare(state, pieces, session.stores, session.tokenizer, mixing)
+    if record is not None and session.group.is_first:
+        show_forgetting(session.run_dir)
+
+
+def _show(session: Session, label: str, losses: dict[str, float]) -> None:
+    if not session.group.is_first:
+        return
+    for name, loss in losses.items():
+        print(f"{label}: held-out loss of {name}: {loss:.4f} nats", flush=True)
+    record = {"checkpoint": label, "losses": losses}
+    write_atomic(session.run_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")
+
+
+def gate_passes(config: RunConfig, checkpoint: str) -> bool:
+    """Print what the gate found in forgetting.json of a checkpoint and return whether all rules hold.
+
+    Raises:
+        ConfigError: A rule about a set that was not evaluated.
+        CheckpointError: There is no measurement of this checkpoint.
+    """
+    found = read_measurement(Path(config.run_dir), checkpoint)
+    results = check_gate(config.gate.sets, found.sets)
+    Console().print(gate_table(results))
+    failed = sum(not result.passed for result in results)
+    print(f"Gate: {'passed' if not failed else f'{failed} of {len(results)} rules broken'}.", flush=True)
+    return not failed
+
+
+def read_measurement(run_dir: Path, checkpoint: str) -> Forgetting:
+    """Return forgetting.json if it is about a checkpoint."""
+    found = read_forgetting(run_dir / FILE_NAME)
+    if found is None:
+        raise CheckpointError(
+            f"{run_dir} must hold {FILE_NAME} for the gate, but has none instead. Evaluate the base first: "
+            f"palimpsest evaluate run_dir={run_dir} evaluate.checkpoint=base, then the checkpoint."
+        )
+    if found.run.tuned != checkpoint:
+        raise CheckpointError(
+            f"{run_dir / FILE_NAME} must be about {checkpoint}, but is about {found.run.tuned} instead. Run "
+            f"palimpsest evaluate run_dir={run_dir} evaluate.checkpoint={int(checkpoint.split('-')[-1])}."
+        )
+    return found
+
+
+def gate_table(results: list[GateResult]) -> Table:
+    """Return a row a rule: what was allowed, what happened, by how much it is broken."""
+    table = Table(title="Gate", title_justify="left")
+    for column in ("set", "rule"):
+        table.add_column(column, overflow="fold")
+    for column in ("change, nats", "broken by"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for result in results:
+        rule = f"{result.rule} {result.allowed_nats:g}"
+        broken = "" if result.passed else f"{result.excess_nats:.4f}"
+        table.add_row(
+            result.set, rule, f"{result.change_nats:+.4f}", broken, "pass" if result.passed else "FAIL"
+        )
+    return table
+
+
+def refuse_failing(config: RunConfig, checkpoint: str) -> None:
+    """Raise when a gate is set and the checkpoint fails it.
+
+    Raises:
+        ConfigError: The gate refuses the checkpoint.
+    """
+    if config.gate.sets and not gate_passes(config, checkpoint):
+        raise ConfigError(
+            f"`gate` must pass before {checkpoint} is exported, but does not. Train with more replay, export "
+            "another checkpoint, or take it all the same with export.despite_gate=true."
+        )
