@@ -13,6 +13,7 @@ import yaml
 from trainer.cli import help_text, run_command
 from trainer.config.check import check_config, find_problems
 from trainer.config.data import SourceConfig
+from trainer.config.gate import GateRule
 from trainer.config.model import ModelKind
 from trainer.config.optim import ScheduleName
 from trainer.config.schema import RunKind
@@ -123,6 +124,8 @@ def unknown_keys(path):
     for key in keys_of(tree, "" if is_global else f"{path.parent.name}."):
         inner = key.removeprefix("data.sources.").partition(".")[2]
         is_in_source = key.startswith("data.sources.") and inner in in_source
+        gate_rule = key.removeprefix("gate.sets.").partition(".")[2]
+        is_in_source |= key.startswith("gate.sets.") and gate_rule in set(known_keys(GateRule))
         if key not in known and not is_in_source and not key.startswith(OPEN_DICTS):
             yield key
 
