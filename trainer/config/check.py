@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.config.check_generate import generate_problems
 from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import Offload, ScheduleConfig, ScheduleName, ZeroConfig
@@ -14,13 +15,18 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
 
-def check_config(config: RunConfig, world_size: int | None = None) -> None:
+def check_config(
+    config: RunConfig, world_size: int | None = None, only: tuple[str, ...] | None = None
+) -> None:
     """Raise one ConfigError that lists every broken rule.
 
     Args:
         world_size: Ranks of the run when already known; batch rules need it.
+        only: Beginnings of the keys that a command reads, when it trains nothing; None means all.
     """
     problems = list(find_problems(config, world_size))
+    if only is not None:
+        problems = [problem for problem in problems if problem.startswith(tuple(f"`{key}" for key in only))]
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -37,6 +43,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _schedule_problems(config.schedule)
     yield from _zero_problems(config.zero)
     yield from _cadence_problems(config)
+    yield from generate_problems(config.replay.generate)
 
 
 def _must(key: str, rule: str, value: object, fix: str) -> str:

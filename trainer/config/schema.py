@@ -14,6 +14,7 @@ from trainer.config.optim import (
     TuneConfig,
     ZeroConfig,
 )
+from trainer.config.replay import ReplayConfig
 from trainer.config.train import (
     CheckpointConfig,
     EvaluateConfig,
@@ -47,6 +48,7 @@ class RunConfig:
     """Use deterministic kernels where torch has them; slower."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -1,0 +1,1 @@
+"""Self-generated replay: prompts, sampling, filters, and the store that is published."""
