@@ -155,6 +155,8 @@ def generate_on(group: Group, config: RunConfig, stop_flag: StopFlag) -> bool:
         meta = group.from_first(lambda: find_store(request.target, request.key))
         if meta is None:
             meta = _generate(group, config, request, stop_flag, stack)
+        elif group.is_first:
+            WorkFolder(request.target).remove()  # of a process that died right after it published
         if meta is not None and group.is_first:
             show_store(request.target, meta, Console())
         return meta is not None

@@ -149,7 +149,7 @@ def sample_until_enough(
                 return tally
             missing = (number for number in count(tally.num_batches) if number not in known)
             number = next(islice(missing, group.rank, None))
-            batch = _sample_batch(sampler, judge, number, should_stop)
+            batch = sample_batch(sampler, judge, number, should_stop)
             if batch is not None:
                 part.write(batch.to_line())
                 part.flush()
@@ -160,9 +160,10 @@ def sample_until_enough(
             known |= {one.number: one for one in found}
 
 
-def _sample_batch(
+def sample_batch(
     sampler: Sampler, judge: Judge, number: int, should_stop: Callable[[], bool]
 ) -> Batch | None:
+    """Sample and judge one batch on this rank; None when it was told to stop."""
     started = time.monotonic()
     drafts = sampler.sample(number, should_stop)
     if drafts is None:

@@ -203,8 +203,12 @@ class WorkFolder:
         _sync_folder(done)
         done.rename(self.target)
         _sync_folder(self.target.parent)
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.remove()
         return meta
+
+    def remove(self) -> None:
+        """Delete what is left of the work once the store is in its place; rank 0 only."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _merged(self, num_batches: int) -> Iterator[tuple[dict[str, Any], str | None]]:
         """Yield rows in batch order with why each is dropped; one batch in memory at a time."""
