@@ -198,8 +198,15 @@ def _generate(
     batch_size = int(agreed["batch_size"])
     sampler: Sampler
     if loaded is None:
-        remote = config.model.trust_remote_code
-        sampler = VllmSampler(request.source, plan, options, batch_size, group.local_rank, remote)
+        sampler = VllmSampler(
+            request.source,
+            config.model.revision,
+            plan,
+            options,
+            batch_size,
+            group.local_rank,
+            config.model.trust_remote_code,
+        )
     else:
         sampler = TransformersSampler(loaded.model, plan, options, batch_size, group.device)
     view = ProgressView(options.num_tokens, Console(file=sys.stderr)) if group.is_first else None

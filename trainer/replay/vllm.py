@@ -39,6 +39,7 @@ class VllmSampler:
     def __init__(
         self,
         source: str,
+        revision: str | None,
         plan: PromptPlan,
         options: GenerateConfig,
         batch_size: int,
@@ -53,6 +54,7 @@ class VllmSampler:
         self._vllm: Any = vllm
         self._llm: Any = vllm.LLM(
             model=source,
+            revision=revision,
             dtype="bfloat16",
             skip_tokenizer_init=True,
             generation_config="vllm",  # not the model's: see sample.py
@@ -86,7 +88,6 @@ class VllmSampler:
             self._vllm.SamplingParams(
                 temperature=options.temperature,
                 top_p=options.top_p,
-                top_k=0,
                 max_tokens=options.max_new_tokens,
                 stop_token_ids=stops,
                 ignore_eos=True,
