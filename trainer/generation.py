@@ -196,19 +196,7 @@ def _generate(
     agreed = group.from_first(lambda: work.begin(asked))
     plan = PromptPlan(**agreed["prompts"])
     batch_size = int(agreed["batch_size"])
-    sampler: Sampler
-    if loaded is None:
-        sampler = VllmSampler(
-            request.source,
-            config.model.revision,
-            plan,
-            options,
-            batch_size,
-            group.local_rank,
-            config.model.trust_remote_code,
-        )
-    else:
-        sampler = TransformersSampler(loaded.model, plan, options, batch_size, group.device)
+    sampler = _build_sampler(group, config, request, plan, batch_size, loaded)
     view = ProgressView(options.num_tokens, Console(file=sys.stderr)) if group.is_first else None
     if view is not None:
         stack.callback(view.close)
@@ -238,6 +226,28 @@ def _generate(
     num_batches = tally.num_batches
     facts = _facts(config, request, agreed)
     return dict(group.from_first(lambda: work.publish(num_batches, facts | {"counts": counts})))
+
+
+def _build_sampler(
+    group: Group,
+    config: RunConfig,
+    request: Request,
+    plan: PromptPlan,
+    batch_size: int,
+    loaded: LoadedModel | None,
+) -> Sampler:
+    options, model = config.replay.generate, config.model
+    if loaded is not None:
+        return TransformersSampler(loaded.model, plan, options, batch_size, group.device)
+    return VllmSampler(
+        request.source,
+        model.revision,
+        plan,
+        options,
+        batch_size,
+        group.local_rank,
+        model.trust_remote_code,
+    )
 
 
 def _facts(config: RunConfig, request: Request, agreed: dict[str, Any]) -> dict[str, Any]:
