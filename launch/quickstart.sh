@@ -16,7 +16,7 @@ run_dir=${QUICKSTART_RUN_DIR:-runs/quickstart}
 cache=$HOME/.cache/palimpsest
 
 section() {
-    printf '\n[%d/6 %3ds] %s\n' "$1" "$SECONDS" "$2"
+    printf '\n[%d/7 %3ds] %s\n' "$1" "$SECONDS" "$2"
 }
 
 section 1 "Environment"
@@ -48,10 +48,13 @@ echo "$corpus"
 
 overrides=(experiment=quickstart "run_dir=$run_dir" "cluster.ranks_per_node=$ranks" "data.sources.python_reference.path=$corpus" "$@")
 
+section 4 "palimpsest replay generate ${overrides[*]}"
+palimpsest replay generate "${overrides[@]}"
+
 if python -m trainer.launch.quickstart is-trained "$run_dir"; then
-    section 4 "Training: $run_dir is trained already"
+    section 5 "Training: $run_dir is trained already"
 else
-    section 4 "palimpsest train ${overrides[*]}"
+    section 5 "palimpsest train ${overrides[*]}"
     rm -rf "$run_dir/export" # of an earlier training
     palimpsest train "${overrides[@]}" || {
         code=$?
@@ -61,13 +64,13 @@ else
 fi
 
 if [[ -f $run_dir/export/config.json ]]; then
-    section 5 "Export: $run_dir/export is there already"
+    section 6 "Export: $run_dir/export is there already"
 else
-    section 5 "palimpsest export run_dir=$run_dir"
+    section 6 "palimpsest export run_dir=$run_dir"
     palimpsest export "run_dir=$run_dir"
 fi
 
-section 6 "Result"
+section 7 "Result"
 result=0
 python -m trainer.launch.quickstart show "$run_dir" "$base_dir" || result=$?
 printf '\nTotal time: %d min %d s\n' $((SECONDS / 60)) $((SECONDS % 60))

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +43,15 @@ COMMANDS = {
     "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
     "report": "write report.html of a run directory anew",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
+    "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
 }
+
+SUBCOMMANDS = {
+    "replay": {
+        "generate": "sample the model into a store of texts or chats; replay.generate.* says what and how much"
+    },
+}
+"""Commands of two words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,10 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help") or "--help" in arguments:
             print(help_text())
+            return 0
+        if len(arguments) == 1 and arguments[0] in SUBCOMMANDS:
+            for name, what in SUBCOMMANDS[arguments[0]].items():
+                print(f"palimpsest {arguments[0]} {name}: {what}")
             return 0
         return _dispatch(parse(arguments))
     except TrainerError as error:
@@ -91,6 +105,8 @@ def parse(arguments: Sequence[str]) -> Invocation:
     command = words.pop(0) if words and "=" not in words[0] and words[0][:1] not in "-+~" else "train"
     if command not in COMMANDS:
         raise ConfigError(f"Unknown command `{command}`. Commands: {', '.join(COMMANDS)}.")
+    if command in SUBCOMMANDS:
+        command = f"{command} {_second_word(command, words)}"
     config_file: Path | None = None
     show_config = False
     overrides: list[str] = []
@@ -108,6 +124,19 @@ def parse(arguments: Sequence[str]) -> Invocation:
         else:
             overrides.append(word)
     return Invocation(command, overrides, config_file, show_config)
+
+
+def _second_word(command: str, words: list[str]) -> str:
+    """Take the second word of a command off the command line."""
+    known = SUBCOMMANDS[command]
+    word = words.pop(0) if words else ""
+    if word in known:
+        return word
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    meant = f" Did you mean `{command} {near[0]}`?" if near else ""
+    shown = f"`{command} {word}`" if word else f"`{command}` alone"
+    listed = ", ".join(f"{command} {name}" for name in known)
+    raise ConfigError(f"Unknown command {shown}.{meant} Commands: {listed}.")
 
 
 def _dispatch(invocation: Invocation) -> int:
@@ -136,6 +165,8 @@ def _dispatch(invocation: Invocation) -> int:
 
             show_forgetting(Path(config.run_dir))
             return 0
+        case "replay generate":
+            return _start_generation(config)
         case _:
             return _start_ranks(invocation.command, config)
 
@@ -170,6 +201,10 @@ def _frozen_config(invocation: Invocation) -> Path | None:
 def _run_rank(command: str, config: RunConfig) -> int:
     """Run as one rank of a started job."""
     env = rank_env(os.environ)
+    if command == "replay generate":
+        from trainer.generation import run_generation
+
+        return 0 if run_generation(config) else _say_stopped_generation(env.is_first)
     from trainer import run
 
     check_config(config, env.world_size)
@@ -207,6 +242,33 @@ def _start_ranks(command: str, config: RunConfig) -> int:
     changed = run_dir / f"{command}.yaml"
     changed.write_text(to_yaml(config), encoding="utf-8")
     return start_local([command, "--config", str(changed)], num_ranks, config.cluster.master_port)
+
+
+def _start_generation(config: RunConfig) -> int:
+    """Show the store that is there, or start the ranks that sample it; they read a frozen configuration."""
+    from trainer.generation import CHECKED_KEYS, show_finished
+    from trainer.jobs import count_ranks, start_local
+
+    if config.cluster.num_nodes > 1:
+        raise ConfigError(
+            "`cluster.num_nodes` must be 1 for `palimpsest replay generate`, but is "
+            f"{config.cluster.num_nodes} instead. Start the ranks with: deepspeed --hostfile FILE --module trainer "
+            "replay generate ..."
+        )
+    check_config(config, only=CHECKED_KEYS)
+    if show_finished(config):
+        return 0
+    with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(to_yaml(config), encoding="utf-8")
+        words = ["replay", "generate", "--config", str(path)]
+        return start_local(words, count_ranks(config), config.cluster.master_port)
+
+
+def _say_stopped_generation(is_first: bool) -> int:
+    if is_first:
+        print("Stopped by a signal. Start the same command again to go on.", file=sys.stderr, flush=True)
+    return EXIT_CODES["preempted"]
 
 
 def _report(error: TrainerError) -> int:

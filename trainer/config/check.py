@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.config.check_generate import generate_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.gate import GateConfig
@@ -17,13 +18,18 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
 
-def check_config(config: RunConfig, world_size: int | None = None) -> None:
+def check_config(
+    config: RunConfig, world_size: int | None = None, only: tuple[str, ...] | None = None
+) -> None:
     """Raise one ConfigError that lists every broken rule.
 
     Args:
         world_size: Ranks of the run when already known; batch rules need it.
+        only: Beginnings of the keys that a command reads, when it trains nothing; None means all.
     """
     problems = list(find_problems(config, world_size))
+    if only is not None:
+        problems = [problem for problem in problems if problem.startswith(tuple(f"`{key}" for key in only))]
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -42,6 +48,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _zero_problems(config.zero)
     yield from _cadence_problems(config)
     yield from _gate_problems(config.gate)
+    yield from generate_problems(config.replay.generate)
 
 
 def _run_problems(config: RunConfig) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.config.generate import GenerateConfig
+
 
 class Shift(Enum):
     """How far the new data is from what the base model was trained on."""
@@ -61,3 +63,5 @@ class ReplayConfig:
     """hold: highest ratio."""
     max_change: float = 0.02
     """hold: largest change of the ratio at one evaluation."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """`palimpsest replay generate`: samples of the base model, for when its own data cannot be had."""

@@ -78,6 +78,12 @@ class Tokenizer:
         ids = self.hf("a", verbose=False)["input_ids"]
         return bool(ids) and ids[0] == self.bos_id
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text: BOS, EOS, turn marks and the like."""
+        added = (i for i, token in self.hf.added_tokens_decoder.items() if token.special)
+        return frozenset(map(int, (*self.hf.all_special_ids, *added)))
+
     @property
     def has_chat_template(self) -> bool:
         """Whether render_chat can be used."""

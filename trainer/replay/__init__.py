@@ -1,1 +1,1 @@
-"""Replay against forgetting: how much of it, when, and the controller that answers to held-out loss."""
+"""Replay against forgetting: how much of it, when, the controller, and samples of the base model as replay."""

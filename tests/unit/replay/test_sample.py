@@ -1,0 +1,127 @@
+"""Sampling: the model's own distribution, the seed of a batch, and the batch that fits."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.tiny import save_llama
+from trainer.config.generate import GenerateConfig
+from trainer.replay.prompts import PromptPlan
+from trainer.replay.sample import TransformersSampler, batch_seed, choose_batch_size, draw
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_llama(folder)
+    # What instruct models ask for; samples must not heed it.
+    made = AutoModelForCausalLM.from_pretrained(folder)
+    made.generation_config.update(do_sample=True, temperature=0.01, top_k=1, top_p=0.1)
+    return made
+
+
+def never():
+    return False
+
+
+def test_draws_follow_the_softmax_and_the_temperature():
+    logits_V = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    generator = torch.Generator().manual_seed(0)
+    for temperature in (1.0, 2.0):
+        drawn = draw(logits_V.expand(200_000, -1), temperature, 1.0, generator)
+        shares = torch.bincount(drawn, minlength=4) / len(drawn)
+        torch.testing.assert_close(shares, torch.softmax(logits_V / temperature, -1), atol=0.004, rtol=0)
+
+
+def test_top_p_keeps_the_fewest_likely_tokens_that_reach_it():
+    logits_V = torch.log(torch.tensor([0.1, 0.5, 0.3, 0.1]))
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(top_p):
+        return sorted(set(draw(logits_V.expand(5000, -1), 1.0, top_p, generator).tolist()))
+
+    assert drawn(0.4) == [1] and drawn(0.6) == [1, 2] and drawn(1.0) == [0, 1, 2, 3]
+    assert drawn(1e-9) == [1], "the most likely token always stays"
+
+
+def test_samples_follow_the_model_and_not_its_generation_config(model):
+    """First tokens of many samples against the softmax of the model's logits."""
+    plan = PromptPlan(is_chat=False, header=[5, 6], bridge=[], stops=[])
+    options = GenerateConfig(max_new_tokens=1)
+    drafts = TransformersSampler(model, plan, options, 20_000, CPU).sample(0, never)
+    first = torch.tensor([draft.turns[0][0] for draft in drafts])
+    shares_V = torch.bincount(first, minlength=264) / len(first)
+    with torch.no_grad():
+        expected_V = torch.softmax(model(torch.tensor([[5, 6]])).logits[0, -1], -1)
+    assert (shares_V - expected_V).abs().sum() < 0.1, "total variation of 20,000 draws from 264 tokens"
+
+
+def test_chats_are_as_likely_as_the_models_entropy_says(model):
+    """Points at a wrong position, a stale cache, or rows mixed up when finished ones leave the batch.
+
+    Every sampled token is scored by a forward pass without a cache. The mean of log p + entropy is 0 for
+    samples of the model; conditioning on anything else shifts it by a divergence, 0.3 nats here.
+    """
+    plan = PromptPlan(is_chat=True, header=[5, 6], bridge=[3, 70, 71], stops=[1, 2, 4, 9])
+    options = GenerateConfig(max_new_tokens=150)
+    drafts = TransformersSampler(model, plan, options, 48, CPU).sample(3, never)
+    surplus, variance, num_answers = 0.0, 0.0, 0
+    for draft in drafts:
+        ids, scored = list(plan.header), []
+        for turn, words in zip(draft.turns, (plan.bridge, []), strict=False):
+            scored += range(len(ids), len(ids) + len(turn))
+            ids += [*turn, *words]
+        num_answers += len(draft.turns) == 2
+        with torch.no_grad():
+            logp_TV = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+        before = logp_TV[torch.tensor(scored, dtype=torch.long) - 1]
+        entropy = -(before.exp() * before).sum(-1)
+        surplus += float((before[torch.arange(len(scored)), [ids[at] for at in scored]] + entropy).sum())
+        variance += float(((before.exp() * before**2).sum(-1) - entropy**2).sum())
+    assert num_answers > 5 and variance > 300, "too little was sampled"
+    assert abs(surplus) < 5 * variance**0.5
+
+
+def test_a_batch_is_its_number_and_seed_and_the_generators_are_left_alone(model):
+    plan = PromptPlan(is_chat=False, header=[5], bridge=[], stops=[1])
+    before = torch.get_rng_state()
+
+    def turns(number, seed=0):
+        options = GenerateConfig(max_new_tokens=12, seed=seed)
+        sampler = TransformersSampler(model, plan, options, 4, CPU)
+        sampler.sample(99, never)  # what was sampled before does not matter
+        return [draft.turns for draft in sampler.sample(number, never)]
+
+    assert turns(1) == turns(1)
+    assert turns(1) != turns(2) and turns(1) != turns(1, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    seeds = {batch_seed(seed, number) for seed in range(20) for number in range(200)}
+    assert len(seeds) == 4000 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_stop_ends_a_batch_in_the_middle(model):
+    plan = PromptPlan(is_chat=False, header=[5], bridge=[], stops=[])
+    asked = iter([False, False, True])
+    sampler = TransformersSampler(model, plan, GenerateConfig(max_new_tokens=400), 2, CPU)
+    assert sampler.sample(0, lambda: next(asked)) is None
+
+
+def test_the_batch_fits_the_gpu_and_is_modest_without_one():
+    llama_8b = SimpleNamespace(
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        hidden_size=4096,
+        num_hidden_layers=32,
+        vocab_size=128_256,
+    )
+    assert choose_batch_size(llama_8b, 1100, None, 8_000_000_000) == 16
+    gib = 2**30
+    assert choose_batch_size(llama_8b, 1100, 80 * gib, 8_000_000_000) == 128
+    assert choose_batch_size(llama_8b, 1100, 24 * gib, 8_000_000_000) == 16
+    assert choose_batch_size(llama_8b, 1100, 16 * gib, 8_000_000_000) == 1
+    assert choose_batch_size(llama_8b, 100, 141 * gib, 100_000_000) == 256

@@ -1,0 +1,181 @@
+"""The store of samples: the same bytes after any number of deaths, there whole or not at all, found again."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.helpers.ranks import ROOT
+from tests.helpers.samples import STARTED, WordSampler, generate_words, judge_of
+from trainer.dist.group import Group
+from trainer.errors import DataError
+from trainer.replay.generate import Tally, sample_batch
+from trainer.replay.store import Batch, Outcome, WorkFolder, explained, find_store, try_lock
+
+ALONE = Group(0, 0, 1, torch.device("cpu"))
+GOAL = 300
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """Return the folder of a store that was made without a stop."""
+    target = tmp_path / "whole"
+    assert generate_words(ALONE, target, GOAL, WordSampler()) is not None
+    return target
+
+
+def contents(target):
+    return {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+def start(target, pause_s):
+    command = [sys.executable, "-m", "tests.helpers.samples", str(target), str(GOAL), str(pause_s)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def wait_for(condition, process, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.poll()
+        time.sleep(0.01)
+
+
+def test_a_store_holds_enough_and_its_counts_add_up(whole):
+    meta = json.loads((whole / "meta.json").read_text())
+    rows = [json.loads(line) for line in (whole / "generated.jsonl").read_text().splitlines()]
+    counts = meta["counts"]
+    assert set(counts["dropped"]) == {"duplicate", "too short"} == set(meta["dropped_examples"])
+    assert counts["samples"] == 4 * counts["batches"] == counts["kept"] + sum(counts["dropped"].values())
+    assert len(rows) == counts["kept"] == len({row["text"] for row in rows})
+    assert counts["kept_tokens"] == sum(len(row["text"].split()) for row in rows)
+    assert counts["kept_tokens"] >= GOAL
+    assert [path.name for path in whole.parent.iterdir()] == ["whole"], "the work folder is still there"
+
+
+def test_a_generation_killed_twice_gives_the_bytes_of_one_that_was_not(whole, tmp_path):
+    target = tmp_path / "killed"
+    part = tmp_path / ".killed.work" / "part-0.jsonl"
+    for num_lines in (2, 4):
+        process = start(target, 0.2)
+        wait_for(lambda n=num_lines: part.exists() and part.read_bytes().count(b"\n") >= n, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not target.exists(), "an unfinished store is in its place"
+    # What a death in the middle of a write leaves behind.
+    with part.open("ab") as file:
+        file.write(part.read_bytes().splitlines(keepends=True)[0][:-9])
+    before = part.read_bytes().count(b"\n")
+    sampler = WordSampler()
+    assert generate_words(ALONE, target, GOAL, sampler) is not None
+    assert min(sampler.sampled) == before, "finished batches were sampled again"
+    assert contents(target) == contents(whole)
+
+
+def test_batches_that_more_ranks_left_behind_are_used_and_surplus_ones_are_not(whole, tmp_path):
+    """A start of three ranks died; one rank goes on. Batch 1 is missing, 2 and 60 are there."""
+    target = tmp_path / "fewer"
+    work = WorkFolder(target)
+    work.begin(STARTED)
+    for rank, number in enumerate((0, 2, 60)):
+        batch = sample_batch(WordSampler(), judge_of(GOAL), number, lambda: False)
+        (work.path / f"part-{rank}.jsonl").write_bytes(batch.to_line())
+    sampler = WordSampler()
+    assert generate_words(ALONE, target, GOAL, sampler) is not None
+    assert not {0, 2, 60} & set(sampler.sampled) and 1 in sampler.sampled
+    assert contents(target) == contents(whole)
+
+
+def test_samples_of_another_engine_are_thrown_away_and_an_earlier_plan_holds(tmp_path):
+    work = WorkFolder(tmp_path / "store")
+    assert work.begin(STARTED) == STARTED
+    (work.path / "part-0.jsonl").write_bytes(b"[0,0,0,[],[]]\n")
+    assert work.begin(STARTED | {"batch_size": 99}) == STARTED
+    assert [batch.number for batch in work.batches()] == [0]
+    other = STARTED | {"engine": "another"}
+    assert work.begin(other) == other and list(work.batches()) == []
+
+
+def test_a_finished_store_is_found_and_anything_else_in_its_place_is_refused(whole, tmp_path):
+    assert find_store(whole, "k")["key"] == "k"
+    assert find_store(tmp_path / "nowhere", "k") is None
+    (tmp_path / "empty").mkdir()
+    assert find_store(tmp_path / "empty", "k") is None
+    with pytest.raises(DataError, match="samples of another model or other options"):
+        find_store(whole, "other")
+    with (whole / "generated.jsonl").open("ab") as file:
+        file.truncate(10)
+    with pytest.raises(DataError, match=r"damaged store .* has 10 bytes"):
+        find_store(whole, "k")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    with pytest.raises(DataError, match=r"no whole store of samples instead\. Give another folder"):
+        find_store(tmp_path / "mine", "k")
+
+
+def test_one_process_at_a_time_holds_the_lock_and_death_lets_it_go(tmp_path):
+    first = try_lock(tmp_path / "store")
+    assert first is not None and try_lock(tmp_path / "store") is None
+    first.close()
+    assert try_lock(tmp_path / "store") is not None
+
+
+def test_a_stop_keeps_what_was_sampled(tmp_path, whole):
+    target = tmp_path / "stopped"
+    sampler = WordSampler()
+    assert generate_words(ALONE, target, GOAL, sampler, lambda: len(sampler.sampled) == 3) is None
+    assert len(sampler.sampled) == 3 and not target.exists()
+    assert generate_words(ALONE, target, GOAL, sampler) is not None
+    assert sampler.sampled[:4] == [0, 1, 2, 3] and contents(target) == contents(whole)
+
+
+def test_a_full_disk_is_a_sentence_and_the_next_start_goes_on(tmp_path, whole):
+    """The file-size limit of the process stands for the disk: the write fails in the middle of a line."""
+    target = tmp_path / "full"
+    old_signal = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, old_limit[1]))
+    try:
+        with pytest.raises(DataError, match="must have room for the samples"), explained(target):
+            generate_words(ALONE, target, GOAL, WordSampler())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        signal.signal(signal.SIGXFSZ, old_signal)
+    assert not target.exists()
+    sampler = WordSampler()
+    assert generate_words(ALONE, target, GOAL, sampler) is not None
+    assert sampler.sampled[0] > 0 and contents(target) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        (errno.ENOSPC, "has none left. Free some"),
+        (errno.EDQUOT, "has none left. Free some"),
+        (errno.EACCES, "a folder you can write to"),
+    ],
+)
+def test_errors_of_the_file_system_name_the_key(tmp_path, code, part):
+    with pytest.raises(DataError) as error, explained(tmp_path):
+        raise OSError(code, os.strerror(code))
+    assert part in str(error.value) and str(error.value).startswith("`data.cache_dir`")
+    with pytest.raises(OSError, match="Input/output"), explained(tmp_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_sampling_that_keeps_next_to_nothing_ends_with_the_reasons():
+    tally = Tally()
+    for number in range(16):
+        outcomes = [Outcome(5, f"{number}-{row}", "not ended") for row in range(16)]
+        if number == 0:
+            outcomes[0] = Outcome(5, "kept", None)
+        tally.check_yield()
+        tally.add(Batch(number, 80, 1.0, outcomes, []))
+    with pytest.raises(DataError, match=r"kept 1 of 256 \(not ended: 255\)"):
+        tally.check_yield()
