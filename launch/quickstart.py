@@ -12,21 +12,7 @@ from statistics import median
 
 PROMPT = 'In Python, the "with" statement is used to'
 NEW_TOKENS = 40
-
-
-def held_out_losses(records: list[dict[str, float]]) -> list[float]:
-    """Return the mean held-out loss of every evaluation, in nats per token, oldest first."""
-    losses = []
-    for record in records:
-        found = [value for key, value in record.items() if is_source_loss(key)]
-        if found:
-            losses.append(sum(found) / len(found))
-    return losses
-
-
-def is_source_loss(key: str) -> bool:
-    """Tell whether a key of metrics.jsonl is the held-out loss of one source."""
-    return key.startswith("eval/") and key.count("/") == 1
+MEASURED = "forgetting.json"
 
 
 def read_records(run_dir: Path) -> list[dict[str, float]]:
@@ -49,26 +35,31 @@ def is_trained(run_dir: Path) -> bool:
         return False
     max_steps = OmegaConf.load(run_dir / "config.yaml").train.max_steps
     last = run_dir / "checkpoints" / f"step-{max_steps:08d}" / "manifest.json"
-    return last.is_file() and len(held_out_losses(read_records(run_dir))) >= 2
+    return last.is_file() and (run_dir / MEASURED).is_file()
 
 
 def show(run_dir: Path, base_dir: Path) -> int:
     """Print the result of the run; return 0 if the held-out loss went down and 1 if not."""
     records = read_records(run_dir)
-    losses = held_out_losses(records)
-    if len(losses) < 2:
-        print(f"{run_dir}/metrics.jsonl holds {len(losses)} evaluations; 2 are needed.")
+    if not (run_dir / MEASURED).is_file():
+        print(f"{run_dir} holds no {MEASURED}; the training did not end.")
         return 1
-    before, after = losses[0], losses[-1]
-    print(f"  held-out loss    {before:.4f} -> {after:.4f} nats per token ({after - before:+.4f})")
+    sets = json.loads((run_dir / MEASURED).read_text(encoding="utf-8"))["sets"]
+    print("  held-out loss, nats per token")
+    for one in sets:
+        print(
+            f"    {one['name']:<17} {one['base_nats']:.4f} -> {one['tuned_nats']:.4f} ({one['change_nats']:+.4f})"
+            f"  {one['role']}"
+        )
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
     if speeds:
         print(f"  speed            {median(speeds):,.0f} tokens/s (median of {len(speeds)} steps)")
     print(f"  exported model   {run_dir / 'export'}")
+    print(f"  report           {run_dir / 'report.html'}")
     print()
     compare(base_dir, run_dir / "export")
-    if not after < before:
-        print("\nThe held-out loss did not go down: something is wrong.", file=sys.stderr)
+    if not all(one["change_nats"] < 0 for one in sets if one["role"] == "target"):
+        print("\nThe held-out loss of the target did not go down: something is wrong.", file=sys.stderr)
         return 1
     return 0
 

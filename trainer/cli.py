@@ -122,7 +122,9 @@ def parse(arguments: Sequence[str]) -> Invocation:
         elif word.startswith("-"):
             raise ConfigError(f"Unknown option `{word}`. Options: --config FILE, --cfg, --help.")
         else:
-            overrides.append(word)
+            # The one key of `export` that is a job of its own goes by its short name.
+            is_sweep = command == "export" and word.startswith("interpolate=")
+            overrides.append(f"export.{word}" if is_sweep else word)
     return Invocation(command, overrides, config_file, show_config)
 
 
@@ -155,6 +157,10 @@ def _dispatch(invocation: Invocation) -> int:
         case "export":
             from trainer.jobs import export_model, find_checkpoint
 
+            if config.export.interpolate is not None:
+                from trainer.interpolation import interpolate
+
+                return interpolate(config)
             if config.gate.sets and not config.export.despite_gate:
                 from trainer.evaluation import refuse_failing
 

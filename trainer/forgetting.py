@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,13 @@ class Forgetting:
         stores: Mapping[str, Store],
         tokenizer: TokenizerLike,
         mixing: Mixing,
+        recover: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> dict[str, Any] | None:
-        """Write forgetting.json and return it; None when the base was never evaluated."""
+        """Write forgetting.json and return it; None when the base was never evaluated.
+
+        Args:
+            recover: The recovery probe; called last, because it changes the weights.
+        """
         subject, base = self._subject, self._base
         if base is None:
             _LOG.warning("No forgetting report: this run began before its base was evaluated.")
@@ -129,6 +134,8 @@ class Forgetting:
         divergences = divergence_by_piece(
             subject.engine, subject.prompts, base.references, subject.group, subject.flash
         )
+
+        recovery = recover()
 
         def write() -> dict[str, Any]:
             record = {
@@ -142,7 +149,7 @@ class Forgetting:
                     if name in base.pieces
                 ],
                 "kl": [_divergence(name, *found) for name, found in divergences.items()],
-                "recovery": None,
+                "recovery": recovery,
                 "replay": mixing.replay_facts(state),
             }
             write_atomic(self._run_dir / FILE_NAME, json.dumps(record, indent=2) + "\n")

@@ -135,6 +135,7 @@ def export_model(config: RunConfig) -> int:
 
     from trainer.checkpoint.export import export_weights
     from trainer.engine.consolidate import stream_parameters
+    from trainer.model.blend import blended
     from trainer.model.folder import write_model_files
     from trainer.model.resolve import resolve_model
 
@@ -144,16 +145,19 @@ def export_model(config: RunConfig) -> int:
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     console = Console()
     console.print(f"Exporting {checkpoint.name} to {output_dir}", highlight=False, soft_wrap=True)
-    stream = track(stream_parameters(checkpoint), description="tensors", console=console)
+    stream = stream_parameters(checkpoint)
+    if config.export.alpha != 1:
+        stream = blended(stream, source, config.export.alpha)
     count = export_weights(
-        stream,
+        track(stream, description="tensors", console=console),
         output_dir,
         config.export.dtype,
         int(config.export.max_shard_gb * 1e9),
         lambda folder: write_model_files(source, config.model, config.export.dtype, folder),
     )
-    if not config.export.verify:
-        console.print(f"{count} tensors written and read back; logits not compared.")
+    if not config.export.verify or config.export.alpha != 1:
+        why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
+        console.print(f"{count} tensors written and read back; logits not compared{why}.", highlight=False)
         return 0
     moved, noise = _compare(config, checkpoint, output_dir)
     console.print(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +109,17 @@ class Keeper:
         self._newest = (state.step, pieces)
         return {name: losses.mean for name, losses in pieces.items()}
 
-    def finish(self, state: TrainState, tokenizer: TokenizerLike) -> None:
-        """Compare the tuned model with its base and write the report."""
+    def finish(
+        self, state: TrainState, tokenizer: TokenizerLike, recover: Callable[[], dict[str, Any] | None]
+    ) -> bool:
+        """Compare the tuned model with its base and tell whether it was; `recover` is the recovery probe."""
         if self._forgetting is None:
-            return
+            return False
         if self._newest[0] != state.step:
             self.evaluate(state)
-        record = self._forgetting.compare(state, self._newest[1], self._stores, tokenizer, self._mixing)
-        if record is not None and self._group.is_first:
-            show_forgetting(self._run_dir)
+        pieces = self._newest[1]
+        record = self._forgetting.compare(state, pieces, self._stores, tokenizer, self._mixing, recover)
+        return record is not None
 
     def steer(self, state: TrainState) -> Decision | None:
         """Move the replay ratio in answer to held-out losses, if a controller is on."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from trainer import keeper
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import write_atomic, write_provenance
@@ -31,6 +30,7 @@ from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.isolation import check_isolation
 from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.journal import open_journal
+from trainer.keeper import Keeper, show_forgetting
 from trainer.loop import Cadence, Parts, StopReason, train
 from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.metrics.wandb import new_run_id
@@ -47,6 +47,7 @@ from trainer.objective.causal_lm import CausalLM
 from trainer.objective.head import install_loss_head
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import decay_groups
+from trainer.recovery import probe_recovery
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.lock import run_lock
 from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
@@ -219,7 +220,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
             session.engine, session.loaded.model.config.vocab_size, config.data.seq_len, group, session.flash
         )
         _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
-    work = keeper.Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
+    work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
     work.prepare(session.held_out(), session.stores, session.loaded.num_parameters, build_forgetting(session))
     state = work.resume()
     if state.wandb_id is None:
@@ -259,14 +260,20 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         if config.kind is RunKind.continued_pretrain and not mixing.has_replay:
             _LOG.warning(NO_REPLAY)
     journal.started(state, world_size=group.world_size, num_steps=mixing.num_steps)
-    status = "failed"
+    status, is_measured = "failed", False
     try:
         reason = train(parts, state, _cadence(config, mixing.num_steps))
         status = reason.value
         if reason in (StopReason.finished, StopReason.early_stop):
-            work.finish(state, session.tokenizer)
+            is_measured = work.finish(
+                state,
+                session.tokenizer,
+                lambda: probe_recovery(parts, config, session.stores, session.held_out(), mixing, state),
+            )
     finally:
         journal.close(state, status)
+    if is_measured and group.is_first:
+        show_forgetting(session.run_dir)
     return reason
 
 

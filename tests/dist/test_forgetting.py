@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.dist.session import loader_of, session_of
 from tests.dist.test_replay import config_for, lines, make_data
 from trainer.checkpoint.layout import step_dir
 from trainer.errors import CheckpointError, ConfigError, DataError
@@ -131,3 +132,69 @@ def test_another_base_and_a_failing_gate_are_refused(pool, workspace, data, run_
     assert failing.startswith("`gate` must pass before step-00000008 is exported")
     assert "must be about step-00000004, but is about step-00000008" in stale
     assert code == "2"
+
+
+def interpolate(group: Any, run_dir: str) -> list[bool]:
+    """Sweep alpha, then export the base end and tell whether it is the base."""
+    import torch
+    from safetensors.torch import load_file
+
+    from trainer.config.store import load_config
+    from trainer.interpolation import interpolate
+    from trainer.jobs import export_model
+
+    frozen = Path(run_dir) / "config.yaml"
+    assert interpolate(load_config(frozen, ["export.interpolate=0:1:0.5"])) == 0
+    config = load_config(frozen, ["export.alpha=0", "export.dtype=float32", f"export.output_dir={run_dir}/zero"])
+    assert export_model(config) == 0
+    base, zero = (load_file(Path(f) / "model.safetensors") for f in (config.model.path, Path(run_dir) / "zero"))
+    return [torch.equal(base[name], zero[name]) for name in base]
+
+
+def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs):
+    """A difference at alpha 1: tensors of the checkpoint have other names in the model, and stay the base's."""
+    (same,) = pool(1).run(interpolate, run_dir=str(run_dirs[1]))
+    assert len(same) > 10 and all(same)
+    record = json.loads((run_dirs[1] / "interpolation.json").read_text())
+    measured = {entry["name"]: entry for entry in forgetting(run_dirs[1])["sets"]}
+    assert [point["alpha"] for point in record["points"]] == [0.0, 0.5, 1.0]
+    for name, entry in measured.items():
+        first, middle, last = (point["losses"][name] for point in record["points"])
+        assert first == pytest.approx(entry["base_nats"], rel=1e-5)
+        assert last == pytest.approx(entry["tuned_nats"], rel=1e-5)
+        assert middle != first
+    assert "Between the base and the tuned model" in (run_dirs[1] / "report.html").read_text()
+
+
+def recover(group: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
+    """Return what the probe says, and held-out losses before and after it."""
+    from trainer.checkpoint.state import TrainState
+    from trainer.evaluate.held_out import held_out_losses
+    from trainer.loop import Parts
+    from trainer.mixing import Mixing
+    from trainer.recovery import probe_recovery
+
+    config = config_for(
+        workspace, data, Path(run_dir), *OVERRIDES, f"evaluate.recovery_steps={steps}", "optim.lr=0.05"
+    )
+    with session_of(config) as session:
+        mixing = Mixing(config, session.stores, session.shape.packs_per_step)
+        loader = loader_of(session)
+        parts = Parts(session.engine, loader, group, session.flash, None, None, None, None)
+        before = held_out_losses(session.engine, session.held_out(), group, session.flash)
+        state = TrainState(last_losses=before, base_losses={"general": before["general"] - 1.0})
+        found = probe_recovery(parts, config, session.stores, session.held_out(), mixing, state)
+        loader.close()
+        after = held_out_losses(session.engine, session.held_out(), group, session.flash)
+    return [found, before, after]
+
+
+def test_the_recovery_probe_trains_on_replay_and_measures_the_set_that_rose(pool, workspace, data, tmp_path):
+    """A set that does not fall: the probe trains on target data, or its steps are not applied."""
+    arguments = {"workspace": workspace, "data": data, "run_dir": str(tmp_path)}
+    for found, before, after in pool(2).run(recover, steps=6, **arguments):
+        assert found["set"] == "general" and found["steps"] == 6
+        assert found["tuned_nats"] == before["general"] and found["base_nats"] == before["general"] - 1.0
+        assert found["recovered_nats"] == pytest.approx(after["general"]) and after["general"] < before["general"]
+    ((found, before, after),) = pool(1).run(recover, steps=0, **arguments)
+    assert found is None and before == after

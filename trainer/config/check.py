@@ -237,6 +237,8 @@ def _cadence_problems(config: RunConfig) -> Iterator[str]:
     for key, value in (
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluate.every_steps", config.evaluate.every_steps),
+        ("evaluate.kl_packs", config.evaluate.kl_packs),
+        ("evaluate.recovery_steps", config.evaluate.recovery_steps),
         ("train.max_non_finite_steps", config.train.max_non_finite_steps),
     ):
         if value < 0:
@@ -252,6 +254,8 @@ def _cadence_problems(config: RunConfig) -> Iterator[str]:
         words = ("last", "best", "base") if key.startswith("evaluate") else ("last", "best")
         if which not in words and not which.isdigit():
             yield must(key, f"{', '.join(words)} or a step number", which, f"Set {key}=last.")
+    if not 0 <= config.export.alpha <= 1:
+        yield must("export.alpha", "in [0, 1]", config.export.alpha, "Set 1 for the tuned model.")
     if config.export.dtype not in ("bfloat16", "float32"):
         yield must("export.dtype", "bfloat16 or float32", config.export.dtype, "Set bfloat16.")
 

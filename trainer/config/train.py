@@ -42,6 +42,9 @@ class EvaluateConfig:
     """Compare the tuned model with its base at the end of training: forgetting.json and report.html."""
     kl_packs: int = 16
     """Held-out packs of each target source, and conversations, on which the KL to the base is taken; 0: none."""
+    recovery_steps: int = 0
+    """After training, so many steps on replay alone tell covered knowledge from lost knowledge, in the report; the
+    weights are thrown away. 20 is usual; 0: none."""
     checkpoint: str = "last"
     """`palimpsest evaluate`: `last`, `best`, a step number, or `base` for the model before training."""
 
@@ -76,6 +79,10 @@ class ExportConfig:
     """`bfloat16` or `float32`."""
     max_shard_gb: float = 4.0
     """Largest size of one safetensors file in 10^9 bytes."""
+    alpha: float = 1.0
+    """Write base + alpha (tuned - base): 1 is the tuned model, 0 the base. Range: [0, 1]."""
+    interpolate: str | None = None
+    """START:STOP:STEP of alphas to evaluate instead of writing a model; `palimpsest export interpolate=0:1:0.1`."""
     despite_gate: bool = False
     """Export although the gate refuses the checkpoint."""
     verify: bool = True

@@ -6,7 +6,9 @@ Shapes: N tokens of a micro-batch, P pieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,17 @@ from trainer.data.loader import read_micro_batch
 from trainer.data.order import PackRef
 from trainer.data.store import SplitStore
 from trainer.dist.group import Group
-from trainer.engine.build import Engine
 from trainer.step import labels_of, model_inputs
+
+
+class Evaluable(Protocol):
+    """What evaluation asks of a model: an engine, or a plain one in this process."""
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model: (loss sum, loss of each token) with labels, else logits."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Run without gradients and dropout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class PieceLosses:
 
 
 def held_out_pieces(
-    engine: Engine,
+    engine: Evaluable,
     held_out: HeldOut,
     group: Group,
     flash: bool,
@@ -112,7 +123,7 @@ def _by_piece(
 
 
 def held_out_losses(
-    engine: Engine,
+    engine: Evaluable,
     held_out: HeldOut,
     group: Group,
     flash: bool,

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from trainer.report.element import Html, element
 from trainer.report.held_out import changes, curves, divergence, recovery
+from trainer.report.interpolation import interpolation
 from trainer.report.number import count, fixed
 from trainer.report.origin import origin
 from trainer.report.record import RunRecord
@@ -41,6 +42,7 @@ def build_page(record: RunRecord) -> str:
             curves(record),
             replay(record),
             training(record),
+            interpolation(record),
             divergence(record),
             recovery(record),
             origin(record),

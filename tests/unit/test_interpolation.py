@@ -1,0 +1,34 @@
+"""Which alphas are evaluated and which one is suggested."""
+
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.interpolation import Point, parse_alphas, suggest
+
+
+def test_both_ends_are_evaluated():
+    assert parse_alphas("0.0:1.0:0.25") == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert parse_alphas("0:1:0.1") == [round(0.1 * i, 1) for i in range(11)]
+    assert parse_alphas("0.5:0.5:1") == [0.5]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0.5", "0:1", "a:b:c", "0:1:0", "0:1:-0.1", "1:0:0.1", "0:2:0.5", "nan:1:1"]
+)
+def test_anything_else_is_refused_with_an_example(text):
+    with pytest.raises(ConfigError, match=r"Set interpolate=0\.0:1\.0:0\.1"):
+        parse_alphas(text)
+
+
+def points(*values):
+    return [Point(alpha, {}, target, general) for alpha, target, general in values]
+
+
+def test_the_least_general_loss_among_the_best_targets_is_suggested():
+    found = points((0.0, 3.0, 2.0), (0.5, 2.02, 2.1), (0.7, 2.005, 2.2), (1.0, 2.0, 2.5))
+    assert suggest(found).alpha == 0.5
+    assert suggest(points((0.0, 3.0, 2.0), (0.5, 2.03, 2.1), (1.0, 2.0, 2.5))).alpha == 1.0
+
+
+def test_without_general_sets_the_nearest_to_the_base_is_suggested():
+    assert suggest(points((0.0, 3.0, None), (0.6, 2.01, None), (1.0, 2.0, None))).alpha == 0.6

@@ -1,0 +1,54 @@
+"""Interpolation with the base: held-out loss over alpha, where interpolation.json is there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from trainer.errors import TrainerError
+from trainer.report.element import Html, table
+from trainer.report.figure import line_chart
+from trainer.report.number import fixed
+from trainer.report.record import RunRecord
+from trainer.report.section import figures, paragraph, section
+from trainer.report.series import Series
+
+FILE_NAME = "interpolation.json"
+MIN_SPAN_NATS = 0.1
+
+
+def interpolation(record: RunRecord) -> Html | None:
+    """Return a curve a set and the table; None where nothing was interpolated."""
+    path = record.run_dir / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        points = [(float(p["alpha"]), {k: float(v) for k, v in p["losses"].items()}) for p in found["points"]]
+        suggested = float(found["suggested_alpha"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainerError(f"{path} must be readable, but is damaged: {error!r}. Delete it.") from error
+    names = list(points[0][1]) if points else []
+    drawn = [
+        line_chart(
+            name,
+            "alpha: 0 is the base, 1 the tuned model",
+            "nats per token",
+            [Series(name, tuple((alpha, losses[name]) for alpha, losses in points))],
+            min_span=MIN_SPAN_NATS,
+        )
+        for name in names
+    ]
+    rows = [[f"{alpha:g}", *(fixed(losses[name], 4) for name in names)] for alpha, losses in points]
+    words = (
+        f"Weights base + alpha (tuned - base). Suggested: alpha {suggested:g}, the least general loss among "
+        "those whose target loss is within 1 % of the best. Nothing but this file was written."
+    )
+    caption = "Held-out loss in nats per token by alpha"
+    return section(
+        "interpolation",
+        "Between the base and the tuned model",
+        paragraph(words),
+        figures(*drawn),
+        table(["Alpha", *names], [list(row) for row in rows], caption),
+    )
