@@ -122,9 +122,7 @@ def parse(arguments: Sequence[str]) -> Invocation:
         elif word.startswith("-"):
             raise ConfigError(f"Unknown option `{word}`. Options: --config FILE, --cfg, --help.")
         else:
-            # The one key of `export` that is a job of its own goes by its short name.
-            is_sweep = command == "export" and word.startswith("interpolate=")
-            overrides.append(f"export.{word}" if is_sweep else word)
+            overrides.append(_sweep(word) if command == "export" else word)
     return Invocation(command, overrides, config_file, show_config)
 
 
@@ -139,6 +137,14 @@ def _second_word(command: str, words: list[str]) -> str:
     shown = f"`{command} {word}`" if word else f"`{command}` alone"
     listed = ", ".join(f"{command} {name}" for name in known)
     raise ConfigError(f"Unknown command {shown}.{meant} Commands: {listed}.")
+
+
+def _sweep(word: str) -> str:
+    """Give `interpolate=0:1:0.1` its section, and quotes: YAML takes 0:1:0.1 for a number to the base 60."""
+    key, equals, value = word.partition("=")
+    if not equals or key not in ("interpolate", "export.interpolate"):
+        return word
+    return f"export.interpolate='{value}'"
 
 
 def _dispatch(invocation: Invocation) -> int:
@@ -230,7 +236,7 @@ def _run_rank(command: str, config: RunConfig) -> int:
 
 def _start_ranks(command: str, config: RunConfig) -> int:
     """Prepare what is missing, freeze the configuration, and start the deepspeed launcher."""
-    from trainer.jobs import count_ranks, ensure_inputs, start_local
+    from trainer.jobs import check_draws, count_ranks, ensure_inputs, start_local
 
     if config.cluster.num_nodes > 1:
         raise ConfigError(
@@ -242,6 +248,8 @@ def _start_ranks(command: str, config: RunConfig) -> int:
     ensure_inputs(config)
     run_dir = Path(config.run_dir)
     path = config_path(run_dir)
+    if command == "train":
+        check_draws(config)
     if command == "train" or not path.exists():
         path = freeze(config, run_dir)
         return start_local([command, "--config", str(path)], num_ranks, config.cluster.master_port)

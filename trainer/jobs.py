@@ -18,7 +18,7 @@ from trainer.config.check import check_config
 from trainer.config.model import ModelConfig
 from trainer.config.schema import RunConfig
 from trainer.data.types import TokenizerLike
-from trainer.errors import CheckpointError, SelfCheckError
+from trainer.errors import CheckpointError, DataError, SelfCheckError
 
 EXPORT_FACTOR = 2.0
 """How many times the rounding noise of the model an export may be away from the trained one."""
@@ -40,6 +40,7 @@ def prepare_data(config: RunConfig) -> None:
     from trainer.model.resolve import resolve_model, tokenizer_source
 
     check_config(config)
+    check_generated(config)
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     hf_config = read_config(source, config.model)
     check_context(hf_config, config.data.seq_len)
@@ -50,6 +51,7 @@ def prepare_data(config: RunConfig) -> None:
 
 def ensure_inputs(config: RunConfig) -> None:
     """Make the model folder and the stores that ranks will look for, when they are missing."""
+    check_generated(config)
     from trainer.data.prepared import find_store
     from trainer.model.resolve import resolve_model, tokenizer_source
 
@@ -58,6 +60,38 @@ def ensure_inputs(config: RunConfig) -> None:
     found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
     if not all(found):
         prepare_data(config)
+
+
+def check_draws(config: RunConfig) -> None:
+    """Raise before ranks start when the run would draw what the stores do not hold."""
+    from trainer.data.prepared import open_prepared
+    from trainer.mixing import Mixing
+    from trainer.model.resolve import resolve_model, tokenizer_source
+
+    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    tokenizer = make_tokenizer(config.model, tokenizer_source(config.model, source))
+    stores = {
+        name: open_prepared(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()
+    }
+    Mixing(config, stores, config.train.global_batch_tokens // config.data.seq_len)
+
+
+def check_generated(config: RunConfig) -> None:
+    """Raise when a source is what `palimpsest replay generate` writes, but it has not run.
+
+    Raises:
+        DataError: Says which command makes the samples.
+    """
+    folder = config.replay.generate.output_dir
+    if folder is None:
+        return
+    samples = Path(folder).expanduser() / "generated.jsonl"
+    for name, source in config.data.sources.items():
+        if source.path is not None and Path(source.path).expanduser() == samples and not samples.exists():
+            raise DataError(
+                f"`data.sources.{name}` must have been sampled before training, but {samples} is missing. Run: "
+                "palimpsest replay generate with the same overrides."
+            )
 
 
 def count_ranks(config: RunConfig) -> int:

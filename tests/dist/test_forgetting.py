@@ -144,10 +144,13 @@ def interpolate(group: Any, run_dir: str) -> list[bool]:
     from trainer.jobs import export_model
 
     frozen = Path(run_dir) / "config.yaml"
-    assert interpolate(load_config(frozen, ["export.interpolate=0:1:0.5"])) == 0
+    assert interpolate(load_config(frozen, ["export.interpolate=0.0:1.0:0.5"])) == 0
     config = load_config(frozen, ["export.alpha=0", "export.dtype=float32", f"export.output_dir={run_dir}/zero"])
     assert export_model(config) == 0
-    base, zero = (load_file(Path(f) / "model.safetensors") for f in (config.model.path, Path(run_dir) / "zero"))
+    base, zero = (
+        {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (config.model.path, Path(run_dir) / "zero")
+    )
     return [torch.equal(base[name], zero[name]) for name in base]
 
 

@@ -131,9 +131,11 @@ def test_resume_at_stage_0_is_bitwise_identical_and_other_runs_are_refused(pool,
 
 def keeper_of(session: Any, config: Any, stores: Any) -> Any:
     from trainer.keeper import Keeper
+    from trainer.mixing import Mixing
 
-    keeper = Keeper(Path(config.run_dir), session.engine, session.group, session.flash, config, 6)
-    keeper.prepare(session.held_out(), stores, session.loaded.num_parameters)
+    mixing = Mixing(config, stores, session.shape.packs_per_step)
+    keeper = Keeper(Path(config.run_dir), session.engine, session.group, session.flash, config, mixing)
+    keeper.prepare(session.held_out(), stores, session.loaded.num_parameters, None)
     return keeper
 
 

@@ -84,7 +84,7 @@ def _schedule_problems(replay: ReplayConfig) -> Iterator[str]:
         return
     fix = "Set replay.points=[[0,0.1],[0.5,0.02]]."
     points = replay.points
-    if not points or any(len(point) != 2 for point in points):
+    if not points or not all(_is_point(point) for point in points):
         yield must("replay.points", "a list of [share, ratio]", points, fix)
         return
     shares = [share for share, _ in points]
@@ -92,6 +92,10 @@ def _schedule_problems(replay: ReplayConfig) -> Iterator[str]:
         yield must("replay.points", "shares that rise from 0 and stay below 1", points, fix)
     if any(not 0 <= ratio < 1 for _, ratio in points):
         yield must("replay.points", "ratios in [0, 1)", points, fix)
+
+
+def _is_point(point: object) -> bool:
+    return isinstance(point, list) and len(point) == 2 and all(isinstance(n, int | float) for n in point)
 
 
 def _controller_problems(config: RunConfig) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from trainer.config.generate import GenerateConfig
 
@@ -49,7 +50,7 @@ class ReplayConfig:
     """linear and cosine: the ratio at the end of the run."""
     front_frac: float = 0.1
     """front_loaded: share of the run, from its start, with twice the ratio (the stability gap, Guo et al. 2025)."""
-    points: list[list[float]] = field(default_factory=list)
+    points: list[Any] = field(default_factory=list)
     """piecewise: [share of the run's tokens, ratio from there on], shares rising from 0."""
     controller: RatioController = RatioController.none
     """`hold` moves the ratio after every evaluation so that held-out loss stays near the base model's."""

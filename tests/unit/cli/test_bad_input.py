@@ -181,3 +181,20 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_key(refuse, prepare, t
     (tmp_path / "file").write_text("")
     arguments = prepare.arguments("text", "model.kind=tiny", f"data.cache_dir={tmp_path}/file")
     check(refuse(*arguments), "Set data.cache_dir.")
+
+
+def test_replay_that_was_never_generated_is_refused_with_the_command(prepare):
+    prepare.rows({"text": "a document"})
+    message = prepare.refused("text", "replay=generated")
+    assert message.startswith("`data.sources.generated` must have been sampled before training, but ")
+    assert message.endswith("Run: palimpsest replay generate with the same overrides.")
+
+
+def test_a_run_that_would_repeat_a_source_too_often_is_refused_before_ranks_start(prepare, refuse, tmp_path):
+    """Nothing of the run is frozen: the same directory takes a mended configuration."""
+    prepare.rows(*({"text": f"document number {i} of some length"} for i in range(9)))
+    words = [*prepare.arguments("text"), "data.sources.corpus.max_epochs=1", "train.max_steps=50"]
+    message = refuse("train", *words[1:], f"run_dir={tmp_path / 'run'}")
+    assert message.startswith("`data.sources.corpus.max_epochs` must be at least ")
+    assert "Add documents, shorten the run" in message
+    assert not (tmp_path / "run" / "config.yaml").exists()

@@ -36,6 +36,8 @@ RULES = [
     ("replay.front_frac", {"replay.front_frac": 1.5}),
     ("replay.points", PIECEWISE),
     ("replay.points", PIECEWISE | {"replay.points": [[0.0, 0.1], [0.5]]}),
+    ("replay.points", PIECEWISE | {"replay.points": [[0, "much"]]}),
+    ("replay.points", PIECEWISE | {"replay.points": [0.5]}),
     ("replay.points", PIECEWISE | {"replay.points": [[0.1, 0.1]]}),
     ("replay.points", PIECEWISE | {"replay.points": [[0.0, 0.1], [0.5, 0.1], [0.4, 0.1]]}),
     ("replay.points", PIECEWISE | {"replay.points": [[0.0, 0.1], [1.0, 0.1]]}),
@@ -73,6 +75,10 @@ def test_replay_without_a_replay_source_is_refused(config, asked):
         del config.data.sources[name]
     (problem,) = find_problems(edited(config, asked))
     assert "must have a source with role=replay" in problem and "Use replay=general" in problem
+
+
+def test_whole_numbers_are_points_too(config):
+    assert list(find_problems(edited(config, PIECEWISE | {"replay.points": [[0, 0.1], [0.5, 0]]}))) == []
 
 
 def test_a_ratio_of_zero_needs_no_replay_source(config):

@@ -1,0 +1,241 @@
+"""The small honest experiment: what a model forgets when it is continued on new text, with and without replay.
+
+    python benchmarks/forgetting/run.py --strong GERMAN.txt --weak DOCS.txt --general TEXT.txt \
+        --probe wikitext=W.txt --probe maths=M.txt --out results.json
+
+Every arm is a real run of `python -m trainer` with the same total tokens: replay 0, 1, 5 and 25 % of general text, and
+25 % of what the base says itself, on a strong and on a weak shift, for several seeds. Probes are never replayed.
+Text files hold documents apart by blank lines. Runs share one GPU; --jobs says how many at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from run import environment  # noqa: E402
+
+ARMS: dict[str, tuple[str | None, float]] = {
+    "none": (None, 0.0),
+    "general 1 %": ("general", 0.01),
+    "general 5 %": ("general", 0.05),
+    "general 25 %": ("general", 0.25),
+    "self-generated 25 %": ("generated", 0.25),
+}
+"""Arm -> replay source and ratio."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the experiment."""
+
+    shift: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Return a folder name."""
+        return f"{self.shift}-{self.arm}-{self.seed}".replace(" %", "").replace(" ", "-")
+
+
+def main() -> None:
+    """Run every arm and write the JSON."""
+    arguments = parse()
+    work = Path(tempfile.mkdtemp(prefix="palimpsest-forgetting-"))
+    common = common_overrides(arguments, work)
+    generate(arguments, common)
+    runs = [
+        Run(shift, arm, seed)
+        for seed in range(arguments.seeds)
+        for shift in ("strong", "weak")
+        for arm in ARMS
+    ]
+    for run in {(r.shift, ARMS[r.arm][0]): r for r in runs}.values():  # one at a time: stores are made once
+        command("prepare", overrides(run, arguments, common, work), work / "prepare.log")
+    started = time.time()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        results = list(pool.map(lambda run: train(run, arguments, common, work), runs))
+    swept = interpolate(Run("strong", "none", 0), work)
+    record = {
+        "environment": environment(arguments) | {"statistic": "mean and standard deviation over seeds"},
+        "tokens_per_run": arguments.tokens,
+        "learning_rate": arguments.lr,
+        "wall_s": round(time.time() - started, 1),
+        "summary": summarise(results),
+        "interpolation": swept,
+        "runs": results,
+    }
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(table(record["summary"]))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--strong", type=Path, required=True)
+    parser.add_argument("--weak", type=Path, required=True)
+    parser.add_argument("--general", type=Path, required=True)
+    parser.add_argument("--probe", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--model", default="smollm2_135m")
+    parser.add_argument("--tokens", type=int, default=5_000_000, help="of a run, all arms alike")
+    parser.add_argument("--batch-tokens", type=int, default=16_384)
+    parser.add_argument("--seq-len", type=int, default=1024)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--generated-tokens", type=int, default=400_000)
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "forgetting.json")
+    parser.add_argument("--set", nargs="*", default=[], help="overrides for every run")
+    arguments = parser.parse_args()
+    arguments.gpus, arguments.shape = 1, Path(arguments.model)
+    return arguments
+
+
+def common_overrides(arguments: argparse.Namespace, work: Path) -> list[str]:
+    """Return what all runs share."""
+    probes = []
+    for word in arguments.probe:
+        name, _, file = word.partition("=")
+        key = f"data.sources.{name}"
+        probes += [f"{key}.path={Path(file).resolve()}", f"{key}.role=probe", *documents(key)]
+    return [
+        f"model={arguments.model}",
+        "recipe=continued_pretrain",
+        "zero=zero1",
+        "cluster.ranks_per_node=1",
+        f"data.seq_len={arguments.seq_len}",
+        "data.validation_frac=0.05",
+        f"data.cache_dir={os.environ.get('PALIMPSEST_CACHE', str(work / 'cache'))}",
+        "train.max_epochs=null",
+        f"train.max_tokens={arguments.tokens}",
+        f"train.global_batch_tokens={arguments.batch_tokens}",
+        f"train.micro_batch_size={arguments.batch_tokens // arguments.seq_len}",
+        f"evaluate.micro_batch_size={arguments.batch_tokens // arguments.seq_len}",
+        "evaluate.every_steps=0",
+        "checkpoint.every_steps=0",
+        "checkpoint.keep_best=false",
+        f"optim.lr={arguments.lr}",
+        f"replay.generate.num_tokens={arguments.generated_tokens}",
+        f"replay.generate.max_new_tokens={arguments.seq_len // 2}",
+        f"replay.generate.output_dir={work / 'generated'}",
+        "replay.generate.prompts=text",
+        "log.progress=false",
+        "log.every_steps=20",
+        *probes,
+        *arguments.set,
+    ]
+
+
+def documents(key: str) -> list[str]:
+    """Return the options of a text file whose documents are apart by blank lines; headings are dropped."""
+    return [f"{key}.txt_documents=paragraph", f"{key}.clean.min_chars=200", f"{key}.clean.deduplicate=true"]
+
+
+def overrides(run: Run, arguments: argparse.Namespace, common: list[str], work: Path) -> list[str]:
+    """Return the words of one run."""
+    file = {"strong": arguments.strong, "weak": arguments.weak}[run.shift]
+    words = [
+        *common,
+        f"data.sources.{run.shift}.path={file.resolve()}",
+        *documents(f"data.sources.{run.shift}"),
+        f"seed={run.seed}",
+        f"name={run.name}",
+        f"run_dir={work / run.name}",
+    ]
+    source, ratio = ARMS[run.arm]
+    if source is None:
+        return words
+    key = f"data.sources.{source}"
+    path = arguments.general.resolve() if source == "general" else work / "generated" / "generated.jsonl"
+    options = documents(key) if source == "general" else []
+    return [*words, f"{key}.path={path}", f"{key}.role=replay", *options, f"replay.ratio={ratio}"]
+
+
+def generate(arguments: argparse.Namespace, common: list[str]) -> None:
+    """Sample the base model once."""
+    words = [word for word in common if not word.startswith("data.sources.")]
+    source = [f"data.sources.strong.path={arguments.strong.resolve()}"]
+    subprocess.run([sys.executable, "-m", "trainer", "replay", "generate", *words, *source], check=True)
+
+
+def command(name: str, words: list[str], log: Path, launcher: tuple[str, ...] = ()) -> None:
+    """Run a command of the trainer and stop with the end of its log if it fails."""
+    with log.open("a", encoding="utf-8") as stream:
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "trainer", name, *words], stdout=stream, stderr=stream
+        )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
+
+
+def train(run: Run, arguments: argparse.Namespace, common: list[str], work: Path) -> dict[str, Any]:
+    """Train one arm and return what it forgot."""
+    started = time.time()
+    words = overrides(run, arguments, common, work)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+    command("train", words, work / f"{run.name}.log", launcher)
+    record = json.loads((work / run.name / "forgetting.json").read_text(encoding="utf-8"))
+    print(f"{run.name}: {time.time() - started:.0f} s", flush=True)
+    kept = {key: record[key] for key in ("sets", "kl", "replay")}
+    return {"shift": run.shift, "arm": run.arm, "seed": run.seed, **kept}
+
+
+def interpolate(run: Run, work: Path) -> dict[str, Any]:
+    """Sweep alpha on one run."""
+    folder = work / run.name
+    command("export", [f"run_dir={folder}", "interpolate=0:1:0.1"], work / "interpolate.log")
+    found: dict[str, Any] = json.loads((folder / "interpolation.json").read_text(encoding="utf-8"))
+    return {"run": run.name, **found}
+
+
+def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return mean and deviation over seeds of the change of every set, and of the KL on conversations."""
+    rows = []
+    for shift, arm in dict.fromkeys((r["shift"], r["arm"]) for r in results):
+        of_arm = [r for r in results if (r["shift"], r["arm"]) == (shift, arm)]
+        changes: dict[str, list[float]] = {}
+        for result in of_arm:
+            for one in result["sets"]:
+                label = "target" if one["role"] == "target" else one["name"]
+                changes.setdefault(label, []).append(one["change_nats"])
+            for one in result["kl"]:
+                if one["prompts"] == "chat":
+                    changes.setdefault("KL on chats", []).append(one["nats"])
+        figures = {
+            name: [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+            for name, values in changes.items()
+        }
+        rows.append({"shift": shift, "arm": arm, "num_seeds": len(of_arm), "changes": figures})
+    return rows
+
+
+def table(summary: list[dict[str, Any]]) -> str:
+    """Return the summary as a Markdown table; nats, mean and deviation over seeds."""
+    names = list(dict.fromkeys(name for row in summary for name in row["changes"]))
+    lines = [f"| shift | replay | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
+    for row in summary:
+        cells = (
+            f"{row['changes'][name][0]:+.3f} \u00b1 {row['changes'][name][1]:.3f}"
+            if name in row["changes"]
+            else ""
+            for name in names
+        )
+        lines.append(f"| {row['shift']} | {row['arm']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
