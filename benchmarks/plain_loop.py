@@ -27,7 +27,7 @@ from trainer.config.store import compose_config
 from trainer.data.collate import MicroBatch
 from trainer.data.loader import TrainLoader
 from trainer.data.plan import DataPlan, Pool
-from trainer.data.prepared import open_prepared
+from trainer.data.prepared import open_all
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.model.tokenizer import load_tokenizer
@@ -75,8 +75,7 @@ def main() -> None:
 def build_loader(config: RunConfig, shape: BatchShape, rank: int, world_size: int) -> TrainLoader:
     """Return the batches that the trainer would get."""
     tokenizer = load_tokenizer(str(config.model.tokenizer))
-    stores = [open_prepared(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
-    splits = [store.train for store in stores]
+    splits = [store.train for store in open_all(config.data, tokenizer).values()]
     pool = Pool("all", False, 1.0, range(len(splits)), [split.pack_targets for split in splits])
     plan = DataPlan([pool], shape.packs_per_step, config.data.seq_len, lambda step: 0.0, config.seed)
     names = list(config.data.sources)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.checkpoint.layout import step_dir
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig
@@ -77,13 +78,18 @@ class Forgetting:
             "base": self._base_digest,
             "data": data_digest,
             "seq_len": config.data.seq_len,
-            "packs": [config.data.max_validation_packs, config.evaluate.kl_packs, TOP],
-            "arithmetic": [config.zero.dtype, config.model.attention.value, config.model.kernels.value],
+            "packs": [config.data.max_validation_packs, TOP],
+            "dtype": config.zero.dtype,
         }
         self._key = digest_of(described)
-        # A run may go on with other GPUs; another run takes over only what its own kind of device made.
-        on_device = digest_of([self._key, describe_device().split(",")[0]])
-        self._cache = cache = Path(config.data.cache_dir).expanduser() / "evaluations" / f"{on_device}.npz"
+        # A run may go on with other GPUs; another run takes over only what its own kind of device and kernels made.
+        arithmetic = [
+            describe_device().split(",")[0],
+            config.model.attention.value,
+            config.model.kernels.value,
+        ]
+        alike = digest_of([self._key, *arithmetic, config.evaluate.kl_packs])
+        self._cache = cache = Path(config.data.cache_dir).expanduser() / "evaluations" / f"{alike}.npz"
 
         def find() -> BaseEvaluation | None:
             if self._path.exists():
@@ -149,7 +155,7 @@ class Forgetting:
                     if name in base.pieces
                 ],
                 "kl": [_divergence(name, *found) for name, found in divergences.items()],
-                "recovery": recovery,
+                "recovery": recovery or self._known_recovery(state),
                 "replay": mixing.replay_facts(state),
             }
             write_atomic(self._run_dir / FILE_NAME, json.dumps(record, indent=2) + "\n")
@@ -158,12 +164,24 @@ class Forgetting:
         record: dict[str, Any] = subject.group.from_first(write)
         return record
 
+    def _known_recovery(self, state: TrainState) -> dict[str, Any] | None:
+        """Return what a probe of this checkpoint said before: evaluating again makes no new one."""
+        path = self._run_dir / FILE_NAME
+        if not path.exists():
+            return None
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, Any] | None = record.get("recovery")
+        return known if record["run"]["tuned"] == self._label(state) else None
+
+    def _label(self, state: TrainState) -> str:
+        return step_dir(self._run_dir, state.step).name
+
     def _facts(self, state: TrainState) -> dict[str, Any]:
         return {
             "name": self._config.name,
             "base": self._base_name,
             "base_digest": self._base_digest,
-            "tuned": f"step-{state.step:08d}",
+            "tuned": self._label(state),
             "steps": state.step,
             "tokens_seen": state.tokens_seen,
             "device": describe_device(),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.data.prepared import open_prepared
+from trainer.data.prepared import open_all
 from trainer.dist.group import Group
 from trainer.engine.consolidate import stream_parameters
 from trainer.errors import ConfigError, DataError
@@ -148,9 +148,7 @@ def _held_out(config: RunConfig, source: str) -> HeldOut:
     tokenizer = load_tokenizer(
         tokenizer_source(model, source), model.revision, model.chat_template, model.trust_remote_code
     )
-    stores = {
-        name: open_prepared(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()
-    }
+    stores = open_all(config.data, tokenizer)
     targets = [n for n, s in config.data.sources.items() if s.role is Role.target]
     if not any(stores[name].validation.num_packs for name in targets):
         raise DataError(

@@ -64,15 +64,13 @@ def ensure_inputs(config: RunConfig) -> None:
 
 def check_draws(config: RunConfig) -> None:
     """Raise before ranks start when the run would draw what the stores do not hold."""
-    from trainer.data.prepared import open_prepared
+    from trainer.data.prepared import open_all
     from trainer.mixing import Mixing
     from trainer.model.resolve import resolve_model, tokenizer_source
 
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     tokenizer = make_tokenizer(config.model, tokenizer_source(config.model, source))
-    stores = {
-        name: open_prepared(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()
-    }
+    stores = open_all(config.data, tokenizer)
     Mixing(config, stores, config.train.global_batch_tokens // config.data.seq_len)
 
 

@@ -17,7 +17,7 @@ from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import write_atomic, write_provenance
 from trainer.data.loader import TrainLoader
 from trainer.data.overlap import check_disjoint
-from trainer.data.prepared import digest_of, open_prepared
+from trainer.data.prepared import digest_of, open_all
 from trainer.data.store import Store
 from trainer.dist.env import rank_env
 from trainer.dist.group import Group, close_group, open_group
@@ -124,9 +124,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
         config.model.chat_template,
         config.model.trust_remote_code,
     )
-    stores = {
-        name: open_prepared(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()
-    }
+    stores = open_all(config.data, tokenizer)
     group.from_first(lambda: check_disjoint(stores))
     shape = batch_shape(
         config.train.global_batch_tokens,

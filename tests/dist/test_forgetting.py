@@ -110,9 +110,16 @@ def refusals(group: Any, workspace: str, data: str, run_dir: str, other: str) ->
     with pytest.raises(ConfigError) as refused:
         run_evaluation(load_config(frozen, ["gate.sets.absent.max_rise_nats=1"]))
     said.append(str(refused.value))
+    path = Path(run_dir) / "forgetting.json"
+    record = json.loads(path.read_text())
+    record["recovery"] = {"set": "old", "steps": 1, "base_nats": 1.0, "tuned_nats": 2.0, "recovered_nats": 1.5}
+    path.write_text(json.dumps(record))
     strict = load_config(frozen, ["gate.sets.general.max_rise_nats=0", "gate.sets.target.min_drop_nats=99"])
     assert run_evaluation(strict) is False
     assert run_evaluation(load_config(frozen, ["gate.sets.general.max_rise_nats=99"])) is True
+    assert json.loads(path.read_text())["recovery"]["recovered_nats"] == 1.5, "evaluating again lost the probe"
+    record["recovery"] = None
+    path.write_text(json.dumps(record))
     with pytest.raises(ConfigError) as unwanted:
         refuse_failing(strict, step_dir(Path(run_dir), 8).name)
     said.append(str(unwanted.value))

@@ -133,6 +133,11 @@ def open_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: 
     )
 
 
+def open_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Store]:
+    """Open the stores of all sources, by name."""
+    return {name: open_prepared(name, source, data, tokenizer) for name, source in data.sources.items()}
+
+
 def _is_prepared_otherwise(key: str, data: DataConfig) -> bool:
     notes = (cache_folder(data) / "prepared").glob("*.json")
     return any(_read_note(note).get("source_key") == key for note in notes)

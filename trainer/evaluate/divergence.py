@@ -64,7 +64,9 @@ def divergence_by_piece(
     """Return the summed KL in nats and the positions of every piece, by set. Collective: every rank gets all."""
     mine: list[tuple[str, int, list[float], list[int]]] = []
     for key, piece_Q, logits in _positions(engine, held_out, group, flash):
-        reference = references[key]
+        reference = references.get(key)
+        if reference is None:  # the base was evaluated on fewer packs
+            continue
         kl_Q = np.concatenate(
             [
                 _divergence(rows, reference, slice(first, first + len(rows)))
