@@ -245,18 +245,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     stack.callback(manual_gc.close)
     parts = Parts(session.engine, loader, group, session.flash, work, journal, stop_flag, manual_gc)
     if group.is_first:
-        digests = {name: store.digest for name, store in session.stores.items()}
-        write_provenance(
-            session.run_dir,
-            data=digests,
-            model=session.loaded.source,
-            attention=session.loaded.attention.name,
-            kernels=session.loaded.kernels,
-            device=describe_device(),
-        )
-        Console().print(mixing.table())
-        if config.kind is RunKind.continued_pretrain and not mixing.has_replay:
-            _LOG.warning(NO_REPLAY)
+        _say_what_runs(session, mixing)
     journal.started(state, world_size=group.world_size, num_steps=mixing.num_steps)
     status, is_measured = "failed", False
     try:
@@ -273,6 +262,21 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     if is_measured and group.is_first:
         show_forgetting(session.run_dir)
     return reason
+
+
+def _say_what_runs(session: Session, mixing: Mixing) -> None:
+    """Write provenance.json and print what the run will draw; rank 0."""
+    write_provenance(
+        session.run_dir,
+        data={name: store.digest for name, store in session.stores.items()},
+        model=session.loaded.source,
+        attention=session.loaded.attention.name,
+        kernels=session.loaded.kernels,
+        device=describe_device(),
+    )
+    Console().print(mixing.table())
+    if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
+        _LOG.warning(NO_REPLAY)
 
 
 def build_forgetting(session: Session) -> Forgetting | None:

@@ -8,6 +8,7 @@ import torch
 
 from trainer.data.collate import collate
 from trainer.data.loader import StepBatch
+from trainer.data.plan import Cursor
 from trainer.data.types import Pack
 from trainer.dist.group import Group
 from trainer.step import StepResult, add_by_source, labels_of, model_inputs, train_step
@@ -29,7 +30,8 @@ def batch_of(*micros):
     for micro in micros:
         for source, count in zip(micro.source_B, micro.num_targets_B, strict=True):
             by_source["ab"[source]] += count
-    return StepBatch(0, list(micros), sum(by_source.values()), by_source, 99, "digest")
+    total = sum(by_source.values())
+    return StepBatch(0, list(micros), total, by_source, by_source, 99, "digest", 0.0, Cursor())
 
 
 class CountingEngine:

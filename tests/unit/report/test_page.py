@@ -90,7 +90,7 @@ def test_names_from_files_are_text_wherever_they_stand(tmp_path):
 def test_a_run_that_was_not_measured_says_so_and_how_to_measure(tmp_path):
     run_dir = tmp_path / "quickstart"
     run_dir.mkdir()
-    real = ROOT / "benchmarks/results/quickstart_2_cpu_ranks.metrics.jsonl"
+    real = ROOT / "benchmarks/results/smollm2_135m_2_cpu_ranks.metrics.jsonl"
     (run_dir / "metrics.jsonl").write_bytes(real.read_bytes())
     text = outline(run_dir).text
     assert "Held-out loss of python_reference went from 2.805 to 2.473 nats (steps 0 to 16)" in text
