@@ -56,12 +56,13 @@ def main() -> None:
     arguments = parse()
     work = Path(tempfile.mkdtemp(prefix="palimpsest-forgetting-"))
     common = common_overrides(arguments, work)
-    generate(arguments, common)
+    if any(ARMS[arm][0] == "generated" for arm in arguments.arms):
+        generate(arguments, common)
     runs = [
         Run(shift, arm, seed)
         for seed in range(arguments.seeds)
         for shift in ("strong", "weak")
-        for arm in ARMS
+        for arm in arguments.arms
     ]
     for run in {(r.shift, ARMS[r.arm][0]): r for r in runs}.values():  # one at a time: stores are made once
         command("prepare", overrides(run, arguments, common, work), work / "prepare.log")
@@ -94,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--generated-tokens", type=int, default=400_000)
