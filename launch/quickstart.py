@@ -10,21 +10,11 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from trainer.metrics.jsonl import read
+
 PROMPT = 'In Python, the "with" statement is used to'
 NEW_TOKENS = 40
 MEASURED = "forgetting.json"
-
-
-def read_records(run_dir: Path) -> list[dict[str, float]]:
-    """Return the lines of metrics.jsonl; a last line cut off by a crash is left out."""
-    path = run_dir / "metrics.jsonl"
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
 
 
 def is_trained(run_dir: Path) -> bool:
@@ -40,7 +30,7 @@ def is_trained(run_dir: Path) -> bool:
 
 def show(run_dir: Path, base_dir: Path) -> int:
     """Print the result of the run; return 0 if the held-out loss went down and 1 if not."""
-    records = read_records(run_dir)
+    records = read(run_dir / "metrics.jsonl")
     if not (run_dir / MEASURED).is_file():
         print(f"{run_dir} holds no {MEASURED}; the training did not end.")
         return 1

@@ -245,11 +245,11 @@ def _start_ranks(command: str, config: RunConfig) -> int:
         )
     num_ranks = count_ranks(config)
     check_config(config, num_ranks)
-    ensure_inputs(config)
+    tokenizer = ensure_inputs(config)
     run_dir = Path(config.run_dir)
     path = config_path(run_dir)
     if command == "train":
-        check_draws(config)
+        check_draws(config, tokenizer)
     if command == "train" or not path.exists():
         path = freeze(config, run_dir)
         return start_local([command, "--config", str(path)], num_ranks, config.cluster.master_port)

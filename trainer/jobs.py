@@ -49,8 +49,11 @@ def prepare_data(config: RunConfig) -> None:
     prepare(config.data, build(), build, vocab_size, Console())
 
 
-def ensure_inputs(config: RunConfig) -> None:
-    """Make the model folder and the stores that ranks will look for, when they are missing."""
+def ensure_inputs(config: RunConfig) -> TokenizerLike:
+    """Make the model folder and the stores that ranks will look for, when they are missing.
+
+    Returns the tokenizer that the stores are looked up with.
+    """
     check_generated(config)
     from trainer.data.prepared import find_store
     from trainer.model.resolve import resolve_model, tokenizer_source
@@ -60,16 +63,14 @@ def ensure_inputs(config: RunConfig) -> None:
     found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
     if not all(found):
         prepare_data(config)
+    return tokenizer
 
 
-def check_draws(config: RunConfig) -> None:
+def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     """Raise before ranks start when the run would draw what the stores do not hold."""
     from trainer.data.prepared import open_all
     from trainer.mixing import Mixing
-    from trainer.model.resolve import resolve_model, tokenizer_source
 
-    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
-    tokenizer = make_tokenizer(config.model, tokenizer_source(config.model, source))
     stores = open_all(config.data, tokenizer)
     Mixing(config, stores, config.train.global_batch_tokens // config.data.seq_len)
 
@@ -80,10 +81,12 @@ def check_generated(config: RunConfig) -> None:
     Raises:
         DataError: Says which command makes the samples.
     """
+    from trainer.replay.store import SAMPLES
+
     folder = config.replay.generate.output_dir
     if folder is None:
         return
-    samples = Path(folder).expanduser() / "generated.jsonl"
+    samples = Path(folder).expanduser() / SAMPLES
     for name, source in config.data.sources.items():
         if source.path is not None and Path(source.path).expanduser() == samples and not samples.exists():
             raise DataError(

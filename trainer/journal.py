@@ -5,6 +5,7 @@ Implements the loop's Reporter.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -21,7 +22,7 @@ from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sink, Sinks, Value
 from trainer.metrics.wandb import build_wandb, new_run_id
-from trainer.mixing import Mixing, plain
+from trainer.mixing import Mixing
 from trainer.replay.controller import Decision
 from trainer.step import StepResult
 
@@ -83,9 +84,8 @@ class Journal:
         for source, count in state.targets_by_source.items():
             record[f"targets_seen/{source}"] = count
         if self._mixing.has_replay:
-            replayed = sum(state.targets_by_source.get(name, 0) for name in self._mixing.replay_names)
             record["replay_ratio"] = state.replay_ratio
-            record["replay_share"] = replayed / max(sum(state.targets_by_source.values()), 1)
+            record["replay_share"] = self._mixing.share_reached(state)
         self._sinks.write(state.step, record)
 
     def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
@@ -123,7 +123,7 @@ class Journal:
             decision.previous,
             decision.ratio,
         )
-        self._event("steered", state, **plain(decision))
+        self._event("steered", state, **dataclasses.asdict(decision))
 
     def saved(self, state: TrainState, seconds: float) -> None:
         """Record a checkpoint and everything consumed up to it."""

@@ -6,7 +6,7 @@ Joins the data room's plan with the replay room's ratio, which do not know each 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -46,7 +46,7 @@ class Mixing:
         sources = config.data.sources
         weights = {role: [s.weight for s in sources.values() if s.role is role] for role in Role}
         self.ratio = starting_ratio(config.replay, weights[Role.target], weights[Role.replay])
-        self._changes: list[tuple[int, float]] = []
+        self._changes: list[list[float]] = []
         pools = [*_pools(sources, stores, Role.target), *_pools(sources, stores, Role.replay)]
         self.plan = DataPlan(
             pools, packs_per_step, config.data.seq_len, self.ratio_of_step, config.seed, config.data.shuffle
@@ -61,10 +61,11 @@ class Mixing:
             config.train.max_tokens,
             self.mean_ratio if config.replay.additive else 0.0,
         )
-        self.replay_names = frozenset(name for name, s in sources.items() if s.role is Role.replay)
+        self._replay_names = [name for name, s in sources.items() if s.role is Role.replay]
         self.watch = _watched(config)
         self._sources = sources
         self._names = list(sources)
+        self._num_targets = [max(pool.num_targets, 1) for pool in self.plan.pools]
         self._refuse_repetition()
 
     @property
@@ -79,7 +80,7 @@ class Mixing:
 
     def restore(self, state: TrainState) -> None:
         """Go on where a checkpoint stands."""
-        self._changes = [(int(first), ratio) for first, ratio in state.ratio_changes]
+        self._changes = state.ratio_changes
         if state.plan:
             self.plan.go_to(Cursor(**state.plan))
 
@@ -93,7 +94,7 @@ class Mixing:
         previous = self.ratio_of_step(state.step)
         decision = decide(self._replay, previous, state.last_losses, state.base_losses, self.watch)
         state.ratio_changes.append([state.step + 1, decision.ratio])
-        self._changes.append((state.step + 1, decision.ratio))
+        self._changes = state.ratio_changes
         return decision
 
     def passes(self, ratio: float) -> list[Passes]:
@@ -103,15 +104,13 @@ class Mixing:
         part = {False: 1.0 - (ratio if self.has_replay else 0.0), True: ratio}
         shares = [part[pool.is_replay] * pool.weight / total[pool.is_replay] for pool in pools]
         packs = self.num_steps * self.plan.packs_per_step
+        sizes = self._num_targets
         per_target = sum(
-            share * pool.num_packs / max(pool.num_targets, 1)
-            for share, pool in zip(shares, pools, strict=True)
+            share * pool.num_packs / size for share, pool, size in zip(shares, pools, sizes, strict=True)
         )
         return [
-            Passes(
-                pool, share, share * packs / per_target, share * packs / per_target / max(pool.num_targets, 1)
-            )
-            for share, pool in zip(shares, pools, strict=True)
+            Passes(pool, share, share * packs / per_target, share * packs / per_target / size)
+            for share, pool, size in zip(shares, pools, sizes, strict=True)
         ]
 
     def table(self) -> Table:
@@ -135,16 +134,20 @@ class Mixing:
                 epochs[self._names[source]] = round(drawn / pool.num_packs, 4)
         return {"replay_ratio": state.replay_ratio, "epochs_by_source": epochs}
 
+    def share_reached(self, state: TrainState) -> float:
+        """Return the share of replay in all supervised tokens so far."""
+        replayed = sum(state.targets_by_source.get(name, 0) for name in self._replay_names)
+        return replayed / max(sum(state.targets_by_source.values()), 1)
+
     def replay_facts(self, state: TrainState) -> dict[str, Any] | None:
         """Return what the forgetting report says of replay; None without it."""
         if not self.has_replay:
             return None
         trained = [name for name, source in self._sources.items() if source.role is not Role.probe]
-        replayed = sum(state.targets_by_source.get(name, 0) for name in self.replay_names)
         epochs = self.facts(state)["epochs_by_source"]
         return {
             "ratio_asked": self.mean_ratio,
-            "ratio_reached": replayed / max(sum(state.targets_by_source.values()), 1),
+            "ratio_reached": self.share_reached(state),
             "schedule": self._replay.schedule.value,
             "controller": self._replay.controller.value,
             "sources": [
@@ -197,8 +200,3 @@ def _watched(config: RunConfig) -> list[str]:
         return list(config.replay.watch)
     by_role = {role: [n for n, s in config.data.sources.items() if s.role is role] for role in Role}
     return by_role[Role.probe] or by_role[Role.replay]
-
-
-def plain(decision: Decision) -> dict[str, float]:
-    """Return a decision as the ledger keeps it."""
-    return asdict(decision)

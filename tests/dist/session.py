@@ -54,6 +54,13 @@ def loader_of(session: Any, rank: int | None = None, world_size: int | None = No
     )
 
 
+def held_out_losses(*arguments: Any, **options: Any) -> dict[str, float]:
+    """Return the mean held-out loss of every source. Collective: every rank."""
+    from trainer.evaluate.held_out import held_out_pieces
+
+    return {name: found.mean for name, found in held_out_pieces(*arguments, **options).items()}
+
+
 def take_steps(session: Any, num_steps: int, total: int = 8) -> list[dict[str, float]]:
     """Train optimizer steps and return loss and gradient norm of each."""
     from trainer.optim.schedule import lr_factor

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist.session import config_of, loader_of, session_of
+from tests.dist.session import held_out_losses, config_of, loader_of, session_of
 from trainer.errors import SelfCheckError
 
 FP32 = 1e-6
@@ -106,8 +106,6 @@ def test_the_isolation_probe_passes_and_notices_a_plain_causal_mask(pool, worksp
 
 def held_out(group: Any, workspace: str, run_dir: str, micro_batch_sizes: list[int]) -> Any:
     """Return (losses, batches run, packs held out) for each micro-batch size."""
-    from trainer.evaluate.held_out import held_out_losses
-
     found = []
     for size in micro_batch_sizes:
         overrides = ["zero.stage=3", f"evaluate.micro_batch_size={size}"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist.session import loader_of, session_of
+from tests.dist.session import held_out_losses, loader_of, session_of
 from tests.dist.test_replay import config_for, lines, make_data
 from trainer.checkpoint.layout import step_dir
 from trainer.errors import CheckpointError, ConfigError, DataError
@@ -179,7 +179,6 @@ def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs
 def recover(group: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
     """Return what the probe says, and held-out losses before and after it."""
     from trainer.checkpoint.state import TrainState
-    from trainer.evaluate.held_out import held_out_losses
     from trainer.loop import Parts
     from trainer.mixing import Mixing
     from trainer.recovery import probe_recovery

@@ -122,18 +122,6 @@ def _by_piece(
     return found
 
 
-def held_out_losses(
-    engine: Evaluable,
-    held_out: HeldOut,
-    group: Group,
-    flash: bool,
-    on_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Return the mean held-out loss of every source in nats. Collective: every rank."""
-    pieces = held_out_pieces(engine, held_out, group, flash, on_batch)
-    return {name: losses.mean for name, losses in pieces.items()}
-
-
 def read_batch(held_out: HeldOut, refs: Sequence[PackRef]) -> MicroBatch:
     """Read a batch; fillers become the first pack there is with every label ignored."""
     first = next(i for i, store in enumerate(held_out.stores) if store.num_packs)
