@@ -23,9 +23,11 @@ section 1 "Environment"
 ensure_venv "$root"
 export PATH=$root/.venv/bin:$PATH
 python -c 'import sys, trainer; print(f"palimpsest {trainer.__version__}, Python {sys.version.split()[0]}")'
-# Two ranks, on two GPUs or on the CPU; one on a machine with one GPU. Nothing is looked up on a hub.
+# Two ranks, on two GPUs or on the CPU; one on a machine with one GPU, where ZeRO-3 would have nothing to
+# shard and only cost time. Nothing is looked up on a hub.
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 ranks=$((gpus == 1 ? 1 : 2))
+stage=$((gpus == 1 ? 1 : 3))
 if ((gpus == 0)); then
     export DS_ACCELERATOR=cpu
 fi
@@ -46,7 +48,7 @@ if [[ ! -f $corpus ]]; then
 fi
 echo "$corpus"
 
-overrides=(experiment=quickstart "run_dir=$run_dir" "cluster.ranks_per_node=$ranks" "data.sources.python_reference.path=$corpus" "$@")
+overrides=(experiment=quickstart "run_dir=$run_dir" "cluster.ranks_per_node=$ranks" "zero=zero$stage" "data.sources.python_reference.path=$corpus" "$@")
 
 section 4 "palimpsest replay generate ${overrides[*]}"
 palimpsest replay generate "${overrides[@]}"

@@ -236,7 +236,8 @@ def _run_rank(command: str, config: RunConfig) -> int:
 
 def _start_ranks(command: str, config: RunConfig) -> int:
     """Prepare what is missing, freeze the configuration, and start the deepspeed launcher."""
-    from trainer.jobs import check_draws, count_ranks, ensure_inputs, start_local
+    from trainer.jobs import check_draws, count_ranks, ensure_inputs
+    from trainer.runtime.local import start_local
 
     if config.cluster.num_nodes > 1:
         raise ConfigError(
@@ -261,7 +262,8 @@ def _start_ranks(command: str, config: RunConfig) -> int:
 def _start_generation(config: RunConfig) -> int:
     """Show the store that is there, or start the ranks that sample it; they read a frozen configuration."""
     from trainer.generation import CHECKED_KEYS, show_finished
-    from trainer.jobs import count_ranks, start_local
+    from trainer.jobs import count_ranks
+    from trainer.runtime.local import start_local
 
     if config.cluster.num_nodes > 1:
         raise ConfigError(

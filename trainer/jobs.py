@@ -1,17 +1,10 @@
-"""What the commands do outside a process group: prepare, export, and starting local ranks."""
+"""What the commands do outside a process group: prepare, what must be there before ranks start, and export."""
 
 from __future__ import annotations
 
 import functools
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from types import FrameType
 
-import psutil  # type: ignore[import-untyped, unused-ignore]
 from rich.console import Console
 
 from trainer.config.check import check_config
@@ -102,66 +95,6 @@ def count_ranks(config: RunConfig) -> int:
     import torch
 
     return max(torch.cuda.device_count(), 1)
-
-
-def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
-    """Start ranks of this machine through the deepspeed launcher and return its exit code."""
-    environment = dict(os.environ)
-    if environment.get("DS_ACCELERATOR") == "cpu":
-        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1)))
-    command = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "--num_gpus",
-        str(num_ranks),
-        "--master_port",
-        str(master_port or free_port()),
-        "--no_local_rank",
-        "--log_level",
-        "warning",
-        "--module",
-        "trainer",
-        *arguments,
-    ]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        ranks = rank_processes(process.pid)
-        for rank in ranks:
-            rank.send_signal(number)
-        if not ranks:
-            os.killpg(process.pid, number)
-
-    previous = {
-        s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-    }
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
-
-
-def rank_processes(launcher_pid: int) -> list[psutil.Process]:
-    """Return the rank processes below a launcher.
-
-    Signals go to them directly: DeepSpeed's launcher kills its ranks on SIGTERM instead of passing it on,
-    and its runner dies and leaves them behind.
-    """
-    try:
-        children = psutil.Process(launcher_pid).children(recursive=True)
-        return [child for child in children if child.environ().get("LOCAL_RANK") is not None]
-    except psutil.Error:
-        return []
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def export_model(config: RunConfig) -> int:

@@ -1,11 +1,12 @@
 """The small honest experiment: what a model forgets when it is continued on new text, with and without replay.
 
-    python benchmarks/forgetting/run.py --strong GERMAN.txt --weak DOCS.txt --general TEXT.txt \
-        --probe wikitext=W.txt --probe maths=M.txt --out results.json
+    python benchmarks/forgetting/run.py --strong strong.jsonl --weak weak.jsonl --general general.jsonl \
+        --probe wikipedia=W.jsonl --probe maths=M.jsonl --work DIR --out results.json
 
 Every arm is a real run of `python -m trainer` with the same total tokens: replay 0, 1, 5 and 25 % of general text, and
 25 % of what the base says itself, on a strong and on a weak shift, for several seeds. Probes are never replayed.
-Text files hold documents apart by blank lines. Runs share one GPU; --jobs says how many at once.
+corpora.py makes the files: a JSON object with `text` a line. Runs share one GPU; --jobs says how many at once. Started
+again with the same --work, it keeps the runs that ended.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from run import environment  # noqa: E402
+
+from trainer.runtime.local import free_port  # noqa: E402
 
 ARMS: dict[str, tuple[str | None, float]] = {
     "none": (None, 0.0),
@@ -54,7 +57,8 @@ class Run:
 def main() -> None:
     """Run every arm and write the JSON."""
     arguments = parse()
-    work = Path(tempfile.mkdtemp(prefix="palimpsest-forgetting-"))
+    work: Path = arguments.work or Path(tempfile.mkdtemp(prefix="palimpsest-forgetting-"))
+    work.mkdir(parents=True, exist_ok=True)
     common = common_overrides(arguments, work)
     if any(ARMS[arm][0] == "generated" for arm in arguments.arms):
         generate(arguments, common)
@@ -91,7 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--general", type=Path, required=True)
     parser.add_argument("--probe", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--model", default="smollm2_135m")
-    parser.add_argument("--tokens", type=int, default=5_000_000, help="of a run, all arms alike")
+    parser.add_argument("--tokens", type=int, default=1_500_000, help="of a run, all arms alike")
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=2e-4)
@@ -100,6 +104,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--generated-tokens", type=int, default=400_000)
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "forgetting.json")
+    parser.add_argument(
+        "--work", type=Path, help="run directories and stores; default a new temporary folder"
+    )
     parser.add_argument("--set", nargs="*", default=[], help="overrides for every run")
     arguments = parser.parse_args()
     arguments.gpus, arguments.shape = 1, Path(arguments.model)
@@ -112,7 +119,7 @@ def common_overrides(arguments: argparse.Namespace, work: Path) -> list[str]:
     for word in arguments.probe:
         name, _, file = word.partition("=")
         key = f"data.sources.{name}"
-        probes += [f"{key}.path={Path(file).resolve()}", f"{key}.role=probe", *documents(key)]
+        probes += [f"{key}.path={Path(file).resolve()}", f"{key}.role=probe"]
     return [
         f"model={arguments.model}",
         "recipe=continued_pretrain",
@@ -141,18 +148,12 @@ def common_overrides(arguments: argparse.Namespace, work: Path) -> list[str]:
     ]
 
 
-def documents(key: str) -> list[str]:
-    """Return the options of a text file whose documents are apart by blank lines; headings are dropped."""
-    return [f"{key}.txt_documents=paragraph", f"{key}.clean.min_chars=200", f"{key}.clean.deduplicate=true"]
-
-
 def overrides(run: Run, arguments: argparse.Namespace, common: list[str], work: Path) -> list[str]:
     """Return the words of one run."""
     file = {"strong": arguments.strong, "weak": arguments.weak}[run.shift]
     words = [
         *common,
         f"data.sources.{run.shift}.path={file.resolve()}",
-        *documents(f"data.sources.{run.shift}"),
         f"seed={run.seed}",
         f"name={run.name}",
         f"run_dir={work / run.name}",
@@ -162,8 +163,13 @@ def overrides(run: Run, arguments: argparse.Namespace, common: list[str], work: 
         return words
     key = f"data.sources.{source}"
     path = arguments.general.resolve() if source == "general" else work / "generated" / "generated.jsonl"
-    options = documents(key) if source == "general" else []
-    return [*words, f"{key}.path={path}", f"{key}.role=replay", *options, f"replay.ratio={ratio}"]
+    return [
+        *words,
+        f"{key}.path={path}",
+        f"{key}.role=replay",
+        f"{key}.max_epochs=4",
+        f"replay.ratio={ratio}",
+    ]
 
 
 def generate(arguments: argparse.Namespace, common: list[str]) -> None:
@@ -173,11 +179,15 @@ def generate(arguments: argparse.Namespace, common: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "trainer", "replay", "generate", *words, *source], check=True)
 
 
-def command(name: str, words: list[str], log: Path, launcher: tuple[str, ...] = ()) -> None:
-    """Run a command of the trainer and stop with the end of its log if it fails."""
+def command(name: str, words: list[str], log: Path, as_rank: bool = False) -> None:
+    """Run a command of the trainer, or one rank of it, and stop with the end of its log if it fails."""
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(free_port())}
     with log.open("a", encoding="utf-8") as stream:
         done = subprocess.run(
-            [sys.executable, *launcher, "-m", "trainer", name, *words], stdout=stream, stderr=stream
+            [sys.executable, "-m", "trainer", name, *words],
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | (rank if as_rank else {}),
         )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
@@ -187,10 +197,11 @@ def train(run: Run, arguments: argparse.Namespace, common: list[str], work: Path
     """Train one arm and return what it forgot."""
     started = time.time()
     words = overrides(run, arguments, common, work)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
-    command("train", words, work / f"{run.name}.log", launcher)
-    record = json.loads((work / run.name / "forgetting.json").read_text(encoding="utf-8"))
-    print(f"{run.name}: {time.time() - started:.0f} s", flush=True)
+    measured = work / run.name / "forgetting.json"
+    if not measured.is_file():
+        command("train", words, work / f"{run.name}.log", as_rank=True)
+        print(f"{run.name}: {time.time() - started:.0f} s", flush=True)
+    record = json.loads(measured.read_text(encoding="utf-8"))
     kept = {key: record[key] for key in ("sets", "kl", "replay")}
     return {"shift": run.shift, "arm": run.arm, "seed": run.seed, **kept}
 

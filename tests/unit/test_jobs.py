@@ -1,6 +1,5 @@
-"""What the commands do outside a process group: finding checkpoints, ports, inputs."""
+"""What the commands do outside a process group: finding checkpoints, counting ranks, inputs."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,7 @@ from trainer.jobs import (
     count_ranks,
     ensure_inputs,
     find_checkpoint,
-    free_port,
     make_tokenizer,
-    rank_processes,
 )
 
 ALONE = Group(0, 0, 1, torch.device("cpu"))
@@ -85,21 +82,11 @@ def test_a_run_directory_without_a_valid_checkpoint_is_named(tmp_path, which):
         (folder / MANIFEST).write_text("{")
 
 
-def test_a_free_port_can_be_listened_on_at_once():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", free_port()))
-        listener.listen()
-
-
 def test_ranks_are_as_asked_else_one_a_gpu_else_one(tmp_path):
     config = tiny_config(tmp_path)
     assert count_ranks(config) == max(torch.cuda.device_count(), 1)
     config.cluster.ranks_per_node = 3
     assert count_ranks(config) == 3
-
-
-def test_a_launcher_that_has_ended_has_no_ranks():
-    assert rank_processes(2**22 + 1) == []
 
 
 def test_inputs_are_made_when_missing_and_left_alone_when_there(tmp_path, capsys):

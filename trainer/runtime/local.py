@@ -1,0 +1,73 @@
+"""Starting the ranks of this machine and passing signals on to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from types import FrameType
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
+
+def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
+    """Start ranks of this machine, several through the deepspeed launcher; return the exit code.
+
+    One rank needs no launcher, whose two processes load torch and DeepSpeed before the rank begins to.
+    """
+    environment = dict(os.environ)
+    if environment.get("DS_ACCELERATOR") == "cpu":
+        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1)))
+    port = str(master_port or free_port())
+    if num_ranks == 1:
+        command = [sys.executable, "-m", "trainer", *arguments]
+        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": port}
+    else:
+        command = [
+            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks)),
+            *("--master_port", port, "--no_local_rank", "--log_level", "warning"),
+            *("--module", "trainer", *arguments),
+        ]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        ranks = rank_processes(process.pid)
+        for rank in ranks:
+            rank.send_signal(number)
+        if not ranks:
+            os.killpg(process.pid, number)
+
+    previous = {
+        s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+def rank_processes(started_pid: int) -> list[psutil.Process]:
+    """Return the rank processes below a launcher, or the one rank that was started itself.
+
+    Signals go to them directly: DeepSpeed's launcher kills its ranks on SIGTERM instead of passing it on,
+    and its runner dies and leaves them behind.
+    """
+    try:
+        started = psutil.Process(started_pid)
+        if started.environ().get("LOCAL_RANK") is not None:
+            return [started]
+        children = started.children(recursive=True)
+        return [child for child in children if child.environ().get("LOCAL_RANK") is not None]
+    except psutil.Error:
+        return []
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
