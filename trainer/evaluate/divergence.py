@@ -100,7 +100,7 @@ def _positions(
     """Yield ((set, pack), piece of each supervised position, its logits) of this rank's packs."""
     with engine.evaluating():
         for refs in held_out.batches(group.rank, group.world_size):
-            micro = read_batch(held_out, refs)
+            micro = read_batch(held_out.stores, refs, held_out.pad_id)
             logits = engine.forward(**model_inputs(micro, group.device, flash))
             logits_NV = logits.reshape(-1, logits.shape[-1])
             yield from _by_pack(logits_NV, micro, refs, held_out)

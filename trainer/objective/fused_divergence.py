@@ -89,7 +89,7 @@ def _divergence_step_kernel(  # type: ignore[no-untyped-def]
 def fused_divergence_step(
     logits: Tensor, labels: Tensor, base: TopTokens, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (nll [n] float32, KL [R] float32, gradient [n, V] of nll + beta KL, which overwrites the logits)."""
+    """Return (nll [n] float32, gradient [n, V] of nll + beta KL, KL [R] float32); the logits are overwritten."""
     num_rows, vocab_size = logits.shape
     num_base, num_top = base.ids_RK.shape
     nll = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
@@ -115,4 +115,4 @@ def fused_divergence_step(
         num_warps=num_warps(block),
     )
     nll, grad = fused_softmax_step(logits, labels.index_fill(0, base.rows_R, SKIP), needs_grad, nll)
-    return nll, kl, grad
+    return nll, grad, kl

@@ -35,7 +35,7 @@ def _softmax_step_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * stride
     label = tl.load(labels_ptr + row)
-    if skips:
+    if skips:  # noqa: SIM102  `and` of a constexpr and a value is not short-circuited by triton
         if label == -2:  # SKIP
             return
     if label < 0:

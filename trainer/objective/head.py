@@ -198,8 +198,7 @@ def _softmax_step(
         if base is not None:
             from trainer.objective.fused_divergence import fused_divergence_step
 
-            nll, kl, grad = fused_divergence_step(logits, labels, base, needs_grad)
-            return nll, grad, kl
+            return fused_divergence_step(logits, labels, base, needs_grad)
         from trainer.objective.fused_softmax import fused_softmax_step
 
         return *fused_softmax_step(logits, labels, needs_grad), None
@@ -207,7 +206,8 @@ def _softmax_step(
     targets = torch.where(supervised, labels, 0).unsqueeze(1)
     log_probs = torch.log_softmax(logits, dim=-1, dtype=_working(logits))
     nll = torch.where(supervised, -log_probs.gather(1, targets).squeeze(1), 0.0)
-    kl = kl_grad = None
+    kl: Tensor | None = None
+    kl_grad: Tensor | None = None
     if base is not None:
         kl, kl_grad = divergence_step(logits[base.rows_R].to(log_probs.dtype), base, needs_grad)
     if not needs_grad:

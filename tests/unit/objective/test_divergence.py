@@ -1,5 +1,6 @@
 """The KL to the base inside the loss head: its value, its gradient, and what it leaves alone."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def test_it_is_a_lower_bound_that_is_met_when_all_tokens_are_kept():
         divergence_step(logits, top_tokens(base_logits, list(range(9)), k, 1.0), False)[0]
         for k in (1, 5, 20, V)
     ]
-    assert all((less <= more + 1e-12).all() for less, more in zip(bounds, bounds[1:], strict=False))
+    assert all((less <= more + 1e-12).all() for less, more in itertools.pairwise(bounds))
     torch.testing.assert_close(bounds[-1], whole, rtol=0, atol=1e-7)  # LEAST_MASS on both sides
     assert (bounds[0] < whole).all()
 
@@ -214,7 +215,7 @@ for V, K, dtype in ((50, 8, f32), (300, 64, f32), (20000, 64, f32), (300, 64, bf
     labels[3] = base.ids_RK[1, 2]
     for needs_grad in (False, True):
         wanted, grad, kl = _softmax_step(logits.clone(), labels, base, needs_grad)
-        nll, fused_kl, fused = fused_divergence_step(logits.clone(), labels, base, needs_grad)
+        nll, fused, fused_kl = fused_divergence_step(logits.clone(), labels, base, needs_grad)
         torch.testing.assert_close(nll, wanted, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(fused_kl, kl, rtol=1e-5, atol=1e-6)
     close = (2**-7, 2**-8) if dtype is bf16 else (1e-5, 1e-6)
