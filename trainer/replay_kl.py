@@ -111,7 +111,7 @@ def check_room(folder: Path, num_rows: int, num_top: int) -> None:
     """Say how large a reference will be, and raise when the disk has no room for it."""
     need_bytes = num_rows * num_top * BYTES_PER_TOKEN
     _LOG.info(
-        "Asking the base model for its top %d next tokens at %d supervised replay tokens: %.3f GiB in %s.",
+        "Asking the base model for its top %d next tokens at %d supervised replay tokens: %.3g GiB in %s.",
         num_top,
         num_rows,
         need_bytes / 2**30,
