@@ -155,7 +155,7 @@ class BaseReference:
             if part < 0 or count != len(at):
                 raise DataError(
                     f"{self._folder} must hold the base model's log-probabilities at {len(at)} positions of pack "
-                    f"{ref.pack} of replay source {place}, but holds {count} instead. Delete that folder."
+                    f"{ref.pack} of replay source {place}, but holds {max(count, 0)} instead. Delete that folder."
                 )
             rows.append(at + row * seq_len)
             ids.append(self._parts[part][0][first : first + count])
