@@ -5,10 +5,12 @@ Shapes: Q supervised positions of a pack, K tokens of a position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trainer.data.order import PackRef
 from trainer.data.reference import ReferenceWriter
@@ -42,14 +44,9 @@ def write_reference(
     Raises:
         DataError: A rank could not write its part.
     """
-    refs = [PackRef(source, int(pack), 0) for source in packs for pack in packs[source]]
+    refs = [PackRef(source, pack, 0) for source in packs for pack in packs[source]]
     places = {source: place for place, source in enumerate(packs)}
-    error: OSError | None = None
-    writer: ReferenceWriter | None = None
-    try:
-        writer = ReferenceWriter(folder, group.rank)
-    except OSError as problem:
-        error = problem
+    part = _Part(folder, group.rank)
     with engine.evaluating():
         for number, batch in enumerate(spread(refs, group.rank, group.world_size, micro_batch_size)):
             micro = read_batch(stores, batch, pad_id)
@@ -58,27 +55,43 @@ def write_reference(
                 num_top=num_top,
                 **model_inputs(micro, group.device, flash),
             )
-            parts = zip(
-                batch,
-                torch.split(ids_QK.cpu(), micro.num_targets_B),
-                torch.split(log_probs_QK.cpu(), micro.num_targets_B),
-                strict=True,
-            )
-            try:
-                for ref, ids, log_probs in parts:
-                    if writer is not None and error is None and ref.source in places:
-                        writer.add(places[ref.source], ref.pack, ids.numpy(), log_probs.numpy())
-            except OSError as problem:
-                error = problem
+            by_pack = (torch.split(answer.cpu(), micro.num_targets_B) for answer in (ids_QK, log_probs_QK))
+            for ref, ids, log_probs in zip(batch, *by_pack, strict=True):
+                if ref.source in places:  # and no filler
+                    part.add(places[ref.source], ref.pack, ids, log_probs)
             on_batch(min((number + 1) * micro_batch_size * group.world_size, len(refs)))
-    try:
-        if writer is not None:
-            writer.close()
-    except OSError as problem:
-        error = error or problem
-    problems = [problem for problem in group.gather(error and f"rank {group.rank}: {error}") if problem]
+    part.close()
+    problems = [problem for problem in group.gather(part.problem) if problem]
     if problems:
         raise DataError(
             "`data.cache_dir` must be a folder with room that all ranks can write, but is not: "
             f"{problems[0]}. Set data.cache_dir to another one."
         )
+
+
+class _Part:
+    """A rank's part of the reference, which keeps the first error for the end."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._rank = rank
+        self.problem = ""
+        self._writer: ReferenceWriter | None = None
+        with self._kept():
+            self._writer = ReferenceWriter(folder, rank)
+
+    def add(self, source: int, pack: int, ids_QK: Tensor, log_probs_QK: Tensor) -> None:
+        if self._writer is not None and not self.problem:
+            with self._kept():
+                self._writer.add(source, pack, ids_QK.numpy(), log_probs_QK.numpy())
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with self._kept():
+                self._writer.close()
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.problem = self.problem or f"rank {self._rank}: {error}"
