@@ -213,8 +213,9 @@ def bytes_of(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
+@pytest.mark.parametrize(("stage", "dtype"), [(2, "fp32"), (3, "bf16")])
 def test_a_resumed_run_is_bitwise_the_same_and_a_lost_reference_is_made_from_the_base_again(
-    pool, workspace, data, tmp_path
+    pool, workspace, data, stage, dtype, tmp_path
 ):
     """Other losses with the reference there: its rows are not those of the packs. Only without it: the tuned
     weights of the checkpoint were taken for the base.
@@ -222,7 +223,7 @@ def test_a_resumed_run_is_bitwise_the_same_and_a_lost_reference_is_made_from_the
     for path in references(data):
         shutil.rmtree(path)
     whole, kept, lost = (tmp_path / name for name in ("whole", "kept", "lost"))
-    arguments = {"workspace": workspace, "data": data, "overrides": ["zero.stage=2"]}
+    arguments = {"workspace": workspace, "data": data, "overrides": [f"zero.stage={stage}", f"zero.dtype={dtype}"]}
     pool(2).run(train, run_dir=str(whole), copy_from=None, **arguments)
     (reference,) = references(data)
     before = bytes_of(reference)

@@ -64,7 +64,10 @@ class TrainLoader:
         self._ahead: tuple[int, Future[StepBatch]] | None = None
 
     def take(self, step: int) -> StepBatch:
-        """Return the batch of a step and start reading the next one."""
+        """Return the batch of a step and start reading the next one.
+
+        After the last step one more is read and never taken; that its replay is unknown to the base is no matter.
+        """
         ahead, self._ahead = self._ahead, None
         batch = ahead[1].result() if ahead and ahead[0] == step else self.read(step)
         self._ahead = (step + 1, self._pool.submit(self.read, step + 1))
