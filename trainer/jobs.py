@@ -65,7 +65,9 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     from trainer.mixing import Mixing
 
     stores = open_all(config.data, tokenizer)
-    Mixing(config, stores, config.train.global_batch_tokens // config.data.seq_len)
+    mixing = Mixing(config, stores, config.train.global_batch_tokens // config.data.seq_len)
+    if config.replay.kl.beta:
+        mixing.replay_to_draw()
 
 
 def check_generated(config: RunConfig) -> None:

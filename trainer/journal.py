@@ -70,6 +70,7 @@ class Journal:
         )
         for source, loss_sum in result.loss_sums.items():
             self._meter.add_loss(source, loss_sum, result.num_targets[source])
+        self._meter.add_kl(result.kl_sum, result.kl_cost, result.num_kl_tokens)
         if not is_logged:
             return
         record: dict[str, Value] = dict(
@@ -101,18 +102,19 @@ class Journal:
 
     def skipped(self, state: TrainState, result: StepResult) -> None:
         """Say that a step was not applied or not finite; it never passes silently."""
-        why = "loss" if not math.isfinite(result.loss) else "gradients"
+        loss = result.total_loss
+        why = "loss" if not math.isfinite(loss) else "gradients"
         _LOG.warning(
             "Step %d: non-finite %s (loss %s, gradient norm %s); %s. Skipped so far: %d, in a row: %d.",
             state.step,
             why,
-            result.loss,
+            loss,
             result.grad_norm,
             "applied all the same" if result.is_applied else "not applied",
             state.skipped_steps,
             state.bad_steps_in_a_row,
         )
-        self._event("skipped", state, loss=str(result.loss), grad_norm=str(result.grad_norm))
+        self._event("skipped", state, loss=str(loss), grad_norm=str(result.grad_norm))
 
     def steered(self, state: TrainState, decision: Decision) -> None:
         """Record what the replay controller saw and chose."""

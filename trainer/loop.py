@@ -18,7 +18,7 @@ from trainer.engine.build import Engine
 from trainer.replay.controller import Decision
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.signals import StopFlag
-from trainer.step import StepResult, train_step
+from trainer.step import BaseModel, StepResult, train_step
 
 
 class StopReason(Enum):
@@ -116,6 +116,8 @@ class Parts:
     report: Reporter
     stop_flag: StopFlag
     gc: ManualGc
+    base_model: BaseModel | None = None
+    """With replay.kl."""
 
 
 def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
@@ -128,8 +130,9 @@ def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
         data_wait_s = time.perf_counter() - started
         lr = parts.work.lr(state.step)
         parts.engine.set_lr(lr)
+        stop = parts.stop_flag.requested
         result = train_step(
-            parts.engine, batch, parts.loader.names, parts.group, parts.flash, parts.stop_flag.requested
+            parts.engine, batch, parts.loader.names, parts.group, parts.flash, stop, parts.base_model
         )
         advance(state, result, batch)
         if not result.is_sound:

@@ -15,8 +15,9 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role, SourceConfig
 from trainer.config.replay import RatioController
 from trainer.config.schema import RunConfig
-from trainer.data.plan import Cursor, DataPlan, Pool, num_steps
+from trainer.data.plan import Cursor, DataPlan, Pool, RatioOfStep, num_steps
 from trainer.data.store import Store
+from trainer.data.types import Int64s
 from trainer.errors import DataError
 from trainer.replay.controller import Decision, decide
 from trainer.replay.schedule import mean_ratio, ratio_at, starting_ratio
@@ -48,9 +49,13 @@ class Mixing:
         self.ratio = starting_ratio(config.replay, weights[Role.target], weights[Role.replay])
         self._changes: list[list[float]] = []
         pools = [*_pools(sources, stores, Role.target), *_pools(sources, stores, Role.replay)]
-        self.plan = DataPlan(
-            pools, packs_per_step, config.data.seq_len, self.ratio_of_step, config.seed, config.data.shuffle
-        )
+
+        def plan_with(ratio_of_step: RatioOfStep) -> DataPlan:
+            data = config.data
+            return DataPlan(pools, packs_per_step, data.seq_len, ratio_of_step, config.seed, data.shuffle)
+
+        self._plan_with = plan_with
+        self.plan = plan_with(self.ratio_of_step)
         self.mean_ratio = mean_ratio(config.replay, self.ratio) if self.has_replay else 0.0
         self.num_steps = num_steps(
             sum(pool.num_packs for pool in self.plan.pools if not pool.is_replay),
@@ -96,6 +101,29 @@ class Mixing:
         state.ratio_changes.append([state.step + 1, decision.ratio])
         self._changes = state.ratio_changes
         return decision
+
+    def replay_to_draw(self) -> dict[int, Int64s]:
+        """Return the replay packs that the run can draw, by number of the source, whatever its controller decides.
+
+        Those of the highest ratio: each role's packs come in an order of their own, so where two plans have
+        drawn the same, the one with the higher ratio asks for replay whenever the other does; it is never behind.
+
+        Raises:
+            DataError: There are none.
+        """
+        holds = self._replay.controller is RatioController.hold
+        floor = self._replay.max_ratio if holds else 0.0
+        plan = self._plan_with(
+            lambda step: max(floor, ratio_at(self._replay, self.ratio, step / self.num_steps))
+        )
+        plan.skip_to(self.num_steps)
+        drawn = {source: packs for source, packs in plan.replay_drawn().items() if len(packs)}
+        if not drawn:
+            raise DataError(
+                f"`replay.kl.beta` must be 0 for a run that draws no replay, but is {self._replay.kl.beta:g} instead. "
+                "Raise replay.ratio or set replay.kl.beta=0."
+            )
+        return drawn
 
     def passes(self, ratio: float) -> list[Passes]:
         """Foresee how often each pool is passed over at a mean replay ratio."""

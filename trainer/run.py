@@ -18,6 +18,7 @@ from trainer.config.snapshot import write_atomic, write_provenance
 from trainer.data.loader import TrainLoader
 from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import digest_of, open_all
+from trainer.data.reference import BaseReference
 from trainer.data.store import Store
 from trainer.dist.env import rank_env
 from trainer.dist.group import Group, close_group, open_group
@@ -48,10 +49,12 @@ from trainer.objective.head import install_loss_head
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import decay_groups
 from trainer.recovery import probe_recovery
+from trainer.replay_kl import open_reference
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.lock import run_lock
 from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
 from trainer.runtime.signals import StopFlag
+from trainer.step import CachedBase
 
 _LOG = logging.getLogger(__name__)
 
@@ -220,6 +223,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
     work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
     work.prepare(session.held_out(), session.stores, session.loaded.num_parameters, build_forgetting(session))
+    reference = _base_on_replay(session, mixing)  # before a checkpoint takes the place of the base's weights
     state = work.resume()
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
@@ -239,11 +243,15 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         group.world_size,
         config.train.micro_batch_size,
         session.pad_id,
+        reference,
     )
     stack.callback(loader.close)
     manual_gc = ManualGc(every_steps=50)
     stack.callback(manual_gc.close)
-    parts = Parts(session.engine, loader, group, session.flash, work, journal, stop_flag, manual_gc)
+    base_model = None if reference is None else CachedBase(config.replay.kl.beta)
+    parts = Parts(
+        session.engine, loader, group, session.flash, work, journal, stop_flag, manual_gc, base_model
+    )
     if group.is_first:
         _say_what_runs(session, mixing)
     journal.started(state, world_size=group.world_size, num_steps=mixing.num_steps)
@@ -262,6 +270,23 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     if is_measured and group.is_first:
         show_forgetting(session.run_dir)
     return reason
+
+
+def _base_on_replay(session: Session, mixing: Mixing) -> BaseReference | None:
+    """Return what the base model says of the replay that the run can draw; None without replay.kl."""
+    config, group = session.config, session.group
+    if not config.replay.kl.beta:
+        return None
+    return open_reference(
+        config,
+        session.engine,
+        group,
+        session.flash,
+        session.stores,
+        mixing.replay_to_draw(),
+        group.from_first(lambda: base_digest(config, session.loaded.source)),
+        session.pad_id,
+    )
 
 
 def _say_what_runs(session: Session, mixing: Mixing) -> None:

@@ -1,5 +1,6 @@
 """What the commands do outside a process group: finding checkpoints, counting ranks, inputs."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ from tests.helpers.tiny import save_llama, tiny_config, write_documents
 from trainer.checkpoint.commit import Manifest, commit
 from trainer.checkpoint.layout import MANIFEST, STATE, step_dir
 from trainer.checkpoint.state import TrainState, write_state
+from trainer.config.data import Role
 from trainer.data.prepared import open_prepared
 from trainer.dist.group import Group
 from trainer.engine.writer import seal
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, DataError
 from trainer.jobs import (
+    check_draws,
     count_ranks,
     ensure_inputs,
     find_checkpoint,
@@ -103,3 +106,21 @@ def test_inputs_are_made_when_missing_and_left_alone_when_there(tmp_path, capsys
     tokenizer = make_tokenizer(config.model, config.model.path)
     for name, source in config.data.sources.items():
         assert open_prepared(name, source, config.data, tokenizer).train.num_packs > 0
+
+
+def test_a_divergence_on_replay_that_is_never_drawn_is_refused_before_ranks_start(tmp_path):
+    config = tiny_config(tmp_path)
+    save_llama(tmp_path / "model")
+    for seed, name in enumerate(("chat", "text", "old")):
+        write_documents(tmp_path / f"{name}.jsonl", 20, seed, ragged=name == "chat")
+    config.data.sources["old"] = dataclasses.replace(
+        config.data.sources["text"], path=str(tmp_path / "old.jsonl"), role=Role.replay
+    )
+    config.replay.kl.beta, config.replay.ratio = 0.5, 0.2
+    tokenizer = ensure_inputs(config)
+    check_draws(config, tokenizer)
+    config.replay.ratio = 0.0
+    with pytest.raises(DataError, match=r"`replay.kl.beta` must be 0 for a run that draws no replay"):
+        check_draws(config, tokenizer)
+    config.replay.kl.beta = 0.0
+    check_draws(config, tokenizer)

@@ -115,3 +115,15 @@ def test_other_ranks_count_and_write_nothing():
     journal.step(state, result(), 0.1, StepTimes(1.0, 0.0), is_logged=True)
     journal.skipped(state, result(norm=float("nan")))
     journal.close(state, "finished")
+
+
+def test_the_divergence_is_reported_beside_the_cross_entropy(journal, sink):
+    divided = result(loss=2.0, targets=4)
+    divided.kl_sum, divided.num_kl_tokens, divided.kl_cost = 3.0, 2, 6.0
+    journal.step(TrainState(step=1), result(loss=2.0, targets=4), 1e-3, StepTimes(1.0, 0.0), False)
+    journal.step(TrainState(step=2), divided, 1e-3, StepTimes(1.0, 0.0), True)
+    record = sink.records[-1][1]
+    assert (record["loss"], record["loss/a"], record["kl_replay"]) == (2.0, 2.0, 1.5)
+    assert record["loss_total"] == pytest.approx((16.0 + 6.0) / 8)
+    journal.step(TrainState(step=3), result(), 1e-3, StepTimes(1.0, 0.0), True)
+    assert not {"kl_replay", "loss_total"} & set(sink.records[-1][1])

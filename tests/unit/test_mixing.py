@@ -143,3 +143,64 @@ def test_without_replay_the_ratio_asked_for_is_zero(config):
     kept = {name: store for name, store in stores().items() if name in config.data.sources}
     mixing = Mixing(config, kept, 8)
     assert not mixing.has_replay and mixing.plan.ratio(0) == 0.0
+
+
+def packs_drawn(mixing):
+    """Draw the whole run and return the (source, pack) of replay in it."""
+    replay = {i for i, role in enumerate(ROLES.values()) if role is Role.replay}
+    found = set()
+    for step in range(mixing.num_steps):
+        found |= {ref[:2] for ref in mixing.plan.packs_of_step(step) if ref.source in replay}
+    return found
+
+
+def pairs(packs):
+    return {(source, pack) for source, found in packs.items() for pack in found.tolist()}
+
+
+@pytest.mark.parametrize("max_steps", [3, 8, 400])
+@pytest.mark.parametrize("weights", [(None, None), (3.0, 1.0)])
+def test_the_replay_to_draw_is_what_a_run_without_a_controller_draws(config, max_steps, weights):
+    config.data.sources["old"].weight, config.data.sources["older"].weight = weights
+    config.replay.ratio, config.train.max_steps = 0.1, max_steps
+    config.replay.schedule, config.replay.end_ratio = RatioSchedule.linear, 0.3
+    mixing = mix(config)
+    drawn = pairs(mixing.replay_to_draw())
+    assert drawn == packs_drawn(mixing)
+    assert (len(drawn) == 50) == (max_steps == 400), "all packs, once there are enough steps"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_decision_of_a_controller_draws_what_is_not_foreseen(config, seed):
+    """Packs differ much in size here, so a bound by the mean would be broken now and then."""
+    rng = np.random.default_rng(seed)
+    ragged = stores()
+    for name, store in ragged.items():
+        store.train.pack_targets = rng.integers(1, SEQ_LEN, NUM_PACKS[name]).astype(np.int32)
+    config.seed, config.replay.ratio = seed, 0.05
+    config.replay.controller, config.replay.max_ratio = RatioController.hold, 0.15
+    config.train.max_steps, config.evaluate.every_steps = 12, 1
+    mixing = Mixing(config, ragged, 8)
+    foreseen = pairs(mixing.replay_to_draw())
+    state = TrainState(ratio_changes=[[step, float(rng.uniform(0, 0.15))] for step in range(1, 12)])
+    if seed == 0:
+        state.ratio_changes = [[0, 0.15]]
+    mixing.restore(state)
+    drawn = packs_drawn(mixing)
+    assert drawn <= foreseen and (drawn == foreseen) == (seed == 0)
+    assert len(foreseen) < 50
+
+
+def test_asking_what_will_be_drawn_does_not_move_the_plan(config):
+    mixing, other = mix(config), mix(config)
+    mixing.replay_to_draw()
+    assert mixing.plan.cursor == other.plan.cursor
+    assert mixing.plan.packs_of_step(0) == other.plan.packs_of_step(0)
+
+
+def test_a_divergence_on_replay_that_is_never_drawn_is_refused(config):
+    config.replay.ratio, config.replay.kl.beta = 0.0, 0.5
+    with pytest.raises(
+        DataError, match=r"`replay.kl.beta` must be 0 for a run that draws no replay, but is 0.5"
+    ):
+        mix(config).replay_to_draw()

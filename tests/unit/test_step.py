@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.collate import collate
+from trainer.data.collate import BaseRows, collate
 from trainer.data.loader import StepBatch
 from trainer.data.plan import Cursor
 from trainer.data.types import Pack
 from trainer.dist.group import Group
-from trainer.step import StepResult, add_by_source, labels_of, model_inputs, train_step
+from trainer.step import CachedBase, StepResult, add_by_source, labels_of, model_inputs, train_step
 
 CPU = torch.device("cpu")
 ALONE = Group(0, 0, 1, CPU)
@@ -137,3 +137,41 @@ def test_sdpa_gets_rows_and_a_mask_of_blocks():
     assert mask[0, 0].sum(-1).tolist() == [1, 2, 3, 1, 2, 1, 2, 3]
     assert "cu_seq_lens_q" not in inputs
     assert labels_of(micro, CPU).shape == (2, 8)
+
+
+class DivergingEngine(CountingEngine):
+    """Loss 2 at every supervised token and KL 5 at every row with a base."""
+
+    def forward(self, labels, base=None, **inputs):
+        loss, nll = super().forward(labels, **inputs)
+        if base is None:
+            return loss, nll
+        kl = torch.full((len(base.rows_R),), 5.0)
+        return loss + base.beta * kl.sum(), nll, kl
+
+
+def test_the_divergence_is_in_the_loss_that_is_divided_once_but_not_in_the_cross_entropy():
+    replayed, other = micro_of([[8], [8]], [0, 1]), micro_of([[2]], [0])
+    rows = np.arange(8, 15)
+    replayed.base = BaseRows(rows, np.zeros((7, 3), np.int32), np.full((7, 3), -1.5, np.float16))
+    engine = DivergingEngine()
+    result = train_step(
+        engine, batch_of(replayed, other), ["a", "b"], ALONE, False, False, CachedBase(beta=0.5)
+    )
+    assert engine.calls[1] == ("backward", pytest.approx((14 * 2 + 0.5 * 7 * 5) / 15), False)
+    assert engine.calls[3] == ("backward", pytest.approx(1 * 2 / 15), True)
+    assert (result.kl_sum, result.num_kl_tokens, result.kl_cost) == (35.0, 7, 17.5)
+    assert result.loss == pytest.approx(2.0) and result.total_loss == pytest.approx(2.0 + 17.5 / 15)
+
+
+def test_what_the_loader_read_reaches_the_device_as_it_is():
+    micro = micro_of([[8]], [0])
+    assert CachedBase(0.5).top_tokens(None, micro, ALONE, False) is None
+    micro.base = BaseRows(np.arange(2, 4), np.array([[1, 2], [3, 4]], np.int32), np.zeros((2, 2), np.float16))
+    base = CachedBase(0.5).top_tokens(None, micro, ALONE, False)
+    assert base.beta == 0.5 and base.ids_RK.tolist() == [[1, 2], [3, 4]]
+    assert base.rows_R.tolist() == base.host_rows_R.tolist() == [2, 3]
+
+
+def test_a_divergence_that_is_not_finite_is_not_sound():
+    assert not StepResult({"a": 1.0}, {"a": 1}, 1.0, 1.0, True, 0, math.inf, 1, math.inf).is_sound

@@ -18,13 +18,18 @@ def check_space(run_dir: Path, num_parameters: int, dtype: str, num_kept: int) -
         num_kept: Checkpoints kept; one more exists while the next is written.
     """
     need_bytes = (num_kept + 1) * num_parameters * BYTES_PER_PARAMETER[dtype]
-    free_bytes = shutil.disk_usage(_existing(run_dir)).free
+    free_bytes = bytes_free(run_dir)
     if free_bytes < need_bytes:
         raise CheckpointError(
             f"`run_dir` must have room for {num_kept + 1} checkpoints ({need_bytes / 1e9:.1f} GB), but "
             f"{run_dir} has {free_bytes / 1e9:.1f} GB left instead. Choose a larger disk or lower "
             "checkpoint.keep_last."
         )
+
+
+def bytes_free(path: Path) -> int:
+    """Return the bytes that the disk of a path, which need not be there yet, has left."""
+    return shutil.disk_usage(_existing(path)).free
 
 
 def _existing(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from trainer.config.data import Role, SourceConfig
@@ -19,6 +20,7 @@ def replay_problems(config: RunConfig) -> Iterator[str]:
     yield from _schedule_problems(replay)
     if replay.controller is RatioController.hold:
         yield from _controller_problems(config)
+    yield from _kl_problems(sources, replay)
 
 
 def _role_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[str]:
@@ -125,3 +127,16 @@ def _controller_problems(config: RunConfig) -> Iterator[str]:
         yield must(
             "data.validation_frac", "more than 0 for controller=hold without a probe", 0.0, "Set 0.02."
         )
+
+
+def _kl_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[str]:
+    beta = replay.kl.beta
+    if not 0 <= beta < math.inf:
+        yield must("replay.kl.beta", "0 (off) or a finite number above it", beta, "Set 0.5.")
+    elif beta and sources and not any(source.role is Role.replay for source in sources.values()):
+        yield (
+            f"`data.sources` must have a source with role=replay for replay.kl.beta={beta:g}, but has none "
+            "instead. Use replay=general, or set data.sources.NAME.role=replay."
+        )
+    if replay.kl.top < 1:
+        yield must("replay.kl.top", "at least 1", replay.kl.top, "Set 64.")

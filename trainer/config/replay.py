@@ -34,6 +34,20 @@ class RatioController(Enum):
 
 
 @dataclass
+class ReplayKlConfig:
+    """Hold the model to its base on replay: beta times KL(base || model) is added to the loss there.
+
+    Before the first step the base runs once over the replay packs that the run can draw, and its most likely
+    next tokens are kept in data.cache_dir: 6 x `top` bytes for every supervised token of them.
+    """
+
+    beta: float = 0.0
+    """What a nat of KL weighs against a nat of cross-entropy of the same replay token. 0: off."""
+    top: int = 64
+    """Most likely next tokens of the base that are kept at a position; all others count as one outcome."""
+
+
+@dataclass
 class ReplayConfig:
     """Replay of older data. A ratio is a share of all supervised tokens, in [0, 1)."""
 
@@ -64,5 +78,7 @@ class ReplayConfig:
     """hold: highest ratio."""
     max_change: float = 0.02
     """hold: largest change of the ratio at one evaluation."""
+    kl: ReplayKlConfig = field(default_factory=ReplayKlConfig)
+    """KL to the base model on replay tokens."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     """`palimpsest replay generate`: samples of the base model, for when its own data cannot be had."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from trainer.data.collate import MicroBatch, collate
 from trainer.data.order import PackRef
 from trainer.data.plan import Cursor, DataPlan
+from trainer.data.reference import BaseReference
 from trainer.data.store import SplitStore
 
 
@@ -48,8 +49,9 @@ class TrainLoader:
         world_size: int,
         micro_batch_size: int,
         pad_id: int,
+        reference: BaseReference | None = None,
     ) -> None:
-        """Take the training splits in the order of `names`."""
+        """Take the training splits in the order of `names`, and what the base model says of replay if it is asked."""
         self.names = list(names)
         self._stores = list(stores)
         self._plan = plan
@@ -57,11 +59,15 @@ class TrainLoader:
         self._packs_per_rank = plan.packs_per_step // world_size
         self._micro_batch_size = micro_batch_size
         self._pad_id = pad_id
+        self._reference = reference
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._ahead: tuple[int, Future[StepBatch]] | None = None
 
     def take(self, step: int) -> StepBatch:
-        """Return the batch of a step and start reading the next one."""
+        """Return the batch of a step and start reading the next one.
+
+        After the last step one more is read and never taken; that its replay is unknown to the base is no matter.
+        """
         ahead, self._ahead = self._ahead, None
         batch = ahead[1].result() if ahead and ahead[0] == step else self.read(step)
         self._ahead = (step + 1, self._pool.submit(self.read, step + 1))
@@ -73,10 +79,7 @@ class TrainLoader:
         after = self._plan.cursor
         mine = refs[self._rank * self._packs_per_rank : (self._rank + 1) * self._packs_per_rank]
         size = self._micro_batch_size
-        micro_batches = [
-            read_micro_batch(self._stores, mine[i : i + size], self._pad_id)
-            for i in range(0, len(mine), size)
-        ]
+        micro_batches = [self._read_micro_batch(mine[i : i + size]) for i in range(0, len(mine), size)]
         targets, tokens = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0)
         for ref in refs:
             name, store = self.names[ref.source], self._stores[ref.source]
@@ -93,6 +96,12 @@ class TrainLoader:
             replay_ratio=self._plan.ratio(step),
             after=after,
         )
+
+    def _read_micro_batch(self, refs: Sequence[PackRef]) -> MicroBatch:
+        micro = read_micro_batch(self._stores, refs, self._pad_id)
+        if self._reference is not None:
+            micro.base = self._reference.rows_of(micro, refs)
+        return micro
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.order import PackRef, PoolOrder
+from trainer.data.types import Int64s
 from trainer.errors import DataError
 
 ONE = 10**12
@@ -143,6 +144,17 @@ class DataPlan:
             self._stand_at(Cursor(step, [step * self.packs_per_step], [0], 0))
         while self._cursor.step < step:
             self._advance(None)
+
+    def replay_drawn(self) -> dict[int, Int64s]:
+        """Return the replay packs drawn before the cursor, each once and in order, by number of the source."""
+        drawn: dict[int, Int64s] = {}
+        for pool, order, position in zip(self.pools, self._orders, self._cursor.positions, strict=True):
+            if pool.is_replay:
+                refs = {order.ref(at)[:2] for at in range(position)} if position < pool.num_packs else None
+                for source, targets in zip(pool.sources, pool.targets, strict=True):
+                    packs = range(len(targets)) if refs is None else sorted(p for s, p in refs if s == source)
+                    drawn[source] = np.array(packs, dtype=np.int64)
+        return drawn
 
     def _advance(self, drawn: list[tuple[int, int]] | None) -> None:
         """Draw the packs of the next step."""

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +55,11 @@ class PackOptions:
 
 
 @contextmanager
-def staging(stores: Path, cache_dir: str) -> Iterator[Path]:
+def staging(stores: Path, cache_dir: str, what: str = "the token store") -> Iterator[Path]:
     """Give a folder to build a store in; it is gone afterwards, whatever happens.
 
+    Args:
+        what: What is built, for messages.
     Raises:
         DataError: If the disk is full or the folder cannot be written.
     """
@@ -70,7 +72,7 @@ def staging(stores: Path, cache_dir: str) -> Iterator[Path]:
     except OSError as error:
         if error.errno in FULL_DISK:
             raise DataError(
-                "`data.cache_dir` must have room for the token store, but the disk of "
+                f"`data.cache_dir` must have room for {what}, but the disk of "
                 f"'{cache_dir}' is full. Free some space or set data.cache_dir to another disk."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
@@ -111,7 +113,16 @@ def write_store(
         sync_folder(path)
 
 
-def commit(folder: Path, target: Path) -> None:
+def is_whole(store: Path) -> bool:
+    """Tell whether a token store can be opened."""
+    try:
+        open_store(store)
+    except DataError:
+        return False
+    return True
+
+
+def commit(folder: Path, target: Path, is_whole: Callable[[Path], bool] = is_whole) -> None:
     """Rename a finished staging folder into place; keep a whole store that is already there."""
     for _ in range(2):
         try:
@@ -120,18 +131,10 @@ def commit(folder: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-            if _is_whole(target):
+            if is_whole(target):
                 return
             _discard(target)
     sync_folder(target.parent)
-
-
-def _is_whole(store: Path) -> bool:
-    try:
-        open_store(store)
-    except DataError:
-        return False
-    return True
 
 
 def _discard(store: Path) -> None:

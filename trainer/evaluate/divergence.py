@@ -1,7 +1,6 @@
 """Forward KL divergence from the base model: its most likely next tokens are kept before training begins.
 
-KL(base || tuned) over the base's top 64 tokens and the rest as one: by the data-processing inequality a lower
-bound of the whole sum, and close to it, because little mass is in the rest.
+KL(base || tuned) over the base's top 64 tokens and the rest as one, by the formula of trainer/objective/divergence.py.
 
 Shapes: N tokens of a micro-batch, Q supervised positions, K = 64, V vocabulary.
 Source: forgetting follows the KL on the new task's prompts (Shenfeld et al. 2025, arXiv:2509.04259).
@@ -22,13 +21,12 @@ from trainer.data.order import PackRef
 from trainer.dist.group import Group
 from trainer.engine.build import Engine
 from trainer.evaluate.held_out import HeldOut, read_batch
+from trainer.objective.divergence import divergence
 from trainer.step import model_inputs
 
 TOP = 64
 POSITIONS_AT_ONCE = 512
 """Rows of float32 logits at once: 512 x 128k x 4 bytes is 0.26 GB."""
-LEAST_MASS = 1e-9
-"""Mass below this is rounding; its logarithm would dominate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +91,7 @@ def _divergence(logits_QV: Tensor, reference: Reference, part: slice) -> npt.NDA
     ids_QK = torch.from_numpy(reference.ids_QK[part]).long().to(logits_QV.device)
     base_QK = torch.from_numpy(reference.log_probs_QK[part]).double()
     model_QK = torch.log_softmax(logits_QV.float(), dim=-1).gather(1, ids_QK).double().cpu()
-    kl_Q = (base_QK.exp() * (base_QK - model_QK)).sum(dim=-1)
-    base_rest_Q, model_rest_Q = (
-        (1.0 - log_probs.exp().sum(dim=-1)).clamp(min=LEAST_MASS) for log_probs in (base_QK, model_QK)
-    )
-    return (kl_Q + base_rest_Q * (base_rest_Q / model_rest_Q).log()).numpy()
+    return divergence(base_QK, model_QK).numpy()
 
 
 def _positions(
@@ -106,7 +100,7 @@ def _positions(
     """Yield ((set, pack), piece of each supervised position, its logits) of this rank's packs."""
     with engine.evaluating():
         for refs in held_out.batches(group.rank, group.world_size):
-            micro = read_batch(held_out, refs)
+            micro = read_batch(held_out.stores, refs, held_out.pad_id)
             logits = engine.forward(**model_inputs(micro, group.device, flash))
             logits_NV = logits.reshape(-1, logits.shape[-1])
             yield from _by_pack(logits_NV, micro, refs, held_out)

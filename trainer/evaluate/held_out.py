@@ -48,13 +48,15 @@ class HeldOut:
             for source, store in enumerate(self.stores)
             for pack in range(min(store.num_packs, self.max_packs))
         ]
-        if not refs:
-            return []
-        unit = self.micro_batch_size * world_size
-        num_rounds = -(-len(refs) // unit)
-        mine = [refs[i] if i < len(refs) else _FILLER for i in range(rank, num_rounds * unit, world_size)]
-        size = self.micro_batch_size
-        return [mine[i : i + size] for i in range(0, len(mine), size)]
+        return spread(refs, rank, world_size, self.micro_batch_size)
+
+
+def spread(refs: Sequence[PackRef], rank: int, world_size: int, size: int) -> list[list[PackRef]]:
+    """Return one rank's batches of packs; every rank has as many, filled up with packs that are not counted."""
+    unit = size * world_size
+    num_rounds = -(-len(refs) // unit)
+    mine = [refs[i] if i < len(refs) else _FILLER for i in range(rank, num_rounds * unit, world_size)]
+    return [mine[i : i + size] for i in range(0, len(mine), size)]
 
 
 _FILLER = PackRef(-1, 0, 0)
@@ -90,7 +92,7 @@ def held_out_pieces(
     found: list[tuple[int, int, list[float], list[int]]] = []
     with engine.evaluating():
         for refs in held_out.batches(group.rank, group.world_size):
-            micro = read_batch(held_out, refs)
+            micro = read_batch(held_out.stores, refs, held_out.pad_id)
             _, nll_N = engine.forward(
                 labels=labels_of(micro, group.device), **model_inputs(micro, group.device, flash)
             )
@@ -122,11 +124,11 @@ def _by_piece(
     return found
 
 
-def read_batch(held_out: HeldOut, refs: Sequence[PackRef]) -> MicroBatch:
+def read_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int) -> MicroBatch:
     """Read a batch; fillers become the first pack there is with every label ignored."""
-    first = next(i for i, store in enumerate(held_out.stores) if store.num_packs)
+    first = next(i for i, store in enumerate(stores) if store.num_packs)
     real = [PackRef(first, 0, 0) if ref is _FILLER else ref for ref in refs]
-    micro = read_micro_batch(held_out.stores, real, held_out.pad_id)
+    micro = read_micro_batch(stores, real, pad_id)
     for row, ref in enumerate(refs):
         if ref is _FILLER:
             micro.labels_BT[row] = IGNORE

@@ -76,6 +76,8 @@ def training_line(step: int, total_steps: int, record: Record) -> str:
     """Return the line of one logged step; names of sources give way first, then the last ones."""
     head = [f"{step}/{total_steps}", f"loss {float(record['loss']):.4f}"]
     tail: list[str] = []
+    if "kl_replay" in record:
+        tail.append(f"KL {float(record['kl_replay']):.3g}")
     if "lr" in record:
         tail.append(f"lr {float(record['lr']):.2e}")
     if "grad_norm" in record:

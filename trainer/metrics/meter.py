@@ -22,6 +22,9 @@ class _Window:
     sum_len_sq: float = 0.0
     loss_sums: dict[str, float] = field(default_factory=dict)
     loss_targets: dict[str, int] = field(default_factory=dict)
+    kl_sum: float = 0.0
+    kl_cost: float = 0.0
+    num_kl_tokens: int = 0
 
 
 class Meter:
@@ -80,6 +83,13 @@ class Meter:
         window.loss_sums[source] = window.loss_sums.get(source, 0.0) + loss_sum
         window.loss_targets[source] = window.loss_targets.get(source, 0) + num_targets
 
+    def add_kl(self, kl_sum: float, kl_cost: float, num_tokens: int) -> None:
+        """Add the summed KL to the base in nats over the replay tokens on all ranks, and what it adds to the loss."""
+        window = self._window
+        window.kl_sum += kl_sum
+        window.kl_cost += kl_cost
+        window.num_kl_tokens += num_tokens
+
     def flush(self, remaining_steps: int | None = None, memory_gib: float | None = None) -> dict[str, float]:
         """Return the record of the window under flat keys and start a new window.
 
@@ -122,4 +132,7 @@ def _losses(window: _Window) -> dict[str, float]:
     for source, loss_sum in window.loss_sums.items():
         if window.loss_targets[source] > 0:
             losses[f"loss/{source}"] = loss_sum / window.loss_targets[source]
+    if window.num_kl_tokens > 0:
+        losses["kl_replay"] = window.kl_sum / window.num_kl_tokens
+        losses["loss_total"] = (sum(window.loss_sums.values()) + window.kl_cost) / max(num_targets, 1)
     return losses

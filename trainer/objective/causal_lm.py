@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from trainer.objective.divergence import TopTokens
+
 
 class CausalLM(nn.Module):
     """A Hugging Face causal model with a LossHead, called with packed inputs."""
@@ -21,12 +23,20 @@ class CausalLM(nn.Module):
         super().__init__()
         self.lm = lm
 
-    def forward(self, labels: Tensor | None = None, **inputs: Any) -> Any:
-        """Return (loss_sum, nll_N), or logits when there are no labels."""
+    def forward(
+        self,
+        labels: Tensor | None = None,
+        base: TopTokens | None = None,
+        num_top: int | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Return (loss_sum, nll_N), or logits when there are no labels; `base` and `num_top` as LossHead has them."""
         lm = cast(Any, self.lm)
         hidden = lm.base_model(use_cache=False, **inputs).last_hidden_state
         head = lm.get_output_embeddings()
-        return head(hidden) if labels is None else head(hidden, labels.reshape(-1))
+        if labels is None:
+            return head(hidden)
+        return head(hidden, labels.reshape(-1), base, num_top)
 
 
 def block_mask(segments_BT: Tensor) -> Tensor:

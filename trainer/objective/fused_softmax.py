@@ -15,17 +15,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 16384
-_WARPS = 32
+BLOCK = 16384
+WARPS = 32
+SKIP = -2
+"""Label of a row that another kernel has done."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _softmax_step_kernel(  # type: ignore[no-untyped-def]
-    logits_ptr, labels_ptr, nll_ptr, stride, vocab_size, needs_grad: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr,
+    labels_ptr,
+    nll_ptr,
+    stride,
+    vocab_size,
+    needs_grad: tl.constexpr,
+    skips: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * stride
     label = tl.load(labels_ptr + row)
+    if skips:  # noqa: SIM102  `and` of a constexpr and a value is not short-circuited by triton
+        if label == -2:  # SKIP
+            return
     if label < 0:
         tl.store(nll_ptr + row, 0.0)
         if needs_grad:
@@ -54,12 +66,20 @@ def _softmax_step_kernel(  # type: ignore[no-untyped-def]
             tl.store(logits_ptr + columns, grad, mask=inside)
 
 
-def fused_softmax_step(logits: Tensor, labels: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
-    """Return (nll [n] float32, gradient [n, V]); the gradient overwrites the logits."""
+def fused_softmax_step(
+    logits: Tensor, labels: Tensor, needs_grad: bool, nll: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (nll [n] float32, gradient [n, V]); the gradient overwrites the logits.
+
+    Args:
+        nll: Where rows labelled SKIP have their loss already; neither it nor their gradient is touched.
+    """
     num_rows, vocab_size = logits.shape
-    nll = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
+    skips = nll is not None
+    if nll is None:
+        nll = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
     launch: Any = _softmax_step_kernel[(num_rows,)]
-    block = min(_BLOCK, triton.next_power_of_2(vocab_size))
+    block = block_size(vocab_size)
     launch(
         logits,
         labels,
@@ -67,7 +87,18 @@ def fused_softmax_step(logits: Tensor, labels: Tensor, needs_grad: bool) -> tupl
         logits.stride(0),
         vocab_size,
         needs_grad,
+        skips,
         block,
-        num_warps=_WARPS if block >= 8192 else 4,
+        num_warps=num_warps(block),
     )
     return nll, logits
+
+
+def block_size(vocab_size: int) -> int:
+    """Return the columns that a program reads at once."""
+    return int(min(BLOCK, triton.next_power_of_2(vocab_size)))
+
+
+def num_warps(block: int) -> int:
+    """Return the warps of a program."""
+    return WARPS if block >= 8192 else 4

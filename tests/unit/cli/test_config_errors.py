@@ -289,3 +289,27 @@ def test_a_sweep_is_text_although_yaml_takes_it_for_a_number(word):
     overrides = parse(["export", "run_dir=x", word]).overrides
     assert compose_config(overrides).export.interpolate == "0:1:0.1"
     assert parse(["train", "interpolate=1"]).overrides == ["interpolate=1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            ["replay.kl.beta=0.5"],
+            ["`data.sources` must have a source with role=replay for replay.kl.beta=0.5"],
+        ),
+        (
+            ["replay.kl.beta=-1"],
+            ["`replay.kl.beta` must be 0 (off) or a finite number above it, but is -1.0"],
+        ),
+        (
+            ["replay.kl.beta=inf"],
+            ["`replay.kl.beta` must be 0 (off) or a finite number above it, but is inf"],
+        ),
+        (["replay.kl.top=0"], ["`replay.kl.top` must be at least 1, but is 0 instead. Set 64."]),
+        (["replay.kl.betta=1"], ["Unknown key `replay.kl.betta`. Did you mean `replay.kl.beta`?"]),
+    ],
+)
+def test_a_divergence_that_cannot_be_is_refused_before_anything_is_read(refuse, overrides, parts):
+    message = refuse("train", *CORPUS, "model=tiny", "train.max_steps=1", *overrides)
+    assert all(part in message for part in parts), message

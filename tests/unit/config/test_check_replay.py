@@ -47,6 +47,10 @@ RULES = [
     ("replay.min_ratio", HOLD | {"replay.min_ratio": 0.3, "replay.max_ratio": 0.2}),
     ("replay.watch", HOLD | {"replay.watch": ["unknown"]}),
     ("evaluate.every_steps", HOLD | {"evaluate.every_steps": 0}),
+    ("replay.kl.beta", {"replay.kl.beta": -0.5}),
+    ("replay.kl.beta", {"replay.kl.beta": float("nan")}),
+    ("replay.kl.beta", {"replay.kl.beta": float("inf")}),
+    ("replay.kl.top", {"replay.kl.top": 0}),
     ("data.sources.new.weight", {"data.sources.new.weight": -1.0, "data.sources.more.weight": 2.0}),
     ("data.sources.general.weight", {"data.sources.general.weight": 1.0}),
     ("data.sources.old.max_epochs", {"data.sources.old.max_epochs": 0.0}),
@@ -69,7 +73,9 @@ def test_a_broken_rule_is_one_sentence_with_key_rule_value_and_fix(config, key, 
     assert ", but " in problem and " instead. " in problem and problem.endswith("."), problem
 
 
-@pytest.mark.parametrize("asked", [{"replay.ratio": 0.1}, {"replay.shift": Shift.weak}, HOLD])
+@pytest.mark.parametrize(
+    "asked", [{"replay.ratio": 0.1}, {"replay.shift": Shift.weak}, {"replay.kl.beta": 0.1}, HOLD]
+)
 def test_replay_without_a_replay_source_is_refused(config, asked):
     for name in ("old", "older"):
         del config.data.sources[name]

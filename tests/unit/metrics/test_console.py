@@ -112,3 +112,8 @@ def test_no_bar_when_it_is_off_or_the_terminal_is_dumb(
     sink.write(7, RECORD)
     sink.close("finished")
     assert stream.getvalue() == training_line(7, 20, RECORD) + "\n"
+
+
+def test_the_divergence_stands_after_the_losses_and_fits() -> None:
+    line = training_line(1200, 20000, {**RECORD, "kl_replay": 0.01234, "loss_total": 1.3})
+    assert " 1.100 KL 0.0123 lr 1.00e-05 " in line and len(line) <= 120
