@@ -167,7 +167,7 @@ def _dispatch(invocation: Invocation) -> int:
                 from trainer.interpolation import interpolate
 
                 return interpolate(config)
-            if config.gate.sets and not config.export.despite_gate:
+            if config.gate.has_rules and not config.export.despite_gate:
                 from trainer.evaluation import refuse_failing
 
                 refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)
@@ -220,6 +220,10 @@ def _run_rank(command: str, config: RunConfig) -> int:
     from trainer import run
 
     check_config(config, env.world_size)
+    if command in ("train", "evaluate"):
+        from trainer.evaluate.tasks import check_names
+
+        check_names(config.evaluate.tasks)
     if command == "evaluate":
         from trainer.evaluation import run_evaluation
 
@@ -236,7 +240,7 @@ def _run_rank(command: str, config: RunConfig) -> int:
 
 def _start_ranks(command: str, config: RunConfig) -> int:
     """Prepare what is missing, freeze the configuration, and start the deepspeed launcher."""
-    from trainer.jobs import check_draws, count_ranks, ensure_inputs, start_local
+    from trainer.jobs import check_benchmarks, check_draws, count_ranks, ensure_inputs, start_local
 
     if config.cluster.num_nodes > 1:
         raise ConfigError(
@@ -245,6 +249,7 @@ def _start_ranks(command: str, config: RunConfig) -> int:
         )
     num_ranks = count_ranks(config)
     check_config(config, num_ranks)
+    check_benchmarks(config, command)
     tokenizer = ensure_inputs(config)
     run_dir = Path(config.run_dir)
     path = config_path(run_dir)

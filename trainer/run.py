@@ -26,8 +26,10 @@ from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.build import Engine, build_engine, gathered
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import DataError
+from trainer.evaluate.batches import TaskModel
 from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.isolation import check_isolation
+from trainer.evaluate.tasks import load_everywhere
 from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.journal import open_journal
 from trainer.keeper import Keeper, show_forgetting
@@ -36,6 +38,7 @@ from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
 from trainer.model.attention import choose_attention
+from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import LoadedModel, check_context, load_model
@@ -52,6 +55,7 @@ from trainer.runtime.gc import ManualGc
 from trainer.runtime.lock import run_lock
 from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
 from trainer.runtime.signals import StopFlag
+from trainer.task_scores import TaskScores
 
 _LOG = logging.getLogger(__name__)
 
@@ -219,7 +223,13 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         )
         _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
     work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
-    work.prepare(session.held_out(), session.stores, session.loaded.num_parameters, build_forgetting(session))
+    work.prepare(
+        session.held_out(),
+        session.stores,
+        session.loaded.num_parameters,
+        build_forgetting(session),
+        build_task_scores(session),
+    )
     state = work.resume()
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
@@ -282,14 +292,36 @@ def _say_what_runs(session: Session, mixing: Mixing) -> None:
 def build_forgetting(session: Session) -> Forgetting | None:
     """Return the measurement of the base against the tuned model, if there is text to measure on."""
     config, group = session.config, session.group
-    if not config.evaluate.forgetting or not any(
-        store.validation.num_packs for store in session.stores.values()
-    ):
+    has_text = any(store.validation.num_packs for store in session.stores.values())
+    if not config.evaluate.forgetting or not (has_text or config.evaluate.tasks.names):
         return None
     prompts = prompts_for_kl(config, session.stores, session.tokenizer, session.pad_id)
     subject = Subject(session.engine, group, session.flash, session.held_out(), prompts)
     digest = group.from_first(lambda: base_digest(config, session.loaded.source))
     return Forgetting(session.run_dir, config, subject, digest, config.model.path or config.model.kind.value)
+
+
+def build_task_scores(session: Session) -> TaskScores | None:
+    """Return what runs benchmark tasks, if any are asked for. Collective: every rank loads them."""
+    config, group, loaded = session.config, session.group, session.loaded
+    options = config.evaluate.tasks
+    if not options.names:
+        return None
+    hf_config, tokenizer = loaded.model.config, session.tokenizer
+    own_ends = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
+    model = TaskModel(
+        engine=session.engine,
+        group=group,
+        flash=session.flash,
+        hf_config=hf_config,
+        pad_id=session.pad_id,
+        end_ids=end_tokens(loaded.model) | own_ends,
+        max_length=options.max_length or context_length(hf_config) or config.data.seq_len,
+        batch_tokens=options.batch_tokens,
+    )
+    digest = group.from_first(lambda: base_digest(config, loaded.source))
+    tasks = load_everywhere(options, group)
+    return TaskScores(session.run_dir, config, tasks, model, tokenizer, digest)
 
 
 def base_digest(config: RunConfig, source: str) -> str:

@@ -2,7 +2,7 @@
 
 Wraps the model so that the loss is made inside the engine's forward. Other objectives stand beside it.
 
-Shapes: B packs, T sequence, N = B*T.
+Shapes: B packs, T sequence, N = B*T, K chosen positions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,20 @@ class CausalLM(nn.Module):
         super().__init__()
         self.lm = lm
 
-    def forward(self, labels: Tensor | None = None, **inputs: Any) -> Any:
-        """Return (loss_sum, nll_N), or logits when there are no labels."""
+    def forward(self, labels: Tensor | None = None, keep_K: Tensor | None = None, **inputs: Any) -> Any:
+        """Return (loss_sum, nll_N), or logits when there are no labels.
+
+        Args:
+            keep_K: Positions of the flattened batch, in [0, N), whose logits are wanted: [K, V] instead of [B, T, V].
+            inputs: What the model takes; a cache in `past_key_values` is filled in place.
+        """
         lm = cast(Any, self.lm)
-        hidden = lm.base_model(use_cache=False, **inputs).last_hidden_state
+        use_cache = inputs.get("past_key_values") is not None
+        hidden = lm.base_model(use_cache=use_cache, **inputs).last_hidden_state
         head = lm.get_output_embeddings()
-        return head(hidden) if labels is None else head(hidden, labels.reshape(-1))
+        if labels is not None:
+            return head(hidden, labels.reshape(-1))
+        return head(hidden if keep_K is None else hidden.reshape(-1, hidden.shape[-1])[keep_K])
 
 
 def block_mask(segments_BT: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ SETS = [compared("code", "target", -0.3), compared("web", "replay", 0.04), compa
 
 def found(**rules):
     results = check_gate(rules, SETS)
-    return {(r.set, r.rule.split()[0]): (r.passed, round(r.excess_nats, 6)) for r in results}
+    return {(r.subject, r.rule.split()[0]): (r.passed, round(r.excess, 6)) for r in results}
 
 
 def test_a_rule_is_about_a_set_a_role_or_everything_general():
@@ -44,7 +44,7 @@ def test_a_target_that_fell_too_little_fails_by_what_is_missing():
 
 def test_a_set_of_that_name_comes_before_the_meaning_of_the_word():
     sets = [compared("general", "probe", 0.2), compared("other", "probe", 0.9)]
-    assert [r.set for r in check_gate({"general": GateRule(max_rise_nats=1.0)}, sets)] == ["general"]
+    assert [r.subject for r in check_gate({"general": GateRule(max_rise_nats=1.0)}, sets)] == ["general"]
 
 
 @pytest.mark.parametrize("key", ["replay", "general", "unknown"])
