@@ -10,7 +10,7 @@ from typing import Any
 def anchored(entry: Any, folder: Path) -> None:
     """Make relative data files of a task in a folder count from its YAML file instead of the working directory.
 
-    What is not there is left to datasets, which looks in the working directory.
+    A file that is not there, but is in the working directory, is taken from there, as lm-eval does.
 
     Args:
         entry: Entry of lm-eval's index; changed in place.
@@ -41,7 +41,7 @@ def _resolved(files: Any, here: Path) -> Any:
     if not isinstance(files, str) or "://" in files or Path(files).is_absolute():
         return files
     beside = str(here / files)
-    return beside if glob(beside, recursive=True) else files
+    return files if glob(files, recursive=True) and not glob(beside, recursive=True) else beside
 
 
 def find_broken(folder: Path) -> str | None:

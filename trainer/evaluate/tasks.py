@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -115,6 +116,8 @@ def load_tasks(options: TasksConfig) -> LoadedTasks:
 def load_everywhere(options: TasksConfig, group: Group) -> LoadedTasks:
     """Load tasks on every rank, first on rank 0, which may download. Collective: all ranks raise if one does."""
     loaded: list[LoadedTasks] = []
+    if not group.is_first:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
     def load() -> None:
         loaded.append(load_tasks(options))
@@ -264,8 +267,7 @@ def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
 
 
 def _unloadable(name: str, error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
         f"`evaluate.tasks.names` must name tasks that can be loaded, but '{name}' cannot: {reason.rstrip('.')}. "
         "Download its data first, or mend its YAML; relative data_files count from the folder of the YAML."

@@ -48,7 +48,10 @@ def test_data_files_may_count_from_the_working_directory_too(folder, monkeypatch
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (TEXT.replace("data/text.jsonl", "data/gone.jsonl"), "'broken' cannot: FileNotFoundError"),
+        (
+            TEXT.replace("data/text.jsonl", "data/gone.jsonl"),
+            "'broken' cannot: Unable to find .*mine/data/gone.jsonl",
+        ),
         (
             ANSWER.replace("do_sample: false", "do_sample: true"),
             "`generation_kwargs` of task 'broken' must be greedy",
