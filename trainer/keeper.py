@@ -233,7 +233,13 @@ def show_forgetting(run_dir: Path) -> None:
     found = read_forgetting(run_dir / FILE_NAME)
     if found is not None:
         print(f"Held-out loss against the base: {verdict(found.sets)}")
+        for one in found.tasks:
+            print(f"Task {one.task}, {one.metric}: {_shown(one.base)} -> {_shown(one.tuned)}")
     print(f"Report: {report}", flush=True)
+
+
+def _shown(score: float | None) -> str:
+    return "not finite" if score is None else f"{score:.4f}"
 
 
 def _first_tokens(stores: dict[str, Store]) -> np.ndarray:
