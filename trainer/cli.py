@@ -167,7 +167,7 @@ def _dispatch(invocation: Invocation) -> int:
                 from trainer.interpolation import interpolate
 
                 return interpolate(config)
-            if config.gate.sets and not config.export.despite_gate:
+            if config.gate.has_rules and not config.export.despite_gate:
                 from trainer.evaluation import refuse_failing
 
                 refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)
@@ -220,6 +220,10 @@ def _run_rank(command: str, config: RunConfig) -> int:
     from trainer import run
 
     check_config(config, env.world_size)
+    if command in ("train", "evaluate"):
+        from trainer.evaluate.tasks import check_names
+
+        check_names(config.evaluate.tasks)
     if command == "evaluate":
         from trainer.evaluation import run_evaluation
 
@@ -235,9 +239,8 @@ def _run_rank(command: str, config: RunConfig) -> int:
 
 
 def _start_ranks(command: str, config: RunConfig) -> int:
-    """Prepare what is missing, freeze the configuration, and start the deepspeed launcher."""
-    from trainer.jobs import check_draws, count_ranks, ensure_inputs
-    from trainer.runtime.local import start_local
+    """Prepare what is missing, freeze the configuration, and start the ranks."""
+    from trainer.jobs import check_benchmarks, check_draws, count_ranks, ensure_inputs
 
     if config.cluster.num_nodes > 1:
         raise ConfigError(
@@ -246,24 +249,33 @@ def _start_ranks(command: str, config: RunConfig) -> int:
         )
     num_ranks = count_ranks(config)
     check_config(config, num_ranks)
+    check_benchmarks(config, command)
     tokenizer = ensure_inputs(config)
     run_dir = Path(config.run_dir)
     path = config_path(run_dir)
     if command == "train":
         check_draws(config, tokenizer)
     if command == "train" or not path.exists():
-        path = freeze(config, run_dir)
-        return start_local([command, "--config", str(path)], num_ranks, config.cluster.master_port)
+        return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
     changed = run_dir / f"{command}.yaml"
     changed.write_text(to_yaml(config), encoding="utf-8")
-    return start_local([command, "--config", str(changed)], num_ranks, config.cluster.master_port)
+    return _launch(command, changed, num_ranks, config.cluster.master_port)
+
+
+def _launch(command: str, config_file: Path, num_ranks: int, master_port: int) -> int:
+    """Run one rank in this process, several through the deepspeed launcher; return the exit code."""
+    from trainer.runtime.local import only_rank, start_local
+
+    if num_ranks > 1:
+        return start_local([*command.split(), "--config", str(config_file)], num_ranks, master_port)
+    with only_rank(master_port):
+        return _run_rank(command, load_config(config_file, []))
 
 
 def _start_generation(config: RunConfig) -> int:
     """Show the store that is there, or start the ranks that sample it; they read a frozen configuration."""
     from trainer.generation import CHECKED_KEYS, show_finished
     from trainer.jobs import count_ranks
-    from trainer.runtime.local import start_local
 
     if config.cluster.num_nodes > 1:
         raise ConfigError(
@@ -277,8 +289,7 @@ def _start_generation(config: RunConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(config), encoding="utf-8")
-        words = ["replay", "generate", "--config", str(path)]
-        return start_local(words, count_ranks(config), config.cluster.master_port)
+        return _launch("replay generate", path, count_ranks(config), config.cluster.master_port)
 
 
 def _say_stopped_generation(is_first: bool) -> int:

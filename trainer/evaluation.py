@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,13 +15,14 @@ from trainer.checkpoint.state import TrainState, read_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluate.gate import GateResult, check_gate
+from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
 from trainer.jobs import find_checkpoint
 from trainer.keeper import data_digest, show_forgetting
 from trainer.mixing import Mixing
 from trainer.report.forgetting import FILE_NAME, Forgetting, read_forgetting
-from trainer.run import Session, build_forgetting, open_session
+from trainer.session import Session, build_forgetting, build_task_scores, open_session
+from trainer.task_scores import TaskScores
 
 BASE = "base"
 
@@ -34,43 +36,59 @@ def run_evaluation(config: RunConfig) -> bool:
             _evaluate_base(session)
             return True
         folder: Path = session.group.from_first(lambda: find_checkpoint(session.run_dir, which))
+        task_scores = build_task_scores(session)
+        if task_scores is not None:
+            task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
         session.engine.load(folder)
-        _evaluate_tuned(session, folder.name, read_state(folder / STATE))
-        if not config.gate.sets:
+        _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores)
+        if not config.gate.has_rules:
             return True
         passed: bool = session.group.from_first(lambda: gate_passes(config, folder.name))
         return passed
 
 
 def _evaluate_base(session: Session) -> None:
-    forgetting = build_forgetting(session)
+    forgetting, task_scores = build_forgetting(session), build_task_scores(session)
+    scores = [score.to_plain() for score in task_scores.measure_base()] if task_scores is not None else []
     if forgetting is None:
-        losses = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
-        _show(session, "base model", {name: found.mean for name, found in losses.items()})
-        return
-    forgetting.open(data_digest(session.stores))
-    _show(session, "base model", forgetting.measure_base())
+        pieces = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
+        losses = {name: found.mean for name, found in pieces.items()}
+    else:
+        forgetting.open(data_digest(session.stores))
+        losses = forgetting.measure_base()
+    _show(session, "base model", losses, [(score, "value", "stderr") for score in scores])
 
 
-def _evaluate_tuned(session: Session, label: str, state: TrainState) -> None:
+def _evaluate_tuned(session: Session, label: str, state: TrainState, task_scores: TaskScores | None) -> None:
     pieces = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
-    _show(session, label, {name: found.mean for name, found in pieces.items()})
+    tasks = task_scores.measure_tuned() if task_scores is not None else []
+    losses = {name: found.mean for name, found in pieces.items()}
+    _show(session, label, losses, [(compared, "tuned", "tuned_stderr") for compared in tasks])
     forgetting = build_forgetting(session)
     if forgetting is None:
         return
     forgetting.open(data_digest(session.stores))
     mixing = Mixing(session.config, session.stores, session.shape.packs_per_step)
-    record = forgetting.compare(state, pieces, session.stores, session.tokenizer, mixing)
+    record = forgetting.compare(state, pieces, session.stores, session.tokenizer, mixing, tasks)
     if record is not None and session.group.is_first:
         show_forgetting(session.run_dir)
 
 
-def _show(session: Session, label: str, losses: dict[str, float]) -> None:
+def _show(
+    session: Session, label: str, losses: dict[str, float], scores: list[tuple[dict[str, Any], str, str]]
+) -> None:
+    """Print and keep losses and task scores; a score comes with its keys of value and standard error."""
     if not session.group.is_first:
         return
     for name, loss in losses.items():
         print(f"{label}: held-out loss of {name}: {loss:.4f} nats", flush=True)
-    record = {"checkpoint": label, "losses": losses}
+    tasks: dict[str, dict[str, float | None]] = {}
+    for found, value, stderr in scores:
+        tasks.setdefault(found["task"], {})[found["metric"]] = found[value]
+        shown = "not finite" if found[value] is None else f"{found[value]:.4f}"
+        error = "" if found[stderr] is None else f" (standard error {found[stderr]:.4f})"
+        print(f"{label}: {found['task']} {found['metric']}: {shown}{error}", flush=True)
+    record = {"checkpoint": label, "losses": losses, "tasks": tasks}
     write_atomic(session.run_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")
 
 
@@ -78,11 +96,11 @@ def gate_passes(config: RunConfig, checkpoint: str) -> bool:
     """Print what the gate found in forgetting.json of a checkpoint and return whether all rules hold.
 
     Raises:
-        ConfigError: A rule about a set that was not evaluated.
+        ConfigError: A rule about a set or task that was not evaluated.
         CheckpointError: There is no measurement of this checkpoint.
     """
     found = read_measurement(Path(config.run_dir), checkpoint)
-    results = check_gate(config.gate.sets, found.sets)
+    results = check_gate(config.gate.sets, found.sets) + check_tasks(config.gate.tasks, found.tasks)
     Console().print(gate_table(results))
     failed = sum(not result.passed for result in results)
     print(f"Gate: {'passed' if not failed else f'{failed} of {len(results)} rules broken'}.", flush=True)
@@ -108,16 +126,16 @@ def read_measurement(run_dir: Path, checkpoint: str) -> Forgetting:
 def gate_table(results: list[GateResult]) -> Table:
     """Return a row a rule: what was allowed, what happened, by how much it is broken."""
     table = Table(title="Gate", title_justify="left")
-    for column in ("set", "rule"):
+    for column in ("set or task", "rule"):
         table.add_column(column, overflow="fold")
-    for column in ("change, nats", "broken by"):
+    for column in ("change", "broken by"):
         table.add_column(column, justify="right")
     table.add_column("")
     for result in results:
-        rule = f"{result.rule} {result.allowed_nats:g}"
-        broken = "" if result.passed else f"{result.excess_nats:.4f}"
+        rule = f"{result.unit} {result.rule} {result.allowed:g}"
+        broken = "" if result.passed else f"{result.excess:.4f}"
         table.add_row(
-            result.set, rule, f"{result.change_nats:+.4f}", broken, "pass" if result.passed else "FAIL"
+            result.subject, rule, f"{result.change:+.4f}", broken, "pass" if result.passed else "FAIL"
         )
     return table
 
@@ -128,7 +146,7 @@ def refuse_failing(config: RunConfig, checkpoint: str) -> None:
     Raises:
         ConfigError: The gate refuses the checkpoint.
     """
-    if config.gate.sets and not gate_passes(config, checkpoint):
+    if config.gate.has_rules and not gate_passes(config, checkpoint):
         raise ConfigError(
             f"`gate` must pass before {checkpoint} is exported, but does not. Train with more replay, export "
             "another checkpoint, or take it all the same with export.despite_gate=true."

@@ -126,11 +126,13 @@ class Forgetting:
         stores: Mapping[str, Store],
         tokenizer: TokenizerLike,
         mixing: Mixing,
+        tasks: list[dict[str, Any]],
         recover: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> dict[str, Any] | None:
         """Write forgetting.json and return it; None when the base was never evaluated.
 
         Args:
+            tasks: Scores of benchmark tasks on base and tuned model; none: those known of this checkpoint stay.
             recover: The recovery probe; called last, because it changes the weights.
         """
         subject, base = self._subject, self._base
@@ -155,7 +157,8 @@ class Forgetting:
                     if name in base.pieces
                 ],
                 "kl": [_divergence(name, *found) for name, found in divergences.items()],
-                "recovery": recovery or self._known_recovery(state),
+                "tasks": tasks or self._known(state, "tasks") or [],
+                "recovery": recovery or self._known(state, "recovery"),
                 "replay": mixing.replay_facts(state),
             }
             write_atomic(self._run_dir / FILE_NAME, json.dumps(record, indent=2) + "\n")
@@ -164,14 +167,13 @@ class Forgetting:
         record: dict[str, Any] = subject.group.from_first(write)
         return record
 
-    def _known_recovery(self, state: TrainState) -> dict[str, Any] | None:
-        """Return what a probe of this checkpoint said before: evaluating again makes no new one."""
+    def _known(self, state: TrainState, key: str) -> Any:
+        """Return what was measured of this checkpoint before and is not measured at every evaluation."""
         path = self._run_dir / FILE_NAME
         if not path.exists():
             return None
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known: dict[str, Any] | None = record.get("recovery")
-        return known if record["run"]["tuned"] == self._label(state) else None
+        return record.get(key) if record["run"]["tuned"] == self._label(state) else None
 
     def _label(self, state: TrainState) -> str:
         return step_dir(self._run_dir, state.step).name

@@ -70,6 +70,17 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
         mixing.replay_to_draw()
 
 
+def check_benchmarks(config: RunConfig, command: str) -> None:
+    """Load the benchmark tasks before ranks start: a missing task or file is found, and data is downloaded, here."""
+    if not config.evaluate.tasks.names:
+        return
+    from trainer.evaluate.tasks import check_rules, load_tasks
+
+    loaded = load_tasks(config.evaluate.tasks)
+    if command == "evaluate" and config.evaluate.checkpoint != "base":
+        check_rules(config.gate.tasks, loaded)
+
+
 def check_generated(config: RunConfig) -> None:
     """Raise when a source is what `palimpsest replay generate` writes, but it has not run.
 

@@ -49,6 +49,7 @@ from trainer.replay.controller import Decision
 from trainer.report.build import build_report
 from trainer.report.forgetting import FILE_NAME, read_forgetting
 from trainer.report.verdict import verdict
+from trainer.task_scores import TaskScores
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,12 +79,18 @@ class Keeper:
         self._mixing = mixing
 
     def prepare(
-        self, held_out: HeldOut, stores: dict[str, Store], num_parameters: int, forgetting: Forgetting | None
+        self,
+        held_out: HeldOut,
+        stores: dict[str, Store],
+        num_parameters: int,
+        forgetting: Forgetting | None,
+        task_scores: TaskScores | None = None,
     ) -> None:
         """Take the data that evaluation and fingerprint read, find the base's evaluation, check the disk."""
         self._held_out = held_out
         self._stores = stores
         self._forgetting = forgetting
+        self._task_scores = task_scores
         self._newest: tuple[int, dict[str, PieceLosses]] = (-1, {})
         self._data_digest = data_digest(stores)
         self._probe = probe_tokens(_first_tokens(stores))
@@ -104,6 +111,8 @@ class Keeper:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source; before the first step they are the base model's."""
         if state.step == 0 and self._forgetting is not None:
+            if self._task_scores is not None:
+                self._task_scores.measure_base()
             return self._forgetting.measure_base()
         pieces = held_out_pieces(self._engine, self._held_out, self._group, self._flash)
         self._newest = (state.step, pieces)
@@ -118,7 +127,10 @@ class Keeper:
         if self._newest[0] != state.step:
             self.evaluate(state)
         pieces = self._newest[1]
-        record = self._forgetting.compare(state, pieces, self._stores, tokenizer, self._mixing, recover)
+        tasks = self._task_scores.measure_tuned() if self._task_scores is not None else []
+        record = self._forgetting.compare(
+            state, pieces, self._stores, tokenizer, self._mixing, tasks, recover
+        )
         return record is not None
 
     def steer(self, state: TrainState) -> Decision | None:
@@ -221,7 +233,13 @@ def show_forgetting(run_dir: Path) -> None:
     found = read_forgetting(run_dir / FILE_NAME)
     if found is not None:
         print(f"Held-out loss against the base: {verdict(found.sets)}")
+        for one in found.tasks:
+            print(f"Task {one.task}, {one.metric}: {_shown(one.base)} -> {_shown(one.tuned)}")
     print(f"Report: {report}", flush=True)
+
+
+def _shown(score: float | None) -> str:
+    return "not finite" if score is None else f"{score:.4f}"
 
 
 def _first_tokens(stores: dict[str, Store]) -> np.ndarray:

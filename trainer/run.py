@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig, RunKind
-from trainer.config.snapshot import write_atomic, write_provenance
+from trainer.config.snapshot import write_provenance
 from trainer.data.loader import TrainLoader
-from trainer.data.overlap import check_disjoint
-from trainer.data.prepared import digest_of, open_all
-from trainer.data.reference import BaseReference
-from trainer.data.store import Store
 from trainer.dist.env import rank_env
-from trainer.dist.group import Group, close_group, open_group
-from trainer.dist.seed import seed_everything
-from trainer.engine.batch import BatchShape, batch_shape
-from trainer.engine.build import Engine, build_engine, gathered
-from trainer.engine.ds_config import deepspeed_dict
-from trainer.errors import DataError
-from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.isolation import check_isolation
-from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.journal import open_journal
 from trainer.keeper import Keeper, show_forgetting
 from trainer.loop import Cadence, Parts, StopReason, train
-from trainer.metrics.memory import describe_device, device_memory_gib
+from trainer.metrics.memory import describe_device
 from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
-from trainer.model.attention import choose_attention
-from trainer.model.digest import model_digest
-from trainer.model.kernels import apply_kernels
-from trainer.model.load import LoadedModel, check_context, load_model
-from trainer.model.remat import apply_remat
-from trainer.model.resolve import resolve_model, tokenizer_source
-from trainer.model.tokenizer import Tokenizer, load_tokenizer
-from trainer.model.verify import verify_weights
-from trainer.objective.causal_lm import CausalLM
-from trainer.objective.head import install_loss_head
-from trainer.optim.build import build_optimizer
-from trainer.optim.groups import decay_groups
 from trainer.recovery import probe_recovery
-from trainer.replay_kl import open_reference
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.lock import run_lock
-from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
 from trainer.runtime.signals import StopFlag
+from trainer.session import Session, build_forgetting, build_reference, build_task_scores, open_session
 from trainer.step import CachedBase
 
 _LOG = logging.getLogger(__name__)
@@ -62,40 +33,6 @@ NO_REPLAY = (
     "This run continues pretraining without replay, which forgets most: add replay=general, or a source with "
     "role=replay."
 )
-
-
-@dataclass(slots=True)
-class Session:
-    """What training and evaluating have in common: ranks, data, model and engine."""
-
-    config: RunConfig
-    run_dir: Path
-    group: Group
-    stores: dict[str, Store]
-    tokenizer: Tokenizer
-    loaded: LoadedModel
-    engine: Engine
-    shape: BatchShape
-
-    @property
-    def flash(self) -> bool:
-        """Tell whether attention takes cu_seq_lens."""
-        return self.loaded.attention.is_flash
-
-    @property
-    def pad_id(self) -> int:
-        """Return the token that fills packs; its positions carry no loss."""
-        return self.tokenizer.pad_id or 0
-
-    def held_out(self) -> HeldOut:
-        """Lay out the held-out packs."""
-        return HeldOut(
-            names=list(self.stores),
-            stores=[store.validation for store in self.stores.values()],
-            max_packs=self.config.data.max_validation_packs,
-            micro_batch_size=self.config.evaluate.micro_batch_size,
-            pad_id=self.pad_id,
-        )
 
 
 def run_training(config: RunConfig) -> StopReason:
@@ -108,111 +45,6 @@ def run_training(config: RunConfig) -> StopReason:
         return _train(session, stop_flag, stack)
 
 
-def open_session(config: RunConfig, stack: ExitStack) -> Session:
-    """Join the ranks and build data, model and engine, in this order. The configuration is checked already."""
-    env = rank_env(os.environ)
-    run_dir = Path(config.run_dir)
-    setup_logging(env.rank, env.world_size, None)
-    group = open_group(env, config.cluster.comm_timeout_s)
-    stack.callback(close_group)
-    log_dir = group.from_first(lambda: attempt_dir(run_dir))
-    setup_logging(env.rank, env.world_size, log_dir)
-    seed_everything(config.seed, group.rank)
-    torch.use_deterministic_algorithms(config.deterministic)
-    cache_dir = Path(config.data.cache_dir).expanduser()
-    source = resolve_model(config.model, cache_dir)
-    tokenizer = load_tokenizer(
-        tokenizer_source(config.model, source),
-        config.model.revision,
-        config.model.chat_template,
-        config.model.trust_remote_code,
-    )
-    stores = open_all(config.data, tokenizer)
-    group.from_first(lambda: check_disjoint(stores))
-    shape = batch_shape(
-        config.train.global_batch_tokens,
-        config.data.seq_len,
-        config.train.micro_batch_size,
-        group.world_size,
-    )
-    loaded, engine = _build_model(config, source, stores, group, shape, run_dir)
-    adopt_library_loggers()
-    return Session(config, run_dir, group, stores, tokenizer, loaded, engine, shape)
-
-
-def _build_model(
-    config: RunConfig,
-    source: str,
-    stores: dict[str, Store],
-    group: Group,
-    shape: BatchShape,
-    run_dir: Path,
-) -> tuple[LoadedModel, Engine]:
-    """Load the model and hand it to DeepSpeed. Collective: every rank."""
-    on_gpu = group.device.type == "cuda"
-    capability = torch.cuda.get_device_capability(group.device) if on_gpu else None
-    attention = choose_attention(config.model.attention, capability)
-    ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
-    zero3_config = ds_config if config.zero.stage == 3 else None
-    loaded = load_model(source, config.model, attention, config.zero.dtype, zero3_config, group.device)
-    if on_gpu:
-        _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
-    _check_fits(config, loaded, stores)
-    num_verified = 0
-    if config.model.verify_weights and config.model.kind is not ModelKind.random:
-        num_verified = verify_weights(loaded.model, source, gathered)
-    loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
-    recomputed = apply_remat(loaded.model, config.model.checkpoint_layers, config.model.checkpoint_spread)
-    embeddings = {id(p) for p in loaded.model.get_input_embeddings().parameters()}
-    install_loss_head(loaded.model, config.model.loss_chunk_tokens)
-    objective = CausalLM(loaded.model)
-    groups = decay_groups(
-        objective.named_parameters(),
-        config.optim.weight_decay,
-        config.optim.decay_embeddings,
-        embeddings,
-    )
-    engine = build_engine(objective, build_optimizer(groups, config.optim, on_gpu), ds_config)
-    if group.is_first:
-        write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
-    _LOG.info(
-        "Model %s: %.1f M parameters, attention %s (%s), kernels %s, %d layers recomputed, %d tensors "
-        "compared with their files.",
-        source,
-        loaded.num_parameters / 1e6,
-        attention.name,
-        attention.reason,
-        loaded.kernels,
-        len(recomputed),
-        num_verified,
-    )
-    _LOG.info(
-        "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",
-        group.world_size,
-        describe_device(),
-        config.zero.stage,
-        config.zero.dtype,
-        shape.packs_per_step,
-        shape.seq_len,
-        shape.num_micro_steps,
-        shape.micro_batch_size,
-    )
-    return loaded, engine
-
-
-def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]) -> None:
-    """Refuse data that the model cannot read."""
-    hf_config = loaded.model.config
-    for name, store in stores.items():
-        needed = int(store.meta["vocab_size"])
-        if needed > hf_config.vocab_size:
-            raise DataError(
-                f"`data.sources.{name}` must hold ids below the model's vocabulary of {hf_config.vocab_size}, "
-                f"but holds {needed - 1} instead. Prepare it with the tokenizer of this model."
-            )
-    check_context(hf_config, config.data.seq_len)
-
-
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
     config, group = session.config, session.group
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
@@ -222,8 +54,14 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         )
         _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
     work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
-    work.prepare(session.held_out(), session.stores, session.loaded.num_parameters, build_forgetting(session))
-    reference = _base_on_replay(session, mixing)  # before a checkpoint takes the place of the base's weights
+    work.prepare(
+        session.held_out(),
+        session.stores,
+        session.loaded.num_parameters,
+        build_forgetting(session),
+        build_task_scores(session),
+    )
+    reference = build_reference(session, mixing)  # before a checkpoint takes the place of the base's weights
     state = work.resume()
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
@@ -272,23 +110,6 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     return reason
 
 
-def _base_on_replay(session: Session, mixing: Mixing) -> BaseReference | None:
-    """Return what the base model says of the replay that the run can draw; None without replay.kl."""
-    config, group = session.config, session.group
-    if not config.replay.kl.beta:
-        return None
-    return open_reference(
-        config,
-        session.engine,
-        group,
-        session.flash,
-        session.stores,
-        mixing.replay_to_draw(),
-        group.from_first(lambda: base_digest(config, session.loaded.source)),
-        session.pad_id,
-    )
-
-
 def _say_what_runs(session: Session, mixing: Mixing) -> None:
     """Write provenance.json and print what the run will draw; rank 0."""
     write_provenance(
@@ -302,26 +123,6 @@ def _say_what_runs(session: Session, mixing: Mixing) -> None:
     Console().print(mixing.table())
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
-
-
-def build_forgetting(session: Session) -> Forgetting | None:
-    """Return the measurement of the base against the tuned model, if there is text to measure on."""
-    config, group = session.config, session.group
-    if not config.evaluate.forgetting or not any(
-        store.validation.num_packs for store in session.stores.values()
-    ):
-        return None
-    prompts = prompts_for_kl(config, session.stores, session.tokenizer, session.pad_id)
-    subject = Subject(session.engine, group, session.flash, session.held_out(), prompts)
-    digest = group.from_first(lambda: base_digest(config, session.loaded.source))
-    return Forgetting(session.run_dir, config, subject, digest, config.model.path or config.model.kind.value)
-
-
-def base_digest(config: RunConfig, source: str) -> str:
-    """Return what names the weights that training began with: their files, or the recipe of random ones."""
-    if config.model.kind is ModelKind.random:
-        return digest_of([Path(source, "config.json").read_text(encoding="utf-8"), config.model.seed])
-    return model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
 
 
 def _cadence(config: RunConfig, total: int) -> Cadence:

@@ -54,13 +54,17 @@ class Run:
         return f"{self.shift}-{self.arm}-{self.seed}".replace(" %", "").replace(" ", "-")
 
 
+SWEPT = Run("strong", "none", 0)
+"""The run whose weights are interpolated with the base's; only it saves a checkpoint."""
+
+
 def main() -> None:
     """Run every arm and write the JSON."""
     arguments = parse()
     work: Path = arguments.work or Path(tempfile.mkdtemp(prefix="palimpsest-forgetting-"))
     work.mkdir(parents=True, exist_ok=True)
     common = common_overrides(arguments, work)
-    if any(ARMS[arm][0] == "generated" for arm in arguments.arms):
+    if any(ARMS[arm][0] == "generated" for arm in arguments.arms) and not generated_file(work).is_file():
         generate(arguments, common)
     runs = [
         Run(shift, arm, seed)
@@ -68,12 +72,14 @@ def main() -> None:
         for shift in ("strong", "weak")
         for arm in arguments.arms
     ]
-    for run in {(r.shift, ARMS[r.arm][0]): r for r in runs}.values():  # one at a time: stores are made once
-        command("prepare", overrides(run, arguments, common, work), work / "prepare.log")
+    every_source = {
+        word for run in runs for word in overrides(run, arguments, common, work) if "data.sources" in word
+    }
+    command("prepare", [*common, *sorted(every_source - {*common})], work / "prepare.log")
     started = time.time()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda run: train(run, arguments, common, work), runs))
-    swept = interpolate(Run("strong", "none", 0), work)
+    swept = interpolate(SWEPT, work) if SWEPT in runs else None
     record = {
         "environment": environment(arguments) | {"statistic": "mean and standard deviation over seeds"},
         "tokens_per_run": arguments.tokens,
@@ -133,6 +139,7 @@ def common_overrides(arguments: argparse.Namespace, work: Path) -> list[str]:
         f"train.global_batch_tokens={arguments.batch_tokens}",
         f"train.micro_batch_size={arguments.batch_tokens // arguments.seq_len}",
         f"evaluate.micro_batch_size={arguments.batch_tokens // arguments.seq_len}",
+        "model.checkpoint_layers=0",
         "evaluate.every_steps=0",
         "checkpoint.every_steps=0",
         "checkpoint.keep_best=false",
@@ -157,12 +164,13 @@ def overrides(run: Run, arguments: argparse.Namespace, common: list[str], work: 
         f"seed={run.seed}",
         f"name={run.name}",
         f"run_dir={work / run.name}",
+        f"checkpoint.enabled={run == SWEPT}",
     ]
     source, ratio = ARMS[run.arm]
     if source is None:
         return words
     key = f"data.sources.{source}"
-    path = arguments.general.resolve() if source == "general" else work / "generated" / "generated.jsonl"
+    path = arguments.general.resolve() if source == "general" else generated_file(work)
     return [
         *words,
         f"{key}.path={path}",
@@ -170,6 +178,11 @@ def overrides(run: Run, arguments: argparse.Namespace, common: list[str], work: 
         f"{key}.max_epochs=4",
         f"replay.ratio={ratio}",
     ]
+
+
+def generated_file(work: Path) -> Path:
+    """Return where the base model's samples are."""
+    return work / "generated" / "generated.jsonl"
 
 
 def generate(arguments: argparse.Namespace, common: list[str]) -> None:

@@ -26,12 +26,12 @@ def config_of(workspace: str, run_dir: str | Path, *overrides: str) -> RunConfig
 
 @contextlib.contextmanager
 def session_of(config: RunConfig) -> Iterator[Any]:
-    """Open a session as run.py does: the same data, model, loss head, optimizer and engine."""
-    from trainer import run
+    """Open a session as a run does: the same data, model, loss head, optimizer and engine."""
+    from trainer.session import open_session
 
     Path(config.run_dir).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        yield run.open_session(config, stack)
+        yield open_session(config, stack)
     gc.collect()
 
 

@@ -67,6 +67,7 @@ def export(group: Any, run_dirs: list[str], dtype: str) -> list[dict[str, Any]]:
 RUNS = {
     "stage 0": (1, ["zero.stage=0", "train.micro_batch_size=4"], "model"),
     "stage 0, tied": (1, ["zero.stage=0", "train.micro_batch_size=4"], "tied"),
+    "stage 1": (2, ["zero.stage=1"], "model"),
     "stage 2, tied": (2, ["zero.stage=2"], "tied"),
     "stage 3": (2, ["zero.stage=3"], "model"),
     "stage 3, tied": (2, ["zero.stage=3"], "tied"),

@@ -60,16 +60,16 @@ def references(data: str) -> list[Path]:
 
 
 def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
-    """Train as run.py does and return what every step said, and the loader."""
-    from trainer import run
+    """Train as a run does and return what every step said, and the loader."""
     from trainer.data.loader import TrainLoader
     from trainer.mixing import Mixing
     from trainer.optim.schedule import lr_factor
+    from trainer.session import build_reference
     from trainer.step import CachedBase, train_step
 
     config, group = session.config, session.group
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
-    reference = run._base_on_replay(session, mixing)
+    reference = build_reference(session, mixing)
     loader = TrainLoader(
         list(session.stores),
         [store.train for store in session.stores.values()],
@@ -283,15 +283,15 @@ def test_off_by_default_nothing_is_asked_and_nothing_is_reported(pool, workspace
 
 def asked_and_read(group: Any, workspace: str, data: str, run_dir: str) -> list[Any]:
     """Return what the reference says of a batch, and what the model says when it is asked, as an adapter's base is."""
-    from trainer import run
     from trainer.data.loader import TrainLoader
     from trainer.mixing import Mixing
+    from trainer.session import build_reference
     from trainer.step import CachedBase, labels_of, model_inputs
 
     with session_of(config_for(workspace, data, run_dir, "zero.stage=3")) as session:
         config = session.config
         mixing = Mixing(config, session.stores, session.shape.packs_per_step)
-        reference = run._base_on_replay(session, mixing)
+        reference = build_reference(session, mixing)
         splits = [store.train for store in session.stores.values()]
         loader = TrainLoader(
             list(session.stores), splits, mixing.plan, group.rank, group.world_size, 2, 0, reference
@@ -327,16 +327,17 @@ def test_a_base_that_is_asked_says_what_the_reference_says(pool, workspace, data
 
 def failures(group: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
     """Let builds of the reference fail in several ways and say what they raised and left."""
-    from trainer import replay_kl, run
+    from trainer import replay_kl
     from trainer.data import reference
     from trainer.mixing import Mixing
+    from trainer.session import build_reference
 
     answers: dict[str, Any] = {}
 
     def attempt(name: str, session: Any) -> None:
         mixing = Mixing(session.config, session.stores, session.shape.packs_per_step)
         try:
-            opened = run._base_on_replay(session, mixing)
+            opened = build_reference(session, mixing)
             answers[name] = opened.num_positions
         except (DataError, RuntimeError) as error:
             answers[name] = f"{type(error).__name__}: {error}"

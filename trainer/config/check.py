@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.data import Format, Packing, SourceConfig
-from trainer.config.gate import GateConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import Offload, ScheduleConfig, ScheduleName, ZeroConfig
 from trainer.config.rule import must
@@ -47,7 +47,8 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _schedule_problems(config.schedule)
     yield from _zero_problems(config.zero)
     yield from _cadence_problems(config)
-    yield from _gate_problems(config.gate)
+    yield from task_problems(config.evaluate)
+    yield from gate_problems(config.gate)
     yield from generate_problems(config.replay.generate)
 
 
@@ -258,13 +259,3 @@ def _cadence_problems(config: RunConfig) -> Iterator[str]:
         yield must("export.alpha", "in [0, 1]", config.export.alpha, "Set 1 for the tuned model.")
     if config.export.dtype not in ("bfloat16", "float32"):
         yield must("export.dtype", "bfloat16 or float32", config.export.dtype, "Set bfloat16.")
-
-
-def _gate_problems(gate: GateConfig) -> Iterator[str]:
-    for key, rule in gate.sets.items():
-        limits = {"max_rise_nats": rule.max_rise_nats, "min_drop_nats": rule.min_drop_nats}
-        if all(limit is None for limit in limits.values()):
-            yield must(f"gate.sets.{key}", "a rule", "empty", f"Set gate.sets.{key}.max_rise_nats=0.05.")
-        for name, limit in limits.items():
-            if limit is not None and not limit >= 0:
-                yield must(f"gate.sets.{key}.{name}", "0 or more", limit, "It is a size in nats.")

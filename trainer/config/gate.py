@@ -16,8 +16,31 @@ class GateRule:
 
 
 @dataclass
+class TaskRule:
+    """Tolerances of one metric of a benchmark task, against the base model, in units of the metric."""
+
+    metric: str = "acc"
+    """Metric of the task, such as `acc`; `exact_match,strict-match` where a task filters answers in several ways."""
+    max_drop: float | None = None
+    """A score where more is better may fall by at most this."""
+    min_rise: float | None = None
+    """A score where more is better must rise by at least this."""
+    max_rise: float | None = None
+    """A score where less is better, such as a perplexity, may rise by at most this."""
+    min_drop: float | None = None
+    """A score where less is better must fall by at least this."""
+
+
+@dataclass
 class GateConfig:
-    """Rules by name of a source, by role (target, replay, probe), or `general`: all that is not target."""
+    """Rules about held-out sets and about benchmark tasks; all of them must hold. Without any there is no gate."""
 
     sets: dict[str, GateRule] = field(default_factory=dict)
-    """Empty: no gate."""
+    """By name of a source, by role (target, replay, probe), or `general`: all that is not target."""
+    tasks: dict[str, TaskRule] = field(default_factory=dict)
+    """By name of a task or group out of evaluate.tasks.names."""
+
+    @property
+    def has_rules(self) -> bool:
+        """Tell whether there is a gate."""
+        return bool(self.sets or self.tasks)

@@ -40,12 +40,12 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
-            others = [word for word in overrides if not _is_source(word)]
+            others = [word for word in overrides if not _is_entry(word)]
             composed = compose(config_name=config_name, overrides=_opened(others))
-        # Hydra cannot add an entry to a typed mapping, and a new source is one.
+        # Hydra cannot add an entry to a typed mapping, and a new source or gate rule is one.
         OmegaConf.set_struct(composed, False)
-        sources = [word.lstrip("+") for word in overrides if _is_source(word)]
-        composed = cast(DictConfig, OmegaConf.merge(composed, OmegaConf.from_dotlist(sources)))
+        entries = [word.lstrip("+") for word in overrides if _is_entry(word)]
+        composed = cast(DictConfig, OmegaConf.merge(composed, OmegaConf.from_dotlist(entries)))
         # Once more against the schema: `+key=value` may add what it does not know.
         OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed))
     except yaml.YAMLError as error:
@@ -55,8 +55,8 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
     return to_dataclass(composed)
 
 
-def _is_source(override: str) -> bool:
-    return override.lstrip("+").startswith("data.sources.")
+def _is_entry(override: str) -> bool:
+    return override.lstrip("+").startswith(("data.sources.", "gate.sets.", "gate.tasks."))
 
 
 def _opened(overrides: Sequence[str]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from trainer.config.tasks import TasksConfig
 
 
 @dataclass
@@ -47,6 +49,7 @@ class EvaluateConfig:
     weights are thrown away. 20 is usual; 0: none."""
     checkpoint: str = "last"
     """`palimpsest evaluate`: `last`, `best`, a step number, or `base` for the model before training."""
+    tasks: TasksConfig = field(default_factory=TasksConfig)
 
 
 @dataclass

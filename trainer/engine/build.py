@@ -7,6 +7,7 @@ multiplied by the ranks, because DeepSpeed averages gradients over ranks.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -110,13 +111,14 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: 
     """Initialize DeepSpeed. Collective: every rank."""
     import deepspeed
 
-    engine, _, _, _ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=ds_config,
-        dist_init_required=False,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # stage 1 in bf16 prints its memory in twelve lines
+        engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            config=ds_config,
+            dist_init_required=False,
+        )
     return Engine(engine, int(ds_config["zero_optimization"]["stage"]))
 
 

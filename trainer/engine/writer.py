@@ -40,10 +40,22 @@ class CheckedWriter:
         if self.error is not None:
             return
         try:
+            _name_stage(state_dict)
             self.inner.save(state_dict, path)
             self.files.append(seal(Path(path)))
         except Exception as error:
             self.error = error
+
+
+def _name_stage(state_dict: Any) -> None:
+    """Write the stage where DeepSpeed forgets it: without it no tool of theirs takes the file for ZeRO.
+
+    Its optimizer for stage 1 in bf16 with fp32 accumulation (BF16_Optimizer) shards as stage 2 does, but leaves
+    out `zero_stage` (0.19.8), so zero_to_fp32 says "is not a zero checkpoint".
+    """
+    optimizer = state_dict.get("optimizer_state_dict") if isinstance(state_dict, dict) else None
+    if isinstance(optimizer, dict) and "single_partition_of_fp32_groups" in optimizer:
+        optimizer.setdefault("zero_stage", 1)
 
 
 def seal(path: Path) -> WrittenFile:

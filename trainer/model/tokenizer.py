@@ -121,8 +121,12 @@ class Tokenizer:
         messages: list[dict[str, Any]],
         tools: list[Any] | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
     ) -> str:
         """Render a conversation with the chat template, special tokens spelled out.
+
+        Args:
+            continue_final_message: Leave the last turn open, for a model to go on with it.
 
         Raises:
             DataError: If there is no template, or it refuses the conversation.
@@ -135,7 +139,11 @@ class Tokenizer:
             )
         try:
             text = self.hf.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages,
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
             )
         except (
             TemplateError,

@@ -2,7 +2,7 @@
 
 Wraps the model so that the loss is made inside the engine's forward. Other objectives stand beside it.
 
-Shapes: B packs, T sequence, N = B*T.
+Shapes: B packs, T sequence, N = B*T, K chosen positions.
 """
 
 from __future__ import annotations
@@ -28,15 +28,25 @@ class CausalLM(nn.Module):
         labels: Tensor | None = None,
         base: TopTokens | None = None,
         num_top: int | None = None,
+        keep_K: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Return (loss_sum, nll_N), or logits when there are no labels; `base` and `num_top` as LossHead has them."""
+        """Return (loss_sum, nll_N), or logits when there are no labels.
+
+        Args:
+            labels: Next tokens [B, T]; -100 is not supervised.
+            base: As LossHead has it.
+            num_top: As LossHead has it.
+            keep_K: Positions of the flattened batch, in [0, N), whose logits are wanted: [K, V] instead of [B, T, V].
+            inputs: What the model takes; a cache in `past_key_values` is filled in place.
+        """
         lm = cast(Any, self.lm)
-        hidden = lm.base_model(use_cache=False, **inputs).last_hidden_state
+        use_cache = inputs.get("past_key_values") is not None
+        hidden = lm.base_model(use_cache=use_cache, **inputs).last_hidden_state
         head = lm.get_output_embeddings()
-        if labels is None:
-            return head(hidden)
-        return head(hidden, labels.reshape(-1), base, num_top)
+        if labels is not None:
+            return head(hidden, labels.reshape(-1), base, num_top)
+        return head(hidden if keep_K is None else hidden.reshape(-1, hidden.shape[-1])[keep_K])
 
 
 def block_mask(segments_BT: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from trainer.errors import TrainerError
 from trainer.evaluate.compare import SetComparison
+from trainer.evaluate.score import TaskComparison
 
 VERSION = 1
 ROLES = ("target", "replay", "probe")
@@ -89,6 +90,8 @@ class Forgetting:
     kl: tuple[Divergence, ...]
     recovery: Recovery | None
     replay: Replay | None
+    tasks: tuple[TaskComparison, ...]
+    """Empty where no benchmark task was run."""
 
 
 def read_forgetting(path: Path) -> Forgetting | None:
@@ -134,6 +137,7 @@ class _Reader:
             kl=kl,
             recovery=None if recovery is None else self._item(Recovery, recovery, "recovery"),
             replay=self._replay(plain.get("replay")),
+            tasks=self._items(TaskComparison, {"tasks": plain.get("tasks", [])}, "tasks"),
         )
 
     def _replay(self, plain: Any) -> Replay | None:
@@ -176,6 +180,8 @@ class _Reader:
             case "float | None":
                 is_right = value is None or (is_number and math.isfinite(value))
                 rule = "a finite number or null"
+            case "bool | None":
+                is_right, rule = value is None or isinstance(value, bool), "true, false or null"
             case _:
                 is_right, rule = True, "right"
         if not is_right:

@@ -13,6 +13,7 @@ from trainer.report.record import RunRecord
 from trainer.report.replay import replay
 from trainer.report.section import definitions, paragraph
 from trainer.report.style import STYLE
+from trainer.report.tasks import tasks
 from trainer.report.training import training
 from trainer.report.verdict import listed, verdict
 
@@ -39,6 +40,7 @@ def build_page(record: RunRecord) -> str:
             "main",
             _head(record, title),
             changes(record),
+            tasks(record),
             curves(record),
             replay(record),
             training(record),

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 
 def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
-    """Start ranks of this machine, several through the deepspeed launcher; return the exit code.
-
-    One rank needs no launcher, whose two processes load torch and DeepSpeed before the rank begins to.
-    """
+    """Start ranks of this machine through the deepspeed launcher and return its exit code."""
     environment = dict(os.environ)
     if environment.get("DS_ACCELERATOR") == "cpu":
         environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1)))
-    port = str(master_port or free_port())
-    if num_ranks == 1:
-        command = [sys.executable, "-m", "trainer", *arguments]
-        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": port}
-    else:
-        command = [
-            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks)),
-            *("--master_port", port, "--no_local_rank", "--log_level", "warning"),
-            *("--module", "trainer", *arguments),
-        ]
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks)),
+        *("--master_port", str(master_port or free_port()), "--no_local_rank", "--log_level", "warning"),
+        *("--module", "trainer", *arguments),
+    ]
     process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -50,17 +44,27 @@ def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def rank_processes(started_pid: int) -> list[psutil.Process]:
-    """Return the rank processes below a launcher, or the one rank that was started itself.
+@contextlib.contextmanager
+def only_rank(master_port: int) -> Iterator[None]:
+    """Make this process the one rank: a launcher would load torch and DeepSpeed twice more before it begins."""
+    before = dict(os.environ)
+    port = str(master_port or free_port())
+    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": port})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def rank_processes(launcher_pid: int) -> list[psutil.Process]:
+    """Return the rank processes below a launcher.
 
     Signals go to them directly: DeepSpeed's launcher kills its ranks on SIGTERM instead of passing it on,
     and its runner dies and leaves them behind.
     """
     try:
-        started = psutil.Process(started_pid)
-        if started.environ().get("LOCAL_RANK") is not None:
-            return [started]
-        children = started.children(recursive=True)
+        children = psutil.Process(launcher_pid).children(recursive=True)
         return [child for child in children if child.environ().get("LOCAL_RANK") is not None]
     except psutil.Error:
         return []

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.helpers.tiny import tiny_config
 from trainer.config.check import check_config, find_problems
 from trainer.config.data import Format, Packing
+from trainer.config.gate import GateRule, TaskRule
 from trainer.config.model import ModelKind
 from trainer.config.optim import Offload, ScheduleName
 from trainer.config.schema import RunConfig
@@ -81,6 +82,17 @@ RULES = [
     ("checkpoint.every_steps", {"checkpoint.every_steps": -1}),
     ("evaluate.every_steps", {"evaluate.every_steps": -1}),
     ("evaluate.every_steps", {"evaluate.patience": 2}),
+    ("evaluate.forgetting", {"evaluate.forgetting": False, "evaluate.tasks.names": ["arc_easy"]}),
+    ("evaluate.tasks.names", {"evaluate.tasks.names": ["a", "b", "a"]}),
+    ("evaluate.tasks.num_fewshot", {"evaluate.tasks.num_fewshot": -1}),
+    ("evaluate.tasks.limit", {"evaluate.tasks.limit": 0}),
+    ("evaluate.tasks.batch_tokens", {"evaluate.tasks.batch_tokens": 0}),
+    ("evaluate.tasks.max_length", {"evaluate.tasks.max_length": 1}),
+    ("gate.sets.web", {"gate.sets": {"web": GateRule()}}),
+    ("gate.sets.web.max_rise_nats", {"gate.sets": {"web": GateRule(max_rise_nats=-0.1)}}),
+    ("gate.tasks.arc", {"gate.tasks": {"arc": TaskRule()}}),
+    ("gate.tasks.arc.max_drop", {"gate.tasks": {"arc": TaskRule(max_drop=float("nan"))}}),
+    ("gate.tasks.arc.min_drop", {"gate.tasks": {"arc": TaskRule(max_rise=1.0, min_drop=-1.0)}}),
     ("log.every_steps", {"log.every_steps": 0}),
     ("export.dtype", {"export.dtype": "float16"}),
 ]  # fmt: skip

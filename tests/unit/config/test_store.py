@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.config.data import Format
+from trainer.config.gate import TaskRule
 from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.errors import ConfigError
 
@@ -42,6 +43,21 @@ def test_a_typo_in_a_new_source_names_the_nearest_field(override: str, nearest: 
     with pytest.raises(ConfigError, match="Unknown key") as error:
         compose_config([override])
     assert nearest in str(error.value)
+
+
+def test_gate_rules_and_task_names_are_added_from_the_command_line(tmp_path):
+    words = [
+        "evaluate.tasks.names=[arc_easy,mine]",
+        "gate.tasks.mine.metric=f1",
+        "gate.tasks.mine.max_drop=0.02",
+    ]
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose_config(["model=tiny"])))
+    for config in (compose_config([*words, "gate.sets.general.max_rise_nats=0.1"]), load_config(path, words)):
+        assert config.evaluate.tasks.names == ["arc_easy", "mine"] and config.gate.has_rules
+        assert config.gate.tasks["mine"] == TaskRule(metric="f1", max_drop=0.02)
+    with pytest.raises(ConfigError, match=r"Did you mean `gate.tasks.NAME.max_drop`"):
+        compose_config(["gate.tasks.mine.max_dorp=0.1"])
 
 
 def test_a_gate_is_chosen_for_a_frozen_configuration(tmp_path):

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from trainer.config.gate import GateRule
+from trainer.config.gate import GateRule, TaskRule
 from trainer.errors import ConfigError
 from trainer.evaluate.compare import compare_set
-from trainer.evaluate.gate import check_gate
+from trainer.evaluate.gate import check_gate, check_tasks
+from trainer.evaluate.score import TaskComparison
 
 
 def compared(name, role, change):
@@ -22,7 +23,7 @@ SETS = [compared("code", "target", -0.3), compared("web", "replay", 0.04), compa
 
 def found(**rules):
     results = check_gate(rules, SETS)
-    return {(r.set, r.rule.split()[0]): (r.passed, round(r.excess_nats, 6)) for r in results}
+    return {(r.subject, r.rule.split()[0]): (r.passed, round(r.excess, 6)) for r in results}
 
 
 def test_a_rule_is_about_a_set_a_role_or_everything_general():
@@ -44,7 +45,7 @@ def test_a_target_that_fell_too_little_fails_by_what_is_missing():
 
 def test_a_set_of_that_name_comes_before_the_meaning_of_the_word():
     sets = [compared("general", "probe", 0.2), compared("other", "probe", 0.9)]
-    assert [r.set for r in check_gate({"general": GateRule(max_rise_nats=1.0)}, sets)] == ["general"]
+    assert [r.subject for r in check_gate({"general": GateRule(max_rise_nats=1.0)}, sets)] == ["general"]
 
 
 @pytest.mark.parametrize("key", ["replay", "general", "unknown"])
@@ -61,3 +62,54 @@ def test_a_change_that_is_not_a_number_never_passes():
     broken = [dataclasses.replace(SETS[0], change_nats=math.nan)]
     results = check_gate({"code": GateRule(max_rise_nats=9.0, min_drop_nats=0.0)}, broken)
     assert [result.passed for result in results] == [False, False]
+
+
+def scored(change, higher_is_better=True, metric="acc"):
+    tuned = None if change is None else 0.5 + change
+    return TaskComparison("arc", metric, 0.5, tuned, change, 0.01, 0.01, higher_is_better, 100)
+
+
+@pytest.mark.parametrize(
+    ("limits", "change", "excess"),
+    [
+        ({"max_drop": 0.02}, -0.02, 0.0),
+        ({"max_drop": 0.02}, -0.05, 0.03),
+        ({"max_drop": 0.02}, 0.5, 0.0),
+        ({"min_rise": 0.1}, 0.04, 0.06),
+        ({"min_rise": 0.1}, 0.1, 0.0),
+    ],
+)
+def test_a_task_may_fall_and_must_rise_by_so_much(limits, change, excess):
+    (result,) = check_tasks({"arc": TaskRule(**limits)}, [scored(change)])
+    assert (result.passed, round(result.excess, 6)) == (excess == 0.0, excess)
+    mirrored = {
+        {"max_drop": "max_rise", "min_rise": "min_drop"}[name]: limit for name, limit in limits.items()
+    }
+    (result,) = check_tasks({"arc": TaskRule(**mirrored)}, [scored(-change, higher_is_better=False)])
+    assert (result.passed, round(result.excess, 6)) == (excess == 0.0, excess)
+
+
+def test_a_score_that_is_not_finite_never_passes():
+    rule = TaskRule(metric="ppl", max_rise=1e9, min_drop=0.0)
+    results = check_tasks({"arc": rule}, [scored(None, False, "ppl")])
+    assert [result.passed for result in results] == [False, False]
+
+
+def test_a_rule_that_a_worse_model_would_pass_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"`gate.tasks.arc.max_rise` must be left out for acc, where more is better"
+    ):
+        check_tasks({"arc": TaskRule(max_rise=0.1)}, [scored(0.0)])
+    (result,) = check_tasks({"arc": TaskRule(max_rise=0.1)}, [scored(0.0, higher_is_better=None)])
+    assert result.passed
+
+
+def test_a_rule_about_a_task_or_metric_that_was_not_measured_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"`gate.tasks.mmlu` must be about a task that was evaluated \(arc\)"
+    ):
+        check_tasks({"mmlu": TaskRule(max_drop=0.1)}, [scored(0.0)])
+    with pytest.raises(
+        ConfigError, match=r"`gate.tasks.arc.metric` must be a metric of the task \(acc\), but is 'f1'"
+    ):
+        check_tasks({"arc": TaskRule(metric="f1", max_drop=0.1)}, [scored(0.0)])

@@ -115,6 +115,47 @@ def test_a_measurement_without_sets_replay_or_recovery_gives_a_page(tmp_path):
     assert "No held-out set was measured." in found.text and ("id", "recovery") not in found.found
 
 
+def task(name, base, tuned, **others):
+    change = None if None in (base, tuned) else tuned - base
+    scores = {"base": base, "tuned": tuned, "change": change, "base_stderr": 0.01, "tuned_stderr": None}
+    return {"task": name, "metric": "acc", **scores, "higher_is_better": True, "num_documents": 1200} | others
+
+
+def test_benchmark_tasks_are_a_table_and_only_where_they_were_run(tmp_path):
+    run_dir = write_run(tmp_path)
+    assert ("id", "tasks") not in outline(run_dir).found
+    rows = [task("<b>arc", 0.512, 0.4871), task("wiki", 21.5, None, metric="ppl", higher_is_better=False)]
+    (run_dir / "forgetting.json").write_text(json.dumps(forgetting() | {"tasks": rows}), encoding="utf-8")
+    found = outline(run_dir)
+    assert ("id", "tasks") in found.found
+    for shown in (
+        "<b>arc",
+        "\u22120.0249",
+        "0.5120 \u2192 0.4871",
+        "0.0100, none",
+        "1,200",
+        "not finite",
+        "lower",
+    ):
+        assert shown in found.text, shown
+
+
+@pytest.mark.parametrize(
+    ("edit", "key"),
+    [
+        ({"base": "x"}, "tasks[0].base"),
+        ({"higher_is_better": 1}, "tasks[0].higher_is_better"),
+        ({"task": None}, "tasks[0].task"),
+    ],
+)
+def test_a_broken_score_is_named(tmp_path, edit, key):
+    run_dir = write_run(tmp_path)
+    plain = forgetting() | {"tasks": [task("arc", 0.5, 0.6) | edit]}
+    (run_dir / "forgetting.json").write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(TrainerError, match=f"`{re.escape(key)}` of .* must be"):
+        build_report(run_dir)
+
+
 def test_numbers_that_are_not_finite_are_counted_not_drawn(tmp_path):
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     for step, loss in enumerate([3.0, float("nan"), float("inf"), 2.0]):

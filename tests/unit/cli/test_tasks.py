@@ -1,0 +1,63 @@
+"""Benchmark tasks that cannot be run are refused before ranks start, with exit code 2 and nothing written."""
+
+import pytest
+
+from tests.helpers.benchmark_tasks import write_tasks
+
+pytest.importorskip("lm_eval", reason="pip install 'palimpsest-trainer[eval]'")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["evaluate.tasks.names=[local_choice]", "evaluate.tasks.include_path=/nowhere"],
+            "where there is no folder",
+        ),
+        (["evaluate.tasks.names=[local_gone]"], "'local_gone' cannot: Unable to find"),
+    ],
+)
+def test_a_missing_folder_or_file_is_found_before_ranks_start(
+    refuse, tmp_path, model, command, overrides, sentence
+):
+    folder = write_tasks(tmp_path / "tasks")
+    broken = (
+        (folder / "mine" / "text.yaml")
+        .read_text()
+        .replace("local_text", "local_gone")
+        .replace("text.jsonl", "no")
+    )
+    (folder / "mine" / "gone.yaml").write_text(broken)
+    (tmp_path / "a.txt").write_text("text")
+    words = [
+        "data=text",
+        f"data.sources.corpus.path={tmp_path}/a.txt",
+        "model.kind=pretrained",
+        f"model.path={model}",
+    ]
+    words += [
+        f"data.cache_dir={tmp_path}/cache",
+        f"run_dir={tmp_path}/run",
+        "train.max_steps=1",
+        "data.seq_len=64",
+    ]
+    words += ["train.global_batch_tokens=64", f"evaluate.tasks.include_path={folder}"]
+    assert sentence in refuse(command, *words, *overrides)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+def test_a_gate_rule_about_a_task_that_will_not_run_is_found_before_ranks_start(refuse, tmp_path, model):
+    words = ["data=text", "data.sources.corpus.path=a.txt", "model.kind=pretrained", f"model.path={model}"]
+    words += [
+        f"run_dir={tmp_path}/run",
+        "train.max_steps=1",
+        "data.seq_len=64",
+        "train.global_batch_tokens=64",
+    ]
+    words += [
+        f"evaluate.tasks.include_path={write_tasks(tmp_path / 'tasks')}",
+        "evaluate.tasks.names=[local_choice]",
+    ]
+    said = refuse("evaluate", *words, "gate.tasks.arc_easy.max_drop=0.1")
+    assert "`gate.tasks.arc_easy` must be about a task in evaluate.tasks.names (local_choice)" in said
