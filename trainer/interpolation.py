@@ -23,10 +23,9 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.data.prepared import open_all
 from trainer.dist.group import Group
-from trainer.engine.consolidate import stream_parameters
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
-from trainer.jobs import find_checkpoint
+from trainer.jobs import find_checkpoint, tuned_tensors
 from trainer.model.attention import choose_attention
 from trainer.model.blend import blended
 from trainer.model.kernels import apply_kernels
@@ -90,7 +89,7 @@ def interpolate(config: RunConfig) -> int:
     held_out = _held_out(config, source)
     points = []
     for alpha in track(alphas, description="interpolating", console=Console()):
-        _set_weights(parameters, blended(stream_parameters(checkpoint), source, alpha))
+        _set_weights(parameters, blended(tuned_tensors(config, checkpoint, source), source, alpha))
         pieces = held_out_pieces(subject, held_out, Group(0, 0, 1, device), attention.is_flash)
         points.append(_point(config, alpha, {name: found.mean for name, found in pieces.items()}))
     best = suggest(points)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from trainer.config.check import check_config
 from trainer.config.model import ModelConfig
 from trainer.config.schema import RunConfig
+from trainer.config.tune import TuneMethod
 from trainer.data.types import TokenizerLike
 from trainer.errors import CheckpointError, DataError, SelfCheckError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXPORT_FACTOR = 2.0
 """How many times the rounding noise of the model an export may be away from the trained one."""
@@ -112,12 +118,6 @@ def count_ranks(config: RunConfig) -> int:
 
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
-    from rich.progress import track
-
-    from trainer.checkpoint.export import export_weights
-    from trainer.engine.consolidate import stream_parameters
-    from trainer.model.blend import blended
-    from trainer.model.folder import write_model_files
     from trainer.model.resolve import resolve_model
 
     run_dir = Path(config.run_dir)
@@ -126,16 +126,7 @@ def export_model(config: RunConfig) -> int:
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     console = Console()
     console.print(f"Exporting {checkpoint.name} to {output_dir}", highlight=False, soft_wrap=True)
-    stream = stream_parameters(checkpoint)
-    if config.export.alpha != 1:
-        stream = blended(stream, source, config.export.alpha)
-    count = export_weights(
-        track(stream, description="tensors", console=console),
-        output_dir,
-        config.export.dtype,
-        int(config.export.max_shard_gb * 1e9),
-        lambda folder: write_model_files(source, config.model, config.export.dtype, folder),
-    )
+    count = _write_export(config, checkpoint, source, output_dir, console)
     if not config.export.verify or config.export.alpha != 1:
         why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
         console.print(f"{count} tensors written and read back; logits not compared{why}.", highlight=False)
@@ -153,6 +144,54 @@ def export_model(config: RunConfig) -> int:
             "another checkpoint."
         )
     return 0
+
+
+def _write_export(
+    config: RunConfig, checkpoint: Path, source: str, output_dir: Path, console: Console
+) -> int:
+    """Write the adapter alone, or the whole model, and return the number of tensors."""
+    from rich.progress import track
+
+    from trainer.checkpoint.export import DTYPES, export_weights, publish_folder
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.model.blend import blended
+    from trainer.model.folder import write_model_files, write_tokenizer
+    from trainer.model.merge import read_adapter, write_adapter
+
+    options = config.export
+    adapter = read_adapter(Path(config.run_dir))
+    if adapter is not None and not options.merge and options.alpha == 1:
+        counts: list[int] = []
+
+        def fill(folder: Path) -> None:
+            counts.append(
+                write_adapter(stream_parameters(checkpoint), adapter, folder, DTYPES[options.dtype])
+            )
+            write_tokenizer(source, config.model, folder)
+
+        publish_folder(output_dir, fill)
+        return counts[0]
+    stream = tuned_tensors(config, checkpoint, source)
+    if options.alpha != 1:
+        stream = blended(stream, source, options.alpha)
+    return export_weights(
+        track(stream, description="tensors", console=console),
+        output_dir,
+        options.dtype,
+        int(options.max_shard_gb * 1e9),
+        lambda folder: write_model_files(source, config.model, options.dtype, folder),
+    )
+
+
+def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did."""
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.model.merge import read_adapter, with_base
+
+    stream = stream_parameters(checkpoint)
+    if config.tune.method is TuneMethod.full:
+        return stream
+    return with_base(stream, source, read_adapter(Path(config.run_dir)))
 
 
 def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from trainer.checkpoint.space import check_space
 from trainer.checkpoint.state import TrainState, read_state, write_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
+from trainer.config.tune import TuneMethod
 from trainer.data.store import Store
 from trainer.data.types import TokenizerLike
 from trainer.dist.group import Group
@@ -40,6 +41,7 @@ from trainer.evaluate.fingerprint import (
     take_fingerprint,
     write_fingerprint,
 )
+from trainer.evaluate.frozen import FrozenCheck, check_silent
 from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
 from trainer.forgetting import Forgetting
 from trainer.metrics.memory import describe_device
@@ -77,6 +79,8 @@ class Keeper:
         self._zero_dtype = config.zero.dtype
         self._config_digest = config_digest(config)
         self._mixing = mixing
+        self._tune = config.tune
+        self._frozen: FrozenCheck | None = None
 
     def prepare(
         self,
@@ -96,6 +100,11 @@ class Keeper:
         self._probe = probe_tokens(_first_tokens(stores))
         if forgetting is not None:
             forgetting.open(self._data_digest)
+        if self._tune.method is not TuneMethod.full:
+            self._frozen = FrozenCheck(self._engine)
+        if self._tune.method is TuneMethod.lora:
+            check_silent(self._engine, self._probe, self._group, self._flash)
+            _LOG.info("The adapter leaves the base's logits as they are.")
         if self._checkpoint.enabled:
             self._group.from_first(lambda: self._clear_the_way(num_parameters))
 
@@ -138,7 +147,9 @@ class Keeper:
         return self._mixing.steer(state)
 
     def save(self, state: TrainState) -> None:
-        """Commit a checkpoint and remove superseded ones."""
+        """Commit a checkpoint and remove superseded ones; never one whose frozen parameters moved."""
+        if self._frozen is not None:
+            self._frozen.check(self._group)
         fingerprint = take_fingerprint(self._engine, self._probe, self._group, self._flash)
 
         def write(staging: Path) -> list[Written]:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainer.config.data import Role
 from trainer.config.schema import RunConfig, RunKind
-from trainer.config.snapshot import write_provenance
+from trainer.config.snapshot import write_atomic, write_provenance
 from trainer.data.loader import TrainLoader
+from trainer.data.reference import BaseReference
 from trainer.dist.env import rank_env
 from trainer.evaluate.isolation import check_isolation
 from trainer.journal import open_journal
@@ -20,12 +22,13 @@ from trainer.loop import Cadence, Parts, StopReason, train
 from trainer.metrics.memory import describe_device
 from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
+from trainer.model.merge import CONFIG, describe_adapter
 from trainer.recovery import probe_recovery
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.lock import run_lock
 from trainer.runtime.signals import StopFlag
 from trainer.session import Session, build_forgetting, build_reference, build_task_scores, open_session
-from trainer.step import CachedBase
+from trainer.step import AdapterBase, BaseModel, CachedBase
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,7 +64,9 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         build_forgetting(session),
         build_task_scores(session),
     )
-    reference = build_reference(session, mixing)  # before a checkpoint takes the place of the base's weights
+    reference = (
+        None if _asks_adapter(session) else build_reference(session, mixing)
+    )  # before a checkpoint takes the place of the base's weights
     state = work.resume()
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
@@ -86,7 +91,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     stack.callback(loader.close)
     manual_gc = ManualGc(every_steps=50)
     stack.callback(manual_gc.close)
-    base_model = None if reference is None else CachedBase(config.replay.kl.beta)
+    base_model = _base_model(session, reference)
     parts = Parts(
         session.engine, loader, group, session.flash, work, journal, stop_flag, manual_gc, base_model
     )
@@ -110,8 +115,19 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     return reason
 
 
+def _base_model(session: Session, reference: BaseReference | None) -> BaseModel | None:
+    """Return where a step learns what the base says of replay; None without replay.kl."""
+    kl = session.config.replay.kl
+    if not kl.beta:
+        return None
+    if reference is not None:
+        return CachedBase(kl.beta)
+    roles = [spec.role for spec in session.config.data.sources.values()]
+    return AdapterBase(kl.beta, kl.top, frozenset(i for i, role in enumerate(roles) if role is Role.replay))
+
+
 def _say_what_runs(session: Session, mixing: Mixing) -> None:
-    """Write provenance.json and print what the run will draw; rank 0."""
+    """Write provenance.json and the adapter's description, and print what the run will draw; rank 0."""
     write_provenance(
         session.run_dir,
         data={name: store.digest for name, store in session.stores.items()},
@@ -120,6 +136,9 @@ def _say_what_runs(session: Session, mixing: Mixing) -> None:
         kernels=session.loaded.kernels,
         device=describe_device(),
     )
+    if session.tuned.peft_config is not None:
+        described = describe_adapter(session.tuned.peft_config, session.loaded.source)
+        write_atomic(session.run_dir / CONFIG, described)
     Console().print(mixing.table())
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)

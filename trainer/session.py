@@ -31,6 +31,7 @@ from trainer.evaluate.tasks import load_everywhere
 from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.mixing import Mixing
+from trainer.model.adapters import FACTOR_B, Tuned, apply_tuning
 from trainer.model.attention import choose_attention
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
@@ -61,6 +62,7 @@ class Session:
     stores: dict[str, Store]
     tokenizer: Tokenizer
     loaded: LoadedModel
+    tuned: Tuned
     engine: Engine
     shape: BatchShape
 
@@ -112,9 +114,9 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
         config.train.micro_batch_size,
         group.world_size,
     )
-    loaded, engine = _build_model(config, source, stores, group, shape, run_dir)
+    loaded, tuned, engine = _build_model(config, source, stores, group, shape, run_dir)
     adopt_library_loggers()
-    return Session(config, run_dir, group, stores, tokenizer, loaded, engine, shape)
+    return Session(config, run_dir, group, stores, tokenizer, loaded, tuned, engine, shape)
 
 
 def _build_model(
@@ -124,7 +126,7 @@ def _build_model(
     group: Group,
     shape: BatchShape,
     run_dir: Path,
-) -> tuple[LoadedModel, Engine]:
+) -> tuple[LoadedModel, Tuned, Engine]:
     """Load the model and hand it to DeepSpeed. Collective: every rank."""
     on_gpu = group.device.type == "cuda"
     capability = torch.cuda.get_device_capability(group.device) if on_gpu else None
@@ -138,6 +140,7 @@ def _build_model(
     num_verified = 0
     if config.model.verify_weights and config.model.kind is not ModelKind.random:
         num_verified = verify_weights(loaded.model, source, gathered)
+    tuned = apply_tuning(loaded.model, config.tune, config.seed)
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
     recomputed = apply_remat(loaded.model, config.model.checkpoint_layers, config.model.checkpoint_spread)
     embeddings = {id(p) for p in loaded.model.get_input_embeddings().parameters()}
@@ -148,6 +151,8 @@ def _build_model(
         config.optim.weight_decay,
         config.optim.decay_embeddings,
         embeddings,
+        lambda name: FACTOR_B.search(name) is not None,
+        config.tune.lora_plus_ratio,
     )
     engine = build_engine(objective, build_optimizer(groups, config.optim, on_gpu), ds_config)
     if group.is_first:
@@ -163,6 +168,14 @@ def _build_model(
         len(recomputed),
         num_verified,
     )
+    if tuned.is_partial:
+        _LOG.info(
+            "Training %s of %s parameters (%.2f %%)%s.",
+            f"{tuned.num_trainable:,}",
+            f"{tuned.num_total:,}",
+            100 * tuned.num_trainable / tuned.num_total,
+            f": {config.tune.method.value} on {len(tuned.modules)} linear layers" if tuned.modules else "",
+        )
     _LOG.info(
         "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",
         group.world_size,
@@ -174,7 +187,7 @@ def _build_model(
         shape.num_micro_steps,
         shape.micro_batch_size,
     )
-    return loaded, engine
+    return loaded, tuned, engine
 
 
 def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]) -> None:

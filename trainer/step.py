@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.collate import MicroBatch
+from trainer.data.collate import IGNORE, MicroBatch
 from trainer.data.loader import StepBatch
 from trainer.dist.group import Group
 from trainer.engine.build import Engine
+from trainer.model.adapters import adapter_off
 from trainer.objective.causal_lm import block_mask
 from trainer.objective.divergence import TopTokens
 
@@ -49,6 +51,31 @@ class CachedBase:
             for array in (micro.base.rows_R, micro.base.ids_RK, micro.base.log_probs_RK)
         )
         return TopTokens(rows_R, micro.base.rows_R, ids_RK, log_probs_RK, self.beta)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterBase:
+    """The base model as the trained one with its adapter off. Implements BaseModel with one more forward pass."""
+
+    beta: float
+    num_top: int
+    replay: frozenset[int]
+    """Numbers of the replay sources."""
+
+    def top_tokens(self, engine: Engine, micro: MicroBatch, group: Group, flash: bool) -> TopTokens | None:
+        """Ask the base about this micro-batch."""
+        labels_BT = micro.labels_BT.copy()
+        labels_BT[[row for row, source in enumerate(micro.source_B) if source not in self.replay]] = IGNORE
+        labels = _move(torch.from_numpy(labels_BT), group.device)
+        with engine.evaluating(), adapter_off(engine.module):
+            ids_RK, log_probs_RK = engine.forward(
+                labels=labels, num_top=self.num_top, **model_inputs(micro, group.device, flash)
+            )
+        rows_R = np.flatnonzero(labels_BT.reshape(-1) != IGNORE)
+        if not len(rows_R):
+            return None
+        moved_R = _move(torch.from_numpy(rows_R), group.device)
+        return TopTokens(moved_R, rows_R, ids_RK, log_probs_RK, self.beta)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from trainer.errors import CheckpointError, SelfCheckError
 
+MARKS = ("model.safetensors.index.json", "adapter_config.json")
+"""Files by which an earlier export is known."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -37,7 +39,24 @@ def export_weights(
     Raises:
         CheckpointError: The folder exists and is not ours to replace, or cannot be written.
     """
-    if output_dir.exists() and not (output_dir / "model.safetensors.index.json").exists():
+    digests: dict[str, str] = {}
+
+    def fill(staging: Path) -> None:
+        digests.update(_write_shards(stream, staging, DTYPES[dtype], max_shard_bytes, on_tensor))
+        write_rest(staging)
+        _read_back(staging, digests)
+
+    publish_folder(output_dir, fill)
+    return len(digests)
+
+
+def publish_folder(output_dir: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder beside output_dir and rename it: whole or nothing; an earlier export is replaced.
+
+    Raises:
+        CheckpointError: The folder exists and is not ours to replace, or cannot be written.
+    """
+    if output_dir.exists() and not any((output_dir / mark).exists() for mark in MARKS):
         raise CheckpointError(
             f"`export.output_dir` must be a new folder or an earlier export, but {output_dir} holds "
             "something else instead. Choose another folder."
@@ -45,9 +64,7 @@ def export_weights(
     staging = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         staging.mkdir(parents=True)
-        digests = _write_shards(stream, staging, DTYPES[dtype], max_shard_bytes, on_tensor)
-        write_rest(staging)
-        _read_back(staging, digests)
+        fill(staging)
         if output_dir.exists():
             shutil.rmtree(output_dir)
         os.rename(staging, output_dir)
@@ -58,7 +75,6 @@ def export_weights(
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return len(digests)
 
 
 def _write_shards(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_replay import replay_problems
+from trainer.config.check_tune import tune_problems
 from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import Offload, ScheduleConfig, ScheduleName, ZeroConfig
@@ -42,6 +43,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _model_problems(config.model)
     yield from _data_problems(config)
     yield from replay_problems(config)
+    yield from tune_problems(config)
     yield from _batch_problems(config, world_size)
     yield from _optim_problems(config)
     yield from _schedule_problems(config.schedule)

@@ -1,24 +1,10 @@
-"""Config sections for what trains, the optimizer, the schedule, ZeRO and the cluster."""
+"""Config sections for the optimizer, the schedule, ZeRO and the cluster."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
-
-
-class TuneMethod(Enum):
-    """Which parameters train."""
-
-    full = "full"
-
-
-@dataclass
-class TuneConfig:
-    """What trains."""
-
-    method: TuneMethod = TuneMethod.full
-    """`full`: every parameter."""
 
 
 @dataclass

@@ -12,7 +12,6 @@ from trainer.config.optim import (
     ClusterConfig,
     OptimConfig,
     ScheduleConfig,
-    TuneConfig,
     ZeroConfig,
 )
 from trainer.config.replay import ReplayConfig
@@ -23,6 +22,7 @@ from trainer.config.train import (
     LogConfig,
     TrainConfig,
 )
+from trainer.config.tune import TuneConfig
 
 
 class RunKind(Enum):
@@ -31,6 +31,7 @@ class RunKind(Enum):
     none = "none"
     full_finetune = "full_finetune"
     continued_pretrain = "continued_pretrain"
+    lora = "lora"
 
 
 @dataclass

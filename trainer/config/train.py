@@ -82,6 +82,8 @@ class ExportConfig:
     """`bfloat16` or `float32`."""
     max_shard_gb: float = 4.0
     """Largest size of one safetensors file in 10^9 bytes."""
+    merge: bool = False
+    """An adapter: add it into the base and write the whole model. False writes the adapter alone."""
     alpha: float = 1.0
     """Write base + alpha (tuned - base): 1 is the tuned model, 0 the base. Range: [0, 1]."""
     interpolate: str | None = None

@@ -29,7 +29,7 @@ class Engine:
         self._ds = ds
         self.stage = stage
         self.module: nn.Module = ds.module
-        self._fp32_norm: float | None = None
+        self._is_partial = not all(p.requires_grad for p in self.module.parameters())
 
     def forward(self, **inputs: Any) -> Any:
         """Run the model. Collective under ZeRO-3."""
@@ -62,7 +62,7 @@ class Engine:
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of all groups for the next step."""
         for group in self._ds.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -75,14 +75,16 @@ class Engine:
             self._ds.train()
 
     def save(self, folder: Path) -> list[WrittenFile]:
-        """Write this rank's shards under folder; never DeepSpeed's `latest`. Collective.
+        """Write this rank's shards of what trains under folder; never DeepSpeed's `latest`. Collective.
 
         A failing write is raised only after all ranks are through, so that nobody hangs.
         """
         writer = CheckedWriter(self._ds.checkpoint_engine)
         self._ds.checkpoint_engine = writer
         try:
-            self._ds.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+            self._ds.save_checkpoint(
+                str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._is_partial
+            )
         finally:
             self._ds.checkpoint_engine = writer.inner
         for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # DeepSpeed's copies; ours is `export`
@@ -94,7 +96,7 @@ class Engine:
     def load(self, folder: Path) -> None:
         """Load shards that `save` wrote, at the same world size. Collective."""
         self._ds.load_checkpoint(
-            str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=True
+            str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=not self._is_partial
         )
 
     def _plain_norm(self) -> float | None:

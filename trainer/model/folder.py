@@ -13,6 +13,7 @@ from torch import nn
 from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.model.load import read_config
+from trainer.model.merge import CONFIG, WEIGHTS
 from trainer.model.resolve import tokenizer_source
 from trainer.model.tokenizer import load_tokenizer
 
@@ -30,6 +31,11 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     generation.save_pretrained(folder)
+    write_tokenizer(source, model, folder)
+
+
+def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> None:
+    """Write tokenizer and chat template."""
     tokenizer = load_tokenizer(
         tokenizer_source(model, source),
         model.revision,
@@ -47,6 +53,28 @@ def folder_logits(
     First in `dtype`, then with the same weights in float32 arithmetic: how far the two are apart is what
     rounding does to this model on this text. One tensor at a time is widened.
     """
+    model = _load_adapter(folder, dtype, trust_remote_code)
+    has_adapter = model is not None
+    if model is None:
+        model = _load_whole(folder, dtype, trust_remote_code)
+    model = model.to(_device_for(model)).eval()
+
+    def compute() -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(input_ids=tokens_T[None].to(model.device), use_cache=False).logits
+        return torch.as_tensor(logits[0]).float().cpu()
+
+    rounded_TV = compute()
+    if model.dtype is torch.float32:
+        return rounded_TV, rounded_TV
+    if has_adapter:  # its layers narrow what they are given to their own weights' dtype, so all are widened
+        model = model.float()
+        return rounded_TV, compute()
+    with _float32_arithmetic(model):
+        return rounded_TV, compute()
+
+
+def _load_whole(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -63,18 +91,28 @@ def folder_logits(
             f"The exported folder {folder} must load completely, but has {broken[0].replace('_', ' ')}: "
             f"{sorted(info[broken[0]])[:4]}."
         )
-    model = model.to(_device_for(model)).eval()
+    return model
 
-    def compute() -> torch.Tensor:
-        with torch.no_grad():
-            logits = model(input_ids=tokens_T[None].to(model.device), use_cache=False).logits
-        return torch.as_tensor(logits[0]).float().cpu()
 
-    rounded_TV = compute()
-    if model.dtype is torch.float32:
-        return rounded_TV, rounded_TV
-    with _float32_arithmetic(model):
-        return rounded_TV, compute()
+def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
+    """Load an adapter folder in plain peft, on the base that it names; None if it is a whole model's."""
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if not (folder / CONFIG).is_file():
+        return None
+    source = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    base = _load_whole(Path(source), dtype, trust_remote_code)
+    model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+    written, loaded = load_file(str(folder / WEIGHTS)), get_peft_model_state_dict(model)
+    wrong = [
+        name for name in loaded if name not in written or not torch.equal(written[name], loaded[name].cpu())
+    ]
+    if wrong or len(written) != len(loaded) or not any(bool(tensor.any()) for tensor in written.values()):
+        raise SelfCheckError(
+            f"The adapter in {folder} must load completely in peft, but {len(wrong)} of {len(loaded)} tensors differ."
+        )
+    return model
 
 
 def _device_for(model: nn.Module) -> str:

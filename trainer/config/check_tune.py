@@ -1,0 +1,59 @@
+"""Rules about what trains. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from trainer.config.rule import must
+from trainer.config.schema import RunConfig
+from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
+
+
+def tune_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence for every broken rule."""
+    tune = config.tune
+    if tune.method is TuneMethod.lora:
+        yield from _lora_problems(tune)
+    if tune.method is TuneMethod.freeze:
+        if not tune.train and tune.last_layers < 1:
+            fix = "Set tune.last_layers=2, or tune.train=[norm]."
+            yield must("tune.train", "a pattern for tune.method=freeze", tune.train, fix)
+        if tune.last_layers < 0:
+            yield must("tune.last_layers", "0 or a count", tune.last_layers, "Set tune.last_layers=2.")
+        for pattern in tune.train:
+            yield from _pattern_problems("tune.train", pattern)
+    if tune.method is not TuneMethod.full and config.replay.kl.beta and config.zero.stage == 0:
+        fix = "Set zero=zero1."
+        yield must("zero.stage", "1 or more for replay.kl with an adapter", 0, fix)
+
+
+def _lora_problems(tune: TuneConfig) -> Iterator[str]:
+    if tune.r < 1:
+        yield must("tune.r", "at least 1", tune.r, "Set tune.r=16.")
+    if tune.alpha is not None and not (math.isfinite(tune.alpha) and tune.alpha > 0):
+        yield must(
+            "tune.alpha", "above 0", tune.alpha, f"Set tune.alpha={2 * max(tune.r, 1)}, or leave it out."
+        )
+    if not 0 <= tune.dropout < 1:
+        yield must("tune.dropout", "in [0, 1)", tune.dropout, "Set tune.dropout=0.")
+    if not (math.isfinite(tune.lora_plus_ratio) and tune.lora_plus_ratio >= 1):
+        yield must(
+            "tune.lora_plus_ratio", "at least 1", tune.lora_plus_ratio, "Set tune.lora_plus_ratio=16, or 1."
+        )
+    if not tune.target and tune.target_pattern is None:
+        yield must("tune.target", "a list of modules", tune.target, f"Set tune.target=[{ALL_LINEAR}].")
+    if ALL_LINEAR in tune.target and len(tune.target) > 1:
+        yield must(
+            "tune.target", f"{ALL_LINEAR} alone or names", tune.target, f"Set tune.target=[{ALL_LINEAR}]."
+        )
+    if tune.target_pattern is not None:
+        yield from _pattern_problems("tune.target_pattern", tune.target_pattern)
+
+
+def _pattern_problems(key: str, pattern: str) -> Iterator[str]:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield must(key, f"a regular expression ({error})", pattern, "Mend it, or quote it.")

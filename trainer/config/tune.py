@@ -1,0 +1,59 @@
+"""Config section for what trains: every parameter, an adapter, or some layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+ALL_LINEAR = "all_linear"
+
+
+class TuneMethod(Enum):
+    """Which parameters train."""
+
+    full = "full"
+    lora = "lora"
+    freeze = "freeze"
+
+
+class LoraInit(Enum):
+    """How the two factors of LoRA begin."""
+
+    default = "default"
+    gaussian = "gaussian"
+
+
+@dataclass
+class TuneConfig:
+    """What trains."""
+
+    method: TuneMethod = TuneMethod.full
+    """`full`: every parameter; `lora`: low-rank factors beside frozen matrices; `freeze`: the layers that `train` and
+    `last_layers` name."""
+    r: int = 16
+    """lora: rank."""
+    alpha: float | None = None
+    """lora: the factors' product counts alpha / r times. null: 2 r (Biderman et al. 2024, arXiv:2405.09673)."""
+    dropout: float = 0.0
+    """lora: dropout before the factors."""
+    target: list[str] = field(default_factory=lambda: [ALL_LINEAR])
+    """lora: names of modules, such as [q_proj, v_proj]; [all_linear]: every linear layer but the head."""
+    target_pattern: str | None = None
+    """lora: a regular expression that the whole name of a module must match; takes the place of `target`."""
+    rslora: bool = False
+    """lora: scale by alpha / sqrt(r), for large ranks (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """lora: train magnitude and direction apart (Liu et al. 2024, arXiv:2402.09353); slower."""
+    init: LoraInit = LoraInit.default
+    """lora: distribution of A at the start; B is 0, so that the run begins at its base."""
+    lora_plus_ratio: float = 1.0
+    """lora: learning rate of B over that of A (Hayou et al. 2024, arXiv:2402.12354, has 16). Range: [1, inf)."""
+    train: list[str] = field(default_factory=list)
+    """freeze: regular expressions; a parameter whose name one of them finds trains."""
+    last_layers: int = 0
+    """freeze: also the last so many decoder layers train."""
+
+    @property
+    def scale_alpha(self) -> float:
+        """Return alpha with its default."""
+        return 2.0 * self.r if self.alpha is None else self.alpha

@@ -1,0 +1,51 @@
+"""Proofs that an adapter begins as its base and never moves it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainer.dist.group import Group
+from trainer.engine.build import Engine
+from trainer.errors import SelfCheckError
+from trainer.evaluate.fingerprint import difference, take_fingerprint
+from trainer.model.adapters import adapter_off, frozen_checksum
+
+
+def check_silent(engine: Engine, tokens: np.ndarray, group: Group, flash: bool) -> float:
+    """Compare the model's logits with the adapter on and off, before the first step. Collective: every rank.
+
+    Raises:
+        SelfCheckError: They differ: the run would not begin at its base.
+    """
+    on = take_fingerprint(engine, tokens, group, flash)
+    with adapter_off(engine.module):
+        off = take_fingerprint(engine, tokens, group, flash)
+    moved = difference(off.logits_KV, on.logits_KV)
+    if moved != 0:
+        raise SelfCheckError(
+            "The adapter must leave the base's logits as they are before the first step, but moves them by "
+            f"{moved:.1e} of their spread. Set tune.init=default, or report this model."
+        )
+    return moved
+
+
+class FrozenCheck:
+    """Remembers the bits of what does not train, and compares."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Take the checksum of what this rank holds."""
+        self._module = engine.module
+        self._before = frozen_checksum(self._module)
+
+    def check(self, group: Group) -> None:
+        """Compare again. Collective: every rank.
+
+        Raises:
+            SelfCheckError: A frozen parameter is not what it was, on any rank.
+        """
+        moved = group.sum([float(frozen_checksum(self._module) != self._before)])[0]
+        if moved:
+            raise SelfCheckError(
+                f"Frozen parameters must stay as they were loaded, but changed on {round(moved)} of "
+                f"{group.world_size} ranks. Nothing was saved; memory or a kernel is faulty."
+            )

@@ -1,0 +1,172 @@
+"""Adapters: put into a loaded model in place, switched off and on, and proved not to touch the base.
+
+The layers and their arithmetic are peft's; the model keeps its class and its names, so attention kernels, loss head and
+activation checkpointing work as they do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config.tune import ALL_LINEAR, LoraInit, TuneConfig, TuneMethod
+from trainer.errors import ConfigError
+
+ADAPTER = "default"
+"""peft's name for the one adapter of a model."""
+FACTOR_B = re.compile(r"\.lora_(embedding_)?B\.")
+"""Parameters whose learning rate LoRA+ raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What trains in a model."""
+
+    num_trainable: int
+    num_total: int
+    peft_config: Any = None
+    """peft's own description of the adapter; None without one."""
+    modules: tuple[str, ...] = ()
+    """Names of the modules that the adapter sits on."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Tell whether something is frozen."""
+        return self.num_trainable < self.num_total
+
+
+def apply_tuning(model: Any, tune: TuneConfig, seed: int) -> Tuned:
+    """Freeze what does not train and add the adapter, in place. The same on every rank, whatever its generators hold.
+
+    Raises:
+        ConfigError: A pattern that finds nothing or the head, or a rank that no layer can have.
+    """
+    peft_config, modules = None, tuple[str, ...]()
+    if tune.method is TuneMethod.lora:
+        peft_config, modules = _add_lora(model, tune, seed)
+    elif tune.method is TuneMethod.freeze:
+        _freeze(model, tune)
+    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
+    return Tuned(
+        sum(size for trains, size in sizes if trains), sum(size for _, size in sizes), peft_config, modules
+    )
+
+
+def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...]]:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = _targets(model, tune)
+    peft_config = LoraConfig(
+        r=tune.r,
+        lora_alpha=tune.scale_alpha,
+        lora_dropout=tune.dropout,
+        target_modules=sorted(names),
+        use_rslora=tune.rslora,
+        use_dora=tune.dora,
+        init_lora_weights="gaussian" if tune.init is LoraInit.gaussian else True,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+    return peft_config, names
+
+
+def _targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
+    """Return the full names of the linear layers to adapt."""
+    head = model.get_output_embeddings()
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if tune.target_pattern is not None:
+        key, shown = "tune.target_pattern", tune.target_pattern
+        chosen = [name for name in linear if re.fullmatch(tune.target_pattern, name)]
+    else:
+        key, shown = "tune.target", str(tune.target)
+        is_all = tune.target == [ALL_LINEAR]
+        chosen = [name for name, module in linear.items() if is_all and module is not head]
+        chosen = chosen or [n for n in linear if any(n == t or n.endswith(f".{t}") for t in tune.target)]
+        unknown = [
+            t for t in tune.target if not is_all and not any(n == t or n.endswith(f".{t}") for n in linear)
+        ]
+        chosen = [] if unknown else chosen
+    if not chosen:
+        kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear if linear[name] is not head}))
+        raise ConfigError(
+            f"`{key}` must name linear layers of the model ({kinds}), but is {shown} instead, which finds none. Set "
+            f"tune.target=[{ALL_LINEAR}]."
+        )
+    if any(linear[name] is head for name in chosen):
+        raise ConfigError(
+            f"`{key}` must leave out the output layer, but is {shown} instead, which finds it. Name other layers, or "
+            f"set tune.target=[{ALL_LINEAR}]."
+        )
+    smallest = min(chosen, key=lambda name: min(linear[name].in_features, linear[name].out_features))
+    room = min(linear[smallest].in_features, linear[smallest].out_features)
+    if tune.r > room:
+        raise ConfigError(
+            f"`tune.r` must be at most the smaller side of every adapted layer ({room} of {smallest}), but is "
+            f"{tune.r} instead. Set tune.r={room} at most, or name other layers."
+        )
+    return tuple(chosen)
+
+
+def _freeze(model: Any, tune: TuneConfig) -> None:
+    layers = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    decoder = max(layers, key=len, default=nn.ModuleList())
+    if tune.last_layers > len(decoder):
+        raise ConfigError(
+            f"`tune.last_layers` must be at most the model's {len(decoder)} layers, but is {tune.last_layers} instead. "
+            f"Set tune.last_layers={len(decoder)}, or tune=full."
+        )
+    last = {id(p) for layer in list(decoder)[len(decoder) - tune.last_layers :] for p in layer.parameters()}
+    found = dict.fromkeys(tune.train, False)
+    for name, parameter in model.named_parameters():
+        hits = [pattern for pattern in tune.train if re.search(pattern, name)]
+        found |= dict.fromkeys(hits, True)
+        parameter.requires_grad_(bool(hits) or id(parameter) in last)
+    lost = [pattern for pattern, hit in found.items() if not hit]
+    if lost:
+        raise ConfigError(
+            f"`tune.train` must find parameters of the model, but {lost[0]!r} finds none instead. Names look like "
+            f"{next(iter(dict(model.named_parameters())))}."
+        )
+
+
+@contextlib.contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Run the base: every adapter layer passes by its factors.
+
+    peft's own switch also changes requires_grad, which DeepSpeed reads; this sets only what the forward reads.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def frozen_checksum(model: nn.Module) -> int:
+    """Return a number that a single flipped bit of what this rank holds of the frozen parameters changes.
+
+    Every element's bits times an odd number of its place, summed modulo 2^64, on the device: no copy to the host.
+    """
+    total = 0
+    for index, parameter in enumerate(model.parameters()):
+        if parameter.requires_grad:
+            continue
+        held = getattr(parameter, "ds_tensor", parameter).detach().reshape(-1)
+        for block in held.split(1 << 24):
+            bits = block.view(torch.uint8).to(torch.int64)
+            places = torch.arange(len(bits), device=bits.device, dtype=torch.int64) * 2 + 1
+            total += int((bits * places).sum()) * (2 * index + 1)
+    return total % 2**64

@@ -1,0 +1,133 @@
+"""What a run trained, as whole tensors: an adapter as peft names it, or the base with it added in.
+
+Streams: one tensor of the base at a time. Adding in is peft's own arithmetic, in float32, on one layer at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trainer.errors import ModelError
+from trainer.model.adapters import ADAPTER
+from trainer.model.load import weight_files
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+"""What peft puts before the names of the model it wraps."""
+
+
+def write_adapter(
+    stream: Iterable[tuple[str, Tensor]], peft_config: Any, folder: Path, dtype: torch.dtype
+) -> int:
+    """Write an adapter folder that peft, vLLM and TGI load; return the number of tensors.
+
+    Raises:
+        ModelError: There is nothing in it.
+    """
+    tensors = {
+        PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}"): tensor.to(dtype)
+        .contiguous()
+        .clone()
+        for name, tensor in stream
+    }
+    if not tensors:
+        raise ModelError("The adapter must hold trained tensors, but the checkpoint has none. Train again.")
+    save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+    text = describe_adapter(peft_config, peft_config.base_model_name_or_path)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    return len(tensors)
+
+
+def _peft_name(name: str) -> str:
+    return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
+
+
+def describe_adapter(peft_config: Any, source: str) -> str:
+    """Return adapter_config.json."""
+    described = peft_config.to_dict() | {"inference_mode": True, "base_model_name_or_path": source}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in described.items()}
+    return json.dumps(plain, indent=2, default=str) + "\n"
+
+
+def read_adapter(folder: Path) -> Any:
+    """Return peft's description of the adapter of a run or an export; None if it has none."""
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(str(folder)) if (folder / CONFIG).is_file() else None
+
+
+def with_base(
+    stream: Iterable[tuple[str, Tensor]], source: str, peft_config: Any
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the base's files with what was trained in its place, or added in; float32 where it was.
+
+    Args:
+        stream: What trained, in the model's names.
+        peft_config: The adapter; None if whole parameters trained.
+    Raises:
+        ModelError: The base has no files here, or a trained tensor has no place in them.
+    """
+    from safetensors import safe_open
+
+    files = weight_files(source)
+    if not files:
+        raise ModelError(
+            f"`model.path` must be a folder with safetensors files to add an adapter to, but {source} has none "
+            "instead. Download the base model and give its folder."
+        )
+    trained = dict(stream)
+    parts = _by_module(trained) if peft_config is not None else {}
+    with ExitStack() as stack:
+        opened: dict[Any, Any] = {}
+        for name, file in files.items():
+            if file not in opened:
+                opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
+            part = parts.pop(name.removesuffix(".weight"), None)
+            if part is not None:
+                yield name, _add_in(opened[file].get_tensor(name), part, peft_config)
+            elif peft_config is None and name in trained:
+                yield name, trained.pop(name)
+            else:
+                yield name, opened[file].get_tensor(name)
+    lost = sorted(parts) if peft_config is not None else sorted(trained)
+    if lost:
+        raise ModelError(
+            f"The base model {source} must have the tensors that were trained, but has no {lost[0]}: another "
+            "architecture, or names that transformers changes while loading. Export the adapter alone."
+        )
+
+
+def _by_module(trained: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the adapter's tensors by the module they belong to, named within it."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in trained.items():
+        module, _, rest = name.partition(".lora_")
+        parts.setdefault(module.removesuffix(".base_layer"), {})["lora_" + rest] = tensor
+    return parts
+
+
+def _add_in(weight: Tensor, part: dict[str, Tensor], peft_config: Any) -> Tensor:
+    """Return one layer's weight with its adapter merged by peft, float32."""
+    import copy
+
+    from peft import inject_adapter_in_model
+
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.float(), requires_grad=False)
+    alone = copy.deepcopy(peft_config)
+    alone.target_modules = ["layer"]
+    holder = inject_adapter_in_model(alone, nn.ModuleDict({"layer": linear}), adapter_name=ADAPTER)
+    layer: Any = holder["layer"]
+    missing, unexpected = layer.load_state_dict({n: t.float() for n, t in part.items()}, strict=False)
+    assert not unexpected and all("base_layer" in name for name in missing), (missing, unexpected)
+    layer.merge()
+    return torch.as_tensor(layer.get_base_layer().weight.detach())
