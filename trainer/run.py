@@ -12,6 +12,7 @@ from rich.console import Console
 from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import write_provenance
 from trainer.data.loader import TrainLoader
+from trainer.data.reference import BaseReference
 from trainer.dist.env import rank_env
 from trainer.evaluate.isolation import check_isolation
 from trainer.journal import open_journal
@@ -73,16 +74,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         group.world_size,
         session.loaded.model.config.to_dict() if group.is_first else None,
     )
-    loader = TrainLoader(
-        list(session.stores),
-        [store.train for store in session.stores.values()],
-        mixing.plan,
-        group.rank,
-        group.world_size,
-        config.train.micro_batch_size,
-        session.pad_id,
-        reference,
-    )
+    loader = _open_loader(session, mixing, reference)
     stack.callback(loader.close)
     manual_gc = ManualGc(every_steps=50)
     stack.callback(manual_gc.close)
@@ -108,6 +100,20 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     if is_measured and group.is_first:
         show_forgetting(session.run_dir)
     return reason
+
+
+def _open_loader(session: Session, mixing: Mixing, reference: BaseReference | None) -> TrainLoader:
+    """Return what reads this rank's packs."""
+    return TrainLoader(
+        list(session.stores),
+        [store.train for store in session.stores.values()],
+        mixing.plan,
+        session.group.rank,
+        session.group.world_size,
+        session.config.train.micro_batch_size,
+        session.pad_id,
+        reference,
+    )
 
 
 def _say_what_runs(session: Session, mixing: Mixing) -> None:
