@@ -64,9 +64,8 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         build_forgetting(session),
         build_task_scores(session),
     )
-    reference = (
-        None if _asks_adapter(session) else build_reference(session, mixing)
-    )  # before a checkpoint takes the place of the base's weights
+    # Before a checkpoint takes the place of the base's weights.
+    reference = None if session.tuned.peft_config is not None else build_reference(session, mixing)
     state = work.resume()
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
@@ -78,16 +77,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         group.world_size,
         session.loaded.model.config.to_dict() if group.is_first else None,
     )
-    loader = TrainLoader(
-        list(session.stores),
-        [store.train for store in session.stores.values()],
-        mixing.plan,
-        group.rank,
-        group.world_size,
-        config.train.micro_batch_size,
-        session.pad_id,
-        reference,
-    )
+    loader = _open_loader(session, mixing, reference)
     stack.callback(loader.close)
     manual_gc = ManualGc(every_steps=50)
     stack.callback(manual_gc.close)
@@ -124,6 +114,20 @@ def _base_model(session: Session, reference: BaseReference | None) -> BaseModel 
         return CachedBase(kl.beta)
     roles = [spec.role for spec in session.config.data.sources.values()]
     return AdapterBase(kl.beta, kl.top, frozenset(i for i, role in enumerate(roles) if role is Role.replay))
+
+
+def _open_loader(session: Session, mixing: Mixing, reference: BaseReference | None) -> TrainLoader:
+    """Return what reads this rank's packs."""
+    return TrainLoader(
+        list(session.stores),
+        [store.train for store in session.stores.values()],
+        mixing.plan,
+        session.group.rank,
+        session.group.world_size,
+        session.config.train.micro_batch_size,
+        session.pad_id,
+        reference,
+    )
 
 
 def _say_what_runs(session: Session, mixing: Mixing) -> None:

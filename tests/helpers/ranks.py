@@ -149,15 +149,15 @@ def serve() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves no ranks
     import torch
 
-    from trainer import run
+    from trainer import session
     from trainer.dist.env import rank_env
     from trainer.dist.group import close_group, open_group
 
     torch.set_num_threads(1)
     group = open_group(rank_env(os.environ), timeout_s=100)
-    # Sessions of this process share its group; everything else of run.py is used as it is.
-    run.open_group = lambda env, timeout_s: group  # type: ignore[assignment]
-    run.close_group = lambda: None  # type: ignore[assignment]
+    # Sessions of this process share its group; everything else of session.py is used as it is.
+    session.open_group = lambda env, timeout_s: group  # type: ignore[assignment]
+    session.close_group = lambda: None  # type: ignore[assignment]
     for line in sys.stdin:
         request = json.loads(line)
         print(f"== {request['function']} {request['arguments']}", flush=True)

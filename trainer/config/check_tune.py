@@ -16,6 +16,9 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
     tune = config.tune
     if tune.method is TuneMethod.lora:
         yield from _lora_problems(tune)
+        if tune.dora and config.zero.stage == 3:
+            fix = "Set zero=zero2, or tune=rslora. (peft's DoRA reads whole base weights outside of their layer.)"
+            yield must("tune.dora", "false with zero.stage=3", True, fix)
     if tune.method is TuneMethod.freeze:
         if not tune.train and tune.last_layers < 1:
             fix = "Set tune.last_layers=2, or tune.train=[norm]."
