@@ -157,15 +157,29 @@ def _build_model(
     engine = build_engine(objective, build_optimizer(groups, config.optim, on_gpu), ds_config)
     if group.is_first:
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
+    _say_what_was_built(config, loaded, tuned, shape, group.world_size, len(recomputed), num_verified)
+    return loaded, tuned, engine
+
+
+def _say_what_was_built(
+    config: RunConfig,
+    loaded: LoadedModel,
+    tuned: Tuned,
+    shape: BatchShape,
+    num_ranks: int,
+    num_recomputed: int,
+    num_verified: int,
+) -> None:
+    """Log the model, what trains of it, and how it is spread over ranks."""
     _LOG.info(
         "Model %s: %.1f M parameters, attention %s (%s), kernels %s, %d layers recomputed, %d tensors "
         "compared with their files.",
-        source,
+        loaded.source,
         loaded.num_parameters / 1e6,
-        attention.name,
-        attention.reason,
+        loaded.attention.name,
+        loaded.attention.reason,
         loaded.kernels,
-        len(recomputed),
+        num_recomputed,
         num_verified,
     )
     if tuned.is_partial:
@@ -178,7 +192,7 @@ def _build_model(
         )
     _LOG.info(
         "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",
-        group.world_size,
+        num_ranks,
         describe_device(),
         config.zero.stage,
         config.zero.dtype,
@@ -187,7 +201,6 @@ def _build_model(
         shape.num_micro_steps,
         shape.micro_batch_size,
     )
-    return loaded, tuned, engine
 
 
 def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]) -> None:

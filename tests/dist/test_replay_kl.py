@@ -400,3 +400,26 @@ def test_another_base_number_of_tokens_or_set_of_packs_is_another_reference(pool
         )
         names.append({path.name for path in references(data)})
     assert [len(found) for found in names] == [1, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_an_adapters_base_is_the_model_with_the_adapter_off(pool, workspace, data, stage, tmp_path):
+    """KL at the first step: the adapter was not off, or not silent. None later: it stays off. A reference on disk: the
+    cached way was taken.
+    """
+    for path in references(data):
+        shutil.rmtree(path)
+    adapter = ["tune.method=lora", "tune.r=4", "optim.lr=0.05", "zero.dtype=fp32", f"zero.stage={stage}"]
+    found = {}
+    for name, beta in (("free", 1e-9), ("held", 20.0)):
+        overrides = [*adapter, f"replay.kl.beta={beta}"]
+        run_dir = tmp_path / name
+        pool(2).run(
+            train, workspace=workspace, data=data, run_dir=str(run_dir), copy_from=None, overrides=overrides
+        )
+        found[name] = rows(run_dir)
+        assert found[name][1]["kl_replay"] < 1e-6, found[name]
+    assert references(data) == []
+    free, held = (found[name][6]["kl_replay"] for name in ("free", "held"))
+    assert 1e-4 < held < 0.5 * free, (held, free)
+    assert held != free and found["held"][6]["loss_total"] > found["held"][6]["loss"]

@@ -33,17 +33,21 @@ def plain_torch(workspace: str, micro: dict[str, Any], num_steps: int) -> list[d
     plain = [p for n, p in named.items() if "norm" in n or "embed_tokens" in n]
     matrices = [p for n, p in named.items() if not ("norm" in n or "embed_tokens" in n)]
     assert len(plain) == 6 and len(matrices) == 15
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-        eps=1e-8,
-    )
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    return plain_steps(model, groups, micro, num_steps)
+
+
+def plain_steps(
+    model: Any, groups: list[dict[str, Any]], micro: dict[str, Any], num_steps: int
+) -> list[dict[str, float]]:
+    """Take AdamW steps on what the groups hold and return loss and gradient norm of each."""
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     records = []
     for step in range(num_steps):
         packs = micro[str(step)]
         lr = 2e-3 * ((step + 1) / 2 if step < 2 else cosine((step - 2) / (num_steps - 2), 0.1))
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         loss_sum, count = torch.zeros((), dtype=torch.float64), 0
         total = sum(sum(label != -100 for label in labels) for _, labels in packs)
         for tokens, labels in packs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,14 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
         return None
     source = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
     base = _load_whole(Path(source), dtype, trust_remote_code)
-    model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+    with warnings.catch_warnings():  # peft asks transformers by an older name
+        warnings.simplefilter("ignore", FutureWarning)
+        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
     written, loaded = load_file(str(folder / WEIGHTS)), get_peft_model_state_dict(model)
     wrong = [
-        name for name in loaded if name not in written or not torch.equal(written[name], loaded[name].cpu())
+        name
+        for name, tensor in loaded.items()
+        if name not in written or not torch.equal(written[name].to(tensor.dtype), tensor.cpu())
     ]
     if wrong or len(written) != len(loaded) or not any(bool(tensor.any()) for tensor in written.values()):
         raise SelfCheckError(

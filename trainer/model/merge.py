@@ -33,12 +33,7 @@ def write_adapter(
     Raises:
         ModelError: There is nothing in it.
     """
-    tensors = {
-        PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}"): tensor.to(dtype)
-        .contiguous()
-        .clone()
-        for name, tensor in stream
-    }
+    tensors = {_peft_name(name): tensor.to(dtype).contiguous().clone() for name, tensor in stream}
     if not tensors:
         raise ModelError("The adapter must hold trained tensors, but the checkpoint has none. Train again.")
     save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
@@ -48,7 +43,8 @@ def write_adapter(
 
 
 def _peft_name(name: str) -> str:
-    return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
+    bare = name.removesuffix(".weight") if ".lora_magnitude_vector." in name else name
+    return PEFT_PREFIX + bare.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
 def describe_adapter(peft_config: Any, source: str) -> str:

@@ -1,0 +1,226 @@
+"""Adapters at every ZeRO stage: the steps of plain peft, a base that never moves, resume, export, merge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.dist.session import config_of, session_of, take_steps
+from tests.dist.test_zero import FP32, NUM_STEPS, assert_close, documents_of, plain_steps
+from trainer.checkpoint.layout import step_dir
+
+METHODS = {
+    "lora": ["tune.method=lora", "tune.r=4"],
+    "rslora, two modules": ["tune.method=lora", "tune.r=4", "tune.rslora=true", "tune.target=[q_proj,down_proj]"],
+    "lora_plus": ["tune.method=lora", "tune.r=4", "tune.lora_plus_ratio=4"],
+    "dora": ["tune.method=lora", "tune.r=4", "tune.dora=true"],
+    "freeze": ["tune.method=freeze", "tune.last_layers=1", "tune.train=[model.norm]"],
+}
+
+
+def stages_of(method: str) -> list[int]:
+    return [0, 1, 2] if method == "dora" else [0, 1, 2, 3]
+
+
+def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[dict[str, float]]:
+    """Train with plain peft and torch: nothing of ours but the batches."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32)
+    if method == "freeze":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("model.layers.1.") or name == "model.norm.weight")
+    else:
+        linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        torch.manual_seed(0)
+        config = LoraConfig(
+            r=4,
+            lora_alpha=8,
+            target_modules=["q_proj", "down_proj"] if "two" in method else linear,
+            use_rslora="rslora" in method,
+            use_dora=method == "dora",
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, config)
+    trains = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    faster = [p for n, p in trains.items() if ".lora_B." in n and method == "lora_plus"]
+    rest = [p for p in trains.values() if not any(p is f for f in faster)]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": faster, "weight_decay": 0.1, "lr_factor": 4.0},
+    ]
+    return plain_steps(model, [group for group in groups if group["params"]], documents, NUM_STEPS)
+
+
+def reference(group: Any, workspace: str, run_dir: str) -> Any:
+    with session_of(config_of(workspace, run_dir)) as session:
+        documents = documents_of(session, NUM_STEPS)
+    return {method: plain_peft(workspace, method, documents) for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def expected(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    run_dir = str(tmp_path_factory.mktemp("reference"))
+    return pool(1).run(reference, workspace=workspace, run_dir=run_dir)[0]
+
+
+def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
+    results = []
+    for index, overrides in enumerate(variants):
+        with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
+            results.append([take_steps(session, NUM_STEPS), session.tuned.num_trainable, session.tuned.num_total])
+    return results
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_the_steps_of_plain_peft(pool, workspace, expected, method, num_ranks, tmp_path):
+    """One stage off: its frozen parameters move, or adapters are not the same on all ranks. All off: another
+    initialisation, scale, target or learning rate than peft's.
+    """
+    variants = [[*METHODS[method], f"zero.stage={stage}"] for stage in stages_of(method)]
+    results = pool(num_ranks).run(trained, workspace=workspace, run_dir=str(tmp_path), variants=variants)
+    assert min(record["loss"] for record in expected[method]) < expected[method][0]["loss"]
+    for stage, (records, num_trainable, num_total) in zip(stages_of(method), results[0], strict=True):
+        print(f"stage {stage}, {num_ranks} rank(s)")
+        assert 0 < num_trainable < num_total
+        assert_close(records, expected[method], FP32, FP32 * 10)
+    assert all(result == results[0] for result in results), "ranks report different numbers"
+
+
+def train_and_resume(group: Any, workspace: str, folder: str, overrides: list[str]) -> None:
+    from trainer import run
+    from trainer.config.snapshot import freeze
+
+    steps = ["train.max_steps=6", "checkpoint.every_steps=3", "zero.dtype=bf16", "optim.lr=0.01"]
+    for name in ("whole", "resumed"):
+        run_dir = Path(folder) / name
+        if name == "resumed" and group.is_first:
+            shutil.copytree(step_dir(Path(folder) / "whole", 3), step_dir(run_dir, 3))
+        group.barrier()
+        config = config_of(workspace, run_dir, *overrides, *steps)
+        if group.is_first:
+            freeze(config, run_dir)
+        assert run.run_training(config).value == "finished"
+
+
+def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: (row["loss"], row["grad_norm"]) for row in rows if "loss" in row}
+
+
+def exported(group: Any, run_dir: str, merge: bool) -> list[Any]:
+    """Export and return the code, what plain peft or transformers says, and what the checkpoint holds."""
+    from trainer.config.store import load_config
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.evaluate.fingerprint import difference, read_fingerprint
+    from trainer.jobs import export_model
+
+    path = Path(run_dir)
+    folder = path / f"export-{merge}"
+    overrides = [f"run_dir={run_dir}", f"export.output_dir={folder}", "export.dtype=float32", f"export.merge={merge}"]
+    code = export_model(load_config(path / "config.yaml", overrides))
+    names = [name for name, _ in stream_parameters(step_dir(path, 6))]
+    saved = read_fingerprint(step_dir(path, 6) / "fingerprint.safetensors")
+    logits = plain_logits(folder, saved.tokens_T)[-len(saved.logits_KV) :]
+    return [code, difference(logits, saved.logits_KV), names, sorted(entry.name for entry in folder.iterdir())]
+
+
+def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    kind: Any = AutoPeftModelForCausalLM if (folder / "adapter_config.json").exists() else AutoModelForCausalLM
+    with torch.no_grad():
+        return torch.as_tensor(kind.from_pretrained(folder, dtype=torch.float32)(tokens_T[None]).logits[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "model"),
+    [("lora", 1, "tied"), ("lora", 3, "model"), ("dora", 2, "model"), ("rslora, two modules", 0, "model"), ("freeze", 3, "model")],
+)
+def test_an_adapter_resumes_bitwise_and_reloads_in_plain_peft(pool, workspace, tmp_path, method, stage, model):
+    """A resumed run that differs: the adapter or its optimizer was not restored. An export that is far off: the scale,
+    the magnitudes or some modules are lost.
+    """
+    overrides = [*METHODS[method], f"zero.stage={stage}", f"model.path={workspace}/{model}"]
+    overrides += ["train.micro_batch_size=4"] if stage == 0 else []
+    num_ranks = 1 if stage == 0 else 2
+    pool(num_ranks).run(train_and_resume, workspace=workspace, folder=str(tmp_path), overrides=overrides)
+    whole, resumed = losses(tmp_path / "whole"), losses(tmp_path / "resumed")
+    assert sorted(resumed) == [4, 5, 6] and {step: whole[step] for step in resumed} == resumed
+    for merge in (False, True):
+        code, moved, names, files = pool(1).run(exported, run_dir=str(tmp_path / "resumed"), merge=merge)[0]
+        assert code == 0
+        assert moved < 0.02, (merge, moved)  # bf16 arithmetic of training against float32
+        has_adapter = method != "freeze"
+        assert all((".lora_" in name) == has_adapter for name in names) and names
+        assert ("adapter_config.json" in files) == (has_adapter and not merge)
+
+
+def tampered(group: Any, workspace: str, run_dir: str) -> list[str]:
+    """Return what the proofs say of an adapter that is not silent, and of a frozen parameter with one flipped bit."""
+    from trainer.errors import SelfCheckError
+    from trainer.evaluate.frozen import FrozenCheck, check_silent
+
+    said = []
+    tokens = torch.arange(40).numpy()
+    with session_of(config_of(workspace, run_dir, *METHODS["lora"], "zero.stage=1")) as session:
+        named = dict(session.engine.module.named_parameters())
+        assert check_silent(session.engine, tokens, group, False) == 0
+        frozen = FrozenCheck(session.engine)
+        frozen.check(group)
+        base = next(p for n, p in named.items() if "base_layer" in n)
+        if group.rank == group.world_size - 1:
+            base.data.view(torch.int32).reshape(-1)[7] ^= 1
+        factor = next(p for n, p in named.items() if ".lora_B." in n)
+        factor.data += 0.01
+        for check in (lambda: frozen.check(group), lambda: check_silent(session.engine, tokens, group, False)):
+            with pytest.raises(SelfCheckError) as caught:
+                check()
+            said.append(str(caught.value))
+    return said
+
+
+def test_a_flipped_bit_and_a_loud_adapter_are_found(pool, workspace, tmp_path):
+    for frozen, loud in pool(2).run(tampered, workspace=workspace, run_dir=str(tmp_path)):
+        assert "changed on 1 of 2 ranks" in frozen
+        assert "but moves them by" in loud
+
+
+REFUSED = {
+    "tune.target=[q_porj]": "`tune.target` must name linear layers of the model (down_proj, gate_proj, k_proj,",
+    "tune.target_pattern='.*nothing'": "`tune.target_pattern` must name linear layers of the model",
+    "tune.target=[lm_head]": "`tune.target` must leave out the output layer",
+    "tune.r=999": "`tune.r` must be at most the smaller side of every adapted layer",
+    "tune.method=freeze tune.train=[nope]": "`tune.train` must find parameters of the model, but 'nope' finds none",
+    "tune.method=freeze tune.last_layers=9": "`tune.last_layers` must be at most the model's 2 layers",
+}
+
+
+def refused(group: Any, workspace: str, run_dir: str) -> list[str]:
+    from trainer.errors import ConfigError
+
+    said = []
+    for words in REFUSED:
+        with pytest.raises(ConfigError) as caught, session_of(
+            config_of(workspace, run_dir, "tune.method=lora", *words.split())
+        ):
+            pass
+        said.append(str(caught.value))
+    return said
+
+
+def test_what_cannot_be_tuned_is_refused_with_the_key_and_the_fix(pool, workspace, tmp_path):
+    for said, meant in zip(
+        pool(1).run(refused, workspace=workspace, run_dir=str(tmp_path))[0], REFUSED.values(), strict=True
+    ):
+        assert said.startswith(meant), said
+        assert "et tune." in said or "Names look like" in said

@@ -1,0 +1,41 @@
+"""Rules about what trains."""
+
+import pytest
+
+from trainer.config.check import find_problems
+from trainer.config.store import compose_config
+
+COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.max_steps=1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("tune=lora tune.r=0", "tune.r"),
+        ("tune=lora tune.alpha=-1", "tune.alpha"),
+        ("tune=lora tune.alpha=nan", "tune.alpha"),
+        ("tune=lora tune.dropout=1.0", "tune.dropout"),
+        ("tune=lora tune.target=[]", "tune.target"),
+        ("tune=lora tune.target=[all_linear,q_proj]", "tune.target"),
+        ("tune=lora tune.target_pattern='('", "tune.target_pattern"),
+        ("tune=lora_plus tune.lora_plus_ratio=0.5", "tune.lora_plus_ratio"),
+        ("tune=dora zero=zero3", "tune.dora"),
+        ("tune=freeze tune.last_layers=0", "tune.train"),
+        ("tune=freeze tune.last_layers=-1", "tune.last_layers"),
+        ("tune=freeze tune.train=['[']", "tune.train"),
+    ],
+)
+def test_what_cannot_train_is_refused(words, key):
+    problems = list(find_problems(compose_config([*COMMON, *words.split()])))
+    assert any(problem.startswith(f"`{key}` must be") for problem in problems), problems
+
+
+@pytest.mark.parametrize("group", ["full", "lora", "rslora", "lora_plus", "freeze"])
+def test_every_group_passes_as_it_is(group):
+    assert list(find_problems(compose_config([*COMMON, f"tune={group}"]))) == []
+
+
+def test_alpha_is_twice_the_rank_unless_given():
+    tune = compose_config([*COMMON, "tune=lora", "tune.r=8"]).tune
+    assert tune.scale_alpha == 16
+    assert compose_config([*COMMON, "tune=lora", "tune.alpha=5"]).tune.scale_alpha == 5
