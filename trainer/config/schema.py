@@ -15,6 +15,7 @@ from trainer.config.optim import (
     TuneConfig,
     ZeroConfig,
 )
+from trainer.config.plan import PlanConfig
 from trainer.config.replay import ReplayConfig
 from trainer.config.train import (
     CheckpointConfig,
@@ -59,5 +60,6 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     log: LogConfig = field(default_factory=LogConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

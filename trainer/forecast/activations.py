@@ -20,7 +20,7 @@ def layer_bytes(shape: DecoderShape, element_bytes: int, is_flash: bool, is_fuse
     """
     hidden, q, kv = shape.hidden_size, shape.q_dim, shape.kv_dim
     num_norms = 4 if shape.has_post_norms else 2
-    elements = 2 * num_norms * hidden  # input and result of each norm
+    elements: float = 2 * num_norms * hidden  # input and result of each norm
     elements += 2 * q + 2 * kv  # q, k, v and attention's output
     elements += q + kv if shape.has_qk_norm else 0
     elements += 3 * shape.ffn_width + shape.routed_copies * hidden

@@ -10,7 +10,7 @@ Units: bytes. N parameters, W ranks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from trainer.forecast.activations import checkpoint_bytes, layer_backward_bytes, layer_bytes, mask_bytes
 from trainer.forecast.shapes import DecoderShape
@@ -94,7 +94,8 @@ class Parts:
     @property
     def total(self) -> float:
         """Return the sum."""
-        return sum(getattr(self, spec.name) for spec in fields(self))
+        states = self.parameters + self.gradients + self.optimizer
+        return states + self.buffers + self.activations + self.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,9 @@ class _Layers:
         count = shape.num_layers if asked < 0 else min(asked, shape.num_layers)
         adapter = weights.adapter_width * run.element_bytes
         per_token = layer_bytes(shape, run.element_bytes, run.is_flash, run.is_fused) + adapter
-        one = per_token * run.num_tokens + mask_bytes(run.micro_batch_size, run.seq_len, run.is_flash, run.element_bytes)
+        one = per_token * run.num_tokens + mask_bytes(
+            run.micro_batch_size, run.seq_len, run.is_flash, run.element_bytes
+        )
         inputs = checkpoint_bytes(shape, run.element_bytes) * run.num_tokens
         # The input of the final norm comes after the layers.
         saved = count * inputs + (shape.num_layers - count) * one + inputs
