@@ -45,6 +45,7 @@ def plan_svg(charts: Sequence[Chart]) -> str:
         xmlns="http://www.w3.org/2000/svg",
         viewbox=f"0 0 {width:.0f} {height:.0f}",
         width=2 * width,
+        font_family="system-ui, sans-serif",
         role="img",
         aria_label=" ".join(described),
     )
