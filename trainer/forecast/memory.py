@@ -118,7 +118,7 @@ def full_weights(shape: DecoderShape) -> Weights:
 
 def forecast(shape: DecoderShape, run: RunShape, weights: Weights) -> Peak:
     """Return the largest moment of an optimizer step."""
-    states = _states(run, weights)
+    states = states_of(run, weights)
     layers = _Layers.of(shape, run, weights)
     head = _head(shape, run, weights)
     bucket, gathered = _buckets(run), _gathered(shape, run, weights)
@@ -165,7 +165,7 @@ def forecast(shape: DecoderShape, run: RunShape, weights: Weights) -> Peak:
 
 
 @dataclass(frozen=True, slots=True)
-class _States:
+class States:
     """Bytes of parameters, gradients and optimizer state of one rank."""
 
     parameters: float
@@ -179,33 +179,33 @@ class _States:
     """Copies that the optimizer step makes beside `at_step`."""
 
 
-def _states(run: RunShape, weights: Weights) -> _States:
+def states_of(run: RunShape, weights: Weights) -> States:
     """Return the states of a stage.
 
-    A single micro-step keeps gradients in the parameters' dtype; the step copies them flat and to fp32. Several
-    accumulate in fp32: stage 1 is then DeepSpeed's BF16_Optimizer, which keeps all of them on every rank.
+    A single micro-step keeps gradients in the parameters' dtype, and stages 1 and 2 alike free those of other ranks
+    as they are reduced; the step copies them flat and to fp32. Several accumulate in fp32: stage 1 is then
+    DeepSpeed's BF16_Optimizer, which keeps all of them on every rank, and the bf16 ones until the step is over.
     """
     n, w, e = weights.num_trainable, run.world_size, run.element_bytes
     share = 1 if run.stage < 3 else w
     parameters = 0.0 if run.offload_param else (n * e + weights.frozen_bytes) / share
     if run.stage == 0:
         # DeepSpeed wraps bf16 with fp32 copies of every gradient; fp32 has torch's optimizer as it is.
-        return _States(parameters, n * (12 if e == 2 else 8), 0.0, n * e, n * e, n * 4 if e == 2 else 0)
+        return States(parameters, n * (12 if e == 2 else 8), 0.0, n * e, n * e, n * 4 if e == 2 else 0)
     if run.offload_optimizer:
-        return _States(parameters, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return States(parameters, 0.0, 0.0, 0.0, 0.0, 0.0)
     # In fp32 stage 3's parameters are their own master weights.
     optimizer = n * (8 if run.stage == 3 and e == 4 else 12) / w
     grad = 4 if run.accumulates else e
     if run.stage == 3:
         group = min(run.sub_group_size, n / w)
         kept = n * grad / w
-        return _States(parameters, optimizer, kept, kept, kept, group * (grad + (4 if grad == 2 else 0)))
+        return States(parameters, optimizer, kept, kept, kept, group * (grad + (4 if grad == 2 else 0)))
     if run.stage == 1 and run.accumulates and e == 2:
-        return _States(parameters, optimizer, n * 4, n * (4 + e), n * 4, 0.0)
+        return States(parameters, optimizer, n * 4, n * (4 + e), n * (4 + e), 0.0)
     flat = n / w * (4 if run.accumulates else e + (4 if e == 2 else 0))
     kept = n * grad / w if run.accumulates else 0.0
-    at_end = n * grad / (w if run.stage == 2 else 1)
-    return _States(parameters, optimizer, kept, at_end, n * grad / w, flat)
+    return States(parameters, optimizer, kept, n * grad / w, n * grad / w, flat)
 
 
 def _buckets(run: RunShape) -> float:

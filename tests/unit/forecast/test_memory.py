@@ -70,10 +70,10 @@ BIG = RunShape(
     [
         # bf16 weights, fp32 master and moments, and gradients: 2 + 12 + 2, with an fp32 copy at the step.
         (0, 1, 2 + 12 + 2 + 4),
-        # Optimizer state is shared out by 8; gradients are whole.
-        (1, 1, 2 + 12 / 8 + 2),
+        # Accumulated gradients are whole at stage 1, in fp32, beside those of the last micro-step in bf16.
         (1, 4, 2 + 12 / 8 + 4 + 2),
-        # Gradients too, with a flat copy and one in fp32 at the step.
+        # All but weights is shared out by 8, with a flat copy of gradients and one in fp32 at the step.
+        (1, 1, 2 + 12 / 8 + 2 / 8 + 6 / 8),
         (2, 1, 2 + 12 / 8 + 2 / 8 + 6 / 8),
         (2, 4, 2 + 12 / 8 + 4 / 8 + 4 / 8),
     ],
