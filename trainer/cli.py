@@ -24,7 +24,8 @@ from trainer.dist.env import rank_env
 from trainer.errors import ConfigError, TrainerError
 
 EXIT_USER_ERROR = 2
-EXIT_GATE = 3
+EXIT_REFUSED = 3
+"""The gate refuses, or the run does not fit and `plan.strict` is set."""
 EXIT_CODES = {"finished": 0, "early_stop": 0, "preempted": 75, "non_finite": 4}
 """Exit code by stop reason: 75 (EX_TEMPFAIL) asks for a requeue, 4 means numbers went wrong."""
 
@@ -39,6 +40,7 @@ END_SENTENCES = {
 
 COMMANDS = {
     "prepare": "read, clean, tokenise and pack the data; never inside a process group",
+    "plan": "parameters, memory per GPU by ZeRO stage, LoRA over r; reads config.json only, loads no torch",
     "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
     "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
     "report": "write report.html of a run directory anew",
@@ -152,6 +154,10 @@ def _dispatch(invocation: Invocation) -> int:
     if invocation.show_config:
         print(to_yaml(config), end="")
         return 0
+    if invocation.command == "plan":
+        from trainer.planning import show_plan
+
+        return 0 if show_plan(config) or not config.plan.strict else EXIT_REFUSED
     if os.environ.keys() & {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"}:
         return _run_rank(invocation.command, config)
     match invocation.command:
@@ -227,7 +233,7 @@ def _run_rank(command: str, config: RunConfig) -> int:
     if command == "evaluate":
         from trainer.evaluation import run_evaluation
 
-        return 0 if run_evaluation(config) else EXIT_GATE
+        return 0 if run_evaluation(config) else EXIT_REFUSED
     if command != "train":
         raise ConfigError(f"`{command}` must be started alone, not by a launcher. Run: palimpsest {command}")
     if env.is_first:

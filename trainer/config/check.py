@@ -14,6 +14,7 @@ from trainer.config.check_tune import tune_problems
 from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import Offload, ScheduleConfig, ScheduleName, ZeroConfig
+from trainer.config.plan import PlanConfig
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
@@ -49,6 +50,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _schedule_problems(config.schedule)
     yield from _zero_problems(config.zero)
     yield from _cadence_problems(config)
+    yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
     yield from gate_problems(config.gate)
     yield from generate_problems(config.replay.generate)
@@ -232,6 +234,13 @@ def _zero_problems(zero: ZeroConfig) -> Iterator[str]:
     for key, ours in reserved.items():
         if key in zero.extra:
             yield must(f"zero.extra.{key}", "left out", zero.extra[key], f"Set {ours} instead.")
+
+
+def _plan_problems(plan: PlanConfig) -> Iterator[str]:
+    if plan.gpu_gib is not None and not plan.gpu_gib > 0:
+        yield must("plan.gpu_gib", "more than 0", plan.gpu_gib, "Set plan.gpu_gib=80.")
+    if not plan.reserve_gib >= 0:
+        yield must("plan.reserve_gib", "0 or more", plan.reserve_gib, "Set plan.reserve_gib=4.")
 
 
 def _cadence_problems(config: RunConfig) -> Iterator[str]:

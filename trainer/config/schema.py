@@ -14,6 +14,7 @@ from trainer.config.optim import (
     ScheduleConfig,
     ZeroConfig,
 )
+from trainer.config.plan import PlanConfig
 from trainer.config.replay import ReplayConfig
 from trainer.config.train import (
     CheckpointConfig,
@@ -60,5 +61,6 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     log: LogConfig = field(default_factory=LogConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

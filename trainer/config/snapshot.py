@@ -19,7 +19,7 @@ from trainer.config.store import load_config, to_plain, to_yaml
 from trainer.errors import ConfigError
 
 MAY_DIFFER = (
-    *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "gate.", "run_dir"),
+    *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "gate.", "plan.", "run_dir"),
     *("data.cache_dir", "data.num_workers", "model.verify_weights", "train.isolation_probe"),
     "replay.generate.",
 )

@@ -61,6 +61,35 @@ def line_chart(
     least `min_span`.
     """
     lines = [line for line in lines if line.points]
+    drawn, described = plot(title, x_unit, y_unit, lines, reference, from_zero, min_span)
+    left_out = sum(line.num_left_out for line in lines)
+    notes = [note, f"{left_out} values that are not finite are left out." if left_out else ""]
+    return element(
+        "figure",
+        element("figcaption", element("b", title), _legend(lines), *(_note(text) for text in notes)),
+        element(
+            "svg",
+            drawn,
+            viewbox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
+            role="img",
+            aria_label=described,
+        ),
+    )
+
+
+def plot(
+    title: str,
+    x_unit: str,
+    y_unit: str,
+    lines: Sequence[Series],
+    reference: tuple[str, float] | None = None,
+    from_zero: bool = False,
+    min_span: float = 0.0,
+) -> tuple[Html, str]:
+    """Return what stands inside the SVG of a figure, WIDTH x HEIGHT, and the figure in words.
+
+    Every line has points.
+    """
     labels = [_label(line, alone=len(lines) == 1) for line in lines]
     if reference is not None:
         labels.append(_shorten(f"{reference[0]} {short(reference[1])}"))
@@ -74,22 +103,13 @@ def line_chart(
     described = f"{title}. {y_unit} against {x_unit}. " + "; ".join(_in_words(line) for line in lines)
     if reference is not None:
         described += f"; {reference[0]} {short(reference[1])}"
-    left_out = sum(line.num_left_out for line in lines)
-    notes = [note, f"{left_out} values that are not finite are left out." if left_out else ""]
-    return element(
-        "figure",
-        element("figcaption", element("b", title), _legend(lines), *(_note(text) for text in notes)),
-        element(
-            "svg",
-            element("title", described),
-            _grid(axes, x_unit, y_unit),
-            *drawn,
-            *_end_labels(axes.right, labels, ends, len(lines)),
-            viewbox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
-            role="img",
-            aria_label=described,
-        ),
+    inside = join(
+        element("title", described),
+        _grid(axes, x_unit, y_unit),
+        *drawn,
+        *_end_labels(axes.right, labels, ends, len(lines)),
     )
+    return inside, described
 
 
 def _between(value: float, edges: Point, start: float, end: float) -> float:

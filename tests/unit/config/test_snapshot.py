@@ -46,6 +46,7 @@ MAY = [
     ("checkpoint.every_steps", 7),
     ("evaluate.every_steps", 7),
     ("gate.sets", {"general": GateRule(max_rise_nats=0.1)}),
+    ("plan.gpu_gib", 80.0),
     ("run_dir", "/elsewhere"),
     ("data.cache_dir", "/elsewhere"),
     ("data.num_workers", 3),

@@ -1,0 +1,173 @@
+"""`palimpsest plan` as a person meets it: numbers, the figure, exit codes, no torch, no wait."""
+
+import json
+import resource
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.house.tree import ROOT
+from trainer.cli import EXIT_REFUSED, run_command
+
+LLAMA = ["model=benchmark", f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}"]
+NODE = [*LLAMA, "cluster.ranks_per_node=8", "plan.gpu_gib=80"]
+OLMO = {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"], "hidden_size": 48, "vocab_size": 100}
+OLMO |= {"pad_token_id": 0, "eos_token_id": 1}
+OLMO |= {"intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def plan(here, capsys):
+    """Return a function that runs a plan and returns (exit code, what it printed)."""
+
+    def run(*overrides):
+        capsys.readouterr()
+        code = run_command(["plan", *overrides])
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        return code, shown.out
+
+    return run
+
+
+def rows(text):
+    """Return the cells of every printed line by its first cell, two spaces or more between cells."""
+    found = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("  ") if cell.strip()]
+        if cells:
+            found[cells[0]] = cells[1:]
+    return found
+
+
+def test_it_prints_parameters_memory_by_stage_and_lora(plan, here):
+    code, text = plan(*NODE)
+    shown = rows(text)
+    assert code == 0
+    assert shown["total"] == ["8,030,261,248"]
+    # Several micro-steps, so bf16 at stage 0 is refused and has no column.
+    assert "ZeRO-0 " not in text and "ZeRO-3 (yours)" in text
+    assert len(shown["peak"]) == 3 and all(float(cell) > 10 for cell in shown["peak"])
+    assert shown["16"][:4] == ["41,943,040", "0.52 %", "83.9 MB", "587.2 MB"]
+    assert shown["full"][0] == "8,030,261,248"
+    assert "Fits a GPU of 80 GiB with" in text
+    assert "set cluster.ranks_per_node" not in text
+
+
+def test_stage_0_has_a_column_where_training_allows_it(plan):
+    _, text = plan(*NODE, "train.global_batch_tokens=16384")
+    assert "ZeRO-0 " in text and len(rows(text)["peak"]) == 4
+
+
+def test_the_figure_is_an_svg_in_the_run_directory(plan, here):
+    plan(*NODE)
+    (figure,) = here.rglob("*.svg")
+    assert figure == here / "runs" / "run" / "plan.svg"
+    root = ElementTree.parse(figure).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    words = "".join(root.itertext())
+    assert "Trainable parameters of 8,030,261,248" in words and "QLoRA" in words
+    # One line of trainable parameters, three of memory, seven points on each.
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 4
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4 * 7
+
+
+def test_the_figure_goes_where_it_is_asked_to(plan, here):
+    plan(*NODE, "plan.output=figures/mine.svg")
+    assert (here / "figures" / "mine.svg").is_file() and not (here / "runs").exists()
+
+
+def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(plan):
+    overrides = [*LLAMA, "cluster.ranks_per_node=2", "zero=zero2", "plan.gpu_gib=80"]
+    code, text = plan(*overrides)
+    assert code == 0
+    assert "Does not fit a GPU of 80 GiB" in text
+    advised = text.split("Smallest change that fits: ")[1].split(" (")[0].split()
+    assert advised
+    code, text = plan(*overrides, *advised, "plan.strict=true")
+    assert code == 0 and "Fits a GPU of 80 GiB" in text
+
+
+def test_strict_refuses_what_does_not_fit_with_3(plan):
+    assert plan(*NODE, "plan.strict=true")[0] == 0
+    assert plan(*LLAMA, "plan.gpu_gib=80", "plan.strict=true")[0] == EXIT_REFUSED == 3
+
+
+def test_what_was_assumed_without_a_gpu_is_said(plan, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    _, text = plan(*LLAMA)
+    assert "one rank a node is counted" in text and "one of 80 GiB is assumed" in text
+
+
+def test_an_unknown_architecture_is_built_and_that_is_said(plan, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(OLMO))
+    code, text = plan("model=benchmark", f"model.path={tmp_path}")
+    assert code == 0
+    assert "The architecture olmo2 is not counted from its config.json" in text
+
+
+def test_no_torch_is_loaded_and_it_takes_less_than_2_seconds(here):
+    code = (
+        "import sys\n"
+        "from trainer.cli import run_command\n"
+        f"assert run_command(['plan', *{NODE!r}]) == 0\n"
+        "heavy = {'torch', 'transformers', 'deepspeed', 'peft'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    # Time on the processor: the clock would measure what else the machine does.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("RANK", "0")
+    assert plan(*NODE)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model=tinny"], "Did you mean `tiny`?"),
+        (["model=benchmark"], "`model.path`"),
+        (["model=benchmark", "model.path=/nowhere/model"], "`model.path` must be a model name or a folder"),
+        (["model=benchmark", "model.path=nobody/nothing"], "no config.json for 'nobody/nothing'"),
+        (["plan.gpu_gib=0"], "`plan.gpu_gib` must be more than 0, but is 0.0 instead."),
+        (["plan.gpu_gib=-80"], "`plan.gpu_gib` must be more than 0, but is -80.0 instead."),
+        (["plan.gpu_gib=nan"], "`plan.gpu_gib` must be more than 0, but is nan instead."),
+        (["plan.reserve_gib=-1"], "`plan.reserve_gib` must be 0 or more"),
+        (["plan.gpu=80"], "Unknown key `plan.gpu`."),
+        (["zero.stage=4"], "`zero.stage` must be 0, 1, 2 or 3"),
+        (["zero=zero0"], "`zero.stage` must be 1 or more in bf16 with gradient accumulation"),
+        (["train.global_batch_tokens=1000"], "`train.global_batch_tokens` must be a multiple"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_exit_code_2(refuse, monkeypatch, overrides, sentence):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert sentence in refuse("plan", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "cannot be read"),
+        ('{"model_type": "llama"}', "`hidden_size` of"),
+        ('{"model_type": "no_such_kind"}', "cannot be read"),
+        ("{}", "name its `model_type`"),
+    ],
+)
+def test_a_config_json_that_says_too_little_is_refused(refuse, tmp_path, text, sentence):
+    (tmp_path / "config.json").write_text(text)
+    assert sentence in refuse("plan", "model=benchmark", f"model.path={tmp_path}")
+
+
+def test_a_figure_that_cannot_be_written_is_refused(refuse, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "`plan.output` must be a file you can write" in refuse(
+        "plan", f"plan.output={tmp_path / 'file' / 'a.svg'}"
+    )

@@ -1,0 +1,151 @@
+"""The forecast against the peaks that benchmarks/results hold, and its parts against hand-made sums."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.house.tree import ROOT
+from trainer.config.store import compose_config
+from trainer.forecast.activations import layer_bytes, mask_bytes
+from trainer.forecast.memory import GIB, RunShape, forecast, full_weights
+from trainer.forecast.shapes import decoder_shape
+from trainer.planning import run_shape
+
+LLAMA_JSON = ROOT / "benchmarks/shapes/llama3_8b/config.json"
+LLAMA = decoder_shape(json.loads(LLAMA_JSON.read_text(encoding="utf-8")), "llama3_8b")
+N = LLAMA.num_params
+H200_GIB = 139.8
+"""What torch reports as the memory of an H200, about."""
+
+
+def measured():
+    """Yield (file and case, ranks, overrides, peak GiB or None where memory ran out) of the trainer itself."""
+    for path in sorted((ROOT / "benchmarks/results").glob("llama3_8b_*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for result in record["results"]:
+            if "plain loop" in result["case"]:
+                continue
+            peak = None if result.get("failed") == "out of memory" else result["memory_gib"]
+            label = f"{path.stem}:{result['case']}"
+            yield pytest.param(record["environment"]["gpus_used"], result["overrides"], peak, id=label)
+
+
+def of_overrides(overrides, num_ranks):
+    """Return what the configuration of a benchmark decides; its paths are not in the record."""
+    own = [word for word in overrides if not word.startswith(("data=", "data.sources"))]
+    config = compose_config([*own, f"model.path={LLAMA_JSON.parent}"])
+    return run_shape(config, num_ranks)
+
+
+def test_there_are_measurements():
+    peaks = [case.values[2] for case in measured()]
+    assert sum(peak is not None for peak in peaks) >= 6 and None in peaks
+
+
+@pytest.mark.parametrize(("num_ranks", "overrides", "peak_gib"), measured())
+def test_the_forecast_is_within_3_percent_of_every_measured_peak(num_ranks, overrides, peak_gib):
+    forecasted = forecast(LLAMA, of_overrides(overrides, num_ranks), full_weights(LLAMA)).gib
+    if peak_gib is None:
+        assert forecasted > H200_GIB
+        return
+    assert forecasted < H200_GIB
+    assert forecasted == pytest.approx(peak_gib, rel=0.03)
+
+
+BIG = RunShape(
+    stage=0,
+    world_size=8,
+    micro_batch_size=1,
+    seq_len=8,
+    num_micro_steps=1,
+    checkpoint_layers=-1,
+    loss_chunk_tokens=8,
+)
+"""So few tokens that states decide the peak."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "micro_steps", "bytes_a_parameter"),
+    [
+        # bf16 weights, fp32 master and moments, and gradients: 2 + 12 + 2, with an fp32 copy at the step.
+        (0, 1, 2 + 12 + 2 + 4),
+        # Accumulated gradients are whole at stage 1, in fp32, beside those of the last micro-step in bf16.
+        (1, 4, 2 + 12 / 8 + 4 + 2),
+        # All but weights is shared out by 8, with a flat copy of gradients and one in fp32 at the step.
+        (1, 1, 2 + 12 / 8 + 2 / 8 + 6 / 8),
+        (2, 1, 2 + 12 / 8 + 2 / 8 + 6 / 8),
+        (2, 4, 2 + 12 / 8 + 4 / 8 + 4 / 8),
+    ],
+)
+def test_states_are_the_bytes_a_parameter_of_the_stage(stage, micro_steps, bytes_a_parameter):
+    run = replace(BIG, stage=stage, num_micro_steps=micro_steps, reduce_bucket_size=0)
+    peak = forecast(LLAMA, run, full_weights(LLAMA)).parts
+    states = peak.parameters + peak.gradients + peak.optimizer
+    assert states == pytest.approx(N * bytes_a_parameter, rel=1e-6)
+
+
+@pytest.mark.parametrize(("micro_steps", "gradient_bytes"), [(1, 2), (4, 4)])
+def test_stage_3_shares_out_everything(micro_steps, gradient_bytes):
+    run = replace(BIG, stage=3, num_micro_steps=micro_steps)
+    parts = forecast(LLAMA, run, full_weights(LLAMA)).parts
+    assert parts.parameters == N * 2 / 8
+    assert parts.gradients == N * gradient_bytes / 8
+    # At most 3e9 gathered elements, one prefetch of 4.4e8 and the reduce bucket, in bf16.
+    assert parts.buffers == pytest.approx(2 * (3e9 + 4.4e8 + 2e8))
+
+
+def test_one_rank_of_stage_3_gathers_nothing():
+    run = replace(BIG, stage=3, world_size=1, reduce_bucket_size=0)
+    assert forecast(LLAMA, run, full_weights(LLAMA)).parts.buffers == 0
+
+
+def test_offload_leaves_no_optimizer_state_on_the_gpu():
+    run = replace(BIG, stage=3, offload_optimizer=True)
+    parts = forecast(LLAMA, run, full_weights(LLAMA)).parts
+    assert parts.optimizer == parts.gradients == 0 and parts.parameters == N * 2 / 8
+    assert forecast(LLAMA, replace(run, offload_param=True), full_weights(LLAMA)).parts.parameters == 0
+
+
+def test_a_layer_of_llama_keeps_139_kb_a_token():
+    assert layer_bytes(LLAMA, 2, is_flash=True, is_fused=True) == 2 * 69_632 + 4 * 32
+
+
+def test_without_fused_kernels_and_flash_attention_more_is_kept():
+    fused = layer_bytes(LLAMA, 2, is_flash=True, is_fused=True)
+    # fp32 copies in two norms, and the activation of the gate.
+    assert layer_bytes(LLAMA, 2, is_flash=True, is_fused=False) == fused + 4 * 2 * 4096 + 2 * 14336
+    # k and v repeated to all heads.
+    assert layer_bytes(LLAMA, 2, is_flash=False, is_fused=True) == fused + 2 * 2 * (4096 - 1024)
+    assert mask_bytes(2, 4096, is_flash=False, element_bytes=2) == 2 * 4096**2 * 2
+
+
+@pytest.mark.parametrize(
+    "smaller",
+    [
+        {"checkpoint_layers": 16},
+        {"checkpoint_layers": -1},
+        {"micro_batch_size": 1},
+        {"seq_len": 4096},
+        {"loss_chunk_tokens": 4096},
+        {"world_size": 16},
+    ],
+)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_whatever_should_save_memory_does(stage, smaller):
+    run = replace(
+        BIG, stage=stage, micro_batch_size=2, seq_len=8192, checkpoint_layers=0, loss_chunk_tokens=16384
+    )
+    before = forecast(LLAMA, run, full_weights(LLAMA)).gib
+    assert forecast(LLAMA, replace(run, **smaller), full_weights(LLAMA)).gib < before
+
+
+def test_layers_recomputed_save_what_they_do_not_keep():
+    run = replace(BIG, stage=2, seq_len=8192, loss_chunk_tokens=4096)
+    peaks = [
+        forecast(LLAMA, replace(run, checkpoint_layers=count), full_weights(LLAMA)).parts.activations
+        for count in (8, 16)
+    ]
+    per_layer = (layer_bytes(LLAMA, 2, True, True) - 2 * 4096) * 8192
+    assert peaks[0] - peaks[1] == pytest.approx(8 * per_layer)
+    assert 8 * per_layer / GIB > 7

@@ -1,0 +1,100 @@
+"""LoRA in numbers: a pure function of shapes, rank and targets.
+
+A linear layer [out, in] with weights W gets B A beside it, A [r, in] and B [out, r]: r x (in + out) parameters.
+
+Source: LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from trainer.forecast.memory import RunShape, Weights, forecast
+from trainer.forecast.shapes import DecoderShape, Linear
+
+RANKS = (4, 8, 16, 32, 64, 128, 256)
+NF4_BYTES = 4.127 / 8
+"""Bytes of a parameter in NF4 with double quantisation: 4 bits and 0.127 of constants (arXiv:2305.14314, section 3)."""
+BF16_BYTES = 2
+CHECKPOINT_BYTES = BF16_BYTES + 4 + 4 + 4
+"""bf16 weight, fp32 master weight and two fp32 Adam moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One rank of LoRA beside the chosen linear layers of a model."""
+
+    r: int
+    num_params: int
+    num_base_params: int
+    peak_gib: float
+    """ZeRO-1, which for so few trained parameters is the same as ZeRO-0 but for its buffers."""
+    peak_stage3_gib: float
+    peak_nf4_gib: float
+    """ZeRO-1 with the linear layers of the base in NF4."""
+
+    @property
+    def share(self) -> float:
+        """Return trainable over all parameters, adapters in."""
+        return self.num_params / (self.num_base_params + self.num_params)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Return the size of the adapter's tensors on disk in bf16."""
+        return self.num_params * BF16_BYTES
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Return the size of a checkpoint that training resumes from, without the frozen base."""
+        return self.num_params * CHECKPOINT_BYTES
+
+
+def chosen(shape: DecoderShape, targets: Collection[str] | None = None) -> list[Linear]:
+    """Return the linear layers whose last name is among the targets; None takes all."""
+    if targets is None:
+        return list(shape.linears)
+    return [linear for linear in shape.linears if linear.name.rsplit(".", 1)[-1] in targets]
+
+
+def num_adapter_params(shape: DecoderShape, r: int, targets: Collection[str] | None = None) -> int:
+    """Return the parameters of LoRA with rank r."""
+    return sum(r * (linear.num_in + linear.num_out) * linear.count for linear in chosen(shape, targets))
+
+
+def adapter_weights(
+    shape: DecoderShape, r: int, targets: Collection[str] | None = None, base_in_nf4: bool = False
+) -> Weights:
+    """Return what trains and what is frozen. The base is in bf16, or its linear layers in NF4."""
+    linears = sum(linear.num_weights for linear in shape.linears)
+    largest = max((linear.num_in * linear.num_out for linear in shape.linears), default=0)
+    frozen_bytes: float = shape.num_params * BF16_BYTES
+    if base_in_nf4:
+        frozen_bytes += linears * (NF4_BYTES - BF16_BYTES)
+    num_targets = sum(linear.count for linear in chosen(shape, targets))
+    return Weights(
+        num_trainable=num_adapter_params(shape, r, targets),
+        frozen_bytes=frozen_bytes,
+        num_frozen=shape.num_params,
+        adapter_width=r * num_targets // shape.num_layers,
+        dequantized_bytes=largest * BF16_BYTES if base_in_nf4 else 0.0,
+    )
+
+
+def adapter(shape: DecoderShape, run: RunShape, r: int, targets: Collection[str] | None = None) -> Adapter:
+    """Return parameters, bytes and memory of one rank of LoRA for a run, whose ZeRO stage is not looked at."""
+    weights = adapter_weights(shape, r, targets)
+    replicated = replace(run, stage=1)
+    return Adapter(
+        r=r,
+        num_params=weights.num_trainable,
+        num_base_params=shape.num_params,
+        peak_gib=forecast(shape, replicated, weights).gib,
+        peak_stage3_gib=forecast(shape, replace(run, stage=3), weights).gib,
+        peak_nf4_gib=forecast(shape, replicated, adapter_weights(shape, r, targets, base_in_nf4=True)).gib,
+    )
+
+
+def adapters(shape: DecoderShape, run: RunShape, targets: Collection[str] | None = None) -> list[Adapter]:
+    """Return LoRA over the usual ranks."""
+    return [adapter(shape, run, r, targets) for r in RANKS]

@@ -1,0 +1,92 @@
+"""The smallest change of a run that makes it fit. Pure: tries every combination in order of cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from trainer.forecast.memory import Peak, RunShape, Weights, forecast
+from trainer.forecast.shapes import DecoderShape
+
+NODE_FACTORS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Overrides that make a run fit, and its peak with them."""
+
+    overrides: tuple[str, ...]
+    peak: Peak
+
+
+def smallest_change(
+    shape: DecoderShape, run: RunShape, weights: Weights, limit_gib: float, num_nodes: int
+) -> Advice | None:
+    """Return the cheapest change whose peak is at most the limit, or None where none is.
+
+    Order of cost: what the same GPUs can do (fewest changes, then fewest layers recomputed, then the highest
+    micro-batch, then the lowest stage), more nodes, optimizer state in host memory. The tokens of an optimizer step
+    stay the same.
+    """
+    candidates = sorted(_candidates(shape, run, num_nodes), key=lambda candidate: candidate[0])
+    for _, changed, overrides in candidates:
+        peak = forecast(shape, changed, weights)
+        if not changed.is_refused and peak.gib <= limit_gib:
+            return Advice(overrides, peak)
+    return None
+
+
+_Candidate = tuple[tuple[int, ...], RunShape, tuple[str, ...]]
+
+
+def _candidates(shape: DecoderShape, run: RunShape, num_nodes: int) -> Iterator[_Candidate]:
+    choices = itertools.product(
+        range(run.stage, 4),
+        _checkpoint_counts(shape.num_layers, run.checkpoint_layers),
+        _halves(run.micro_batch_size),
+        NODE_FACTORS,
+        (False, True) if not run.offload_optimizer else (True,),
+    )
+    packs = run.world_size * run.micro_batch_size * run.num_micro_steps
+    for stage, count, micro, factor, offload in choices:
+        world_size = run.world_size * factor
+        if packs % (world_size * micro) or (offload and stage == 0):
+            continue
+        changed = replace(
+            run,
+            stage=stage,
+            checkpoint_layers=count,
+            micro_batch_size=micro,
+            world_size=world_size,
+            num_micro_steps=packs // (world_size * micro),
+            offload_optimizer=offload,
+        )
+        words = {
+            f"zero.stage={stage}": stage != run.stage,
+            f"model.checkpoint_layers={count}": count != run.checkpoint_layers,
+            f"train.micro_batch_size={micro}": micro != run.micro_batch_size,
+            f"cluster.num_nodes={num_nodes * factor}": factor != 1,
+            "zero.offload_optimizer=cpu": offload != run.offload_optimizer,
+        }
+        overrides = tuple(word for word, is_changed in words.items() if is_changed)
+        recomputed = shape.num_layers if count < 0 else count
+        is_offloaded = int(offload != run.offload_optimizer)
+        cost = (is_offloaded, factor, len(overrides), recomputed, -micro, stage)
+        yield cost, changed, overrides
+
+
+def _checkpoint_counts(num_layers: int, asked: int) -> list[int]:
+    """Return the counts from the one asked for to all layers, in quarters."""
+    if asked < 0 or asked >= num_layers:
+        return [asked]
+    quarters = [num_layers * quarter // 4 for quarter in (1, 2, 3)]
+    return [asked, *(count for count in quarters if count > asked), -1]
+
+
+def _halves(count: int) -> list[int]:
+    """Return a count and its halves down to the last whole one."""
+    found = [count]
+    while found[-1] % 2 == 0:
+        found.append(found[-1] // 2)
+    return found

@@ -1,0 +1,284 @@
+"""Peak memory of one GPU over an optimizer step, part by part. Pure arithmetic.
+
+The peak is the largest of four moments: the loss head at the end of forward, its backward, the backward of a
+decoder layer, and the optimizer. What DeepSpeed allocates is read from its source (0.19.8,
+runtime/zero/stage_1_and_2.py, stage3.py, bf16_optimizer.py, fp16/unfused_optimizer.py); nothing is fitted to a case.
+benchmarks/results holds the measured peaks that tests compare with.
+
+Units: bytes. N parameters, W ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.forecast.activations import checkpoint_bytes, layer_backward_bytes, layer_bytes, mask_bytes
+from trainer.forecast.shapes import DecoderShape
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class RunShape:
+    """What of a configuration decides memory, in plain values."""
+
+    stage: int
+    world_size: int
+    micro_batch_size: int
+    seq_len: int
+    num_micro_steps: int
+    checkpoint_layers: int
+    """-1 all, else a count, as `model.checkpoint_layers`."""
+    loss_chunk_tokens: int
+    element_bytes: int = 2
+    """Bytes of a parameter: 2 in bf16, 4 in fp32."""
+    is_flash: bool = True
+    is_fused: bool = True
+    """Norms and gated MLPs by Liger."""
+    overlap_comm: bool = True
+    reduce_bucket_size: int = 200_000_000
+    prefetch_bucket_size: int = 440_000_000
+    max_live_parameters: int = 3_000_000_000
+    sub_group_size: int = 1_000_000_000
+    offload_optimizer: bool = False
+    offload_param: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of a micro-batch on one rank."""
+        return self.micro_batch_size * self.seq_len
+
+    @property
+    def accumulates(self) -> bool:
+        """Tell whether gradients of several micro-steps are added up, in fp32."""
+        return self.num_micro_steps > 1
+
+    @property
+    def is_refused(self) -> bool:
+        """Tell whether training refuses this: bf16 at stage 0 with gradient accumulation."""
+        return self.stage == 0 and self.accumulates and self.element_bytes == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What is trained and what is frozen, in parameters; full fine-tuning freezes nothing."""
+
+    num_trainable: int
+    frozen_bytes: float = 0.0
+    num_frozen: int = 0
+    adapter_width: int = 0
+    """Elements a token adds in one layer: r for each adapted linear layer."""
+    dequantized_bytes: float = 0.0
+    """The largest linear layer in bf16, when the base is kept in 4 bits."""
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether every parameter trains."""
+        return self.num_frozen == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Bytes of one rank at one moment."""
+
+    parameters: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    """fp32 master weights and both Adam moments, and the fp32 gradients of an optimizer step."""
+    buffers: float = 0.0
+    """Gathered parameters of ZeRO-3, all-gathers under way and reduce buckets."""
+    activations: float = 0.0
+    head: float = 0.0
+    """A chunk of logits, and gradients of the head's input and weight."""
+
+    @property
+    def total(self) -> float:
+        """Return the sum."""
+        states = self.parameters + self.gradients + self.optimizer
+        return states + self.buffers + self.activations + self.head
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The largest moment of a step and what it is called."""
+
+    moment: str
+    parts: Parts
+
+    @property
+    def gib(self) -> float:
+        """Return the peak of torch's allocator in GiB, without context and fragmentation."""
+        return self.parts.total / GIB
+
+
+def full_weights(shape: DecoderShape) -> Weights:
+    """Return the weights of full fine-tuning."""
+    return Weights(shape.num_params)
+
+
+def forecast(shape: DecoderShape, run: RunShape, weights: Weights) -> Peak:
+    """Return the largest moment of an optimizer step."""
+    states = states_of(run, weights)
+    layers = _Layers.of(shape, run, weights)
+    head = _head(shape, run, weights)
+    bucket, gathered = _buckets(run), _gathered(shape, run, weights)
+    held = {"parameters": states.parameters, "optimizer": states.optimizer}
+    # Stage 3 keeps its bucket for good; below it exists during backward.
+    early = gathered + (bucket if run.stage == 3 else 0)
+    moments = {
+        "loss head": Parts(
+            **held,
+            gradients=states.kept,
+            buffers=early,
+            activations=layers.saved,
+            head=head.in_forward,
+        ),
+        "backward of the head": Parts(
+            **held,
+            gradients=states.kept,
+            buffers=gathered + bucket,
+            activations=layers.saved,
+            head=head.in_backward,
+        ),
+        "backward of a layer": Parts(
+            **held,
+            gradients=states.kept,
+            buffers=gathered + bucket,
+            activations=layers.saved + layers.recomputed + layers.working,
+            head=head.after,
+        ),
+        "end of backward": Parts(
+            **held,
+            gradients=states.at_end,
+            buffers=gathered + bucket,
+            activations=layers.working + layers.one,
+        ),
+        "optimizer": Parts(
+            parameters=states.parameters,
+            gradients=states.at_step,
+            optimizer=states.optimizer + states.step,
+            buffers=bucket if run.stage == 3 else 0,
+        ),
+    }
+    name = max(moments, key=lambda moment: moments[moment].total)
+    return Peak(name, moments[name])
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Bytes of parameters, gradients and optimizer state of one rank."""
+
+    parameters: float
+    optimizer: float
+    kept: float
+    """Gradients that exist all the time."""
+    at_end: float
+    """Gradients when backward is through."""
+    at_step: float
+    step: float
+    """Copies that the optimizer step makes beside `at_step`."""
+
+
+def states_of(run: RunShape, weights: Weights) -> States:
+    """Return the states of a stage.
+
+    A single micro-step keeps gradients in the parameters' dtype, and stages 1 and 2 alike free those of other ranks
+    as they are reduced; the step copies them flat and to fp32. Several accumulate in fp32: stage 1 is then
+    DeepSpeed's BF16_Optimizer, which keeps all of them on every rank, and the bf16 ones until the step is over.
+    """
+    n, w, e = weights.num_trainable, run.world_size, run.element_bytes
+    share = 1 if run.stage < 3 else w
+    parameters = 0.0 if run.offload_param else (n * e + weights.frozen_bytes) / share
+    if run.stage == 0:
+        # DeepSpeed wraps bf16 with fp32 copies of every gradient; fp32 has torch's optimizer as it is.
+        return States(parameters, n * (12 if e == 2 else 8), 0.0, n * e, n * e, n * 4 if e == 2 else 0)
+    if run.offload_optimizer:
+        return States(parameters, 0.0, 0.0, 0.0, 0.0, 0.0)
+    # In fp32 stage 3's parameters are their own master weights.
+    optimizer = n * (8 if run.stage == 3 and e == 4 else 12) / w
+    grad = 4 if run.accumulates else e
+    if run.stage == 3:
+        group = min(run.sub_group_size, n / w)
+        kept = n * grad / w
+        return States(parameters, optimizer, kept, kept, kept, group * (grad + (4 if grad == 2 else 0)))
+    if run.stage == 1 and run.accumulates and e == 2:
+        return States(parameters, optimizer, n * 4, n * (4 + e), n * (4 + e), 0.0)
+    flat = n / w * (4 if run.accumulates else e + (4 if e == 2 else 0))
+    kept = n * grad / w if run.accumulates else 0.0
+    return States(parameters, optimizer, kept, n * grad / w, n * grad / w, flat)
+
+
+def _buckets(run: RunShape) -> float:
+    """Return the buffers gradients are reduced from; two of them when reduction runs beside backward.
+
+    The fp32 accumulation of stage 1 (BF16_Optimizer) and stage 0 have none.
+    """
+    if run.stage == 0 or (run.stage == 1 and run.accumulates and run.element_bytes == 2):
+        return 0.0
+    size = 4 if run.accumulates and run.stage < 3 else run.element_bytes
+    return run.reduce_bucket_size * size * (2 if run.overlap_comm and run.stage < 3 else 1)
+
+
+def _gathered(shape: DecoderShape, run: RunShape, weights: Weights) -> float:
+    """Return ZeRO-3's whole parameters: as many as may live, and the flat result of one prefetch.
+
+    Every submodule prefetches another bucket, so that the limit is reached. A single rank uses its
+    partitions in place (DeepSpeed's NoGatherHandle).
+    """
+    if weights.dequantized_bytes:
+        return weights.dequantized_bytes
+    if run.stage < 3 or (run.world_size == 1 and not run.offload_param):
+        return 0.0
+    everything = weights.num_trainable + weights.num_frozen
+    largest = shape.vocab_size * shape.hidden_size
+    live = min(max(run.max_live_parameters, largest), everything)
+    return (live + min(run.prefetch_bucket_size, everything)) * run.element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Bytes of decoder layers' activations."""
+
+    saved: float
+    """Kept from forward to backward."""
+    recomputed: float
+    """One layer made anew in backward."""
+    working: float
+    """Gradients of activations inside one layer."""
+    one: float
+    """One layer's whole activations."""
+
+    @classmethod
+    def of(cls, shape: DecoderShape, run: RunShape, weights: Weights) -> _Layers:
+        asked = run.checkpoint_layers
+        count = shape.num_layers if asked < 0 else min(asked, shape.num_layers)
+        adapter = weights.adapter_width * run.element_bytes
+        per_token = layer_bytes(shape, run.element_bytes, run.is_flash, run.is_fused) + adapter
+        one = per_token * run.num_tokens + mask_bytes(
+            run.micro_batch_size, run.seq_len, run.is_flash, run.element_bytes
+        )
+        inputs = checkpoint_bytes(shape, run.element_bytes) * run.num_tokens
+        # The input of the final norm comes after the layers.
+        saved = count * inputs + (shape.num_layers - count) * one + inputs
+        working = layer_backward_bytes(shape, run.element_bytes) * run.num_tokens
+        return cls(saved, one if count else 0.0, working, one)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    in_forward: float
+    in_backward: float
+    after: float
+
+
+def _head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
+    """Return the bytes of the loss head (trainer/objective/head.py), whose gradients are made in forward."""
+    e, hidden = run.element_bytes, shape.hidden_size
+    rows = min(run.loss_chunk_tokens, run.num_tokens)
+    states = 2 * run.num_tokens * hidden * e  # its input and the gradient of it
+    logits = rows * shape.vocab_size * e
+    matrix = shape.vocab_size * hidden if weights.is_full else 0
+    summed = matrix * (e if run.num_tokens <= run.loss_chunk_tokens else 4)
+    cast = matrix * e if summed > matrix * e else 0
+    # Stage 3 reduces the head's gradient into its partition at once.
+    return _Head(states + logits + summed, states + summed + cast, states / 2 + matrix * e)

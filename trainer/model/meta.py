@@ -1,0 +1,109 @@
+"""Count the parameters of any architecture by building it on torch's meta device: no weights, but torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.config.model import ModelConfig
+from trainer.errors import ModelError
+from trainer.forecast.shapes import DecoderShape, Linear
+
+NOTE = (
+    "The architecture {kind} is not counted from its config.json: it was built on the meta device with transformers. "
+    "Its activations are those of a Llama of the same sizes."
+)
+
+
+def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
+    """Build a model without memory and count it.
+
+    Raises:
+        ModelError: transformers cannot build it, or it says no sizes.
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+
+    from trainer.model.load import read_config
+
+    config = read_config(source, model)
+    try:
+        with torch.device("meta"):
+            built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"`model.path` must be a model that transformers can build, but {source} is not instead: "
+            f"{' '.join(str(error).split())[:200]}. Use an architecture that this transformers knows."
+        ) from error
+    output = built.get_output_embeddings()
+    counts = _count_by_kind(built, output)
+    linears: dict[tuple[str, int, int], int] = {}
+    for name, module in built.named_modules():
+        if isinstance(module, nn.Linear) and module is not output:
+            key = (name.rsplit(".", 1)[-1], module.in_features, module.out_features)
+            linears[key] = linears.get(key, 0) + 1
+    text = config.get_text_config()
+    hidden, num_layers = _size(text, "hidden_size"), _size(text, "num_hidden_layers")
+    num_heads = _size(text, "num_attention_heads")
+    head_dim = getattr(text, "head_dim", None) or hidden // num_heads
+    num_kv = getattr(text, "num_key_value_heads", None) or num_heads
+    return DecoderShape(
+        model_type=config.model_type,
+        hidden_size=hidden,
+        num_layers=num_layers,
+        vocab_size=_size(text, "vocab_size"),
+        q_dim=num_heads * head_dim,
+        kv_dim=num_kv * head_dim,
+        num_heads=num_heads,
+        linears=tuple(Linear(*key, count) for key, count in linears.items()),
+        ffn_width=_ffn_width(text, hidden),
+        experts=sum(p.numel() for p in built.parameters() if p.ndim == 3),
+        notes=(NOTE.format(kind=config.model_type),),
+        embeddings=counts["embeddings"],
+        attention=counts["attention"],
+        mlp=counts["mlp"],
+        norms=counts["norms"],
+        head=counts["head"],
+    )
+
+
+def _count_by_kind(built: Any, output: Any) -> dict[str, int]:
+    """Return the parameters by kind, each parameter once."""
+    from torch import nn
+
+    counts = dict.fromkeys(("embeddings", "attention", "mlp", "norms", "head"), 0)
+    seen: set[int] = set()
+    # Embeddings come first, so that a tied head is counted with them.
+    for name, module in built.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if isinstance(module, nn.Embedding):
+                kind = "embeddings"
+            elif module is output:
+                kind = "head"
+            elif "norm" in type(module).__name__.lower():
+                kind = "norms"
+            else:
+                kind = "attention" if "attn" in name or "attention" in name else "mlp"
+            counts[kind] += parameter.numel()
+    return counts
+
+
+def _ffn_width(config: Any, hidden: int) -> float:
+    experts = getattr(config, "num_experts_per_tok", None)
+    width = (getattr(config, "moe_intermediate_size", None) if experts else None) or getattr(
+        config, "intermediate_size", None
+    )
+    return float((width or 4 * hidden) * (experts or 1))
+
+
+def _size(config: Any, key: str) -> int:
+    value = getattr(config, key, None)
+    if not isinstance(value, int) or value <= 0:
+        raise ModelError(
+            f"`{key}` of the model's config.json must be a positive integer, but is {value!r} instead. "
+            "Its memory cannot be forecast."
+        )
+    return value

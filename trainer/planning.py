@@ -1,0 +1,190 @@
+"""`palimpsest plan`: what a configured run needs, before a GPU is asked for. Loads no torch for known architectures."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.config.check import check_config
+from trainer.config.model import Attention, Kernels, ModelConfig, ModelKind
+from trainer.config.optim import Offload
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import write_atomic
+from trainer.engine.batch import batch_shape
+from trainer.engine.ds_config import deepspeed_dict
+from trainer.errors import ConfigError
+from trainer.forecast.adapters import NF4_BYTES, Adapter, adapters
+from trainer.forecast.advice import smallest_change
+from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
+from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
+from trainer.forecast.shapes import DecoderShape, decoder_shape, knows
+from trainer.forecast.source import read_config_json, shipped_shapes
+from trainer.forecast.table import adapter_table, memory_table, parameter_table, run_sentence, verdict
+from trainer.report.plan import Chart, plan_svg
+from trainer.report.series import Series
+
+CHECKED_KEYS = (
+    "model",
+    "data.seq_len",
+    "train.micro_batch_size",
+    "train.global_batch_tokens",
+    "zero",
+    "cluster",
+    "plan",
+)
+"""The keys a plan reads; other problems are training's business."""
+EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TINY_VOCAB = 264
+
+
+def show_plan(config: RunConfig) -> bool:
+    """Print the forecast of a run and write its figure; tell whether the run fits.
+
+    Raises:
+        TrainerError: The configuration or the model's config.json cannot be used.
+    """
+    cards = find_cards()
+    num_ranks = config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
+    check_config(config, num_ranks, only=CHECKED_KEYS)
+    shape, origin = find_shape(config.model)
+    run = run_shape(config, num_ranks)
+    gpu_gib = config.plan.gpu_gib or cards.gib or DEFAULT_GIB
+    reserve_gib = config.plan.reserve_gib
+    weights = full_weights(shape)
+    stages = {stage: dataclasses.replace(run, stage=stage) for stage in range(4)}
+    peaks = {stage: forecast(shape, of, weights) for stage, of in stages.items()}
+    shown = {stage: peak for stage, peak in peaks.items() if not stages[stage].is_refused}
+    lora = adapters(shape, run)
+    fits = peaks[run.stage].gib <= gpu_gib - reserve_gib
+    advice = None
+    if not fits:
+        advice = smallest_change(shape, run, weights, gpu_gib - reserve_gib, config.cluster.num_nodes)
+    output = _write_figure(config, shape, lora, peaks, gpu_gib)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, highlight=False, soft_wrap=True, style=style)
+
+    say(f"Parameters of {origin}", "bold")
+    console.print(parameter_table(shape), "")
+    say("Peak memory of one GPU in GiB", "bold")
+    say(run_sentence(shape, run))
+    console.print(memory_table(shown, run, reserve_gib, gpu_gib), "")
+    say(verdict(peaks[run.stage], reserve_gib, gpu_gib, advice), "bold")
+    say("\nLoRA on all linear layers, and the peak memory of one GPU in GiB", "bold")
+    console.print(adapter_table(shape, lora, peaks), "")
+    for note in _notes(config, shape, run, cards, weights):
+        say(f"- {note}")
+    say(f"Figure: {output}")
+    return fits
+
+
+def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
+    """Return the counts of the configured model and where they are from."""
+    match model.kind:
+        case ModelKind.tiny:
+            config = {"model_type": "llama", "vocab_size": TINY_VOCAB, **model.tiny}
+            origin = "the tiny model"
+        case ModelKind.embedded:
+            config, origin = shipped_shapes()[EMBEDDED], EMBEDDED
+        case _:
+            config, origin = read_config_json(model.path, model.revision)
+    if knows(config):
+        return decoder_shape(config, origin), origin
+    from trainer.model.meta import meta_shape
+
+    local = Path(model.path).expanduser()
+    source = str(local) if local.exists() else model.path
+    return meta_shape(source, model), f"{origin}, built on the meta device"
+
+
+def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
+    """Return what of a configuration decides memory on a GPU.
+
+    `auto` attention and kernels are taken for flash attention and Liger, which a GPU machine has.
+
+    Raises:
+        TrainerError: Training would refuse the batch or the ZeRO section.
+    """
+    zero, model = config.zero, config.model
+    batch = batch_shape(
+        config.train.global_batch_tokens, config.data.seq_len, config.train.micro_batch_size, num_ranks
+    )
+    deepspeed_dict(zero, config.optim, batch, on_gpu=True)
+    return RunShape(
+        stage=zero.stage,
+        world_size=num_ranks,
+        micro_batch_size=batch.micro_batch_size,
+        seq_len=batch.seq_len,
+        num_micro_steps=batch.num_micro_steps,
+        checkpoint_layers=model.checkpoint_layers,
+        loss_chunk_tokens=model.loss_chunk_tokens,
+        element_bytes=2 if zero.dtype == "bf16" else 4,
+        is_flash=model.attention is not Attention.sdpa,
+        is_fused=model.kernels is not Kernels.none,
+        overlap_comm=zero.overlap_comm,
+        reduce_bucket_size=zero.reduce_bucket_size,
+        prefetch_bucket_size=zero.prefetch_bucket_size,
+        max_live_parameters=zero.max_live_parameters,
+        sub_group_size=zero.sub_group_size,
+        offload_optimizer=zero.offload_optimizer is Offload.cpu,
+        offload_param=zero.offload_param is Offload.cpu,
+    )
+
+
+def _notes(
+    config: RunConfig, shape: DecoderShape, run: RunShape, cards: Cards, weights: Weights
+) -> list[str]:
+    """Return what the numbers leave open."""
+    notes = list(shape.notes)
+    if not config.cluster.ranks_per_node and not cards.count:
+        notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")
+    if config.plan.gpu_gib is None and cards.gib is None:
+        notes.append(f"There is no GPU here, so one of {DEFAULT_GIB:.0f} GiB is assumed: set plan.gpu_gib.")
+    if config.model.attention is Attention.auto or config.model.kernels is Kernels.auto:
+        notes.append("`auto` is taken for flash attention and Liger: without them activations take more.")
+    if run.offload_optimizer:
+        host_bytes = 16 * weights.num_trainable / config.cluster.num_nodes
+        notes.append(
+            f"Optimizer state and fp32 gradients take {host_bytes / GIB:.0f} GiB of host memory on each node."
+        )
+    if config.zero.extra:
+        notes.append("`zero.extra` is not part of the forecast.")
+    notes.append(
+        "Parts are GiB of torch's allocator at the moment of the peak. QLoRA keeps linear layers of the base in NF4 "
+        f"with double quantisation, {NF4_BYTES:.3f} bytes a parameter (arXiv:2305.14314). The measured peaks are those "
+        "in benchmarks/results: full fine-tuning of an 8B shape, one micro-step. Accumulation, SDPA, offload, LoRA and "
+        "QLoRA are counted the same way, but were not measured."
+    )
+    return notes
+
+
+def _write_figure(
+    config: RunConfig, shape: DecoderShape, lora: list[Adapter], full: dict[int, Peak], gpu_gib: float
+) -> Path:
+    """Write the SVG whole or not at all; return its path."""
+    output = Path(config.plan.output or Path(config.run_dir) / "plan.svg").expanduser().absolute()
+    millions = Series("trainable", tuple((float(row.r), row.num_params / 1e6) for row in lora))
+    memory = [
+        Series("LoRA, ZeRO 0/1", tuple((float(row.r), row.peak_gib) for row in lora)),
+        Series("LoRA, ZeRO-3", tuple((float(row.r), row.peak_stage3_gib) for row in lora)),
+        Series("QLoRA", tuple((float(row.r), row.peak_nf4_gib) for row in lora)),
+    ]
+    drawn = plan_svg(
+        [
+            Chart(f"Trainable parameters of {shape.num_params:,}", "millions", [millions]),
+            Chart("Peak memory of one GPU", "GiB", memory, ("full, ZeRO-3", full[3].gib)),
+        ]
+    )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(output, drawn)
+    except OSError as error:
+        raise ConfigError(
+            f"`plan.output` must be a file you can write, but {output} is not: {error.strerror}. Set plan.output."
+        ) from error
+    return output
