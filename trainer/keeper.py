@@ -89,8 +89,14 @@ class Keeper:
         num_parameters: int,
         forgetting: Forgetting | None,
         task_scores: TaskScores | None = None,
+        base_digest: str | None = None,
     ) -> None:
-        """Take the data that evaluation and fingerprint read, find the base's evaluation, check the disk."""
+        """Take the data that evaluation and fingerprint read, find the base's evaluation, check the disk.
+
+        Args:
+            base_digest: Names the frozen weights where checkpoints leave them out; else None.
+        """
+        self._base_digest = base_digest
         self._held_out = held_out
         self._stores = stores
         self._forgetting = forgetting
@@ -206,7 +212,7 @@ class Keeper:
         return state
 
     def _manifest(self, step: int) -> Manifest:
-        facts: dict[str, Any] = {"device": describe_device()}
+        facts: dict[str, Any] = {"device": describe_device(), "base": self._base_digest}
         return Manifest(
             step=step,
             world_size=self._group.world_size,
@@ -223,6 +229,7 @@ class Keeper:
             ("the number of ranks", manifest.world_size, ranks, "Start as many ranks as saved it"),
             ("`zero.stage`", manifest.zero_stage, self._engine.stage, "Resume with the saved stage"),
             ("the data", manifest.data_digest, self._data_digest, "Prepare the same data"),
+            ("the base model", manifest.facts.get("base"), self._base_digest, "Give the same base weights"),
             ("the configuration", manifest.config_digest, self._config_digest, "Use the same one"),
         )
         for what, saved, now, fix in checks:

@@ -27,7 +27,14 @@ from trainer.recovery import probe_recovery
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.lock import run_lock
 from trainer.runtime.signals import StopFlag
-from trainer.session import Session, build_forgetting, build_reference, build_task_scores, open_session
+from trainer.session import (
+    Session,
+    base_digest,
+    build_forgetting,
+    build_reference,
+    build_task_scores,
+    open_session,
+)
 from trainer.step import AdapterBase, BaseModel, CachedBase
 
 _LOG = logging.getLogger(__name__)
@@ -63,6 +70,9 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         session.loaded.num_parameters,
         build_forgetting(session),
         build_task_scores(session),
+        group.from_first(lambda: base_digest(config, session.loaded.source))
+        if session.tuned.is_partial
+        else None,
     )
     # Before a checkpoint takes the place of the base's weights.
     reference = None if session.tuned.peft_config is not None else build_reference(session, mixing)

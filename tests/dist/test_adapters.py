@@ -224,3 +224,32 @@ def test_what_cannot_be_tuned_is_refused_with_the_key_and_the_fix(pool, workspac
     ):
         assert said.startswith(meant), said
         assert "et tune." in said or "Names look like" in said
+
+
+def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:
+    """Train an adapter, change one weight of its base, and return what the resumed run says."""
+    from safetensors.torch import load_file, save_file
+
+    from trainer import run
+    from trainer.errors import CheckpointError
+
+    base = Path(folder) / "base"
+    if group.is_first:
+        shutil.copytree(Path(workspace) / "model", base)
+    group.barrier()
+    config = config_of(workspace, Path(folder) / "run", *METHODS["lora"], f"model.path={base}", "train.max_steps=2")
+    assert run.run_training(config).value == "finished"
+    if group.is_first:
+        tensors = load_file(base / "model.safetensors")
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] += 1
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    group.barrier()
+    with pytest.raises(CheckpointError) as caught:
+        run.run_training(config)
+    return str(caught.value)
+
+
+def test_an_adapter_is_not_resumed_on_other_base_weights(pool, workspace, tmp_path):
+    (said,) = pool(1).run(resume_on_another_base, workspace=workspace, folder=str(tmp_path))
+    assert "must be resumed with the base model that saved it" in said
+    assert said.endswith("Give the same base weights, or give another run_dir.")
