@@ -119,6 +119,7 @@ SENTENCES = {
     "verify": ["SelfCheckError: The loaded parameter ", "would not train from the weights you named"],
 }
 
+
 @pytest.mark.parametrize("kind", list(SENTENCES))
 def test_a_rank_refuses_what_it_cannot_train_and_leaves_no_run(answers, kind):
     """Weights are those of ZeRO-3, which loads on a path of its own; plain loading is tested without ranks."""
@@ -213,7 +214,9 @@ def test_sigterm_reaches_the_rank_which_saves_and_exits_75_and_the_resumed_run_r
 
 
 def test_a_rank_that_refuses_ends_the_command_with_its_exit_code(tmp_path):
-    code = "import sys; from trainer.runtime.local import start_local; sys.exit(start_local(sys.argv[1:], 1, 0))"
+    code = (
+        "import sys; from trainer.runtime.local import start_local; sys.exit(start_local(sys.argv[1:], 1, 0))"
+    )
     environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
     done = subprocess.run(
         [sys.executable, "-c", code, "train", "--config", "nope.yaml"],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist.session import held_out_losses, config_of, loader_of, session_of
+from tests.dist.session import config_of, held_out_losses, loader_of, session_of
 from trainer.errors import SelfCheckError
 
 FP32 = 1e-6

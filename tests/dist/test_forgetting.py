@@ -112,12 +112,20 @@ def refusals(group: Any, workspace: str, data: str, run_dir: str, other: str) ->
     said.append(str(refused.value))
     path = Path(run_dir) / "forgetting.json"
     record = json.loads(path.read_text())
-    record["recovery"] = {"set": "old", "steps": 1, "base_nats": 1.0, "tuned_nats": 2.0, "recovered_nats": 1.5}
+    record["recovery"] = {
+        "set": "old",
+        "steps": 1,
+        "base_nats": 1.0,
+        "tuned_nats": 2.0,
+        "recovered_nats": 1.5,
+    }
     path.write_text(json.dumps(record))
     strict = load_config(frozen, ["gate.sets.general.max_rise_nats=0", "gate.sets.target.min_drop_nats=99"])
     assert run_evaluation(strict) is False
     assert run_evaluation(load_config(frozen, ["gate.sets.general.max_rise_nats=99"])) is True
-    assert json.loads(path.read_text())["recovery"]["recovered_nats"] == 1.5, "evaluating again lost the probe"
+    assert json.loads(path.read_text())["recovery"]["recovered_nats"] == 1.5, (
+        "evaluating again lost the probe"
+    )
     record["recovery"] = None
     path.write_text(json.dumps(record))
     with pytest.raises(ConfigError) as unwanted:
@@ -135,7 +143,9 @@ def test_another_base_and_a_failing_gate_are_refused(pool, workspace, data, run_
         refusals, workspace=workspace, data=data, run_dir=str(run_dirs[1]), other=str(tmp_path / "other")
     )[0]
     assert "must hold the evaluation of this run's base model" in base
-    assert absent.startswith("`gate.sets.absent` must be about a set that was evaluated (chat, text, old, general)")
+    assert absent.startswith(
+        "`gate.sets.absent` must be about a set that was evaluated (chat, text, old, general)"
+    )
     assert failing.startswith("`gate` must pass before step-00000008 is exported")
     assert "must be about step-00000004, but is about step-00000008" in stale
     assert code == "2"
@@ -152,10 +162,16 @@ def interpolate(group: Any, run_dir: str) -> list[bool]:
 
     frozen = Path(run_dir) / "config.yaml"
     assert interpolate(load_config(frozen, ["export.interpolate=0.0:1.0:0.5"])) == 0
-    config = load_config(frozen, ["export.alpha=0", "export.dtype=float32", f"export.output_dir={run_dir}/zero"])
+    config = load_config(
+        frozen, ["export.alpha=0", "export.dtype=float32", f"export.output_dir={run_dir}/zero"]
+    )
     assert export_model(config) == 0
     base, zero = (
-        {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+        {
+            name: tensor
+            for file in Path(folder).glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
         for folder in (config.model.path, Path(run_dir) / "zero")
     )
     return [torch.equal(base[name], zero[name]) for name in base]
@@ -204,6 +220,9 @@ def test_the_recovery_probe_trains_on_replay_and_measures_the_set_that_rose(pool
     for found, before, after in pool(2).run(recover, steps=6, **arguments):
         assert found["set"] == "general" and found["steps"] == 6
         assert found["tuned_nats"] == before["general"] and found["base_nats"] == before["general"] - 1.0
-        assert found["recovered_nats"] == pytest.approx(after["general"]) and after["general"] < before["general"]
+        assert (
+            found["recovered_nats"] == pytest.approx(after["general"])
+            and after["general"] < before["general"]
+        )
     ((found, before, after),) = pool(1).run(recover, steps=0, **arguments)
     assert found is None and before == after

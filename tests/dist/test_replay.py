@@ -46,7 +46,9 @@ def make_data(group: Any, workspace: str, data: str) -> None:
     prepare_data(config_for(workspace, data, Path(data) / "unused"))
 
 
-def train(group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]) -> None:
+def train(
+    group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]
+) -> None:
     from trainer import run
 
     if copy_from and group.is_first:
@@ -86,7 +88,12 @@ def test_a_resumed_run_decides_and_draws_what_the_whole_run_did(pool, workspace,
     for state in states:
         del state["attempts"], state["wandb_id"]
     assert states[0] == states[1]
-    assert len(states[0]["ratio_changes"]) == 4 and set(states[0]["base_losses"]) == {"chat", "text", "old", "general"}
+    assert len(states[0]["ratio_changes"]) == 4 and set(states[0]["base_losses"]) == {
+        "chat",
+        "text",
+        "old",
+        "general",
+    }
     targets = states[0]["targets_by_source"]
     assert targets["general"] == 0 and targets["old"] > 0
     rows = [row for row in lines(whole / "metrics.jsonl") if "replay_share" in row]

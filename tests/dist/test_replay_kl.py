@@ -91,7 +91,9 @@ def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
         if base is not None:
             assert result.num_kl_tokens == result.num_targets["old"]
         mean_kl = result.kl_sum / max(result.num_kl_tokens, 1)
-        records.append(dict(zip(KEYS, (result.loss, result.total_loss, mean_kl, result.grad_norm), strict=True)))
+        records.append(
+            dict(zip(KEYS, (result.loss, result.total_loss, mean_kl, result.grad_norm), strict=True))
+        )
     loader.close()
     return records, loader
 
@@ -149,7 +151,9 @@ def documents_of(batch: Any, is_replay: list[bool]) -> list[Any]:
                 inside = micro.segments_BT[row] == segment
                 labels = torch.from_numpy(micro.labels_BT[row][inside])
                 if (labels != -100).any():
-                    documents.append((torch.from_numpy(micro.tokens_BT[row][inside]), labels, is_replay[source]))
+                    documents.append(
+                        (torch.from_numpy(micro.tokens_BT[row][inside]), labels, is_replay[source])
+                    )
     return documents
 
 
@@ -194,7 +198,9 @@ def test_every_stage_and_number_of_ranks_takes_the_steps_of_plain_torch(
     assert len(references(data)) == 1, "one base, one set of packs, whatever the stage and the ranks"
 
 
-def train(group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]) -> None:
+def train(
+    group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]
+) -> None:
     from trainer import run
 
     if copy_from and group.is_first:
@@ -223,7 +229,11 @@ def test_a_resumed_run_is_bitwise_the_same_and_a_lost_reference_is_made_from_the
     for path in references(data):
         shutil.rmtree(path)
     whole, kept, lost = (tmp_path / name for name in ("whole", "kept", "lost"))
-    arguments = {"workspace": workspace, "data": data, "overrides": [f"zero.stage={stage}", f"zero.dtype={dtype}"]}
+    arguments = {
+        "workspace": workspace,
+        "data": data,
+        "overrides": [f"zero.stage={stage}", f"zero.dtype={dtype}"],
+    }
     pool(2).run(train, run_dir=str(whole), copy_from=None, **arguments)
     (reference,) = references(data)
     before = bytes_of(reference)
@@ -275,7 +285,12 @@ def test_off_by_default_nothing_is_asked_and_nothing_is_reported(pool, workspace
         shutil.rmtree(path)
     overrides = ["replay.kl.beta=0"]
     pool(1).run(
-        train, workspace=workspace, data=data, run_dir=str(tmp_path / "run"), copy_from=None, overrides=overrides
+        train,
+        workspace=workspace,
+        data=data,
+        run_dir=str(tmp_path / "run"),
+        copy_from=None,
+        overrides=overrides,
     )
     assert references(data) == []
     assert all(set(row) == {"loss", "loss/old", "grad_norm"} for row in rows(tmp_path / "run").values())

@@ -55,7 +55,9 @@ def score(group: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> l
 @pytest.mark.parametrize(("num_ranks", "stage"), [(1, 3), (2, 0), (2, 3)])
 def test_scores_do_not_depend_on_ranks_or_sharding(pool, workspace, tasks, tmp_path, num_ranks, stage):
     """A difference: fillers are counted, or answers go to other questions on the way from the ranks."""
-    alone, answers = pool(1).run(score, workspace=workspace, tasks=tasks, run_dir=str(tmp_path / "1"), stage=1)[0]
+    alone, answers = pool(1).run(
+        score, workspace=workspace, tasks=tasks, run_dir=str(tmp_path / "1"), stage=1
+    )[0]
     assert {one["task"] for one in alone} == set(NAMES) and [len(ids) for ids in answers] == [3, 5, 7, 5, 11]
     # One of them ends early with an end token, so ranks end at different steps.
     found = pool(num_ranks).run(
@@ -123,7 +125,9 @@ def test_training_ends_with_both_scores_in_the_file_and_the_report(run_dir):
     assert perplexity["higher_is_better"] is False and perplexity["num_documents"] == 4
     assert perplexity["base"] != perplexity["tuned"]
     assert perplexity["change"] == pytest.approx(perplexity["tuned"] - perplexity["base"])
-    assert {("local_choice", "acc"), ("local_letters", "acc"), ("local_answer", "exact_match,as-is")} <= set(found)
+    assert {("local_choice", "acc"), ("local_letters", "acc"), ("local_answer", "exact_match,as-is")} <= set(
+        found
+    )
     assert found[("local_choice", "acc")]["base_stderr"] > 0
     page = (run_dir / "report.html").read_text()
     assert "Benchmark tasks" in page and "byte_perplexity" in page
@@ -182,18 +186,25 @@ def test_evaluating_without_tasks_keeps_what_is_known_of_the_checkpoint(pool, ru
     before = compared(run_dir)
     (code, _, _), _ = pool(2).run(evaluate, run_dir=str(run_dir), overrides=["evaluate.tasks.names=[]"])
     assert code == 0 and compared(run_dir) == before
-    (code, said, _), _ = pool(2).run(
-        evaluate, run_dir=str(run_dir), overrides=["evaluate.checkpoint=base"]
-    )
+    (code, said, _), _ = pool(2).run(evaluate, run_dir=str(run_dir), overrides=["evaluate.checkpoint=base"])
     assert code == 0 and "base model: local_text byte_perplexity:" in said
 
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("gate.tasks.absent.max_drop=0.1", r"`gate.tasks.absent` must be about a task .* \(local_choice, local_letters"),
-        ("gate.tasks.local_choice={metric: f1, max_drop: 0.1}", r"a metric of the task \(acc; acc_norm\), but is 'f1'"),
-        ("gate.tasks.local_text={metric: byte_perplexity, max_drop: 1}", "less is better, but is 1 instead. Use max_rise"),
+        (
+            "gate.tasks.absent.max_drop=0.1",
+            r"`gate.tasks.absent` must be about a task .* \(local_choice, local_letters",
+        ),
+        (
+            "gate.tasks.local_choice={metric: f1, max_drop: 0.1}",
+            r"a metric of the task \(acc; acc_norm\), but is 'f1'",
+        ),
+        (
+            "gate.tasks.local_text={metric: byte_perplexity, max_drop: 1}",
+            "less is better, but is 1 instead. Use max_rise",
+        ),
         ("gate.tasks.local_choice.max_rise=1", "more is better, but is 1 instead. Use max_drop"),
     ],
 )

@@ -51,9 +51,7 @@ def rank_env(environ: Mapping[str, str]) -> RankEnv:
             "`MASTER_ADDR` must be the first node's address when there are several ranks, but is unset "
             "instead. Start the ranks with deepspeed or torchrun, or export it."
         )
-    return RankEnv(
-        rank, local_rank, world_size, environ.get("MASTER_ADDR", "127.0.0.1"), _port(environ)
-    )
+    return RankEnv(rank, local_rank, world_size, environ.get("MASTER_ADDR", "127.0.0.1"), _port(environ))
 
 
 def _port(environ: Mapping[str, str]) -> int:
