@@ -108,7 +108,7 @@ class Keeper:
             forgetting.open(self._data_digest)
         if self._tune.method is not TuneMethod.full:
             self._frozen = FrozenCheck(self._engine)
-        if self._tune.method is TuneMethod.lora:
+        if self._tune.method in (TuneMethod.lora, TuneMethod.ia3):
             check_silent(self._engine, self._probe, self._group, self._flash)
             _LOG.info("The adapter leaves the base's logits as they are.")
         if self._checkpoint.enabled:

@@ -24,6 +24,7 @@ METHODS = {
     ],
     "lora_plus": ["tune.method=lora", "tune.r=4", "tune.lora_plus_ratio=4"],
     "dora": ["tune.method=lora", "tune.r=4", "tune.dora=true"],
+    "ia3": ["tune.method=ia3", "tune.target=[k_proj,v_proj,down_proj]"],
     "freeze": ["tune.method=freeze", "tune.last_layers=1", "tune.train=[model.norm]"],
 }
 
@@ -34,7 +35,7 @@ def stages_of(method: str) -> list[int]:
 
 def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[dict[str, float]]:
     """Train with plain peft and torch: nothing of ours but the batches."""
-    from peft import LoraConfig, get_peft_model
+    from peft import IA3Config, LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32)
@@ -44,7 +45,11 @@ def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[d
     else:
         linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         torch.manual_seed(0)
-        config = LoraConfig(
+        scales = ["k_proj", "v_proj", "down_proj"]
+        config: Any = IA3Config(
+            target_modules=scales, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        )
+        lora = LoraConfig(
             r=4,
             lora_alpha=8,
             target_modules=["q_proj", "down_proj"] if "two" in method else linear,
@@ -52,7 +57,7 @@ def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[d
             use_dora=method == "dora",
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, config if method == "ia3" else lora)
     trains = {n: p for n, p in model.named_parameters() if p.requires_grad}
     faster = [p for n, p in trains.items() if ".lora_B." in n and method == "lora_plus"]
     rest = [p for p in trains.values() if not any(p is f for f in faster)]
@@ -168,6 +173,7 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
         ("lora", 3, "model"),
         ("dora", 2, "model"),
         ("rslora, two modules", 0, "model"),
+        ("ia3", 3, "model"),
         ("freeze", 3, "model"),
     ],
 )
@@ -188,7 +194,7 @@ def test_an_adapter_resumes_bitwise_and_reloads_in_plain_peft(
         assert code == 0
         assert moved < 0.02, (merge, moved)  # bf16 arithmetic of training against float32
         has_adapter = method != "freeze"
-        assert all((".lora_" in name) == has_adapter for name in names) and names
+        assert all((".lora_" in name or ".ia3_" in name) == has_adapter for name in names) and names
         assert ("adapter_config.json" in files) == (has_adapter and not merge)
 
 

@@ -19,6 +19,14 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
         if tune.dora and config.zero.stage == 3:
             fix = "Set zero=zero2, or tune=rslora. (peft's DoRA reads whole base weights outside of their layer.)"
             yield must("tune.dora", "false with zero.stage=3", True, fix)
+    if tune.method is TuneMethod.ia3:
+        strangers = [name for name in tune.feedforward if name not in tune.target]
+        if ALL_LINEAR in tune.target or tune.target_pattern is not None or not tune.target:
+            fix = "Set tune.target=[k_proj,v_proj,down_proj]."
+            yield must("tune.target", "a list of module names for tune.method=ia3", tune.target, fix)
+        elif strangers:
+            fix = f"Set tune.feedforward=[{tune.target[-1]}]."
+            yield must("tune.feedforward", "among tune.target", tune.feedforward, fix)
     if tune.method is TuneMethod.freeze:
         if not tune.train and tune.last_layers < 1:
             fix = "Set tune.last_layers=2, or tune.train=[norm]."

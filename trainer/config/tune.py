@@ -13,6 +13,7 @@ class TuneMethod(Enum):
 
     full = "full"
     lora = "lora"
+    ia3 = "ia3"
     freeze = "freeze"
 
 
@@ -28,7 +29,8 @@ class TuneConfig:
     """What trains."""
 
     method: TuneMethod = TuneMethod.full
-    """`full`: every parameter; `lora`: low-rank factors beside frozen matrices; `freeze`: the layers that `train` and
+    """`full`: every parameter; `lora`: low-rank factors beside frozen matrices; `ia3`: a learnt scale of keys,
+    values and the MLP's inner activations (Liu et al. 2022, arXiv:2205.05638); `freeze`: the layers that `train` and
     `last_layers` name."""
     r: int = 16
     """lora: rank."""
@@ -37,7 +39,9 @@ class TuneConfig:
     dropout: float = 0.0
     """lora: dropout before the factors."""
     target: list[str] = field(default_factory=lambda: [ALL_LINEAR])
-    """lora: names of modules, such as [q_proj, v_proj]; [all_linear]: every linear layer but the head."""
+    """lora, ia3: names of modules, such as [q_proj, v_proj]; [all_linear]: every linear layer but the head."""
+    feedforward: list[str] = field(default_factory=lambda: ["down_proj"])
+    """ia3: those of `target` whose input is scaled instead of their output."""
     target_pattern: str | None = None
     """lora: a regular expression that the whole name of a module must match; takes the place of `target`."""
     rslora: bool = False

@@ -50,6 +50,8 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int) -> Tuned:
     peft_config, modules = None, tuple[str, ...]()
     if tune.method is TuneMethod.lora:
         peft_config, modules = _add_lora(model, tune, seed)
+    elif tune.method is TuneMethod.ia3:
+        peft_config, modules = _add_ia3(model, tune)
     elif tune.method is TuneMethod.freeze:
         _freeze(model, tune)
     sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
@@ -75,6 +77,18 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+    return peft_config, names
+
+
+def _add_ia3(model: Any, tune: TuneConfig) -> tuple[Any, tuple[str, ...]]:
+    from peft import IA3Config, inject_adapter_in_model
+
+    names = _targets(model, tune)
+    inner = [name for name in names if name.rsplit(".", 1)[-1] in tune.feedforward]
+    peft_config = IA3Config(
+        target_modules=sorted(names), feedforward_modules=sorted(inner), task_type="CAUSAL_LM"
+    )
+    inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
     return peft_config, names
 
 
@@ -107,7 +121,7 @@ def _targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
         )
     smallest = min(chosen, key=lambda name: min(linear[name].in_features, linear[name].out_features))
     room = min(linear[smallest].in_features, linear[smallest].out_features)
-    if tune.r > room:
+    if tune.method is TuneMethod.lora and tune.r > room:
         raise ConfigError(
             f"`tune.r` must be at most the smaller side of every adapted layer ({room} of {smallest}), but is "
             f"{tune.r} instead. Set tune.r={room} at most, or name other layers."

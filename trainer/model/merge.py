@@ -6,6 +6,7 @@ Streams: one tensor of the base at a time. Adding in is peft's own arithmetic, i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -89,7 +90,7 @@ def with_base(
                 opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
             part = parts.pop(name.removesuffix(".weight"), None)
             if part is not None:
-                yield name, _add_in(opened[file].get_tensor(name), part, peft_config)
+                yield name, _add_in(name, opened[file].get_tensor(name), part, peft_config)
             elif peft_config is None and name in trained:
                 yield name, trained.pop(name)
             else:
@@ -106,12 +107,12 @@ def _by_module(trained: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the adapter's tensors by the module they belong to, named within it."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in trained.items():
-        module, _, rest = name.partition(".lora_")
-        parts.setdefault(module.removesuffix(".base_layer"), {})["lora_" + rest] = tensor
+        module, _, rest = re.sub(r"\.(lora_|ia3_)", r"\0\1", name, count=1).partition("\0")
+        parts.setdefault(module, {})[rest] = tensor
     return parts
 
 
-def _add_in(weight: Tensor, part: dict[str, Tensor], peft_config: Any) -> Tensor:
+def _add_in(name: str, weight: Tensor, part: dict[str, Tensor], peft_config: Any) -> Tensor:
     """Return one layer's weight with its adapter merged by peft, float32."""
     import copy
 
@@ -121,6 +122,9 @@ def _add_in(weight: Tensor, part: dict[str, Tensor], peft_config: Any) -> Tensor
     linear.weight = nn.Parameter(weight.float(), requires_grad=False)
     alone = copy.deepcopy(peft_config)
     alone.target_modules = ["layer"]
+    if hasattr(alone, "feedforward_modules"):
+        is_inner = name.removesuffix(".weight") in alone.feedforward_modules
+        alone.feedforward_modules = ["layer"] if is_inner else []
     holder = inject_adapter_in_model(alone, nn.ModuleDict({"layer": linear}), adapter_name=ADAPTER)
     layer: Any = holder["layer"]
     missing, unexpected = layer.load_state_dict({n: t.float() for n, t in part.items()}, strict=False)

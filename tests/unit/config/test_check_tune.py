@@ -20,6 +20,8 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
         ("tune=lora tune.target_pattern='('", "tune.target_pattern"),
         ("tune=lora_plus tune.lora_plus_ratio=0.5", "tune.lora_plus_ratio"),
         ("tune=dora zero=zero3", "tune.dora"),
+        ("tune=ia3 tune.target=[all_linear]", "tune.target"),
+        ("tune=ia3 tune.feedforward=[up_proj]", "tune.feedforward"),
         ("tune=freeze tune.last_layers=0", "tune.train"),
         ("tune=freeze tune.last_layers=-1", "tune.last_layers"),
         ("tune=freeze tune.train=['[']", "tune.train"),
@@ -30,7 +32,7 @@ def test_what_cannot_train_is_refused(words, key):
     assert any(problem.startswith(f"`{key}` must be") for problem in problems), problems
 
 
-@pytest.mark.parametrize("group", ["full", "lora", "rslora", "lora_plus", "freeze"])
+@pytest.mark.parametrize("group", ["full", "lora", "rslora", "lora_plus", "ia3", "freeze"])
 def test_every_group_passes_as_it_is(group):
     assert list(find_problems(compose_config([*COMMON, f"tune={group}"]))) == []
 
