@@ -12,10 +12,11 @@ from trainer.config.model import Attention, Kernels, ModelConfig, ModelKind
 from trainer.config.optim import Offload
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import ConfigError
-from trainer.forecast.adapters import NF4_BYTES, Adapter, adapters
+from trainer.forecast.adapters import NF4_BYTES, Adapter, adapter_weights, adapters
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
@@ -31,6 +32,7 @@ CHECKED_KEYS = (
     "train.micro_batch_size",
     "train.global_batch_tokens",
     "zero",
+    "tune",
     "cluster",
     "plan",
 )
@@ -52,16 +54,17 @@ def show_plan(config: RunConfig) -> bool:
     run = run_shape(config, num_ranks)
     gpu_gib = config.plan.gpu_gib or cards.gib or DEFAULT_GIB
     reserve_gib = config.plan.reserve_gib
-    weights = full_weights(shape)
+    weights = tuned_weights(config.tune, shape)
     stages = {stage: dataclasses.replace(run, stage=stage) for stage in range(4)}
     peaks = {stage: forecast(shape, of, weights) for stage, of in stages.items()}
     shown = {stage: peak for stage, peak in peaks.items() if not stages[stage].is_refused}
-    lora = adapters(shape, run)
+    full = {stage: forecast(shape, of, full_weights(shape)) for stage, of in stages.items()}
+    lora = adapters(shape, run, _targets(config.tune))
     fits = peaks[run.stage].gib <= gpu_gib - reserve_gib
     advice = None
     if not fits:
         advice = smallest_change(shape, run, weights, gpu_gib - reserve_gib, config.cluster.num_nodes)
-    output = _write_figure(config, shape, lora, peaks, gpu_gib)
+    output = _write_figure(config, shape, lora, full, gpu_gib)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -75,12 +78,38 @@ def show_plan(config: RunConfig) -> bool:
     say(run_sentence(shape, run))
     console.print(memory_table(shown, run, reserve_gib, gpu_gib), "")
     say(verdict(peaks[run.stage], reserve_gib, gpu_gib, advice), "bold")
-    say("\nLoRA on all linear layers, and the peak memory of one GPU in GiB", "bold")
-    console.print(adapter_table(shape, lora, peaks), "")
+    where = ", ".join(_targets(config.tune) or ["all linear layers"])
+    say(f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
+    console.print(adapter_table(shape, lora, full), "")
     for note in _notes(config, shape, run, cards, weights):
         say(f"- {note}")
     say(f"Figure: {output}")
     return fits
+
+
+def tuned_weights(tune: TuneConfig, shape: DecoderShape) -> Weights:
+    """Return what trains and what is frozen. Other methods than LoRA are counted as full fine-tuning.
+
+    Raises:
+        ConfigError: No linear layer has one of the names.
+    """
+    if tune.method is not TuneMethod.lora:
+        return full_weights(shape)
+    targets = _targets(tune)
+    weights = adapter_weights(shape, tune.r, targets)
+    if not weights.num_trainable:
+        names = ", ".join(sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears}))
+        raise ConfigError(
+            f"`tune.target` must name linear layers of the model ({names}), but is {tune.target} instead. Set "
+            f"tune.target=[{ALL_LINEAR}]."
+        )
+    return weights
+
+
+def _targets(tune: TuneConfig) -> list[str] | None:
+    """Return the last names of the adapted layers; None for all, and for a pattern, which needs the model's names."""
+    is_named = tune.method is TuneMethod.lora and tune.target_pattern is None and tune.target != [ALL_LINEAR]
+    return [name.rsplit(".", 1)[-1] for name in tune.target] if is_named else None
 
 
 def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
@@ -141,6 +170,10 @@ def _notes(
 ) -> list[str]:
     """Return what the numbers leave open."""
     notes = list(shape.notes)
+    if config.tune.method not in (TuneMethod.full, TuneMethod.lora):
+        notes.append(f"tune.method={config.tune.method.value} is counted as full fine-tuning: it needs less.")
+    elif config.tune.target_pattern is not None:
+        notes.append("`tune.target_pattern` is taken for all linear layers.")
     if not config.cluster.ranks_per_node and not cards.count:
         notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")
     if config.plan.gpu_gib is None and cards.gib is None:

@@ -171,3 +171,28 @@ def test_a_figure_that_cannot_be_written_is_refused(refuse, tmp_path):
     assert "`plan.output` must be a file you can write" in refuse(
         "plan", f"plan.output={tmp_path / 'file' / 'a.svg'}"
     )
+
+
+def test_an_adapter_is_planned_with_its_own_rank_and_targets(plan):
+    def peak(*words):
+        code, text = plan(*NODE, *words)
+        assert code == 0
+        return rows(text), text
+
+    full, _ = peak()
+    all_linear, text = peak("tune=lora", "tune.r=16")
+    assert "LoRA on all linear layers" in text
+    few, text = peak("tune=lora", "tune.r=16", "tune.target=[q_proj,v_proj]")
+    assert "LoRA on q_proj, v_proj" in text
+    # r (in + out): 16 (4096 + 4096) for q and 16 (4096 + 1024) for v, 32 layers.
+    assert few["16"][0] == f"{32 * 16 * (8192 + 5120):,}"
+    column = full["peak"].index(full["peak"][-1])
+    assert float(few["peak"][column]) < float(all_linear["peak"][column]) < float(full["peak"][column])
+    assert few["full"] == full["full"], "the row of full fine-tuning is not the adapter's"
+    _, text = peak("tune=freeze")
+    assert "tune.method=freeze is counted as full fine-tuning" in text
+
+
+def test_a_target_that_is_no_linear_layer_is_refused(here, capsys):
+    assert run_command(["plan", *NODE, "tune=lora", "tune.target=[qq]"]) == 2
+    assert "`tune.target` must name linear layers of the model (down_proj," in capsys.readouterr().err
