@@ -91,8 +91,14 @@ def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]])
     return results
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-@pytest.mark.parametrize("method", METHODS)
+# One rank is where ranks cannot differ: two show all methods, and the rest waits for `-m slow`.
+EVERY = [(method, 2) for method in METHODS] + [("lora", 1)]
+LATER = [(method, 1) for method in METHODS if method != "lora"]
+
+
+@pytest.mark.parametrize(
+    ("method", "num_ranks"), [*EVERY, *(pytest.param(*case, marks=pytest.mark.slow) for case in LATER)]
+)
 def test_every_method_takes_the_steps_of_plain_peft(pool, workspace, expected, method, num_ranks, tmp_path):
     """One stage off: its frozen parameters move, or adapters are not the same on all ranks. All off: another
     initialisation, scale, target or learning rate than peft's.
@@ -172,8 +178,8 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
         ("lora", 1, "tied"),
         ("lora", 3, "model"),
         ("dora", 2, "model"),
-        ("rslora, two modules", 0, "model"),
-        ("ia3", 3, "model"),
+        pytest.param("rslora, two modules", 0, "model", marks=pytest.mark.slow),
+        pytest.param("ia3", 3, "model", marks=pytest.mark.slow),
         ("freeze", 3, "model"),
     ],
 )
