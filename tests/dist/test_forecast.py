@@ -64,7 +64,16 @@ def measure(group: Group, stage: int, num_micro_steps: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "num_micro_steps"), [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
+    ("stage", "num_micro_steps"),
+    [
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        (1, 2),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        (2, 2),
+        pytest.param(3, 1, marks=pytest.mark.slow),
+        (3, 2),
+    ],
 )
 def test_states_are_what_deepspeed_holds(pool, stage, num_micro_steps):
     num_ranks = 2

@@ -219,7 +219,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(2, "fp32"), (3, "bf16")])
+@pytest.mark.parametrize(("stage", "dtype"), [pytest.param(2, "fp32", marks=pytest.mark.slow), (3, "bf16")])
 def test_a_resumed_run_is_bitwise_the_same_and_a_lost_reference_is_made_from_the_base_again(
     pool, workspace, data, stage, dtype, tmp_path
 ):
@@ -417,7 +417,7 @@ def test_another_base_number_of_tokens_or_set_of_packs_is_another_reference(pool
     assert [len(found) for found in names] == [1, 2, 3, 3, 4]
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_adapters_base_is_the_model_with_the_adapter_off(pool, workspace, data, stage, tmp_path):
     """KL at the first step: the adapter was not off, or not silent. None later: it stays off. A reference on disk: the
     cached way was taken.

@@ -52,7 +52,10 @@ def score(group: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> l
     return [scores, answers]
 
 
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 3), (2, 0), (2, 3)])
+@pytest.mark.parametrize(
+    ("num_ranks", "stage"),
+    [pytest.param(1, 3, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow), (2, 3)],
+)
 def test_scores_do_not_depend_on_ranks_or_sharding(pool, workspace, tasks, tmp_path, num_ranks, stage):
     """A difference: fillers are counted, or answers go to other questions on the way from the ranks."""
     alone, answers = pool(1).run(

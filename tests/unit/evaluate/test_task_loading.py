@@ -75,6 +75,7 @@ def test_a_task_named_twice_is_refused(folder):
         load_tasks(options(folder, "local_group", "local_choice"))
 
 
+@pytest.mark.slow  # reads lm-eval's own index of tasks
 def test_an_unknown_name_gets_the_nearest_one_and_a_broken_file_is_shown(folder):
     """lm-eval passes over a file that it cannot read, so its task is merely unknown."""
     (folder / "mine" / "cut.yaml").write_text("task: [cut\n")
