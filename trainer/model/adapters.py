@@ -101,13 +101,11 @@ def _targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
         chosen = [name for name in linear if re.fullmatch(tune.target_pattern, name)]
     else:
         key, shown = "tune.target", str(tune.target)
-        is_all = tune.target == [ALL_LINEAR]
-        chosen = [name for name, module in linear.items() if is_all and module is not head]
-        chosen = chosen or [n for n in linear if any(n == t or n.endswith(f".{t}") for t in tune.target)]
-        unknown = [
-            t for t in tune.target if not is_all and not any(n == t or n.endswith(f".{t}") for n in linear)
-        ]
-        chosen = [] if unknown else chosen
+        if tune.target == [ALL_LINEAR]:
+            chosen = [name for name, module in linear.items() if module is not head]
+        else:
+            hits = [{n for n in linear if n == t or n.endswith(f".{t}")} for t in tune.target]
+            chosen = [n for n in linear if all(hits) and any(n in hit for hit in hits)]
     if not chosen:
         kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear if linear[name] is not head}))
         raise ConfigError(
@@ -172,9 +170,9 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 def frozen_checksum(model: nn.Module) -> int:
     """Return a number that a single flipped bit of what this rank holds of the frozen parameters changes.
 
-    Every element's bits times an odd number of its place, summed modulo 2^64, on the device: no copy to the host.
+    Every byte times an odd number of its place, summed modulo 2^64 where the parameters are; the host waits once.
     """
-    total = 0
+    total: torch.Tensor | None = None
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             continue
@@ -182,5 +180,6 @@ def frozen_checksum(model: nn.Module) -> int:
         for block in held.split(1 << 24):
             bits = block.view(torch.uint8).to(torch.int64)
             places = torch.arange(len(bits), device=bits.device, dtype=torch.int64) * 2 + 1
-            total += int((bits * places).sum()) * (2 * index + 1)
-    return total % 2**64
+            part = (bits * places).sum() * (2 * index + 1)
+            total = part if total is None else total + part.to(total.device)
+    return 0 if total is None else int(total) % 2**64

@@ -14,7 +14,7 @@ from torch import nn
 from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.model.load import read_config
-from trainer.model.merge import CONFIG, WEIGHTS
+from trainer.model.merge import WEIGHTS, read_adapter
 from trainer.model.resolve import tokenizer_source
 from trainer.model.tokenizer import load_tokenizer
 
@@ -97,13 +97,13 @@ def _load_whole(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
 
 def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
     """Load an adapter folder in plain peft, on the base that it names; None if it is a whole model's."""
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    if not (folder / CONFIG).is_file():
+    described = read_adapter(folder)
+    if described is None:
         return None
-    source = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-    base = _load_whole(Path(source), dtype, trust_remote_code)
+    base = _load_whole(Path(described.base_model_name_or_path), dtype, trust_remote_code)
     with warnings.catch_warnings():  # peft asks transformers by an older name
         warnings.simplefilter("ignore", FutureWarning)
         model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)

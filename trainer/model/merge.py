@@ -29,7 +29,7 @@ PEFT_PREFIX = "base_model.model."
 def write_adapter(
     stream: Iterable[tuple[str, Tensor]], peft_config: Any, folder: Path, dtype: torch.dtype
 ) -> int:
-    """Write an adapter folder that peft, vLLM and TGI load; return the number of tensors.
+    """Write an adapter folder in peft's format; return the number of tensors.
 
     Raises:
         ModelError: There is nothing in it.
