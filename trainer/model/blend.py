@@ -6,13 +6,11 @@ Source: WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from typing import Any
 
 from torch import Tensor
 
 from trainer.errors import ModelError
-from trainer.model.load import weight_files
+from trainer.model.load import tensor_reader, weight_files
 
 
 def blended(stream: Iterable[tuple[str, Tensor]], source: str, alpha: float) -> Iterator[tuple[str, Tensor]]:
@@ -23,16 +21,13 @@ def blended(stream: Iterable[tuple[str, Tensor]], source: str, alpha: float) -> 
     Raises:
         ModelError: The base has no safetensors files here, or is of another architecture or vocabulary.
     """
-    from safetensors import safe_open
-
     files = weight_files(source)
     if not files:
         raise ModelError(
             f"`model.path` must be a folder with safetensors files for an interpolation, but {source} has none "
             "instead. Download the base model and give its folder."
         )
-    with ExitStack() as stack:
-        opened: dict[Any, Any] = {}
+    with tensor_reader() as read:
         for name, tuned in stream:
             file = files.get(name)
             if file is None:
@@ -40,9 +35,7 @@ def blended(stream: Iterable[tuple[str, Tensor]], source: str, alpha: float) -> 
                     f"The base model {source} must have the tensors of the tuned one for an interpolation, but has no "
                     f"{name}: another architecture. Give the base that the run began with as model.path."
                 )
-            if file not in opened:
-                opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
-            base = opened[file].get_tensor(name)
+            base = read(file, name)
             if base.shape != tuned.shape:
                 raise ModelError(
                     f"The base model {source} must have the tuned one's shapes for an interpolation, but {name} is "

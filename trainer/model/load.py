@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,19 @@ def weight_files(source: str) -> dict[str, Path]:
 
     with safe_open(str(single), framework="pt") as tensors:
         return {name: single for name in tensors.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def tensor_reader() -> Iterator[Callable[[Path, str], torch.Tensor]]:
+    """Give a function that reads one tensor of a safetensors file; every file is opened once, and closed at the end."""
+    from safetensors import safe_open
+
+    with contextlib.ExitStack() as stack:
+        opened: dict[Path, Any] = {}
+
+        def read(file: Path, name: str) -> torch.Tensor:
+            if file not in opened:
+                opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
+            return torch.as_tensor(opened[file].get_tensor(name))
+
+        yield read

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ModelError
 from trainer.model.adapters import ADAPTER
-from trainer.model.load import weight_files
+from trainer.model.load import tensor_reader, weight_files
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -73,8 +72,6 @@ def with_base(
     Raises:
         ModelError: The base has no files here, or a trained tensor has no place in them.
     """
-    from safetensors import safe_open
-
     files = weight_files(source)
     if not files:
         raise ModelError(
@@ -83,18 +80,15 @@ def with_base(
         )
     trained = dict(stream)
     parts = _by_module(trained) if peft_config is not None else {}
-    with ExitStack() as stack:
-        opened: dict[Any, Any] = {}
+    with tensor_reader() as read:
         for name, file in files.items():
-            if file not in opened:
-                opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
             part = parts.pop(name.removesuffix(".weight"), None)
             if part is not None:
-                yield name, _add_in(name, opened[file].get_tensor(name), part, peft_config)
+                yield name, _add_in(name, read(file, name), part, peft_config)
             elif peft_config is None and name in trained:
                 yield name, trained.pop(name)
             else:
-                yield name, opened[file].get_tensor(name)
+                yield name, read(file, name)
     lost = sorted(parts) if peft_config is not None else sorted(trained)
     if lost:
         raise ModelError(
