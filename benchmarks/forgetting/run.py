@@ -63,6 +63,7 @@ class Run:
         )
 
 
+STAGGER_S = 6
 SWEPT = Run("strong", "none", 0)
 """The run whose weights are interpolated with the base's; only it saves a checkpoint."""
 
@@ -87,7 +88,9 @@ def main() -> None:
     command("prepare", [*common, *sorted(every_source - {*common})], work / "prepare.log")
     started = time.time()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(lambda run: train(run, arguments, common, work), runs))
+        results = list(
+            pool.map(lambda n, run: train(n, run, arguments, common, work), range(len(runs)), runs)
+        )
     swept = interpolate(SWEPT, work) if SWEPT in runs else None
     record = {
         "environment": environment(arguments) | {"statistic": "mean and standard deviation over seeds"},
@@ -110,14 +113,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--general", type=Path, required=True)
     parser.add_argument("--probe", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--model", default="smollm2_135m")
-    parser.add_argument("--tokens", type=int, default=1_500_000, help="of a run, all arms alike")
+    parser.add_argument("--tokens", type=int, default=1_200_000, help="of a run, all arms alike")
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--generated-tokens", type=int, default=400_000)
+    parser.add_argument("--jobs", type=int, default=6)
+    parser.add_argument("--generated-tokens", type=int, default=320_000)
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "forgetting.json")
     parser.add_argument(
         "--work", type=Path, help="run directories and stores; default a new temporary folder"
@@ -155,6 +158,7 @@ def common_overrides(arguments: argparse.Namespace, work: Path) -> list[str]:
         f"optim.lr={arguments.lr}",
         f"replay.generate.num_tokens={arguments.generated_tokens}",
         f"replay.generate.max_new_tokens={arguments.seq_len // 2}",
+        "replay.generate.batch_size=1024",
         f"replay.generate.output_dir={work / 'generated'}",
         "replay.generate.prompts=text",
         "log.progress=false",
@@ -210,14 +214,17 @@ def command(name: str, words: list[str], log: Path, as_rank: bool = False) -> No
             [sys.executable, "-m", "trainer", name, *words],
             stdout=stream,
             stderr=stream,
-            env=os.environ | (rank if as_rank else {}),
+            env={"OMP_NUM_THREADS": "2"} | os.environ | (rank if as_rank else {}),
         )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
 
 
-def train(run: Run, arguments: argparse.Namespace, common: list[str], work: Path) -> dict[str, Any]:
-    """Train one arm and return what it forgot."""
+def train(
+    number: int, run: Run, arguments: argparse.Namespace, common: list[str], work: Path
+) -> dict[str, Any]:
+    """Train one arm and return what it forgot. The first ones start apart, so that not all load at the same time."""
+    time.sleep(STAGGER_S * number if number < arguments.jobs else 0)
     started = time.time()
     words = overrides(run, arguments, common, work)
     measured = work / run.name / "forgetting.json"

@@ -17,20 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trainer.objective.divergence import LEAST_MASS, TopTokens
-from trainer.objective.fused_softmax import SKIP, block_size, fused_softmax_step, num_warps
-
-
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _sum_row(logits_ptr, largest, vocab_size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return (m, sum of exp(logit - m)) of a row, m the largest logit and at least `largest`."""
-    total = 0.0
-    for start in range(0, vocab_size, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        values = tl.load(logits_ptr + columns, mask=columns < vocab_size, other=float("-inf")).to(tl.float32)
-        new_largest = tl.maximum(largest, tl.max(values, 0))
-        total = total * tl.exp(largest - new_largest) + tl.sum(tl.exp(values - new_largest), 0)
-        largest = new_largest
-    return largest, total
+from trainer.objective.fused_softmax import SKIP, block_size, fused_softmax_step, num_warps, sum_row
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -65,7 +52,7 @@ def _divergence_step_kernel(  # type: ignore[no-untyped-def]
     tl.debug_barrier()
     tl.store(logits_ptr + ids, float("-inf"), mask=is_top)
     tl.debug_barrier()
-    largest, others = _sum_row(logits_ptr, tl.max(top, 0), vocab_size, BLOCK)
+    largest, others = sum_row(logits_ptr, tl.max(top, 0), vocab_size, BLOCK)
     total = others + tl.sum(tl.exp(top - largest), 0)
     log_total = largest + tl.log(total)
     mass = tl.sum(probs, 0)

@@ -22,6 +22,19 @@ SKIP = -2
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def sum_row(logits_ptr, largest, vocab_size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return (m, sum of exp(logit - m)) of a row, m the largest logit and at least `largest`."""
+    total = 0.0
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        values = tl.load(logits_ptr + columns, mask=columns < vocab_size, other=float("-inf")).to(tl.float32)
+        new_largest = tl.maximum(largest, tl.max(values, 0))
+        total = total * tl.exp(largest - new_largest) + tl.sum(tl.exp(values - new_largest), 0)
+        largest = new_largest
+    return largest, total
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _softmax_step_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,
     labels_ptr,
@@ -45,14 +58,7 @@ def _softmax_step_kernel(  # type: ignore[no-untyped-def]
                 columns = start + tl.arange(0, BLOCK)
                 tl.store(logits_ptr + columns, 0.0, mask=columns < vocab_size)
         return
-    largest = float("-inf")
-    total = 0.0
-    for start in range(0, vocab_size, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        values = tl.load(logits_ptr + columns, mask=columns < vocab_size, other=float("-inf")).to(tl.float32)
-        new_largest = tl.maximum(largest, tl.max(values, 0))
-        total = total * tl.exp(largest - new_largest) + tl.sum(tl.exp(values - new_largest), 0)
-        largest = new_largest
+    largest, total = sum_row(logits_ptr, tl.full((), float("-inf"), tl.float32), vocab_size, BLOCK)
     target = tl.load(logits_ptr + label).to(tl.float32)
     log_total = largest + tl.log(total)
     tl.store(nll_ptr + row, log_total - target)

@@ -6,6 +6,8 @@ import math
 
 MINUS = "\u2212"
 THIN_SPACE = "\u202f"
+LEAST_SPAN = 1e-200
+"""Values closer than this are one: the spacing of the ticks between them would round to 0."""
 
 
 def count(value: float) -> str:
@@ -43,8 +45,9 @@ def ticks(low: float, high: float, num_wanted: int = 5, whole: bool = False) -> 
 
     `whole` allows whole numbers only: there is no step 2.5.
     """
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        room = abs(low) * 0.1 or 1.0
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, LEAST_SPAN):
+        room = 0.1 * size if size > LEAST_SPAN else 1.0
         low, high = (low, low + 1) if whole else (low - room, high + room)
     raw = (high - low) / max(num_wanted - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))

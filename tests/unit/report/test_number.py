@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainer.report.number import decimals_for, fixed, short, signed, tick_labels, ticks
@@ -12,6 +12,7 @@ FINITE = st.floats(-1e12, 1e12, allow_nan=False)
 
 
 @given(FINITE, FINITE)
+@example(0.0, 5e-324)
 def test_ticks_enclose_the_values_evenly_and_are_few(a, b):
     low, high = min(a, b), max(a, b)
     values = ticks(low, high)
