@@ -23,7 +23,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WARMUP_STEPS = 4
-PACKAGES = ("torch", "deepspeed", "transformers", "flash-attn", "liger-kernel", "triton")
+PACKAGES = ("torch", "deepspeed", "transformers", "peft", "flash-attn", "liger-kernel", "triton")
+LORA = ("tune=lora", "tune.r=16", "data.seq_len=4096")
 
 CASES: dict[str, list[str]] = {
     # One 8,192-token document a pack: full attention cost.
@@ -67,6 +68,11 @@ CASES: dict[str, list[str]] = {
         "train.micro_batch_size=2",
         "model.checkpoint_layers=-1",
     ],
+    # LoRA r = 16 on every linear layer but the head, nothing recomputed.
+    "lora_zero0_4096x2_none": [*LORA, "zero=zero0", "train.micro_batch_size=2", "model.checkpoint_layers=0"],
+    "lora_zero1_4096x2_none": [*LORA, "zero=zero1", "train.micro_batch_size=2", "model.checkpoint_layers=0"],
+    "lora_zero1_4096x4_none": [*LORA, "zero=zero1", "train.micro_batch_size=4", "model.checkpoint_layers=0"],
+    "lora_zero1_4096x2_full": [*LORA, "zero=zero1", "train.micro_batch_size=2", "model.checkpoint_layers=-1"],
     # One GPU: 16 bytes a parameter do not leave room for activations, so every layer is recomputed.
     "one_gpu_zero3_4096x1_full": ["zero=zero3", "data.seq_len=4096", "model.checkpoint_layers=-1"],
     "one_gpu_zero2_4096x1_full": ["zero=zero2", "data.seq_len=4096", "model.checkpoint_layers=-1"],

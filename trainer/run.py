@@ -86,6 +86,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         mixing,
         group.world_size,
         session.loaded.model.config.to_dict() if group.is_first else None,
+        None if session.tuned.peft_config is None else session.tuned.num_trainable,
     )
     loader = _open_loader(session, mixing, reference)
     stack.callback(loader.close)
