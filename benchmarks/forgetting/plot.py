@@ -1,6 +1,6 @@
-"""Draw forgetting against learning, from the JSON that run.py wrote.
+"""Draw forgetting against learning, from what run.py wrote; several files are several groups of arms.
 
-    python benchmarks/forgetting/plot.py benchmarks/results/forgetting.json --out benchmarks/results/forgetting.svg
+    python benchmarks/forgetting/plot.py benchmarks/results/forgetting*.json --out benchmarks/results/forgetting.svg
 
 A point is an arm: mean over seeds, bars one standard deviation. Right is more learnt, up is more forgotten. The line is
 base + alpha (tuned - base) of one run without replay, where its losses are there.
@@ -49,10 +49,16 @@ class Spot:
 def main() -> None:
     """Write the SVG."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("json", type=Path)
+    parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    record = json.loads(arguments.json.read_text(encoding="utf-8"))
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.json]
+    record = {
+        "summary": [row for record in records for row in record["summary"]],
+        "interpolation": next(
+            (record["interpolation"] for record in records if record["interpolation"]), None
+        ),
+    }
     arguments.out.write_text(figure(record) + "\n", encoding="utf-8")
 
 

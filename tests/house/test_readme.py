@@ -43,6 +43,24 @@ def test_every_figure_in_the_speed_table_comes_from_a_results_file():
         assert row["peak GiB"] == f"{found['memory_gib']:.1f}"
 
 
+def test_every_figure_in_the_forgetting_table_comes_from_a_results_file():
+    columns = {"new text": "target", "Wikipedia": "wikipedia"} | {
+        name: name for name in ("maths", "medicine", "KL on chats")
+    }
+    measured = [
+        row
+        for path in sorted(RESULTS.glob("forgetting*.json"))
+        for row in json.loads(path.read_text(encoding="utf-8"))["summary"]
+    ]
+    rows = table_rows("shift")
+    assert len(rows) == len(measured) >= 14
+    for row in rows:
+        (found,) = [m for m in measured if (m["shift"], m["arm"]) == (row["shift"], row["arm"])]
+        for shown, name in columns.items():
+            mean, deviation = found["changes"][name]
+            assert row[shown] == f"{mean:+.3f} ± {deviation:.3f}"
+
+
 def test_the_matrix_has_every_recipe_and_stage_once():
     recipes = [name for name in group_options()["recipe"] if name != "none"]
     expected = {(recipe, str(stage)) for recipe in recipes for stage in range(4)}
