@@ -186,6 +186,11 @@ def _say_what_was_built(
         num_recomputed,
         num_verified,
     )
+    if config.tune.quantise is not Quantise.none:
+        _LOG.info(
+            "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
+            held_bytes(loaded.model) / 1e6,
+        )
     if tuned.is_partial:
         _LOG.info(
             "Training %s of %s parameters (%.2f %%)%s.",

@@ -40,8 +40,8 @@ class TuneConfig:
     values and the MLP's inner activations (Liu et al. 2022, arXiv:2205.05638); `freeze`: the layers that `train` and
     `last_layers` name."""
     quantise: Quantise = Quantise.none
-    """lora, ia3: how the frozen linear layers are kept. `nf4`: in 4 bits with double quantisation (Dettmers et al. 2023,
-    arXiv:2305.14314), half a byte a weight; needs bitsandbytes. `none`: in the dtype of training."""
+    """lora, ia3: how the frozen linear layers are kept. `nf4`: in 4 bits with double quantisation, half a byte a weight
+    (Dettmers et al. 2023, arXiv:2305.14314); needs bitsandbytes. `none`: in the dtype of training."""
     r: int = 16
     """lora: rank."""
     alpha: float | None = None

@@ -34,7 +34,9 @@ def require_bitsandbytes() -> None:
         ) from error
 
 
-def load_arguments(hf_config: Any, dtype: torch.dtype, device: torch.device, is_sharded: bool) -> dict[str, Any]:
+def load_arguments(
+    hf_config: Any, dtype: torch.dtype, device: torch.device, is_sharded: bool
+) -> dict[str, Any]:
     """Return what from_pretrained needs to quantise each tensor as it comes from its file.
 
     Args:
@@ -86,8 +88,9 @@ def adopt(model: nn.Module) -> None:
 
 def quantised_layers(model: nn.Module) -> dict[str, Any]:
     """Return the layers with packed weights by name."""
-    found = ((name, getattr(module, "weight", None)) for name, module in model.named_modules())
-    return {name: model.get_submodule(name) for name, weight in found if is_packed(weight)}
+    modules: dict[str, Any] = dict(model.named_modules())
+    # An adapter around such a layer shows the same weight, but does not own it.
+    return {name: module for name, module in modules.items() if is_packed(module._parameters.get("weight"))}
 
 
 def is_packed(parameter: Any) -> bool:
