@@ -246,7 +246,7 @@ def _run_rank(command: str, config: RunConfig) -> int:
 
 def _start_ranks(command: str, config: RunConfig) -> int:
     """Prepare what is missing, freeze the configuration, and start the ranks."""
-    from trainer.jobs import check_benchmarks, check_draws, count_ranks, ensure_inputs
+    from trainer.jobs import check_benchmarks, check_draws, check_quantiser, count_ranks, ensure_inputs
 
     if config.cluster.num_nodes > 1:
         raise ConfigError(
@@ -255,6 +255,7 @@ def _start_ranks(command: str, config: RunConfig) -> int:
         )
     num_ranks = count_ranks(config)
     check_config(config, num_ranks)
+    check_quantiser(config)
     check_benchmarks(config, command)
     tokenizer = ensure_inputs(config)
     run_dir = Path(config.run_dir)

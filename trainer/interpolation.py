@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.config.tune import Quantise
 from trainer.data.prepared import open_all
 from trainer.dist.group import Group
 from trainer.errors import ConfigError, DataError
@@ -81,6 +82,10 @@ def interpolate(config: RunConfig) -> int:
     attention = choose_attention(
         config.model.attention, torch.cuda.get_device_capability() if device.type == "cuda" else None
     )
+    if config.tune.quantise is not Quantise.none:
+        print(
+            "Base and tuned model are taken in full precision, as export.merge=true writes them: not in NF4."
+        )
     loaded = load_model(source, config.model, attention, config.zero.dtype, None, device).model
     apply_kernels(loaded, config.model.kernels, device.type == "cuda")
     parameters = dict(loaded.named_parameters())

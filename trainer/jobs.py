@@ -12,7 +12,7 @@ from rich.console import Console
 from trainer.config.check import check_config
 from trainer.config.model import ModelConfig
 from trainer.config.schema import RunConfig
-from trainer.config.tune import TuneMethod
+from trainer.config.tune import Quantise, TuneMethod
 from trainer.data.types import TokenizerLike
 from trainer.errors import CheckpointError, DataError, SelfCheckError
 
@@ -23,6 +23,14 @@ EXPORT_FACTOR = 2.0
 """How many times the rounding noise of the model an export may be away from the trained one."""
 EXPORT_FLOOR = 1e-5
 """Allowed where both sides compute in float32."""
+PACKED_ADAPTER = (
+    "The adapter learnt beside a base in NF4. On the same it answers as trained: BitsAndBytesConfig(load_in_4bit=True, "
+    "bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True). export.merge=true adds it into the whole base instead."
+)
+PACKED_WHOLE = (
+    "The adapter is added into the base in full precision, which it saw in NF4 while it learnt: the model answers like "
+    "the trained one but for what 4 bits round."
+)
 
 
 def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
@@ -76,6 +84,14 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
         mixing.replay_to_draw()
 
 
+def check_quantiser(config: RunConfig) -> None:
+    """Raise before ranks start when the base is to be quantised and nothing here can."""
+    if config.tune.quantise is not Quantise.none:
+        from trainer.model.quantise import require_bitsandbytes
+
+        require_bitsandbytes()
+
+
 def check_benchmarks(config: RunConfig, command: str) -> None:
     """Load the benchmark tasks before ranks start: a missing task or file is found, and data is downloaded, here."""
     if not config.evaluate.tasks.names:
@@ -126,20 +142,24 @@ def export_model(config: RunConfig) -> int:
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     console = Console()
     console.print(f"Exporting {checkpoint.name} to {output_dir}", highlight=False, soft_wrap=True)
+    if config.tune.quantise is not Quantise.none:
+        is_whole = config.export.merge or config.export.alpha != 1
+        console.print(PACKED_WHOLE if is_whole else PACKED_ADAPTER, highlight=False, soft_wrap=True)
     count = _write_export(config, checkpoint, source, output_dir, console)
     if not config.export.verify or config.export.alpha != 1:
         why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
         console.print(f"{count} tensors written and read back; logits not compared{why}.", highlight=False)
         return 0
-    moved, noise = _compare(config, checkpoint, output_dir)
+    moved, noise, meant = _compare(config, checkpoint, output_dir)
     console.print(
-        f"{count} tensors written and read back. The trained model's logits are {moved:.1e} of their spread "
-        f"from the folder's in float32; rounding alone makes {noise:.1e}.",
+        f"{count} tensors written and read back. {meant} are {moved:.1e} of their spread from the folder's in float32; "
+        f"rounding alone makes {noise:.1e}.",
         highlight=False,
+        soft_wrap=True,
     )
     if not moved <= EXPORT_FACTOR * noise + EXPORT_FLOOR:
         raise SelfCheckError(
-            f"The exported folder {output_dir} must give the trained model's logits within twice what rounding "
+            f"The exported folder {output_dir} must give the logits of what was trained within twice what rounding "
             f"does ({noise:.1e} of their spread), but they differ by {moved:.1e}. Do not use it; export "
             "another checkpoint."
         )
@@ -194,8 +214,11 @@ def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[
     return with_base(stream, source, read_adapter(Path(config.run_dir)))
 
 
-def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, float]:
+def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, float, str]:
     """Return how far the trained model's logits, and the folder's own in bf16, are from the folder's in float32.
+
+    The third value says whose logits those are. What was trained on a base in 4 bits and merged into the whole one is
+    not the trained model any more: there it is the whole base with the adapter beside it.
 
     A fixed limit would be wrong for both: bf16 through 30 layers moves logits by more than through two, and
     training may have used other kernels than a reader of the folder does.
@@ -203,15 +226,44 @@ def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, 
     from trainer.checkpoint.layout import FINGERPRINT
     from trainer.evaluate.fingerprint import difference, read_fingerprint
     from trainer.model.folder import folder_logits
+    from trainer.model.merge import CONFIG
 
     saved = read_fingerprint(checkpoint / FINGERPRINT)
-    is_bf16 = config.zero.dtype == "bf16" or config.export.dtype != "float32"
+    is_packed = config.tune.quantise is not Quantise.none
+    is_adapter = (folder / CONFIG).is_file()
+    trained_in_bf16 = config.zero.dtype == "bf16" and (is_adapter or not is_packed)
+    is_bf16 = trained_in_bf16 or config.export.dtype != "float32"
     rounded_TV, exact_TV = folder_logits(
-        folder, saved.tokens_T, "bfloat16" if is_bf16 else "float32", config.model.trust_remote_code
+        folder,
+        saved.tokens_T,
+        "bfloat16" if is_bf16 else "float32",
+        config.model.trust_remote_code,
+        is_packed and is_adapter,
     )
     kept = len(saved.logits_KV)
-    exact_KV = exact_TV[-kept:]
-    return difference(exact_KV, saved.logits_KV), difference(exact_KV, rounded_TV[-kept:])
+    exact_KV, noise = exact_TV[-kept:], difference(exact_TV[-kept:], rounded_TV[-kept:])
+    if is_packed and not is_adapter:
+        beside_KV = _beside_whole_base(config, checkpoint, saved.tokens_T)[-kept:]
+        lost = difference(exact_KV, saved.logits_KV)
+        meant = f"The base in NF4 cost {lost:.1e}; the logits of the whole base with the adapter beside it"
+        return difference(exact_KV, beside_KV), noise, meant
+    return difference(exact_KV, saved.logits_KV), noise, "The trained model's logits"
+
+
+def _beside_whole_base(config: RunConfig, checkpoint: Path, tokens_T: Tensor) -> Tensor:
+    """Return the logits of the base in full precision with a checkpoint's adapter in plain peft, float32."""
+    import tempfile
+
+    import torch
+
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.model.folder import folder_logits
+    from trainer.model.merge import read_adapter, write_adapter
+
+    with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
+        adapter = read_adapter(Path(config.run_dir))
+        write_adapter(stream_parameters(checkpoint), adapter, Path(folder), torch.float32)
+        return folder_logits(Path(folder), tokens_T, "float32", config.model.trust_remote_code)[1]
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Path:

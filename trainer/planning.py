@@ -12,11 +12,11 @@ from trainer.config.model import Attention, Kernels, ModelConfig, ModelKind
 from trainer.config.optim import Offload
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import ConfigError
-from trainer.forecast.adapters import NF4_BYTES, Adapter, adapter_weights, adapters
+from trainer.forecast.adapters import BF16_BYTES, NF4_BYTES, Adapter, adapter_weights, adapters
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
@@ -96,7 +96,7 @@ def tuned_weights(tune: TuneConfig, shape: DecoderShape) -> Weights:
     if tune.method is not TuneMethod.lora:
         return full_weights(shape)
     targets = _targets(tune)
-    weights = adapter_weights(shape, tune.r, targets)
+    weights = adapter_weights(shape, tune.r, targets, tune.quantise is not Quantise.none)
     if not weights.num_trainable:
         names = ", ".join(sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears}))
         raise ConfigError(
@@ -172,7 +172,13 @@ def _notes(
     notes = list(shape.notes)
     if config.tune.method not in (TuneMethod.full, TuneMethod.lora):
         notes.append(f"tune.method={config.tune.method.value} is counted as full fine-tuning: it needs less.")
-    elif config.tune.target_pattern is not None:
+    elif config.tune.quantise is not Quantise.none:
+        notes.append(
+            f"The base is in NF4: {weights.frozen_bytes / GIB:.2f} GiB instead of "
+            f"{weights.num_frozen * BF16_BYTES / GIB:.2f} in bf16. Embeddings, norms and the head stay in bf16. "
+            "ZeRO-3 shards it when all of it is read, and keeps the constants whole."
+        )
+    if config.tune.method is TuneMethod.lora and config.tune.target_pattern is not None:
         notes.append("`tune.target_pattern` is taken for all linear layers.")
     if not config.cluster.ranks_per_node and not cards.count:
         notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")

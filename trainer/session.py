@@ -14,6 +14,7 @@ import torch
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.config.tune import Quantise
 from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import digest_of, open_all
 from trainer.data.reference import BaseReference
@@ -37,6 +38,7 @@ from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import LoadedModel, check_context, load_model
+from trainer.model.quantise import NF4, held_bytes
 from trainer.model.remat import apply_remat
 from trainer.model.resolve import resolve_model, tokenizer_source
 from trainer.model.tokenizer import Tokenizer, load_tokenizer
@@ -133,7 +135,9 @@ def _build_model(
     attention = choose_attention(config.model.attention, capability)
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
-    loaded = load_model(source, config.model, attention, config.zero.dtype, zero3_config, group.device)
+    loaded = load_model(
+        source, config.model, attention, config.zero.dtype, zero3_config, group.device, config.tune.quantise
+    )
     if on_gpu:
         _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
     _check_fits(config, loaded, stores)
@@ -182,6 +186,11 @@ def _say_what_was_built(
         num_recomputed,
         num_verified,
     )
+    if config.tune.quantise is not Quantise.none:
+        _LOG.info(
+            "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
+            held_bytes(loaded.model) / 1e6,
+        )
     if tuned.is_partial:
         _LOG.info(
             "Training %s of %s parameters (%.2f %%)%s.",
@@ -255,7 +264,8 @@ def base_digest(config: RunConfig, source: str) -> str:
     """Return what names the weights that training began with: their files, or the recipe of random ones."""
     if config.model.kind is ModelKind.random:
         return digest_of([Path(source, "config.json").read_text(encoding="utf-8"), config.model.seed])
-    return model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
+    digest = model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
+    return digest if config.tune.quantise is Quantise.none else digest_of([digest, NF4])
 
 
 def build_reference(session: Session, mixing: Mixing) -> BaseReference | None:

@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Iterator
 
+from trainer.config.model import ModelKind
+from trainer.config.optim import Offload
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
-from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, LoraInit, Quantise, TuneConfig, TuneMethod
 
 
 def tune_problems(config: RunConfig) -> Iterator[str]:
@@ -19,6 +21,8 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
         if tune.dora and config.zero.stage == 3:
             fix = "Set zero=zero2, or tune=rslora. (peft's DoRA reads whole base weights outside of their layer.)"
             yield must("tune.dora", "false with zero.stage=3", True, fix)
+    if tune.quantise is not Quantise.none:
+        yield from _quantise_problems(config)
     if tune.method is TuneMethod.ia3:
         strangers = [name for name in tune.feedforward if name not in tune.target]
         if ALL_LINEAR in tune.target or tune.target_pattern is not None or not tune.target:
@@ -38,6 +42,22 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
     if tune.method is not TuneMethod.full and config.replay.kl.beta and config.zero.stage == 0:
         fix = "Set zero=zero1."
         yield must("zero.stage", "1 or more for replay.kl with an adapter", 0, fix)
+
+
+def _quantise_problems(config: RunConfig) -> Iterator[str]:
+    tune, key, off = config.tune, "tune.quantise", "tune.quantise=none"
+    if tune.method not in (TuneMethod.lora, TuneMethod.ia3):
+        fix = f"Set tune=qlora, or {off}. (Weights in 4 bits are frozen.)"
+        yield must(key, f"none with tune.method={tune.method.value}", tune.quantise.value, fix)
+    if tune.init not in (LoraInit.default, LoraInit.gaussian):
+        fix = f"Set tune.init=default, or {off}. (It would be worked out of whole weights.)"
+        yield must("tune.init", "default or gaussian with tune.quantise=nf4", tune.init.value, fix)
+    if config.model.kind is ModelKind.random:
+        fix = f"Set model.path to a model with weights and model.kind=pretrained, or {off}."
+        yield must(key, "none with model.kind=random", tune.quantise.value, fix)
+    if config.zero.offload_param is Offload.cpu:
+        fix = f"Set zero.offload_param=none, or {off}. (Packed weights were never tried in host memory.)"
+        yield must("zero.offload_param", "none with tune.quantise=nf4", "cpu", fix)
 
 
 def _lora_problems(tune: TuneConfig) -> Iterator[str]:

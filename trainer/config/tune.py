@@ -24,6 +24,13 @@ class LoraInit(Enum):
     gaussian = "gaussian"
 
 
+class Quantise(Enum):
+    """How the frozen base is kept."""
+
+    none = "none"
+    nf4 = "nf4"
+
+
 @dataclass
 class TuneConfig:
     """What trains."""
@@ -32,6 +39,9 @@ class TuneConfig:
     """`full`: every parameter; `lora`: low-rank factors beside frozen matrices; `ia3`: a learnt scale of keys,
     values and the MLP's inner activations (Liu et al. 2022, arXiv:2205.05638); `freeze`: the layers that `train` and
     `last_layers` name."""
+    quantise: Quantise = Quantise.none
+    """lora, ia3: how the frozen linear layers are kept. `nf4`: in 4 bits with double quantisation, half a byte a weight
+    (Dettmers et al. 2023, arXiv:2305.14314); needs bitsandbytes. `none`: in the dtype of training."""
     r: int = 16
     """lora: rank."""
     alpha: float | None = None

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from trainer.forecast.memory import RunShape, Weights, forecast
+from trainer.forecast.memory import NF4_CONSTANT_BYTES, NF4_PACKED_BYTES, RunShape, Weights, forecast
 from trainer.forecast.shapes import DecoderShape, Linear
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
-NF4_BYTES = 4.127 / 8
-"""Bytes of a parameter in NF4 with double quantisation: 4 bits and 0.127 of constants (arXiv:2305.14314, section 3)."""
+NF4_BYTES = NF4_PACKED_BYTES + NF4_CONSTANT_BYTES
 BF16_BYTES = 2
 CHECKPOINT_BYTES = BF16_BYTES + 4 + 4 + 4
 """bf16 weight, fp32 master weight and two fp32 Adam moments."""
@@ -78,6 +77,7 @@ def adapter_weights(
         num_frozen=shape.num_params,
         adapter_width=r * num_targets // shape.num_layers,
         dequantized_bytes=largest * BF16_BYTES if base_in_nf4 else 0.0,
+        num_packed=linears if base_in_nf4 else 0,
     )
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from trainer.config.tune import ALL_LINEAR, LoraInit, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
+from trainer.model.quantise import held_tensors, num_weights
 
 ADAPTER = "default"
 """peft's name for the one adapter of a model."""
@@ -54,7 +55,7 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int) -> Tuned:
         peft_config, modules = _add_ia3(model, tune)
     elif tune.method is TuneMethod.freeze:
         _freeze(model, tune)
-    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
+    sizes = [(p.requires_grad, num_weights(p)) for p in model.parameters()]
     return Tuned(
         sum(size for trains, size in sizes if trains), sum(size for _, size in sizes), peft_config, modules
     )
@@ -173,11 +174,9 @@ def frozen_checksum(model: nn.Module) -> int:
     Every byte times an odd number of its place, summed modulo 2^64 where the parameters are; the host waits once.
     """
     total: torch.Tensor | None = None
-    for index, parameter in enumerate(model.parameters()):
-        if parameter.requires_grad:
-            continue
-        held = getattr(parameter, "ds_tensor", parameter).detach().reshape(-1)
-        for block in held.split(1 << 24):
+    frozen = (parameter for parameter in model.parameters() if not parameter.requires_grad)
+    for index, held in enumerate(held for parameter in frozen for held in held_tensors(parameter)):
+        for block in held.reshape(-1).split(1 << 24):
             bits = block.view(torch.uint8).to(torch.int64)
             places = torch.arange(len(bits), device=bits.device, dtype=torch.int64) * 2 + 1
             part = (bits * places).sum() * (2 * index + 1)

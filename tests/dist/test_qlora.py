@@ -1,0 +1,253 @@
+"""A base in 4 bits at every ZeRO stage: the steps of plain peft on bitsandbytes, a base that never moves and that
+ZeRO-3 really shards, resume, export and merge.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.dist.session import config_of, loader_of, session_of, take_steps
+from tests.dist.test_adapters import losses, train_and_resume
+from tests.dist.test_zero import FP32, NUM_STEPS, assert_close, documents_of, plain_steps
+
+QLORA = ["tune.method=lora", "tune.quantise=nf4", "tune.r=4"]
+METHODS = {
+    "lora": QLORA,
+    "dora": [*QLORA, "tune.dora=true"],
+    "ia3": ["tune.method=ia3", "tune.quantise=nf4", "tune.target=[k_proj,v_proj,down_proj]"],
+}
+
+
+def base_in_4_bits(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """Load as the documentation of transformers says; nothing of ours."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=options.get("compute", dtype),
+    )
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config)
+
+
+def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[dict[str, float]]:
+    from peft import IA3Config, LoraConfig, get_peft_model
+
+    # In training, because bitsandbytes repacks weights of a model in evaluation on some processors.
+    model = base_in_4_bits(Path(workspace) / "model", torch.float32).train()
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    torch.manual_seed(0)
+    scales = ["k_proj", "v_proj", "down_proj"]
+    ia3 = IA3Config(target_modules=scales, feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=4, lora_alpha=8, target_modules=linear, use_dora=method == "dora", task_type="CAUSAL_LM"
+    )
+    chosen: Any = ia3 if method == "ia3" else lora
+    trains = [p for p in get_peft_model(model, chosen).parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trains if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in trains if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return plain_steps(model, [group for group in groups if group["params"]], documents, NUM_STEPS)
+
+
+def reference(group: Any, workspace: str, run_dir: str) -> Any:
+    with session_of(config_of(workspace, run_dir)) as session:
+        documents = documents_of(session, NUM_STEPS)
+    return {method: plain_peft(workspace, method, documents) for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def expected(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    run_dir = str(tmp_path_factory.mktemp("reference"))
+    return pool(1).run(reference, workspace=workspace, run_dir=run_dir)[0]
+
+
+def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
+    """Train and return the steps, the counts, and the bytes of the frozen base on this rank before and after."""
+    from trainer.evaluate.frozen import FrozenCheck, check_silent
+    from trainer.model.quantise import held_bytes
+
+    results = []
+    for index, overrides in enumerate(variants):
+        with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
+            assert check_silent(session.engine, torch.arange(40).numpy(), group, False) == 0
+            frozen = FrozenCheck(session.engine)
+            before = held_bytes(session.engine.module)
+            steps = take_steps(session, NUM_STEPS)
+            frozen.check(group)
+            assert held_bytes(session.engine.module) == before
+            results.append([steps, session.tuned.num_trainable, session.tuned.num_total, before])
+    return results
+
+
+@pytest.mark.parametrize(
+    ("method", "num_ranks"),
+    [
+        ("lora", 2),
+        ("lora", 1),
+        pytest.param("dora", 2, marks=pytest.mark.slow),
+        pytest.param("ia3", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_base_in_4_bits_takes_the_steps_of_plain_peft(
+    pool, workspace, expected, method, num_ranks, tmp_path
+):
+    """One stage off: its packed weights are not gathered, or are gathered wrong. All off: not bitsandbytes' NF4."""
+    stages = [0, 1, 2] if method == "dora" else [0, 1, 2, 3]
+    variants = [[*METHODS[method], f"zero.stage={stage}"] for stage in stages]
+    results = pool(num_ranks).run(trained, workspace=workspace, run_dir=str(tmp_path), variants=variants)
+    assert min(record["loss"] for record in expected[method]) < expected[method][0]["loss"]
+    totals = set()
+    for stage, (records, num_trainable, num_total, _) in zip(stages, results[0], strict=True):
+        print(f"stage {stage}, {num_ranks} rank(s)")
+        assert 0 < num_trainable < num_total
+        totals.add(num_total)
+        assert_close(records, expected[method], FP32, FP32 * 10)
+    assert len(totals) == 1, "weights were counted packed or sharded"
+    same = [[one[:3] for one in result] for result in results]
+    assert all(one == same[0] for one in same), "ranks report different numbers"
+
+
+def sharded(group: Any, workspace: str, run_dir: str, own_forward: bool) -> dict[str, Any]:
+    """Return what this rank holds of the packed weights, and how many whole ones live between the passes."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    from trainer.model.quantise import held_bytes, held_tensors, quantised_layers
+    from trainer.step import labels_of, model_inputs
+
+    settings = ["zero.max_reuse_distance=0", "zero.max_live_parameters=1", "zero.persistence_threshold=0"]
+    overrides = [*QLORA, "zero.stage=3", "model.checkpoint_layers=0", *settings]
+    with session_of(config_of(workspace, run_dir, *overrides)) as session:
+        layers = quantised_layers(session.engine.module).values()
+        seen = []
+
+        def remember(layer: Any, *_: Any) -> None:
+            seen.append(StorageWeakRef(layer.weight.untyped_storage()))
+
+        for layer in layers:
+            if not own_forward:
+                layer.forward = type(layer).forward.__get__(layer)
+                layer.support_avx512bf16_for_cpu = False
+            layer.register_forward_pre_hook(remember)
+        take_steps(session, 2)
+        seen.clear()
+        loader = loader_of(session)
+        micro = loader.read(2).micro_batches[0]
+        loader.close()
+        loss, *_ = session.engine.forward(
+            labels=labels_of(micro, group.device), **model_inputs(micro, group.device, session.flash)
+        )
+        living = sum(not one.expired() for one in seen)
+        del loss
+        weights = [list(held_tensors(layer.weight)) for layer in layers]
+        return {
+            "packed": sum(held[0].numel() * held[0].element_size() for held in weights),
+            "constants": sum(t.numel() * t.element_size() for held in weights for t in held[1:]),
+            "weights": sum(layer.weight.quant_state.shape.numel() for layer in layers),
+            "frozen": held_bytes(session.engine.module),
+            "layers": len(layers),
+            "gathered": len(seen),
+            "living": living,
+        }
+
+
+def test_zero_3_shards_the_packed_base_and_lets_go_of_what_it_gathers(pool, workspace, tmp_path):
+    """More bytes on a rank: the base is replicated after all. Whole weights that live: the base is gathered between
+    forward and backward, as it is with bitsandbytes' own forward.
+    """
+    shared = {"workspace": workspace, "run_dir": str(tmp_path)}
+    for found in pool(2).run(sharded, **shared, own_forward=True):
+        print(found)
+        assert found["packed"] == found["weights"] // 2 // 2, "half a byte a weight, half of them"
+        assert found["gathered"] == found["layers"] == 14 and found["living"] == 0
+    for found in pool(2).run(sharded, **shared, own_forward=False):
+        print(found)
+        assert found["living"] > 0, "bitsandbytes lets go by itself now: use its own forward"
+
+
+def exported(group: Any, run_dir: str, merge: bool) -> dict[str, Any]:
+    """Export, and compare with what plain bitsandbytes and peft say: nothing of ours but the fingerprint."""
+    import contextlib
+    import io
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from trainer.checkpoint.layout import step_dir
+    from trainer.config.store import load_config
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.evaluate.fingerprint import difference, read_fingerprint
+    from trainer.jobs import export_model
+
+    path = Path(run_dir)
+    folder = path / f"export-{merge}"
+    overrides = [f"run_dir={run_dir}", f"export.output_dir={folder}", f"export.merge={merge}"]
+    config = load_config(path / "config.yaml", [*overrides, "export.dtype=float32"])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = export_model(config)
+    saved = read_fingerprint(step_dir(path, 6) / "fingerprint.safetensors")
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.as_tensor(model(saved.tokens_T[None]).logits[0, -len(saved.logits_KV) :]).float()
+
+    base = Path(config.model.path)
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if merge:
+        beside = logits(PeftModel.from_pretrained(whole, path / "export-False"))
+        answer = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+        moved = difference(beside, answer)
+    else:
+        packed = base_in_4_bits(base, torch.bfloat16)
+        # In training: see plain_peft. There is no dropout.
+        answer = logits(PeftModel.from_pretrained(packed, folder, autocast_adapter_dtype=False).train())
+        moved = difference(saved.logits_KV, answer)
+    return {
+        "code": code,
+        "said": said.getvalue(),
+        "moved": moved,
+        "packing": difference(saved.logits_KV, answer),
+        "untrained": difference(logits(whole.eval()) if not merge else beside, saved.logits_KV),
+        "names": [name for name, _ in stream_parameters(step_dir(path, 6))],
+        "files": sorted(entry.name for entry in folder.iterdir()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "model"),
+    [
+        (1, "tied"),
+        (3, "model"),
+        pytest.param(0, "tied", marks=pytest.mark.slow),
+        pytest.param(2, "model", marks=pytest.mark.slow),
+    ],
+)
+def test_a_base_in_4_bits_resumes_bitwise_reloads_in_plain_peft_and_merges_into_the_whole_base(
+    pool, workspace, tmp_path, stage, model
+):
+    """Resumed steps differ: the adapter was not restored, or the base was packed otherwise. Merged is off: it went into
+    weights of 4 bits, or a tied output layer was counted twice.
+    """
+    overrides = [*QLORA, f"zero.stage={stage}", f"model.path={workspace}/{model}"]
+    overrides += ["train.micro_batch_size=4"] if stage == 0 else []
+    num_ranks = 1 if stage == 0 else 2
+    pool(num_ranks).run(train_and_resume, workspace=workspace, folder=str(tmp_path), overrides=overrides)
+    whole, resumed = losses(tmp_path / "whole"), losses(tmp_path / "resumed")
+    assert sorted(resumed) == [4, 5, 6] and {step: whole[step] for step in resumed} == resumed
+    for merge in (False, True):
+        (found,) = pool(1).run(exported, run_dir=str(tmp_path / "resumed"), merge=merge)
+        print({key: found[key] for key in ("moved", "packing", "untrained")}, found["said"])
+        assert found["code"] == 0
+        assert found["names"] and all(".lora_" in name for name in found["names"]), found["names"]
+        if merge:
+            assert found["moved"] < 1e-5 < found["packing"]
+            assert "base in full precision" in found["said"] and "The base in NF4 cost" in found["said"]
+        else:
+            assert found["moved"] < 0.02 < found["untrained"]  # bf16 arithmetic of another order
+            assert "adapter_config.json" in found["files"] and "bnb_4bit_quant_type='nf4'" in found["said"]
