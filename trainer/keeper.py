@@ -86,7 +86,7 @@ class Keeper:
         self,
         held_out: HeldOut,
         stores: dict[str, Store],
-        num_parameters: int,
+        num_trainable: int,
         forgetting: Forgetting | None,
         task_scores: TaskScores | None = None,
         base_digest: str | None = None,
@@ -112,12 +112,12 @@ class Keeper:
             check_silent(self._engine, self._probe, self._group, self._flash)
             _LOG.info("The adapter leaves the base's logits as they are.")
         if self._checkpoint.enabled:
-            self._group.from_first(lambda: self._clear_the_way(num_parameters))
+            self._group.from_first(lambda: self._clear_the_way(num_trainable))
 
-    def _clear_the_way(self, num_parameters: int) -> None:
+    def _clear_the_way(self, num_trainable: int) -> None:
         remove_staging(self._run_dir)
         num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
-        check_space(self._run_dir, num_parameters, self._zero_dtype, num_kept)
+        check_space(self._run_dir, num_trainable, self._zero_dtype, num_kept)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a zero-based step."""

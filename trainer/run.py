@@ -67,7 +67,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     work.prepare(
         session.held_out(),
         session.stores,
-        session.loaded.num_parameters,
+        session.tuned.num_trainable,
         build_forgetting(session),
         build_task_scores(session),
         group.from_first(lambda: base_digest(config, session.loaded.source))
