@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,17 +151,21 @@ def export_model(config: RunConfig) -> int:
         why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
         console.print(f"{count} tensors written and read back; logits not compared{why}.", highlight=False)
         return 0
-    moved, noise, meant = _compare(config, checkpoint, output_dir)
+    found = _compare(config, checkpoint, output_dir)
     console.print(
-        f"{count} tensors written and read back. {meant} are {moved:.1e} of their spread from the folder's in float32; "
-        f"rounding alone makes {noise:.1e}.",
+        f"{count} tensors written and read back. {found.whose.capitalize()} are {found.moved:.1e} of their spread from "
+        f"the folder's in float32; rounding alone makes {found.noise:.1e}.",
         highlight=False,
         soft_wrap=True,
     )
-    if not moved <= EXPORT_FACTOR * noise + EXPORT_FLOOR:
+    if found.packing is not None:
+        console.print(
+            f"The trained model's are {found.packing:.1e} away: its base is in NF4.", highlight=False
+        )
+    if not found.moved <= EXPORT_FACTOR * found.noise + EXPORT_FLOOR:
         raise SelfCheckError(
-            f"The exported folder {output_dir} must give the logits of what was trained within twice what rounding "
-            f"does ({noise:.1e} of their spread), but they differ by {moved:.1e}. Do not use it; export "
+            f"The exported folder {output_dir} must give {found.whose} within twice what rounding "
+            f"does ({found.noise:.1e} of their spread), but they differ by {found.moved:.1e}. Do not use it; export "
             "another checkpoint."
         )
     return 0
@@ -214,11 +219,24 @@ def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[
     return with_base(stream, source, read_adapter(Path(config.run_dir)))
 
 
-def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, float, str]:
-    """Return how far the trained model's logits, and the folder's own in bf16, are from the folder's in float32.
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """How far logits are from those of an exported folder in float32, as shares of their spread."""
 
-    The third value says whose logits those are. What was trained on a base in 4 bits and merged into the whole one is
-    not the trained model any more: there it is the whole base with the adapter beside it.
+    moved: float
+    whose: str
+    """Whose logits `moved` is about."""
+    noise: float
+    """The folder's own in bf16."""
+    packing: float | None = None
+    """The trained model's, where what was exported is another one: its base was in 4 bits."""
+
+
+def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> _Compared:
+    """Compare the logits of a folder with those of what was trained.
+
+    What was trained on a base in 4 bits and merged into the whole one is not the trained model any more: there it is
+    the whole base with the adapter beside it.
 
     A fixed limit would be wrong for both: bf16 through 30 layers moves logits by more than through two, and
     training may have used other kernels than a reader of the folder does.
@@ -242,12 +260,12 @@ def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, 
     )
     kept = len(saved.logits_KV)
     exact_KV, noise = exact_TV[-kept:], difference(exact_TV[-kept:], rounded_TV[-kept:])
+    trained = difference(exact_KV, saved.logits_KV)
     if is_packed and not is_adapter:
         beside_KV = _beside_whole_base(config, checkpoint, saved.tokens_T)[-kept:]
-        lost = difference(exact_KV, saved.logits_KV)
-        meant = f"The base in NF4 cost {lost:.1e}; the logits of the whole base with the adapter beside it"
-        return difference(exact_KV, beside_KV), noise, meant
-    return difference(exact_KV, saved.logits_KV), noise, "The trained model's logits"
+        whose = "the logits of the whole base with the adapter beside it"
+        return _Compared(difference(exact_KV, beside_KV), whose, noise, trained)
+    return _Compared(trained, "the trained model's logits", noise)
 
 
 def _beside_whole_base(config: RunConfig, checkpoint: Path, tokens_T: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterator
 
-from trainer.config.model import ModelKind
 from trainer.config.optim import Offload
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
@@ -52,9 +51,6 @@ def _quantise_problems(config: RunConfig) -> Iterator[str]:
     if tune.init not in (LoraInit.default, LoraInit.gaussian):
         fix = f"Set tune.init=default, or {off}. (It would be worked out of whole weights.)"
         yield must("tune.init", "default or gaussian with tune.quantise=nf4", tune.init.value, fix)
-    if config.model.kind is ModelKind.random:
-        fix = f"Set model.path to a model with weights and model.kind=pretrained, or {off}."
-        yield must(key, "none with model.kind=random", tune.quantise.value, fix)
     if config.zero.offload_param is Offload.cpu:
         fix = f"Set zero.offload_param=none, or {off}. (Packed weights were never tried in host memory.)"
         yield must("zero.offload_param", "none with tune.quantise=nf4", "cpu", fix)

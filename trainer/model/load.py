@@ -16,7 +16,7 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
-from trainer.model.quantise import adopt, load_arguments, num_weights
+from trainer.model.quantise import adopt, load_arguments, num_weights, pack
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -105,6 +105,9 @@ def load_model(
     }
     if model.kind is ModelKind.random:
         loaded = _make_random(config, arguments, model.seed, shards_now, device)
+        if is_packed:
+            pack(loaded, _DTYPES[dtype], zero3_config is not None)
+            adopt(loaded)
     elif is_packed:
         arguments |= load_arguments(config, _DTYPES[dtype], device, zero3_config is not None)
         loaded = _load_pretrained(source, model, arguments, False, device)

@@ -6,6 +6,7 @@ Source: QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ def require_bitsandbytes() -> None:
     Raises:
         ConfigError: Says how to install it.
     """
+    # It advises a kernel for inference on CPUs, which training has no use for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
@@ -61,6 +64,25 @@ def load_arguments(
         bnb_4bit_quant_storage=dtype if is_sharded else torch.uint8,
     )
     return {"quantization_config": quantiser, "device_map": {"": str(device)}}
+
+
+def pack(model: Any, dtype: torch.dtype, is_sharded: bool) -> None:
+    """Pack a model that is in memory, layer by layer, in place; for random weights, which come from no file."""
+    require_bitsandbytes()
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    head = model.get_output_embeddings()
+    options = {"quant_type": "nf4", "quant_storage": dtype if is_sharded else torch.uint8}
+    for name, layer in list(model.named_modules()):
+        if type(layer) is not nn.Linear or layer is head:
+            continue
+        sizes = (layer.in_features, layer.out_features)
+        packed = Linear4bit(*sizes, bias=False, compute_dtype=dtype, device="meta", **options)
+        packed.bias = layer.bias
+        whole = layer.weight.data
+        packed.weight = Params4bit(whole, requires_grad=False, module=packed, **options).to(whole.device)
+        model.set_submodule(name, packed)
+    model.is_loaded_in_4bit = True
 
 
 def adopt(model: nn.Module) -> None:

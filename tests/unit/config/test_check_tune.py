@@ -28,7 +28,6 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
         ("tune=freeze tune.train=['[']", "tune.train"),
         ("tune=full tune.quantise=nf4", "tune.quantise"),
         ("tune=freeze tune.quantise=nf4", "tune.quantise"),
-        ("tune=qlora model.kind=random model.path=shape", "tune.quantise"),
         ("tune=qlora zero=zero3 zero.offload_param=cpu", "zero.offload_param"),
         ("tune=qlora tune.dora=true zero=zero3", "tune.dora"),
         ("tune=qlora zero=zero0 replay=general replay.kl.beta=0.5", "zero.stage"),

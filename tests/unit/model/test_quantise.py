@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.helpers.tiny import save_llama
-from trainer.config.model import ModelConfig
+from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError, SelfCheckError
 from trainer.forecast.adapters import adapter_weights
@@ -31,10 +31,10 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def load(folder, dtype="bf16", sharded=None):
+def load(folder, dtype="bf16", sharded=None, **options):
     return load_model(
         str(folder),
-        ModelConfig(path=str(folder)),
+        ModelConfig(path=str(folder), **options),
         AttentionChoice("sdpa", "asked for"),
         dtype,
         sharded,
@@ -70,6 +70,16 @@ def test_every_linear_layer_but_the_head_is_packed_at_half_a_byte(folder, dtype,
     assert sum(map(num_weights, loaded.model.parameters())) == loaded.num_parameters
 
 
+@pytest.mark.parametrize("sharded", [None, {}])
+def test_random_weights_are_packed_the_same_way(folder, sharded):
+    kind = {"kind": ModelKind.random}
+    loaded, random = load(folder, "bf16", sharded), load(folder, "bf16", sharded, **kind)
+    assert random.num_parameters == loaded.num_parameters and random.model.is_loaded_in_4bit
+    for mine, other in zip(random.model.parameters(), loaded.model.parameters(), strict=True):
+        assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
+        assert [t.shape for t in held_tensors(mine)] == [t.shape for t in held_tensors(other)]
+
+
 def test_the_forecast_of_the_base_is_what_is_held(folder):
     model = load(folder).model.requires_grad_(False)
     shape = decoder_shape(json.loads((folder / "config.json").read_text()), "here")
@@ -77,6 +87,23 @@ def test_the_forecast_of_the_base_is_what_is_held(folder):
     offsets = NUM_LINEAR * 4
     expected = adapter_weights(shape, 8, base_in_nf4=True).frozen_bytes
     assert held_bytes(model) - tables - offsets == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_whole_weight_is_let_go_when_it_is_packed(folder, monkeypatch):
+    """More than one at a time: a rank holds the base in full precision while it loads."""
+    import bitsandbytes.functional as functional
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    given, living, pack = [], [], functional.quantize_4bit
+
+    def watched(weight, *arguments, **options):
+        living.append(sum(not one.expired() for one in given))
+        given.append(StorageWeakRef(weight.untyped_storage()))
+        return pack(weight, *arguments, **options)
+
+    monkeypatch.setattr(functional, "quantize_4bit", watched)
+    load(folder)
+    assert len(given) == NUM_LINEAR and max(living) <= 1
 
 
 def test_no_constant_of_a_packed_weight_is_in_a_state_dict(folder):
