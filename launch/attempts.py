@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 from trainer.metrics.jsonl import read
 
 RECORD = "attempts.jsonl"
-"""The batch script's lines: submitted, started, ended, gave_up."""
+"""One line an event: submitted and queued by `palimpsest submit`; started, ended and gave_up by the batch script."""
 _ERROR = re.compile(
     r"^(?:\d+: )?(?:\[rank \d+\] )?"
     r"((?:Error|srun: error|slurmstepd: error)\b.*|\w*(?:Error|Exception): .*)$"
@@ -45,6 +47,13 @@ def read_attempts(run_dir: Path) -> Attempts:
         gave_up=any(line["event"] == "gave_up" for line in after),
         last_error=_last_error(folders),
     )
+
+
+def note(run_dir: Path, event: str, **fields: object) -> None:
+    """Append a line to the record, in the form of the batch script's."""
+    line = json.dumps({"event": event, **fields, "time": round(time.time())}, separators=(",", ":"))
+    with (run_dir / RECORD).open("a", encoding="utf-8") as record:
+        record.write(f"{line}\n")
 
 
 def last_job(run_dir: Path) -> int | None:

@@ -5,9 +5,7 @@ Sweeps belong here: one such submission a point.
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from trainer.config.snapshot import freeze, write_atomic
 from trainer.errors import ConfigError
 from trainer.planning import LightForecast, forecast_without_torch
 
-from .attempts import RECORD, last_job, measured_save_s
+from .attempts import last_job, measured_save_s, note
 from .render import Job, render
 from .slurm import hand_in, has_slurm, job_state, node_kinds, site_problems
 
@@ -86,15 +84,10 @@ def _hand_over(config: RunConfig, script: str) -> int:
     freeze(config, run_dir)
     (run_dir / "logs").mkdir(exist_ok=True)
     write_atomic(run_dir / SCRIPT, script)
+    # The script counts attempts without progress from here on; it may run before sbatch has returned.
+    note(run_dir, "submitted")
     job_id = hand_in(run_dir / SCRIPT)
-    # The script counts attempts without progress from here on.
-    with (run_dir / RECORD).open("a", encoding="utf-8") as record:
-        record.write(
-            json.dumps(
-                {"event": "submitted", "job": job_id, "time": round(time.time())}, separators=(",", ":")
-            )
-            + "\n"
-        )
+    note(run_dir, "queued", job=job_id)
     return job_id
 
 

@@ -243,14 +243,18 @@ def _run_rank(command: str, config: RunConfig) -> int:
 
 def _start_ranks(command: str, config: RunConfig) -> int:
     """Prepare what is missing, freeze the configuration, and start the ranks."""
-    from trainer.jobs import check_benchmarks, check_draws, count_ranks, ensure_inputs
+    from trainer.jobs import check_benchmarks, check_draws, count_ranks, ensure_inputs, with_hosts
 
-    if config.cluster.num_nodes > 1:
+    hosts: list[str] = []
+    if command == "train":
+        config, hosts = with_hosts(config)
+    if config.cluster.num_nodes > 1 and not hosts:
         raise ConfigError(
             f"`cluster.num_nodes` must be 1 for `palimpsest {command}`, but is {config.cluster.num_nodes} "
-            "instead. Hand it to SLURM with `palimpsest submit`, or give cluster.hostfile=FILE."
+            "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
+            "this machine alone."
         )
-    num_ranks = count_ranks(config)
+    num_ranks = len(hosts) * config.cluster.ranks_per_node or count_ranks(config)
     check_config(config, num_ranks)
     check_benchmarks(config, command)
     tokenizer = ensure_inputs(config)
@@ -258,6 +262,8 @@ def _start_ranks(command: str, config: RunConfig) -> int:
     path = config_path(run_dir)
     if command == "train":
         check_draws(config, tokenizer)
+    if hosts:
+        return _launch_on_hosts(config, hosts)
     if command == "train" or not path.exists():
         return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
     changed = run_dir / f"{command}.yaml"
@@ -273,6 +279,20 @@ def _launch(command: str, config_file: Path, num_ranks: int, master_port: int) -
         return start_local([*command.split(), "--config", str(config_file)], num_ranks, master_port)
     with only_rank(master_port):
         return _run_rank(command, load_config(config_file, []))
+
+
+def _launch_on_hosts(config: RunConfig, hosts: list[str]) -> int:
+    """Train on the hosts of a hostfile; return the exit code."""
+    from trainer.runtime.remote import start_hosts
+
+    cluster = config.cluster
+    ours = ("DS_ACCELERATOR", "TOKENIZERS_PARALLELISM")
+    variables = {name: os.environ[name] for name in ours if name in os.environ}
+    variables |= {**cluster.environment, **cluster.nccl}
+    frozen = freeze(config, Path(config.run_dir))
+    return start_hosts(
+        frozen, hosts, Path(str(cluster.hostfile)), cluster.deepspeed_runner, cluster.master_port, variables
+    )
 
 
 def _start_generation(config: RunConfig) -> int:

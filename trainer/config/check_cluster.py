@@ -9,6 +9,8 @@ from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Sc
 from trainer.config.rule import must
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+RUNNERS = ("pdsh", "openmpi", "mpich", "impi", "mvapich")
+"""Without DeepSpeed's `slurm`: it starts a script, not a module; cluster.launcher=deepspeed goes through srun."""
 _NCCL = ("NCCL_", "TORCH_NCCL_")
 _OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_", "SBATCH_", "PALIMPSEST_")
 
@@ -37,6 +39,10 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[str]:
             "deepspeed with a hostfile",
             cluster.launcher.value,
             "Set cluster.launcher=deepspeed or leave cluster.hostfile out.",
+        )
+    if cluster.deepspeed_runner not in RUNNERS:
+        yield must(
+            "cluster.deepspeed_runner", f"one of {', '.join(RUNNERS)}", cluster.deepspeed_runner, "Set pdsh."
         )
     yield from _variable_problems(cluster)
     yield from _container_problems(cluster)

@@ -59,6 +59,8 @@ class ClusterConfig:
     """Rendezvous port on the first node; 0 picks a free one."""
     hostfile: str | None = None
     """A cluster without SLURM: a file of `HOST slots=N` lines for deepspeed, which starts ranks over ssh."""
+    deepspeed_runner: str = "pdsh"
+    """How deepspeed reaches the hosts of a hostfile: pdsh, openmpi, mpich, impi or mvapich."""
     scheduler: Scheduler = Scheduler.none
     """`slurm` for `palimpsest submit`."""
     launcher: Launcher = Launcher.srun

@@ -44,3 +44,31 @@ def _not_a_list(text: str) -> TopologyError:
         f"`SLURM_JOB_NODELIST` must be a list of nodes such as node[1-4], but is '{text}' instead. Export "
         "MASTER_ADDR, the first node's address."
     )
+
+
+def parse_hostfile(text: str, name: str) -> dict[str, int]:
+    """Return ranks by host from DeepSpeed's `HOST slots=N` lines.
+
+    Raises:
+        TopologyError: A line that is not of that form, a host twice, no host, or different numbers of ranks.
+    """
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        slots = re.fullmatch(r"slots=([1-9]\d*)", words[1]) if len(words) == 2 else None
+        if slots is None or words[0] in hosts:
+            problem = "names a host again" if words[0] in hosts else f"is '{line.strip()}' instead"
+            raise TopologyError(
+                f"`cluster.hostfile` must be lines of HOST slots=N, each host once, but {name}:{number} {problem}. "
+                "Mend that line."
+            )
+        hosts[words[0]] = int(slots.group(1))
+    if len(set(hosts.values())) != 1:
+        found = ", ".join(f"{host} {slots}" for host, slots in hosts.items()) or "no host"
+        raise TopologyError(
+            f"`cluster.hostfile` must give every host the same number of slots, but {name} has {found} instead. "
+            "Give each the ranks of the smallest."
+        )
+    return hosts
