@@ -47,20 +47,18 @@ def trace(run_dir):
 
 
 def train_here(project):
-    """Train on two ranks of this machine."""
+    """Start training on two ranks of this machine."""
     arguments = [*overrides(project), f"run_dir={project}/here", "cluster.ranks_per_node=2"]
     foreign = ("SLURM_", "PALIMPSEST_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", "train", *arguments],
-        env=environment | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        cwd=project,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return trace(project / "here")
+    with (project / "here.log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "trainer", "train", *arguments],
+            env=environment | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=project,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +76,7 @@ def interrupted(slurm, project):
     run.wait_for_log("telling the ranks to save", 90)
     run.signal("CONT")
     run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end at the time limit")
+    assert alone.wait(300) == 0, (project / "here.log").read_text()[-5000:]
     slurm.ask("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
     reached = run.step()
     run.wait(lambda: run.step() >= reached + 4, 120, "steps after the time limit")
@@ -87,7 +86,7 @@ def interrupted(slurm, project):
     run.wait(lambda: run.step() >= reached + 4, 120, "steps after the signal")
     slurm.ask("scontrol", "requeue", str(run.job))
     run.finish(180)
-    return run, alone
+    return run, trace(project / "here")
 
 
 def test_the_run_ends_after_a_time_limit_a_signal_and_a_requeue(interrupted):

@@ -116,7 +116,7 @@ ulimit -l unlimited
 # Variables of the ranks; srun hands on all that is exported here.
 export PYTHONUNBUFFERED=1
 export HF_HOME=/shared/hf
-export NOTE='is $5'
+export NOTE='two words'
 export NCCL_SOCKET_IFNAME=ib0
 
 # The ranks meet on the first node.

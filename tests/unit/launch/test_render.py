@@ -38,7 +38,7 @@ CASES = {
         *("cluster.exclude='node[07,19]'", "cluster.gres=gpu:h100:8", "cluster.exclusive=true"),
         *("cluster.time_limit_min=2885", "cluster.sbatch_options=['--mail-type=END']"),
         *("cluster.modules=[cuda/12.8,nccl]", "cluster.setup=['ulimit -l unlimited']"),
-        *("cluster.environment.HF_HOME=/shared/hf", "cluster.environment.NOTE='is $5'"),
+        *("cluster.environment.HF_HOME=/shared/hf", "cluster.environment.NOTE='two words'"),
         *("cluster.nccl.NCCL_SOCKET_IFNAME=ib0", "cluster.scratch=/scratch", "cluster.master_port=29600"),
         "cluster.max_stuck_attempts=5",
     ],
