@@ -19,9 +19,11 @@ from pathlib import Path
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path, freeze
-from trainer.config.store import compose_config, group_options, load_config, to_yaml
+from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.dist.env import rank_env
 from trainer.errors import ConfigError, TrainerError
+from trainer.runtime.job import leave_exit_code
+from trainer.usage import COMMANDS, SUBCOMMANDS, help_text
 
 EXIT_USER_ERROR = 2
 EXIT_REFUSED = 3
@@ -38,23 +40,6 @@ END_SENTENCES = {
     ),
 }
 
-COMMANDS = {
-    "prepare": "read, clean, tokenise and pack the data; never inside a process group",
-    "plan": "parameters, memory per GPU by ZeRO stage, LoRA over r; reads config.json only, loads no torch",
-    "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
-    "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
-    "report": "write report.html of a run directory anew",
-    "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
-    "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
-}
-
-SUBCOMMANDS = {
-    "replay": {
-        "generate": "sample the model into a store of texts or chats; replay.generate.* says what and how much"
-    },
-}
-"""Commands of two words."""
-
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
@@ -64,6 +49,7 @@ class Invocation:
     overrides: list[str]
     config_file: Path | None
     show_config: bool
+    is_dry: bool = False
 
 
 def main() -> None:
@@ -110,22 +96,24 @@ def parse(arguments: Sequence[str]) -> Invocation:
     if command in SUBCOMMANDS:
         command = f"{command} {_second_word(command, words)}"
     config_file: Path | None = None
-    show_config = False
+    show_config = is_dry = False
     overrides: list[str] = []
     while words:
         word = words.pop(0)
         if word == "--config" and words:
             config_file = Path(words.pop(0))
+        elif word == "--dry-run" and command == "submit":
+            is_dry = True
         elif word in ("--cfg", "--dry-run"):
             show_config = True
         elif word.startswith(("--local_rank", "--local-rank")):
             if "=" not in word and words:
                 words.pop(0)
         elif word.startswith("-"):
-            raise ConfigError(f"Unknown option `{word}`. Options: --config FILE, --cfg, --help.")
+            raise ConfigError(f"Unknown option `{word}`. Options: --config FILE, --cfg, --dry-run, --help.")
         else:
             overrides.append(_sweep(word) if command == "export" else word)
-    return Invocation(command, overrides, config_file, show_config)
+    return Invocation(command, overrides, config_file, show_config, is_dry)
 
 
 def _second_word(command: str, words: list[str]) -> str:
@@ -150,6 +138,10 @@ def _sweep(word: str) -> str:
 
 
 def _dispatch(invocation: Invocation) -> int:
+    if invocation.command == "status":
+        from trainer.launch.status import show_status
+
+        return int(show_status(invocation.overrides))
     config = _load(invocation)
     if invocation.show_config:
         print(to_yaml(config), end="")
@@ -158,6 +150,10 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.planning import show_plan
 
         return 0 if show_plan(config) or not config.plan.strict else EXIT_REFUSED
+    if invocation.command == "submit":
+        from trainer.launch.submit import submit
+
+        return int(submit(config, invocation.is_dry))
     if os.environ.keys() & {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"}:
         return _run_rank(invocation.command, config)
     match invocation.command:
@@ -241,19 +237,31 @@ def _run_rank(command: str, config: RunConfig) -> int:
     reason = run.run_training(config).value
     if env.is_first and reason in END_SENTENCES:
         print(END_SENTENCES[reason].format(run_dir=config.run_dir), file=sys.stderr, flush=True)
+    leave_exit_code(os.environ, EXIT_CODES[reason], env.is_first)
     return EXIT_CODES[reason]
 
 
 def _start_ranks(command: str, config: RunConfig) -> int:
     """Prepare what is missing, freeze the configuration, and start the ranks."""
-    from trainer.jobs import check_benchmarks, check_draws, check_quantiser, count_ranks, ensure_inputs
+    from trainer.jobs import (
+        check_benchmarks,
+        check_draws,
+        check_quantiser,
+        count_ranks,
+        ensure_inputs,
+        with_hosts,
+    )
 
-    if config.cluster.num_nodes > 1:
+    hosts: list[str] = []
+    if command == "train":
+        config, hosts = with_hosts(config)
+    if config.cluster.num_nodes > 1 and not hosts:
         raise ConfigError(
             f"`cluster.num_nodes` must be 1 for `palimpsest {command}`, but is {config.cluster.num_nodes} "
-            "instead. Start the ranks with: deepspeed --hostfile FILE --module trainer ..."
+            "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
+            "this machine alone."
         )
-    num_ranks = count_ranks(config)
+    num_ranks = len(hosts) * config.cluster.ranks_per_node or count_ranks(config)
     check_config(config, num_ranks)
     check_quantiser(config)
     check_benchmarks(config, command)
@@ -262,6 +270,8 @@ def _start_ranks(command: str, config: RunConfig) -> int:
     path = config_path(run_dir)
     if command == "train":
         check_draws(config, tokenizer)
+    if hosts:
+        return _launch_on_hosts(config, hosts)
     if command == "train" or not path.exists():
         return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
     changed = run_dir / f"{command}.yaml"
@@ -277,6 +287,20 @@ def _launch(command: str, config_file: Path, num_ranks: int, master_port: int) -
         return start_local([*command.split(), "--config", str(config_file)], num_ranks, master_port)
     with only_rank(master_port):
         return _run_rank(command, load_config(config_file, []))
+
+
+def _launch_on_hosts(config: RunConfig, hosts: list[str]) -> int:
+    """Train on the hosts of a hostfile; return the exit code."""
+    from trainer.runtime.remote import start_hosts
+
+    cluster = config.cluster
+    ours = ("DS_ACCELERATOR", "TOKENIZERS_PARALLELISM")
+    variables = {name: os.environ[name] for name in ours if name in os.environ}
+    variables |= {**cluster.environment, **cluster.nccl}
+    frozen = freeze(config, Path(config.run_dir))
+    return start_hosts(
+        frozen, hosts, Path(str(cluster.hostfile)), cluster.deepspeed_runner, cluster.master_port, variables
+    )
 
 
 def _start_generation(config: RunConfig) -> int:
@@ -307,28 +331,10 @@ def _say_stopped_generation(is_first: bool) -> int:
 
 def _report(error: TrainerError) -> int:
     """Print an error once: other ranks wait for the launcher to end them after rank 0 has spoken."""
-    rank = int(os.environ.get("RANK", "0") or 0)
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    leave_exit_code(os.environ, EXIT_USER_ERROR, rank == 0)
     if rank > 0:
         time.sleep(5)
     prefix = f"[rank {rank}] " if rank else ""
     print(f"{prefix}Error: {error}", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR
-
-
-def help_text() -> str:
-    """Return the help: commands, config groups and where to read on."""
-    commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
-    groups = "\n".join(
-        f"  {group:<11} {', '.join(o for o in options if o != 'none')}"
-        for group, options in group_options().items()
-    )
-    return (
-        "palimpsest: adapt open-weight language models on DeepSpeed, and keep what they knew.\n\n"
-        "usage: palimpsest COMMAND [group=option ...] [section.key=value ...] [--cfg] [--config FILE]\n\n"
-        f"commands:\n{commands}\n\n"
-        f"config groups (group=option):\n{groups}\n\n"
-        "  --cfg            print the resolved configuration and stop\n"
-        "  --config FILE    start from a frozen config.yaml instead of composing\n\n"
-        "example: palimpsest train recipe=full_finetune model=smollm2_135m data=chat \\\n"
-        "           data.sources.chat.path=chats.jsonl run_dir=runs/first"
-    )

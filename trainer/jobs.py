@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from trainer.config.model import ModelConfig
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise, TuneMethod
 from trainer.data.types import TokenizerLike
-from trainer.errors import CheckpointError, DataError, SelfCheckError
+from trainer.dist.hosts import parse_hostfile
+from trainer.errors import CheckpointError, ConfigError, DataError, SelfCheckError
+from trainer.runtime.local import free_port
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,6 +134,32 @@ def count_ranks(config: RunConfig) -> int:
     import torch
 
     return max(torch.cuda.device_count(), 1)
+
+
+def with_hosts(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """Take nodes and ranks from the hostfile; return the hosts beside the configuration, none without one.
+
+    Raises:
+        ConfigError: There is no such file.
+        TopologyError: It cannot be used.
+    """
+    cluster = config.cluster
+    if cluster.hostfile is None:
+        return config, []
+    path = Path(cluster.hostfile).expanduser().absolute()
+    try:
+        hosts = parse_hostfile(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"`cluster.hostfile` must be a file of HOST slots=N lines, but {path} cannot be read: {error}. Set "
+            "cluster.hostfile=FILE."
+        ) from error
+    num_ranks = next(iter(hosts.values()))
+    port = cluster.master_port or free_port()
+    found = dataclasses.replace(
+        cluster, hostfile=str(path), num_nodes=len(hosts), ranks_per_node=num_ranks, master_port=port
+    )
+    return dataclasses.replace(config, cluster=found), list(hosts)
 
 
 def export_model(config: RunConfig) -> int:

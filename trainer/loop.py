@@ -140,6 +140,7 @@ def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
             if state.bad_steps_in_a_row > cadence.max_non_finite:
                 return StopReason.non_finite
         times = StepTimes(time.perf_counter() - started, data_wait_s)
+        parts.stop_flag.has_taken(step_s=times.step_s)
         parts.report.step(state, result, lr, times, cadence.log_due(state.step))
         parts.gc.collect_if_due(state.step)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
@@ -198,7 +199,9 @@ def save(parts: Parts, state: TrainState) -> None:
     """Commit a checkpoint. Collective: every rank."""
     started = time.perf_counter()
     parts.work.save(state)
-    parts.report.saved(state, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    parts.stop_flag.has_taken(save_s=seconds)
+    parts.report.saved(state, seconds)
 
 
 def is_out_of_patience(state: TrainState, cadence: Cadence) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from trainer.checkpoint.space import BYTES_PER_PARAMETER
 from trainer.config.check import check_config
 from trainer.config.model import Attention, Kernels, ModelConfig, ModelKind
 from trainer.config.optim import Offload
@@ -52,7 +55,7 @@ def show_plan(config: RunConfig) -> bool:
     check_config(config, num_ranks, only=CHECKED_KEYS)
     shape, origin = find_shape(config.model)
     run = run_shape(config, num_ranks)
-    gpu_gib = config.plan.gpu_gib or cards.gib or DEFAULT_GIB
+    gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib or cards.gib or DEFAULT_GIB
     reserve_gib = config.plan.reserve_gib
     weights = tuned_weights(config.tune, shape)
     stages = {stage: dataclasses.replace(run, stage=stage) for stage in range(4)}
@@ -112,16 +115,46 @@ def _targets(tune: TuneConfig) -> list[str] | None:
     return [name.rsplit(".", 1)[-1] for name in tune.target] if is_named else None
 
 
+@dataclass(frozen=True, slots=True)
+class LightForecast:
+    """What a submission says of a run without loading torch."""
+
+    need_gib: float
+    """Peak of one GPU with the reserve."""
+    gpu_gib: float | None
+    """Memory of one GPU; None where nobody said."""
+    fits: bool | None
+    advice: str | None
+    checkpoint_bytes: int
+
+
+def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast | None:
+    """Return the forecast of a checked configuration; None where only torch can count the model.
+
+    Raises:
+        TrainerError: The model's config.json or the ZeRO section cannot be used.
+    """
+    found, origin = _model_config(config.model)
+    if not knows(found):
+        return None
+    shape = decoder_shape(found, origin)
+    run = run_shape(config, num_ranks)
+    weights = tuned_weights(config.tune, shape)
+    need_gib = forecast(shape, run, weights).gib + config.plan.reserve_gib
+    gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib
+    fits = None if gpu_gib is None else need_gib <= gpu_gib
+    advice = None
+    if gpu_gib is not None and not fits:
+        limit_gib = gpu_gib - config.plan.reserve_gib
+        found_change = smallest_change(shape, run, weights, limit_gib, config.cluster.num_nodes)
+        advice = None if found_change is None else " ".join(found_change.overrides)
+    size = weights.num_trainable * BYTES_PER_PARAMETER[config.zero.dtype]
+    return LightForecast(need_gib, gpu_gib, fits, advice, size)
+
+
 def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     """Return the counts of the configured model and where they are from."""
-    match model.kind:
-        case ModelKind.tiny:
-            config = {"model_type": "llama", "vocab_size": TINY_VOCAB, **model.tiny}
-            origin = "the tiny model"
-        case ModelKind.embedded:
-            config, origin = shipped_shapes()[EMBEDDED], EMBEDDED
-        case _:
-            config, origin = read_config_json(model.path, model.revision)
+    config, origin = _model_config(model)
     if knows(config):
         return decoder_shape(config, origin), origin
     from trainer.model.meta import meta_shape
@@ -129,6 +162,17 @@ def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     local = Path(model.path).expanduser()
     source = str(local) if local.exists() else model.path
     return meta_shape(source, model), f"{origin}, built on the meta device"
+
+
+def _model_config(model: ModelConfig) -> tuple[dict[str, Any], str]:
+    """Return the model's config.json and where it is from."""
+    match model.kind:
+        case ModelKind.tiny:
+            return {"model_type": "llama", "vocab_size": TINY_VOCAB, **model.tiny}, "the tiny model"
+        case ModelKind.embedded:
+            return shipped_shapes()[EMBEDDED], EMBEDDED
+        case _:
+            return read_config_json(model.path, model.revision)
 
 
 def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
@@ -182,7 +226,7 @@ def _notes(
         notes.append("`tune.target_pattern` is taken for all linear layers.")
     if not config.cluster.ranks_per_node and not cards.count:
         notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")
-    if config.plan.gpu_gib is None and cards.gib is None:
+    if config.plan.gpu_gib is config.cluster.gpu_gib is cards.gib is None:
         notes.append(f"There is no GPU here, so one of {DEFAULT_GIB:.0f} GiB is assumed: set plan.gpu_gib.")
     if config.model.attention is Attention.auto or config.model.kernels is Kernels.auto:
         notes.append("`auto` is taken for flash attention and Liger: without them activations take more.")

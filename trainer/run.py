@@ -25,6 +25,7 @@ from trainer.mixing import Mixing
 from trainer.model.merge import CONFIG, describe_adapter
 from trainer.recovery import probe_recovery
 from trainer.runtime.gc import ManualGc
+from trainer.runtime.job import deadline
 from trainer.runtime.lock import run_lock
 from trainer.runtime.signals import StopFlag
 from trainer.session import (
@@ -48,7 +49,7 @@ NO_REPLAY = (
 def run_training(config: RunConfig) -> StopReason:
     """Train as configured. Collective: every rank calls it with the same configuration."""
     with ExitStack() as stack:
-        stop_flag = stack.enter_context(StopFlag())
+        stop_flag = stack.enter_context(StopFlag(deadline(os.environ)))
         if rank_env(os.environ).is_first:
             stack.enter_context(run_lock(Path(config.run_dir)))
         session = open_session(config, stack)
@@ -113,6 +114,8 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         journal.close(state, status)
     if is_measured and group.is_first:
         show_forgetting(session.run_dir)
+    # Launchers end all ranks when one ends with a code: the first may still be writing.
+    group.barrier()
     return reason
 
 

@@ -90,6 +90,9 @@ class Stop:
         self._looks_left -= 1
         return self._looks_left < 0
 
+    def has_taken(self, **seconds):
+        assert all(value >= 0 for value in seconds.values())
+
 
 class Gc:
     def collect_if_due(self, step):

@@ -5,8 +5,9 @@ Pure: no torch, no files. Rules that need the model or the data are checked wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_replay import replay_problems
@@ -32,6 +33,11 @@ def check_config(
     problems = list(find_problems(config, world_size))
     if only is not None:
         problems = [problem for problem in problems if problem.startswith(tuple(f"`{key}" for key in only))]
+    refuse(problems)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise one ConfigError that lists the problems, if there are any."""
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -54,6 +60,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from task_problems(config.evaluate)
     yield from gate_problems(config.gate)
     yield from generate_problems(config.replay.generate)
+    yield from cluster_problems(config.cluster)
 
 
 def _run_problems(config: RunConfig) -> Iterator[str]:

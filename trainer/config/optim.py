@@ -1,4 +1,4 @@
-"""Config sections for the optimizer, the schedule, ZeRO and the cluster."""
+"""Config sections for the optimizer, the schedule and ZeRO."""
 
 from __future__ import annotations
 
@@ -99,17 +99,3 @@ class ZeroConfig:
     """Stage 3: keep parameters in host memory."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Any DeepSpeed configuration key, merged last. Example: {zero_optimization: {zero_hpz_partition_size: 8}}."""
-
-
-@dataclass
-class ClusterConfig:
-    """Where ranks run."""
-
-    num_nodes: int = 1
-    """Nodes. More than one is started by your cluster's launcher."""
-    ranks_per_node: int = 0
-    """Processes on a node; 0 means one a GPU, or one on a machine without a GPU."""
-    comm_timeout_s: int = 1800
-    """A collective that takes longer ends the run with an error."""
-    master_port: int = 0
-    """Rendezvous port on this machine; 0 picks a free one."""

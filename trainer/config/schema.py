@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.config.cluster import ClusterConfig
 from trainer.config.data import DataConfig
 from trainer.config.gate import GateConfig
 from trainer.config.model import ModelConfig
-from trainer.config.optim import (
-    ClusterConfig,
-    OptimConfig,
-    ScheduleConfig,
-    ZeroConfig,
-)
+from trainer.config.optim import OptimConfig, ScheduleConfig, ZeroConfig
 from trainer.config.plan import PlanConfig
 from trainer.config.replay import ReplayConfig
 from trainer.config.train import (

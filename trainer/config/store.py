@@ -28,6 +28,7 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
+_OPEN = ("zero.extra.", "zero.extra=", "cluster.environment.", "cluster.nccl.")
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
@@ -60,8 +61,8 @@ def _is_entry(override: str) -> bool:
 
 
 def _opened(overrides: Sequence[str]) -> list[str]:
-    """Let a person add DeepSpeed keys without Hydra's `+`."""
-    return [f"++{word}" if word.startswith(("zero.extra.", "zero.extra=")) else word for word in overrides]
+    """Let a person add DeepSpeed keys and variables without Hydra's `+`."""
+    return [f"++{word}" if word.startswith(_OPEN) else word for word in overrides]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trainer.dist.hosts import expand_hosts
 from trainer.errors import TopologyError
+
+DEFAULT_PORT = 29500
+JOB_PORTS = range(20_000, 30_000)
+"""Below Linux's ephemeral ports, which any outgoing connection may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +35,10 @@ class RankEnv:
 def rank_env(environ: Mapping[str, str]) -> RankEnv:
     """Read the variables of `deepspeed`, `torchrun`, `mpirun` or `srun`; alone without any.
 
+    A launcher's own variables win over SLURM's, inside whose jobs all of them run.
+
     Raises:
-        TopologyError: Variables of a launcher are there, but incomplete or not numbers.
+        TopologyError: Variables of a launcher are there, but incomplete, not numbers, or contradict SLURM's.
     """
     if "RANK" in environ:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -40,22 +47,64 @@ def rank_env(environ: Mapping[str, str]) -> RankEnv:
     elif "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
         names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
     else:
-        return RankEnv(0, 0, 1, environ.get("MASTER_ADDR", "127.0.0.1"), _port(environ))
+        return RankEnv(0, 0, 1, environ.get("MASTER_ADDR") or "127.0.0.1", _port(environ))
     rank, local_rank, world_size = (_number(environ, name) for name in names)
     if not 0 <= rank < world_size:
         raise TopologyError(
             f"`{names[0]}` must be in [0, {world_size}), but is {rank} instead. Check the launcher's variables."
         )
-    if world_size > 1 and "MASTER_ADDR" not in environ:
-        raise TopologyError(
-            "`MASTER_ADDR` must be the first node's address when there are several ranks, but is unset "
-            "instead. Start the ranks with deepspeed or torchrun, or export it."
-        )
-    return RankEnv(rank, local_rank, world_size, environ.get("MASTER_ADDR", "127.0.0.1"), _port(environ))
+    if names[0] == "RANK":
+        _check_not_expanded_early(environ, rank, world_size)
+    return RankEnv(rank, local_rank, world_size, _address(environ, world_size), _port(environ))
+
+
+def job_port(job_id: int) -> int:
+    """Return the rendezvous port that a SLURM job tries first; jobs that share a node get different ones."""
+    return JOB_PORTS[job_id % len(JOB_PORTS)]
+
+
+def _address(environ: Mapping[str, str], world_size: int) -> str:
+    """Return the first node: as exported, else the first of SLURM's list, which all ranks read alike."""
+    given = environ.get("MASTER_ADDR")
+    if given or world_size == 1:
+        return given or "127.0.0.1"
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+    if nodes:
+        return expand_hosts(nodes)[0]
+    raise TopologyError(
+        "`MASTER_ADDR` must be the first node's address when there are several ranks, but is unset "
+        "instead. Start the ranks with deepspeed, torchrun or srun, or export it."
+    )
 
 
 def _port(environ: Mapping[str, str]) -> int:
-    return _number(environ, "MASTER_PORT") if environ.get("MASTER_PORT") else 29500
+    if environ.get("MASTER_PORT"):
+        return _number(environ, "MASTER_PORT")
+    job_id = environ.get("SLURM_JOB_ID", "")
+    return job_port(int(job_id)) if job_id.isdigit() else DEFAULT_PORT
+
+
+def _check_not_expanded_early(environ: Mapping[str, str], rank: int, world_size: int) -> None:
+    """Refuse ranks that the batch script computed for all nodes at once.
+
+    `srun ... --node_rank $SLURM_NODEID` without quotes is expanded before srun starts: every node is then
+    node 0, two processes share each rank, and the rendezvous waits for the others for ever.
+    """
+    if "SLURM_STEP_ID" not in environ or "TORCHELASTIC_RUN_ID" in environ:
+        return
+    # DeepSpeed's launcher tells its node in CROSS_RANK; a rank exported by hand belongs to one task.
+    if "CROSS_RANK" in environ:
+        name, given, of_slurm = "--node_rank", environ["CROSS_RANK"], "SLURM_NODEID"
+        is_comparable = environ.get("CROSS_SIZE") == environ.get("SLURM_STEP_NUM_NODES")
+    else:
+        name, given, of_slurm = "RANK", str(rank), "SLURM_PROCID"
+        is_comparable = environ.get("SLURM_NTASKS") == str(world_size)
+    if is_comparable and environ.get(of_slurm, given) != given:
+        raise TopologyError(
+            f"`{name}` must be this task's {of_slurm} ({environ[of_slurm]}), but is {given} instead: the batch "
+            f"script expanded the variable before srun started. Write srun ... bash -c '... ${of_slurm} ...' in "
+            "single quotes."
+        )
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as torch_dist
 
 from trainer.dist.env import RankEnv
+from trainer.dist.rendezvous import check_rendezvous
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def open_group(env: RankEnv, timeout_s: int) -> Group:
     """Join the process group: NCCL on GPUs, gloo on CPUs. Collective: every rank."""
     import deepspeed
 
+    check_rendezvous(env, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
     os.environ.update(
         RANK=str(env.rank),
         LOCAL_RANK=str(env.local_rank),

@@ -6,10 +6,13 @@ Standard error only; standard output belongs to the metrics lines.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import TextIO
+
+from trainer.runtime.job import given_log_dir
 
 # These put their own handlers on and stop propagation when they are imported.
 _SELF_HANDLED = ("DeepSpeed", "transformers", "datasets", "huggingface_hub", "peft", "accelerate")
@@ -86,9 +89,15 @@ def adopt_library_loggers() -> None:
 def attempt_dir(run_dir: Path) -> Path:
     """Create and return the next free RUN_DIR/logs/attempt-N.
 
+    A job script has made it already, and says where it is.
+
     Ranks:
         Rank 0 only, which tells the others; every call takes a new number.
     """
+    given = given_log_dir(os.environ)
+    if given is not None and given.parent == run_dir / "logs":
+        given.mkdir(parents=True, exist_ok=True)
+        return given
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     numbers = [path.name.removeprefix("attempt-") for path in logs.glob("attempt-*")]

@@ -6,9 +6,12 @@ Handlers only set the flag: saving inside one could meet a rank in the middle of
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+_SAFETY = 1.5
+"""Times the longest save and step so far that must be left before the deadline."""
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -19,16 +22,32 @@ class StopFlag:
         Every rank. A signal may reach one rank only, so ranks must agree before they act on it.
     """
 
-    def __init__(self) -> None:
-        """Start without a request and without handlers."""
+    def __init__(self, deadline: float | None = None) -> None:
+        """Start without a request and without handlers.
+
+        Args:
+            deadline: Seconds since 1970 at which this process is killed, if it is known.
+        """
         self._reason: str | None = None
+        self._deadline = deadline
+        self._save_s = 0.0
+        self._step_s = 0.0
         self._num_interrupts = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has come, or another step would leave too little time for a save."""
+        if self._reason is None and self._deadline is not None:
+            need_s = _SAFETY * (self._save_s + self._step_s)
+            if need_s and time.time() + need_s > self._deadline:
+                self._reason = "the time limit"
         return self._reason is not None
+
+    def has_taken(self, *, step_s: float = 0.0, save_s: float = 0.0) -> None:
+        """Remember the longest step and save, for which time must be left before the deadline."""
+        self._step_s = max(self._step_s, step_s)
+        self._save_s = max(self._save_s, save_s)
 
     @property
     def reason(self) -> str | None:

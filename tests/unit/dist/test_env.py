@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.dist.env import RankEnv, rank_env
+from trainer.dist.env import JOB_PORTS, RankEnv, job_port, rank_env
 from trainer.errors import TopologyError
 
 TORCHRUN = {
@@ -82,3 +82,76 @@ def test_slurm_steps_without_a_local_rank_are_refused():
     environ = {key: value for key, value in SLURM.items() if key != "SLURM_LOCALID"}
     with pytest.raises(TopologyError, match="`SLURM_LOCALID`"):
         rank_env(environ)
+
+
+# One node and two, as the launchers really export them inside a SLURM job (what decides nothing is left out).
+JOB = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NODELIST": "node[07-08]", "SLURM_NODEID": "0", "SLURM_PROCID": "0"}
+STEP = JOB | {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "node[07-08]", "SLURM_STEP_NUM_NODES": "2"}
+ADDRESS = {"MASTER_ADDR": "node07", "MASTER_PORT": "20077"}
+
+
+def srun_task(rank, per_node, nodes=2):
+    own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % per_node), "SLURM_NODEID": str(rank // per_node)}
+    return STEP | own | {"SLURM_NTASKS": str(nodes * per_node), "SLURM_STEP_NUM_NODES": str(nodes)}
+
+
+def deepspeed_rank(rank, per_node, nodes=2):
+    """One launcher a node under srun, each starting its ranks."""
+    node = srun_task(rank // per_node, 1, nodes)
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "WORLD_SIZE": str(nodes * per_node)}
+    return node | own | {"CROSS_RANK": str(rank // per_node), "CROSS_SIZE": str(nodes), "LOCAL_SIZE": str(per_node)}
+
+
+def torchrun_rank(rank, per_node, nodes=2):
+    node = srun_task(rank // per_node, 1, nodes)
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "WORLD_SIZE": str(nodes * per_node)}
+    return node | own | {"GROUP_RANK": str(rank // per_node), "TORCHELASTIC_RUN_ID": "none"}
+
+
+@pytest.mark.parametrize("launcher", [srun_task, deepspeed_rank, torchrun_rank])
+@pytest.mark.parametrize(("nodes", "per_node"), [(1, 1), (1, 4), (2, 1), (2, 4)])
+def test_ranks_of_a_job_are_numbered_by_every_launcher(launcher, nodes, per_node):
+    found = [rank_env(launcher(rank, per_node, nodes) | ADDRESS) for rank in range(nodes * per_node)]
+    world = nodes * per_node
+    assert found == [RankEnv(r, r % per_node, world, "node07", 20077) for r in range(world)]
+
+
+def test_the_first_node_and_the_port_are_found_from_slurm_where_nobody_exports_them():
+    found = {(rank_env(srun_task(rank, 4)).master_addr, rank_env(srun_task(rank, 4)).master_port) for rank in range(8)}
+    assert found == {("node07", job_port(41234))}
+    assert job_port(41234) == 21234
+
+
+def test_ports_of_jobs_are_below_those_that_connections_take_and_differ_between_neighbours():
+    assert {job_port(job) for job in range(50_000)} == set(JOB_PORTS)
+    assert max(JOB_PORTS) < 32_768
+    assert job_port(7) != job_port(8)
+
+
+def test_a_node_list_that_is_none_is_refused():
+    with pytest.raises(TopologyError, match="`SLURM_JOB_NODELIST` must be a list of nodes"):
+        rank_env(srun_task(1, 4) | {"SLURM_STEP_NODELIST": "node[7-"})
+
+
+def test_a_node_rank_that_the_batch_script_expanded_is_refused():
+    """`--node_rank $SLURM_NODEID` without quotes: the second node's launcher believes to be the first."""
+    early = deepspeed_rank(1, 1) | {"RANK": "0", "CROSS_RANK": "0"} | ADDRESS
+    with pytest.raises(TopologyError, match=r"`--node_rank` must be this task's SLURM_NODEID \(1\), but is 0 instead"):
+        rank_env(early)
+
+
+def test_a_rank_that_the_batch_script_expanded_is_refused():
+    """`export RANK=$SLURM_PROCID` before srun: every task believes to be rank 0."""
+    early = srun_task(3, 4) | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "8"} | ADDRESS
+    with pytest.raises(TopologyError, match=r"`RANK` must be this task's SLURM_PROCID \(3\), but is 0 instead"):
+        rank_env(early)
+
+
+def test_torchrun_may_number_nodes_in_its_own_order():
+    swapped = torchrun_rank(0, 1) | {"SLURM_NODEID": "1", "SLURM_PROCID": "1"} | ADDRESS
+    assert rank_env(swapped).rank == 0
+
+
+def test_mpirun_inside_a_job_meets_on_its_first_node():
+    ranks = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+    assert rank_env(JOB | ranks) == RankEnv(1, 1, 2, "node07", 21234)

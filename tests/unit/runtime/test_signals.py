@@ -65,3 +65,23 @@ def test_a_thread_cannot_install_it() -> None:
     thread.start()
     thread.join()
     assert len(errors) == 1
+
+
+def test_a_deadline_asks_to_stop_when_another_step_would_leave_too_little_for_a_save(monkeypatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("trainer.runtime.signals.time.time", lambda: now)
+    flag = StopFlag(deadline=1100.0)
+    assert not flag.requested, "nothing was measured yet"
+    flag.has_taken(step_s=2.0)
+    flag.has_taken(save_s=30.0)
+    flag.has_taken(save_s=10.0, step_s=1.0)
+    now = 1051.0
+    assert not flag.requested
+    now = 1053.0
+    assert flag.requested and flag.reason == "the time limit"
+
+
+def test_without_a_deadline_time_never_asks_to_stop() -> None:
+    flag = StopFlag()
+    flag.has_taken(step_s=1e9, save_s=1e9)
+    assert not flag.requested

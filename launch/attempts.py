@@ -1,0 +1,99 @@
+"""What happened to the attempts of a run: read from attempts.jsonl, the ledger and the logs. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.metrics.jsonl import read
+
+RECORD = "attempts.jsonl"
+"""One line an event: submitted and queued by `palimpsest submit`; started, ended and gave_up by the batch script."""
+_ERROR = re.compile(
+    r"^(?:\d+: )?(?:\[rank \d+\] )?"
+    r"((?:Error|srun: error|slurmstepd: error)\b.*|\w*(?:Error|Exception): .*)$"
+)
+_TAIL_BYTES = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Attempts of one run directory."""
+
+    num_started: int
+    job: int | None
+    last_code: int | None
+    """Exit code of the last attempt; None while it runs, or when it was killed with its node."""
+    gave_up: bool
+    last_error: str | None
+
+
+def read_attempts(run_dir: Path) -> Attempts:
+    """Return what the files of a run directory tell."""
+    lines = read(run_dir / RECORD)
+    started = [line for line in lines if line["event"] == "started"]
+    after = lines[lines.index(started[-1]) + 1 :] if started else []
+    codes = [line["code"] for line in after if line["event"] == "ended"]
+    folders = _attempt_dirs(run_dir)
+    return Attempts(
+        num_started=max(len(started), len(folders)),
+        job=last_job(run_dir),
+        last_code=codes[-1] if codes else None,
+        gave_up=any(line["event"] == "gave_up" for line in after),
+        last_error=_last_error(folders),
+    )
+
+
+def note(run_dir: Path, event: str, **fields: object) -> None:
+    """Append a line to the record, in the form of the batch script's."""
+    line = json.dumps({"event": event, **fields, "time": round(time.time())}, separators=(",", ":"))
+    with (run_dir / RECORD).open("a", encoding="utf-8") as record:
+        record.write(f"{line}\n")
+
+
+def last_job(run_dir: Path) -> int | None:
+    """Return the job that was submitted last."""
+    jobs = [line["job"] for line in read(run_dir / RECORD) if "job" in line]
+    return int(jobs[-1]) if jobs else None
+
+
+def measured_save_s(run_dir: Path) -> float | None:
+    """Return the longest save of the run so far in seconds."""
+    times = [line["seconds"] for line in events(run_dir, "saved")]
+    return max(times, default=None)
+
+
+def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """Return the ledger's events of a name."""
+    return [line for line in read(run_dir / "ledger.jsonl") if line.get("event") == name]
+
+
+def _attempt_dirs(run_dir: Path) -> list[Path]:
+    """Return the folders of logs, newest first."""
+    found = [path for path in run_dir.glob("logs/attempt-*") if path.name[8:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[8:]), reverse=True)
+
+
+def _last_error(folders: Iterable[Path]) -> str | None:
+    """Return the first error line of the newest attempt that has one: later lines follow from it."""
+    for folder in folders:
+        for file in [folder / "console.log", *sorted(folder.glob("rank-*.log"))]:
+            for line in _tail(file):
+                found = _ERROR.match(line)
+                if found:
+                    return found.group(1)
+    return None
+
+
+def _tail(file: Path) -> list[str]:
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(opened.seek(0, 2) - _TAIL_BYTES, 0))
+            return opened.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,38 @@
+"""Make what the ranks of a job must find before they start: the model's folder, token stores, benchmark data.
+
+One process on the first node of a job; started by the batch script as `python -m trainer.launch.inputs CONFIG`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trainer.config.store import load_config
+from trainer.errors import TrainerError
+
+
+def make_inputs(config_file: Path) -> None:
+    """Make what is missing, and check what the run would draw."""
+    from trainer.jobs import check_benchmarks, check_draws, ensure_inputs
+
+    config = load_config(config_file)
+    check_benchmarks(config, "train")
+    check_draws(config, ensure_inputs(config))
+
+
+def main() -> int:
+    """Run on the file of the command line; return the exit code."""
+    if len(sys.argv) != 2:
+        print("usage: python -m trainer.launch.inputs CONFIG", file=sys.stderr)
+        return 2
+    try:
+        make_inputs(Path(sys.argv[1]))
+    except TrainerError as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

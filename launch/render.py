@@ -1,0 +1,287 @@
+"""The batch script of a run, from its cluster section. Pure: the same section gives the same script."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher
+from trainer.dist.env import JOB_PORTS
+
+INDENT = "    "
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a script needs beside the cluster section; all paths absolute."""
+
+    name: str
+    run_dir: Path
+    work_dir: Path
+    """Where relative paths of the configuration begin."""
+    cache_dir: Path
+    python: str
+    signal_lead_s: int
+
+
+class _Template(string.Template):
+    """`$` is bash's."""
+
+    delimiter = "@@"
+
+
+def render(cluster: ClusterConfig, job: Job) -> str:
+    """Return the sbatch script."""
+    template = resources.files("trainer.launch").joinpath("job.sh.tmpl").read_text(encoding="utf-8")
+    return _Template(template).substitute(
+        name=job.name,
+        run_dir=shlex.quote(str(job.run_dir)),
+        directives="\n".join(_directives(cluster, job)),
+        limit_s=cluster.time_limit_min * 60,
+        max_stuck=cluster.max_stuck_attempts,
+        environment="\n".join(_environment(cluster)),
+        rendezvous=_rendezvous(cluster),
+        inputs=_inputs(cluster, job),
+        ranks=_ranks(cluster, job),
+    )
+
+
+def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
+    """Yield comment and #SBATCH line of every setting that is given."""
+    days, minutes = divmod(cluster.time_limit_min, 1440)
+    gres = cluster.gres or (f"gpu:{cluster.num_gpus_asked}" if cluster.num_gpus_asked else None)
+    per_rank = cluster.cpus_per_rank
+    starts_ranks = cluster.launcher is Launcher.srun
+    num_tasks = cluster.ranks_per_node if starts_ranks else 1
+    cores = per_rank and per_rank * cluster.ranks_per_node // num_tasks
+    log = job.run_dir / "logs" / "job-%j.out"
+    lines: list[tuple[str, str, object]] = [
+        ("Name in the queue.", "job-name", job.name),
+        ("Relative paths of the configuration begin here.", "chdir", job.work_dir),
+        ("Output of all attempts, one after the other.", "output", log),
+        ("", "open-mode", "append"),
+        ("Where and for whom.", "partition", cluster.partition),
+        ("Who pays.", "account", cluster.account),
+        ("Quality of service.", "qos", cluster.qos),
+        ("Reserved nodes.", "reservation", cluster.reservation),
+        ("Features that nodes must have.", "constraint", cluster.constraint),
+        ("Nodes to stay away from.", "exclude", cluster.exclude),
+        ("Nodes.", "nodes", cluster.num_nodes),
+        ("One task a rank." if starts_ranks else "One launcher a node.", "ntasks-per-node", num_tasks),
+        ("CPU cores of a task.", "cpus-per-task", cores),
+        ("GPUs of a node.", "gres", gres),
+        ("Host memory of a node.", "mem", cluster.mem),
+        ("D-HH:MM:SS that an attempt may take.", "time", f"{days}-{minutes // 60:02}:{minutes % 60:02}:00"),
+        ("Seconds before the limit at which this shell is told.", "signal", f"B:USR1@{job.signal_lead_s}"),
+    ]
+    for comment, option, value in lines:
+        if value is None:
+            continue
+        if comment:
+            yield f"# {comment}"
+        yield f"#SBATCH --{option}={_quoted(str(value))}"
+    if cluster.exclusive:
+        yield "# No other job on these nodes."
+        yield "#SBATCH --exclusive"
+    yield "# The job may be put back into the queue: by itself, by preemption, or when a node fails."
+    yield "#SBATCH --requeue"
+    if cluster.sbatch_options:
+        yield "# The site's own."
+    yield from (f"#SBATCH {option}" for option in cluster.sbatch_options)
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if " " in value else value
+
+
+def _environment(cluster: ClusterConfig) -> Iterator[str]:
+    """Yield modules, variables and the site's own lines."""
+    if cluster.modules:
+        yield "# Modules of the site."
+        yield f"module load {shlex.join(cluster.modules)}"
+    if cluster.setup:
+        yield "# Lines of cluster.setup."
+        yield from cluster.setup
+    yield "# Variables of the ranks; srun hands on all that is exported here."
+    variables = {"PYTHONUNBUFFERED": "1", **cluster.environment, **cluster.nccl}
+    yield from (f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+
+
+def _rendezvous(cluster: ClusterConfig) -> str:
+    lines = [
+        "# The ranks meet on the first node.",
+        'MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}',
+    ]
+    if cluster.master_port:
+        lines.append(f"MASTER_PORT={cluster.master_port}")
+    else:
+        lines += [
+            "# Jobs that share a node begin at different ports; one that somebody listens on is passed over.",
+            f"MASTER_PORT=$(({JOB_PORTS.start} + SLURM_JOB_ID % {len(JOB_PORTS)}))",
+            'while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do '
+            "MASTER_PORT=$((MASTER_PORT + 1)); done",
+        ]
+    lines.append("export MASTER_ADDR MASTER_PORT")
+    if cluster.launcher is Launcher.deepspeed:
+        lines += [
+            "# The nodes and their ranks, for the launcher.",
+            f"scontrol show hostnames \"$SLURM_JOB_NODELIST\" | sed 's/$/ slots={cluster.ranks_per_node}/' "
+            '>"$logs/hostfile"',
+        ]
+    return "\n".join(lines)
+
+
+def _inputs(cluster: ClusterConfig, job: Job) -> str:
+    """Return the body of the step that makes the inputs on the first node."""
+    holder = "cluster.container.image" if _is_contained(cluster) else "cluster.python"
+    value = cluster.container.image if _is_contained(cluster) else job.python
+    srun = ["srun", "--nodes=1", "--ntasks=1", '--nodelist="$SLURMD_NODENAME"', *_pyxis(cluster, job)]
+    start = [*srun, *_apptainer(cluster, job), _python(cluster, job)]
+    sentence = _in_double_quotes(
+        f"Error: `{holder}` must hold the package palimpsest-trainer, but is {value} instead, which does not. "
+        "Install it there."
+    )
+    return "\n".join(
+        [
+            _lines([*start, "-c", "'import trainer'"]),
+            f"{INDENT}if (($? == 1)); then",
+            f"{INDENT * 2}say {sentence}",
+            f"{INDENT * 2}return 2",
+            f"{INDENT}fi",
+            _lines([*start, "-m", "trainer.launch.inputs", '"$config"']),
+        ]
+    )
+
+
+def _ranks(cluster: ClusterConfig, job: Job) -> str:
+    """Return the function that starts the ranks, and what its words mean."""
+    nodes, per_node = cluster.num_nodes, cluster.ranks_per_node
+    num_tasks = nodes * per_node if cluster.launcher is Launcher.srun else nodes
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={num_tasks}", f"--ntasks-per-node={num_tasks // nodes}"]
+    if cluster.cpus_per_rank:
+        # srun does not take it over from sbatch.
+        srun.append(f"--cpus-per-task={cluster.cpus_per_rank * nodes * per_node // num_tasks}")
+    if cluster.num_gpus_asked:
+        # Every rank sees all GPUs of its node, and takes the one of its local rank.
+        srun.append("--gpu-bind=none")
+    srun += ["--kill-on-bad-exit=1", "--label", *_pyxis(cluster, job)]
+    inner = ["bash", "-c", '"$on_node"', "rank", *_apptainer(cluster, job), _python(cluster, job)]
+    body = _lines([*srun, *inner, *_launcher_words(cluster), "train", "--config", '"$config"'])
+    comment, on_node = _on_node(cluster)
+    return "\n".join(
+        [
+            comment,
+            "# shellcheck disable=SC2016",
+            f"on_node={shlex.quote(on_node)}",
+            "# A rank that dies takes along the others, who would wait for it.",
+            "# shellcheck disable=SC2329 # called by watch",
+            "ranks() {",
+            body,
+            "}",
+        ]
+    )
+
+
+def _launcher_words(cluster: ClusterConfig) -> list[str]:
+    nodes, per_node = cluster.num_nodes, cluster.ranks_per_node
+    match cluster.launcher:
+        case Launcher.srun:
+            return ["-m", "trainer"]
+        case Launcher.torchrun:
+            return [
+                *("-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={per_node}"),
+                *("--node-rank=NODE_RANK", '--master-addr="$MASTER_ADDR"', '--master-port="$MASTER_PORT"'),
+                *("--max-restarts=0", "-m", "trainer"),
+            ]
+        case Launcher.deepspeed:
+            return [
+                *(
+                    "-m",
+                    "deepspeed.launcher.runner",
+                    '--hostfile="$logs/hostfile"',
+                    "--no_ssh",
+                    "--node_rank=NODE_RANK",
+                ),
+                *('--master_addr="$MASTER_ADDR"', '--master_port="$MASTER_PORT"', "--no_local_rank"),
+                *("--log_level=warning", "--module", "trainer"),
+            ]
+
+
+def _on_node(cluster: ClusterConfig) -> tuple[str, str]:
+    """Return what each node's shell does before it becomes the rank or the launcher, and why it is quoted so."""
+    # Until Python listens, a signal would end it; an ignored one stays ignored in launchers, who do not listen.
+    steps = ['trap "" USR1']
+    if cluster.scratch:
+        steps += [
+            f'export TMPDIR={shlex.quote(cluster.scratch)}/palimpsest-"$SLURM_JOB_ID"',
+            'mkdir -p "$TMPDIR"',
+        ]
+    if cluster.launcher is Launcher.srun:
+        steps.append('exec "$@"')
+        return "# Runs on every node. USR1 is ignored until Python listens to it.", "; ".join(steps)
+    steps.append('exec "${@//NODE_RANK/$SLURM_NODEID}"')
+    comment = (
+        "# Runs on every node, so it is in single quotes: SLURM_NODEID is 0 in this shell. USR1 is ignored, so that\n"
+        "# it does not end the launcher; the ranks listen to it."
+    )
+    return comment, "; ".join(steps)
+
+
+def _is_contained(cluster: ClusterConfig) -> bool:
+    return cluster.container.runtime is not ContainerRuntime.none
+
+
+def _python(cluster: ClusterConfig, job: Job) -> str:
+    return shlex.quote(cluster.container.python if _is_contained(cluster) else job.python)
+
+
+def _mounts(cluster: ClusterConfig, job: Job) -> list[str]:
+    """Return the folders to see inside; the run's own are the same inside as outside, each once."""
+    own = dict.fromkeys(str(path) for path in (job.run_dir, job.work_dir, job.cache_dir))
+    return [*own, *cluster.container.mounts]
+
+
+def _apptainer(cluster: ClusterConfig, job: Job) -> list[str]:
+    """Return the words before a command that runs in an Apptainer image."""
+    container = cluster.container
+    if container.runtime is not ContainerRuntime.apptainer:
+        return []
+    gpu = ["--nv"] if cluster.num_gpus_asked else []
+    binds = [f"--bind={shlex.quote(mount)}" for mount in _mounts(cluster, job)]
+    words = ["apptainer", "exec", *gpu, *binds, f"--pwd={shlex.quote(str(job.work_dir))}"]
+    return [*words, *map(shlex.quote, container.options), shlex.quote(container.image or "")]
+
+
+def _pyxis(cluster: ClusterConfig, job: Job) -> list[str]:
+    """Return the options of srun that run a task in an enroot image."""
+    container = cluster.container
+    if container.runtime is not ContainerRuntime.pyxis:
+        return []
+    pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in _mounts(cluster, job)]
+    return [
+        f"--container-image={shlex.quote(container.image or '')}",
+        f"--container-mounts={shlex.quote(','.join(pairs))}",
+        f"--container-workdir={shlex.quote(str(job.work_dir))}",
+        *map(shlex.quote, container.options),
+    ]
+
+
+def _in_double_quotes(text: str) -> str:
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
+
+
+def _lines(words: Sequence[str]) -> str:
+    """Break a command into lines of at most about 100 characters."""
+    lines, line = [], ""
+    for word in words:
+        if line and len(line) + len(word) > 100:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}" if line else word
+    lines.append(line)
+    return INDENT + f" \\\n{INDENT * 2}".join(lines)

@@ -1,0 +1,147 @@
+"""`palimpsest status`: where a run, or every run of a folder, stands. Reads files only; loads no torch."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from trainer.errors import ConfigError
+from trainer.metrics.jsonl import read
+
+from .attempts import Attempts, events, read_attempts
+from .slurm import job_state
+
+ENDS = {"finished": "finished", "early_stop": "stopped early", "non_finite": "not finite", "failed": "failed"}
+CODES = {0: "finished", 2: "must be mended", 3: "refused", 4: "not finite", 75: "saved, stopped"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One row."""
+
+    name: str
+    state: str
+    num_attempts: int
+    step: int
+    num_steps: int | None
+    loss: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+    last_error: str | None
+
+
+def show_status(words: Sequence[str]) -> int:
+    """Print the runs that the words name; return 0.
+
+    Raises:
+        ConfigError: A word is no run directory, and no folder with run directories.
+    """
+    folders = [Path(word.removeprefix("run_dir=")).expanduser() for word in words or ["runs"]]
+    runs = [run for folder in folders for run in find_runs(folder)]
+    statuses = [run_status(run) for run in runs]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(_table(statuses))
+    for status in statuses:
+        if status.last_error is not None:
+            console.print(
+                f"{status.name}: {status.last_error}", highlight=False, markup=False, soft_wrap=True
+            )
+    return 0
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the folder itself when it is a run, else the runs in it.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if (folder / "config.yaml").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    found = found or sorted(path.parent for path in folder.glob("*/*/config.yaml"))
+    if not found:
+        raise ConfigError(
+            f"`palimpsest status` must be given a run directory or a folder of them, but {folder} holds no "
+            "config.yaml instead. Give RUN_DIR."
+        )
+    return found
+
+
+def run_status(run_dir: Path) -> RunStatus:
+    """Return what the files of a run tell; a run that has not begun has step 0."""
+    metrics = read(run_dir / "metrics.jsonl")
+    newest: dict[str, Any] = {}
+    for record in metrics:
+        newest |= record
+    attempts = read_attempts(run_dir)
+    step = max((int(record.get("step", 0)) for record in metrics), default=0)
+    state = _state(run_dir, attempts)
+    has_ended = state in (*ENDS.values(), *CODES.values(), "gave up")
+    return RunStatus(
+        name=run_dir.name,
+        state=state,
+        num_attempts=attempts.num_started,
+        step=step,
+        num_steps=_num_steps(run_dir),
+        loss=newest.get("loss"),
+        tokens_per_s=newest.get("tokens_per_s"),
+        eta_s=None if has_ended else newest.get("eta_s"),
+        last_error=None if state == "finished" else attempts.last_error,
+    )
+
+
+def _state(run_dir: Path, attempts: Attempts) -> str:
+    """Return a word: what the queue says, else the script, else the ledger."""
+    queued = job_state(attempts.job) if attempts.job is not None else None
+    if queued in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING"):
+        return queued.lower()
+    if attempts.gave_up:
+        return "gave up"
+    if attempts.last_code is not None:
+        return CODES.get(attempts.last_code, f"failed ({attempts.last_code})")
+    stops, starts = events(run_dir, "stopped"), events(run_dir, "started")
+    if starts and (not stops or stops[-1]["time"] < starts[-1]["time"]):
+        return "begun"
+    if stops:
+        return ENDS.get(stops[-1]["reason"], "saved, stopped")
+    return "submitted" if attempts.job is not None else "not begun"
+
+
+def _num_steps(run_dir: Path) -> int | None:
+    """Return the length of the run: as it found it when it began, else as configured."""
+    starts = events(run_dir, "started")
+    if starts and "num_steps" in starts[-1]:
+        return int(starts[-1]["num_steps"])
+    try:
+        config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        steps = config["train"]["max_steps"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return None if steps is None else int(steps)
+
+
+def _table(statuses: Sequence[RunStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "state", "attempts", "step", "loss", "tokens/s", "left"):
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
+    for one in statuses:
+        steps = f"{one.step}/{one.num_steps}" if one.num_steps is not None else str(one.step)
+        table.add_row(
+            one.name,
+            one.state,
+            str(one.num_attempts),
+            steps,
+            "" if one.loss is None else f"{one.loss:.4f}",
+            "" if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}",
+            "" if one.eta_s is None else str(datetime.timedelta(seconds=round(one.eta_s))),
+        )
+    return table

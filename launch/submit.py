@@ -1,0 +1,168 @@
+"""`palimpsest submit`: check, freeze, render one batch script and hand it to SLURM. Loads no torch.
+
+Sweeps belong here: one such submission a point.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.config.check import find_problems, refuse
+from trainer.config.check_cluster import lead_problems, submit_problems
+from trainer.config.cluster import ContainerRuntime, Scheduler
+from trainer.config.rule import must
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import freeze, write_atomic
+from trainer.errors import ConfigError
+from trainer.planning import LightForecast, forecast_without_torch
+
+from .attempts import last_job, measured_save_s, note
+from .render import Job, render
+from .slurm import hand_in, has_slurm, job_state, node_kinds, site_problems
+
+SCRIPT = "job.sh"
+LEAST_LEAD_S = 120
+"""SLURM may send its signal up to a minute early, and looks at the clock twice a minute."""
+
+
+def submit(config: RunConfig, is_dry: bool) -> int:
+    """Submit a run, or print its script; return the exit code.
+
+    Raises:
+        ConfigError: Lists every rule that is broken.
+    """
+    can_submit = has_slurm()
+    if not is_dry and not can_submit and config.cluster.scheduler is Scheduler.slurm:
+        raise ConfigError(
+            "`palimpsest submit` must run where SLURM's sbatch and sinfo are on the PATH, but they are not here. "
+            "Log in to the cluster, or print the script with --dry-run."
+        )
+    num_ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
+    problems = [
+        *find_problems(config, num_ranks),
+        *submit_problems(config.cluster, config.run_dir),
+        *_image_problems(config),
+    ]
+    # Any earlier problem may be why the partition has too few nodes.
+    if can_submit and not problems:
+        problems += site_problems(config.cluster, node_kinds())
+    refuse(problems)
+    forecast = forecast_without_torch(config, num_ranks)
+    save_s, origin = _save_time(config, forecast)
+    lead_s = config.cluster.signal_lead_s or max(LEAST_LEAD_S, round(60 + 2 * save_s))
+    refuse([*_memory_problems(config, forecast), *lead_problems(config.cluster, lead_s, save_s, origin)])
+    script = render(config.cluster, _job(config, lead_s))
+    if is_dry:
+        print(script, end="")
+        for line in _says(config, num_ranks, forecast, lead_s, can_submit):
+            print(line, file=sys.stderr)
+        return 0
+    _refuse_doubles(Path(config.run_dir))
+    job_id = _hand_over(config, script)
+    for line in _says(config, num_ranks, forecast, lead_s, can_submit):
+        print(line)
+    print(f"Job {job_id}. See: palimpsest status {config.run_dir}")
+    return 0
+
+
+def _job(config: RunConfig, lead_s: int) -> Job:
+    return Job(
+        name=config.name,
+        run_dir=Path(config.run_dir),
+        work_dir=Path.cwd(),
+        cache_dir=Path(config.data.cache_dir).expanduser().absolute(),
+        python=config.cluster.python or sys.executable,
+        signal_lead_s=lead_s,
+    )
+
+
+def _hand_over(config: RunConfig, script: str) -> int:
+    """Freeze the configuration, write the script and submit it; return the job."""
+    run_dir = Path(config.run_dir)
+    freeze(config, run_dir)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    write_atomic(run_dir / SCRIPT, script)
+    # The script counts attempts without progress from here on; it may run before sbatch has returned.
+    note(run_dir, "submitted")
+    job_id = hand_in(run_dir / SCRIPT)
+    note(run_dir, "queued", job=job_id)
+    return job_id
+
+
+def _refuse_doubles(run_dir: Path) -> None:
+    """Raise when a job of this run directory is still in the queue."""
+    job_id = last_job(run_dir)
+    state = job_state(job_id) if job_id is not None else None
+    if state is not None and state not in ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT"):
+        raise ConfigError(
+            f"`run_dir` must have one job at a time, but job {job_id} of {run_dir} is {state}. Wait for it, or end "
+            f"it with: scancel {job_id}"
+        )
+
+
+def _image_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence when the image is a file that is not there."""
+    container = config.cluster.container
+    if container.runtime is ContainerRuntime.none or not container.image:
+        return
+    is_file = container.image.startswith(("/", ".", "~")) or container.image.endswith((".sif", ".sqsh"))
+    if is_file and not Path(container.image).expanduser().exists():
+        yield must(
+            "cluster.container.image",
+            "an image that is there",
+            container.image,
+            "Convert it with `apptainer build` or `enroot import`, or give another path.",
+        )
+
+
+def _save_time(config: RunConfig, forecast: LightForecast | None) -> tuple[float, str]:
+    """Return the seconds of one save and where they are from."""
+    if not config.checkpoint.enabled:
+        return 0.0, "none are made"
+    measured = measured_save_s(Path(config.run_dir))
+    if measured is not None:
+        return measured, "the longest of this run"
+    if forecast is None:
+        return 0.0, "not known"
+    cluster = config.cluster
+    seconds = forecast.checkpoint_bytes / (cluster.write_gb_per_s * 1e9 * cluster.num_nodes)
+    return seconds, f"{forecast.checkpoint_bytes / 1e9:.3g} GB at {cluster.write_gb_per_s:g} GB/s a node"
+
+
+def _memory_problems(config: RunConfig, forecast: LightForecast | None) -> Iterator[str]:
+    """Yield a sentence when the run does not fit the GPUs it asks for."""
+    if forecast is None or not config.cluster.num_gpus_asked or forecast.fits is not False:
+        return
+    yield must(
+        "cluster.gpu_gib" if config.plan.gpu_gib is None else "plan.gpu_gib",
+        f"at least {forecast.need_gib:.1f} for this run, with {config.plan.reserve_gib:g} in reserve",
+        forecast.gpu_gib,
+        f"Smallest change that fits: {forecast.advice}" if forecast.advice else "See `palimpsest plan`.",
+    )
+
+
+def _says(
+    config: RunConfig, num_ranks: int, forecast: LightForecast | None, lead_s: int, was_asked: bool
+) -> Iterator[str]:
+    """Yield what a person should know of the submission."""
+    cluster = config.cluster
+    yield (
+        f"{config.name}: {num_ranks} ranks on {cluster.num_nodes} nodes, started by {cluster.launcher.value}; told to "
+        f"save {lead_s} s before the limit of {cluster.time_limit_min} minutes."
+    )
+    if forecast is None:
+        yield "Memory is not forecast: this architecture needs torch for that. See `palimpsest plan`."
+    elif cluster.num_gpus_asked and forecast.gpu_gib is not None:
+        yield (
+            f"Memory: {forecast.need_gib - config.plan.reserve_gib:.1f} GiB of {forecast.gpu_gib:g} on a GPU, "
+            f"{config.plan.reserve_gib:g} in reserve."
+        )
+    elif cluster.num_gpus_asked:
+        yield (
+            f"Memory: {forecast.need_gib - config.plan.reserve_gib:.1f} GiB on a GPU; set cluster.gpu_gib to have it "
+            "compared."
+        )
+    if not was_asked:
+        yield "There is no SLURM here: partition, GPUs of a node and limits were not checked."

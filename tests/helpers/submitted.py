@@ -1,0 +1,77 @@
+"""Submitting to the test cluster and following a job."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+
+from launch.attempts import last_job
+from tests.helpers.slurm_cluster import SlurmCluster
+from trainer.cli import run_command
+from trainer.metrics.jsonl import read
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
+
+
+class Submitted:
+    """One run directory and its job."""
+
+    def __init__(self, slurm: SlurmCluster, run_dir: Path, *overrides: str) -> None:
+        """Submit through the command line."""
+        self.slurm, self.run_dir = slurm, run_dir
+        words = [f"run_dir={run_dir}", "cluster.node_local_paths=[/nowhere]", "cluster.time_limit_min=60"]
+        assert run_command(["submit", *words, *overrides]) == 0
+        job = last_job(run_dir)
+        assert job is not None
+        self.job = job
+
+    @property
+    def state(self) -> str:
+        """Return the job's state; one that requeues itself passes through FAILED."""
+        state = self.slurm.state(self.job)
+        if state != "FAILED":
+            return state
+        time.sleep(1)
+        return self.slurm.state(self.job)
+
+    @property
+    def log(self) -> str:
+        """Return the output of all attempts."""
+        file = self.run_dir / "logs" / f"job-{self.job}.out"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def lines(self, event: str) -> list[dict]:
+        """Return the lines of attempts.jsonl of an event."""
+        return [line for line in read(self.run_dir / "attempts.jsonl") if line["event"] == event]
+
+    def step(self) -> int:
+        """Return the newest step in metrics.jsonl."""
+        return max((int(row["step"]) for row in read(self.run_dir / "metrics.jsonl")), default=0)
+
+    def wait(self, is_done, timeout_s: float, what: str) -> None:
+        """Wait for a condition; a requeued job, which SLURM holds back for two minutes, starts at once."""
+        end = time.monotonic() + timeout_s
+        while not is_done():
+            state = self.state
+            if state == "PENDING":
+                # It may have started meanwhile.
+                with contextlib.suppress(AssertionError):
+                    self.slurm.ask("scontrol", "update", f"JobId={self.job}", "StartTime=now")
+            has_ended = state in ENDED and not is_done()
+            if has_ended or time.monotonic() > end:
+                why = f"the job is {state}" if has_ended else f"not within {timeout_s} s"
+                raise AssertionError(f"{what}: {why}\n{self.log[-6000:]}\n{self.slurm.logs()}")
+            time.sleep(0.2)
+
+    def finish(self, timeout_s: float = 60) -> str:
+        """Wait for the end, over all requeues, and return the state."""
+        self.wait(lambda: self.state in ENDED, timeout_s, "the end of the job")
+        return self.state
+
+    def wait_for_log(self, pattern: str, timeout_s: float = 30) -> None:
+        self.wait(lambda: re.search(pattern, self.log) is not None, timeout_s, f"'{pattern}' in the log")
+
+    def signal(self, name: str, *options: str) -> None:
+        self.slurm.ask("scancel", f"--signal={name}", *options, str(self.job))

@@ -1,0 +1,167 @@
+"""`palimpsest submit` as a person meets it, with SLURM's commands replaced by scripts that note how they were called."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from tests.house.tree import ROOT
+from trainer.cli import run_command
+from trainer.config.store import load_config
+from trainer.metrics.jsonl import read
+
+LLAMA = ["model=benchmark", f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}"]
+DATA = ["data=text", "data.sources.corpus.path=corpus.txt", "train.max_steps=10"]
+NODES = ["cluster=slurm", "cluster.num_nodes=2", "train.global_batch_tokens=262144", "cluster.gpu_gib=141"]
+RUN = [*LLAMA, *DATA, *NODES, "run_dir=/proc/shared/first"]  # nobody can make that
+SINFO = "main*|up|4|gpu:h100:8|128|1-00:00:00"
+
+
+@pytest.fixture
+def slurm(here, tmp_path, monkeypatch):
+    """Put sinfo, sbatch and squeue on the PATH; return the file that notes submissions."""
+    folder, calls = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+    for name, body in (
+        ("sinfo", f"echo '{SINFO}'"),
+        ("sbatch", f'echo "$*" >>{calls}; env | grep -E "^(SBATCH|SLURM)_" >>{calls}; echo 4711'),
+        ("squeue", "exit 1"),
+    ):
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return calls
+
+
+@pytest.fixture
+def nowhere(here, monkeypatch):
+    """Leave only a PATH without SLURM."""
+    monkeypatch.setenv("PATH", "")
+
+
+def local(tmp_path, *overrides):
+    """Return a submission into a folder that this machine has."""
+    shared = ["cluster.node_local_paths=[/nowhere]", f"run_dir={tmp_path}/run"]
+    return ["submit", *LLAMA, *DATA, *NODES, *shared, *overrides]
+
+
+def test_it_freezes_renders_and_submits_one_script(slurm, here, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SBATCH_PARTITION", "another")
+    assert run_command(local(tmp_path)) == 0
+    run_dir = tmp_path / "run"
+    assert slurm.read_text() == f"--parsable {run_dir}/job.sh\n", "a variable of another job reached sbatch"
+    assert sorted(path.name for path in run_dir.iterdir()) == ["attempts.jsonl", "config.yaml", "job.sh", "logs"]
+    frozen = load_config(run_dir / "config.yaml")
+    assert (frozen.cluster.num_nodes, frozen.cluster.ranks_per_node) == (2, 8)
+    script = (run_dir / "job.sh").read_text()
+    assert f"#SBATCH --chdir={here}\n" in script and f"{sys.executable} -m trainer train --config" in script
+    assert [line["event"] for line in read(run_dir / "attempts.jsonl")] == ["submitted", "queued"]
+    shown = capsys.readouterr().out
+    assert "16 ranks on 2 nodes" in shown and "Memory: " in shown and "Job 4711." in shown
+
+
+def test_a_dry_run_prints_the_script_and_changes_nothing(slurm, here, tmp_path, capsys):
+    assert run_command([*local(tmp_path), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("#!/bin/bash\n") and shown.out.endswith('exit "$code"\n')
+    assert "16 ranks on 2 nodes" in shown.err
+    assert not (tmp_path / "run").exists() and not slurm.exists() and [*here.iterdir()] == []
+
+
+def test_without_slurm_the_script_can_still_be_seen(nowhere, capsys):
+    assert run_command(["submit", *RUN, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "#SBATCH --nodes=2\n" in shown.out and "There is no SLURM here" in shown.err
+
+
+def test_it_answers_without_torch_in_less_than_2_seconds(nowhere, here):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'deepspeed', 'peft', 'datasets', 'wandb'):\n"
+        "    sys.modules[name] = None\n"
+        "from trainer.cli import run_command\n"
+        "assert run_command(sys.argv[1:]) == 0\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    arguments = ["submit", *RUN, "--dry-run"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=here)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    # Time on the processor: the clock would measure what else the machine does.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["cluster=local"], "`cluster.scheduler` must be slurm to submit, but is 'none' instead."),
+        (["cluster.ranks_per_node=0"], "`cluster.ranks_per_node` must be at least 1 to submit"),
+        (["cluster.gpus_per_node=4"], "`cluster.ranks_per_node` must be at most the 4 GPUs of a node"),
+        (["cluster.partition=b200"], "`cluster.partition` must be one of main, but is 'b200' instead."),
+        (["cluster.num_nodes=8"], "`cluster.num_nodes` must be at most the 4 such nodes of partition main"),
+        (["train.global_batch_tokens=100000"], "`train.global_batch_tokens` must be a multiple of ranks"),
+        (["run_dir=/tmp/first"], "`run_dir` must be on a disk that all nodes share, and /tmp is each node's own"),
+        (["run_dir=/dev/shm/first"], "and /dev/shm is each node's own, but is '/dev/shm/first' instead."),
+        (["cluster.time_limit_min=2"], "`cluster.time_limit_min` must be more than"),
+        (["cluster.time_limit_min=2000"], "`cluster.time_limit_min` must be at most the 1440 minutes"),
+        (["cluster.signal_lead_s=3"], "`cluster.signal_lead_s` must be at least the 56 s that a save takes"),
+        (["cluster.gpu_gib=20"], "`cluster.gpu_gib` must be at least"),
+        (["cluster=slurm_pyxis"], "`cluster.container.image` must be an image file or address"),
+        (
+            ["cluster=slurm_apptainer", "cluster.container.image=/shared/none.sif"],
+            "`cluster.container.image` must be an image that is there, but is '/shared/none.sif' instead.",
+        ),
+        (["cluster.container.image=x.sif"], "`cluster.container.runtime` must be apptainer or pyxis with an image"),
+        (["cluster.container.mounts=[data]"], "`cluster.container.mounts` must be HOST or HOST:INSIDE from /"),
+        (["cluster.environment.RANK='3'"], "`cluster.environment.RANK` must be left to the launcher"),
+        (["cluster.nccl.HF_HOME=x"], "`cluster.nccl.HF_HOME` must be a variable of NCCL"),
+        (["cluster.max_stuck_attempts=0"], "`cluster.max_stuck_attempts` must be at least 1"),
+        (["cluster.launcher=mpirun"], "`cluster.launcher`"),
+        (["cluster.time_limit=60"], "Unknown key `cluster.time_limit`. Did you mean `cluster.time_limit_min`?"),
+        (["cluster=slrum"], "Did you mean `slurm`?"),
+    ],
+)
+def test_bad_input_is_found_before_submission(slurm, refuse, tmp_path, overrides, sentence):
+    changed = {word.split("=")[0] for word in overrides}
+    kept = [word for word in RUN if word.split("=")[0] not in changed]
+    assert sentence in refuse("submit", *kept, *overrides)
+    assert not slurm.exists()
+
+
+def test_all_problems_are_shown_together(slurm, refuse):
+    shown = refuse("submit", *RUN, "cluster.max_stuck_attempts=0", "optim.lr=0", "cluster.ranks_per_node=0")
+    assert "3 problems" in shown or "4 problems" in shown
+
+
+def test_a_machine_without_slurm_is_a_sentence(nowhere, refuse):
+    assert "must run where SLURM's sbatch and sinfo are on the PATH" in refuse("submit", *RUN)
+
+
+def test_what_sbatch_says_is_shown(slurm, here, tmp_path, capsys):
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Invalid account' >&2; exit 1\n")
+    assert run_command(local(tmp_path)) == 2
+    assert "`sbatch` refused: error: Invalid account" in capsys.readouterr().err
+
+
+def test_a_measured_save_sets_the_lead(slurm, here, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ledger.jsonl").write_text('{"event":"saved","step":5,"seconds":100.0}\n')
+    assert run_command([*local(tmp_path), "--dry-run"]) == 0
+    assert "#SBATCH --signal=B:USR1@260\n" in capsys.readouterr().out
+
+
+def test_a_sites_own_folder_is_found_through_the_search_path(nowhere, tmp_path, capsys):
+    (tmp_path / "site" / "cluster").mkdir(parents=True)
+    (tmp_path / "site" / "cluster" / "ours.yaml").write_text(
+        "defaults: [slurm]\npartition: h100\naccount: physics\nmodules: [cuda/12.8]\n"
+        "nccl: {NCCL_SOCKET_IFNAME: ib0}\nenvironment: {HF_HOME: /shared/hf}\n"
+    )
+    search = f"hydra.searchpath=[file://{tmp_path}/site]"
+    words = [word for word in RUN if word != "cluster=slurm"]
+    assert run_command(["submit", search, "cluster=ours", *words, "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    for line in ("#SBATCH --partition=h100", "#SBATCH --account=physics", "module load cuda/12.8"):
+        assert f"{line}\n" in script
+    assert "export NCCL_SOCKET_IFNAME=ib0\n" in script and "export HF_HOME=/shared/hf\n" in script

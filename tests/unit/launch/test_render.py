@@ -1,0 +1,118 @@
+"""Batch scripts as files, checked by bash and shellcheck; to renew them: PALIMPSEST_UPDATE_GOLDEN=1."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.render import Job, render
+from tests.house.tree import ROOT
+from trainer.config.store import compose_config
+
+GOLDEN = ROOT / "tests" / "golden" / "sbatch"
+JOB = Job(
+    name="first",
+    run_dir=Path("/shared/runs/first"),
+    work_dir=Path("/shared/project"),
+    cache_dir=Path("/shared/cache"),
+    python="/shared/venv/bin/python",
+    signal_lead_s=180,
+)
+CASES = {
+    "srun": ["cluster=slurm", "cluster.num_nodes=4"],
+    "deepspeed": ["cluster=slurm", "cluster.num_nodes=4", "cluster.launcher=deepspeed"],
+    "torchrun": ["cluster=slurm", "cluster.num_nodes=4", "cluster.launcher=torchrun"],
+    "apptainer": [
+        *("cluster=slurm_apptainer", "cluster.num_nodes=2", "cluster.container.image=/shared/images/first.sif"),
+        "cluster.container.mounts=[/datasets:/datasets:ro]",
+    ],
+    "pyxis": [
+        *("cluster=slurm_pyxis", "cluster.num_nodes=2", "cluster.container.image=/shared/images/first.sqsh"),
+        *("cluster.container.mounts=[/datasets]", "cluster.container.options=[--no-container-mount-home]"),
+    ],
+    "site": [
+        *("cluster=slurm", "cluster.num_nodes=16", "cluster.partition=h100", "cluster.account=physics"),
+        *("cluster.qos=long", "cluster.reservation=maintenance", "cluster.constraint='h100&nvlink'"),
+        *("cluster.exclude='node[07,19]'", "cluster.gres=gpu:h100:8", "cluster.exclusive=true"),
+        *("cluster.time_limit_min=2885", "cluster.sbatch_options=['--mail-type=END']"),
+        *("cluster.modules=[cuda/12.8,nccl]", "cluster.setup=['ulimit -l unlimited']"),
+        *("cluster.environment.HF_HOME=/shared/hf", "cluster.environment.NOTE='two words'"),
+        *("cluster.nccl.NCCL_SOCKET_IFNAME=ib0", "cluster.scratch=/scratch", "cluster.master_port=29600"),
+        "cluster.max_stuck_attempts=5",
+    ],
+    "cpu": ["cluster=slurm_cpu", "cluster.num_nodes=2"],
+}
+
+
+def script_of(*overrides, job=JOB):
+    return render(compose_config(overrides).cluster, job)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_script_is_the_golden_one(case):
+    made = script_of(*CASES[case])
+    path = GOLDEN / f"{case}.sh"
+    if os.environ.get("PALIMPSEST_UPDATE_GOLDEN"):
+        path.write_text(made, encoding="utf-8")
+    assert made == path.read_text(encoding="utf-8")
+
+
+def test_there_is_a_golden_file_for_each_case_and_no_other():
+    assert sorted(path.stem for path in GOLDEN.glob("*")) == sorted(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bash_reads_the_script(case):
+    done = subprocess.run(["bash", "-n", str(GOLDEN / f"{case}.sh")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not on the PATH")
+def test_shellcheck_finds_nothing_in_any_script():
+    files = [str(GOLDEN / f"{case}.sh") for case in CASES]
+    done = subprocess.run(["shellcheck", *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_directive_is_explained_and_stands_before_the_first_command(case):
+    lines = (GOLDEN / f"{case}.sh").read_text(encoding="utf-8").splitlines()
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    directives = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
+    assert max(directives) < first_command, "sbatch reads no directive after a command"
+    for index in directives:
+        before = lines[index - 1]
+        assert before.startswith("# ") or before.startswith("#SBATCH"), lines[index]
+    assert not any("$" in lines[index] for index in directives), "sbatch expands no variables there"
+
+
+@pytest.mark.parametrize("case", ["deepspeed", "torchrun"])
+def test_the_number_of_a_node_is_expanded_on_that_node(case):
+    """In the batch shell SLURM_NODEID is 0, and every node would be node 0."""
+    lines = (GOLDEN / f"{case}.sh").read_text(encoding="utf-8").splitlines()
+    naming = [line for line in lines if "$SLURM_NODEID" in line]
+    assert naming and all(line.startswith("on_node='") and line.endswith("'") for line in naming)
+
+
+def test_paths_and_values_with_spaces_and_quotes_stay_one_word(tmp_path):
+    job = Job("a b", tmp_path / "it's $HOME", tmp_path / "x y", tmp_path, "/p q/python", 120)
+    text = script_of("cluster=slurm_cpu", "cluster.environment.A='1; rm -rf *'", job=job)
+    path = tmp_path / "job.sh"
+    path.write_text(text)
+    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+    line = next(line for line in text.splitlines() if line.startswith("run_dir="))
+    shown = subprocess.run(["bash", "-c", f'{line}; printf %s "$run_dir"'], capture_output=True, text=True)
+    assert shown.stdout == str(job.run_dir)
+    assert "export A='1; rm -rf *'" in text and "'/p q/python' -m trainer" in text
+    assert '#SBATCH --chdir="' in text
+
+
+def test_two_renderings_of_the_same_section_are_equal():
+    assert script_of(*CASES["site"]) == script_of(*CASES["site"])
+
+
+@pytest.mark.parametrize(("minutes", "shown"), [(1, "0-00:01:00"), (1440, "1-00:00:00"), (90, "0-01:30:00")])
+def test_the_time_limit_is_written_so_that_it_can_be_read_in_one_way_only(minutes, shown):
+    assert f"#SBATCH --time={shown}\n" in script_of("cluster=slurm", f"cluster.time_limit_min={minutes}")

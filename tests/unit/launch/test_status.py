@@ -1,0 +1,110 @@
+"""`palimpsest status`: one row a run, from its files alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+from launch.attempts import note, read_attempts
+from launch.status import find_runs, run_status, show_status
+from tests.helpers.run_files import write_run
+from trainer.cli import run_command
+from trainer.metrics.jsonl import JsonlSink, Ledger
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Return a run in its second attempt, as a killed first attempt leaves it."""
+    run_dir = tmp_path / "runs" / "first"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text("train: {max_steps: 100}\n")
+    ledger = Ledger(run_dir / "ledger.jsonl")
+    ledger.write("started", 0, attempt=1, num_steps=100)
+    ledger.write("saved", 10, seconds=12.5)
+    ledger.write("saved", 20, seconds=9.0)
+    ledger.write("started", 20, attempt=2, num_steps=100)
+    ledger.close()
+    sink = JsonlSink(run_dir / "metrics.jsonl")
+    for step in range(1, 26):
+        sink.write(step, {"loss": 3.0 - step / 100, "tokens_per_s": 1234.4, "eta_s": 3725.0 - step})
+    sink.write(25, {"eval_mean": 2.9})
+    sink.close("finished")
+    note(run_dir, "submitted")
+    for attempt in (1, 2):
+        note(run_dir, "started", attempt=attempt, job=7, newest="")
+        folder = run_dir / "logs" / f"attempt-{attempt}"
+        folder.mkdir(parents=True)
+    (run_dir / "logs/attempt-1/console.log").write_text(
+        "1: [rank 1] Error: `run_dir` must have room.\n0: torch.cuda.OutOfMemoryError: out of memory\nsrun: error: n1\n"
+    )
+    (run_dir / "logs/attempt-2/console.log").write_text("0: 24/100 loss 2.7 errors are not looked for in the middle\n")
+    return run_dir
+
+
+def test_a_row_tells_attempts_step_loss_speed_and_what_is_left(begun):
+    status = run_status(begun)
+    assert (status.name, status.state, status.num_attempts) == ("first", "begun", 2)
+    assert (status.step, status.num_steps, status.loss) == (25, 100, 2.75)
+    assert (status.tokens_per_s, status.eta_s) == (1234.4, 3700.0)
+    assert status.last_error == "Error: `run_dir` must have room."
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [(0, "finished"), (2, "must be mended"), (4, "not finite"), (75, "saved, stopped"), (137, "failed (137)")],
+)
+def test_the_scripts_last_line_is_the_state(begun, code, state):
+    note(begun, "ended", attempt=2, job=7, code=code, newest="")
+    status = run_status(begun)
+    assert status.state == state
+    assert (status.last_error is None) == (code == 0)
+    note(begun, "gave_up", attempt=3, job=7, newest="")
+    assert run_status(begun).state == "gave up"
+
+
+def test_a_submitted_job_that_never_ran_and_one_without_slurm(tmp_path):
+    waiting = tmp_path / "waiting"
+    waiting.mkdir()
+    (waiting / "config.yaml").write_text("train: {max_epochs: 1}\n")
+    assert run_status(waiting).state == "not begun" and run_status(waiting).num_steps is None
+    note(waiting, "queued", job=3)
+    assert run_status(waiting).state == "submitted"
+    assert read_attempts(waiting).job == 3
+    assert run_status(write_run(tmp_path / "here")).state == "finished"
+
+
+def test_the_queue_knows_better_than_the_files(begun, tmp_path, monkeypatch):
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho PENDING\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert run_status(begun).state == "pending"
+
+
+def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
+    write_run(tmp_path / "runs" / "second")
+    assert run_command(["status", str(tmp_path / "runs")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "state", "attempts", "step", "loss", "tokens/s", "left"]
+    assert lines[1].split() == ["first", "begun", "2", "25/100", "2.7500", "1,234", "1:01:40"]
+    assert lines[2].split()[:4] == ["second", "finished", "2", "160/160"] or lines[2].startswith("second")
+    assert lines[3] == "first: Error: `run_dir` must have room."
+    assert [path.name for path in find_runs(tmp_path)] == ["first", "second"]
+
+
+def test_run_dir_may_be_written_as_elsewhere(begun, capsys):
+    assert show_status([f"run_dir={begun}"]) == 0
+    assert "25/100" in capsys.readouterr().out
+
+
+def test_a_folder_without_runs_is_refused(tmp_path, capsys):
+    assert run_command(["status", str(tmp_path)]) == 2
+    assert "must be given a run directory" in capsys.readouterr().err
+
+
+def test_no_torch_is_loaded(begun):
+    code = (
+        "import sys\nfor name in ('torch', 'transformers', 'deepspeed'):\n    sys.modules[name] = None\n"
+        "from trainer.cli import run_command\nassert run_command(['status', sys.argv[1]]) == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(begun)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,142 @@
+"""Rules of the cluster section: those of every run, and those of a submission. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Scheduler
+from trainer.config.rule import must
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+RUNNERS = ("pdsh", "openmpi", "mpich", "impi", "mvapich")
+"""Without DeepSpeed's `slurm`: it starts a script, not a module; cluster.launcher=deepspeed goes through srun."""
+_NCCL = ("NCCL_", "TORCH_NCCL_")
+_OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_", "SBATCH_", "PALIMPSEST_")
+
+
+def cluster_problems(cluster: ClusterConfig) -> Iterator[str]:
+    """Yield a sentence for every broken rule that needs no scheduler to tell."""
+    for key, value, least in (
+        ("time_limit_min", cluster.time_limit_min, 1),
+        ("max_stuck_attempts", cluster.max_stuck_attempts, 1),
+        ("gpus_per_node", cluster.gpus_per_node, 0),
+        ("cpus_per_rank", cluster.cpus_per_rank, 1),
+        ("signal_lead_s", cluster.signal_lead_s, 1),
+        ("comm_timeout_s", cluster.comm_timeout_s, 1),
+    ):
+        if value is not None and value < least:
+            yield must(f"cluster.{key}", f"at least {least}", value, f"Set cluster.{key}={max(least, 1)}.")
+    if not 0 <= cluster.master_port < 65536:
+        yield must("cluster.master_port", "0 or a port", cluster.master_port, "Set 0 to pick a free one.")
+    if not cluster.write_gb_per_s > 0:
+        yield must("cluster.write_gb_per_s", "more than 0", cluster.write_gb_per_s, "Set 1.")
+    if cluster.gpu_gib is not None and not cluster.gpu_gib > 0:
+        yield must("cluster.gpu_gib", "more than 0", cluster.gpu_gib, "Set cluster.gpu_gib=80.")
+    if cluster.hostfile is not None and cluster.launcher is not Launcher.deepspeed:
+        yield must(
+            "cluster.launcher",
+            "deepspeed with a hostfile",
+            cluster.launcher.value,
+            "Set cluster.launcher=deepspeed or leave cluster.hostfile out.",
+        )
+    if cluster.deepspeed_runner not in RUNNERS:
+        yield must(
+            "cluster.deepspeed_runner", f"one of {', '.join(RUNNERS)}", cluster.deepspeed_runner, "Set pdsh."
+        )
+    yield from _variable_problems(cluster)
+    yield from _container_problems(cluster)
+
+
+def _variable_problems(cluster: ClusterConfig) -> Iterator[str]:
+    for section, names in (("environment", cluster.environment), ("nccl", cluster.nccl)):
+        for name in names:
+            if not _VARIABLE.fullmatch(name):
+                yield must(f"cluster.{section}", "names of variables", name, "Use letters, digits and _.")
+            elif name.startswith(_OURS):
+                yield must(f"cluster.{section}.{name}", "left to the launcher", names[name], "Remove it.")
+    for name, value in cluster.nccl.items():
+        if not name.startswith(_NCCL):
+            yield must(
+                f"cluster.nccl.{name}", "a variable of NCCL", value, f"Set cluster.environment.{name}."
+            )
+
+
+def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
+    container = cluster.container
+    for mount in container.mounts:
+        if not mount.startswith("/"):
+            yield must("cluster.container.mounts", "HOST or HOST:INSIDE from /", mount, "Write whole paths.")
+    if container.image and container.runtime is ContainerRuntime.none:
+        yield must(
+            "cluster.container.runtime",
+            "apptainer or pyxis with an image",
+            "none",
+            "Set cluster.container.runtime.",
+        )
+
+
+def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[str]:
+    """Yield a sentence for every broken rule of a configuration that is to be submitted."""
+    if cluster.scheduler is not Scheduler.slurm:
+        yield must(
+            "cluster.scheduler",
+            "slurm to submit",
+            cluster.scheduler.value,
+            "Use cluster=slurm or your site's file, or `palimpsest train` for this machine.",
+        )
+    if cluster.ranks_per_node < 1:
+        yield must(
+            "cluster.ranks_per_node",
+            "at least 1 to submit: there is no GPU to count here",
+            cluster.ranks_per_node,
+            "Set it to the GPUs of a node.",
+        )
+    gpus = cluster.num_gpus_asked
+    if 0 < gpus < cluster.ranks_per_node:
+        yield must(
+            "cluster.ranks_per_node",
+            f"at most the {gpus} GPUs of a node, cluster.gpus_per_node",
+            cluster.ranks_per_node,
+            f"Set cluster.ranks_per_node={gpus}.",
+        )
+    if cluster.container.runtime is not ContainerRuntime.none and not cluster.container.image:
+        yield must(
+            "cluster.container.image",
+            "an image file or address",
+            cluster.container.image,
+            "Set cluster.container.image=FILE.",
+        )
+    for folder in cluster.node_local_paths:
+        if (run_dir.rstrip("/") + "/").startswith(folder.rstrip("/") + "/"):
+            yield must(
+                "run_dir",
+                f"on a disk that all nodes share, and {folder} is each node's own",
+                run_dir,
+                "Choose a shared folder, or change cluster.node_local_paths if this one is shared here.",
+            )
+
+
+def lead_problems(cluster: ClusterConfig, lead_s: int, save_s: float, origin: str) -> Iterator[str]:
+    """Yield a sentence where the time limit leaves no room for a save.
+
+    Args:
+        lead_s: Seconds before the limit at which ranks are told to stop.
+        save_s: Seconds of one save.
+        origin: Where `save_s` is from.
+    """
+    if cluster.signal_lead_s is not None and cluster.signal_lead_s < save_s:
+        yield must(
+            "cluster.signal_lead_s",
+            f"at least the {save_s:.0f} s that a save takes ({origin})",
+            cluster.signal_lead_s,
+            "Set null for a lead from that time.",
+        )
+    if cluster.time_limit_min * 60 <= lead_s:
+        yield must(
+            "cluster.time_limit_min",
+            f"more than {lead_s / 60:g} minutes: ranks are told to stop {lead_s} s before the limit, for a save of "
+            f"{save_s:.0f} s ({origin})",
+            cluster.time_limit_min,
+            f"Set at least {lead_s // 60 + 10}.",
+        )

@@ -1,0 +1,124 @@
+"""Config section of the cluster: a site's settings, and how ranks are started there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Scheduler(Enum):
+    """Who gives out nodes."""
+
+    none = "none"
+    slurm = "slurm"
+
+
+class Launcher(Enum):
+    """Who starts the ranks of a job."""
+
+    srun = "srun"
+    deepspeed = "deepspeed"
+    torchrun = "torchrun"
+
+
+class ContainerRuntime(Enum):
+    """What the ranks of a job run in."""
+
+    none = "none"
+    apptainer = "apptainer"
+    pyxis = "pyxis"
+
+
+@dataclass
+class ContainerConfig:
+    """An image that holds the package, for clusters that have no environment of their own."""
+
+    runtime: ContainerRuntime = ContainerRuntime.none
+    """`apptainer` (also singularity), or `pyxis` for enroot through srun's own options."""
+    image: str | None = None
+    """File (.sif, .sqsh) or address (docker://...) of the image. Files must be visible from all nodes."""
+    mounts: list[str] = field(default_factory=list)
+    """HOST or HOST:INSIDE folders to see inside, beside the run directory, the cache and the working directory."""
+    options: list[str] = field(default_factory=list)
+    """More options: of `apptainer exec`, or of srun for pyxis."""
+    python: str = "python"
+    """Interpreter inside the image."""
+
+
+@dataclass
+class ClusterConfig:
+    """Where ranks run. A site's own file belongs into a folder that hydra.searchpath names."""
+
+    num_nodes: int = 1
+    """Nodes of the run."""
+    ranks_per_node: int = 0
+    """Processes on a node; 0 means one a GPU, or one on a machine without a GPU. `submit` needs a number."""
+    comm_timeout_s: int = 1800
+    """A collective that takes longer ends the run with an error."""
+    master_port: int = 0
+    """Rendezvous port on the first node; 0 picks a free one."""
+    hostfile: str | None = None
+    """A cluster without SLURM: a file of `HOST slots=N` lines for deepspeed, which starts ranks over ssh."""
+    deepspeed_runner: str = "pdsh"
+    """How deepspeed reaches the hosts of a hostfile: pdsh, openmpi, mpich, impi or mvapich."""
+    scheduler: Scheduler = Scheduler.none
+    """`slurm` for `palimpsest submit`."""
+    launcher: Launcher = Launcher.srun
+    """`srun` starts one task a rank, so that signals and exit codes are the ranks' own; `deepspeed` and `torchrun` are
+    started once a node."""
+    partition: str | None = None
+    """Partition; null is the site's default."""
+    account: str | None = None
+    """Account that pays."""
+    qos: str | None = None
+    """Quality of service."""
+    reservation: str | None = None
+    """Reservation."""
+    constraint: str | None = None
+    """Features that nodes must have, such as `a100&nvlink`."""
+    exclude: str | None = None
+    """Nodes to stay away from, such as `node[07,19]`."""
+    gpus_per_node: int | None = None
+    """GPUs asked for on a node; null: one a rank; 0: none, for CPU partitions."""
+    gres: str | None = None
+    """Generic resources of a node in SLURM's words, such as `gpu:a100:8`; null makes gpu:N of gpus_per_node."""
+    gpu_gib: float | None = None
+    """Memory of one GPU of these nodes in GiB, for the memory forecast; null: plan.gpu_gib, else not compared."""
+    cpus_per_rank: int | None = None
+    """CPU cores of a rank, data workers included; null is the site's default, often 1."""
+    mem: str | None = None
+    """Host memory of a node in SLURM's words; `0` is all of it; null is the site's default."""
+    exclusive: bool = False
+    """Let no other job onto the nodes."""
+    time_limit_min: int = 1440
+    """Minutes that one attempt may take; the job requeues itself until the run is done."""
+    signal_lead_s: int | None = None
+    """Seconds before the time limit at which ranks are told to save and stop; null: from the measured or forecast time
+    of a save, at least 120."""
+    write_gb_per_s: float = 1.0
+    """10^9 bytes a second that one node writes to the run directory; used until a save was measured."""
+    max_stuck_attempts: int = 3
+    """Stop after so many attempts in a row that committed no checkpoint."""
+    sbatch_options: list[str] = field(default_factory=list)
+    """More options of sbatch, such as `--mail-type=END`."""
+    modules: list[str] = field(default_factory=list)
+    """Environment modules to load, in this order."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines to run before the ranks start, after the modules."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of the ranks. They are frozen in the run directory: no secrets."""
+    nccl: dict[str, str] = field(default_factory=dict)
+    """NCCL's variables, such as NCCL_SOCKET_IFNAME: ib0."""
+    scratch: str | None = None
+    """Folder on each node for temporary files; ranks get a folder of their job in it as TMPDIR."""
+    python: str | None = None
+    """Interpreter that runs the ranks, visible from all nodes; null is the one that submits."""
+    node_local_paths: list[str] = field(default_factory=lambda: ["/tmp", "/var/tmp", "/dev/shm", "/run"])
+    """Folders that each node has for itself: a run directory there would be lost with its node."""
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    """Image to run in."""
+
+    @property
+    def num_gpus_asked(self) -> int:
+        """Return the GPUs of a node."""
+        return self.ranks_per_node if self.gpus_per_node is None else self.gpus_per_node

@@ -1,0 +1,40 @@
+"""What a job script and the ranks that it starts tell each other: two variables and a file.
+
+Each attempt of a job has a folder of logs. Ranks log there, and leave their exit code there, because
+torchrun, and DeepSpeed's launcher after a signal, end with 1 whatever their ranks end with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+LOG_DIR = "PALIMPSEST_LOG_DIR"
+DEADLINE = "PALIMPSEST_DEADLINE"
+EXIT_CODE = "exit-code"
+
+
+def given_log_dir(environ: Mapping[str, str]) -> Path | None:
+    """Return the attempt's folder of logs, which the script made; None without a script."""
+    return Path(environ[LOG_DIR]) if environ.get(LOG_DIR) else None
+
+
+def deadline(environ: Mapping[str, str]) -> float | None:
+    """Return when the job is killed, in seconds since 1970; None when it is not."""
+    text = environ.get(DEADLINE, "")
+    return float(text) if text.isdigit() else None
+
+
+def leave_exit_code(environ: Mapping[str, str], code: int, is_first: bool) -> None:
+    """Tell the script how the ranks ended; the first rank to know is right.
+
+    Success is only the first rank's to tell: the others may be done before it has written its last file.
+    """
+    folder = given_log_dir(environ)
+    if folder is None or (code == 0 and not is_first):
+        return
+    try:
+        with (folder / EXIT_CODE).open("x", encoding="utf-8") as file:
+            file.write(f"{code}\n")
+    except OSError:
+        return

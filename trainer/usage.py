@@ -1,0 +1,44 @@
+"""The words of the command line and its help."""
+
+from __future__ import annotations
+
+from trainer.config.store import group_options
+
+COMMANDS = {
+    "prepare": "read, clean, tokenise and pack the data; never inside a process group",
+    "plan": "parameters, memory per GPU by ZeRO stage, LoRA over r; reads config.json only, loads no torch",
+    "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
+    "submit": "hand the run to SLURM: check, freeze, write the batch script; --dry-run only prints it",
+    "status": "attempts, step, loss, speed and last error of a run directory or a folder of them",
+    "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
+    "report": "write report.html of a run directory anew",
+    "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
+    "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
+}
+
+SUBCOMMANDS = {
+    "replay": {
+        "generate": "sample the model into a store of texts or chats; replay.generate.* says what and how much"
+    },
+}
+"""Commands of two words."""
+
+
+def help_text() -> str:
+    """Return the help: commands, config groups and where to read on."""
+    commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    groups = "\n".join(
+        f"  {group:<11} {', '.join(o for o in options if o != 'none')}"
+        for group, options in group_options().items()
+    )
+    return (
+        "palimpsest: adapt open-weight language models on DeepSpeed, and keep what they knew.\n\n"
+        "usage: palimpsest COMMAND [group=option ...] [section.key=value ...] [--cfg] [--config FILE]\n\n"
+        f"commands:\n{commands}\n\n"
+        f"config groups (group=option):\n{groups}\n\n"
+        "  --cfg            print the resolved configuration and stop\n"
+        "  --config FILE    start from a frozen config.yaml instead of composing\n"
+        "  --dry-run        submit: print the batch script and change nothing; elsewhere --cfg\n\n"
+        "example: palimpsest train recipe=full_finetune model=smollm2_135m data=chat \\\n"
+        "           data.sources.chat.path=chats.jsonl run_dir=runs/first"
+    )
