@@ -41,11 +41,12 @@ from trainer.evaluate.fingerprint import (
     take_fingerprint,
     write_fingerprint,
 )
-from trainer.evaluate.frozen import FrozenCheck, check_silent
+from trainer.evaluate.frozen import FrozenCheck, check_heard, check_silent
 from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
 from trainer.forgetting import Forgetting
 from trainer.metrics.memory import describe_device
 from trainer.mixing import Mixing
+from trainer.model.prompt import virtual_off
 from trainer.optim.schedule import lr_factor
 from trainer.replay.controller import Decision
 from trainer.report.build import build_report
@@ -111,6 +112,11 @@ class Keeper:
         if self._tune.method in (TuneMethod.lora, TuneMethod.ia3):
             check_silent(self._engine, self._probe, self._group, self._flash)
             _LOG.info("The adapter leaves the base's logits as they are.")
+        if self._tune.is_virtual:
+            moved = check_heard(self._engine, self._probe, self._group)
+            _LOG.info(
+                "Virtual tokens move the logits of every document, by %.1e of their spread or more.", moved
+            )
         if self._checkpoint.enabled:
             self._group.from_first(lambda: self._clear_the_way(num_parameters))
 
@@ -126,9 +132,10 @@ class Keeper:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source; before the first step they are the base model's."""
         if state.step == 0 and self._forgetting is not None:
-            if self._task_scores is not None:
-                self._task_scores.measure_base()
-            return self._forgetting.measure_base()
+            with virtual_off(self._engine.module):
+                if self._task_scores is not None:
+                    self._task_scores.measure_base()
+                return self._forgetting.measure_base()
         pieces = held_out_pieces(self._engine, self._held_out, self._group, self._flash)
         self._newest = (state.step, pieces)
         return {name: losses.mean for name, losses in pieces.items()}

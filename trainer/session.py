@@ -8,12 +8,14 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.config.tune import TuneConfig, TuneMethod
 from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import digest_of, open_all
 from trainer.data.reference import BaseReference
@@ -36,7 +38,8 @@ from trainer.model.attention import choose_attention
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
 from trainer.model.kernels import apply_kernels
-from trainer.model.load import LoadedModel, check_context, load_model
+from trainer.model.load import LoadedModel, announce_zero3, check_context, load_model
+from trainer.model.prompt import check_room
 from trainer.model.remat import apply_remat
 from trainer.model.resolve import resolve_model, tokenizer_source
 from trainer.model.tokenizer import Tokenizer, load_tokenizer
@@ -130,7 +133,7 @@ def _build_model(
     """Load the model and hand it to DeepSpeed. Collective: every rank."""
     on_gpu = group.device.type == "cuda"
     capability = torch.cuda.get_device_capability(group.device) if on_gpu else None
-    attention = choose_attention(config.model.attention, capability)
+    attention = choose_attention(config.model.attention, capability, needs_mask=config.tune.is_virtual)
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
     loaded = load_model(source, config.model, attention, config.zero.dtype, zero3_config, group.device)
@@ -140,12 +143,21 @@ def _build_model(
     num_verified = 0
     if config.model.verify_weights and config.model.kind is not ModelKind.random:
         num_verified = verify_weights(loaded.model, source, gathered)
+    keep_alive = announce_zero3(zero3_config)
     tuned = apply_tuning(loaded.model, config.tune, config.seed)
+    del keep_alive
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
-    recomputed = apply_remat(loaded.model, config.model.checkpoint_layers, config.model.checkpoint_spread)
+    recomputed = apply_remat(
+        loaded.model,
+        config.model.checkpoint_layers,
+        config.model.checkpoint_spread,
+        has_prefix=config.tune.method is TuneMethod.prefix,
+    )
     embeddings = {id(p) for p in loaded.model.get_input_embeddings().parameters()}
+    if tuned.virtual is not None:
+        embeddings |= {id(p) for p in tuned.virtual.parameters()}
     install_loss_head(loaded.model, config.model.loss_chunk_tokens)
-    objective = CausalLM(loaded.model)
+    objective = CausalLM(loaded.model, tuned.virtual)
     groups = decay_groups(
         objective.named_parameters(),
         config.optim.weight_decay,
@@ -214,6 +226,7 @@ def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]
                 f"but holds {needed - 1} instead. Prepare it with the tokenizer of this model."
             )
     check_context(hf_config, config.data.seq_len)
+    check_room(hf_config, config.tune, config.data.seq_len)
 
 
 def build_forgetting(session: Session) -> Forgetting | None:
@@ -243,12 +256,18 @@ def build_task_scores(session: Session) -> TaskScores | None:
         hf_config=hf_config,
         pad_id=session.pad_id,
         end_ids=end_tokens(loaded.model) | own_ends,
-        max_length=options.max_length or context_length(hf_config) or config.data.seq_len,
+        max_length=options.max_length or _room(hf_config, config.tune) or config.data.seq_len,
         batch_tokens=options.batch_tokens,
     )
     digest = group.from_first(lambda: base_digest(config, loaded.source))
     tasks = load_everywhere(options, group)
     return TaskScores(session.run_dir, config, tasks, model, tokenizer, digest)
+
+
+def _room(hf_config: Any, tune: TuneConfig) -> int | None:
+    """Return the longest document the model was made for, behind its virtual tokens."""
+    longest = context_length(hf_config)
+    return longest - tune.virtual_tokens if longest is not None and tune.is_virtual else longest
 
 
 def base_digest(config: RunConfig, source: str) -> str:

@@ -26,16 +26,15 @@ METHODS = {
     "dora": ["tune.method=lora", "tune.r=4", "tune.dora=true"],
     "ia3": ["tune.method=ia3", "tune.target=[k_proj,v_proj,down_proj]"],
     "freeze": ["tune.method=freeze", "tune.last_layers=1", "tune.train=[model.norm]"],
+    "prefix": ["tune.method=prefix", "tune.virtual_tokens=5"],
+    "prompt": ["tune.method=prompt", "tune.virtual_tokens=5"],
 }
-
-
-def stages_of(method: str) -> list[int]:
-    return [0, 1, 2] if method == "dora" else [0, 1, 2, 3]
+STAGES = [0, 1, 2, 3]
 
 
 def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[dict[str, float]]:
     """Train with plain peft and torch: nothing of ours but the batches."""
-    from peft import IA3Config, LoraConfig, get_peft_model
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32)
@@ -46,9 +45,13 @@ def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[d
         linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         torch.manual_seed(0)
         scales = ["k_proj", "v_proj", "down_proj"]
-        config: Any = IA3Config(
-            target_modules=scales, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
-        )
+        others: dict[str, Any] = {
+            "ia3": IA3Config(target_modules=scales, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+            "prefix": PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+            "prompt": PromptTuningConfig(
+                num_virtual_tokens=5, prompt_tuning_init="SAMPLE_VOCAB", task_type="CAUSAL_LM"
+            ),
+        }
         lora = LoraConfig(
             r=4,
             lora_alpha=8,
@@ -57,13 +60,14 @@ def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[d
             use_dora=method == "dora",
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(model, config if method == "ia3" else lora)
+        model = get_peft_model(model, others.get(method, lora))
     trains = {n: p for n, p in model.named_parameters() if p.requires_grad}
     faster = [p for n, p in trains.items() if ".lora_B." in n and method == "lora_plus"]
     rest = [p for p in trains.values() if not any(p is f for f in faster)]
+    decayed = [p for p in rest if p.ndim >= 2 and method not in ("prefix", "prompt")]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.1},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": 0.1},
+        {"params": [p for p in rest if not any(p is d for d in decayed)], "weight_decay": 0.0},
         {"params": faster, "weight_decay": 0.1, "lr_factor": 4.0},
     ]
     return plain_steps(model, [group for group in groups if group["params"]], documents, NUM_STEPS)
@@ -103,10 +107,10 @@ def test_every_method_takes_the_steps_of_plain_peft(pool, workspace, expected, m
     """One stage off: its frozen parameters move, or adapters are not the same on all ranks. All off: another
     initialisation, scale, target or learning rate than peft's.
     """
-    variants = [[*METHODS[method], f"zero.stage={stage}"] for stage in stages_of(method)]
+    variants = [[*METHODS[method], f"zero.stage={stage}"] for stage in STAGES]
     results = pool(num_ranks).run(trained, workspace=workspace, run_dir=str(tmp_path), variants=variants)
     assert min(record["loss"] for record in expected[method]) < expected[method][0]["loss"]
-    for stage, (records, num_trainable, num_total) in zip(stages_of(method), results[0], strict=True):
+    for stage, (records, num_trainable, num_total) in zip(STAGES, results[0], strict=True):
         print(f"stage {stage}, {num_ranks} rank(s)")
         assert 0 < num_trainable < num_total
         assert_close(records, expected[method], FP32, FP32 * 10)

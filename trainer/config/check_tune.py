@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Iterator
 
+from trainer.config.model import Attention
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
-from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, Init, TuneConfig, TuneMethod
 
 
 def tune_problems(config: RunConfig) -> Iterator[str]:
@@ -16,9 +17,6 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
     tune = config.tune
     if tune.method is TuneMethod.lora:
         yield from _lora_problems(tune)
-        if tune.dora and config.zero.stage == 3:
-            fix = "Set zero=zero2, or tune=rslora. (peft's DoRA reads whole base weights outside of their layer.)"
-            yield must("tune.dora", "false with zero.stage=3", True, fix)
     if tune.method is TuneMethod.ia3:
         strangers = [name for name in tune.feedforward if name not in tune.target]
         if ALL_LINEAR in tune.target or tune.target_pattern is not None or not tune.target:
@@ -27,6 +25,12 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
         elif strangers:
             fix = f"Set tune.feedforward=[{tune.target[-1]}]."
             yield must("tune.feedforward", "among tune.target", tune.feedforward, fix)
+    if tune.is_virtual:
+        yield from _virtual_problems(config)
+    if tune.method is TuneMethod.bottleneck:
+        fix = "Set tune=lora. (peft has no adapters of this kind: Houlsby et al. 2019, arXiv:1902.00751.)"
+        yield must("tune.method", "a method that peft has", tune.method.value, fix)
+    yield from _start_problems(config)
     if tune.method is TuneMethod.freeze:
         if not tune.train and tune.last_layers < 1:
             fix = "Set tune.last_layers=2, or tune.train=[norm]."
@@ -38,6 +42,45 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
     if tune.method is not TuneMethod.full and config.replay.kl.beta and config.zero.stage == 0:
         fix = "Set zero=zero1."
         yield must("zero.stage", "1 or more for replay.kl with an adapter", 0, fix)
+
+
+def _virtual_problems(config: RunConfig) -> Iterator[str]:
+    """Yield what virtual tokens cannot go with."""
+    tune, asked = config.tune, config.model.attention
+    if tune.virtual_tokens < 1:
+        yield must("tune.virtual_tokens", "at least 1", tune.virtual_tokens, "Set tune.virtual_tokens=20.")
+    if asked not in (Attention.auto, Attention.sdpa):
+        fix = (
+            "Set model.attention=sdpa. (Documents of a pack share the virtual tokens: a mask can say that, the "
+            "boundaries that flash attention takes cannot.)"
+        )
+        yield must("model.attention", f"auto or sdpa with tune.method={tune.method.value}", asked.value, fix)
+    what = "Virtual tokens are no change of the weights, so they cannot be added into them"
+    if config.export.merge:
+        fix = f"Leave it out: the adapter is exported. ({what}.)"
+        yield must("export.merge", f"false with tune.method={tune.method.value}", True, fix)
+    if config.export.alpha != 1 or config.export.interpolate is not None:
+        key = "export.alpha" if config.export.alpha != 1 else "export.interpolate"
+        value = config.export.alpha if config.export.alpha != 1 else config.export.interpolate
+        fix = f"Leave it out. ({what}, and there is nothing between.)"
+        yield must(key, f"left out with tune.method={tune.method.value}", value, fix)
+
+
+INITS = {
+    TuneMethod.lora: (Init.default, Init.gaussian, Init.orthogonal, Init.pissa),
+    TuneMethod.prefix: (Init.default, Init.zero),
+    TuneMethod.prompt: (Init.default, Init.gaussian),
+}
+
+
+def _start_problems(config: RunConfig) -> Iterator[str]:
+    """Yield what the initialisation and modules trained whole cannot go with."""
+    tune = config.tune
+    known = INITS.get(tune.method, (Init.default,))
+    if tune.init not in known:
+        words = " or ".join(init.value for init in known)
+        rule = f"{words} for tune.method={tune.method.value}"
+        yield must("tune.init", rule, tune.init.value, "Set tune.init=default.")
 
 
 def _lora_problems(tune: TuneConfig) -> Iterator[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from trainer.data.collate import collate
+from trainer.data.types import Pack
 from trainer.dist.group import Group
 from trainer.engine.build import Engine
 from trainer.errors import SelfCheckError
 from trainer.evaluate.fingerprint import difference, take_fingerprint
 from trainer.model.adapters import adapter_off, frozen_checksum
+from trainer.step import model_inputs
 
 
 def check_silent(engine: Engine, tokens: np.ndarray, group: Group, flash: bool) -> float:
@@ -25,6 +28,33 @@ def check_silent(engine: Engine, tokens: np.ndarray, group: Group, flash: bool) 
         raise SelfCheckError(
             "The adapter must leave the base's logits as they are before the first step, but moves them by "
             f"{moved:.1e} of their spread. Set tune.init=default, or report this model."
+        )
+    return moved
+
+
+def check_heard(engine: Engine, tokens: np.ndarray, group: Group) -> float:
+    """Return how far virtual tokens move the logits of the document they move least, in a pack of three.
+
+    They move logits by construction, so equality with the base, which `check_silent` proves of other adapters, is
+    proved with them off: then the model is its frozen base. Collective: every rank.
+
+    Raises:
+        SelfCheckError: A document of the pack does not see them.
+    """
+    lengths = np.full(3, len(tokens) // 3)
+    lengths[-1] += len(tokens) % 3
+    pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=lengths.tolist())
+    inputs = model_inputs(collate([pack], [0], len(tokens), 0), group.device, False)
+    with engine.evaluating():
+        on = engine.forward(**inputs)
+        with adapter_off(engine.module):
+            off = engine.forward(**inputs)
+    parts = zip(on[0].float().split(lengths.tolist()), off[0].float().split(lengths.tolist()), strict=True)
+    moved = min(difference(base_TV, heard_TV) for heard_TV, base_TV in parts)
+    if not moved > 0:
+        raise SelfCheckError(
+            "Every document of a pack must see the virtual tokens, but those of one do not move its logits. Set "
+            "model.attention=sdpa, or report this model."
         )
     return moved
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config.tune import ALL_LINEAR, LoraInit, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
+from trainer.model.prompt import VirtualTokens, make_virtual_tokens, virtual_off
 
 ADAPTER = "default"
 """peft's name for the one adapter of a model."""
@@ -34,6 +35,8 @@ class Tuned:
     """peft's own description of the adapter; None without one."""
     modules: tuple[str, ...] = ()
     """Names of the modules that the adapter sits on."""
+    virtual: VirtualTokens | None = None
+    """What puts virtual tokens before documents; no part of the model."""
 
     @property
     def is_partial(self) -> bool:
@@ -44,20 +47,25 @@ class Tuned:
 def apply_tuning(model: Any, tune: TuneConfig, seed: int) -> Tuned:
     """Freeze what does not train and add the adapter, in place. The same on every rank, whatever its generators hold.
 
+    Under ZeRO-3 collective, and peft must have been told of it (`announce_zero3`).
+
     Raises:
         ConfigError: A pattern that finds nothing or the head, or a rank that no layer can have.
     """
-    peft_config, modules = None, tuple[str, ...]()
+    peft_config, modules, virtual = None, tuple[str, ...](), None
     if tune.method is TuneMethod.lora:
         peft_config, modules = _add_lora(model, tune, seed)
     elif tune.method is TuneMethod.ia3:
         peft_config, modules = _add_ia3(model, tune)
     elif tune.method is TuneMethod.freeze:
         _freeze(model, tune)
-    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
-    return Tuned(
-        sum(size for trains, size in sizes if trains), sum(size for _, size in sizes), peft_config, modules
-    )
+    elif tune.is_virtual:
+        virtual, peft_config = make_virtual_tokens(model, tune, seed)
+        model.requires_grad_(False)
+    parameters = [*model.parameters(), *(virtual.parameters() if virtual is not None else ())]
+    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in parameters]
+    num_trainable = sum(size for trains, size in sizes if trains)
+    return Tuned(num_trainable, sum(size for _, size in sizes), peft_config, modules, virtual)
 
 
 def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...]]:
@@ -71,7 +79,7 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
         target_modules=sorted(names),
         use_rslora=tune.rslora,
         use_dora=tune.dora,
-        init_lora_weights="gaussian" if tune.init is LoraInit.gaussian else True,
+        init_lora_weights=True if tune.init is Init.default else tune.init.value,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -151,7 +159,7 @@ def _freeze(model: Any, tune: TuneConfig) -> None:
 
 @contextlib.contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Run the base: every adapter layer passes by its factors.
+    """Run the base: every adapter layer passes by its factors, and there are no virtual tokens.
 
     peft's own switch also changes requires_grad, which DeepSpeed reads; this sets only what the forward reads.
     """
@@ -161,7 +169,8 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer._disable_adapters = True
     try:
-        yield
+        with virtual_off(model):
+            yield
     finally:
         for layer in layers:
             layer._disable_adapters = False

@@ -90,7 +90,7 @@ def load_model(
         ModelError: Missing, unexpected or mismatched weights.
     """
     config = read_config(source, model)
-    keep_alive = _announce_zero3(zero3_config)
+    keep_alive = announce_zero3(zero3_config)
     arguments: dict[str, Any] = {
         "dtype": _DTYPES[dtype],
         "attn_implementation": attention.name,
@@ -108,8 +108,8 @@ def load_model(
     return LoadedModel(loaded, attention, source, count)
 
 
-def _announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
-    """Tell transformers about ZeRO-3; it shards while an object of this kind is alive."""
+def announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
+    """Tell transformers and peft about ZeRO-3; they shard and gather while what this returns is alive."""
     if zero3_config is None:
         return None
     from transformers.integrations import HfDeepSpeedConfig

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainer.errors import ModelError
 from trainer.model.adapters import ADAPTER
 from trainer.model.load import tensor_reader, weight_files
+from trainer.model.prompt import ENCODER
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -43,6 +44,8 @@ def write_adapter(
 
 
 def _peft_name(name: str) -> str:
+    if name == f"virtual.{ENCODER}":
+        return "prompt_embeddings"
     bare = name.removesuffix(".weight") if ".lora_magnitude_vector." in name else name
     return PEFT_PREFIX + bare.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 

@@ -19,7 +19,15 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
         ("tune=lora tune.target=[all_linear,q_proj]", "tune.target"),
         ("tune=lora tune.target_pattern='('", "tune.target_pattern"),
         ("tune=lora_plus tune.lora_plus_ratio=0.5", "tune.lora_plus_ratio"),
-        ("tune=dora zero=zero3", "tune.dora"),
+        ("tune=prefix tune.virtual_tokens=0", "tune.virtual_tokens"),
+        ("tune=prefix model.attention=flash_attention_2", "model.attention"),
+        ("tune=prompt model.attention=flash_attention_3", "model.attention"),
+        ("tune=prefix export.merge=true", "export.merge"),
+        ("tune=prompt export.alpha=0.5", "export.alpha"),
+        ("tune=prefix export.interpolate=0:1:0.5", "export.interpolate"),
+        ("tune=prefix tune.init=pissa", "tune.init"),
+        ("tune=lora tune.init=zero", "tune.init"),
+        ("tune=bottleneck", "tune.method"),
         ("tune=ia3 tune.target=[all_linear]", "tune.target"),
         ("tune=ia3 tune.feedforward=[up_proj]", "tune.feedforward"),
         ("tune=freeze tune.last_layers=0", "tune.train"),
@@ -32,7 +40,9 @@ def test_what_cannot_train_is_refused(words, key):
     assert any(problem.startswith(f"`{key}` must be") for problem in problems), problems
 
 
-@pytest.mark.parametrize("group", ["full", "lora", "rslora", "lora_plus", "ia3", "freeze"])
+@pytest.mark.parametrize(
+    "group", ["full", "lora", "dora", "rslora", "lora_plus", "pissa", "ia3", "freeze", "prefix", "prompt"]
+)
 def test_every_group_passes_as_it_is(group):
     assert list(find_problems(compose_config([*COMMON, f"tune={group}"]))) == []
 
