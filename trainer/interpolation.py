@@ -18,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from trainer.config.check import check_config
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
@@ -73,6 +74,7 @@ class PlainModel:
 
 def interpolate(config: RunConfig) -> int:
     """Evaluate every alpha, write interpolation.json and the report, and print the one to take."""
+    check_config(config, only=("export",))
     alphas = parse_alphas(config.export.interpolate or "")
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)

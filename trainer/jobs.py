@@ -120,6 +120,7 @@ def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
     from trainer.model.resolve import resolve_model
 
+    check_config(config, only=("export",))
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
@@ -157,16 +158,16 @@ def _write_export(
     from trainer.model.blend import blended
     from trainer.model.folder import write_model_files, write_tokenizer
     from trainer.model.merge import read_adapter, write_adapter
+    from trainer.model.pissa import as_plain_lora
 
     options = config.export
     adapter = read_adapter(Path(config.run_dir))
     if adapter is not None and not options.merge and options.alpha == 1:
         counts: list[int] = []
+        trained, adapter = as_plain_lora(stream_parameters(checkpoint), adapter, Path(config.run_dir))
 
         def fill(folder: Path) -> None:
-            counts.append(
-                write_adapter(stream_parameters(checkpoint), adapter, folder, DTYPES[options.dtype])
-            )
+            counts.append(write_adapter(trained, adapter, folder, DTYPES[options.dtype]))
             write_tokenizer(source, config.model, folder)
 
         publish_folder(output_dir, fill)
@@ -187,11 +188,14 @@ def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[
     """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did."""
     from trainer.engine.consolidate import stream_parameters
     from trainer.model.merge import read_adapter, with_base
+    from trainer.model.pissa import as_plain_lora
 
     stream = stream_parameters(checkpoint)
     if config.tune.method is TuneMethod.full:
         return stream
-    return with_base(stream, source, read_adapter(Path(config.run_dir)))
+    run_dir = Path(config.run_dir)
+    trained, adapter = as_plain_lora(stream, read_adapter(run_dir), run_dir)
+    return with_base(trained, source, adapter)
 
 
 def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, float]:

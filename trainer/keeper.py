@@ -26,7 +26,7 @@ from trainer.checkpoint.space import check_space
 from trainer.checkpoint.state import TrainState, read_state, write_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
-from trainer.config.tune import TuneMethod
+from trainer.config.tune import Init, TuneMethod
 from trainer.data.store import Store
 from trainer.data.types import TokenizerLike
 from trainer.dist.group import Group
@@ -109,7 +109,7 @@ class Keeper:
             forgetting.open(self._data_digest)
         if self._tune.method is not TuneMethod.full:
             self._frozen = FrozenCheck(self._engine)
-        if self._tune.method in (TuneMethod.lora, TuneMethod.ia3):
+        if self._tune.method in (TuneMethod.lora, TuneMethod.ia3) and self._tune.init is not Init.pissa:
             check_silent(self._engine, self._probe, self._group, self._flash)
             _LOG.info("The adapter leaves the base's logits as they are.")
         if self._tune.is_virtual:

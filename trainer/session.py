@@ -15,7 +15,7 @@ import torch
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.config.tune import TuneConfig, TuneMethod
+from trainer.config.tune import Init, TuneConfig, TuneMethod
 from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import digest_of, open_all
 from trainer.data.reference import BaseReference
@@ -39,6 +39,7 @@ from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import LoadedModel, announce_zero3, check_context, load_model
+from trainer.model.pissa import begin_at_principal
 from trainer.model.prompt import check_room
 from trainer.model.remat import apply_remat
 from trainer.model.resolve import resolve_model, tokenizer_source
@@ -146,6 +147,11 @@ def _build_model(
     keep_alive = announce_zero3(zero3_config)
     tuned = apply_tuning(loaded.model, config.tune, config.seed)
     del keep_alive
+    if config.tune.init is Init.pissa:
+        moved = begin_at_principal(
+            loaded.model, tuned.modules, config.tune, config.seed, run_dir, group.from_first
+        )
+        _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
     recomputed = apply_remat(
         loaded.model,

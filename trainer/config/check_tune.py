@@ -67,7 +67,7 @@ def _virtual_problems(config: RunConfig) -> Iterator[str]:
 
 
 INITS = {
-    TuneMethod.lora: (Init.default, Init.gaussian, Init.orthogonal, Init.pissa),
+    TuneMethod.lora: (Init.default, Init.gaussian, Init.pissa),
     TuneMethod.prefix: (Init.default, Init.zero),
     TuneMethod.prompt: (Init.default, Init.gaussian),
 }
@@ -81,6 +81,21 @@ def _start_problems(config: RunConfig) -> Iterator[str]:
         words = " or ".join(init.value for init in known)
         rule = f"{words} for tune.method={tune.method.value}"
         yield must("tune.init", rule, tune.init.value, "Set tune.init=default.")
+        return
+    if tune.init is Init.pissa:
+        if config.zero.stage == 3:
+            fix = "Set zero=zero2, or tune.init=default. (The SVD needs every weight whole on each rank.)"
+            yield must("zero.stage", "0, 1 or 2 with tune.init=pissa", 3, fix)
+        if tune.dora:
+            yield must("tune.dora", "false with tune.init=pissa", True, "Set tune.init=default.")
+    if tune.modules_to_save and tune.method not in (TuneMethod.lora, TuneMethod.ia3):
+        fix = "Leave it out; tune=freeze has tune.train."
+        rule = f"empty for tune.method={tune.method.value}"
+        yield must("tune.modules_to_save", rule, tune.modules_to_save, fix)
+    if config.replay.kl.beta and (tune.init is Init.pissa or tune.modules_to_save):
+        key = "tune.init=pissa" if tune.init is Init.pissa else "tune.modules_to_save"
+        fix = "Set replay.kl.beta=0. (The base is asked as the model with its adapter off, which is another then.)"
+        yield must("replay.kl.beta", f"0 with {key}", config.replay.kl.beta, fix)
 
 
 def _lora_problems(tune: TuneConfig) -> Iterator[str]:

@@ -25,7 +25,6 @@ class Init(Enum):
 
     default = "default"
     gaussian = "gaussian"
-    orthogonal = "orthogonal"
     pissa = "pissa"
     zero = "zero"
 
@@ -61,7 +60,7 @@ class TuneConfig:
     dora: bool = False
     """lora: train magnitude and direction apart (Liu et al. 2024, arXiv:2402.09353); slower."""
     init: Init = Init.default
-    """lora: `default` and `gaussian` distributions of A, with B 0; `orthogonal`: both filled, and B A 0; `pissa`: the
+    """lora: `default` and `gaussian` distributions of A, with B 0, so that the run begins at its base; `pissa`: the
     largest singular vectors of each weight, which are taken out of it (Meng et al. 2024, arXiv:2404.02948). prefix:
     `default` is normal, `zero` the mildest. prompt: `default` copies embeddings of tokens drawn from the vocabulary,
     `gaussian` is normal."""

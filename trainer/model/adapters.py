@@ -18,6 +18,7 @@ from torch import nn
 from trainer.config.tune import ALL_LINEAR, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
 from trainer.model.prompt import VirtualTokens, make_virtual_tokens, virtual_off
+from trainer.model.whole import train_whole
 
 ADAPTER = "default"
 """peft's name for the one adapter of a model."""
@@ -57,7 +58,9 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int) -> Tuned:
         peft_config, modules = _add_lora(model, tune, seed)
     elif tune.method is TuneMethod.ia3:
         peft_config, modules = _add_ia3(model, tune)
-    elif tune.method is TuneMethod.freeze:
+    if tune.modules_to_save:
+        peft_config.modules_to_save = train_whole(model, tune.modules_to_save, modules)
+    if tune.method is TuneMethod.freeze:
         _freeze(model, tune)
     elif tune.is_virtual:
         virtual, peft_config = make_virtual_tokens(model, tune, seed)
@@ -79,12 +82,14 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
         target_modules=sorted(names),
         use_rslora=tune.rslora,
         use_dora=tune.dora,
-        init_lora_weights=True if tune.init is Init.default else tune.init.value,
+        init_lora_weights="gaussian" if tune.init is Init.gaussian else True,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+    if tune.init is Init.pissa:
+        peft_config.init_lora_weights = tune.init.value  # for readers; begin_at_principal fills the factors
     return peft_config, names
 
 
