@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,13 +17,14 @@ from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import ConfigError
-from trainer.forecast.adapters import NF4_BYTES, Adapter, adapter_weights, adapters
+from trainer.forecast.adapters import NF4_BYTES, Adapter, adapters
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
 from trainer.forecast.shapes import DecoderShape, decoder_shape, knows
 from trainer.forecast.source import read_config_json, shipped_shapes
 from trainer.forecast.table import adapter_table, memory_table, parameter_table, run_sentence, verdict
+from trainer.forecast.tuned import count_trained, weights_of
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
 
@@ -54,7 +56,7 @@ def show_plan(config: RunConfig) -> bool:
     run = run_shape(config, num_ranks)
     gpu_gib = config.plan.gpu_gib or cards.gib or DEFAULT_GIB
     reserve_gib = config.plan.reserve_gib
-    weights = tuned_weights(config.tune, shape)
+    weights = tuned_weights(config, shape)
     stages = {stage: dataclasses.replace(run, stage=stage) for stage in range(4)}
     peaks = {stage: forecast(shape, of, weights) for stage, of in stages.items()}
     shown = {stage: peak for stage, peak in peaks.items() if not stages[stage].is_refused}
@@ -87,23 +89,25 @@ def show_plan(config: RunConfig) -> bool:
     return fits
 
 
-def tuned_weights(tune: TuneConfig, shape: DecoderShape) -> Weights:
-    """Return what trains and what is frozen. Other methods than LoRA are counted as full fine-tuning.
+def tuned_weights(config: RunConfig, shape: DecoderShape) -> Weights:
+    """Return what trains and what is frozen, of every method.
 
     Raises:
-        ConfigError: No linear layer has one of the names.
+        ConfigError: The model cannot be tuned so, such as that no linear layer has one of the names.
     """
-    if tune.method is not TuneMethod.lora:
-        return full_weights(shape)
-    targets = _targets(tune)
-    weights = adapter_weights(shape, tune.r, targets)
-    if not weights.num_trainable:
+    tune = config.tune
+    trained = count_trained(shape, tune)
+    if trained is None:
+        from trainer.model.meta import meta_trained
+
+        trained = meta_trained(_config_json(config.model)[0], tune)
+    if not trained.num_trainable:
         names = ", ".join(sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears}))
         raise ConfigError(
             f"`tune.target` must name linear layers of the model ({names}), but is {tune.target} instead. Set "
             f"tune.target=[{ALL_LINEAR}]."
         )
-    return weights
+    return weights_of(shape, tune, trained)
 
 
 def _targets(tune: TuneConfig) -> list[str] | None:
@@ -114,14 +118,7 @@ def _targets(tune: TuneConfig) -> list[str] | None:
 
 def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     """Return the counts of the configured model and where they are from."""
-    match model.kind:
-        case ModelKind.tiny:
-            config = {"model_type": "llama", "vocab_size": TINY_VOCAB, **model.tiny}
-            origin = "the tiny model"
-        case ModelKind.embedded:
-            config, origin = shipped_shapes()[EMBEDDED], EMBEDDED
-        case _:
-            config, origin = read_config_json(model.path, model.revision)
+    config, origin = _config_json(model)
     if knows(config):
         return decoder_shape(config, origin), origin
     from trainer.model.meta import meta_shape
@@ -129,6 +126,17 @@ def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     local = Path(model.path).expanduser()
     source = str(local) if local.exists() else model.path
     return meta_shape(source, model), f"{origin}, built on the meta device"
+
+
+def _config_json(model: ModelConfig) -> tuple[dict[str, Any], str]:
+    """Return the contents of the model's config.json and where they are from."""
+    match model.kind:
+        case ModelKind.tiny:
+            return {"model_type": "llama", "vocab_size": TINY_VOCAB, **model.tiny}, "the tiny model"
+        case ModelKind.embedded:
+            return shipped_shapes()[EMBEDDED], EMBEDDED
+        case _:
+            return read_config_json(model.path, model.revision)
 
 
 def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
@@ -153,7 +161,7 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         checkpoint_layers=model.checkpoint_layers,
         loss_chunk_tokens=model.loss_chunk_tokens,
         element_bytes=2 if zero.dtype == "bf16" else 4,
-        is_flash=model.attention is not Attention.sdpa,
+        is_flash=model.attention is not Attention.sdpa and not config.tune.is_virtual,
         is_fused=model.kernels is not Kernels.none,
         overlap_comm=zero.overlap_comm,
         reduce_bucket_size=zero.reduce_bucket_size,
@@ -170,10 +178,14 @@ def _notes(
 ) -> list[str]:
     """Return what the numbers leave open."""
     notes = list(shape.notes)
-    if config.tune.method not in (TuneMethod.full, TuneMethod.lora):
-        notes.append(f"tune.method={config.tune.method.value} is counted as full fine-tuning: it needs less.")
-    elif config.tune.target_pattern is not None:
-        notes.append("`tune.target_pattern` is taken for all linear layers.")
+    if config.tune.method is not TuneMethod.full:
+        share = weights.num_trainable / (weights.num_frozen + weights.num_trainable)
+        notes.append(
+            f"tune.method={config.tune.method.value} as configured trains {weights.num_trainable:,} parameters "
+            f"({100 * share:.2g} %)."
+        )
+    if config.tune.method is TuneMethod.lora and config.tune.target_pattern is not None:
+        notes.append("The table over r takes `tune.target_pattern` for all linear layers.")
     if not config.cluster.ranks_per_node and not cards.count:
         notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")
     if config.plan.gpu_gib is None and cards.gib is None:
