@@ -147,7 +147,11 @@ def suggest(points: list[Point]) -> Point:
 def _held_out(config: RunConfig, source: str) -> HeldOut:
     model = config.model
     tokenizer = load_tokenizer(
-        tokenizer_source(model, source), model.revision, model.chat_template, model.trust_remote_code
+        tokenizer_source(model, source),
+        model.revision,
+        model.chat_template,
+        model.trust_remote_code,
+        model.new_tokens,
     )
     stores = open_all(config.data, tokenizer)
     targets = [n for n, s in config.data.sources.items() if s.role is Role.target]

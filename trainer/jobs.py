@@ -29,7 +29,9 @@ def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
     """Load the tokenizer of a resolved model; picklable with functools.partial for worker processes."""
     from trainer.model.tokenizer import load_tokenizer
 
-    return load_tokenizer(source, model.revision, model.chat_template, model.trust_remote_code)
+    return load_tokenizer(
+        source, model.revision, model.chat_template, model.trust_remote_code, model.new_tokens
+    )
 
 
 def prepare_data(config: RunConfig) -> None:
@@ -43,9 +45,11 @@ def prepare_data(config: RunConfig) -> None:
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     hf_config = read_config(source, config.model)
     check_context(hf_config, config.data.seq_len)
-    vocab_size = int(hf_config.vocab_size)
     build = functools.partial(make_tokenizer, config.model, tokenizer_source(config.model, source))
-    prepare(config.data, build(), build, vocab_size, Console())
+    tokenizer, vocab_size = build(), int(hf_config.vocab_size)
+    if config.model.new_tokens:
+        vocab_size = max(vocab_size, tokenizer.vocab_size)
+    prepare(config.data, tokenizer, build, vocab_size, Console())
 
 
 def ensure_inputs(config: RunConfig) -> TokenizerLike:

@@ -96,11 +96,12 @@ def tuned_weights(config: RunConfig, shape: DecoderShape) -> Weights:
         ConfigError: The model cannot be tuned so, such as that no linear layer has one of the names.
     """
     tune = config.tune
-    trained = count_trained(shape, tune)
+    num_new_tokens = len(config.model.new_tokens)
+    trained = count_trained(shape, tune, num_new_tokens)
     if trained is None:
         from trainer.model.meta import meta_trained
 
-        trained = meta_trained(_config_json(config.model)[0], tune)
+        trained = meta_trained(_config_json(config.model)[0], tune, num_new_tokens)
     if not trained.num_trainable:
         names = ", ".join(sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears}))
         raise ConfigError(

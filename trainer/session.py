@@ -39,6 +39,7 @@ from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import LoadedModel, announce_zero3, check_context, load_model
+from trainer.model.new_tokens import NewTokens, vocabulary
 from trainer.model.pissa import begin_at_principal
 from trainer.model.prompt import check_room
 from trainer.model.remat import apply_remat
@@ -109,6 +110,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
         config.model.revision,
         config.model.chat_template,
         config.model.trust_remote_code,
+        config.model.new_tokens,
     )
     stores = open_all(config.data, tokenizer)
     group.from_first(lambda: check_disjoint(stores))
@@ -118,7 +120,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
         config.train.micro_batch_size,
         group.world_size,
     )
-    loaded, tuned, engine = _build_model(config, source, stores, group, shape, run_dir)
+    loaded, tuned, engine = _build_model(config, source, stores, group, shape, tokenizer.new)
     adopt_library_loggers()
     return Session(config, run_dir, group, stores, tokenizer, loaded, tuned, engine, shape)
 
@@ -129,9 +131,10 @@ def _build_model(
     stores: dict[str, Store],
     group: Group,
     shape: BatchShape,
-    run_dir: Path,
+    new_tokens: NewTokens | None,
 ) -> tuple[LoadedModel, Tuned, Engine]:
     """Load the model and hand it to DeepSpeed. Collective: every rank."""
+    run_dir = Path(config.run_dir)
     on_gpu = group.device.type == "cuda"
     capability = torch.cuda.get_device_capability(group.device) if on_gpu else None
     attention = choose_attention(config.model.attention, capability, needs_mask=config.tune.is_virtual)
@@ -140,12 +143,12 @@ def _build_model(
     loaded = load_model(source, config.model, attention, config.zero.dtype, zero3_config, group.device)
     if on_gpu:
         _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
-    _check_fits(config, loaded, stores)
+    _check_fits(config, loaded, stores, new_tokens)
     num_verified = 0
     if config.model.verify_weights and config.model.kind is not ModelKind.random:
         num_verified = verify_weights(loaded.model, source, gathered)
     keep_alive = announce_zero3(zero3_config)
-    tuned = apply_tuning(loaded.model, config.tune, config.seed)
+    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
     del keep_alive
     if config.tune.init is Init.pissa:
         moved = begin_at_principal(
@@ -221,14 +224,17 @@ def _say_what_was_built(
     )
 
 
-def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]) -> None:
+def _check_fits(
+    config: RunConfig, loaded: LoadedModel, stores: dict[str, Store], new_tokens: NewTokens | None
+) -> None:
     """Refuse data that the model cannot read."""
     hf_config = loaded.model.config
+    num_rows = vocabulary(hf_config.vocab_size, new_tokens.ids if new_tokens is not None else ())
     for name, store in stores.items():
         needed = int(store.meta["vocab_size"])
-        if needed > hf_config.vocab_size:
+        if needed > num_rows:
             raise DataError(
-                f"`data.sources.{name}` must hold ids below the model's vocabulary of {hf_config.vocab_size}, "
+                f"`data.sources.{name}` must hold ids below the model's vocabulary of {num_rows}, "
                 f"but holds {needed - 1} instead. Prepare it with the tokenizer of this model."
             )
     check_context(hf_config, config.data.seq_len)

@@ -92,10 +92,29 @@ def _start_problems(config: RunConfig) -> Iterator[str]:
         fix = "Leave it out; tune=freeze has tune.train."
         rule = f"empty for tune.method={tune.method.value}"
         yield must("tune.modules_to_save", rule, tune.modules_to_save, fix)
-    if config.replay.kl.beta and (tune.init is Init.pissa or tune.modules_to_save):
-        key = "tune.init=pissa" if tune.init is Init.pissa else "tune.modules_to_save"
+    yield from _new_token_problems(config)
+    others = {
+        "tune.init=pissa": tune.init is Init.pissa,
+        "tune.modules_to_save": bool(tune.modules_to_save),
+        "model.new_tokens": bool(config.model.new_tokens),
+    }
+    key = next((name for name, is_given in others.items() if is_given), None)
+    if config.replay.kl.beta and key is not None:
         fix = "Set replay.kl.beta=0. (The base is asked as the model with its adapter off, which is another then.)"
         yield must("replay.kl.beta", f"0 with {key}", config.replay.kl.beta, fix)
+
+
+def _new_token_problems(config: RunConfig) -> Iterator[str]:
+    given, export = config.model.new_tokens, config.export
+    if not given:
+        return
+    if config.tune.method is not TuneMethod.lora:
+        fix = "Set tune=lora, or add the tokens to the base model yourself."
+        yield must("model.new_tokens", f"empty for tune.method={config.tune.method.value}", given, fix)
+    if export.alpha != 1 or export.interpolate is not None:
+        key = "export.alpha" if export.alpha != 1 else "export.interpolate"
+        value = export.alpha if export.alpha != 1 else export.interpolate
+        yield must(key, "left out with model.new_tokens", value, "The base has no such rows; leave it out.")
 
 
 def _lora_problems(tune: TuneConfig) -> Iterator[str]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from trainer.config.tune import ALL_LINEAR, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
+from trainer.model.new_tokens import NewTokens, add_new_tokens
 from trainer.model.prompt import VirtualTokens, make_virtual_tokens, virtual_off
 from trainer.model.whole import train_whole
 
@@ -45,7 +46,7 @@ class Tuned:
         return self.num_trainable < self.num_total
 
 
-def apply_tuning(model: Any, tune: TuneConfig, seed: int) -> Tuned:
+def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens | None = None) -> Tuned:
     """Freeze what does not train and add the adapter, in place. The same on every rank, whatever its generators hold.
 
     Under ZeRO-3 collective, and peft must have been told of it (`announce_zero3`).
@@ -60,6 +61,8 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int) -> Tuned:
         peft_config, modules = _add_ia3(model, tune)
     if tune.modules_to_save:
         peft_config.modules_to_save = train_whole(model, tune.modules_to_save, modules)
+    if new_tokens is not None:
+        peft_config.trainable_token_indices = add_new_tokens(model, new_tokens)
     if tune.method is TuneMethod.freeze:
         _freeze(model, tune)
     elif tune.is_virtual:

@@ -15,6 +15,7 @@ from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.model.load import read_config
 from trainer.model.merge import WEIGHTS, read_adapter
+from trainer.model.new_tokens import vocabulary
 from trainer.model.resolve import tokenizer_source
 from trainer.model.tokenizer import load_tokenizer
 
@@ -26,24 +27,28 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
     config = read_config(source, model)
     config.dtype = dtype
     config.use_cache = True
+    num_ids = write_tokenizer(source, model, folder)
+    if model.new_tokens:
+        config.vocab_size = max(config.vocab_size, num_ids)
     config.save_pretrained(folder)
     try:
         generation = GenerationConfig.from_pretrained(source, revision=model.revision)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     generation.save_pretrained(folder)
-    write_tokenizer(source, model, folder)
 
 
-def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> None:
-    """Write tokenizer and chat template."""
+def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:
+    """Write tokenizer and chat template; return its largest id plus one."""
     tokenizer = load_tokenizer(
         tokenizer_source(model, source),
         model.revision,
         model.chat_template,
         model.trust_remote_code,
+        model.new_tokens,
     )
     tokenizer.save(folder)
+    return tokenizer.vocab_size
 
 
 def folder_logits(
@@ -104,6 +109,10 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
     if described is None:
         return None
     base = _load_whole(Path(described.base_model_name_or_path), dtype, trust_remote_code)
+    new_ids = getattr(described, "trainable_token_indices", None) or {}
+    num_rows = vocabulary(base.config.vocab_size, next(iter(new_ids.values()), ()))
+    if num_rows > base.config.vocab_size:
+        base.resize_token_embeddings(num_rows, mean_resizing=False)
     with warnings.catch_warnings():  # peft asks transformers by an older name
         warnings.simplefilter("ignore", FutureWarning)
         model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)

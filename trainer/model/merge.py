@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainer.errors import ModelError
 from trainer.model.adapters import ADAPTER
 from trainer.model.load import tensor_reader, weight_files
+from trainer.model.new_tokens import PEFT_ROWS, ROWS, grown
 from trainer.model.prompt import ENCODER
 from trainer.model.whole import with_tied_copies
 
@@ -50,6 +51,8 @@ def write_adapter(
 def _peft_name(name: str) -> str:
     if name == f"virtual.{ENCODER}":
         return "prompt_embeddings"
+    if name.endswith(f".{ROWS}"):
+        return f"{PEFT_PREFIX}{name.removesuffix(ROWS)}{PEFT_ROWS}"
     bare = name.removesuffix(".weight") if ".lora_magnitude_vector." in name else name
     return PEFT_PREFIX + bare.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
@@ -90,9 +93,13 @@ def with_base(
     parts = _by_module(adapter)
     with tensor_reader() as read:
         for name, file in files.items():
+            rows = trained.pop(f"{name.removesuffix('weight')}{ROWS}", None)
             part = parts.pop(name.removesuffix(".weight"), None)
             if part is not None:
                 yield name, _add_in(name, read(file, name), part, peft_config)
+            elif rows is not None:
+                first_id = min(peft_config.trainable_token_indices[name.removesuffix(".weight")])
+                yield name, grown(read(file, name), rows, first_id)
             elif name in trained:
                 yield name, trained.pop(name)
             else:

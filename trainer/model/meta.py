@@ -70,7 +70,7 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     )
 
 
-def meta_trained(config: Mapping[str, Any], tune: TuneConfig) -> Trained:
+def meta_trained(config: Mapping[str, Any], tune: TuneConfig, num_new_tokens: int = 0) -> Trained:
     """Build a model of a config.json without memory, tune it as a run would, and count what trains.
 
     Raises:
@@ -81,6 +81,7 @@ def meta_trained(config: Mapping[str, Any], tune: TuneConfig) -> Trained:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from trainer.model.adapters import apply_tuning
+    from trainer.model.new_tokens import NewTokens
 
     try:
         with torch.device("meta"):
@@ -93,7 +94,8 @@ def meta_trained(config: Mapping[str, Any], tune: TuneConfig) -> Trained:
         ) from error
     own = {id(parameter) for parameter in built.parameters()}
     with torch.device("meta"):
-        tuned = apply_tuning(built, tune, 0)
+        new = NewTokens(built.config.get_text_config().vocab_size, ((0,),) * num_new_tokens)
+        tuned = apply_tuning(built, tune, 0, new if num_new_tokens else None)
     num_own = sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) in own)
     return Trained(tuned.num_trainable - num_own, num_own, len(tuned.modules))
 

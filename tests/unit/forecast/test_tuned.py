@@ -86,3 +86,14 @@ def test_frozen_layers_are_left_out_and_trained_ones_counted_once(words, tmp_pat
     weights = tuned_weights(config, shape)
     assert weights.num_trainable + weights.num_frozen == shape.num_params
     assert weights.num_trainable == expected and weights.frozen_bytes == 2 * weights.num_frozen
+
+
+@pytest.mark.parametrize("own", MODELS.values(), ids=MODELS)
+def test_new_tokens_count_a_row_in_every_matrix_they_have(own):
+    config = SIZES | own
+    tune = compose_config([*COMMON, "model=tiny", "tune=lora", "tune.r=4"]).tune
+    counted = count_trained(decoder_shape(config, "here"), tune, 3)
+    assert counted == meta_trained(config, tune, 3)
+    without = count_trained(decoder_shape(config, "here"), tune)
+    rows = counted.num_trainable - without.num_trainable
+    assert rows == 3 * 48 * (1 if own.get("tie_word_embeddings") else 2)
