@@ -54,7 +54,8 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens 
     Raises:
         ConfigError: A pattern that finds nothing or the head, or a rank that no layer can have.
     """
-    peft_config, modules, virtual = None, tuple[str, ...](), None
+    peft_config: Any = None
+    modules, virtual = tuple[str, ...](), None
     if tune.method is TuneMethod.lora:
         peft_config, modules = _add_lora(model, tune, seed)
     elif tune.method is TuneMethod.ia3:

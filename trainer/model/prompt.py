@@ -80,7 +80,7 @@ class VirtualTokens(nn.Module):
         return torch.as_tensor(self._embed.weight).dtype
 
 
-class PrefixCache(Cache):
+class PrefixCache(Cache):  # type: ignore[misc]
     """Keys and values of the prefix before those of the documents; keeps nothing itself, so a layer may run twice."""
 
     def __init__(self, pairs: Tensor, documents: Any) -> None:
