@@ -114,9 +114,7 @@ class Keeper:
             _LOG.info("The adapter leaves the base's logits as they are.")
         if self._tune.is_virtual:
             moved = check_heard(self._engine, self._probe, self._group)
-            _LOG.info(
-                "Virtual tokens move the logits of every document, by %.1e of their spread or more.", moved
-            )
+            _LOG.info("Every document of a pack sees the virtual tokens (%.1e of its logits' spread).", moved)
         if self._checkpoint.enabled:
             self._group.from_first(lambda: self._clear_the_way(num_parameters))
 

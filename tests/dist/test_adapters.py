@@ -272,6 +272,9 @@ REFUSED = {
     "tune.target=[lm_head]": "`tune.target` must leave out the output layer",
     "tune.r=999": "`tune.r` must be at most the smaller side of every adapted layer",
     "tune.method=freeze tune.train=[nope]": "`tune.train` must find parameters of the model, but 'nope' finds none",
+    "tune.modules_to_save=[nope]": "`tune.modules_to_save` must name modules of the model",
+    "tune.modules_to_save=[q_proj]": "`tune.modules_to_save` must leave out what tune.target adapts",
+    "tune.method=prefix tune.virtual_tokens=500": "`tune.virtual_tokens` must leave room for packs of 64",
     "tune.method=freeze tune.last_layers=9": "`tune.last_layers` must be at most the model's 2 layers",
 }
 
@@ -295,7 +298,7 @@ def test_what_cannot_be_tuned_is_refused_with_the_key_and_the_fix(pool, workspac
         pool(1).run(refused, workspace=workspace, run_dir=str(tmp_path))[0], REFUSED.values(), strict=True
     ):
         assert said.startswith(meant), said
-        assert "et tune." in said or "Names look like" in said
+        assert "et tune." in said or "Names look like" in said or "Set data." in said or "Name the" in said
 
 
 def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:

@@ -11,6 +11,7 @@ from trainer.engine.build import Engine
 from trainer.errors import SelfCheckError
 from trainer.evaluate.fingerprint import difference, take_fingerprint
 from trainer.model.adapters import adapter_off, frozen_checksum
+from trainer.model.prompt import virtual_shifted
 from trainer.step import model_inputs
 
 
@@ -33,10 +34,10 @@ def check_silent(engine: Engine, tokens: np.ndarray, group: Group, flash: bool) 
 
 
 def check_heard(engine: Engine, tokens: np.ndarray, group: Group) -> float:
-    """Return how far virtual tokens move the logits of the document they move least, in a pack of three.
+    """Return how far other virtual tokens move the logits of the document they move least, in a pack of three.
 
-    They move logits by construction, so equality with the base, which `check_silent` proves of other adapters, is
-    proved with them off: then the model is its frozen base. Collective: every rank.
+    Virtual tokens differ from the base by construction, so the equality that `check_silent` proves of other adapters
+    cannot hold; that every document sees them takes its place. Exactly 0 for one that does not. Collective: every rank.
 
     Raises:
         SelfCheckError: A document of the pack does not see them.
@@ -46,11 +47,10 @@ def check_heard(engine: Engine, tokens: np.ndarray, group: Group) -> float:
     pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=lengths.tolist())
     inputs = model_inputs(collate([pack], [0], len(tokens), 0), group.device, False)
     with engine.evaluating():
-        on = engine.forward(**inputs)
-        with adapter_off(engine.module):
-            off = engine.forward(**inputs)
-    parts = zip(on[0].float().split(lengths.tolist()), off[0].float().split(lengths.tolist()), strict=True)
-    moved = min(difference(base_TV, heard_TV) for heard_TV, base_TV in parts)
+        as_they_are = engine.forward(**inputs)[0].float().split(lengths.tolist())
+        with virtual_shifted(engine.module):
+            others = engine.forward(**inputs)[0].float().split(lengths.tolist())
+    moved = min(difference(one_TV, other_TV) for one_TV, other_TV in zip(as_they_are, others, strict=True))
     if not moved > 0:
         raise SelfCheckError(
             "Every document of a pack must see the virtual tokens, but those of one do not move its logits. Set "

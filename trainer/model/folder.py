@@ -116,7 +116,9 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
     with warnings.catch_warnings():  # peft asks transformers by an older name
         warnings.simplefilter("ignore", FutureWarning)
         model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
-    written, loaded = load_file(str(folder / WEIGHTS)), get_peft_model_state_dict(model)
+    # Without the matrices of a base resized for new tokens: the adapter holds their rows.
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    written = load_file(str(folder / WEIGHTS))
     wrong = [
         name
         for name, tensor in loaded.items()

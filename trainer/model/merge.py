@@ -130,7 +130,9 @@ def _add_in(name: str, weight: Tensor, part: dict[str, Tensor], peft_config: Any
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.float(), requires_grad=False)
     alone = copy.deepcopy(peft_config)
-    alone.target_modules = ["layer"]
+    alone.target_modules, alone.modules_to_save = ["layer"], None
+    if hasattr(alone, "trainable_token_indices"):
+        alone.trainable_token_indices = None
     if hasattr(alone, "feedforward_modules"):
         is_inner = name.removesuffix(".weight") in alone.feedforward_modules
         alone.feedforward_modules = ["layer"] if is_inner else []

@@ -35,6 +35,8 @@ class VirtualTokens(nn.Module):
         self.encoder = encoder
         self.num_tokens = int(peft_config.num_virtual_tokens)
         self.is_off = False
+        self.shift = 0.0
+        """Added to the table, to find out who sees it."""
         self._is_prefix = is_prefix
         self._embed = embed
         self._shape = (2 * peft_config.num_layers, peft_config.num_attention_heads)
@@ -58,7 +60,7 @@ class VirtualTokens(nn.Module):
         if positions_BQ is None:
             positions_BQ = torch.arange(tokens_BQ.shape[1], device=tokens_BQ.device)[None] + num_past
         ids_P = torch.arange(self.num_tokens, device=tokens_BQ.device)
-        table_P = self.encoder(ids_P)
+        table_P = self.encoder(ids_P) + self.shift if self.shift else self.encoder(ids_P)
         changed = inputs | {"position_ids": positions_BQ + self.num_tokens}
         if self._is_prefix:
             changed["past_key_values"] = PrefixCache(self._keys_and_values(table_P, len(tokens_BQ)), cache)
@@ -112,14 +114,13 @@ def make_virtual_tokens(model: Any, tune: TuneConfig, seed: int) -> tuple[Virtua
         ConfigError: The model has no room for the tokens, or keeps keys in a layout of its own.
     """
     from peft import PrefixEncoder, PrefixTuningConfig, PromptEmbedding, PromptTuningConfig
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING as OTHER_LAYOUTS
     from peft.utils.other import _prepare_prompt_learning_config as fill_sizes
 
     is_prefix = tune.method is TuneMethod.prefix
-    if is_prefix and (model.config.model_type in OTHER_LAYOUTS or not _takes_cache(model)):
+    if is_prefix and not _takes_cache(model):
         raise ConfigError(
-            f"`tune.method` must be another than prefix for {model.config.model_type}, whose layers keep keys in a "
-            "layout of their own, but is prefix instead. Set tune=prompt, or tune=lora."
+            f"`tune.method` must be another than prefix for {model.config.model_type}, some of whose layers keep "
+            "another memory than all keys and values, but is prefix instead. Set tune=prompt, or tune=lora."
         )
     common = {"num_virtual_tokens": tune.virtual_tokens, "task_type": "CAUSAL_LM"}
     common["num_transformer_submodules"] = 1
@@ -163,6 +164,19 @@ def virtual_off(module: nn.Module) -> Iterator[None]:
     finally:
         for one in found:
             one.is_off = False
+
+
+@contextlib.contextmanager
+def virtual_shifted(module: nn.Module) -> Iterator[None]:
+    """Run with other virtual tokens in the same places."""
+    found = [one for one in module.modules() if isinstance(one, VirtualTokens)]
+    for one in found:
+        one.shift = 1.0
+    try:
+        yield
+    finally:
+        for one in found:
+            one.shift = 0.0
 
 
 class _Reference:
