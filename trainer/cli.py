@@ -163,7 +163,8 @@ def _dispatch(invocation: Invocation) -> int:
             prepare_data(config)
             return 0
         case "export":
-            from trainer.jobs import export_model, find_checkpoint
+            from trainer.exporting import export_model
+            from trainer.jobs import find_checkpoint
 
             if config.export.interpolate is not None:
                 from trainer.interpolation import interpolate

@@ -18,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from trainer.config.check import check_config
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
@@ -26,7 +27,8 @@ from trainer.data.prepared import open_all
 from trainer.dist.group import Group
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
-from trainer.jobs import find_checkpoint, tuned_tensors
+from trainer.exporting import tuned_tensors
+from trainer.jobs import find_checkpoint
 from trainer.model.attention import choose_attention
 from trainer.model.blend import blended
 from trainer.model.kernels import apply_kernels
@@ -74,6 +76,7 @@ class PlainModel:
 
 def interpolate(config: RunConfig) -> int:
     """Evaluate every alpha, write interpolation.json and the report, and print the one to take."""
+    check_config(config, only=("export",))
     alphas = parse_alphas(config.export.interpolate or "")
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
@@ -150,7 +153,11 @@ def suggest(points: list[Point]) -> Point:
 def _held_out(config: RunConfig, source: str) -> HeldOut:
     model = config.model
     tokenizer = load_tokenizer(
-        tokenizer_source(model, source), model.revision, model.chat_template, model.trust_remote_code
+        tokenizer_source(model, source),
+        model.revision,
+        model.chat_template,
+        model.trust_remote_code,
+        model.new_tokens,
     )
     stores = open_all(config.data, tokenizer)
     targets = [n for n, s in config.data.sources.items() if s.role is Role.target]

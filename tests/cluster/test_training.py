@@ -29,9 +29,18 @@ def project(tmp_path_factory):
 
 def overrides(project, num_steps=NUM_STEPS):
     return [
-        *("data=text", f"data.sources.corpus.path={project}/corpus.txt", "data.sources.corpus.txt_documents=line"),
+        *(
+            "data=text",
+            f"data.sources.corpus.path={project}/corpus.txt",
+            "data.sources.corpus.txt_documents=line",
+        ),
         *(f"data.cache_dir={project}/cache", "data.seq_len=64", "data.num_workers=1"),
-        *("train.global_batch_tokens=256", f"train.max_steps={num_steps}", "optim.lr=1e-3", "schedule=constant"),
+        *(
+            "train.global_batch_tokens=256",
+            f"train.max_steps={num_steps}",
+            "optim.lr=1e-3",
+            "schedule=constant",
+        ),
         *("zero=zero3", "zero.dtype=fp32", "evaluate.every_steps=0", "evaluate.forgetting=false"),
         *("checkpoint.every_steps=0", "log.progress=false"),
     ]

@@ -182,7 +182,7 @@ def exported(group: Any, run_dir: str, merge: bool) -> dict[str, Any]:
     from trainer.config.store import load_config
     from trainer.engine.consolidate import stream_parameters
     from trainer.evaluate.fingerprint import difference, read_fingerprint
-    from trainer.jobs import export_model
+    from trainer.exporting import export_model
 
     path = Path(run_dir)
     folder = path / f"export-{merge}"

@@ -182,7 +182,8 @@ class SlurmCluster:
         wait_until((munge / "socket").exists, 10, self.logs)
 
     def _start_node(self, node: str) -> None:
-        script = f"mount -t tmpfs tmpfs /sys/fs/cgroup; hostname {node}; exec slurmd -D -N {node} -f {self.env['SLURM_CONF']}"
+        slurmd = f"slurmd -D -N {node} -f {self.env['SLURM_CONF']}"
+        script = f"mount -t tmpfs tmpfs /sys/fs/cgroup; hostname {node}; exec {slurmd}"
         self._daemon(f"slurmd-{node}", *self.in_node(node, "unshare", "--uts", "sh", "-c", script))
 
     def _daemon(self, name: str, *command: str) -> None:

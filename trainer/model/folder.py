@@ -15,6 +15,7 @@ from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.model.load import read_config
 from trainer.model.merge import WEIGHTS, read_adapter
+from trainer.model.new_tokens import vocabulary
 from trainer.model.quantise import keep_packing, load_arguments, use_float32
 from trainer.model.resolve import tokenizer_source
 from trainer.model.tokenizer import load_tokenizer
@@ -27,24 +28,28 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
     config = read_config(source, model)
     config.dtype = dtype
     config.use_cache = True
+    num_ids = write_tokenizer(source, model, folder)
+    if model.new_tokens:
+        config.vocab_size = max(config.vocab_size, num_ids)
     config.save_pretrained(folder)
     try:
         generation = GenerationConfig.from_pretrained(source, revision=model.revision)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     generation.save_pretrained(folder)
-    write_tokenizer(source, model, folder)
 
 
-def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> None:
-    """Write tokenizer and chat template."""
+def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:
+    """Write tokenizer and chat template; return its largest id plus one."""
     tokenizer = load_tokenizer(
         tokenizer_source(model, source),
         model.revision,
         model.chat_template,
         model.trust_remote_code,
+        model.new_tokens,
     )
     tokenizer.save(folder)
+    return tokenizer.vocab_size
 
 
 def folder_logits(
@@ -114,18 +119,25 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: 
     if described is None:
         return None
     source = Path(described.base_model_name_or_path)
+    base: Any
     if is_packed:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         arguments = load_arguments(None, getattr(torch, dtype), device, is_sharded=False)
         base = keep_packing(_load_whole(source, dtype, trust_remote_code, **arguments))
     else:
         base = _load_whole(source, dtype, trust_remote_code)
+    new_ids = getattr(described, "trainable_token_indices", None) or {}
+    num_rows = vocabulary(base.config.vocab_size, next(iter(new_ids.values()), ()))
+    if num_rows > base.config.vocab_size:
+        base.resize_token_embeddings(num_rows, mean_resizing=False)
     with warnings.catch_warnings():  # peft asks transformers by an older name
         warnings.simplefilter("ignore", FutureWarning)
         model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
     if is_packed:  # peft takes the adapter's dtype from the base's weights, which are bytes
         model = model.to(getattr(torch, dtype))
-    written, loaded = load_file(str(folder / WEIGHTS)), get_peft_model_state_dict(model)
+    # Without the matrices of a base resized for new tokens: the adapter holds their rows.
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    written = load_file(str(folder / WEIGHTS))
     wrong = [
         name
         for name, tensor in loaded.items()

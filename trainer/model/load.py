@@ -97,7 +97,7 @@ def load_model(
     config = read_config(source, model)
     is_packed = quantise is not Quantise.none
     shards_now = zero3_config is not None and not is_packed
-    keep_alive = _announce_zero3(zero3_config if shards_now else None)
+    keep_alive = announce_zero3(zero3_config if shards_now else None)
     arguments: dict[str, Any] = {
         "dtype": _DTYPES[dtype],
         "attn_implementation": attention.name,
@@ -122,8 +122,8 @@ def load_model(
     return LoadedModel(loaded, attention, source, count)
 
 
-def _announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
-    """Tell transformers about ZeRO-3; it shards while an object of this kind is alive."""
+def announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
+    """Tell transformers and peft about ZeRO-3; they shard and gather while what this returns is alive."""
     if zero3_config is None:
         return None
     from transformers.integrations import HfDeepSpeedConfig

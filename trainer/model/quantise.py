@@ -186,7 +186,8 @@ def _drop_constants(module: nn.Module, state: dict[str, Any], prefix: str, _: An
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    output = torch.as_tensor(_PackedMatmul.apply(x, layer))
+    apply: Any = _PackedMatmul.apply
+    output = torch.as_tensor(apply(x, layer))
     return output if layer.bias is None else output + layer.bias.to(output.dtype)
 
 

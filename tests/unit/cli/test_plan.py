@@ -189,8 +189,14 @@ def test_an_adapter_is_planned_with_its_own_rank_and_targets(plan):
     column = full["peak"].index(full["peak"][-1])
     assert float(few["peak"][column]) < float(all_linear["peak"][column]) < float(full["peak"][column])
     assert few["full"] == full["full"], "the row of full fine-tuning is not the adapter's"
-    _, text = peak("tune=freeze")
-    assert "tune.method=freeze is counted as full fine-tuning" in text
+    for words, count in (
+        ("tune=freeze", "436,224,000"),
+        ("tune=prefix", "1,310,720"),
+        ("tune=ia3", "524,288"),
+    ):
+        found, text = peak(words)
+        assert f"{words.replace('=', '.method=')} as configured trains {count} parameters" in text
+        assert float(found["peak"][column]) < float(full["peak"][column])
 
 
 def test_a_base_in_4_bits_is_planned_with_its_own_bytes(plan):
