@@ -77,7 +77,7 @@ def test_the_matrix_has_every_recipe_and_stage_once():
 
 
 def test_the_table_of_methods_has_every_method_with_both_recipes_once():
-    options = set(group_options()["tune"]) - {"full", "rslora", "lora_plus"}
+    options = set(group_options()["tune"]) - {"full", "qlora", "rslora", "lora_plus"}
     named = [(row["tune"], row["with"]) for row in METHODS]
     assert len(named) == len(set(named))
     assert set(named) == {(name, recipe) for name in options for recipe in BOTH}
