@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from trainer.config.optim import Offload
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
-from trainer.config.tune import ALL_LINEAR, LoraInit, Quantise, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
 
 
 def tune_problems(config: RunConfig) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _quantise_problems(config: RunConfig) -> Iterator[str]:
     if tune.method not in (TuneMethod.lora, TuneMethod.ia3):
         fix = f"Set tune=qlora, or {off}. (Weights in 4 bits are frozen.)"
         yield must(key, f"none with tune.method={tune.method.value}", tune.quantise.value, fix)
-    if tune.init not in (LoraInit.default, LoraInit.gaussian):
+    if tune.init.value not in ("default", "gaussian"):
         fix = f"Set tune.init=default, or {off}. (It would be worked out of whole weights.)"
         yield must("tune.init", "default or gaussian with tune.quantise=nf4", tune.init.value, fix)
     if config.zero.offload_param is Offload.cpu:

@@ -176,7 +176,7 @@ def frozen_checksum(model: nn.Module) -> int:
     total: torch.Tensor | None = None
     frozen = (parameter for parameter in model.parameters() if not parameter.requires_grad)
     for index, held in enumerate(held for parameter in frozen for held in held_tensors(parameter)):
-        for block in held.reshape(-1).split(1 << 24):
+        for block in torch.split(held.reshape(-1), 1 << 24):
             bits = block.view(torch.uint8).to(torch.int64)
             places = torch.arange(len(bits), device=bits.device, dtype=torch.int64) * 2 + 1
             part = (bits * places).sum() * (2 * index + 1)

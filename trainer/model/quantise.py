@@ -186,7 +186,7 @@ def _drop_constants(module: nn.Module, state: dict[str, Any], prefix: str, _: An
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    output = torch.as_tensor(_PackedMatmul.apply(x, layer))
+    output = torch.as_tensor(_PackedMatmul.apply(x, layer))  # type: ignore[no-untyped-call]
     return output if layer.bias is None else output + layer.bias.to(output.dtype)
 
 
