@@ -22,9 +22,15 @@ run_dir=${PALIMPSEST_LOG_DIR%/logs/*}
 attempt=${PALIMPSEST_LOG_DIR##*-}
 commit() { mkdir -p "$run_dir/checkpoints/step-$(printf %08d "$1")"; }
 """
-RUN = ("cluster=slurm_cpu", "cluster.cpus_per_rank=1", "data=text", "data.sources.corpus.path=a", "train.max_steps=9")
+RUN = (
+    "cluster=slurm_cpu",
+    "cluster.cpus_per_rank=1",
+    "data=text",
+    "data.sources.corpus.path=a",
+    "train.max_steps=9",
+)
 TWO_NODES = (*RUN, "cluster.num_nodes=2")
-# A shell cannot trap a signal that was ignored when it started, as Python can: it starts itself again when it has "loaded".
+# A shell cannot trap what was ignored when it started, as Python can: it starts itself again when it has "loaded".
 SAVE_ON_SIGNAL = """
 [[ ${LISTENS-} ]] || { echo loading; sleep "${LOADING_S:-0}"; exec env --default-signal=USR1 LISTENS=1 "$0" "$@"; }
 trap '((SLURM_PROCID)) || commit "$attempt"; sleep 0.5; exit 75' USR1
@@ -76,7 +82,9 @@ def test_ranks_find_themselves_on_two_nodes_that_have_their_own_names(start):
     assert run_status(run.run_dir).state == "finished"
 
 
-@pytest.mark.parametrize(("launcher", "option"), [("torchrun", "--node-rank="), ("deepspeed", "--node_rank=")])
+@pytest.mark.parametrize(
+    ("launcher", "option"), [("torchrun", "--node-rank="), ("deepspeed", "--node_rank=")]
+)
 def test_every_node_gets_its_own_number(start, launcher, option):
     run = start('echo "$*" >"$run_dir/on-$(hostname)"', *TWO_NODES, f"cluster.launcher={launcher}")
     assert run.finish() == "COMPLETED"
@@ -93,7 +101,7 @@ def test_a_port_that_somebody_listens_on_is_passed_over(start, slurm):
     first = start(seen, name="first")
     first.finish()
     taken = job_port(first.job + 1)
-    code = f"import socket; s = socket.create_server(('0.0.0.0', {taken})); print('up', flush=True); s.accept(); input()"
+    code = f"import socket; s = socket.create_server(('0.0.0.0', {taken})); print('up', flush=True); input()"
     listen = slurm.in_node("node1", "python3", "-c", code)
     listener = subprocess.Popen(listen, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -152,7 +160,9 @@ def test_attempts_that_commit_checkpoints_are_not_counted_as_stuck(start):
 
 
 @pytest.mark.parametrize(
-    "script", ["exit 2", 'echo 2 >"$PALIMPSEST_LOG_DIR/exit-code"; exit 1'], ids=["srun", "lost by a launcher"]
+    "script",
+    ["exit 2", 'echo 2 >"$PALIMPSEST_LOG_DIR/exit-code"; exit 1'],
+    ids=["srun", "lost by a launcher"],
 )
 def test_what_a_person_must_mend_is_not_tried_again(start, script):
     run = start(script, *RUN)
@@ -191,7 +201,10 @@ def test_a_run_directory_takes_one_job_at_a_time(start, tmp_path, capsys):
     ("override", "sentence"),
     [
         ("cluster.partition=gpu", "`cluster.partition` must be one of main, but is 'gpu' instead."),
-        ("cluster.gpus_per_node=8", "`cluster.gpus_per_node` must be at most the 0 GPUs of a node of partition main"),
+        (
+            "cluster.gpus_per_node=8",
+            "`cluster.gpus_per_node` must be at most the 0 GPUs of a node of partition main",
+        ),
         ("cluster.num_nodes=4", "`cluster.num_nodes` must be at most the 2 such nodes of partition main"),
         ("cluster.time_limit_min=240", "`cluster.time_limit_min` must be at most the 120 minutes"),
         ("cluster.cpus_per_rank=64", "`cluster.cpus_per_rank` must be at most 2"),

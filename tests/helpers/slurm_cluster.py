@@ -120,7 +120,9 @@ class SlurmCluster:
         wait_until(self._is_up, 30, lambda: self.logs())
 
     def stop(self) -> None:
-        """End the daemons and remove the network."""
+        """End jobs and daemons and remove the network."""
+        for node in NODES:
+            end_processes(node)
         for daemon in reversed(self._daemons):
             if daemon.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -176,13 +178,13 @@ class SlurmCluster:
         munge = self.folder / "munge"
         (munge / "key").write_bytes(os.urandom(128))
         (munge / "key").chmod(0o600)
-        own = [f"--{name}={munge / name}" for name in ("key-file", "pid-file", "log-file", "seed-file")]
-        own[0] = f"--key-file={munge / 'key'}"
+        own = [f"--{name}-file={munge / name}" for name in ("key", "pid", "log", "seed")]
         self._daemon("munged", "munged", "--foreground", "--force", f"--socket={munge / 'socket'}", *own)
         wait_until((munge / "socket").exists, 10, self.logs)
 
     def _start_node(self, node: str) -> None:
-        script = f"mount -t tmpfs tmpfs /sys/fs/cgroup; hostname {node}; exec slurmd -D -N {node} -f {self.env['SLURM_CONF']}"
+        slurmd = f"exec slurmd -D -N {node} -f {self.env['SLURM_CONF']}"
+        script = f"mount -t tmpfs tmpfs /sys/fs/cgroup; hostname {node}; {slurmd}"
         self._daemon(f"slurmd-{node}", *self.in_node(node, "unshare", "--uts", "sh", "-c", script))
 
     def _daemon(self, name: str, *command: str) -> None:
@@ -217,9 +219,20 @@ def run(*command: str) -> None:
         raise NoCluster(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
+def end_processes(node: str) -> None:
+    """Kill all that runs in a node's network: its jobs outlive slurmd."""
+    for _ in range(3):
+        listed = subprocess.run(["ip", "netns", "pids", node], capture_output=True, text=True)
+        for pid in listed.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.1)
+
+
 def remove_network() -> None:
     """Remove what an earlier session may have left."""
     for node in NODES:
+        end_processes(node)
         subprocess.run(["ip", "netns", "delete", node], capture_output=True)
         shutil.rmtree(Path("/etc/netns") / node, ignore_errors=True)
     for link in (BRIDGE, *(f"plmp{index}" for index in range(len(NODES)))):

@@ -66,7 +66,15 @@ def start_hosts(
 def hosts_command(config_file: Path, first: str, hostfile: Path, runner: str, master_port: int) -> list[str]:
     """Return the launcher's command line, which a person could type as well."""
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", runner),
+        *(
+            sys.executable,
+            "-m",
+            "deepspeed.launcher.runner",
+            "--hostfile",
+            str(hostfile),
+            "--launcher",
+            runner,
+        ),
         *("--force_multi", "--master_addr", first, "--master_port", str(master_port)),
         *("--no_local_rank", "--log_level", "warning"),
         *("--module", "trainer", "train", "--config", str(config_file)),

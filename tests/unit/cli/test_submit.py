@@ -1,4 +1,4 @@
-"""`palimpsest submit` as a person meets it, with SLURM's commands replaced by scripts that note how they were called."""
+"""`palimpsest submit` as a person meets it; SLURM's commands are scripts that note how they were called."""
 
 import os
 import resource
@@ -52,7 +52,12 @@ def test_it_freezes_renders_and_submits_one_script(slurm, here, tmp_path, capsys
     assert run_command(local(tmp_path)) == 0
     run_dir = tmp_path / "run"
     assert slurm.read_text() == f"--parsable {run_dir}/job.sh\n", "a variable of another job reached sbatch"
-    assert sorted(path.name for path in run_dir.iterdir()) == ["attempts.jsonl", "config.yaml", "job.sh", "logs"]
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "attempts.jsonl",
+        "config.yaml",
+        "job.sh",
+        "logs",
+    ]
     frozen = load_config(run_dir / "config.yaml")
     assert (frozen.cluster.num_nodes, frozen.cluster.ranks_per_node) == (2, 8)
     script = (run_dir / "job.sh").read_text()
@@ -102,7 +107,10 @@ def test_it_answers_without_torch_in_less_than_2_seconds(nowhere, here):
         (["cluster.partition=b200"], "`cluster.partition` must be one of main, but is 'b200' instead."),
         (["cluster.num_nodes=8"], "`cluster.num_nodes` must be at most the 4 such nodes of partition main"),
         (["train.global_batch_tokens=100000"], "`train.global_batch_tokens` must be a multiple of ranks"),
-        (["run_dir=/tmp/first"], "`run_dir` must be on a disk that all nodes share, and /tmp is each node's own"),
+        (
+            ["run_dir=/tmp/first"],
+            "`run_dir` must be on a disk that all nodes share, and /tmp is each node's own",
+        ),
         (["run_dir=/dev/shm/first"], "and /dev/shm is each node's own, but is '/dev/shm/first' instead."),
         (["cluster.time_limit_min=2"], "`cluster.time_limit_min` must be more than"),
         (["cluster.time_limit_min=2000"], "`cluster.time_limit_min` must be at most the 1440 minutes"),
@@ -113,13 +121,22 @@ def test_it_answers_without_torch_in_less_than_2_seconds(nowhere, here):
             ["cluster=slurm_apptainer", "cluster.container.image=/shared/none.sif"],
             "`cluster.container.image` must be an image that is there, but is '/shared/none.sif' instead.",
         ),
-        (["cluster.container.image=x.sif"], "`cluster.container.runtime` must be apptainer or pyxis with an image"),
-        (["cluster.container.mounts=[data]"], "`cluster.container.mounts` must be HOST or HOST:INSIDE from /"),
+        (
+            ["cluster.container.image=x.sif"],
+            "`cluster.container.runtime` must be apptainer or pyxis with an image",
+        ),
+        (
+            ["cluster.container.mounts=[data]"],
+            "`cluster.container.mounts` must be HOST or HOST:INSIDE from /",
+        ),
         (["cluster.environment.RANK='3'"], "`cluster.environment.RANK` must be left to the launcher"),
         (["cluster.nccl.HF_HOME=x"], "`cluster.nccl.HF_HOME` must be a variable of NCCL"),
         (["cluster.max_stuck_attempts=0"], "`cluster.max_stuck_attempts` must be at least 1"),
         (["cluster.launcher=mpirun"], "`cluster.launcher`"),
-        (["cluster.time_limit=60"], "Unknown key `cluster.time_limit`. Did you mean `cluster.time_limit_min`?"),
+        (
+            ["cluster.time_limit=60"],
+            "Unknown key `cluster.time_limit`. Did you mean `cluster.time_limit_min`?",
+        ),
         (["cluster=slrum"], "Did you mean `slurm`?"),
     ],
 )

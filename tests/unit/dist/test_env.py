@@ -91,7 +91,11 @@ ADDRESS = {"MASTER_ADDR": "node07", "MASTER_PORT": "20077"}
 
 
 def srun_task(rank, per_node, nodes=2):
-    own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % per_node), "SLURM_NODEID": str(rank // per_node)}
+    own = {
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank % per_node),
+        "SLURM_NODEID": str(rank // per_node),
+    }
     return STEP | own | {"SLURM_NTASKS": str(nodes * per_node), "SLURM_STEP_NUM_NODES": str(nodes)}
 
 
@@ -99,7 +103,11 @@ def deepspeed_rank(rank, per_node, nodes=2):
     """One launcher a node under srun, each starting its ranks."""
     node = srun_task(rank // per_node, 1, nodes)
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "WORLD_SIZE": str(nodes * per_node)}
-    return node | own | {"CROSS_RANK": str(rank // per_node), "CROSS_SIZE": str(nodes), "LOCAL_SIZE": str(per_node)}
+    return (
+        node
+        | own
+        | {"CROSS_RANK": str(rank // per_node), "CROSS_SIZE": str(nodes), "LOCAL_SIZE": str(per_node)}
+    )
 
 
 def torchrun_rank(rank, per_node, nodes=2):
@@ -117,7 +125,10 @@ def test_ranks_of_a_job_are_numbered_by_every_launcher(launcher, nodes, per_node
 
 
 def test_the_first_node_and_the_port_are_found_from_slurm_where_nobody_exports_them():
-    found = {(rank_env(srun_task(rank, 4)).master_addr, rank_env(srun_task(rank, 4)).master_port) for rank in range(8)}
+    found = {
+        (rank_env(srun_task(rank, 4)).master_addr, rank_env(srun_task(rank, 4)).master_port)
+        for rank in range(8)
+    }
     assert found == {("node07", job_port(41234))}
     assert job_port(41234) == 21234
 
@@ -136,14 +147,18 @@ def test_a_node_list_that_is_none_is_refused():
 def test_a_node_rank_that_the_batch_script_expanded_is_refused():
     """`--node_rank $SLURM_NODEID` without quotes: the second node's launcher believes to be the first."""
     early = deepspeed_rank(1, 1) | {"RANK": "0", "CROSS_RANK": "0"} | ADDRESS
-    with pytest.raises(TopologyError, match=r"`--node_rank` must be this task's SLURM_NODEID \(1\), but is 0 instead"):
+    with pytest.raises(
+        TopologyError, match=r"`--node_rank` must be this task's SLURM_NODEID \(1\), but is 0 instead"
+    ):
         rank_env(early)
 
 
 def test_a_rank_that_the_batch_script_expanded_is_refused():
     """`export RANK=$SLURM_PROCID` before srun: every task believes to be rank 0."""
     early = srun_task(3, 4) | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "8"} | ADDRESS
-    with pytest.raises(TopologyError, match=r"`RANK` must be this task's SLURM_PROCID \(3\), but is 0 instead"):
+    with pytest.raises(
+        TopologyError, match=r"`RANK` must be this task's SLURM_PROCID \(3\), but is 0 instead"
+    ):
         rank_env(early)
 
 

@@ -20,7 +20,10 @@ def test_hosts_and_their_ranks_are_read_in_order():
         ("node1 slots=eight\n", "hosts:1 is 'node1 slots=eight' instead"),
         ("node1 slots=8 node2 slots=8\n", "hosts:1 is"),
         ("node1 slots=8\nnode1 slots=8\n", "hosts:2 names a host again"),
-        ("node1 slots=8\nnode2 slots=4\n", "the same number of slots, but hosts has node1 8, node2 4 instead"),
+        (
+            "node1 slots=8\nnode2 slots=4\n",
+            "the same number of slots, but hosts has node1 8, node2 4 instead",
+        ),
         ("# nothing\n", "has no host instead"),
     ],
 )

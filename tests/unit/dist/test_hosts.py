@@ -24,5 +24,5 @@ def test_a_list_is_expanded_in_its_order(text, names):
 
 @pytest.mark.parametrize("text", ["", " ", "node[", "node[1-]", "node[3-1]", "node[a-c]", "node]1["])
 def test_what_is_no_list_is_refused_with_the_fix(text):
-    with pytest.raises(TopologyError, match="must be a list of nodes .* Export MASTER_ADDR"):
+    with pytest.raises(TopologyError, match=r"must be a list of nodes .* Export MASTER_ADDR"):
         expand_hosts(text)

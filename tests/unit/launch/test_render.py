@@ -25,7 +25,11 @@ CASES = {
     "deepspeed": ["cluster=slurm", "cluster.num_nodes=4", "cluster.launcher=deepspeed"],
     "torchrun": ["cluster=slurm", "cluster.num_nodes=4", "cluster.launcher=torchrun"],
     "apptainer": [
-        *("cluster=slurm_apptainer", "cluster.num_nodes=2", "cluster.container.image=/shared/images/first.sif"),
+        *(
+            "cluster=slurm_apptainer",
+            "cluster.num_nodes=2",
+            "cluster.container.image=/shared/images/first.sif",
+        ),
         "cluster.container.mounts=[/datasets:/datasets:ro]",
     ],
     "pyxis": [

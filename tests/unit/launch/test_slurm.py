@@ -17,7 +17,12 @@ old|down|9|gpu:4|16|infinite
 """
 KINDS = parse_sinfo(SINFO)
 GOOD = ClusterConfig(
-    scheduler=Scheduler.slurm, partition="a100", num_nodes=2, ranks_per_node=8, cpus_per_rank=8, time_limit_min=60
+    scheduler=Scheduler.slurm,
+    partition="a100",
+    num_nodes=2,
+    ranks_per_node=8,
+    cpus_per_rank=8,
+    time_limit_min=60,
 )
 
 
@@ -56,11 +61,23 @@ def test_what_the_partition_can_give_has_no_problem():
         ({"partition": "b200"}, "`cluster.partition` must be one of a100, cpu, h100, but is 'b200' instead."),
         ({"partition": "old"}, "`cluster.partition` must be one of a100, cpu, h100, but is 'old' instead."),
         ({"partition": "a100,b200"}, "but is 'b200' instead."),
-        ({"ranks_per_node": 16}, "`cluster.ranks_per_node` must be at most the 8 GPUs of a node of partition a100"),
+        (
+            {"ranks_per_node": 16},
+            "`cluster.ranks_per_node` must be at most the 8 GPUs of a node of partition a100",
+        ),
         ({"partition": None}, "Set cluster.gpus_per_node=0 for CPU ranks."),
-        ({"num_nodes": 17}, "`cluster.num_nodes` must be at most the 16 such nodes of partition a100, but is 17"),
-        ({"cpus_per_rank": 32}, "`cluster.cpus_per_rank` must be at most 16: a node of partition a100 has 128 cores"),
-        ({"time_limit_min": 4000}, "`cluster.time_limit_min` must be at most the 2880 minutes of partition a100"),
+        (
+            {"num_nodes": 17},
+            "`cluster.num_nodes` must be at most the 16 such nodes of partition a100, but is 17",
+        ),
+        (
+            {"cpus_per_rank": 32},
+            "`cluster.cpus_per_rank` must be at most 16: a node of partition a100 has 128 cores",
+        ),
+        (
+            {"time_limit_min": 4000},
+            "`cluster.time_limit_min` must be at most the 2880 minutes of partition a100",
+        ),
     ],
 )
 def test_what_it_cannot_give_is_a_sentence(changes, sentence):
@@ -69,7 +86,9 @@ def test_what_it_cannot_give_is_a_sentence(changes, sentence):
 
 
 def test_a_controller_that_does_not_answer_is_a_sentence(tmp_path, monkeypatch):
-    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'sinfo: error: Unable to contact slurm controller' >&2; exit 1\n")
+    (tmp_path / "sinfo").write_text(
+        "#!/bin/sh\necho 'sinfo: error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
     (tmp_path / "sinfo").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(ConfigError, match="`sinfo` refused: error: Unable to contact slurm controller"):
@@ -78,5 +97,7 @@ def test_a_controller_that_does_not_answer_is_a_sentence(tmp_path, monkeypatch):
 
 def test_the_variables_of_another_job_do_not_reach_sbatch():
     """Inside an allocation SBATCH_PARTITION and SLURM_NTASKS would win over the lines of the script."""
-    kept = clean_environment({"PATH": "/bin", "SBATCH_PARTITION": "x", "SLURM_NTASKS": "3", "RANK": "0", "HF_HOME": "h"})
+    kept = clean_environment(
+        {"PATH": "/bin", "SBATCH_PARTITION": "x", "SLURM_NTASKS": "3", "RANK": "0", "HF_HOME": "h"}
+    )
     assert kept == {"PATH": "/bin", "HF_HOME": "h"}

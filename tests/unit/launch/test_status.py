@@ -37,7 +37,9 @@ def begun(tmp_path):
     (run_dir / "logs/attempt-1/console.log").write_text(
         "1: [rank 1] Error: `run_dir` must have room.\n0: torch.cuda.OutOfMemoryError: out of memory\nsrun: error: n1\n"
     )
-    (run_dir / "logs/attempt-2/console.log").write_text("0: 24/100 loss 2.7 errors are not looked for in the middle\n")
+    (run_dir / "logs/attempt-2/console.log").write_text(
+        "0: 24/100 loss 2.7 errors are not looked for in the middle\n"
+    )
     return run_dir
 
 
@@ -51,7 +53,13 @@ def test_a_row_tells_attempts_step_loss_speed_and_what_is_left(begun):
 
 @pytest.mark.parametrize(
     ("code", "state"),
-    [(0, "finished"), (2, "must be mended"), (4, "not finite"), (75, "saved, stopped"), (137, "failed (137)")],
+    [
+        (0, "finished"),
+        (2, "must be mended"),
+        (4, "not finite"),
+        (75, "saved, stopped"),
+        (137, "failed (137)"),
+    ],
 )
 def test_the_scripts_last_line_is_the_state(begun, code, state):
     note(begun, "ended", attempt=2, job=7, code=code, newest="")

@@ -15,7 +15,11 @@ def test_the_first_rank_that_knows_leaves_the_code(tmp_path):
 
 def test_without_a_script_nothing_is_left_and_nothing_is_known(tmp_path):
     leave_exit_code({}, 2, is_first=True)
-    assert given_log_dir({}) is None and deadline({}) is None and deadline({"PALIMPSEST_DEADLINE": "soon"}) is None
+    assert (
+        given_log_dir({}) is None
+        and deadline({}) is None
+        and deadline({"PALIMPSEST_DEADLINE": "soon"}) is None
+    )
     assert deadline({"PALIMPSEST_DEADLINE": "1795341330"}) == 1795341330.0
 
 

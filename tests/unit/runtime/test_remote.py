@@ -33,6 +33,8 @@ def test_the_signal_meets_ranks_and_not_the_launcher_that_would_kill_them():
 
 def test_a_runner_whose_program_is_missing_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(TopologyError, match=r"`cluster.deepspeed_runner` must .* pdsh needs pdsh, which is missing"):
+    with pytest.raises(
+        TopologyError, match=r"`cluster.deepspeed_runner` must .* pdsh needs pdsh, which is missing"
+    ):
         start_hosts(tmp_path / "config.yaml", ["node1"], tmp_path / "hosts", "pdsh", 29500, {})
     assert [*tmp_path.iterdir()] == []
