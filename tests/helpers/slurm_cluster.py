@@ -7,6 +7,7 @@ configuration is touched: names are in /etc/netns, munge's key and SLURM's files
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -15,12 +16,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "ip", "unshare")
 PACKAGES = ("slurm-wlm", "munge", "iproute2", "util-linux")
 NODES = ("node1", "node2")
 BRIDGE = "plmpbr0"
 SUBNET = "10.213.77"
+LOCK = "/run/lock/palimpsest-cluster"
 CTLD_PORT, SLURMD_PORT = 16817, 16818
 
 CONFIG = """\
@@ -250,11 +253,22 @@ def wait_until(is_done: Callable[[], bool], timeout_s: float, explain: Callable[
 
 @contextlib.contextmanager
 def two_nodes(folder: Path) -> Iterator[SlurmCluster]:
-    """Bring a cluster up for as long as the block runs."""
+    """Bring a cluster up for as long as the block runs; one at a time on a machine, whose network it changes."""
     check_possible()
-    cluster = SlurmCluster(folder)
+    with Path(LOCK).open("w") as lock:
+        wait_until(lambda: is_ours(lock), 300, lambda: "another session has the cluster")
+        cluster = SlurmCluster(folder)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def is_ours(lock: TextIO) -> bool:
+    """Try to take the lock."""
     try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
