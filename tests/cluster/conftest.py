@@ -32,3 +32,12 @@ def slurm() -> Iterator[SlurmCluster]:
                 yield cluster
         except NoCluster as error:
             pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a corpus; the jobs make the tiny model and the token store in its cache."""
+    folder = tmp_path_factory.mktemp("project")
+    texts = [f"{i} squared is {i * i}, and {i + 7} is seven more than {i}." for i in range(400)]
+    (folder / "corpus.txt").write_text("\n".join(texts) + "\n")
+    return folder

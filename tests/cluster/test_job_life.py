@@ -30,8 +30,7 @@ RUN = (
     "train.max_steps=9",
 )
 TWO_NODES = (*RUN, "cluster.num_nodes=2")
-# A shell cannot trap a signal that was ignored when it started, as Python can: it starts itself again when it has
-# "loaded".
+# A shell cannot trap what was ignored when it started, as Python can: it starts itself again when it has "loaded".
 SAVE_ON_SIGNAL = """
 [[ ${LISTENS-} ]] || { echo loading; sleep "${LOADING_S:-0}"; exec env --default-signal=USR1 LISTENS=1 "$0" "$@"; }
 trap '((SLURM_PROCID)) || commit "$attempt"; sleep 0.5; exit 75' USR1
@@ -102,8 +101,7 @@ def test_a_port_that_somebody_listens_on_is_passed_over(start, slurm):
     first = start(seen, name="first")
     first.finish()
     taken = job_port(first.job + 1)
-    serve = f"s = socket.create_server(('0.0.0.0', {taken})); print('up', flush=True); s.accept(); input()"
-    code = f"import socket; {serve}"
+    code = f"import socket; s = socket.create_server(('0.0.0.0', {taken})); print('up', flush=True); input()"
     listen = slurm.in_node("node1", "python3", "-c", code)
     listener = subprocess.Popen(listen, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:

@@ -9,56 +9,20 @@ import sys
 
 import pytest
 
-from tests.helpers.submitted import Submitted
+from tests.helpers.submitted import START_S, Submitted, overrides, trace
 from trainer.metrics.jsonl import read
 
-NUM_STEPS = 40
+NUM_STEPS = 30
 SHORT = 6
-START_S = 300
-"""An attempt takes 15 s to begin on a quiet machine."""
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """Return a folder with a corpus; the jobs make the tiny model and the token store in its cache."""
-    folder = tmp_path_factory.mktemp("project")
-    texts = [f"{i} squared is {i * i}, and {i + 7} is seven more than {i}." for i in range(400)]
-    (folder / "corpus.txt").write_text("\n".join(texts) + "\n")
-    return folder
-
-
-def overrides(project, num_steps=NUM_STEPS):
-    return [
-        *(
-            "data=text",
-            f"data.sources.corpus.path={project}/corpus.txt",
-            "data.sources.corpus.txt_documents=line",
-        ),
-        *(f"data.cache_dir={project}/cache", "data.seq_len=64", "data.num_workers=1"),
-        *(
-            "train.global_batch_tokens=256",
-            f"train.max_steps={num_steps}",
-            "optim.lr=1e-3",
-            "schedule=constant",
-        ),
-        *("zero=zero3", "zero.dtype=fp32", "evaluate.every_steps=0", "evaluate.forgetting=false"),
-        *("checkpoint.every_steps=0", "log.progress=false"),
-    ]
 
 
 def nodes(*more):
     return ["cluster=slurm_cpu", "cluster.num_nodes=2", "cluster.cpus_per_rank=1", *more]
 
 
-def trace(run_dir):
-    """Return loss and gradient norm of every step, in the order of the file."""
-    rows = [row for row in read(run_dir / "metrics.jsonl") if "loss" in row]
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
-
-
 def train_here(project):
     """Start training on two ranks of this machine."""
-    arguments = [*overrides(project), f"run_dir={project}/here", "cluster.ranks_per_node=2"]
+    arguments = [*overrides(project, NUM_STEPS), f"run_dir={project}/here", "cluster.ranks_per_node=2"]
     foreign = ("SLURM_", "PALIMPSEST_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     with (project / "here.log").open("w") as log:
@@ -76,7 +40,7 @@ def interrupted(slurm, project):
     """Train on two nodes through a time limit, a signal and a requeue; meanwhile once on this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        run = Submitted(slurm, project / "two-nodes", *overrides(project), *nodes())
+        run = Submitted(slurm, project / "two-nodes", *overrides(project, NUM_STEPS), *nodes())
     run.wait(lambda: run.step() >= 4, START_S, "the first steps")
     # Ranks stand still until SLURM looks at the clock, which it does twice a minute.
     run.signal("STOP")
@@ -87,7 +51,7 @@ def interrupted(slurm, project):
     run.signal("CONT")
     run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end at the time limit")
     slurm.ask("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
-    assert alone.wait(300) == 0, (project / "here.log").read_text()[-5000:]
+    assert alone.wait(2 * START_S) == 0, (project / "here.log").read_text()[-5000:]
     reached = run.step()
     run.wait(lambda: run.step() >= reached + 4, START_S, "steps after the time limit")
     run.signal("USR1")

@@ -7,6 +7,7 @@ configuration is touched: names are in /etc/netns, munge's key and SLURM's files
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -15,12 +16,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "ip", "unshare")
 PACKAGES = ("slurm-wlm", "munge", "iproute2", "util-linux")
 NODES = ("node1", "node2")
 BRIDGE = "plmpbr0"
 SUBNET = "10.213.77"
+LOCK = "/run/lock/palimpsest-cluster"
 CTLD_PORT, SLURMD_PORT = 16817, 16818
 
 CONFIG = """\
@@ -120,7 +123,9 @@ class SlurmCluster:
         wait_until(self._is_up, 30, lambda: self.logs())
 
     def stop(self) -> None:
-        """End the daemons and remove the network."""
+        """End jobs and daemons and remove the network."""
+        for node in NODES:
+            end_processes(node)
         for daemon in reversed(self._daemons):
             if daemon.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -176,14 +181,13 @@ class SlurmCluster:
         munge = self.folder / "munge"
         (munge / "key").write_bytes(os.urandom(128))
         (munge / "key").chmod(0o600)
-        own = [f"--{name}={munge / name}" for name in ("key-file", "pid-file", "log-file", "seed-file")]
-        own[0] = f"--key-file={munge / 'key'}"
+        own = [f"--{name}-file={munge / name}" for name in ("key", "pid", "log", "seed")]
         self._daemon("munged", "munged", "--foreground", "--force", f"--socket={munge / 'socket'}", *own)
         wait_until((munge / "socket").exists, 10, self.logs)
 
     def _start_node(self, node: str) -> None:
-        slurmd = f"slurmd -D -N {node} -f {self.env['SLURM_CONF']}"
-        script = f"mount -t tmpfs tmpfs /sys/fs/cgroup; hostname {node}; exec {slurmd}"
+        slurmd = f"exec slurmd -D -N {node} -f {self.env['SLURM_CONF']}"
+        script = f"mount -t tmpfs tmpfs /sys/fs/cgroup; hostname {node}; {slurmd}"
         self._daemon(f"slurmd-{node}", *self.in_node(node, "unshare", "--uts", "sh", "-c", script))
 
     def _daemon(self, name: str, *command: str) -> None:
@@ -218,9 +222,20 @@ def run(*command: str) -> None:
         raise NoCluster(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
+def end_processes(node: str) -> None:
+    """Kill all that runs in a node's network: its jobs outlive slurmd."""
+    for _ in range(3):
+        listed = subprocess.run(["ip", "netns", "pids", node], capture_output=True, text=True)
+        for pid in listed.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.1)
+
+
 def remove_network() -> None:
     """Remove what an earlier session may have left."""
     for node in NODES:
+        end_processes(node)
         subprocess.run(["ip", "netns", "delete", node], capture_output=True)
         shutil.rmtree(Path("/etc/netns") / node, ignore_errors=True)
     for link in (BRIDGE, *(f"plmp{index}" for index in range(len(NODES)))):
@@ -238,11 +253,22 @@ def wait_until(is_done: Callable[[], bool], timeout_s: float, explain: Callable[
 
 @contextlib.contextmanager
 def two_nodes(folder: Path) -> Iterator[SlurmCluster]:
-    """Bring a cluster up for as long as the block runs."""
+    """Bring a cluster up for as long as the block runs; one at a time on a machine, whose network it changes."""
     check_possible()
-    cluster = SlurmCluster(folder)
+    with Path(LOCK).open("w") as lock:
+        wait_until(lambda: is_ours(lock), 300, lambda: "another session has the cluster")
+        cluster = SlurmCluster(folder)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def is_ours(lock: TextIO) -> bool:
+    """Try to take the lock."""
     try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

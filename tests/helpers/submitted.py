@@ -14,6 +14,35 @@ from trainer.metrics.jsonl import read
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
 
+START_S = 300
+"""An attempt takes 15 s to begin on a quiet machine."""
+
+
+def overrides(project: Path, num_steps: int) -> list[str]:
+    """Return a run of the tiny model on the project's corpus; fp32, so that losses can be compared exactly."""
+    return [
+        *(
+            "data=text",
+            f"data.sources.corpus.path={project}/corpus.txt",
+            "data.sources.corpus.txt_documents=line",
+        ),
+        *(f"data.cache_dir={project}/cache", "data.seq_len=64", "data.num_workers=1"),
+        *(
+            "train.global_batch_tokens=256",
+            f"train.max_steps={num_steps}",
+            "optim.lr=1e-3",
+            "schedule=constant",
+        ),
+        *("zero=zero3", "zero.dtype=fp32", "evaluate.every_steps=0", "evaluate.forgetting=false"),
+        *("checkpoint.every_steps=0", "log.progress=false"),
+    ]
+
+
+def trace(run_dir: Path) -> list[tuple[int, float, float]]:
+    """Return loss and gradient norm of every step, in the order of the file."""
+    rows = [row for row in read(run_dir / "metrics.jsonl") if "loss" in row]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
+
 
 class Submitted:
     """One run directory and its job."""

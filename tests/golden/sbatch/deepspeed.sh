@@ -86,7 +86,7 @@ if ((num_stuck >= 3)); then
     say "Stopped: the last $num_stuck attempts committed no checkpoint after ${newest:-the start}. The end of the last one:"
     last=$(find "$run_dir/logs" -path "*/attempt-*/console.log" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
     [[ -n $last ]] && tail -n 20 "$last"
-    say "Mend the cause, then submit again: palimpsest submit --config $config"
+    say "Mend the cause, then submit again: cd $PWD && palimpsest submit --config $config"
     note gave_up "\"newest\":\"$newest\""
     exit 1
 fi

@@ -1,4 +1,4 @@
-"""`palimpsest submit` as a person meets it, with scripts for SLURM's commands that note how they are called."""
+"""`palimpsest submit` as a person meets it; SLURM's commands are scripts that note how they were called."""
 
 import os
 import resource

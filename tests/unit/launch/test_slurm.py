@@ -97,6 +97,7 @@ def test_a_controller_that_does_not_answer_is_a_sentence(tmp_path, monkeypatch):
 
 def test_the_variables_of_another_job_do_not_reach_sbatch():
     """Inside an allocation SBATCH_PARTITION and SLURM_NTASKS would win over the lines of the script."""
-    given = {"PATH": "/bin", "SBATCH_PARTITION": "x", "SLURM_NTASKS": "3", "RANK": "0", "HF_HOME": "h"}
-    kept = clean_environment(given)
+    kept = clean_environment(
+        {"PATH": "/bin", "SBATCH_PARTITION": "x", "SLURM_NTASKS": "3", "RANK": "0", "HF_HOME": "h"}
+    )
     assert kept == {"PATH": "/bin", "HF_HOME": "h"}

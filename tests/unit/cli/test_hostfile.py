@@ -1,0 +1,42 @@
+"""`palimpsest train cluster=hostfile`: what is wrong with the file is said before anything starts."""
+
+import pytest
+
+ARGUMENTS = [
+    "train",
+    "data=text",
+    "data.sources.corpus.path=corpus.txt",
+    "train.max_steps=1",
+    "cluster=hostfile",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "sentence"),
+    [
+        (None, [], "`cluster.hostfile` must be a file of HOST slots=N lines, but"),
+        ("node1 slots=two\n", [], "hosts:1 is 'node1 slots=two' instead"),
+        ("n1 slots=8\nn2 slots=4\n", [], "must give every host the same number of slots"),
+        (
+            "n1 slots=3\nn2 slots=3\n",
+            [],
+            "must be a multiple of ranks x micro batch x seq_len = 6 x 1 x 2048 = 12288",
+        ),
+        ("n1 slots=1\n", ["cluster.launcher=srun"], "`cluster.launcher` must be deepspeed with a hostfile"),
+        (
+            "n1 slots=1\n",
+            ["cluster.deepspeed_runner=slurm"],
+            "`cluster.deepspeed_runner` must be one of pdsh",
+        ),
+    ],
+)
+def test_bad_hostfiles_are_a_sentence(refuse, tmp_path, text, overrides, sentence):
+    hosts = tmp_path / "hosts"
+    if text is not None:
+        hosts.write_text(text)
+    assert sentence in refuse(*ARGUMENTS, f"cluster.hostfile={hosts}", *overrides)
+
+
+def test_several_nodes_without_a_hostfile_are_told_where_to_go(refuse):
+    shown = refuse(*ARGUMENTS, "cluster=local", "cluster.num_nodes=2")
+    assert "`cluster.num_nodes` must be 1 for `palimpsest train`" in shown and "palimpsest submit" in shown
