@@ -30,7 +30,6 @@ from trainer.runtime.lock import run_lock
 from trainer.runtime.signals import StopFlag
 from trainer.session import (
     Session,
-    base_digest,
     build_forgetting,
     build_reference,
     build_task_scores,
@@ -71,9 +70,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         session.tuned.num_trainable,
         build_forgetting(session),
         build_task_scores(session),
-        group.from_first(lambda: base_digest(config, session.loaded.source))
-        if session.tuned.is_partial
-        else None,
+        session.base_digest() if session.tuned.is_partial else None,
     )
     # Before a checkpoint takes the place of the base's weights.
     reference = None if session.tuned.peft_config is not None else build_reference(session, mixing)

@@ -82,6 +82,11 @@ class Session:
         """Return the token that fills packs; its positions carry no loss."""
         return self.tokenizer.pad_id or 0
 
+    def base_digest(self) -> str:
+        """Return what names the weights that training began with. Collective: every rank."""
+        digest: str = self.group.from_first(lambda: _base_digest(self.config, self.loaded.source))
+        return digest
+
     def held_out(self) -> HeldOut:
         """Lay out the held-out packs."""
         return HeldOut(
@@ -249,6 +254,14 @@ def _check_fits(
     check_room(hf_config, config.tune, config.data.seq_len)
 
 
+def _base_digest(config: RunConfig, source: str) -> str:
+    """Return the digest of their files, or of the recipe of random ones."""
+    if config.model.kind is ModelKind.random:
+        return digest_of([Path(source, "config.json").read_text(encoding="utf-8"), config.model.seed])
+    digest = model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
+    return digest if config.tune.quantise is Quantise.none else digest_of([digest, NF4])
+
+
 def build_forgetting(session: Session) -> Forgetting | None:
     """Return the measurement of the base against the tuned model, if there is text to measure on."""
     config, group = session.config, session.group
@@ -257,7 +270,7 @@ def build_forgetting(session: Session) -> Forgetting | None:
         return None
     prompts = prompts_for_kl(config, session.stores, session.tokenizer, session.pad_id)
     subject = Subject(session.engine, group, session.flash, session.held_out(), prompts)
-    digest = group.from_first(lambda: base_digest(config, session.loaded.source))
+    digest = session.base_digest()
     return Forgetting(session.run_dir, config, subject, digest, config.model.path or config.model.kind.value)
 
 
@@ -279,7 +292,7 @@ def build_task_scores(session: Session) -> TaskScores | None:
         max_length=options.max_length or _room(hf_config, config.tune) or config.data.seq_len,
         batch_tokens=options.batch_tokens,
     )
-    digest = group.from_first(lambda: base_digest(config, loaded.source))
+    digest = session.base_digest()
     tasks = load_everywhere(options, group)
     return TaskScores(session.run_dir, config, tasks, model, tokenizer, digest)
 
@@ -288,14 +301,6 @@ def _room(hf_config: Any, tune: TuneConfig) -> int | None:
     """Return the longest document the model was made for, behind its virtual tokens."""
     longest = context_length(hf_config)
     return longest - tune.virtual_tokens if longest is not None and tune.is_virtual else longest
-
-
-def base_digest(config: RunConfig, source: str) -> str:
-    """Return what names the weights that training began with: their files, or the recipe of random ones."""
-    if config.model.kind is ModelKind.random:
-        return digest_of([Path(source, "config.json").read_text(encoding="utf-8"), config.model.seed])
-    digest = model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
-    return digest if config.tune.quantise is Quantise.none else digest_of([digest, NF4])
 
 
 def build_reference(session: Session, mixing: Mixing) -> BaseReference | None:
@@ -310,6 +315,6 @@ def build_reference(session: Session, mixing: Mixing) -> BaseReference | None:
         session.flash,
         session.stores,
         mixing.replay_to_draw(),
-        group.from_first(lambda: base_digest(config, session.loaded.source)),
+        session.base_digest(),
         session.pad_id,
     )

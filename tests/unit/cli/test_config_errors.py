@@ -209,12 +209,19 @@ def test_an_unknown_command_gets_the_list_of_commands(refuse, command):
 
 @pytest.mark.parametrize("option", ["--frobnicate", "-m", "--config"])
 def test_an_unknown_option_gets_the_list_of_options(refuse, option):
-    assert refuse("train", option) == f"Unknown option `{option}`. Options: --config FILE, --cfg, --help."
+    assert (
+        refuse("train", option)
+        == f"Unknown option `{option}`. Options: --config FILE, --cfg, --dry-run, --help."
+    )
 
 
 def test_several_nodes_are_not_started_from_here(refuse):
     message = refuse("train", *CORPUS, "train.max_steps=1", "cluster.num_nodes=2")
-    assert "`cluster.num_nodes` must be 1" in message and "deepspeed --hostfile" in message
+    assert (
+        "`cluster.num_nodes` must be 1" in message
+        and "`palimpsest submit`" in message
+        and "cluster.hostfile" in message
+    )
 
 
 @pytest.mark.parametrize("command", ["export"])
