@@ -1,6 +1,6 @@
 """Every method, recipe, ZeRO stage and number of ranks that the README's table of methods calls tested is trained here.
 
-Four cells on the diagonal in the default suite; all of them with `-m slow`.
+Five cells on the diagonal in the default suite; all of them with `-m slow`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIAGONAL = [
     ("freeze", "continued_pretrain", 3),
 ]
 NUM_STEPS = 4
-RATES = {"ia3": 3e-2, "prefix": 3e-2, "prompt": 3e-2}
+RATES = {"ia3": 1e-1, "prefix": 3e-2, "prompt": 3e-2}
 
 
 def overrides_of(folder: Path, method: str, recipe: str, stage: int, num_ranks: int) -> list[str]:
