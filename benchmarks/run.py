@@ -23,7 +23,17 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WARMUP_STEPS = 4
-PACKAGES = ("torch", "deepspeed", "transformers", "flash-attn", "liger-kernel", "triton")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "flash-attn",
+    "liger-kernel",
+    "triton",
+)
+LORA = ("tune=lora", "tune.r=16", "data.seq_len=4096")
 
 CASES: dict[str, list[str]] = {
     # One 8,192-token document a pack: full attention cost.
@@ -66,6 +76,20 @@ CASES: dict[str, list[str]] = {
         "data.seq_len=4096",
         "train.micro_batch_size=2",
         "model.checkpoint_layers=-1",
+    ],
+    # LoRA r = 16 on every linear layer but the head, nothing recomputed.
+    "lora_zero0_4096x2_none": [*LORA, "zero=zero0", "train.micro_batch_size=2", "model.checkpoint_layers=0"],
+    "lora_zero1_4096x2_none": [*LORA, "zero=zero1", "train.micro_batch_size=2", "model.checkpoint_layers=0"],
+    "lora_zero1_4096x4_none": [*LORA, "zero=zero1", "train.micro_batch_size=4", "model.checkpoint_layers=0"],
+    "lora_zero1_4096x2_full": [*LORA, "zero=zero1", "train.micro_batch_size=2", "model.checkpoint_layers=-1"],
+    # The same on a base in NF4, which is read from files: random weights are written to disk first.
+    "qlora_zero1_4096x2_none": [
+        *("tune=qlora", "tune.r=16", "data.seq_len=4096", "zero=zero1"),
+        *("train.micro_batch_size=2", "model.checkpoint_layers=0", "weights=saved"),
+    ],
+    "qlora_zero1_4096x2_full": [
+        *("tune=qlora", "tune.r=16", "data.seq_len=4096", "zero=zero1"),
+        *("train.micro_batch_size=2", "model.checkpoint_layers=-1", "weights=saved"),
     ],
     # One GPU: 16 bytes a parameter do not leave room for activations, so every layer is recomputed.
     "one_gpu_zero3_4096x1_full": ["zero=zero3", "data.seq_len=4096", "model.checkpoint_layers=-1"],
@@ -154,14 +178,17 @@ def measure(case: str, plain: bool, arguments: argparse.Namespace, work: Path) -
 
 def case_overrides(case: str, arguments: argparse.Namespace, work: Path) -> list[str]:
     """Return the overrides of a case: its own and those that all cases share."""
-    own = [word for word in CASES[case] if not word.startswith("documents=")]
+    own = [word for word in CASES[case] if not word.startswith(("documents=", "weights="))]
     documents = "file" if "documents=file" in CASES[case] else "paragraph"
+    source = [f"model.path={arguments.shape}"]
+    if "weights=saved" in CASES[case]:
+        source = ["model.kind=pretrained", f"model.path={saved_weights(arguments.shape, work)}"]
     values = dict(word.split("=", 1) for word in own)
     tokens = int(values["data.seq_len"]) * int(values.get("train.micro_batch_size", "1")) * arguments.gpus
     return [
         *own,
         "model=benchmark",
-        f"model.path={arguments.shape}",
+        *source,
         f"model.tokenizer={tokenizer_dir(work)}",
         "data=text",
         f"data.sources.corpus.path={arguments.corpus.resolve()}",
@@ -175,6 +202,22 @@ def case_overrides(case: str, arguments: argparse.Namespace, work: Path) -> list
         "log.progress=false",
         *arguments.set,
     ]
+
+
+def saved_weights(shape: Path, work: Path) -> Path:
+    """Write random weights of the shape as a model folder; return it."""
+    folder = work / "weights"
+    if not folder.exists():
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shape), dtype=torch.bfloat16)
+        model.save_pretrained(folder, max_shard_size="2GB")
+        del model
+        torch.cuda.empty_cache()
+    return folder
 
 
 def tokenizer_dir(work: Path) -> Path:

@@ -35,11 +35,12 @@ torch_index() {
     fi
 }
 
-# pip install into VENV, showing only what is downloaded; the whole story is in VENV/install.log.
+# pip install into VENV, showing only what is downloaded; the whole story is in VENV/install.log. Python compiles a
+# module at its first import: most of what torch brings never is.
 pip_install() {
     local venv=$1
     shift
-    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" \
+    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-compile "$@" \
         </dev/null 2>&1 | tee -a "$venv/install.log" |
         sed -un 's/^ *Downloading \(.*\/\)\{0,1\}\([^/]*\.\(whl\|tar\.gz\).*\)/    \2/p'
     if ((PIPESTATUS[0] != 0)); then

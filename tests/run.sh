@@ -46,5 +46,6 @@ if ((${#failed[@]})); then
     printf 'FAILED before the tests:\n' >&2
     printf '  %s\n' "${failed[@]}" >&2
 fi
-python -m pytest --timeout=600 "$@" </dev/null || failed+=("pytest")
+# Two workers, each with whole files, so that the fixtures of a file are made once.
+python -m pytest --timeout=600 -n 2 --dist loadfile "$@" </dev/null || failed+=("pytest")
 ((${#failed[@]} == 0))

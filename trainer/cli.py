@@ -163,7 +163,8 @@ def _dispatch(invocation: Invocation) -> int:
             prepare_data(config)
             return 0
         case "export":
-            from trainer.jobs import export_model, find_checkpoint
+            from trainer.exporting import export_model
+            from trainer.jobs import find_checkpoint
 
             if config.export.interpolate is not None:
                 from trainer.interpolation import interpolate
@@ -243,7 +244,14 @@ def _run_rank(command: str, config: RunConfig) -> int:
 
 def _start_ranks(command: str, config: RunConfig) -> int:
     """Prepare what is missing, freeze the configuration, and start the ranks."""
-    from trainer.jobs import check_benchmarks, check_draws, count_ranks, ensure_inputs, with_hosts
+    from trainer.jobs import (
+        check_benchmarks,
+        check_draws,
+        check_quantiser,
+        count_ranks,
+        ensure_inputs,
+        with_hosts,
+    )
 
     hosts: list[str] = []
     if command == "train":
@@ -256,6 +264,7 @@ def _start_ranks(command: str, config: RunConfig) -> int:
         )
     num_ranks = len(hosts) * config.cluster.ranks_per_node or count_ranks(config)
     check_config(config, num_ranks)
+    check_quantiser(config)
     check_benchmarks(config, command)
     tokenizer = ensure_inputs(config)
     run_dir = Path(config.run_dir)

@@ -20,6 +20,7 @@ from trainer.evaluate.held_out import held_out_pieces
 from trainer.jobs import find_checkpoint
 from trainer.keeper import data_digest, show_forgetting
 from trainer.mixing import Mixing
+from trainer.model.prompt import virtual_off
 from trainer.report.forgetting import FILE_NAME, Forgetting, read_forgetting
 from trainer.session import Session, build_forgetting, build_task_scores, open_session
 from trainer.task_scores import TaskScores
@@ -33,12 +34,14 @@ def run_evaluation(config: RunConfig) -> bool:
         session = open_session(config, stack)
         which = config.evaluate.checkpoint
         if which == BASE:
-            _evaluate_base(session)
+            with virtual_off(session.engine.module):
+                _evaluate_base(session)
             return True
         folder: Path = session.group.from_first(lambda: find_checkpoint(session.run_dir, which))
         task_scores = build_task_scores(session)
         if task_scores is not None:
-            task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
+            with virtual_off(session.engine.module):
+                task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
         session.engine.load(folder)
         _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores)
         if not config.gate.has_rules:

@@ -21,6 +21,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.config.tune import Quantise
 from trainer.data.prepared import digest_of
 from trainer.data.store import SplitStore, Store
 from trainer.data.types import TokenizerLike
@@ -179,6 +180,7 @@ class Forgetting:
         return step_dir(self._run_dir, state.step).name
 
     def _facts(self, state: TrainState) -> dict[str, Any]:
+        quantise = self._config.tune.quantise
         return {
             "name": self._config.name,
             "base": self._base_name,
@@ -187,7 +189,8 @@ class Forgetting:
             "steps": state.step,
             "tokens_seen": state.tokens_seen,
             "device": describe_device(),
-            "dtype": self._config.zero.dtype,
+            "dtype": self._config.zero.dtype
+            + ("" if quantise is Quantise.none else f", base in {quantise.value}"),
         }
 
     def _compare_set(

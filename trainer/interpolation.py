@@ -18,14 +18,17 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from trainer.config.check import check_config
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.config.tune import Quantise
 from trainer.data.prepared import open_all
 from trainer.dist.group import Group
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
-from trainer.jobs import find_checkpoint, tuned_tensors
+from trainer.exporting import tuned_tensors
+from trainer.jobs import find_checkpoint
 from trainer.model.attention import choose_attention
 from trainer.model.blend import blended
 from trainer.model.kernels import apply_kernels
@@ -73,6 +76,7 @@ class PlainModel:
 
 def interpolate(config: RunConfig) -> int:
     """Evaluate every alpha, write interpolation.json and the report, and print the one to take."""
+    check_config(config, only=("export",))
     alphas = parse_alphas(config.export.interpolate or "")
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
@@ -81,6 +85,10 @@ def interpolate(config: RunConfig) -> int:
     attention = choose_attention(
         config.model.attention, torch.cuda.get_device_capability() if device.type == "cuda" else None
     )
+    if config.tune.quantise is not Quantise.none:
+        print(
+            "Base and tuned model are taken in full precision, as export.merge=true writes them: not in NF4."
+        )
     loaded = load_model(source, config.model, attention, config.zero.dtype, None, device).model
     apply_kernels(loaded, config.model.kernels, device.type == "cuda")
     parameters = dict(loaded.named_parameters())
@@ -145,7 +153,11 @@ def suggest(points: list[Point]) -> Point:
 def _held_out(config: RunConfig, source: str) -> HeldOut:
     model = config.model
     tokenizer = load_tokenizer(
-        tokenizer_source(model, source), model.revision, model.chat_template, model.trust_remote_code
+        tokenizer_source(model, source),
+        model.revision,
+        model.chat_template,
+        model.trust_remote_code,
+        model.new_tokens,
     )
     stores = open_all(config.data, tokenizer)
     targets = [n for n, s in config.data.sources.items() if s.role is Role.target]

@@ -1,10 +1,9 @@
-"""What the commands do outside a process group: prepare, what must be there before ranks start, and export."""
+"""What the commands do outside a process group: prepare, and what must be there before ranks start."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,26 +12,23 @@ from rich.console import Console
 from trainer.config.check import check_config
 from trainer.config.model import ModelConfig
 from trainer.config.schema import RunConfig
-from trainer.config.tune import TuneMethod
+from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
 from trainer.dist.hosts import parse_hostfile
-from trainer.errors import CheckpointError, ConfigError, DataError, SelfCheckError
+from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.runtime.local import free_port
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-EXPORT_FACTOR = 2.0
-"""How many times the rounding noise of the model an export may be away from the trained one."""
-EXPORT_FLOOR = 1e-5
-"""Allowed where both sides compute in float32."""
+    pass
 
 
 def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
     """Load the tokenizer of a resolved model; picklable with functools.partial for worker processes."""
     from trainer.model.tokenizer import load_tokenizer
 
-    return load_tokenizer(source, model.revision, model.chat_template, model.trust_remote_code)
+    return load_tokenizer(
+        source, model.revision, model.chat_template, model.trust_remote_code, model.new_tokens
+    )
 
 
 def prepare_data(config: RunConfig) -> None:
@@ -46,9 +42,11 @@ def prepare_data(config: RunConfig) -> None:
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     hf_config = read_config(source, config.model)
     check_context(hf_config, config.data.seq_len)
-    vocab_size = int(hf_config.vocab_size)
     build = functools.partial(make_tokenizer, config.model, tokenizer_source(config.model, source))
-    prepare(config.data, build(), build, vocab_size, Console())
+    tokenizer, vocab_size = build(), int(hf_config.vocab_size)
+    if config.model.new_tokens:
+        vocab_size = max(vocab_size, tokenizer.vocab_size)
+    prepare(config.data, tokenizer, build, vocab_size, Console())
 
 
 def ensure_inputs(config: RunConfig) -> TokenizerLike:
@@ -77,6 +75,14 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     mixing = Mixing(config, stores, config.train.global_batch_tokens // config.data.seq_len)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
+
+
+def check_quantiser(config: RunConfig) -> None:
+    """Raise before ranks start when the base is to be quantised and nothing here can."""
+    if config.tune.quantise is not Quantise.none:
+        from trainer.model.quantise import require_bitsandbytes
+
+        require_bitsandbytes()
 
 
 def check_benchmarks(config: RunConfig, command: str) -> None:
@@ -143,104 +149,6 @@ def with_hosts(config: RunConfig) -> tuple[RunConfig, list[str]]:
         cluster, hostfile=str(path), num_nodes=len(hosts), ranks_per_node=num_ranks, master_port=port
     )
     return dataclasses.replace(config, cluster=found), list(hosts)
-
-
-def export_model(config: RunConfig) -> int:
-    """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
-    from trainer.model.resolve import resolve_model
-
-    run_dir = Path(config.run_dir)
-    checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
-    output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
-    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
-    console = Console()
-    console.print(f"Exporting {checkpoint.name} to {output_dir}", highlight=False, soft_wrap=True)
-    count = _write_export(config, checkpoint, source, output_dir, console)
-    if not config.export.verify or config.export.alpha != 1:
-        why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
-        console.print(f"{count} tensors written and read back; logits not compared{why}.", highlight=False)
-        return 0
-    moved, noise = _compare(config, checkpoint, output_dir)
-    console.print(
-        f"{count} tensors written and read back. The trained model's logits are {moved:.1e} of their spread "
-        f"from the folder's in float32; rounding alone makes {noise:.1e}.",
-        highlight=False,
-    )
-    if not moved <= EXPORT_FACTOR * noise + EXPORT_FLOOR:
-        raise SelfCheckError(
-            f"The exported folder {output_dir} must give the trained model's logits within twice what rounding "
-            f"does ({noise:.1e} of their spread), but they differ by {moved:.1e}. Do not use it; export "
-            "another checkpoint."
-        )
-    return 0
-
-
-def _write_export(
-    config: RunConfig, checkpoint: Path, source: str, output_dir: Path, console: Console
-) -> int:
-    """Write the adapter alone, or the whole model, and return the number of tensors."""
-    from rich.progress import track
-
-    from trainer.checkpoint.export import DTYPES, export_weights, publish_folder
-    from trainer.engine.consolidate import stream_parameters
-    from trainer.model.blend import blended
-    from trainer.model.folder import write_model_files, write_tokenizer
-    from trainer.model.merge import read_adapter, write_adapter
-
-    options = config.export
-    adapter = read_adapter(Path(config.run_dir))
-    if adapter is not None and not options.merge and options.alpha == 1:
-        counts: list[int] = []
-
-        def fill(folder: Path) -> None:
-            counts.append(
-                write_adapter(stream_parameters(checkpoint), adapter, folder, DTYPES[options.dtype])
-            )
-            write_tokenizer(source, config.model, folder)
-
-        publish_folder(output_dir, fill)
-        return counts[0]
-    stream = tuned_tensors(config, checkpoint, source)
-    if options.alpha != 1:
-        stream = blended(stream, source, options.alpha)
-    return export_weights(
-        track(stream, description="tensors", console=console),
-        output_dir,
-        options.dtype,
-        int(options.max_shard_gb * 1e9),
-        lambda folder: write_model_files(source, config.model, options.dtype, folder),
-    )
-
-
-def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did."""
-    from trainer.engine.consolidate import stream_parameters
-    from trainer.model.merge import read_adapter, with_base
-
-    stream = stream_parameters(checkpoint)
-    if config.tune.method is TuneMethod.full:
-        return stream
-    return with_base(stream, source, read_adapter(Path(config.run_dir)))
-
-
-def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> tuple[float, float]:
-    """Return how far the trained model's logits, and the folder's own in bf16, are from the folder's in float32.
-
-    A fixed limit would be wrong for both: bf16 through 30 layers moves logits by more than through two, and
-    training may have used other kernels than a reader of the folder does.
-    """
-    from trainer.checkpoint.layout import FINGERPRINT
-    from trainer.evaluate.fingerprint import difference, read_fingerprint
-    from trainer.model.folder import folder_logits
-
-    saved = read_fingerprint(checkpoint / FINGERPRINT)
-    is_bf16 = config.zero.dtype == "bf16" or config.export.dtype != "float32"
-    rounded_TV, exact_TV = folder_logits(
-        folder, saved.tokens_T, "bfloat16" if is_bf16 else "float32", config.model.trust_remote_code
-    )
-    kept = len(saved.logits_KV)
-    exact_KV = exact_TV[-kept:]
-    return difference(exact_KV, saved.logits_KV), difference(exact_KV, rounded_TV[-kept:])
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Path:

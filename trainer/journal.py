@@ -164,8 +164,11 @@ def open_journal(
     mixing: Mixing,
     world_size: int,
     hf_config: dict[str, Any] | None,
+    num_adapter_params: int | None,
 ) -> Journal:
     """Open the sinks on rank 0, which is told the model's configuration; elsewhere a journal only counts.
+
+    `num_adapter_params` are the trainable weights beside a frozen base, for the MFU; None without an adapter.
 
     Metrics after the resumed step are cut off first.
     """
@@ -174,6 +177,7 @@ def open_journal(
         world_size,
         None if hf_config is None else _shape_or_none(hf_config),
         peak * 1e12 if peak else peak_flops(describe_device()),
+        num_adapter_params,
     )
     tokens_per_step = mixing.plan.packs_per_step * config.data.seq_len
     if hf_config is None:

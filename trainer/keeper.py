@@ -26,7 +26,7 @@ from trainer.checkpoint.space import check_space
 from trainer.checkpoint.state import TrainState, read_state, write_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
-from trainer.config.tune import TuneMethod
+from trainer.config.tune import Init, TuneMethod
 from trainer.data.store import Store
 from trainer.data.types import TokenizerLike
 from trainer.dist.group import Group
@@ -41,11 +41,12 @@ from trainer.evaluate.fingerprint import (
     take_fingerprint,
     write_fingerprint,
 )
-from trainer.evaluate.frozen import FrozenCheck, check_silent
+from trainer.evaluate.frozen import FrozenCheck, check_heard, check_silent
 from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
 from trainer.forgetting import Forgetting
 from trainer.metrics.memory import describe_device
 from trainer.mixing import Mixing
+from trainer.model.prompt import virtual_off
 from trainer.optim.schedule import lr_factor
 from trainer.replay.controller import Decision
 from trainer.report.build import build_report
@@ -86,7 +87,7 @@ class Keeper:
         self,
         held_out: HeldOut,
         stores: dict[str, Store],
-        num_parameters: int,
+        num_trainable: int,
         forgetting: Forgetting | None,
         task_scores: TaskScores | None = None,
         base_digest: str | None = None,
@@ -108,16 +109,19 @@ class Keeper:
             forgetting.open(self._data_digest)
         if self._tune.method is not TuneMethod.full:
             self._frozen = FrozenCheck(self._engine)
-        if self._tune.method in (TuneMethod.lora, TuneMethod.ia3):
+        if self._tune.method in (TuneMethod.lora, TuneMethod.ia3) and self._tune.init is not Init.pissa:
             check_silent(self._engine, self._probe, self._group, self._flash)
             _LOG.info("The adapter leaves the base's logits as they are.")
+        if self._tune.is_virtual:
+            moved = check_heard(self._engine, self._probe, self._group)
+            _LOG.info("Every document of a pack sees the virtual tokens (%.1e of its logits' spread).", moved)
         if self._checkpoint.enabled:
-            self._group.from_first(lambda: self._clear_the_way(num_parameters))
+            self._group.from_first(lambda: self._clear_the_way(num_trainable))
 
-    def _clear_the_way(self, num_parameters: int) -> None:
+    def _clear_the_way(self, num_trainable: int) -> None:
         remove_staging(self._run_dir)
         num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
-        check_space(self._run_dir, num_parameters, self._zero_dtype, num_kept)
+        check_space(self._run_dir, num_trainable, self._zero_dtype, num_kept)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a zero-based step."""
@@ -126,9 +130,10 @@ class Keeper:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source; before the first step they are the base model's."""
         if state.step == 0 and self._forgetting is not None:
-            if self._task_scores is not None:
-                self._task_scores.measure_base()
-            return self._forgetting.measure_base()
+            with virtual_off(self._engine.module):
+                if self._task_scores is not None:
+                    self._task_scores.measure_base()
+                return self._forgetting.measure_base()
         pieces = held_out_pieces(self._engine, self._held_out, self._group, self._flash)
         self._newest = (state.step, pieces)
         return {name: losses.mean for name, losses in pieces.items()}

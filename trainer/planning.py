@@ -15,17 +15,18 @@ from trainer.config.model import Attention, Kernels, ModelConfig, ModelKind
 from trainer.config.optim import Offload
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import ConfigError
-from trainer.forecast.adapters import NF4_BYTES, Adapter, adapter_weights, adapters
+from trainer.forecast.adapters import BF16_BYTES, NF4_BYTES, Adapter, adapters
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
 from trainer.forecast.shapes import DecoderShape, decoder_shape, knows
 from trainer.forecast.source import read_config_json, shipped_shapes
 from trainer.forecast.table import adapter_table, memory_table, parameter_table, run_sentence, verdict
+from trainer.forecast.tuned import count_trained, needs_names, weights_of
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
 
@@ -57,7 +58,7 @@ def show_plan(config: RunConfig) -> bool:
     run = run_shape(config, num_ranks)
     gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib or cards.gib or DEFAULT_GIB
     reserve_gib = config.plan.reserve_gib
-    weights = tuned_weights(config.tune, shape)
+    weights = tuned_weights(config, shape)
     stages = {stage: dataclasses.replace(run, stage=stage) for stage in range(4)}
     peaks = {stage: forecast(shape, of, weights) for stage, of in stages.items()}
     shown = {stage: peak for stage, peak in peaks.items() if not stages[stage].is_refused}
@@ -90,23 +91,26 @@ def show_plan(config: RunConfig) -> bool:
     return fits
 
 
-def tuned_weights(tune: TuneConfig, shape: DecoderShape) -> Weights:
-    """Return what trains and what is frozen. Other methods than LoRA are counted as full fine-tuning.
+def tuned_weights(config: RunConfig, shape: DecoderShape) -> Weights:
+    """Return what trains and what is frozen, of every method.
 
     Raises:
-        ConfigError: No linear layer has one of the names.
+        ConfigError: The model cannot be tuned so, such as that no linear layer has one of the names.
     """
-    if tune.method is not TuneMethod.lora:
-        return full_weights(shape)
-    targets = _targets(tune)
-    weights = adapter_weights(shape, tune.r, targets)
-    if not weights.num_trainable:
+    tune = config.tune
+    num_new_tokens = len(config.model.new_tokens)
+    trained = count_trained(shape, tune, num_new_tokens)
+    if trained is None:
+        from trainer.model.meta import meta_trained
+
+        trained = meta_trained(_config_json(config.model)[0], tune, num_new_tokens)
+    if not trained.num_trainable:
         names = ", ".join(sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears}))
         raise ConfigError(
             f"`tune.target` must name linear layers of the model ({names}), but is {tune.target} instead. Set "
             f"tune.target=[{ALL_LINEAR}]."
         )
-    return weights
+    return weights_of(shape, tune, trained)
 
 
 def _targets(tune: TuneConfig) -> list[str] | None:
@@ -134,12 +138,12 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
     Raises:
         TrainerError: The model's config.json or the ZeRO section cannot be used.
     """
-    found, origin = _model_config(config.model)
-    if not knows(found):
+    found, origin = _config_json(config.model)
+    if not knows(found) or needs_names(config.tune):
         return None
     shape = decoder_shape(found, origin)
     run = run_shape(config, num_ranks)
-    weights = tuned_weights(config.tune, shape)
+    weights = tuned_weights(config, shape)
     need_gib = forecast(shape, run, weights).gib + config.plan.reserve_gib
     gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib
     fits = None if gpu_gib is None else need_gib <= gpu_gib
@@ -154,7 +158,7 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
 
 def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     """Return the counts of the configured model and where they are from."""
-    config, origin = _model_config(model)
+    config, origin = _config_json(model)
     if knows(config):
         return decoder_shape(config, origin), origin
     from trainer.model.meta import meta_shape
@@ -164,8 +168,8 @@ def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     return meta_shape(source, model), f"{origin}, built on the meta device"
 
 
-def _model_config(model: ModelConfig) -> tuple[dict[str, Any], str]:
-    """Return the model's config.json and where it is from."""
+def _config_json(model: ModelConfig) -> tuple[dict[str, Any], str]:
+    """Return the contents of the model's config.json and where they are from."""
     match model.kind:
         case ModelKind.tiny:
             return {"model_type": "llama", "vocab_size": TINY_VOCAB, **model.tiny}, "the tiny model"
@@ -197,7 +201,7 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         checkpoint_layers=model.checkpoint_layers,
         loss_chunk_tokens=model.loss_chunk_tokens,
         element_bytes=2 if zero.dtype == "bf16" else 4,
-        is_flash=model.attention is not Attention.sdpa,
+        is_flash=model.attention is not Attention.sdpa and not config.tune.is_virtual,
         is_fused=model.kernels is not Kernels.none,
         overlap_comm=zero.overlap_comm,
         reduce_bucket_size=zero.reduce_bucket_size,
@@ -214,10 +218,20 @@ def _notes(
 ) -> list[str]:
     """Return what the numbers leave open."""
     notes = list(shape.notes)
-    if config.tune.method not in (TuneMethod.full, TuneMethod.lora):
-        notes.append(f"tune.method={config.tune.method.value} is counted as full fine-tuning: it needs less.")
-    elif config.tune.target_pattern is not None:
-        notes.append("`tune.target_pattern` is taken for all linear layers.")
+    if config.tune.method is not TuneMethod.full:
+        share = weights.num_trainable / (weights.num_frozen + weights.num_trainable)
+        notes.append(
+            f"tune.method={config.tune.method.value} as configured trains {weights.num_trainable:,} parameters "
+            f"({100 * share:.2g} %)."
+        )
+    if config.tune.quantise is not Quantise.none:
+        notes.append(
+            f"The base is in NF4: {weights.frozen_bytes / GIB:.2f} GiB instead of "
+            f"{weights.num_frozen * BF16_BYTES / GIB:.2f} in bf16. Embeddings, norms and the head stay in bf16. "
+            "ZeRO-3 shards it when all of it is read, and keeps the constants whole."
+        )
+    if config.tune.method is TuneMethod.lora and config.tune.target_pattern is not None:
+        notes.append("The table over r takes `tune.target_pattern` for all linear layers.")
     if not config.cluster.ranks_per_node and not cards.count:
         notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")
     if config.plan.gpu_gib is config.cluster.gpu_gib is cards.gib is None:

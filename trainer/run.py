@@ -68,7 +68,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     work.prepare(
         session.held_out(),
         session.stores,
-        session.loaded.num_parameters,
+        session.tuned.num_trainable,
         build_forgetting(session),
         build_task_scores(session),
         group.from_first(lambda: base_digest(config, session.loaded.source))
@@ -87,6 +87,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         mixing,
         group.world_size,
         session.loaded.model.config.to_dict() if group.is_first else None,
+        None if session.tuned.peft_config is None else session.tuned.num_trainable,
     )
     loader = _open_loader(session, mixing, reference)
     stack.callback(loader.close)

@@ -8,12 +8,14 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.config.tune import Init, Quantise, TuneConfig, TuneMethod
 from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import digest_of, open_all
 from trainer.data.reference import BaseReference
@@ -36,7 +38,11 @@ from trainer.model.attention import choose_attention
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
 from trainer.model.kernels import apply_kernels
-from trainer.model.load import LoadedModel, check_context, load_model
+from trainer.model.load import LoadedModel, announce_zero3, check_context, load_model
+from trainer.model.new_tokens import NewTokens, vocabulary
+from trainer.model.pissa import begin_at_principal
+from trainer.model.prompt import check_room
+from trainer.model.quantise import NF4, held_bytes
 from trainer.model.remat import apply_remat
 from trainer.model.resolve import resolve_model, tokenizer_source
 from trainer.model.tokenizer import Tokenizer, load_tokenizer
@@ -105,6 +111,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
         config.model.revision,
         config.model.chat_template,
         config.model.trust_remote_code,
+        config.model.new_tokens,
     )
     stores = open_all(config.data, tokenizer)
     group.from_first(lambda: check_disjoint(stores))
@@ -114,7 +121,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
         config.train.micro_batch_size,
         group.world_size,
     )
-    loaded, tuned, engine = _build_model(config, source, stores, group, shape, run_dir)
+    loaded, tuned, engine = _build_model(config, source, stores, group, shape, tokenizer.new)
     adopt_library_loggers()
     return Session(config, run_dir, group, stores, tokenizer, loaded, tuned, engine, shape)
 
@@ -125,27 +132,44 @@ def _build_model(
     stores: dict[str, Store],
     group: Group,
     shape: BatchShape,
-    run_dir: Path,
+    new_tokens: NewTokens | None,
 ) -> tuple[LoadedModel, Tuned, Engine]:
     """Load the model and hand it to DeepSpeed. Collective: every rank."""
+    run_dir = Path(config.run_dir)
     on_gpu = group.device.type == "cuda"
     capability = torch.cuda.get_device_capability(group.device) if on_gpu else None
-    attention = choose_attention(config.model.attention, capability)
+    attention = choose_attention(config.model.attention, capability, needs_mask=config.tune.is_virtual)
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
-    loaded = load_model(source, config.model, attention, config.zero.dtype, zero3_config, group.device)
+    loaded = load_model(
+        source, config.model, attention, config.zero.dtype, zero3_config, group.device, config.tune.quantise
+    )
     if on_gpu:
         _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
-    _check_fits(config, loaded, stores)
+    _check_fits(config, loaded, stores, new_tokens)
     num_verified = 0
     if config.model.verify_weights and config.model.kind is not ModelKind.random:
         num_verified = verify_weights(loaded.model, source, gathered)
-    tuned = apply_tuning(loaded.model, config.tune, config.seed)
+    keep_alive = announce_zero3(zero3_config)
+    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
+    del keep_alive
+    if config.tune.init is Init.pissa:
+        moved = begin_at_principal(
+            loaded.model, tuned.modules, config.tune, config.seed, run_dir, group.from_first
+        )
+        _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
-    recomputed = apply_remat(loaded.model, config.model.checkpoint_layers, config.model.checkpoint_spread)
+    recomputed = apply_remat(
+        loaded.model,
+        config.model.checkpoint_layers,
+        config.model.checkpoint_spread,
+        has_prefix=config.tune.method is TuneMethod.prefix,
+    )
     embeddings = {id(p) for p in loaded.model.get_input_embeddings().parameters()}
+    if tuned.virtual is not None:
+        embeddings |= {id(p) for p in tuned.virtual.parameters()}
     install_loss_head(loaded.model, config.model.loss_chunk_tokens)
-    objective = CausalLM(loaded.model)
+    objective = CausalLM(loaded.model, tuned.virtual)
     groups = decay_groups(
         objective.named_parameters(),
         config.optim.weight_decay,
@@ -182,6 +206,11 @@ def _say_what_was_built(
         num_recomputed,
         num_verified,
     )
+    if config.tune.quantise is not Quantise.none:
+        _LOG.info(
+            "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
+            held_bytes(loaded.model) / 1e6,
+        )
     if tuned.is_partial:
         _LOG.info(
             "Training %s of %s parameters (%.2f %%)%s.",
@@ -203,17 +232,21 @@ def _say_what_was_built(
     )
 
 
-def _check_fits(config: RunConfig, loaded: LoadedModel, stores: dict[str, Store]) -> None:
+def _check_fits(
+    config: RunConfig, loaded: LoadedModel, stores: dict[str, Store], new_tokens: NewTokens | None
+) -> None:
     """Refuse data that the model cannot read."""
     hf_config = loaded.model.config
+    num_rows = vocabulary(hf_config.vocab_size, new_tokens.ids if new_tokens is not None else ())
     for name, store in stores.items():
         needed = int(store.meta["vocab_size"])
-        if needed > hf_config.vocab_size:
+        if needed > num_rows:
             raise DataError(
-                f"`data.sources.{name}` must hold ids below the model's vocabulary of {hf_config.vocab_size}, "
+                f"`data.sources.{name}` must hold ids below the model's vocabulary of {num_rows}, "
                 f"but holds {needed - 1} instead. Prepare it with the tokenizer of this model."
             )
     check_context(hf_config, config.data.seq_len)
+    check_room(hf_config, config.tune, config.data.seq_len)
 
 
 def build_forgetting(session: Session) -> Forgetting | None:
@@ -243,7 +276,7 @@ def build_task_scores(session: Session) -> TaskScores | None:
         hf_config=hf_config,
         pad_id=session.pad_id,
         end_ids=end_tokens(loaded.model) | own_ends,
-        max_length=options.max_length or context_length(hf_config) or config.data.seq_len,
+        max_length=options.max_length or _room(hf_config, config.tune) or config.data.seq_len,
         batch_tokens=options.batch_tokens,
     )
     digest = group.from_first(lambda: base_digest(config, loaded.source))
@@ -251,11 +284,18 @@ def build_task_scores(session: Session) -> TaskScores | None:
     return TaskScores(session.run_dir, config, tasks, model, tokenizer, digest)
 
 
+def _room(hf_config: Any, tune: TuneConfig) -> int | None:
+    """Return the longest document the model was made for, behind its virtual tokens."""
+    longest = context_length(hf_config)
+    return longest - tune.virtual_tokens if longest is not None and tune.is_virtual else longest
+
+
 def base_digest(config: RunConfig, source: str) -> str:
     """Return what names the weights that training began with: their files, or the recipe of random ones."""
     if config.model.kind is ModelKind.random:
         return digest_of([Path(source, "config.json").read_text(encoding="utf-8"), config.model.seed])
-    return model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
+    digest = model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
+    return digest if config.tune.quantise is Quantise.none else digest_of([digest, NF4])
 
 
 def build_reference(session: Session, mixing: Mixing) -> BaseReference | None:

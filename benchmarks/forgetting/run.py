@@ -33,6 +33,7 @@ from trainer.runtime.local import free_port  # noqa: E402
 
 ARMS: dict[str, tuple[str | None, float, list[str]]] = {
     "none": (None, 0.0, []),
+    "none, half the rate": (None, 0.0, ["optim.lr=1e-4"]),
     "general 1 %": ("general", 0.01, []),
     "general 5 %": ("general", 0.05, []),
     "general 25 %": ("general", 0.25, []),
@@ -40,8 +41,8 @@ ARMS: dict[str, tuple[str | None, float, list[str]]] = {
     "LoRA r=64, none": (None, 0.0, ["tune=lora", "tune.r=64", "optim.lr=1e-3"]),
     "LoRA r=64, self-generated 25 %": ("generated", 0.25, ["tune=lora", "tune.r=64", "optim.lr=1e-3"]),
 }
-"""Arm -> replay source, its ratio, and overrides. LoRA has five times the learning rate of full fine-tuning, meant to
-reach a like loss on the target; the table says whether it does."""
+"""Arm -> replay source, its ratio, and overrides. LoRA has five times the learning rate of full fine-tuning; the arm
+with half the rate is there so that LoRA and full fine-tuning can be compared at a like loss on the target."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def main() -> None:
         word for run in runs for word in overrides(run, arguments, common, work) if "data.sources" in word
     }
     command("prepare", [*common, *sorted(every_source - {*common})], work / "prepare.log")
+    kept = sum(measured_file(run, work).is_file() for run in runs)
     started = time.time()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(
@@ -97,6 +99,7 @@ def main() -> None:
         "tokens_per_run": arguments.tokens,
         "learning_rate": arguments.lr,
         "wall_s": round(time.time() - started, 1),
+        "num_runs_of_earlier_calls": kept,
         "summary": summarise(results),
         "interpolation": swept,
         "runs": results,
@@ -220,6 +223,11 @@ def command(name: str, words: list[str], log: Path, as_rank: bool = False) -> No
         raise SystemExit(f"{name} failed:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
 
 
+def measured_file(run: Run, work: Path) -> Path:
+    """Return the file that a run ends with."""
+    return work / run.name / "forgetting.json"
+
+
 def train(
     number: int, run: Run, arguments: argparse.Namespace, common: list[str], work: Path
 ) -> dict[str, Any]:
@@ -227,7 +235,7 @@ def train(
     time.sleep(STAGGER_S * number if number < arguments.jobs else 0)
     started = time.time()
     words = overrides(run, arguments, common, work)
-    measured = work / run.name / "forgetting.json"
+    measured = measured_file(run, work)
     if not measured.is_file():
         command("train", words, work / f"{run.name}.log", as_rank=True)
         print(f"{run.name}: {time.time() - started:.0f} s", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,16 +27,20 @@ METHODS = {
     "dora": ["tune.method=lora", "tune.r=4", "tune.dora=true"],
     "ia3": ["tune.method=ia3", "tune.target=[k_proj,v_proj,down_proj]"],
     "freeze": ["tune.method=freeze", "tune.last_layers=1", "tune.train=[model.norm]"],
+    "prefix": ["tune.method=prefix", "tune.virtual_tokens=5"],
+    "prompt": ["tune.method=prompt", "tune.virtual_tokens=5"],
+    "pissa": ["tune.method=lora", "tune.r=4", "tune.init=pissa"],
+    "lora, head": ["tune.method=lora", "tune.r=4", "tune.modules_to_save=[lm_head,model.norm]"],
 }
 
 
 def stages_of(method: str) -> list[int]:
-    return [0, 1, 2] if method == "dora" else [0, 1, 2, 3]
+    return [0, 1, 2] if method == "pissa" else [0, 1, 2, 3]
 
 
 def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[dict[str, float]]:
     """Train with plain peft and torch: nothing of ours but the batches."""
-    from peft import IA3Config, LoraConfig, get_peft_model
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32)
@@ -46,24 +51,31 @@ def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[d
         linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         torch.manual_seed(0)
         scales = ["k_proj", "v_proj", "down_proj"]
-        config: Any = IA3Config(
-            target_modules=scales, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
-        )
+        others: dict[str, Any] = {
+            "ia3": IA3Config(target_modules=scales, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+            "prefix": PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+            "prompt": PromptTuningConfig(
+                num_virtual_tokens=5, prompt_tuning_init="SAMPLE_VOCAB", task_type="CAUSAL_LM"
+            ),
+        }
         lora = LoraConfig(
             r=4,
             lora_alpha=8,
             target_modules=["q_proj", "down_proj"] if "two" in method else linear,
             use_rslora="rslora" in method,
             use_dora=method == "dora",
+            init_lora_weights="pissa" if method == "pissa" else True,
+            modules_to_save=["lm_head", "model.norm"] if "head" in method else None,
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(model, config if method == "ia3" else lora)
+        model = get_peft_model(model, others.get(method, lora))
     trains = {n: p for n, p in model.named_parameters() if p.requires_grad}
     faster = [p for n, p in trains.items() if ".lora_B." in n and method == "lora_plus"]
     rest = [p for p in trains.values() if not any(p is f for f in faster)]
+    decayed = [p for p in rest if p.ndim >= 2 and method not in ("prefix", "prompt")]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.1},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": 0.1},
+        {"params": [p for p in rest if not any(p is d for d in decayed)], "weight_decay": 0.0},
         {"params": faster, "weight_decay": 0.1, "lr_factor": 4.0},
     ]
     return plain_steps(model, [group for group in groups if group["params"]], documents, NUM_STEPS)
@@ -113,7 +125,43 @@ def test_every_method_takes_the_steps_of_plain_peft(pool, workspace, expected, m
     assert all(result == results[0] for result in results), "ranks report different numbers"
 
 
+@pytest.mark.slow
+def test_dora_with_dropout_takes_the_same_steps_sharded_and_whole(pool, workspace, tmp_path):
+    """Apart: with dropout DoRA multiplies by the base weight itself, which ZeRO-3 must gather for it, backward too."""
+    words = [*METHODS["dora"], "tune.dropout=0.2"]
+    variants = [[*words, f"zero.stage={stage}"] for stage in (2, 3)]
+    whole, sharded = pool(2).run(
+        trained, workspace=workspace, run_dir=str(tmp_path), variants=variants, timeout_s=300.0
+    )[0]
+    assert_close(sharded[0], whole[0], FP32, FP32 * 10)
+
+
+TRAINED = {
+    "ia3": ".ia3_",
+    "freeze": "layers.1. model.norm",
+    "prefix": "virtual.encoder.",
+    "prompt": "virtual.encoder.",
+    "lora, head": ".lora_ lm_head embed_tokens model.norm",
+}
+"""What the names of all that a checkpoint holds contain one of."""
+
+
 def train_and_resume(group: Any, workspace: str, folder: str, overrides: list[str]) -> None:
+    """Train to step 6, and from the checkpoint of step 3; the disk has room for adapters, not for whole models."""
+    from safetensors.torch import load_file
+
+    num_total = sum(
+        tensor.numel() for tensor in load_file(Path(workspace, "model", "model.safetensors")).values()
+    )
+    # Four checkpoints at once: keep_last, the best, and the one that is being written.
+    room = 4 * 14 * num_total * 3 // 4
+    with pytest.MonkeyPatch.context() as patch:
+        usage = SimpleNamespace(total=room, used=0, free=room)
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        train_twice(group, workspace, folder, overrides)
+
+
+def train_twice(group: Any, workspace: str, folder: str, overrides: list[str]) -> None:
     from trainer import run
     from trainer.config.snapshot import freeze
 
@@ -139,7 +187,7 @@ def exported(group: Any, run_dir: str, merge: bool) -> list[Any]:
     from trainer.config.store import load_config
     from trainer.engine.consolidate import stream_parameters
     from trainer.evaluate.fingerprint import difference, read_fingerprint
-    from trainer.jobs import export_model
+    from trainer.exporting import export_model
 
     path = Path(run_dir)
     folder = path / f"export-{merge}"
@@ -178,6 +226,12 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
         ("lora", 1, "tied"),
         ("lora", 3, "model"),
         ("dora", 2, "model"),
+        pytest.param("dora", 3, "model", marks=pytest.mark.slow),
+        ("pissa", 1, "model"),
+        ("lora, head", 3, "tied"),
+        pytest.param("lora, head", 1, "model", marks=pytest.mark.slow),
+        ("prefix", 3, "model"),
+        ("prompt", 2, "tied"),
         pytest.param("rslora, two modules", 0, "model", marks=pytest.mark.slow),
         pytest.param("ia3", 3, "model", marks=pytest.mark.slow),
         ("freeze", 3, "model"),
@@ -195,12 +249,14 @@ def test_an_adapter_resumes_bitwise_and_reloads_in_plain_peft(
     pool(num_ranks).run(train_and_resume, workspace=workspace, folder=str(tmp_path), overrides=overrides)
     whole, resumed = losses(tmp_path / "whole"), losses(tmp_path / "resumed")
     assert sorted(resumed) == [4, 5, 6] and {step: whole[step] for step in resumed} == resumed
-    for merge in (False, True):
+    virtual = method in ("prefix", "prompt")
+    for merge in (False,) if virtual else (False, True):
         code, moved, names, files = pool(1).run(exported, run_dir=str(tmp_path / "resumed"), merge=merge)[0]
         assert code == 0
         assert moved < 0.02, (merge, moved)  # bf16 arithmetic of training against float32
         has_adapter = method != "freeze"
-        assert all((".lora_" in name or ".ia3_" in name) == has_adapter for name in names) and names
+        own = TRAINED.get(method, ".lora_")
+        assert names and all(any(part in name for part in own.split()) for name in names), names
         assert ("adapter_config.json" in files) == (has_adapter and not merge)
 
 
@@ -243,6 +299,9 @@ REFUSED = {
     "tune.target=[lm_head]": "`tune.target` must leave out the output layer",
     "tune.r=999": "`tune.r` must be at most the smaller side of every adapted layer",
     "tune.method=freeze tune.train=[nope]": "`tune.train` must find parameters of the model, but 'nope' finds none",
+    "tune.modules_to_save=[nope]": "`tune.modules_to_save` must name modules of the model",
+    "tune.modules_to_save=[q_proj]": "`tune.modules_to_save` must leave out what tune.target adapts",
+    "tune.method=prefix tune.virtual_tokens=500": "`tune.virtual_tokens` must leave room for packs of 64",
     "tune.method=freeze tune.last_layers=9": "`tune.last_layers` must be at most the model's 2 layers",
 }
 
@@ -266,7 +325,7 @@ def test_what_cannot_be_tuned_is_refused_with_the_key_and_the_fix(pool, workspac
         pool(1).run(refused, workspace=workspace, run_dir=str(tmp_path))[0], REFUSED.values(), strict=True
     ):
         assert said.startswith(meant), said
-        assert "et tune." in said or "Names look like" in said
+        assert "et tune." in said or "Names look like" in said or "Set data." in said or "Name the" in said
 
 
 def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:

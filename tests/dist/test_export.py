@@ -35,7 +35,7 @@ def export(group: Any, run_dirs: list[str], dtype: str) -> list[dict[str, Any]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trainer.config.store import load_config
-    from trainer.jobs import export_model
+    from trainer.exporting import export_model
 
     found = []
     for run_dir in run_dirs:
@@ -108,7 +108,7 @@ def export_tampered(group: Any, run_dir: str, folder: str) -> list[Any]:
     """Return what the command line says of a flipped bit, and what export says of other weights."""
     from trainer.cli import run_command
     from trainer.config.store import load_config
-    from trainer.jobs import export_model
+    from trainer.exporting import export_model
 
     flipped, other = Path(folder) / "flipped", Path(folder) / "other"
     for copy in (flipped, other):

@@ -157,8 +157,8 @@ def interpolate(group: Any, run_dir: str) -> list[bool]:
     from safetensors.torch import load_file
 
     from trainer.config.store import load_config
+    from trainer.exporting import export_model
     from trainer.interpolation import interpolate
-    from trainer.jobs import export_model
 
     frozen = Path(run_dir) / "config.yaml"
     assert interpolate(load_config(frozen, ["export.interpolate=0.0:1.0:0.5"])) == 0

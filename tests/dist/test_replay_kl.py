@@ -417,14 +417,23 @@ def test_another_base_number_of_tokens_or_set_of_packs_is_another_reference(pool
     assert [len(found) for found in names] == [1, 2, 3, 3, 4]
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_an_adapters_base_is_the_model_with_the_adapter_off(pool, workspace, data, stage, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "quantise"),
+    [
+        pytest.param(1, "none", marks=pytest.mark.slow),
+        (3, "none"),
+        pytest.param(1, "nf4", marks=pytest.mark.slow),
+        pytest.param(3, "nf4", marks=pytest.mark.slow),
+    ],
+)
+def test_an_adapters_base_is_the_model_with_the_adapter_off(pool, workspace, data, stage, quantise, tmp_path):
     """KL at the first step: the adapter was not off, or not silent. None later: it stays off. A reference on disk: the
     cached way was taken.
     """
     for path in references(data):
         shutil.rmtree(path)
     adapter = ["tune.method=lora", "tune.r=4", "optim.lr=0.05", "zero.dtype=fp32", f"zero.stage={stage}"]
+    adapter.append(f"tune.quantise={quantise}")
     found = {}
     for name, beta in (("free", 1e-9), ("held", 20.0)):
         overrides = [*adapter, f"replay.kl.beta={beta}"]

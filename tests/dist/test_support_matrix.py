@@ -17,6 +17,7 @@ def overrides_of(folder: Path, recipe: str, stage: int) -> list[str]:
         "continued_pretrain": ["data=text", f"data.sources.corpus.path={folder / 'text.jsonl'}"],
         "full_finetune": ["data=chat", f"data.sources.chat.path={folder / 'chat.jsonl'}"],
         "lora": ["data=chat", f"data.sources.chat.path={folder / 'chat.jsonl'}", "tune.r=8"],
+        "qlora": ["data=chat", f"data.sources.chat.path={folder / 'chat.jsonl'}", "tune.r=8"],
     }
     return [
         f"recipe={recipe}",
@@ -66,7 +67,7 @@ def test_every_recipe_trains_at_every_stage_that_the_readme_calls_tested(pool: A
     from trainer.config.store import compose_config
     from trainer.jobs import prepare_data
 
-    assert len(TESTED) == 12
+    assert len(TESTED) == 16
     write_sources(tmp_path)
     for recipe in {recipe for recipe, _ in TESTED}:
         prepare_data(compose_config(overrides_of(tmp_path, recipe, 1)))

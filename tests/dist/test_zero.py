@@ -51,7 +51,7 @@ def plain_steps(
         loss_sum, count = torch.zeros((), dtype=torch.float64), 0
         total = sum(sum(label != -100 for label in labels) for _, labels in packs)
         for tokens, labels in packs:
-            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0][-len(tokens) :]
             loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="sum")
             (loss / total).backward()
             loss_sum += loss.detach().double()

@@ -6,11 +6,13 @@ import re
 import pytest
 
 from tests.house.tree import ROOT
+from trainer.config.check import find_problems
 from trainer.config.model import Attention
-from trainer.config.store import group_options
+from trainer.config.store import compose_config, group_options
 from trainer.errors import ModelError
 from trainer.model.attention import choose_attention
 
+BOTH = ("continued_pretrain", "full_finetune")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -30,6 +32,12 @@ def table_rows(first_header: str) -> list[dict[str, str]]:
 
 
 MATRIX = table_rows("recipe")
+METHODS = table_rows("tune")
+
+
+def method_cells() -> list[tuple[str, str, int, str]]:
+    """Return (method, recipe, ZeRO stage, what the table says)."""
+    return [(row["tune"], row["with"], stage, row[f"ZeRO-{stage}"]) for row in METHODS for stage in range(4)]
 
 
 def test_every_figure_in_the_speed_table_comes_from_a_results_file():
@@ -43,11 +51,44 @@ def test_every_figure_in_the_speed_table_comes_from_a_results_file():
         assert row["peak GiB"] == f"{found['memory_gib']:.1f}"
 
 
+def test_every_figure_in_the_forgetting_table_comes_from_a_results_file():
+    columns = {"new text": "target", "Wikipedia": "wikipedia"} | {
+        name: name for name in ("maths", "medicine", "KL on chats")
+    }
+    measured = [
+        row
+        for path in sorted(RESULTS.glob("forgetting*.json"))
+        for row in json.loads(path.read_text(encoding="utf-8"))["summary"]
+    ]
+    rows = table_rows("shift")
+    assert len(rows) == len(measured) >= 14
+    for row in rows:
+        (found,) = [m for m in measured if (m["shift"], m["arm"]) == (row["shift"], row["arm"])]
+        for shown, name in columns.items():
+            mean, deviation = found["changes"][name]
+            assert row[shown] == f"{mean:+.3f} ± {deviation:.3f}"
+
+
 def test_the_matrix_has_every_recipe_and_stage_once():
     recipes = [name for name in group_options()["recipe"] if name != "none"]
     expected = {(recipe, str(stage)) for recipe in recipes for stage in range(4)}
     assert {(row["recipe"], row["ZeRO"]) for row in MATRIX} == expected
     assert len(MATRIX) == len(expected)
+
+
+def test_the_table_of_methods_has_every_method_with_both_recipes_once():
+    options = set(group_options()["tune"]) - {"full", "qlora", "rslora", "lora_plus"}
+    named = [(row["tune"], row["with"]) for row in METHODS]
+    assert len(named) == len(set(named))
+    assert set(named) == {(name, recipe) for name in options for recipe in BOTH}
+
+
+@pytest.mark.parametrize(("method", "recipe", "stage", "said"), method_cells())
+def test_a_method_is_refused_in_the_config_check_where_the_table_says_so(method, recipe, stage, said):
+    words = [f"recipe={recipe}", f"tune={method}", f"zero=zero{stage}", "model=tiny"]
+    words += ["data=text", "data.sources.corpus.path=x.txt"]
+    problems = [p for p in find_problems(compose_config(words), 1) if p.startswith(("`tune", "`zero"))]
+    assert said in ("tested", "refused") and bool(problems) == (said == "refused"), problems
 
 
 @pytest.mark.parametrize("attention", [a for a in Attention if a.value.startswith("flash")])

@@ -11,13 +11,13 @@ BYTES_PER_PARAMETER = {"bf16": 14, "fp32": 16}
 """Checkpoint bytes of a trained parameter: weights, master weights and two Adam moments."""
 
 
-def check_space(run_dir: Path, num_parameters: int, dtype: str, num_kept: int) -> None:
+def check_space(run_dir: Path, num_trainable: int, dtype: str, num_kept: int) -> None:
     """Raise when the disk has no room for the checkpoints that will exist at once.
 
     Args:
         num_kept: Checkpoints kept; one more exists while the next is written.
     """
-    need_bytes = (num_kept + 1) * num_parameters * BYTES_PER_PARAMETER[dtype]
+    need_bytes = (num_kept + 1) * num_trainable * BYTES_PER_PARAMETER[dtype]
     free_bytes = bytes_free(run_dir)
     if free_bytes < need_bytes:
         raise CheckpointError(

@@ -54,6 +54,9 @@ class ModelConfig:
     """Git revision of a Hugging Face model; quote it."""
     tokenizer: str | None = None
     """Tokenizer name or folder, when it is not beside the weights."""
+    new_tokens: list[str] = field(default_factory=list)
+    """Tokens to add to the tokenizer, such as [<tool>]; with tune.method=lora their rows of the embeddings, and of an
+    untied output layer, train beside the adapter."""
     chat_template: str | None = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""
     attention: Attention = Attention.auto

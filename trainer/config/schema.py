@@ -29,6 +29,7 @@ class RunKind(Enum):
     full_finetune = "full_finetune"
     continued_pretrain = "continued_pretrain"
     lora = "lora"
+    qlora = "qlora"
 
 
 @dataclass

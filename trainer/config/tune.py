@@ -15,13 +15,29 @@ class TuneMethod(Enum):
     lora = "lora"
     ia3 = "ia3"
     freeze = "freeze"
+    prefix = "prefix"
+    prompt = "prompt"
+    bottleneck = "bottleneck"
 
 
-class LoraInit(Enum):
-    """How the two factors of LoRA begin."""
+class Init(Enum):
+    """How what is added begins."""
 
     default = "default"
     gaussian = "gaussian"
+    pissa = "pissa"
+    zero = "zero"
+
+
+VIRTUAL = (TuneMethod.prefix, TuneMethod.prompt)
+"""Methods that put virtual tokens before every document."""
+
+
+class Quantise(Enum):
+    """How the frozen base is kept."""
+
+    none = "none"
+    nf4 = "nf4"
 
 
 @dataclass
@@ -31,7 +47,12 @@ class TuneConfig:
     method: TuneMethod = TuneMethod.full
     """`full`: every parameter; `lora`: low-rank factors beside frozen matrices; `ia3`: a learnt scale of keys,
     values and the MLP's inner activations (Liu et al. 2022, arXiv:2205.05638); `freeze`: the layers that `train` and
-    `last_layers` name."""
+    `last_layers` name; `prefix`: keys and values of virtual tokens in every layer (Li and Liang 2021,
+    arXiv:2101.00190); `prompt`: embeddings of virtual tokens (Lester et al. 2021, arXiv:2104.08691); `bottleneck`:
+    refused, peft has none."""
+    quantise: Quantise = Quantise.none
+    """lora, ia3: how the frozen linear layers are kept. `nf4`: in 4 bits with double quantisation, half a byte a weight
+    (Dettmers et al. 2023, arXiv:2305.14314); needs bitsandbytes. `none`: in the dtype of training."""
     r: int = 16
     """lora: rank."""
     alpha: float | None = None
@@ -48,14 +69,27 @@ class TuneConfig:
     """lora: scale by alpha / sqrt(r), for large ranks (Kalajdzievski 2023, arXiv:2312.03732)."""
     dora: bool = False
     """lora: train magnitude and direction apart (Liu et al. 2024, arXiv:2402.09353); slower."""
-    init: LoraInit = LoraInit.default
-    """lora: distribution of A at the start; B is 0, so that the run begins at its base."""
+    init: Init = Init.default
+    """lora: `default` and `gaussian` distributions of A, with B 0, so that the run begins at its base; `pissa`: the
+    largest singular vectors of each weight, which are taken out of it (Meng et al. 2024, arXiv:2404.02948). prefix:
+    `default` is normal, `zero` the mildest. prompt: `default` copies embeddings of tokens drawn from the vocabulary,
+    `gaussian` is normal."""
     lora_plus_ratio: float = 1.0
     """lora: learning rate of B over that of A (Hayou et al. 2024, arXiv:2402.12354, has 16). Range: [1, inf)."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """lora, ia3: names of modules that train whole beside the adapter and are saved with it, such as [lm_head]. On a
+    model with tied embeddings lm_head and embed_tokens are one matrix."""
+    virtual_tokens: int = 20
+    """prefix, prompt: virtual tokens before every document."""
     train: list[str] = field(default_factory=list)
     """freeze: regular expressions; a parameter whose name one of them finds trains."""
     last_layers: int = 0
     """freeze: also the last so many decoder layers train."""
+
+    @property
+    def is_virtual(self) -> bool:
+        """Tell whether virtual tokens train."""
+        return self.method in VIRTUAL
 
     @property
     def scale_alpha(self) -> float:

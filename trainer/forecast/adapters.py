@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from trainer.forecast.memory import RunShape, Weights, forecast
+from trainer.forecast.memory import NF4_CONSTANT_BYTES, NF4_PACKED_BYTES, RunShape, Weights, forecast
 from trainer.forecast.shapes import DecoderShape, Linear
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
-NF4_BYTES = 4.127 / 8
-"""Bytes of a parameter in NF4 with double quantisation: 4 bits and 0.127 of constants (arXiv:2305.14314, section 3)."""
+NF4_BYTES = NF4_PACKED_BYTES + NF4_CONSTANT_BYTES
 BF16_BYTES = 2
 CHECKPOINT_BYTES = BF16_BYTES + 4 + 4 + 4
 """bf16 weight, fp32 master weight and two fp32 Adam moments."""
@@ -66,18 +65,25 @@ def adapter_weights(
     shape: DecoderShape, r: int, targets: Collection[str] | None = None, base_in_nf4: bool = False
 ) -> Weights:
     """Return what trains and what is frozen. The base is in bf16, or its linear layers in NF4."""
-    linears = sum(linear.num_weights for linear in shape.linears)
-    largest = max((linear.num_in * linear.num_out for linear in shape.linears), default=0)
-    frozen_bytes: float = shape.num_params * BF16_BYTES
-    if base_in_nf4:
-        frozen_bytes += linears * (NF4_BYTES - BF16_BYTES)
     num_targets = sum(linear.count for linear in chosen(shape, targets))
-    return Weights(
+    weights = Weights(
         num_trainable=num_adapter_params(shape, r, targets),
-        frozen_bytes=frozen_bytes,
+        frozen_bytes=shape.num_params * BF16_BYTES,
         num_frozen=shape.num_params,
         adapter_width=r * num_targets // shape.num_layers,
-        dequantized_bytes=largest * BF16_BYTES if base_in_nf4 else 0.0,
+    )
+    return in_nf4(shape, weights) if base_in_nf4 else weights
+
+
+def in_nf4(shape: DecoderShape, weights: Weights) -> Weights:
+    """Return the same with the frozen linear layers in NF4."""
+    linears = sum(linear.num_weights for linear in shape.linears)
+    largest = max((linear.num_in * linear.num_out for linear in shape.linears), default=0)
+    return replace(
+        weights,
+        frozen_bytes=weights.frozen_bytes + linears * (NF4_BYTES - BF16_BYTES),
+        dequantized_bytes=float(largest * BF16_BYTES),
+        num_packed=linears,
     )
 
 

@@ -16,6 +16,10 @@ from trainer.forecast.activations import checkpoint_bytes, layer_backward_bytes,
 from trainer.forecast.shapes import DecoderShape
 
 GIB = 1024**3
+NF4_PACKED_BYTES = 0.5
+NF4_CONSTANT_BYTES = 0.127 / 8
+"""Bytes of a weight in NF4 with double quantisation: 4 bits, and its share of the constants of its block, which ZeRO-3
+does not shard (arXiv:2305.14314, section 3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +74,18 @@ class Weights:
     """Elements a token adds in one layer: r for each adapted linear layer."""
     dequantized_bytes: float = 0.0
     """The largest linear layer in bf16, when the base is kept in 4 bits."""
+    num_packed: int = 0
+    """Those of the frozen parameters that are kept in 4 bits."""
 
     @property
     def is_full(self) -> bool:
         """Tell whether every parameter trains."""
         return self.num_frozen == 0
+
+    @property
+    def constant_bytes(self) -> float:
+        """Return those of the frozen bytes that every rank holds under ZeRO-3 as well."""
+        return self.num_packed * NF4_CONSTANT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +171,9 @@ def forecast(shape: DecoderShape, run: RunShape, weights: Weights) -> Peak:
             buffers=bucket if run.stage == 3 else 0,
         ),
     }
+    if weights.num_packed:  # made sharded when all is read
+        whole = weights.num_trainable * run.element_bytes + weights.frozen_bytes
+        moments["loading"] = Parts(parameters=whole)
     name = max(moments, key=lambda moment: moments[moment].total)
     return Peak(name, moments[name])
 
@@ -188,7 +202,8 @@ def states_of(run: RunShape, weights: Weights) -> States:
     """
     n, w, e = weights.num_trainable, run.world_size, run.element_bytes
     share = 1 if run.stage < 3 else w
-    parameters = 0.0 if run.offload_param else (n * e + weights.frozen_bytes) / share
+    sharded = n * e + weights.frozen_bytes - weights.constant_bytes
+    parameters = 0.0 if run.offload_param else sharded / share + weights.constant_bytes
     if run.stage == 0:
         # DeepSpeed wraps bf16 with fp32 copies of every gradient; fp32 has torch's optimizer as it is.
         return States(parameters, n * (12 if e == 2 else 8), 0.0, n * e, n * e, n * 4 if e == 2 else 0)
@@ -220,19 +235,22 @@ def _buckets(run: RunShape) -> float:
 
 
 def _gathered(shape: DecoderShape, run: RunShape, weights: Weights) -> float:
-    """Return ZeRO-3's whole parameters: as many as may live, and the flat result of one prefetch.
+    """Return the layer that is unpacked from 4 bits, and ZeRO-3's whole parameters.
+
+    Those are as many as may live, and the flat result of one prefetch.
 
     Every submodule prefetches another bucket, so that the limit is reached. A single rank uses its
     partitions in place (DeepSpeed's NoGatherHandle).
     """
-    if weights.dequantized_bytes:
-        return weights.dequantized_bytes
+    unpacked = weights.dequantized_bytes
     if run.stage < 3 or (run.world_size == 1 and not run.offload_param):
-        return 0.0
-    everything = weights.num_trainable + weights.num_frozen
+        return unpacked
+    # Packed weights are gathered as elements of the other parameters' dtype.
+    num_packed_away = round(weights.num_packed * (1 - NF4_PACKED_BYTES / run.element_bytes))
+    everything = weights.num_trainable + weights.num_frozen - num_packed_away
     largest = shape.vocab_size * shape.hidden_size
     live = min(max(run.max_live_parameters, largest), everything)
-    return (live + min(run.prefetch_bucket_size, everything)) * run.element_bytes
+    return unpacked + (live + min(run.prefetch_bucket_size, everything)) * run.element_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config.tune import ALL_LINEAR, LoraInit, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
+from trainer.model.new_tokens import NewTokens, add_new_tokens
+from trainer.model.prompt import VirtualTokens, make_virtual_tokens, virtual_off
+from trainer.model.quantise import held_tensors, num_weights
+from trainer.model.whole import train_whole
 
 ADAPTER = "default"
 """peft's name for the one adapter of a model."""
@@ -34,6 +38,8 @@ class Tuned:
     """peft's own description of the adapter; None without one."""
     modules: tuple[str, ...] = ()
     """Names of the modules that the adapter sits on."""
+    virtual: VirtualTokens | None = None
+    """What puts virtual tokens before documents; no part of the model."""
 
     @property
     def is_partial(self) -> bool:
@@ -41,23 +47,33 @@ class Tuned:
         return self.num_trainable < self.num_total
 
 
-def apply_tuning(model: Any, tune: TuneConfig, seed: int) -> Tuned:
+def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens | None = None) -> Tuned:
     """Freeze what does not train and add the adapter, in place. The same on every rank, whatever its generators hold.
+
+    Under ZeRO-3 collective, and peft must have been told of it (`announce_zero3`).
 
     Raises:
         ConfigError: A pattern that finds nothing or the head, or a rank that no layer can have.
     """
-    peft_config, modules = None, tuple[str, ...]()
+    peft_config: Any = None
+    modules, virtual = tuple[str, ...](), None
     if tune.method is TuneMethod.lora:
         peft_config, modules = _add_lora(model, tune, seed)
     elif tune.method is TuneMethod.ia3:
         peft_config, modules = _add_ia3(model, tune)
-    elif tune.method is TuneMethod.freeze:
+    if tune.modules_to_save:
+        peft_config.modules_to_save = train_whole(model, tune.modules_to_save, modules)
+    if new_tokens is not None:
+        peft_config.trainable_token_indices = add_new_tokens(model, new_tokens)
+    if tune.method is TuneMethod.freeze:
         _freeze(model, tune)
-    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
-    return Tuned(
-        sum(size for trains, size in sizes if trains), sum(size for _, size in sizes), peft_config, modules
-    )
+    elif tune.is_virtual:
+        virtual, peft_config = make_virtual_tokens(model, tune, seed)
+        model.requires_grad_(False)
+    parameters = [*model.parameters(), *(virtual.parameters() if virtual is not None else ())]
+    sizes = [(p.requires_grad, num_weights(p)) for p in parameters]
+    num_trainable = sum(size for trains, size in sizes if trains)
+    return Tuned(num_trainable, sum(size for _, size in sizes), peft_config, modules, virtual)
 
 
 def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...]]:
@@ -71,12 +87,14 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
         target_modules=sorted(names),
         use_rslora=tune.rslora,
         use_dora=tune.dora,
-        init_lora_weights="gaussian" if tune.init is LoraInit.gaussian else True,
+        init_lora_weights="gaussian" if tune.init is Init.gaussian else True,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+    if tune.init is Init.pissa:
+        peft_config.init_lora_weights = tune.init.value  # for readers; begin_at_principal fills the factors
     return peft_config, names
 
 
@@ -151,7 +169,7 @@ def _freeze(model: Any, tune: TuneConfig) -> None:
 
 @contextlib.contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Run the base: every adapter layer passes by its factors.
+    """Run the base: every adapter layer passes by its factors, and there are no virtual tokens.
 
     peft's own switch also changes requires_grad, which DeepSpeed reads; this sets only what the forward reads.
     """
@@ -161,7 +179,8 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer._disable_adapters = True
     try:
-        yield
+        with virtual_off(model):
+            yield
     finally:
         for layer in layers:
             layer._disable_adapters = False
@@ -173,11 +192,9 @@ def frozen_checksum(model: nn.Module) -> int:
     Every byte times an odd number of its place, summed modulo 2^64 where the parameters are; the host waits once.
     """
     total: torch.Tensor | None = None
-    for index, parameter in enumerate(model.parameters()):
-        if parameter.requires_grad:
-            continue
-        held = getattr(parameter, "ds_tensor", parameter).detach().reshape(-1)
-        for block in held.split(1 << 24):
+    frozen = (parameter for parameter in model.parameters() if not parameter.requires_grad)
+    for index, held in enumerate(held for parameter in frozen for held in held_tensors(parameter)):
+        for block in torch.split(held.reshape(-1), 1 << 24):
             bits = block.view(torch.uint8).to(torch.int64)
             places = torch.arange(len(bits), device=bits.device, dtype=torch.int64) * 2 + 1
             part = (bits * places).sum() * (2 * index + 1)

@@ -40,11 +40,14 @@ class AttentionChoice:
         return self.name.startswith("flash")
 
 
-def choose_attention(asked: Attention, capability: tuple[int, int] | None) -> AttentionChoice:
+def choose_attention(
+    asked: Attention, capability: tuple[int, int] | None, needs_mask: bool = False
+) -> AttentionChoice:
     """Return the implementation to load the model with.
 
     Args:
         capability: CUDA compute capability, None without a GPU.
+        needs_mask: Documents share virtual tokens, which a mask can say and cu_seq_lens cannot.
     Raises:
         ModelError: An asked-for implementation is not installed or the GPU cannot run it.
     """
@@ -60,6 +63,8 @@ def choose_attention(asked: Attention, capability: tuple[int, int] | None) -> At
         return AttentionChoice(asked.value, "asked for")
     if capability is None:
         return AttentionChoice("sdpa", "no GPU")
+    if needs_mask:
+        return AttentionChoice("sdpa", "flash attention cannot share virtual tokens between documents")
     # FlashAttention 3 first: fastest released on Hopper; 4 is in beta there.
     for candidate in (
         Attention.flash_attention_3,

@@ -15,6 +15,8 @@ from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.model.load import read_config
 from trainer.model.merge import WEIGHTS, read_adapter
+from trainer.model.new_tokens import vocabulary
+from trainer.model.quantise import keep_packing, load_arguments, use_float32
 from trainer.model.resolve import tokenizer_source
 from trainer.model.tokenizer import load_tokenizer
 
@@ -26,39 +28,48 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
     config = read_config(source, model)
     config.dtype = dtype
     config.use_cache = True
+    num_ids = write_tokenizer(source, model, folder)
+    if model.new_tokens:
+        config.vocab_size = max(config.vocab_size, num_ids)
     config.save_pretrained(folder)
     try:
         generation = GenerationConfig.from_pretrained(source, revision=model.revision)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     generation.save_pretrained(folder)
-    write_tokenizer(source, model, folder)
 
 
-def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> None:
-    """Write tokenizer and chat template."""
+def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:
+    """Write tokenizer and chat template; return its largest id plus one."""
     tokenizer = load_tokenizer(
         tokenizer_source(model, source),
         model.revision,
         model.chat_template,
         model.trust_remote_code,
+        model.new_tokens,
     )
     tokenizer.save(folder)
+    return tokenizer.vocab_size
 
 
 def folder_logits(
-    folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote_code: bool
+    folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote_code: bool, is_packed: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Load a folder as any user would; return its logits on one document, [T, V] float32, computed twice.
 
     First in `dtype`, then with the same weights in float32 arithmetic: how far the two are apart is what
     rounding does to this model on this text. One tensor at a time is widened.
+
+    Args:
+        is_packed: The folder is an adapter, and its base is read into 4 bits.
     """
-    model = _load_adapter(folder, dtype, trust_remote_code)
+    model = _load_adapter(folder, dtype, trust_remote_code, is_packed)
     has_adapter = model is not None
     if model is None:
         model = _load_whole(folder, dtype, trust_remote_code)
-    model = model.to(_device_for(model)).eval()
+    if not is_packed:  # what is packed was put where it stays
+        model = model.to(_device_for(model))
+    model.eval()
 
     def compute() -> torch.Tensor:
         with torch.no_grad():
@@ -68,6 +79,9 @@ def folder_logits(
     rounded_TV = compute()
     if model.dtype is torch.float32:
         return rounded_TV, rounded_TV
+    if is_packed:
+        model = use_float32(model)
+        return rounded_TV, compute()
     if has_adapter:  # its layers narrow what they are given to their own weights' dtype, so all are widened
         model = model.float()
         return rounded_TV, compute()
@@ -75,7 +89,7 @@ def folder_logits(
         return rounded_TV, compute()
 
 
-def _load_whole(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
+def _load_whole(folder: Path, dtype: str, trust_remote_code: bool, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -85,6 +99,7 @@ def _load_whole(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
         dtype=getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        **arguments,
     )
     broken = [k for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)]
     if broken:
@@ -95,7 +110,7 @@ def _load_whole(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
     return model
 
 
-def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
+def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: bool) -> Any:
     """Load an adapter folder in plain peft, on the base that it names; None if it is a whole model's."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
@@ -103,11 +118,26 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool) -> Any:
     described = read_adapter(folder)
     if described is None:
         return None
-    base = _load_whole(Path(described.base_model_name_or_path), dtype, trust_remote_code)
+    source = Path(described.base_model_name_or_path)
+    base: Any
+    if is_packed:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        arguments = load_arguments(None, getattr(torch, dtype), device, is_sharded=False)
+        base = keep_packing(_load_whole(source, dtype, trust_remote_code, **arguments))
+    else:
+        base = _load_whole(source, dtype, trust_remote_code)
+    new_ids = getattr(described, "trainable_token_indices", None) or {}
+    num_rows = vocabulary(base.config.vocab_size, next(iter(new_ids.values()), ()))
+    if num_rows > base.config.vocab_size:
+        base.resize_token_embeddings(num_rows, mean_resizing=False)
     with warnings.catch_warnings():  # peft asks transformers by an older name
         warnings.simplefilter("ignore", FutureWarning)
         model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
-    written, loaded = load_file(str(folder / WEIGHTS)), get_peft_model_state_dict(model)
+    if is_packed:  # peft takes the adapter's dtype from the base's weights, which are bytes
+        model = model.to(getattr(torch, dtype))
+    # Without the matrices of a base resized for new tokens: the adapter holds their rows.
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    written = load_file(str(folder / WEIGHTS))
     wrong = [
         name
         for name, tensor in loaded.items()

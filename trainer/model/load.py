@@ -13,8 +13,10 @@ import torch
 from safetensors import SafetensorError
 
 from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
+from trainer.model.quantise import adopt, load_arguments, num_weights, pack
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -80,36 +82,48 @@ def load_model(
     dtype: str,
     zero3_config: dict[str, Any] | None,
     device: torch.device,
+    quantise: Quantise = Quantise.none,
 ) -> LoadedModel:
     """Load the model on this rank. Collective under ZeRO-3: every rank, same order.
 
     Args:
         zero3_config: The DeepSpeed dictionary when stage 3 shards parameters as they are made, so
             that no rank holds the whole model on its GPU; None otherwise.
+        quantise: Packs each linear layer's weight as it is read. A rank then holds the whole packed model until
+            the engine shards it: DeepSpeed cannot make packed parameters sharded.
     Raises:
         ModelError: Missing, unexpected or mismatched weights.
     """
     config = read_config(source, model)
-    keep_alive = _announce_zero3(zero3_config)
+    is_packed = quantise is not Quantise.none
+    shards_now = zero3_config is not None and not is_packed
+    keep_alive = announce_zero3(zero3_config if shards_now else None)
     arguments: dict[str, Any] = {
         "dtype": _DTYPES[dtype],
         "attn_implementation": attention.name,
         "trust_remote_code": model.trust_remote_code,
     }
     if model.kind is ModelKind.random:
-        loaded = _make_random(config, arguments, model.seed, zero3_config is not None, device)
+        loaded = _make_random(config, arguments, model.seed, shards_now, device)
+        if is_packed:
+            pack(loaded, _DTYPES[dtype], zero3_config is not None)
+            adopt(loaded)
+    elif is_packed:
+        arguments |= load_arguments(config, _DTYPES[dtype], device, zero3_config is not None)
+        loaded = _load_pretrained(source, model, arguments, False, device)
+        adopt(loaded)
     else:
-        loaded = _load_pretrained(source, model, arguments, zero3_config is None, device)
-        if zero3_config is None:
+        loaded = _load_pretrained(source, model, arguments, not shards_now, device)
+        if not shards_now:
             loaded = loaded.to(device)
     del keep_alive
     loaded.config.use_cache = False
-    count = sum(getattr(p, "ds_numel", p.numel()) for p in loaded.parameters())
+    count = sum(map(num_weights, loaded.parameters()))
     return LoadedModel(loaded, attention, source, count)
 
 
-def _announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
-    """Tell transformers about ZeRO-3; it shards while an object of this kind is alive."""
+def announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
+    """Tell transformers and peft about ZeRO-3; they shard and gather while what this returns is alive."""
     if zero3_config is None:
         return None
     from transformers.integrations import HfDeepSpeedConfig

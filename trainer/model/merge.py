@@ -18,9 +18,14 @@ from torch import Tensor, nn
 from trainer.errors import ModelError
 from trainer.model.adapters import ADAPTER
 from trainer.model.load import tensor_reader, weight_files
+from trainer.model.new_tokens import PEFT_ROWS, ROWS, grown
+from trainer.model.prompt import ENCODER
+from trainer.model.whole import with_tied_copies
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+FACTORS = re.compile(r"\.(lora_|ia3_)")
+"""Tensors that peft adds to a layer."""
 PEFT_PREFIX = "base_model.model."
 """What peft puts before the names of the model it wraps."""
 
@@ -33,7 +38,8 @@ def write_adapter(
     Raises:
         ModelError: There is nothing in it.
     """
-    tensors = {_peft_name(name): tensor.to(dtype).contiguous().clone() for name, tensor in stream}
+    trained = with_tied_copies(dict(stream), peft_config)
+    tensors = {_peft_name(name): tensor.to(dtype).contiguous().clone() for name, tensor in trained.items()}
     if not tensors:
         raise ModelError("The adapter must hold trained tensors, but the checkpoint has none. Train again.")
     save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
@@ -43,6 +49,10 @@ def write_adapter(
 
 
 def _peft_name(name: str) -> str:
+    if name == f"virtual.{ENCODER}":
+        return "prompt_embeddings"
+    if name.endswith(f".{ROWS}"):
+        return f"{PEFT_PREFIX}{name.removesuffix(ROWS)}{PEFT_ROWS}"
     bare = name.removesuffix(".weight") if ".lora_magnitude_vector." in name else name
     return PEFT_PREFIX + bare.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
@@ -79,17 +89,22 @@ def with_base(
             "instead. Download the base model and give its folder."
         )
     trained = dict(stream)
-    parts = _by_module(trained) if peft_config is not None else {}
+    adapter = {name: trained.pop(name) for name in list(trained) if FACTORS.search(name)}
+    parts = _by_module(adapter)
     with tensor_reader() as read:
         for name, file in files.items():
+            rows = trained.pop(f"{name.removesuffix('weight')}{ROWS}", None)
             part = parts.pop(name.removesuffix(".weight"), None)
             if part is not None:
                 yield name, _add_in(name, read(file, name), part, peft_config)
-            elif peft_config is None and name in trained:
+            elif rows is not None:
+                first_id = min(peft_config.trainable_token_indices[name.removesuffix(".weight")])
+                yield name, grown(read(file, name), rows, first_id)
+            elif name in trained:
                 yield name, trained.pop(name)
             else:
                 yield name, read(file, name)
-    lost = sorted(parts) if peft_config is not None else sorted(trained)
+    lost = sorted([*parts, *trained])
     if lost:
         raise ModelError(
             f"The base model {source} must have the tensors that were trained, but has no {lost[0]}: another "
@@ -101,7 +116,7 @@ def _by_module(trained: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the adapter's tensors by the module they belong to, named within it."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in trained.items():
-        module, _, rest = re.sub(r"\.(lora_|ia3_)", r"\0\1", name, count=1).partition("\0")
+        module, _, rest = FACTORS.sub(r"\0\1", name, count=1).partition("\0")
         parts.setdefault(module, {})[rest] = tensor
     return parts
 
@@ -115,7 +130,9 @@ def _add_in(name: str, weight: Tensor, part: dict[str, Tensor], peft_config: Any
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.float(), requires_grad=False)
     alone = copy.deepcopy(peft_config)
-    alone.target_modules = ["layer"]
+    alone.target_modules, alone.modules_to_save = ["layer"], None
+    if hasattr(alone, "trainable_token_indices"):
+        alone.trainable_token_indices = None
     if hasattr(alone, "feedforward_modules"):
         is_inner = name.removesuffix(".weight") in alone.feedforward_modules
         alone.feedforward_modules = ["layer"] if is_inner else []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.config.model import ModelConfig
+from trainer.config.tune import TuneConfig
 from trainer.errors import ModelError
 from trainer.forecast.shapes import DecoderShape, Linear
+from trainer.forecast.tuned import Trained
 
 NOTE = (
     "The architecture {kind} is not counted from its config.json: it was built on the meta device with transformers. "
@@ -65,6 +68,36 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
         norms=counts["norms"],
         head=counts["head"],
     )
+
+
+def meta_trained(config: Mapping[str, Any], tune: TuneConfig, num_new_tokens: int = 0) -> Trained:
+    """Build a model of a config.json without memory, tune it as a run would, and count what trains.
+
+    Raises:
+        ModelError: transformers cannot build it.
+        ConfigError: It cannot be tuned so.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from trainer.model.adapters import apply_tuning
+    from trainer.model.new_tokens import NewTokens
+
+    try:
+        with torch.device("meta"):
+            built: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"`model.path` must be a model that transformers can build to count tune.method={tune.method.value}, but "
+            f"{config.get('model_type')} is not instead: {' '.join(str(error).split())[:200]}. Name modules by their "
+            "last names, or use an architecture that this transformers knows."
+        ) from error
+    own = {id(parameter) for parameter in built.parameters()}
+    with torch.device("meta"):
+        new = NewTokens(built.config.get_text_config().vocab_size, ((0,),) * num_new_tokens)
+        tuned = apply_tuning(built, tune, 0, new if num_new_tokens else None)
+    num_own = sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) in own)
+    return Trained(tuned.num_trainable - num_own, num_own, len(tuned.modules))
 
 
 def _count_by_kind(built: Any, output: Any) -> dict[str, int]:

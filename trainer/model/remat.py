@@ -18,10 +18,14 @@ def checkpointed_layers(num_layers: int, asked: int, spread: Remat) -> list[int]
     return sorted({int(i * num_layers / count) for i in range(count)})
 
 
-def apply_remat(model: Any, asked: int, spread: Remat) -> list[int]:
+def apply_remat(model: Any, asked: int, spread: Remat, has_prefix: bool = False) -> list[int]:
     """Switch non-reentrant checkpointing on for the chosen decoder layers.
 
     Non-reentrant: works with ZeRO-3 and frozen parameters (DeepSpeed #8148, since 0.19.4).
+
+    Args:
+        has_prefix: Keys and values of virtual tokens come to the layers as a cache, which transformers drops from a
+            recomputed layer unless told that it may be read twice; ours may, it keeps nothing.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -34,7 +38,14 @@ def apply_remat(model: Any, asked: int, spread: Remat) -> list[int]:
         )
     if not chosen:
         return []
+    if has_prefix and not hasattr(GradientCheckpointingLayer, "_can_checkpoint_with_cache"):
+        raise ModelError(
+            f"`model.checkpoint_layers` must be 0 for tune.method=prefix with this transformers, but is {asked} "
+            "instead: it would drop the prefix. Set model.checkpoint_layers=0, or install transformers 5.23."
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for index, layer in enumerate(layers):
         layer.gradient_checkpointing = index in chosen
+        if has_prefix:
+            layer._can_checkpoint_with_cache = True
     return chosen

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
-from trainer.errors import DataError, ModelError
+from trainer.errors import ConfigError, DataError, ModelError
+from trainer.model.new_tokens import NewTokens
 
 Offsets = list[tuple[int, int]]
 
@@ -25,8 +26,14 @@ SPARE_NAMES = ("pad", "reserved", "unused", "extra")
 class Tokenizer:
     """A Hugging Face tokenizer behind the protocol `trainer.data.types.TokenizerLike`."""
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: Any, new_tokens: Sequence[str] = ()) -> None:
+        """Take the tokenizer and add tokens to it.
+
+        Raises:
+            ConfigError: It has one of them already, or one is empty.
+        """
         self.hf = hf
+        self.new: NewTokens | None = _add_tokens(hf, new_tokens) if new_tokens else None
 
     @cached_property
     def digest(self) -> str:
@@ -199,11 +206,13 @@ def load_tokenizer(
     revision: str | None = None,
     chat_template_path: str | None = None,
     trust_remote_code: bool = False,
+    new_tokens: Sequence[str] = (),
 ) -> Tokenizer:
     """Load a tokenizer from a folder or the Hugging Face hub; `chat_template_path` replaces its template.
 
     Raises:
         ModelError: If there is no tokenizer at `path`, or no readable template.
+        ConfigError: If a new token is none.
     """
     looks_local = path.startswith(("/", ".", "~"))
     local = Path(path).expanduser()
@@ -220,7 +229,31 @@ def load_tokenizer(
         raise ModelError(_message(path, reason)) from error
     if chat_template_path is not None:
         hf.chat_template = _read_template(chat_template_path)
-    return Tokenizer(hf)
+    return Tokenizer(hf, new_tokens)
+
+
+def _add_tokens(hf: Any, new_tokens: Sequence[str]) -> NewTokens:
+    """Add tokens behind all that are there; remember what spelled them before."""
+    known = hf.get_vocab()
+    for index, token in enumerate(new_tokens):
+        problem = "it is empty" if not token.strip() else None
+        problem = "it is named twice" if token in new_tokens[:index] else problem
+        problem = f"the tokenizer has it, with id {known[token]}" if token in known else problem
+        if problem is not None:
+            raise ConfigError(
+                f"`model.new_tokens` must be tokens that the tokenizer does not have, but is {token!r} instead: "
+                f"{problem}. Leave it out."
+            )
+    pieces = tuple(tuple(hf(token, add_special_tokens=False)["input_ids"]) for token in new_tokens)
+    first_id = int(max(known.values())) + 1
+    hf.add_tokens([AddedToken(token, normalized=False) for token in new_tokens])
+    ids = hf.convert_tokens_to_ids(list(new_tokens))
+    if ids != list(range(first_id, first_id + len(new_tokens))):
+        raise ModelError(
+            f"`model.new_tokens` must get the ids from {first_id} on, but the tokenizer gives {ids} instead. Use a "
+            "tokenizer without gaps."
+        )
+    return NewTokens(first_id, pieces)
 
 
 def _message(path: str, reason: str) -> str:

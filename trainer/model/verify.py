@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import nn
 
 from trainer.errors import SelfCheckError
 from trainer.model.load import weight_files
+from trainer.model.quantise import holds
 
 NUM_MATRICES = 8
 
@@ -24,7 +24,8 @@ def verify_weights(
     """Compare a sample of parameters with the safetensors files; return how many. Collective at ZeRO-3.
 
     The sample: the first and last parameters and evenly spread ones between. Every rank compares, so
-    a rank that got other weights than its neighbours is found too. Nothing is compared when the model is
+    a rank that got other weights than its neighbours is found too. What was packed into 4 bits must be what
+    packing the file's tensor gives. Nothing is compared when the model is
     not a local safetensors folder; tensors whose layout transformers converted are left out.
 
     Raises:
@@ -41,10 +42,9 @@ def verify_weights(
         key = _file_name(name, files, model)
         assert key is not None
         with gather([parameter]):
-            actual = parameter.detach().cpu()
             with safe_open(str(files[key]), framework="pt") as tensors:
-                expected = tensors.get_tensor(key).to(actual.dtype)
-            if not torch.equal(actual, expected):
+                expected = tensors.get_tensor(key)
+            if not holds(parameter, expected):
                 raise SelfCheckError(
                     f"The loaded parameter {name} must equal {key} in {files[key].name}, but differs. "
                     "The model would not train from the weights you named; report this with versions."

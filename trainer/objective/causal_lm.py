@@ -18,10 +18,11 @@ from trainer.objective.divergence import TopTokens
 class CausalLM(nn.Module):
     """A Hugging Face causal model with a LossHead, called with packed inputs."""
 
-    def __init__(self, lm: nn.Module) -> None:
-        """Take the model, whose head is a LossHead."""
+    def __init__(self, lm: nn.Module, virtual: nn.Module | None = None) -> None:
+        """Take the model, whose head is a LossHead, and what puts virtual tokens before its documents."""
         super().__init__()
         self.lm = lm
+        self.virtual = virtual
 
     def forward(
         self,
@@ -42,7 +43,10 @@ class CausalLM(nn.Module):
         """
         lm = cast(Any, self.lm)
         use_cache = inputs.get("past_key_values") is not None
-        hidden = lm.base_model(use_cache=use_cache, **inputs).last_hidden_state
+        num_added = 0
+        if self.virtual is not None:
+            inputs, num_added = self.virtual(inputs)
+        hidden = lm.base_model(use_cache=use_cache, **inputs).last_hidden_state[:, num_added:]
         head = lm.get_output_embeddings()
         if labels is not None:
             return head(hidden, labels.reshape(-1), base, num_top)

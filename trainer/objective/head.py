@@ -26,6 +26,9 @@ class LossHead(nn.Linear):
     """An `lm_head` that can return losses instead of logits; made by `install_loss_head`."""
 
     chunk_tokens: int
+    rows: nn.Parameter | None
+    """Rows of new tokens, which stand beside the frozen matrix; from `first_id` on."""
+    first_id: int
 
     def forward(
         self,
@@ -41,22 +44,31 @@ class LossHead(nn.Linear):
             num_top: Return (ids_QK, log_probs_QK) of the most likely next tokens at the Q supervised
                 positions instead, int32 and float32, K at most the vocabulary.
         """
+        weight_VH = self._whole_weight()
         if labels_N is None:
-            return super().forward(input)
+            return nn.functional.linear(input, weight_VH, self.bias)
         hidden_NH = input.reshape(-1, input.shape[-1])
         if num_top is not None:
-            return self._top_tokens(hidden_NH[labels_N != IGNORE], min(num_top, self.weight.shape[0]))
+            return self._top_tokens(
+                hidden_NH[labels_N != IGNORE], min(num_top, weight_VH.shape[0]), weight_VH
+            )
         return ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, self.weight, self.bias, labels_N, self.chunk_tokens, base
+            hidden_NH, weight_VH, self.bias, labels_N, self.chunk_tokens, base
         )
 
-    def _top_tokens(self, hidden_QH: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+    def _whole_weight(self) -> Tensor:
+        rows = getattr(self, "rows", None)
+        if rows is None:
+            return self.weight
+        return torch.cat([self.weight[: self.first_id], rows, self.weight[self.first_id + len(rows) :]])
+
+    def _top_tokens(self, hidden_QH: Tensor, num_top: int, weight_VH: Tensor) -> tuple[Tensor, Tensor]:
         shape = (hidden_QH.shape[0], num_top)
         ids_QK = torch.empty(shape, dtype=torch.int32, device=hidden_QH.device)
         log_probs_QK = torch.empty(shape, dtype=torch.float32, device=hidden_QH.device)
         for start in range(0, len(hidden_QH), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            logits = super().forward(hidden_QH[part])
+            logits = nn.functional.linear(hidden_QH[part], weight_VH, self.bias)
             log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             log_probs_QK[part], ids_QK[part] = log_probs.topk(num_top, dim=-1)
         return ids_QK, log_probs_QK

@@ -17,6 +17,7 @@ SETTINGS = (
     "kind",
     "seed",
     "tune.method",
+    "tune.quantise",
     "data.seq_len",
     "train.global_batch_tokens",
     "train.micro_batch_size",

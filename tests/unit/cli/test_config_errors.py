@@ -1,5 +1,7 @@
 """Errors of the configuration as a person meets them: a sentence with the key and the fix, exit code 2."""
 
+import sys
+
 import pytest
 import yaml
 
@@ -24,6 +26,18 @@ CORPUS = ["data=text", "data.sources.corpus.path=a.jsonl"]
 )
 def test_a_misspelt_key_or_group_is_named_with_the_nearest_one(refuse, override, key, nearest):
     assert refuse("train", override) == f"Unknown key `{key}`. Did you mean `{nearest}`?\n".rstrip()
+
+
+def test_a_base_in_4_bits_without_bitsandbytes_is_refused_before_ranks_start(refuse, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    said = refuse("train", *CORPUS, "model=tiny", "recipe=qlora")
+    assert said.startswith("`tune.quantise` must be none without bitsandbytes, but is nf4 instead")
+    assert said.endswith("Install it with: pip install 'palimpsest-trainer[qlora]'")
+
+
+def test_a_base_in_4_bits_that_should_train_is_refused(refuse):
+    said = refuse("train", *CORPUS, "model=tiny", "recipe=full_finetune", "tune.quantise=nf4")
+    assert "`tune.quantise` must be none with tune.method=full, but is 'nf4' instead. Set tune=qlora" in said
 
 
 def test_a_key_like_no_other_is_named_without_a_guess(refuse):

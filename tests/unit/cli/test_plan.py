@@ -189,8 +189,28 @@ def test_an_adapter_is_planned_with_its_own_rank_and_targets(plan):
     column = full["peak"].index(full["peak"][-1])
     assert float(few["peak"][column]) < float(all_linear["peak"][column]) < float(full["peak"][column])
     assert few["full"] == full["full"], "the row of full fine-tuning is not the adapter's"
-    _, text = peak("tune=freeze")
-    assert "tune.method=freeze is counted as full fine-tuning" in text
+    for words, count in (
+        ("tune=freeze", "436,224,000"),
+        ("tune=prefix", "1,310,720"),
+        ("tune=ia3", "524,288"),
+    ):
+        found, text = peak(words)
+        assert f"{words.replace('=', '.method=')} as configured trains {count} parameters" in text
+        assert float(found["peak"][column]) < float(full["peak"][column])
+
+
+def test_a_base_in_4_bits_is_planned_with_its_own_bytes(plan):
+    def parameters(*words):
+        code, text = plan(*NODE, *words, "train.global_batch_tokens=65536")
+        assert code == 0
+        return [float(cell) for cell in rows(text)["parameters"]], text
+
+    lora, _ = parameters("tune=lora")
+    packed, text = parameters("tune=qlora", "zero=zero1")
+    assert "The base is in NF4: 5.31 GiB instead of 14.96 in bf16." in text
+    # Stages 1 to 3. At stage 3 each of 8 ranks holds its share, and the constants whole.
+    assert lora == [15.0, 15.0, 1.9] and packed == [5.4, 5.4, 0.8]
+    assert rows(text)["16"][:2] == ["41,943,040", "0.52 %"]
 
 
 def test_a_target_that_is_no_linear_layer_is_refused(here, capsys):

@@ -8,6 +8,7 @@ import pytest
 from tests.house.tree import ROOT
 from trainer.config.store import compose_config
 from trainer.forecast.activations import layer_bytes, mask_bytes
+from trainer.forecast.adapters import adapter_weights
 from trainer.forecast.memory import GIB, RunShape, forecast, full_weights
 from trainer.forecast.shapes import decoder_shape
 from trainer.planning import run_shape
@@ -33,9 +34,16 @@ def measured():
 
 def of_overrides(overrides, num_ranks):
     """Return what the configuration of a benchmark decides; its paths are not in the record."""
-    own = [word for word in overrides if not word.startswith(("data=", "data.sources"))]
+    own = [word for word in overrides if not word.startswith(("data=", "data.sources", "model.kind="))]
     config = compose_config([*own, f"model.path={LLAMA_JSON.parent}"])
     return run_shape(config, num_ranks)
+
+
+def weights_of(overrides):
+    values = dict(word.split("=", 1) for word in overrides)
+    if values.get("tune", "full") == "full":
+        return full_weights(LLAMA)
+    return adapter_weights(LLAMA, int(values["tune.r"]), base_in_nf4=values["tune"] == "qlora")
 
 
 def test_there_are_measurements():
@@ -45,7 +53,7 @@ def test_there_are_measurements():
 
 @pytest.mark.parametrize(("num_ranks", "overrides", "peak_gib"), measured())
 def test_the_forecast_is_within_3_percent_of_every_measured_peak(num_ranks, overrides, peak_gib):
-    forecasted = forecast(LLAMA, of_overrides(overrides, num_ranks), full_weights(LLAMA)).gib
+    forecasted = forecast(LLAMA, of_overrides(overrides, num_ranks), weights_of(overrides)).gib
     if peak_gib is None:
         assert forecasted > H200_GIB
         return

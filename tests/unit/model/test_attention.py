@@ -54,3 +54,8 @@ def test_auto_never_fails_and_says_why(capability):
     assert choice.name in {"sdpa", *(asked.value for asked in FLASH)} and choice.reason
     assert choice.is_flash == (choice.name != "sdpa")
     assert capability >= (8, 0) or not choice.is_flash
+
+
+def test_virtual_tokens_take_sdpa_whatever_is_installed():
+    choice = choose_attention(Attention.auto, (9, 0), needs_mask=True)
+    assert choice.name == "sdpa" and "virtual tokens" in choice.reason

@@ -1,0 +1,187 @@
+"""The export of a checkpoint: written, read back, and its logits compared with those of what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from trainer.config.check import check_config
+from trainer.config.schema import RunConfig
+from trainer.config.tune import Quantise, TuneMethod
+from trainer.errors import SelfCheckError
+from trainer.jobs import find_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXPORT_FACTOR = 2.0
+"""How many times the rounding noise of the model an export may be away from the trained one."""
+EXPORT_FLOOR = 1e-5
+"""Allowed where both sides compute in float32."""
+PACKED_ADAPTER = (
+    "The adapter learnt beside a base in NF4. On the same it answers as trained: BitsAndBytesConfig(load_in_4bit=True, "
+    "bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True). export.merge=true adds it into the whole base instead."
+)
+PACKED_WHOLE = (
+    "The adapter is added into the base in full precision, which it saw in NF4 while it learnt: the model answers like "
+    "the trained one but for what 4 bits round."
+)
+
+
+def export_model(config: RunConfig) -> int:
+    """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
+    from trainer.model.resolve import resolve_model
+
+    check_config(config, only=("export",))
+    run_dir = Path(config.run_dir)
+    checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
+    output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
+    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    console = Console()
+    console.print(f"Exporting {checkpoint.name} to {output_dir}", highlight=False, soft_wrap=True)
+    if config.tune.quantise is not Quantise.none:
+        is_whole = config.export.merge or config.export.alpha != 1
+        console.print(PACKED_WHOLE if is_whole else PACKED_ADAPTER, highlight=False, soft_wrap=True)
+    count = _write_export(config, checkpoint, source, output_dir, console)
+    if not config.export.verify or config.export.alpha != 1:
+        why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
+        console.print(f"{count} tensors written and read back; logits not compared{why}.", highlight=False)
+        return 0
+    found = _compare(config, checkpoint, output_dir)
+    console.print(
+        f"{count} tensors written and read back. {found.whose.capitalize()} are {found.moved:.1e} of their spread from "
+        f"the folder's in float32; rounding alone makes {found.noise:.1e}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if found.packing is not None:
+        console.print(
+            f"The trained model's are {found.packing:.1e} away: its base is in NF4.", highlight=False
+        )
+    if not found.moved <= EXPORT_FACTOR * found.noise + EXPORT_FLOOR:
+        raise SelfCheckError(
+            f"The exported folder {output_dir} must give {found.whose} within twice what rounding "
+            f"does ({found.noise:.1e} of their spread), but they differ by {found.moved:.1e}. Do not use it; export "
+            "another checkpoint."
+        )
+    return 0
+
+
+def _write_export(
+    config: RunConfig, checkpoint: Path, source: str, output_dir: Path, console: Console
+) -> int:
+    """Write the adapter alone, or the whole model, and return the number of tensors."""
+    from rich.progress import track
+
+    from trainer.checkpoint.export import DTYPES, export_weights, publish_folder
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.model.blend import blended
+    from trainer.model.folder import write_model_files, write_tokenizer
+    from trainer.model.merge import read_adapter, write_adapter
+    from trainer.model.pissa import as_plain_lora
+
+    options = config.export
+    adapter = read_adapter(Path(config.run_dir))
+    if adapter is not None and not options.merge and options.alpha == 1:
+        counts: list[int] = []
+        trained, adapter = as_plain_lora(stream_parameters(checkpoint), adapter, Path(config.run_dir))
+
+        def fill(folder: Path) -> None:
+            counts.append(write_adapter(trained, adapter, folder, DTYPES[options.dtype]))
+            write_tokenizer(source, config.model, folder)
+
+        publish_folder(output_dir, fill)
+        return counts[0]
+    stream = tuned_tensors(config, checkpoint, source)
+    if options.alpha != 1:
+        stream = blended(stream, source, options.alpha)
+    return export_weights(
+        track(stream, description="tensors", console=console),
+        output_dir,
+        options.dtype,
+        int(options.max_shard_gb * 1e9),
+        lambda folder: write_model_files(source, config.model, options.dtype, folder),
+    )
+
+
+def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did."""
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.model.merge import read_adapter, with_base
+    from trainer.model.pissa import as_plain_lora
+
+    stream = stream_parameters(checkpoint)
+    if config.tune.method is TuneMethod.full:
+        return stream
+    run_dir = Path(config.run_dir)
+    trained, adapter = as_plain_lora(stream, read_adapter(run_dir), run_dir)
+    return with_base(trained, source, adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """How far logits are from those of an exported folder in float32, as shares of their spread."""
+
+    moved: float
+    whose: str
+    """Whose logits `moved` is about."""
+    noise: float
+    """The folder's own in bf16."""
+    packing: float | None = None
+    """The trained model's, where what was exported is another one: its base was in 4 bits."""
+
+
+def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> _Compared:
+    """Compare the logits of a folder with those of what was trained.
+
+    What was trained on a base in 4 bits and merged into the whole one is not the trained model any more: there it is
+    the whole base with the adapter beside it.
+
+    A fixed limit would be wrong for both: bf16 through 30 layers moves logits by more than through two, and
+    training may have used other kernels than a reader of the folder does.
+    """
+    from trainer.checkpoint.layout import FINGERPRINT
+    from trainer.evaluate.fingerprint import difference, read_fingerprint
+    from trainer.model.folder import folder_logits
+    from trainer.model.merge import CONFIG
+
+    saved = read_fingerprint(checkpoint / FINGERPRINT)
+    is_packed = config.tune.quantise is not Quantise.none
+    is_adapter = (folder / CONFIG).is_file()
+    trained_in_bf16 = config.zero.dtype == "bf16" and (is_adapter or not is_packed)
+    is_bf16 = trained_in_bf16 or config.export.dtype != "float32"
+    rounded_TV, exact_TV = folder_logits(
+        folder,
+        saved.tokens_T,
+        "bfloat16" if is_bf16 else "float32",
+        config.model.trust_remote_code,
+        is_packed and is_adapter,
+    )
+    kept = len(saved.logits_KV)
+    exact_KV, noise = exact_TV[-kept:], difference(exact_TV[-kept:], rounded_TV[-kept:])
+    trained = difference(exact_KV, saved.logits_KV)
+    if is_packed and not is_adapter:
+        beside_KV = _beside_whole_base(config, checkpoint, saved.tokens_T)[-kept:]
+        whose = "the logits of the whole base with the adapter beside it"
+        return _Compared(difference(exact_KV, beside_KV), whose, noise, trained)
+    return _Compared(trained, "the trained model's logits", noise)
+
+
+def _beside_whole_base(config: RunConfig, checkpoint: Path, tokens_T: Tensor) -> Tensor:
+    """Return the logits of the base in full precision with a checkpoint's adapter in plain peft, float32."""
+    import tempfile
+
+    import torch
+
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.model.folder import folder_logits
+    from trainer.model.merge import read_adapter, write_adapter
+
+    with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
+        adapter = read_adapter(Path(config.run_dir))
+        write_adapter(stream_parameters(checkpoint), adapter, Path(folder), torch.float32)
+        return folder_logits(Path(folder), tokens_T, "float32", config.model.trust_remote_code)[1]

@@ -1,0 +1,89 @@
+"""What trains of a model by every method, in parameters: a pure function of shapes and of the section `tune`.
+
+Where the names of modules decide, the answer is None, and the model has to be built on the meta device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
+from trainer.forecast.adapters import BF16_BYTES, chosen, in_nf4
+from trainer.forecast.memory import Weights, full_weights
+from trainer.forecast.shapes import DecoderShape, Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Counts of what trains: added to the model, or the model's own."""
+
+    num_added: int
+    num_own: int = 0
+    num_adapted: int = 0
+    """Linear layers with an adapter."""
+
+    @property
+    def num_trainable(self) -> int:
+        """Return all that trains."""
+        return self.num_added + self.num_own
+
+
+def named_targets(tune: TuneConfig) -> list[str] | None:
+    """Return the names of the adapted linear layers; None for all."""
+    return None if tune.target == [ALL_LINEAR] else list(tune.target)
+
+
+def needs_names(tune: TuneConfig) -> bool:
+    """Tell whether counting takes the names of the model's modules and not only their shapes."""
+    has_targets = tune.method in (TuneMethod.lora, TuneMethod.ia3)
+    by_path = tune.target_pattern is not None or any("." in name for name in tune.target)
+    return tune.method is TuneMethod.freeze or bool(tune.modules_to_save) or (has_targets and by_path)
+
+
+def count_trained(shape: DecoderShape, tune: TuneConfig, num_new_tokens: int = 0) -> Trained | None:
+    """Return what trains; None where it takes names. An adapter whose targets are not there counts 0.
+
+    Args:
+        num_new_tokens: Rows of the embeddings, and of an untied head, that train beside the adapter.
+    """
+    if tune.method is TuneMethod.full:
+        return Trained(0, shape.num_params)
+    if needs_names(tune):
+        return None
+    rows = num_new_tokens * shape.hidden_size * (1 if shape.is_tied else 2)
+    linears = chosen(shape, named_targets(tune))
+    match tune.method:
+        case TuneMethod.lora:
+            added = sum(_lora(linear, tune) for linear in linears)
+        case TuneMethod.ia3:
+            added = sum(_ia3(linear, tune) for linear in linears)
+        case TuneMethod.prefix:
+            return Trained(tune.virtual_tokens * shape.num_layers * 2 * shape.kv_dim)
+        case _:
+            return Trained(tune.virtual_tokens * shape.hidden_size)
+    return Trained(added + rows if added else 0, num_adapted=sum(linear.count for linear in linears))
+
+
+def weights_of(shape: DecoderShape, tune: TuneConfig, trained: Trained) -> Weights:
+    """Return what trains and what is frozen, in bf16 or with its linear layers in NF4."""
+    num_frozen = shape.num_params - trained.num_own
+    if num_frozen == 0:
+        return full_weights(shape)
+    width = tune.r * trained.num_adapted if tune.method is TuneMethod.lora else 0
+    weights = Weights(
+        num_trainable=trained.num_trainable,
+        frozen_bytes=num_frozen * BF16_BYTES,
+        num_frozen=num_frozen,
+        adapter_width=width // shape.num_layers,
+    )
+    return weights if tune.quantise is Quantise.none else in_nf4(shape, weights)
+
+
+def _lora(linear: Linear, tune: TuneConfig) -> int:
+    magnitudes = linear.num_out if tune.dora else 0
+    return linear.count * (tune.r * (linear.num_in + linear.num_out) + magnitudes)
+
+
+def _ia3(linear: Linear, tune: TuneConfig) -> int:
+    is_inner = linear.name.rsplit(".", 1)[-1] in tune.feedforward
+    return linear.count * (linear.num_in if is_inner else linear.num_out)
