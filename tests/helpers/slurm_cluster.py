@@ -7,6 +7,7 @@ configuration is touched: names are in /etc/netns, munge's key and SLURM's files
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
@@ -199,6 +200,7 @@ class SlurmCluster:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    preexec_fn=end_with_parent,
                     env={**os.environ, **self.env},
                 )
             )
@@ -213,6 +215,11 @@ class SlurmCluster:
             text=True,
         )
         return done.stdout.split() == ["2", "idle"]
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill this process when the test session is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run(*command: str) -> None:
