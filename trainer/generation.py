@@ -33,10 +33,10 @@ from trainer.model.tokenizer import Tokenizer, load_tokenizer
 from trainer.model.verify import verify_weights
 from trainer.replay.generate import Judge, sample_until_enough
 from trainer.replay.prompts import PromptPlan, plan_prompts, uses_chat
-from trainer.replay.sample import Sampler, TransformersSampler, choose_batch_size
+from trainer.replay.sample import Sampler, TransformersSampler, cache_bytes, choose_batch_size
 from trainer.replay.show import ProgressView, show_store
 from trainer.replay.store import WorkFolder, explained, find_store, try_lock
-from trainer.replay.vllm import VllmSampler, choose_engine
+from trainer.replay.vllm import VllmSampler, choose_engine, cpu_cache_bytes, start_engine, vllm_version
 from trainer.runtime.log import adopt_library_loggers, setup_logging
 from trainer.runtime.signals import StopFlag
 
@@ -79,7 +79,7 @@ def make_request(config: RunConfig) -> Request:
         tokenizer_source(model, source), model.revision, model.chat_template, model.trust_remote_code
     )
     is_chat = uses_chat(options.prompts, tokenizer)
-    engine = choose_engine(options.engine, torch.cuda.is_available())
+    engine = choose_engine(options, torch.cuda.is_available())
     hf_config = read_config(source, model)
     plan = plan_prompts(is_chat, tokenizer, tokenizer.special_ids, _model_stops(source, hf_config))
     _check_context(hf_config, plan, options)
@@ -239,19 +239,21 @@ def _build_sampler(
     options, model = config.replay.generate, config.model
     if loaded is not None:
         return TransformersSampler(loaded.model, plan, options, batch_size, group.device)
-    return VllmSampler(
-        request.source,
-        model.revision,
-        plan,
-        options,
-        batch_size,
-        group.local_rank,
-        model.trust_remote_code,
-    )
+    longest = _longest(plan, options)
+    gpu: int | None = group.local_rank
+    room: int | None = None
+    if group.device.type != "cuda":
+        gpu = None
+        room = cpu_cache_bytes(cache_bytes(read_config(request.source, model)), longest, batch_size)
+    engine = start_engine(request.source, model.revision, model.trust_remote_code, longest, gpu, room)
+    return VllmSampler(engine, plan, options, batch_size)
 
 
 def _facts(config: RunConfig, request: Request, agreed: dict[str, Any]) -> dict[str, Any]:
     options = asdict(config.replay.generate)
+    versions = {"palimpsest": __version__, "torch": torch.__version__, "samples": SAMPLES_VERSION}
+    if request.engine is SampleEngine.vllm:
+        versions["vllm"] = vllm_version()
     return {
         "key": request.key,
         "model": config.model.path or config.model.kind.value,
@@ -261,7 +263,7 @@ def _facts(config: RunConfig, request: Request, agreed: dict[str, Any]) -> dict[
         "options": {name: getattr(value, "value", value) for name, value in options.items()},
         **agreed,
         "device": describe_device(),
-        "versions": {"palimpsest": __version__, "torch": torch.__version__, "samples": SAMPLES_VERSION},
+        "versions": versions,
     }
 
 

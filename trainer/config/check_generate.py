@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.config.generate import GenerateConfig
+from trainer.config.generate import VLLM_TEMPERATURES, GenerateConfig, SampleEngine
 from trainer.config.rule import must
 
 _SECTION = "replay.generate"
+
+
+def fits_vllm(generate: GenerateConfig) -> bool:
+    """Tell whether vLLM samples at this very temperature."""
+    return VLLM_TEMPERATURES[0] <= generate.temperature <= VLLM_TEMPERATURES[1]
 
 
 def generate_problems(generate: GenerateConfig) -> Iterator[str]:
@@ -28,6 +33,10 @@ def generate_problems(generate: GenerateConfig) -> Iterator[str]:
         yield must(
             f"{_SECTION}.temperature", "more than 0 (greedy samples are all alike)", generate.temperature, fix
         )
+    elif generate.engine is SampleEngine.vllm and not fits_vllm(generate):
+        fix = "Set 1.0, or replay.generate.engine=transformers."
+        rule = f"in [{VLLM_TEMPERATURES[0]}, {VLLM_TEMPERATURES[1]}] for vLLM"
+        yield must(f"{_SECTION}.temperature", rule, generate.temperature, fix)
     if not 0 < generate.top_p <= 1:
         yield must(f"{_SECTION}.top_p", "in (0, 1]", generate.top_p, "Set 1.0, which is off.")
     for key, fix in (("max_repeated_ngrams", "Set 0.5."), ("max_replacement", "Set 0.")):

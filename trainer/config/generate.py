@@ -22,6 +22,10 @@ class SampleEngine(Enum):
     transformers = "transformers"
 
 
+VLLM_TEMPERATURES = (0.01, 2.0)
+"""vLLM raises lower ones to the first, and refuses higher ones."""
+
+
 @dataclass
 class GenerateConfig:
     """Sampling of the base model. The defaults sample its own distribution and change nothing about it."""
@@ -42,7 +46,7 @@ class GenerateConfig:
     batch_size: int = 0
     """Samples of a batch; 0 chooses by the GPU's memory, 16 without a GPU. Part of what is sampled."""
     engine: SampleEngine = SampleEngine.auto
-    """`auto` takes vLLM on a GPU when it is installed, else transformers."""
+    """`auto` takes vLLM on a GPU when it is installed, else transformers; `vllm` also runs its CPU build."""
     seed: int = 0
     """Batch k is sampled with a seed made of this and k, whichever rank samples it."""
     max_repeated_ngrams: float = 0.5

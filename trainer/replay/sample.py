@@ -107,12 +107,17 @@ def choose_batch_size(hf_config: Any, num_tokens: int, gpu_bytes: int | None, nu
     """
     if gpu_bytes is None:
         return CPU_BATCH
-    heads = int(hf_config.num_attention_heads)
-    head_size = int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
-    kv_heads = int(getattr(hf_config, "num_key_value_heads", None) or heads)
     # Growing the cache by a token holds one layer twice; count the cache twice for the allocator's gaps.
-    cache = 2 * 2 * 2 * int(hf_config.num_hidden_layers) * kv_heads * head_size * num_tokens
+    cache = 2 * cache_bytes(hf_config) * num_tokens
     logits = 16 * int(hf_config.vocab_size)  # float32: logits, probabilities, noise, and the model's own
     room = 0.9 * gpu_bytes - 2 * num_parameters
     fits = max(int(room // (cache + logits)), 1)
     return min(1 << (fits.bit_length() - 1), MAX_BATCH)
+
+
+def cache_bytes(hf_config: Any) -> int:
+    """Return the bytes of one token's keys and values in bf16."""
+    heads = int(hf_config.num_attention_heads)
+    head_size = int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
+    kv_heads = int(getattr(hf_config, "num_key_value_heads", None) or heads)
+    return 2 * 2 * int(hf_config.num_hidden_layers) * kv_heads * head_size

