@@ -46,6 +46,16 @@ if ((${#failed[@]})); then
     printf 'FAILED before the tests:\n' >&2
     printf '  %s\n' "${failed[@]}" >&2
 fi
-# Two workers, each with whole files, so that the fixtures of a file are made once.
-python -m pytest --timeout=600 -n 2 --dist loadfile "$@" </dev/null || failed+=("pytest")
+if (($#)); then
+    python -m pytest --timeout=600 "$@" </dev/null || failed+=("pytest")
+else
+    # What has a process for itself runs in two workers, each with whole files, so that the fixtures of a file are made
+    # once; what starts ranks or measures time then has the machine alone.
+    alone="dist or cluster or timing"
+    python -m pytest --timeout=600 -n 2 --dist loadfile -m "not (slow or gpu or $alone)" </dev/null ||
+        failed+=("pytest")
+    printf '\n== pytest, one at a time\n'
+    python -m pytest --timeout=600 -m "($alone) and not (slow or gpu)" tests/dist tests/cluster tests/unit/cli </dev/null ||
+        failed+=("pytest, one at a time")
+fi
 ((${#failed[@]} == 0))

@@ -108,6 +108,7 @@ def test_an_unknown_architecture_is_built_and_that_is_said(plan, tmp_path):
     assert "The architecture olmo2 is not counted from its config.json" in text
 
 
+@pytest.mark.timing
 def test_no_torch_is_loaded_and_it_takes_less_than_2_seconds(here):
     code = (
         "import sys\n"

@@ -81,6 +81,7 @@ def test_without_slurm_the_script_can_still_be_seen(nowhere, capsys):
     assert "#SBATCH --nodes=2\n" in shown.out and "There is no SLURM here" in shown.err
 
 
+@pytest.mark.timing
 def test_it_answers_without_torch_in_less_than_2_seconds(nowhere, here):
     code = (
         "import sys\n"
