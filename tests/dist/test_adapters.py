@@ -103,9 +103,11 @@ def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]])
     return results
 
 
-# One rank is where ranks cannot differ: two show all methods, and the rest waits for `-m slow`.
-EVERY = [(method, 2) for method in METHODS] + [("lora", 1)]
-LATER = [(method, 1) for method in METHODS if method != "lora"]
+# One rank is where ranks cannot differ: two show the methods that differ most, and the rest waits for `-m slow`.
+EVERY = [*((method, 2) for method in ("lora", "dora", "prefix", "freeze")), ("lora", 1)]
+LATER = [
+    (method, num_ranks) for method in METHODS for num_ranks in (1, 2) if (method, num_ranks) not in EVERY
+]
 
 
 @pytest.mark.parametrize(
@@ -225,13 +227,13 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
     [
         ("lora", 1, "tied"),
         ("lora", 3, "model"),
-        ("dora", 2, "model"),
+        pytest.param("dora", 2, "model", marks=pytest.mark.slow),
         pytest.param("dora", 3, "model", marks=pytest.mark.slow),
         ("pissa", 1, "model"),
-        ("lora, head", 3, "tied"),
+        pytest.param("lora, head", 3, "tied", marks=pytest.mark.slow),
         pytest.param("lora, head", 1, "model", marks=pytest.mark.slow),
         ("prefix", 3, "model"),
-        ("prompt", 2, "tied"),
+        pytest.param("prompt", 2, "tied", marks=pytest.mark.slow),
         pytest.param("rslora, two modules", 0, "model", marks=pytest.mark.slow),
         pytest.param("ia3", 3, "model", marks=pytest.mark.slow),
         ("freeze", 3, "model"),
