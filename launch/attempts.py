@@ -14,10 +14,8 @@ from trainer.metrics.jsonl import read
 
 RECORD = "attempts.jsonl"
 """One line an event: submitted and queued by `palimpsest submit`; started, ended and gave_up by the batch script."""
-_ERROR = re.compile(
-    r"^(?:\d+: )?(?:\[rank \d+\] )?"
-    r"((?:Error|srun: error|slurmstepd: error)\b.*|\w*(?:Error|Exception): .*)$"
-)
+_ERROR = re.compile(r"^(?:\d+: )?(?:\[rank \d+\] )?(Error\b.*|\w*(?:Error|Exception): .*)$")
+_SCHEDULER_ERROR = re.compile(r"^(?:\d+: )?((?:srun|slurmstepd): error: .*)$")
 _TAIL_BYTES = 200_000
 
 
@@ -80,13 +78,20 @@ def _attempt_dirs(run_dir: Path) -> list[Path]:
 
 
 def _last_error(folders: Iterable[Path]) -> str | None:
-    """Return the first error line of the newest attempt that has one: later lines follow from it."""
+    """Return the first error line of the newest attempt that has one: later lines follow from it.
+
+    A line of SLURM counts where the ranks said nothing; it may stand before theirs, and only tells their exit code.
+    """
     for folder in folders:
-        for file in [folder / "console.log", *sorted(folder.glob("rank-*.log"))]:
-            for line in _tail(file):
-                found = _ERROR.match(line)
-                if found:
-                    return found.group(1)
+        lines = [
+            line
+            for file in [folder / "console.log", *sorted(folder.glob("rank-*.log"))]
+            for line in _tail(file)
+        ]
+        for pattern in (_ERROR, _SCHEDULER_ERROR):
+            found = next(filter(None, map(pattern.match, lines)), None)
+            if found:
+                return found.group(1)
     return None
 
 

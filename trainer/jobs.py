@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 
 from trainer.config.check import check_config
@@ -15,11 +14,8 @@ from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
 from trainer.dist.hosts import parse_hostfile
-from trainer.errors import CheckpointError, ConfigError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError, TopologyError
 from trainer.runtime.local import free_port
-
-if TYPE_CHECKING:
-    pass
 
 
 def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
@@ -117,12 +113,21 @@ def check_generated(config: RunConfig) -> None:
 
 
 def count_ranks(config: RunConfig) -> int:
-    """Return the ranks of this machine: as asked, else one a GPU, else one."""
-    if config.cluster.ranks_per_node:
-        return config.cluster.ranks_per_node
+    """Return the ranks of this machine: as asked, else one a GPU, else one.
+
+    Raises:
+        TopologyError: More are asked for than there are visible GPUs.
+    """
     import torch
 
-    return max(torch.cuda.device_count(), 1)
+    num_gpus = torch.cuda.device_count()
+    asked = config.cluster.ranks_per_node
+    if asked > num_gpus > 0 and os.environ.get("DS_ACCELERATOR") != "cpu":
+        raise TopologyError(
+            f"`cluster.ranks_per_node` must be at most the {num_gpus} GPU(s) that this process sees, but is {asked} "
+            "instead. Ask for fewer, or name more of them in CUDA_VISIBLE_DEVICES."
+        )
+    return asked or max(num_gpus, 1)
 
 
 def with_hosts(config: RunConfig) -> tuple[RunConfig, list[str]]:

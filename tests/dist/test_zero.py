@@ -140,6 +140,18 @@ def test_zero_stages_agree_in_bf16_within_its_rounding(pool, workspace, tmp_path
         assert_close(other, records[0], BF16_LOSS, BF16_NORM)
 
 
+def test_stage_0_in_bf16_takes_the_steps_of_stage_1(pool, workspace, tmp_path):
+    """A failure at the second step: DeepSpeed's optimizer for stage 0 has stepped before the first one.
+
+    Stage 0 takes one micro-step in bf16. A large rate and decay show a step too many; without its mending the losses
+    of the first eight steps differ by up to 2 %.
+    """
+    words = ["zero.dtype=bf16", "train.micro_batch_size=2", "optim.lr=0.01", "optim.weight_decay=0.3"]
+    variants = [[*words, f"zero.stage={stage}"] for stage in (0, 1)]
+    records = pool(2).run(trained, workspace=workspace, run_dir=str(tmp_path), variants=variants)[0]
+    assert_close(*records, BF16_LOSS, BF16_NORM)
+
+
 def test_one_micro_batch_of_four_equals_four_of_one_on_ragged_masks(pool, workspace, tmp_path):
     """A failure means that micro-batches are averaged instead of added up: packs with few supervised
     tokens then weigh as much as those with many.

@@ -35,8 +35,8 @@ SlurmdPort={slurmd_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# cred_expire is also what a requeued job waits before it starts again.
-AuthInfo=socket={folder}/munge/socket,cred_expire=3
+# cred_expire is also what a requeued job waits before it starts again; less than 5 is taken for 120.
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -56,7 +56,7 @@ MpiDefault=none
 KillWait=10
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
-NodeName=node[1-2] NodeAddr={subnet}.[11-12] CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName=node[1-2] NodeAddr={subnet}.[11-12] CPUs=4 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=120 State=UP
 """
 

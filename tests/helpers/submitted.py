@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from pathlib import Path
@@ -58,12 +57,25 @@ class Submitted:
 
     @property
     def state(self) -> str:
-        """Return the job's state; one that requeues itself passes through FAILED."""
-        state = self.slurm.state(self.job)
-        if state != "FAILED":
-            return state
-        time.sleep(1)
+        """Return the job's state."""
         return self.slurm.state(self.job)
+
+    def has_ended(self) -> bool:
+        """Return whether the job is over; one that requeues itself passes through FAILED."""
+        state = self.state
+        if state == "FAILED" and not self._is_last():
+            # Ten seconds are more than SLURM needs to put it back.
+            for _ in range(100):
+                time.sleep(0.1)
+                state = self.state
+                if state != "FAILED" or self._is_last():
+                    break
+        return state in ENDED
+
+    def _is_last(self) -> bool:
+        """Return whether the batch script left it at that."""
+        last = next(iter(read(self.run_dir / "attempts.jsonl")[::-1]), {"event": ""})
+        return last["event"] == "gave_up" or (last["event"] == "ended" and last["code"] in (0, 2, 3, 4))
 
     @property
     def log(self) -> str:
@@ -80,23 +92,18 @@ class Submitted:
         return max((int(row["step"]) for row in read(self.run_dir / "metrics.jsonl")), default=0)
 
     def wait(self, is_done, timeout_s: float, what: str) -> None:
-        """Wait for a condition; a requeued job, which SLURM holds back for two minutes, starts at once."""
+        """Wait for a condition; the job may go through the queue again and again."""
         end = time.monotonic() + timeout_s
         while not is_done():
-            state = self.state
-            if state == "PENDING":
-                # It may have started meanwhile.
-                with contextlib.suppress(AssertionError):
-                    self.slurm.ask("scontrol", "update", f"JobId={self.job}", "StartTime=now")
-            has_ended = state in ENDED and not is_done()
+            has_ended = self.has_ended() and not is_done()
             if has_ended or time.monotonic() > end:
-                why = f"the job is {state}" if has_ended else f"not within {timeout_s} s"
+                why = f"the job is {self.state}" if has_ended else f"not within {timeout_s} s"
                 raise AssertionError(f"{what}: {why}\n{self.log[-6000:]}\n{self.slurm.logs()}")
             time.sleep(0.2)
 
     def finish(self, timeout_s: float = 60) -> str:
         """Wait for the end, over all requeues, and return the state."""
-        self.wait(lambda: self.state in ENDED, timeout_s, "the end of the job")
+        self.wait(self.has_ended, timeout_s, "the end of the job")
         return self.state
 
     def wait_for_log(self, pattern: str, timeout_s: float = 30) -> None:

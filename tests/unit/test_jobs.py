@@ -14,7 +14,7 @@ from trainer.config.data import Role
 from trainer.data.prepared import open_prepared
 from trainer.dist.group import Group
 from trainer.engine.writer import seal
-from trainer.errors import CheckpointError, DataError
+from trainer.errors import CheckpointError, DataError, TopologyError
 from trainer.jobs import (
     check_draws,
     count_ranks,
@@ -89,6 +89,19 @@ def test_ranks_are_as_asked_else_one_a_gpu_else_one(tmp_path):
     config = tiny_config(tmp_path)
     assert count_ranks(config) == max(torch.cuda.device_count(), 1)
     config.cluster.ranks_per_node = 3
+    assert count_ranks(config) == 3
+
+
+def test_more_ranks_than_visible_gpus_are_refused_unless_they_are_for_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    config = tiny_config(tmp_path)
+    config.cluster.ranks_per_node = 3
+    with pytest.raises(
+        TopologyError, match=r"`cluster.ranks_per_node` must be at most the 2 GPU\(s\) .* is 3 "
+    ):
+        count_ranks(config)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert count_ranks(config) == 3
 
 

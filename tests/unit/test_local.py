@@ -1,12 +1,16 @@
 """Starting ranks of this machine: ports, and which processes are ranks."""
 
+import base64
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 
-from trainer.runtime.local import free_port, rank_processes
+import pytest
+
+from trainer.runtime.local import free_port, rank_processes, world_info
 
 SLEEP = "import time; time.sleep(60)"
 BESIDE = (
@@ -18,6 +22,24 @@ def test_a_free_port_can_be_listened_on_at_once():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", free_port()))
         listener.listen()
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [
+        (None, [0, 1]),
+        ("", [0, 1]),
+        ("4,5", ["4", "5"]),
+        ("6, 2,7", ["6", "2"]),
+        ("GPU-8f2a,GPU-91bc", ["GPU-8f2a", "GPU-91bc"]),
+        ("3", [0, 1]),
+    ],
+)
+def test_ranks_get_the_devices_that_the_environment_names(visible, devices):
+    """`deepspeed --num_gpus 2` would take GPUs 0 and 1 where CUDA_VISIBLE_DEVICES=4,5."""
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    told = json.loads(base64.urlsafe_b64decode(world_info(2, environment)))
+    assert told == {"localhost": devices}
 
 
 def test_a_launcher_that_has_ended_has_no_ranks():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
@@ -19,8 +21,11 @@ def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
     environment = dict(os.environ)
     if environment.get("DS_ACCELERATOR") == "cpu":
         environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // num_ranks, 1)))
+    # The part of the launcher that runs on each node. The one before it, `deepspeed`, would only read a hostfile, and
+    # takes the first GPUs of the machine where CUDA_VISIBLE_DEVICES names others.
     command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks)),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch"),
+        *("--world_info", world_info(num_ranks, environment), "--master_addr", "127.0.0.1"),
         *("--master_port", str(master_port or free_port()), "--no_local_rank", "--log_level", "warning"),
         *("--module", "trainer", *arguments),
     ]
@@ -44,6 +49,15 @@ def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+def world_info(num_ranks: int, environment: Mapping[str, str]) -> str:
+    """Return what DeepSpeed's launcher is told of this machine: which device each rank has, by number or UUID."""
+    visible = [
+        word.strip() for word in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()
+    ]
+    devices: list[int] | list[str] = visible[:num_ranks] if len(visible) >= num_ranks else [*range(num_ranks)]
+    return base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+
+
 @contextlib.contextmanager
 def only_rank(master_port: int) -> Iterator[None]:
     """Make this process the one rank: a launcher would load torch and DeepSpeed twice more before it begins."""
@@ -60,8 +74,7 @@ def only_rank(master_port: int) -> Iterator[None]:
 def rank_processes(launcher_pid: int) -> list[psutil.Process]:
     """Return the rank processes below a launcher.
 
-    Signals go to them directly: DeepSpeed's launcher kills its ranks on SIGTERM instead of passing it on,
-    and its runner dies and leaves them behind.
+    Signals go to them directly: DeepSpeed's launcher kills its ranks on SIGTERM instead of passing it on.
     """
     try:
         children = psutil.Process(launcher_pid).children(recursive=True)

@@ -52,6 +52,19 @@ def test_a_row_tells_attempts_step_loss_speed_and_what_is_left(begun):
 
 
 @pytest.mark.parametrize(
+    ("console", "error"),
+    [
+        ("srun: error: node1: task 0: Exited with exit code 1\n0: ValueError: no\n", "ValueError: no"),
+        ("0: loading\nsrun: error: node1: task 0: Killed\n", "srun: error: node1: task 0: Killed"),
+        ("0: slurmstepd: error: Detected 1 oom_kill event\n", "slurmstepd: error: Detected 1 oom_kill event"),
+    ],
+)
+def test_slurms_own_line_is_told_only_where_the_ranks_said_nothing(begun, console, error):
+    (begun / "logs/attempt-2/console.log").write_text(console)
+    assert run_status(begun).last_error == error
+
+
+@pytest.mark.parametrize(
     ("code", "state"),
     [
         (0, "finished"),
