@@ -3,6 +3,8 @@
 One run on one machine is what all others are compared with: the same tokens, the same losses to the last digit.
 """
 
+import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -16,8 +18,11 @@ NUM_STEPS = 30
 SHORT = 6
 
 
-def nodes(*more):
-    return ["cluster=slurm_cpu", "cluster.num_nodes=2", "cluster.cpus_per_rank=1", *more]
+def submit(slurm, project, name, *more, num_steps=NUM_STEPS):
+    """Submit a run on two nodes, one rank each."""
+    nodes = ("cluster=slurm_cpu", "cluster.num_nodes=2", "cluster.cpus_per_rank=1")
+    with contextlib.chdir(project):
+        return Submitted(slurm, project / name, *overrides(project, num_steps), *nodes, *more)
 
 
 def train_here(project):
@@ -36,53 +41,61 @@ def train_here(project):
 
 
 @pytest.fixture(scope="module")
-def interrupted(slurm, project):
-    """Train on two nodes through a time limit, a signal and a requeue; meanwhile once on this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project)
-        run = Submitted(slurm, project / "two-nodes", *overrides(project, NUM_STEPS), *nodes())
+def start_here(project):
+    """Return the function that starts training once on this machine, without an interruption."""
+    return functools.cache(lambda: train_here(project))
+
+
+@pytest.fixture(scope="module")
+def alone(project, start_here):
+    assert start_here().wait(2 * START_S) == 0, (project / "here.log").read_text()[-5000:]
+    return trace(project / "here")
+
+
+@pytest.fixture(scope="module")
+def interrupted(slurm, project, start_here):
+    """Train on two nodes through a signal, a requeue by hand and a node that is lost in the middle of a step."""
+    run = submit(slurm, project, "two-nodes", "checkpoint.every_steps=2")
     run.wait(lambda: run.step() >= 4, START_S, "the first steps")
-    # Ranks stand still until SLURM looks at the clock, which it does twice a minute.
-    run.signal("STOP")
-    minutes = int(slurm.ask("squeue", "--noheader", "--format=%M", f"--jobs={run.job}").split(":")[0])
-    slurm.ask("scontrol", "update", f"JobId={run.job}", f"TimeLimit={minutes + 2}")
-    alone = train_here(project)
-    run.wait_for_log("telling the ranks to save", 90)
-    run.signal("CONT")
-    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end at the time limit")
-    slurm.ask("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
-    assert alone.wait(2 * START_S) == 0, (project / "here.log").read_text()[-5000:]
-    reached = run.step()
-    run.wait(lambda: run.step() >= reached + 4, START_S, "steps after the time limit")
     run.signal("USR1")
-    run.wait(lambda: len(run.lines("ended")) == 2, 60, "the end after a signal")
+    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end after a signal")
     reached = run.step()
     run.wait(lambda: run.step() >= reached + 4, START_S, "steps after the signal")
     slurm.ask("scontrol", "requeue", str(run.job))
+    run.wait(lambda: len(run.lines("started")) == 3, START_S, "the attempt after the requeue")
+    reached = run.step()
+    run.wait(lambda: run.step() >= reached + 4, START_S, "steps after the requeue")
+    slurm.unplug("node2")
+    start_here()
+    try:
+        run.wait(lambda: "DOWN" in slurm.node_state("node2"), 120, "the node to be missed")
+    finally:
+        slurm.plug("node2")
     run.finish(START_S)
-    return run, trace(project / "here")
+    return run
 
 
-def test_the_run_ends_after_a_time_limit_a_signal_and_a_requeue(interrupted):
-    run, _ = interrupted
+def test_the_run_ends_after_a_signal_a_requeue_and_a_lost_node(interrupted):
+    run = interrupted
     assert run.state == "COMPLETED", run.log[-5000:]
     assert len(run.lines("started")) == 4
-    assert [line["code"] for line in run.lines("ended")][:2] == [75, 75]
+    assert run.lines("ended")[0]["code"] == 75
     assert run.lines("ended")[-1]["code"] == 0
     resumed = [event for event in read(run.run_dir / "ledger.jsonl") if event["event"] == "started"]
-    assert [event["attempt"] for event in resumed][:3] == [1, 2, 3]
+    assert [event["attempt"] for event in resumed] == [1, 2, 3, 4]
     assert all(event["world_size"] == 2 for event in resumed)
+    # Every attempt went on from a checkpoint, none from the start.
+    assert all(event["step"] > 0 for event in resumed[1:])
 
 
-def test_its_losses_are_those_of_an_uninterrupted_run_on_one_machine(interrupted):
+def test_its_losses_are_those_of_an_uninterrupted_run_on_one_machine(interrupted, alone):
     """A difference at one step only points at the resume there; at all steps at the order of ranks or data."""
-    run, alone = interrupted
     assert [step for step, _, _ in alone] == list(range(1, NUM_STEPS + 1))
-    assert trace(run.run_dir) == alone
+    assert trace(interrupted.run_dir) == alone
 
 
 def test_every_attempt_has_its_logs(interrupted):
-    run, _ = interrupted
+    run = interrupted
     folders = sorted((run.run_dir / "logs").glob("attempt-*"))
     assert [folder.name for folder in folders] == [f"attempt-{number}" for number in (1, 2, 3, 4)]
     for folder in folders:
@@ -90,10 +103,26 @@ def test_every_attempt_has_its_logs(interrupted):
         assert (folder / "console.log").is_file()
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_other_launchers_give_the_same_losses(slurm, project, interrupted, launcher, monkeypatch):
-    monkeypatch.chdir(project)
-    short = overrides(project, SHORT)
-    run = Submitted(slurm, project / launcher, *short, *nodes(f"cluster.launcher={launcher}"))
+@pytest.mark.slow
+def test_a_run_at_its_time_limit_goes_on_to_the_same_losses(slurm, project, alone):
+    """Slow: SLURM looks at the clock twice a minute."""
+    run = submit(slurm, project, "limit")
+    run.wait(lambda: run.step() >= 4, START_S, "the first steps")
+    run.signal("STOP")
+    minutes = int(slurm.ask("squeue", "--noheader", "--format=%M", f"--jobs={run.job}").split(":")[0])
+    slurm.ask("scontrol", "update", f"JobId={run.job}", f"TimeLimit={minutes + 2}")
+    run.wait_for_log("telling the ranks to save", 90)
+    run.signal("CONT")
+    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end at the time limit")
+    slurm.ask("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
     assert run.finish(START_S) == "COMPLETED", run.log[-5000:]
-    assert trace(run.run_dir) == interrupted[1][:SHORT]
+    assert [line["code"] for line in run.lines("ended")] == [75, 0]
+    assert trace(run.run_dir) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_other_launchers_give_the_same_losses(slurm, project, alone, launcher):
+    run = submit(slurm, project, launcher, f"cluster.launcher={launcher}", num_steps=SHORT)
+    assert run.finish(START_S) == "COMPLETED", run.log[-5000:]
+    assert trace(run.run_dir) == alone[:SHORT]

@@ -114,7 +114,7 @@ def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]])
 
 
 # One rank is where ranks cannot differ: two show the methods that differ most, and the rest waits for `-m slow`.
-EVERY = [*((method, 2) for method in ("lora", "dora", "prefix", "freeze")), ("lora", 1)]
+EVERY = [(method, 2) for method in ("lora", "dora", "prefix", "freeze")]
 LATER = [
     (method, num_ranks) for method in METHODS for num_ranks in (1, 2) if (method, num_ranks) not in EVERY
 ]
@@ -240,14 +240,14 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
         ("lora", 3, "model"),
         pytest.param("dora", 2, "model", marks=pytest.mark.slow),
         pytest.param("dora", 3, "model", marks=pytest.mark.slow),
-        ("pissa", 1, "model"),
+        pytest.param("pissa", 1, "model", marks=pytest.mark.slow),
         pytest.param("lora, head", 3, "tied", marks=pytest.mark.slow),
         pytest.param("lora, head", 1, "model", marks=pytest.mark.slow),
         ("prefix", 3, "model"),
         pytest.param("prompt", 2, "tied", marks=pytest.mark.slow),
         pytest.param("rslora, two modules", 0, "model", marks=pytest.mark.slow),
         pytest.param("ia3", 3, "model", marks=pytest.mark.slow),
-        ("freeze", 3, "model"),
+        pytest.param("freeze", 3, "model", marks=pytest.mark.slow),
     ],
 )
 def test_an_adapter_resumes_bitwise_and_reloads_in_plain_peft(

@@ -51,6 +51,8 @@ SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=2
 SlurmdParameters=config_overrides
 ReturnToService=2
+# A node that does not answer for so long is down, and its jobs go back into the queue.
+SlurmdTimeout=10
 JobRequeue=1
 MpiDefault=none
 KillWait=10
@@ -156,6 +158,20 @@ class SlurmCluster:
         files = sorted(self.folder.glob("*.log")) + sorted(self.folder.glob("*.out"))
         return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-2000:]}" for file in files)
 
+    def unplug(self, node: str) -> None:
+        """Take a node off the network; what runs there goes on, and nobody hears of it."""
+        run("ip", "-n", node, "link", "set", "eth0", "down")
+
+    def plug(self, node: str) -> None:
+        """Undo `unplug`."""
+        run("ip", "-n", node, "link", "set", "eth0", "up")
+        run("ip", "-n", node, "route", "replace", "default", "via", f"{SUBNET}.1")
+
+    def node_state(self, node: str) -> str:
+        """Return what the controller thinks of a node, such as IDLE, or DOWN+NOT_RESPONDING."""
+        text = self.ask("scontrol", "show", "node", node, "--oneliner")
+        return next(word[6:] for word in text.split() if word.startswith("State="))
+
     def in_node(self, node: str, *command: str) -> list[str]:
         """Return a command line that runs inside a node's network."""
         return ["ip", "netns", "exec", node, *command]
@@ -170,6 +186,8 @@ class SlurmCluster:
             # `ip netns exec` puts these files over those in /etc.
             (Path("/etc/netns") / node).mkdir(parents=True)
             (Path("/etc/netns") / node / "hosts").write_text(own)
+            # No name server: the rendezvous asks for IPv6 addresses as well, and would wait for an answer.
+            (Path("/etc/netns") / node / "nsswitch.conf").write_text("hosts: files\n")
             run("ip", "netns", "add", node)
             run("ip", "link", "add", f"plmp{index}", "type", "veth", "peer", "name", "eth0", "netns", node)
             run("ip", "link", "set", f"plmp{index}", "master", BRIDGE, "up")
