@@ -1,6 +1,7 @@
 """Real training on two nodes: ZeRO-3 over the network between them, on CPU with gloo.
 
 One run on one machine is what all others are compared with: the same tokens, the same losses to the last digit.
+Every attempt loads torch on both nodes anew, so all of it is slow: bash tests/run.sh tests/cluster -m slow
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import pytest
 from tests.helpers.submitted import START_S, Submitted, overrides, trace
 from trainer.metrics.jsonl import read
 
+pytestmark = pytest.mark.slow
 NUM_STEPS = 30
 SHORT = 6
 
@@ -103,9 +105,8 @@ def test_every_attempt_has_its_logs(interrupted):
         assert (folder / "console.log").is_file()
 
 
-@pytest.mark.slow
 def test_a_run_at_its_time_limit_goes_on_to_the_same_losses(slurm, project, alone):
-    """Slow: SLURM looks at the clock twice a minute."""
+    """Ranks stand still until SLURM looks at the clock, which it does twice a minute."""
     run = submit(slurm, project, "limit")
     run.wait(lambda: run.step() >= 4, START_S, "the first steps")
     run.signal("STOP")
@@ -120,7 +121,6 @@ def test_a_run_at_its_time_limit_goes_on_to_the_same_losses(slurm, project, alon
     assert trace(run.run_dir) == alone
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_other_launchers_give_the_same_losses(slurm, project, alone, launcher):
     run = submit(slurm, project, launcher, f"cluster.launcher={launcher}", num_steps=SHORT)

@@ -25,6 +25,7 @@ def is_running(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_or_dies_ends_all_of_them_and_the_next_call_starts_anew(tmp_path):
     ranks = Ranks(2, tmp_path)
     try:

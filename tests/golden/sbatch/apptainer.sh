@@ -47,9 +47,11 @@ newest_checkpoint() {
 stopping=
 step=
 tell_ranks() {
+    local pause=1
     while kill -0 "$step" 2>/dev/null; do
         scancel --signal=USR1 "$SLURM_JOB_ID"
-        sleep 10
+        sleep "$pause"
+        ((pause < 10)) && pause=$((2 * pause))
     done &
 }
 # shellcheck disable=SC2329 # called by the trap
