@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+
 from rich.console import Console
 
 from trainer.config.check import check_config
