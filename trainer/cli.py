@@ -7,13 +7,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.check import check_config
@@ -22,8 +20,9 @@ from trainer.config.snapshot import config_path, freeze
 from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.dist.env import rank_env
 from trainer.errors import ConfigError, TrainerError
+from trainer.invocation import Invocation, frozen_config, parse
 from trainer.runtime.job import leave_exit_code
-from trainer.usage import COMMANDS, SUBCOMMANDS, help_text
+from trainer.usage import SUBCOMMANDS, help_text
 
 EXIT_USER_ERROR = 2
 EXIT_REFUSED = 3
@@ -39,17 +38,6 @@ END_SENTENCES = {
         "Nothing was saved since; see {run_dir}/ledger.jsonl, lower optim.lr, or look at the data of those steps."
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """A parsed command line."""
-
-    command: str
-    overrides: list[str]
-    config_file: Path | None
-    show_config: bool
-    is_dry: bool = False
 
 
 def main() -> None:
@@ -83,60 +71,6 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def parse(arguments: Sequence[str]) -> Invocation:
-    """Split the command line. A first word that is not a command means train.
-
-    Raises:
-        ConfigError: An unknown command or option.
-    """
-    words = list(arguments)
-    command = words.pop(0) if words and "=" not in words[0] and words[0][:1] not in "-+~" else "train"
-    if command not in COMMANDS:
-        raise ConfigError(f"Unknown command `{command}`. Commands: {', '.join(COMMANDS)}.")
-    if command in SUBCOMMANDS:
-        command = f"{command} {_second_word(command, words)}"
-    config_file: Path | None = None
-    show_config = is_dry = False
-    overrides: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word == "--config" and words:
-            config_file = Path(words.pop(0))
-        elif word == "--dry-run" and command == "submit":
-            is_dry = True
-        elif word in ("--cfg", "--dry-run"):
-            show_config = True
-        elif word.startswith(("--local_rank", "--local-rank")):
-            if "=" not in word and words:
-                words.pop(0)
-        elif word.startswith("-"):
-            raise ConfigError(f"Unknown option `{word}`. Options: --config FILE, --cfg, --dry-run, --help.")
-        else:
-            overrides.append(_sweep(word) if command == "export" else word)
-    return Invocation(command, overrides, config_file, show_config, is_dry)
-
-
-def _second_word(command: str, words: list[str]) -> str:
-    """Take the second word of a command off the command line."""
-    known = SUBCOMMANDS[command]
-    word = words.pop(0) if words else ""
-    if word in known:
-        return word
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    meant = f" Did you mean `{command} {near[0]}`?" if near else ""
-    shown = f"`{command} {word}`" if word else f"`{command}` alone"
-    listed = ", ".join(f"{command} {name}" for name in known)
-    raise ConfigError(f"Unknown command {shown}.{meant} Commands: {listed}.")
-
-
-def _sweep(word: str) -> str:
-    """Give `interpolate=0:1:0.1` its section, and quotes: YAML takes 0:1:0.1 for a number to the base 60."""
-    key, equals, value = word.partition("=")
-    if not equals or key not in ("interpolate", "export.interpolate"):
-        return word
-    return f"export.interpolate='{value}'"
-
-
 def _dispatch(invocation: Invocation) -> int:
     if invocation.command == "status":
         from trainer.launch.status import show_status
@@ -163,18 +97,7 @@ def _dispatch(invocation: Invocation) -> int:
             prepare_data(config)
             return 0
         case "export":
-            from trainer.exporting import export_model
-            from trainer.jobs import find_checkpoint
-
-            if config.export.interpolate is not None:
-                from trainer.interpolation import interpolate
-
-                return interpolate(config)
-            if config.gate.has_rules and not config.export.despite_gate:
-                from trainer.evaluation import refuse_failing
-
-                refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)
-            return export_model(config)
+            return _export(config)
         case "report":
             from trainer.keeper import show_forgetting
 
@@ -186,31 +109,35 @@ def _dispatch(invocation: Invocation) -> int:
             return _start_ranks(invocation.command, config)
 
 
+def _export(config: RunConfig) -> int:
+    """Write a checkpoint, several adapters as one, or what lies between the base and a checkpoint."""
+    if config.export.adapters:
+        from trainer.combining import combine_adapters
+
+        return combine_adapters(config)
+    if config.export.interpolate is not None:
+        from trainer.interpolation import interpolate
+
+        return interpolate(config)
+    from trainer.exporting import export_model
+    from trainer.jobs import find_checkpoint
+
+    if config.gate.has_rules and not config.export.despite_gate:
+        from trainer.evaluation import refuse_failing
+
+        refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)
+    return export_model(config)
+
+
 def _load(invocation: Invocation) -> RunConfig:
     """Compose the configuration, or take the frozen one of the run directory for later commands."""
     if invocation.config_file is not None:
         config = load_config(invocation.config_file, invocation.overrides)
     else:
-        frozen = _frozen_config(invocation)
+        frozen = frozen_config(invocation)
         config = load_config(frozen, invocation.overrides) if frozen else compose_config(invocation.overrides)
     absolute = str(Path(config.run_dir).expanduser().resolve())
     return dataclasses.replace(config, run_dir=absolute)
-
-
-def _frozen_config(invocation: Invocation) -> Path | None:
-    if invocation.command not in ("evaluate", "export", "report"):
-        return None
-    for override in invocation.overrides:
-        if override.startswith("run_dir="):
-            path = config_path(Path(override.removeprefix("run_dir=")).expanduser())
-            if path.exists():
-                return path
-            if invocation.command in ("export", "report"):
-                raise ConfigError(
-                    f"`run_dir` must hold a run, but {path.parent} has no config.yaml instead. Give the "
-                    "directory of a trained run."
-                )
-    return None
 
 
 def _run_rank(command: str, config: RunConfig) -> int:

@@ -13,6 +13,7 @@ from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise, TuneMethod
 from trainer.errors import SelfCheckError
+from trainer.gguf import find_converter, write_gguf
 from trainer.jobs import find_checkpoint
 
 if TYPE_CHECKING:
@@ -41,16 +42,29 @@ def export_model(config: RunConfig) -> int:
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    is_adapter = _writes_adapter(config)
+    converter = find_converter(config.export, is_adapter)
     console = Console()
     console.print(f"Exporting {checkpoint.name} to {output_dir}", highlight=False, soft_wrap=True)
     if config.tune.quantise is not Quantise.none:
         is_whole = config.export.merge or config.export.alpha != 1
         console.print(PACKED_WHOLE if is_whole else PACKED_ADAPTER, highlight=False, soft_wrap=True)
     count = _write_export(config, checkpoint, source, output_dir, console)
+    _verify(config, checkpoint, output_dir, count, console)
+    write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
+    return 0
+
+
+def _verify(config: RunConfig, checkpoint: Path, output_dir: Path, count: int, console: Console) -> None:
+    """Compare the folder's logits with the trained ones, where it is to be the trained model.
+
+    Raises:
+        SelfCheckError: They are further apart than rounding moves them.
+    """
     if not config.export.verify or config.export.alpha != 1:
         why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
         console.print(f"{count} tensors written and read back; logits not compared{why}.", highlight=False)
-        return 0
+        return
     found = _compare(config, checkpoint, output_dir)
     console.print(
         f"{count} tensors written and read back. {found.whose.capitalize()} are {found.moved:.1e} of their spread from "
@@ -68,7 +82,14 @@ def export_model(config: RunConfig) -> int:
             f"does ({found.noise:.1e} of their spread), but they differ by {found.moved:.1e}. Do not use it; export "
             "another checkpoint."
         )
-    return 0
+
+
+def _writes_adapter(config: RunConfig) -> bool:
+    """Tell whether the export is an adapter alone rather than a whole model."""
+    from trainer.model.merge import CONFIG
+
+    is_adapter = (Path(config.run_dir) / CONFIG).is_file()
+    return is_adapter and not config.export.merge and config.export.alpha == 1
 
 
 def _write_export(
@@ -86,7 +107,7 @@ def _write_export(
 
     options = config.export
     adapter = read_adapter(Path(config.run_dir))
-    if adapter is not None and not options.merge and options.alpha == 1:
+    if adapter is not None and _writes_adapter(config):
         counts: list[int] = []
         trained, adapter = as_plain_lora(stream_parameters(checkpoint), adapter, Path(config.run_dir))
 

@@ -138,3 +138,37 @@ def test_a_tampered_checkpoint_is_not_exported(pool, runs, tmp_path):
     ]
     assert code == 2 and not is_exported
     assert "must give the trained model's logits within twice what rounding does" in message
+
+
+def test_two_trained_adapters_are_exported_as_one(pool, workspace, tmp_path, monkeypatch, capsys):
+    """Two runs by their directories, one of them as an exported folder as well; the sum in the logits."""
+    from trainer.cli import run_command
+
+    lora = ["tune.method=lora", "tune.r=4", "optim.lr=0.05"]
+    for name, seed in (("a", 1), ("b", 2)):
+        words = [*lora, f"seed={seed}"]
+        pool(1).run(train, workspace=workspace, run_dir=str(tmp_path / name), overrides=words)
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["export", "run_dir=b", "export.output_dir=b-alone", "export.dtype=float32"]) == 0
+    exact = ["export.dtype=float32", "export.weights=[1.0,1.0]"]
+    assert run_command(["export", "adapters=[a,b]", "export.output_dir=both", *exact]) == 0
+    assert "An adapter of rank 8 on 14 modules" in capsys.readouterr().out
+    words = ["export", "adapters=[a,b-alone]", "export.output_dir=whole", "export.merge=true", *exact]
+    assert run_command(words) == 0
+    found = {name: plain_weights(tmp_path / name) for name in ("both", "whole")}
+    assert found["both"].keys() == found["whole"].keys()
+    moved = [float((found["both"][name] - tensor).abs().max()) for name, tensor in found["whole"].items()]
+    assert max(moved) < 1e-5
+    base = plain_weights(Path(workspace) / "model")
+    assert any((base[name] - tensor).abs().max() > 1e-3 for name, tensor in found["whole"].items())
+
+
+def plain_weights(folder: Path) -> dict[str, Any]:
+    """Return all weights as transformers or peft loads and merges them."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    if (folder / "adapter_config.json").exists():
+        tuned: Any = AutoPeftModelForCausalLM.from_pretrained(folder)
+        return dict(tuned.merge_and_unload().state_dict())
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())

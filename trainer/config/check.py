@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_evaluate import gate_problems, task_problems
+from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_tune import tune_problems
@@ -273,7 +274,4 @@ def _cadence_problems(config: RunConfig) -> Iterator[str]:
         words = ("last", "best", "base") if key.startswith("evaluate") else ("last", "best")
         if which not in words and not which.isdigit():
             yield must(key, f"{', '.join(words)} or a step number", which, f"Set {key}=last.")
-    if not 0 <= config.export.alpha <= 1:
-        yield must("export.alpha", "in [0, 1]", config.export.alpha, "Set 1 for the tuned model.")
-    if config.export.dtype not in ("bfloat16", "float32"):
-        yield must("export.dtype", "bfloat16 or float32", config.export.dtype, "Set bfloat16.")
+    yield from export_problems(config)

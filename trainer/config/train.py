@@ -70,6 +70,33 @@ class CheckpointConfig:
     """Resume from the newest verified checkpoint of the run directory, when there is one."""
 
 
+class Combination(Enum):
+    """How peft adds several LoRA adapters up (`add_weighted_adapter`)."""
+
+    cat = "cat"
+    """Exactly the weighted sum: the ranks add up."""
+    svd = "svd"
+    """The nearest to it with the largest of their ranks."""
+    linear = "linear"
+    """Sums of the factors, at the same rank: rough, with cross terms."""
+    ties = "ties"
+    """Yadav et al. 2023, arXiv:2306.01708; keeps `density` of every adapter. At the same rank, as the next ones."""
+    dare_ties = "dare_ties"
+    dare_linear = "dare_linear"
+    """Yu et al. 2024, arXiv:2311.03099."""
+    magnitude_prune = "magnitude_prune"
+
+
+class GgufType(Enum):
+    """What llama.cpp's converter writes; more kinds are made from these with `llama-quantize`."""
+
+    none = "none"
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
+
+
 @dataclass
 class ExportConfig:
     """What `palimpsest export` writes."""
@@ -88,6 +115,18 @@ class ExportConfig:
     """Write base + alpha (tuned - base): 1 is the tuned model, 0 the base. Range: [0, 1]."""
     interpolate: str | None = None
     """START:STOP:STEP of alphas to evaluate instead of writing a model; `palimpsest export interpolate=0:1:0.1`."""
+    gguf: GgufType = GgufType.none
+    """Write a GGUF file beside the safetensors, by llama.cpp's own converter."""
+    llama_cpp: str | None = None
+    """Checkout of llama.cpp with convert_hf_to_gguf.py; default: the environment variable LLAMA_CPP."""
+    adapters: list[str] = field(default_factory=list)
+    """LoRA adapters of one base to write as one: run directories, or folders in peft's format. The base is that of
+    the first run directory. `palimpsest export adapters=[runs/a,runs/b] export.output_dir=both`."""
+    weights: list[float] = field(default_factory=list)
+    """One for each adapter; none given means equal shares that add up to 1."""
+    combination: Combination = Combination.cat
+    density: float = 0.5
+    """Share of an adapter's values that ties, dare_* and magnitude_prune keep. Range: (0, 1]."""
     despite_gate: bool = False
     """Export although the gate refuses the checkpoint."""
     verify: bool = True

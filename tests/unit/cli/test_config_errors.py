@@ -304,8 +304,8 @@ def test_an_impossible_shape_of_the_tiny_model_is_a_sentence(refuse, tmp_path, s
 
 @pytest.mark.parametrize("word", ["interpolate=0:1:0.1", "export.interpolate=0:1:0.1"])
 def test_a_sweep_is_text_although_yaml_takes_it_for_a_number(word):
-    from trainer.cli import parse
     from trainer.config.store import compose_config
+    from trainer.invocation import parse
 
     overrides = parse(["export", "run_dir=x", word]).overrides
     assert compose_config(overrides).export.interpolate == "0:1:0.1"

@@ -1,0 +1,53 @@
+"""Rules of `export`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trainer.config.rule import must
+from trainer.config.schema import RunConfig
+from trainer.config.train import ExportConfig, GgufType
+
+
+def export_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence for every broken rule."""
+    export = config.export
+    if not 0 <= export.alpha <= 1:
+        yield must("export.alpha", "in [0, 1]", export.alpha, "Set 1 for the tuned model.")
+    if export.dtype not in ("bfloat16", "float32"):
+        yield must("export.dtype", "bfloat16 or float32", export.dtype, "Set bfloat16.")
+    if export.gguf is not GgufType.none and export.interpolate is not None:
+        yield must(
+            "export.gguf",
+            "none with export.interpolate, which writes no model",
+            export.gguf.value,
+            "Leave it out.",
+        )
+    yield from _combination_problems(export)
+
+
+def _combination_problems(export: ExportConfig) -> Iterator[str]:
+    if not export.adapters:
+        if export.weights:
+            yield must("export.weights", "left out without export.adapters", export.weights, "Leave it out.")
+        return
+    if len(export.adapters) < 2:
+        fix = "Name two or more; one alone: palimpsest export run_dir=RUN."
+        yield must("export.adapters", "two or more", export.adapters, fix)
+    if export.output_dir is None:
+        yield must("export.output_dir", "given with export.adapters", None, "Set export.output_dir=FOLDER.")
+    if export.weights and len(export.weights) != len(export.adapters):
+        fix = "Give a number for each, or none for equal shares."
+        yield must("export.weights", f"{len(export.adapters)} numbers", export.weights, fix)
+    if not all(math.isfinite(weight) and weight for weight in export.weights):
+        fix = "Give a number other than 0; a negative one takes an adapter away."
+        yield must("export.weights", "finite and not 0", export.weights, fix)
+    if not 0 < export.density <= 1:
+        yield must("export.density", "in (0, 1]", export.density, "Set 0.5.")
+    for key, is_set, value in (
+        ("export.alpha", export.alpha != 1, export.alpha),
+        ("export.interpolate", export.interpolate is not None, export.interpolate),
+    ):
+        if is_set:
+            yield must(key, "left out with export.adapters", value, "Set export.weights instead.")
