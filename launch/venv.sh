@@ -36,7 +36,7 @@ torch_index() {
 }
 
 # pip install into VENV, showing only what is downloaded; the whole story is in VENV/install.log. Python compiles a
-# module at its first import: most of what torch brings never is.
+# module at its first import: most of what torch brings never is. ensure_venv sees to it that this is kept.
 pip_install() {
     local venv=$1
     shift
@@ -54,6 +54,8 @@ ensure_venv() {
     local root=$1 extras=${2:-} python digest stamp torch
     local -a index=()
     python=$root/.venv/bin/python
+    # Images often set this; every process would then compile torch anew, which doubles the time it takes to start.
+    unset PYTHONDONTWRITEBYTECODE
     if [[ ! -x $python ]]; then
         local base
         base=$(find_python) || return 1

@@ -90,8 +90,8 @@ def frozen_config(invocation: Invocation) -> Path | None:
         return None
     for override in invocation.overrides:
         if override.startswith("export.adapters="):
-            names = override.partition("=")[2].strip("[] ").split(",")
-            paths = [config_path(Path(name.strip(" '\"")).expanduser()) for name in names]
+            names = [name.strip(" '\"") for name in override.partition("=")[2].strip("[] ").split(",")]
+            paths = [config_path(Path(name).expanduser()) for name in names]
             found = next((path for path in paths if path.exists()), None)
             if found is None:
                 raise ConfigError(

@@ -125,6 +125,7 @@ class ExportConfig:
     weights: list[float] = field(default_factory=list)
     """One for each adapter; none given means equal shares that add up to 1."""
     combination: Combination = Combination.cat
+    """How they are added up."""
     density: float = 0.5
     """Share of an adapter's values that ties, dare_* and magnitude_prune keep. Range: (0, 1]."""
     despite_gate: bool = False

@@ -5,7 +5,8 @@ import sys
 import pytest
 import yaml
 
-from trainer.cli import COMMANDS, run_command
+from trainer.cli import run_command
+from trainer.usage import COMMANDS
 
 CORPUS = ["data=text", "data.sources.corpus.path=a.jsonl"]
 
@@ -300,6 +301,11 @@ def test_an_impossible_shape_of_the_tiny_model_is_a_sentence(refuse, tmp_path, s
         "prepare", *CORPUS, "train.max_steps=1", f"data.cache_dir={tmp_path}/cache", f"model.tiny.{shape}"
     )
     assert "`model.tiny" in message
+
+
+def test_adapters_to_combine_need_one_run_directory_for_their_base(refuse, tmp_path):
+    message = refuse("export", "adapters=[a,b]", f"export.output_dir={tmp_path}/both")
+    assert "`export.adapters` must name at least one run directory" in message and "a, b" in message
 
 
 @pytest.mark.parametrize("word", ["interpolate=0:1:0.1", "export.interpolate=0:1:0.1"])
