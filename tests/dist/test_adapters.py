@@ -236,7 +236,7 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("method", "stage", "model"),
     [
-        ("lora", 1, "tied"),
+        pytest.param("lora", 1, "tied", marks=pytest.mark.slow),
         ("lora", 3, "model"),
         pytest.param("dora", 2, "model", marks=pytest.mark.slow),
         pytest.param("dora", 3, "model", marks=pytest.mark.slow),

@@ -129,7 +129,8 @@ def train_and_resume(group: Any, workspace: str, data: str, model: str, folder: 
         assert run.run_training(config).value == "finished"
 
 
-@pytest.mark.parametrize("model", ["tied", pytest.param("model", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tied", "model"])
 def test_new_tokens_resume_bitwise_and_leave_with_their_tokenizer(pool, workspace, data, model, tmp_path):
     """The logits that plain peft gives come from a base that it resized for the exported tokenizer."""
     where = {"workspace": workspace, "data": data, "model": model}

@@ -420,8 +420,8 @@ def test_another_base_number_of_tokens_or_set_of_packs_is_another_reference(pool
 @pytest.mark.parametrize(
     ("stage", "quantise"),
     [
-        pytest.param(1, "none", marks=pytest.mark.slow),
-        (3, "none"),
+        (1, "none"),
+        pytest.param(3, "none", marks=pytest.mark.slow),
         pytest.param(1, "nf4", marks=pytest.mark.slow),
         pytest.param(3, "nf4", marks=pytest.mark.slow),
     ],

@@ -1,4 +1,7 @@
-"""Every cell that the README's support matrix calls tested is trained here, two ranks, one recipe a row."""
+"""Every cell that the README's support matrix calls tested is trained here, two ranks, one recipe a row.
+
+Six cells, every recipe and every stage among them, in the default suite; all of them with `-m slow`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.house.test_readme import MATRIX
 
+DEFAULT = [
+    ("continued_pretrain", 0),
+    ("continued_pretrain", 3),
+    ("full_finetune", 1),
+    ("full_finetune", 2),
+    ("lora", 1),
+    ("qlora", 3),
+]
 TESTED = [(row["recipe"], int(row["ZeRO"])) for row in MATRIX if row["sdpa"] == "tested"]
 NUM_STEPS = 3
 
@@ -63,17 +76,20 @@ def train_all(group: Any, folder: str, cells: list[list[Any]]) -> None:
         assert run.run_training(config).value == "finished"
 
 
-def test_every_recipe_trains_at_every_stage_that_the_readme_calls_tested(pool: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cells", [DEFAULT, pytest.param(TESTED, marks=pytest.mark.slow)], ids=["six", "all"])
+def test_recipes_train_at_the_stages_that_the_readme_calls_tested(
+    pool: Any, tmp_path: Path, cells: list[tuple[str, int]]
+) -> None:
     """A failure in one cell only points at that recipe's data or that stage's engine."""
     from trainer.config.store import compose_config
     from trainer.jobs import prepare_data
 
-    assert len(TESTED) == 16
+    assert len(TESTED) == 16 and set(DEFAULT) <= set(TESTED)
     write_sources(tmp_path)
-    for recipe in {recipe for recipe, _ in TESTED}:
+    for recipe in {recipe for recipe, _ in cells}:
         prepare_data(compose_config(overrides_of(tmp_path, recipe, 1)))
-    pool(2).run(train_all, folder=str(tmp_path), cells=[list(cell) for cell in TESTED], timeout_s=200.0)
-    for recipe, stage in TESTED:
+    pool(2).run(train_all, folder=str(tmp_path), cells=[list(cell) for cell in cells], timeout_s=200.0)
+    for recipe, stage in cells:
         lines = (tmp_path / f"{recipe}-{stage}" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         losses = [record["loss"] for record in records if "loss" in record]
