@@ -29,7 +29,8 @@ def find_converter(export: ExportConfig, is_adapter: bool) -> Path | None:
     if given is None:
         raise ConfigError(
             f"`export.gguf` must have llama.cpp's {name}, but export.llama_cpp is not set. Run: git clone --depth 1 "
-            "https://github.com/ggml-org/llama.cpp && pip install gguf sentencepiece, then set export.llama_cpp=llama.cpp."
+            "https://github.com/ggml-org/llama.cpp && pip install gguf sentencepiece, then set "
+            "export.llama_cpp=llama.cpp."
         )
     script = Path(given).expanduser() / name
     if not script.is_file():
