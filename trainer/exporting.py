@@ -107,7 +107,7 @@ def _write_export(
 
     options = config.export
     adapter = read_adapter(Path(config.run_dir))
-    if adapter is not None and _writes_adapter(config):
+    if _writes_adapter(config):
         counts: list[int] = []
         trained, adapter = as_plain_lora(stream_parameters(checkpoint), adapter, Path(config.run_dir))
 

@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from trainer.runtime.local import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0
@@ -136,13 +137,6 @@ def run_ranks(
         return ranks.run(function, timeout_s, **arguments)
     finally:
         ranks.close()
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def serve() -> None:
