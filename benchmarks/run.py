@@ -167,6 +167,9 @@ def measure(case: str, plain: bool, arguments: argparse.Namespace, work: Path) -
         print(f"{label}: failed with {code}\n{tail}", flush=True)
         return result | {"failed": "out of memory" if memory else f"exit code {code}"}
     result |= figures(run_dir / "metrics.jsonl")
+    saved = sum(file.stat().st_size for file in run_dir.glob("checkpoints/**/*") if file.is_file())
+    if saved:  # --set checkpoint.enabled=true
+        result["checkpoint_bytes"] = saved
     if plain:
         result |= {"attention": "flash_attention_2", "kernels": "liger"}
     else:

@@ -39,10 +39,15 @@ ARMS: dict[str, tuple[str | None, float, list[str]]] = {
     "general 25 %": ("general", 0.25, []),
     "self-generated 25 %": ("generated", 0.25, []),
     "LoRA r=64, none": (None, 0.0, ["tune=lora", "tune.r=64", "optim.lr=1e-3"]),
+    "LoRA r=64, half the rate": (None, 0.0, ["tune=lora", "tune.r=64", "optim.lr=5e-4"]),
     "LoRA r=64, self-generated 25 %": ("generated", 0.25, ["tune=lora", "tune.r=64", "optim.lr=1e-3"]),
 }
-"""Arm -> replay source, its ratio, and overrides. LoRA has five times the learning rate of full fine-tuning; the arm
-with half the rate is there so that LoRA and full fine-tuning can be compared at a like loss on the target."""
+"""Arm -> replay source, its ratio, and overrides. LoRA has five times the learning rate of full fine-tuning."""
+LIKE = {
+    "full": ("none", "none, half the rate"),
+    "LoRA r=64": ("LoRA r=64, none", "LoRA r=64, half the rate"),
+}
+"""Two rates of each method without replay: between them a straight line says what is forgotten at one target loss."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def main() -> None:
     arguments = parse()
     work: Path = arguments.work or Path(tempfile.mkdtemp(prefix="palimpsest-forgetting-"))
     work.mkdir(parents=True, exist_ok=True)
+    started = time.time()
     common = common_overrides(arguments, work)
     if any(ARMS[arm][0] == "generated" for arm in arguments.arms) and not generated_file(work).is_file():
         generate(arguments, common)
@@ -88,7 +94,6 @@ def main() -> None:
     }
     command("prepare", [*common, *sorted(every_source - {*common})], work / "prepare.log")
     kept = sum(measured_file(run, work).is_file() for run in runs)
-    started = time.time()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(
             pool.map(lambda n, run: train(n, run, arguments, common, work), range(len(runs)), runs)
@@ -101,11 +106,13 @@ def main() -> None:
         "wall_s": round(time.time() - started, 1),
         "num_runs_of_earlier_calls": kept,
         "summary": summarise(results),
+        "equal_target_loss": at_equal_loss(results),
         "interpolation": swept,
         "runs": results,
     }
     arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(record["summary"]))
+    print(table(record["equal_target_loss"], "method"))
 
 
 def parse() -> argparse.Namespace:
@@ -256,35 +263,82 @@ def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return mean and deviation over seeds of the change of every set, and of the KL on conversations."""
     rows = []
     for shift, arm in dict.fromkeys((r["shift"], r["arm"]) for r in results):
-        of_arm = [r for r in results if (r["shift"], r["arm"]) == (shift, arm)]
-        changes: dict[str, list[float]] = {}
-        for result in of_arm:
-            for one in result["sets"]:
-                label = "target" if one["role"] == "target" else one["name"]
-                changes.setdefault(label, []).append(one["change_nats"])
-            for one in result["kl"]:
-                if one["prompts"] == "chat":
-                    changes.setdefault("KL on chats", []).append(one["nats"])
-        figures = {
-            name: [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
-            for name, values in changes.items()
-        }
-        rows.append({"shift": shift, "arm": arm, "num_seeds": len(of_arm), "changes": figures})
+        of_arm = [changes_of(r) for r in results if (r["shift"], r["arm"]) == (shift, arm)]
+        rows.append({"shift": shift, "arm": arm, "num_seeds": len(of_arm), "changes": over_seeds(of_arm)})
     return rows
 
 
-def table(summary: list[dict[str, Any]]) -> str:
-    """Return the summary as a Markdown table; nats, mean and deviation over seeds."""
-    names = list(dict.fromkeys(name for row in summary for name in row["changes"]))
-    lines = [f"| shift | replay | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
-    for row in summary:
+def changes_of(result: dict[str, Any]) -> dict[str, float]:
+    """Return the change of every held-out set of a run in nats, and the KL on conversations."""
+    changes = {
+        "target" if one["role"] == "target" else one["name"]: one["change_nats"] for one in result["sets"]
+    }
+    chats = [one["nats"] for one in result["kl"] if one["prompts"] == "chat"]
+    return changes | ({"KL on chats": chats[0]} if chats else {})
+
+
+def over_seeds(of_seeds: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Return mean and standard deviation of every figure."""
+    figures = {}
+    for name in of_seeds[0]:
+        values = [changes[name] for changes in of_seeds]
+        figures[name] = [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+    return figures
+
+
+def at_equal_loss(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what each method forgets where both have learnt the same, over seeds.
+
+    For each seed: the middle of the target losses that both methods' two rates enclose, and at it every figure on the
+    straight line between a method's two runs. A shift where they enclose no common loss is left out.
+    """
+    found = []
+    for shift in dict.fromkeys(r["shift"] for r in results):
+        of_methods: dict[str, list[dict[str, float]]] = {method: [] for method in LIKE}
+        for seed in dict.fromkeys(r["seed"] for r in results):
+            ends = {
+                method: [
+                    changes_of(r)
+                    for arm in arms
+                    for r in results
+                    if (r["shift"], r["seed"], r["arm"]) == (shift, seed, arm)
+                ]
+                for method, arms in LIKE.items()
+            }
+            if any(len(two) != 2 for two in ends.values()):
+                continue
+            low = max(min(end["target"] for end in two) for two in ends.values())
+            high = min(max(end["target"] for end in two) for two in ends.values())
+            if low <= high:
+                for method, two in ends.items():
+                    of_methods[method].append(between(two[0], two[1], (low + high) / 2))
+        found += [
+            {"shift": shift, "method": method, "num_seeds": len(points), "changes": over_seeds(points)}
+            for method, points in of_methods.items()
+            if points
+        ]
+    return found
+
+
+def between(first: dict[str, float], second: dict[str, float], target: float) -> dict[str, float]:
+    """Return every figure on the line through two runs where the target's change is `target`."""
+    span = second["target"] - first["target"]
+    share = (target - first["target"]) / span if span else 0.5
+    return {name: first[name] + share * (second[name] - first[name]) for name in first}
+
+
+def table(rows: list[dict[str, Any]], label: str = "arm") -> str:
+    """Return rows of figures as a Markdown table; nats, mean and deviation over seeds."""
+    names = list(dict.fromkeys(name for row in rows for name in row["changes"]))
+    lines = [f"| shift | {label} | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
+    for row in rows:
         cells = (
             f"{row['changes'][name][0]:+.3f} \u00b1 {row['changes'][name][1]:.3f}"
             if name in row["changes"]
             else ""
             for name in names
         )
-        lines.append(f"| {row['shift']} | {row['arm']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['shift']} | {row[label]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
