@@ -16,6 +16,7 @@ from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
 from trainer.errors import ConfigError
+from trainer.fitting import fitted
 from trainer.planning import LightForecast, forecast_without_torch
 
 from .attempts import last_job, measured_save_s, note
@@ -49,19 +50,22 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     if can_submit and not problems:
         problems += site_problems(config.cluster, node_kinds())
     refuse(problems)
+    fit = fitted(config, num_ranks, config.plan.gpu_gib or config.cluster.gpu_gib, can_load=False)
+    config = fit.config
     forecast = forecast_without_torch(config, num_ranks)
     save_s, origin = _save_time(config, forecast)
     lead_s = config.cluster.signal_lead_s or max(LEAST_LEAD_S, round(60 + 2 * save_s))
     refuse([*_memory_problems(config, forecast), *lead_problems(config.cluster, lead_s, save_s, origin)])
     script = render(config.cluster, _job(config, lead_s))
+    said = [*_says(config, num_ranks, forecast, lead_s, can_submit), *([fit.sentence] if fit.reason else [])]
     if is_dry:
         print(script, end="")
-        for line in _says(config, num_ranks, forecast, lead_s, can_submit):
+        for line in said:
             print(line, file=sys.stderr)
         return 0
     _refuse_doubles(Path(config.run_dir))
     job_id = _hand_over(config, script)
-    for line in _says(config, num_ranks, forecast, lead_s, can_submit):
+    for line in said:
         print(line)
     print(f"Job {job_id}. See: palimpsest status {config.run_dir}")
     return 0

@@ -150,6 +150,7 @@ def _run_rank(command: str, config: RunConfig) -> int:
     from trainer import run
 
     check_config(config, env.world_size)
+    config = _fit(config, env.world_size, env.is_first)
     if command in ("train", "evaluate"):
         from trainer.evaluate.tasks import check_names
 
@@ -191,6 +192,7 @@ def _start_ranks(command: str, config: RunConfig) -> int:
         )
     num_ranks = len(hosts) * config.cluster.ranks_per_node or count_ranks(config)
     check_config(config, num_ranks)
+    config = _fit(config, num_ranks)
     check_quantiser(config)
     check_benchmarks(config, command)
     tokenizer = ensure_inputs(config)
@@ -205,6 +207,20 @@ def _start_ranks(command: str, config: RunConfig) -> int:
     changed = run_dir / f"{command}.yaml"
     changed.write_text(to_yaml(config), encoding="utf-8")
     return _launch(command, changed, num_ranks, config.cluster.master_port)
+
+
+def _fit(config: RunConfig, num_ranks: int, says: bool = True) -> RunConfig:
+    """Fill in the stage and the recomputed layers where they are null, from the memory of this machine's GPUs."""
+    from trainer.fitting import fitted
+    from trainer.forecast.card import find_cards
+
+    gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib
+    if gpu_gib is None and os.environ.get("DS_ACCELERATOR") != "cpu":
+        gpu_gib = find_cards().gib
+    fit = fitted(config, num_ranks, gpu_gib, can_load=True, is_here=True)
+    if says and fit.reason is not None:
+        print(fit.sentence, flush=True)
+    return fit.config
 
 
 def _launch(command: str, config_file: Path, num_ranks: int, master_port: int) -> int:

@@ -5,28 +5,23 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from trainer.checkpoint.space import BYTES_PER_PARAMETER
 from trainer.config.check import check_config
-from trainer.config.model import Attention, Kernels, ModelConfig, ModelKind
-from trainer.config.optim import Offload
+from trainer.config.model import Attention, Kernels
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
-from trainer.engine.batch import batch_shape
-from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import ConfigError
+from trainer.fitting import find_shape, fitted, known_shape, run_shape, tuned_weights
 from trainer.forecast.adapters import BF16_BYTES, NF4_BYTES, Adapter, adapters
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
-from trainer.forecast.shapes import DecoderShape, decoder_shape, knows
-from trainer.forecast.source import read_config_json, shipped_shapes
+from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.table import adapter_table, memory_table, parameter_table, run_sentence, verdict
-from trainer.forecast.tuned import count_trained, needs_names, weights_of
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
 
@@ -41,8 +36,6 @@ CHECKED_KEYS = (
     "plan",
 )
 """The keys a plan reads; other problems are training's business."""
-EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
-TINY_VOCAB = 264
 
 
 def show_plan(config: RunConfig) -> bool:
@@ -55,8 +48,9 @@ def show_plan(config: RunConfig) -> bool:
     num_ranks = config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
     check_config(config, num_ranks, only=CHECKED_KEYS)
     shape, origin = find_shape(config.model)
-    run = run_shape(config, num_ranks)
     gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib or cards.gib or DEFAULT_GIB
+    config = fitted(config, num_ranks, gpu_gib, can_load=True).config
+    run = run_shape(config, num_ranks)
     reserve_gib = config.plan.reserve_gib
     weights = tuned_weights(config, shape)
     stages = {stage: dataclasses.replace(run, stage=stage) for stage in range(4)}
@@ -91,28 +85,6 @@ def show_plan(config: RunConfig) -> bool:
     return fits
 
 
-def tuned_weights(config: RunConfig, shape: DecoderShape) -> Weights:
-    """Return what trains and what is frozen, of every method.
-
-    Raises:
-        ConfigError: The model cannot be tuned so, such as that no linear layer has one of the names.
-    """
-    tune = config.tune
-    num_new_tokens = len(config.model.new_tokens)
-    trained = count_trained(shape, tune, num_new_tokens)
-    if trained is None:
-        from trainer.model.meta import meta_trained
-
-        trained = meta_trained(_config_json(config.model)[0], tune, num_new_tokens)
-    if not trained.num_trainable:
-        names = ", ".join(sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears}))
-        raise ConfigError(
-            f"`tune.target` must name linear layers of the model ({names}), but is {tune.target} instead. Set "
-            f"tune.target=[{ALL_LINEAR}]."
-        )
-    return weights_of(shape, tune, trained)
-
-
 def _targets(tune: TuneConfig) -> list[str] | None:
     """Return the last names of the adapted layers; None for all, and for a pattern, which needs the model's names."""
     is_named = tune.method is TuneMethod.lora and tune.target_pattern is None and tune.target != [ALL_LINEAR]
@@ -138,10 +110,9 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
     Raises:
         TrainerError: The model's config.json or the ZeRO section cannot be used.
     """
-    found, origin = _config_json(config.model)
-    if not knows(found) or needs_names(config.tune):
+    shape = known_shape(config)
+    if shape is None:
         return None
-    shape = decoder_shape(found, origin)
     run = run_shape(config, num_ranks)
     weights = tuned_weights(config, shape)
     need_gib = forecast(shape, run, weights).gib + config.plan.reserve_gib
@@ -154,63 +125,6 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
         advice = None if found_change is None else " ".join(found_change.overrides)
     size = weights.num_trainable * BYTES_PER_PARAMETER[config.zero.dtype]
     return LightForecast(need_gib, gpu_gib, fits, advice, size)
-
-
-def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
-    """Return the counts of the configured model and where they are from."""
-    config, origin = _config_json(model)
-    if knows(config):
-        return decoder_shape(config, origin), origin
-    from trainer.model.meta import meta_shape
-
-    local = Path(model.path).expanduser()
-    source = str(local) if local.exists() else model.path
-    return meta_shape(source, model), f"{origin}, built on the meta device"
-
-
-def _config_json(model: ModelConfig) -> tuple[dict[str, Any], str]:
-    """Return the contents of the model's config.json and where they are from."""
-    match model.kind:
-        case ModelKind.tiny:
-            return {"model_type": "llama", "vocab_size": TINY_VOCAB, **model.tiny}, "the tiny model"
-        case ModelKind.embedded:
-            return shipped_shapes()[EMBEDDED], EMBEDDED
-        case _:
-            return read_config_json(model.path, model.revision)
-
-
-def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
-    """Return what of a configuration decides memory on a GPU.
-
-    `auto` attention and kernels are taken for flash attention and Liger, which a GPU machine has.
-
-    Raises:
-        TrainerError: Training would refuse the batch or the ZeRO section.
-    """
-    zero, model = config.zero, config.model
-    batch = batch_shape(
-        config.train.global_batch_tokens, config.data.seq_len, config.train.micro_batch_size, num_ranks
-    )
-    deepspeed_dict(zero, config.optim, batch, on_gpu=True)
-    return RunShape(
-        stage=zero.stage,
-        world_size=num_ranks,
-        micro_batch_size=batch.micro_batch_size,
-        seq_len=batch.seq_len,
-        num_micro_steps=batch.num_micro_steps,
-        checkpoint_layers=model.checkpoint_layers,
-        loss_chunk_tokens=model.loss_chunk_tokens,
-        element_bytes=2 if zero.dtype == "bf16" else 4,
-        is_flash=model.attention is not Attention.sdpa and not config.tune.is_virtual,
-        is_fused=model.kernels is not Kernels.none,
-        overlap_comm=zero.overlap_comm,
-        reduce_bucket_size=zero.reduce_bucket_size,
-        prefetch_bucket_size=zero.prefetch_bucket_size,
-        max_live_parameters=zero.max_live_parameters,
-        sub_group_size=zero.sub_group_size,
-        offload_optimizer=zero.offload_optimizer is Offload.cpu,
-        offload_param=zero.offload_param is Offload.cpu,
-    )
 
 
 def _notes(

@@ -77,9 +77,12 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
     needs_path = model.kind in (ModelKind.pretrained, ModelKind.random)
     if needs_path and not model.path:
         yield must("model.path", "a model name or folder", model.path, "Set model.path=FOLDER or model=tiny.")
-    if model.checkpoint_layers < -1:
+    if model.checkpoint_layers is not None and model.checkpoint_layers < -1:
         yield must(
-            "model.checkpoint_layers", "-1 (all), 0 or a count", model.checkpoint_layers, "Use -1 for all."
+            "model.checkpoint_layers",
+            "-1 (all), 0, a count or null",
+            model.checkpoint_layers,
+            "Use -1 for all.",
         )
     if model.loss_chunk_tokens < 1:
         yield must("model.loss_chunk_tokens", "at least 1", model.loss_chunk_tokens, "Use 4096.")
@@ -223,8 +226,8 @@ def _schedule_problems(schedule: ScheduleConfig) -> Iterator[str]:
 
 
 def _zero_problems(zero: ZeroConfig) -> Iterator[str]:
-    if zero.stage not in (0, 1, 2, 3):
-        yield must("zero.stage", "0, 1, 2 or 3", zero.stage, "Use zero=zero2.")
+    if zero.stage not in (None, 0, 1, 2, 3):
+        yield must("zero.stage", "0, 1, 2, 3 or null", zero.stage, "Use zero=zero2.")
     if zero.dtype not in ("bf16", "fp32"):
         yield must("zero.dtype", "bf16 or fp32", zero.dtype, "Set zero.dtype=bf16.")
     if zero.offload_param is Offload.cpu and zero.stage != 3:

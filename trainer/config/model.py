@@ -63,8 +63,9 @@ class ModelConfig:
     """Attention implementation. An asked-for one that is not installed is an error."""
     kernels: Kernels = Kernels.auto
     """Fused elementwise kernels."""
-    checkpoint_layers: int = -1
-    """Decoder layers whose activations are recomputed in backward: -1 all, 0 none, k some."""
+    checkpoint_layers: int | None = None
+    """Decoder layers whose activations are recomputed in backward: -1 all, 0 none, k some; null: as few as the GPU's
+    memory needs by the forecast of `palimpsest plan`, all where its memory is not known."""
     checkpoint_spread: Remat = Remat.first
     """With 0 < checkpoint_layers < layers: the first k, or k spread evenly."""
     loss_chunk_tokens: int = 4096

@@ -73,8 +73,9 @@ class ReduceDtype(Enum):
 class ZeroConfig:
     """DeepSpeed ZeRO. Counts are elements, not bytes."""
 
-    stage: int = 3
-    """0 replicates all, 1 shards optimizer state, 2 also gradients, 3 also parameters."""
+    stage: int | None = 3
+    """0 replicates all, 1 shards optimizer state, 2 also gradients, 3 also parameters; null (zero=auto): the lowest of
+    1 to 3 at which the run fits by the forecast of `palimpsest plan`, 1 where a GPU's memory is not known."""
     dtype: str = "bf16"
     """`bf16` (fp32 master weights) or `fp32` (everything; for tests of numerics)."""
     overlap_comm: bool = True

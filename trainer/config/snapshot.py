@@ -40,7 +40,7 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
         ConfigError: The directory holds a configuration that would train something else.
     """
     path = config_path(run_dir)
-    if path.exists() and _has_begun(run_dir):
+    if path.exists() and has_begun(run_dir):
         different = differences(load_config(path), config)
         if different:
             shown = "; ".join(different[:6]) + ("; ..." if len(different) > 6 else "")
@@ -58,7 +58,7 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     return path
 
 
-def _has_begun(run_dir: Path) -> bool:
+def has_begun(run_dir: Path) -> bool:
     """Tell whether anything was trained: a start that failed before leaves the directory free."""
     return any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints"))
 

@@ -95,3 +95,8 @@ def _is_installed(attention: Attention) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def is_flash_installed() -> bool:
+    """Tell whether any flash attention is installed, whatever the GPU."""
+    return any(_is_installed(attention) for attention in _PACKAGE)

@@ -8,9 +8,9 @@ from trainer.config.model import Remat
 from trainer.errors import ModelError
 
 
-def checkpointed_layers(num_layers: int, asked: int, spread: Remat) -> list[int]:
+def checkpointed_layers(num_layers: int, asked: int | None, spread: Remat) -> list[int]:
     """Return the indices of the layers that are recomputed in backward."""
-    count = num_layers if asked < 0 else min(asked, num_layers)
+    count = num_layers if asked is None or asked < 0 else min(asked, num_layers)
     if count == 0:
         return []
     if spread is Remat.first:
@@ -18,7 +18,7 @@ def checkpointed_layers(num_layers: int, asked: int, spread: Remat) -> list[int]
     return sorted({int(i * num_layers / count) for i in range(count)})
 
 
-def apply_remat(model: Any, asked: int, spread: Remat, has_prefix: bool = False) -> list[int]:
+def apply_remat(model: Any, asked: int | None, spread: Remat, has_prefix: bool = False) -> list[int]:
     """Switch non-reentrant checkpointing on for the chosen decoder layers.
 
     Non-reentrant: works with ZeRO-3 and frozen parameters (DeepSpeed #8148, since 0.19.4).

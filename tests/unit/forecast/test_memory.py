@@ -7,11 +7,11 @@ import pytest
 
 from tests.house.tree import ROOT
 from trainer.config.store import compose_config
+from trainer.fitting import run_shape
 from trainer.forecast.activations import layer_bytes, mask_bytes
 from trainer.forecast.adapters import adapter_weights
 from trainer.forecast.memory import GIB, RunShape, forecast, full_weights
 from trainer.forecast.shapes import decoder_shape
-from trainer.planning import run_shape
 
 LLAMA_JSON = ROOT / "benchmarks/shapes/llama3_8b/config.json"
 LLAMA = decoder_shape(json.loads(LLAMA_JSON.read_text(encoding="utf-8")), "llama3_8b")

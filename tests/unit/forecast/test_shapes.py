@@ -10,10 +10,10 @@ from tests.house.tree import ROOT
 from trainer.config.model import ModelConfig
 from trainer.config.store import compose_config, group_options
 from trainer.errors import ModelError
+from trainer.fitting import find_shape
 from trainer.forecast.shapes import decoder_shape
 from trainer.forecast.source import shipped_shapes
 from trainer.model.meta import meta_shape
-from trainer.planning import find_shape
 
 BASE = {
     "hidden_size": 48,

@@ -6,10 +6,10 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, 
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.config.store import compose_config
+from trainer.fitting import tuned_weights
 from trainer.forecast.shapes import decoder_shape
 from trainer.forecast.tuned import count_trained
 from trainer.model.meta import meta_trained
-from trainer.planning import tuned_weights
 
 SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 100}

@@ -1,0 +1,101 @@
+"""What a null zero.stage and model.checkpoint_layers become: the cheapest pair that the forecast fits into a GPU."""
+
+import pytest
+
+from trainer.config.snapshot import freeze
+from trainer.config.store import compose_config
+from trainer.fitting import fitted, known_shape, run_shape, tuned_weights
+from trainer.forecast.memory import forecast
+
+LORA = (
+    "recipe=lora",
+    "model=llama3_1_8b",
+    "data=text",
+    "data.sources.corpus.path=x.txt",
+    "train.max_steps=9",
+)
+BATCH = ("train.micro_batch_size=2", "train.global_batch_tokens=65536")
+NUM_LAYERS = 32
+
+
+def fit(*overrides, gpu_gib=80.0, num_ranks=8):
+    config = compose_config([*LORA, *BATCH, *overrides])
+    return fitted(config, num_ranks, gpu_gib, can_load=False)
+
+
+def chosen(*overrides, **options):
+    config = fit(*overrides, **options).config
+    return config.zero.stage, config.model.checkpoint_layers
+
+
+def peak_gib(config, num_ranks=8):
+    return forecast(
+        known_shape(config), run_shape(config, num_ranks), tuned_weights(config, known_shape(config))
+    ).gib
+
+
+def test_lora_of_8b_on_80_gib_is_replicated_and_recomputes_nothing():
+    assert chosen() == (1, 0)
+    assert fit().sentence.startswith("ZeRO-1, no layer recomputed: a peak of ")
+
+
+def test_a_smaller_gpu_recomputes_as_few_layers_as_it_needs():
+    config = fit(gpu_gib=40).config
+    layers = config.model.checkpoint_layers
+    assert config.zero.stage in (1, 2) and 0 < layers < NUM_LAYERS
+    assert peak_gib(config) <= 36
+    config.model.checkpoint_layers -= 1
+    config.zero.stage = 1
+    assert peak_gib(config) > 36
+
+
+def test_a_base_that_does_not_fit_is_sharded():
+    stage, _ = chosen(gpu_gib=20)
+    assert stage == 3
+
+
+def test_what_fits_nowhere_is_said_and_takes_the_least_memory():
+    found = fit(gpu_gib=6)
+    assert (found.config.zero.stage, found.config.model.checkpoint_layers) == (3, -1)
+    assert "even so" in found.sentence and "palimpsest plan" in found.sentence
+
+
+def test_what_a_person_chose_stays():
+    assert chosen("zero=zero3") == (3, 0)
+    assert chosen("model.checkpoint_layers=-1") == (1, -1)
+    assert fit("zero=zero2", "model.checkpoint_layers=4").reason is None
+
+
+def test_full_fine_tuning_keeps_its_stage_and_recomputes_what_it_must():
+    stage, layers = chosen("recipe=full_finetune")
+    assert stage == 3 and layers == 0
+    assert chosen("recipe=full_finetune", num_ranks=2)[1] != 0
+
+
+def test_without_a_known_gpu_nothing_is_sharded_and_every_layer_is_recomputed():
+    found = fit(gpu_gib=None)
+    assert (found.config.zero.stage, found.config.model.checkpoint_layers) == (1, -1)
+    assert "no GPU's memory is known" in found.sentence
+
+
+def test_a_stage_that_the_method_refuses_is_passed_over():
+    """DoRA on a base in NF4 is refused at stage 3, so that a GPU that is too small ends at stage 2."""
+    assert chosen("recipe=qlora", "tune.dora=true", gpu_gib=4)[0] == 2
+
+
+def test_a_run_that_has_begun_keeps_what_it_was_frozen_with(tmp_path):
+    run = f"run_dir={tmp_path}"
+    freeze(fit(run, gpu_gib=40).config, tmp_path)
+    assert chosen(run, gpu_gib=80) == (1, 0), "nothing was trained yet"
+    before = chosen(gpu_gib=40)
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert chosen(run, gpu_gib=80) == before
+    assert "as the run began" in fit(run, gpu_gib=80).sentence
+    freeze(fit(run, gpu_gib=80).config, tmp_path)  # the same configuration: not refused
+
+
+@pytest.mark.parametrize("value", ["zero.stage=4", "model.checkpoint_layers=-2"])
+def test_wrong_values_are_still_found(value):
+    from trainer.config.check import find_problems
+
+    assert len(list(find_problems(compose_config([*LORA, *BATCH, value]), 8))) == 1
