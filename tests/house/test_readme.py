@@ -51,22 +51,30 @@ def test_every_figure_in_the_speed_table_comes_from_a_results_file():
         assert row["peak GiB"] == f"{found['memory_gib']:.1f}"
 
 
-def test_every_figure_in_the_forgetting_table_comes_from_a_results_file():
-    columns = {"new text": "target", "Wikipedia": "wikipedia"} | {
-        name: name for name in ("maths", "medicine", "KL on chats")
-    }
-    measured = [
-        row
-        for path in sorted(RESULTS.glob("forgetting*.json"))
-        for row in json.loads(path.read_text(encoding="utf-8"))["summary"]
-    ]
-    rows = table_rows("shift")
-    assert len(rows) == len(measured) >= 14
+COLUMNS = {"new text": "target", "Wikipedia": "wikipedia"} | {
+    name: name for name in ("maths", "medicine", "KL on chats")
+}
+
+
+@pytest.mark.parametrize(
+    ("heading", "key", "label"), [("shift", "summary", "arm"), ("method", "equal_target_loss", "method")]
+)
+def test_every_figure_in_the_forgetting_tables_comes_from_the_results_file(heading, key, label):
+    measured = json.loads((RESULTS / "forgetting.json").read_text(encoding="utf-8"))[key]
+    rows = table_rows(heading)
+    assert len(rows) == len(measured) >= 4
     for row in rows:
-        (found,) = [m for m in measured if (m["shift"], m["arm"]) == (row["shift"], row["arm"])]
-        for shown, name in columns.items():
+        (found,) = [m for m in measured if (m["shift"], m[label]) == (row["shift"], row[label])]
+        for shown, name in COLUMNS.items():
             mean, deviation = found["changes"][name]
             assert row[shown] == f"{mean:+.3f} ± {deviation:.3f}"
+
+
+def test_the_size_of_a_lora_checkpoint_comes_from_its_measurement():
+    path = RESULTS / "llama3_8b_1xH100_lora_checkpoint.json"
+    (found,) = json.loads(path.read_text(encoding="utf-8"))["results"]
+    size = found["checkpoint_bytes"]
+    assert size < 600e6 and f"{size / 1e6:.0f} MB for r = 16 of an 8B model" in README
 
 
 def test_the_matrix_has_every_recipe_and_stage_once():

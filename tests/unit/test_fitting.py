@@ -12,7 +12,6 @@ LORA = (
     "model=llama3_1_8b",
     "data=text",
     "data.sources.corpus.path=x.txt",
-    "train.max_steps=9",
 )
 BATCH = ("train.micro_batch_size=2", "train.global_batch_tokens=65536")
 NUM_LAYERS = 32
