@@ -22,6 +22,7 @@ from trainer.keeper import data_digest, show_forgetting
 from trainer.mixing import Mixing
 from trainer.model.prompt import virtual_off
 from trainer.report.forgetting import FILE_NAME, Forgetting, read_forgetting
+from trainer.runtime.shortage import shortage_explained
 from trainer.session import Session, build_forgetting, build_task_scores, open_session
 from trainer.task_scores import TaskScores
 
@@ -31,6 +32,9 @@ BASE = "base"
 def run_evaluation(config: RunConfig) -> bool:
     """Evaluate and return whether the gate, if there is one, let the model pass. Collective: every rank."""
     with ExitStack() as stack:
+        stack.enter_context(
+            shortage_explained("evaluate.micro_batch_size", config.evaluate.micro_batch_size, -1)
+        )
         session = open_session(config, stack)
         which = config.evaluate.checkpoint
         if which == BASE:

@@ -27,6 +27,7 @@ from trainer.recovery import probe_recovery
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.job import deadline
 from trainer.runtime.lock import run_lock
+from trainer.runtime.shortage import shortage_explained
 from trainer.runtime.signals import StopFlag
 from trainer.session import (
     Session,
@@ -51,6 +52,11 @@ def run_training(config: RunConfig) -> StopReason:
         stop_flag = stack.enter_context(StopFlag(deadline(os.environ)))
         if rank_env(os.environ).is_first:
             stack.enter_context(run_lock(Path(config.run_dir)))
+        stack.enter_context(
+            shortage_explained(
+                "train.micro_batch_size", config.train.micro_batch_size, config.model.checkpoint_layers
+            )
+        )
         session = open_session(config, stack)
         return _train(session, stop_flag, stack)
 
