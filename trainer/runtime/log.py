@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -24,6 +25,9 @@ _KNOWN_DEPRECATIONS = (
     r"`torch.distributed.\w+` is deprecated",
     r"`gradient_checkpointing_enable` is deprecated",
 )
+
+# Kernels of other hardware that Liger and bitsandbytes look for and do without; the log file has them.
+_DONE_WITHOUT = re.compile(r"Backend impl '[^']*' .*could not be imported|from kernels-community")
 
 _installed: list[logging.Handler] = []
 
@@ -113,8 +117,10 @@ def attempt_dir(run_dir: Path) -> Path:
 
 
 def _is_worth_the_console(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or record.name.split(".")[0] in _OURS
+    if record.levelno < logging.WARNING:
+        return record.name.split(".")[0] in _OURS
+    return record.levelno > logging.WARNING or _DONE_WITHOUT.search(record.getMessage()) is None
 
 
 def _is_not_a_repeated_warning(record: logging.LogRecord) -> bool:
-    return record.name != "py.warnings"
+    return record.name != "py.warnings" and _is_worth_the_console(record)

@@ -60,6 +60,22 @@ def test_other_ranks_show_warnings_behind_their_rank(
     assert line.endswith("W [rank 3] library warning")
 
 
+def test_kernels_that_a_library_does_without_are_for_the_file_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_logging(0, 1, tmp_path)
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: No module named 'kernels'.")
+    logger.warning(
+        "Backend impl 'liger_kernel.ops.backends._ascend.rope' for op 'rope' could not be imported: E"
+    )
+    logger.warning("this GPU has no bf16")
+    shown = capsys.readouterr().err
+    assert "gemm_4bit" not in shown and "_ascend" not in shown and "no bf16" in shown
+    kept = (tmp_path / "rank-0.log").read_text()
+    assert "gemm_4bit" in kept and "_ascend" in kept
+
+
 def test_the_file_of_a_rank_has_everything(tmp_path: Path) -> None:
     setup_logging(3, 8, tmp_path / "logs" / "attempt-1")
     _speak()
