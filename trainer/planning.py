@@ -162,8 +162,8 @@ def _notes(
     notes.append(
         "Parts are GiB of torch's allocator at the moment of the peak. QLoRA keeps linear layers of the base in NF4 "
         f"with double quantisation, {NF4_BYTES:.3f} bytes a parameter (arXiv:2305.14314). The measured peaks are those "
-        "in benchmarks/results: full fine-tuning, LoRA and QLoRA of an 8B shape, one micro-step. Accumulation, SDPA and "
-        "offload are counted the same way, but were not measured."
+        "in benchmarks/results: full fine-tuning, LoRA and QLoRA of an 8B shape, one micro-step. Accumulation, SDPA "
+        "and offload are counted the same way, but were not measured."
     )
     return notes
 
