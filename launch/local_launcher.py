@@ -1,0 +1,88 @@
+"""hydra/launcher=local: every point is a `palimpsest train` on this machine, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.utils import JobReturn
+
+from trainer.config.check import find_problems, refuse
+from trainer.config.rule import must
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import freeze
+from trainer.errors import ConfigError
+
+from .local import run_here
+from .outcome import say_point
+from .point_launcher import MODULE, PointLauncher
+from .points import Point
+from .sweep import SweepStopped
+
+EXIT_STOPPED = 75
+
+
+@dataclass
+class LocalLauncherConf:
+    """Fields of hydra/launcher=local."""
+
+    _target_: str = f"{MODULE}.LocalLauncher"
+
+
+class LocalLauncher(PointLauncher[RunConfig]):
+    """Trains points one after the other; one that fails does not end the sweep."""
+
+    __module__ = MODULE
+    num_at_once = 1
+
+    def check(self, config: RunConfig) -> RunConfig:
+        """Check a point as `palimpsest train` does before it looks at the machine, the model and the data."""
+        refuse([*find_problems(config), *_node_problems(config)])
+        return config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Train what has not finished.
+
+        Raises:
+            ConfigError: A point breaks a rule.
+            SweepStopped: A signal stopped a run, which has saved.
+        """
+        prepared = self.prepare(job_overrides)
+        points = [point for point, _ in prepared]
+        self.sweep.add(points)
+        for number, (point, config) in enumerate(prepared, start=1):
+            self._run(point, config, number, len(prepared))
+        return self.returns(points)
+
+    def _run(self, point: Point, config: RunConfig, number: int, num_points: int) -> None:
+        run_dir = self.sweep.run_dir(point)
+        if self.sweep.has_finished(point):
+            print(f"{point.name} has finished before.", flush=True)
+            return
+        print(f"{point.name}: {' '.join(point.words)}; log in {run_dir}/logs", flush=True)
+        try:
+            config_file = freeze(config, run_dir)
+        except ConfigError as error:
+            print(f"{point.name} failed: {error}", flush=True)
+            return
+        code, was_stopped = run_here(Path(config_file), run_dir)
+        if was_stopped:
+            self.sweep.outcomes()
+            left = num_points - number + (code != 0)
+            raise SweepStopped(
+                f"Stopped by a signal, {left} points of this batch are left. Start the same command again to go on.",
+                EXIT_STOPPED,
+            )
+        say_point(self.sweep.outcome(point), self.sweep.record.goal, number, num_points)
+
+
+def _node_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence when the run is for more nodes than this machine."""
+    if config.cluster.num_nodes > 1 and config.cluster.hostfile is None:
+        yield must(
+            "cluster.num_nodes",
+            "1 for `palimpsest train -m`, without a hostfile",
+            config.cluster.num_nodes,
+            "Use `palimpsest submit -m` for SLURM.",
+        )
