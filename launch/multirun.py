@@ -43,7 +43,7 @@ def start_sweep(command: str, words: Sequence[str], is_dry: bool) -> int:
         ConfigError: A point breaks a rule; nothing was submitted or started then.
     """
     register()
-    words = [*_default_launcher(command, words), *words]
+    words = _without_repeats([*_default_launcher(command, words), *words])
     _check_words(words)
     base = compose_config([word for word in words if not is_swept(word)])
     sweep = Sweep(words, base, is_dry)
@@ -70,6 +70,7 @@ def start_sweep(command: str, words: Sequence[str], is_dry: bool) -> int:
 
 def show_sweep(folder: Path) -> int:
     """Write sweep.json and sweep.html of a sweep anew and print its table; return the exit code."""
+    folder = folder.resolve()
     record = read_record(folder)
     assert record is not None
     outcomes = find_outcomes(folder, record)
@@ -109,6 +110,15 @@ def _default_launcher(command: str, words: Sequence[str]) -> list[str]:
         return ["hydra/launcher=local"]
     waits = any(word.startswith("hydra.launcher.wait=") for word in words)
     return ["hydra/launcher=slurm", *([] if waits else ["hydra.launcher.wait=false"])]
+
+
+def _without_repeats(words: Sequence[str]) -> list[str]:
+    """Return the words with the last one of every key that is swept somewhere, as Hydra's sweeper takes it."""
+    swept = {key_of(word) for word in words if is_swept(word)}
+    last = {key_of(word): number for number, word in enumerate(words)}
+    return [
+        word for number, word in enumerate(words) if key_of(word) not in swept or last[key_of(word)] == number
+    ]
 
 
 def _check_words(words: Sequence[str]) -> None:

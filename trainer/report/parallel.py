@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from trainer.report.element import Html, element
 from trainer.report.number import short
-from trainer.report.scale import Scale, make_scale
+from trainer.report.scale import Scale, chosen_scale, measured_scale
 
-AXIS_GAP = 104.0
-LEFT, RIGHT = 46.0, 50.0
+LEAST_GAP, LEAST_SPAN = 104.0, 330.0
+"""Between two axes, and between the outer ones."""
+LEFT, RIGHT = 48.0, 50.0
 TOP, FLOOR = 40.0, 236.0
 HEIGHT = 250.0
 MAX_NAME_CHARS = 16
@@ -31,22 +32,23 @@ def parallel_coordinates(
     title: str, names: Sequence[str], objective: str, lines: Sequence[Line], less_is_better: bool
 ) -> Html:
     """Return the figure; the best line is drawn thick, a line without an objective ends before the last axis."""
-    scales = [make_scale([line.values[number] for line in lines]) for number in range(len(names))]
+    scales = [chosen_scale([line.values[number] for line in lines]) for number in range(len(names))]
     known = [line for line in lines if line.objective is not None]
-    goal = make_scale([repr(line.objective) for line in known])
+    goal = measured_scale({line.name: line.objective for line in known if line.objective is not None})
     ordered = sorted(known, key=lambda line: (line.objective or 0.0) * (1 if less_is_better else -1))
-    width = LEFT + AXIS_GAP * len(names) + RIGHT
+    gap = max(LEAST_GAP, LEAST_SPAN / len(names))
+    width = LEFT + gap * len(names) + RIGHT
     axes = [
         part
         for number, (name, scale) in enumerate(zip([*names, objective], [*scales, goal], strict=True))
-        for part in _axis(LEFT + AXIS_GAP * number, name, scale)
+        for part in _axis(LEFT + gap * number, name, scale)
     ]
     # The best last, over all others.
     ranked = [(ordered.index(line) if line in ordered else None, line) for line in lines]
     ranked.sort(key=lambda pair: (pair[0] is not None, -(pair[0] or 0)))
-    drawn = [_line(line, rank, len(ordered), scales, goal) for rank, line in ranked]
+    drawn = [_line(line, rank, len(ordered), [*scales, goal], gap) for rank, line in ranked]
     better = "lower" if less_is_better else "higher"
-    note = f"One line a point; {objective}: {better} is better; the best is thick, dashed ones have failed."
+    note = f"One line a point; {objective}: {better} is better; the best is thick, dashed ones have no objective."
     described = f"{title}. {note}" + (
         f" Best: {ordered[0].name}, {short(ordered[0].objective or 0.0)}." if ordered else ""
     )
@@ -81,12 +83,13 @@ def _axis(x: float, name: str, scale: Scale) -> list[Html]:
     return parts
 
 
-def _line(line: Line, rank: int | None, num_ranked: int, scales: Sequence[Scale], goal: Scale) -> Html:
+def _line(line: Line, rank: int | None, num_ranked: int, scales: Sequence[Scale], gap: float) -> Html:
     """Return the line of a point; the better, the stronger."""
-    heights = [scale.places[value] for scale, value in zip(scales, line.values, strict=True)]
+    *chosen, goal = scales
+    heights = [scale.places[value] for scale, value in zip(chosen, line.values, strict=True)]
     if line.objective is not None:
-        heights.append(goal.places[repr(line.objective)])
-    places = [(LEFT + AXIS_GAP * number, _height(place)) for number, place in enumerate(heights)]
+        heights.append(goal.places[line.name])
+    places = [(LEFT + gap * number, _height(place)) for number, place in enumerate(heights)]
     result = "failed" if line.objective is None else short(line.objective)
     kind, strength = "s6 failed", 1.0
     if rank is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.report.element import Html, element
 from trainer.report.figure import BOTTOM, CHAR_WIDTH, HEIGHT, TOP, WIDTH
-from trainer.report.number import short, tick_labels, ticks
-from trainer.report.scale import Scale, make_scale
+from trainer.report.number import short, shown
+from trainer.report.scale import Scale, chosen_scale, measured_scale
 
 INSET = 14.0
 """Room between the plot's edges and the outer marks."""
@@ -28,29 +28,30 @@ def scatter(
     title: str, parameter: str, objective: str, marks: Sequence[Mark], best: str | None, is_joined: bool
 ) -> Html:
     """Return the figure; `best` names the mark that stands out, `is_joined` draws a line through all in order."""
-    scale = make_scale([mark.value for mark in marks])
-    y_ticks = ticks(min(mark.objective for mark in marks), max(mark.objective for mark in marks), 5)
-    left = 12 + CHAR_WIDTH * max(map(len, tick_labels(y_ticks)))
+    scale = chosen_scale([mark.value for mark in marks])
+    heights = measured_scale({mark.name: mark.objective for mark in marks})
+    left = 12 + CHAR_WIDTH * max((len(label) for _, label in heights.ticks), default=0)
     right = WIDTH - 12
 
     def x(value: str) -> float:
         return _across(scale.places[value], left, right)
 
-    def y(value: float) -> float:
-        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
-
     ordered = sorted(marks, key=lambda mark: scale.places[mark.value])
-    path = "M" + "L".join(f"{x(mark.value):.1f},{y(mark.objective):.1f}" for mark in ordered)
+    path = "M" + "L".join(f"{x(mark.value):.1f},{_up(heights.places[mark.name]):.1f}" for mark in ordered)
     drawn = [element("g", element("path", d=path), class_="s1")] if is_joined and len(marks) > 1 else []
     for mark in sorted(ordered, key=lambda mark: mark.name == best):
-        hover = element("title", f"{mark.name}: {short(mark.objective)} at {mark.value}")
+        hover = element("title", f"{mark.name}: {short(mark.objective)} at {shown(mark.value)}")
         is_best = mark.name == best
         circle = element(
-            "circle", hover, cx=x(mark.value), cy=y(mark.objective), r=5 if is_best else 3.5, class_="mark"
+            "circle",
+            hover,
+            cx=x(mark.value),
+            cy=_up(heights.places[mark.name]),
+            r=5 if is_best else 3.5,
+            class_="mark",
         )
         drawn.append(element("g", circle, class_="s2" if is_best else "s1"))
-    words = "; ".join(f"{short(mark.objective)} at {mark.value}" for mark in ordered)
+    words = "; ".join(f"{short(mark.objective)} at {shown(mark.value)}" for mark in ordered)
     described = f"{title}. {words}."
     return element(
         "figure",
@@ -58,7 +59,7 @@ def scatter(
         element(
             "svg",
             element("title", described),
-            *_grid(y_ticks, y, left, right, objective),
+            *_grid(heights, left, right, f"{objective} (log)" if heights.is_log else objective),
             *_floor(scale, left, right, parameter),
             *drawn,
             viewbox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
@@ -72,13 +73,16 @@ def _across(place: float, left: float, right: float) -> float:
     return left + INSET + place * (right - left - 2 * INSET)
 
 
-def _grid(
-    values: list[float], y: Callable[[float], float], left: float, right: float, unit: str
-) -> list[Html]:
+def _up(place: float) -> float:
+    return HEIGHT - BOTTOM - INSET - place * (HEIGHT - BOTTOM - TOP - INSET)
+
+
+def _grid(scale: Scale, left: float, right: float, unit: str) -> list[Html]:
     parts = [element("text", unit, x=2, y=12, class_="unit")]
-    for value, label in zip(values, tick_labels(values), strict=True):
-        parts.append(element("line", x1=left, x2=right, y1=y(value), y2=y(value), class_="grid"))
-        parts.append(element("text", label, x=left - 6, y=y(value) + 4, text_anchor="end"))
+    for place, label in scale.ticks:
+        y = _up(place)
+        parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
+        parts.append(element("text", label, x=left - 6, y=y + 4, text_anchor="end"))
     return parts
 
 

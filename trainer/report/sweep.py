@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainer.report.document import document
 from trainer.report.element import Child, Html, element, table
-from trainer.report.number import count, short
+from trainer.report.number import count, short, shown
 from trainer.report.parallel import Line, parallel_coordinates
 from trainer.report.scatter import Mark, scatter
 from trainer.report.section import definitions, figures, missing, paragraph, section
@@ -69,7 +69,7 @@ def sweep_page(facts: SweepFacts, rows: Sequence[PointRow]) -> str:
 def _verdict(facts: SweepFacts, best: PointRow | None) -> str:
     if best is None:
         return "No point has finished with an objective."
-    values = ", ".join(f"{key} = {_shown(value)}" for key, value in best.params.items())
+    values = ", ".join(f"{key} = {shown(value)}" for key, value in best.params.items())
     return f"Best: {values}, with {facts.objective} {short(best.objective or 0.0)}."
 
 
@@ -86,8 +86,10 @@ def _figures(
     drawn: list[Html] = []
     if len(varied) > 1:
         lines = [Line(row.name, tuple(row.params[key] for key in varied), row.objective) for row in rows]
+        leaves = [key.rpartition(".")[2] for key in varied]
+        names = leaves if len(set(leaves)) == len(leaves) else varied
         drawn.append(
-            parallel_coordinates("All parameters", varied, facts.objective, lines, facts.less_is_better)
+            parallel_coordinates("All parameters", names, facts.objective, lines, facts.less_is_better)
         )
     for key in varied:
         marks = [Mark(row.name, row.params[key], row.objective) for row in done if row.objective is not None]
@@ -103,7 +105,7 @@ def _table(facts: SweepFacts, rows: Sequence[PointRow], keys: Sequence[str]) -> 
         [
             row.name,
             row.state,
-            *(_shown(row.params[key]) for key in keys),
+            *(shown(row.params[key]) for key in keys),
             "" if row.objective is None else short(row.objective),
             count(row.step),
         ]
@@ -117,13 +119,3 @@ def _errors(rows: Sequence[PointRow]) -> list[Html]:
     """Say why points have no objective, and how to look closer."""
     failed = [row for row in rows if row.error]
     return [missing(f"{row.name}: {row.error}") for row in failed]
-
-
-def _shown(value: str) -> str:
-    """Return a value as a person would write it."""
-    text = value.strip("'\"")
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return short(number) if "." in text or "e" in text.lower() else text
