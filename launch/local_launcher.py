@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hydra.core.utils import JobReturn
 
@@ -12,10 +11,8 @@ from trainer.config.check import find_problems, refuse
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze
-from trainer.errors import ConfigError
 
 from .local import run_here
-from .outcome import say_point
 from .point_launcher import MODULE, PointLauncher
 from .points import Point
 from .sweep import SweepStopped
@@ -51,30 +48,24 @@ class LocalLauncher(PointLauncher[RunConfig]):
         prepared = self.prepare(job_overrides)
         points = [point for point, _ in prepared]
         self.sweep.add(points)
-        for number, (point, config) in enumerate(prepared, start=1):
-            self._run(point, config, number, len(prepared))
+        for point, config in prepared:
+            self._run(point, config)
         return self.returns(points)
 
-    def _run(self, point: Point, config: RunConfig, number: int, num_points: int) -> None:
+    def _run(self, point: Point, config: RunConfig) -> None:
         run_dir = self.sweep.run_dir(point)
-        if self.sweep.has_finished(point):
-            print(f"{point.name} has finished before.", flush=True)
+        if self.sweep.has_ended_before(point):
             return
         print(f"{point.name}: {' '.join(point.words)}; log in {run_dir}/logs", flush=True)
-        try:
-            config_file = freeze(config, run_dir)
-        except ConfigError as error:
-            print(f"{point.name} failed: {error}", flush=True)
-            return
-        code, was_stopped = run_here(Path(config_file), run_dir)
+        code, was_stopped = run_here(freeze(config, run_dir), run_dir)
         if was_stopped:
             self.sweep.outcomes()
-            left = num_points - number + (code != 0)
+            left = self.sweep.num_points - self.sweep.num_ended - (code == 0)
             raise SweepStopped(
-                f"Stopped by a signal, {left} points of this batch are left. Start the same command again to go on.",
+                f"Stopped by a signal; {left} points are left. Start the same command again to go on.",
                 EXIT_STOPPED,
             )
-        say_point(self.sweep.outcome(point), self.sweep.record.goal, number, num_points)
+        self.sweep.say_ended(point)
 
 
 def _node_problems(config: RunConfig) -> Iterator[str]:

@@ -115,9 +115,10 @@ def _default_launcher(command: str, words: Sequence[str]) -> list[str]:
 def _without_repeats(words: Sequence[str]) -> list[str]:
     """Return the words with the last one of every key that is swept somewhere, as Hydra's sweeper takes it."""
     swept = {key_of(word) for word in words if is_swept(word)}
-    last = {key_of(word): number for number, word in enumerate(words)}
+    last = {key_of(word): word for word in words if key_of(word) in swept}
+    kept = [last.get(key_of(word), word) for word in words]
     return [
-        word for number, word in enumerate(words) if key_of(word) not in swept or last[key_of(word)] == number
+        word for number, word in enumerate(kept) if key_of(word) not in swept or word not in kept[:number]
     ]
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from trainer.config.snapshot import write_atomic
 from trainer.config.sweep import ObjectiveValue
+from trainer.report.number import shown
 from trainer.report.sweep import PointRow, SweepFacts, sweep_page
 
 from .attempts import has_finished, last_job
@@ -110,12 +111,12 @@ def write_page(folder: Path, record: Record, outcomes: Sequence[Outcome]) -> Pat
     return path
 
 
-def say_point(outcome: Outcome, goal: Goal, number: int, num_points: int) -> None:
+def say_point(outcome: Outcome, goal: Goal, count: str) -> None:
     """Print how a point ended."""
     said = f"failed: {outcome.error}"
     if outcome.objective is not None:
         said = f"{outcome.status.state}, {goal.objective} {outcome.objective:.6g}"
-    print(f"[{number}/{num_points}] {outcome.name} {said}", flush=True)
+    print(f"{count} {outcome.name} {said}", flush=True)
 
 
 def say_end(folder: Path, record: Record, outcomes: Sequence[Outcome]) -> None:
@@ -132,7 +133,7 @@ def say_end(folder: Path, record: Record, outcomes: Sequence[Outcome]) -> None:
         )
     for one in sorted(outcomes, key=lambda one: _rank(one, goal)):
         objective = "" if one.objective is None else f"{one.objective:.6g}"
-        values = [one.point.params[key] for key in keys]
+        values = [shown(one.point.params[key]) for key in keys]
         table.add_row(one.name.partition("_")[0], *values, objective, one.status.state, str(one.status.step))
     console.print(table)
     for one in outcomes:

@@ -95,8 +95,8 @@ def read_record(folder: Path) -> Record | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} must be what a sweep wrote, but is not: {type(error).__name__}: {error}. Move it away; runs that "
-            "have finished are not started again as long as their folders keep their names."
+            f"{path} must be what a sweep wrote, but is not ({error}). Move it away; a grid finds the runs that have "
+            "finished by the names of their folders."
         ) from error
 
 

@@ -139,7 +139,7 @@ def _distribution(override: Override) -> BaseDistribution:
     except (ValueError, IndexError) as error:
         raise ConfigError(
             f"`{key}` must be an interval with its lower end first, above 0 for tag(log, ...), or a list, but is "
-            f"'{override.get_value_string()}' instead: {error}."
+            f"'{override.get_value_string()}' instead: {str(error).rstrip('.')}."
         ) from error
 
 

@@ -15,7 +15,6 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
 from .attempts import last_job
-from .outcome import say_point
 from .point_launcher import MODULE, PointLauncher
 from .points import Point
 from .slurm import ENDED, job_states
@@ -43,18 +42,20 @@ class SlurmLauncher(PointLauncher[Ready]):
     def __init__(self, wait: bool) -> None:
         """Take whether to wait for the jobs."""
         self._waits = wait
-        self._sites: list[Site] = []
+        self._site: Site = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take the sweep; wait also where the sweeper needs objectives."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._site = find_site(self.sweep.base, self.sweep.is_dry)
+        if self._site is not None:
+            # Once, before any point: a controller that does not answer is one problem.
+            self._site()
         self._waits = self._waits or config.hydra.sweeper._target_ != f"{MODULE}.GridSweeper"
 
     def check(self, config: RunConfig) -> Ready:
-        """Check a point as a submission of its own; the site is asked once."""
-        if not self._sites:
-            self._sites.append(find_site(config, self.sweep.is_dry))
-        return check(config, self._sites[0])
+        """Check a point as a submission of its own."""
+        return check(config, self._site)
 
     def show(self, checked: Ready) -> None:
         """Print the script of one point."""
@@ -71,10 +72,7 @@ class SlurmLauncher(PointLauncher[Ready]):
         prepared = self.prepare(job_overrides)
         points = [point for point, _ in prepared]
         self.sweep.add(points)
-        todo = [(point, ready) for point, ready in prepared if not self.sweep.has_finished(point)]
-        for point in points:
-            if self.sweep.has_finished(point):
-                print(f"{point.name} has finished before.")
+        todo = [(point, ready) for point, ready in prepared if not self.sweep.has_ended_before(point)]
         self._submit(todo)
         self.sweep.outcomes()
         if not self._waits:
@@ -114,8 +112,8 @@ class SlurmLauncher(PointLauncher[Ready]):
             return
         print(f"Waiting for {len(runs)} jobs; Ctrl-C leaves them running.", flush=True)
         try:
-            for number, run_dir in enumerate(ended_runs(list(runs), self.sweep.config.poll_s), start=1):
-                say_point(self.sweep.outcome(runs[run_dir]), self.sweep.record.goal, number, len(runs))
+            for run_dir in ended_runs(list(runs), self.sweep.config.poll_s):
+                self.sweep.say_ended(runs[run_dir])
         except KeyboardInterrupt:
             jobs = _alive(list(runs))
             cancel = f" (scancel {' '.join(map(str, jobs))} ends them)" if jobs else ""

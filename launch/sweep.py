@@ -15,7 +15,7 @@ from trainer.config.store import compose_config, is_swept
 from trainer.errors import ConfigError
 
 from .attempts import has_finished
-from .outcome import Outcome, find_outcome, find_outcomes, remember, say_end, write_page
+from .outcome import Outcome, find_outcome, find_outcomes, remember, say_end, say_point, write_page
 from .points import Goal, Point, Record, point_name, read_record
 
 T = TypeVar("T")
@@ -45,10 +45,14 @@ class Sweep:
         """
         self.folder = Path(base.run_dir).expanduser().resolve()
         self.is_dry = is_dry
+        self.base = base
+        """What the words make without those that are swept."""
         self.config = base.sweep
+        self.num_points = 0
+        """Points that there will be, as the sweeper knows."""
+        self.num_ended = 0
         self.was_handed_in = False
         """Whether jobs were left to themselves, so that there is no end to tell of."""
-        self._base = base
         self._fixed = [word for word in words if not is_swept(word)]
         if config_path(self.folder).exists():
             raise ConfigError(
@@ -74,6 +78,8 @@ class Sweep:
         found: list[Point] = []
         for words in batch:
             params = {key_of(word): word.partition("=")[2] for word in words if key_of(word) not in fixed}
+            order = list(self.record.points[0].params) if self.record.points else []
+            params = {key: params[key] for key in [*order, *params] if key in params}
             known = self.record.find(params) or next((p for p in found if p.params == params), None)
             if known is None:
                 num_new = sum(self.record.find(point.params) is None for point in found)
@@ -128,13 +134,19 @@ class Sweep:
         """Return the directory of a point's run."""
         return self.folder / point.name
 
-    def has_finished(self, point: Point) -> bool:
-        """Tell whether a run has been trained to its end."""
-        return has_finished(self.run_dir(point))
+    def say_ended(self, point: Point) -> None:
+        """Print how a point ended."""
+        self.num_ended += 1
+        outcome = find_outcome(self.folder, point, self.record.goal)
+        say_point(outcome, self.record.goal, f"[{self.num_ended}/{self.num_points}]")
 
-    def outcome(self, point: Point) -> Outcome:
-        """Return what became of a point so far."""
-        return find_outcome(self.folder, point, self.record.goal)
+    def has_ended_before(self, point: Point) -> bool:
+        """Tell whether an earlier start of the sweep has trained a point to its end, and print it."""
+        if not has_finished(self.run_dir(point)):
+            return False
+        self.num_ended += 1
+        print(f"[{self.num_ended}/{self.num_points}] {point.name} has finished before.", flush=True)
+        return True
 
     def add(self, points: Sequence[Point]) -> None:
         """Remember points in sweep.json before anything of them is started.

@@ -115,6 +115,7 @@ class GridSweeper(PointSweeper):
                 "out for all points together."
             )
         batches = BasicSweeper.split_arguments(overrides, self._max_batch_size)
+        self.sweep_of_points.num_points = sum(map(len, batches))
         if len(batches) > 1 or self.sweep_of_points.is_dry:
             self.launcher.prepare([words for batch in batches for words in batch])
         returns: list[Sequence[JobReturn]] = []
@@ -140,6 +141,8 @@ class OptunaSweeper(PointSweeper):
         search = Search(self.parse(arguments), sweep.config, sweep.record.goal)
         for outcome in sweep.outcomes() if sweep.record.points else []:
             search.remember(outcome.point.params, outcome.objective)
+        sweep.num_points = sweep.config.trials
+        sweep.num_ended = search.num_good
         num_together = min(sweep.config.parallel, self.launcher.num_at_once or sweep.config.parallel)
         returns: list[Sequence[JobReturn]] = []
         while num_left := search.num_left:

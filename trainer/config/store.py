@@ -218,6 +218,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     if not full_key and isinstance(error, ConfigCompositionException):
         full_key = _override_key(str(error), overrides)
+    if full_key and full_key.startswith("hydra.") and _is_unknown(cause, first_line):
+        return f"Unknown key `{full_key}`. See the fields of its option in Hydra's groups."
     if full_key and _is_unknown(cause, first_line):
         return f"Unknown key `{full_key}`.{_nearest(full_key, [*known_keys(), *group_options()])}"
     if full_key:
@@ -250,6 +252,10 @@ def _explain_missing(error: MissingConfigException) -> str:
         return (
             f"`{group}={option}` is not an option of the group `{group}`."
             f"{_nearest(option, groups[group])} Options: {', '.join(groups[group])}."
+        )
+    if group.startswith("hydra/"):
+        return (
+            f"`{group}={option}` is not an option of Hydra's group `{group}`, or its plugin is not installed."
         )
     return f"Config `{missing}` was not found.{_nearest(group or option, list(groups))}"
 
