@@ -11,7 +11,7 @@ COMMANDS = {
     "submit": "hand the run to SLURM: check, freeze, write the batch script; --dry-run only prints it",
     "status": "attempts, step, loss, speed and last error of a run, a sweep, or a folder of runs",
     "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
-    "report": "write report.html of a run directory, or sweep.html of a sweep, anew",
+    "report": "write report.html of a run directory anew, or sweep.html of a sweep",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
     "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
 }

@@ -27,7 +27,7 @@ def sweep_problems(sweep: SweepConfig, data: DataConfig) -> Iterator[str]:
         yield must("sweep.poll_s", "more than 0", sweep.poll_s, "Set sweep.poll_s=10.")
     known = [*METRICS, *(prefix + name for prefix in _BY_SOURCE for name in data.sources)]
     if sweep.objective not in known:
-        near = difflib.get_close_matches(sweep.objective, known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(sweep.objective, known, n=1, cutoff=0.6)
         yield must(
             "sweep.objective",
             f"a number that metrics.jsonl has, one of {', '.join(known)}",

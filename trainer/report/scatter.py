@@ -100,7 +100,10 @@ def _floor(scale: Scale, left: float, right: float, parameter: str) -> list[Html
         at = _across(place, left, right)
         parts.append(element("line", x1=at, x2=at, y1=floor, y2=floor + 4, class_="axis"))
         if number % stride == 0:
-            parts.append(element("text", label, x=at, y=floor + 16, text_anchor="middle"))
+            # Long words at the ends stay inside.
+            half = CHAR_WIDTH * len(label) / 2
+            middle = min(max(at, half), WIDTH - half)
+            parts.append(element("text", label, x=middle, y=floor + 16, text_anchor="middle"))
     name = f"{parameter} (log)" if scale.is_log else parameter
     middle = (left + right) / 2
     parts.append(element("text", name, x=middle, y=HEIGHT - 6, text_anchor="middle", class_="unit"))

@@ -95,7 +95,7 @@ def test_a_submitted_job_that_never_ran_and_one_without_slurm(tmp_path):
 
 
 def test_the_queue_knows_better_than_the_files(begun, tmp_path, monkeypatch):
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho PENDING\n")
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 7 PENDING\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert run_status(begun).state == "pending"
