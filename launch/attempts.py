@@ -14,7 +14,8 @@ from trainer.metrics.jsonl import read
 
 RECORD = "attempts.jsonl"
 """One line an event: submitted and queued by `palimpsest submit`; started, ended and gave_up by the batch script."""
-_ERROR = re.compile(r"^(?:\d+: )?(?:\[rank \d+\] )?(Error\b.*|\w*(?:Error|Exception): .*)$")
+# Behind the labels of srun, of our ranks and of torch's.
+_ERROR = re.compile(r"^(?:\d+: )?(?:\[rank ?\d+\]:? )?(Error\b.*|[\w.]*(?:Error|Exception): .*)$")
 _SCHEDULER_ERROR = re.compile(r"^(?:\d+: )?((?:srun|slurmstepd): error: .*)$")
 _TAIL_BYTES = 200_000
 FINAL_CODES = (0, 2, 3, 4)

@@ -65,7 +65,10 @@ def start_sweep(command: str, words: Sequence[str], is_dry: bool) -> int:
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         return stopped.code
-    return sweep.end()
+    else:
+        return sweep.end()
+    finally:
+        sweep.close()
 
 
 def show_sweep(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path, refuse_another
 from trainer.config.store import compose_config, is_swept
 from trainer.errors import ConfigError
+from trainer.runtime.lock import run_lock
 
 from .attempts import has_finished
 from .outcome import Outcome, find_outcome, find_outcomes, remember, say_end, say_point, write_page
@@ -63,6 +65,8 @@ class Sweep:
         points = [] if known is None else known.points
         self.record = Record(base.name, Goal.of(base.sweep), points)
         self._configs: dict[str, RunConfig] = {}
+        self._lock = contextlib.ExitStack()
+        self._is_locked = False
 
     def __call__(self, config: Any) -> Any:
         """Raise: a point is a process or a job of its own."""
@@ -149,14 +153,17 @@ class Sweep:
         return True
 
     def add(self, points: Sequence[Point]) -> None:
-        """Remember points in sweep.json before anything of them is started.
+        """Remember points in sweep.json before anything of them is started, and keep others off the directory.
 
         Raises:
             ConfigError: The directory cannot be written to.
+            CheckpointError: Another living process has it.
         """
         self.record.points += [point for point in points if self.record.find(point.params) is None]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self._is_locked:
+                self._lock.enter_context(run_lock(self.folder))
+                self._is_locked = True
             self.outcomes()
         except OSError as error:
             raise ConfigError(
@@ -169,6 +176,10 @@ class Sweep:
         outcomes = find_outcomes(self.folder, self.record)
         remember(self.folder, self.record, outcomes)
         return outcomes
+
+    def close(self) -> None:
+        """Let others have the directory."""
+        self._lock.close()
 
     def end(self) -> int:
         """Tell how the sweep ended; return the exit code.

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from launch.attempts import last_job
+from launch.slurm import job_states
 from launch.status import run_status
 from tests.helpers.submitted import overrides
 from trainer.cli import run_command
@@ -78,6 +79,7 @@ log "$(value lr)"
     shown = capsys.readouterr().out
     folder = tmp_path / "sweep"
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "001_lr-1e-05_seed-0",
         "002_lr-1e-05_seed-1",
         "003_lr-2e-05_seed-0",
@@ -101,6 +103,10 @@ log "$(value lr)"
     assert lines[0].split()[-1] == "eval_mean"
     assert lines[1].split()[:4] == ["001_lr-1e-05_seed-0", "finished", "2", "9/9"]
     assert lines[-1] == "004_lr-2e-05_seed-1: ValueError: shapes differ"
+
+    # Jobs that the queue has forgotten do not hide the others.
+    job = last_job(folder / "001_lr-1e-05_seed-0")
+    assert job_states([job, 999_999]) == {job: "COMPLETED"} and job_states([999_999]) == {}
 
     # A person mends the cause and starts the same command again: only the point that failed is submitted.
     before = num_jobs(slurm)

@@ -85,7 +85,7 @@ def test_a_submission_hands_in_a_job_a_point_each_in_a_directory_that_tells_whic
     assert submit(folder, "name=rates") == 0
     names = ["001_lr-1e-05_stage-2", "002_lr-1e-05_stage-3", "003_lr-2e-05_stage-2", "004_lr-2e-05_stage-3"]
     assert slurm.read_text() == "".join(f"--parsable {folder}/{name}/job.sh\n" for name in names)
-    assert sorted(path.name for path in folder.iterdir()) == [*names, "sweep.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", *names, "sweep.json"]
     assert [path.name for path in here.iterdir()] == []
     frozen = load_config(folder / names[2] / "config.yaml")
     assert (frozen.optim.lr, frozen.zero.stage, frozen.run_dir) == (2e-5, 2, str(folder / names[2]))
@@ -218,6 +218,15 @@ def test_a_signal_stops_the_run_and_the_sweep_which_goes_on_later(python, here, 
     (folder / "go").touch()
     assert subprocess.run(command, capture_output=True, timeout=30).returncode == 0
     assert [point["state"] for point in points(folder)] == ["finished", "finished"]
+
+
+def test_a_directory_has_one_sweep_at_a_time(python, here, folder, refuse):
+    from trainer.runtime.lock import run_lock
+
+    with run_lock(folder):
+        assert "must be used by one run at a time" in refuse(
+            "train", "-m", *RUN, f"run_dir={folder}", "seed=0,1"
+        )
 
 
 def test_a_sweep_without_any_objective_is_a_sentence(python, here, folder, capsys):

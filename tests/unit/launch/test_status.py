@@ -112,6 +112,18 @@ def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
     assert [path.name for path in find_runs(tmp_path)] == ["first", "second"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0: [rank0]: torch.OutOfMemoryError: CUDA out of memory",
+        "[rank 1] torch.OutOfMemoryError: CUDA out of memory",
+    ],
+)
+def test_an_error_is_found_behind_the_labels_of_srun_ours_and_torch(begun, line):
+    (begun / "logs/attempt-2/console.log").write_text(f"0: loading\n{line}\n")
+    assert run_status(begun).last_error == "torch.OutOfMemoryError: CUDA out of memory"
+
+
 def test_run_dir_may_be_written_as_elsewhere(begun, capsys):
     assert show_status([f"run_dir={begun}"]) == 0
     assert "25/100" in capsys.readouterr().out
