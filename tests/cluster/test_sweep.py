@@ -94,7 +94,7 @@ log "$(value lr)"
     assert record(folder)["best"] == "001_lr-1e-05_seed-0"
     assert run_status(folder / "001_lr-1e-05_seed-0").num_attempts == 2
     frozen = load_config(folder / "003_lr-2e-05_seed-0" / "config.yaml")
-    assert (frozen.optim.lr, frozen.log.wandb_group) == (2e-5, "run")
+    assert (frozen.optim.lr, frozen.log.wandb_group) == (2e-5, "sweep")
     assert "004_lr-2e-05_seed-1 failed: ValueError: shapes differ" in shown
     assert f"Best: {folder}/001_lr-1e-05_seed-0, eval_mean 1e-05" in shown
 
