@@ -38,14 +38,15 @@ def run_here(config_file: Path, run_dir: Path) -> tuple[int, bool]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # Ctrl-C reaches this process alone, which passes it on once.
+            # Ctrl-C reaches this process alone, which passes it on.
             start_new_session=True,
         )
 
         def forward(number: int, frame: FrameType | None) -> None:
             if not stopped:
                 print("Stopping: the run saves first.", file=sys.stderr, flush=True)
-                process.send_signal(number)
+            # A second Ctrl-C ends it at once.
+            process.send_signal(number)
             stopped.append(number)
 
         previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -57,6 +58,7 @@ def run_here(config_file: Path, run_dir: Path) -> tuple[int, bool]:
     told = logs / EXIT_CODE
     # DeepSpeed's launcher ends with 1 after a signal, whatever its ranks end with.
     code = int(told.read_text()) if told.exists() else process.returncode
+    code = code if code >= 0 else 128 - code
     note(run_dir, "ended", attempt=attempt, code=code, newest="")
     return code, bool(stopped)
 

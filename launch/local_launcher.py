@@ -62,7 +62,7 @@ class LocalLauncher(PointLauncher[RunConfig]):
             self.sweep.outcomes()
             left = self.sweep.num_points - self.sweep.num_ended - (code == 0)
             raise SweepStopped(
-                f"Stopped by a signal; {left} points are left. Start the same command again to go on.",
+                f"Stopped by a signal. Points left: {left}. Start the same command again to go on.",
                 EXIT_STOPPED,
             )
         self.sweep.say_ended(point)

@@ -66,7 +66,7 @@ class PointLauncher(Launcher, Generic[T]):
         points = self.sweep.points(job_overrides)
         checked = self.sweep.checked(points, self.check)
         if self.sweep.is_dry:
-            print(f"{len(points)} points below {self.sweep.folder}:", file=sys.stderr)
+            print(f"Points below {self.sweep.folder}: {len(points)}", file=sys.stderr)
             for point in points:
                 print(f"  {point.name}: {' '.join(point.words)}", file=sys.stderr)
             self.show(checked[0])

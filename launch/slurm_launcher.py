@@ -100,8 +100,8 @@ class SlurmLauncher(PointLauncher[Ready]):
                 job = hand_over(ready)
             except ConfigError as error:
                 raise ConfigError(
-                    f"{point.name}: {error}. {num_done} points were submitted before it. Start the same command again "
-                    "to submit the others."
+                    f"{point.name}: {error}. Submitted before it: {num_done}. Start the same command again to submit "
+                    "the others."
                 ) from error
             num_done += 1
             print(f"{point.name}: job {job} ({' '.join(point.words)})", flush=True)
@@ -110,16 +110,17 @@ class SlurmLauncher(PointLauncher[Ready]):
         runs = {self.sweep.run_dir(point): point for point in points}
         if not runs:
             return
-        print(f"Waiting for {len(runs)} jobs; Ctrl-C leaves them running.", flush=True)
+        print(f"Waiting for jobs: {len(runs)}. Ctrl-C leaves them running.", flush=True)
         try:
             for run_dir in ended_runs(list(runs), self.sweep.config.poll_s):
                 self.sweep.say_ended(runs[run_dir])
         except KeyboardInterrupt:
             jobs = _alive(list(runs))
-            cancel = f" (scancel {' '.join(map(str, jobs))} ends them)" if jobs else ""
+            numbers = " ".join(map(str, jobs))
+            listed = f"{numbers} (scancel {numbers} ends them)" if jobs else "none"
             raise SweepStopped(
-                f"\nStopped waiting. {len(jobs)} jobs go on by themselves{cancel}. Start the same command again to "
-                f"wait for them, or see: palimpsest status {self.sweep.folder}",
+                f"\nStopped waiting. Jobs that go on by themselves: {listed}. Start the same command again to wait for "
+                f"them, or see: palimpsest status {self.sweep.folder}",
                 EXIT_INTERRUPTED,
             ) from None
 

@@ -67,7 +67,7 @@ def train(folder, *words):
 
 
 def submit(folder, *words):
-    shared = ["cluster.node_local_paths=[/nowhere]", "optim.lr=1e-5,2e-5", "zero.stage=2,3"]
+    shared = ["cluster.node_local_paths=[/nowhere]", "optim.lr=1e-5,2e-5"]
     return run_command(["submit", "-m", *RUN, *NODES, *shared, f"run_dir={folder}", *words])
 
 
@@ -82,7 +82,7 @@ def num_calls(folder):
 def test_a_submission_hands_in_a_job_a_point_each_in_a_directory_that_tells_which(
     slurm, here, folder, capsys
 ):
-    assert submit(folder, "name=rates") == 0
+    assert submit(folder, "zero.stage=2,3", "name=rates") == 0
     names = ["001_lr-1e-05_stage-2", "002_lr-1e-05_stage-3", "003_lr-2e-05_stage-2", "004_lr-2e-05_stage-3"]
     assert slurm.read_text() == "".join(f"--parsable {folder}/{name}/job.sh\n" for name in names)
     assert sorted(path.name for path in folder.iterdir()) == [".lock", *names, "sweep.json"]
@@ -98,14 +98,14 @@ def test_a_submission_hands_in_a_job_a_point_each_in_a_directory_that_tells_whic
 
 def test_a_group_that_a_person_names_is_kept(slurm, folder):
     assert submit(folder, "log.wandb_group=mine") == 0
-    assert load_config(folder / "001_lr-1e-05_stage-2" / "config.yaml").log.wandb_group == "mine"
+    assert load_config(folder / "001_lr-1e-05" / "config.yaml").log.wandb_group == "mine"
 
 
 def test_a_dry_run_shows_every_point_and_one_script_and_changes_nothing(slurm, here, folder, capsys):
     assert submit(folder, "--dry-run") == 0
     shown = capsys.readouterr()
     assert shown.out.count("#!/bin/bash") == 1 and shown.out.endswith('exit "$code"\n')
-    assert "004_lr-2e-05_stage-3: optim.lr=2e-05 zero.stage=3" in shown.err and "4 points below" in shown.err
+    assert "002_lr-2e-05: optim.lr=2e-05" in shown.err and f"Points below {folder}: 2" in shown.err
     assert not folder.exists() and not slurm.read_text() and [*here.iterdir()] == []
 
 
@@ -126,12 +126,12 @@ def test_one_wrong_point_keeps_all_from_being_submitted_and_all_problems_are_tol
 def test_started_again_it_submits_neither_what_is_in_the_queue_nor_what_has_finished(
     slurm, folder, tmp_path, capsys
 ):
-    assert submit(folder) == 0
+    assert submit(folder, "zero.stage=2,3") == 0
     first, second, third, fourth = (folder / point["name"] for point in points(folder))
     (tmp_path / "queue").write_text("101 RUNNING\n102 PENDING\n103 FAILED\n104 COMPLETED\n")
     (fourth / "attempts.jsonl").open("a").write('{"event":"started"}\n{"event":"ended","code":0}\n')
     capsys.readouterr()
-    assert submit(folder) == 0
+    assert submit(folder, "zero.stage=2,3") == 0
     assert slurm.read_text().splitlines()[4:] == [f"--parsable {third}/job.sh"]
     shown = capsys.readouterr().out
     assert f"{first.name}: job 101 is running since an earlier start." in shown
@@ -142,18 +142,18 @@ def test_more_values_add_points_and_keep_the_names_of_the_old_ones(slurm, folder
     assert submit(folder) == 0
     assert submit(folder, "optim.lr=5e-6,2e-5") == 0
     names = [point["name"] for point in points(folder)]
-    assert names[4:] == ["005_lr-5e-06_stage-2", "006_lr-5e-06_stage-3"]
+    assert names == ["001_lr-1e-05", "002_lr-2e-05", "003_lr-5e-06"]
 
 
 def test_what_sbatch_refuses_says_how_to_go_on(slurm, folder, tmp_path, capsys):
     sbatch = tmp_path / "bin" / "sbatch"
     limit = (
-        f'[ $(wc -l <{slurm}) -ge 2 ] && {{ echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }}'
+        f'[ $(wc -l <{slurm}) -ge 1 ] && {{ echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }}'
     )
     sbatch.write_text(sbatch.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{limit}\n"))
     assert submit(folder) == 2
     shown = capsys.readouterr().err
-    assert "QOSMaxSubmitJobPerUserLimit" in shown and "2 points were submitted before it" in shown
+    assert "QOSMaxSubmitJobPerUserLimit" in shown and "Submitted before it: 1." in shown
 
 
 def test_a_local_sweep_trains_every_point_and_tells_the_best(python, here, folder, capsys):
@@ -213,7 +213,7 @@ def test_a_signal_stops_the_run_and_the_sweep_which_goes_on_later(python, here, 
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=20)
     assert running.returncode == 75
-    assert "Stopped by a signal; 2 points are left. Start the same command again to go on." in said
+    assert "Stopped by a signal. Points left: 2. Start the same command again to go on." in said
     assert [point["state"] for point in points(folder)] == ["saved, stopped", "not begun"]
     (folder / "go").touch()
     assert subprocess.run(command, capture_output=True, timeout=30).returncode == 0
@@ -296,6 +296,22 @@ def test_a_source_and_a_key_that_is_also_fixed_may_be_swept(python, here, folder
     frozen = load_config(folder / points(folder)[2]["name"] / "config.yaml")
     assert (frozen.data.sources["corpus"].path, frozen.seed) == ("b.txt", 4)
     assert frozen.zero.extra == {"steps_per_print": 7}
+
+
+def test_a_sweeper_of_somebody_else_gets_the_objectives_from_the_launcher(python, here, folder, monkeypatch):
+    """Hydra's own basic sweeper stands for any that is installed: it reads every JobReturn."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    seen = []
+    launched = BasicSweeper.get_job_batch
+    monkeypatch.setattr(BasicSweeper, "get_job_batch", lambda self: seen.append(self) or launched(self))
+    target = "hydra.sweeper._target_=hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+    assert train(folder, target, "optim.lr=1e-3,1e-4") == 0
+    (sweeper,) = seen
+    again = sweeper.launcher.launch([["optim.lr=0.001"], ["optim.lr=0.0001"]], 0)
+    assert [one.return_value for one in again] == [0.01, 0.001]
+    assert [one.working_dir for one in again] == [str(folder / point["name"]) for point in points(folder)]
+    assert num_calls(folder) == 2
 
 
 def test_a_sweep_of_no_torch(python, here, folder):
