@@ -20,6 +20,11 @@ from .slurm import job_states
 from .status import RunStatus, run_status
 
 PAGE = "sweep.html"
+WITHOUT_END = {
+    "submitted": "its job left the queue before it began",
+    "begun": "it was ended before it could say why",
+}
+"""What the state of a run means when it goes on no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,14 @@ class Outcome:
         """Return why there is no objective."""
         if self.has_finished:
             return "it has finished, but logged no finite value of sweep.objective"
-        return self.status.last_error or self.status.state
+        state = self.status.state
+        return self.status.last_error or WITHOUT_END.get(state, state)
+
+    @property
+    def trouble(self) -> str:
+        """Return what a person should know of a point without an objective; empty while nothing has gone wrong."""
+        has_trouble = self.has_finished or self.status.last_error is not None
+        return self.error if self.objective is None and has_trouble else ""
 
 
 def find_outcome(folder: Path, point: Point, goal: Goal, states: Mapping[int, str] | None = None) -> Outcome:
@@ -99,7 +111,7 @@ def write_page(folder: Path, record: Record, outcomes: Sequence[Outcome]) -> Pat
             one.objective,
             one.status.state,
             one.status.step,
-            "" if one.objective is not None else one.error,
+            one.trouble,
         )
         for one in outcomes
     ]
@@ -137,8 +149,8 @@ def say_end(folder: Path, record: Record, outcomes: Sequence[Outcome]) -> None:
         table.add_row(one.name.partition("_")[0], *values, objective, one.status.state, str(one.status.step))
     console.print(table)
     for one in outcomes:
-        if one.objective is None and (one.has_finished or one.status.last_error):
-            console.print(f"{one.name}: {one.error}", highlight=False, markup=False, soft_wrap=True)
+        if one.trouble:
+            console.print(f"{one.name}: {one.trouble}", highlight=False, markup=False, soft_wrap=True)
     best = best_of(outcomes, goal)
     if best is not None:
         print(f"Best: {folder / best.name}, {goal.objective} {best.objective:.6g}")

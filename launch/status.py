@@ -132,6 +132,8 @@ def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) 
         return "gave up"
     if attempts.last_code is not None:
         return CODES.get(attempts.last_code, f"failed ({attempts.last_code})")
+    if queued is not None:
+        return queued.lower().replace("_", " ")
     stops, starts = events(run_dir, "stopped"), events(run_dir, "started")
     if starts and (not stops or stops[-1]["time"] < starts[-1]["time"]):
         return "begun"

@@ -101,6 +101,15 @@ def test_the_queue_knows_better_than_the_files(begun, tmp_path, monkeypatch):
     assert run_status(begun).state == "pending"
 
 
+def test_what_the_queue_says_of_a_job_that_left_no_last_line_is_the_state(begun, tmp_path, monkeypatch):
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 7 NODE_FAIL\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert run_status(begun).state == "node fail"
+    note(begun, "ended", attempt=2, job=7, code=2, newest="")
+    assert run_status(begun).state == "must be mended"
+
+
 def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
     write_run(tmp_path / "runs" / "second")
     assert run_command(["status", str(tmp_path / "runs")]) == 0
