@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -327,6 +328,27 @@ def test_a_sweep_of_no_torch(python, here, folder):
     words = ["train", "-m", *RUN, f"run_dir={folder}", "seed=0,1"]
     done = subprocess.run([*command, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.timing
+def test_eight_points_are_handed_in_without_torch_in_seconds(slurm, folder):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'deepspeed', 'peft', 'datasets', 'wandb'):\n"
+        "    sys.modules[name] = None\n"
+        "from trainer.cli import run_command\n"
+        "assert run_command(sys.argv[1:]) == 0\n"
+    )
+    words = [*RUN, *NODES, "cluster.node_local_paths=[/nowhere]", f"run_dir={folder}", "seed=range(0,8)"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "submit", "-m", *words], capture_output=True, text=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert len(slurm.read_text().splitlines()) == 8
+    # Time on the processor: 2 s, and half a second a point.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2 + 8 * 0.5
 
 
 @pytest.mark.parametrize(
