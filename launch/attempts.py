@@ -14,9 +14,12 @@ from trainer.metrics.jsonl import read
 
 RECORD = "attempts.jsonl"
 """One line an event: submitted and queued by `palimpsest submit`; started, ended and gave_up by the batch script."""
-_ERROR = re.compile(r"^(?:\d+: )?(?:\[rank \d+\] )?(Error\b.*|\w*(?:Error|Exception): .*)$")
+# Behind the labels of srun, of our ranks and of torch's.
+_ERROR = re.compile(r"^(?:\d+: )?(?:\[rank ?\d+\]:? )?(Error\b.*|[\w.]*(?:Error|Exception): .*)$")
 _SCHEDULER_ERROR = re.compile(r"^(?:\d+: )?((?:srun|slurmstepd): error: .*)$")
 _TAIL_BYTES = 200_000
+FINAL_CODES = (0, 2, 3, 4)
+"""Exit codes after which the batch script does not try again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,28 @@ def read_attempts(run_dir: Path) -> Attempts:
         gave_up=any(line["event"] == "gave_up" for line in after),
         last_error=_last_error(folders),
     )
+
+
+def final_code(run_dir: Path) -> int | None:
+    """Return the exit code that ended the run since it was last submitted, 1 when the script gave up.
+
+    None while another attempt may follow.
+    """
+    lines = read(run_dir / RECORD)
+    submitted = [number for number, line in enumerate(lines) if line["event"] == "submitted"]
+    lines = lines[submitted[-1] + 1 :] if submitted else lines
+    if any(line["event"] == "gave_up" for line in lines):
+        return 1
+    codes = [line.get("code") for line in lines if line["event"] in ("started", "ended")]
+    return codes[-1] if codes and codes[-1] in FINAL_CODES else None
+
+
+def has_finished(run_dir: Path) -> bool:
+    """Tell whether a run has ended well, as its script says, or its ledger where no script started it."""
+    if (run_dir / RECORD).exists():
+        return final_code(run_dir) == 0
+    ends = [line for line in read(run_dir / "ledger.jsonl") if line.get("event") in ("started", "stopped")]
+    return bool(ends) and ends[-1].get("reason") in ("finished", "early_stop")
 
 
 def note(run_dir: Path, event: str, **fields: object) -> None:

@@ -16,6 +16,11 @@ from trainer.errors import ConfigError
 
 _GPUS = re.compile(r"\bgpu(?::[A-Za-z][^:,()]*)?:(\d+)")
 TIMEOUT_S = 20
+ENDED = (
+    *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY"),
+    *("DEADLINE", "PREEMPTED", "REVOKED"),
+)
+"""States of a job that is over, unless it requeues itself: then it passes through one of them."""
 # A login shell inside another job carries these; sbatch prefers them to the lines of the script.
 _FOREIGN = ("SLURM_", "SBATCH_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "PALIMPSEST_")
 
@@ -157,12 +162,21 @@ def hand_in(script: Path) -> int:
 
 def job_state(job_id: int) -> str | None:
     """Return the state of a job in the queue; None when it is not there, or nobody can tell."""
-    if shutil.which("squeue") is None:
-        return None
+    return (job_states([job_id]) or {}).get(job_id)
+
+
+def job_states(job_ids: Sequence[int]) -> dict[int, str] | None:
+    """Return the states of those jobs that the queue still knows; None when nobody can tell."""
+    if not job_ids or shutil.which("squeue") is None:
+        return {}
+    listed = ",".join(map(str, job_ids))
     try:
-        return _ask(["squeue", "--noheader", "--format=%T", f"--jobs={job_id}"]).strip() or None
-    except ConfigError:
-        return None
+        text = _ask(["squeue", "--noheader", "--states=all", "--format=%i %T", f"--jobs={listed}"])
+    except ConfigError as error:
+        # What squeue says of a single job that it has forgotten.
+        return {} if "Invalid job id" in str(error) else None
+    rows = [line.split() for line in text.splitlines()]
+    return {int(row[0]): row[1] for row in rows if len(row) == 2 and row[0].isdigit()}
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:

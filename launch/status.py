@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from rich.table import Table
 from trainer.errors import ConfigError
 from trainer.metrics.jsonl import read
 
-from .attempts import Attempts, events, read_attempts
-from .slurm import job_state
+from .attempts import Attempts, events, last_job, read_attempts
+from .points import Goal, read_record
+from .slurm import job_states
 
 ENDS = {"finished": "finished", "early_stop": "stopped early", "non_finite": "not finite", "failed": "failed"}
 CODES = {0: "finished", 2: "must be mended", 3: "refused", 4: "not finite", 75: "saved, stopped"}
@@ -35,6 +37,8 @@ class RunStatus:
     tokens_per_s: float | None
     eta_s: float | None
     last_error: str | None
+    objective: float | None = None
+    """Of a point of a sweep, as far as it was logged."""
 
 
 def show_status(words: Sequence[str]) -> int:
@@ -44,18 +48,32 @@ def show_status(words: Sequence[str]) -> int:
         ConfigError: A word is no run directory, and no folder with run directories.
     """
     folders = [Path(word.removeprefix("run_dir=")).expanduser() for word in words or ["runs"]]
-    runs = [run for folder in folders for run in find_runs(folder)]
-    statuses = [run_status(run) for run in runs]
+    found = [pair for folder in folders for pair in _with_goals(folder)]
+    jobs = [job for job in (last_job(run) for run, _ in found) if job is not None]
+    states = job_states(jobs) or {}
+    statuses = [
+        dataclasses.replace(run_status(run, states), objective=None if goal is None else goal.measure(run))
+        for run, goal in found
+    ]
+    names = {goal.objective for _, goal in found if goal is not None}
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    console.print(_table(statuses))
+    console.print(_table(statuses, " ".join(names) if len(names) < 2 else "objective"))
     for status in statuses:
         if status.last_error is not None:
             console.print(
                 f"{status.name}: {status.last_error}", highlight=False, markup=False, soft_wrap=True
             )
     return 0
+
+
+def _with_goals(folder: Path) -> list[tuple[Path, Goal | None]]:
+    """Return the runs of a folder, and what they are compared by if it is a sweep's, whose points may wait still."""
+    sweep = read_record(folder)
+    if sweep is None:
+        return [(run, None) for run in find_runs(folder)]
+    return [(folder / point.name, sweep.goal) for point in sweep.points]
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -66,8 +84,7 @@ def find_runs(folder: Path) -> list[Path]:
     """
     if (folder / "config.yaml").is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
-    found = found or sorted(path.parent for path in folder.glob("*/*/config.yaml"))
+    found = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.yaml"))
     if not found:
         raise ConfigError(
             f"`palimpsest status` must be given a run directory or a folder of them, but {folder} holds no "
@@ -76,15 +93,19 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
-def run_status(run_dir: Path) -> RunStatus:
-    """Return what the files of a run tell; a run that has not begun has step 0."""
+def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunStatus:
+    """Return what the files of a run tell; a run that has not begun has step 0.
+
+    Args:
+        states: The queue, when it was asked already.
+    """
     metrics = read(run_dir / "metrics.jsonl")
     newest: dict[str, Any] = {}
     for record in metrics:
         newest |= record
     attempts = read_attempts(run_dir)
     step = max((int(record.get("step", 0)) for record in metrics), default=0)
-    state = _state(run_dir, attempts)
+    state = _state(run_dir, attempts, states)
     has_ended = state in (*ENDS.values(), *CODES.values(), "gave up")
     return RunStatus(
         name=run_dir.name,
@@ -99,15 +120,20 @@ def run_status(run_dir: Path) -> RunStatus:
     )
 
 
-def _state(run_dir: Path, attempts: Attempts) -> str:
+def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) -> str:
     """Return a word: what the queue says, else the script, else the ledger."""
-    queued = job_state(attempts.job) if attempts.job is not None else None
+    job = attempts.job
+    if states is None and job is not None:
+        states = job_states([job])
+    queued = (states or {}).get(job) if job is not None else None
     if queued in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING"):
         return queued.lower()
     if attempts.gave_up:
         return "gave up"
     if attempts.last_code is not None:
         return CODES.get(attempts.last_code, f"failed ({attempts.last_code})")
+    if queued is not None:
+        return queued.lower().replace("_", " ")
     stops, starts = events(run_dir, "stopped"), events(run_dir, "started")
     if starts and (not stops or stops[-1]["time"] < starts[-1]["time"]):
         return "begun"
@@ -129,12 +155,15 @@ def _num_steps(run_dir: Path) -> int | None:
     return None if steps is None else int(steps)
 
 
-def _table(statuses: Sequence[RunStatus]) -> Table:
+def _table(statuses: Sequence[RunStatus], objective: str) -> Table:
+    """Return the rows; `objective` is its name, empty where no run is a point of a sweep."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "state", "attempts", "step", "loss", "tokens/s", "left"):
+    headings = ["run", "state", "attempts", "step", "loss", "tokens/s", "left"]
+    for heading in [*headings, objective] if objective else headings:
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
     for one in statuses:
         steps = f"{one.step}/{one.num_steps}" if one.num_steps is not None else str(one.step)
+        last = [] if not objective else ["" if one.objective is None else f"{one.objective:.4f}"]
         table.add_row(
             one.name,
             one.state,
@@ -143,5 +172,6 @@ def _table(statuses: Sequence[RunStatus]) -> Table:
             "" if one.loss is None else f"{one.loss:.4f}",
             "" if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}",
             "" if one.eta_s is None else str(datetime.timedelta(seconds=round(one.eta_s))),
+            *last,
         )
     return table

@@ -1,12 +1,11 @@
-"""`palimpsest submit`: check, freeze, render one batch script and hand it to SLURM. Loads no torch.
-
-Sweeps belong here: one such submission a point.
-"""
+"""`palimpsest submit`: check, freeze, render one batch script and hand it to SLURM. Loads no torch."""
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.check import find_problems, refuse
@@ -21,11 +20,23 @@ from trainer.planning import LightForecast, forecast_without_torch
 
 from .attempts import last_job, measured_save_s, note
 from .render import Job, render
-from .slurm import hand_in, has_slurm, job_state, node_kinds, site_problems
+from .slurm import ENDED, NodeKind, hand_in, has_slurm, job_state, node_kinds, site_problems
 
+Site = Callable[[], list[NodeKind]] | None
+"""Asks for the partitions, once; None where there is no SLURM."""
 SCRIPT = "job.sh"
 LEAST_LEAD_S = 120
 """SLURM may send its signal up to a minute early, and looks at the clock twice a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A submission that breaks no rule."""
+
+    config: RunConfig
+    script: str
+    says: tuple[str, ...]
+    """What a person should know of it."""
 
 
 def submit(config: RunConfig, is_dry: bool) -> int:
@@ -34,12 +45,39 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     Raises:
         ConfigError: Lists every rule that is broken.
     """
+    ready = check(config, find_site(config, is_dry))
+    if is_dry:
+        print(ready.script, end="")
+        print("\n".join(ready.says), file=sys.stderr)
+        return 0
+    _refuse_doubles(Path(config.run_dir))
+    job_id = hand_over(ready)
+    print("\n".join(ready.says))
+    print(f"Job {job_id}. See: palimpsest status {config.run_dir}")
+    return 0
+
+
+def find_site(config: RunConfig, is_dry: bool) -> Site:
+    """Return what may be asked of SLURM; of a machine without it nothing, which is enough for a dry run.
+
+    Raises:
+        ConfigError: There is no SLURM here to submit to.
+    """
     can_submit = has_slurm()
     if not is_dry and not can_submit and config.cluster.scheduler is Scheduler.slurm:
         raise ConfigError(
             "`palimpsest submit` must run where SLURM's sbatch and sinfo are on the PATH, but they are not here. "
             "Log in to the cluster, or print the script with --dry-run."
         )
+    return functools.cache(node_kinds) if can_submit else None
+
+
+def check(config: RunConfig, site: Site) -> Ready:
+    """Check a run against all rules, the site and the memory forecast, and render its script.
+
+    Raises:
+        ConfigError: Lists every rule that is broken.
+    """
     num_ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
     problems = [
         *find_problems(config, num_ranks),
@@ -47,8 +85,8 @@ def submit(config: RunConfig, is_dry: bool) -> int:
         *_image_problems(config),
     ]
     # Any earlier problem may be why the partition has too few nodes.
-    if can_submit and not problems:
-        problems += site_problems(config.cluster, node_kinds())
+    if site is not None and not problems:
+        problems += site_problems(config.cluster, site())
     refuse(problems)
     fit = fitted(config, num_ranks, config.plan.gpu_gib or config.cluster.gpu_gib, can_load=False)
     config = fit.config
@@ -57,18 +95,11 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     lead_s = config.cluster.signal_lead_s or max(LEAST_LEAD_S, round(60 + 2 * save_s))
     refuse([*_memory_problems(config, forecast), *lead_problems(config.cluster, lead_s, save_s, origin)])
     script = render(config.cluster, _job(config, lead_s))
-    said = [*_says(config, num_ranks, forecast, lead_s, can_submit), *([fit.sentence] if fit.reason else [])]
-    if is_dry:
-        print(script, end="")
-        for line in said:
-            print(line, file=sys.stderr)
-        return 0
-    _refuse_doubles(Path(config.run_dir))
-    job_id = _hand_over(config, script)
-    for line in said:
-        print(line)
-    print(f"Job {job_id}. See: palimpsest status {config.run_dir}")
-    return 0
+    said = [
+        *_says(config, num_ranks, forecast, lead_s, site is not None),
+        *([fit.sentence] if fit.reason else []),
+    ]
+    return Ready(config, script, tuple(said))
 
 
 def _job(config: RunConfig, lead_s: int) -> Job:
@@ -82,12 +113,12 @@ def _job(config: RunConfig, lead_s: int) -> Job:
     )
 
 
-def _hand_over(config: RunConfig, script: str) -> int:
+def hand_over(ready: Ready) -> int:
     """Freeze the configuration, write the script and submit it; return the job."""
-    run_dir = Path(config.run_dir)
-    freeze(config, run_dir)
+    run_dir = Path(ready.config.run_dir)
+    freeze(ready.config, run_dir)
     (run_dir / "logs").mkdir(exist_ok=True)
-    write_atomic(run_dir / SCRIPT, script)
+    write_atomic(run_dir / SCRIPT, ready.script)
     # The script counts attempts without progress from here on; it may run before sbatch has returned.
     note(run_dir, "submitted")
     job_id = hand_in(run_dir / SCRIPT)
@@ -99,7 +130,7 @@ def _refuse_doubles(run_dir: Path) -> None:
     """Raise when a job of this run directory is still in the queue."""
     job_id = last_job(run_dir)
     state = job_state(job_id) if job_id is not None else None
-    if state is not None and state not in ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT"):
+    if state is not None and state not in ENDED:
         raise ConfigError(
             f"`run_dir` must have one job at a time, but job {job_id} of {run_dir} is {state}. Wait for it, or end "
             f"it with: scancel {job_id}"

@@ -20,7 +20,7 @@ from trainer.config.snapshot import config_path, freeze
 from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.dist.env import rank_env
 from trainer.errors import ConfigError, TrainerError
-from trainer.invocation import Invocation, frozen_config, parse
+from trainer.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.runtime.job import leave_exit_code
 from trainer.usage import SUBCOMMANDS, help_text
 
@@ -30,6 +30,8 @@ EXIT_REFUSED = 3
 EXIT_CODES = {"finished": 0, "early_stop": 0, "preempted": 75, "non_finite": 4}
 """Exit code by stop reason: 75 (EX_TEMPFAIL) asks for a requeue, 4 means numbers went wrong."""
 
+_RANK_VARIABLES = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"}
+"""One of these says that a launcher started this process."""
 END_SENTENCES = {
     "early_stop": "Stopped early: the held-out loss has not fallen for evaluate.patience evaluations.",
     "preempted": "Stopped by a signal with a checkpoint in {run_dir}. Start the same command again to go on.",
@@ -76,6 +78,13 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.launch.status import show_status
 
         return int(show_status(invocation.overrides))
+    if invocation.is_multirun:
+        return _sweep(invocation)
+    sweep = sweep_folder(invocation)
+    if sweep is not None:
+        from trainer.launch.multirun import show_sweep
+
+        return int(show_sweep(sweep))
     config = _load(invocation)
     if invocation.show_config:
         print(to_yaml(config), end="")
@@ -88,7 +97,7 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.launch.submit import submit
 
         return int(submit(config, invocation.is_dry))
-    if os.environ.keys() & {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"}:
+    if os.environ.keys() & _RANK_VARIABLES:
         return _run_rank(invocation.command, config)
     match invocation.command:
         case "prepare":
@@ -107,6 +116,18 @@ def _dispatch(invocation: Invocation) -> int:
             return _start_generation(config)
         case _:
             return _start_ranks(invocation.command, config)
+
+
+def _sweep(invocation: Invocation) -> int:
+    """Train or submit every point of a sweep."""
+    if os.environ.keys() & _RANK_VARIABLES:
+        raise ConfigError(
+            "`-m` must be started alone, but this is a rank of a launcher instead. Start it from a shell: "
+            f"palimpsest {invocation.command} -m ..."
+        )
+    from trainer.launch.multirun import start_sweep
+
+    return int(start_sweep(invocation.command, invocation.overrides, invocation.is_dry))
 
 
 def _export(config: RunConfig) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config.snapshot import config_path
+from trainer.config.snapshot import SWEEP_RECORD, config_path
 from trainer.errors import ConfigError
 from trainer.usage import COMMANDS, SUBCOMMANDS
 
@@ -21,6 +21,7 @@ class Invocation:
     config_file: Path | None
     show_config: bool
     is_dry: bool = False
+    is_multirun: bool = False
 
 
 def parse(arguments: Sequence[str]) -> Invocation:
@@ -36,13 +37,16 @@ def parse(arguments: Sequence[str]) -> Invocation:
     if command in SUBCOMMANDS:
         command = f"{command} {_second_word(command, words)}"
     config_file: Path | None = None
+    is_multirun = bool({"-m", "--multirun"} & set(words))
     show_config = is_dry = False
     overrides: list[str] = []
     while words:
         word = words.pop(0)
         if word == "--config" and words:
             config_file = Path(words.pop(0))
-        elif word == "--dry-run" and command == "submit":
+        elif word in ("-m", "--multirun"):
+            continue
+        elif word == "--dry-run" and (command == "submit" or is_multirun):
             is_dry = True
         elif word in ("--cfg", "--dry-run"):
             show_config = True
@@ -50,10 +54,31 @@ def parse(arguments: Sequence[str]) -> Invocation:
             if "=" not in word and words:
                 words.pop(0)
         elif word.startswith("-"):
-            raise ConfigError(f"Unknown option `{word}`. Options: --config FILE, --cfg, --dry-run, --help.")
+            raise ConfigError(
+                f"Unknown option `{word}`. Options: --config FILE, --cfg, --dry-run, -m, --help."
+            )
         else:
             overrides.append(_in_export(word) if command == "export" else word)
-    return Invocation(command, overrides, config_file, show_config, is_dry)
+    if is_multirun:
+        _check_multirun(command, config_file, show_config)
+    return Invocation(command, overrides, config_file, show_config, is_dry, is_multirun)
+
+
+def _check_multirun(command: str, config_file: Path | None, show_config: bool) -> None:
+    """Raise when there can be no sweep of what the command line says."""
+    if command not in ("train", "submit"):
+        raise ConfigError(
+            f"`-m` must be given to train or submit, but is given to {command} instead. Leave it out: a sweep's runs "
+            "are directories as others are."
+        )
+    if config_file is not None:
+        raise ConfigError(
+            "`-m` must be given words to compose, but --config names a frozen configuration instead. Leave one out."
+        )
+    if show_config:
+        raise ConfigError(
+            "`--cfg` must be given for one run, but -m makes several. Use --dry-run to see them."
+        )
 
 
 def _second_word(command: str, words: list[str]) -> str:
@@ -109,3 +134,12 @@ def frozen_config(invocation: Invocation) -> Path | None:
                     "directory of a trained run."
                 )
     return None
+
+
+def sweep_folder(invocation: Invocation) -> Path | None:
+    """Return the directory of the sweep that a report is asked of; None for that of a run."""
+    if invocation.command != "report":
+        return None
+    given = [word.removeprefix("run_dir=") for word in invocation.overrides if word.startswith("run_dir=")]
+    folder = Path(given[-1]).expanduser() if given else None
+    return folder if folder is not None and (folder / SWEEP_RECORD).exists() else None

@@ -9,9 +9,9 @@ COMMANDS = {
     "plan": "parameters, memory per GPU by ZeRO stage, LoRA over r; reads config.json only, loads no torch",
     "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
     "submit": "hand the run to SLURM: check, freeze, write the batch script; --dry-run only prints it",
-    "status": "attempts, step, loss, speed and last error of a run directory or a folder of them",
+    "status": "attempts, step, loss, speed and last error of a run, a sweep, or a folder of runs",
     "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
-    "report": "write report.html of a run directory anew",
+    "report": "write report.html of a run directory anew, or sweep.html of a sweep",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
     "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
 }
@@ -38,7 +38,9 @@ def help_text() -> str:
         f"config groups (group=option):\n{groups}\n\n"
         "  --cfg            print the resolved configuration and stop\n"
         "  --config FILE    start from a frozen config.yaml instead of composing\n"
-        "  --dry-run        submit: print the batch script and change nothing; elsewhere --cfg\n\n"
+        "  --dry-run        submit: print the batch script and change nothing; elsewhere --cfg\n"
+        "  -m, --multirun   train, submit: a run for each of several values (key=a,b), below run_dir;\n"
+        "                   hydra/launcher=slurm|local waits for all, hydra/sweeper=optuna chooses values\n\n"
         "example: palimpsest train recipe=full_finetune model=smollm2_135m data=chat \\\n"
         "           data.sources.chat.path=chats.jsonl run_dir=runs/first"
     )

@@ -1,6 +1,7 @@
 """Opens a page in headless Chromium and tells what is shown. Needs no Python package."""
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -79,3 +80,25 @@ def look_at(page, width, tmp_path, dark=False):
     assert found and found.group(1), f"the measuring script did not run: {done.stderr[-2000:]}"
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return Seen(**json.loads(html.unescape(found.group(1))), console=console)
+
+
+def overlap(one, other):
+    """Return whether two boxes share more than a hair."""
+    wide = min(one["right"], other["right"]) - max(one["left"], other["left"])
+    high = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
+    return wide > 1 and high > 2
+
+
+def check_figures(seen, at_least=9):
+    """Assert that figures are large enough, that their words lie inside, and that none lies over another."""
+    assert len(seen.figures) >= at_least
+    for figure in seen.figures:
+        assert figure["right"] - figure["left"] > 200 and figure["bottom"] - figure["top"] > 100, figure[
+            "text"
+        ]
+        for word in figure["words"]:
+            assert figure["left"] - 2 <= word["left"] and word["right"] <= figure["right"] + 2, word
+        hidden = [
+            (a["text"], b["text"]) for a, b in itertools.combinations(figure["words"], 2) if overlap(a, b)
+        ]
+        assert not hidden, (figure["text"], hidden)

@@ -12,6 +12,7 @@ from trainer.config.model import ModelConfig
 from trainer.config.optim import OptimConfig, ScheduleConfig, ZeroConfig
 from trainer.config.plan import PlanConfig
 from trainer.config.replay import ReplayConfig
+from trainer.config.sweep import SweepConfig
 from trainer.config.train import (
     CheckpointConfig,
     EvaluateConfig,
@@ -39,7 +40,8 @@ class RunConfig:
     name: str = "run"
     """Name of the run; the default run directory and the wandb name come from it."""
     run_dir: str = "runs/${name}"
-    """Directory of the run. A directory that holds another configuration is refused."""
+    """Directory of the run. A directory that holds another configuration is refused. With -m that of the sweep, in
+    which every point has its own."""
     seed: int = 0
     """Seed of the data order and of all random number generators."""
     kind: RunKind = RunKind.none
@@ -61,3 +63,4 @@ class RunConfig:
     plan: PlanConfig = field(default_factory=PlanConfig)
     log: LogConfig = field(default_factory=LogConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -19,11 +19,17 @@ from trainer.config.store import load_config, to_plain, to_yaml
 from trainer.errors import ConfigError
 
 MAY_DIFFER = (
-    *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "gate.", "plan.", "run_dir"),
+    *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "gate.", "plan.", "sweep.", "run_dir"),
     *("data.cache_dir", "data.num_workers", "model.verify_weights", "train.isolation_probe"),
     "replay.generate.",
 )
 """Key prefixes that do not change what is trained; a resumed run may change them."""
+
+FITTED = ("zero.stage", "model.checkpoint_layers")
+"""Keys that trainer/fitting.py fills in before a run is frozen; null afterwards means what the run began with."""
+
+SWEEP_RECORD = "sweep.json"
+"""File that makes a directory one of a sweep; its runs are in folders below."""
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "flash-attn", "liger-kernel")
 
@@ -39,15 +45,8 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     Raises:
         ConfigError: The directory holds a configuration that would train something else.
     """
+    refuse_another(config, run_dir)
     path = config_path(run_dir)
-    if path.exists() and has_begun(run_dir):
-        different = differences(load_config(path), config)
-        if different:
-            shown = "; ".join(different[:6]) + ("; ..." if len(different) > 6 else "")
-            raise ConfigError(
-                f"{run_dir} holds a run of another configuration ({shown}). Give another run_dir or "
-                "name, or the same values to resume it."
-            )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_yaml(config))
@@ -56,6 +55,29 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
             f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
         ) from error
     return path
+
+
+def refuse_another(config: RunConfig, run_dir: Path) -> None:
+    """Raise when the directory holds what the configuration cannot go on from.
+
+    Raises:
+        ConfigError: It holds a run of another configuration, or a sweep.
+    """
+    if (run_dir / SWEEP_RECORD).exists():
+        raise ConfigError(
+            f"`run_dir` must be the folder of one run, but {run_dir} holds a sweep instead. Give another run_dir, or "
+            "-m with the sweep's own words to go on with it."
+        )
+    path = config_path(run_dir)
+    if not path.exists() or not has_begun(run_dir):
+        return
+    different = differences(load_config(path), config)
+    if different:
+        shown = "; ".join(different[:6]) + ("; ..." if len(different) > 6 else "")
+        raise ConfigError(
+            f"{run_dir} holds a run of another configuration ({shown}). Give another run_dir or "
+            "name, or the same values to resume it."
+        )
 
 
 def has_begun(run_dir: Path) -> bool:
@@ -83,7 +105,10 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in keys
-        if before.get(key) != after.get(key) and not key.startswith(MAY_DIFFER)
+        if before.get(key) != after.get(key)
+        and not key.startswith(MAY_DIFFER)
+        # null is what the run began with.
+        and not (key in FITTED and after.get(key) is None)
     ]
 
 

@@ -5,6 +5,7 @@ The only place, with the command line, that imports hydra. Nothing is written to
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
@@ -13,14 +14,17 @@ from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_module
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -37,26 +41,59 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
     Raises:
         ConfigError: An unknown key, group or option, or a value of the wrong type.
     """
+    with _composing(overrides):
+        others = [word for word in overrides if not is_entry(word)]
+        composed = compose(config_name=config_name, overrides=_opened(others))
+        # Hydra cannot add an entry to a typed mapping, and a new source or gate rule is one.
+        OmegaConf.set_struct(composed, False)
+        entries = [word.lstrip("+") for word in overrides if is_entry(word)]
+        composed = cast(DictConfig, OmegaConf.merge(composed, OmegaConf.from_dotlist(entries)))
+        # Once more against the schema: `+key=value` may add what it does not know.
+        OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed))
+    return to_dataclass(composed)
+
+
+def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, HydraContext]:
+    """Compose what Hydra itself has to know of a sweep: its sweeper, its launcher, and the words they are given.
+
+    Raises:
+        ConfigError: As compose_config; for a key that is swept only its syntax is looked at.
+    """
+    # A new entry that is swept is only carried along.
+    words = _opened([word for word in overrides if not is_entry(word) or is_swept(word)])
+    with _composing(overrides):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        composed = hydra.compose_config(
+            "train", words, run_mode=RunMode.MULTIRUN, with_log_configuration=False
+        )
+        return composed, HydraContext(hydra.config_loader, Callbacks(composed))
+
+
+@contextlib.contextmanager
+def _composing(overrides: Sequence[str]) -> Iterator[None]:
+    """Let Hydra find the configuration, and turn its errors into sentences."""
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
-            others = [word for word in overrides if not _is_entry(word)]
-            composed = compose(config_name=config_name, overrides=_opened(others))
-        # Hydra cannot add an entry to a typed mapping, and a new source or gate rule is one.
-        OmegaConf.set_struct(composed, False)
-        entries = [word.lstrip("+") for word in overrides if _is_entry(word)]
-        composed = cast(DictConfig, OmegaConf.merge(composed, OmegaConf.from_dotlist(entries)))
-        # Once more against the schema: `+key=value` may add what it does not know.
-        OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed))
+            yield
     except yaml.YAMLError as error:
         raise ConfigError(f"A configuration file is not valid YAML: {_one_line(error)}.") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, overrides)) from error
-    return to_dataclass(composed)
 
 
-def _is_entry(override: str) -> bool:
+def is_swept(override: str) -> bool:
+    """Tell whether an override gives several values, in Hydra's words; what cannot be read gives one."""
+    try:
+        return OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def is_entry(override: str) -> bool:
+    """Tell whether an override may add a named entry: a source, or a rule of the gate."""
     return override.lstrip("+").startswith(("data.sources.", "gate.sets.", "gate.tasks."))
 
 
@@ -171,9 +208,18 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     full_key = getattr(cause, "full_key", None)
     if isinstance(cause, MissingMandatoryValue):
         return f"`{full_key}` must be given, but is missing. Set {full_key}=VALUE."
+    several = next((word for word in overrides if not is_entry(word) and is_swept(word)), None)
+    if several is not None and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
+        key, _, values = several.partition("=")
+        return (
+            f"`{key}` must be one value, but is '{values}' instead. Sweep over it with -m, or write [{values}] for a "
+            "list."
+        )
     first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     if not full_key and isinstance(error, ConfigCompositionException):
         full_key = _override_key(str(error), overrides)
+    if full_key and full_key.startswith("hydra.") and _is_unknown(cause, first_line):
+        return f"Unknown key `{full_key}`. See the fields of its option in Hydra's groups."
     if full_key and _is_unknown(cause, first_line):
         return f"Unknown key `{full_key}`.{_nearest(full_key, [*known_keys(), *group_options()])}"
     if full_key:
@@ -206,6 +252,10 @@ def _explain_missing(error: MissingConfigException) -> str:
         return (
             f"`{group}={option}` is not an option of the group `{group}`."
             f"{_nearest(option, groups[group])} Options: {', '.join(groups[group])}."
+        )
+    if group.startswith("hydra/"):
+        return (
+            f"`{group}={option}` is not an option of Hydra's group `{group}`, or its plugin is not installed."
         )
     return f"Config `{missing}` was not found.{_nearest(group or option, list(groups))}"
 

@@ -85,6 +85,21 @@ def short(value: float) -> str:
     return count(value) if abs(value) >= 1e4 else _scientific(value)
 
 
+def compact(value: float) -> str:
+    """Return a number in at most four digits and without zeros at its end, as people write settings."""
+    mantissa, e, exponent = f"{value:.4g}".partition("e")
+    return f"{mantissa}{e}{int(exponent) if e else ''}".replace("-", MINUS)
+
+
+def shown(value: str) -> str:
+    """Return the value of an override as people write it: without quotes, and in at most four digits."""
+    text = value.strip("'\"")
+    try:
+        return compact(float(text)) if "." in text or "e" in text.lower() else text
+    except ValueError:
+        return text
+
+
 def _scientific(value: float) -> str:
     if value == 0:
         return "0"

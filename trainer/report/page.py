@@ -1,9 +1,10 @@
-"""The page: head with the verdict, then the sections. One file, no script, nothing loaded from elsewhere."""
+"""The page of a run: head with the verdict, then the sections."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from trainer.report.document import document
 from trainer.report.element import Html, element
 from trainer.report.held_out import changes, curves, divergence, recovery
 from trainer.report.interpolation import interpolation
@@ -12,45 +13,27 @@ from trainer.report.origin import origin
 from trainer.report.record import RunRecord
 from trainer.report.replay import replay
 from trainer.report.section import definitions, paragraph
-from trainer.report.style import STYLE
 from trainer.report.tasks import tasks
 from trainer.report.training import training
 from trainer.report.verdict import listed, verdict
-
-# A browser refuses anything the page does not hold itself, should escaping ever fail.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def build_page(record: RunRecord) -> str:
     """Return the whole page."""
     title = f"Run report: {record.name}"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("link", rel="icon", href="data:,"),
-        element("title", title),
-        element("style", Html(STYLE)),
+    return document(
+        title,
+        _head(record, title),
+        changes(record),
+        tasks(record),
+        curves(record),
+        replay(record),
+        training(record),
+        interpolation(record),
+        divergence(record),
+        recovery(record),
+        origin(record),
     )
-    body = element(
-        "body",
-        element(
-            "main",
-            _head(record, title),
-            changes(record),
-            tasks(record),
-            curves(record),
-            replay(record),
-            training(record),
-            interpolation(record),
-            divergence(record),
-            recovery(record),
-            origin(record),
-        ),
-    )
-    return "<!doctype html>\n" + element("html", head, "\n", body, lang="en") + "\n"
 
 
 def _head(record: RunRecord, title: str) -> Html:

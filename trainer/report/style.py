@@ -81,6 +81,9 @@ svg text[class^="s"] { fill: var(--line); }
 svg .plate { fill: var(--page); }
 svg .bar { stroke: var(--line); stroke-width: 2; }
 svg .mark { fill: var(--line); }
+svg .best path { stroke-width: 3; }
+svg .failed path { stroke-dasharray: 4 4; }
+svg .halo { paint-order: stroke; stroke: var(--page); stroke-width: 3px; stroke-linejoin: round; }
 .s1, .role-target { --line: var(--s1); }
 .s2, .role-replay { --line: var(--s2); }
 .s3, .role-probe { --line: var(--s3); }

@@ -208,11 +208,11 @@ def test_an_unknown_command_gets_the_list_of_commands(refuse, command):
     assert refuse(command) == refuse(command, "optim.lr=1") == expected
 
 
-@pytest.mark.parametrize("option", ["--frobnicate", "-m", "--config"])
+@pytest.mark.parametrize("option", ["--frobnicate", "-x", "--config"])
 def test_an_unknown_option_gets_the_list_of_options(refuse, option):
     assert (
         refuse("train", option)
-        == f"Unknown option `{option}`. Options: --config FILE, --cfg, --dry-run, --help."
+        == f"Unknown option `{option}`. Options: --config FILE, --cfg, --dry-run, -m, --help."
     )
 
 

@@ -47,6 +47,7 @@ MAY = [
     ("evaluate.every_steps", 7),
     ("gate.sets", {"general": GateRule(max_rise_nats=0.1)}),
     ("plan.gpu_gib", 80.0),
+    ("sweep.trials", 5),
     ("run_dir", "/elsewhere"),
     ("data.cache_dir", "/elsewhere"),
     ("data.num_workers", 3),

@@ -95,10 +95,19 @@ def test_a_submitted_job_that_never_ran_and_one_without_slurm(tmp_path):
 
 
 def test_the_queue_knows_better_than_the_files(begun, tmp_path, monkeypatch):
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho PENDING\n")
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 7 PENDING\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert run_status(begun).state == "pending"
+
+
+def test_what_the_queue_says_of_a_job_that_left_no_last_line_is_the_state(begun, tmp_path, monkeypatch):
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 7 NODE_FAIL\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert run_status(begun).state == "node fail"
+    note(begun, "ended", attempt=2, job=7, code=2, newest="")
+    assert run_status(begun).state == "must be mended"
 
 
 def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
@@ -110,6 +119,18 @@ def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
     assert lines[2].split()[:4] == ["second", "finished", "2", "160/160"] or lines[2].startswith("second")
     assert lines[3] == "first: Error: `run_dir` must have room."
     assert [path.name for path in find_runs(tmp_path)] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0: [rank0]: torch.OutOfMemoryError: CUDA out of memory",
+        "[rank 1] torch.OutOfMemoryError: CUDA out of memory",
+    ],
+)
+def test_an_error_is_found_behind_the_labels_of_srun_ours_and_torch(begun, line):
+    (begun / "logs/attempt-2/console.log").write_text(f"0: loading\n{line}\n")
+    assert run_status(begun).last_error == "torch.OutOfMemoryError: CUDA out of memory"
 
 
 def test_run_dir_may_be_written_as_elsewhere(begun, capsys):

@@ -1,10 +1,8 @@
 """The page in a real browser, as wide as a laptop and as a phone. A failure here is one a reader would see."""
 
-import itertools
-
 import pytest
 
-from tests.helpers.browser import look_at
+from tests.helpers.browser import check_figures, look_at
 from tests.helpers.run_files import forgetting, write_run
 from trainer.report.page import build_page
 from trainer.report.record import read_run
@@ -20,27 +18,6 @@ def pages(tmp_path_factory):
         "plain": build_page(read_run(write_run(folder / "plain"))),
         "hostile": build_page(read_run(write_run(folder / "hostile", (hostile, LONG)))),
     }
-
-
-def overlap(one, other):
-    """Return whether two boxes share more than a hair."""
-    wide = min(one["right"], other["right"]) - max(one["left"], other["left"])
-    high = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
-    return wide > 1 and high > 2
-
-
-def check_figures(seen):
-    assert len(seen.figures) >= 9
-    for figure in seen.figures:
-        assert figure["right"] - figure["left"] > 200 and figure["bottom"] - figure["top"] > 100, figure[
-            "text"
-        ]
-        for word in figure["words"]:
-            assert figure["left"] - 2 <= word["left"] and word["right"] <= figure["right"] + 2, word
-        hidden = [
-            (a["text"], b["text"]) for a, b in itertools.combinations(figure["words"], 2) if overlap(a, b)
-        ]
-        assert not hidden, figure["text"]
 
 
 @pytest.mark.parametrize("width", [390, 1280])

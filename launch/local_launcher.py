@@ -1,0 +1,79 @@
+"""hydra/launcher=local: every point is a `palimpsest train` on this machine, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hydra.core.utils import JobReturn
+
+from trainer.config.check import find_problems, refuse
+from trainer.config.rule import must
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import freeze
+
+from .local import run_here
+from .point_launcher import MODULE, PointLauncher
+from .points import Point
+from .sweep import SweepStopped
+
+EXIT_STOPPED = 75
+
+
+@dataclass
+class LocalLauncherConf:
+    """Fields of hydra/launcher=local."""
+
+    _target_: str = f"{MODULE}.LocalLauncher"
+
+
+class LocalLauncher(PointLauncher[RunConfig]):
+    """Trains points one after the other; one that fails does not end the sweep."""
+
+    __module__ = MODULE
+    num_at_once = 1
+
+    def check(self, config: RunConfig) -> RunConfig:
+        """Check a point as `palimpsest train` does before it looks at the machine, the model and the data."""
+        refuse([*find_problems(config), *_node_problems(config)])
+        return config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Train what has not finished.
+
+        Raises:
+            ConfigError: A point breaks a rule.
+            SweepStopped: A signal stopped a run, which has saved.
+        """
+        prepared = self.prepare(job_overrides)
+        points = [point for point, _ in prepared]
+        self.sweep.add(points)
+        for point, config in prepared:
+            self._run(point, config)
+        return self.returns(points)
+
+    def _run(self, point: Point, config: RunConfig) -> None:
+        run_dir = self.sweep.run_dir(point)
+        if self.sweep.has_ended_before(point):
+            return
+        print(f"{point.name}: {' '.join(point.words)}; log in {run_dir}/logs", flush=True)
+        code, was_stopped = run_here(freeze(config, run_dir), run_dir)
+        if was_stopped:
+            self.sweep.outcomes()
+            left = self.sweep.num_points - self.sweep.num_ended - (code == 0)
+            raise SweepStopped(
+                f"Stopped by a signal. Points left: {left}. Start the same command again to go on.",
+                EXIT_STOPPED,
+            )
+        self.sweep.say_ended(point)
+
+
+def _node_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence when the run is for more nodes than this machine."""
+    if config.cluster.num_nodes > 1 and config.cluster.hostfile is None:
+        yield must(
+            "cluster.num_nodes",
+            "1 for `palimpsest train -m`, without a hostfile",
+            config.cluster.num_nodes,
+            "Use `palimpsest submit -m` for SLURM.",
+        )
