@@ -2,8 +2,9 @@
 
 import pytest
 
-from trainer.config.snapshot import freeze
+from trainer.config.snapshot import freeze, refuse_another
 from trainer.config.store import compose_config
+from trainer.errors import ConfigError
 from trainer.fitting import fitted, known_shape, run_shape, tuned_weights
 from trainer.forecast.memory import forecast
 
@@ -91,6 +92,9 @@ def test_a_run_that_has_begun_keeps_what_it_was_frozen_with(tmp_path):
     assert chosen(run, gpu_gib=80) == before
     assert "as the run began" in fit(run, gpu_gib=80).sentence
     freeze(fit(run, gpu_gib=80).config, tmp_path)  # the same configuration: not refused
+    refuse_another(compose_config([*LORA, *BATCH, run]), tmp_path)
+    with pytest.raises(ConfigError, match=r"zero.stage: \d -> 3"):
+        refuse_another(compose_config([*LORA, *BATCH, run, "zero=zero3"]), tmp_path)
 
 
 @pytest.mark.parametrize("value", ["zero.stage=4", "model.checkpoint_layers=-2"])
