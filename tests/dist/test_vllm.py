@@ -116,7 +116,7 @@ def train_adapter(group: Any, workspace: str, folder: str, overrides: list[str])
     from trainer import run
     from trainer.config.snapshot import freeze
     from trainer.config.store import load_config
-    from trainer.jobs import export_model
+    from trainer.exporting import export_model
 
     path = Path(folder)
     save_llama(path / "model", **SHAPE)
