@@ -88,7 +88,13 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.launch.submit import submit
 
         return int(submit(config, invocation.is_dry))
-    if os.environ.keys() & {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"}:
+    is_rank = bool(os.environ.keys() & {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"})
+    if invocation.command == "doctor":
+        from trainer.doctor import examine_machine, examine_nodes
+
+        is_alone = not is_rank or rank_env(os.environ).world_size == 1
+        return examine_machine(config) if is_alone else examine_nodes(config, invocation.config_file)
+    if is_rank:
         return _run_rank(invocation.command, config)
     match invocation.command:
         case "prepare":

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
     "submit": "hand the run to SLURM: check, freeze, write the batch script; --dry-run only prints it",
     "status": "attempts, step, loss, speed and last error of a run directory or a folder of them",
+    "doctor": "what this machine has, and whether it is fit; under srun, torchrun or deepspeed all nodes of the job",
     "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
     "report": "write report.html of a run directory anew",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.render import Job, render
+from launch.render import render
+from launch.words import Job
 from tests.house.tree import ROOT
 from trainer.config.store import compose_config
 
