@@ -76,6 +76,10 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.launch.status import show_status
 
         return int(show_status(invocation.overrides))
+    if invocation.command == "doctor" and invocation.config_file is not None:
+        from trainer.doctor import require_file
+
+        require_file(invocation.config_file)
     config = _load(invocation)
     if invocation.show_config:
         print(to_yaml(config), end="")

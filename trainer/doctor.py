@@ -19,18 +19,19 @@ from rich.table import Table
 from trainer.checkpoint.layout import find_checkpoints
 from trainer.config.check import check_config
 from trainer.config.cluster import ClusterConfig, Scheduler
+from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
 from trainer.config.store import to_yaml
 from trainer.dist.env import RankEnv, expected_nodes, node_name, rank_env
 from trainer.dist.rendezvous import check_rendezvous
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.planning import forecast_without_torch
 from trainer.preflight.alarm import ended_after
 from trainer.preflight.findings import Findings, show, write_record
 from trainer.preflight.folder import nearest
 from trainer.preflight.machine import describe_machine
-from trainer.preflight.verdict import Asked
+from trainer.preflight.verdict import Asked, leave_out
 from trainer.preflight.versions import installed
 from trainer.runtime.job import given_log_dir, leave_exit_code
 from trainer.runtime.local import start_plain
@@ -53,7 +54,7 @@ def examine_machine(config: RunConfig) -> int:
     if not console.is_terminal:
         console = Console(width=110)
     console.print(table, markup=False, highlight=False)
-    if config.cluster.num_nodes > 1 and "SLURM_JOB_ID" not in os.environ:
+    if config.cluster.num_nodes > 1 and not _is_in_slurm():
         console.print(
             "This is one machine; a job on several nodes checks all of them before its ranks start."
         )
@@ -67,6 +68,28 @@ def examine_machine(config: RunConfig) -> int:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(config), encoding="utf-8")
         return start_plain(["doctor", "--config", str(path)], num_ranks, config.cluster.master_port)
+
+
+def require_file(config_file: Path) -> None:
+    """Raise where this node does not see the frozen configuration, and so not the run directory.
+
+    Raises:
+        ConfigError: Names the node.
+    """
+    if not config_file.exists():
+        node = node_name(os.environ)
+        raise ConfigError(
+            must(
+                f"run_dir on {node}",
+                "the folder that all nodes share",
+                f"{config_file.parent} without {config_file.name}",
+                f"Mount the shared disk there, or choose a run_dir on one. {leave_out([node], _is_in_slurm())}",
+            )
+        )
+
+
+def _is_in_slurm() -> bool:
+    return "SLURM_JOB_ID" in os.environ
 
 
 def examine_nodes(config: RunConfig, config_file: Path | None) -> int:
@@ -147,7 +170,7 @@ def _digest(config: RunConfig, config_file: Path | None) -> str:
 def _asked(config: RunConfig, env: RankEnv) -> Asked:
     """Return what the nodes are measured against."""
     cluster, limits = config.cluster, config.cluster.preflight
-    is_slurm = "SLURM_JOB_ID" in os.environ
+    is_slurm = _is_in_slurm()
     num_gpus = cluster.gpus_per_node
     if cluster.scheduler is Scheduler.slurm:
         # On a login node nobody asked for the GPUs of the others.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
 import trainer
@@ -16,6 +16,7 @@ PACKAGES = (
 )
 """Packages beside torch whose versions are told; those of the first line shape the numbers of a run."""
 COMPARED = PACKAGES[:6]
+_CODE = (".py", ".json", ".yaml", ".tmpl", ".sh")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -59,8 +60,12 @@ def driver_version() -> str | None:
 
 def code_digests() -> dict[str, str]:
     """Return eight characters by file of the package, for all files that are code or are read by it."""
-    root = Path(trainer.__file__).resolve().parent
-    files = sorted(path for path in root.rglob("*") if path.suffix in (".py", ".json", ".yaml", ".tmpl"))
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:8] for path in files
-    }
+    digests: dict[str, str] = {}
+    # A checkout has two packages beside the others; in the wheel they are below them.
+    for name in ("trainer", "trainer.conf", "trainer.launch"):
+        root = Path(str(resources.files(name)))
+        for path in sorted(root.rglob("*")):
+            if path.suffix in _CODE:
+                key = f"{name.replace('.', '/')}/{path.relative_to(root).as_posix()}"
+                digests[key] = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return digests
