@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from importlib import resources
 
 from trainer.config.cluster import ClusterConfig, Launcher
 
-from .words import INDENT, Job, apptainer, is_contained, lines, python, pyxis
+from .words import INDENT, Job, Template, apptainer, is_contained, lines, python, pyxis
 
 START_S = 7
 """From the start of srun to that of Python, and for Python's last words."""
@@ -14,48 +14,30 @@ KILL_S = 2
 
 
 def render_preflight(cluster: ClusterConfig, job: Job) -> str:
-    """Return the function and its call; a comment where there is nothing to check with others, or nobody wants it."""
+    """Return the function and its call; a comment where there is nothing to compare, or nobody wants it."""
     if not cluster.preflight.enabled:
         return "# No checks of the nodes: cluster.preflight.enabled is false."
     if cluster.num_nodes == 1:
-        return "# One node: no checks of nodes against each other. See `palimpsest doctor`."
-    return "\n".join(_step(cluster, job))
-
-
-def _step(cluster: ClusterConfig, job: Job) -> Iterator[str]:
+        return "# One node: there is no other to compare it with. `palimpsest doctor` checks it alone."
     limit_s = cluster.preflight.timeout_s + START_S
-    yield "# Checks every node, one process a rank; in every attempt, as its nodes may be others."
-    yield "# shellcheck disable=SC2329 # called by watch"
-    yield "preflight() {"
-    yield f"{INDENT}local code missing"
-    if is_contained(cluster):
-        yield f"{INDENT}# Nodes that do not have the image yet fetch it, which takes what it takes."
-        yield f"{_image(cluster, job)} || return"
     timeout = ["timeout", f"--kill-after={KILL_S}", str(limit_s)]
-    yield lines([*timeout, *_srun(cluster, job), "-m", "trainer", "doctor", "--config", '"$config"'])
-    yield f"{INDENT}code=$?"
-    yield f"{INDENT}# The first process that found something wrong wrote this."
-    yield f'{INDENT}[[ -s $logs/exit-code ]] && return "$(<"$logs/exit-code")"'
-    yield f"{INDENT}if ((code == 124 || code == 137)); then"
-    yield f'{INDENT * 2}missing=$(comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) \\'
-    yield f"{INDENT * 3}<(find \"$logs/nodes\" -type f -printf '%f\\n' 2>/dev/null | sort) | paste -sd ,)"
-    yield (
-        f'{INDENT * 2}echo "Error: \\`preflight\\` must end within {limit_s} s, but did not. Python did not begin on: '
-        '${missing:-no node, it hangs}. See $logs"'
+    check = [*timeout, *_srun(cluster, job), "-m", "trainer", "doctor", "--config", '"$config"']
+    text = resources.files("trainer.launch").joinpath("preflight.sh.tmpl").read_text(encoding="utf-8")
+    return (
+        Template(text)
+        .substitute(image=_image(cluster, job), check=lines(check), limit_s=limit_s)
+        .rstrip("\n")
     )
-    yield f"{INDENT * 2}return 2"
-    yield f"{INDENT}fi"
-    yield f'{INDENT}return "$code"'
-    yield "}"
-    yield "if ((code == 0)) && [[ -z $stopping ]]; then"
-    yield f"{INDENT}watch preflight"
-    yield "fi"
 
 
 def _image(cluster: ClusterConfig, job: Job) -> str:
+    """Return lines that fetch the image on every node, outside the time limit."""
+    if not is_contained(cluster):
+        return ""
     nodes = cluster.num_nodes
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    return lines([*srun, *pyxis(cluster, job), *apptainer(cluster, job), "true"])
+    fetch = lines([*srun, *pyxis(cluster, job), *apptainer(cluster, job), "true"])
+    return f"{INDENT}# Nodes that do not have the image yet fetch it, which takes what it takes.\n{fetch} || return\n"
 
 
 def _srun(cluster: ClusterConfig, job: Job) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import string
 from collections.abc import Iterator
 from importlib import resources
 
@@ -11,19 +10,13 @@ from trainer.config.cluster import ClusterConfig, Launcher
 from trainer.dist.env import JOB_PORTS
 
 from .preflight import render_preflight
-from .words import INDENT, Job, apptainer, in_double_quotes, is_contained, lines, python, pyxis
-
-
-class _Template(string.Template):
-    """`$` is bash's."""
-
-    delimiter = "@@"
+from .words import INDENT, Job, Template, apptainer, in_double_quotes, is_contained, lines, python, pyxis
 
 
 def render(cluster: ClusterConfig, job: Job) -> str:
     """Return the sbatch script."""
     template = resources.files("trainer.launch").joinpath("job.sh.tmpl").read_text(encoding="utf-8")
-    return _Template(template).substitute(
+    return Template(template).substitute(
         name=job.name,
         run_dir=shlex.quote(str(job.run_dir)),
         directives="\n".join(_directives(cluster, job)),

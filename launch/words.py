@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,12 @@ class Job:
     cache_dir: Path
     python: str
     signal_lead_s: int
+
+
+class Template(string.Template):
+    """A text with @@{names}: `$` is bash's."""
+
+    delimiter = "@@"
 
 
 def is_contained(cluster: ClusterConfig) -> bool:

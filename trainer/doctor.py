@@ -28,7 +28,7 @@ from trainer.dist.rendezvous import check_rendezvous
 from trainer.errors import ConfigError, TrainerError
 from trainer.planning import forecast_without_torch
 from trainer.preflight.alarm import ended_after
-from trainer.preflight.findings import Findings, show, write_record
+from trainer.preflight.findings import Findings, print_table, show, write_record
 from trainer.preflight.folder import nearest
 from trainer.preflight.machine import describe_machine
 from trainer.preflight.verdict import Asked, leave_out
@@ -51,9 +51,7 @@ def examine_machine(config: RunConfig) -> int:
     for name, what in describe_machine(Path(config.run_dir), Path(config.data.cache_dir).expanduser()):
         table.add_row(name, what)
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
-    console.print(table, markup=False, highlight=False)
+    print_table(console, table)
     if config.cluster.num_nodes > 1 and not _is_in_slurm():
         console.print(
             "This is one machine; a job on several nodes checks all of them before its ranks start."
@@ -124,9 +122,9 @@ def examine_nodes(config: RunConfig, config_file: Path | None) -> int:
         from trainer.preflight.meeting import look_in
 
         leave_exit_code(os.environ, EXIT_FAILED, env.is_first)
-        findings.problems += judge_stuck(
-            look_in(env), expected_nodes(os.environ, env.world_size), node, findings.at, limits.timeout_s
-        )
+        if not findings.is_final:
+            expected = expected_nodes(os.environ, env.world_size)
+            findings.problems += judge_stuck(look_in(env), expected, node, findings.at, limits.timeout_s)
         conclude()
 
     left_s = max(limits.timeout_s - (time.time() - began), 1.0)

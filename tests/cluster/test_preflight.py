@@ -15,6 +15,7 @@ import pytest
 
 from launch.status import run_status
 from tests.cluster.test_job_life import TWO_NODES
+from tests.helpers.slurm_cluster import wait_until
 from tests.helpers.submitted import Submitted
 from tests.house.tree import ROOT
 
@@ -121,7 +122,7 @@ def test_another_code_version_configuration_clock_and_missing_gpus_are_all_told_
         ("clocks", ["node2"]),
     ], sentences
     assert sentences[0].startswith(
-        "`deepspeed on node2` must be 0.19.8 as on node1, but is '0.18.0' instead. Give"
+        "`deepspeed on node2` must be 0.19.8 as on node1, but is 0.18.0 instead. Give"
     )
     assert "`palimpsest's code on node2` must be" in sentences[1]
     assert "differs in trainer/step.py: install the same" in sentences[1]
@@ -169,7 +170,7 @@ def test_a_run_directory_of_which_a_node_sees_a_copy_is_found(check):
     ((name, nodes, sentence),) = job.problems()
     assert (name, nodes) == ("run directory", ["node2"])
     assert "`run_dir on node2` must be one folder that all nodes share" in sentence
-    assert "without what node1 wrote there' instead. Mount the shared disk there" in sentence
+    assert "without what node1 wrote there instead. Mount the shared disk there" in sentence
 
 
 @pytest.mark.slow
@@ -190,10 +191,7 @@ def test_a_disk_that_a_node_cannot_write_to_is_found(check, more, error):
 
 @pytest.mark.slow
 def test_a_disk_without_room_for_the_checkpoints_is_found(check):
-    large = (
-        "model.tiny={vocab_size: 1000, hidden_size: 65536, intermediate_size: 65536, num_hidden_layers: 64, "
-    )
-    job = check(large + "num_attention_heads: 64, num_key_value_heads: 64, max_position_embeddings: 128}")
+    job = check("model.tiny.hidden_size=65536", "model.tiny.num_hidden_layers=64")
     assert job.finish() == 2 and job.seconds < LIMIT_S, job.run.log
     ((name, _, sentence),) = job.problems()
     assert name == "run directory"
@@ -215,10 +213,23 @@ def test_a_node_off_the_network_is_named_within_a_minute(check, slurm, tmp_path)
     finally:
         slurm.plug("node2")
     assert job.finish() == 2 and not job.has_ranks, job.run.log
+    sentence = run_status(job.run.run_dir).last_error
+    assert sentence.startswith(
+        "Error: `preflight` must begin on every node, but did not on node2 (exit code "
+    )
+    assert "cluster.exclude='node2'" in sentence
+    wait_until(lambda: slurm.node_state("node2") == "IDLE", 90)
+
+
+@pytest.mark.slow
+def test_a_node_that_never_arrives_is_named_by_the_first(check):
+    limits = ("cluster.preflight.timeout_s=25", "cluster.preflight.rendezvous_s=10")
+    job = check(*limits, on_node2="exec sleep 300")
+    assert job.finish() == 2 and not job.has_ranks, job.run.log
     ((name, nodes, sentence),) = job.problems()
-    assert (name, nodes) == ("rendezvous", ["node2"])
+    assert (name, nodes) == ("rendezvous", ["node2"]) and job.record["seconds"] < 20
+    assert "must be 1 process(es) that sign in at node1:" in sentence and "within 10 s, but is 0" in sentence
     assert "nothing was heard of it" in sentence and "cluster.exclude='node2'" in sentence
-    job.run.wait(lambda: slurm.node_state("node2") == "IDLE", 90, "node2 to be back")
 
 
 @pytest.mark.slow

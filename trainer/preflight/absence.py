@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from trainer.config.rule import must
+from trainer.config.rule import observed
 from trainer.preflight.facts import Check, Problem
 from trainer.preflight.verdict import leave_out
 
 DONE = "done"
+AWAITS = "awaits the first process"
 _FIXES = {
     Check.rendezvous: "Raise cluster.preflight.timeout_s if loading torch takes so long there.",
     Check.versions: "Its disk with the environment may hang.",
@@ -50,10 +51,10 @@ def judge_missing(
             why = "the others of this node ended or still load torch: see its lines above"
         else:
             why = f"nothing was heard of it: it is off the network, or cannot start Python or see {address}"
-        sentence = must(
+        sentence = observed(
             f"rendezvous of {node}",
             f"{num} process(es) that sign in at {address} within {wait_s:.0f} s",
-            came,
+            str(came),
             f"Look at {node}: {why}. {leave_out([node], is_slurm)}",
         )
         yield Problem(Check.rendezvous, (node,), sentence)
@@ -65,13 +66,13 @@ def judge_hang(
     """Yield a problem for every node with a process that stands at the earliest check of all.
 
     Args:
-        phases: What each rank began last: the value of a check, or DONE.
+        phases: What each rank began last: the value of a check, AWAITS, or DONE.
         nodes: Node of each rank.
     """
-    order = [*(check.value for check in Check), DONE]
+    order = [*(check.value for check in Check), AWAITS, DONE]
     where = {rank: order.index(phases.get(rank, Check.rendezvous.value)) for rank in nodes}
     first = min(where.values(), default=len(order) - 1)
-    if order[first] == DONE:
+    if order[first] in (AWAITS, DONE):
         return
     check = Check(order[first])
     late: dict[str, list[int]] = defaultdict(list)
@@ -86,7 +87,7 @@ def judge_hang(
         names = sorted(group)
         ranks = sorted(rank for node in names for rank in late[node])
         out = "" if is_common else f" {leave_out(names, is_slurm)}"
-        sentence = must(
+        sentence = observed(
             f"{check.value} on {', '.join(names)}",
             f"done within {wait_s:.0f} s (cluster.preflight.timeout_s)",
             f"unfinished on rank(s) {', '.join(map(str, ranks))}",

@@ -16,7 +16,7 @@ import torch.distributed as torch_dist
 from trainer.config.preflight import PreflightConfig
 from trainer.errors import TopologyError
 from trainer.preflight import clock, folder
-from trainer.preflight.absence import DONE, judge_hang, judge_missing
+from trainer.preflight.absence import AWAITS, DONE, judge_hang, judge_missing
 from trainer.preflight.bandwidth import measure_between, measure_pairs, measure_within, open_group
 from trainer.preflight.facts import (
     BandwidthFacts,
@@ -41,9 +41,9 @@ from trainer.preflight.verdict import (
     judge_versions,
 )
 
-MARGIN_S = 3.0
+MARGIN_S = 5.0
 """Kept for telling the verdict."""
-GOODBYE_S = 3.0
+GOODBYE_S = 2.0
 _GO, _STOP = "go", "stop"
 
 
@@ -87,6 +87,7 @@ def _meet(meeting: Meeting, plan: Plan, findings: Findings) -> list[str]:
     meeting.enter(Check.rendezvous.value)
     meeting.tell(f"in/{env.rank}", meeting.node)
     if not env.is_first:
+        meeting.enter(AWAITS)
         return list(json.loads(meeting.hear("nodes", meeting.left_s())))
     start = time.monotonic()
     wait_s = min(plan.limits.rendezvous_s, meeting.left_s(MARGIN_S))
@@ -141,14 +142,16 @@ def _try_folder(
     if rank not in firsts:
         return _hear(meeting, "folder")
     findings.at = Check.run_dir
-    meeting.enter(Check.run_dir.value)
     waited: float | None = 0.0
     if meeting.env.is_first:
+        meeting.enter(Check.run_dir.value)
         nonce = uuid.uuid4().hex
         error = folder.write_probe(where, nonce, meeting.node)
         meeting.tell("folder/nonce", json.dumps([nonce, error is None, meeting.node]))
     else:
+        meeting.enter(AWAITS)
         nonce, is_written, first = json.loads(meeting.hear("folder/nonce", meeting.left_s()))
+        meeting.enter(Check.run_dir.value)
         if is_written:
             waited = folder.wait_for_probe(where, nonce, first, plan.limits.visible_s)
         error = folder.write_probe(where, nonce, meeting.node)
@@ -216,6 +219,7 @@ def _time_all_reduce(meeting: Meeting, plan: Plan, findings: Findings, nodes: li
     device = device_of(env.local_rank) if on_gpu else torch.device("cpu")
     mine = _rates(meeting, findings, nodes, device)
     meeting.tell(f"rates/{env.rank}", to_json(mine))
+    meeting.enter(AWAITS)
     if env.is_first:
         got = meeting.collect("rates", range(env.world_size), meeting.left_s(MARGIN_S))
         facts = [BandwidthFacts(**json.loads(got[rank])) for rank in sorted(got)]
@@ -285,12 +289,14 @@ def _decide(
 
 def _hear(meeting: Meeting, name: str) -> bool:
     """Return what the first process decided."""
+    meeting.enter(AWAITS)
     return meeting.hear(f"decided/{name}", meeting.left_s()) == _GO
 
 
 def _conclude(meeting: Meeting, findings: Findings) -> bool:
     """Tell the verdict; the first process, in which the store lives, stays until the others have heard it."""
     env = meeting.env
+    findings.is_final = True
     meeting.enter(DONE)
     if env.is_first:
         meeting.tell("verdict", _STOP if findings.has_failed else _GO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ class Findings:
         self.problems: list[Problem] = []
         self.at = Check.rendezvous
         """The check that runs."""
+        self.is_final = False
+        """Nothing more will be found."""
 
     def add(self, row: Row, problems: Iterable[Problem] = ()) -> None:
         """Take the result of a check."""
@@ -50,8 +53,6 @@ class Findings:
 def show(findings: Findings, seconds: float) -> None:
     """Print one table, and below it what to mend; a problem stands on one line, for those who search logs."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "nodes", "result"):
         table.add_column(
@@ -62,12 +63,24 @@ def show(findings: Findings, seconds: float) -> None:
         result = f"FAILED on {', '.join(nodes)}; {row.result}" if row.has_failed else row.result
         style = "bold red" if row.has_failed else None
         table.add_row(row.check.value, str(row.nodes or "-"), result, style=style)
-    console.print(table, markup=False, highlight=False)
+    print_table(console, table)
     for problem in findings.problems:
         console.print(f"Error: {problem.sentence}", highlight=False, markup=False, soft_wrap=True)
     end = f"{len(findings.problems)} problem(s)" if findings.problems else "all well"
     console.print(f"Preflight: {end}, {seconds:.1f} s.", highlight=False)
     console.file.flush()
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; in a file, at a fixed width and without blanks at the ends of lines."""
+    if console.is_terminal:
+        console.print(table, markup=False, highlight=False)
+        return
+    drawn = Console(file=io.StringIO(), width=_WIDTH)
+    with drawn.capture() as text:
+        drawn.print(table, markup=False, highlight=False)
+    for line in text.get().splitlines():
+        console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 def failed_nodes(problems: Sequence[Problem], check: Check) -> list[str]:

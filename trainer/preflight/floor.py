@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.config.rule import must
+from trainer.config.rule import observed
 from trainer.preflight.facts import BandwidthFacts, Check, Problem, Row
 
 GPU_WITHIN = 4.0
@@ -66,9 +66,13 @@ def between_by_node(facts: Sequence[BandwidthFacts]) -> dict[str, float]:
 def judge_within(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[Row, list[Problem]]:
     """Compare the all-reduce inside each node with the floor."""
     lowest: dict[str, float] = {}
-    failed = [_failed(one) for one in facts if one.error is not None]
+    failed = [one for one in facts if one.error is not None]
     if failed:
-        return Row(Check.within, len(facts), "failed"), failed
+        # Those that only waited for others say so.
+        reasons = [one for one in failed if "timeout" not in str(one.error).lower()]
+        return Row(Check.within, len({one.node for one in facts}), "failed"), [
+            _failed(one) for one in reasons or failed
+        ]
     for one in facts:
         if one.within is not None:
             lowest[one.node] = min(one.within, lowest.get(one.node, one.within))
@@ -78,7 +82,7 @@ def judge_within(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[
         Problem(
             Check.within,
             (node,),
-            must(
+            observed(
                 f"all-reduce in {node}",
                 f"at least {floor:g} GB/s (cluster.preflight.min_intra_node_gb_per_s)",
                 f"{rate:.3g}",
@@ -95,6 +99,8 @@ def judge_within(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[
 def judge_between(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[Row, list[Problem]]:
     """Compare the all-reduce between nodes with the floor; the measurements in pairs say who is slow."""
     rates = between_by_node(facts)
+    if any(one.error is not None for one in facts):
+        return Row(Check.between, 0, "not measured"), []
     if not rates:
         return Row(Check.between, 0, "one node"), []
     slowest = min(rates, key=lambda node: rates[node])
@@ -103,7 +109,7 @@ def judge_between(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple
         return row, []
     pairs = {(one.node, other): rate for one in facts for other, rate in one.pairs.items()}
     nodes, seen = _slow_nodes(list(rates), pairs)
-    text = must(
+    text = observed(
         f"all-reduce between {', '.join(nodes)}"
         if len(nodes) == len(rates)
         else f"all-reduce between {', '.join(nodes)} and others",
@@ -116,10 +122,10 @@ def judge_between(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple
 
 
 def _failed(one: BandwidthFacts) -> Problem:
-    text = must(
+    text = observed(
         f"all-reduce on {one.node} (rank {one.rank})",
         "able to reach the other processes",
-        one.error,
+        str(one.error),
         "Name the network in cluster.nccl.NCCL_SOCKET_IFNAME (cluster.environment.GLOO_SOCKET_IFNAME on CPUs); the "
         "host name must not resolve to 127.0.0.1 or 127.0.1.1 there (getent hosts $(hostname)).",
     )

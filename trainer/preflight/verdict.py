@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.config.rule import must
+from trainer.config.rule import observed
 from trainer.preflight.facts import Check, ClockFacts, FolderFacts, NodeFacts, Problem, RankFacts, Row
 
 _SHOWN = 4
@@ -78,10 +78,10 @@ def _odd_ones(name: str, by_node: Mapping[str, str | None]) -> Iterator[Problem]
             "(cluster.container.image), and one driver."
         )
         shown = [text and (text[:12] if "digest" in name else text) for text in (value, right)]
-        sentence = must(
+        sentence = observed(
             f"{name} on {_names(odd)}",
             f"{shown[1] or 'absent'} as on {_names(others)}",
-            shown[0] or "absent",
+            str(shown[0] or "absent"),
             fix,
         )
         yield Problem(Check.versions, tuple(odd), sentence)
@@ -92,10 +92,10 @@ def _odd_code(by_node: Mapping[str, Mapping[str, str]]) -> Iterator[Problem]:
     for value, odd, right, others in _minorities(whole):
         mine, theirs = by_node[odd[0]], by_node[others[0]]
         files = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
-        sentence = must(
+        sentence = observed(
             f"palimpsest's code on {_names(odd)}",
             f"{right} as on {_names(others)}",
-            value,
+            str(value),
             f"It differs in {_names(files)}: install the same version there, or one that all nodes share.",
         )
         yield Problem(Check.versions, tuple(odd), sentence)
@@ -143,10 +143,10 @@ def judge_gpus(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Prob
 
 def _missing_gpus(node: str, of: NodeFacts, wanted: int, asked: Asked) -> Problem:
     why = f" {of.gpu_trouble}." if of.gpu_trouble else ""
-    sentence = must(
+    sentence = observed(
         f"GPUs of {node}",
         f"at least the {wanted} that a node is asked for (cluster.gpus_per_node, cluster.ranks_per_node)",
-        of.num_gpus,
+        str(of.num_gpus),
         f"{why.strip()} See `nvidia-smi` there. {leave_out([node], asked.is_slurm)}".strip(),
     )
     return Problem(Check.gpus, (node,), sentence)
@@ -156,7 +156,7 @@ def _sick(one: RankFacts, asked: Asked) -> Iterator[str]:
     """Yield a sentence for everything that is wrong with the GPU of a process."""
     out = leave_out([one.node], asked.is_slurm)
     if one.trouble is not None:
-        yield must(
+        yield observed(
             one.where,
             "able to multiply matrices",
             one.trouble,
@@ -166,23 +166,23 @@ def _sick(one: RankFacts, asked: Asked) -> Iterator[str]:
     if gpu is None:
         return
     if gpu.ecc_errors is not None and gpu.ecc_errors > asked.max_ecc_errors:
-        yield must(
+        yield observed(
             one.where,
             f"free of uncorrected ECC errors (cluster.preflight.max_ecc_errors={asked.max_ecc_errors})",
             f"{gpu.ecc_errors} since its driver was loaded",
             f"Have it reset: nvidia-smi --gpu-reset -i {gpu.uuid or one.local_rank}. {out}",
         )
     if gpu.is_remap_pending:
-        yield must(
+        yield observed(
             one.where,
             "free of rows that wait to be remapped",
             "pending",
             f"Have it reset: nvidia-smi --gpu-reset -i {gpu.uuid or one.local_rank}. {out}",
         )
     if gpu.has_remap_failed:
-        yield must(one.where, "able to remap rows", "failed", f"The GPU must be replaced. {out}")
+        yield observed(one.where, "able to remap rows", "failed", f"The GPU must be replaced. {out}")
     if gpu.slowdowns:
-        yield must(
+        yield observed(
             one.where,
             "at full speed under load",
             f"held back by {', '.join(gpu.slowdowns)}",
@@ -203,7 +203,7 @@ def judge_matmul(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Pr
         Problem(
             Check.matmul,
             (one.node,),
-            must(
+            observed(
                 f"matmul rate of {one.where}",
                 f"at least {asked.min_matmul_share:g} of the median, {median / 1e12:.0f} TFLOP/s "
                 "(cluster.preflight.min_matmul_share)",
@@ -227,7 +227,7 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, lis
     problems = []
     for one in folders:
         if one.write_error is not None:
-            text = must(
+            text = observed(
                 f"run_dir on {one.node}",
                 "a folder that it can write to",
                 f"{asked.run_dir}: {one.write_error}",
@@ -240,17 +240,19 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, lis
                 if not one.is_seen
                 else f"{asked.run_dir}, where {first} does not see what {one.node} wrote"
             )
-            text = must(
+            text = observed(
                 f"run_dir on {one.node}",
                 "one folder that all nodes share",
                 unseen,
                 f"Mount the shared disk there, or choose a run_dir on one. {leave_out([one.node], asked.is_slurm)}",
             )
             problems.append(Problem(Check.run_dir, (one.node,), text))
-    free = [(one.free_bytes, one.node) for one in folders if one.free_bytes is not None]
+    # Who does not share the disk has another's room.
+    sharing = [one for one in folders if one.node not in {node for of in problems for node in of.nodes}]
+    free = [(one.free_bytes, one.node) for one in sharing if one.free_bytes is not None]
     least, where = min(free, default=(None, first))
     if least is not None and asked.need_bytes is not None and least < asked.need_bytes:
-        text = must(
+        text = observed(
             f"run_dir on {where}",
             f"a disk with room for {asked.num_checkpoints} checkpoints, {asked.need_bytes / 1e9:.3g} GB",
             f"{asked.run_dir} with {least / 1e9:.3g} GB",
@@ -277,7 +279,7 @@ def judge_clocks(clocks: Sequence[ClockFacts], asked: Asked) -> tuple[Row, list[
         if abs(off) - one.round_trip_s / 2 <= asked.max_clock_skew_s:
             continue
         against = "the median of all nodes" if len(clocks) > 2 else clocks[0].node
-        text = must(
+        text = observed(
             f"clock of {one.node}",
             f"within {asked.max_clock_skew_s:g} s of {against} (cluster.preflight.max_clock_skew_s)",
             f"{abs(off):.1f} s {'ahead' if off > 0 else 'behind'}",

@@ -174,10 +174,18 @@ preflight() {
     code=$?
     # The first process that found something wrong wrote this.
     [[ -s $logs/exit-code ]] && return "$(<"$logs/exit-code")"
-    if ((code == 124 || code == 137)); then
-        missing=$(comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) \
-            <(find "$logs/nodes" -type f -printf '%f\n' 2>/dev/null | sort) | paste -sd ,)
-        echo "Error: \`preflight\` must end within 57 s, but did not. Python did not begin on: ${missing:-no node, it hangs}. See $logs"
+    ((code == 0)) && return
+    # Nodes on which Python began left their names.
+    missing=$(comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) \
+        <(find "$logs/nodes" -type f -printf '%f\n' 2>/dev/null | sort) | paste -sd ,)
+    if [[ $missing ]]; then
+        echo "Error: \`preflight\` must begin on every node, but did not on $missing (exit code $code) instead. Look at" \
+            "the lines above. Until it is mended submit with cluster.exclude='$missing' (sbatch --exclude), or have" \
+            "it drained: scontrol update NodeName=$missing State=DRAIN Reason=palimpsest."
+        return 2
+    elif ((code == 124 || code == 137)); then
+        echo "Error: \`preflight\` must end within 57 s, but hangs instead. See $logs for the node, and raise" \
+            "cluster.preflight.timeout_s if it only takes so long to load torch."
         return 2
     fi
     return "$code"
