@@ -101,10 +101,15 @@ def _last_error(folders: Iterable[Path]) -> str | None:
 
 
 def _failed_check(folder: Path) -> str | None:
-    """Return what the checks of the nodes found first in an attempt; None where they passed, or said nothing."""
+    """Return what the checks of the nodes found first in an attempt; None where they passed, or said nothing.
+
+    Why a node did not come is not known to the others: where it could, it said so itself, in the console's lines.
+    """
     try:
         problems = json.loads((folder / PREFLIGHT).read_text(encoding="utf-8"))["problems"]
         first = f"Error: {problems[0]['sentence']}"
+        if problems[0]["check"] == "rendezvous":
+            return None
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return first if len(problems) == 1 else f"{first} (and {len(problems) - 1} more)"

@@ -22,7 +22,7 @@ from trainer.dist.env import rank_env
 from trainer.errors import ConfigError, TrainerError
 from trainer.invocation import Invocation, frozen_config, parse
 from trainer.runtime.job import leave_exit_code
-from trainer.usage import SUBCOMMANDS, help_text
+from trainer.usage import DETAILS, SUBCOMMANDS, help_text
 
 EXIT_USER_ERROR = 2
 EXIT_REFUSED = 3
@@ -49,6 +49,9 @@ def run_command(arguments: Sequence[str]) -> int:
     """Run a command line and return the exit code."""
     _quieten_libraries()
     try:
+        if arguments and arguments[0] in DETAILS and "--help" in arguments:
+            print(DETAILS[arguments[0]])
+            return 0
         if not arguments or arguments[0] in ("-h", "--help", "help") or "--help" in arguments:
             print(help_text())
             return 0

@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 from rich.console import Console
 from rich.table import Table
 
-from trainer.checkpoint.layout import find_checkpoints
+from trainer.checkpoint.space import num_to_come
 from trainer.config.check import check_config
 from trainer.config.cluster import ClusterConfig, Scheduler
 from trainer.config.rule import must
@@ -174,7 +174,7 @@ def _asked(config: RunConfig, env: RankEnv) -> Asked:
         # On a login node nobody asked for the GPUs of the others.
         num_gpus = cluster.num_gpus_asked if is_slurm else 0
     num_kept = config.checkpoint.keep_last + int(config.checkpoint.keep_best)
-    num_new = max(num_kept + 1 - len(find_checkpoints(Path(config.run_dir))), 1)
+    num_new = num_to_come(Path(config.run_dir), num_kept, config.checkpoint.keep_every_steps)
     size = _checkpoint_bytes(config, env.world_size) if env.is_first else None
     return Asked(
         num_gpus=num_gpus,

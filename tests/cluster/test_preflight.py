@@ -145,6 +145,7 @@ def test_a_run_directory_that_a_node_does_not_see_is_told_by_that_node(check):
     assert job.finish() == 2 and not job.has_ranks and job.seconds < LIMIT_S
     assert "Error: `run_dir on node2` must be the folder that all nodes share, but is" in job.run.log
     assert [check for check, _, _ in job.problems()] == ["rendezvous"]
+    assert run_status(job.run.run_dir).last_error.startswith("Error: `run_dir on node2` must be")
 
 
 OWN_DISK = """exec unshare --mount bash -c '
@@ -191,7 +192,9 @@ def test_a_disk_that_a_node_cannot_write_to_is_found(check, more, error):
 
 @pytest.mark.slow
 def test_a_disk_without_room_for_the_checkpoints_is_found(check):
-    job = check("model.tiny.hidden_size=65536", "model.tiny.num_hidden_layers=64")
+    job = check(
+        "model.tiny.hidden_size=65536", "model.tiny.num_hidden_layers=64", "cluster.write_gb_per_s=1e6"
+    )
     assert job.finish() == 2 and job.seconds < LIMIT_S, job.run.log
     ((name, _, sentence),) = job.problems()
     assert name == "run directory"
@@ -259,8 +262,10 @@ def test_a_first_node_that_hangs_ends_itself_and_says_so(check, tmp_path):
         "cluster.preflight.rendezvous_s=20",
     )
     assert job.finish() == 2 and job.seconds < LIMIT_S, job.run.log
-    ((name, nodes, _),) = job.problems()
-    assert (name, nodes) == ("run directory", ["node1"])
+    # The record goes to the disk that hangs.
+    sentence = run_status(job.run.run_dir).last_error
+    assert sentence.startswith("Error: `run directory on node1` must be done within 30 s")
+    assert "FAILED on node1; not checked" in job.run.log
 
 
 @pytest.mark.slow

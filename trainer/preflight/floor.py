@@ -70,7 +70,7 @@ def judge_within(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[
     if failed:
         # Those that only waited for others say so.
         reasons = [one for one in failed if "timeout" not in str(one.error).lower()]
-        return Row(Check.within, len({one.node for one in facts}), "failed"), [
+        return Row(Check.within, len({one.node for one in facts}), "failed", True), [
             _failed(one) for one in reasons or failed
         ]
     for one in facts:
