@@ -238,10 +238,13 @@ def _launch_on_hosts(config: RunConfig, hosts: list[str]) -> int:
     ours = ("DS_ACCELERATOR", "TOKENIZERS_PARALLELISM")
     variables = {name: os.environ[name] for name in ours if name in os.environ}
     variables |= {**cluster.environment, **cluster.nccl}
-    frozen = freeze(config, Path(config.run_dir))
-    return start_hosts(
-        frozen, hosts, Path(str(cluster.hostfile)), cluster.deepspeed_runner, cluster.master_port, variables
-    )
+    frozen, hostfile = freeze(config, Path(config.run_dir)), Path(str(cluster.hostfile))
+    runner, port = cluster.deepspeed_runner, cluster.master_port
+    if cluster.preflight.enabled and len(hosts) > 1:
+        code = start_hosts("doctor", frozen, hosts, hostfile, runner, port, variables)
+        if code:
+            return code
+    return start_hosts("train", frozen, hosts, hostfile, runner, port, variables)
 
 
 def _start_generation(config: RunConfig) -> int:

@@ -24,6 +24,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
 from trainer.config.store import to_yaml
 from trainer.dist.env import RankEnv, expected_nodes, node_name, rank_env
+from trainer.dist.hosts import parse_hostfile
 from trainer.dist.rendezvous import check_rendezvous
 from trainer.errors import ConfigError, TrainerError
 from trainer.planning import forecast_without_torch
@@ -150,12 +151,24 @@ def _examine(
         asked=_asked(config, env),
         limits=config.cluster.preflight,
         expected=expected_nodes(os.environ, env.world_size),
+        hosts=_hosts(config.cluster),
         started=log_dir / NODES if log_dir is not None and (log_dir / NODES).is_dir() else None,
         folder=nearest(Path(config.run_dir)),
         config_digest=_digest(config, config_file),
     )
     meeting = open_meeting(env, node, config.cluster.preflight.rendezvous_s, deadline)
     return 0 if examine(meeting, plan, findings) or env.is_first else EXIT_FAILED
+
+
+def _hosts(cluster: ClusterConfig) -> list[str]:
+    """Return the host of every rank from the hostfile; none where there is no such file here."""
+    if cluster.hostfile is None:
+        return []
+    path = Path(cluster.hostfile).expanduser()
+    with contextlib.suppress(OSError, UnicodeDecodeError, TrainerError):
+        hosts = parse_hostfile(path.read_text(encoding="utf-8"), str(path))
+        return [host for host, num in hosts.items() for _ in range(num)]
+    return []
 
 
 def _digest(config: RunConfig, config_file: Path | None) -> str:

@@ -61,6 +61,34 @@ def test_a_floor_that_is_missed_ends_with_2_and_says_where(tmp_path):
     ],
     ids=["torchrun", "deepspeed"],
 )
-def test_launchers_start_the_same_checks(tmp_path, start):
+def test_launchers_start_the_same_checks_and_let_the_first_process_speak(tmp_path, start):
     code, said = doctor(tmp_path, "doctor", start=(sys.executable, *start))
     assert code == 0 and "2 of 2 process(es)" in said, said
+    missed = "cluster.preflight.min_intra_node_gb_per_s=1000"
+    code, said = doctor(tmp_path, "doctor", missed, start=(sys.executable, *start))
+    assert code != 0 and said.count("Error: `all-reduce in") == 1 and "Preflight: 1 problem(s)" in said, said
+
+
+@pytest.mark.slow
+def test_of_three_nodes_each_is_measured_with_its_neighbours_when_all_together_are_slow(tmp_path):
+    """Processes of one machine that are told to be nodes of their own."""
+    port = str(free_port())
+    words = ("run_dir=runs/a", "cluster.preflight.min_inter_node_gb_per_s=1000")
+    processes = []
+    for rank in range(3):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        environment |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1"}
+        environment |= {"MASTER_PORT": port, "SLURMD_NODENAME": f"node{rank + 1}", "OMP_NUM_THREADS": "1"}
+        start = subprocess.Popen(
+            [*MODULE, *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(start)
+    said = processes[0].communicate(timeout=120)[0]
+    assert [process.wait(30) for process in processes] == [2, 2, 2], said
+    assert "`all-reduce between node1, node2, node3` must be at least 1000 GB/s a node" in said
+    assert "clocks                        3  within" in said

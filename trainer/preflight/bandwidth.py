@@ -14,8 +14,8 @@ from trainer.dist.env import RankEnv
 from trainer.preflight.floor import bus_bandwidth, neighbours
 
 MIB = 2**20
-GPU_MIB, CPU_MIB = 256, 16
-"""Largest tensor: bandwidths of NVLink are reached from some 100 MiB on."""
+LARGEST = {"cuda": 256 * MIB, "cpu": 16 * MIB}
+"""Bytes of a tensor: bandwidths of NVLink are reached from some 100 MiB on."""
 MEASURE_S = 0.6
 MAX_REPEATS = 20
 
@@ -58,6 +58,8 @@ def measure_between(env: RankEnv, nodes: Sequence[str], device: torch.device) ->
 def measure_pairs(env: RankEnv, nodes: Sequence[str], device: torch.device) -> dict[str, float]:
     """Return the bandwidths between this node and its neighbours, alone with each; empty on all but first processes.
 
+    Two that exchange a tensor move as much over their link as two in an all-reduce do, and need no group for it.
+
     Ranks:
         Collective.
     """
@@ -65,12 +67,43 @@ def measure_pairs(env: RankEnv, nodes: Sequence[str], device: torch.device) -> d
     found: dict[str, float] = {}
     for pairs in neighbours(list(first)):
         for one, other in pairs:
-            if env.rank in (first[one], first[other]):
-                rate = _bandwidth(sorted((first[one], first[other])), device)
-                if env.rank == first[one] and rate is not None:
-                    found[other] = rate
+            if env.rank == first[one]:
+                found[other] = _exchange_rate(first[other], device)
+            elif env.rank == first[other]:
+                _exchange_rate(first[one], device)
         torch_dist.barrier()
     return found
+
+
+def _exchange_rate(peer: int, device: torch.device) -> float:
+    """Return 10^9 bytes a second that go each way while this process and another exchange a tensor."""
+    _exchange(peer, MIB, device)
+    seconds = _exchange(peer, MIB, device)
+    # Both saw the same exchange, but on their own clocks: they agree by one more.
+    mine, theirs = torch.tensor([seconds], device=device), torch.zeros(1, device=device)
+    _swap(peer, mine, theirs)
+    seconds = max(float(mine.item()), float(theirs.item()))
+    num_bytes = min(LARGEST[device.type], max(MIB, int(MIB * MEASURE_S / 4 / seconds)))
+    return num_bytes / _exchange(peer, num_bytes, device) / 1e9
+
+
+def _exchange(peer: int, num_bytes: int, device: torch.device) -> float:
+    sent = torch.zeros(num_bytes // 4, device=device, dtype=torch.float32)
+    received = torch.empty_like(sent)
+    _wait(device)
+    start = time.perf_counter()
+    _swap(peer, sent, received)
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _swap(peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
+    both = [
+        torch_dist.P2POp(torch_dist.isend, sent, peer),
+        torch_dist.P2POp(torch_dist.irecv, received, peer),
+    ]
+    for work in torch_dist.batch_isend_irecv(both):
+        work.wait()
 
 
 def _local(nodes: Sequence[str], rank: int) -> int:
@@ -80,14 +113,15 @@ def _local(nodes: Sequence[str], rank: int) -> int:
 
 def _bandwidth(ranks: list[int], device: torch.device) -> float | None:
     """Return the bus bandwidth of an all-reduce among some ranks in 10^9 bytes a second; None for one alone."""
+    # Also of one alone: torch counts the groups of a process into the name of the next (2.13), which must be the same
+    # on all its ranks.
+    group = torch_dist.new_group(ranks, use_local_synchronization=True)
     if len(ranks) < 2:
         return None
-    group = torch_dist.new_group(ranks, use_local_synchronization=True)
-    largest = (GPU_MIB if device.type == "cuda" else CPU_MIB) * MIB
     # The first opens connections; the second says what a slow network can be asked for.
     _seconds(group, MIB, 1, device)
     each_s = _agreed(_seconds(group, MIB, 1, device), group, device)
-    num_bytes = min(largest, max(MIB, int(MIB * MEASURE_S / 4 / each_s)))
+    num_bytes = min(LARGEST[device.type], max(MIB, int(MIB * MEASURE_S / 4 / each_s)))
     each_s = _agreed(_seconds(group, num_bytes, 1, device), group, device)
     repeats = max(1, min(MAX_REPEATS, int(MEASURE_S / each_s)))
     seconds = _agreed(_seconds(group, num_bytes, repeats, device) / repeats, group, device)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ from trainer.preflight.verdict import (
 MARGIN_S = 5.0
 """Kept for telling the verdict."""
 GOODBYE_S = 2.0
+PATIENCE_S = 2.0
+"""A launcher ends all processes when one ends with a code: the first must have spoken before."""
 _GO, _STOP = "go", "stop"
 
 
@@ -55,6 +58,8 @@ class Plan:
     limits: PreflightConfig
     expected: Mapping[str, int] | None
     """Processes by node; None where nobody says which nodes there are."""
+    hosts: Sequence[str]
+    """Names by rank from a hostfile, which may not be what the hosts call themselves; empty without one."""
     started: Path | None
     """Folder in which every node leaves its name when its Python begins."""
     folder: Path
@@ -96,7 +101,7 @@ def _meet(meeting: Meeting, plan: Plan, findings: Findings) -> list[str]:
     began = [path.name for path in plan.started.iterdir()] if plan.started else []
     missing: list[Problem] = []
     if len(present) < env.world_size:
-        expected = plan.expected or _unnamed(present, env.world_size)
+        expected = plan.expected or _unnamed(present, env.world_size, plan.hosts)
         missing = [*judge_missing(expected, arrived, began, meeting.address, wait_s, plan.asked.is_slurm)]
     took = time.monotonic() - start
     result = f"{len(present)} of {env.world_size} process(es) at {meeting.address} after {took:.1f} s"
@@ -106,9 +111,11 @@ def _meet(meeting: Meeting, plan: Plan, findings: Findings) -> list[str]:
     return nodes
 
 
-def _unnamed(present: Mapping[int, str], world_size: int) -> dict[str, int]:
-    """Return whom to expect where no scheduler named the nodes."""
+def _unnamed(present: Mapping[int, str], world_size: int, hosts: Sequence[str]) -> dict[str, int]:
+    """Return who is missing where no scheduler named the nodes: by the hostfile, else by ranks."""
     missing = [rank for rank in range(world_size) if rank not in present]
+    if len(hosts) == world_size:
+        return dict(Counter(hosts[rank] for rank in missing))
     shown = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
     return {f"the node(s) of rank(s) {shown}": len(missing)}
 
@@ -232,7 +239,7 @@ def _time_all_reduce(meeting: Meeting, plan: Plan, findings: Findings, nodes: li
         findings.add(*judge_between(facts, floors.between))
         _decide(meeting, "rates", plan, findings, dict(enumerate(nodes)), got)
     elif meeting.hear("pairs", meeting.left_s()) == _GO:
-        meeting.tell(f"pairs/{env.rank}", json.dumps(measure_pairs(env, nodes, device)))
+        meeting.tell(f"pairs/{env.rank}", json.dumps(_pair_rates(meeting, nodes, device)))
     if mine.error is None:
         torch_dist.destroy_process_group()
 
@@ -261,11 +268,19 @@ def _in_pairs(
     if floors.between is None or slowest is None or slowest >= floors.between or len(set(nodes)) < 3:
         return facts
     meeting.tell("pairs", _GO)
-    meeting.tell(f"pairs/{meeting.env.rank}", json.dumps(measure_pairs(meeting.env, nodes, device)))
+    meeting.tell(f"pairs/{meeting.env.rank}", json.dumps(_pair_rates(meeting, nodes, device)))
     got = meeting.collect("pairs", range(len(nodes)), meeting.left_s(MARGIN_S))
     return [
         dataclasses.replace(one, pairs=json.loads(got[one.rank])) if one.rank in got else one for one in facts
     ]
+
+
+def _pair_rates(meeting: Meeting, nodes: list[str], device: torch.device) -> dict[str, float]:
+    try:
+        return measure_pairs(meeting.env, nodes, device)
+    except RuntimeError:
+        # That the floor is missed is known without them.
+        return {}
 
 
 def _decide(
@@ -305,4 +320,6 @@ def _conclude(meeting: Meeting, findings: Findings) -> bool:
         return not findings.has_failed
     passed = meeting.hear("verdict", meeting.left_s()) == _GO
     meeting.tell(f"heard/{env.rank}", "")
+    if not passed:
+        time.sleep(PATIENCE_S)
     return passed

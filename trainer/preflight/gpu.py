@@ -13,6 +13,8 @@ SLOWDOWNS = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
+_CORE = 0
+"""NVML_TEMPERATURE_GPU."""
 NO_PACKAGE = "nvidia-ml-py is not installed (pip install 'palimpsest-trainer[gpu]')"
 
 
@@ -60,5 +62,5 @@ def read_gpu(name: str, memory_gib: float, uuid: str) -> GpuFacts:
         is_remap_pending=None if rows is None else bool(rows[2]),
         has_remap_failed=None if rows is None else bool(rows[3]),
         slowdowns=slowdowns(reasons or 0),
-        temperature_c=ask("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
+        temperature_c=ask("nvmlDeviceGetTemperature", _CORE),
     )

@@ -47,8 +47,18 @@ class Meeting:
         self.tell(f"at/{self.env.rank}", phase)
 
     def tell(self, key: str, text: str) -> None:
-        """Leave a message."""
-        self.store.set(key, text)
+        """Leave a message.
+
+        Raises:
+            TopologyError: The first process, in which the store lives, is gone.
+        """
+        try:
+            self.store.set(key, text)
+        except DistError as error:
+            raise TopologyError(
+                f"`rendezvous of {self.node}` must reach the first process at {self.address}, but that is gone instead "
+                f"({_short(error)}). See what it says."
+            ) from error
 
     def hear(self, key: str, wait_s: float) -> str:
         """Return a message of the first process.
