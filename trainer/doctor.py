@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -127,8 +128,12 @@ def examine_nodes(config: RunConfig, config_file: Path | None) -> int:
             expected = expected_nodes(os.environ, env.world_size)
             findings.problems += judge_stuck(look_in(env), expected, node, findings.at, limits.timeout_s)
         conclude()
+        if not env.is_first:
+            for problem in findings.problems:
+                print(f"[rank {env.rank}] Error: {problem.sentence}", file=sys.stderr)
 
-    left_s = max(limits.timeout_s - (time.time() - began), 1.0)
+    # A clock that was set meanwhile must not take, or give, all of it.
+    left_s = limits.timeout_s - min(max(time.time() - began, 0.0), limits.timeout_s / 2)
     with ended_after(left_s, last_words, EXIT_FAILED):
         return _examine(config, config_file, env, node, findings, time.monotonic() + left_s) or conclude()
 

@@ -306,11 +306,15 @@ def test_an_interface_that_is_not_there_is_told_by_the_all_reduce(check):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_nodes_are_checked_whatever_starts_the_ranks(check, launcher):
-    job = check(launcher=launcher)
+@pytest.mark.parametrize(
+    ("launcher", "cores"), [("srun", "1"), ("torchrun", "1"), ("torchrun", "null"), ("deepspeed", "1")]
+)
+def test_nodes_are_checked_by_one_process_a_rank_whatever_starts_the_ranks(check, launcher, cores):
+    job = check("cluster.ranks_per_node=2", f"cluster.cpus_per_rank={cores}", launcher=launcher)
     assert job.finish() == 0, job.run.log
-    assert "2 of 2 process(es) at node1:" in job.run.log
+    assert "4 of 4 process(es) at node1:" in job.run.log
+    rows = {row["check"]: row["nodes"] for row in job.record["rows"]}
+    assert rows["all-reduce in nodes"] == rows["all-reduce between nodes"] == 2
 
 
 @pytest.mark.slow

@@ -101,6 +101,8 @@ def _preflight_problems(preflight: PreflightConfig) -> Iterator[str]:
     ):
         if not is_allowed:
             usual = getattr(default, key)
+            if key in ("rendezvous_s", "visible_s"):
+                usual = min(usual, max(preflight.timeout_s // 2, 1))
             fix = f"Set cluster.preflight.{key}={'null' if usual is None else usual}."
             yield must(f"cluster.preflight.{key}", rule, getattr(preflight, key), fix)
 

@@ -11,4 +11,4 @@ def must(key: str, rule: str, value: object, fix: str) -> str:
 
 def observed(key: str, rule: str, state: str, fix: str) -> str:
     """Return the same sentence of something that was measured: its state is words of ours, without quotes."""
-    return f"`{key}` must be {rule}, but is {state} instead. {fix}"
+    return f"`{key}` must be {rule}, but is {state} instead. {fix}".rstrip()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from trainer.config.rule import observed
 from trainer.preflight.facts import Check, Problem
@@ -22,26 +22,40 @@ _FIXES = {
 }
 
 
+def absent(
+    present: Mapping[int, str], world_size: int, expected: Mapping[str, int] | None, hosts: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """Return (processes that came, processes in all) of every node of which some are missing.
+
+    Args:
+        present: Node by rank, of those that came.
+        expected: Processes by node, as SLURM gave them out.
+        hosts: Host of every rank from a hostfile, which may not be what the hosts call themselves.
+    """
+    missing = [rank for rank in range(world_size) if rank not in present]
+    if expected is not None:
+        arrived = Counter(present.values())
+        short = {node: (arrived[node], num) for node, num in expected.items() if arrived[node] < num}
+        if short:
+            return short
+    if len(hosts) == world_size:
+        all_of, gone = Counter(hosts), Counter(hosts[rank] for rank in missing)
+        return {host: (all_of[host] - num, all_of[host]) for host, num in gone.items()}
+    shown = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
+    return {f"the node(s) of rank(s) {shown}": (0, len(missing))}
+
+
 def judge_missing(
-    expected: Mapping[str, int],
-    arrived: Mapping[str, int],
-    started: Iterable[str],
-    address: str,
-    wait_s: float,
-    is_slurm: bool,
+    short: Mapping[str, tuple[int, int]], started: Iterable[str], address: str, wait_s: float, is_slurm: bool
 ) -> Iterator[Problem]:
     """Yield a problem for every node whose processes did not all come.
 
     Args:
-        expected: Processes by node.
-        arrived: The same, of those that came.
+        short: What `absent` returned.
         started: Nodes on which Python began.
     """
     started = set(started)
-    for node, num in expected.items():
-        came = arrived.get(node, 0)
-        if came >= num:
-            continue
+    for node, (came, num) in short.items():
         if node in started and not came:
             why = (
                 f"its Python began, and either still loads torch or does not reach {address}: see its lines "

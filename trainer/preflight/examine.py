@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ import torch.distributed as torch_dist
 from trainer.config.preflight import PreflightConfig
 from trainer.errors import TopologyError
 from trainer.preflight import clock, folder
-from trainer.preflight.absence import AWAITS, DONE, judge_hang, judge_missing
+from trainer.preflight.absence import AWAITS, DONE, absent, judge_hang, judge_missing
 from trainer.preflight.bandwidth import measure_between, measure_pairs, measure_within, open_group
 from trainer.preflight.facts import (
     BandwidthFacts,
     Check,
     ClockFacts,
     FolderFacts,
-    Problem,
     Row,
     rank_facts,
     to_json,
@@ -32,7 +30,7 @@ from trainer.preflight.facts import (
 from trainer.preflight.findings import Findings
 from trainer.preflight.floor import Floors, between_by_node, floors_of, judge_between, judge_within
 from trainer.preflight.inventory import device_of, node_facts, take_facts
-from trainer.preflight.meeting import Meeting, processes_by_node
+from trainer.preflight.meeting import Meeting
 from trainer.preflight.verdict import (
     Asked,
     judge_clocks,
@@ -97,27 +95,16 @@ def _meet(meeting: Meeting, plan: Plan, findings: Findings) -> list[str]:
     start = time.monotonic()
     wait_s = min(plan.limits.rendezvous_s, meeting.left_s(MARGIN_S))
     present = meeting.collect("in", range(env.world_size), wait_s)
-    arrived = processes_by_node(present)
-    began = [path.name for path in plan.started.iterdir()] if plan.started else []
-    missing: list[Problem] = []
-    if len(present) < env.world_size:
-        expected = plan.expected or _unnamed(present, env.world_size, plan.hosts)
-        missing = [*judge_missing(expected, arrived, began, meeting.address, wait_s, plan.asked.is_slurm)]
     took = time.monotonic() - start
     result = f"{len(present)} of {env.world_size} process(es) at {meeting.address} after {took:.1f} s"
-    findings.add(Row(Check.rendezvous, len(arrived), result), missing)
+    findings.add(Row(Check.rendezvous, len(set(present.values())), result))
+    if len(present) < env.world_size:
+        began = [path.name for path in plan.started.iterdir()] if plan.started else []
+        expected = absent(present, env.world_size, plan.expected, plan.hosts)
+        findings.problems += judge_missing(expected, began, meeting.address, wait_s, plan.asked.is_slurm)
     nodes = [present[rank] for rank in sorted(present)] if len(present) == env.world_size else []
     meeting.tell("nodes", json.dumps(nodes))
     return nodes
-
-
-def _unnamed(present: Mapping[int, str], world_size: int, hosts: Sequence[str]) -> dict[str, int]:
-    """Return who is missing where no scheduler named the nodes: by the hostfile, else by ranks."""
-    missing = [rank for rank in range(world_size) if rank not in present]
-    if len(hosts) == world_size:
-        return dict(Counter(hosts[rank] for rank in missing))
-    shown = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
-    return {f"the node(s) of rank(s) {shown}": len(missing)}
 
 
 def _take_facts(meeting: Meeting, plan: Plan, findings: Findings, nodes: list[str]) -> bool:

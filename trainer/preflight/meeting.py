@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -125,17 +124,12 @@ def open_meeting(env: RankEnv, node: str, wait_s: float, deadline: float) -> Mee
             f"`rendezvous of {node}` must reach the first process at {address} within {wait_s:.0f} s, but does not "
             f"({_short(error)}). Look at the network and firewall of {node}, and at what the first node says."
         ) from error
-    return Meeting(env, node, address, PrefixStore("preflight", store), deadline)
+    return Meeting(env, node, address, PrefixStore(_prefix(), store), deadline)
 
 
-def processes_by_node(present: Mapping[int, str]) -> dict[str, int]:
-    """Count ranks by node, nodes in the order of their first rank."""
-    return dict(Counter(present[rank] for rank in sorted(present)))
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _prefix() -> str:
+    """Return a name for the keys; torchrun keeps its store when it starts the processes again."""
+    return f"preflight/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def look_in(env: RankEnv) -> dict[int, str]:
@@ -147,7 +141,12 @@ def look_in(env: RankEnv) -> dict[int, str]:
         address = f"{env.master_addr}:{env.master_port}"
         wait = timedelta(seconds=2)
         store = TCPStore(env.master_addr, env.master_port, timeout=wait, wait_for_workers=False)
-        meeting = Meeting(env, "", address, PrefixStore("preflight", store), 0.0)
+        meeting = Meeting(env, "", address, PrefixStore(_prefix(), store), 0.0)
         return meeting.phases()
     except (DistError, RuntimeError):
         return {}
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

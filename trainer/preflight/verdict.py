@@ -33,10 +33,10 @@ class Asked:
 
 
 def leave_out(nodes: Sequence[str], is_slurm: bool) -> str:
-    """Return how to run without these nodes until they are mended."""
-    names = ",".join(nodes)
+    """Return how to run in SLURM without these nodes until they are mended; elsewhere a person knows."""
     if not is_slurm:
-        return f"Until then run without {names}."
+        return ""
+    names = ",".join(nodes)
     return (
         f"Until then submit with cluster.exclude='{names}' (sbatch --exclude), or have it drained: scontrol update "
         f"NodeName={names} State=DRAIN Reason=palimpsest."

@@ -1,26 +1,42 @@
 """Who did not come, and who hangs where."""
 
-from trainer.preflight.absence import AWAITS, DONE, judge_hang, judge_missing, judge_stuck
+from trainer.preflight.absence import AWAITS, DONE, absent, judge_hang, judge_missing, judge_stuck
 from trainer.preflight.facts import Check
 
 EXPECTED = {"node1": 2, "node2": 2, "node3": 2}
 
 
-def missing(arrived, started=()):
-    return list(judge_missing(EXPECTED, arrived, started, "node1:29500", 25, is_slurm=True))
+def missing(*present, started=(), expected=EXPECTED, hosts=()):
+    """Return the problems when of six ranks, two a node, these came."""
+    nodes = {rank: f"node{1 + rank // 2}" for rank in present}
+    return list(judge_missing(absent(nodes, 6, expected, hosts), started, "node1:29500", 25, is_slurm=True))
 
 
 def test_every_node_that_did_not_come_is_named_with_what_is_known_of_it():
-    assert missing(EXPECTED) == []
-    (silent,) = missing({"node1": 2, "node3": 2})
+    (silent,) = missing(0, 1, 4, 5)
     assert silent.nodes == ("node2",) and "nothing was heard of it" in silent.sentence
-    (begun,) = missing({"node1": 2, "node3": 2}, started=["node1", "node2", "node3"])
+    (begun,) = missing(0, 1, 4, 5, started=["node1", "node2", "node3"])
     assert "its Python began, and either still loads torch or does not reach node1:29500" in begun.sentence
-    (half,) = missing({"node1": 2, "node2": 1, "node3": 2})
+    (half,) = missing(0, 1, 2, 4, 5)
     assert (
         "`rendezvous of node2` must be 2 process(es)" in half.sentence and "but is 1 instead" in half.sentence
     )
-    assert [one.nodes for one in missing({"node1": 2})] == [("node2",), ("node3",)]
+    assert [one.nodes for one in missing(0, 1)] == [("node2",), ("node3",)]
+
+
+def test_without_slurm_the_hostfile_names_who_is_missing_else_the_ranks():
+    """Hosts may call themselves otherwise than the hostfile calls them: only ranks tell who came."""
+    addresses = [f"10.0.0.{1 + rank // 2}" for rank in range(6)]
+    (half,) = missing(0, 1, 2, 4, 5, expected=None, hosts=addresses)
+    assert (
+        half.nodes == ("10.0.0.2",)
+        and "must be 2 process(es)" in half.sentence
+        and "is 1 instead" in half.sentence
+    )
+    (ranks,) = missing(0, 1, 2, expected=None)
+    assert ranks.nodes == ("the node(s) of rank(s) 3, 4, 5",)
+    (renamed,) = missing(0, 1, 2, 4, 5, expected={"node1": 1, "node2": 1, "node3": 1})
+    assert renamed.nodes == ("the node(s) of rank(s) 3",), "somebody is missing, whatever SLURM said"
 
 
 def hang(*phases):

@@ -12,7 +12,7 @@ from trainer.dist.env import RankEnv
 from trainer.errors import TopologyError
 from trainer.preflight import clock, folder
 from trainer.preflight.matmul import measure
-from trainer.preflight.meeting import Meeting, open_meeting, processes_by_node
+from trainer.preflight.meeting import Meeting, open_meeting
 from trainer.preflight.versions import code_digests, compared_versions
 from trainer.runtime.local import free_port
 
@@ -71,7 +71,6 @@ def test_messages_are_collected_from_those_who_left_one_and_waited_for_no_longer
     assert first.phases() == {1: "matmul"}
     with pytest.raises(TopologyError, match="`rendezvous of node2` must hear from the first process"):
         other.hear("nothing", 0.3)
-    assert processes_by_node({1: "b", 0: "a", 2: "b"}) == {"a": 1, "b": 2}
 
 
 def test_a_first_node_that_does_not_answer_is_a_sentence_with_its_address():
