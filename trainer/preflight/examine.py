@@ -43,6 +43,8 @@ from trainer.preflight.verdict import (
 MARGIN_S = 5.0
 """Kept for telling the verdict."""
 GOODBYE_S = 2.0
+CONNECT_S = 20.0
+"""For one step of an all-reduce on CPUs, the first connection included."""
 PATIENCE_S = 2.0
 """A launcher ends all processes when one ends with a code: the first must have spoken before."""
 _GO, _STOP = "go", "stop"
@@ -237,7 +239,7 @@ def _rates(meeting: Meeting, findings: Findings, nodes: list[str], device: torch
     try:
         findings.at = Check.within
         meeting.enter(Check.within.value)
-        open_group(env, meeting.room("group"), device, meeting.left_s(2 * MARGIN_S))
+        open_group(env, meeting.room("group"), device, min(CONNECT_S, meeting.left_s(2 * MARGIN_S)))
         within = measure_within(env, nodes, device)
         findings.at = Check.between
         meeting.enter(Check.between.value)
