@@ -79,7 +79,8 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.launch.status import show_status
 
         return int(show_status(invocation.overrides))
-    if invocation.command == "doctor" and invocation.config_file is not None:
+    is_rank = bool(os.environ.keys() & {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"})
+    if invocation.command == "doctor" and invocation.config_file is not None and is_rank:
         from trainer.doctor import require_file
 
         require_file(invocation.config_file)
@@ -95,7 +96,6 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.launch.submit import submit
 
         return int(submit(config, invocation.is_dry))
-    is_rank = bool(os.environ.keys() & {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"})
     if invocation.command == "doctor":
         from trainer.doctor import examine_machine, examine_nodes
 

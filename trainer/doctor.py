@@ -20,7 +20,7 @@ from rich.table import Table
 from trainer.checkpoint.space import num_to_come
 from trainer.config.check import check_config
 from trainer.config.cluster import ClusterConfig, Scheduler
-from trainer.config.rule import must
+from trainer.config.rule import observed
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
 from trainer.config.store import to_yaml
@@ -79,7 +79,7 @@ def require_file(config_file: Path) -> None:
     if not config_file.exists():
         node = node_name(os.environ)
         raise ConfigError(
-            must(
+            observed(
                 f"run_dir on {node}",
                 "the folder that all nodes share",
                 f"{config_file.parent} without {config_file.name}",
