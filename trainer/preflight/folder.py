@@ -14,8 +14,8 @@ POLL_S = 0.1
 
 
 def nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest above it that is there."""
-    while not folder.is_dir() and folder != folder.parent:
+    """Return the folder, or the nearest above it that is there; a file in its way is returned, and takes no probe."""
+    while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 

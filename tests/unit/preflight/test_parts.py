@@ -44,6 +44,7 @@ def test_why_a_folder_takes_no_file_is_told(tmp_path):
     assert folder.write_probe(tmp_path / "none", NONCE, "node1") == "No such file or directory"
     assert folder.free_bytes(tmp_path / "none") is None
     assert folder.nearest(tmp_path / "none" / "of" / "these") == tmp_path
+    assert folder.nearest(file / "run") == file, "a run directory cannot be made below a file"
 
 
 def two_meetings():
