@@ -16,6 +16,8 @@ RECORD = "attempts.jsonl"
 """One line an event: submitted and queued by `palimpsest submit`; started, ended and gave_up by the batch script."""
 # Behind the labels of srun, of our ranks and of torch's.
 _ERROR = re.compile(r"^(?:\d+: )?(?:\[rank ?\d+\]:? )?(Error\b.*|[\w.]*(?:Error|Exception): .*)$")
+PREFLIGHT = "preflight.json"
+"""What the checks of the nodes found, in the folder of logs of an attempt."""
 _SCHEDULER_ERROR = re.compile(r"^(?:\d+: )?((?:srun|slurmstepd): error: .*)$")
 _TAIL_BYTES = 200_000
 FINAL_CODES = (0, 2, 3, 4)
@@ -108,16 +110,34 @@ def _last_error(folders: Iterable[Path]) -> str | None:
     A line of SLURM counts where the ranks said nothing; it may stand before theirs, and only tells their exit code.
     """
     for folder in folders:
+        found = _failed_check(folder)
+        if found is not None:
+            return found
         lines = [
             line
             for file in [folder / "console.log", *sorted(folder.glob("rank-*.log"))]
             for line in _tail(file)
         ]
         for pattern in (_ERROR, _SCHEDULER_ERROR):
-            found = next(filter(None, map(pattern.match, lines)), None)
-            if found:
-                return found.group(1)
+            match = next(filter(None, map(pattern.match, lines)), None)
+            if match:
+                return match.group(1)
     return None
+
+
+def _failed_check(folder: Path) -> str | None:
+    """Return what the checks of the nodes found first in an attempt; None where they passed, or said nothing.
+
+    Why a node did not come is not known to the others: where it could, it said so itself, in the console's lines.
+    """
+    try:
+        problems = json.loads((folder / PREFLIGHT).read_text(encoding="utf-8"))["problems"]
+        first = f"Error: {problems[0]['sentence']}"
+        if problems[0]["check"] == "rendezvous":
+            return None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return first if len(problems) == 1 else f"{first} (and {len(problems) - 1} more)"
 
 
 def _tail(file: Path) -> list[str]:

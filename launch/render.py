@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-import string
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import resources
-from pathlib import Path
 
-from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher
+from trainer.config.cluster import ClusterConfig, Launcher
 from trainer.dist.env import JOB_PORTS
 
-INDENT = "    "
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a script needs beside the cluster section; all paths absolute."""
-
-    name: str
-    run_dir: Path
-    work_dir: Path
-    """Where relative paths of the configuration begin."""
-    cache_dir: Path
-    python: str
-    signal_lead_s: int
-
-
-class _Template(string.Template):
-    """`$` is bash's."""
-
-    delimiter = "@@"
+from .preflight import render_preflight
+from .words import INDENT, Job, Template, apptainer, in_double_quotes, is_contained, lines, python, pyxis
 
 
 def render(cluster: ClusterConfig, job: Job) -> str:
     """Return the sbatch script."""
     template = resources.files("trainer.launch").joinpath("job.sh.tmpl").read_text(encoding="utf-8")
-    return _Template(template).substitute(
+    return Template(template).substitute(
         name=job.name,
         run_dir=shlex.quote(str(job.run_dir)),
         directives="\n".join(_directives(cluster, job)),
@@ -46,8 +24,10 @@ def render(cluster: ClusterConfig, job: Job) -> str:
         max_stuck=cluster.max_stuck_attempts,
         environment="\n".join(_environment(cluster)),
         rendezvous=_rendezvous(cluster),
-        inputs=_inputs(cluster, job),
+        package=_package(cluster, job),
+        inputs=lines([*_on_first_node(cluster, job), "-m", "trainer.launch.inputs", '"$config"']),
         ranks=_ranks(cluster, job),
+        preflight=render_preflight(cluster, job),
     )
 
 
@@ -136,24 +116,27 @@ def _rendezvous(cluster: ClusterConfig) -> str:
     return "\n".join(lines)
 
 
-def _inputs(cluster: ClusterConfig, job: Job) -> str:
-    """Return the body of the step that makes the inputs on the first node."""
-    holder = "cluster.container.image" if _is_contained(cluster) else "cluster.python"
-    value = cluster.container.image if _is_contained(cluster) else job.python
-    srun = ["srun", "--nodes=1", "--ntasks=1", '--nodelist="$SLURMD_NODENAME"', *_pyxis(cluster, job)]
-    start = [*srun, *_apptainer(cluster, job), _python(cluster, job)]
-    sentence = _in_double_quotes(
+def _on_first_node(cluster: ClusterConfig, job: Job) -> list[str]:
+    """Return the words before Python's own, for one task on the first node."""
+    srun = ["srun", "--nodes=1", "--ntasks=1", '--nodelist="$SLURMD_NODENAME"', *pyxis(cluster, job)]
+    return [*srun, *apptainer(cluster, job), python(cluster, job)]
+
+
+def _package(cluster: ClusterConfig, job: Job) -> str:
+    """Return the body of the step that looks for the package on the first node."""
+    holder = "cluster.container.image" if is_contained(cluster) else "cluster.python"
+    value = cluster.container.image if is_contained(cluster) else job.python
+    sentence = in_double_quotes(
         f"Error: `{holder}` must hold the package palimpsest-trainer, but is {value} instead, which does not. "
         "Install it there."
     )
     return "\n".join(
         [
-            _lines([*start, "-c", "'import trainer'"]),
+            lines([*_on_first_node(cluster, job), "-c", "'import trainer'"]),
             f"{INDENT}if (($? == 1)); then",
             f"{INDENT * 2}say {sentence}",
             f"{INDENT * 2}return 2",
             f"{INDENT}fi",
-            _lines([*start, "-m", "trainer.launch.inputs", '"$config"']),
         ]
     )
 
@@ -169,9 +152,9 @@ def _ranks(cluster: ClusterConfig, job: Job) -> str:
     if cluster.num_gpus_asked:
         # Every rank sees all GPUs of its node, and takes the one of its local rank.
         srun.append("--gpu-bind=none")
-    srun += ["--kill-on-bad-exit=1", "--label", *_pyxis(cluster, job)]
-    inner = ["bash", "-c", '"$on_node"', "rank", *_apptainer(cluster, job), _python(cluster, job)]
-    body = _lines([*srun, *inner, *_launcher_words(cluster), "train", "--config", '"$config"'])
+    srun += ["--kill-on-bad-exit=1", "--label", *pyxis(cluster, job)]
+    inner = ["bash", "-c", '"$on_node"', "rank", *apptainer(cluster, job), python(cluster, job)]
+    body = lines([*srun, *inner, *_launcher_words(cluster), "train", "--config", '"$config"'])
     comment, on_node = _on_node(cluster)
     return "\n".join(
         [
@@ -230,58 +213,3 @@ def _on_node(cluster: ClusterConfig) -> tuple[str, str]:
         "# it does not end the launcher; the ranks listen to it."
     )
     return comment, "; ".join(steps)
-
-
-def _is_contained(cluster: ClusterConfig) -> bool:
-    return cluster.container.runtime is not ContainerRuntime.none
-
-
-def _python(cluster: ClusterConfig, job: Job) -> str:
-    return shlex.quote(cluster.container.python if _is_contained(cluster) else job.python)
-
-
-def _mounts(cluster: ClusterConfig, job: Job) -> list[str]:
-    """Return the folders to see inside; the run's own are the same inside as outside, each once."""
-    own = dict.fromkeys(str(path) for path in (job.run_dir, job.work_dir, job.cache_dir))
-    return [*own, *cluster.container.mounts]
-
-
-def _apptainer(cluster: ClusterConfig, job: Job) -> list[str]:
-    """Return the words before a command that runs in an Apptainer image."""
-    container = cluster.container
-    if container.runtime is not ContainerRuntime.apptainer:
-        return []
-    gpu = ["--nv"] if cluster.num_gpus_asked else []
-    binds = [f"--bind={shlex.quote(mount)}" for mount in _mounts(cluster, job)]
-    words = ["apptainer", "exec", *gpu, *binds, f"--pwd={shlex.quote(str(job.work_dir))}"]
-    return [*words, *map(shlex.quote, container.options), shlex.quote(container.image or "")]
-
-
-def _pyxis(cluster: ClusterConfig, job: Job) -> list[str]:
-    """Return the options of srun that run a task in an enroot image."""
-    container = cluster.container
-    if container.runtime is not ContainerRuntime.pyxis:
-        return []
-    pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in _mounts(cluster, job)]
-    return [
-        f"--container-image={shlex.quote(container.image or '')}",
-        f"--container-mounts={shlex.quote(','.join(pairs))}",
-        f"--container-workdir={shlex.quote(str(job.work_dir))}",
-        *map(shlex.quote, container.options),
-    ]
-
-
-def _in_double_quotes(text: str) -> str:
-    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
-
-
-def _lines(words: Sequence[str]) -> str:
-    """Break a command into lines of at most about 100 characters."""
-    lines, line = [], ""
-    for word in words:
-        if line and len(line) + len(word) > 100:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}" if line else word
-    lines.append(line)
-    return INDENT + f" \\\n{INDENT * 2}".join(lines)

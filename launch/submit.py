@@ -19,8 +19,9 @@ from trainer.fitting import fitted
 from trainer.planning import LightForecast, forecast_without_torch
 
 from .attempts import last_job, measured_save_s, note
-from .render import Job, render
+from .render import render
 from .slurm import ENDED, NodeKind, hand_in, has_slurm, job_state, node_kinds, site_problems
+from .words import Job
 
 Site = Callable[[], list[NodeKind]] | None
 """Asks for the partitions, once; None where there is no SLURM."""

@@ -22,7 +22,7 @@ from trainer.dist.env import rank_env
 from trainer.errors import ConfigError, TrainerError
 from trainer.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.runtime.job import leave_exit_code
-from trainer.usage import SUBCOMMANDS, help_text
+from trainer.usage import DETAILS, SUBCOMMANDS, help_text
 
 EXIT_USER_ERROR = 2
 EXIT_REFUSED = 3
@@ -51,6 +51,9 @@ def run_command(arguments: Sequence[str]) -> int:
     """Run a command line and return the exit code."""
     _quieten_libraries()
     try:
+        if arguments and arguments[0] in DETAILS and "--help" in arguments:
+            print(DETAILS[arguments[0]])
+            return 0
         if not arguments or arguments[0] in ("-h", "--help", "help") or "--help" in arguments:
             print(help_text())
             return 0
@@ -74,6 +77,32 @@ def _quieten_libraries() -> None:
 
 
 def _dispatch(invocation: Invocation) -> int:
+    code = _of_files(invocation)
+    if code is not None:
+        return code
+    config = _load(invocation)
+    if invocation.show_config:
+        print(to_yaml(config), end="")
+        return 0
+    match invocation.command:
+        case "plan":
+            from trainer.planning import show_plan
+
+            return 0 if show_plan(config) or not config.plan.strict else EXIT_REFUSED
+        case "submit":
+            from trainer.launch.submit import submit
+
+            return int(submit(config, invocation.is_dry))
+        case "doctor":
+            return _examine(config, invocation.config_file)
+        case command if _is_rank():
+            return _run_rank(command, config)
+        case command:
+            return _run_here(command, config)
+
+
+def _of_files(invocation: Invocation) -> int | None:
+    """Run what needs no configuration of one run: status and sweeps; None for all else."""
     if invocation.command == "status":
         from trainer.launch.status import show_status
 
@@ -85,21 +114,37 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.launch.multirun import show_sweep
 
         return int(show_sweep(sweep))
-    config = _load(invocation)
-    if invocation.show_config:
-        print(to_yaml(config), end="")
-        return 0
-    if invocation.command == "plan":
-        from trainer.planning import show_plan
+    return None
 
-        return 0 if show_plan(config) or not config.plan.strict else EXIT_REFUSED
-    if invocation.command == "submit":
-        from trainer.launch.submit import submit
 
-        return int(submit(config, invocation.is_dry))
-    if os.environ.keys() & _RANK_VARIABLES:
-        return _run_rank(invocation.command, config)
-    match invocation.command:
+def _sweep(invocation: Invocation) -> int:
+    """Train or submit every point of a sweep."""
+    if _is_rank():
+        raise ConfigError(
+            "`-m` must be started alone, but this is a rank of a launcher instead. Start it from a shell: "
+            f"palimpsest {invocation.command} -m ..."
+        )
+    from trainer.launch.multirun import start_sweep
+
+    return int(start_sweep(invocation.command, invocation.overrides, invocation.is_dry))
+
+
+def _is_rank() -> bool:
+    """Tell whether a launcher started this process as one of several."""
+    return bool(os.environ.keys() & _RANK_VARIABLES)
+
+
+def _examine(config: RunConfig, config_file: Path | None) -> int:
+    """Check this machine, or all nodes of the job that this process is a rank of."""
+    from trainer.doctor import examine_machine, examine_nodes
+
+    is_alone = not _is_rank() or rank_env(os.environ).world_size == 1
+    return examine_machine(config) if is_alone else examine_nodes(config, config_file)
+
+
+def _run_here(command: str, config: RunConfig) -> int:
+    """Run a command that a person typed: alone, or by starting ranks."""
+    match command:
         case "prepare":
             from trainer.jobs import prepare_data
 
@@ -115,19 +160,7 @@ def _dispatch(invocation: Invocation) -> int:
         case "replay generate":
             return _start_generation(config)
         case _:
-            return _start_ranks(invocation.command, config)
-
-
-def _sweep(invocation: Invocation) -> int:
-    """Train or submit every point of a sweep."""
-    if os.environ.keys() & _RANK_VARIABLES:
-        raise ConfigError(
-            "`-m` must be started alone, but this is a rank of a launcher instead. Start it from a shell: "
-            f"palimpsest {invocation.command} -m ..."
-        )
-    from trainer.launch.multirun import start_sweep
-
-    return int(start_sweep(invocation.command, invocation.overrides, invocation.is_dry))
+            return _start_ranks(command, config)
 
 
 def _export(config: RunConfig) -> int:
@@ -152,6 +185,10 @@ def _export(config: RunConfig) -> int:
 
 def _load(invocation: Invocation) -> RunConfig:
     """Compose the configuration, or take the frozen one of the run directory for later commands."""
+    if invocation.command == "doctor" and invocation.config_file is not None and _is_rank():
+        from trainer.doctor import require_file
+
+        require_file(invocation.config_file)
     if invocation.config_file is not None:
         config = load_config(invocation.config_file, invocation.overrides)
     else:
@@ -262,10 +299,13 @@ def _launch_on_hosts(config: RunConfig, hosts: list[str]) -> int:
     ours = ("DS_ACCELERATOR", "TOKENIZERS_PARALLELISM")
     variables = {name: os.environ[name] for name in ours if name in os.environ}
     variables |= {**cluster.environment, **cluster.nccl}
-    frozen = freeze(config, Path(config.run_dir))
-    return start_hosts(
-        frozen, hosts, Path(str(cluster.hostfile)), cluster.deepspeed_runner, cluster.master_port, variables
-    )
+    frozen, hostfile = freeze(config, Path(config.run_dir)), Path(str(cluster.hostfile))
+    runner, port = cluster.deepspeed_runner, cluster.master_port
+    if cluster.preflight.enabled and len(hosts) > 1:
+        code = start_hosts("doctor", frozen, hosts, hostfile, runner, port, variables)
+        if code:
+            return code
+    return start_hosts("train", frozen, hosts, hostfile, runner, port, variables)
 
 
 def _start_generation(config: RunConfig) -> int:

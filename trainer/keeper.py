@@ -22,7 +22,7 @@ from trainer.checkpoint.commit import (
 )
 from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
 from trainer.checkpoint.prune import prune
-from trainer.checkpoint.space import check_space
+from trainer.checkpoint.space import check_space, num_to_come
 from trainer.checkpoint.state import TrainState, read_state, write_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
@@ -121,7 +121,8 @@ class Keeper:
     def _clear_the_way(self, num_trainable: int) -> None:
         remove_staging(self._run_dir)
         num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
-        check_space(self._run_dir, num_trainable, self._zero_dtype, num_kept)
+        num_new = num_to_come(self._run_dir, num_kept, self._checkpoint.keep_every_steps)
+        check_space(self._run_dir, num_trainable, self._zero_dtype, num_new)
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a zero-based step."""

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
     "submit": "hand the run to SLURM: check, freeze, write the batch script; --dry-run only prints it",
     "status": "attempts, step, loss, speed and last error of a run, a sweep, or a folder of runs",
+    "doctor": "what this machine has, and whether it is fit; under srun, torchrun or deepspeed all nodes of the job",
     "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
     "report": "write report.html of a run directory anew, or sweep.html of a sweep",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
@@ -22,6 +23,32 @@ SUBCOMMANDS = {
     },
 }
 """Commands of two words."""
+
+DETAILS = {
+    "doctor": """\
+palimpsest doctor: what this machine has, and whether it is fit for a run.
+
+usage: palimpsest doctor [run_dir=DIR] [cluster=...] [cluster.preflight.key=value ...]
+
+Alone it lists what is installed, GPUs, SLURM and disks, then checks this machine, one process a GPU. Started by srun,
+torchrun or deepspeed it checks all nodes together, as every job on several nodes does before its ranks start:
+
+  srun --nodes=4 --ntasks-per-node=8 --gpu-bind=none palimpsest doctor run_dir=/shared/runs/first cluster=slurm
+  torchrun --nproc_per_node 8 -m trainer doctor run_dir=runs/first
+
+checks, each of which names the node and what to do:
+  rendezvous     every process signs in at MASTER_ADDR:MASTER_PORT
+  versions       Python, torch, CUDA, NCCL, driver and packages, the code and the configuration are the same everywhere
+  GPUs           as many as asked for; ECC errors, remapped rows and throttling through NVML (extra `gpu`)
+  matmul         every GPU reaches its share of the median bf16 rate
+  run directory  can be written, is one folder for all nodes, has room for the checkpoints that are kept and one more
+  clocks         agree
+  all-reduce     bus bandwidth within and between nodes, over its floor
+
+Limits are those of cluster.preflight (trainer/config/preflight.py). Exit code: 0, or 2 when a check failed; what hangs
+is ended after cluster.preflight.timeout_s."""
+}
+"""Help of commands that need more than a line."""
 
 
 def help_text() -> str:

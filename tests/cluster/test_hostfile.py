@@ -62,3 +62,26 @@ def test_a_signal_to_the_launcher_saves_on_all_hosts_and_the_same_command_goes_o
         (2, stopped, 2),
     ]
     assert (run_dir / "environment").read_text().splitlines()[-3:][0] == "MARK=seen"
+
+
+@pytest.mark.slow
+def test_hosts_that_fail_their_checks_are_named_and_nothing_is_trained(hosts, project):
+    run_dir = project / "hostfile-slow"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "trainer", "train", *overrides(project, NUM_STEPS), f"run_dir={run_dir}"),
+            *("cluster=hostfile", f"cluster.hostfile={hosts}", "cluster.environment.OMP_NUM_THREADS='1'"),
+            *(
+                f"cluster.environment.PATH={os.environ['PATH']}",
+                "cluster.preflight.min_inter_node_gb_per_s=1000",
+            ),
+        ],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "`all-reduce between node1, node2` must be at least 1000 GB/s a node" in said
+    assert not (run_dir / "metrics.jsonl").exists()

@@ -5,23 +5,30 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from trainer.checkpoint.layout import find_checkpoints
 from trainer.errors import CheckpointError
 
 BYTES_PER_PARAMETER = {"bf16": 14, "fp32": 16}
 """Checkpoint bytes of a trained parameter: weights, master weights and two Adam moments."""
 
 
-def check_space(run_dir: Path, num_trainable: int, dtype: str, num_kept: int) -> None:
-    """Raise when the disk has no room for the checkpoints that will exist at once.
+def num_to_come(run_dir: Path, num_kept: int, keep_every_steps: int | None) -> int:
+    """Return the checkpoints for which there must be room: those kept and the next, less those that are there.
 
     Args:
-        num_kept: Checkpoints kept; one more exists while the next is written.
+        keep_every_steps: Checkpoints that stay for ever make no room for others, so that none is counted.
     """
-    need_bytes = (num_kept + 1) * num_trainable * BYTES_PER_PARAMETER[dtype]
+    num_there = 0 if keep_every_steps else len(find_checkpoints(run_dir))
+    return num_kept + 1 - min(num_there, num_kept)
+
+
+def check_space(run_dir: Path, num_trainable: int, dtype: str, num_to_come: int) -> None:
+    """Raise when the disk has no room for the checkpoints that will be written before others are removed."""
+    need_bytes = num_to_come * num_trainable * BYTES_PER_PARAMETER[dtype]
     free_bytes = bytes_free(run_dir)
     if free_bytes < need_bytes:
         raise CheckpointError(
-            f"`run_dir` must have room for {num_kept + 1} checkpoints ({need_bytes / 1e9:.1f} GB), but "
+            f"`run_dir` must have room for {num_to_come} checkpoints ({need_bytes / 1e9:.1f} GB), but "
             f"{run_dir} has {free_bytes / 1e9:.1f} GB left instead. Choose a larger disk or lower "
             "checkpoint.keep_last."
         )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Scheduler
+from trainer.config.preflight import PreflightConfig
 from trainer.config.rule import must
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -46,6 +47,7 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[str]:
         )
     yield from _variable_problems(cluster)
     yield from _container_problems(cluster)
+    yield from _preflight_problems(cluster.preflight)
 
 
 def _variable_problems(cluster: ClusterConfig) -> Iterator[str]:
@@ -74,6 +76,35 @@ def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
             "none",
             "Set cluster.container.runtime.",
         )
+
+
+def _preflight_problems(preflight: PreflightConfig) -> Iterator[str]:
+    default = PreflightConfig()
+    for key, is_allowed, rule in (
+        ("timeout_s", 15 <= preflight.timeout_s <= 600, "in [15, 600]"),
+        (
+            "rendezvous_s",
+            1 <= preflight.rendezvous_s < preflight.timeout_s,
+            f"in [1, timeout_s), timeout_s being {preflight.timeout_s}",
+        ),
+        ("max_clock_skew_s", preflight.max_clock_skew_s > 0, "more than 0"),
+        ("min_matmul_share", 0 <= preflight.min_matmul_share <= 1, "in [0, 1]"),
+        ("max_ecc_errors", preflight.max_ecc_errors >= 0, "at least 0"),
+        ("visible_s", 0 < preflight.visible_s < preflight.timeout_s, "more than 0 and less than timeout_s"),
+        *(
+            (name, floor is None or floor >= 0, "at least 0, or null")
+            for name, floor in (
+                ("min_intra_node_gb_per_s", preflight.min_intra_node_gb_per_s),
+                ("min_inter_node_gb_per_s", preflight.min_inter_node_gb_per_s),
+            )
+        ),
+    ):
+        if not is_allowed:
+            usual = getattr(default, key)
+            if key in ("rendezvous_s", "visible_s"):
+                usual = min(usual, max(preflight.timeout_s // 2, 1))
+            fix = f"Set cluster.preflight.{key}={'null' if usual is None else usual}."
+            yield must(f"cluster.preflight.{key}", rule, getattr(preflight, key), fix)
 
 
 def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.config.preflight import PreflightConfig
+
 
 class Scheduler(Enum):
     """Who gives out nodes."""
@@ -117,6 +119,8 @@ class ClusterConfig:
     """Folders that each node has for itself: a run directory there would be lost with its node."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     """Image to run in."""
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    """Checks of the nodes before the ranks start."""
 
     @property
     def num_gpus_asked(self) -> int:

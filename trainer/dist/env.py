@@ -1,10 +1,11 @@
 """Find rank, world size and rendezvous address from the environment: the one place that reads them.
 
-Pure: takes a mapping, touches nothing.
+Takes a mapping and touches nothing; only the host's name is asked for.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,6 +57,20 @@ def rank_env(environ: Mapping[str, str]) -> RankEnv:
     if names[0] == "RANK":
         _check_not_expanded_early(environ, rank, world_size)
     return RankEnv(rank, local_rank, world_size, _address(environ, world_size), _port(environ))
+
+
+def node_name(environ: Mapping[str, str]) -> str:
+    """Return what this node is called: SLURM's name inside its jobs, which its commands take, else the host's."""
+    return environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def expected_nodes(environ: Mapping[str, str], world_size: int) -> dict[str, int] | None:
+    """Return the ranks of each node as SLURM gave them out; None outside its steps, or for other shares."""
+    listed = environ.get("SLURM_STEP_NODELIST")
+    nodes = expand_hosts(listed) if listed else []
+    if not nodes or world_size % len(nodes):
+        return None
+    return dict.fromkeys(nodes, world_size // len(nodes))
 
 
 def job_port(job_id: int) -> int:

@@ -49,6 +49,25 @@ def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+def start_plain(arguments: list[str], num_ranks: int, master_port: int) -> int:
+    """Start ranks of this machine without a launcher, which loads DeepSpeed first; return the highest exit code."""
+    shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1"}
+    port = str(master_port or free_port())
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer", *arguments],
+            env={**os.environ, **shared, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(num_ranks)
+    ]
+    try:
+        codes = [rank.wait() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return max(code if code >= 0 else 128 - code for code in codes)
+
+
 def world_info(num_ranks: int, environment: Mapping[str, str]) -> str:
     """Return what DeepSpeed's launcher is told of this machine: which device each rank has, by number or UUID."""
     visible = [

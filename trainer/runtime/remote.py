@@ -19,6 +19,7 @@ _NEEDS = {"pdsh": "pdsh", "openmpi": "ompi_info"}
 
 
 def start_hosts(
+    command: str,
     config_file: Path,
     hosts: Sequence[str],
     hostfile: Path,
@@ -26,7 +27,7 @@ def start_hosts(
     master_port: int,
     variables: Mapping[str, str],
 ) -> int:
-    """Train on all hosts with a frozen configuration; return the launcher's exit code.
+    """Run a command on all hosts with a frozen configuration; return the launcher's exit code.
 
     A signal to this process reaches one rank of the first host, and all ranks then stop at the same step.
 
@@ -46,13 +47,13 @@ def start_hosts(
     environment_file.write_text(
         "".join(f"{name}={value}\n" for name, value in variables.items()), encoding="utf-8"
     )
-    command = hosts_command(config_file, hosts[0], hostfile, runner, master_port)
+    words = hosts_command(command, config_file, hosts[0], hostfile, runner, master_port)
     # DeepSpeed looks for this name below two folders; a whole path is found from both.
     environment = {**os.environ, "DS_ENV_FILE": str(environment_file)}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(words, env=environment, start_new_session=True)
 
     def forward(number: int, frame: FrameType | None) -> None:
-        subprocess.Popen(signal_command(config_file, hosts[0]), stdin=subprocess.DEVNULL)
+        subprocess.Popen(signal_command(command, config_file, hosts[0]), stdin=subprocess.DEVNULL)
 
     previous = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
@@ -63,7 +64,9 @@ def start_hosts(
     return code if code >= 0 else 128 - code
 
 
-def hosts_command(config_file: Path, first: str, hostfile: Path, runner: str, master_port: int) -> list[str]:
+def hosts_command(
+    command: str, config_file: Path, first: str, hostfile: Path, runner: str, master_port: int
+) -> list[str]:
     """Return the launcher's command line, which a person could type as well."""
     return [
         *(
@@ -77,15 +80,15 @@ def hosts_command(config_file: Path, first: str, hostfile: Path, runner: str, ma
         ),
         *("--force_multi", "--master_addr", first, "--master_port", str(master_port)),
         *("--no_local_rank", "--log_level", "warning"),
-        *("--module", "trainer", "train", "--config", str(config_file)),
+        *("--module", "trainer", command, "--config", str(config_file)),
     ]
 
 
-def signal_command(config_file: Path, host: str) -> list[str]:
+def signal_command(command: str, config_file: Path, host: str) -> list[str]:
     """Return what tells the ranks of a host to stop.
 
     SIGTERM would meet DeepSpeed's launcher first, which kills its ranks; its own command line differs from
     theirs in the words before `trainer`.
     """
-    pattern = f"-m trainer train --config {config_file}"
+    pattern = f"-m trainer {command} --config {config_file}"
     return ["ssh", "-o", "BatchMode=yes", host, f"pkill -USR1 -f -- {shlex.quote(pattern)}"]

@@ -119,9 +119,9 @@ watch() {
     step=
 }
 
-# What ranks must find: the package, the model's folder and the token stores. Made once, on the first node.
+# Is the package there? On the first node.
 # shellcheck disable=SC2329 # called by watch
-inputs() {
+package() {
     srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" --container-image=/shared/images/first.sqsh \
         --container-mounts=/shared/runs/first:/shared/runs/first,/shared/project:/shared/project,/shared/cache:/shared/cache,/datasets:/datasets \
         --container-workdir=/shared/project --no-container-mount-home python -c 'import trainer'
@@ -129,6 +129,11 @@ inputs() {
         say "Error: \`cluster.container.image\` must hold the package palimpsest-trainer, but is /shared/images/first.sqsh instead, which does not. Install it there."
         return 2
     fi
+}
+
+# What ranks must find beside it: the model's folder and the token stores. Made once, on the first node.
+# shellcheck disable=SC2329 # called by watch
+inputs() {
     srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" --container-image=/shared/images/first.sqsh \
         --container-mounts=/shared/runs/first:/shared/runs/first,/shared/project:/shared/project,/shared/cache:/shared/cache,/datasets:/datasets \
         --container-workdir=/shared/project --no-container-mount-home python -m trainer.launch.inputs \
@@ -148,9 +153,48 @@ ranks() {
         trainer train --config "$config"
 }
 
-# Preflight belongs here: checks of every node before the ranks start.
 code=0
 if [[ -z $newest ]]; then
+    watch package
+fi
+
+# Checks every node, one process a rank; in every attempt, as its nodes may be others.
+# shellcheck disable=SC2329 # called by watch
+preflight() {
+    local code missing
+    # Nodes that do not have the image yet fetch it, which takes what it takes.
+    srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --container-image=/shared/images/first.sqsh \
+        --container-mounts=/shared/runs/first:/shared/runs/first,/shared/project:/shared/project,/shared/cache:/shared/cache,/datasets:/datasets \
+        --container-workdir=/shared/project --no-container-mount-home true || return
+    timeout --kill-after=2 57 srun --nodes=2 --ntasks=16 --ntasks-per-node=8 --cpus-per-task=8 \
+        --gpu-bind=none --kill-on-bad-exit=0 --wait=0 --label --container-image=/shared/images/first.sqsh \
+        --container-mounts=/shared/runs/first:/shared/runs/first,/shared/project:/shared/project,/shared/cache:/shared/cache,/datasets:/datasets \
+        --container-workdir=/shared/project --no-container-mount-home python -m trainer doctor --config \
+        "$config"
+    code=$?
+    # The first process that found something wrong wrote this.
+    [[ -s $logs/exit-code ]] && return "$(<"$logs/exit-code")"
+    ((code == 0)) && return
+    # Nodes on which Python began left their names.
+    missing=$(comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) \
+        <(find "$logs/nodes" -type f -printf '%f\n' 2>/dev/null | sort) | paste -sd ,)
+    if [[ $missing ]]; then
+        echo "Error: \`preflight\` must begin on every node, but did not on $missing (exit code $code) instead. Look at" \
+            "the lines above. Until it is mended submit with cluster.exclude='$missing' (sbatch --exclude), or have" \
+            "it drained: scontrol update NodeName=$missing State=DRAIN Reason=palimpsest."
+        return 2
+    elif ((code == 124 || code == 137)); then
+        echo "Error: \`preflight\` must end within 57 s, but hangs instead. See $logs for the node, and raise" \
+            "cluster.preflight.timeout_s if it only takes so long to load torch."
+        return 2
+    fi
+    return "$code"
+}
+if ((code == 0)) && [[ -z $stopping ]]; then
+    watch preflight
+fi
+
+if ((code == 0)) && [[ -z $newest && -z $stopping ]]; then
     watch inputs
 fi
 if [[ $stopping ]]; then

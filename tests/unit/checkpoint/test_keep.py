@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.checkpoint.test_commit import save
 from trainer.checkpoint.layout import MANIFEST, find_checkpoints, rng_file, step_dir, step_of
 from trainer.checkpoint.prune import prune, superseded
-from trainer.checkpoint.space import check_space
+from trainer.checkpoint.space import check_space, num_to_come
 from trainer.checkpoint.state import TrainState, read_state, write_state
 from trainer.errors import CheckpointError
 
@@ -89,9 +89,9 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_p
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(450e9))
     run_dir = tmp_path / "not" / "there"
-    check_space(run_dir, 8_000_000_000, "bf16", num_kept=3)
+    check_space(run_dir, 8_000_000_000, "bf16", num_to_come=4)
     with pytest.raises(CheckpointError) as caught:
-        check_space(run_dir, 8_000_000_000, "fp32", num_kept=3)
+        check_space(run_dir, 8_000_000_000, "fp32", num_to_come=4)
     assert str(caught.value) == (
         f"`run_dir` must have room for 4 checkpoints (512.0 GB), but {run_dir} has 450.0 GB left instead. "
         "Choose a larger disk or lower checkpoint.keep_last."
@@ -100,3 +100,12 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_p
 
 def test_rank_files_sort_by_rank():
     assert sorted(map(rng_file, (10, 9, 100))) == [rng_file(9), rng_file(10), rng_file(100)]
+
+
+def test_a_resumed_run_needs_no_room_for_the_checkpoints_that_are_there(tmp_path):
+    """A disk that held the run so far must not stop its next attempt."""
+    assert num_to_come(tmp_path, 3, None) == 4
+    for num, step in enumerate((2, 4, 6, 8), start=1):
+        step_dir(tmp_path, step).mkdir(parents=True)
+        assert num_to_come(tmp_path, 3, None) == max(4 - num, 1)
+    assert num_to_come(tmp_path, 3, keep_every_steps=2) == 4

@@ -6,6 +6,7 @@ import pytest
 
 from trainer.config.check_cluster import cluster_problems, lead_problems, submit_problems
 from trainer.config.cluster import ClusterConfig, Launcher, Scheduler
+from trainer.config.preflight import PreflightConfig
 
 SLURM = ClusterConfig(scheduler=Scheduler.slurm, ranks_per_node=8)
 
@@ -40,6 +41,33 @@ def test_a_folder_whose_name_begins_like_a_local_one_is_shared():
 def test_every_rule_names_its_key(changes, key):
     (problem,) = cluster_problems(dataclasses.replace(SLURM, **changes))
     assert problem.startswith(f"`{key}` must be") and " instead. " in problem
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timeout_s": 14, "rendezvous_s": 5},
+        {"timeout_s": 601},
+        {"rendezvous_s": 0},
+        {"rendezvous_s": 50},
+        {"max_clock_skew_s": 0.0},
+        {"max_clock_skew_s": float("nan")},
+        {"min_matmul_share": 1.1},
+        {"max_ecc_errors": -1},
+        {"visible_s": 0.0},
+        {"visible_s": 50.0},
+        {"min_intra_node_gb_per_s": -1.0},
+        {"min_inter_node_gb_per_s": float("nan")},
+    ],
+)
+def test_limits_of_the_preflight_have_ranges(changes):
+    cluster = dataclasses.replace(SLURM, preflight=PreflightConfig(**changes))
+    (problem,) = cluster_problems(cluster)
+    key = next(iter(changes))
+    assert (
+        problem.startswith(f"`cluster.preflight.{key}` must be")
+        and f"Set cluster.preflight.{key}=" in problem
+    )
 
 
 def test_a_hostfile_goes_with_the_deepspeed_launcher():

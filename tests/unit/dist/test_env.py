@@ -1,8 +1,10 @@
 """Ranks from the variables of every launcher, and the traps between them."""
 
+import platform
+
 import pytest
 
-from trainer.dist.env import JOB_PORTS, RankEnv, job_port, rank_env
+from trainer.dist.env import JOB_PORTS, RankEnv, expected_nodes, job_port, node_name, rank_env
 from trainer.errors import TopologyError
 
 TORCHRUN = {
@@ -170,3 +172,11 @@ def test_torchrun_may_number_nodes_in_its_own_order():
 def test_mpirun_inside_a_job_meets_on_its_first_node():
     ranks = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
     assert rank_env(JOB | ranks) == RankEnv(1, 1, 2, "node07", 21234)
+
+
+def test_nodes_are_named_as_slurm_names_them_inside_its_jobs_only():
+    assert node_name({"SLURMD_NODENAME": "node7"}) == "node7"
+    assert node_name({}) == platform.node()
+    step = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_JOB_NODELIST": "node[1-4]"}
+    assert expected_nodes(step, 16) == {"node1": 8, "node2": 8}
+    assert expected_nodes(step, 3) is None and expected_nodes({}, 2) is None

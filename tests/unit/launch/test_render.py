@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.render import Job, render
+from launch.render import render
+from launch.words import Job
 from tests.house.tree import ROOT
 from trainer.config.store import compose_config
 
@@ -120,3 +121,63 @@ def test_two_renderings_of_the_same_section_are_equal():
 @pytest.mark.parametrize(("minutes", "shown"), [(1, "0-00:01:00"), (1440, "1-00:00:00"), (90, "0-01:30:00")])
 def test_the_time_limit_is_written_so_that_it_can_be_read_in_one_way_only(minutes, shown):
     assert f"#SBATCH --time={shown}\n" in script_of("cluster=slurm", f"cluster.time_limit_min={minutes}")
+
+
+def test_nodes_are_checked_before_the_ranks_start_when_there_are_several():
+    script = script_of("cluster=slurm", "cluster.num_nodes=2")
+    assert script.index("-m trainer doctor") < script.index("watch inputs") < script.index("watch ranks")
+    assert "timeout --kill-after=2 57 srun --nodes=2 --ntasks=16" in script
+    assert "doctor" not in script_of("cluster=slurm", "cluster.num_nodes=1").replace(
+        "`palimpsest doctor`", ""
+    )
+    off = script_of("cluster=slurm", "cluster.num_nodes=2", "cluster.preflight.enabled=false")
+    assert "trainer doctor" not in off and "cluster.preflight.enabled is false" in off
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun", "deepspeed"])
+def test_the_checks_start_one_process_a_rank_whatever_starts_the_ranks(launcher):
+    words = ("cluster=slurm", "cluster.num_nodes=4", f"cluster.launcher={launcher}")
+    check = next(line for line in script_of(*words).splitlines() if "timeout --kill-after" in line)
+    assert "srun --nodes=4 --ntasks=32 --ntasks-per-node=8 --cpus-per-task=8" in check
+    bare = script_of(*words, "cluster.cpus_per_rank=null")
+    assert ("--overcommit" in bare) == (launcher != "srun"), "the job has one core a node there"
+
+
+def test_an_image_is_fetched_on_all_nodes_before_time_is_taken():
+    script = script_of(*CASES["pyxis"])
+    fetch = script.index("--container-workdir=/shared/project --no-container-mount-home true || return")
+    assert fetch < script.index("timeout --kill-after")
+
+
+def test_a_failed_check_of_nodes_ends_the_job_as_what_a_person_must_mend(tmp_path):
+    """Run the function with stand-ins for SLURM's commands: what is not known is named, and hanging ends."""
+    script = script_of("cluster=slurm", "cluster.num_nodes=2", "cluster.preflight.timeout_s=15")
+    lines = script.splitlines()
+    body = "\n".join(
+        lines[lines.index("preflight() {") : lines.index("if ((code == 0)) && [[ -z $stopping ]]; then")]
+    )
+    tools = {"scontrol": "printf 'node1\\nnode2\\n'", "srun": 'eval "$SRUN"', "timeout": 'shift 2; exec "$@"'}
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "nodes").mkdir()
+    (tmp_path / "nodes/node1").touch()
+
+    def run(srun):
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SRUN": srun}
+        setup = f"logs={tmp_path}; config=c; SLURM_JOB_NODELIST=x"
+        done = subprocess.run(
+            ["bash", "-c", f"{setup}\n{body}\npreflight"], env=env, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout
+
+    assert run("exit 0") == (0, "")
+    code, said = run("exit 233")
+    assert code == 2 and said.startswith(
+        "Error: `preflight` must begin on every node, but did not on node2 (exit code 233)"
+    )
+    (tmp_path / "nodes/node2").touch()
+    assert run("exit 1") == (1, ""), "a crash is tried again"
+    code, said = run("exit 124")
+    assert code == 2 and said.startswith("Error: `preflight` must end within 22 s, but hangs instead.")
+    assert run(f"echo 2 >{tmp_path}/exit-code; exit 143") == (2, "")

@@ -1,5 +1,6 @@
 """`palimpsest status`: one row a run, from its files alone."""
 
+import json
 import subprocess
 import sys
 
@@ -62,6 +63,24 @@ def test_a_row_tells_attempts_step_loss_speed_and_what_is_left(begun):
 def test_slurms_own_line_is_told_only_where_the_ranks_said_nothing(begun, console, error):
     (begun / "logs/attempt-2/console.log").write_text(console)
     assert run_status(begun).last_error == error
+
+
+def test_what_the_checks_of_the_nodes_found_is_told_before_what_the_console_says(begun):
+    found = {"check": "clocks", "nodes": ["node2"], "sentence": "`clock of node2` must be right."}
+    path = begun / "logs/attempt-2/preflight.json"
+    path.write_text(json.dumps({"problems": [found]}))
+    assert run_status(begun).last_error == "Error: `clock of node2` must be right."
+    path.write_text(json.dumps({"problems": [found, found, found]}))
+    assert run_status(begun).last_error == "Error: `clock of node2` must be right. (and 2 more)"
+    # Why a node did not come it says itself, if it can.
+    (begun / "logs/attempt-2/console.log").write_text(
+        "1: [rank 1] Error: `run_dir on node2` must be shared.\n"
+    )
+    path.write_text(json.dumps({"problems": [{**found, "check": "rendezvous"}]}))
+    assert run_status(begun).last_error == "Error: `run_dir on node2` must be shared."
+    for text in ('{"problems": []}', "[]", "no JSON"):
+        path.write_text(text)
+        assert run_status(begun).last_error == "Error: `run_dir on node2` must be shared."
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ CONFIG = Path("/shared/runs/first/config.yaml")
 
 
 def test_the_launcher_gets_the_frozen_configuration_and_nothing_else():
-    command = hosts_command(CONFIG, "node1", Path("/shared/hosts"), "pdsh", 29600)
+    command = hosts_command("train", CONFIG, "node1", Path("/shared/hosts"), "pdsh", 29600)
     at = command.index("--module")
     assert command[at:] == ["--module", "trainer", "train", "--config", str(CONFIG)]
     assert command[command.index("--hostfile") + 1] == "/shared/hosts"
@@ -20,7 +20,7 @@ def test_the_launcher_gets_the_frozen_configuration_and_nothing_else():
 
 
 def test_the_signal_meets_ranks_and_not_the_launcher_that_would_kill_them():
-    words = signal_command(CONFIG, "node1")
+    words = signal_command("train", CONFIG, "node1")
     assert words[:4] == ["ssh", "-o", "BatchMode=yes", "node1"]
     pattern = re.search(r"-- '(.*)'$", words[4]).group(1)
     rank = f"/venv/bin/python -u -m trainer train --config {CONFIG}"
@@ -36,5 +36,5 @@ def test_a_runner_whose_program_is_missing_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(
         TopologyError, match=r"`cluster.deepspeed_runner` must .* pdsh needs pdsh, which is missing"
     ):
-        start_hosts(tmp_path / "config.yaml", ["node1"], tmp_path / "hosts", "pdsh", 29500, {})
+        start_hosts("train", tmp_path / "config.yaml", ["node1"], tmp_path / "hosts", "pdsh", 29500, {})
     assert [*tmp_path.iterdir()] == []

@@ -1,0 +1,91 @@
+"""Words of the script's commands: the interpreter, and the image around it. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config.cluster import ClusterConfig, ContainerRuntime
+
+INDENT = "    "
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a script needs beside the cluster section; all paths absolute."""
+
+    name: str
+    run_dir: Path
+    work_dir: Path
+    """Where relative paths of the configuration begin."""
+    cache_dir: Path
+    python: str
+    signal_lead_s: int
+
+
+class Template(string.Template):
+    """A text with @@{names}: `$` is bash's."""
+
+    delimiter = "@@"
+
+
+def is_contained(cluster: ClusterConfig) -> bool:
+    """Tell whether ranks run in an image."""
+    return cluster.container.runtime is not ContainerRuntime.none
+
+
+def python(cluster: ClusterConfig, job: Job) -> str:
+    """Return the interpreter, quoted."""
+    return shlex.quote(cluster.container.python if is_contained(cluster) else job.python)
+
+
+def mounts(cluster: ClusterConfig, job: Job) -> list[str]:
+    """Return the folders to see inside; the run's own are the same inside as outside, each once."""
+    own = dict.fromkeys(str(path) for path in (job.run_dir, job.work_dir, job.cache_dir))
+    return [*own, *cluster.container.mounts]
+
+
+def apptainer(cluster: ClusterConfig, job: Job) -> list[str]:
+    """Return the words before a command that runs in an Apptainer image."""
+    container = cluster.container
+    if container.runtime is not ContainerRuntime.apptainer:
+        return []
+    gpu = ["--nv"] if cluster.num_gpus_asked else []
+    binds = [f"--bind={shlex.quote(mount)}" for mount in mounts(cluster, job)]
+    words = ["apptainer", "exec", *gpu, *binds, f"--pwd={shlex.quote(str(job.work_dir))}"]
+    return [*words, *map(shlex.quote, container.options), shlex.quote(container.image or "")]
+
+
+def pyxis(cluster: ClusterConfig, job: Job) -> list[str]:
+    """Return the options of srun that run a task in an enroot image."""
+    container = cluster.container
+    if container.runtime is not ContainerRuntime.pyxis:
+        return []
+    pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts(cluster, job)]
+    return [
+        f"--container-image={shlex.quote(container.image or '')}",
+        f"--container-mounts={shlex.quote(','.join(pairs))}",
+        f"--container-workdir={shlex.quote(str(job.work_dir))}",
+        *map(shlex.quote, container.options),
+    ]
+
+
+def in_double_quotes(text: str) -> str:
+    """Quote a text whose variables are not to be expanded."""
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
+
+
+def lines(words: Sequence[str]) -> str:
+    """Break a command into lines of at most about 100 characters."""
+    lines, line = [], ""
+    for word in words:
+        if line and len(line) + len(word) > 100:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}" if line else word
+    lines.append(line)
+    return INDENT + f" \\\n{INDENT * 2}".join(lines)

@@ -1,0 +1,133 @@
+"""The measuring parts on this machine: folder, clock, alarm, versions, matmul."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from trainer.dist.env import RankEnv
+from trainer.errors import TopologyError
+from trainer.preflight import clock, folder
+from trainer.preflight.matmul import measure
+from trainer.preflight.meeting import Meeting, open_meeting
+from trainer.preflight.versions import code_digests, compared_versions
+from trainer.runtime.local import free_port
+
+NONCE = "0123456789abcdef" * 2
+
+
+def test_a_probe_is_written_whole_seen_and_removed(tmp_path):
+    assert folder.write_probe(tmp_path, NONCE, "node1") is None
+    assert folder.probe_path(tmp_path, NONCE, "node1").stat().st_size == 65536
+    assert folder.wait_for_probe(tmp_path, NONCE, "node1", 1.0) < 0.5
+    assert folder.wait_for_probe(tmp_path, "f" * 32, "node1", 0.2) is None
+    folder.remove_probe(tmp_path, NONCE, "node1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_comes_late_or_grows_is_waited_for(tmp_path):
+    path = folder.probe_path(tmp_path, NONCE, "node1")
+    path.write_text("half")
+    later = threading.Timer(0.4, folder.write_probe, (tmp_path, NONCE, "node1"))
+    later.start()
+    assert 0.3 < folder.wait_for_probe(tmp_path, NONCE, "node1", 5.0) < 4.0
+    later.join()
+
+
+def test_why_a_folder_takes_no_file_is_told(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert folder.write_probe(file, NONCE, "node1") == "Not a directory"
+    assert folder.write_probe(tmp_path / "none", NONCE, "node1") == "No such file or directory"
+    assert folder.free_bytes(tmp_path / "none") is None
+    assert folder.nearest(tmp_path / "none" / "of" / "these") == tmp_path
+    assert folder.nearest(file / "run") == file, "a run directory cannot be made below a file"
+
+
+def two_meetings():
+    """Return two processes' ends of one store, both in this process."""
+    port, deadline = free_port(), time.monotonic() + 20
+    envs = [RankEnv(rank, 0, 2, "127.0.0.1", port) for rank in (0, 1)]
+    return [open_meeting(env, f"node{env.rank + 1}", 5, deadline) for env in envs]
+
+
+def test_clocks_of_one_machine_agree_within_the_exchange():
+    first, other = two_meetings()
+    answering = threading.Thread(target=clock.answer, args=(first, 1, 5.0))
+    answering.start()
+    facts = clock.ask(other, 5.0)
+    answering.join()
+    assert facts.node == "node2" and 0 < facts.round_trip_s < 1.0
+    assert abs(facts.ahead_s) <= facts.round_trip_s / 2 + 1e-3
+
+
+def test_messages_are_collected_from_those_who_left_one_and_waited_for_no_longer():
+    first, other = two_meetings()
+    other.tell("in/1", "node2")
+    assert first.collect("in", range(2), 0.3) == {1: "node2"}
+    other.enter("matmul")
+    assert first.phases() == {1: "matmul"}
+    with pytest.raises(TopologyError, match="`rendezvous of node2` must hear from the first process"):
+        other.hear("nothing", 0.3)
+
+
+def test_a_first_node_that_does_not_answer_is_a_sentence_with_its_address():
+    env = RankEnv(1, 0, 2, "127.0.0.1", free_port())
+    with pytest.raises(TopologyError, match=r"must reach the first process at 127\.0\.0\.1:\d+ within 1 s"):
+        open_meeting(env, "node2", 1, time.monotonic() + 5)
+
+
+def test_one_process_meets_itself():
+    alone = open_meeting(RankEnv(0, 0, 1, "127.0.0.1", 1), "here", 1, time.monotonic() + 5)
+    alone.tell("in/0", "here")
+    assert isinstance(alone, Meeting) and alone.collect("in", range(1), 1.0) == {0: "here"}
+
+
+HANGS = """
+import sys, time
+from trainer.preflight.alarm import ended_after
+with ended_after(0.5, {words}, 2):
+    {hang}
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "hang", "code", "said"),
+    [
+        ('lambda: print("last words")', "time.sleep(60)", 2, "last words\n"),
+        ("lambda: time.sleep(60)", "time.sleep(60)", 2, ""),
+        ('lambda: print("last words")', "pass", 0, "done\n"),
+        # Holds Python's lock, so that only the kernel can end it.
+        pytest.param(
+            *('lambda: print("never")', "__import__('ctypes').PyDLL(None).sleep(60)", -14, ""),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["hangs", "hangs twice", "is done", "holds the lock"],
+)
+def test_a_process_that_hangs_is_ended_after_its_last_words(words, hang, code, said):
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS.format(words=words, hang=hang)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (code, said) and time.monotonic() - start < 15
+
+
+def test_versions_and_code_of_this_environment():
+    versions = compared_versions()
+    assert versions["torch"] == torch.__version__ and versions["deepspeed"]
+    code = code_digests()
+    assert {"trainer/cli.py", "trainer/conf/train.yaml", "trainer/launch/job.sh.tmpl"} <= code.keys()
+    assert code == code_digests()
+
+
+def test_the_rate_of_this_cpu():
+    measured = measure(torch.device("cpu"))
+    assert measured.flops > 1e8 and measured.gpu is None
