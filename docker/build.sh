@@ -99,8 +99,8 @@ else
     tag=${tag:-palimpsest:cpu}
     base=$(version_of CPU_BASE)
     runtime_base=$base
-    # Ranks of one machine talk through it; at the first start it would need a compiler and half a minute.
-    arguments=(DS_OPS=SHM_COMM FLASH_ATTN=none EXTRAS=qlora
+    # No op: on a CPU the trainer uses none of them.
+    arguments=(DS_OPS= FLASH_ATTN=none EXTRAS=qlora
         "TORCH_INDEX=${PALIMPSEST_TORCH_INDEX-https://download.pytorch.org/whl/cpu}")
 fi
 for name in PYPI_SETUPTOOLS PYPI_WHEEL PYPI_NINJA PYPI_TORCH PYPI_DEEPSPEED; do

@@ -47,7 +47,8 @@ install_deepspeed() {
     for op in $DS_OPS; do
         export "DS_BUILD_$op=1"
     done
-    pip_install --no-build-isolation "deepspeed==$PYPI_DEEPSPEED"
+    # Without pip's cache, in which a wheel with other ops has the same name.
+    pip_install --no-cache-dir --no-build-isolation "deepspeed==$PYPI_DEEPSPEED"
     # A name that DeepSpeed does not know is passed over in silence. Read as a file: importing DeepSpeed asks for a GPU.
     "$python" - "$VENV" "$DS_OPS" <<'PYTHON'
 import glob, runpy, sys
@@ -72,10 +73,11 @@ install_flash_attn() {
             ;;
         source)
             has_nvcc || fail "FLASH_ATTN=source needs nvcc, which BASE lacks. Take a -devel image as BASE, or FLASH_ATTN=wheel."
-            # Its setup would else fetch a wheel; and it reads architectures without the dot.
+            # Its setup would else fetch a wheel; it reads architectures without the dot; and pip's cache may hold one
+            # for others.
             archs=$(echo "$CUDA_ARCHS" | tr -d .)
             FLASH_ATTENTION_FORCE_BUILD=TRUE FLASH_ATTN_CUDA_ARCHS=$archs MAX_JOBS=$MAX_JOBS \
-                pip_install --no-build-isolation --no-binary flash-attn "flash-attn==$PYPI_FLASH_ATTN"
+                pip_install --no-cache-dir --no-build-isolation --no-binary flash-attn "flash-attn==$PYPI_FLASH_ATTN"
             ;;
         *) fail "FLASH_ATTN must be none, wheel or source, but is $FLASH_ATTN instead." ;;
     esac
@@ -87,6 +89,11 @@ install_rest() {
     pip_install --no-build-isolation -r requirements.txt
     "$python" -m pip check
     "$python" -m pip freeze >"$VENV/packages.txt"
+    # Tests of torch in C++ and those of pandas and sympy in Python: 200 MB that nothing loads. numpy's are loaded.
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    rm -rf "$site/torch/test" "$site/pandas/tests"
+    find "$site/torch/bin" -name '*[Tt]est*' -delete
+    find "$site/sympy" -name tests -type d -prune -exec rm -r {} +
 }
 
 # Whoever runs the image cannot write here, so what is not compiled now is compiled at every start of every rank.
