@@ -19,14 +19,41 @@ export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 export WANDB_MODE=offline
 
 failed=()
+outputs=$(mktemp -d)
+names=()
+pids=()
 
-# check NAME COMMAND...: runs a command and notes its name if it fails.
-check() {
+# start NAME COMMAND...: runs a command beside all others.
+start() {
     local name=$1
     shift
-    printf '\n== %s\n' "$name"
-    "$@" </dev/null || failed+=("$name")
+    "$@" </dev/null >"$outputs/$name" 2>&1 &
+    names+=("$name")
+    pids+=("$!")
 }
+
+# finish NAME: shows the output of a command once it has ended, and notes its name if it failed.
+finish() {
+    local i
+    for i in "${!names[@]}"; do
+        if [[ ${names[i]} == "$1" ]]; then
+            wait "${pids[i]}" || failed+=("$1")
+            printf '\n== %s\n' "$1"
+            cat "$outputs/$1"
+        fi
+    done
+}
+
+# shellcheck disable=SC2329 # called by the traps
+clean_up() {
+    local running
+    running=$(jobs -pr)
+    # shellcheck disable=SC2086 # one word a process
+    [[ $running ]] && kill $running
+    rm -rf "$outputs"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
 
 roots=()
 for root in .ci benchmarks docker launch tests trainer; do
@@ -35,11 +62,22 @@ done
 mapfile -t scripts < <(find "${roots[@]}" -name '*.sh' | sort)
 [[ -f .ci/run ]] && scripts+=(.ci/run)
 
-check "ruff check" ruff check .
-check "ruff format" ruff format --check .
-check "mypy" mypy
-check "import-linter" lint-imports --no-logo
-check "shellcheck" shellcheck --external-sources "${scripts[@]}"
+# Jobs of the test cluster mostly wait, for SLURM's clock and for each other, so they run beside everything else, from
+# the start. What measures time runs alone, at the end.
+cluster="pytest on a SLURM cluster"
+if (($# == 0)); then
+    start "$cluster" python -m pytest --timeout=600 -m "cluster and not (slow or gpu)" tests/cluster
+fi
+
+start "ruff check" ruff check .
+start "ruff format" ruff format --check .
+start "mypy" mypy
+start "import-linter" lint-imports --no-logo
+start "shellcheck" shellcheck --external-sources "${scripts[@]}"
+start "hadolint" hadolint docker/Dockerfile
+for name in "ruff check" "ruff format" mypy import-linter shellcheck hadolint; do
+    finish "$name"
+done
 
 printf '\n== pytest\n'
 if ((${#failed[@]})); then
@@ -49,13 +87,16 @@ fi
 if (($#)); then
     python -m pytest --timeout=600 "$@" </dev/null || failed+=("pytest")
 else
-    # What has a process for itself runs in two workers, each with whole files, so that the fixtures of a file are made
-    # once; what starts ranks or measures time then has the machine alone.
-    alone="dist or cluster or timing"
-    python -m pytest --timeout=600 -n 2 --dist loadfile -m "not (slow or gpu or $alone)" </dev/null ||
+    # Two workers, each with whole files, so that the fixtures of a file are made once, and each with its own ranks.
+    python -m pytest --timeout=600 -n 2 --dist loadfile -m "not (slow or gpu or cluster or timing)" </dev/null ||
         failed+=("pytest")
+    finish "$cluster"
     printf '\n== pytest, one at a time\n'
-    python -m pytest --timeout=600 -m "($alone) and not (slow or gpu)" tests/dist tests/cluster tests/unit/cli </dev/null ||
+    python -m pytest --timeout=600 -m "timing and not (slow or gpu)" tests/unit/cli </dev/null ||
         failed+=("pytest, one at a time")
 fi
-((${#failed[@]} == 0))
+if ((${#failed[@]})); then
+    printf '\nFAILED:\n' >&2
+    printf '  %s\n' "${failed[@]}" >&2
+    exit 1
+fi

@@ -113,10 +113,11 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
     shape = known_shape(config)
     if shape is None:
         return None
+    gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib
+    config = fitted(config, num_ranks, gpu_gib, can_load=False).config
     run = run_shape(config, num_ranks)
     weights = tuned_weights(config, shape)
     need_gib = forecast(shape, run, weights).gib + config.plan.reserve_gib
-    gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib
     fits = None if gpu_gib is None else need_gib <= gpu_gib
     advice = None
     if gpu_gib is not None and not fits:

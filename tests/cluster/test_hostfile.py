@@ -28,7 +28,7 @@ def hosts(slurm, tmp_path, monkeypatch):
         pytest.skip(str(error))
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_signal_to_the_launcher_saves_on_all_hosts_and_the_same_command_goes_on(hosts, project):
     run_dir = project / "hostfile"
     command = [

@@ -1,7 +1,8 @@
 """Real training on two nodes: ZeRO-3 over the network between them, on CPU with gloo.
 
 One run on one machine is what all others are compared with: the same tokens, the same losses to the last digit.
-Every attempt loads torch on both nodes anew, so all of it is slow: bash tests/run.sh tests/cluster -m slow
+Every attempt loads torch on both nodes anew and waits for SLURM's clock, so the jobs run beside each other, up to the
+moment when a node is lost. The tests only read what came of them.
 """
 
 import contextlib
@@ -9,15 +10,18 @@ import functools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.helpers.submitted import START_S, Submitted, overrides, trace
 from trainer.metrics.jsonl import read
 
-pytestmark = pytest.mark.slow
+# Fixtures wait for jobs of minutes.
+pytestmark = pytest.mark.timeout(1200)
 NUM_STEPS = 30
 SHORT = 6
+LAUNCHERS = ("torchrun", "deepspeed")
 
 
 def submit(slurm, project, name, *more, num_steps=NUM_STEPS):
@@ -55,7 +59,36 @@ def alone(project, start_here):
 
 
 @pytest.fixture(scope="module")
-def interrupted(slurm, project, start_here):
+def beside(slurm, project):
+    """Start the jobs that nobody interrupts; with the one of `interrupted` they just fit on the nodes."""
+    limited = submit(slurm, project, "limit")
+    # The first of them makes the model and the token store for all.
+    limited.wait(lambda: limited.step() >= 1, START_S, "the first step")
+    runs = {
+        name: submit(slurm, project, name, f"cluster.launcher={name}", num_steps=SHORT) for name in LAUNCHERS
+    }
+    with ThreadPoolExecutor(1 + len(runs)) as threads:
+        followed = {name: threads.submit(run.finish, 2 * START_S) for name, run in runs.items()}
+        followed["limit"] = threads.submit(follow_to_its_time_limit, slurm, limited)
+        yield {"limit": limited, **runs}, followed
+
+
+def follow_to_its_time_limit(slurm, run):
+    """Ranks stand still until SLURM looks at the clock, which it does twice a minute; then the job goes on."""
+    run.wait(lambda: run.step() >= 4, START_S, "the first steps")
+    run.signal("STOP")
+    minutes = int(slurm.ask("squeue", "--noheader", "--format=%M", f"--jobs={run.job}").split(":")[0])
+    # It warns two minutes before; the third is for a busy machine, on which saving takes longer.
+    slurm.ask("scontrol", "update", f"JobId={run.job}", f"TimeLimit={minutes + 3}")
+    run.wait_for_log("telling the ranks to save", 150)
+    run.signal("CONT")
+    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end at the time limit")
+    slurm.ask("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
+    return run.finish(START_S)
+
+
+@pytest.fixture(scope="module")
+def interrupted(slurm, project, start_here, beside):
     """Train on two nodes through a signal, a requeue by hand and a node that is lost in the middle of a step."""
     run = submit(slurm, project, "two-nodes", "checkpoint.every_steps=2")
     run.wait(lambda: run.step() >= 4, START_S, "the first steps")
@@ -67,6 +100,13 @@ def interrupted(slurm, project, start_here):
     run.wait(lambda: len(run.lines("started")) == 3, START_S, "the attempt after the requeue")
     reached = run.step()
     run.wait(lambda: run.step() >= reached + 4, START_S, "steps after the requeue")
+    # The other jobs would lose the node as well. What became of them is for their own tests to say.
+    run.signal("STOP")
+    for following in beside[1].values():
+        following.exception(3 * START_S)
+    run.signal("CONT")
+    reached = run.step()
+    run.wait(lambda: run.step() > reached, 60, "a step after the pause")
     slurm.unplug("node2")
     start_here()
     try:
@@ -105,24 +145,15 @@ def test_every_attempt_has_its_logs(interrupted):
         assert (folder / "console.log").is_file()
 
 
-def test_a_run_at_its_time_limit_goes_on_to_the_same_losses(slurm, project, alone):
-    """Ranks stand still until SLURM looks at the clock, which it does twice a minute."""
-    run = submit(slurm, project, "limit")
-    run.wait(lambda: run.step() >= 4, START_S, "the first steps")
-    run.signal("STOP")
-    minutes = int(slurm.ask("squeue", "--noheader", "--format=%M", f"--jobs={run.job}").split(":")[0])
-    slurm.ask("scontrol", "update", f"JobId={run.job}", f"TimeLimit={minutes + 2}")
-    run.wait_for_log("telling the ranks to save", 90)
-    run.signal("CONT")
-    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end at the time limit")
-    slurm.ask("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
-    assert run.finish(START_S) == "COMPLETED", run.log[-5000:]
-    assert [line["code"] for line in run.lines("ended")] == [75, 0]
-    assert trace(run.run_dir) == alone
+def test_a_run_at_its_time_limit_goes_on_to_the_same_losses(beside, alone):
+    runs, followed = beside
+    assert followed["limit"].result() == "COMPLETED", runs["limit"].log[-5000:]
+    assert [line["code"] for line in runs["limit"].lines("ended")] == [75, 0]
+    assert trace(runs["limit"].run_dir) == alone
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_other_launchers_give_the_same_losses(slurm, project, alone, launcher):
-    run = submit(slurm, project, launcher, f"cluster.launcher={launcher}", num_steps=SHORT)
-    assert run.finish(START_S) == "COMPLETED", run.log[-5000:]
-    assert trace(run.run_dir) == alone[:SHORT]
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_other_launchers_give_the_same_losses(beside, alone, launcher):
+    runs, followed = beside
+    assert followed[launcher].result() == "COMPLETED", runs[launcher].log[-5000:]
+    assert trace(runs[launcher].run_dir) == alone[:SHORT]

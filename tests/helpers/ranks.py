@@ -142,6 +142,9 @@ def run_ranks(
 def serve() -> None:
     """Run as one rank: join the group once, then answer requests until stdin closes."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves no ranks
+    from trainer.model.lean import import_models
+
+    import_models()
     import peft  # noqa: F401
     import torch
     from transformers.models.llama import modeling_llama  # noqa: F401

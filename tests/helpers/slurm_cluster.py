@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -67,7 +67,7 @@ class NoCluster(Exception):
     """Why there can be no cluster here."""
 
 
-def check_possible() -> None:
+def check_possible(programs: Sequence[str] = PROGRAMS, packages: Sequence[str] = PACKAGES) -> None:
     """Install what is missing.
 
     Raises:
@@ -75,18 +75,18 @@ def check_possible() -> None:
     """
     if os.geteuid() != 0:
         raise NoCluster("a SLURM cluster in network namespaces needs root")
-    if all(map(shutil.which, PROGRAMS)):
+    if all(map(shutil.which, programs)):
         return
     if shutil.which("apt-get") is None:
-        raise NoCluster(f"one of {', '.join(PROGRAMS)} is missing, and there is no apt-get")
+        raise NoCluster(f"one of {', '.join(programs)} is missing, and there is no apt-get")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
+    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
     for attempt in (command, ["apt-get", "update", "-qq"], command):
         with contextlib.suppress(subprocess.SubprocessError):
             subprocess.run(attempt, env=environment, capture_output=True, timeout=180)
-        if all(map(shutil.which, PROGRAMS)):
+        if all(map(shutil.which, programs)):
             return
-    raise NoCluster(f"apt-get could not install {', '.join(PACKAGES)}")
+    raise NoCluster(f"apt-get could not install {', '.join(packages)}")
 
 
 class SlurmCluster:

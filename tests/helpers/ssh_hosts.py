@@ -9,10 +9,18 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.helpers.slurm_cluster import NODES, SUBNET, NoCluster, SlurmCluster, run, wait_until
+from tests.helpers.slurm_cluster import (
+    NODES,
+    SUBNET,
+    SlurmCluster,
+    check_possible,
+    run,
+    wait_until,
+)
 
 ADDRESSES = [f"{SUBNET}.{11 + index}" for index in range(len(NODES))]
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh")
+PACKAGES = ("openssh-server", "openssh-client", "pdsh")
 
 
 @contextlib.contextmanager
@@ -20,11 +28,9 @@ def ssh_hosts(cluster: SlurmCluster, folder: Path) -> Iterator[Path]:
     """Run sshd on every node; yield a folder with an `ssh` that reaches them, to be put first on the PATH.
 
     Raises:
-        NoCluster: A program is missing.
+        NoCluster: A program is missing and cannot be installed.
     """
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing:
-        raise NoCluster(f"{', '.join(missing)} is missing: apt-get install openssh-server pdsh")
+    check_possible(PROGRAMS, PACKAGES)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("host", "user"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))

@@ -149,6 +149,9 @@ def _version(package: str) -> str | None:
 
 
 def _git_sha() -> str | None:
+    # An image has no git history; docker/Dockerfile says which commit it holds.
+    if revision := os.environ.get("PALIMPSEST_REVISION"):
+        return revision
     here = Path(__file__).resolve().parents[2]
     try:
         result = subprocess.run(

@@ -16,6 +16,7 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
+from trainer.model.lean import import_models
 from trainer.model.quantise import adopt, load_arguments, num_weights, pack
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -94,6 +95,7 @@ def load_model(
     Raises:
         ModelError: Missing, unexpected or mismatched weights.
     """
+    import_models()
     config = read_config(source, model)
     is_packed = quantise is not Quantise.none
     shards_now = zero3_config is not None and not is_packed

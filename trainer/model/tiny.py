@@ -62,6 +62,10 @@ def build_tokenizer() -> Any:
 
 def _save_model(folder: Path, shape: dict[str, int], seed: int) -> None:
     import torch
+
+    from trainer.model.lean import import_models
+
+    import_models()
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 

@@ -50,7 +50,7 @@ def measure_between(env: RankEnv, nodes: Sequence[str], device: torch.device) ->
         Collective. All processes of a node talk to the other nodes at once, as in training.
     """
     # Nodes begin together, whatever happened inside them.
-    torch_dist.barrier()
+    _barrier(device)
     mine = _local(nodes, env.rank)
     return _bandwidth([rank for rank in range(env.world_size) if _local(nodes, rank) == mine], device)
 
@@ -71,7 +71,7 @@ def measure_pairs(env: RankEnv, nodes: Sequence[str], device: torch.device) -> d
                 found[other] = _exchange_rate(first[other], device)
             elif env.rank == first[other]:
                 _exchange_rate(first[one], device)
-        torch_dist.barrier()
+        _barrier(device)
     return found
 
 
@@ -104,6 +104,11 @@ def _swap(peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
     ]
     for work in torch_dist.batch_isend_irecv(both):
         work.wait()
+
+
+def _barrier(device: torch.device) -> None:
+    """Wait for all processes. NCCL is told the device, which it would otherwise guess from the rank, and warn."""
+    torch_dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def _local(nodes: Sequence[str], rank: int) -> int:

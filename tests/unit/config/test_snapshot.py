@@ -188,6 +188,12 @@ def test_the_provenance_names_versions_and_facts_and_no_secret(tmp_path, monkeyp
     assert [entry.name for entry in tmp_path.iterdir()] == ["provenance.json"]
 
 
+def test_an_image_says_which_commit_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv("PALIMPSEST_REVISION", "0123abc")
+    write_provenance(tmp_path)
+    assert json.loads((tmp_path / "provenance.json").read_text())["git"] == "0123abc"
+
+
 def test_code_outside_a_checkout_has_no_sha_and_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     write_provenance(tmp_path)

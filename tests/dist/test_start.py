@@ -1,0 +1,33 @@
+"""What a rank loads before it trains: each module more is read by every rank from a shared disk, at every start."""
+
+import os
+import subprocess
+import sys
+
+from tests.helpers.ranks import FOREIGN, ROOT, free_port
+
+CODE = """
+import sys
+from trainer.cli import run_command
+assert run_command(sys.argv[1:]) == 0
+unneeded = {"scipy", "torch._inductor.compile_fx", "pandas", "datasets", "wandb"}
+loaded = sorted(unneeded & set(sys.modules))
+assert not loaded, f"a rank loads {loaded}"
+"""
+
+
+def test_a_rank_loads_no_compiler_and_no_package_that_its_run_does_not_need(workspace, tmp_path):
+    """A failure points at an import that a newer transformers or DeepSpeed makes: see `python -X importtime`."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    rank |= {"MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    words = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={tmp_path}/run", "train.max_steps=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *words],
+        env=environment | rank,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
