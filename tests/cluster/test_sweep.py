@@ -20,10 +20,11 @@ from trainer.cli import run_command
 from trainer.config.store import load_config
 from trainer.metrics.jsonl import read
 
-# `-c "import trainer"` and the inputs succeed; rank 0 logs the learning rate as the objective, and what a test adds.
+# `-c "import trainer"`, the inputs and the checks of nodes succeed; rank 0 logs the learning rate as the objective, and
+# what a test adds.
 PYTHON = """\
 #!/bin/bash
-case "$*" in *"import trainer"* | *trainer.launch.inputs*) exit 0 ;; esac
+case "$*" in *"import trainer"* | *"trainer doctor"* | *trainer.launch.inputs*) exit 0 ;; esac
 run_dir=${PALIMPSEST_LOG_DIR%/logs/*}
 attempt=${PALIMPSEST_LOG_DIR##*-}
 value() { awk -v key="$1:" '$1 == key {print $2; exit}' "$run_dir/config.yaml"; }
@@ -143,6 +144,11 @@ log "$(value lr)"
     assert num_jobs(slurm) == before + 6 + (6 - len(good)) + 1
 
 
+def listen_to_ctrl_c():
+    """A shell that starts something in the background has it ignore Ctrl-C, and so tests/run.sh these tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_the_jobs_running_and_the_same_command_goes_on(words, slurm, tmp_path, capsys):
     script = """
 echo rank >"$run_dir/begun-$SLURM_PROCID"
@@ -151,7 +157,9 @@ log "$(value lr)"
 """
     sweep = ["train", "-m", *words(script), "hydra/launcher=slurm", "optim.lr=1e-5,2e-5"]
     command = [sys.executable, "-m", "trainer", *sweep]
-    waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
+    )
     folder = tmp_path / "sweep"
     end = time.monotonic() + 60
     while len(list(folder.glob("*/begun-*"))) < 4:

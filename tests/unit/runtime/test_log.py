@@ -64,7 +64,7 @@ def test_kernels_that_a_library_does_without_are_for_the_file_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup_logging(0, 1, tmp_path)
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger = logging.getLogger("some_library.ops")
     logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: No module named 'kernels'.")
     logger.warning(
         "Backend impl 'liger_kernel.ops.backends._ascend.rope' for op 'rope' could not be imported: E"
