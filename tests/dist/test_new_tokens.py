@@ -138,7 +138,7 @@ def test_new_tokens_resume_bitwise_and_leave_with_their_tokenizer(pool, workspac
     whole, resumed = losses(tmp_path / "whole"), losses(tmp_path / "resumed")
     assert sorted(resumed) == [4, 5, 6] and {step: whole[step] for step in resumed} == resumed
     for merge in (False, True):
-        code, moved, names, _ = pool(1).run(exported, run_dir=str(tmp_path / "resumed"), merge=merge)[0]
+        code, moved, names, *_ = pool(1).run(exported, run_dir=str(tmp_path / "resumed"), merge=merge)[0]
         assert code == 0 and moved < 0.02, (merge, moved)
         rows = [name for name in names if name.endswith(".rows")]
         assert len(rows) == (1 if model == "tied" else 2)
