@@ -19,7 +19,7 @@ from trainer.report.element import Html, element, join
 from trainer.report.number import tick_labels, ticks
 
 WIDTH, HEIGHT = 400.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 34.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 22.0, 34.0, 42.0
 LEGEND_ROW = 20.0
 ROWS = {
     "maths": "rise of held-out loss on maths (nats)",
