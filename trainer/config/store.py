@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,8 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
+_WRONG_TYPE = re.compile(r"Value '(.*)' of type '.*' could not be converted to (\w+)")
+_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _OPEN = ("zero.extra.", "zero.extra=", "cluster.environment.", "cluster.nccl.")
 
 
@@ -235,6 +238,11 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"Unknown key `{full_key}`. See the fields of its option in Hydra's groups."
     if full_key and _is_unknown(cause, first_line):
         return f"Unknown key `{full_key}`.{_nearest(full_key, [*known_keys(), *group_options()])}"
+    wrong = _WRONG_TYPE.search(first_line)
+    if full_key and wrong:
+        value, kind = wrong.groups()
+        fix = f" Set {full_key}=null." if value == "auto" else ""
+        return f"`{full_key}` must be {_TYPES.get(kind, kind)}, but is '{value}' instead.{fix}"
     if full_key:
         return f"`{full_key}`: {first_line.rstrip('.')}."
     return f"{first_line.rstrip('.')}.{_nearest_group(first_line, overrides)}"

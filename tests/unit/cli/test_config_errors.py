@@ -67,13 +67,14 @@ def test_an_unknown_option_is_named_with_the_nearest_and_all_others(refuse, over
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("optim.lr=fast", ["`optim.lr`", "'fast'", "Float"]),
-        ("train.micro_batch_size=1.5", ["`train.micro_batch_size`", "1.5", "Integer"]),
+        ("optim.lr=fast", ["`optim.lr`", "'fast'", "a number"]),
+        ("train.micro_batch_size=1.5", ["`train.micro_batch_size`", "1.5", "a whole number"]),
+        ("zero.stage=auto", ["`zero.stage` must be a whole number", "Set zero.stage=null."]),
         ("train.max_steps=ten", ["`train.max_steps`", "'ten'"]),
         ("model.trust_remote_code=maybe", ["`model.trust_remote_code`", "'maybe'"]),
         ("optim.betas=0.9", ["`optim.betas`", "list"]),
         ("seed=null", ["`seed`", "not Optional"]),
-        ("model.tiny.hidden_size=wide", ["`model.tiny.hidden_size`", "Integer"]),
+        ("model.tiny.hidden_size=wide", ["`model.tiny.hidden_size`", "a whole number"]),
         ("run_dir=${nme}", ["`run_dir`", "'nme' not found"]),
         ("name=${run_dir}", ["`name`", "Recursive"]),
         ("model=null", ["Config group override must be a string"]),
