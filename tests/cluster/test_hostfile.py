@@ -13,7 +13,8 @@ from tests.helpers.ssh_hosts import ADDRESSES, ssh_hosts
 from tests.helpers.submitted import START_S, overrides, trace
 from trainer.metrics.jsonl import read
 
-NUM_STEPS = 20
+NUM_STEPS = 120
+"""Of a tenth of a second: the signal goes through pdsh and ssh, which takes some."""
 
 
 @pytest.fixture

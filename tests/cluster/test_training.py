@@ -19,7 +19,8 @@ from trainer.metrics.jsonl import read
 
 # Fixtures wait for jobs of minutes.
 pytestmark = pytest.mark.timeout(1200)
-NUM_STEPS = 30
+NUM_STEPS = 60
+"""Of a tenth of a second: some seconds in which a signal can still arrive."""
 SHORT = 6
 LAUNCHERS = ("torchrun", "deepspeed")
 
@@ -64,6 +65,8 @@ def beside(slurm, project):
     limited = submit(slurm, project, "limit")
     # The first of them makes the model and the token store for all.
     limited.wait(lambda: limited.step() >= 1, START_S, "the first step")
+    # Before the others are submitted, which may take longer than all its steps.
+    limited.signal("STOP")
     runs = {
         name: submit(slurm, project, name, f"cluster.launcher={name}", num_steps=SHORT) for name in LAUNCHERS
     }
@@ -75,8 +78,6 @@ def beside(slurm, project):
 
 def follow_to_its_time_limit(slurm, run):
     """Ranks stand still until SLURM looks at the clock, which it does twice a minute; then the job goes on."""
-    run.wait(lambda: run.step() >= 4, START_S, "the first steps")
-    run.signal("STOP")
     minutes = int(slurm.ask("squeue", "--noheader", "--format=%M", f"--jobs={run.job}").split(":")[0])
     # It warns two minutes before; the third is for a busy machine, on which saving takes longer.
     slurm.ask("scontrol", "update", f"JobId={run.job}", f"TimeLimit={minutes + 3}")
