@@ -70,6 +70,18 @@ def test_every_figure_in_the_forgetting_tables_comes_from_the_results_file(headi
             assert row[shown] == f"{mean:+.3f} ± {deviation:.3f}"
 
 
+def test_the_losses_on_gsm8k_come_from_their_measurement():
+    path = RESULTS / "gsm8k_adapters_2_cpu_cores.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    rows = {row["adapter"]: row for row in table_rows("adapter")}
+    assert set(rows) == {result["recipe"] for result in results}
+    for result in results:
+        row = rows[result["recipe"]]
+        assert row["gate"] == result["gate"] and all(result["answers"].values())
+        for one in result["sets"]:
+            assert row[one["name"]] == f"{one['base_nats']:.4f} -> {one['tuned_nats']:.4f}"
+
+
 def test_the_size_of_a_lora_checkpoint_comes_from_its_measurement():
     path = RESULTS / "llama3_8b_1xH100_lora_checkpoint.json"
     (found,) = json.loads(path.read_text(encoding="utf-8"))["results"]
