@@ -360,7 +360,7 @@ def test_eight_points_are_handed_in_without_torch_in_seconds(slurm, folder):
             ["hydra/sweeper=optuna", "optim.lr=tag(log,interval(0,1))"],
             "`optim.lr` must be an interval with its lower end first, above 0 for tag(log, ...)",
         ),
-        (["optim.lr=1e-3,fast"], "002_lr-fast: `optim.lr`: Value 'fast'"),
+        (["optim.lr=1e-3,fast"], "002_lr-fast: `optim.lr` must be a number, but is 'fast' instead."),
         (["optim.lrr=1,2"], "All points: Unknown key `optim.lrr`. Did you mean `optim.lr`?"),
         (["model=tiny,tinny"], "002_model-tinny: `model=tinny` is not an option of the group `model`."),
         (["sweep.objective=eval_men", "seed=0,1"], "Set sweep.objective=eval_mean."),
