@@ -124,9 +124,11 @@ def examine_nodes(config: RunConfig, config_file: Path | None) -> int:
         from trainer.preflight.meeting import look_in
 
         leave_exit_code(os.environ, EXIT_FAILED, env.is_first)
-        if not findings.is_final:
+        phases = {} if findings.is_final else look_in(env)
+        # One that cannot ask where the others stand may only be waiting for them: it does not name itself.
+        if not findings.is_final and (phases or env.is_first):
             expected = expected_nodes(os.environ, env.world_size)
-            findings.problems += judge_stuck(look_in(env), expected, node, findings.at, limits.timeout_s)
+            findings.problems += judge_stuck(phases, expected, node, findings.at, limits.timeout_s)
         conclude()
         if not env.is_first:
             for problem in findings.problems:
