@@ -88,7 +88,9 @@ def _environment(cluster: ClusterConfig) -> Iterator[str]:
         yield "# Lines of cluster.setup."
         yield from cluster.setup
     yield "# Variables of the ranks; srun hands on all that is exported here."
-    variables = {"PYTHONUNBUFFERED": "1", **cluster.environment, **cluster.nccl}
+    # -m would take a trainer.py of the working directory for the package.
+    own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    variables = {**own, **cluster.environment, **cluster.nccl}
     yield from (f"export {name}={shlex.quote(value)}" for name, value in variables.items())
 
 

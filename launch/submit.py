@@ -89,7 +89,7 @@ def check(config: RunConfig, site: Site) -> Ready:
     if site is not None and not problems:
         problems += site_problems(config.cluster, site())
     refuse(problems)
-    fit = fitted(config, num_ranks, config.plan.gpu_gib or config.cluster.gpu_gib, can_load=False)
+    fit = fitted(config, num_ranks, can_load=False)
     config = fit.config
     forecast = forecast_without_torch(config, num_ranks)
     save_s, origin = _save_time(config, forecast)

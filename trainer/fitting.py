@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainer.config.tune import ALL_LINEAR
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import ConfigError
+from trainer.forecast.card import find_cards
 from trainer.forecast.memory import RunShape, Weights, forecast
 from trainer.forecast.shapes import DecoderShape, decoder_shape, knows
 from trainer.forecast.source import read_config_json, shipped_shapes
@@ -51,7 +53,7 @@ class Fitted:
 
 
 def fitted(
-    config: RunConfig, num_ranks: int, gpu_gib: float | None, can_load: bool, is_here: bool = False
+    config: RunConfig, num_ranks: int, can_load: bool, here_gib: float | None = None, is_here: bool = False
 ) -> Fitted:
     """Fill in `zero.stage` and `model.checkpoint_layers` where they are null: the cheapest pair that fits.
 
@@ -60,8 +62,8 @@ def fitted(
 
     Args:
         config: Checked.
-        gpu_gib: Memory of one GPU, None where nobody knows it.
         can_load: torch may be loaded, which counts the models that arithmetic does not know.
+        here_gib: Memory of one GPU where the configuration names none.
         is_here: The GPUs are this machine's, so that `auto` means what is installed here; elsewhere it means flash
             attention and Liger.
     Raises:
@@ -75,6 +77,7 @@ def fitted(
         stage, layers = before.zero.stage, before.model.checkpoint_layers
         if stage is not None and layers is not None:
             return Fitted(_with(config, *_pairs(config, (layers,), (stage,))[0]), "as the run began.")
+    gpu_gib = config.gpu_gib or here_gib
     shape = None if gpu_gib is None else (find_shape(config.model)[0] if can_load else known_shape(config))
     if gpu_gib is None or shape is None:
         missing = "no GPU's memory" if gpu_gib is None else "the model's shape"
@@ -96,6 +99,17 @@ def fitted(
         if fits:
             break
     return fit
+
+
+def fitted_here(config: RunConfig, num_ranks: int, says: bool = True) -> RunConfig:
+    """Return the configuration fitted to this machine's GPUs; print what was chosen."""
+    here_gib = None
+    if config.gpu_gib is None and os.environ.get("DS_ACCELERATOR") != "cpu":
+        here_gib = find_cards().gib
+    fit = fitted(config, num_ranks, can_load=True, here_gib=here_gib, is_here=True)
+    if says and fit.reason is not None:
+        print(fit.sentence, flush=True)
+    return fit.config
 
 
 def known_shape(config: RunConfig) -> DecoderShape | None:

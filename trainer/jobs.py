@@ -17,6 +17,7 @@ from trainer.data.types import TokenizerLike
 from trainer.dist.hosts import parse_hostfile
 from trainer.errors import CheckpointError, ConfigError, DataError, TopologyError
 from trainer.runtime.local import free_port
+from trainer.runtime.remote import Hosts
 
 
 def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
@@ -131,8 +132,8 @@ def count_ranks(config: RunConfig) -> int:
     return asked or max(num_gpus, 1)
 
 
-def with_hosts(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """Take nodes and ranks from the hostfile; return the hosts beside the configuration, none without one.
+def with_hosts(config: RunConfig) -> tuple[RunConfig, Hosts | None]:
+    """Take nodes and ranks from the hostfile; return the hosts beside the configuration, None without one.
 
     Raises:
         ConfigError: There is no such file.
@@ -140,7 +141,7 @@ def with_hosts(config: RunConfig) -> tuple[RunConfig, list[str]]:
     """
     cluster = config.cluster
     if cluster.hostfile is None:
-        return config, []
+        return config, None
     path = Path(cluster.hostfile).expanduser().absolute()
     try:
         hosts = parse_hostfile(path.read_text(encoding="utf-8"), str(path))
@@ -154,7 +155,9 @@ def with_hosts(config: RunConfig) -> tuple[RunConfig, list[str]]:
     found = dataclasses.replace(
         cluster, hostfile=str(path), num_nodes=len(hosts), ranks_per_node=num_ranks, master_port=port
     )
-    return dataclasses.replace(config, cluster=found), list(hosts)
+    return dataclasses.replace(config, cluster=found), Hosts(
+        list(hosts), num_ranks, path, cluster.deepspeed_runner, port, cluster.cpus_per_rank
+    )
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Path:

@@ -48,8 +48,8 @@ def show_plan(config: RunConfig) -> bool:
     num_ranks = config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
     check_config(config, num_ranks, only=CHECKED_KEYS)
     shape, origin = find_shape(config.model)
-    gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib or cards.gib or DEFAULT_GIB
-    config = fitted(config, num_ranks, gpu_gib, can_load=True).config
+    gpu_gib = config.gpu_gib or cards.gib or DEFAULT_GIB
+    config = fitted(config, num_ranks, can_load=True, here_gib=gpu_gib).config
     run = run_shape(config, num_ranks)
     reserve_gib = config.plan.reserve_gib
     weights = tuned_weights(config, shape)
@@ -113,8 +113,8 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
     shape = known_shape(config)
     if shape is None:
         return None
-    gpu_gib = config.plan.gpu_gib or config.cluster.gpu_gib
-    config = fitted(config, num_ranks, gpu_gib, can_load=False).config
+    gpu_gib = config.gpu_gib
+    config = fitted(config, num_ranks, can_load=False).config
     run = run_shape(config, num_ranks)
     weights = tuned_weights(config, shape)
     need_gib = forecast(shape, run, weights).gib + config.plan.reserve_gib

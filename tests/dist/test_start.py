@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.helpers.ranks import FOREIGN, ROOT, free_port
+from trainer.metrics.jsonl import read
 
 CODE = """
 import sys
@@ -31,3 +33,21 @@ def test_a_rank_loads_no_compiler_and_no_package_that_its_run_does_not_need(work
         timeout=240,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_ranks_are_of_this_package_whatever_lies_in_the_working_directory(workspace, tmp_path):
+    """`python -m trainer` looks there first: a trainer.py of somebody's own was run instead, and ended with 0."""
+    (tmp_path / "trainer.py").write_text("raise SystemExit('not Palimpsest')\n")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    words = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={tmp_path}/run", "train.max_steps=1"]
+    command = [Path(sys.executable).with_name("palimpsest"), *words, "cluster.ranks_per_node=2"]
+    done = subprocess.run(
+        command,
+        env=environment | {"DS_ACCELERATOR": "cpu"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl") if "loss" in row] == [1]

@@ -20,7 +20,7 @@ NUM_LAYERS = 32
 
 def fit(*overrides, gpu_gib=80.0, num_ranks=8):
     config = compose_config([*LORA, *BATCH, *overrides])
-    return fitted(config, num_ranks, gpu_gib, can_load=False)
+    return fitted(config, num_ranks, can_load=False, here_gib=gpu_gib)
 
 
 def chosen(*overrides, **options):

@@ -10,8 +10,8 @@ from trainer.config.preflight import PreflightConfig
 from trainer.config.rule import must
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-RUNNERS = ("pdsh", "openmpi", "mpich", "impi", "mvapich")
-"""Without DeepSpeed's `slurm`: it starts a script, not a module; cluster.launcher=deepspeed goes through srun."""
+RUNNERS = ("pdsh", "openmpi", "slurm")
+"""Those of DeepSpeed's that were seen to train; it has others."""
 _NCCL = ("NCCL_", "TORCH_NCCL_")
 _OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_", "SBATCH_", "PALIMPSEST_")
 

@@ -60,9 +60,9 @@ class ClusterConfig:
     master_port: int = 0
     """Rendezvous port on the first node; 0 picks a free one."""
     hostfile: str | None = None
-    """A cluster without SLURM: a file of `HOST slots=N` lines for deepspeed, which starts ranks over ssh."""
+    """A cluster without a scheduler: a file of `HOST slots=N` lines for deepspeed, which starts the ranks there."""
     deepspeed_runner: str = "pdsh"
-    """How deepspeed reaches the hosts of a hostfile: pdsh, openmpi, mpich, impi or mvapich."""
+    """How deepspeed reaches the hosts of a hostfile: pdsh or openmpi, over ssh; or slurm, by srun within salloc."""
     scheduler: Scheduler = Scheduler.none
     """`slurm` for `palimpsest submit`."""
     launcher: Launcher = Launcher.srun

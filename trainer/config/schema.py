@@ -64,3 +64,8 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    @property
+    def gpu_gib(self) -> float | None:
+        """Return the memory of a GPU in GiB that the configuration names; None where it names none."""
+        return self.plan.gpu_gib or self.cluster.gpu_gib

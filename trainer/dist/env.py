@@ -46,7 +46,7 @@ def rank_env(environ: Mapping[str, str]) -> RankEnv:
     elif "OMPI_COMM_WORLD_RANK" in environ:
         names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE")
     elif "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
-        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+        names = ("SLURM_PROCID", "SLURM_LOCALID", _tasks_name(environ))
     else:
         return RankEnv(0, 0, 1, environ.get("MASTER_ADDR") or "127.0.0.1", _port(environ))
     rank, local_rank, world_size = (_number(environ, name) for name in names)
@@ -57,6 +57,23 @@ def rank_env(environ: Mapping[str, str]) -> RankEnv:
     if names[0] == "RANK":
         _check_not_expanded_early(environ, rank, world_size)
     return RankEnv(rank, local_rank, world_size, _address(environ, world_size), _port(environ))
+
+
+def is_rank(environ: Mapping[str, str]) -> bool:
+    """Tell whether a launcher started this process as one of several ranks.
+
+    A SLURM step of one task is not: `srun --pty bash`, or salloc where it opens its shell on a node, is somebody's
+    shell, and what is typed there may use all GPUs of the node.
+    """
+    if "RANK" in environ or "OMPI_COMM_WORLD_RANK" in environ:
+        return True
+    return "SLURM_STEP_ID" in environ and environ.get(_tasks_name(environ)) != "1"
+
+
+def rank_shown(environ: Mapping[str, str]) -> int:
+    """Return the rank for a message about variables that may be wrong; 0 where there is none."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    return next((int(environ[name]) for name in names if environ.get(name, "").isdigit()), 0)
 
 
 def node_name(environ: Mapping[str, str]) -> str:
@@ -113,13 +130,18 @@ def _check_not_expanded_early(environ: Mapping[str, str], rank: int, world_size:
         is_comparable = environ.get("CROSS_SIZE") == environ.get("SLURM_STEP_NUM_NODES")
     else:
         name, given, of_slurm = "RANK", str(rank), "SLURM_PROCID"
-        is_comparable = environ.get("SLURM_NTASKS") == str(world_size)
+        is_comparable = environ.get(_tasks_name(environ)) == str(world_size)
     if is_comparable and environ.get(of_slurm, given) != given:
         raise TopologyError(
             f"`{name}` must be this task's {of_slurm} ({environ[of_slurm]}), but is {given} instead: the batch "
             f"script expanded the variable before srun started. Write srun ... bash -c '... ${of_slurm} ...' in "
             "single quotes."
         )
+
+
+def _tasks_name(environ: Mapping[str, str]) -> str:
+    """Return the variable with the tasks of this step; SLURM_NTASKS may be those of the whole job."""
+    return "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

@@ -1,94 +1,244 @@
-"""Starting the ranks of a hostfile's nodes over ssh, through the deepspeed launcher, and passing signals on to them."""
+"""Starting the ranks of a hostfile's nodes through the deepspeed launcher, and passing signals on to them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
 from trainer.errors import TopologyError
+from trainer.runtime.job import EXIT_CODE, LOG_DIR
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-_NEEDS = {"pdsh": "pdsh", "openmpi": "ompi_info"}
+_NEEDS = {"pdsh": "pdsh", "openmpi": "mpirun", "slurm": "srun"}
+_SSH = ("ssh", "-o", "BatchMode=yes")
+_CONNECT_S = 10
+_PLAIN = re.compile(r"[\w@%+=:./-]*")
+"""What DeepSpeed's launcher and srun's --export leave as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The nodes of a hostfile, and how DeepSpeed's launcher reaches them."""
+
+    names: Sequence[str]
+    slots: int
+    """Ranks of each."""
+    file: Path
+    runner: str
+    """pdsh, openmpi or slurm."""
+    master_port: int
+    cpus_per_rank: int | None = None
+
+    @property
+    def num_ranks(self) -> int:
+        """Return the ranks of all hosts."""
+        return self.slots * len(self.names)
+
+    def check(self, allocated: Sequence[str] | None) -> None:
+        """Find out whether the hosts can be reached.
+
+        Args:
+            allocated: The nodes that SLURM has given out to this shell; None outside its jobs.
+        Raises:
+            TopologyError: A program is missing, ssh does not reach a host, or SLURM has not given out these hosts.
+        """
+        program = _NEEDS[self.runner]
+        if shutil.which(program) is None:
+            raise TopologyError(
+                f"`cluster.deepspeed_runner` must be one whose program is here, but {self.runner} needs {program}, "
+                "which is missing. Install it, or choose another."
+            )
+        if self.runner == "slurm":
+            self._check_allocation(allocated)
+        else:
+            self._check_ssh()
+
+    def _check_allocation(self, allocated: Sequence[str] | None) -> None:
+        if allocated is None:
+            raise TopologyError(
+                "`cluster.deepspeed_runner` must be pdsh or openmpi outside of SLURM's jobs, but is slurm instead. "
+                f"Start the same under salloc --nodes={len(self.names)} --ntasks-per-node={self.slots}, or hand the "
+                "run in with palimpsest submit cluster=slurm."
+            )
+        if set(allocated) != set(self.names):
+            raise TopologyError(
+                f"`cluster.hostfile` must name the nodes of this SLURM job, {', '.join(allocated)}, but {self.file} "
+                f"names {', '.join(self.names)} instead. Write it from: scontrol show hostnames"
+            )
+
+    def _check_ssh(self) -> None:
+        def problem(host: str) -> str | None:
+            command = [*_SSH, "-o", f"ConnectTimeout={_CONNECT_S}", host, "true"]
+            try:
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3 * _CONNECT_S
+                )
+            except FileNotFoundError:
+                return "there is no ssh here"
+            except subprocess.TimeoutExpired:
+                return f"no answer in {3 * _CONNECT_S} s"
+            said = done.stderr.strip().splitlines()
+            return None if done.returncode == 0 else (said[-1] if said else f"exit code {done.returncode}")
+
+        with ThreadPoolExecutor(min(len(self.names), 64)) as pool:
+            found = [
+                f"{host} ({why})"
+                for host, why in zip(self.names, pool.map(problem, self.names), strict=True)
+                if why
+            ]
+        if found:
+            raise TopologyError(
+                "`cluster.hostfile` must name hosts that ssh reaches without a password, but does not reach "
+                f"{', '.join(found)}. Try: ssh {found[0].split()[0]} true"
+            )
+
+    def command(self, command: str, config_file: Path, variables: Mapping[str, str]) -> list[str]:
+        """Return the launcher's command line, which a person could type as well.
+
+        Args:
+            variables: What ranks find in their environment.
+        """
+        words = [
+            *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(self.file)),
+            *("--launcher", self.runner, "--no_ssh_check", "--force_multi"),
+            *("--master_addr", self.names[0], "--master_port", str(self.master_port)),
+            *("--no_local_rank", "--log_level", "warning"),
+        ]
+        run = ["trainer", command, "--config", str(config_file)]
+        match self.runner:
+            case "openmpi":
+                # This runner hands variables on in quotes that reach the rank: NCCL_SOCKET_IFNAME="^docker0".
+                given = {**variables, "MASTER_ADDR": self.names[0], "MASTER_PORT": str(self.master_port)}
+                pairs = [f"{name}={value}" for name, value in given.items()]
+                return [*words, "--no_python", "env", *pairs, sys.executable, "-u", "-m", *run]
+            case "slurm":
+                # A rank that dies takes along the others, who would wait for it; each sees all GPUs of its node.
+                srun = [
+                    f"--nodes={len(self.names)}",
+                    f"--ntasks-per-node={self.slots}",
+                    "--kill-on-bad-exit=1",
+                ]
+                srun += ["--gpu-bind=none", "--label", f"--chdir={Path.cwd()}"]
+                if self.cpus_per_rank:
+                    srun.append(f"--cpus-per-task={self.cpus_per_rank}")
+                # This runner forgets --module: it starts `python -u SCRIPT`. Python's own -m will do for the script.
+                return [*words, f"--launcher_args={shlex.join(srun)}", "--", "-m", *run]
+            case _:
+                return [*words, "--module", *run]
+
+    def environment_file(self, variables: Mapping[str, str]) -> str:
+        """Return DeepSpeed's file of variables: what its runners for pdsh and slurm hand on.
+
+        Raises:
+            TopologyError: SLURM would cut a value.
+        """
+        if self.runner == "slurm":
+            # SLURM itself puts rank 0 on the first node of its list, and ranks look it up there.
+            variables = {**variables, "MASTER_PORT": str(self.master_port)}
+            for name, value in variables.items():
+                if not _PLAIN.fullmatch(value):
+                    raise TopologyError(
+                        f"`{name}` must be of letters, digits and @%+=:./- with cluster.deepspeed_runner=slurm, but is "
+                        f"'{value}' instead: DeepSpeed hands it on in quotes, or srun ends it at a comma. Use "
+                        "palimpsest submit."
+                    )
+        return "".join(f"{name}={value}\n" for name, value in variables.items())
 
 
 def start_hosts(
-    command: str,
-    config_file: Path,
-    hosts: Sequence[str],
-    hostfile: Path,
-    runner: str,
-    master_port: int,
-    variables: Mapping[str, str],
+    command: str, config_file: Path, hosts: Hosts, variables: Mapping[str, str], logs: Path
 ) -> int:
-    """Run a command on all hosts with a frozen configuration; return the launcher's exit code.
+    """Run a command on all hosts with a frozen configuration; return the exit code of its ranks.
 
-    A signal to this process reaches one rank of the first host, and all ranks then stop at the same step.
+    A signal to this process reaches ranks, and all then stop at the same step.
 
     Args:
         variables: What ranks find in their environment; DeepSpeed hands on little else.
-
-    Raises:
-        TopologyError: DeepSpeed's runner needs a program that is not here.
+        logs: The attempt's folder of logs.
     """
-    program = _NEEDS.get(runner, "ssh")
-    if shutil.which(program) is None:
-        raise TopologyError(
-            f"`cluster.deepspeed_runner` must be one whose program is here, but {runner} needs {program}, which is "
-            "missing. Install it, or choose another."
-        )
+    # DeepSpeed puts the working directory into PYTHONPATH, which the file changes again.
+    path = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.environ.get("PYTHONPATH") or os.devnull}
+    variables = {**path, **variables, LOG_DIR: str(logs)}
     environment_file = config_file.parent / "environment"
-    environment_file.write_text(
-        "".join(f"{name}={value}\n" for name, value in variables.items()), encoding="utf-8"
-    )
-    words = hosts_command(command, config_file, hosts[0], hostfile, runner, master_port)
+    environment_file.write_text(hosts.environment_file(variables), encoding="utf-8")
+    environment = dict(os.environ)
     # DeepSpeed looks for this name below two folders; a whole path is found from both.
-    environment = {**os.environ, "DS_ENV_FILE": str(environment_file)}
-    process = subprocess.Popen(words, env=environment, start_new_session=True)
+    environment["DS_ENV_FILE"] = os.devnull if hosts.runner == "openmpi" else str(environment_file)
+    is_slurm = hosts.runner == "slurm"
+    if is_slurm:
+        # SLURM 22.05 prefers what is in the environment to what DeepSpeed hands on.
+        environment |= variables
+    process = subprocess.Popen(
+        hosts.command(command, config_file, variables),
+        env=environment,
+        # So the directory in PYTHONPATH is this one, which holds no modules; srun is told where ranks run.
+        cwd=config_file.parent if is_slurm else None,
+        start_new_session=True,
+    )
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        subprocess.Popen(signal_command(command, config_file, hosts[0]), stdin=subprocess.DEVNULL)
+    def tell() -> None:
+        if hosts.runner == "pdsh":
+            subprocess.run(signal_command(command, config_file, hosts.names[0]), stdin=subprocess.DEVNULL)
+        else:
+            # mpirun and srun hand it on to all ranks.
+            with contextlib.suppress(psutil.Error):
+                for child in psutil.Process(process.pid).children():
+                    child.send_signal(signal.SIGUSR1)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
+    with _told_when_asked(tell):
         code = process.wait()
+    told = logs / EXIT_CODE
+    if told.exists():
+        return int(told.read_text(encoding="utf-8"))
+    # DeepSpeed's launcher ends with 0 when what it had started was killed; a training that is done has said so.
+    return 1 if code < 0 or (code == 0 and command == "train") else code
+
+
+@contextlib.contextmanager
+def _told_when_asked(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` from the first signal on, again and again: ranks that do not run yet hear nothing."""
+    is_asked, is_over = threading.Event(), threading.Event()
+
+    def repeat() -> None:
+        is_asked.wait()
+        pause_s = 1.0
+        while not is_over.is_set():
+            tell()
+            is_over.wait(pause_s)
+            pause_s = min(2 * pause_s, 10.0)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        is_asked.set()
+
+    threading.Thread(target=repeat, daemon=True).start()
+    previous = {number: signal.signal(number, ask) for number in FORWARDED}
+    try:
+        yield
     finally:
+        is_over.set()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
-
-
-def hosts_command(
-    command: str, config_file: Path, first: str, hostfile: Path, runner: str, master_port: int
-) -> list[str]:
-    """Return the launcher's command line, which a person could type as well."""
-    return [
-        *(
-            sys.executable,
-            "-m",
-            "deepspeed.launcher.runner",
-            "--hostfile",
-            str(hostfile),
-            "--launcher",
-            runner,
-        ),
-        *("--force_multi", "--master_addr", first, "--master_port", str(master_port)),
-        *("--no_local_rank", "--log_level", "warning"),
-        *("--module", "trainer", command, "--config", str(config_file)),
-    ]
 
 
 def signal_command(command: str, config_file: Path, host: str) -> list[str]:
-    """Return what tells the ranks of a host to stop.
+    """Return what tells the ranks of a host to stop, where pdsh started them.
 
     SIGTERM would meet DeepSpeed's launcher first, which kills its ranks; its own command line differs from
     theirs in the words before `trainer`.
     """
     pattern = f"-m trainer {command} --config {config_file}"
-    return ["ssh", "-o", "BatchMode=yes", host, f"pkill -USR1 -f -- {shlex.quote(pattern)}"]
+    return [*_SSH, host, f"pkill -USR1 -f -- {shlex.quote(pattern)}"]

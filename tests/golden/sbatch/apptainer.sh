@@ -97,6 +97,7 @@ say "Attempt $attempt of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, from ${newest
 
 # Variables of the ranks; srun hands on all that is exported here.
 export PYTHONUNBUFFERED=1
+export PYTHONSAFEPATH=1
 
 # The ranks meet on the first node.
 MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}

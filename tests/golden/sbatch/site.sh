@@ -117,6 +117,7 @@ module load cuda/12.8 nccl
 ulimit -l unlimited
 # Variables of the ranks; srun hands on all that is exported here.
 export PYTHONUNBUFFERED=1
+export PYTHONSAFEPATH=1
 export HF_HOME=/shared/hf
 export NOTE='two words'
 export NCCL_SOCKET_IFNAME=ib0

@@ -25,7 +25,7 @@ ARGUMENTS = [
         ("n1 slots=1\n", ["cluster.launcher=srun"], "`cluster.launcher` must be deepspeed with a hostfile"),
         (
             "n1 slots=1\n",
-            ["cluster.deepspeed_runner=slurm"],
+            ["cluster.deepspeed_runner=mpich"],
             "`cluster.deepspeed_runner` must be one of pdsh",
         ),
     ],

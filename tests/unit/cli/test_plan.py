@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.house.tree import ROOT
-from trainer.cli import EXIT_REFUSED, run_command
+from trainer.cli import run_command
+from trainer.rank import EXIT_REFUSED
 
 LLAMA = ["model=benchmark", f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}"]
 NODE = [*LLAMA, "cluster.ranks_per_node=8", "plan.gpu_gib=80"]

@@ -4,7 +4,16 @@ import platform
 
 import pytest
 
-from trainer.dist.env import JOB_PORTS, RankEnv, expected_nodes, job_port, node_name, rank_env
+from trainer.dist.env import (
+    JOB_PORTS,
+    RankEnv,
+    expected_nodes,
+    is_rank,
+    job_port,
+    node_name,
+    rank_env,
+    rank_shown,
+)
 from trainer.errors import TopologyError
 
 TORCHRUN = {
@@ -56,6 +65,41 @@ def test_a_batch_script_or_salloc_shell_is_no_rank():
     """There SLURM_PROCID is 0 and SLURM_NTASKS is all tasks, but no step has been started."""
     batch = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_ID": "7"}
     assert rank_env(batch).world_size == 1
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        # srun --pty bash, and salloc where LaunchParameters=use_interactive_step: SLURM_NTASKS is the job's there.
+        {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"},
+        {
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_NTASKS": "16",
+            "SLURM_STEP_NUM_TASKS": "1",
+            "SLURM_STEP_ID": "4294967290",
+        },
+        {},
+    ],
+    ids=["srun --pty", "interactive step", "no SLURM"],
+)
+def test_what_is_typed_into_a_shell_on_a_node_is_no_rank(environ):
+    """Taken for a rank it would train on one of the node's GPUs, or wait for ranks that nobody starts."""
+    assert not is_rank(environ)
+    assert rank_env(environ).world_size == 1
+    # What it starts are ranks, whatever SLURM says of the shell.
+    own = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "MASTER_ADDR": "127.0.0.1"}
+    assert is_rank(environ | own) and rank_env(environ | own).rank == 1
+
+
+@pytest.mark.parametrize("environ", [TORCHRUN, SLURM, MPI], ids=["torchrun", "srun", "mpirun"])
+def test_ranks_of_every_launcher_are_ranks(environ):
+    assert is_rank(environ)
+    assert rank_shown(environ) == rank_env(environ).rank
+
+
+def test_a_message_about_broken_variables_needs_no_sound_ones():
+    assert rank_shown({"RANK": "-1"}) == 0 and rank_shown({}) == 0
 
 
 def test_one_rank_of_a_launcher_needs_no_address():

@@ -1,22 +1,157 @@
-"""What is started on the hosts of a hostfile, and what tells them to stop."""
+"""What is started on the hosts of a hostfile, what tells them to stop, and what is found out before."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from trainer.errors import TopologyError
-from trainer.runtime.remote import hosts_command, signal_command, start_hosts
+from trainer.runtime.job import EXIT_CODE, LOG_DIR
+from trainer.runtime.remote import Hosts, signal_command, start_hosts
 
 CONFIG = Path("/shared/runs/first/config.yaml")
 
 
+def hosts(runner="pdsh", **change):
+    return Hosts(
+        **{
+            "names": ["node1", "node2"],
+            "slots": 4,
+            "file": Path("/shared/hosts"),
+            "runner": runner,
+            "master_port": 29600,
+        }
+        | change
+    )
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Return a function that puts a shell script under a name on the PATH, which is otherwise this environment's."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def make(name, script):
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return make
+
+
 def test_the_launcher_gets_the_frozen_configuration_and_nothing_else():
-    command = hosts_command("train", CONFIG, "node1", Path("/shared/hosts"), "pdsh", 29600)
+    command = hosts().command("train", CONFIG, {"MARK": "in the file"})
     at = command.index("--module")
     assert command[at:] == ["--module", "trainer", "train", "--config", str(CONFIG)]
     assert command[command.index("--hostfile") + 1] == "/shared/hosts"
+    assert command[command.index("--launcher") + 1] == "pdsh"
     assert command[command.index("--master_addr") + 1] == "node1" and "--no_local_rank" in command
+    assert hosts().environment_file({"NCCL_IB_HCA": "a,b"}) == "NCCL_IB_HCA=a,b\n"
+
+
+@pytest.fixture
+def started(program, tmp_path, monkeypatch):
+    """Return a function that goes through DeepSpeed's own launcher, down to the words that mpirun or srun gets."""
+
+    def start(runner, name, variables):
+        program(name, f"printf '%s\\n' \"$@\" >{tmp_path}/words")
+        for found in ("ompi_info", "sinfo"):
+            program(found, "exit 0")
+        (tmp_path / "hosts").write_text("node1 slots=4\nnode2 slots=4\n")
+        run_dir = tmp_path / "run"
+        run_dir.mkdir(exist_ok=True)
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+        found = hosts(runner, file=tmp_path / "hosts", cpus_per_rank=6)
+        # Nobody ran, so nobody said that the training is done.
+        assert start_hosts("train", run_dir / "config.yaml", found, variables, run_dir) == 1
+        words = (tmp_path / "words").read_text().split("\n")[:-1]
+        python = ["-u", "-m", "trainer", "train", "--config", str(run_dir / "config.yaml")]
+        assert words[-7:] == [sys.executable, *python]
+        return words[:-7]
+
+    return start
+
+
+def test_mpirun_starts_the_module_with_variables_as_they_are(started, tmp_path):
+    given = {"NCCL_SOCKET_IFNAME": "^docker0", "NCCL_IB_HCA": "mlx5_0,mlx5_1"}
+    words = started("openmpi", "mpirun", given)
+    assert words[:4] == ["-n", "8", "-hostfile", str(tmp_path / "hosts")]
+    assert words[words.index("env") :] == [
+        "env",
+        "PYTHONSAFEPATH=1",
+        "PYTHONPATH=/dev/null",
+        "NCCL_SOCKET_IFNAME=^docker0",
+        "NCCL_IB_HCA=mlx5_0,mlx5_1",
+        f"{LOG_DIR}={tmp_path}/run",
+        "MASTER_ADDR=node1",
+        "MASTER_PORT=29600",
+    ]
+
+
+def test_srun_starts_the_module_on_every_node_of_the_job(started, tmp_path):
+    words = started("slurm", "srun", {"MARK": "seen"})
+    assert words[:2] == ["-n", "8"]
+    assert {"--nodes=2", "--ntasks-per-node=4", "--kill-on-bad-exit=1", "--cpus-per-task=6"} <= set(words)
+    export = next(word for word in words if word.startswith("--export=ALL,"))
+    assert ",PYTHONSAFEPATH=1" in export and ",PYTHONPATH=/dev/null," in export
+    assert f",MARK=seen,{LOG_DIR}={tmp_path}/run,MASTER_PORT=29600" in export
+    # The node where SLURM puts rank 0 is not for the hostfile to say.
+    assert "MASTER_ADDR" not in export
+
+
+@pytest.mark.parametrize("value", ["mlx5_0,mlx5_1", "^docker0", "two words"])
+def test_a_variable_that_would_not_arrive_as_it_is_is_refused(value):
+    with pytest.raises(TopologyError, match=r"`NCCL_IB_HCA` must be of letters, .*, but is '.*' instead"):
+        hosts("slurm").environment_file({"NCCL_IB_HCA": value})
+
+
+@pytest.mark.parametrize(
+    ("command", "launcher", "told", "code"),
+    [
+        ("train", 0, "0", 0),
+        ("train", 1, "75", 75),
+        ("train", 0, None, 1),
+        ("train", 3, None, 3),
+        ("doctor", 0, None, 0),
+        ("doctor", 1, "2", 2),
+    ],
+)
+def test_the_exit_code_is_that_of_the_ranks(program, tmp_path, monkeypatch, command, launcher, told, code):
+    """DeepSpeed's launcher ends with 0 when what it started was killed, and mpirun with 1 after any failure."""
+    left = "" if told is None else f"echo {told} >{tmp_path}/{EXIT_CODE};"
+    program("mpirun", f"{left} exit {launcher}")
+    program("ompi_info", "exit 0")
+    (tmp_path / "hosts").write_text("node1 slots=4\nnode2 slots=4\n")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    found = hosts("openmpi", file=tmp_path / "hosts")
+    assert start_hosts(command, tmp_path / "config.yaml", found, {}, tmp_path) == code
+
+
+def test_a_signal_is_told_again_and_again_to_what_hands_it_on(program, tmp_path, monkeypatch):
+    """mpirun and srun hand SIGUSR1 on, to nobody as long as no rank runs."""
+    script = f"trap 'echo told >>{tmp_path}/told' USR1; touch {tmp_path}/runs"
+    program("srun", f"{script}; while [[ $(wc -l <{tmp_path}/told) -lt 2 ]]; do sleep 0.1; done; exit 75")
+    program("sinfo", "exit 0")
+    (tmp_path / "told").touch()
+    (tmp_path / "hosts").write_text("node1 slots=4\nnode2 slots=4\n")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+    def ask():
+        while not (tmp_path / "runs").exists():
+            threading.Event().wait(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    before = signal.getsignal(signal.SIGTERM)
+    found = hosts("slurm", file=tmp_path / "hosts")
+    assert start_hosts("train", tmp_path / "config.yaml", found, {}, tmp_path) == 75
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_signal_meets_ranks_and_not_the_launcher_that_would_kill_them():
@@ -31,10 +166,46 @@ def test_the_signal_meets_ranks_and_not_the_launcher_that_would_kill_them():
     assert re.search(pattern, rank) and not re.search(pattern, launcher)
 
 
-def test_a_runner_whose_program_is_missing_is_a_sentence(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("runner", "needs"), [("pdsh", "pdsh"), ("openmpi", "mpirun"), ("slurm", "srun")])
+def test_a_runner_whose_program_is_missing_is_a_sentence(monkeypatch, runner, needs):
     monkeypatch.setenv("PATH", "")
+    with pytest.raises(TopologyError, match=f"{runner} needs {needs}, which is missing"):
+        hosts(runner).check(None)
+
+
+def test_hosts_that_ssh_does_not_reach_are_named_with_its_reason(program):
+    program("pdsh", "exit 0")
+    program(
+        "ssh",
+        'case "${@: -2:1}" in node1) exit 0;; node2) echo "ssh: Could not resolve hostname node2" >&2;; esac; exit 255',
+    )
+    hosts(names=["node1"]).check(None)
+    why = r"node2 \(ssh: Could not resolve hostname node2\), node3 \(exit code 255\)"
+    sentence = rf"does not reach {why}\. Try: ssh node2"
+    with pytest.raises(TopologyError, match=sentence):
+        hosts(names=["node1", "node2", "node3"]).check(None)
+
+
+def test_slurms_runner_takes_the_nodes_of_its_own_job(program):
+    program("srun", "exit 0")
+    hosts("slurm").check(["node2", "node1"])
     with pytest.raises(
-        TopologyError, match=r"`cluster.deepspeed_runner` must .* pdsh needs pdsh, which is missing"
+        TopologyError, match=r"must name the nodes of this SLURM job, node1, node3, but .* node1, node2"
     ):
-        start_hosts("train", tmp_path / "config.yaml", ["node1"], tmp_path / "hosts", "pdsh", 29500, {})
-    assert [*tmp_path.iterdir()] == []
+        hosts("slurm").check(["node1", "node3"])
+    with pytest.raises(
+        TopologyError, match=r"outside of SLURM's jobs.* salloc --nodes=2 --ntasks-per-node=4"
+    ):
+        hosts("slurm").check(None)
+
+
+def test_a_process_that_does_not_listen_yet_outlives_the_signal():
+    script = (
+        "import os, signal, sys, threading\n"
+        "threading.Timer(0.5, lambda: None)\n"
+        "sys.argv = ['palimpsest', 'plan', '--help']\n"
+        "import trainer.cli as cli\n"
+        "cli.run_command = lambda words: os.kill(os.getpid(), signal.SIGUSR1) or 7\n"
+        "cli.main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 7
