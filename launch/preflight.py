@@ -6,7 +6,7 @@ from importlib import resources
 
 from trainer.config.cluster import ClusterConfig, Launcher
 
-from .words import INDENT, Job, Template, apptainer, is_contained, lines, python, pyxis
+from .words import Job, Template, apptainer, is_contained, lines, python, pyxis
 
 START_S = 7
 """From the start of srun to that of Python, and for Python's last words."""
@@ -35,9 +35,11 @@ def _image(cluster: ClusterConfig, job: Job) -> str:
     if not is_contained(cluster):
         return ""
     nodes = cluster.num_nodes
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    fetch = lines([*srun, *pyxis(cluster, job), *apptainer(cluster, job), "true"])
-    return f"{INDENT}# Nodes that do not have the image yet fetch it, which takes what it takes.\n{fetch} || return\n"
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--label"]
+    leave = """bash -c 'touch "$0/$SLURMD_NODENAME"' "$logs/image\""""
+    fetch = lines([*srun, *pyxis(cluster, job), *apptainer(cluster, job), leave])
+    text = resources.files("trainer.launch").joinpath("image.sh.tmpl").read_text(encoding="utf-8")
+    return Template(text).substitute(fetch=fetch)
 
 
 def _srun(cluster: ClusterConfig, job: Job) -> list[str]:

@@ -6,11 +6,22 @@ import shlex
 from collections.abc import Iterator
 from importlib import resources
 
-from trainer.config.cluster import ClusterConfig, Launcher
+from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher
 from trainer.dist.env import JOB_PORTS
 
 from .preflight import render_preflight
-from .words import INDENT, Job, Template, apptainer, in_double_quotes, is_contained, lines, python, pyxis
+from .words import (
+    INDENT,
+    Job,
+    Template,
+    apptainer,
+    in_double_quotes,
+    is_contained,
+    lines,
+    own_folders,
+    python,
+    pyxis,
+)
 
 
 def render(cluster: ClusterConfig, job: Job) -> str:
@@ -24,6 +35,7 @@ def render(cluster: ClusterConfig, job: Job) -> str:
         max_stuck=cluster.max_stuck_attempts,
         environment="\n".join(_environment(cluster)),
         rendezvous=_rendezvous(cluster),
+        folders=_folders(cluster, job),
         package=_package(cluster, job),
         inputs=lines([*_on_first_node(cluster, job), "-m", "trainer.launch.inputs", '"$config"']),
         ranks=_ranks(cluster, job),
@@ -118,6 +130,14 @@ def _rendezvous(cluster: ClusterConfig) -> str:
     return "\n".join(lines)
 
 
+def _folders(cluster: ClusterConfig, job: Job) -> str:
+    """Return what makes the run's own folders, of which the cache may be new; empty without an image."""
+    if not is_contained(cluster):
+        return ""
+    own = " ".join(shlex.quote(str(path)) for path in own_folders(job))
+    return f"\n# An image sees only the folders that are there.\nmkdir -p {own}\n"
+
+
 def _on_first_node(cluster: ClusterConfig, job: Job) -> list[str]:
     """Return the words before Python's own, for one task on the first node."""
     srun = ["srun", "--nodes=1", "--ntasks=1", '--nodelist="$SLURMD_NODENAME"', *pyxis(cluster, job)]
@@ -128,19 +148,35 @@ def _package(cluster: ClusterConfig, job: Job) -> str:
     """Return the body of the step that looks for the package on the first node."""
     holder = "cluster.container.image" if is_contained(cluster) else "cluster.python"
     value = cluster.container.image if is_contained(cluster) else job.python
-    sentence = in_double_quotes(
-        f"Error: `{holder}` must hold the package palimpsest-trainer, but is {value} instead, which does not. "
-        "Install it there."
-    )
-    return "\n".join(
-        [
-            lines([*_on_first_node(cluster, job), "-c", "'import trainer'"]),
-            f"{INDENT}if (($? == 1)); then",
-            f"{INDENT * 2}say {sentence}",
-            f"{INDENT * 2}return 2",
-            f"{INDENT}fi",
+    look = 'import importlib.util as u; raise SystemExit(0 if u.find_spec("trainer") else 42)'
+    body = [
+        lines([*_on_first_node(cluster, job), "-c", shlex.quote(look)]),
+        f"{INDENT}local code=$?",
+        f"{INDENT}if ((code == 42)); then",
+        _says(
+            f"Error: `{holder}` must hold the package palimpsest-trainer, but is {value} instead, which does not. "
+            "Install it there."
+        ),
+    ]
+    if is_contained(cluster):
+        program = "apptainer" if cluster.container.runtime is ContainerRuntime.apptainer else "srun"
+        body += [
+            f"{INDENT}elif ((code)); then",
+            _says(
+                f"Error: `{holder}` must be an image that starts, but with {value} {program} ends with exit code $code "
+                "instead. Look at the lines above.",
+                keeps="$code",
+            ),
         ]
-    )
+    return "\n".join([*body, f"{INDENT}fi"])
+
+
+def _says(sentence: str, keeps: str = "") -> str:
+    """Return the lines that say a sentence and end with what is not tried again."""
+    quoted = in_double_quotes(sentence)
+    if keeps:
+        quoted = quoted.replace(f"\\{keeps}", keeps)
+    return f"{INDENT * 2}say {quoted}\n{INDENT * 2}return 2"
 
 
 def _ranks(cluster: ClusterConfig, job: Job) -> str:

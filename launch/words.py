@@ -43,10 +43,14 @@ def python(cluster: ClusterConfig, job: Job) -> str:
     return shlex.quote(cluster.container.python if is_contained(cluster) else job.python)
 
 
+def own_folders(job: Job) -> list[Path]:
+    """Return the folders that every run reads or writes, each once."""
+    return [*dict.fromkeys((job.run_dir, job.work_dir, job.cache_dir))]
+
+
 def mounts(cluster: ClusterConfig, job: Job) -> list[str]:
-    """Return the folders to see inside; the run's own are the same inside as outside, each once."""
-    own = dict.fromkeys(str(path) for path in (job.run_dir, job.work_dir, job.cache_dir))
-    return [*own, *cluster.container.mounts]
+    """Return the folders to see inside; the run's own are the same inside as outside."""
+    return [*map(str, own_folders(job)), *cluster.container.mounts]
 
 
 def apptainer(cluster: ClusterConfig, job: Job) -> list[str]:

@@ -119,8 +119,10 @@ watch() {
 # Is the package there? On the first node.
 # shellcheck disable=SC2329 # called by watch
 package() {
-    srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" /shared/venv/bin/python -c 'import trainer'
-    if (($? == 1)); then
+    srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" /shared/venv/bin/python -c \
+        'import importlib.util as u; raise SystemExit(0 if u.find_spec("trainer") else 42)'
+    local code=$?
+    if ((code == 42)); then
         say "Error: \`cluster.python\` must hold the package palimpsest-trainer, but is /shared/venv/bin/python instead, which does not. Install it there."
         return 2
     fi
@@ -148,6 +150,13 @@ if [[ -z $newest ]]; then
     watch package
 fi
 
+# Nodes of this job that left no file of their name in a folder.
+# shellcheck disable=SC2329 # called by preflight
+nodes_without() {
+    comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) \
+        <(find "$1" -type f -printf '%f\n' 2>/dev/null | sort) | paste -sd ,
+}
+
 # Checks every node, one process a rank; in every attempt, as its nodes may be others.
 # shellcheck disable=SC2329 # called by watch
 preflight() {
@@ -159,8 +168,7 @@ preflight() {
     [[ -s $logs/exit-code ]] && return "$(<"$logs/exit-code")"
     ((code == 0)) && return
     # Nodes on which Python began left their names.
-    missing=$(comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) \
-        <(find "$logs/nodes" -type f -printf '%f\n' 2>/dev/null | sort) | paste -sd ,)
+    missing=$(nodes_without "$logs/nodes")
     if [[ $missing ]]; then
         echo "Error: \`preflight\` must begin on every node, but did not on $missing (exit code $code) instead. Look at" \
             "the lines above. Until it is mended submit with cluster.exclude='$missing' (sbatch --exclude), or have" \

@@ -106,6 +106,9 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 export MASTER_ADDR MASTER_PORT
 
+# An image sees only the folders that are there.
+mkdir -p /shared/runs/first /shared/project /shared/cache
+
 # Runs a command beside this shell, so that signals are answered meanwhile; its exit code is in $code.
 watch() {
     "$@" > >(tee -a "$logs/console.log") 2>&1 &
@@ -125,9 +128,14 @@ watch() {
 package() {
     srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" --container-image=/shared/images/first.sqsh \
         --container-mounts=/shared/runs/first:/shared/runs/first,/shared/project:/shared/project,/shared/cache:/shared/cache,/datasets:/datasets \
-        --container-workdir=/shared/project --no-container-mount-home python -c 'import trainer'
-    if (($? == 1)); then
+        --container-workdir=/shared/project --no-container-mount-home python -c \
+        'import importlib.util as u; raise SystemExit(0 if u.find_spec("trainer") else 42)'
+    local code=$?
+    if ((code == 42)); then
         say "Error: \`cluster.container.image\` must hold the package palimpsest-trainer, but is /shared/images/first.sqsh instead, which does not. Install it there."
+        return 2
+    elif ((code)); then
+        say "Error: \`cluster.container.image\` must be an image that starts, but with /shared/images/first.sqsh srun ends with exit code $code instead. Look at the lines above."
         return 2
     fi
 }
@@ -159,14 +167,31 @@ if [[ -z $newest ]]; then
     watch package
 fi
 
+# Nodes of this job that left no file of their name in a folder.
+# shellcheck disable=SC2329 # called by preflight
+nodes_without() {
+    comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) \
+        <(find "$1" -type f -printf '%f\n' 2>/dev/null | sort) | paste -sd ,
+}
+
 # Checks every node, one process a rank; in every attempt, as its nodes may be others.
 # shellcheck disable=SC2329 # called by watch
 preflight() {
     local code missing
-    # Nodes that do not have the image yet fetch it, which takes what it takes.
-    srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --container-image=/shared/images/first.sqsh \
+    # Nodes that do not have the image yet fetch it, which takes what it takes; where it starts they leave their names.
+    mkdir -p "$logs/image"
+    # shellcheck disable=SC2016 # expanded inside
+    srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --label --container-image=/shared/images/first.sqsh \
         --container-mounts=/shared/runs/first:/shared/runs/first,/shared/project:/shared/project,/shared/cache:/shared/cache,/datasets:/datasets \
-        --container-workdir=/shared/project --no-container-mount-home true || return
+        --container-workdir=/shared/project --no-container-mount-home \
+        bash -c 'touch "$0/$SLURMD_NODENAME"' "$logs/image"
+    code=$?
+    if ((code)); then
+        missing=$(nodes_without "$logs/image")
+        echo "Error: \`cluster.container.image\` must start on every node, but does not on ${missing:-one} (exit code $code)" \
+            "instead. Look at the lines above. Until it is mended submit with cluster.exclude='$missing'."
+        return 2
+    fi
     timeout --kill-after=2 57 srun --nodes=2 --ntasks=16 --ntasks-per-node=8 --cpus-per-task=8 \
         --gpu-bind=none --kill-on-bad-exit=0 --wait=0 --label --container-image=/shared/images/first.sqsh \
         --container-mounts=/shared/runs/first:/shared/runs/first,/shared/project:/shared/project,/shared/cache:/shared/cache,/datasets:/datasets \
@@ -177,8 +202,7 @@ preflight() {
     [[ -s $logs/exit-code ]] && return "$(<"$logs/exit-code")"
     ((code == 0)) && return
     # Nodes on which Python began left their names.
-    missing=$(comm -23 <(scontrol show hostnames "$SLURM_JOB_NODELIST" | sort) \
-        <(find "$logs/nodes" -type f -printf '%f\n' 2>/dev/null | sort) | paste -sd ,)
+    missing=$(nodes_without "$logs/nodes")
     if [[ $missing ]]; then
         echo "Error: \`preflight\` must begin on every node, but did not on $missing (exit code $code) instead. Look at" \
             "the lines above. Until it is mended submit with cluster.exclude='$missing' (sbatch --exclude), or have" \

@@ -145,31 +145,45 @@ def test_the_checks_start_one_process_a_rank_whatever_starts_the_ranks(launcher)
 
 def test_an_image_is_fetched_on_all_nodes_before_time_is_taken():
     script = script_of(*CASES["pyxis"])
-    fetch = script.index("--container-workdir=/shared/project --no-container-mount-home true || return")
-    assert fetch < script.index("timeout --kill-after")
+    assert script.index('mkdir -p "$logs/image"') < script.index("timeout --kill-after")
 
 
-def test_a_failed_check_of_nodes_ends_the_job_as_what_a_person_must_mend(tmp_path):
-    """Run the function with stand-ins for SLURM's commands: what is not known is named, and hanging ends."""
-    script = script_of("cluster=slurm", "cluster.num_nodes=2", "cluster.preflight.timeout_s=15")
-    lines = script.splitlines()
-    body = "\n".join(
-        lines[lines.index("preflight() {") : lines.index("if ((code == 0)) && [[ -z $stopping ]]; then")]
-    )
+@pytest.fixture
+def job_step(tmp_path):
+    """Return a function that runs a function of the script with stand-ins for SLURM's commands."""
     tools = {"scontrol": "printf 'node1\\nnode2\\n'", "srun": 'eval "$SRUN"', "timeout": 'shift 2; exec "$@"'}
     for name, text in tools.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
+
+    def run(script, step, srun):
+        lines = script.splitlines()
+        # The script's functions, without what calls them.
+        bodies, is_inside = [], False
+        for line in lines:
+            is_inside = is_inside or line in ("nodes_without() {", f"{step}() {{")
+            if is_inside:
+                bodies.append(line)
+                is_inside = line != "}"
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SRUN": srun}
+        setup = (
+            f'logs={tmp_path}; config=c; SLURM_JOB_NODELIST=x; SLURMD_NODENAME=node1; say() {{ echo "$1"; }}'
+        )
+        text = "\n".join([setup, *bodies, step])
+        done = subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    return run
+
+
+def test_a_failed_check_of_nodes_ends_the_job_as_what_a_person_must_mend(tmp_path, job_step):
+    """What is not known is named, and hanging ends."""
+    script = script_of("cluster=slurm", "cluster.num_nodes=2", "cluster.preflight.timeout_s=15")
     (tmp_path / "nodes").mkdir()
     (tmp_path / "nodes/node1").touch()
 
     def run(srun):
-        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SRUN": srun}
-        setup = f"logs={tmp_path}; config=c; SLURM_JOB_NODELIST=x"
-        done = subprocess.run(
-            ["bash", "-c", f"{setup}\n{body}\npreflight"], env=env, capture_output=True, text=True
-        )
-        return done.returncode, done.stdout
+        return job_step(script, "preflight", srun)
 
     assert run("exit 0") == (0, "")
     code, said = run("exit 233")
@@ -181,3 +195,35 @@ def test_a_failed_check_of_nodes_ends_the_job_as_what_a_person_must_mend(tmp_pat
     code, said = run("exit 124")
     assert code == 2 and said.startswith("Error: `preflight` must end within 22 s, but hangs instead.")
     assert run(f"echo 2 >{tmp_path}/exit-code; exit 143") == (2, "")
+
+
+@pytest.mark.parametrize("case", ["apptainer", "pyxis"])
+def test_an_image_that_does_not_start_is_told_with_the_nodes_and_not_tried_again(tmp_path, job_step, case):
+    script = script_of(*CASES[case])
+    code, said = job_step(script, "package", "exit 255")
+    program = "apptainer" if case == "apptainer" else "srun"
+    assert code == 2 and "must be an image that starts, but with /shared/images/first.s" in said
+    assert f"{program} ends with exit code 255 instead" in said
+    assert job_step(script, "package", "exit 0") == (0, "")
+    code, said = job_step(script, "package", "exit 42")
+    assert code == 2 and "must hold the package palimpsest-trainer" in said
+    # It starts on the first node alone.
+    code, said = job_step(script, "preflight", f"touch {tmp_path}/image/node1; exit 255")
+    assert code == 2 and said.startswith(
+        "Error: `cluster.container.image` must start on every node, but does not on node2 (exit code 255) instead."
+    )
+
+
+def test_an_environment_whose_python_fails_otherwise_is_for_the_checks_to_name(job_step):
+    script = script_of("cluster=slurm", "cluster.num_nodes=2")
+    assert job_step(script, "package", "exit 137") == (0, "")
+    assert job_step(script, "package", "exit 42")[0] == 2
+
+
+def test_the_folders_of_a_run_are_made_before_an_image_mounts_them():
+    """Apptainer refuses to start with a folder that is not there, such as a new user's cache."""
+    script = script_of(*CASES["apptainer"])
+    assert script.index("\nmkdir -p /shared/runs/first /shared/project /shared/cache\n") < script.index(
+        "apptainer exec"
+    )
+    assert "\nmkdir -p /shared" not in script_of("cluster=slurm")
