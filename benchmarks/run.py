@@ -151,7 +151,7 @@ def measure(case: str, plain: bool, arguments: argparse.Namespace, work: Path) -
             [sys.executable, "-m", "trainer", "prepare", *overrides],
             [
                 *(sys.executable, "-m", "torch.distributed.run"),
-                *("--nproc_per_node", str(arguments.gpus), *program, *overrides),
+                *("--standalone", "--nproc_per_node", str(arguments.gpus), *program, *overrides),
             ],
         ]
         code = 0

@@ -71,7 +71,7 @@ def test_every_figure_in_the_forgetting_tables_comes_from_the_results_file(headi
 
 
 def test_the_losses_on_gsm8k_come_from_their_measurement():
-    path = RESULTS / "gsm8k_adapters_2_cpu_cores.json"
+    path = RESULTS / "gsm8k_adapters_1xH100.json"
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
     rows = {row["adapter"]: row for row in table_rows("adapter")}
     assert set(rows) == {result["recipe"] for result in results}
