@@ -82,8 +82,8 @@ CASES: dict[str, list[str]] = {
     "lora_zero1_4096x2_none": [*LORA, "zero=zero1", "train.micro_batch_size=2", "model.checkpoint_layers=0"],
     "lora_zero1_4096x4_none": [*LORA, "zero=zero1", "train.micro_batch_size=4", "model.checkpoint_layers=0"],
     "lora_zero1_4096x2_full": [*LORA, "zero=zero1", "train.micro_batch_size=2", "model.checkpoint_layers=-1"],
-    # Stage and recomputed layers from the memory forecast, as they are by default; --set train.global_batch_tokens=65536
-    # accumulates over 8 micro-batches.
+    # Stage and recomputed layers from the memory forecast, as they are by default. On one GPU
+    # --set train.global_batch_tokens=65536 accumulates over 8 micro-batches.
     "lora_auto_4096x2": [*LORA, "zero=auto", "train.micro_batch_size=2"],
     "lora_auto_4096x4": [*LORA, "zero=auto", "train.micro_batch_size=4"],
     # The same on a base in NF4, which is read from files: random weights are written to disk first.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from trainer.data.prepared import (
     effective_packing,
     find_store,
     held_out_frac,
+    lock_file,
     shaping_options,
     source_key,
     stores_folder,
@@ -41,6 +43,7 @@ from trainer.data.tokenise import encode_batch, encode_parallel, num_processes
 from trainer.data.types import EncodedBatch, RowBatch, TokenizerLike
 from trainer.data.writer import PackOptions, commit, staging, write_store
 from trainer.errors import DataError
+from trainer.runtime.lock import one_at_a_time
 
 PARALLEL_BYTES = 8 << 20
 """Smaller sources are tokenised in this process: starting others takes longer."""
@@ -79,7 +82,13 @@ def prepare(
     for name, source in data.sources.items():
         store = _find(name, source, data, tokenizer)
         if store is None:
-            store = _build(name, source, data, tokenizer, make_tokenizer, vocab_size, console)
+            # Jobs that start together, such as the points of a sweep, miss the same stores.
+            with one_at_a_time(
+                lock_file(name, source, data, tokenizer), partial(_say_waiting, name, console)
+            ):
+                store = _find(name, source, data, tokenizer)
+                if store is None:
+                    store = _build(name, source, data, tokenizer, make_tokenizer, vocab_size, console)
         else:
             console.print(f"{name}: unchanged, using the store {store.digest[:12]}", highlight=False)
         _check_vocabulary(name, store, vocab_size)
@@ -87,6 +96,10 @@ def prepare(
     check_disjoint(stores)
     print_report(stores, tokenizer, console)
     return stores
+
+
+def _say_waiting(name: str, console: Console, holder: str) -> None:
+    console.print(f"{name}: being prepared by {holder}; waiting for it.", highlight=False)
 
 
 def _check_tokenizer(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> None:

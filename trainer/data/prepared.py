@@ -92,6 +92,12 @@ def pointer_file(key: str, data: DataConfig, tokenizer: TokenizerLike) -> Path:
     return cache_folder(data) / "prepared" / f"{digest_of([key, tokenizer.digest])}.json"
 
 
+def lock_file(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Path:
+    """Return the file that a process holds while it prepares a source."""
+    note = pointer_file(source_key(name, source, data), data, tokenizer)
+    return cache_folder(data) / "locks" / note.stem
+
+
 def write_pointer(name: str, key: str, data: DataConfig, tokenizer: TokenizerLike, digest: str) -> None:
     """Note which store a source was prepared as; the note is replaced at once or not at all."""
     file = pointer_file(key, data, tokenizer)

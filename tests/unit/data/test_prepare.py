@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -30,10 +33,11 @@ from trainer.config.data import (
 )
 from trainer.data import prepare as prepare_module
 from trainer.data.prepare import prepare
-from trainer.data.prepared import find_store, open_prepared
+from trainer.data.prepared import find_store, lock_file, open_prepared
 from trainer.data.store import SplitStore, Store
 from trainer.errors import DataError
 from trainer.model.tokenizer import Tokenizer
+from trainer.runtime.lock import one_at_a_time
 
 GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k_train.jsonl"
 TURNS = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
@@ -373,6 +377,34 @@ def lines_data(tmp_path: Path, num_lines: int) -> DataConfig:
     (tmp_path / "corpus.txt").write_text("some words in a line\n" * num_lines)
     source = SourceConfig(path=str(tmp_path / "corpus.txt"), txt_documents="line")
     return make_data(tmp_path, source)
+
+
+def test_of_two_processes_at_once_one_waits_for_the_others_store(tmp_path: Path) -> None:
+    """The points of a sweep start together and miss the same store: it is made once."""
+    data, tokenizer = lines_data(tmp_path, 2_000), make_tokenizer()
+    lock = lock_file("s", data.sources["s"], data, tokenizer)
+    shown = io.StringIO()
+    with ThreadPoolExecutor(1) as other, one_at_a_time(lock, pytest.fail):
+        waiting = other.submit(run, data, tokenizer, show=shown)
+        while "waiting" not in shown.getvalue():
+            assert not waiting.done()
+            time.sleep(0.01)
+        made = prepare_module._build(
+            "s", data.sources["s"], data, tokenizer, lambda: tokenizer, None, Console(file=io.StringIO())
+        )
+        assert not waiting.done()
+    assert f"s: being prepared by process {os.getpid()} on " in shown.getvalue()
+    assert waiting.result().digest == made.digest and "s: 2,000 rows" not in shown.getvalue()
+
+
+def test_where_the_disk_has_no_locks_sources_are_prepared_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert run(lines_data(tmp_path, 50), make_tokenizer()).train.num_tokens == 50 * 21
 
 
 def test_two_processes_at_once_leave_one_whole_store(tmp_path: Path) -> None:
