@@ -49,8 +49,9 @@ def own_folders(job: Job) -> list[Path]:
 
 
 def mounts(cluster: ClusterConfig, job: Job) -> list[str]:
-    """Return the folders to see inside; the run's own are the same inside as outside."""
-    return [*map(str, own_folders(job)), *cluster.container.mounts]
+    """Return the folders to see inside; the run's own, and the nodes' scratch, are the same inside as outside."""
+    scratch = [cluster.scratch] if cluster.scratch else []
+    return [*dict.fromkeys([*map(str, own_folders(job)), *scratch]), *cluster.container.mounts]
 
 
 def apptainer(cluster: ClusterConfig, job: Job) -> list[str]:

@@ -227,3 +227,11 @@ def test_the_folders_of_a_run_are_made_before_an_image_mounts_them():
         "apptainer exec"
     )
     assert "\nmkdir -p /shared" not in script_of("cluster=slurm")
+
+
+@pytest.mark.parametrize("case", ["apptainer", "pyxis"])
+def test_an_image_sees_the_scratch_folder_that_temporary_files_go_to(case):
+    script = script_of(*CASES[case], "cluster.scratch=/scratch")
+    ranks = script[script.index("ranks() {") :]
+    assert 'export TMPDIR=/scratch/palimpsest-"$SLURM_JOB_ID"' in script
+    assert ("--bind=/scratch" if case == "apptainer" else "/scratch:/scratch") in ranks
