@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from importlib import resources
 
-from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher
+from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, gres_gpus
 from trainer.dist.env import JOB_PORTS
 
 from .preflight import render_preflight
@@ -46,7 +46,9 @@ def render(cluster: ClusterConfig, job: Job) -> str:
 def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     """Yield comment and #SBATCH line of every setting that is given."""
     days, minutes = divmod(cluster.time_limit_min, 1440)
-    gres = cluster.gres or (f"gpu:{cluster.num_gpus_asked}" if cluster.num_gpus_asked else None)
+    gres = cluster.gres
+    if cluster.num_gpus_asked and gres_gpus(gres or "") is None:
+        gres = ",".join(filter(None, (f"gpu:{cluster.num_gpus_asked}", gres)))
     per_rank = cluster.cpus_per_rank
     starts_ranks = cluster.launcher is Launcher.srun
     num_tasks = cluster.ranks_per_node if starts_ranks else 1

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config.cluster import ClusterConfig
+from trainer.config.cluster import ClusterConfig, gres_gpus
 from trainer.config.rule import must
 from trainer.errors import ConfigError
 
@@ -127,6 +127,8 @@ def _size_problems(cluster: ClusterConfig, chosen: Sequence[NodeKind], where: st
     if gpus > most_gpus:
         key = "ranks_per_node" if cluster.gpus_per_node is None else "gpus_per_node"
         fix = f"Set cluster.{key}={most_gpus}." if most_gpus else "Set cluster.gpus_per_node=0 for CPU ranks."
+        if gres_gpus(cluster.gres or "") is not None:
+            key, fix = "gres", f"Set cluster.gres=gpu:{most_gpus}." if most_gpus else "Set cluster.gres=null."
         yield must(
             f"cluster.{key}", f"at most the {most_gpus} GPUs of a node of partition {where}", gpus, fix
         )
@@ -194,7 +196,13 @@ def _ask(command: list[str]) -> str:
         )
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
-        raise ConfigError(f"`{command[0]}` refused: {reason.removeprefix(command[0] + ': ')}") from error
+        reason = reason.removeprefix(f"{command[0]}: ").removeprefix("error: ")
+        if command[0] == "sinfo":
+            raise ConfigError(
+                f"SLURM must answer `sinfo` here, but it says instead: {reason}. Start this on a login node, or say "
+                "where its settings are: export SLURM_CONF=FILE."
+            ) from error
+        raise ConfigError(f"`{command[0]}` refused: {reason}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(
             f"SLURM must answer `{command[0]}` within {TIMEOUT_S} s, but does not. Is the controller up?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Scheduler
+from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Scheduler, gres_gpus
 from trainer.config.preflight import PreflightConfig
 from trainer.config.rule import must
 
@@ -13,7 +13,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RUNNERS = ("pdsh", "openmpi", "slurm")
 """Those of DeepSpeed's that were seen to train; it has others."""
 _NCCL = ("NCCL_", "TORCH_NCCL_")
-_OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_", "SBATCH_", "PALIMPSEST_")
+_OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_", "SBATCH_", "PALIMPSEST_")
 
 
 def cluster_problems(cluster: ClusterConfig) -> Iterator[str]:
@@ -123,14 +123,29 @@ def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[str]:
             cluster.ranks_per_node,
             "Set it to the GPUs of a node.",
         )
-    gpus = cluster.num_gpus_asked
+    gpus, of_gres = cluster.num_gpus_asked, gres_gpus(cluster.gres or "")
+    if of_gres is not None and of_gres != gpus:
+        yield must(
+            "cluster.gres",
+            f"of the {gpus} GPUs of cluster.gpus_per_node",
+            cluster.gres,
+            f"Set cluster.gpus_per_node={of_gres}, or null.",
+        )
     if 0 < gpus < cluster.ranks_per_node:
+        asked = "gres" if cluster.gpus_per_node is None else "gpus_per_node"
         yield must(
             "cluster.ranks_per_node",
-            f"at most the {gpus} GPUs of a node, cluster.gpus_per_node",
+            f"at most the {gpus} GPUs of a node, cluster.{asked}",
             cluster.ranks_per_node,
             f"Set cluster.ranks_per_node={gpus}.",
         )
+    if cluster.scratch is not None and not cluster.scratch.startswith("/"):
+        yield must("cluster.scratch", "a folder from /", cluster.scratch, "Write the whole path.")
+    for option in cluster.sbatch_options:
+        if not option.startswith("-"):
+            yield must(
+                "cluster.sbatch_options", "options such as --mail-type=END", option, "Begin it with --."
+            )
     if cluster.container.runtime is not ContainerRuntime.none and not cluster.container.image:
         yield must(
             "cluster.container.image",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
 from trainer.config.preflight import PreflightConfig
+
+_GPU = re.compile(r"gpu(?::[A-Za-z][\w.-]*)?(?::(\d+))?")
 
 
 class Scheduler(Enum):
@@ -124,5 +127,15 @@ class ClusterConfig:
 
     @property
     def num_gpus_asked(self) -> int:
-        """Return the GPUs of a node."""
-        return self.ranks_per_node if self.gpus_per_node is None else self.gpus_per_node
+        """Return the GPUs asked for on a node: gpus_per_node, else those of gres, else one a rank."""
+        if self.gpus_per_node is not None:
+            return self.gpus_per_node
+        of_gres = gres_gpus(self.gres or "")
+        return self.ranks_per_node if of_gres is None else of_gres
+
+
+def gres_gpus(gres: str) -> int | None:
+    """Return the GPUs that generic resources in SLURM's words name, such as 8 of `gpu:h100:8,nvme:1`; None for none."""
+    found = [_GPU.fullmatch(resource.partition("(")[0]) for resource in gres.split(",")]
+    counts = [int(match.group(1) or 1) for match in found if match]
+    return sum(counts) if counts else None

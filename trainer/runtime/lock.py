@@ -48,16 +48,38 @@ def one_at_a_time(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         say: Told who is waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        with contextlib.suppress(OSError):
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            with contextlib.suppress(OSError):
+                _wait_for(file, say)
+                if not _is_at(file, path):
+                    continue
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                say(file.read().strip() or "another process")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            _sign(file)
-        yield
+                yield
+            finally:
+                # While it is held: who waits for it sees that it is gone, and makes another.
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
+
+
+def _wait_for(file: TextIO, say: Callable[[str], None]) -> None:
+    """Take the lock, and leave this process's name."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        say(file.read().strip() or "another process")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    _sign(file)
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Tell whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sign(file: TextIO) -> None:

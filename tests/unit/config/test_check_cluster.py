@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from trainer.config.check_cluster import cluster_problems, lead_problems, submit_problems
-from trainer.config.cluster import ClusterConfig, Launcher, Scheduler
+from trainer.config.cluster import ClusterConfig, Launcher, Scheduler, gres_gpus
 from trainer.config.preflight import PreflightConfig
 
 SLURM = ClusterConfig(scheduler=Scheduler.slurm, ranks_per_node=8)
@@ -32,7 +32,8 @@ def test_a_folder_whose_name_begins_like_a_local_one_is_shared():
         ({"time_limit_min": 0}, "cluster.time_limit_min"),
         ({"signal_lead_s": 0}, "cluster.signal_lead_s"),
         ({"hostfile": "hosts"}, "cluster.launcher"),
-        ({"deepspeed_runner": "slurm"}, "cluster.deepspeed_runner"),
+        ({"deepspeed_runner": "mpich"}, "cluster.deepspeed_runner"),
+        ({"environment": {"MASTER_PORT": "x"}}, "cluster.environment.MASTER_PORT"),
         ({"environment": {"A B": "1"}}, "cluster.environment"),
         ({"environment": {"SLURM_X": "1"}}, "cluster.environment.SLURM_X"),
         ({"nccl": {"X": "1"}}, "cluster.nccl.X"),
@@ -68,6 +69,47 @@ def test_limits_of_the_preflight_have_ranges(changes):
         problem.startswith(f"`cluster.preflight.{key}` must be")
         and f"Set cluster.preflight.{key}=" in problem
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"gres": "gpu:h100:4"},
+            "`cluster.ranks_per_node` must be at most the 4 GPUs of a node, cluster.gres, but is 8",
+        ),
+        ({"gres": "nvme:1,gpu"}, "at most the 1 GPUs of a node, cluster.gres"),
+        (
+            {"gres": "gpu:h100:4", "gpus_per_node": 8},
+            "`cluster.gres` must be of the 8 GPUs of cluster.gpus_per_node, but is 'gpu:h100:4' instead. Set "
+            "cluster.gpus_per_node=4, or null.",
+        ),
+        ({"scratch": "scratch"}, "`cluster.scratch` must be a folder from /, but is 'scratch'"),
+        (
+            {"sbatch_options": ["mail-type=END"]},
+            "`cluster.sbatch_options` must be options such as --mail-type=END",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_submission(changes, sentence):
+    cluster = dataclasses.replace(SLURM, ranks_per_node=8, **changes)
+    (problem,) = submit_problems(cluster, "/shared/run")
+    assert sentence in problem
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [
+        ("gpu", 1),
+        ("gpu:4", 4),
+        ("gpu:a100-sxm4-80gb:8(S:0-1)", 8),
+        ("gpu:a100:2,gpu:h100:2,nvme:1", 4),
+        ("nvme:1", None),
+        ("", None),
+    ],
+)
+def test_gpus_are_counted_in_slurms_words(gres, count):
+    assert gres_gpus(gres) == count
 
 
 def test_a_hostfile_goes_with_the_deepspeed_launcher():

@@ -235,3 +235,15 @@ def test_an_image_sees_the_scratch_folder_that_temporary_files_go_to(case):
     ranks = script[script.index("ranks() {") :]
     assert 'export TMPDIR=/scratch/palimpsest-"$SLURM_JOB_ID"' in script
     assert ("--bind=/scratch" if case == "apptainer" else "/scratch:/scratch") in ranks
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["cluster.gres='nvme:1'"], "#SBATCH --gres=gpu:8,nvme:1\n"),
+        (["cluster.gres='gpu:h100:8,nvme:1'"], "#SBATCH --gres=gpu:h100:8,nvme:1\n"),
+        (["cluster.gres='nvme:1'", "cluster.gpus_per_node=0"], "#SBATCH --gres=nvme:1\n"),
+    ],
+)
+def test_other_resources_do_not_take_the_place_of_the_gpus(overrides, line):
+    assert line in script_of("cluster=slurm", *overrides)
