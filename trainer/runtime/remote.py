@@ -22,6 +22,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 from trainer.errors import TopologyError
 from trainer.runtime.job import EXIT_CODE, LOG_DIR
 
+EXIT_INTERRUPTED = 130
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _NEEDS = {"pdsh": "pdsh", "openmpi": "mpirun", "slurm": "srun"}
 _SSH = ("ssh", "-o", "BatchMode=yes")
@@ -164,7 +165,7 @@ def start_hosts(
 ) -> int:
     """Run a command on all hosts with a frozen configuration; return the exit code of its ranks.
 
-    A signal to this process reaches ranks, and all then stop at the same step.
+    A signal to this process reaches ranks, and all then stop at the same step; checks of the nodes end at once.
 
     Args:
         variables: What ranks find in their environment; DeepSpeed hands on little else.
@@ -191,7 +192,10 @@ def start_hosts(
     )
 
     def tell() -> None:
-        if hosts.runner == "pdsh":
+        if command != "train":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        elif hosts.runner == "pdsh":
             subprocess.run(signal_command(command, config_file, hosts.names[0]), stdin=subprocess.DEVNULL)
         else:
             # mpirun and srun hand it on to all ranks.
@@ -199,8 +203,10 @@ def start_hosts(
                 for child in psutil.Process(process.pid).children():
                     child.send_signal(signal.SIGUSR1)
 
-    with _told_when_asked(tell):
+    with _told_when_asked(tell) as is_asked:
         code = process.wait()
+    if is_asked() and command != "train":
+        return EXIT_INTERRUPTED
     told = logs / EXIT_CODE
     if told.exists():
         return int(told.read_text(encoding="utf-8"))
@@ -209,8 +215,11 @@ def start_hosts(
 
 
 @contextlib.contextmanager
-def _told_when_asked(tell: Callable[[], None]) -> Iterator[None]:
-    """Call `tell` from the first signal on, again and again: ranks that do not run yet hear nothing."""
+def _told_when_asked(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Call `tell` from the first signal on, again and again: ranks that do not run yet hear nothing.
+
+    Yields what tells whether a signal has come.
+    """
     is_asked, is_over = threading.Event(), threading.Event()
 
     def repeat() -> None:
@@ -227,7 +236,7 @@ def _told_when_asked(tell: Callable[[], None]) -> Iterator[None]:
     threading.Thread(target=repeat, daemon=True).start()
     previous = {number: signal.signal(number, ask) for number in FORWARDED}
     try:
-        yield
+        yield is_asked.is_set
     finally:
         is_over.set()
         for number, handler in previous.items():

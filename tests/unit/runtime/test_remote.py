@@ -133,25 +133,42 @@ def test_the_exit_code_is_that_of_the_ranks(program, tmp_path, monkeypatch, comm
     assert start_hosts(command, tmp_path / "config.yaml", found, {}, tmp_path) == code
 
 
-def test_a_signal_is_told_again_and_again_to_what_hands_it_on(program, tmp_path, monkeypatch):
-    """mpirun and srun hand SIGUSR1 on, to nobody as long as no rank runs."""
-    script = f"trap 'echo told >>{tmp_path}/told' USR1; touch {tmp_path}/runs"
-    program("srun", f"{script}; while [[ $(wc -l <{tmp_path}/told) -lt 2 ]]; do sleep 0.1; done; exit 75")
+@pytest.fixture
+def asked(program, tmp_path, monkeypatch):
+    """Return a function that runs a command with a script as srun, and sends itself SIGTERM once that runs."""
     program("sinfo", "exit 0")
-    (tmp_path / "told").touch()
     (tmp_path / "hosts").write_text("node1 slots=4\nnode2 slots=4\n")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
-    def ask():
-        while not (tmp_path / "runs").exists():
-            threading.Event().wait(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def run(command, script):
+        program("srun", script)
 
-    threading.Thread(target=ask).start()
-    before = signal.getsignal(signal.SIGTERM)
-    found = hosts("slurm", file=tmp_path / "hosts")
-    assert start_hosts("train", tmp_path / "config.yaml", found, {}, tmp_path) == 75
-    assert signal.getsignal(signal.SIGTERM) is before
+        def ask():
+            while not (tmp_path / "runs").exists():
+                threading.Event().wait(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=ask).start()
+        before = signal.getsignal(signal.SIGTERM)
+        found = hosts("slurm", file=tmp_path / "hosts")
+        code = start_hosts(command, tmp_path / "config.yaml", found, {}, tmp_path)
+        assert signal.getsignal(signal.SIGTERM) is before
+        return code
+
+    return run
+
+
+def test_a_signal_is_told_again_and_again_to_what_hands_it_on(asked, tmp_path):
+    """mpirun and srun hand SIGUSR1 on, to nobody as long as no rank runs."""
+    told = tmp_path / "told"
+    told.touch()
+    script = f"trap 'echo told >>{told}' USR1; touch {tmp_path}/runs"
+    assert asked("train", f"{script}; while [[ $(wc -l <{told}) -lt 2 ]]; do sleep 0.1; done; exit 75") == 75
+
+
+def test_checks_of_the_nodes_end_at_a_signal_and_nothing_is_started_after_them(asked, tmp_path):
+    """They do not listen, and a training that a person has just stopped is not to begin."""
+    assert asked("doctor", f"trap '' USR1; touch {tmp_path}/runs; sleep 60; exit 0") == 130
 
 
 def test_the_signal_meets_ranks_and_not_the_launcher_that_would_kill_them():
