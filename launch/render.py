@@ -101,6 +101,9 @@ def _environment(cluster: ClusterConfig) -> Iterator[str]:
     if cluster.setup:
         yield "# Lines of cluster.setup."
         yield from cluster.setup
+    if is_contained(cluster):
+        yield "# Python in the image would take the packages of this side for its own."
+        yield "unset PYTHONPATH PYTHONHOME"
     yield "# Variables of the ranks; srun hands on all that is exported here."
     # -m would take a trainer.py of the working directory for the package.
     own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}

@@ -35,7 +35,10 @@ def submit(slurm, project, name, *more):
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun", "deepspeed"])
-def test_ranks_in_the_image_save_at_a_signal_and_go_on(slurm, project, launcher):
+def test_ranks_in_the_image_save_at_a_signal_and_go_on(slurm, project, launcher, tmp_path, monkeypatch):
+    # What the host's shell has in its path is not for the image.
+    (tmp_path / "torch.py").write_text("raise SystemExit('a package of the host')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = submit(slurm, project, f"image-{launcher}", f"cluster.launcher={launcher}")
     run.wait(lambda: run.step() >= 4, START_S, "the first steps")
     run.signal("USR1")

@@ -158,3 +158,32 @@ def test_other_launchers_give_the_same_losses(beside, alone, launcher):
     runs, followed = beside
     assert followed[launcher].result() == "COMPLETED", runs[launcher].log[-5000:]
     assert trace(runs[launcher].run_dir) == alone[:SHORT]
+
+
+@pytest.mark.slow
+def test_one_rank_on_one_node_is_started_stopped_and_resumed(slurm, project):
+    """Its step has one task, like a shell that SLURM opens on a node."""
+    run = submit(slurm, project, "one-rank", "cluster.num_nodes=1", num_steps=4 * NUM_STEPS)
+    run.wait(lambda: run.step() >= 4, START_S, "the first steps")
+    run.signal("USR1")
+    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end after a signal")
+    assert run.finish(START_S) == "COMPLETED", run.log[-5000:]
+    assert [line["code"] for line in run.lines("ended")] == [75, 0]
+    assert [step for step, _, _ in trace(run.run_dir)] == list(range(1, 4 * NUM_STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_command_in_a_shell_on_a_node_starts_the_ranks_of_that_node(slurm, project):
+    """`salloc --ntasks=2` and `srun --pty bash` there: SLURM's variables name two tasks, of which none is a rank."""
+    words = [sys.executable, "-m", "trainer", "train", *overrides(project, SHORT), "cluster.ranks_per_node=2"]
+    shell = ["salloc", "--quiet", "--nodes=1", "--ntasks=2", "srun", "--ntasks=1", "--cpus-per-task=2"]
+    done = subprocess.run(
+        [*shell, *words, f"run_dir={project}/shell"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    starts = [event for event in read(project / "shell" / "ledger.jsonl") if event["event"] == "started"]
+    assert [event["world_size"] for event in starts] == [2]

@@ -95,6 +95,8 @@ fi
 note started "\"newest\":\"$newest\",\"nodes\":\"$SLURM_JOB_NODELIST\",\"restarts\":${SLURM_RESTART_COUNT:-0}"
 say "Attempt $attempt of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, from ${newest:-the start}."
 
+# Python in the image would take the packages of this side for its own.
+unset PYTHONPATH PYTHONHOME
 # Variables of the ranks; srun hands on all that is exported here.
 export PYTHONUNBUFFERED=1
 export PYTHONSAFEPATH=1

@@ -247,3 +247,12 @@ def test_an_image_sees_the_scratch_folder_that_temporary_files_go_to(case):
 )
 def test_other_resources_do_not_take_the_place_of_the_gpus(overrides, line):
     assert line in script_of("cluster=slurm", *overrides)
+
+
+def test_an_image_keeps_to_its_own_packages_unless_the_site_says_otherwise():
+    script = script_of(
+        *CASES["apptainer"], "cluster.environment.PYTHONPATH=/extra", "cluster.modules=[python]"
+    )
+    module, unset = script.index("module load python"), script.index("\nunset PYTHONPATH PYTHONHOME\n")
+    assert module < unset < script.index("export PYTHONPATH=/extra")
+    assert "unset PYTHONPATH" not in script_of("cluster=slurm")
