@@ -16,11 +16,11 @@ from trainer.cli import run_command
 from trainer.dist.env import job_port
 from trainer.dist.hosts import expand_hosts
 
-# `-c "import trainer"`, the checks of the nodes and the inputs succeed; ranks read what to do. COMMIT makes a
+# The look for the package, the checks of the nodes and the inputs succeed; ranks read what to do. COMMIT makes a
 # checkpoint as a rank would.
 PYTHON = """\
 #!/bin/bash
-case "$*" in *"import trainer"* | *"trainer doctor"* | *trainer.launch.inputs*) exit 0 ;; esac
+case "$*" in *find_spec* | *"trainer doctor"* | *trainer.launch.inputs*) exit 0 ;; esac
 run_dir=${PALIMPSEST_LOG_DIR%/logs/*}
 attempt=${PALIMPSEST_LOG_DIR##*-}
 commit() { mkdir -p "$run_dir/checkpoints/step-$(printf %08d "$1")"; }

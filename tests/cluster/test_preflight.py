@@ -23,7 +23,7 @@ PYTHON = """\
 #!/bin/bash
 run_dir=${PALIMPSEST_LOG_DIR%/logs/*}
 case "$*" in
-    *"import trainer"*) {before}; exit 0 ;;
+    *find_spec*) {before}; exit 0 ;;
     *trainer.launch.inputs*) exit 0 ;;
     *"trainer doctor"*) ;;
     *) touch "$run_dir/rank-$SLURM_PROCID"; exit 0 ;;

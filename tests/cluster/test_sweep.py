@@ -20,11 +20,11 @@ from trainer.cli import run_command
 from trainer.config.store import load_config
 from trainer.metrics.jsonl import read
 
-# `-c "import trainer"`, the inputs and the checks of nodes succeed; rank 0 logs the learning rate as the objective, and
+# The look for the package, the inputs and the checks of nodes succeed; rank 0 logs the learning rate as the objective, and
 # what a test adds.
 PYTHON = """\
 #!/bin/bash
-case "$*" in *"import trainer"* | *"trainer doctor"* | *trainer.launch.inputs*) exit 0 ;; esac
+case "$*" in *find_spec* | *"trainer doctor"* | *trainer.launch.inputs*) exit 0 ;; esac
 run_dir=${PALIMPSEST_LOG_DIR%/logs/*}
 attempt=${PALIMPSEST_LOG_DIR##*-}
 value() { awk -v key="$1:" '$1 == key {print $2; exit}' "$run_dir/config.yaml"; }
