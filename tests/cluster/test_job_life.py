@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -174,7 +175,8 @@ def test_a_job_that_a_person_cancels_does_not_come_back(start, slurm):
 def test_an_environment_without_the_package_is_a_sentence_on_the_first_node(slurm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     python = tmp_path / "python"
-    python.write_text("#!/bin/bash\necho \"ModuleNotFoundError: No module named 'trainer'\" >&2\nexit 1\n")
+    # The interpreter below this environment has none of its packages.
+    python.write_text(f'#!/bin/bash\nexec {sys.base_prefix}/bin/python3 -I "$@"\n')
     python.chmod(0o755)
     run = Submitted(slurm, tmp_path / "run", *RUN, f"cluster.python={python}")
     assert run.finish() == "FAILED" and codes(run) == [2]

@@ -20,8 +20,8 @@ from trainer.cli import run_command
 from trainer.config.store import load_config
 from trainer.metrics.jsonl import read
 
-# The look for the package, the inputs and the checks of nodes succeed; rank 0 logs the learning rate as the objective, and
-# what a test adds.
+# The look for the package, the inputs and the checks of nodes succeed; rank 0 logs the learning rate as the objective,
+# and what a test adds.
 PYTHON = """\
 #!/bin/bash
 case "$*" in *find_spec* | *"trainer doctor"* | *trainer.launch.inputs*) exit 0 ;; esac

@@ -5,6 +5,7 @@ Writes RUN_DIR/config.yaml and RUN_DIR/provenance.json; everything else about ru
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -42,11 +43,15 @@ def config_path(run_dir: Path) -> Path:
 def freeze(config: RunConfig, run_dir: Path) -> Path:
     """Write the frozen configuration, or check it against the one that is there.
 
+    What is fitted and null stays as the run began.
+
     Raises:
         ConfigError: The directory holds a configuration that would train something else.
     """
     refuse_another(config, run_dir)
     path = config_path(run_dir)
+    if path.exists() and has_begun(run_dir):
+        config = _as_begun(load_config(path), config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_yaml(config))
@@ -55,6 +60,18 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
             f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
         ) from error
     return path
+
+
+def _as_begun(old: RunConfig, new: RunConfig) -> RunConfig:
+    """Return the new configuration with the old one's fitted values where its own are null."""
+    stage, layers = new.zero.stage, new.model.checkpoint_layers
+    return dataclasses.replace(
+        new,
+        zero=dataclasses.replace(new.zero, stage=old.zero.stage if stage is None else stage),
+        model=dataclasses.replace(
+            new.model, checkpoint_layers=old.model.checkpoint_layers if layers is None else layers
+        ),
+    )
 
 
 def refuse_another(config: RunConfig, run_dir: Path) -> None:

@@ -119,6 +119,27 @@ def test_a_run_directory_takes_the_same_configuration_again(config, tmp_path):
     assert [entry.name for entry in run_dir.iterdir()] == ["config.yaml"]
 
 
+def test_what_was_fitted_stays_frozen_when_the_run_goes_on_from_null(config, tmp_path):
+    """A sweep that goes on freezes each point anew, before its ranks are started and fit it."""
+    null = dataclasses.replace(
+        config,
+        zero=dataclasses.replace(config.zero, stage=None),
+        model=dataclasses.replace(config.model, checkpoint_layers=None),
+    )
+    begun = dataclasses.replace(
+        config,
+        zero=dataclasses.replace(config.zero, stage=2),
+        model=dataclasses.replace(config.model, checkpoint_layers=3),
+    )
+    path = freeze(begun, tmp_path)
+    assert load_config(freeze(null, tmp_path)).zero.stage is None, "nothing was trained yet"
+    freeze(begun, tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    freeze(null, tmp_path)
+    assert load_config(path).zero.stage == 2 and load_config(path).model.checkpoint_layers == 3
+    freeze(begun, tmp_path)
+
+
 def test_a_run_directory_refuses_another_configuration_and_keeps_its_own(config, tmp_path):
     run_dir = tmp_path / "run"
     before = freeze(config, run_dir).read_bytes()
