@@ -7,7 +7,7 @@ import pytest
 
 from tests.house.tree import ROOT
 from trainer.config.store import compose_config
-from trainer.fitting import run_shape
+from trainer.fitting import fitted, run_shape
 from trainer.forecast.activations import layer_bytes, mask_bytes
 from trainer.forecast.adapters import adapter_weights
 from trainer.forecast.memory import GIB, RunShape, forecast, full_weights
@@ -16,6 +16,8 @@ from trainer.forecast.shapes import decoder_shape
 LLAMA_JSON = ROOT / "benchmarks/shapes/llama3_8b/config.json"
 LLAMA = decoder_shape(json.loads(LLAMA_JSON.read_text(encoding="utf-8")), "llama3_8b")
 N = LLAMA.num_params
+H100_GIB = 79.6
+"""What nvidia-smi reports as the memory of an H100, on which all cases ran that were left to the forecast."""
 H200_GIB = 139.8
 """What torch reports as the memory of an H200, about."""
 
@@ -35,8 +37,9 @@ def measured():
 def of_overrides(overrides, num_ranks):
     """Return what the configuration of a benchmark decides; its paths are not in the record."""
     own = [word for word in overrides if not word.startswith(("data=", "data.sources", "model.kind="))]
-    config = compose_config([*own, f"model.path={LLAMA_JSON.parent}"])
-    return run_shape(config, num_ranks)
+    config = compose_config([*own, f"model.path={LLAMA_JSON.parent}", "run_dir=/nowhere"])
+    # What was left to the forecast is what it chooses still.
+    return run_shape(fitted(config, num_ranks, can_load=False, here_gib=H100_GIB).config, num_ranks)
 
 
 def weights_of(overrides):
