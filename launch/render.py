@@ -47,7 +47,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     """Yield comment and #SBATCH line of every setting that is given."""
     days, minutes = divmod(cluster.time_limit_min, 1440)
     gres = cluster.gres
-    if cluster.num_gpus_asked and gres_gpus(gres or "") is None:
+    if cluster.num_gpus_asked and gres_gpus(gres) is None:
         gres = ",".join(filter(None, (f"gpu:{cluster.num_gpus_asked}", gres)))
     per_rank = cluster.cpus_per_rank
     starts_ranks = cluster.launcher is Launcher.srun
@@ -159,8 +159,10 @@ def _package(cluster: ClusterConfig, job: Job) -> str:
         f"{INDENT}local code=$?",
         f"{INDENT}if ((code == 42)); then",
         _says(
-            f"Error: `{holder}` must hold the package palimpsest-trainer, but is {value} instead, which does not. "
-            "Install it there."
+            in_double_quotes(
+                f"Error: `{holder}` must hold the package palimpsest-trainer, but is {value} instead, which does not. "
+                "Install it there."
+            )
         ),
     ]
     if is_contained(cluster):
@@ -168,19 +170,18 @@ def _package(cluster: ClusterConfig, job: Job) -> str:
         body += [
             f"{INDENT}elif ((code)); then",
             _says(
-                f"Error: `{holder}` must be an image that starts, but with {value} {program} ends with exit code $code "
-                "instead. Look at the lines above.",
-                keeps="$code",
+                in_double_quotes(
+                    f"Error: `{holder}` must be an image that starts, but with {value} {program} ends with exit code "
+                )
+                + '"$code"'
+                + in_double_quotes(" instead. Look at the lines above.")
             ),
         ]
     return "\n".join([*body, f"{INDENT}fi"])
 
 
-def _says(sentence: str, keeps: str = "") -> str:
+def _says(quoted: str) -> str:
     """Return the lines that say a sentence and end with what is not tried again."""
-    quoted = in_double_quotes(sentence)
-    if keeps:
-        quoted = quoted.replace(f"\\{keeps}", keeps)
     return f"{INDENT * 2}say {quoted}\n{INDENT * 2}return 2"
 
 

@@ -127,7 +127,7 @@ def _size_problems(cluster: ClusterConfig, chosen: Sequence[NodeKind], where: st
     if gpus > most_gpus:
         key = "ranks_per_node" if cluster.gpus_per_node is None else "gpus_per_node"
         fix = f"Set cluster.{key}={most_gpus}." if most_gpus else "Set cluster.gpus_per_node=0 for CPU ranks."
-        if gres_gpus(cluster.gres or "") is not None:
+        if gres_gpus(cluster.gres) is not None:
             key, fix = "gres", f"Set cluster.gres=gpu:{most_gpus}." if most_gpus else "Set cluster.gres=null."
         yield must(
             f"cluster.{key}", f"at most the {most_gpus} GPUs of a node of partition {where}", gpus, fix

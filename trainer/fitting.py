@@ -16,8 +16,7 @@ from trainer.config.check import find_problems
 from trainer.config.model import Attention, Kernels, ModelConfig, ModelKind
 from trainer.config.optim import Offload
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import config_path, has_begun
-from trainer.config.store import load_config
+from trainer.config.snapshot import as_begun, with_fitted
 from trainer.config.tune import ALL_LINEAR
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
@@ -71,23 +70,20 @@ def fitted(
     """
     if config.zero.stage is not None and config.model.checkpoint_layers is not None:
         return Fitted(config, None)
-    frozen = config_path(Path(config.run_dir))
-    if frozen.exists() and has_begun(frozen.parent):
-        before = load_config(frozen)
-        stage, layers = before.zero.stage, before.model.checkpoint_layers
-        if stage is not None and layers is not None:
-            return Fitted(_with(config, *_pairs(config, (layers,), (stage,))[0]), "as the run began.")
+    begun = as_begun(config, Path(config.run_dir))
+    if begun.zero.stage is not None and begun.model.checkpoint_layers is not None:
+        return Fitted(begun, "as the run began.")
     gpu_gib = config.gpu_gib or here_gib
     shape = None if gpu_gib is None else (find_shape(config.model)[0] if can_load else known_shape(config))
     if gpu_gib is None or shape is None:
         missing = "no GPU's memory" if gpu_gib is None else "the model's shape"
-        chosen = _with(config, *_pairs(config, (-1,))[0])
+        chosen = with_fitted(config, *_pairs(config, (-1,))[0])
         return Fitted(chosen, f"{missing} is known here.")
     weights = tuned_weights(config, shape)
     reserve_gib, problems = config.plan.reserve_gib, set(find_problems(config, num_ranks))
     fit = Fitted(config, None)
     for stage, layers in _pairs(config, (*range(shape.num_layers), -1)):
-        candidate = _with(config, stage, layers)
+        candidate = with_fitted(config, stage, layers)
         # Some methods refuse a stage.
         if set(find_problems(candidate, num_ranks)) - problems:
             continue
@@ -127,14 +123,6 @@ def _pairs(
     counts = layer_counts if asked is None else (asked,)
     found = [(stage == 3, number, stage, count) for stage in stages for number, count in enumerate(counts)]
     return [(stage, count) for _, _, stage, count in sorted(found)]
-
-
-def _with(config: RunConfig, stage: int, layers: int) -> RunConfig:
-    return dataclasses.replace(
-        config,
-        zero=dataclasses.replace(config.zero, stage=stage),
-        model=dataclasses.replace(config.model, checkpoint_layers=layers),
-    )
 
 
 def _as_installed(model: ModelConfig, run: RunShape) -> RunShape:

@@ -123,7 +123,7 @@ def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[str]:
             cluster.ranks_per_node,
             "Set it to the GPUs of a node.",
         )
-    gpus, of_gres = cluster.num_gpus_asked, gres_gpus(cluster.gres or "")
+    gpus, of_gres = cluster.num_gpus_asked, gres_gpus(cluster.gres)
     if of_gres is not None and of_gres != gpus:
         yield must(
             "cluster.gres",

@@ -130,12 +130,12 @@ class ClusterConfig:
         """Return the GPUs asked for on a node: gpus_per_node, else those of gres, else one a rank."""
         if self.gpus_per_node is not None:
             return self.gpus_per_node
-        of_gres = gres_gpus(self.gres or "")
+        of_gres = gres_gpus(self.gres)
         return self.ranks_per_node if of_gres is None else of_gres
 
 
-def gres_gpus(gres: str) -> int | None:
+def gres_gpus(gres: str | None) -> int | None:
     """Return the GPUs that generic resources in SLURM's words name, such as 8 of `gpu:h100:8,nvme:1`; None for none."""
-    found = [_GPU.fullmatch(resource.partition("(")[0]) for resource in gres.split(",")]
+    found = [_GPU.fullmatch(resource.partition("(")[0]) for resource in (gres or "").split(",")]
     counts = [int(match.group(1) or 1) for match in found if match]
     return sum(counts) if counts else None

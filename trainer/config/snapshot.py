@@ -50,8 +50,7 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     """
     refuse_another(config, run_dir)
     path = config_path(run_dir)
-    if path.exists() and has_begun(run_dir):
-        config = _as_begun(load_config(path), config)
+    config = as_begun(config, run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_yaml(config))
@@ -62,15 +61,27 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     return path
 
 
-def _as_begun(old: RunConfig, new: RunConfig) -> RunConfig:
-    """Return the new configuration with the old one's fitted values where its own are null."""
-    stage, layers = new.zero.stage, new.model.checkpoint_layers
+def as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Return the configuration with what was fitted when the run began where it is null; unchanged for a new run."""
+    stage, layers = config.zero.stage, config.model.checkpoint_layers
+    if stage is not None and layers is not None:
+        return config
+    old = _begun_with(run_dir)
+    if old is None:
+        return config
+    return with_fitted(
+        config,
+        old.zero.stage if stage is None else stage,
+        old.model.checkpoint_layers if layers is None else layers,
+    )
+
+
+def with_fitted(config: RunConfig, stage: int | None, layers: int | None) -> RunConfig:
+    """Return the configuration with these values of FITTED."""
     return dataclasses.replace(
-        new,
-        zero=dataclasses.replace(new.zero, stage=old.zero.stage if stage is None else stage),
-        model=dataclasses.replace(
-            new.model, checkpoint_layers=old.model.checkpoint_layers if layers is None else layers
-        ),
+        config,
+        zero=dataclasses.replace(config.zero, stage=stage),
+        model=dataclasses.replace(config.model, checkpoint_layers=layers),
     )
 
 
@@ -85,10 +96,8 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
             f"`run_dir` must be the folder of one run, but {run_dir} holds a sweep instead. Give another run_dir, or "
             "-m with the sweep's own words to go on with it."
         )
-    path = config_path(run_dir)
-    if not path.exists() or not has_begun(run_dir):
-        return
-    different = differences(load_config(path), config)
+    old = _begun_with(run_dir)
+    different = [] if old is None else differences(old, config)
     if different:
         shown = "; ".join(different[:6]) + ("; ..." if len(different) > 6 else "")
         raise ConfigError(
@@ -97,9 +106,11 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
         )
 
 
-def has_begun(run_dir: Path) -> bool:
-    """Tell whether anything was trained: a start that failed before leaves the directory free."""
-    return any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+def _begun_with(run_dir: Path) -> RunConfig | None:
+    """Return the frozen configuration once anything was trained; a start that failed leaves the directory free."""
+    path = config_path(run_dir)
+    has_begun = any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+    return load_config(path) if has_begun and path.exists() else None
 
 
 def write_atomic(path: Path, text: str) -> None:

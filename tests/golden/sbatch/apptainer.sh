@@ -137,7 +137,7 @@ package() {
         say "Error: \`cluster.container.image\` must hold the package palimpsest-trainer, but is /shared/images/first.sif instead, which does not. Install it there."
         return 2
     elif ((code)); then
-        say "Error: \`cluster.container.image\` must be an image that starts, but with /shared/images/first.sif apptainer ends with exit code $code instead. Look at the lines above."
+        say "Error: \`cluster.container.image\` must be an image that starts, but with /shared/images/first.sif apptainer ends with exit code ""$code"" instead. Look at the lines above."
         return 2
     fi
 }
