@@ -7,6 +7,7 @@ import json
 from typing import Any, assert_never
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.data.message import MEND, parse_message, short, valid_text
 from trainer.data.types import (
     ChatDocument,
     CompletionDocument,
@@ -16,24 +17,6 @@ from trainer.data.types import (
     RowError,
     TextDocument,
 )
-
-MEND = "Mend or remove these rows."
-ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "user": "user",
-    "assistant": "assistant",
-    "system": "system",
-    "developer": "developer",
-    "tool": "tool",
-    "ipython": "ipython",
-}
 
 
 def required_columns(source: SourceConfig) -> dict[str, str]:
@@ -78,7 +61,7 @@ def parse_row(row: dict[str, Any], source: SourceConfig) -> Document:
         case Format.completion:
             return _parse_completion(row, columns, source.as_chat)
         case Format.chat:
-            messages = [_message(m) for m in _list(row, columns.messages, "messages")]
+            messages = [parse_message(m) for m in _list(row, columns.messages, "messages")]
             return _chat(messages, row, columns)
         case Format.ids:
             return _parse_ids(row, columns)
@@ -115,58 +98,17 @@ def _chat(messages: list[Message], row: dict[str, Any], columns: ColumnsConfig) 
     return ChatDocument(messages, tools or None)
 
 
-def _message(raw: Any) -> Message:
-    if not isinstance(raw, dict) or not ({"role", "from"} & raw.keys()):
-        raise RowError("hold messages of {role, content} or {from, value}", _short(raw), MEND)
-    said = raw.get("role", raw.get("from"))
-    role = ROLES.get(said) if isinstance(said, str) else None
-    if role is None:
-        raise RowError("hold messages of the roles user, assistant, system or tool", repr(said), MEND)
-    known = {"role", "from", "content", "value"}
-    message: Message = {"role": role, "content": _content(raw.get("content", raw.get("value")))}
-    message |= {key: value for key, value in raw.items() if key not in known and value is not None}
-    if "tool_calls" in message:
-        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"] or []]
-        if not message["tool_calls"]:
-            del message["tool_calls"]
-    return message
-
-
-def _content(raw: Any) -> str:
-    if raw is None:
-        return ""
-    if isinstance(raw, str):
-        return _valid(raw)
-    if isinstance(raw, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in raw):
-        return _valid("".join(str(part.get("text") or "") for part in raw))
-    raise RowError("hold messages whose content is text", _short(raw), MEND)
-
-
-def _tool_call(call: Any) -> Any:
-    # Chat templates expect arguments as an object; OpenAI's own format has them as a JSON string.
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(call, dict):
-        raise RowError("hold tool calls that are objects", _short(call), MEND)
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except json.JSONDecodeError:
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
 def _parse_ids(row: dict[str, Any], columns: ColumnsConfig) -> IdsDocument:
     rule = f"hold a list of token ids in column '{columns.input_ids}'"
     ids = _list(row, columns.input_ids, "input_ids")
     if not all(type(i) is int and 0 <= i < 2**32 for i in ids):
-        raise RowError(rule, _short(ids), MEND)
+        raise RowError(rule, short(ids), MEND)
     if columns.loss_mask is None:
         return IdsDocument(ids)
     mask = [int(m) if m in (0, 1) else -1 for m in _list(row, columns.loss_mask, "loss_mask")]
     if len(mask) != len(ids) or -1 in mask:
         rule = f"hold a 0 or 1 for every token id in column '{columns.loss_mask}'"
-        raise RowError(rule, f"{len(mask)} values for {len(ids)} ids: {_short(mask)}", MEND)
+        raise RowError(rule, f"{len(mask)} values for {len(ids)} ids: {short(mask)}", MEND)
     return IdsDocument(ids, mask)
 
 
@@ -175,17 +117,8 @@ def _text(row: dict[str, Any], column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise RowError(f"hold text in column '{column}'", _short(value), MEND)
-    return _valid(value)
-
-
-def _valid(text: str) -> str:
-    # JSON can spell half a surrogate pair, which is no character and which no tokenizer takes.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowError("hold valid Unicode text", _short(text), MEND) from None
-    return text
+        raise RowError(f"hold text in column '{column}'", short(value), MEND)
+    return valid_text(value)
 
 
 def _list(row: dict[str, Any], column: str, what: str) -> list[Any]:
@@ -196,10 +129,5 @@ def _list(row: dict[str, Any], column: str, what: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise RowError(f"hold a list of {what} in column '{column}'", _short(value), MEND)
+        raise RowError(f"hold a list of {what} in column '{column}'", short(value), MEND)
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
