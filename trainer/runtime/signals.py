@@ -106,8 +106,8 @@ def handed_on(
         is_there = True
         for number in ignored:
             previous[number] = signal.signal(number, on_signal)
-        for number in early:
-            tell(number)
+        for earlier in early:
+            tell(earlier)
 
     ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
     for number in set(numbers).difference(ignored):
