@@ -31,10 +31,8 @@ LOCK = "/run/lock/palimpsest-cluster"
 CONFIG = """\
 ClusterName=palimpsest
 SlurmctldHost={host}({subnet}.1)
-SlurmctldPort=16817
+SlurmctldPort={port}
 SlurmdPort=16818
-# The controller listens on the address of this cluster's network alone.
-CommunicationParameters=NoCtldInAddrAny
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -125,6 +123,8 @@ class SlurmCluster:
                 host=socket.gethostname(),
                 folder=self.folder,
                 subnet=self.subnet,
+                # The controller is in the machine's own network, beside those of other clusters.
+                port=16820 + self.number,
             )
         )
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=yes\n")
