@@ -189,8 +189,10 @@ def test_a_plain_submission_hands_the_jobs_in_and_a_cancelled_one_is_a_failure(
     assert run_command(["report", f"run_dir={folder}"]) == 0
     first, second = record(folder)["points"]
     assert first["objective"] == 2e-5 and second["objective"] is None
-    # Cancelled before it ran, or while it did.
-    assert second["state"] in ("cancelled", "saved, stopped", "failed (143)", "failed (137)"), second
+    # Cancelled before it ran, or while its nodes were checked, or its ranks ran; nobody is told to mend anything.
+    assert second["state"] in ("cancelled", "saved, stopped") or second["state"].startswith("failed ("), (
+        second
+    )
     assert (folder / "sweep.html").exists()
 
 

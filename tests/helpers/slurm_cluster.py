@@ -88,9 +88,14 @@ def check_possible(programs: Sequence[str] = PROGRAMS, packages: Sequence[str] =
         raise NoCluster(f"one of {', '.join(programs)} is missing, and there is no apt-get")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    for attempt in (command, ["apt-get", "update", "-qq"], command):
-        with contextlib.suppress(subprocess.SubprocessError):
-            subprocess.run(attempt, env=environment, capture_output=True, timeout=180)
+    with Path(f"{LOCK}-packages").open("w") as lock:
+        # apt-get does not wait for that of another session, which may want the same.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for attempt in (command, ["apt-get", "update", "-qq"], command):
+            if all(map(shutil.which, programs)):
+                return
+            with contextlib.suppress(subprocess.SubprocessError):
+                subprocess.run(attempt, env=environment, capture_output=True, timeout=LIMIT_S)
         if all(map(shutil.which, programs)):
             return
     raise NoCluster(f"apt-get could not install {', '.join(packages)}")

@@ -97,30 +97,30 @@ def test_one_process_meets_itself():
 HANGS = """
 import sys, time
 from trainer.preflight.alarm import ended_after
-with ended_after(0.5, {words}, 2):
+with ended_after({seconds}, {words}, 2):
     {hang}
 print("done")
 """
 
 
 @pytest.mark.parametrize(
-    ("words", "hang", "code", "said"),
+    ("seconds", "words", "hang", "code", "said"),
     [
         # Nobody waits for the end of what hangs.
-        ('lambda: print("last words")', "time.sleep(9999)", 2, "last words\n"),
-        ("lambda: time.sleep(9999)", "time.sleep(9999)", 2, ""),
-        ('lambda: print("last words")', "pass", 0, "done\n"),
+        (0.5, 'lambda: print("last words")', "time.sleep(9999)", 2, "last words\n"),
+        (0.5, "lambda: time.sleep(9999)", "time.sleep(9999)", 2, ""),
+        (600, 'lambda: print("last words")', "pass", 0, "done\n"),
         # Holds Python's lock, so that only the kernel can end it.
         pytest.param(
-            *('lambda: print("never")', "__import__('ctypes').PyDLL(None).sleep(9999)", -14, ""),
+            *(0.5, 'lambda: print("never")', "__import__('ctypes').PyDLL(None).sleep(9999)", -14, ""),
             marks=pytest.mark.slow,
         ),
     ],
     ids=["hangs", "hangs twice", "is done", "holds the lock"],
 )
-def test_a_process_that_hangs_is_ended_after_its_last_words(words, hang, code, said):
+def test_a_process_that_hangs_is_ended_after_its_last_words(seconds, words, hang, code, said):
     done = subprocess.run(
-        [sys.executable, "-c", HANGS.format(words=words, hang=hang)],
+        [sys.executable, "-c", HANGS.format(seconds=seconds, words=words, hang=hang)],
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
