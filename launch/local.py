@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from trainer.runtime.job import EXIT_CODE, LOG_DIR
 from trainer.runtime.log import attempt_dir
+from trainer.runtime.signals import handed_on
 
 from .attempts import note
 from .status import run_status
@@ -32,29 +32,26 @@ def run_here(config_file: Path, run_dir: Path) -> tuple[int, bool]:
     command = [sys.executable, "-m", "trainer", "train", "--config", str(config_file)]
     stopped: list[int] = []
     with (logs / "console.log").open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, LOG_DIR: str(logs)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # Ctrl-C reaches this process alone, which passes it on.
-            start_new_session=True,
-        )
 
-        def forward(number: int, frame: FrameType | None) -> None:
+        def forward(number: int) -> None:
             if not stopped:
                 print("Stopping: the run saves first.", file=sys.stderr, flush=True)
             # A second Ctrl-C ends it at once.
             process.send_signal(number)
             stopped.append(number)
 
-        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with handed_on((signal.SIGINT, signal.SIGTERM), forward) as begin:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, LOG_DIR: str(logs)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C reaches this process alone, which passes it on.
+                start_new_session=True,
+            )
+            begin()
             _follow(process, run_dir)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
     told = logs / EXIT_CODE
     # DeepSpeed's launcher ends with 1 after a signal, whatever its ranks end with.
     code = int(told.read_text()) if told.exists() else process.returncode

@@ -13,11 +13,11 @@ SETTLE_S = 30.0
 """A job that requeues itself is over for some seconds; after so many it does not come back."""
 
 
-def ended_runs(runs: Sequence[Path], poll_s: float, settle_s: float = SETTLE_S) -> Iterator[Path]:
+def ended_runs(runs: Sequence[Path], poll_s: float) -> Iterator[Path]:
     """Yield each run when it has ended, in the order in which they end.
 
     The script's last line decides, where it will not try again. Where there is none, because the job was cancelled, or
-    its node and the script with it are gone, the queue does, once it has said so for `settle_s`. A controller that does
+    its node and the script with it are gone, the queue does, once it has said so for `SETTLE_S`. A controller that does
     not answer ends nothing.
     """
     waiting = list(runs)
@@ -31,7 +31,7 @@ def ended_runs(runs: Sequence[Path], poll_s: float, settle_s: float = SETTLE_S) 
                     over_since.pop(run_dir, None)
                     continue
                 since = over_since.setdefault(run_dir, time.monotonic())
-                if time.monotonic() - since < settle_s:
+                if time.monotonic() - since < SETTLE_S:
                     continue
             waiting.remove(run_dir)
             yield run_dir

@@ -1,7 +1,12 @@
-"""Settings all tests share: no network, no wandb, and GPU tests only where there is a GPU."""
+"""Settings all tests share: no network, no wandb, a home of their own, and GPU tests only where there is a GPU."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before anything imports transformers or torch. Set by tests/run.sh as well; here for a bare pytest.
@@ -10,6 +15,28 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def move_out() -> None:
+    """Give this session an empty home, all its workers the same: nobody else's files are found or left there."""
+    if "PALIMPSEST_TESTS_HOME" in os.environ:
+        return
+    home = tempfile.mkdtemp(prefix="palimpsest-home-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    # git may need its own settings to read this repository.
+    os.environ.setdefault("GIT_CONFIG_GLOBAL", str(Path("~/.gitconfig").expanduser()))
+    os.environ["HOME"] = os.environ["PALIMPSEST_TESTS_HOME"] = home
+    # Each of these would lead to a folder that others use too.
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        os.environ.pop(name, None)
+
+
+move_out()
+# A machine that is busy draws examples slowly, and one of them may take seconds.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

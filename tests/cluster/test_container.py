@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.submitted import START_S, Submitted, overrides, trace
+from tests.helpers.submitted import Submitted, overrides, trace
 
 IMAGE = os.environ.get("PALIMPSEST_TEST_SIF", "")
 NUM_STEPS = 60
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1200),
     pytest.mark.skipif(shutil.which("apptainer") is None, reason="apptainer is not installed"),
     pytest.mark.skipif(not IMAGE, reason="PALIMPSEST_TEST_SIF does not name an image of docker/"),
 ]
@@ -40,11 +39,9 @@ def test_ranks_in_the_image_save_at_a_signal_and_go_on(slurm, project, launcher,
     (tmp_path / "torch.py").write_text("raise SystemExit('a package of the host')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = submit(slurm, project, f"image-{launcher}", f"cluster.launcher={launcher}")
-    run.wait(lambda: run.step() >= 4, START_S, "the first steps")
-    run.signal("USR1")
-    run.wait(lambda: len(run.lines("ended")) == 1, 90, "the end after a signal")
+    run.signal_at(4)
     assert run.lines("ended")[0]["code"] == 75, run.log[-5000:]
-    assert run.finish(START_S) == "COMPLETED", run.log[-5000:]
+    assert run.finish() == "COMPLETED", run.log[-5000:]
     assert [step for step, _, _ in trace(run.run_dir)] == list(range(1, NUM_STEPS + 1))
     # What trained was in the image, which says of what commit it is.
     inspected = subprocess.run(["apptainer", "inspect", "--json", IMAGE], capture_output=True, check=True)
@@ -56,7 +53,7 @@ def test_ranks_in_the_image_save_at_a_signal_and_go_on(slurm, project, launcher,
 def test_an_image_without_the_package_is_a_sentence_and_not_tried_again(slurm, project):
     """The image's own Python of the distribution has no packages."""
     run = submit(slurm, project, "image-bare", "cluster.container.python=/usr/bin/python3")
-    assert run.finish(START_S) == "FAILED"
+    assert run.finish() == "FAILED"
     assert run.lines("ended")[-1]["code"] == 2
     sentence = f"`cluster.container.image` must hold the package palimpsest-trainer, but is {IMAGE} instead"
     assert sentence in run.log

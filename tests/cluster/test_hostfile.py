@@ -1,29 +1,29 @@
 """Two nodes of a hostfile: the deepspeed launcher with its runners, over pdsh, mpirun and srun."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
-from tests.helpers.slurm_cluster import NODES, SUBNET, NoCluster, check_possible
-from tests.helpers.ssh_hosts import ADDRESSES, ssh_hosts
-from tests.helpers.submitted import START_S, overrides, trace
+from tests.helpers.slurm_cluster import NODES, NoCluster, check_possible
+from tests.helpers.ssh_hosts import ssh_hosts
+from tests.helpers.standstill import go_on, is_waiting, stand_still
+from tests.helpers.submitted import last_step, overrides, trace
+from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.metrics.jsonl import read
 
-NUM_STEPS = 120
-"""Of a tenth of a second: the signal goes through pdsh and ssh, which takes some."""
+NUM_STEPS = 40
+"""Of a tenth of a second: ranks stand still until the signal has come to them, through pdsh and ssh."""
 
 
 @pytest.fixture
 def hosts(slurm, tmp_path, monkeypatch):
     """Write a hostfile of both nodes, which ssh reaches."""
-    (tmp_path / "hosts").write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
+    (tmp_path / "hosts").write_text("".join(f"{address} slots=1\n" for address in slurm.addresses))
     try:
         with ssh_hosts(slurm, tmp_path / "ssh") as folder:
             monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -32,7 +32,6 @@ def hosts(slurm, tmp_path, monkeypatch):
         pytest.skip(str(error))
 
 
-@pytest.mark.timeout(1200)
 def test_a_signal_to_the_launcher_saves_on_all_hosts_and_the_same_command_goes_on(hosts, project):
     run_dir = project / "hostfile"
     command = [
@@ -49,16 +48,14 @@ def test_a_signal_to_the_launcher_saves_on_all_hosts_and_the_same_command_goes_o
         return (project / log).read_text()[-5000:]
 
     first = start("first.log")
-    end = time.monotonic() + START_S
-    while max((row["step"] for row in read(run_dir / "metrics.jsonl")), default=0) < 3:
-        assert first.poll() is None and time.monotonic() < end, text("first.log")
-        time.sleep(0.1)
+    ranks = ranks_at_step_3(run_dir, first, lambda: text("first.log"))
     first.send_signal(signal.SIGTERM)
-    assert first.wait(START_S) == 75, text("first.log")
+    release(ranks)
+    assert first.wait(LIMIT_S) == 75, text("first.log")
     stopped = len(trace(run_dir))
     assert 3 <= stopped < NUM_STEPS
     second = start("second.log")
-    assert second.wait(START_S) == 0, text("second.log")
+    assert second.wait(LIMIT_S) == 0, text("second.log")
     assert [step for step, _, _ in trace(run_dir)] == list(range(1, NUM_STEPS + 1))
     starts = [event for event in read(run_dir / "ledger.jsonl") if event["event"] == "started"]
     assert [(event["attempt"], event["step"], event["world_size"]) for event in starts] == [
@@ -66,6 +63,18 @@ def test_a_signal_to_the_launcher_saves_on_all_hosts_and_the_same_command_goes_o
         (2, stopped, 2),
     ]
     assert "MARK=seen" in (run_dir / "environment").read_text().splitlines()
+
+
+def ranks_at_step_3(run_dir, process, seen):
+    """Return the ranks, which stand still after some steps."""
+    wait_until(lambda: last_step(run_dir / "metrics.jsonl") >= 3, "the third step", seen, process)
+    return stand_still(run_dir)
+
+
+def release(ranks):
+    """Let the ranks go on once one of them has been told to stop, on which all of them do."""
+    wait_until(lambda: any(is_waiting(rank, signal.SIGUSR1) for rank in ranks), "the signal at a rank")
+    go_on(ranks)
 
 
 def runner_words(runner, slurm, hosts, project, monkeypatch):
@@ -78,12 +87,11 @@ def runner_words(runner, slurm, hosts, project, monkeypatch):
     # Daemons answer to the address that they see of this machine; mpirun refuses root unless told twice.
     for name in ("RUN_AS_ROOT", "RUN_AS_ROOT_CONFIRM"):
         monkeypatch.setenv(f"OMPI_ALLOW_{name}", "1")
-    monkeypatch.setenv("OMPI_MCA_oob_tcp_if_include", f"{SUBNET}.0/24")
+    monkeypatch.setenv("OMPI_MCA_oob_tcp_if_include", f"{slurm.subnet}.0/24")
     return [], hosts
 
 
 @pytest.mark.parametrize("runner", ["openmpi", "slurm"])
-@pytest.mark.timeout(600)
 def test_other_runners_train_save_at_a_signal_and_hand_variables_on(
     slurm, hosts, project, tmp_path, monkeypatch, runner
 ):
@@ -108,26 +116,16 @@ def test_other_runners_train_save_at_a_signal_and_hand_variables_on(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    end = time.monotonic() + START_S
-    while max((row["step"] for row in read(run_dir / "metrics.jsonl")), default=0) < 3:
-        assert started.poll() is None and time.monotonic() < end, log.read_text()[-5000:]
-        time.sleep(0.1)
-    ranks = [process for process in psutil.process_iter(["cmdline"]) if is_rank_of(process, run_dir)]
+    ranks = ranks_at_step_3(run_dir, started, lambda: log.read_text()[-5000:])
     assert len(ranks) == 2
     assert {rank.environ()["MARK"] for rank in ranks} == {mark}
     typed = psutil.Process(started.pid)
     (typed.children()[0] if before else typed).send_signal(signal.SIGTERM)
-    assert started.wait(START_S) == 75, log.read_text()[-5000:]
+    release(ranks)
+    assert started.wait(LIMIT_S) == 75, log.read_text()[-5000:]
     stopped = trace(run_dir)[-1][0]
     assert 3 <= stopped < NUM_STEPS
     assert [step_of(path) for path in find_checkpoints(run_dir)] == [stopped]
-
-
-def is_rank_of(process, run_dir):
-    with contextlib.suppress(psutil.Error):
-        line = process.cmdline()
-        return line[1:5] == ["-u", "-m", "trainer", "train"] and line[-1] == f"{run_dir}/config.yaml"
-    return False
 
 
 @pytest.mark.slow
@@ -145,7 +143,7 @@ def test_hosts_that_fail_their_checks_are_named_and_nothing_is_trained(hosts, pr
         cwd=project,
         capture_output=True,
         text=True,
-        timeout=START_S,
+        timeout=LIMIT_S,
     )
     said = done.stdout + done.stderr
     assert done.returncode == 2, said

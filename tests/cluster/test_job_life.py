@@ -6,6 +6,7 @@ The ranks do what each test says, so that an attempt takes a second; test_traini
 import contextlib
 import functools
 import json
+import signal
 import subprocess
 import sys
 
@@ -35,10 +36,23 @@ RUN = (
 )
 TWO_NODES = (*RUN, "cluster.num_nodes=2")
 # A shell cannot trap what was ignored when it started, as Python can: it starts itself again when it has "loaded".
-# As a rank of ours it does not let itself be ended by srun when the other one was a little faster.
+# As ranks of ours all stop together, and none is ended by srun because another one was a little faster. SIGTERM, which
+# SLURM sends at the time limit, does not make them save.
 SAVE_ON_SIGNAL = """
-[[ ${LISTENS-} ]] || { echo loading; sleep "${LOADING_S:-0}"; exec env --default-signal=USR1 LISTENS=1 "$0" "$@"; }
-trap 'trap "" TERM; ((SLURM_PROCID)) || commit "$attempt"; sleep 0.5; exit 75' USR1
+[[ ${LISTENS-} ]] || {
+    echo loading
+    until [[ -e ${LOADS_UNTIL:-/} ]]; do sleep 0.1; done
+    exec env --default-signal=USR1 LISTENS=1 "$0" "$@"
+}
+stop() {
+    trap "" TERM USR1
+    ((SLURM_PROCID)) || commit "$attempt"
+    touch "$run_dir/stops-$attempt-$SLURM_PROCID"
+    until (($(ls "$run_dir"/stops-"$attempt"-* | wc -l) == SLURM_NTASKS)); do sleep 0.1; done
+    exit 75
+}
+trap "" TERM
+trap stop USR1
 ((attempt > 1)) && exit 0
 echo "rank $SLURM_PROCID listens"
 while :; do sleep 0.1; done
@@ -62,9 +76,10 @@ def start(slurm, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def beside(slurm, tmp_path_factory):
-    """Start the jobs that go through the queue several times, or meet a time limit of a minute, beside the others."""
+    """Start the jobs that go through the queue several times, or meet a time limit, beside the others."""
     folder = tmp_path_factory.mktemp("beside")
-    limit = ("cluster.time_limit_min=1", "cluster.signal_lead_s=30")
+    # SLURM asks for a save after half a minute, and a busy machine has a minute and a half for it.
+    limit = ("cluster.time_limit_min=2", "cluster.signal_lead_s=90")
     with contextlib.chdir(folder):
         return {
             "limit": submitted(slurm, folder, SAVE_ON_SIGNAL, *RUN, *limit, name="limit"),
@@ -126,11 +141,14 @@ def test_a_port_that_somebody_listens_on_is_passed_over(start, slurm):
         listener.communicate()
 
 
-def test_slurms_warning_reaches_ranks_that_are_still_loading_and_the_job_goes_on_by_itself(start):
+def test_slurms_warning_reaches_ranks_that_are_still_loading_and_the_job_goes_on_by_itself(start, tmp_path):
     """The signal comes to the batch shell, once; until a rank listens it is ignored, so it is sent again."""
-    run = start(SAVE_ON_SIGNAL, *TWO_NODES, "cluster.environment.LOADING_S='4'")
+    loaded = tmp_path / "loaded"
+    run = start(SAVE_ON_SIGNAL, *TWO_NODES, f"cluster.environment.LOADS_UNTIL={loaded}")
     run.wait_for_log("loading")
     run.signal("USR1", "--batch")
+    run.wait_for_log("telling the ranks to save")
+    loaded.touch()
     assert run.finish() == "COMPLETED"
     assert codes(run) == [75, 0]
     assert [line["newest"] for line in run.lines("started")] == ["", "step-00000001"]
@@ -146,10 +164,11 @@ def test_a_signal_to_the_ranks_ends_in_a_requeue_too(start):
 
 
 def test_a_rank_that_dies_takes_the_others_along_and_the_job_tries_again(start):
-    run = start("((attempt > 1)) && exit 0; ((SLURM_PROCID)) && kill -KILL $$; sleep 300")
-    assert run.finish(40) == "COMPLETED"
-    # srun tells the highest code, and the other rank was ended with SIGTERM.
-    assert codes(run) == [143, 0]
+    run = start("((attempt > 1)) && exit 0; ((SLURM_PROCID)) && kill -KILL $$; sleep 9999")
+    assert run.finish() == "COMPLETED"
+    # srun tells the highest code: that of the rank that died, or of the other one, which SIGTERM or SIGKILL ended.
+    first, second = codes(run)
+    assert first in (128 + signal.SIGKILL, 128 + signal.SIGTERM) and second == 0
 
 
 @pytest.mark.parametrize(
@@ -167,7 +186,7 @@ def test_a_job_that_a_person_cancels_does_not_come_back(start, slurm):
     run = start(SAVE_ON_SIGNAL.replace("USR1", "TERM"))
     run.wait_for_log("rank 0 listens")
     slurm.ask("scancel", str(run.job))
-    run.wait(lambda: run.lines("ended") != [], 40, "the end of the attempt")
+    run.wait(lambda: run.lines("ended") != [], "the end of the attempt")
     assert run.finish() == "CANCELLED"
     assert len(codes(run)) == 1 and "requeues itself" not in run.log
 
@@ -184,7 +203,7 @@ def test_an_environment_without_the_package_is_a_sentence_on_the_first_node(slur
 
 
 def test_a_run_directory_takes_one_job_at_a_time(start, tmp_path, capsys):
-    run = start(SAVE_ON_SIGNAL, *RUN)
+    run = start("sleep 9999", *RUN)
     arguments = ["submit", *RUN, f"run_dir={run.run_dir}", "cluster.node_local_paths=[/nowhere]"]
     assert run_command([*arguments, "cluster.time_limit_min=60"]) == 2
     assert f"job {run.job} of {run.run_dir} is" in capsys.readouterr().err
@@ -233,15 +252,14 @@ def test_three_attempts_without_a_checkpoint_stop_with_a_diagnosis(beside, slurm
 
 
 def test_attempts_that_commit_checkpoints_are_not_counted_as_stuck(beside):
-    assert beside["moves"].finish(90) == "COMPLETED"
+    assert beside["moves"].finish() == "COMPLETED"
     assert codes(beside["moves"]) == [75] * 4 + [0]
 
 
 def test_a_job_at_its_time_limit_saves_and_goes_on_by_itself(beside):
     out_of_time = beside["limit"]
-    assert out_of_time.finish(120) == "COMPLETED"
-    assert codes(out_of_time) == [75, 0]
-    ended = out_of_time.lines("ended")[0]["time"] - out_of_time.lines("started")[0]["time"]
-    assert ended < 60, "it was killed at the limit"
+    assert out_of_time.finish() == "COMPLETED"
+    assert codes(out_of_time) == [75, 0], "it was killed at the limit"
+    assert "telling the ranks to save" in out_of_time.log
     record = (out_of_time.run_dir / "attempts.jsonl").read_text().splitlines()
     assert all(isinstance(json.loads(line), dict) for line in record)

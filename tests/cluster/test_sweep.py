@@ -8,14 +8,15 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from launch.attempts import last_job
 from launch.slurm import job_states
 from launch.status import run_status
+from tests.helpers.ctrl_c import listen_to_ctrl_c
 from tests.helpers.submitted import overrides
+from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.cli import run_command
 from trainer.config.store import load_config
 from trainer.metrics.jsonl import read
@@ -144,11 +145,6 @@ log "$(value lr)"
     assert num_jobs(slurm) == before + 6 + (6 - len(good)) + 1
 
 
-def listen_to_ctrl_c():
-    """A shell that starts something in the background has it ignore Ctrl-C, and so tests/run.sh these tests."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_ctrl_c_leaves_the_jobs_running_and_the_same_command_goes_on(words, slurm, tmp_path, capsys):
     script = """
 echo rank >"$run_dir/begun-$SLURM_PROCID"
@@ -161,12 +157,9 @@ log "$(value lr)"
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
     )
     folder = tmp_path / "sweep"
-    end = time.monotonic() + 60
-    while len(list(folder.glob("*/begun-*"))) < 4:
-        assert time.monotonic() < end and waiting.poll() is None, waiting.communicate()
-        time.sleep(0.2)
+    wait_until(lambda: len(list(folder.glob("*/begun-*"))) == 4, "four ranks", waiting.communicate, waiting)
     waiting.send_signal(signal.SIGINT)
-    _, said = waiting.communicate(timeout=30)
+    _, said = waiting.communicate(timeout=LIMIT_S)
     assert waiting.returncode == 130
     jobs = [last_job(run) for run in sorted(folder.glob("0*"))]
     assert f"go on by themselves: {jobs[0]} {jobs[1]} (scancel {jobs[0]} {jobs[1]} ends them)" in said
@@ -182,30 +175,24 @@ log "$(value lr)"
 def test_a_plain_submission_hands_the_jobs_in_and_a_cancelled_one_is_a_failure(
     words, slurm, tmp_path, capsys
 ):
-    script = '[[ $(value seed) == 1 ]] && sleep 300; log "$(value lr)"'
+    script = '[[ $(value seed) == 1 ]] && sleep 9999; log "$(value lr)"'
     sweep = ["submit", "-m", *words(script), "seed=0,1", "optim.lr=2e-5"]
     assert run_command(sweep) == 0
     shown = capsys.readouterr().out
     folder = tmp_path / "sweep"
     assert f"palimpsest status {folder}" in shown and not (folder / "sweep.html").exists()
     slow = folder / "002_seed-1"
-    end = time.monotonic() + 60
-    while read(slow / "attempts.jsonl")[-1]["event"] != "started":
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    wait_until(lambda: read(slow / "attempts.jsonl")[-1]["event"] == "started", "the start of the slow one")
     slurm.ask("scancel", str(last_job(slow)))
-    end = time.monotonic() + 60
-    while (
-        run_status(slow).state in ("running", "completing")
-        or run_status(folder / "001_seed-0").state != "finished"
-    ):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    wait_until(lambda: run_status(slow).state not in ("running", "completing"), "the end of the slow one")
+    wait_until(lambda: run_status(folder / "001_seed-0").state == "finished", "the end of the other")
     assert run_command(["report", f"run_dir={folder}"]) == 0
     first, second = record(folder)["points"]
     assert first["objective"] == 2e-5 and second["objective"] is None
-    # Cancelled before it ran, or while it did.
-    assert second["state"] in ("cancelled", "saved, stopped", "failed (143)"), second
+    # Cancelled before it ran, or while its nodes were checked, or its ranks ran; nobody is told to mend anything.
+    assert second["state"] in ("cancelled", "saved, stopped") or second["state"].startswith("failed ("), (
+        second
+    )
     assert (folder / "sweep.html").exists()
 
 

@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.helpers.submitted import START_S, Submitted, overrides, trace
+from tests.helpers.standstill import go_on, stand_still
+from tests.helpers.submitted import Submitted, overrides, trace
+from tests.helpers.wait import LIMIT_S
 from trainer.metrics.jsonl import read
 
-# Fixtures wait for jobs of minutes.
-pytestmark = pytest.mark.timeout(1200)
-NUM_STEPS = 60
-"""Of a tenth of a second: some seconds in which a signal can still arrive."""
+NUM_STEPS = 40
+"""Of a tenth of a second, of which each attempt makes a few: ranks stand still while somebody reaches for them."""
 SHORT = 6
+LEAD_MIN = 10
 LAUNCHERS = ("torchrun", "deepspeed")
 
 
@@ -55,66 +56,69 @@ def start_here(project):
 
 @pytest.fixture(scope="module")
 def alone(project, start_here):
-    assert start_here().wait(2 * START_S) == 0, (project / "here.log").read_text()[-5000:]
+    assert start_here().wait(LIMIT_S) == 0, (project / "here.log").read_text()[-5000:]
     return trace(project / "here")
 
 
 @pytest.fixture(scope="module")
 def beside(slurm, project):
     """Start the jobs that nobody interrupts; with the one of `interrupted` they just fit on the nodes."""
-    limited = submit(slurm, project, "limit")
+    # Ten minutes from SLURM's warning to the limit: on a busy machine a save takes long.
+    limited = submit(slurm, project, "limit", f"cluster.signal_lead_s={60 * LEAD_MIN}")
     # The first of them makes the model and the token store for all.
-    limited.wait(lambda: limited.step() >= 1, START_S, "the first step")
+    limited.wait(lambda: limited.step() >= 1, "the first step")
     # Before the others are submitted, which may take longer than all its steps.
-    limited.signal("STOP")
+    ranks = stand_still(limited.run_dir)
     runs = {
         name: submit(slurm, project, name, f"cluster.launcher={name}", num_steps=SHORT) for name in LAUNCHERS
     }
     with ThreadPoolExecutor(1 + len(runs)) as threads:
-        followed = {name: threads.submit(run.finish, 2 * START_S) for name, run in runs.items()}
-        followed["limit"] = threads.submit(follow_to_its_time_limit, slurm, limited)
+        followed = {name: threads.submit(run.finish) for name, run in runs.items()}
+        followed["limit"] = threads.submit(follow_to_its_time_limit, slurm, limited, ranks)
         yield {"limit": limited, **runs}, followed
 
 
-def follow_to_its_time_limit(slurm, run):
+def follow_to_its_time_limit(slurm, run, ranks):
     """Ranks stand still until SLURM looks at the clock, which it does twice a minute; then the job goes on."""
     minutes = int(slurm.ask("squeue", "--noheader", "--format=%M", f"--jobs={run.job}").split(":")[0])
-    # It warns two minutes before; the third is for a busy machine, on which saving takes longer.
-    slurm.ask("scontrol", "update", f"JobId={run.job}", f"TimeLimit={minutes + 3}")
-    run.wait_for_log("telling the ranks to save", 150)
-    run.signal("CONT")
-    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end at the time limit")
+    slurm.ask("scontrol", "update", f"JobId={run.job}", f"TimeLimit={minutes + LEAD_MIN + 1}")
+    run.wait_for_log("telling the ranks to save")
+    # What the batch script has told them they find when they go on, and it tells them again and again.
+    go_on(ranks)
+    run.wait(lambda: len(run.lines("ended")) == 1, "the end at the time limit")
     slurm.ask("scontrol", "update", f"JobId={run.job}", "TimeLimit=60")
-    return run.finish(START_S)
+    return run.finish()
 
 
 @pytest.fixture(scope="module")
 def interrupted(slurm, project, start_here, beside):
     """Train on two nodes through a signal, a requeue by hand and a node that is lost in the middle of a step."""
     run = submit(slurm, project, "two-nodes", "checkpoint.every_steps=2")
-    run.wait(lambda: run.step() >= 4, START_S, "the first steps")
-    run.signal("USR1")
-    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end after a signal")
+    run.signal_at(4)
     reached = run.step()
-    run.wait(lambda: run.step() >= reached + 4, START_S, "steps after the signal")
+    run.wait(lambda: run.step() >= reached + 4, "steps after the signal")
+    # SLURM ends them where they stand.
+    stand_still(run.run_dir)
     slurm.ask("scontrol", "requeue", str(run.job))
-    run.wait(lambda: len(run.lines("started")) == 3, START_S, "the attempt after the requeue")
+    run.wait(lambda: len(run.lines("started")) == 3, "the attempt after the requeue")
     reached = run.step()
-    run.wait(lambda: run.step() >= reached + 4, START_S, "steps after the requeue")
+    run.wait(lambda: run.step() >= reached + 4, "steps after the requeue")
     # The other jobs would lose the node as well. What became of them is for their own tests to say.
-    run.signal("STOP")
+    ranks = stand_still(run.run_dir)
     for following in beside[1].values():
-        following.exception(3 * START_S)
-    run.signal("CONT")
+        following.exception(LIMIT_S)
     reached = run.step()
-    run.wait(lambda: run.step() > reached, 60, "a step after the pause")
+    go_on(ranks)
+    run.wait(lambda: run.step() > reached, "a step after the pause")
     slurm.unplug("node2")
     start_here()
     try:
-        run.wait(lambda: "DOWN" in slurm.node_state("node2"), 120, "the node to be missed")
+        slurm.lose("node2")
+        run.wait(lambda: run.state != "RUNNING", "the job to be taken from its nodes")
     finally:
         slurm.plug("node2")
-    run.finish(START_S)
+        slurm.find("node2")
+    run.finish()
     return run
 
 
@@ -163,13 +167,11 @@ def test_other_launchers_give_the_same_losses(beside, alone, launcher):
 @pytest.mark.slow
 def test_one_rank_on_one_node_is_started_stopped_and_resumed(slurm, project):
     """Its step has one task, like a shell that SLURM opens on a node."""
-    run = submit(slurm, project, "one-rank", "cluster.num_nodes=1", num_steps=4 * NUM_STEPS)
-    run.wait(lambda: run.step() >= 4, START_S, "the first steps")
-    run.signal("USR1")
-    run.wait(lambda: len(run.lines("ended")) == 1, 60, "the end after a signal")
-    assert run.finish(START_S) == "COMPLETED", run.log[-5000:]
+    run = submit(slurm, project, "one-rank", "cluster.num_nodes=1")
+    run.signal_at(4)
+    assert run.finish() == "COMPLETED", run.log[-5000:]
     assert [line["code"] for line in run.lines("ended")] == [75, 0]
-    assert [step for step, _, _ in trace(run.run_dir)] == list(range(1, 4 * NUM_STEPS + 1))
+    assert [step for step, _, _ in trace(run.run_dir)] == list(range(1, NUM_STEPS + 1))
 
 
 @pytest.mark.slow
@@ -182,7 +184,7 @@ def test_a_command_in_a_shell_on_a_node_starts_the_ranks_of_that_node(slurm, pro
         cwd=project,
         capture_output=True,
         text=True,
-        timeout=START_S,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     starts = [event for event in read(project / "shell" / "ledger.jsonl") if event["event"] == "started"]

@@ -143,9 +143,7 @@ def test_dora_with_dropout_takes_the_same_steps_sharded_and_whole(pool, workspac
     """Apart: with dropout DoRA multiplies by the base weight itself, which ZeRO-3 must gather for it, backward too."""
     words = [*METHODS["dora"], "tune.dropout=0.2"]
     variants = [[*words, f"zero.stage={stage}"] for stage in (2, 3)]
-    whole, sharded = pool(2).run(
-        trained, workspace=workspace, run_dir=str(tmp_path), variants=variants, timeout_s=300.0
-    )[0]
+    whole, sharded = pool(2).run(trained, workspace=workspace, run_dir=str(tmp_path), variants=variants)[0]
     assert_close(sharded[0], whole[0], FP32, FP32 * 10)
 
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 
 from tests.dist.session import config_of, session_of
 from tests.helpers.ranks import FOREIGN, ROOT
+from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.checkpoint.commit import newest_verified
 from trainer.checkpoint.layout import STATE, checkpoints_dir, step_dir
 from trainer.errors import TrainerError
@@ -189,12 +189,10 @@ def test_sigterm_reaches_the_rank_which_saves_and_exits_75_and_the_resumed_run_r
     run_dir, whole = tmp_path / "run", tmp_path / "whole"
     process = start(workspace, run_dir, "train.max_steps=80", "train.micro_batch_size=4")
     try:
-        deadline = time.monotonic() + 90
-        while steps_logged(run_dir) < 3:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "out").read_text()
-            time.sleep(0.02)
+        said = (tmp_path / "out").read_text
+        wait_until(lambda: steps_logged(run_dir) >= 3, "the third step", said, process, poll_s=0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 75, (tmp_path / "out").read_text()
+        assert process.wait(LIMIT_S) == 75, said()
     finally:
         end(process)
     assert [*(tmp_path / "here").iterdir()] == [], "a run wrote into the working directory"
@@ -224,7 +222,7 @@ def test_a_rank_that_refuses_ends_the_command_with_its_exit_code(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("Error: nope.yaml cannot be read: No such file or directory.") == 1

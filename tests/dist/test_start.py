@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.ranks import FOREIGN, ROOT, free_port
+from tests.helpers.ranks import FOREIGN, ROOT, held_port
+from tests.helpers.wait import LIMIT_S
 from trainer.metrics.jsonl import read
 
 CODE = """
@@ -22,16 +23,17 @@ def test_a_rank_loads_no_compiler_and_no_package_that_its_run_does_not_need(work
     """A failure points at an import that a newer transformers or DeepSpeed makes: see `python -X importtime`."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    rank |= {"MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    rank |= {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     words = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={tmp_path}/run", "train.max_steps=1"]
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *words],
-        env=environment | rank,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    with held_port() as port:
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, *words],
+            env=environment | rank | {"MASTER_PORT": str(port)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -47,7 +49,7 @@ def test_ranks_are_of_this_package_whatever_lies_in_the_working_directory(worksp
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl") if "loss" in row] == [1]

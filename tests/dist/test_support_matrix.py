@@ -88,7 +88,7 @@ def test_recipes_train_at_the_stages_that_the_readme_calls_tested(
     write_sources(tmp_path)
     for recipe in {recipe for recipe, _ in cells}:
         prepare_data(compose_config(overrides_of(tmp_path, recipe, 1)))
-    pool(2).run(train_all, folder=str(tmp_path), cells=[list(cell) for cell in cells], timeout_s=200.0)
+    pool(2).run(train_all, folder=str(tmp_path), cells=[list(cell) for cell in cells])
     for recipe, stage in cells:
         lines = (tmp_path / f"{recipe}-{stage}" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.helpers.ranks import FOREIGN
-from tests.helpers.submitted import START_S, overrides, trace
+from tests.helpers.submitted import last_step, overrides, trace
+from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.metrics.jsonl import read
 
 pytestmark = pytest.mark.slow
@@ -54,9 +54,9 @@ def test_four_points_one_of_which_crashes_and_each_trains_as_it_would_alone(star
     folder = project / "rates"
     sweep = start(["train", "-m"], folder, "optim.lr=1e-3,1e-2,1e-1,1e38", "optim.clip_norm=0")
     alone = start(["train"], project / "alone", "optim.lr=1e-2", "optim.clip_norm=0")
-    said, _ = sweep.communicate(timeout=5 * START_S)
+    said, _ = sweep.communicate(timeout=LIMIT_S)
     assert sweep.returncode == 0, said
-    assert alone.wait(START_S) == 0
+    assert alone.wait(LIMIT_S) == 0
     found = points(folder)
     assert [point["state"] for point in found] == ["finished"] * 3 + ["failed (1)"]
     error = "RuntimeError: value cannot be converted to type float without overflow"
@@ -77,7 +77,7 @@ def test_optuna_trains_and_goes_on(start, project):
     words = ["hydra/sweeper=optuna", "optim.lr=tag(log,interval(1e-4,1e-1))"]
     for num_trials in (2, 3):
         sweep = start(["train", "-m"], folder, *words, f"sweep.trials={num_trials}")
-        said, _ = sweep.communicate(timeout=3 * START_S)
+        said, _ = sweep.communicate(timeout=LIMIT_S)
         assert sweep.returncode == 0, said
         assert len(points(folder)) == num_trials
     assert all(point["step"] == NUM_STEPS and point["objective"] for point in points(folder))
@@ -88,17 +88,14 @@ def test_a_signal_saves_the_run_of_two_ranks_and_the_same_command_resumes_it(sta
     words = ["seed=0,1", "cluster.ranks_per_node=2"]
     sweep = start(["train", "-m"], folder, *words, num_steps=40)
     metrics = folder / "001_seed-0" / "metrics.jsonl"
-    end = time.monotonic() + START_S
-    while max((row["step"] for row in read(metrics)), default=0) < 3:
-        assert time.monotonic() < end and sweep.poll() is None
-        time.sleep(0.2)
+    wait_until(lambda: last_step(metrics) >= 3, "the third step", process=sweep)
     sweep.send_signal(signal.SIGINT)
-    said, _ = sweep.communicate(timeout=START_S)
+    said, _ = sweep.communicate(timeout=LIMIT_S)
     assert sweep.returncode == 75, said
     assert "Points left: 2." in said and points(folder)[0]["state"] == "saved, stopped"
     assert 3 <= points(folder)[0]["step"] < 40
     again = start(["train", "-m"], folder, *words, num_steps=40)
-    said, _ = again.communicate(timeout=3 * START_S)
+    said, _ = again.communicate(timeout=LIMIT_S)
     assert again.returncode == 0, said
     assert [point["step"] for point in points(folder)] == [40, 40]
     attempts = [

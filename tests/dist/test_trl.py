@@ -16,6 +16,7 @@ import pytest
 
 from tests.dist.session import config_of, session_of, take_steps
 from tests.helpers.ranks import ROOT
+from tests.helpers.wait import LIMIT_S
 
 NUM_STEPS = 20
 SEQ_LEN = 64
@@ -126,7 +127,7 @@ def test_twenty_steps_equal_those_of_trl_on_the_same_batches(pool, workspace, tm
         env=environment | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     expected = json.loads(output.read_text())

@@ -16,10 +16,8 @@ from tests.helpers.tiny import save_llama
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
 ]
-START_S = 800.0
 SHAPE = {"hidden_size": 128, "intermediate_size": 128}
 """Four heads of 32: vLLM on a CPU knows no smaller ones."""
 
@@ -99,7 +97,7 @@ def surprise_of(model_dir: Path, said: list[tuple[list[int], list[int]]]) -> tup
 def test_samples_of_vllm_follow_the_models_own_distribution(pool, workspace, tmp_path, prompts):
     """A surprise far from 0: another temperature, a top-k, or the model's generation_config shaped the samples."""
     arguments = {"workspace": workspace, "folder": str(tmp_path), "prompts": prompts}
-    (found,) = pool(1).run(sample_store, timeout_s=START_S, **arguments)
+    (found,) = pool(1).run(sample_store, **arguments)
     print(found["surprise"], found["num_tokens"], found["meta"]["counts"])
     assert abs(found["surprise"]) < 4 and found["num_tokens"] > 1500
     meta, rows = found["meta"], found["rows"]
@@ -181,8 +179,8 @@ ADAPTERS = {
 def test_vllm_speaks_with_an_exported_adapter_as_plain_peft_does(pool, workspace, tmp_path, name):
     """Off: the scale or some modules are lost on the way. No effect: vLLM answers with the base."""
     arguments = {"workspace": workspace, "folder": str(tmp_path), "overrides": ADAPTERS[name]}
-    assert pool(1).run(train_adapter, timeout_s=300.0, **arguments) == [0]
-    (found,) = pool(1).run(speak, timeout_s=START_S, folder=str(tmp_path))
+    assert pool(1).run(train_adapter, **arguments) == [0]
+    (found,) = pool(1).run(speak, folder=str(tmp_path))
     print(found)
     assert found["num_tokens"] == 8 * 16
     assert found["effect"] > 0.1

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.wait import LIMIT_S
+
 torch = pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.gpu,
@@ -50,7 +52,9 @@ def common_overrides(folder: Path) -> list[str]:
 
 
 def start(module: list[str], overrides: list[str]) -> None:
-    done = subprocess.run([sys.executable, *module, *overrides], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, *module, *overrides], capture_output=True, text=True, timeout=LIMIT_S
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 

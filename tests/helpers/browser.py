@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.helpers.wait import LIMIT_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # A window of Chromium is at least 500 wide, a frame may be narrower; it has its own media queries.
@@ -73,7 +75,7 @@ def look_at(page, width, tmp_path, dark=False):
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500) + 100},900"]
     command += ["--blink-settings=preferredColorScheme=0"] if dark else []
     done = subprocess.run(
-        [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120
+        [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=LIMIT_S
     )
     assert done.returncode == 0, done.stderr
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)

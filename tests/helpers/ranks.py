@@ -7,6 +7,7 @@ pool with it, and the next call starts a fresh one.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -21,10 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.runtime.local import free_port
+from tests.helpers.wait import LIMIT_S
+from trainer.runtime.local import held_port
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
 FOREIGN = ("OMPI_", "PMI_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 
 
@@ -39,13 +40,13 @@ class Ranks:
         self.num_ranks = num_ranks
         self._folder = folder
         self._processes: list[subprocess.Popen[str]] = []
+        self._held = contextlib.ExitStack()
         self._num_calls = 0
 
-    def run(self, function: Callable[..., Any], timeout_s: float = 120.0, **arguments: Any) -> list[Any]:
+    def run(self, function: Callable[..., Any], timeout_s: float = LIMIT_S, **arguments: Any) -> list[Any]:
         """Call `function(group, **arguments)` on every rank; return what each returned, as JSON values."""
         if not self._processes:
             self._start()
-            timeout_s += START_S
         self._num_calls += 1
         answers = [self._folder / f"answer-{self._num_calls}-{rank}.json" for rank in range(self.num_ranks)]
         module = Path(function.__code__.co_filename).resolve().relative_to(ROOT).with_suffix("")
@@ -65,6 +66,7 @@ class Ranks:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self._processes = []
+        self._held.close()
 
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,7 @@ class Ranks:
         base |= {
             "WORLD_SIZE": str(self.num_ranks),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": str(self._held.enter_context(held_port())),
             "DS_ACCELERATOR": "cpu",
             "DS_LOG_LEVEL": "warning",
             "OMP_NUM_THREADS": "1",
@@ -129,7 +131,7 @@ def run_ranks(
     num_ranks: int,
     arguments: dict[str, Any],
     folder: Path,
-    timeout_s: float = 120.0,
+    timeout_s: float = LIMIT_S,
 ) -> list[Any]:
     """Start ranks for one function and end them; return each rank's JSON value."""
     ranks = Ranks(num_ranks, folder)
@@ -154,7 +156,7 @@ def serve() -> None:
     from trainer.dist.group import close_group, open_group
 
     torch.set_num_threads(1)
-    group = open_group(rank_env(os.environ), timeout_s=100)
+    group = open_group(rank_env(os.environ), timeout_s=int(LIMIT_S))
     # What is loaded now stays. Without it a collection takes 0.4 s, and every session makes two.
     gc.collect()
     gc.freeze()

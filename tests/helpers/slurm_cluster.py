@@ -1,5 +1,6 @@
 """A real SLURM cluster of two nodes on this machine: network namespaces with their own names and addresses.
 
+Several test sessions may each have one at the same time: every cluster has a number, and a network of that number.
 Needs root and Debian's packages slurm-wlm and munge, which it installs where apt-get can. Nothing of the machine's own
 configuration is touched: names are in /etc/netns, munge's key and SLURM's files in a folder of their own.
 """
@@ -15,23 +16,23 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
+
+from tests.helpers.wait import LIMIT_S, wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "ip", "unshare")
 PACKAGES = ("slurm-wlm", "munge", "iproute2", "util-linux")
 NODES = ("node1", "node2")
-BRIDGE = "plmpbr0"
-SUBNET = "10.213.77"
+MAX_CLUSTERS = 8
 LOCK = "/run/lock/palimpsest-cluster"
-CTLD_PORT, SLURMD_PORT = 16817, 16818
 
 CONFIG = """\
 ClusterName=palimpsest
 SlurmctldHost={host}({subnet}.1)
-SlurmctldPort={ctld_port}
-SlurmdPort={slurmd_port}
+SlurmctldPort={port}
+SlurmdPort=16818
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -51,11 +52,17 @@ SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=2
 SlurmdParameters=config_overrides
 ReturnToService=2
-# A node that does not answer for so long is down, and its jobs go back into the queue.
-SlurmdTimeout=10
+# Limits that no busy machine meets: of a node that does not answer, of a message, of the start and the end of a job.
+SlurmdTimeout=600
+MessageTimeout=60
+TCPTimeout=60
+BatchStartTimeout=300
+UnkillableStepTimeout=300
+KillWait=30
+# Tests ask for jobs that ended long ago, and count them.
+MinJobAge=86400
 JobRequeue=1
 MpiDefault=none
-KillWait=10
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 NodeName=node[1-2] NodeAddr={subnet}.[11-12] CPUs=4 RealMemory=4000 State=UNKNOWN
@@ -81,9 +88,14 @@ def check_possible(programs: Sequence[str] = PROGRAMS, packages: Sequence[str] =
         raise NoCluster(f"one of {', '.join(programs)} is missing, and there is no apt-get")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    for attempt in (command, ["apt-get", "update", "-qq"], command):
-        with contextlib.suppress(subprocess.SubprocessError):
-            subprocess.run(attempt, env=environment, capture_output=True, timeout=180)
+    with Path(f"{LOCK}-packages").open("w") as lock:
+        # apt-get does not wait for that of another session, which may want the same.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for attempt in (command, ["apt-get", "update", "-qq"], command):
+            if all(map(shutil.which, programs)):
+                return
+            with contextlib.suppress(subprocess.SubprocessError):
+                subprocess.run(attempt, env=environment, capture_output=True, timeout=LIMIT_S)
         if all(map(shutil.which, programs)):
             return
     raise NoCluster(f"apt-get could not install {', '.join(packages)}")
@@ -92,8 +104,12 @@ def check_possible(programs: Sequence[str] = PROGRAMS, packages: Sequence[str] =
 class SlurmCluster:
     """Two nodes and a controller; `env` lets SLURM's commands find them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
+        self.subnet = f"10.213.{77 + number}"
+        self.addresses = [f"{self.subnet}.{11 + index}" for index in range(len(NODES))]
+        self._bridge = f"plmpbr{number}"
+        self._links = [f"plmp{number}n{index}" for index in range(len(NODES))]
         self.env = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: list[subprocess.Popen[bytes]] = []
 
@@ -111,39 +127,39 @@ class SlurmCluster:
             CONFIG.format(
                 host=socket.gethostname(),
                 folder=self.folder,
-                subnet=SUBNET,
-                ctld_port=CTLD_PORT,
-                slurmd_port=SLURMD_PORT,
+                subnet=self.subnet,
+                # The controller is in the machine's own network, beside those of other clusters.
+                port=16820 + self.number,
             )
         )
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=yes\n")
-        remove_network()
+        self._remove_network()
         self._network()
         self._munge()
         self._daemon("slurmctld", "slurmctld", "-D", "-f", self.env["SLURM_CONF"])
         for node in NODES:
             self._start_node(node)
-        wait_until(self._is_up, 30, lambda: self.logs())
+        wait_until(self._is_up, "both nodes idle", self.logs)
 
     def stop(self) -> None:
         """End jobs and daemons and remove the network."""
-        for node in NODES:
-            end_processes(node)
+        self._end_processes()
         for daemon in reversed(self._daemons):
             if daemon.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(daemon.pid, signal.SIGTERM)
         for daemon in self._daemons:
             try:
-                daemon.wait(10)
+                daemon.wait(30)
             except subprocess.TimeoutExpired:
                 os.killpg(daemon.pid, signal.SIGKILL)
-        remove_network()
+                daemon.wait()
+        self._remove_network()
 
     def ask(self, *command: str) -> str:
         """Run one of SLURM's commands and return what it prints."""
         done = subprocess.run(
-            command, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60
+            command, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=LIMIT_S
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
@@ -160,12 +176,20 @@ class SlurmCluster:
 
     def unplug(self, node: str) -> None:
         """Take a node off the network; what runs there goes on, and nobody hears of it."""
-        run("ip", "-n", node, "link", "set", "eth0", "down")
+        run("ip", "-n", self._netns(node), "link", "set", "eth0", "down")
 
     def plug(self, node: str) -> None:
         """Undo `unplug`."""
-        run("ip", "-n", node, "link", "set", "eth0", "up")
-        run("ip", "-n", node, "route", "replace", "default", "via", f"{SUBNET}.1")
+        run("ip", "-n", self._netns(node), "link", "set", "eth0", "up")
+        run("ip", "-n", self._netns(node), "route", "replace", "default", "via", f"{self.subnet}.1")
+
+    def lose(self, node: str) -> None:
+        """Tell the controller that a node is gone, as it finds by itself after SlurmdTimeout."""
+        self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def find(self, node: str) -> None:
+        """Undo `lose`."""
+        self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def node_state(self, node: str) -> str:
         """Return what the controller thinks of a node, such as IDLE, or DOWN+NOT_RESPONDING."""
@@ -174,27 +198,53 @@ class SlurmCluster:
 
     def in_node(self, node: str, *command: str) -> list[str]:
         """Return a command line that runs inside a node's network."""
-        return ["ip", "netns", "exec", node, *command]
+        return ["ip", "netns", "exec", self._netns(node), *command]
+
+    def _netns(self, node: str) -> str:
+        return f"plmp{self.number}-{node}"
 
     def _network(self) -> None:
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-        run("ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
-        names = "".join(f"{SUBNET}.{11 + index} {node}\n" for index, node in enumerate(NODES))
-        own = f"127.0.0.1 localhost\n{SUBNET}.1 {socket.gethostname()}\n{names}"
-        for index, node in enumerate(NODES):
+        run("ip", "link", "add", self._bridge, "type", "bridge")
+        run("ip", "addr", "add", f"{self.subnet}.1/24", "dev", self._bridge)
+        run("ip", "link", "set", self._bridge, "up")
+        names = "".join(f"{address} {node}\n" for address, node in zip(self.addresses, NODES, strict=True))
+        own = f"127.0.0.1 localhost\n{self.subnet}.1 {socket.gethostname()}\n{names}"
+        for node, address, link in zip(NODES, self.addresses, self._links, strict=True):
+            space = self._netns(node)
             # `ip netns exec` puts these files over those in /etc.
-            (Path("/etc/netns") / node).mkdir(parents=True)
-            (Path("/etc/netns") / node / "hosts").write_text(own)
+            (Path("/etc/netns") / space).mkdir(parents=True)
+            (Path("/etc/netns") / space / "hosts").write_text(own)
             # No name server: the rendezvous asks for IPv6 addresses as well, and would wait for an answer.
-            (Path("/etc/netns") / node / "nsswitch.conf").write_text("hosts: files\n")
-            run("ip", "netns", "add", node)
-            run("ip", "link", "add", f"plmp{index}", "type", "veth", "peer", "name", "eth0", "netns", node)
-            run("ip", "link", "set", f"plmp{index}", "master", BRIDGE, "up")
-            run("ip", "-n", node, "addr", "add", f"{SUBNET}.{11 + index}/24", "dev", "eth0")
-            run("ip", "-n", node, "link", "set", "eth0", "up")
-            run("ip", "-n", node, "link", "set", "lo", "up")
-            run("ip", "-n", node, "route", "add", "default", "via", f"{SUBNET}.1")
+            (Path("/etc/netns") / space / "nsswitch.conf").write_text("hosts: files\n")
+            run("ip", "netns", "add", space)
+            run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+            run("ip", "link", "set", link, "master", self._bridge, "up")
+            run("ip", "-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+            run("ip", "-n", space, "link", "set", "eth0", "up")
+            run("ip", "-n", space, "link", "set", "lo", "up")
+            run("ip", "-n", space, "route", "add", "default", "via", f"{self.subnet}.1")
+
+    def _remove_network(self) -> None:
+        """Remove it, or what an earlier session may have left of it."""
+        self._end_processes()
+        for node in NODES:
+            subprocess.run(["ip", "netns", "delete", self._netns(node)], capture_output=True)
+            shutil.rmtree(Path("/etc/netns") / self._netns(node), ignore_errors=True)
+        for link in (self._bridge, *self._links):
+            subprocess.run(["ip", "link", "delete", link], capture_output=True)
+
+    def _end_processes(self) -> None:
+        """Kill all that runs in the nodes' networks: jobs outlive slurmd."""
+        for node in NODES:
+            listed = ["ip", "netns", "pids", self._netns(node)]
+            for _ in range(100):
+                pids = subprocess.run(listed, capture_output=True, text=True).stdout.split()
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                if not pids:
+                    break
+                time.sleep(0.1)
 
     def _munge(self) -> None:
         munge = self.folder / "munge"
@@ -202,7 +252,7 @@ class SlurmCluster:
         (munge / "key").chmod(0o600)
         own = [f"--{name}-file={munge / name}" for name in ("key", "pid", "log", "seed")]
         self._daemon("munged", "munged", "--foreground", "--force", f"--socket={munge / 'socket'}", *own)
-        wait_until((munge / "socket").exists, 10, self.logs)
+        wait_until((munge / "socket").exists, "munge's socket", self.logs)
 
     def _start_node(self, node: str) -> None:
         slurmd = f"exec slurmd -D -N {node} -f {self.env['SLURM_CONF']}"
@@ -242,47 +292,22 @@ def end_with_parent() -> None:
 
 def run(*command: str) -> None:
     """Run a command that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise NoCluster(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-def end_processes(node: str) -> None:
-    """Kill all that runs in a node's network: its jobs outlive slurmd."""
-    for _ in range(3):
-        listed = subprocess.run(["ip", "netns", "pids", node], capture_output=True, text=True)
-        for pid in listed.stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        time.sleep(0.1)
-
-
-def remove_network() -> None:
-    """Remove what an earlier session may have left."""
-    for node in NODES:
-        end_processes(node)
-        subprocess.run(["ip", "netns", "delete", node], capture_output=True)
-        shutil.rmtree(Path("/etc/netns") / node, ignore_errors=True)
-    for link in (BRIDGE, *(f"plmp{index}" for index in range(len(NODES)))):
-        subprocess.run(["ip", "link", "delete", link], capture_output=True)
-
-
-def wait_until(is_done: Callable[[], bool], timeout_s: float, explain: Callable[[], str] = str) -> None:
-    """Wait for a condition, or fail with an explanation."""
-    end = time.monotonic() + timeout_s
-    while not is_done():
-        if time.monotonic() > end:
-            raise NoCluster(f"not within {timeout_s} s:\n{explain()}")
-        time.sleep(0.2)
-
-
 @contextlib.contextmanager
 def two_nodes(folder: Path) -> Iterator[SlurmCluster]:
-    """Bring a cluster up for as long as the block runs; one at a time on a machine, whose network it changes."""
+    """Bring a cluster up for as long as the block runs, under the first number that no other session has."""
     check_possible()
-    with Path(LOCK).open("w") as lock:
-        wait_until(lambda: is_ours(lock), 300, lambda: "another session has the cluster")
-        cluster = SlurmCluster(folder)
+    with contextlib.ExitStack() as stack:
+        locks = [stack.enter_context(Path(f"{LOCK}-{number}").open("w")) for number in range(MAX_CLUSTERS)]
+
+        def taken() -> int:
+            return next((number + 1 for number, lock in enumerate(locks) if is_ours(lock)), 0)
+
+        cluster = SlurmCluster(folder, wait_until(taken, "a session that ends its cluster") - 1)
         try:
             cluster.start()
             yield cluster

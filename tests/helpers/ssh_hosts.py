@@ -9,16 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.helpers.slurm_cluster import (
-    NODES,
-    SUBNET,
-    SlurmCluster,
-    check_possible,
-    run,
-    wait_until,
-)
+from tests.helpers.slurm_cluster import NODES, SlurmCluster, check_possible, run
+from tests.helpers.wait import LIMIT_S, wait_until
 
-ADDRESSES = [f"{SUBNET}.{11 + index}" for index in range(len(NODES))]
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh")
 PACKAGES = ("openssh-server", "openssh-client", "pdsh")
 
@@ -61,14 +54,14 @@ def ssh_hosts(cluster: SlurmCluster, folder: Path) -> Iterator[Path]:
     def answers() -> bool:
         asked = [
             subprocess.run(["ssh", address, "hostname"], env=environment, capture_output=True, text=True)
-            for address in ADDRESSES
+            for address in cluster.addresses
         ]
         return [done.stdout.strip() for done in asked] == list(NODES)
 
     try:
-        wait_until(answers, 20, lambda: (folder / f"{NODES[0]}.log").read_text())
+        wait_until(answers, "sshd on both nodes", (folder / f"{NODES[0]}.log").read_text)
         yield wrapper.parent
     finally:
         for daemon in daemons:
             daemon.terminate()
-            daemon.wait(10)
+            daemon.wait(LIMIT_S)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import time
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from launch.attempts import last_job
 from tests.helpers.slurm_cluster import SlurmCluster
+from tests.helpers.standstill import go_on, is_waiting, stand_still
+from tests.helpers.wait import PATIENT, wait_until
 from trainer.cli import run_command
 from trainer.metrics.jsonl import read
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
-
-START_S = 300
-"""An attempt takes 15 s to begin on a quiet machine."""
 
 
 def overrides(project: Path, num_steps: int) -> list[str]:
@@ -34,7 +34,13 @@ def overrides(project: Path, num_steps: int) -> list[str]:
         ),
         *("zero=zero3", "zero.dtype=fp32", "evaluate.every_steps=0", "evaluate.forgetting=false"),
         *("checkpoint.every_steps=0", "log.progress=false"),
+        *PATIENT,
     ]
+
+
+def last_step(metrics: Path) -> int:
+    """Return the newest step in a metrics.jsonl."""
+    return max((int(row["step"]) for row in read(metrics)), default=0)
 
 
 def trace(run_dir: Path) -> list[tuple[int, float, float]]:
@@ -61,16 +67,9 @@ class Submitted:
         return self.slurm.state(self.job)
 
     def has_ended(self) -> bool:
-        """Return whether the job is over; one that requeues itself passes through FAILED."""
+        """Return whether the job is over; one that requeues itself passes through FAILED for some seconds."""
         state = self.state
-        if state == "FAILED" and not self._is_last():
-            # Ten seconds are more than SLURM needs to put it back.
-            for _ in range(100):
-                time.sleep(0.1)
-                state = self.state
-                if state != "FAILED" or self._is_last():
-                    break
-        return state in ENDED
+        return state in ENDED and (state != "FAILED" or self._is_last())
 
     def _is_last(self) -> bool:
         """Return whether the batch script left it at that."""
@@ -89,25 +88,38 @@ class Submitted:
 
     def step(self) -> int:
         """Return the newest step in metrics.jsonl."""
-        return max((int(row["step"]) for row in read(self.run_dir / "metrics.jsonl")), default=0)
+        return last_step(self.run_dir / "metrics.jsonl")
 
-    def wait(self, is_done, timeout_s: float, what: str) -> None:
-        """Wait for a condition; the job may go through the queue again and again."""
-        end = time.monotonic() + timeout_s
-        while not is_done():
-            has_ended = self.has_ended() and not is_done()
-            if has_ended or time.monotonic() > end:
-                why = f"the job is {self.state}" if has_ended else f"not within {timeout_s} s"
-                raise AssertionError(f"{what}: {why}\n{self.log[-6000:]}\n{self.slurm.logs()}")
-            time.sleep(0.2)
+    def wait(self, is_done: Callable[[], object], what: str) -> None:
+        """Wait for a condition while the job goes through the queue again and again, but not after its end."""
 
-    def finish(self, timeout_s: float = 60) -> str:
+        def outcome() -> str:
+            # Asked before: a job may bring it about and end.
+            has_ended = self.has_ended()
+            return "done" if is_done() else "too late" if has_ended else ""
+
+        found = wait_until(outcome, what, self._seen, poll_s=0.2)
+        assert found == "done", f"{what}: the job has ended before.\n{self._seen()}"
+
+    def _seen(self) -> str:
+        return f"the job is {self.state}\n{self.log[-6000:]}\n{self.slurm.logs()}"
+
+    def finish(self) -> str:
         """Wait for the end, over all requeues, and return the state."""
-        self.wait(self.has_ended, timeout_s, "the end of the job")
+        self.wait(self.has_ended, "the end of the job")
         return self.state
 
-    def wait_for_log(self, pattern: str, timeout_s: float = 30) -> None:
-        self.wait(lambda: re.search(pattern, self.log) is not None, timeout_s, f"'{pattern}' in the log")
+    def wait_for_log(self, pattern: str) -> None:
+        self.wait(lambda: re.search(pattern, self.log) is not None, f"'{pattern}' in the log")
+
+    def signal_at(self, step: int) -> None:
+        """Have SLURM ask the ranks for a save after a step; they stand still until all have been asked."""
+        self.wait(lambda: self.step() >= step, f"step {step}")
+        ranks = stand_still(self.run_dir)
+        self.signal("USR1")
+        self.wait(lambda: all(is_waiting(rank, signal.SIGUSR1) for rank in ranks), "the signal at the ranks")
+        go_on(ranks)
+        self.wait(lambda: len(self.lines("ended")) == 1, "the end after a signal")
 
     def signal(self, name: str, *options: str) -> None:
         self.slurm.ask("scancel", f"--signal={name}", *options, str(self.job))

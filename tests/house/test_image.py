@@ -9,6 +9,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from tests.helpers.wait import LIMIT_S
 from tests.house.tree import ROOT
 
 DOCKER = ROOT / "docker"
@@ -46,7 +47,9 @@ def instructions() -> list[str]:
 
 
 def build(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", DOCKER / "build.sh", *words], capture_output=True, text=True, timeout=30)
+    return subprocess.run(
+        ["bash", DOCKER / "build.sh", *words], capture_output=True, text=True, timeout=LIMIT_S
+    )
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
@@ -167,5 +170,5 @@ def test_a_wrong_word_to_the_build_is_named(words, sentence):
 
 def test_an_extra_that_is_not_there_is_named():
     command = [sys.executable, str(DOCKER / "requirements.py"), "--extras", "gpus"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 1 and "EXTRAS must name extras of pyproject.toml" in done.stderr

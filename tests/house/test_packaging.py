@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 
+from tests.helpers.wait import LIMIT_S
 from tests.house.tree import ROOT
 
 MAPPED = {"conf": "trainer.conf", "launch": "trainer.launch"}
@@ -85,7 +86,7 @@ def test_wheel_shows_its_help_and_composes_a_config_from_another_folder(wheel, t
             env=env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT_S,
         )
         assert done.returncode == 0, done.stderr
         assert "palimpsest" in done.stdout

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_image_builds_without_an_engine_and_trains_on_two_ranks():
     done = subprocess.run(["bash", "docker/check.sh"], cwd=ROOT, capture_output=True, text=True)
     print(done.stdout)

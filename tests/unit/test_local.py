@@ -6,13 +6,15 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
-from trainer.runtime.local import free_port, rank_processes, world_info
+from tests.helpers.wait import wait_until
+from trainer.dist.env import RankEnv
+from trainer.dist.rendezvous import check_rendezvous
+from trainer.runtime.local import free_port, held_port, rank_processes, world_info
 
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(9999)"
 BESIDE = (
     f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{SLEEP}'], env={{'LOCAL_RANK': '0'}})"
 )
@@ -22,6 +24,24 @@ def test_a_free_port_can_be_listened_on_at_once():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", free_port()))
         listener.listen()
+
+
+def test_a_port_is_held_for_the_store_of_the_ranks_and_given_to_nobody_else():
+    """It was asked for seconds before ranks listened, and another program could have it by then."""
+    from torch.distributed import TCPStore
+
+    with held_port() as port:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        check_rendezvous(RankEnv(0, 0, 2, "127.0.0.1", port))
+        store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        store.set("key", "heard")
+        assert TCPStore("127.0.0.1", port, wait_for_workers=False).get("key") == b"heard"
+
+
+def test_a_port_that_somebody_chose_is_left_to_them():
+    with held_port(29_501) as port:
+        assert port == 29_501
 
 
 @pytest.mark.parametrize(
@@ -51,11 +71,7 @@ def test_the_ranks_below_a_launcher_are_found():
     process = subprocess.Popen([sys.executable, "-c", BESIDE], env=environment)
     found = []
     try:
-        for _ in range(200):
-            found = rank_processes(process.pid)
-            if found:
-                break
-            time.sleep(0.05)
+        found = wait_until(lambda: rank_processes(process.pid), "a rank below the launcher", process=process)
         assert len(found) == 1 and found[0].pid != process.pid
     finally:
         for rank in found:

@@ -26,6 +26,8 @@ from trainer.metrics.sink import Record
 _LOG = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 2.0
 _FINISH_TIMEOUT_S = 60.0
+_OFFLINE_TIMEOUT_S = 300.0
+"""No server is asked: only this machine or its disk can be slow."""
 _BAD_STATUSES = {"failed", "crashed", "non_finite"}
 
 
@@ -99,7 +101,9 @@ def build_wandb(
     run_dir.mkdir(parents=True, exist_ok=True)
     for attempt in _modes_to_try(mode):
         try:
-            return WandbSink(_start(attempt, arguments, init_timeout_s))
+            return WandbSink(
+                _start(attempt, arguments, init_timeout_s if attempt == "online" else _OFFLINE_TIMEOUT_S)
+            )
         except Exception as error:
             # The message of the server may quote the address, which may carry a password.
             reason = redact({"reason": f"{type(error).__name__}: {error}"})["reason"]

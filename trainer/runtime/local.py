@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from types import FrameType
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
+
+from .signals import handed_on
 
 
 def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
@@ -26,45 +27,47 @@ def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
     command = [
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch"),
         *("--world_info", world_info(num_ranks, environment), "--master_addr", "127.0.0.1"),
-        *("--master_port", str(master_port or free_port()), "--no_local_rank", "--log_level", "warning"),
-        *("--module", "trainer", *arguments),
     ]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    with held_port(master_port) as port:
+        command += ["--master_port", str(port), "--no_local_rank", "--log_level", "warning"]
+        return _run_launcher([*command, "--module", "trainer", *arguments], environment)
 
-    def forward(number: int, frame: FrameType | None) -> None:
+
+def _run_launcher(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run DeepSpeed's launcher, tell signals to its ranks, and return its exit code."""
+
+    def forward(number: int) -> None:
         ranks = rank_processes(process.pid)
         for rank in ranks:
-            rank.send_signal(number)
+            with contextlib.suppress(psutil.Error):
+                rank.send_signal(number)
         if not ranks:
             os.killpg(process.pid, number)
 
-    previous = {
-        s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-    }
-    try:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    with handed_on(numbers, forward) as begin:
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        begin()
         code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 
 def start_plain(arguments: list[str], num_ranks: int, master_port: int) -> int:
     """Start ranks of this machine without a launcher, which loads DeepSpeed first; return the highest exit code."""
-    shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1"}
-    port = str(master_port or free_port())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainer", *arguments],
-            env={**os.environ, **shared, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(num_ranks)
-    ]
-    try:
-        codes = [rank.wait() for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    with held_port(master_port) as port:
+        shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "trainer", *arguments],
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(num_ranks)
+        ]
+        try:
+            codes = [rank.wait() for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
     return max(code if code >= 0 else 128 - code for code in codes)
 
 
@@ -81,13 +84,13 @@ def world_info(num_ranks: int, environment: Mapping[str, str]) -> str:
 def only_rank(master_port: int) -> Iterator[None]:
     """Make this process the one rank: a launcher would load torch and DeepSpeed twice more before it begins."""
     before = dict(os.environ)
-    port = str(master_port or free_port())
-    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": port})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with held_port(master_port) as port:
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(port)})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def rank_processes(launcher_pid: int) -> list[psutil.Process]:
@@ -97,13 +100,34 @@ def rank_processes(launcher_pid: int) -> list[psutil.Process]:
     """
     try:
         children = psutil.Process(launcher_pid).children(recursive=True)
-        return [child for child in children if child.environ().get("LOCAL_RANK") is not None]
     except psutil.Error:
         return []
+    ranks = []
+    for child in children:
+        # One that ends meanwhile, such as a git of a rank, does not hide the others.
+        with contextlib.suppress(psutil.Error):
+            if child.environ().get("LOCAL_RANK") is not None:
+                ranks.append(child)
+    return ranks
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of this machine that nobody listens on, now; see `held_port`."""
+    with held_port() as port:
+        return port
+
+
+@contextlib.contextmanager
+def held_port(port: int = 0) -> Iterator[int]:
+    """Yield a port, or for 0 one that the kernel gives to nobody else inside: ranks take seconds to listen on it.
+
+    A socket that is bound and does not listen keeps it from those who ask for any port, and not from torch's store,
+    which asks for this one with SO_REUSEADDR, as the socket has it.
+    """
+    if port:
+        yield port
+        return
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", 0))
+        yield int(holder.getsockname()[1])

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from trainer.errors import TopologyError
 from trainer.runtime.job import EXIT_CODE, LOG_DIR
+from trainer.runtime.signals import handed_on
 
 EXIT_INTERRUPTED = 130
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -183,13 +183,6 @@ def start_hosts(
     if is_slurm:
         # SLURM 22.05 prefers what is in the environment to what DeepSpeed hands on.
         environment |= variables
-    process = subprocess.Popen(
-        hosts.command(command, config_file, variables),
-        env=environment,
-        # So the directory in PYTHONPATH is this one, which holds no modules; srun is told where ranks run.
-        cwd=config_file.parent if is_slurm else None,
-        start_new_session=True,
-    )
 
     def tell() -> None:
         if command != "train":
@@ -203,7 +196,15 @@ def start_hosts(
                 for child in psutil.Process(process.pid).children():
                     child.send_signal(signal.SIGUSR1)
 
-    with _told_when_asked(tell) as is_asked:
+    with _told_when_asked(tell) as (begin, is_asked):
+        process = subprocess.Popen(
+            hosts.command(command, config_file, variables),
+            env=environment,
+            # So the directory in PYTHONPATH is this one, which holds no modules; srun is told where ranks run.
+            cwd=config_file.parent if is_slurm else None,
+            start_new_session=True,
+        )
+        begin()
         code = process.wait()
     if is_asked() and command != "train":
         return EXIT_INTERRUPTED
@@ -215,10 +216,10 @@ def start_hosts(
 
 
 @contextlib.contextmanager
-def _told_when_asked(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+def _told_when_asked(tell: Callable[[], None]) -> Iterator[tuple[Callable[[], None], Callable[[], bool]]]:
     """Call `tell` from the first signal on, again and again: ranks that do not run yet hear nothing.
 
-    Yields what tells whether a signal has come.
+    Yields what must be called once there is somebody to tell, and what tells whether a signal has come.
     """
     is_asked, is_over = threading.Event(), threading.Event()
 
@@ -230,17 +231,12 @@ def _told_when_asked(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
             is_over.wait(pause_s)
             pause_s = min(2 * pause_s, 10.0)
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        is_asked.set()
-
     threading.Thread(target=repeat, daemon=True).start()
-    previous = {number: signal.signal(number, ask) for number in FORWARDED}
-    try:
-        yield is_asked.is_set
-    finally:
-        is_over.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with handed_on(FORWARDED, lambda number: is_asked.set()) as begin:
+        try:
+            yield begin, is_asked.is_set
+        finally:
+            is_over.set()
 
 
 def signal_command(command: str, config_file: Path, host: str) -> list[str]:

@@ -1,12 +1,14 @@
-"""Turn signals into a flag that the loop reads between steps.
+"""Turn signals into a flag that the loop reads between steps, or hand them on to what this process starts.
 
-Handlers only set the flag: saving inside one could meet a rank in the middle of a collective.
+Handlers of the flag only set it: saving inside one could meet a rank in the middle of a collective.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -67,9 +69,7 @@ class StopFlag:
         traceback: TracebackType | None,
     ) -> None:
         """Put the previous handlers back."""
-        for number, handler in self._previous.items():
-            # None: the handler was not set from Python and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _put_back(self._previous)
         self._previous.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -79,3 +79,46 @@ class StopFlag:
                 raise KeyboardInterrupt
         if self._reason is None:
             self._reason = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def handed_on(
+    numbers: Collection[signal.Signals], tell: Callable[[int], None]
+) -> Iterator[Callable[[], None]]:
+    """Call `tell` with every one of these signals that comes inside; main thread only.
+
+    Yields what must be called when the process is there that is to be told. Signals that came before are told then:
+    one that ended us would leave the process alone. What we ignore until then the process begins with ignoring, as
+    SIGUSR1 while it loads.
+    """
+    early: list[int] = []
+    is_there = False
+    previous: dict[signal.Signals, Any] = {}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if is_there:
+            tell(number)
+        else:
+            early.append(number)
+
+    def begin() -> None:
+        nonlocal is_there
+        is_there = True
+        for number in ignored:
+            previous[number] = signal.signal(number, on_signal)
+        for earlier in early:
+            tell(earlier)
+
+    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+    for number in set(numbers).difference(ignored):
+        previous[number] = signal.signal(number, on_signal)
+    try:
+        yield begin
+    finally:
+        _put_back(previous)
+
+
+def _put_back(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        # None: the handler was not set from Python and cannot be put back.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)

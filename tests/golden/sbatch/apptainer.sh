@@ -177,7 +177,7 @@ nodes_without() {
 # Checks every node, one process a rank; in every attempt, as its nodes may be others.
 # shellcheck disable=SC2329 # called by watch
 preflight() {
-    local code missing
+    local code missing state
     # Nodes that do not have the image yet fetch it, which takes what it takes; where it starts they leave their names.
     mkdir -p "$logs/image"
     # shellcheck disable=SC2016 # expanded inside
@@ -199,6 +199,9 @@ preflight() {
     # The first process that found something wrong wrote this.
     [[ -s $logs/exit-code ]] && return "$(<"$logs/exit-code")"
     ((code == 0)) && return
+    # A job that somebody cancels loses this step as well, which is no node's fault.
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null)
+    [[ $state && $state != RUNNING ]] && return "$code"
     # Nodes on which Python began left their names.
     missing=$(nodes_without "$logs/nodes")
     if [[ $missing ]]; then

@@ -186,7 +186,7 @@ nodes_without() {
 # Checks every node, one process a rank; in every attempt, as its nodes may be others.
 # shellcheck disable=SC2329 # called by watch
 preflight() {
-    local code missing
+    local code missing state
     timeout --kill-after=2 57 srun --nodes=16 --ntasks=128 --ntasks-per-node=8 --cpus-per-task=8 \
         --gpu-bind=none --kill-on-bad-exit=0 --wait=0 --label /shared/venv/bin/python -m trainer doctor \
         --config "$config"
@@ -194,6 +194,9 @@ preflight() {
     # The first process that found something wrong wrote this.
     [[ -s $logs/exit-code ]] && return "$(<"$logs/exit-code")"
     ((code == 0)) && return
+    # A job that somebody cancels loses this step as well, which is no node's fault.
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null)
+    [[ $state && $state != RUNNING ]] && return "$code"
     # Nodes on which Python began left their names.
     missing=$(nodes_without "$logs/nodes")
     if [[ $missing ]]; then

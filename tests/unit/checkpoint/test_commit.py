@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.wait import LIMIT_S
 from trainer.checkpoint.commit import (
     Manifest,
     commit,
@@ -227,7 +228,7 @@ def test_kill_9_in_the_middle_of_a_commit_leaves_a_valid_checkpoint(tmp_path, mo
     save(tmp_path, 1)
     code = KILLED.format(root=str(ROOT))
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), moment], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(tmp_path), moment], capture_output=True, text=True, timeout=LIMIT_S
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     folder, read = newest_verified(tmp_path, on_damage=pytest.fail)
@@ -263,7 +264,7 @@ class Meeting:
 
 
 def run_two_ranks(function):
-    shared = ([None, None], threading.Barrier(2, timeout=20))
+    shared = ([None, None], threading.Barrier(2, timeout=LIMIT_S))
     results = [None, None]
 
     def body(rank):
@@ -276,7 +277,7 @@ def run_two_ranks(function):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(LIMIT_S)
     return results
 
 

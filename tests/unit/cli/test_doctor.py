@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.helpers.wait import LIMIT_S
 from trainer.cli import run_command
 
 # What a login node is like: importing torch fails, and nothing says that it is installed.
@@ -26,7 +27,11 @@ sys.exit(run_command(["doctor", *sys.argv[1:]]))
 def test_a_login_node_without_torch_is_described_and_not_measured(tmp_path):
     words = ("cluster=slurm", "cluster.num_nodes=4")
     done = subprocess.run(
-        [sys.executable, "-c", NO_TORCH, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", NO_TORCH, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr
     assert "not installed: submit, status and plan work without it" in done.stdout

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data import pack
@@ -87,7 +87,6 @@ def test_cut_documents_keep_their_tokens_and_no_piece_is_too_long(lengths: list[
     assert sum(pieces) == sum(lengths)
 
 
-@settings(deadline=None)
 @given(SHORT, st.randoms(use_true_random=False), st.integers(1, 40))
 def test_targets_are_the_supervised_tokens_that_begin_no_piece(
     lengths: list[int], random: object, block: int

@@ -1,6 +1,5 @@
 """The plan: exact shares at every pack, nothing lost or repeated, and no knowledge of ranks."""
 
-import time
 import tracemalloc
 from collections import Counter
 
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.calls import num_calls
 from trainer.data.loader import TrainLoader, refs_digest
 from trainer.data.order import PackRef
 from trainer.data.plan import ONE, Cursor, DataPlan, Pool, num_steps
@@ -16,7 +16,7 @@ from trainer.data.types import Pack
 from trainer.errors import DataError
 
 SEQ_LEN = 64
-planning = settings(deadline=None, max_examples=40)
+planning = settings(max_examples=40)
 
 
 def pools_of(targets, replay, weights=None, replay_weights=None):
@@ -212,50 +212,43 @@ def constant(num_packs, targets):
 
 
 def planning_cost(num_packs, steps):
-    """Plan steps of 512 packs and return (seconds, peak bytes)."""
+    """Plan steps of 512 packs and return the peak bytes."""
     tracemalloc.start()
     pools = [
         Pool("target", False, 1.0, [0], [constant(num_packs, 4095)]),
         Pool("replay", True, 1.0, [1], [constant(num_packs // 50 + 1, 2000)]),
     ]
     plan = DataPlan(pools, 512, 4096, lambda step: 0.05, 0)
-    started = time.perf_counter()
     plan.skip_to(steps)
-    elapsed_s = time.perf_counter() - started
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     share = plan.cursor.targets[1] / sum(plan.cursor.targets)
     assert abs(share - 0.05) < 1e-4
-    return elapsed_s, peak_bytes
+    return peak_bytes
 
 
 def test_a_plan_of_a_trillion_tokens_takes_no_more_memory_than_a_small_one():
     """4,096 tokens a pack: 244 million packs are a trillion tokens."""
-    _, small = planning_cost(num_packs=600_000, steps=200)
-    _, huge = planning_cost(num_packs=244_140_625, steps=200)
+    small = planning_cost(num_packs=600_000, steps=200)
+    huge = planning_cost(num_packs=244_140_625, steps=200)
     assert huge < 1.2 * small and huge < 4_000_000
 
 
 @pytest.mark.slow
-def test_ten_million_packs_are_planned_in_seconds_with_flat_memory():
+def test_ten_million_packs_are_planned_with_a_call_or_two_each():
     pools = [
         Pool("target", False, 1.0, [0], [constant(244_140_625, 4095)]),
         Pool("replay", True, 1.0, [1], [constant(1000, 2000)]),
     ]
     plan = DataPlan(pools, 512, 4096, lambda step: 0.05, 0)
-    started = time.perf_counter()
-    plan.skip_to(10**7 // 512)
-    elapsed_s = time.perf_counter() - started
-    print(f"{elapsed_s:.1f} s for 10^7 packs")
-    assert elapsed_s < 60
+    assert num_calls(lambda: plan.skip_to(10**7 // 512)) < 3 * 10**7, "more than a call or two a pack"
 
 
 def test_one_pool_jumps_anywhere_at_once():
     plan = DataPlan([Pool("all", False, 1.0, [0], [constant(10**12, 9)])], 4096, 64, lambda step: 0.0, 0)
-    started = time.perf_counter()
-    refs = plan.packs_of_step(10**7)
-    assert time.perf_counter() - started < 5
-    assert len({ref.pack for ref in refs}) == 4096
+    found = []
+    assert num_calls(lambda: found.append(plan.packs_of_step(10**7))) < 200_000, "it went there step by step"
+    assert len({ref.pack for ref in found[0]}) == 4096
 
 
 def test_an_empty_plan_is_refused():

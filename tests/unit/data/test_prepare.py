@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from tests.helpers import templates
 from tests.helpers.tokenizers import load_saved, make_tokenizer, save_tokenizer
+from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.config.data import (
     CleanConfig,
     ColumnsConfig,
@@ -386,9 +386,10 @@ def test_of_two_processes_at_once_one_waits_for_the_others_store(tmp_path: Path)
     shown = io.StringIO()
     with ThreadPoolExecutor(1) as other, one_at_a_time(lock, pytest.fail):
         waiting = other.submit(run, data, tokenizer, show=shown)
-        while "waiting" not in shown.getvalue():
-            assert not waiting.done()
-            time.sleep(0.01)
+        wait_until(
+            lambda: "waiting" in shown.getvalue() or waiting.done(), "a word that it waits", shown.getvalue
+        )
+        assert not waiting.done()
         made = prepare_module._build(
             "s", data.sources["s"], data, tokenizer, lambda: tokenizer, None, Console(file=io.StringIO())
         )
@@ -413,7 +414,7 @@ def test_two_processes_at_once_leave_one_whole_store(tmp_path: Path) -> None:
     processes = [start(data, go) for _ in range(2)]
     go.set()
     for process in processes:
-        process.join(timeout=60)
+        process.join(LIMIT_S)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(stores(tmp_path)) == 1 and leftovers(tmp_path) == []
     assert run(data, make_tokenizer()).train.num_tokens == 20_000 * len("some words in a line!")
@@ -424,10 +425,12 @@ def test_a_process_killed_in_the_middle_leaves_no_store_and_the_next_one_makes_i
 ) -> None:
     process = start(lines_data(tmp_path, 150_000))
     pattern = "cache/stores/.tmp-*/*/spool-tokens"
-    deadline = time.monotonic() + 60
-    while not any(p.stat().st_size for p in tmp_path.glob(pattern)):
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(
+        lambda: not process.is_alive() or any(p.stat().st_size for p in tmp_path.glob(pattern)),
+        "the first tokens",
+        poll_s=0.005,
+    )
+    assert process.is_alive()
     process.kill()
     process.join()
     assert stores(tmp_path) == [] and not (tmp_path / "cache" / "prepared").exists()

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.helpers.wait import LIMIT_S
 from tests.unit.data.test_loader import STORES
 from trainer.data.loader import TrainLoader, read_micro_batch
 from trainer.data.order import PackRef
@@ -147,7 +148,7 @@ def test_a_killed_build_leaves_nothing_or_all(tmp_path):
     for number in range(20):
         folder = tmp_path / str(number)
         done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(folder), str(number)], timeout=60, check=False
+            [sys.executable, "-c", KILLED, str(folder), str(number)], timeout=LIMIT_S, check=False
         )
         assert done.returncode in (0, -signal.SIGKILL)
         assert is_whole(folder / "key") or not (folder / "key").exists()

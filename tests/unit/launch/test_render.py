@@ -152,6 +152,7 @@ def test_an_image_is_fetched_on_all_nodes_before_time_is_taken():
 def job_step(tmp_path):
     """Return a function that runs a function of the script with stand-ins for SLURM's commands."""
     tools = {"scontrol": "printf 'node1\\nnode2\\n'", "srun": 'eval "$SRUN"', "timeout": 'shift 2; exec "$@"'}
+    tools["squeue"] = f"cat {tmp_path}/state 2>/dev/null || echo RUNNING"
     for name, text in tools.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -165,7 +166,7 @@ def job_step(tmp_path):
             if is_inside:
                 bodies.append(line)
                 is_inside = line != "}"
-        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SRUN": srun}
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SRUN": srun, "SLURM_JOB_ID": "7"}
         setup = (
             f'logs={tmp_path}; config=c; SLURM_JOB_NODELIST=x; SLURMD_NODENAME=node1; say() {{ echo "$1"; }}'
         )
@@ -190,6 +191,10 @@ def test_a_failed_check_of_nodes_ends_the_job_as_what_a_person_must_mend(tmp_pat
     assert code == 2 and said.startswith(
         "Error: `preflight` must begin on every node, but did not on node2 (exit code 233)"
     )
+    # The job was cancelled, and the step of its checks with it.
+    (tmp_path / "state").write_text("COMPLETING\n")
+    assert run("exit 1") == (1, "")
+    (tmp_path / "state").unlink()
     (tmp_path / "nodes/node2").touch()
     assert run("exit 1") == (1, ""), "a crash is tried again"
     code, said = run("exit 124")

@@ -1,13 +1,14 @@
 """When the job of a run is over: what its script wrote, and what the queue says where it wrote nothing."""
 
 import os
-import threading
-import time
 
 import pytest
 
 from launch.attempts import final_code, has_finished, note
-from launch.waiting import ended_runs
+from launch.waiting import SETTLE_S, ended_runs
+from tests.helpers.clock import Clock
+
+POLL_S = 5.0
 
 
 @pytest.fixture
@@ -22,6 +23,14 @@ def queue(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def clock(monkeypatch):
+    """Return the clock by which the jobs are waited for."""
+    clock = Clock()
+    monkeypatch.setattr("launch.waiting.time", clock)
+    return clock
+
+
+@pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -30,65 +39,48 @@ def run(tmp_path):
     return folder
 
 
-def wait(run):
+def wait(run, clock):
     """Return the seconds until the run has ended."""
-    begun = time.monotonic()
-    assert list(ended_runs([run], 0.05, settle_s=0.5)) == [run]
-    return time.monotonic() - begun
+    assert list(ended_runs([run], POLL_S)) == [run]
+    return clock.now
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 4])
-def test_a_code_that_the_script_does_not_try_again_ends_a_run_at_once(queue, run, code):
+def test_a_code_that_the_script_does_not_try_again_ends_a_run_at_once(queue, run, clock, code):
     queue.write_text("7 COMPLETING\n")
     note(run, "started", attempt=1)
     note(run, "ended", attempt=1, code=code)
     assert final_code(run) == code and has_finished(run) == (code == 0)
-    assert wait(run) < 0.4
+    assert wait(run, clock) == 0
 
 
-def test_a_job_that_requeues_itself_has_not_ended(queue, run):
-    """It passes through FAILED, waits, runs again and ends."""
+def test_a_job_that_requeues_itself_has_not_ended(queue, run, clock):
+    """It passes through FAILED for as long as it may, waits, runs again and ends."""
     queue.write_text("7 FAILED\n")
     note(run, "started", attempt=1)
     note(run, "ended", attempt=1, code=75)
     assert final_code(run) is None
-
-    def go_on():
-        time.sleep(0.2)
-        queue.write_text("7 PENDING\n")
-        time.sleep(0.8)
-        queue.write_text("7 RUNNING\n")
-        note(run, "started", attempt=2)
-        time.sleep(0.2)
-        note(run, "ended", attempt=2, code=0)
-
-    thread = threading.Thread(target=go_on)
-    thread.start()
-    assert wait(run) > 1.0 and has_finished(run)
-    thread.join()
+    clock.at(SETTLE_S - 1, lambda: queue.write_text("7 PENDING\n"))
+    clock.at(1000, lambda: queue.write_text("7 RUNNING\n"))
+    clock.at(1000, lambda: note(run, "started", attempt=2))
+    clock.at(2001, lambda: note(run, "ended", attempt=2, code=0))
+    assert wait(run, clock) == 2005 and has_finished(run)
 
 
 @pytest.mark.parametrize(
     "text", ["7 CANCELLED\n", "7 NODE_FAIL\n", ""], ids=["cancelled", "node lost", "forgotten"]
 )
-def test_without_a_last_line_the_queue_decides_when_it_has_said_so_for_a_while(queue, run, text):
+def test_without_a_last_line_the_queue_decides_when_it_has_said_so_for_a_while(queue, run, clock, text):
     queue.write_text(text)
     note(run, "started", attempt=1)
-    assert 0.5 <= wait(run) < 5
+    assert wait(run, clock) == SETTLE_S
     assert not has_finished(run)
 
 
-def test_a_controller_that_does_not_answer_ends_nothing(queue, run):
+def test_a_controller_that_does_not_answer_ends_nothing(queue, run, clock):
     note(run, "started", attempt=1)
-
-    def answer():
-        time.sleep(1.2)
-        queue.write_text("7 CANCELLED\n")
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    assert wait(run) > 1.6
-    thread.join()
+    clock.at(1000, lambda: queue.write_text("7 CANCELLED\n"))
+    assert wait(run, clock) == 1000 + SETTLE_S
 
 
 def test_a_script_that_gave_up_has_ended_and_a_new_submission_has_not(run):

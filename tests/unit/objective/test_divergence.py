@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.helpers.divergence import plain_divergence, top_tokens
+from tests.helpers.wait import LIMIT_S
 from tests.unit.objective.test_head import Model, gradients
 from trainer.objective.causal_lm import CausalLM
 from trainer.objective.divergence import LEAST_MASS, divergence, divergence_step
@@ -191,7 +192,7 @@ def test_the_triton_kernel_computes_what_eager_torch_does():
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("same") == 5

@@ -7,13 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 from tests.helpers.ranks import ROOT
 from tests.helpers.samples import STARTED, WordSampler, generate_words, judge_of
+from tests.helpers.wait import wait_until
 from trainer.dist.group import Group
 from trainer.errors import DataError
 from trainer.replay.generate import Tally, sample_batch
@@ -40,13 +40,6 @@ def start(target, pause_s):
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
-def wait_for(condition, process, timeout_s=60.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.poll()
-        time.sleep(0.01)
-
-
 def test_a_store_holds_enough_and_its_counts_add_up(whole):
     meta = json.loads((whole / "meta.json").read_text())
     rows = [json.loads(line) for line in (whole / "generated.jsonl").read_text().splitlines()]
@@ -64,7 +57,11 @@ def test_a_generation_killed_twice_gives_the_bytes_of_one_that_was_not(whole, tm
     part = tmp_path / ".killed.work" / "part-0.jsonl"
     for num_lines in (2, 4):
         process = start(target, 0.2)
-        wait_for(lambda n=num_lines: part.exists() and part.read_bytes().count(b"\n") >= n, process)
+        wait_until(
+            lambda n=num_lines: part.exists() and part.read_bytes().count(b"\n") >= n,
+            f"{num_lines} batches",
+            process=process,
+        )
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not target.exists(), "an unfinished store is in its place"

@@ -3,18 +3,19 @@
 import os
 import subprocess
 import sys
-import time
 
 import psutil
+
+from tests.helpers.wait import wait_until
 
 PARENT = """
 import subprocess, sys, time
 from trainer.runtime.guard import guarded
 with guarded():
-    inside = subprocess.Popen(["sleep", "300"], start_new_session=True)
-outside = subprocess.Popen(["sleep", "300"])
+    inside = subprocess.Popen(["sleep", "9999"], start_new_session=True)
+outside = subprocess.Popen(["sleep", "9999"])
 print(inside.pid, outside.pid, flush=True)
-time.sleep(300)
+time.sleep(9999)
 """
 
 
@@ -30,10 +31,7 @@ def test_a_killed_process_takes_what_it_guards_with_it_and_nothing_else():
         assert is_alive(inside) and is_alive(outside)
         parent.kill()
         parent.wait()
-        deadline = time.monotonic() + 30
-        while is_alive(inside):
-            assert time.monotonic() < deadline, "the guarded process outlived its parent"
-            time.sleep(0.05)
+        wait_until(lambda: not is_alive(inside), "the end of the guarded process after its parent's")
         assert is_alive(outside)
     finally:
         psutil.Process(outside).kill()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.wait import wait_until
 from trainer.errors import CheckpointError
 from trainer.runtime.lock import one_at_a_time, run_lock
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from trainer.runtime.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(9999)
 """
 
 
@@ -60,8 +61,7 @@ def test_who_waits_is_told_for_whom(tmp_path: Path) -> None:
     told: list[str] = []
     with ThreadPoolExecutor(1) as pool, one_at_a_time(tmp_path / "a", told.append):
         waiting = pool.submit(lambda: one_at_a_time(tmp_path / "a", told.append).__enter__())
-        while not told:
-            assert not waiting.done()
-            time.sleep(0.01)
+        wait_until(lambda: told or waiting.done(), "a word about who is waited for")
+        assert not waiting.done()
     assert told == [f"process {os.getpid()} on {platform.node()}"]
     waiting.result()

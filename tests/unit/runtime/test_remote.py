@@ -168,7 +168,7 @@ def test_a_signal_is_told_again_and_again_to_what_hands_it_on(asked, tmp_path):
 
 def test_checks_of_the_nodes_end_at_a_signal_and_nothing_is_started_after_them(asked, tmp_path):
     """They do not listen, and a training that a person has just stopped is not to begin."""
-    assert asked("doctor", f"trap '' USR1; touch {tmp_path}/runs; sleep 60; exit 0") == 130
+    assert asked("doctor", f"trap '' USR1; touch {tmp_path}/runs; sleep 9999; exit 0") == 130
 
 
 def test_the_signal_meets_ranks_and_not_the_launcher_that_would_kill_them():

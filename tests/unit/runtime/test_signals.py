@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 
 import pytest
 
-from trainer.runtime.signals import StopFlag
+from trainer.runtime.signals import StopFlag, handed_on
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
@@ -85,3 +86,35 @@ def test_without_a_deadline_time_never_asks_to_stop() -> None:
     flag = StopFlag()
     flag.has_taken(step_s=1e9, save_s=1e9)
     assert not flag.requested
+
+
+def test_a_signal_that_comes_before_there_is_a_process_is_told_once_there_is_one() -> None:
+    """It ended us with the process just started, which nobody could stop any more."""
+    told: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with handed_on((signal.SIGTERM, signal.SIGINT), told.append) as begin:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told == []
+        begin()
+        assert told == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told == [signal.SIGTERM, signal.SIGINT]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_is_ignored_is_so_for_a_process_that_is_started_and_told_from_then_on() -> None:
+    """Ranks that load would be ended by a SIGUSR1 that they do not know yet."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with handed_on((signal.SIGUSR1,), told.append) as begin:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            started = subprocess.run(
+                ["sh", "-c", "kill -USR1 $$; echo lives"], capture_output=True, text=True
+            )
+            begin()
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert started.stdout == "lives\n" and told == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
