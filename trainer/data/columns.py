@@ -235,12 +235,14 @@ def _says(row: Row, column: str, read: Collection[str]) -> bool:
     if not isinstance(value, str):
         return True
     said = value.strip()
-    return bool(said) and not any(said in text for name in read for text in _texts(row.get(name)))
+    return bool(said) and all(said != text.strip() for name in read for text in _texts(row.get(name)))
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Yield a text, or the contents of turns."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
+    elif isinstance(value, list):
+        for turn in value:
+            if isinstance(turn, dict):
+                yield from (turn[key] for key in ("content", "value") if isinstance(turn.get(key), str))

@@ -106,9 +106,9 @@ def _list_glob(path: Path, asked: Asked) -> Listing:
     for file in found:
         if file_kind(file) is None:
             raise DataError(f"`{asked.key}.path` must name {TAKEN}, but matches '{file}' instead.")
-    # A link to a folder above gives every file again and again.
+    # A link to a folder above gives every file again and again; the shortest way to it counts.
     once: dict[str, Path] = {}
-    for file in found:
+    for file in sorted(found, key=lambda path: (len(path.parts), path)):
         once.setdefault(os.path.realpath(file), file)
     left = len(found) - len(once)
     lines = (
