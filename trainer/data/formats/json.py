@@ -47,7 +47,7 @@ def parse_json(text: str) -> Any:
             parse_float=_real,
         )
     except json.JSONDecodeError as error:
-        raise JsonError(f"not valid JSON ({error.msg} at column {error.colno})", error.lineno) from error
+        raise JsonError(f"not valid JSON (column {error.colno}: {error.msg})", error.lineno) from error
     except RecursionError:
         raise JsonError(f"JSON nested more than {MAX_DEPTH} deep") from None
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
