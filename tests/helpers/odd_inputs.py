@@ -7,6 +7,7 @@ at least 100. So what is supervised can be judged without knowing what was done 
 from __future__ import annotations
 
 import bz2
+import copy
 import csv
 import gzip
 import io
@@ -211,7 +212,7 @@ def _spoil(draw: random.Random, row: dict[str, Any]) -> None:
         if draw.random() < 0.3:
             del at[key]
         else:
-            at[key] = draw.choice(ODD)
+            at[key] = copy.deepcopy(draw.choice(ODD))
         return
 
 
