@@ -236,7 +236,11 @@ def _parsed(text: str, rule: str) -> Any:
 def _is_encodable(value: Any) -> bool:
     """Say whether all text in a value can be encoded: JSON can spell half a surrogate pair."""
     if isinstance(value, str):
-        return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
     if isinstance(value, dict):
         return all(_is_encodable(key) and _is_encodable(inner) for key, inner in value.items())
     if isinstance(value, list):

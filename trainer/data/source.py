@@ -56,7 +56,8 @@ class _Opened:
     unit: str
     columns: list[str]
     is_table: bool
-    read: Callable[[list[str]], Iterator[NumberedRow]]
+    read: Callable[[list[str], list[str]], Iterator[NumberedRow]]
+    """Takes the columns that are wanted, and those only watched; what is no table gives all."""
     notes: Callable[[], Counter[str]] = Counter
     """What was noticed, once its rows were read."""
 
@@ -112,13 +113,14 @@ class SourceRows:
         name, source, read = self._name, self.source, self._layout.read
         required = required_columns(source)
         passed = {*read, *source.columns.ignore}
-        asked = [column for column in file.columns if column in read]
+        wanted = [column for column in file.columns if column in read]
+        watched: list[str] = []
         if file.is_table and file.columns:
             check_columns(name, source, file.label, file.columns, required | self._named_columns())
-            asked += [c for c in file.columns if c not in passed and is_weighty(source, c)]
+            watched = [c for c in file.columns if c not in passed and is_weighty(source, c)]
             self.reading.unread |= set(file.columns) - passed
             self._ignored |= set(file.columns) & set(source.columns.ignore)
-        for number, row in file.read(asked):
+        for number, row in file.read(wanted, watched):
             if not file.is_table and any(column not in row for column in required.values()):
                 check_columns(name, source, f"{file.label} (row {number})", list(row), required)
             if unread := row.keys() - passed:
@@ -189,7 +191,7 @@ def _open_file(source: SourceConfig, file: Path) -> _Opened:
                     "row",
                     csv_file.columns,
                     True,
-                    lambda asked: _guarded(file, csv_file.read()),
+                    lambda wanted, watched: _guarded(file, csv_file.read()),
                     lambda: csv_file.notes,
                 )
             case "parquet" | "arrow":
@@ -200,7 +202,7 @@ def _open_file(source: SourceConfig, file: Path) -> _Opened:
                     "row",
                     table.columns,
                     True,
-                    lambda asked: _guarded(file, table.read(asked)),
+                    lambda wanted, watched: _guarded(file, table.read(wanted, watched)),
                     lambda: table.notes,
                 )
             case _:
@@ -225,7 +227,7 @@ def _open_rows(source: SourceConfig, file: Path, kind: str) -> _Opened:
         "line" if is_lines else "row",
         list(first[0][1]) if first else [],
         False,
-        lambda asked: chain(first, rows),
+        lambda wanted, watched: chain(first, rows),
     )
 
 
@@ -290,12 +292,16 @@ def read_dataset(name: str, source: SourceConfig, dataset: datasets.Dataset) -> 
     label = str(source.dataset)
     notes: Counter[str] = Counter()
 
-    def read(asked: list[str]) -> Iterator[NumberedRow]:
-        for column in asked:
-            check_type(column, dataset.data.schema.field(column).type, label)
-        chosen = dataset.select_columns(asked).with_format("arrow")
+    def read(wanted: list[str], watched: list[str]) -> Iterator[NumberedRow]:
+        fix = (
+            "The library `datasets` may have taken text for it: download the dataset and set "
+            f"data.sources.{name}.path."
+        )
+        for column in wanted:
+            check_type(column, dataset.data.schema.field(column).type, label, fix)
+        chosen = dataset.select_columns([*wanted, *watched]).with_format("arrow")
         tables = chosen.iter(batch_size=BATCH_ROWS)
-        rows = (row for table in tables for row in plain_rows(table, asked, label, notes))
+        rows = (row for table in tables for row in plain_rows(table, wanted, watched, label, notes))
         yield from enumerate(rows, 1)
 
     opened = _Opened(label, label, "row", list(dataset.column_names), True, read, lambda: notes)

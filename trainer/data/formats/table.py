@@ -50,21 +50,22 @@ class TableFile:
         self._schema = schema
         self._kind = kind
 
-    def read(self, wanted: Sequence[str]) -> Iterator[tuple[int, Row]]:
-        """Read some columns of all rows, each with its number.
+    def read(self, wanted: Sequence[str], watched: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
+        """Read some columns of all rows, each with its number; those watched may be of any type.
 
         Raises:
             DataError: If the file is broken, or a column has a type that is no text, number, list or struct.
         """
-        for column in wanted:
+        for column in (*wanted, *watched):
             if self.columns.count(column) > 1:
                 raise DataError(
                     f"{self.file} must have one column '{column}', but has {self.columns.count(column)} "
                     "instead. Rename or remove one."
                 )
-            check_type(column, self._schema.field(column).type, str(self.file))
+            if column in wanted:
+                check_type(column, self._schema.field(column).type, str(self.file), CAST)
         number = 0
-        batches = self._batches(wanted)
+        batches = self._batches([*wanted, *watched])
         while True:
             try:
                 batch = next(batches, None)
@@ -72,7 +73,7 @@ class TableFile:
                 raise self._broken(self._kind, error) from error
             if batch is None:
                 return
-            for row in plain_rows(batch, wanted, str(self.file), self.notes):
+            for row in plain_rows(batch, wanted, watched, str(self.file), self.notes):
                 number += 1
                 yield number, row
 
@@ -104,25 +105,33 @@ def _sliced(batch: Any) -> Iterator[Any]:
         yield batch.slice(start, BATCH_ROWS)
 
 
-def plain_rows(batch: Any, wanted: Sequence[str], where: str, notes: Counter[str]) -> list[Row]:
+def plain_rows(
+    batch: Any, wanted: Sequence[str], watched: Sequence[str], where: str, notes: Counter[str]
+) -> list[Row]:
     """Turn a batch into rows of plain values; `notes` counts what the table may have changed.
+
+    Columns that are only watched keep their values as Arrow gives them.
 
     Raises:
         DataError: If a value is not valid.
     """
     columns = []
-    for name in wanted:
+    names = [*wanted, *watched]
+    for name in names:
         array = batch.column(batch.schema.get_field_index(name))
         try:
-            columns.append([_plain(value, array.type, 0, notes) for value in array.to_pylist()])
+            values = array.to_pylist()
+            columns.append(
+                values if name in watched else [_plain(value, array.type, 0, notes) for value in values]
+            )
         except (JsonError, ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"{where} must hold valid values in column '{name}', but does not: {error}. Mend it."
             ) from error
-    return [dict(zip(wanted, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def check_type(column: str, kind: Any, where: str) -> None:
+def check_type(column: str, kind: Any, where: str, fix: str) -> None:
     """Refuse a column whose values are not what JSON could hold.
 
     Raises:
@@ -131,7 +140,7 @@ def check_type(column: str, kind: Any, where: str) -> None:
     odd = _find_odd(kind)
     if odd is not None:
         raise DataError(
-            f"{where} must hold plain values in column '{column}', but holds the type {odd} instead. {CAST}"
+            f"{where} must hold plain values in column '{column}', but holds the type {odd} instead. {fix}"
         )
 
 
