@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -27,6 +28,10 @@ EXIT_USER_ERROR = 2
 
 def main() -> None:
     """Run the console command."""
+    for stream in (sys.stdout, sys.stderr):
+        # Samples and tables hold characters that a Latin-1 terminal has not: they are replaced.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Ends a process that does not listen. The loop does; until then whoever asks for a save has to ask again.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # `python -m trainer`, as launchers start ranks, would take a trainer.py of the working directory for this package.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainer.config.check_cluster import cluster_problems
+from trainer.config.check_columns import column_problems
 from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
@@ -125,6 +126,7 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
         yield must("data.num_workers", "0 (all cores) or more", data.num_workers, "Set 0.")
     for name, source in data.sources.items():
         yield from _source_problems(f"data.sources.{name}", source)
+        yield from column_problems(f"data.sources.{name}", source)
 
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:

@@ -56,24 +56,43 @@ class CleanConfig:
 
 @dataclass
 class ColumnsConfig:
-    """Which column of a row holds what. Only the columns of the source's format are read."""
+    """Which column of a row holds what. Only the columns of the source's format are read.
+
+    Where rows have no column of a default name, that of a known layout is taken and told (ShareGPT, Alpaca, ...).
+    An optional column that is null is taken by its usual name and told. Any other column that would change what is
+    learnt (system_prompt, loss_mask, weight, history, ...) is refused until it is named here or under `ignore`.
+    """
 
     text: str = "text"
     """format=text: the document."""
     prompt: str = "prompt"
-    """format=completion: the part that is not supervised."""
+    """format=completion: the part that is not supervised; with as_chat=true a list of turns too."""
     completion: str = "completion"
-    """format=completion: the supervised part."""
+    """format=completion: the supervised part; with as_chat=true a list of turns too. Rows without one are dropped."""
+    input: str | None = None
+    """format=completion: text put after the prompt and a blank line, as Alpaca's `input`. null takes `input` or
+    `context` beside `instruction`."""
     messages: str = "messages"
     """format=chat: a list of {role, content} (or {from, value})."""
     tools: str | None = None
-    """format=chat: a list of tool schemas, handed to the chat template."""
+    """format=chat, or completion with as_chat=true: a list of tool schemas, or of their JSON strings, handed to the
+    chat template. null takes `tools`."""
     system: str | None = None
-    """format=completion or chat: a system prompt put before the conversation."""
+    """format=completion or chat: a system prompt put before the conversation. null takes `system` or
+    `system_prompt`."""
     input_ids: str = "input_ids"
     """format=ids: a list of token ids."""
     loss_mask: str | None = None
-    """format=ids: a list of 0/1 of the same length; 1 is supervised. Without it every token is."""
+    """format=ids: a list of 0/1 of the same length; 1 is supervised. null takes `loss_mask`, `completion_mask` or
+    `assistant_masks`; without one, and without labels, every token is supervised."""
+    labels: str | None = None
+    """format=ids: a list of the same length: the token's id where it is supervised, -100 where it is not. null takes
+    `labels`."""
+    attention_mask: str | None = None
+    """format=ids: a list of 0/1 of the same length; the ids at both ends where it is 0 are padding and are cut off.
+    null takes `attention_mask`."""
+    ignore: list[str] = field(default_factory=list)
+    """Columns that are left unread on purpose, though their names say that they would change what is learnt."""
 
 
 @dataclass
@@ -88,13 +107,14 @@ class SourceConfig:
     max_epochs: float | None = None
     """Refuse a run that passes over this source more often; null allows any number and prints it."""
     path: str | None = None
-    """Local file, folder or glob (jsonl, json, parquet, csv, txt; .gz and .zst of the text kinds)."""
+    """Local file, folder or glob (jsonl, json, parquet, arrow, csv, tsv, txt; .gz, .bz2, .xz and .zst of the text
+    kinds). Of a folder that names splits, only those files of `split` are read."""
     dataset: str | None = None
     """Hugging Face dataset name; give either this or `path`."""
     subset: str | None = None
-    """Configuration name of the Hugging Face dataset."""
+    """Configuration name of the Hugging Face dataset, or of a folder whose README lists configs."""
     split: str = "train"
-    """Split of the Hugging Face dataset that is read."""
+    """Split that is read, of the Hugging Face dataset or of a folder whose README or file names tell splits."""
     revision: str | None = None
     """Git revision of the Hugging Face dataset; quote it."""
     format: Format = Format.text

@@ -1,77 +1,131 @@
 """Finds the local files of a source and names them: by stat for a cheap look-up, by content for a store.
 
-No third-party import at the top: training calls this where `datasets` is not installed.
+No third-party import at the top: training calls this where `datasets` and `pyarrow` are not installed.
 """
 
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
-import io
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 from trainer.config.data import SourceConfig
+from trainer.data.folder import walk_folder
+from trainer.data.reading import join_names
+from trainer.data.splits import Asked, choose_split
 from trainer.errors import DataError
 
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 KINDS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".jsonlines": "jsonl",
     ".json": "json",
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".txt": "txt",
 }
+TABLES = ("parquet", "arrow")
+HUB_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What Hugging Face writes beside the data."""
 READ_BYTES = 1 << 20
+TAKEN = "jsonl, json, parquet, arrow, csv, tsv or txt files, the text kinds also as " + ", ".join(
+    COMPRESSIONS
+)
 
 
-class BrokenFile(Exception):
-    """A compressed file that ends early or holds something else."""
+@dataclass(slots=True)
+class Listing:
+    """The files of a source, in the order of its documents, and what a person should know of the choice."""
+
+    files: list[Path]
+    lines: list[str] = field(default_factory=list)
 
 
 def file_kind(path: Path) -> str | None:
     """Return how a file is read, or None if no reader takes it."""
     name = path.name.lower()
+    if name in HUB_RECORDS:
+        return None
     for compression in COMPRESSIONS:
         if name.endswith(compression):
             kind = KINDS.get(Path(name.removesuffix(compression)).suffix)
-            return None if kind == "parquet" else kind
+            return None if kind in TABLES else kind
     return KINDS.get(Path(name).suffix)
 
 
-def list_files(name: str, source: SourceConfig) -> list[Path]:
-    """Return the files of a local source, sorted by path; that order is the document order.
+def list_files(name: str, source: SourceConfig) -> Listing:
+    """Find the files of a local source, sorted by path; that order is the document order.
 
     Raises:
         DataError: If there is none, or a file that was asked for is of a kind that is not read.
     """
     assert source.path is not None
-    key = f"`data.sources.{name}.path`"
-    kinds = "jsonl, json, parquet, csv or txt files, the text kinds also as .gz or .zst"
+    asked = Asked(f"data.sources.{name}", source.split, source.subset)
     path = Path(source.path).expanduser()
     if path.is_dir():
-        inside = (p for p in path.rglob("*") if p.is_file() and file_kind(p))
-        found = sorted(p for p in inside if not _is_hidden(p.relative_to(path)))
-        if not found:
-            raise DataError(f"{key} must hold {kinds}, but '{path}' has none instead.")
-        return found
-    found = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        return _list_folder(path, asked)
+    _refuse_choice(asked)
+    return _list_glob(path, asked)
+
+
+def _list_folder(path: Path, asked: Asked) -> Listing:
+    walked = walk_folder(path, lambda file: file_kind(file) is not None)
+    if not walked.files:
+        has = f"only [{join_names(walked.unread)}]" if walked.unread else "none"
+        raise DataError(f"`{asked.key}.path` must hold {TAKEN}, but '{path}' has {has} instead.")
+    files, lines = choose_split(path, walked.files, asked)
+    if walked.unread:
+        lines.append(f"files of the folder that are not read: {join_names(walked.unread)}")
+    if walked.repeated:
+        lines.append(f"links to folders that are read already: {join_names(sorted(walked.repeated))}")
+    return Listing(files, lines)
+
+
+def _refuse_choice(asked: Asked) -> None:
+    for key, value, default in (("split", asked.split, "train"), ("subset", asked.subset, None)):
+        if value != default:
+            raise DataError(
+                f"`{asked.key}.{key}` must be left out where `path` names files, but is '{value}' instead: it "
+                "chooses among the files of a folder or a dataset."
+            )
+
+
+def _list_glob(path: Path, asked: Asked) -> Listing:
+    found = [path] if path.is_file() else sorted(map(Path, glob.glob(_pattern(path), recursive=True)))
     found = [p for p in found if p.is_file()]
     if not found:
         raise DataError(
-            f"{key} must name a file, a folder or a glob that matches files, but is "
-            f"'{source.path}' instead. Check the path; it is taken from {Path.cwd()}."
+            f"`{asked.key}.path` must name a file, a folder or a glob that matches files, but is "
+            f"'{path}' instead. Check the path; it is taken from {Path.cwd()}."
         )
     for file in found:
         if file_kind(file) is None:
-            raise DataError(f"{key} must name {kinds}, but matches '{file}' instead.")
-    return found
+            raise DataError(f"`{asked.key}.path` must name {TAKEN}, but matches '{file}' instead.")
+    # A link to a folder above gives every file again and again; the shortest way to it counts.
+    once: dict[str, Path] = {}
+    for file in sorted(found, key=lambda path: (len(path.parts), path)):
+        once.setdefault(os.path.realpath(file), file)
+    left = len(found) - len(once)
+    lines = (
+        [f"{left:,} of the paths that match are the same file as another, and are read once"] if left else []
+    )
+    return Listing(sorted(once.values()), lines)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _pattern(path: Path) -> str:
+    """Return a path as a glob in which a name that is there, such as a folder v[1], stands for itself."""
+    done = Path(path.anchor)
+    pattern = glob.escape(str(done)) if path.anchor else ""
+    for part in path.relative_to(path.anchor).parts:
+        is_there = done is not None and (done / part).exists()
+        pattern = os.path.join(pattern, glob.escape(part) if is_there else part)
+        done = done / part if is_there else Path(os.devnull)
+    return pattern
 
 
 def stat_files(files: list[Path]) -> list[list[str | int]]:
@@ -91,64 +145,3 @@ def _hash_file(file: Path) -> str:
         while block := stream.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def open_text(file: Path) -> IO[str]:
-    """Open a plain, .gz or .zst file for reading as UTF-8; a byte order mark is dropped.
-
-    Raises:
-        BrokenFile: While reading, if a compressed file is damaged or cut short.
-    """
-    raw: Any
-    match file.suffix.lower():
-        case ".gz":
-            raw = gzip.open(file, "rb")  # noqa: SIM115 - the text wrapper closes it
-        case ".zst":
-            raw = io.BufferedReader(_ZstdFile(file), READ_BYTES)
-        case _:
-            raw = file.open("rb")
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=None)
-
-
-class _ZstdFile(io.RawIOBase):
-    """The bytes in a .zst file. The library's own reader takes a file cut short for a whole one."""
-
-    def __init__(self, file: Path) -> None:
-        import zstandard
-
-        self._error = zstandard.ZstdError
-        self._make = zstandard.ZstdDecompressor().decompressobj
-        self._stream = file.open("rb")
-        self._frame: Any = None
-        self._packed = b""
-        self._unpacked = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            self._packed = self._packed or self._stream.read(READ_BYTES)
-            if not self._packed:
-                if self._frame is not None:
-                    raise BrokenFile("it ends in the middle of a zstd frame")
-                return 0
-            self._unpack()
-        count = min(len(buffer), len(self._unpacked))
-        buffer[:count] = self._unpacked[:count]
-        self._unpacked = self._unpacked[count:]
-        return count
-
-    def _unpack(self) -> None:
-        self._frame = self._frame or self._make()
-        try:
-            self._unpacked = self._frame.decompress(self._packed)
-        except self._error as error:
-            raise BrokenFile(str(error)) from error
-        self._packed = b""
-        if self._frame.eof:
-            self._packed, self._frame = self._frame.unused_data, None
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()

@@ -27,7 +27,8 @@ class Intake:
     deduplicate: bool
     vocab_size: int | None
     counts: Counter[str] = field(default_factory=Counter)
-    """rows; normalized, stripped; too_short, too_long, duplicates, empty, long_dropped, long_split."""
+    """rows; normalized, stripped, null_turns, padding_ids, empty_prompts; no_completion, no_prompt, too_short,
+    too_long, duplicates, empty, long_dropped, long_split."""
     longest: int = 0
     """Tokens of the longest document, dropped ones included."""
     _problems: Counter[str] = field(default_factory=Counter)
@@ -127,6 +128,8 @@ class Intake:
 
 
 DROPS = {
+    "no_completion": "without a completion",
+    "no_prompt": "without a prompt",
     "too_short": "too short",
     "too_long": "too many characters",
     "duplicates": "duplicates",

@@ -35,12 +35,12 @@ from trainer.data.prepared import (
     write_pointer,
 )
 from trainer.data.report import print_report
-from trainer.data.source import open_dataset, read_dataset, read_files
+from trainer.data.source import SourceRows, open_dataset, read_dataset, read_files
 from trainer.data.split import choose_validation
 from trainer.data.spool import Spool
 from trainer.data.store import Store, open_store
 from trainer.data.tokenise import encode_batch, encode_parallel, num_processes
-from trainer.data.types import EncodedBatch, RowBatch, TokenizerLike
+from trainer.data.types import EncodedBatch, TokenizerLike
 from trainer.data.writer import PackOptions, commit, staging, write_store
 from trainer.errors import DataError
 from trainer.runtime.lock import one_at_a_time
@@ -56,7 +56,7 @@ MakeTokenizer = Callable[[], TokenizerLike]
 class _Rows:
     """The rows of a source, what names their content, and their size on disk."""
 
-    batches: Iterator[RowBatch]
+    rows: SourceRows
     origin: Any
     num_bytes: int
 
@@ -94,8 +94,19 @@ def prepare(
         _check_vocabulary(name, store, vocab_size)
         stores[name] = store
     check_disjoint(stores)
-    print_report(stores, tokenizer, console)
+    print_report(stores, _notes(data, stores), tokenizer, console)
     return stores
+
+
+def _notes(data: DataConfig, stores: dict[str, Store]) -> dict[str, list[str]]:
+    """Return what a person should know of each source: which files were taken, and what was met in them."""
+    return {
+        name: [
+            *(list_files(name, source).lines if source.path is not None else ()),
+            *stores[name].meta["notes"],
+        ]
+        for name, source in data.sources.items()
+    }
 
 
 def _say_waiting(name: str, console: Console, holder: str) -> None:
@@ -152,7 +163,7 @@ def _build(
     with staging(stores_folder(data), data.cache_dir) as folder:
         work = folder / "work"
         work.mkdir()
-        rows = _open_rows(name, source, data, work)
+        rows = _open_rows(name, source, data)
         described = {
             "origin": rows.origin,
             "options": shaping_options(source, data),
@@ -161,14 +172,15 @@ def _build(
         digest = digest_of(described)
         target = stores_folder(data) / digest
         if _open_if_whole(target) is None:
-            encoded = _encode(rows, source, data, tokenizer, make_tokenizer)
+            encoded = _encode(rows, data, tokenizer, make_tokenizer)
             options = PackOptions(data.seq_len, effective_packing(source), source.long_documents)
             spool = Spool(work)
             try:
                 intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
                 _take_all(intake, encoded, console)
                 intake.check()
-                _write(folder, intake, held_out_frac(source, data), digest, described)
+                notes = rows.rows.reading.to_lines()
+                _write(folder, intake, notes, held_out_frac(source, data), digest, described)
             finally:
                 spool.delete()
             _check_unchanged(name, source, data, key)
@@ -178,28 +190,25 @@ def _build(
     return open_store(target)
 
 
-def _open_rows(name: str, source: SourceConfig, data: DataConfig, work: Path) -> _Rows:
+def _open_rows(name: str, source: SourceConfig, data: DataConfig) -> _Rows:
     if source.path is not None:
-        files = list_files(name, source)
-        batches = read_files(name, source, files, work / "datasets")
-        return _Rows(batches, hash_files(files), sum(file.stat().st_size for file in files))
+        files = list_files(name, source).files
+        rows = read_files(name, source, files)
+        return _Rows(rows, hash_files(files), sum(file.stat().st_size for file in files))
     dataset = open_dataset(name, source, cache_folder(data) / "datasets")
     origin = [source.dataset, source.subset, source.split, source.revision, dataset._fingerprint]
     return _Rows(read_dataset(name, source, dataset), origin, int(dataset.data.nbytes))
 
 
 def _encode(
-    rows: _Rows,
-    source: SourceConfig,
-    data: DataConfig,
-    tokenizer: TokenizerLike,
-    make_tokenizer: MakeTokenizer,
+    rows: _Rows, data: DataConfig, tokenizer: TokenizerLike, make_tokenizer: MakeTokenizer
 ) -> Iterator[EncodedBatch]:
+    source, batches = rows.rows.source, rows.rows.batches()
     eos = adds_eos(source, data)
     processes = num_processes(data.num_workers)
     if processes > 1 and rows.num_bytes >= PARALLEL_BYTES:
-        return encode_parallel(rows.batches, source, eos, make_tokenizer, processes)
-    return (encode_batch(batch, source, eos, tokenizer) for batch in rows.batches)
+        return encode_parallel(batches, source, eos, make_tokenizer, processes)
+    return (encode_batch(batch, source, eos, tokenizer) for batch in batches)
 
 
 def _take_all(intake: Intake, encoded: Iterable[EncodedBatch], console: Console) -> None:
@@ -239,13 +248,16 @@ def _describe(intake: Intake) -> str:
     return f"{intake.name}: {intake.counts['rows']:,} rows, {intake.spool.num_tokens:,} tokens"
 
 
-def _write(folder: Path, intake: Intake, frac: float, digest: str, described: dict[str, Any]) -> None:
+def _write(
+    folder: Path, intake: Intake, notes: list[str], frac: float, digest: str, described: dict[str, Any]
+) -> None:
     hashes = intake.spool.hashes
     held_out = choose_validation(hashes, frac)
     meta = {
         "digest": digest,
         "descriptor": _plain(described),
         "counts": dict(intake.counts),
+        "notes": notes,
         "longest": intake.longest,
         "split_note": _describe_split(len(hashes), int(held_out.sum()), frac),
     }

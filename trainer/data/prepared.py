@@ -81,7 +81,7 @@ def _plain(value: Any) -> Any:
 def source_key(name: str, source: SourceConfig, data: DataConfig) -> str:
     """Name a source as it stands on disk or on the hub, with its options and without a tokenizer."""
     if source.path is not None:
-        origin: Any = stat_files(list_files(name, source))
+        origin: Any = stat_files(list_files(name, source).files)
     else:
         origin = [source.dataset, source.subset, source.split, source.revision]
     return digest_of([origin, shaping_options(source, data)])

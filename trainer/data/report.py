@@ -58,16 +58,21 @@ def describe_notes(meta: dict[str, Any]) -> str:
     counts = meta["counts"]
     changed = [
         f"{counts[key]:,} {key.replace('_', ' ')}"
-        for key in ("normalized", "stripped", "long_split")
+        for key in ("normalized", "stripped", "null_turns", "padding_ids", "empty_prompts", "long_split")
         if counts.get(key)
     ]
     notes = [describe_drops(counts), *changed, meta.get("split_note", "")]
     return "; ".join(note for note in notes if note) or "-"
 
 
-def print_report(stores: dict[str, Store], tokenizer: TokenizerLike, console: Console) -> None:
-    """Print the table and a few samples of every source."""
+def print_report(
+    stores: dict[str, Store], notes: dict[str, list[str]], tokenizer: TokenizerLike, console: Console
+) -> None:
+    """Print the table, the notes and a few samples of every source."""
     console.print(build_table(stores))
+    for name, lines in notes.items():
+        for line in lines:
+            console.print(f"{name}: {line}.", highlight=False, markup=False, soft_wrap=True)
     for name, store in stores.items():
         split = store.train if store.train.num_pieces else store.validation
         for number, sample in enumerate(choose_samples(split), 1):

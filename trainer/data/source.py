@@ -1,24 +1,37 @@
 """Reads the rows of a source in order, in batches, each row with the place it came from.
 
-The only file that imports `datasets`, when it is needed: it reads parquet, csv and the hub. JSON and txt are read here,
-because its JSON reader turns strings that look like dates into timestamps, gives every row the keys
-of all others, and does not say on which line a file is broken.
+The only file that imports `datasets`, and only for the hub: local files are read here, because its readers turn
+strings that look like dates into timestamps, shift the columns of uneven CSV rows, and do not say which line is broken.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import re
 import zlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config.data import SourceConfig
-from trainer.data.document import optional_columns, required_columns
-from trainer.data.files import BrokenFile, file_kind, open_text
+from trainer.data.columns import (
+    Layout,
+    check_columns,
+    is_weighty,
+    optional_columns,
+    recognise,
+    refuse_unread,
+    required_columns,
+)
+from trainer.data.files import file_kind
+from trainer.data.formats.csv import CsvFile
+from trainer.data.formats.json import read_json, read_json_lines
+from trainer.data.formats.stream import BrokenFile
+from trainer.data.formats.table import TableFile, check_type, plain_rows
+from trainer.data.formats.txt import read_texts
+from trainer.data.reading import Reading, join_names
 from trainer.data.types import RowBatch
 from trainer.errors import DataError
 
@@ -30,42 +43,225 @@ NumberedRow = tuple[int, Row]
 
 BATCH_ROWS = 1000
 BATCH_CHARS = 1 << 20
-BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 
 
-def read_files(name: str, source: SourceConfig, files: list[Path], cache: Path) -> Iterator[RowBatch]:
-    """Read the rows of local files, file after file; `cache` is a folder for `datasets` to fill.
+@dataclass(slots=True)
+class _Opened:
+    """A file of rows: the columns of its first row, or of all if it is a table, and how to read it."""
+
+    label: str
+    """Its name in messages about all of it."""
+    place: str
+    """Its name in the places of rows."""
+    unit: str
+    columns: list[str]
+    is_table: bool
+    read: Callable[[list[str], list[str]], Iterator[NumberedRow]]
+    """Takes the columns that are wanted, and those only watched; what is no table gives all."""
+    notes: Callable[[], Counter[str]] = Counter
+    """What was noticed, once its rows were read."""
+
+
+class SourceRows:
+    """The rows of a source, whose columns are known from its first row or table.
 
     Raises:
-        DataError: If a file cannot be read or has not the columns that the source names.
+        DataError: While reading, if a file cannot be read, or its columns are not as the source says.
     """
-    seen: set[str] = set()
-    num_left = source.max_documents
-    for file in files:
-        if num_left == 0:
+
+    def __init__(self, name: str, source: SourceConfig, opened: Iterator[_Opened]) -> None:
+        self._name = name
+        self._asked = source
+        self._opened = opened
+        self._first: list[_Opened] = []
+        for file in opened:
+            self._first.append(file)
+            if file.columns:
+                break
+        columns = self._first[-1].columns if self._first else []
+        self._layout: Layout = recognise(name, source, columns)
+        self.reading = Reading(lines=list(self._layout.lines))
+        """What was noticed; whole when the last row was read."""
+        self._num_rows = 0
+        self._num_with: Counter[str] = Counter()
+        self._ignored: set[str] = set()
+
+    @property
+    def source(self) -> SourceConfig:
+        """The source with all its columns named, as its rows are parsed."""
+        return self._layout.source
+
+    def batches(self) -> Iterator[RowBatch]:
+        """Read the rows of all files in batches."""
+        num_left = self._asked.max_documents
+        empty = []
+        for file in chain(self._first, self._opened):
+            if num_left == 0:
+                break
+            before = self._num_rows
+            for batch in _batched(islice(self._rows(file), num_left), file.place, file.unit):
+                num_left = None if num_left is None else num_left - len(batch.rows)
+                yield batch
+            self.reading.counts.update(file.notes())
+            if self._num_rows == before:
+                empty.append(file.label)
+        if empty:
+            self.reading.lines.append(f"files without a row: {join_names(empty)}")
+        self._check_seen()
+
+    def _rows(self, file: _Opened) -> Iterator[NumberedRow]:
+        name, source, read = self._name, self.source, self._layout.read
+        required = required_columns(source)
+        passed = {*read, *source.columns.ignore}
+        wanted = [column for column in file.columns if column in read]
+        watched: list[str] = []
+        if file.is_table and file.columns:
+            check_columns(name, source, file.label, file.columns, required | self._named_columns())
+            watched = [c for c in file.columns if c not in passed and is_weighty(source, c)]
+            self.reading.unread |= set(file.columns) - passed
+            self._ignored |= set(file.columns) & set(source.columns.ignore)
+        for number, row in file.read(wanted, watched):
+            if not file.is_table and any(column not in row for column in required.values()):
+                check_columns(name, source, f"{file.label} (row {number})", list(row), required)
+            if unread := row.keys() - passed:
+                refuse_unread(name, self._layout, row, sorted(unread), f"{file.place}, {file.unit} {number},")
+                self.reading.unread |= unread
+            if source.columns.ignore:
+                self._ignored |= row.keys() & set(source.columns.ignore)
+            self._num_rows += 1
+            kept = {column: row[column] for column in read if column in row}
+            self._num_with.update(kept.keys())
+            yield number, kept
+
+    def _named_columns(self) -> dict[str, str]:
+        """Return the optional columns that the configuration names itself, by key."""
+        optional = optional_columns(self.source)
+        return {key: column for key, column in optional.items() if key not in self._layout.taken}
+
+    def _check_seen(self) -> None:
+        key = f"data.sources.{self._name}.columns"
+        if self._num_rows == 0:
             return
-        kind = file_kind(file)
-        assert kind is not None
-        unit = "line" if kind == "jsonl" or (kind == "txt" and source.txt_documents == "line") else "row"
-        rows = _read_file(name, source, file, kind, cache)
-        rows = islice(_checked(name, source, file.name, rows, seen), num_left)
-        for batch in _batched(rows, str(file), unit):
-            num_left = None if num_left is None else num_left - len(batch.rows)
-            yield batch
-    _check_optional(name, source, seen)
+        for slot, column in self._named_columns().items():
+            if not self._num_with[column]:
+                raise DataError(
+                    f"`{key}.{slot}` must name a column that some row has, but is '{column}' instead, which no "
+                    "row has. Mend the name or leave it out."
+                )
+        optional = optional_columns(self.source)
+        for slot in ("loss_mask", "labels"):
+            column = optional.get(slot, "")
+            if 0 < self._num_with[column] < self._num_rows:
+                raise DataError(
+                    f"`{key}.{slot}` must name a column that every row has or none, but is '{column}' instead, "
+                    f"which {self._num_with[column]:,} of {self._num_rows:,} rows have. Mend the rows."
+                )
+        missing = sorted(set(self.source.columns.ignore) - self._ignored)
+        if missing and self._asked.max_documents is None:
+            raise DataError(
+                f"`{key}.ignore` must name columns that some row has, but is [{', '.join(missing)}] instead, "
+                "which no row has. Mend the name or leave it out."
+            )
+        taken = [f"{s}={c}" for s, c in self._layout.taken.items() if self._num_with[c]]
+        if taken:
+            self.reading.lines.append(f"columns read by their usual names: {', '.join(taken)}")
+        if self.source.columns.ignore:
+            ignored = join_names(sorted(self.source.columns.ignore))
+            self.reading.lines.append(f"columns left unread as asked: {ignored}")
+
+
+def read_files(name: str, source: SourceConfig, files: list[Path]) -> SourceRows:
+    """Read the rows of local files, file after file.
+
+    Raises:
+        DataError: If the first of them cannot be read, or has not the columns that the source names.
+    """
+    return SourceRows(name, source, (_open_file(source, file) for file in files))
+
+
+def _open_file(source: SourceConfig, file: Path) -> _Opened:
+    kind = file_kind(file)
+    with _told(file):
+        match kind:
+            case "csv" | "tsv":
+                csv_file = CsvFile(file, "," if kind == "csv" else "\t")
+                return _Opened(
+                    file.name,
+                    str(file),
+                    "row",
+                    csv_file.columns,
+                    True,
+                    lambda wanted, watched: _guarded(file, csv_file.read()),
+                    lambda: csv_file.notes,
+                )
+            case "parquet" | "arrow":
+                table = TableFile(file, kind)
+                return _Opened(
+                    file.name,
+                    str(file),
+                    "row",
+                    table.columns,
+                    True,
+                    lambda wanted, watched: _guarded(file, table.read(wanted, watched)),
+                    lambda: table.notes,
+                )
+            case _:
+                return _open_rows(source, file, str(kind))
+
+
+def _open_rows(source: SourceConfig, file: Path, kind: str) -> _Opened:
+    match kind:
+        case "jsonl":
+            rows = read_json_lines(file)
+        case "json":
+            rows = read_json(file)
+        case _:
+            texts = read_texts(file, source.txt_documents)
+            rows = ((number, {source.columns.text: text}) for number, text in texts)
+    rows = _guarded(file, rows)
+    first = list(islice(rows, 1))
+    is_lines = kind == "jsonl" or (kind == "txt" and source.txt_documents == "line")
+    return _Opened(
+        file.name,
+        str(file),
+        "line" if is_lines else "row",
+        list(first[0][1]) if first else [],
+        False,
+        lambda wanted, watched: chain(first, rows),
+    )
+
+
+def _guarded(file: Path, rows: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
+    with _told(file):
+        yield from rows
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Turn what goes wrong with the bytes of a file into a sentence."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} must be UTF-8, but has the byte {error.object[error.start]:#04x} at offset "
+            f"{error.start} of a block instead. Convert it, for example with iconv."
+        ) from error
+    except (EOFError, OSError, zlib.error, BrokenFile) as error:
+        _raise_if_disk(error)
+        raise DataError(f"{file} cannot be read: {_first_line(error)}.") from error
 
 
 def open_dataset(name: str, source: SourceConfig, cache: Path) -> datasets.Dataset:
     """Download or find a Hugging Face dataset, whole.
 
     Raises:
-        DataError: If it cannot be had.
+        DataError: If it cannot be had, or its values are guesses.
     """
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(
+        dataset = datasets.load_dataset(
             source.dataset,
             source.subset,
             split=source.split,
@@ -80,180 +276,36 @@ def open_dataset(name: str, source: SourceConfig, cache: Path) -> datasets.Datas
             f"{source.revision}) cannot be: {_first_line(error)}. Check the name, or download it and "
             f"set data.sources.{name}.path."
         ) from error
+    if dataset.info.builder_name == "csv":
+        raise DataError(
+            f"`data.sources.{name}.dataset` must hold JSON, Parquet or text, but '{source.dataset}' holds CSV "
+            "instead, whose values the library `datasets` guesses (NA, 007, dates). Download it and set "
+            f"data.sources.{name}.path."
+        )
+    return dataset
 
 
-def read_dataset(name: str, source: SourceConfig, dataset: datasets.Dataset) -> Iterator[RowBatch]:
+def read_dataset(name: str, source: SourceConfig, dataset: datasets.Dataset) -> SourceRows:
     """Read the rows of a Hugging Face dataset in its order."""
     if source.max_documents is not None:
         dataset = dataset.select(range(min(source.max_documents, len(dataset))))
     label = str(source.dataset)
-    _check_columns(name, source, label, dataset.column_names)
-    rows = _table_rows(source, dataset)
-    yield from _batched(rows, label, "row")
+    notes: Counter[str] = Counter()
 
-
-def _read_file(name: str, source: SourceConfig, file: Path, kind: str, cache: Path) -> Iterator[NumberedRow]:
-    try:
-        match kind:
-            case "jsonl":
-                yield from _json_lines(file)
-            case "json":
-                yield from _json_file(file)
-            case "txt":
-                for number, text in _texts(file, source.txt_documents):
-                    yield number, {source.columns.text: text}
-            case _:
-                yield from _read_table(name, source, file, kind, cache)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} must be UTF-8, but has the byte {error.object[error.start]:#04x} at offset "
-            f"{error.start} of a block instead. Convert it, for example with iconv."
-        ) from error
-    except (EOFError, OSError, zlib.error, BrokenFile) as error:
-        _raise_if_disk(error)
-        raise DataError(f"{file} cannot be read: {_first_line(error)}.") from error
-
-
-def _json_lines(file: Path) -> Iterator[NumberedRow]:
-    with open_text(file) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{file}, line {number} must be a JSON object, but is not valid JSON instead "
-                    f"({error.msg} at column {error.colno}). Mend or remove the line."
-                ) from error
-            yield number, _as_row(row, f"{file}, line {number}")
-
-
-def _json_file(file: Path) -> Iterator[NumberedRow]:
-    # One array, one object of objects (id: row), or JSON lines under the wrong name.
-    with open_text(file) as stream:
-        text = stream.read()
-    first_line = next((line for line in text.splitlines() if line.strip()), "")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if first_line.lstrip().startswith("{") and first_line.rstrip().endswith("}"):
-            yield from _json_lines(file)
-            return
-        raise DataError(
-            f"{file}, line {error.lineno} must be valid JSON, but is not ({error.msg} at column "
-            f"{error.colno}). Mend the file."
-        ) from error
-    if isinstance(content, dict):
-        keyed = content and all(isinstance(row, dict) for row in content.values())
-        content = list(content.values()) if keyed else [content]
-    if not isinstance(content, list):
-        raise DataError(f"{file} must hold a list of JSON objects, but holds a single value instead.")
-    for number, row in enumerate(content, 1):
-        yield number, _as_row(row, f"{file}, row {number}")
-
-
-def _as_row(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise DataError(f"{where} must be a JSON object, but is a {kind} instead. Mend or remove it.")
-    return value
-
-
-def _texts(file: Path, documents: str) -> Iterator[tuple[int, str]]:
-    with open_text(file) as stream:
-        if documents == "line":
-            for number, line in enumerate(stream, 1):
-                yield number, line.rstrip("\n")
-        elif documents == "paragraph":
-            paragraphs = BLANK_LINES.split(stream.read())
-            yield from enumerate((p for p in paragraphs if p.strip()), 1)
-        else:
-            yield 1, stream.read()
-
-
-def _read_table(name: str, source: SourceConfig, file: Path, kind: str, cache: Path) -> Iterator[NumberedRow]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    options: dict[str, Any] = {}
-    if kind == "csv":
-        with open_text(file) as stream:
-            header = next(csv.reader(stream), [])
-        if not header:
-            return
-        # Everything is text: "007" is no number and "NA" is not missing.
-        features = datasets.Features({column: datasets.Value("string") for column in header})
-        options = {"features": features, "keep_default_na": False}
-    try:
-        dataset = datasets.load_dataset(
-            kind, data_files=[glob_escape(file)], split="train", cache_dir=str(cache), **options
+    def read(wanted: list[str], watched: list[str]) -> Iterator[NumberedRow]:
+        fix = (
+            "The library `datasets` may have taken text for it: download the dataset and set "
+            f"data.sources.{name}.path."
         )
-    except Exception as error:  # `datasets` wraps whatever its readers raise
-        _raise_if_disk(error)
-        raise DataError(
-            f"{file} must be a readable {kind} file, but is not: {_first_line(error.__cause__ or error)}."
-        ) from error
-    _check_columns(name, source, file.name, dataset.column_names)
-    yield from _table_rows(source, dataset)
+        for column in wanted:
+            check_type(column, dataset.data.schema.field(column).type, label, fix)
+        chosen = dataset.select_columns([*wanted, *watched]).with_format("arrow")
+        tables = chosen.iter(batch_size=BATCH_ROWS)
+        rows = (row for table in tables for row in plain_rows(table, wanted, watched, label, notes))
+        yield from enumerate(rows, 1)
 
-
-def glob_escape(file: Path) -> str:
-    """Quote a path for `datasets`, which takes data files as patterns."""
-    return re.sub(r"([*?\[])", r"[\1]", str(file.resolve()))
-
-
-def _table_rows(source: SourceConfig, dataset: datasets.Dataset) -> Iterator[NumberedRow]:
-    wanted = {**required_columns(source), **optional_columns(source)}.values()
-    dataset = dataset.select_columns(list(dict.fromkeys(wanted)))
-    for number, row in enumerate(dataset, 1):
-        # A table gives every row the keys of all others, set to None.
-        yield number, _without_none(row)
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None or k == "content"}
-    if isinstance(value, list):
-        return [_without_none(v) for v in value]
-    return value
-
-
-def _checked(
-    name: str, source: SourceConfig, file: str, rows: Iterable[NumberedRow], seen: set[str]
-) -> Iterator[NumberedRow]:
-    required = required_columns(source)
-    kept = {**required, **optional_columns(source)}.values()
-    tabular = file_kind(Path(file)) in ("parquet", "csv")
-    for number, row in rows:
-        if tabular:
-            seen.update(kept)
-        else:
-            if any(column not in row for column in required.values()):
-                _check_columns(name, source, f"{file} (row {number})", list(row), required_only=True)
-            seen.update(row.keys() & set(kept))
-        yield number, {column: row.get(column) for column in kept}
-
-
-def _check_columns(
-    name: str, source: SourceConfig, file: str, columns: list[str], required_only: bool = False
-) -> None:
-    wanted = required_columns(source) | ({} if required_only else optional_columns(source))
-    for key, column in wanted.items():
-        if column not in columns:
-            raise DataError(
-                f"`data.sources.{name}.columns.{key}` must name a column of {file}, but is '{column}' "
-                f"instead; the columns are [{', '.join(columns)}]."
-            )
-
-
-def _check_optional(name: str, source: SourceConfig, seen: set[str]) -> None:
-    for key, column in optional_columns(source).items():
-        if seen and column not in seen:
-            raise DataError(
-                f"`data.sources.{name}.columns.{key}` must name a column that some row has, but is "
-                f"'{column}' instead, which no row has. Mend the name or leave it out."
-            )
+    opened = _Opened(label, label, "row", list(dataset.column_names), True, read, lambda: notes)
+    return SourceRows(name, source, iter([opened]))
 
 
 def _batched(rows: Iterable[NumberedRow], file: str, unit: str) -> Iterator[RowBatch]:

@@ -76,9 +76,9 @@ def encode_batch(
 
 
 def _read(row: dict[str, object], source: SourceConfig, counts: Counter[str]) -> Document | None:
-    document = parse_row(row, source)
+    document = parse_row(row, source, counts)
     clean: CleanConfig = source.clean
-    return clean_document(document, clean, counts)
+    return None if document is None else clean_document(document, clean, counts)
 
 
 def _mark(document: CompletionDocument | ChatDocument, tokenizer: TokenizerLike) -> tuple[str, list[Span]]:

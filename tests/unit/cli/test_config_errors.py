@@ -1,10 +1,13 @@
 """Errors of the configuration as a person meets them: a sentence with the key and the fix, exit code 2."""
 
+import os
+import subprocess
 import sys
 
 import pytest
 import yaml
 
+from tests.helpers.ranks import ROOT
 from trainer.cli import run_command
 from trainer.usage import COMMANDS
 
@@ -341,3 +344,20 @@ def test_a_sweep_is_text_although_yaml_takes_it_for_a_number(word):
 def test_a_divergence_that_cannot_be_is_refused_before_anything_is_read(refuse, overrides, parts):
     message = refuse("train", *CORPUS, "model=tiny", "train.max_steps=1", *overrides)
     assert all(part in message for part in parts), message
+
+
+def test_a_terminal_that_is_not_utf_8_gets_replaced_characters(here):
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "prepare",
+        *CORPUS,
+        "model=tiny",
+        "name='\u0436\u27e6'",
+        "--cfg",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"}
+    shown = subprocess.run(command, env=environment, capture_output=True, cwd=here)
+    assert shown.returncode == 0, shown.stderr
+    assert b"name: ??" in shown.stdout

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
-from trainer.data.document import parse_row
-from trainer.data.types import ChatDocument, CompletionDocument, IdsDocument, RowError
+from trainer.data import document as document_module
+from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, RowError
 
 CHAT = SourceConfig(format=Format.chat)
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def parse_row(row: dict[str, Any], source: SourceConfig) -> Document | None:
+    return document_module.parse_row(row, source, Counter())
 
 
 def test_sharegpt_turns_become_roles_and_contents() -> None:

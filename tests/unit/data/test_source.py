@@ -18,10 +18,10 @@ LINES = '{"text": "one"}\n{"text": "two"}\n'
 
 
 def read(source: SourceConfig, tmp_path: Path) -> list[Any]:
-    files = list_files("s", source)
-    batches = read_files("s", source, files, tmp_path / "cache")
-    column = source.columns.messages if source.format is Format.chat else source.columns.text
-    return [row[column] for batch in batches for row in batch.rows]
+    rows = read_files("s", source, list_files("s", source).files)
+    columns = rows.source.columns
+    column = columns.messages if source.format is Format.chat else columns.text
+    return [row[column] for batch in rows.batches() for row in batch.rows]
 
 
 def write(path: Path, content: str) -> SourceConfig:
@@ -103,7 +103,7 @@ def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path: Path) 
 
 def test_rows_carry_the_line_they_came_from(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", '{"text": "one"}\n\n{"text": "two"}\n')
-    (batch,) = read_files("s", source, list_files("s", source), tmp_path)
+    (batch,) = read_files("s", source, list_files("s", source).files).batches()
     assert batch.where(1) == f"{tmp_path}/a.jsonl, line 3"
 
 

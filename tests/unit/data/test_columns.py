@@ -1,0 +1,266 @@
+"""Which columns are read, what is taken by itself, and what is never left out without a word."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.data.document import parse_row
+from trainer.data.files import list_files
+from trainer.data.source import read_files
+from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, TextDocument
+from trainer.errors import DataError
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+GPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+SYSTEM = {"role": "system", "content": "s"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+COMPLETION, CHAT, IDS = {"format": Format.completion}, {"format": Format.chat}, {"format": Format.ids}
+AS_CHAT = {**COMPLETION, "as_chat": True}
+
+
+def read(
+    tmp_path: Path, rows: list[Any], **options: Any
+) -> tuple[list[Document | None], list[str], Counter[str]]:
+    """Return the documents of rows, what is said of them, and the counts of what was dropped."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = SourceConfig(path=str(tmp_path / "a.jsonl"), **options)
+    opened = read_files("s", source, list_files("s", source).files)
+    counts: Counter[str] = Counter()
+    documents = [parse_row(row, opened.source, counts) for batch in opened.batches() for row in batch.rows]
+    return documents, opened.reading.to_lines(), +counts
+
+
+# ---- layouts
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "document", "said"),
+    [
+        ({"content": "x"}, {}, TextDocument("x"), "text=content"),
+        ({"conversations": GPT}, CHAT, ChatDocument(TURNS), "ShareGPT"),
+        ({"conversations": GPT, "system": "s"}, CHAT, ChatDocument([SYSTEM, *TURNS]), "system=system"),
+        ({"messages": TURNS, "tools": [TOOL]}, CHAT, ChatDocument(TURNS, [TOOL]), "tools=tools"),
+        ({"messages": TURNS, "tools": [json.dumps(TOOL)]}, CHAT, ChatDocument(TURNS, [TOOL]), "tools=tools"),
+        ({"messages": TURNS, "tools": json.dumps([TOOL])}, CHAT, ChatDocument(TURNS, [TOOL]), "tools=tools"),
+        ({"messages": TURNS, "tools": None}, CHAT, ChatDocument(TURNS), "tools=tools"),
+        ({"instruction": "p", "output": "c"}, COMPLETION, CompletionDocument("p", "c"), "Alpaca"),
+        (
+            {"instruction": "p", "input": "i", "output": "c"},
+            COMPLETION,
+            CompletionDocument("p\n\ni", "c"),
+            "input=input",
+        ),
+        (
+            {"instruction": "p", "input": "", "output": "c"},
+            COMPLETION,
+            CompletionDocument("p", "c"),
+            "input=input",
+        ),
+        (
+            {"instruction": "p", "context": "i", "response": "c", "category": "x"},
+            COMPLETION,
+            CompletionDocument("p\n\ni", "c"),
+            "input=context",
+        ),
+        ({"query": "p", "response": "c"}, COMPLETION, CompletionDocument("p", "c"), "query and response"),
+        ({"question": "p", "answer": "c"}, COMPLETION, CompletionDocument("p", "c"), "question and answer"),
+        ({"input": "p", "output": "c"}, COMPLETION, CompletionDocument("p", "c"), "input and output"),
+        (
+            {"system_prompt": "s", "question": "p", "response": "c"},
+            COMPLETION,
+            CompletionDocument("s\n\np", "c"),
+            "system=system_prompt",
+        ),
+        ({"question": "a", "answer": "b"}, AS_CHAT, ChatDocument(TURNS), "question and answer"),
+        ({"input_ids": [5, 6], "labels": [-100, 6]}, IDS, IdsDocument([5, 6], [0, 1]), "labels=labels"),
+        (
+            {"input_ids": [5, 6], "completion_mask": [0, 1]},
+            IDS,
+            IdsDocument([5, 6], [0, 1]),
+            "loss_mask=completion_mask",
+        ),
+        (
+            {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "assistant_masks": [1, 1, 0]},
+            IDS,
+            IdsDocument([5, 6, 7], [0, 1, 0]),
+            "loss_mask=assistant_masks, labels=labels",
+        ),
+        (
+            {"input_ids": [0, 5, 6, 0], "attention_mask": [0, 1, 1, 0], "labels": [-100, -100, 6, -100]},
+            IDS,
+            IdsDocument([5, 6], [0, 1]),
+            "attention_mask=attention_mask",
+        ),
+    ],
+)
+def test_a_layout_in_common_use_is_taken_whole_and_told(
+    row: dict[str, Any], options: dict[str, Any], document: Document, said: str, tmp_path: Path
+) -> None:
+    documents, lines, _ = read(tmp_path, [row], **options)
+    assert documents == [document]
+    assert any(said in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+        {"prompt": "a", "completion": TURNS[1:]},
+        {"prompt": TURNS[:1], "completion": "b"},
+        {"prompt": GPT[:1], "completion": GPT[1:]},
+    ],
+)
+def test_prompt_and_completion_may_be_turns(row: dict[str, Any], tmp_path: Path) -> None:
+    assert read(tmp_path, [row], **AS_CHAT)[0] == [ChatDocument(TURNS)]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "hint"),
+    [
+        ({"conversations": GPT}, {}, "look like ShareGPT: set data.sources.s.format=chat"),
+        ({"messages": TURNS}, COMPLETION, "look like OpenAI messages: set data.sources.s.format=chat"),
+        ({"instruction": "p", "output": "c"}, CHAT, "look like Alpaca: set data.sources.s.format=completion"),
+        (
+            {"prompt": [], "completion": []},
+            CHAT,
+            "data.sources.s.format=completion data.sources.s.as_chat=true",
+        ),
+        ({"input_ids": [1]}, {}, "look like token ids: set data.sources.s.format=ids"),
+    ],
+)
+def test_rows_of_another_format_are_refused_with_that_format(
+    row: dict[str, Any], options: dict[str, Any], hint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, [row], **options)
+    assert hint in str(caught.value)
+
+
+def test_a_column_that_the_user_names_is_never_replaced(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"columns\.messages` must name a column"):
+        read(tmp_path, [{"conversations": GPT}], **CHAT, columns=ColumnsConfig(messages="dialogue"))
+
+
+# ---- what is not read
+
+
+@pytest.mark.parametrize(
+    ("extra", "options"),
+    [
+        ({"functions": [TOOL]}, CHAT),
+        ({"history": [["x", "y"]]}, CHAT),
+        ({"conversations": GPT}, CHAT),
+        ({"instruction": "not in the turns"}, CHAT),
+        ({"reasoning": "because"}, CHAT),
+        ({"weight": 0}, CHAT),
+        ({"train": False}, CHAT),
+        ({"images": ["x.png"]}, CHAT),
+        ({"System_Prompt": "s"}, CHAT),
+        ({"context": "c"}, COMPLETION),
+        ({"input": "i"}, COMPLETION),
+        ({"tools": [TOOL]}, COMPLETION),
+        ({"chosen": "x"}, COMPLETION),
+        ({"assistant_mask": [1]}, IDS),
+        ({"position_ids": [0]}, IDS),
+        ({"loss_mask": [1]}, {}),
+    ],
+)
+def test_a_column_that_changes_what_is_learnt_is_not_left_out_without_a_word(
+    extra: dict[str, Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    base = {"text": "t", "messages": TURNS, "prompt": "p", "completion": "q", "input_ids": [1]}
+    keys = {Format.text: ["text"], Format.chat: ["messages"], Format.ids: ["input_ids"]}
+    row = {key: base[key] for key in keys.get(options.get("format", Format.text), ["prompt", "completion"])}
+    (column,) = extra
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, [row, row | extra], **options)
+    assert f"[{column}], which {tmp_path}/a.jsonl, line 2, fills" in str(caught.value)
+    assert f"data.sources.s.columns.ignore=[{column}]" in str(caught.value)
+    documents, lines, _ = read(
+        tmp_path, [row, row | extra], **options, columns=ColumnsConfig(ignore=[column])
+    )
+    assert len(documents) == 2 and f"columns left unread as asked: {column}" in lines
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"id": 5, "url": "x", "meta": {"a": 1}},
+        {"weight": 1.0, "train": True},
+        {"history": [], "functions": None, "images": [None], "reasoning": " "},
+        {"prompt": "a", "output": "b"},
+    ],
+)
+def test_columns_that_say_nothing_or_say_it_again_are_one_line(extra: dict[str, Any], tmp_path: Path) -> None:
+    documents, lines, _ = read(tmp_path, [{"messages": TURNS, **extra}], **CHAT)
+    assert documents == [ChatDocument(TURNS)]
+    assert lines == [f"columns that are not read: {', '.join(sorted(extra))}"]
+
+
+def test_a_column_to_ignore_that_no_row_has_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"columns\.ignore` must name columns .* \[sistem\]"):
+        read(tmp_path, [{"text": "x"}], columns=ColumnsConfig(ignore=["sistem"]))
+
+
+def test_a_system_column_that_is_ignored_is_not_read(tmp_path: Path) -> None:
+    rows = [{"messages": TURNS, "system": "s"}]
+    documents, lines, _ = read(tmp_path, rows, **CHAT, columns=ColumnsConfig(ignore=["system"]))
+    assert documents == [ChatDocument(TURNS)] and lines == ["columns left unread as asked: system"]
+
+
+def test_two_columns_that_could_be_the_same_are_not_chosen_between(tmp_path: Path) -> None:
+    rows = [{"input_ids": [1], "loss_mask": [1], "completion_mask": [0]}]
+    with pytest.raises(
+        DataError, match=r"loss_mask` must say which of the columns \[loss_mask, completion_mask\]"
+    ):
+        read(tmp_path, rows, **IDS)
+    columns = ColumnsConfig(loss_mask="completion_mask", ignore=["loss_mask"])
+    assert read(tmp_path, rows, **IDS, columns=columns)[0] == [IdsDocument([1], [0])]
+
+
+def test_optional_columns_of_later_rows_are_read_too(tmp_path: Path) -> None:
+    rows = [{"messages": TURNS}, {"messages": TURNS, "system": "s", "tools": [TOOL]}]
+    assert read(tmp_path, rows, **CHAT)[0] == [ChatDocument(TURNS), ChatDocument([SYSTEM, *TURNS], [TOOL])]
+
+
+@pytest.mark.parametrize("column", ["labels", "loss_mask"])
+def test_a_mask_that_only_some_rows_have_is_refused(column: str, tmp_path: Path) -> None:
+    """Rows without it would be supervised throughout."""
+    rows = [{"input_ids": [1], column: [1]}, {"input_ids": [1]}]
+    with pytest.raises(DataError, match=f"columns.{column}` must name a column that every row has or none"):
+        read(tmp_path, rows, **IDS)
+
+
+# ---- nulls
+
+
+def test_rows_without_a_completion_or_a_question_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": c} for c in ("b", "", " \n", None)] + [
+        {"prompt": None, "completion": "b"}
+    ]
+    documents, _, counts = read(tmp_path, rows, **COMPLETION)
+    assert documents == [CompletionDocument("a", "b"), None, None, None, CompletionDocument("", "b")]
+    assert counts == {"no_completion": 3, "empty_prompts": 1}
+    documents, _, counts = read(tmp_path, rows, **AS_CHAT)
+    assert documents == [ChatDocument(TURNS), None, None, None, None]
+    assert counts == {"no_completion": 3, "no_prompt": 1}
+    rows = [{"prompt": TURNS[:1], "completion": [{"role": "assistant", "content": None}]}]
+    assert read(tmp_path, rows, **AS_CHAT)[2] == {"no_completion": 1}
+
+
+def test_nulls_of_two_layouts_in_one_table_hide_neither(tmp_path: Path) -> None:
+    void = dict.fromkeys(("role", "content", "from", "value"))
+    rows = [
+        {"messages": [{**void, **turn} for turn in TURNS]},
+        {"messages": [{**void, **turn} for turn in GPT]},
+        {"messages": [None, *TURNS, void]},
+    ]
+    documents, _, counts = read(tmp_path, rows, **CHAT)
+    assert documents == [ChatDocument(TURNS)] * 3
+    assert counts == {"null_turns": 2}

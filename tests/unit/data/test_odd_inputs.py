@@ -1,0 +1,153 @@
+"""Whatever the input: a store, or one sentence; and nothing is supervised that should not be."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.helpers.odd_inputs import ASIDE, make_odd
+from tests.helpers.tokenizers import make_tokenizer
+from trainer.config.check import check_config
+from trainer.config.data import ColumnsConfig, DataConfig, Format
+from trainer.config.store import compose_config
+from trainer.data.prepare import prepare
+from trainer.errors import DataError, TrainerError
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@functools.cache
+def tokenizer():
+    return make_tokenizer()
+
+
+def prepared(data: DataConfig) -> dict:
+    console = Console(file=io.StringIO(), width=200)
+    return prepare(data, tokenizer(), tokenizer, None, console)
+
+
+def outcome_of(seed: int, folder: Path) -> str:
+    """Prepare the input of a seed; return what came of it, or fail."""
+    folder.mkdir()
+    odd = make_odd(seed, folder)
+    data = DataConfig(
+        sources={"s": odd.source},
+        seq_len=4096,
+        num_workers=1,
+        validation_frac=0.0,
+        cache_dir=str(folder / "c"),
+    )
+    try:
+        store = prepared(data)["s"]
+    except DataError as error:
+        assert str(error).endswith(".") and "\n" not in str(error), f"seed {seed}: {error}"
+        return "refused"
+    for index in range(store.train.num_packs if odd.is_judged else 0):
+        pack = store.train.pack(index)
+        learnt = pack.tokens[pack.supervised].tolist()
+        if odd.source.format is Format.ids:
+            assert all(token < 100 for token in learnt), f"seed {seed}: ids {learnt}"
+        else:
+            said = tokenizer().decode(learnt)
+            assert not set(ASIDE) & set(said), f"seed {seed}: supervised {said!r}"
+    return "judged" if odd.is_judged else "read"
+
+
+def try_seeds(seeds: range, folder: Path) -> Counter[str]:
+    outcomes = Counter(outcome_of(seed, folder / str(seed)) for seed in seeds)
+    print(f"{len(seeds)} odd inputs: {dict(outcomes)}")
+    return outcomes
+
+
+def test_no_odd_input_gives_a_traceback_or_teaches_what_it_should_not(tmp_path: Path) -> None:
+    outcomes = try_seeds(range(300), tmp_path)
+    assert outcomes["refused"] > 50 < outcomes["judged"], outcomes
+
+
+VALUES = [
+    "null",
+    "5",
+    "-1",
+    "0",
+    "true",
+    "x",
+    "[]",
+    "[messages]",
+    "[5]",
+    "{a: 1}",
+    "''",
+    "chat",
+    "ids",
+    "1e9",
+    "nan",
+    "\u0436",
+]
+KEYS = [f"columns.{slot}" for slot in ColumnsConfig.__dataclass_fields__]
+KEYS += [
+    "format",
+    "as_chat",
+    "split",
+    "subset",
+    "revision",
+    "max_documents",
+    "txt_documents",
+    "path",
+    "dataset",
+]
+KEYS += [
+    "clean.min_chars",
+    "clean.max_chars",
+    "packing",
+    "long_documents",
+    "role",
+    "columns",
+    "columns.nonsense",
+]
+
+
+def outcome_of_overrides(seed: int, folder: Path) -> str:
+    """Compose odd overrides of a source, check and prepare them; return what came of it, or fail."""
+    draw = random.Random(seed)
+    (folder / "in.jsonl").write_text(json.dumps({"messages": TURNS, "text": "x"}) + "\n")
+    key = "data.sources.chat"
+    chosen = [f"{key}.{draw.choice(KEYS)}={draw.choice(VALUES)}" for _ in range(draw.randint(1, 2))]
+    common = ["model=tiny", "data=chat", f"data.cache_dir={folder}/cache", "data.num_workers=1"]
+    try:
+        config = compose_config([*common, f"{key}.path={folder}/in.jsonl", "data.validation_frac=0", *chosen])
+        check_config(config, only=("data",))
+        prepared(config.data)
+    except TrainerError as error:
+        assert str(error).rstrip().endswith((".", "?")), f"{chosen}: {error}"
+        return type(error).__name__
+    return "read"
+
+
+def try_overrides(seeds: range, folder: Path) -> Counter[str]:
+    outcomes = Counter(outcome_of_overrides(seed, folder) for seed in seeds)
+    print(f"{len(seeds)} odd overrides: {dict(outcomes)}")
+    return outcomes
+
+
+def test_no_odd_override_of_a_source_gives_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(try_overrides(range(25), tmp_path)) == 3
+
+
+@pytest.mark.slow
+def test_no_odd_override_of_many_does_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    try_overrides(range(1_000, 3_000), tmp_path)
+
+
+@pytest.mark.slow
+def test_no_odd_input_of_many_does_either(tmp_path: Path) -> None:
+    try_seeds(range(1_000, 11_000), tmp_path)

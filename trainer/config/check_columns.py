@@ -1,0 +1,53 @@
+"""Rules about the columns of a source, and about what is read of it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from trainer.config.data import Format, SourceConfig
+from trainer.config.rule import must
+
+REQUIRED = {
+    Format.text: ("text",),
+    Format.completion: ("prompt", "completion"),
+    Format.chat: ("messages",),
+    Format.ids: ("input_ids",),
+}
+OPTIONAL = {
+    "tools": (Format.chat, Format.completion),
+    "system": (Format.chat, Format.completion),
+    "input": (Format.completion,),
+    "loss_mask": (Format.ids,),
+    "labels": (Format.ids,),
+    "attention_mask": (Format.ids,),
+}
+"""Optional columns, and the formats that read them."""
+
+
+def column_problems(key: str, source: SourceConfig) -> Iterator[str]:
+    """Yield a sentence for every broken rule."""
+    columns = source.columns
+    named = {slot: getattr(columns, slot) for slot in (*REQUIRED[source.format], *OPTIONAL)}
+    for slot, formats in OPTIONAL.items():
+        if named[slot] is not None and source.format not in formats:
+            rule = f"null for format={source.format.value}, which does not read it"
+            yield must(f"{key}.columns.{slot}", rule, named[slot], "Remove it.")
+    if named["tools"] is not None and source.format is Format.completion and not source.as_chat:
+        rule = "null unless a chat is rendered"
+        yield must(f"{key}.columns.tools", rule, named["tools"], f"Remove it, or set {key}.as_chat=true.")
+    given = [column for column in named.values() if column is not None]
+    for column, count in Counter(given).items():
+        if count > 1:
+            slots = [slot for slot, name in named.items() if name == column]
+            yield must(
+                f"{key}.columns.{slots[1]}", f"another column than {slots[0]}", column, "Name each once."
+            )
+        if column in columns.ignore:
+            rule = "a list without the columns that are read"
+            yield must(f"{key}.columns.ignore", rule, columns.ignore, f"Leave out {column}.")
+    if source.max_documents is not None and source.max_documents < 1:
+        yield must(f"{key}.max_documents", "at least 1, or null", source.max_documents, "Leave it out.")
+    if source.path is not None and source.revision is not None:
+        rule = "null for local files"
+        yield must(f"{key}.revision", rule, source.revision, "Remove it.")

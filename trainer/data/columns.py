@@ -1,0 +1,248 @@
+"""Decides which columns of a source are read, and refuses to leave out one that changes what is learnt. Pure.
+
+A row layout in common use (ShareGPT, Alpaca, TRL, ...) is taken by its column names where the configuration
+names no column that is there; everything taken so is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, assert_never
+
+from trainer.config.data import Format, SourceConfig
+from trainer.errors import DataError
+
+Row = dict[str, Any]
+
+LAYOUTS: dict[Format, tuple[tuple[str, dict[str, str]], ...]] = {
+    Format.text: (("text", {"text": "text"}), ("text", {"text": "content"})),
+    Format.chat: (
+        ("OpenAI messages", {"messages": "messages"}),
+        ("ShareGPT", {"messages": "conversations"}),
+        ("ShareGPT", {"messages": "conversation"}),
+    ),
+    Format.completion: (
+        ("prompt and completion", {"prompt": "prompt", "completion": "completion"}),
+        ("Alpaca", {"prompt": "instruction", "completion": "output"}),
+        ("instruction and response", {"prompt": "instruction", "completion": "response"}),
+        ("prompt and response", {"prompt": "prompt", "completion": "response"}),
+        ("query and response", {"prompt": "query", "completion": "response"}),
+        ("question and answer", {"prompt": "question", "completion": "answer"}),
+        ("question and response", {"prompt": "question", "completion": "response"}),
+        ("input and output", {"prompt": "input", "completion": "output"}),
+    ),
+    Format.ids: (("token ids", {"input_ids": "input_ids"}),),
+}
+"""Row layouts of each format: what people call it, and which column is which; the first is the default."""
+
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "tools": ("tools",),
+    "system": ("system", "system_prompt"),
+    "input": ("input", "context"),
+    "loss_mask": ("loss_mask", "completion_mask", "assistant_masks"),
+    "labels": ("labels",),
+    "attention_mask": ("attention_mask",),
+}
+"""Names by which an optional column is taken when the configuration leaves it null."""
+
+MASKS = {"loss_mask", "completion_mask", "assistant_masks", "assistant_mask", "train"}
+MASKS |= {"weight", "weights", "loss", "loss_weight", "sample_weight"}
+PROMPTS = {"system", "system_prompt", "tools", "functions", "context", "history", "documents"}
+PROMPTS |= {"reasoning", "reasoning_content", "thinking", "chosen", "rejected"}
+PROMPTS |= {"image", "images", "video", "videos", "audio", "audios"}
+TURNS = {"messages", "conversations", "conversation"}
+PAIRS = {"prompt", "instruction", "input", "query", "question"}
+PAIRS |= {"completion", "output", "response", "answer"}
+WEIGHTY: dict[Format, set[str]] = {
+    Format.text: MASKS,
+    Format.chat: MASKS | PROMPTS | TURNS | PAIRS | {"labels"},
+    Format.completion: MASKS | PROMPTS | TURNS | PAIRS | {"labels"},
+    Format.ids: MASKS | {"labels", "position_ids", "seq_lengths", "images", "pixel_values"},
+}
+"""Columns that change what is learnt: not left unread without a word of the user's."""
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    name: (1, True) for name in ("train", "loss", "weight", "weights", "loss_weight", "sample_weight")
+}
+"""Values of such a column that say nothing."""
+
+
+def required_columns(source: SourceConfig) -> dict[str, str]:
+    """Map the config keys of the columns that every row must have to their names."""
+    columns = source.columns
+    match source.format:
+        case Format.text:
+            return {"text": columns.text}
+        case Format.completion:
+            return {"prompt": columns.prompt, "completion": columns.completion}
+        case Format.chat:
+            return {"messages": columns.messages}
+        case Format.ids:
+            return {"input_ids": columns.input_ids}
+        case _:
+            assert_never(source.format)
+
+
+def optional_columns(source: SourceConfig) -> dict[str, str]:
+    """Map the config keys of the columns that a row may have to their names."""
+    columns = source.columns
+    wanted: dict[str, str | None] = {}
+    if source.format is Format.chat or (source.format is Format.completion and source.as_chat):
+        wanted["tools"] = columns.tools
+    if source.format in (Format.chat, Format.completion):
+        wanted["system"] = columns.system
+    if source.format is Format.completion:
+        wanted["input"] = columns.input
+    if source.format is Format.ids:
+        wanted |= {key: getattr(columns, key) for key in ("loss_mask", "labels", "attention_mask")}
+    return {key: column for key, column in wanted.items() if column is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A source with all its columns named, and which of them it did not name itself."""
+
+    source: SourceConfig
+    taken: dict[str, str]
+    """Optional columns by config key that are taken by their name, wherever a row has them."""
+    lines: list[str]
+    """What was recognised, for a person."""
+
+    @property
+    def read(self) -> list[str]:
+        """The columns that are read, where they are there."""
+        return list(
+            dict.fromkeys({**required_columns(self.source), **optional_columns(self.source)}.values())
+        )
+
+
+def recognise(name: str, source: SourceConfig, columns: Collection[str]) -> Layout:
+    """Name the columns of a source by those of its first row or table.
+
+    Raises:
+        DataError: If more than one column could be the loss mask.
+    """
+    lines = []
+    chosen: dict[str, str] = {}
+    layouts = LAYOUTS[source.format]
+    required = required_columns(source)
+    if required == layouts[0][1] and not set(required.values()) <= set(columns):
+        for title, layout in layouts:
+            if set(layout.values()) <= set(columns):
+                chosen = dict(layout)
+                shown = ", ".join(f"{key}={column}" for key, column in layout.items())
+                lines.append(f"rows look like {title}: read with columns {{{shown}}}")
+                break
+    named = _with_columns(source, chosen)
+    taken = _optional(name, named, columns)
+    return Layout(_with_columns(named, taken), taken, lines)
+
+
+def _with_columns(source: SourceConfig, names: dict[str, Any]) -> SourceConfig:
+    return replace(source, columns=replace(source.columns, **names))
+
+
+def _optional(name: str, source: SourceConfig, columns: Collection[str]) -> dict[str, str]:
+    """Return the optional columns to take by name; those that later rows may bring are among them."""
+    possible = optional_columns(_with_columns(source, {key: key for key in OPTIONAL}))
+    used = set(required_columns(source).values()) | set(optional_columns(source).values())
+    taken = {}
+    for key in possible:
+        if getattr(source.columns, key) is not None:
+            continue
+        if key == "input" and source.columns.prompt != "instruction":
+            continue
+        names = [n for n in OPTIONAL[key] if n not in used and n not in source.columns.ignore]
+        there = [n for n in names if n in columns]
+        if len(there) > 1:
+            raise DataError(
+                f"`data.sources.{name}.columns.{key}` must say which of the columns [{', '.join(there)}] it is, "
+                f"but is null instead. Set it, and data.sources.{name}.columns.ignore=[...] for the other."
+            )
+        if names:
+            taken[key] = (there or names)[0]
+    return taken
+
+
+def check_columns(
+    name: str, source: SourceConfig, where: str, columns: Collection[str], wanted: dict[str, str]
+) -> None:
+    """Refuse a row or table without a column that it must have.
+
+    Raises:
+        DataError: If one of `wanted` (config key: name) is not there.
+    """
+    for key, column in wanted.items():
+        if column not in columns:
+            raise DataError(
+                f"`data.sources.{name}.columns.{key}` must name a column of {where}, but is '{column}' "
+                f"instead; the columns are [{', '.join(columns)}].{_hint(name, source, columns)}"
+            )
+
+
+def _hint(name: str, source: SourceConfig, columns: Collection[str]) -> str:
+    for format_, layouts in LAYOUTS.items():
+        for title, layout in layouts[:1] if format_ is Format.text else layouts:
+            if format_ is source.format or not set(layout.values()) <= set(columns):
+                continue
+            shown = f"data.sources.{name}.format={format_.value}"
+            if format_ is Format.completion:
+                shown += f" data.sources.{name}.as_chat=true"
+            return f" Its rows look like {title}: set {shown}."
+    return ""
+
+
+def refuse_unread(name: str, layout: Layout, row: Row, names: Iterable[str], where: str) -> None:
+    """Refuse to leave columns of a row unread that change what is learnt.
+
+    Raises:
+        DataError: If one of `names` is such a column, and the row holds something in it.
+    """
+    lost = [
+        column for column in names if is_weighty(layout.source, column) and _says(row, column, layout.read)
+    ]
+    if not lost:
+        return
+    key = f"data.sources.{name}.columns"
+    maps = [f"{key}.{slot}={column}" for column in lost for slot in _slots(layout.source, column)]
+    fix = f"Map it ({' '.join(maps)}), or" if maps else "To"
+    raise DataError(
+        f"`{key}` must say what becomes of the column{'s' * (len(lost) > 1)} [{', '.join(lost)}], which {where} "
+        f"fills, but does not instead. {fix} leave it unread: {key}.ignore=[{','.join(lost)}]."
+    )
+
+
+def is_weighty(source: SourceConfig, column: str) -> bool:
+    """Say whether a column that is not read would change what is learnt."""
+    return column.lower() in WEIGHTY[source.format]
+
+
+def _slots(source: SourceConfig, column: str) -> Iterator[str]:
+    possible = optional_columns(_with_columns(source, {key: key for key in OPTIONAL}))
+    names = {**OPTIONAL, "tools": ("tools", "functions")}
+    for key in possible:
+        if column.lower() in names[key]:
+            yield key
+
+
+def _says(row: Row, column: str, read: Collection[str]) -> bool:
+    value = row.get(column)
+    if value is None or value in ("", [], {}) or value in NEUTRAL.get(column.lower(), ()):
+        return False
+    if isinstance(value, list) and all(item is None or item in ("", [], {}) for item in value):
+        return False
+    # A prompt that stands in the conversation too is no loss.
+    if not isinstance(value, str):
+        return True
+    said = value.strip()
+    return bool(said) and all(said != text.strip() for name in read for text in _texts(row.get(name)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield a text, or the contents of turns."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for turn in value:
+            if isinstance(turn, dict):
+                yield from (turn[key] for key in ("content", "value") if isinstance(turn.get(key), str))

@@ -1,0 +1,1 @@
+"""One file a format: what its columns are, and how its rows are read."""

@@ -1,0 +1,196 @@
+"""Chooses the files of one split in a folder that names splits: by its README's `configs`, or by the files' names.
+
+A downloaded dataset of the hub holds its test data beside its training data. Standard library and yaml only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError
+
+WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+"""Words in names that stand for a split, as the library `datasets` takes them."""
+FRONT_MATTER = re.compile(r"\A\ufeff?---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
+HUB_SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}")
+"""How the hub names shards; the split is all of the name before, such as train_sft."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the configuration asks of a folder: `key` is that of its source."""
+
+    key: str
+    split: str
+    subset: str | None
+
+
+def choose_split(folder: Path, files: list[Path], asked: Asked) -> tuple[list[Path], list[str]]:
+    """Return the files of the split that is asked for, and lines that say what was chosen and left out.
+
+    Raises:
+        DataError: If there is no such split, or it is not clear which split some files belong to.
+    """
+    configs = _read_configs(folder)
+    if configs:
+        by_split = _files_by_config(folder, files, configs, asked)
+        source = "its README"
+    else:
+        if asked.subset is not None:
+            raise DataError(
+                f"`{asked.key}.subset` must be null for a folder whose README lists no configs, but is "
+                f"'{asked.subset}' instead. Leave it out, or name its folder in {asked.key}.path."
+            )
+        by_split = _files_by_name(folder, files, asked)
+        source = "the names of its files"
+    if not by_split:
+        if asked.split != "train":
+            raise DataError(
+                f"`{asked.key}.split` must name a split of the folder, but is '{asked.split}', and neither "
+                f"a README nor names tell splits in '{folder}' instead. Name the files in {asked.key}.path."
+            )
+        return files, []
+    if not by_split.get(asked.split):
+        raise DataError(
+            f"`{asked.key}.split` must be one of [{', '.join(sorted(by_split))}], the splits of '{folder}' by "
+            f"{source}, but is '{asked.split}' instead. Set {asked.key}.split, or name files in {asked.key}.path."
+        )
+    chosen = by_split[asked.split]
+    left = len(files) - len(chosen)
+    lines = [f"split '{asked.split}' by {source}: {_count(len(chosen))}"]
+    if left:
+        others = ", ".join(sorted(name for name in by_split if name != asked.split)) or "none"
+        lines = [f"{lines[0]}; {_count(left)} of the folder not read (other splits: {others})"]
+    return chosen, lines
+
+
+def _count(number: int) -> str:
+    return "1 file" if number == 1 else f"{number:,} files"
+
+
+# ---- by README
+
+
+def _read_configs(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "README.md"
+    if not file.is_file():
+        return []
+    found = FRONT_MATTER.search(file.read_text(encoding="utf-8", errors="replace"))
+    if found is None:
+        return []
+    import yaml
+
+    try:
+        header = yaml.safe_load(found.group(1))
+    except yaml.YAMLError:
+        return []
+    configs = header.get("configs") if isinstance(header, dict) else None
+    return [c for c in configs if isinstance(c, dict)] if isinstance(configs, list) else []
+
+
+def _files_by_config(
+    folder: Path, files: list[Path], configs: list[dict[str, Any]], asked: Asked
+) -> dict[str, list[Path]]:
+    names = [str(config.get("config_name", "default")) for config in configs]
+    if asked.subset is None and len(configs) > 1:
+        defaults = [n for n, c in zip(names, configs, strict=True) if c.get("default") or n == "default"]
+        if len(defaults) != 1:
+            raise DataError(
+                f"`{asked.key}.subset` must be one of [{', '.join(names)}], the configs in the README of "
+                f"'{folder}', but is null instead. Set {asked.key}.subset."
+            )
+        wanted = defaults[0]
+    else:
+        wanted = asked.subset or names[0]
+    if wanted not in names:
+        raise DataError(
+            f"`{asked.key}.subset` must be one of [{', '.join(names)}], the configs in the README of "
+            f"'{folder}', but is '{wanted}' instead. Set {asked.key}.subset."
+        )
+    config = configs[names.index(wanted)]
+    below = {str(file.relative_to(folder)): file for file in files}
+    if "data_files" not in config:
+        inner = str(config.get("data_dir", "")).strip("./")
+        return _files_by_name(folder, [f for n, f in below.items() if n.startswith(inner)], asked)
+    by_split: dict[str, list[Path]] = {}
+    for split, pattern in _patterns(config["data_files"]):
+        found = by_split.setdefault(split, [])
+        found += [file for name, file in below.items() if _matches(name, pattern) and file not in found]
+    return {split: sorted(found) for split, found in by_split.items()}
+
+
+def _patterns(data_files: Any) -> list[tuple[str, str]]:
+    """Return (split, pattern) of a README's `data_files`: a path, paths, {split: paths} or a list of {split, path}."""
+    if isinstance(data_files, str):
+        return [("train", data_files)]
+    if isinstance(data_files, dict):
+        return [(str(split), p) for split, paths in data_files.items() for p in _as_list(paths)]
+    found = []
+    for entry in _as_list(data_files):
+        if isinstance(entry, dict):
+            found += [(str(entry.get("split", "train")), path) for path in _as_list(entry.get("path"))]
+        else:
+            found.append(("train", str(entry)))
+    return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _matches(name: str, pattern: Any) -> bool:
+    pattern = str(pattern).removeprefix("./")
+    if "**" in pattern:
+        return fnmatch(name, pattern.replace("**/", "*").replace("**", "*"))
+    return name.count("/") == pattern.count("/") and fnmatch(name, pattern)
+
+
+# ---- by name
+
+
+def _files_by_name(folder: Path, files: list[Path], asked: Asked) -> dict[str, list[Path]]:
+    """Return the files by split; none if no name tells one. A txt file is a document, whatever it is called."""
+    by_split: dict[str, list[Path]] = {}
+    unnamed: list[Path] = []
+    for file in files:
+        split = _split_of(file.relative_to(folder))
+        (unnamed if split is None else by_split.setdefault(split, [])).append(file)
+    if by_split and unnamed:
+        raise DataError(
+            f"`{asked.key}.path` must hold files that all tell their split or that all tell none, but "
+            f"'{folder}' has {_count(len(unnamed))} such as '{unnamed[0].name}' beside the splits "
+            f"[{', '.join(sorted(by_split))}] instead. Name the files, for example {asked.key}.path='FOLDER/*.jsonl'."
+        )
+    return by_split
+
+
+def _split_of(path: Path) -> str | None:
+    if ".txt" in path.suffixes:
+        return None
+    shard = HUB_SHARD.match(path.name)
+    if shard and _words(shard.group(1)):
+        return shard.group(1)
+    for part in reversed(path.parts):
+        found = _words(part)
+        if len(found) == 1:
+            return found.pop()
+    return None
+
+
+def _words(name: str) -> set[str]:
+    return {WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in WORDS}
