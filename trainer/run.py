@@ -65,14 +65,7 @@ def run_training(config: RunConfig) -> StopReason:
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
     config, group = session.config, session.group
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
-    probed: Isolation | None = None
-    if config.train.isolation_probe:
-        probed = check_isolation(
-            session.engine, session.loaded.model.config.vocab_size, config.data.seq_len, group, session.flash
-        )
-        _LOG.info(
-            "Isolation: changing a document moved the others' logits by %.1e of the largest.", probed.moved
-        )
+    probed = _probe_isolation(session) if config.train.isolation_probe else None
     work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
     work.prepare(
         session.held_out(),
@@ -126,6 +119,14 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     group.barrier()
     return reason
+
+
+def _probe_isolation(session: Session) -> Isolation:
+    """Prove that documents of a pack do not see each other. Collective: every rank."""
+    vocab_size, seq_len = session.loaded.model.config.vocab_size, session.config.data.seq_len
+    probed = check_isolation(session.engine, vocab_size, seq_len, session.group, session.flash)
+    _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", probed.moved)
+    return probed
 
 
 def _base_model(session: Session, reference: BaseReference | None) -> BaseModel | None:

@@ -53,7 +53,9 @@ def libraries_held() -> Iterator[None]:
         return
     handler = _Holder()
     root, streams = logging.getLogger(), (sys.stdout, sys.stderr)
+    level = root.level
     root.addHandler(handler)
+    root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     sys.stdout, sys.stderr = (_OthersOnly(stream) for stream in streams)
     try:
@@ -62,6 +64,7 @@ def libraries_held() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
         logging.captureWarnings(False)
         root.removeHandler(handler)
+        root.setLevel(level)
         _held.clear()
 
 
