@@ -175,7 +175,7 @@ def test_a_group_chosen_on_the_command_line_beats_the_choice_of_the_experiment()
     config = complete("experiment=quickstart", "model=tiny", "zero=zero1", "recipe=full_finetune")
     assert config.model.kind is ModelKind.tiny and config.zero.stage == 1
     assert config.kind is RunKind.full_finetune and config.optim.weight_decay == 0.0
-    assert config.optim.lr == 1e-4, "the experiment's own values stand after those of the recipe"
+    assert config.optim.lr == 2e-4, "the experiment's own values stand after those of the recipe"
 
 
 def test_a_debug_option_beats_the_experiment():
