@@ -164,7 +164,7 @@ def test_help_lists_every_command_and_every_option_of_every_group(capsys):
 def test_an_experiment_beats_its_recipe_and_the_command_line_beats_both():
     recipe = complete("data=text", "recipe=continued_pretrain")
     experiment = complete("experiment=quickstart")
-    assert (recipe.optim.lr, experiment.optim.lr) == (3e-5, 1e-4)
+    assert (recipe.optim.lr, experiment.optim.lr) == (3e-5, 2e-4)
     assert (recipe.train.max_epochs, experiment.train.max_epochs) == (1, None)
     assert experiment.kind is RunKind.continued_pretrain and experiment.optim.weight_decay == 0.1
     asked = complete("experiment=quickstart", "optim.lr=7e-4", "train.max_steps=3")
