@@ -15,7 +15,7 @@ from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
 from trainer.errors import ConfigError
-from trainer.fitting import fitted
+from trainer.fitting import DTYPE_LEFT, fitted
 from trainer.planning import LightForecast, forecast_without_torch
 
 from .attempts import last_job, measured_save_s, note
@@ -90,14 +90,15 @@ def check(config: RunConfig, site: Site) -> Ready:
         problems += site_problems(config.cluster, site())
     refuse(problems)
     fit = fitted(config, num_ranks, can_load=False)
-    config = fit.config
-    forecast = forecast_without_torch(config, num_ranks)
+    forecast = forecast_without_torch(fit.config, num_ranks)
+    config = fit.left_to_first_rank
     save_s, origin = _save_time(config, forecast)
     lead_s = config.cluster.signal_lead_s or max(LEAST_LEAD_S, round(60 + 2 * save_s))
     refuse([*_memory_problems(config, forecast), *lead_problems(config.cluster, lead_s, save_s, origin)])
     script = render(config.cluster, _job(config, lead_s))
     said = [
         *_says(config, num_ranks, forecast, lead_s, site is not None),
+        *([DTYPE_LEFT] if fit.dtype else []),
         *([fit.sentence] if fit.reason else []),
     ]
     return Ready(config, script, tuple(said))

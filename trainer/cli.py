@@ -21,6 +21,8 @@ from trainer.dist.env import is_rank, rank_env, rank_shown
 from trainer.errors import ConfigError, TrainerError
 from trainer.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.runtime.job import leave_exit_code
+from trainer.runtime.libraries import libraries_held
+from trainer.runtime.log import setup_messages
 from trainer.usage import DETAILS, SUBCOMMANDS, help_text
 
 EXIT_USER_ERROR = 2
@@ -42,6 +44,13 @@ def main() -> None:
 def run_command(arguments: Sequence[str]) -> int:
     """Run a command line and return the exit code."""
     _quieten_libraries()
+    with libraries_held():
+        setup_messages()
+        return _answer(arguments)
+
+
+def _answer(arguments: Sequence[str]) -> int:
+    """Run a command line, and say in a sentence why it could not be; return the exit code."""
     try:
         if arguments and arguments[0] in DETAILS and "--help" in arguments:
             print(DETAILS[arguments[0]])

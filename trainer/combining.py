@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def combine_adapters(config: RunConfig) -> int:
     """Write the weighted combination as an adapter, or merged into the base; return the exit code."""
-    from trainer.checkpoint.export import DTYPES, export_weights, publish_folder
+    from trainer.checkpoint.export import DTYPES, export_dtype, export_weights, publish_folder
     from trainer.model.combine import combined
     from trainer.model.folder import write_model_files, write_tokenizer
     from trainer.model.merge import with_base, write_adapter
@@ -30,11 +30,15 @@ def combine_adapters(config: RunConfig) -> int:
     weights = export.weights or [1 / len(export.adapters)] * len(export.adapters)
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     converter = find_converter(export, not export.merge)
-    adapters = [_read(Path(name).expanduser(), export.checkpoint) for name in export.adapters]
+    read = [_read(Path(name).expanduser(), export.checkpoint) for name in export.adapters]
+    adapters = [(adapter, digest) for adapter, digest, _ in read]
     _check_bases(adapters, export.adapters, source)
     output_dir = Path(export.output_dir or "").expanduser().absolute()
+    dtype = export_dtype(export.dtype, "fp32" if any(is_wide for _, _, is_wide in read) else "bf16")
     said = " + ".join(f"{weight:g} x {name}" for weight, name in zip(weights, export.adapters, strict=True))
-    console.print(f"Combining ({export.combination.value}) {said}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Combining ({export.combination.value}) {said} in {dtype}", highlight=False, soft_wrap=True
+    )
     tensors, described = combined(
         [adapter for adapter, _ in adapters], weights, export.combination, export.density
     )
@@ -43,15 +47,15 @@ def combine_adapters(config: RunConfig) -> int:
         count = export_weights(
             with_base(tensors.items(), source, described),
             output_dir,
-            export.dtype,
+            dtype,
             int(export.max_shard_gb * 1e9),
-            lambda folder: write_model_files(source, config.model, export.dtype, folder),
+            lambda folder: write_model_files(source, config.model, dtype, folder),
         )
         made = f"The base with all of them added in: {count} tensors"
     else:
 
         def fill(folder: Path) -> None:
-            write_adapter(tensors.items(), described, folder, DTYPES[export.dtype])
+            write_adapter(tensors.items(), described, folder, DTYPES[dtype])
             write_tokenizer(source, config.model, folder)
 
         publish_folder(output_dir, fill)
@@ -61,17 +65,19 @@ def combine_adapters(config: RunConfig) -> int:
     return 0
 
 
-def _read(folder: Path, which: str) -> tuple[Adapter, str | None]:
-    """Return the adapter of a run directory or an exported folder, and what is known of its base: a digest."""
+def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
+    """Return the adapter of a run directory or an exported folder, its base's digest if known, and if it is float32."""
     from trainer.checkpoint.commit import read_manifest
     from trainer.config.snapshot import config_path
+    from trainer.config.store import load_config
     from trainer.engine.consolidate import stream_parameters
     from trainer.model.combine import Adapter, read_folder
     from trainer.model.merge import read_adapter
     from trainer.model.pissa import as_plain_lora
 
     if not config_path(folder).exists():
-        return read_folder(folder), None
+        adapter = read_folder(folder)
+        return adapter, None, any(tensor.itemsize > 2 for tensor in adapter.tensors.values())
     config = read_adapter(folder)
     if config is None:
         raise ModelError(
@@ -81,7 +87,8 @@ def _read(folder: Path, which: str) -> tuple[Adapter, str | None]:
     checkpoint = find_checkpoint(folder, which)
     stream, plain = as_plain_lora(stream_parameters(checkpoint), config, folder)
     base = read_manifest(checkpoint).facts.get("base")
-    return Adapter(str(folder), dict(stream), plain), None if base is None else str(base)
+    is_wide = load_config(config_path(folder), []).zero.dtype == "fp32"
+    return Adapter(str(folder), dict(stream), plain), None if base is None else str(base), is_wide
 
 
 def _check_bases(adapters: list[tuple[Adapter, str | None]], names: list[str], source: str) -> None:

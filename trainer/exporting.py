@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from trainer.jobs import find_checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.evaluate.fingerprint import Fingerprint
+    from trainer.model.rounding import Rounding
+
 EXPORT_FACTOR = 2.0
 """How many times the rounding noise of the model an export may be away from the trained one."""
 EXPORT_FLOOR = 1e-5
@@ -35,7 +40,9 @@ PACKED_WHOLE = (
 
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
+    from trainer.checkpoint.export import DTYPES, export_dtype
     from trainer.model.resolve import resolve_model
+    from trainer.model.rounding import Rounding
 
     check_config(config, only=("export",))
     run_dir = Path(config.run_dir)
@@ -44,38 +51,69 @@ def export_model(config: RunConfig) -> int:
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     is_adapter = _writes_adapter(config)
     converter = find_converter(config.export, is_adapter)
+    how = ", as it was trained" if config.export.dtype == "auto" else ""
+    config = _in_dtype(config, export_dtype(config.export.dtype, config.zero.dtype))
     console = Console()
-    console.print(f"Exporting {checkpoint.name} to {output_dir}", highlight=False, soft_wrap=True)
+    _say(console, f"Exporting {checkpoint.name} to {output_dir} in {config.export.dtype}{how}")
     if config.tune.quantise is not Quantise.none:
         is_whole = config.export.merge or config.export.alpha != 1
-        console.print(PACKED_WHOLE if is_whole else PACKED_ADAPTER, highlight=False, soft_wrap=True)
-    count = _write_export(config, checkpoint, source, output_dir, console)
-    _verify(config, checkpoint, output_dir, count, console)
+        _say(console, PACKED_WHOLE if is_whole else PACKED_ADAPTER)
+    rounding = Rounding(source, DTYPES[config.export.dtype])
+    # A model that trained in bf16 whole was rounded so in every step.
+    is_rounded_more = config.zero.dtype == "fp32" or config.tune.method is not TuneMethod.full
+    count = _write_export(
+        config, checkpoint, source, output_dir, console, rounding if is_rounded_more else None
+    )
+    _verify(config, checkpoint, source, output_dir, count, console)
+    if rounding.num_lost:
+        _say(
+            console,
+            f"Of the weights that training moved, {100 * rounding.lost_share:.0f} % are the base's again when rounded "
+            f"to {config.export.dtype}; export.dtype=float32 keeps them.",
+        )
     write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
     return 0
 
 
-def _verify(config: RunConfig, checkpoint: Path, output_dir: Path, count: int, console: Console) -> None:
+def _in_dtype(config: RunConfig, dtype: str) -> RunConfig:
+    return dataclasses.replace(config, export=dataclasses.replace(config.export, dtype=dtype))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _verify(
+    config: RunConfig, checkpoint: Path, source: str, output_dir: Path, count: int, console: Console
+) -> None:
     """Compare the folder's logits with the trained ones, where it is to be the trained model.
+
+    The files were read back: they hold the trained weights, rounded. Where that is more than the trained model was
+    rounded itself, its logits are compared with those of the unrounded weights, and what rounding does is told.
 
     Raises:
         SelfCheckError: They are further apart than rounding moves them.
     """
     if not config.export.verify or config.export.alpha != 1:
         why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
-        console.print(f"{count} tensors written and read back; logits not compared{why}.", highlight=False)
+        _say(console, f"{count} tensors written and read back; logits not compared{why}.")
         return
-    found = _compare(config, checkpoint, output_dir)
-    console.print(
+    is_narrowed = config.zero.dtype == "fp32" and config.export.dtype == "bfloat16"
+    compare = _compare_unrounded if is_narrowed else _compare
+    found = compare(config, checkpoint, source, output_dir)
+    whose = "those of the unrounded weights" if is_narrowed else "the folder's in float32"
+    _say(
+        console,
         f"{count} tensors written and read back. {found.whose.capitalize()} are {found.moved:.1e} of their spread from "
-        f"the folder's in float32; rounding alone makes {found.noise:.1e}.",
-        highlight=False,
-        soft_wrap=True,
+        f"{whose}; rounding alone makes {found.noise:.1e}.",
     )
-    if found.packing is not None:
-        console.print(
-            f"The trained model's are {found.packing:.1e} away: its base is in NF4.", highlight=False
+    if found.narrowing is not None:
+        _say(
+            console,
+            f"It was trained in float32: bfloat16 weights move the logits by {found.narrowing:.1e} of their spread.",
         )
+    if found.packing is not None:
+        _say(console, f"The trained model's are {found.packing:.1e} away: its base is in NF4.")
     if not found.moved <= EXPORT_FACTOR * found.noise + EXPORT_FLOOR:
         raise SelfCheckError(
             f"The exported folder {output_dir} must give {found.whose} within twice what rounding "
@@ -93,9 +131,18 @@ def _writes_adapter(config: RunConfig) -> bool:
 
 
 def _write_export(
-    config: RunConfig, checkpoint: Path, source: str, output_dir: Path, console: Console
+    config: RunConfig,
+    checkpoint: Path,
+    source: str,
+    output_dir: Path,
+    console: Console,
+    rounding: Rounding | None = None,
 ) -> int:
-    """Write the adapter alone, or the whole model, and return the number of tensors."""
+    """Write the adapter alone, or the whole model, and return the number of tensors.
+
+    Args:
+        rounding: Told what is written where that is rounded more than the trained model was.
+    """
     from rich.progress import track
 
     from trainer.checkpoint.export import DTYPES, export_weights, publish_folder
@@ -120,6 +167,8 @@ def _write_export(
     stream = tuned_tensors(config, checkpoint, source)
     if options.alpha != 1:
         stream = blended(stream, source, options.alpha)
+    if rounding is not None:
+        stream = rounding.watch(stream)
     return export_weights(
         track(stream, description="tensors", console=console),
         output_dir,
@@ -152,11 +201,35 @@ class _Compared:
     """Whose logits `moved` is about."""
     noise: float
     """The folder's own in bf16."""
+    exact_KV: Tensor
+    """The folder's in float32."""
     packing: float | None = None
     """The trained model's, where what was exported is another one: its base was in 4 bits."""
+    narrowing: float | None = None
+    """Those of the narrower weights, where `exact_KV` is of unrounded ones."""
 
 
-def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> _Compared:
+def _compare_unrounded(config: RunConfig, checkpoint: Path, source: str, folder: Path) -> _Compared:
+    """Compare the trained logits with those of the same export in float32, and that with the folder.
+
+    The weights of the folder are those, rounded: bit by bit, as they were read back. So a difference from the trained
+    model is either rounding, however much that is, or a checkpoint that does not hold what was trained.
+    """
+    from trainer.checkpoint.layout import FINGERPRINT
+    from trainer.evaluate.fingerprint import difference, read_fingerprint
+
+    wide, beside = _in_dtype(config, "float32"), folder.with_name(f".{folder.name}.float32")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        _write_export(wide, checkpoint, source, beside, Console(quiet=True))
+        found = _compare(wide, checkpoint, source, beside)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    _, narrow_KV = _folder_logits(config, folder, read_fingerprint(checkpoint / FINGERPRINT), "bfloat16")
+    return dataclasses.replace(found, narrowing=difference(found.exact_KV, narrow_KV))
+
+
+def _compare(config: RunConfig, checkpoint: Path, source: str, folder: Path) -> _Compared:
     """Compare the logits of a folder with those of what was trained.
 
     What was trained on a base in 4 bits and merged into the whole one is not the trained model any more: there it is
@@ -167,7 +240,6 @@ def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> _Compared:
     """
     from trainer.checkpoint.layout import FINGERPRINT
     from trainer.evaluate.fingerprint import difference, read_fingerprint
-    from trainer.model.folder import folder_logits
     from trainer.model.merge import CONFIG
 
     saved = read_fingerprint(checkpoint / FINGERPRINT)
@@ -175,21 +247,24 @@ def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> _Compared:
     is_adapter = (folder / CONFIG).is_file()
     trained_in_bf16 = config.zero.dtype == "bf16" and (is_adapter or not is_packed)
     is_bf16 = trained_in_bf16 or config.export.dtype != "float32"
-    rounded_TV, exact_TV = folder_logits(
-        folder,
-        saved.tokens_T,
-        "bfloat16" if is_bf16 else "float32",
-        config.model.trust_remote_code,
-        is_packed and is_adapter,
-    )
-    kept = len(saved.logits_KV)
-    exact_KV, noise = exact_TV[-kept:], difference(exact_TV[-kept:], rounded_TV[-kept:])
-    trained = difference(exact_KV, saved.logits_KV)
+    rounded_KV, exact_KV = _folder_logits(config, folder, saved, "bfloat16" if is_bf16 else "float32")
+    noise, trained = difference(exact_KV, rounded_KV), difference(exact_KV, saved.logits_KV)
     if is_packed and not is_adapter:
-        beside_KV = _beside_whole_base(config, checkpoint, saved.tokens_T)[-kept:]
+        beside_KV = _beside_whole_base(config, checkpoint, saved.tokens_T)[-len(exact_KV) :]
         whose = "the logits of the whole base with the adapter beside it"
-        return _Compared(difference(exact_KV, beside_KV), whose, noise, trained)
-    return _Compared(trained, "the trained model's logits", noise)
+        return _Compared(difference(exact_KV, beside_KV), whose, noise, exact_KV, trained)
+    return _Compared(trained, "the trained model's logits", noise, exact_KV)
+
+
+def _folder_logits(config: RunConfig, folder: Path, saved: Fingerprint, dtype: str) -> tuple[Tensor, Tensor]:
+    """Return a folder's logits on the text of a fingerprint: in `dtype`, and in float32 with the same weights."""
+    from trainer.model.folder import folder_logits
+    from trainer.model.merge import CONFIG
+
+    is_packed = config.tune.quantise is not Quantise.none and (folder / CONFIG).is_file()
+    found = folder_logits(folder, saved.tokens_T, dtype, config.model.trust_remote_code, is_packed)
+    kept = len(saved.logits_KV)
+    return found[0][-kept:], found[1][-kept:]
 
 
 def _beside_whole_base(config: RunConfig, checkpoint: Path, tokens_T: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a configuration means for memory, and the two settings that memory decides when they are null.
+"""What a configuration means for memory, the two settings that memory decides when they are null, and `zero.dtype`.
 
 Arithmetic over config.json; loads no torch for known architectures.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ from trainer.forecast.shapes import DecoderShape, decoder_shape, knows
 from trainer.forecast.source import read_config_json, shipped_shapes
 from trainer.forecast.tuned import count_trained, needs_names, weights_of
 from trainer.model.attention import is_flash_installed
+from trainer.model.dtype import (
+    AUTO,
+    BF16_GPU,
+    ELEMENT_BYTES,
+    DtypeChoice,
+    Hardware,
+    choose_dtype,
+    hardware_here,
+)
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY_VOCAB = 264
@@ -35,12 +44,26 @@ STAGES = (1, 2, 3)
 its speed (measured on two H200s), more than recomputing all layers does. Stage 0 saves nothing over 1 in speed."""
 
 
+DTYPE_LEFT = (
+    "zero.dtype=auto: the first rank takes bf16 where its GPU or processor computes in it, else float32; memory is "
+    "forecast for bf16."
+)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fitted:
-    """A configuration without nulls, and a sentence about what was chosen; None when nothing was."""
+    """A configuration with nothing open, and why stage and layers are what they are; None when nothing was chosen."""
 
     config: RunConfig
     reason: str | None
+    dtype: DtypeChoice | None = None
+    """What `zero.dtype=auto` became; None where it was said, or began so."""
+
+    @property
+    def left_to_first_rank(self) -> RunConfig:
+        """Return the configuration with a dtype that was only taken for granted open again."""
+        zero, layers = self.config.zero, self.config.model.checkpoint_layers
+        return self.config if self.dtype is None else with_fitted(self.config, zero.stage, layers, AUTO)
 
     @property
     def sentence(self) -> str:
@@ -52,12 +75,17 @@ class Fitted:
 
 
 def fitted(
-    config: RunConfig, num_ranks: int, can_load: bool, here_gib: float | None = None, is_here: bool = False
+    config: RunConfig,
+    num_ranks: int,
+    can_load: bool,
+    here_gib: float | None = None,
+    is_here: bool = False,
+    hardware: Hardware = BF16_GPU,
 ) -> Fitted:
-    """Fill in `zero.stage` and `model.checkpoint_layers` where they are null: the cheapest pair that fits.
+    """Fill in `zero.dtype` where it is auto, and `zero.stage` and `model.checkpoint_layers` where they are null.
 
-    A run that has begun keeps what it was frozen with. Pure but for a look at config.json and the run directory, so
-    that every rank finds the same.
+    The dtype is that of the hardware; stage and layers are the cheapest pair that fits. A run that has begun keeps what
+    it was frozen with. Pure but for a look at config.json and the run directory.
 
     Args:
         config: Checked.
@@ -65,25 +93,28 @@ def fitted(
         here_gib: Memory of one GPU where the configuration names none.
         is_here: The GPUs are this machine's, so that `auto` means what is installed here; elsewhere it means flash
             attention and Liger.
+        hardware: What the ranks compute on.
     Raises:
         TrainerError: The model's config.json cannot be used.
     """
+    was_open = None in (config.zero.stage, config.model.checkpoint_layers)
+    config = as_begun(config, Path(config.run_dir))
+    choice = choose_dtype(hardware) if config.zero.dtype == AUTO else None
+    if choice is not None:
+        config = with_fitted(config, config.zero.stage, config.model.checkpoint_layers, choice.name)
     if config.zero.stage is not None and config.model.checkpoint_layers is not None:
-        return Fitted(config, None)
-    begun = as_begun(config, Path(config.run_dir))
-    if begun.zero.stage is not None and begun.model.checkpoint_layers is not None:
-        return Fitted(begun, "as the run began.")
+        return Fitted(config, "as the run began." if was_open else None, choice)
     gpu_gib = config.gpu_gib or here_gib
     shape = None if gpu_gib is None else (find_shape(config.model)[0] if can_load else known_shape(config))
     if gpu_gib is None or shape is None:
         missing = "no GPU's memory" if gpu_gib is None else "the model's shape"
-        chosen = with_fitted(config, *_pairs(config, (-1,))[0])
-        return Fitted(chosen, f"{missing} is known here.")
+        chosen = with_fitted(config, *_pairs(config, (-1,))[0], config.zero.dtype)
+        return Fitted(chosen, f"{missing} is known here.", choice)
     weights = tuned_weights(config, shape)
     reserve_gib, problems = config.plan.reserve_gib, set(find_problems(config, num_ranks))
     fit = Fitted(config, None)
     for stage, layers in _pairs(config, (*range(shape.num_layers), -1)):
-        candidate = with_fitted(config, stage, layers)
+        candidate = with_fitted(config, stage, layers, config.zero.dtype)
         # Some methods refuse a stage.
         if set(find_problems(candidate, num_ranks)) - problems:
             continue
@@ -91,21 +122,40 @@ def fitted(
         peak_gib = forecast(shape, _as_installed(config.model, run) if is_here else run, weights).gib
         fits = peak_gib <= gpu_gib - reserve_gib
         said = f"a peak of {peak_gib:.1f} GiB is forecast of {gpu_gib:.0f}, {reserve_gib:g} to spare."
-        fit = Fitted(candidate, said if fits else f"and even so {said} See palimpsest plan.")
+        fit = Fitted(candidate, said if fits else f"and even so {said} See palimpsest plan.", choice)
         if fits:
             break
     return fit
 
 
-def fitted_here(config: RunConfig, num_ranks: int, says: bool = True) -> RunConfig:
-    """Return the configuration fitted to this machine's GPUs; print what was chosen."""
+def fitted_here(
+    config: RunConfig, num_ranks: int, says: bool = True, are_ranks_here: bool = True
+) -> RunConfig:
+    """Return the configuration fitted to this machine; print what was chosen.
+
+    Args:
+        are_ranks_here: Where they run elsewhere, their first one chooses the dtype.
+    """
     here_gib = None
     if config.gpu_gib is None and os.environ.get("DS_ACCELERATOR") != "cpu":
         here_gib = find_cards().gib
-    fit = fitted(config, num_ranks, can_load=True, here_gib=here_gib, is_here=True)
-    if says and fit.reason is not None:
-        print(fit.sentence, flush=True)
-    return fit.config
+    hardware = hardware_here() if are_ranks_here else BF16_GPU
+    fit = fitted(config, num_ranks, can_load=True, here_gib=here_gib, is_here=True, hardware=hardware)
+    if says:
+        for line in _said(fit, hardware, are_ranks_here):
+            print(line, flush=True)
+    return fit.config if are_ranks_here else fit.left_to_first_rank
+
+
+def _said(fit: Fitted, hardware: Hardware, are_ranks_here: bool) -> Iterator[str]:
+    """Yield what was chosen, and that what was asked for is slow."""
+    best = choose_dtype(hardware)
+    if fit.dtype is not None:
+        yield fit.dtype.sentence if are_ranks_here else DTYPE_LEFT
+    elif fit.config.zero.dtype == "bf16" and best.name != "bf16":
+        yield f"Training in bf16 although {best.reason}: several times slower than in float32 (zero.dtype=fp32)."
+    if fit.reason is not None:
+        yield fit.sentence
 
 
 def known_shape(config: RunConfig) -> DecoderShape | None:
@@ -151,7 +201,7 @@ def tuned_weights(config: RunConfig, shape: DecoderShape) -> Weights:
             f"`tune.target` must name linear layers of the model ({names}), but is {tune.target} instead. Set "
             f"tune.target=[{ALL_LINEAR}]."
         )
-    return weights_of(shape, tune, trained)
+    return weights_of(shape, tune, trained, ELEMENT_BYTES[config.zero.dtype])
 
 
 def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
@@ -199,8 +249,10 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         num_micro_steps=batch.num_micro_steps,
         checkpoint_layers=model.checkpoint_layers,
         loss_chunk_tokens=model.loss_chunk_tokens,
-        element_bytes=2 if zero.dtype == "bf16" else 4,
-        is_flash=model.attention is not Attention.sdpa and not config.tune.is_virtual,
+        element_bytes=ELEMENT_BYTES[config.zero.dtype],
+        is_flash=zero.dtype == "bf16"
+        and model.attention is not Attention.sdpa
+        and not config.tune.is_virtual,
         is_fused=model.kernels is not Kernels.none,
         overlap_comm=zero.overlap_comm,
         reduce_bucket_size=zero.reduce_bucket_size,

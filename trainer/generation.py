@@ -27,6 +27,7 @@ from trainer.errors import ConfigError
 from trainer.metrics.memory import describe_device
 from trainer.model.attention import AttentionChoice
 from trainer.model.digest import model_digest
+from trainer.model.dtype import ELEMENT_BYTES, choose_dtype, hardware_here
 from trainer.model.load import LoadedModel, load_model, read_config
 from trainer.model.resolve import resolve_model, tokenizer_source
 from trainer.model.tokenizer import Tokenizer, load_tokenizer
@@ -180,34 +181,37 @@ def _generate(
     gpu_bytes: int | None = None
     if group.device.type == "cuda":
         gpu_bytes = int(torch.cuda.get_device_properties(group.device).total_memory)
-    loaded = _load(group, config.model, request)
+    dtype: str = group.from_first(lambda: _dtype(request.engine, group.device))
+    loaded = _load(group, config.model, request, dtype)
     batch_size = options.batch_size or choose_batch_size(
         read_config(request.source, config.model),
         _longest(request.plan, options),
         gpu_bytes,
         loaded.num_parameters if loaded is not None else 0,
+        ELEMENT_BYTES[dtype],
     )
     work = WorkFolder(request.target)
     asked = {
         "engine": request.engine.value,
         "batch_size": batch_size,
+        "dtype": dtype,
         "prompts": request.plan.to_plain(),
     }
     agreed = group.from_first(lambda: work.begin(asked))
     plan = PromptPlan(**agreed["prompts"])
-    batch_size = int(agreed["batch_size"])
-    sampler = _build_sampler(group, config, request, plan, batch_size, loaded)
+    sampler = _build_sampler(group, config, request, plan, agreed, loaded)
     view = ProgressView(options.num_tokens, Console(file=sys.stderr)) if group.is_first else None
     if view is not None:
         stack.callback(view.close)
         _LOG.info(
-            "Sampling %s of %s until %s tokens are kept: %d rank(s), %s, batches of %d.",
+            "Sampling %s of %s until %s tokens are kept: %d rank(s), %s in %s, batches of %d.",
             "chats" if plan.is_chat else "texts",
             request.source,
             f"{options.num_tokens:,}",
             group.world_size,
             request.engine.value,
-            batch_size,
+            dtype,
+            agreed["batch_size"],
         )
     judge = Judge(plan, options, request.tokenizer, request.tokenizer.special_ids)
     tally = sample_until_enough(
@@ -233,10 +237,10 @@ def _build_sampler(
     config: RunConfig,
     request: Request,
     plan: PromptPlan,
-    batch_size: int,
+    agreed: dict[str, Any],
     loaded: LoadedModel | None,
 ) -> Sampler:
-    options, model = config.replay.generate, config.model
+    options, model, batch_size = config.replay.generate, config.model, int(agreed["batch_size"])
     if loaded is not None:
         return TransformersSampler(loaded.model, plan, options, batch_size, group.device)
     longest = _longest(plan, options)
@@ -244,8 +248,11 @@ def _build_sampler(
     room: int | None = None
     if group.device.type != "cuda":
         gpu = None
-        room = cpu_cache_bytes(cache_bytes(read_config(request.source, model)), longest, batch_size)
-    engine = start_engine(request.source, model.revision, model.trust_remote_code, longest, gpu, room)
+        token_bytes = cache_bytes(read_config(request.source, model), ELEMENT_BYTES[agreed["dtype"]])
+        room = cpu_cache_bytes(token_bytes, longest, batch_size)
+    engine = start_engine(
+        request.source, model.revision, model.trust_remote_code, longest, gpu, room, agreed["dtype"]
+    )
     return VllmSampler(engine, plan, options, batch_size)
 
 
@@ -267,11 +274,17 @@ def _facts(config: RunConfig, request: Request, agreed: dict[str, Any]) -> dict[
     }
 
 
-def _load(group: Group, model: ModelConfig, request: Request) -> LoadedModel | None:
+def _dtype(engine: SampleEngine, device: torch.device) -> str:
+    """Return what to sample in: transformers on a CPU in float32 in any case."""
+    if engine is SampleEngine.transformers and device.type != "cuda":
+        return "fp32"
+    return choose_dtype(hardware_here()).name
+
+
+def _load(group: Group, model: ModelConfig, request: Request, dtype: str) -> LoadedModel | None:
     """Load the model for plain transformers; vLLM loads it itself."""
     if request.engine is SampleEngine.vllm:
         return None
-    dtype = "bf16" if group.device.type == "cuda" else "fp32"
     attention = AttentionChoice("sdpa", "one query a row")
     loaded = load_model(request.source, model, attention, dtype, None, group.device)
     if model.verify_weights:

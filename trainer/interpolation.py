@@ -82,9 +82,8 @@ def interpolate(config: RunConfig) -> int:
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    attention = choose_attention(
-        config.model.attention, torch.cuda.get_device_capability() if device.type == "cuda" else None
-    )
+    capability = torch.cuda.get_device_capability() if device.type == "cuda" else None
+    attention = choose_attention(config.model.attention, capability, config.zero.dtype)
     if config.tune.quantise is not Quantise.none:
         print(
             "Base and tuned model are taken in full precision, as export.merge=true writes them: not in NF4."

@@ -40,6 +40,10 @@ class Times(Protocol):
     def data_wait_s(self) -> float:
         """The part spent waiting for data."""
 
+    @property
+    def evaluations_left(self) -> int:
+        """Evaluations that are still to come."""
+
 
 class Journal:
     """Turns what happens into records."""
@@ -74,7 +78,9 @@ class Journal:
         if not is_logged:
             return
         record: dict[str, Value] = dict(
-            self._meter.flush(self._mixing.num_steps - state.step, device_memory_gib()[0])
+            self._meter.flush(
+                self._mixing.num_steps - state.step, device_memory_gib()[0], times.evaluations_left
+            )
         )
         record |= {
             "lr": lr,
@@ -91,6 +97,7 @@ class Journal:
 
     def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
         """Write held-out losses."""
+        self._meter.add_evaluation(seconds)
         if not losses:
             return
         record: dict[str, Value] = {f"eval/{name}": loss for name, loss in losses.items()}

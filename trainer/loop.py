@@ -58,13 +58,27 @@ class Cadence:
         due = bool(self.evaluate_every and step % self.evaluate_every == 0)
         return due or step == self.num_steps or (self.evaluate_before_save and self.save_due(step))
 
+    def evaluations_from(self, step: int) -> int:
+        """Return the evaluations that are due after a step or later ones."""
+        saves = self.save_every if self.saves and self.evaluate_before_save else 0
+
+        def multiples(every: int) -> int:
+            return self.num_steps // every - max(step - 1, 0) // every if every else 0
+
+        both = multiples(math.lcm(self.evaluate_every, saves))
+        is_last_one = self.num_steps and all(
+            self.num_steps % every for every in (self.evaluate_every, saves) if every
+        )
+        return multiples(self.evaluate_every) + multiples(saves) - both + int(bool(is_last_one))
+
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """Seconds of a step and the part of it spent waiting for data."""
+    """Seconds of a step and the part of it spent waiting for data; evaluations that are still to come."""
 
     step_s: float
     data_wait_s: float
+    evaluations_left: int = 0
 
 
 class Reporter(Protocol):
@@ -139,7 +153,8 @@ def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
             parts.report.skipped(state, result)
             if state.bad_steps_in_a_row > cadence.max_non_finite:
                 return StopReason.non_finite
-        times = StepTimes(time.perf_counter() - started, data_wait_s)
+        left = cadence.evaluations_from(state.step)
+        times = StepTimes(time.perf_counter() - started, data_wait_s, left)
         parts.stop_flag.has_taken(step_s=times.step_s)
         parts.report.step(state, result, lr, times, cadence.log_due(state.step))
         parts.gc.collect_if_due(state.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
-from trainer.fitting import find_shape, fitted, known_shape, run_shape, tuned_weights
-from trainer.forecast.adapters import BF16_BYTES, NF4_BYTES, Adapter, adapters
+from trainer.fitting import DTYPE_LEFT, find_shape, fitted, known_shape, run_shape, tuned_weights
+from trainer.forecast.adapters import NF4_BYTES, Adapter, adapters
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.table import adapter_table, memory_table, parameter_table, run_sentence, verdict
+from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
 
@@ -49,7 +51,9 @@ def show_plan(config: RunConfig) -> bool:
     check_config(config, num_ranks, only=CHECKED_KEYS)
     shape, origin = find_shape(config.model)
     gpu_gib = config.gpu_gib or cards.gib or DEFAULT_GIB
-    config = fitted(config, num_ranks, can_load=True, here_gib=gpu_gib).config
+    hardware = Hardware(cards.capability or LEAST_CAPABILITY, False, is_hidden(os.environ))
+    fit = fitted(config, num_ranks, can_load=True, here_gib=gpu_gib, hardware=hardware)
+    config = fit.config
     run = run_shape(config, num_ranks)
     reserve_gib = config.plan.reserve_gib
     weights = tuned_weights(config, shape)
@@ -79,6 +83,8 @@ def show_plan(config: RunConfig) -> bool:
     where = ", ".join(_targets(config.tune) or ["all linear layers"])
     say(f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
+    if fit.dtype is not None:
+        say(f"- {fit.dtype.sentence if cards.capability else DTYPE_LEFT}")
     for note in _notes(config, shape, run, cards, weights):
         say(f"- {note}")
     say(f"Figure: {output}")
@@ -142,8 +148,8 @@ def _notes(
     if config.tune.quantise is not Quantise.none:
         notes.append(
             f"The base is in NF4: {weights.frozen_bytes / GIB:.2f} GiB instead of "
-            f"{weights.num_frozen * BF16_BYTES / GIB:.2f} in bf16. Embeddings, norms and the head stay in bf16. "
-            "ZeRO-3 shards it when all of it is read, and keeps the constants whole."
+            f"{weights.num_frozen * run.element_bytes / GIB:.2f} in {config.zero.dtype}. Embeddings, norms and the "
+            "head stay so. ZeRO-3 shards it when all of it is read, and keeps the constants whole."
         )
     if config.tune.method is TuneMethod.lora and config.tune.target_pattern is not None:
         notes.append("The table over r takes `tune.target_pattern` for all linear layers.")
@@ -151,8 +157,15 @@ def _notes(
         notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")
     if config.plan.gpu_gib is config.cluster.gpu_gib is cards.gib is None:
         notes.append(f"There is no GPU here, so one of {DEFAULT_GIB:.0f} GiB is assumed: set plan.gpu_gib.")
-    if config.model.attention is Attention.auto or config.model.kernels is Kernels.auto:
-        notes.append("`auto` is taken for flash attention and Liger: without them activations take more.")
+    is_auto = (
+        run.is_flash and config.model.attention is Attention.auto,
+        config.model.kernels is Kernels.auto,
+    )
+    if any(is_auto):
+        taken = " and ".join(
+            name for name, is_it in zip(("flash attention", "Liger"), is_auto, strict=True) if is_it
+        )
+        notes.append(f"`auto` is taken for {taken}: without it activations take more.")
     if run.offload_optimizer:
         host_bytes = 16 * weights.num_trainable / config.cluster.num_nodes
         notes.append(

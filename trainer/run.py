@@ -15,11 +15,12 @@ from trainer.config.snapshot import write_atomic, write_provenance
 from trainer.data.loader import TrainLoader
 from trainer.data.reference import BaseReference
 from trainer.dist.env import rank_env
-from trainer.evaluate.isolation import check_isolation
+from trainer.evaluate.isolation import Isolation, check_isolation
 from trainer.journal import open_journal
 from trainer.keeper import Keeper, show_forgetting
 from trainer.loop import Cadence, Parts, StopReason, train
 from trainer.metrics.memory import describe_device
+from trainer.metrics.outlook import Outlook
 from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
 from trainer.model.merge import CONFIG, describe_adapter
@@ -64,11 +65,7 @@ def run_training(config: RunConfig) -> StopReason:
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
     config, group = session.config, session.group
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
-    if config.train.isolation_probe:
-        moved = check_isolation(
-            session.engine, session.loaded.model.config.vocab_size, config.data.seq_len, group, session.flash
-        )
-        _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
+    probed = _probe_isolation(session) if config.train.isolation_probe else None
     work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
     work.prepare(
         session.held_out(),
@@ -97,15 +94,17 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     manual_gc = ManualGc(every_steps=50)
     stack.callback(manual_gc.close)
     base_model = _base_model(session, reference)
+    cadence = _cadence(config, mixing.num_steps)
     parts = Parts(
         session.engine, loader, group, session.flash, work, journal, stop_flag, manual_gc, base_model
     )
     if group.is_first:
         _say_what_runs(session, mixing)
+        _say_how_long(session, probed, cadence, state.step)
     journal.started(state, world_size=group.world_size, num_steps=mixing.num_steps)
     status, is_measured = "failed", False
     try:
-        reason = train(parts, state, _cadence(config, mixing.num_steps))
+        reason = train(parts, state, cadence)
         status = reason.value
         if reason in (StopReason.finished, StopReason.early_stop):
             is_measured = work.finish(
@@ -120,6 +119,14 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     group.barrier()
     return reason
+
+
+def _probe_isolation(session: Session) -> Isolation:
+    """Prove that documents of a pack do not see each other. Collective: every rank."""
+    vocab_size, seq_len = session.loaded.model.config.vocab_size, session.config.data.seq_len
+    probed = check_isolation(session.engine, vocab_size, seq_len, session.group, session.flash)
+    _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", probed.moved)
+    return probed
 
 
 def _base_model(session: Session, reference: BaseReference | None) -> BaseModel | None:
@@ -163,6 +170,26 @@ def _say_what_runs(session: Session, mixing: Mixing) -> None:
     Console().print(mixing.table())
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
+
+
+def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, step: int) -> None:
+    """Say before the first step how long it will take, where that is long; not known without the isolation probe."""
+    if probed is None:
+        return
+    layers = session.config.model.checkpoint_layers or 0
+    num_layers = max(getattr(session.loaded.model.config, "num_hidden_layers", 1), 1)
+    packs = len(session.held_out().batches(0, session.group.world_size))
+    outlook = Outlook(
+        forward_s=probed.forward_s,
+        forward_tokens=probed.num_tokens,
+        step_tokens=session.shape.packs_per_step * session.shape.seq_len // session.group.world_size,
+        num_steps=cadence.num_steps - step,
+        recomputed_share=1.0 if layers < 0 else min(layers / num_layers, 1.0),
+        evaluation_tokens=packs * session.config.evaluate.micro_batch_size * session.shape.seq_len,
+        num_evaluations=cadence.evaluations_from(step),
+    )
+    if outlook.sentence is not None:
+        _LOG.info(outlook.sentence)
 
 
 def _cadence(config: RunConfig, total: int) -> Cadence:

@@ -14,7 +14,7 @@ import torch
 
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import write_atomic
+from trainer.config.snapshot import fitted_values, with_fitted, write_atomic
 from trainer.config.tune import Init, Quantise, TuneConfig, TuneMethod
 from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import digest_of, open_all
@@ -105,6 +105,8 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     setup_logging(env.rank, env.world_size, None)
     group = open_group(env, config.cluster.comm_timeout_s)
     stack.callback(close_group)
+    # Nodes may differ in their GPUs or processors: what the first one made of them is what was frozen.
+    config = with_fitted(config, *group.from_first(lambda: fitted_values(config)))
     log_dir = group.from_first(lambda: attempt_dir(run_dir))
     setup_logging(env.rank, env.world_size, log_dir)
     seed_everything(config.seed, group.rank)
@@ -143,7 +145,9 @@ def _build_model(
     run_dir = Path(config.run_dir)
     on_gpu = group.device.type == "cuda"
     capability = torch.cuda.get_device_capability(group.device) if on_gpu else None
-    attention = choose_attention(config.model.attention, capability, needs_mask=config.tune.is_virtual)
+    attention = choose_attention(
+        config.model.attention, capability, config.zero.dtype, needs_mask=config.tune.is_virtual
+    )
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
     loaded = load_model(

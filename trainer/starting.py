@@ -21,6 +21,7 @@ from trainer.jobs import (
     ensure_inputs,
     with_hosts,
 )
+from trainer.model.dtype import NO_BF16
 from trainer.rank import run_rank
 from trainer.runtime.local import only_rank, start_local
 from trainer.runtime.log import attempt_dir
@@ -44,7 +45,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
         )
     num_ranks = count_ranks(config) if hosts is None else hosts.num_ranks
     check_config(config, num_ranks)
-    config = fitted_here(config, num_ranks)
+    config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
     check_quantiser(config)
     check_benchmarks(config, command)
     if hosts is not None:
@@ -94,7 +95,7 @@ def _launch(command: str, config_file: Path, num_ranks: int, master_port: int) -
 def _launch_on_hosts(config: RunConfig, hosts: Hosts) -> int:
     """Check the hosts and train on them; return the exit code."""
     cluster = config.cluster
-    ours = ("DS_ACCELERATOR", "TOKENIZERS_PARALLELISM", "NCCL_", "TORCH_NCCL_")
+    ours = ("DS_ACCELERATOR", NO_BF16, "TOKENIZERS_PARALLELISM", "NCCL_", "TORCH_NCCL_")
     variables = {name: value for name, value in os.environ.items() if name.startswith(ours)}
     variables |= {**cluster.environment, **cluster.nccl}
     frozen = freeze(config, Path(config.run_dir))

@@ -164,7 +164,7 @@ def test_help_lists_every_command_and_every_option_of_every_group(capsys):
 def test_an_experiment_beats_its_recipe_and_the_command_line_beats_both():
     recipe = complete("data=text", "recipe=continued_pretrain")
     experiment = complete("experiment=quickstart")
-    assert (recipe.optim.lr, experiment.optim.lr) == (3e-5, 1e-4)
+    assert (recipe.optim.lr, experiment.optim.lr) == (3e-5, 2e-4)
     assert (recipe.train.max_epochs, experiment.train.max_epochs) == (1, None)
     assert experiment.kind is RunKind.continued_pretrain and experiment.optim.weight_decay == 0.1
     asked = complete("experiment=quickstart", "optim.lr=7e-4", "train.max_steps=3")
@@ -175,7 +175,7 @@ def test_a_group_chosen_on_the_command_line_beats_the_choice_of_the_experiment()
     config = complete("experiment=quickstart", "model=tiny", "zero=zero1", "recipe=full_finetune")
     assert config.model.kind is ModelKind.tiny and config.zero.stage == 1
     assert config.kind is RunKind.full_finetune and config.optim.weight_decay == 0.0
-    assert config.optim.lr == 1e-4, "the experiment's own values stand after those of the recipe"
+    assert config.optim.lr == 2e-4, "the experiment's own values stand after those of the recipe"
 
 
 def test_a_debug_option_beats_the_experiment():

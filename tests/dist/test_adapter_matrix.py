@@ -65,9 +65,11 @@ def train_all(group: Any, folder: str, cells: list[list[Any]]) -> None:
     from trainer import run
     from trainer.config.check import check_config
     from trainer.config.store import compose_config
+    from trainer.fitting import fitted_here
 
     for method, recipe, stage in cells:
         config = compose_config(overrides_of(Path(folder), method, recipe, stage, group.world_size))
+        config = fitted_here(config, group.world_size, says=False)
         check_config(config, group.world_size)
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         assert run.run_training(config).value == "finished"

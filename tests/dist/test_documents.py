@@ -80,7 +80,7 @@ def probe(group: Any, workspace: str, run_dir: str) -> list[Any]:
 
     with session_of(config_of(workspace, run_dir, "zero.dtype=bf16", "zero.stage=3")) as session:
         arguments = (session.engine, 264, session.config.data.seq_len, group, session.flash)
-        answers: list[Any] = [isolation.check_isolation(*arguments)]
+        answers: list[Any] = [isolation.check_isolation(*arguments).moved]
         isolation.model_inputs = plain_causal
         try:
             with pytest.raises(SelfCheckError) as caught:

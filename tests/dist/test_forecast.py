@@ -41,7 +41,9 @@ def measure(group: Group, stage: int, num_micro_steps: int) -> dict[str, float]:
     model = torch.nn.Sequential(*layers).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     shape = batch_shape(num_micro_steps * group.world_size, 1, 1, group.world_size)
-    zero = ZeroConfig(stage=stage, reduce_bucket_size=1000, persistence_threshold=0, sub_group_size=10**6)
+    zero = ZeroConfig(
+        stage=stage, dtype="bf16", reduce_bucket_size=1000, persistence_threshold=0, sub_group_size=10**6
+    )
     engine = build_engine(model, optimizer, deepspeed_dict(zero, OptimConfig(), shape, on_gpu=False))
     inside: list[int] = []
     step = optimizer.step

@@ -69,9 +69,11 @@ def write_sources(folder: Path) -> None:
 def train_all(group: Any, folder: str, cells: list[list[Any]]) -> None:
     from trainer import run
     from trainer.config.store import compose_config
+    from trainer.fitting import fitted_here
 
     for recipe, stage in cells:
         config = compose_config(overrides_of(Path(folder), recipe, stage))
+        config = fitted_here(config, group.world_size, says=False)
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         assert run.run_training(config).value == "finished"
 

@@ -7,6 +7,7 @@ from trainer.config.store import compose_config
 from trainer.errors import ConfigError
 from trainer.fitting import fitted, known_shape, run_shape, tuned_weights
 from trainer.forecast.memory import forecast
+from trainer.model.dtype import BF16_GPU, Hardware
 
 LORA = (
     "recipe=lora",
@@ -97,7 +98,44 @@ def test_a_run_that_has_begun_keeps_what_it_was_frozen_with(tmp_path):
         refuse_another(compose_config([*LORA, *BATCH, run, "zero=zero3"]), tmp_path)
 
 
-@pytest.mark.parametrize("value", ["zero.stage=4", "model.checkpoint_layers=-2"])
+V100 = Hardware((7, 0), False)
+
+
+def test_the_dtype_is_that_of_the_hardware_and_memory_follows_it():
+    config = compose_config([*LORA, *BATCH, "zero=zero2", "model.checkpoint_layers=-1"])
+    narrow, wide = (fitted(config, 8, can_load=False, hardware=hardware) for hardware in (BF16_GPU, V100))
+    assert (narrow.config.zero.dtype, wide.config.zero.dtype) == ("bf16", "fp32")
+    assert narrow.dtype and wide.dtype and narrow.reason is wide.reason is None
+    run = run_shape(wide.config, 8)
+    assert (run.element_bytes, run.is_flash) == (4, False) and run_shape(narrow.config, 8).is_flash
+    frozen = [tuned_weights(fit.config, known_shape(config)).frozen_bytes for fit in (narrow, wide)]
+    assert frozen[1] == 2 * frozen[0]
+    assert narrow.left_to_first_rank == config
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp32"])
+def test_a_dtype_that_was_asked_for_stays_whatever_the_hardware(asked):
+    config = compose_config([*LORA, *BATCH, f"zero.dtype={asked}"])
+    for hardware in (BF16_GPU, V100):
+        fit = fitted(config, 8, can_load=False, here_gib=80.0, hardware=hardware)
+        assert fit.config.zero.dtype == asked and fit.dtype is None
+        assert fit.left_to_first_rank == fit.config
+
+
+def test_a_run_keeps_its_dtype_on_other_hardware(tmp_path):
+    config = compose_config([*LORA, *BATCH, "zero=zero2", "model.checkpoint_layers=0", f"run_dir={tmp_path}"])
+    freeze(fitted(config, 8, can_load=False, hardware=V100).config, tmp_path)
+    assert fitted(config, 8, can_load=False).config.zero.dtype == "bf16", "nothing was trained yet"
+    (tmp_path / "metrics.jsonl").touch()
+    again = fitted(config, 8, can_load=False)
+    assert (again.config.zero.dtype, again.dtype) == ("fp32", None)
+    refuse_another(config, tmp_path)
+    config.zero.dtype = "bf16"
+    with pytest.raises(ConfigError, match=r"zero\.dtype: fp32 -> bf16"):
+        refuse_another(config, tmp_path)
+
+
+@pytest.mark.parametrize("value", ["zero.dtype=fp16", "zero.stage=4", "model.checkpoint_layers=-2"])
 def test_wrong_values_are_still_found(value):
     from trainer.config.check import find_problems
 

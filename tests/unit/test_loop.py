@@ -239,3 +239,14 @@ def test_the_digest_of_consumed_data_is_the_same_with_and_without_a_stop():
     resumed = run(state=stopped)[1]
     assert len(whole.data_digest) == 32 and whole.data_digest == resumed.data_digest
     assert whole.tokens_seen == resumed.tokens_seen
+
+
+@pytest.mark.parametrize("num_steps", [1, 6, 7, 12])
+@pytest.mark.parametrize("evaluate_every", [0, 1, 3, 4])
+@pytest.mark.parametrize("save_every", [0, 2, 5])
+@pytest.mark.parametrize("before_save", [True, False])
+def test_evaluations_that_are_left_are_those_that_are_due(num_steps, evaluate_every, save_every, before_save):
+    cadence = Cadence(num_steps, 1, evaluate_every, save_every, True, before_save, 3, None, 0.0)
+    for step in range(1, num_steps + 1):
+        due = sum(cadence.evaluate_due(later) for later in range(step, num_steps + 1))
+        assert cadence.evaluations_from(step) == due, step

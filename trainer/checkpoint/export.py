@@ -20,6 +20,12 @@ from trainer.errors import CheckpointError, SelfCheckError
 MARKS = ("model.safetensors.index.json", "adapter_config.json")
 """Files by which an earlier export is known."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_AS_TRAINED = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def export_dtype(asked: str, trained: str) -> str:
+    """Return a key of DTYPES: as asked, or for `auto` what `zero.dtype` trained in."""
+    return _AS_TRAINED[trained] if asked == "auto" else asked
 
 
 def export_weights(

@@ -230,8 +230,8 @@ def _schedule_problems(schedule: ScheduleConfig) -> Iterator[str]:
 def _zero_problems(zero: ZeroConfig) -> Iterator[str]:
     if zero.stage not in (None, 0, 1, 2, 3):
         yield must("zero.stage", "0, 1, 2, 3 or null", zero.stage, "Use zero=zero2.")
-    if zero.dtype not in ("bf16", "fp32"):
-        yield must("zero.dtype", "bf16 or fp32", zero.dtype, "Set zero.dtype=bf16.")
+    if zero.dtype not in ("auto", "bf16", "fp32"):
+        yield must("zero.dtype", "auto, bf16 or fp32", zero.dtype, "Set zero.dtype=auto.")
     if zero.offload_param is Offload.cpu and zero.stage != 3:
         yield must("zero.offload_param", "none below stage 3", "cpu", "Set zero.stage=3.")
     if zero.offload_optimizer is Offload.cpu and zero.stage == 0:

@@ -15,8 +15,8 @@ def export_problems(config: RunConfig) -> Iterator[str]:
     export = config.export
     if not 0 <= export.alpha <= 1:
         yield must("export.alpha", "in [0, 1]", export.alpha, "Set 1 for the tuned model.")
-    if export.dtype not in ("bfloat16", "float32"):
-        yield must("export.dtype", "bfloat16 or float32", export.dtype, "Set bfloat16.")
+    if export.dtype not in ("auto", "bfloat16", "float32"):
+        yield must("export.dtype", "auto, bfloat16 or float32", export.dtype, "Set export.dtype=auto.")
     if export.gguf is not GgufType.none and export.interpolate is not None:
         yield must(
             "export.gguf",

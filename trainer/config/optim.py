@@ -76,8 +76,9 @@ class ZeroConfig:
     stage: int | None = 3
     """0 replicates all, 1 shards optimizer state, 2 also gradients, 3 also parameters; null (zero=auto): the lowest of
     1 to 3 at which the run fits by the forecast of `palimpsest plan`, 1 where a GPU's memory is not known."""
-    dtype: str = "bf16"
-    """`bf16` (fp32 master weights) or `fp32` (everything; for tests of numerics)."""
+    dtype: str = "auto"
+    """`bf16` (with fp32 master weights), `fp32` (everything), or `auto`: bf16 on GPUs of compute capability 8.0 and on
+    processors with instructions for it, else fp32. Chosen where the first rank is, before the run is frozen."""
     overlap_comm: bool = True
     """Communicate beside the computation. False puts ZeRO-3 gathers on the compute stream."""
     reduce_bucket_size: int = 200_000_000

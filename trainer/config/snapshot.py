@@ -26,8 +26,10 @@ MAY_DIFFER = (
 )
 """Key prefixes that do not change what is trained; a resumed run may change them."""
 
-FITTED = ("zero.stage", "model.checkpoint_layers")
-"""Keys that trainer/fitting.py fills in before a run is frozen; null afterwards means what the run began with."""
+FITTED = ("zero.stage", "model.checkpoint_layers", "zero.dtype")
+"""Keys that trainer/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
+OPEN = (None, "auto")
+"""Values of FITTED that are to be filled in."""
 
 SWEEP_RECORD = "sweep.json"
 """File that makes a directory one of a sweep; its runs are in folders below."""
@@ -43,7 +45,7 @@ def config_path(run_dir: Path) -> Path:
 def freeze(config: RunConfig, run_dir: Path) -> Path:
     """Write the frozen configuration, or check it against the one that is there.
 
-    What is fitted and null stays as the run began.
+    What is fitted and open stays as the run began.
 
     Raises:
         ConfigError: The directory holds a configuration that would train something else.
@@ -62,25 +64,26 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
 
 
 def as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
-    """Return the configuration with what was fitted when the run began where it is null; unchanged for a new run."""
-    stage, layers = config.zero.stage, config.model.checkpoint_layers
-    if stage is not None and layers is not None:
+    """Return the configuration with what was fitted when the run began where it is open; unchanged for a new run."""
+    if not any(value in OPEN for value in fitted_values(config)):
         return config
     old = _begun_with(run_dir)
     if old is None:
         return config
-    return with_fitted(
-        config,
-        old.zero.stage if stage is None else stage,
-        old.model.checkpoint_layers if layers is None else layers,
-    )
+    pairs = zip(fitted_values(old), fitted_values(config), strict=True)
+    return with_fitted(config, *(before if now in OPEN else now for before, now in pairs))
 
 
-def with_fitted(config: RunConfig, stage: int | None, layers: int | None) -> RunConfig:
+def fitted_values(config: RunConfig) -> tuple[Any, ...]:
+    """Return the values of FITTED."""
+    return config.zero.stage, config.model.checkpoint_layers, config.zero.dtype
+
+
+def with_fitted(config: RunConfig, stage: int | None, layers: int | None, dtype: str) -> RunConfig:
     """Return the configuration with these values of FITTED."""
     return dataclasses.replace(
         config,
-        zero=dataclasses.replace(config.zero, stage=stage),
+        zero=dataclasses.replace(config.zero, stage=stage, dtype=dtype),
         model=dataclasses.replace(config.model, checkpoint_layers=layers),
     )
 
@@ -135,8 +138,8 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
         for key in keys
         if before.get(key) != after.get(key)
         and not key.startswith(MAY_DIFFER)
-        # null is what the run began with.
-        and not (key in FITTED and after.get(key) is None)
+        # Open is what the run began with.
+        and not (key in FITTED and after.get(key) in OPEN)
     ]
 
 

@@ -105,8 +105,8 @@ class ExportConfig:
     """`last`, `best`, or a step number."""
     output_dir: str | None = None
     """Folder of the exported model; default RUN_DIR/export."""
-    dtype: str = "bfloat16"
-    """`bfloat16` or `float32`."""
+    dtype: str = "auto"
+    """`bfloat16`, `float32`, or `auto`: what the run trained in, which loses nothing of it."""
     max_shard_gb: float = 4.0
     """Largest size of one safetensors file in 10^9 bytes."""
     merge: bool = False

@@ -22,7 +22,7 @@ def deepspeed_dict(zero: ZeroConfig, optim: OptimConfig, shape: BatchShape, on_g
     Source: DeepSpeed 0.19.8 `_do_optimizer_sanity_check`; option notes in trainer/config/optim.py.
     """
     bf16 = zero.dtype == "bf16"
-    assert zero.stage is not None, "fitting.py fills it in before a run is frozen"
+    assert zero.stage is not None and zero.dtype != "auto", "fitting.py fills them in before a run is frozen"
     if bf16 and zero.stage == 0 and shape.num_micro_steps > 1:
         raise ConfigError(
             "`zero.stage` must be 1 or more in bf16 with gradient accumulation, but is 0 with "

@@ -8,6 +8,9 @@ Source: contaminated packs were shipped unnoticed elsewhere (TRL #3067, ms-swift
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -22,8 +25,20 @@ TOLERANCE = 2.0**-9
 """Largest allowed movement as a share of the largest logit: half a unit in the last place of bf16."""
 
 
-def check_isolation(engine: Engine, vocab_size: int, seq_len: int, group: Group, flash: bool) -> float:
-    """Return how far the other documents' logits moved, as a share of the largest logit.
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What the probe found."""
+
+    moved: float
+    """How far the other documents' logits moved, as a share of the largest logit."""
+    forward_s: float
+    """Seconds of its second forward pass."""
+    num_tokens: int
+    """Tokens of a pass."""
+
+
+def check_isolation(engine: Engine, vocab_size: int, seq_len: int, group: Group, flash: bool) -> Isolation:
+    """Change a document of a pack and look at the others.
 
     Collective: every rank.
 
@@ -37,7 +52,11 @@ def check_isolation(engine: Engine, vocab_size: int, seq_len: int, group: Group,
     changed = tokens.copy()
     changed[middle] = (changed[middle] + 1) % vocab_size
     before = _logits(engine, tokens, lengths, group, flash)
+    started = time.perf_counter()
     after = _logits(engine, changed, lengths, group, flash)
+    if group.device.type == "cuda":
+        torch.cuda.synchronize(group.device)
+    forward_s = time.perf_counter() - started
     moved = (before - after).abs()
     inside = float(moved[middle].max())
     outside = torch.cat([moved[: middle.start], moved[middle.stop :]])
@@ -53,7 +72,7 @@ def check_isolation(engine: Engine, vocab_size: int, seq_len: int, group: Group,
             f"of the largest logit (allowed: {TOLERANCE:.1e}). Set another model.attention; this "
             "one does not separate packed documents for this model."
         )
-    return share
+    return Isolation(share, forward_s, num_tokens)
 
 
 def _logits(

@@ -15,9 +15,6 @@ from trainer.forecast.shapes import DecoderShape, Linear
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
 NF4_BYTES = NF4_PACKED_BYTES + NF4_CONSTANT_BYTES
-BF16_BYTES = 2
-CHECKPOINT_BYTES = BF16_BYTES + 4 + 4 + 4
-"""bf16 weight, fp32 master weight and two fp32 Adam moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +29,8 @@ class Adapter:
     peak_stage3_gib: float
     peak_nf4_gib: float
     """ZeRO-1 with the linear layers of the base in NF4."""
+    element_bytes: int = 2
+    """Bytes of a weight: 2 in bf16, 4 in fp32."""
 
     @property
     def share(self) -> float:
@@ -40,13 +39,18 @@ class Adapter:
 
     @property
     def adapter_bytes(self) -> int:
-        """Return the size of the adapter's tensors on disk in bf16."""
-        return self.num_params * BF16_BYTES
+        """Return the size of the adapter's tensors on disk, in the dtype of training."""
+        return self.num_params * self.element_bytes
 
     @property
     def checkpoint_bytes(self) -> int:
         """Return the size of a checkpoint that training resumes from, without the frozen base."""
-        return self.num_params * CHECKPOINT_BYTES
+        return self.num_params * checkpoint_bytes(self.element_bytes)
+
+
+def checkpoint_bytes(element_bytes: int) -> int:
+    """Return the bytes of a trained parameter in a checkpoint: weight, fp32 master weight, two fp32 Adam moments."""
+    return element_bytes + 4 + 4 + 4
 
 
 def chosen(shape: DecoderShape, targets: Collection[str] | None = None) -> list[Linear]:
@@ -62,34 +66,40 @@ def num_adapter_params(shape: DecoderShape, r: int, targets: Collection[str] | N
 
 
 def adapter_weights(
-    shape: DecoderShape, r: int, targets: Collection[str] | None = None, base_in_nf4: bool = False
+    shape: DecoderShape,
+    r: int,
+    targets: Collection[str] | None = None,
+    base_in_nf4: bool = False,
+    element_bytes: int = 2,
 ) -> Weights:
-    """Return what trains and what is frozen. The base is in bf16, or its linear layers in NF4."""
+    """Return what trains and what is frozen. The base is in the dtype of training, or its linear layers in NF4."""
     num_targets = sum(linear.count for linear in chosen(shape, targets))
     weights = Weights(
         num_trainable=num_adapter_params(shape, r, targets),
-        frozen_bytes=shape.num_params * BF16_BYTES,
+        frozen_bytes=shape.num_params * element_bytes,
         num_frozen=shape.num_params,
         adapter_width=r * num_targets // shape.num_layers,
     )
-    return in_nf4(shape, weights) if base_in_nf4 else weights
+    return in_nf4(shape, weights, element_bytes) if base_in_nf4 else weights
 
 
-def in_nf4(shape: DecoderShape, weights: Weights) -> Weights:
+def in_nf4(shape: DecoderShape, weights: Weights, element_bytes: int = 2) -> Weights:
     """Return the same with the frozen linear layers in NF4."""
     linears = sum(linear.num_weights for linear in shape.linears)
     largest = max((linear.num_in * linear.num_out for linear in shape.linears), default=0)
     return replace(
         weights,
-        frozen_bytes=weights.frozen_bytes + linears * (NF4_BYTES - BF16_BYTES),
-        dequantized_bytes=float(largest * BF16_BYTES),
+        frozen_bytes=weights.frozen_bytes + linears * (NF4_BYTES - element_bytes),
+        dequantized_bytes=float(largest * element_bytes),
         num_packed=linears,
     )
 
 
 def adapter(shape: DecoderShape, run: RunShape, r: int, targets: Collection[str] | None = None) -> Adapter:
     """Return parameters, bytes and memory of one rank of LoRA for a run, whose ZeRO stage is not looked at."""
-    weights = adapter_weights(shape, r, targets)
+    size = run.element_bytes
+    weights = adapter_weights(shape, r, targets, element_bytes=size)
+    packed = adapter_weights(shape, r, targets, base_in_nf4=True, element_bytes=size)
     replicated = replace(run, stage=1)
     return Adapter(
         r=r,
@@ -97,7 +107,8 @@ def adapter(shape: DecoderShape, run: RunShape, r: int, targets: Collection[str]
         num_base_params=shape.num_params,
         peak_gib=forecast(shape, replicated, weights).gib,
         peak_stage3_gib=forecast(shape, replace(run, stage=3), weights).gib,
-        peak_nf4_gib=forecast(shape, replicated, adapter_weights(shape, r, targets, base_in_nf4=True)).gib,
+        peak_nf4_gib=forecast(shape, replicated, packed).gib,
+        element_bytes=size,
     )
 
 

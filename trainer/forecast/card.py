@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 
 DEFAULT_GIB = 80.0
+_VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """How many GPUs a run on this machine sees, and the memory of the smallest in GiB."""
+    """How many GPUs a run on this machine sees, memory of the smallest in GiB, and the lowest compute capability."""
 
     count: int
     gib: float | None
+    capability: tuple[int, int] | None = None
+    """None where nvidia-smi does not say: drivers before 510."""
 
 
 def find_cards() -> Cards:
@@ -23,14 +27,21 @@ def find_cards() -> Cards:
     program = shutil.which("nvidia-smi")
     if program is None:
         return Cards(0, None)
-    command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return Cards(0, None)
-    mib = [float(line) for line in done.stdout.split() if line.replace(".", "", 1).isdigit()]
+    mib = [float(line) for line in _query(program, "memory.total") if line.replace(".", "", 1).isdigit()]
+    found = [_VERSION.fullmatch(line) for line in _query(program, "compute_cap")] if mib else []
+    capabilities = [(int(match[1]), int(match[2])) for match in found if match]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = len(mib)
     if visible is not None:
         count = min(count, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-    return Cards(count, min(mib) / 1024 if mib else None)
+    return Cards(count, min(mib) / 1024 if mib else None, min(capabilities, default=None))
+
+
+def _query(program: str, field: str) -> list[str]:
+    """Return a field of every GPU; none where nvidia-smi fails."""
+    command = [program, f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.split()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from trainer.forecast.adapters import CHECKPOINT_BYTES, Adapter
+from trainer.forecast.adapters import Adapter, checkpoint_bytes
 from trainer.forecast.advice import Advice
 from trainer.forecast.memory import GIB, Peak, RunShape
 from trainer.forecast.shapes import DecoderShape
@@ -62,9 +62,10 @@ def run_sentence(shape: DecoderShape, run: RunShape) -> str:
     """Return what the memory table was worked out for."""
     asked = run.checkpoint_layers
     count = shape.num_layers if asked < 0 else min(asked, shape.num_layers)
+    dtype = "bf16" if run.element_bytes == 2 else "float32"
     return (
         f"{_plural(run.world_size, 'rank')}, {run.micro_batch_size} x {run.seq_len:,} tokens a rank, "
-        f"{_plural(run.num_micro_steps, 'micro-step')}, {count} of {shape.num_layers} layers recomputed, "
+        f"{_plural(run.num_micro_steps, 'micro-step')} in {dtype}, {count} of {shape.num_layers} layers recomputed, "
         f"{'flash attention' if run.is_flash else 'SDPA'}, {'Liger' if run.is_fused else 'no fused'} kernels."
     )
 
@@ -102,7 +103,7 @@ def adapter_table(shape: DecoderShape, rows: Sequence[Adapter], full: Mapping[in
         f"{shape.num_params:,}",
         "100 %",
         "",
-        size_text(shape.num_params * CHECKPOINT_BYTES),
+        size_text(shape.num_params * checkpoint_bytes(rows[0].element_bytes)),
         *(f"{full[stage].gib:.1f}" for stage in (1, 3)),
         "",
     )

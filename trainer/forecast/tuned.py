@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
-from trainer.forecast.adapters import BF16_BYTES, chosen, in_nf4
+from trainer.forecast.adapters import chosen, in_nf4
 from trainer.forecast.memory import Weights, full_weights
 from trainer.forecast.shapes import DecoderShape, Linear
 
@@ -64,19 +64,19 @@ def count_trained(shape: DecoderShape, tune: TuneConfig, num_new_tokens: int = 0
     return Trained(added + rows if added else 0, num_adapted=sum(linear.count for linear in linears))
 
 
-def weights_of(shape: DecoderShape, tune: TuneConfig, trained: Trained) -> Weights:
-    """Return what trains and what is frozen, in bf16 or with its linear layers in NF4."""
+def weights_of(shape: DecoderShape, tune: TuneConfig, trained: Trained, element_bytes: int = 2) -> Weights:
+    """Return what trains and what is frozen, in the dtype of training or with its linear layers in NF4."""
     num_frozen = shape.num_params - trained.num_own
     if num_frozen == 0:
         return full_weights(shape)
     width = tune.r * trained.num_adapted if tune.method is TuneMethod.lora else 0
     weights = Weights(
         num_trainable=trained.num_trainable,
-        frozen_bytes=num_frozen * BF16_BYTES,
+        frozen_bytes=num_frozen * element_bytes,
         num_frozen=num_frozen,
         adapter_width=width // shape.num_layers,
     )
-    return weights if tune.quantise is Quantise.none else in_nf4(shape, weights)
+    return weights if tune.quantise is Quantise.none else in_nf4(shape, weights, element_bytes)
 
 
 def _lora(linear: Linear, tune: TuneConfig) -> int:

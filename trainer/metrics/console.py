@@ -55,7 +55,7 @@ class ConsoleSink:
             self._print(training_line(step, self._total_steps, record))
         if self._bar is not None:
             self._bar.start()
-            eta = f"ETA {_duration(record['eta_s'])}" if "eta_s" in record else ""
+            eta = f"ETA {duration_text(record['eta_s'])}" if "eta_s" in record else ""
             self._bar.update(self._task, completed=step, eta=eta, refresh=True)
 
     def close(self, status: str) -> None:
@@ -89,7 +89,7 @@ def training_line(step: int, total_steps: int, record: Record) -> str:
     if "memory_gib" in record:
         tail.append(f"{float(record['memory_gib']):.1f} GiB")
     if "eta_s" in record:
-        tail.append(f"ETA {_duration(record['eta_s'])}")
+        tail.append(f"ETA {duration_text(record['eta_s'])}")
     variants = (_join(head, shown, tail) for shown in _ways_to_show(record))
     return next((line for line in variants if len(line) <= _WIDTH), _join(head, tail))
 
@@ -134,7 +134,8 @@ def _count(value: Value) -> str:
     return f"{number / 1e3:.1f}k" if number >= 1e4 else f"{number:.0f}"
 
 
-def _duration(value: Value) -> str:
+def duration_text(value: Value) -> str:
+    """Return seconds as 3h12m, 4m05s or 12d03h."""
     seconds = round(float(value))
     hours, minutes = seconds // 3600, seconds % 3600 // 60
     if hours >= 48:

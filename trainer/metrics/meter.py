@@ -48,6 +48,7 @@ class Meter:
         self._num_adapter_params = num_adapter_params
         self._window = _Window()
         self._mean_step_s: float | None = None
+        self._evaluation_s = 0.0
         self._num_steps_seen = 0
 
     def add(
@@ -90,7 +91,16 @@ class Meter:
         window.kl_cost += kl_cost
         window.num_kl_tokens += num_tokens
 
-    def flush(self, remaining_steps: int | None = None, memory_gib: float | None = None) -> dict[str, float]:
+    def add_evaluation(self, seconds: float) -> None:
+        """Remember how long the last evaluation took."""
+        self._evaluation_s = seconds
+
+    def flush(
+        self,
+        remaining_steps: int | None = None,
+        memory_gib: float | None = None,
+        remaining_evaluations: int = 0,
+    ) -> dict[str, float]:
         """Return the record of the window under flat keys and start a new window.
 
         A number that is unknown (no targets, no peak FLOPs, no steps) has no key.
@@ -102,7 +112,8 @@ class Meter:
         if memory_gib is not None:
             record["memory_gib"] = memory_gib
         if remaining_steps is not None and self._mean_step_s is not None:
-            record["eta_s"] = remaining_steps * self._mean_step_s
+            steps_s = remaining_steps * self._mean_step_s
+            record["eta_s"] = steps_s + remaining_evaluations * self._evaluation_s
         return record
 
     def _speed(self, window: _Window) -> dict[str, float]:

@@ -41,12 +41,13 @@ class AttentionChoice:
 
 
 def choose_attention(
-    asked: Attention, capability: tuple[int, int] | None, needs_mask: bool = False
+    asked: Attention, capability: tuple[int, int] | None, dtype: str = "bf16", needs_mask: bool = False
 ) -> AttentionChoice:
     """Return the implementation to load the model with.
 
     Args:
         capability: CUDA compute capability, None without a GPU.
+        dtype: bf16 or fp32, which flash attention has no kernels for.
         needs_mask: Documents share virtual tokens, which a mask can say and cu_seq_lens cannot.
     Raises:
         ModelError: An asked-for implementation is not installed or the GPU cannot run it.
@@ -55,16 +56,20 @@ def choose_attention(
         return AttentionChoice("sdpa", "asked for")
     if asked is not Attention.auto:
         problem = _problem(asked, capability)
+        fix = f"Install it with: {_INSTALL[asked]}; or set model.attention=auto."
+        if problem is None and dtype == "fp32":
+            problem, fix = "it cannot compute in float32", "Set model.attention=auto, or zero.dtype=bf16."
         if problem is not None:
             raise ModelError(
-                f"`model.attention` must be usable here, but is {asked.value} instead: {problem}. "
-                f"Install it with: {_INSTALL[asked]}; or set model.attention=auto."
+                f"`model.attention` must be usable here, but is {asked.value} instead: {problem}. {fix}"
             )
         return AttentionChoice(asked.value, "asked for")
     if capability is None:
         return AttentionChoice("sdpa", "no GPU")
     if needs_mask:
         return AttentionChoice("sdpa", "flash attention cannot share virtual tokens between documents")
+    if dtype == "fp32":
+        return AttentionChoice("sdpa", "flash attention cannot compute in float32")
     # FlashAttention 3 first: fastest released on Hopper; 4 is in beta there.
     for candidate in (
         Attention.flash_attention_3,

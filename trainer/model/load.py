@@ -96,6 +96,9 @@ def load_model(
         ModelError: Missing, unexpected or mismatched weights.
     """
     import_models()
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of reading files; what is downloaded is here by now
     config = read_config(source, model)
     is_packed = quantise is not Quantise.none
     shards_now = zero3_config is not None and not is_packed

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainer.errors import ModelError
+from trainer.errors import ModelError, SelfCheckError
 from trainer.model.adapters import ADAPTER
 from trainer.model.load import tensor_reader, weight_files
 from trainer.model.new_tokens import PEFT_ROWS, ROWS, grown
@@ -37,12 +37,20 @@ def write_adapter(
 
     Raises:
         ModelError: There is nothing in it.
+        SelfCheckError: The file does not hold what was meant.
     """
     trained = with_tied_copies(dict(stream), peft_config)
     tensors = {_peft_name(name): tensor.to(dtype).contiguous().clone() for name, tensor in trained.items()}
     if not tensors:
         raise ModelError("The adapter must hold trained tensors, but the checkpoint has none. Train again.")
     save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+    written = load_file(str(folder / WEIGHTS))
+    wrong = [name for name, tensor in tensors.items() if not torch.equal(written[name], tensor)]
+    if wrong:
+        raise SelfCheckError(
+            f"The exported tensor {wrong[0]} must equal the trained one, but differs in {folder / WEIGHTS}. The disk "
+            "or memory is faulty; export again elsewhere."
+        )
     text = describe_adapter(peft_config, peft_config.base_model_name_or_path)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     return len(tensors)

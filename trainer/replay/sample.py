@@ -98,8 +98,10 @@ def batch_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def choose_batch_size(hf_config: Any, num_tokens: int, gpu_bytes: int | None, num_parameters: int) -> int:
-    """Return a batch that fits beside bf16 weights: a power of two up to 256; 16 without a GPU.
+def choose_batch_size(
+    hf_config: Any, num_tokens: int, gpu_bytes: int | None, num_parameters: int, element_bytes: int = 2
+) -> int:
+    """Return a batch that fits beside the weights: a power of two up to 256; 16 without a GPU.
 
     Args:
         num_tokens: Longest sequence, prompt included.
@@ -108,16 +110,16 @@ def choose_batch_size(hf_config: Any, num_tokens: int, gpu_bytes: int | None, nu
     if gpu_bytes is None:
         return CPU_BATCH
     # Growing the cache by a token holds one layer twice; count the cache twice for the allocator's gaps.
-    cache = 2 * cache_bytes(hf_config) * num_tokens
+    cache = 2 * cache_bytes(hf_config, element_bytes) * num_tokens
     logits = 16 * int(hf_config.vocab_size)  # float32: logits, probabilities, noise, and the model's own
-    room = 0.9 * gpu_bytes - 2 * num_parameters
+    room = 0.9 * gpu_bytes - element_bytes * num_parameters
     fits = max(int(room // (cache + logits)), 1)
     return min(1 << (fits.bit_length() - 1), MAX_BATCH)
 
 
-def cache_bytes(hf_config: Any) -> int:
-    """Return the bytes of one token's keys and values in bf16."""
+def cache_bytes(hf_config: Any, element_bytes: int = 2) -> int:
+    """Return the bytes of one token's keys and values, in bf16 unless said otherwise."""
     heads = int(hf_config.num_attention_heads)
     head_size = int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
     kv_heads = int(getattr(hf_config, "num_key_value_heads", None) or heads)
-    return 2 * 2 * int(hf_config.num_hidden_layers) * kv_heads * head_size
+    return 2 * element_bytes * int(hf_config.num_hidden_layers) * kv_heads * head_size

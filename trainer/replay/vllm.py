@@ -71,12 +71,14 @@ def start_engine(
     longest: int,
     gpu: int | None,
     cache_bytes: int | None,
+    dtype: str,
 ) -> Any:
     """Start vLLM with a model; its processes end with this one.
 
     Args:
         longest: Tokens of the longest sequence, prompt included.
         gpu: This rank's GPU, counted as PyTorch counts them; None runs on the CPU.
+        dtype: bf16 or fp32.
         cache_bytes: Room for keys and values; None takes what the GPU has left.
     Raises:
         ModelError: vLLM cannot be loaded, or cannot run the model here.
@@ -91,7 +93,7 @@ def start_engine(
             return vllm.LLM(
                 model=source,
                 revision=revision,
-                dtype="bfloat16",
+                dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
                 skip_tokenizer_init=True,
                 generation_config="vllm",  # not the model's: see sample.py
                 max_model_len=longest,

@@ -1,33 +1,24 @@
 """Logging of one rank: rank 0 speaks on the console, every rank keeps its full log in a file.
 
-Standard error only; standard output belongs to the metrics lines.
+Standard error only; standard output belongs to the metrics lines. The console has our lines, and errors of libraries:
+their other lines are nothing that a person can act on, and go to the file (trainer/runtime/libraries.py).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
-import warnings
 from pathlib import Path
 from typing import TextIO
 
 from trainer.runtime.job import given_log_dir
+from trainer.runtime.libraries import shows_libraries, take_held
 
 # These put their own handlers on and stop propagation when they are imported.
 _SELF_HANDLED = ("DeepSpeed", "transformers", "datasets", "huggingface_hub", "peft", "accelerate")
 _OURS = ("trainer", "__main__", "launch")
 _FILE_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
-
-# DeepSpeed 0.19 and we call these on purpose: the new names are missing in the oldest versions allowed.
-_KNOWN_DEPRECATIONS = (
-    r"`torch.distributed.\w+` is deprecated",
-    r"`gradient_checkpointing_enable` is deprecated",
-)
-
-# Kernels of other hardware that Liger and bitsandbytes look for and do without; the log file has them.
-_DONE_WITHOUT = re.compile(r"Backend impl '[^']*' .*could not be imported|from kernels-community")
 
 _installed: list[logging.Handler] = []
 
@@ -49,35 +40,47 @@ def setup_logging(rank: int, world_size: int, log_dir: Path | None) -> None:
     `log_dir` takes rank-<rank>.log; None keeps no file.
 
     Ranks:
-        Every rank, each for itself. Rank 0 shows INFO of ours and WARNING of libraries; others
-        show WARNING behind their rank.
+        Every rank, each for itself. Rank 0 shows INFO of ours and ERROR of libraries; others show WARNING of ours
+        behind their rank.
     """
-    root = logging.getLogger()
-    for handler in _installed:
-        root.removeHandler(handler)
-        handler.close()
-    _installed.clear()
-
     console = _StandardErrorHandler()
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     prefix = "" if rank == 0 else f"[rank {rank}] "
     console.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {prefix}%(message)s", "%H:%M:%S"))
-    console.addFilter(_is_worth_the_console if rank == 0 else _is_not_a_repeated_warning)
-    _installed.append(console)
+    console.addFilter(_is_worth_the_console)
+    handlers: list[logging.Handler] = [console]
     if log_dir is not None:
         log_dir.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(log_dir / f"rank-{rank}.log", encoding="utf-8")
         file.setFormatter(logging.Formatter(_FILE_FORMAT))
-        _installed.append(file)
-    for handler in _installed:
-        root.addHandler(handler)
-    root.setLevel(logging.INFO)
+        for record in take_held():
+            file.handle(record)
+        handlers.append(file)
+    _install(handlers)
+    logging.getLogger().setLevel(logging.INFO)
     logging.getLogger("trainer").setLevel(logging.DEBUG)
     logging.captureWarnings(True)
-    for message in _KNOWN_DEPRECATIONS:
-        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     adopt_library_loggers()
     logging.getLogger(__name__).debug("Rank %d of %d logs here.", rank, world_size)
+
+
+def setup_messages() -> None:
+    """Show warnings of ours, and errors of libraries, as they are: for a command that is no rank."""
+    console = _StandardErrorHandler()
+    console.setLevel(logging.WARNING)
+    console.addFilter(_is_worth_the_console)
+    _install([console])
+
+
+def _install(handlers: list[logging.Handler]) -> None:
+    """Put handlers in the place of the earlier ones."""
+    root = logging.getLogger()
+    for handler in _installed:
+        root.removeHandler(handler)
+        handler.close()
+    _installed[:] = handlers
+    for handler in handlers:
+        root.addHandler(handler)
 
 
 def adopt_library_loggers() -> None:
@@ -117,10 +120,5 @@ def attempt_dir(run_dir: Path) -> Path:
 
 
 def _is_worth_the_console(record: logging.LogRecord) -> bool:
-    if record.levelno < logging.WARNING:
-        return record.name.split(".")[0] in _OURS
-    return record.levelno > logging.WARNING or _DONE_WITHOUT.search(record.getMessage()) is None
-
-
-def _is_not_a_repeated_warning(record: logging.LogRecord) -> bool:
-    return record.name != "py.warnings" and _is_worth_the_console(record)
+    is_ours = record.name.split(".")[0] in _OURS
+    return is_ours or record.levelno > logging.WARNING or shows_libraries()

@@ -88,3 +88,16 @@ def test_digests_are_of_values():
     assert tensor_digest(tensor.t()) == tensor_digest(tensor.t().contiguous())
     assert tensor_digest(tensor) != tensor_digest(tensor.t())
     assert tensor_digest(tensor.bfloat16()) != tensor_digest(tensor)
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "written"),
+    [
+        ("auto", "bf16", "bfloat16"),
+        ("auto", "fp32", "float32"),
+        ("bfloat16", "fp32", "bfloat16"),
+        ("float32", "bf16", "float32"),
+    ],
+)
+def test_an_export_is_in_what_was_trained_unless_asked_otherwise(asked, trained, written):
+    assert export.export_dtype(asked, trained) == written

@@ -123,12 +123,12 @@ def test_what_was_fitted_stays_frozen_when_the_run_goes_on_from_null(config, tmp
     """A sweep that goes on freezes each point anew, before its ranks are started and fit it."""
     null = dataclasses.replace(
         config,
-        zero=dataclasses.replace(config.zero, stage=None),
+        zero=dataclasses.replace(config.zero, stage=None, dtype="auto"),
         model=dataclasses.replace(config.model, checkpoint_layers=None),
     )
     begun = dataclasses.replace(
         config,
-        zero=dataclasses.replace(config.zero, stage=2),
+        zero=dataclasses.replace(config.zero, stage=2, dtype="bf16"),
         model=dataclasses.replace(config.model, checkpoint_layers=3),
     )
     path = freeze(begun, tmp_path)
@@ -136,7 +136,8 @@ def test_what_was_fitted_stays_frozen_when_the_run_goes_on_from_null(config, tmp
     freeze(begun, tmp_path)
     (tmp_path / "metrics.jsonl").touch()
     freeze(null, tmp_path)
-    assert load_config(path).zero.stage == 2 and load_config(path).model.checkpoint_layers == 3
+    assert (load_config(path).zero.stage, load_config(path).zero.dtype) == (2, "bf16")
+    assert load_config(path).model.checkpoint_layers == 3
     freeze(begun, tmp_path)
 
 

@@ -31,7 +31,7 @@ def test_there_are_six_zero_options_and_a_golden_file_for_each():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_dictionary_of_every_zero_option_is_the_golden_one(option):
-    config = compose_config([f"zero={option}"])
+    config = compose_config([f"zero={option}", "zero.dtype=bf16"])
     made = deepspeed_dict(config.zero, config.optim, golden_shape(option), on_gpu=True)
     path = GOLDEN / f"{option}.json"
     if os.environ.get("PALIMPSEST_UPDATE_GOLDEN"):
@@ -42,7 +42,7 @@ def test_the_dictionary_of_every_zero_option_is_the_golden_one(option):
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_nothing_is_auto_and_the_optimizer_is_ours(option, on_gpu):
-    config = compose_config([f"zero={option}"])
+    config = compose_config([f"zero={option}", "zero.dtype=bf16"])
     made = deepspeed_dict(config.zero, config.optim, golden_shape(option), on_gpu)
     text = json.dumps(made)
     assert "auto" not in text
@@ -54,6 +54,7 @@ def test_nothing_is_auto_and_the_optimizer_is_ours(option, on_gpu):
 def test_extra_is_merged_last_and_section_by_section():
     zero = ZeroConfig(
         stage=3,
+        dtype="bf16",
         extra={
             "zero_optimization": {"zero_hpz_partition_size": 8, "overlap_comm": False},
             "dump_state": True,
@@ -73,17 +74,28 @@ def test_merging_changes_neither_side():
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_gradients_accumulate_in_fp32_where_there_is_something_to_accumulate(stage):
-    made = deepspeed_dict(ZeroConfig(stage=stage), OptimConfig(), ACCUMULATING, True)
+    made = deepspeed_dict(ZeroConfig(stage=stage, dtype="bf16"), OptimConfig(), ACCUMULATING, True)
     assert made["data_types"] == {"grad_accum_dtype": "fp32"}
-    assert "data_types" not in deepspeed_dict(ZeroConfig(stage=stage), OptimConfig(), SINGLE, True)
+    assert "data_types" not in deepspeed_dict(
+        ZeroConfig(stage=stage, dtype="bf16"), OptimConfig(), SINGLE, True
+    )
 
 
 def test_stage_0_would_accumulate_in_bf16_and_is_refused():
     with pytest.raises(ConfigError, match=r"`zero\.stage` must be 1 or more"):
-        deepspeed_dict(ZeroConfig(stage=0), OptimConfig(), ACCUMULATING, True)
+        deepspeed_dict(ZeroConfig(stage=0, dtype="bf16"), OptimConfig(), ACCUMULATING, True)
     deepspeed_dict(ZeroConfig(stage=0, dtype="fp32"), OptimConfig(), ACCUMULATING, True)
 
 
 def test_reduction_in_fp32_is_asked_for_by_name():
-    zero = ZeroConfig(stage=2, reduce_dtype=ReduceDtype.fp32)
+    zero = ZeroConfig(stage=2, dtype="bf16", reduce_dtype=ReduceDtype.fp32)
     assert deepspeed_dict(zero, OptimConfig(), SINGLE, True)["communication_data_type"] == "fp32"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_float32_is_the_same_without_bf16_and_its_wider_copies(option):
+    config = compose_config([f"zero={option}", "zero.dtype=fp32", "zero.reduce_dtype=fp32"])
+    made = deepspeed_dict(config.zero, config.optim, golden_shape(option), on_gpu=True)
+    expected = json.loads((GOLDEN / f"{option}.json").read_text(encoding="utf-8"))
+    expected.pop("data_types", None)
+    assert made == expected | {"bf16": {"enabled": False}}

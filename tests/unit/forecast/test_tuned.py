@@ -76,8 +76,9 @@ def test_every_method_trains_what_peft_trains(own, words):
 @pytest.mark.parametrize(
     "words", ["tune=freeze tune.last_layers=2", "tune=freeze tune.last_layers=0 tune.train=[mlp,norm]"]
 )
-def test_frozen_layers_are_left_out_and_trained_ones_counted_once(words, tmp_path):
-    config = compose_config([*COMMON, "model=tiny", *words.split()])
+@pytest.mark.parametrize(("dtype", "element_bytes"), [("bf16", 2), ("fp32", 4)])
+def test_frozen_layers_are_left_out_and_trained_ones_counted_once(words, dtype, element_bytes):
+    config = compose_config([*COMMON, "model=tiny", f"zero.dtype={dtype}", *words.split()])
     built = meta_trained({"model_type": "llama", "vocab_size": 264, **config.model.tiny}, config.tune)
     layer = 2 * 64 + 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
     expected = 2 * layer if "=2" in words else 2 * (2 * 64 + 3 * 64 * 128) + 64
@@ -85,7 +86,8 @@ def test_frozen_layers_are_left_out_and_trained_ones_counted_once(words, tmp_pat
     shape = decoder_shape({"model_type": "llama", "vocab_size": 264, **config.model.tiny}, "here")
     weights = tuned_weights(config, shape)
     assert weights.num_trainable + weights.num_frozen == shape.num_params
-    assert weights.num_trainable == expected and weights.frozen_bytes == 2 * weights.num_frozen
+    assert weights.num_trainable == expected
+    assert weights.frozen_bytes == element_bytes * weights.num_frozen
 
 
 @pytest.mark.parametrize("own", MODELS.values(), ids=MODELS)

@@ -86,5 +86,13 @@ def test_eta_survives_the_window_and_forgets_the_slow_first_step() -> None:
     assert meter.flush(remaining_steps=0)["eta_s"] == 0
 
 
+def test_the_time_left_counts_the_evaluations_to_come() -> None:
+    meter = Meter(world_size=1)
+    meter.add_evaluation(7.0)
+    meter.add(2.0, 100, 10, 100.0, 0.0)
+    assert meter.flush(remaining_steps=3, remaining_evaluations=2)["eta_s"] == 3 * 2 + 2 * 7
+    assert meter.flush(remaining_steps=0, remaining_evaluations=1)["eta_s"] == 7
+
+
 def test_memory_is_passed_through() -> None:
     assert Meter(world_size=1).flush(memory_gib=61.5) == {"memory_gib": 61.5}

@@ -56,6 +56,14 @@ def test_auto_never_fails_and_says_why(capability):
     assert capability >= (8, 0) or not choice.is_flash
 
 
+def test_float32_takes_sdpa_and_refuses_flash_attention_that_was_asked_for():
+    choice = choose_attention(Attention.auto, (9, 0), "fp32")
+    assert choice.name == "sdpa" and "float32" in choice.reason
+    for asked in FLASH:
+        with pytest.raises(ModelError, match=r"`model\.attention` must be usable here"):
+            choose_attention(asked, (9, 0), "fp32")
+
+
 def test_virtual_tokens_take_sdpa_whatever_is_installed():
     choice = choose_attention(Attention.auto, (9, 0), needs_mask=True)
     assert choice.name == "sdpa" and "virtual tokens" in choice.reason

@@ -1,0 +1,104 @@
+"""A machine without bf16, by the switch that hides it: every command of a run follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.dist.test_support_matrix import overrides_of, write_sources
+from tests.helpers.ranks import FOREIGN, ROOT
+from trainer.config.snapshot import config_path
+from trainer.config.store import load_config
+from trainer.model.dtype import NO_BF16
+
+COMMANDS = """
+import json, sys
+from trainer.cli import run_command
+for words in json.load(sys.stdin):
+    print("$", *words, flush=True)
+    code = run_command(words)
+    if code:
+        sys.exit(f"{words} ended with {code}")
+"""
+
+
+def run(folder: Path, *processes: list[list[str]]) -> dict[str, str]:
+    """Run the commands of each process, and return what each printed, by its first word and the last."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", NO_BF16: "1"}
+    shown = {}
+    for commands in processes:
+        done = subprocess.run(
+            [sys.executable, "-c", COMMANDS],
+            input=json.dumps(commands),
+            env=environ,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        parts = [part.partition("\n") for part in done.stdout.split("$ ")[1:]]
+        shown |= {f"{words.split()[0]} {words.split()[-1]}": text for words, _, text in parts}
+    return shown
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("float32")
+    write_sources(folder)
+    return folder
+
+
+def words_of(folder: Path, recipe: str) -> list[str]:
+    words = overrides_of(folder, recipe, 2)
+    return [*words, "data.num_workers=1", "checkpoint.every_steps=0", "evaluate.kl_packs=2"]
+
+
+def test_a_whole_model_is_trained_evaluated_and_exported_in_float32(sources: Path) -> None:
+    run_dir = f"run_dir={sources}/full_finetune-2"
+    shown = run(
+        sources,
+        [["train", *words_of(sources, "full_finetune"), run_dir]],
+        [["evaluate", run_dir]],
+        [
+            ["export", run_dir, "export.output_dir=wide"],
+            ["export", run_dir, "export.dtype=bfloat16", "export.output_dir=narrow"],
+            ["export", run_dir, "interpolate=0:1:1"],
+        ],
+    )
+    assert load_config(config_path(sources / "full_finetune-2")).zero.dtype == "fp32"
+    trained = shown[f"train {run_dir}"]
+    assert "Training in float32: PALIMPSEST_NO_BF16 hides bf16 (zero.dtype=fp32)." in trained
+    assert "in float32, as it was trained" in shown["export export.output_dir=wide"]
+    narrow = shown["export export.output_dir=narrow"]
+    assert "It was trained in float32: bfloat16 weights move the logits by" in narrow
+    assert "% are the base's again when rounded to bfloat16; export.dtype=float32 keeps them." in narrow
+    assert not list(sources.glob(".narrow*")), "the unrounded copy is gone"
+    forgetting = json.loads((sources / "full_finetune-2" / "forgetting.json").read_text())
+    assert "fp32" in forgetting["run"]["dtype"]
+
+
+@pytest.mark.parametrize("recipe", ["lora", pytest.param("qlora", marks=pytest.mark.slow)])
+def test_an_adapter_is_trained_and_exported_in_float32(sources: Path, recipe: str) -> None:
+    """Alone and merged, wide and narrow: what rounding does is told, and nothing that is right is refused."""
+    run_dir = f"run_dir={sources}/{recipe}-2"
+    commands = []
+    for name, words in (("alone", []), ("merged", ["export.merge=true"])):
+        for dtype in ("auto", "bfloat16"):
+            words_here = [*words, f"export.dtype={dtype}", f"export.output_dir={recipe}-{name}-{dtype}"]
+            commands.append(["export", run_dir, *words_here])
+    shown = run(sources, [["train", *words_of(sources, recipe), run_dir]], commands)
+    assert load_config(config_path(sources / f"{recipe}-2")).zero.dtype == "fp32"
+    for name in ("alone", "merged"):
+        assert "in float32, as it was trained" in shown[f"export export.output_dir={recipe}-{name}-auto"]
+        assert (
+            "bfloat16 weights move the logits" in shown[f"export export.output_dir={recipe}-{name}-bfloat16"]
+        )
+    assert "are the base's again" in shown[f"export export.output_dir={recipe}-merged-bfloat16"]
+    assert "are the base's again" not in shown[f"export export.output_dir={recipe}-merged-auto"]
