@@ -63,7 +63,7 @@ def combine_adapters(config: RunConfig) -> int:
 
 def _read(folder: Path, which: str) -> tuple[Adapter, str | None]:
     """Return the adapter of a run directory or an exported folder, and what is known of its base: a digest."""
-    from trainer.checkpoint.commit import read_manifest
+    from trainer.checkpoint.manifest import read_manifest
     from trainer.config.snapshot import config_path
     from trainer.engine.consolidate import stream_parameters
     from trainer.model.combine import Adapter, read_folder

@@ -24,8 +24,9 @@ from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
 from trainer.model.merge import CONFIG, describe_adapter
 from trainer.recovery import probe_recovery
+from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
-from trainer.runtime.job import deadline
+from trainer.runtime.job import deadline, is_requeued
 from trainer.runtime.lock import run_lock
 from trainer.runtime.shortage import shortage_explained
 from trainer.runtime.signals import StopFlag
@@ -52,13 +53,10 @@ def run_training(config: RunConfig) -> StopReason:
         stop_flag = stack.enter_context(StopFlag(deadline(os.environ)))
         if rank_env(os.environ).is_first:
             stack.enter_context(run_lock(Path(config.run_dir)))
-        stack.enter_context(
-            shortage_explained(
-                "train.micro_batch_size", config.train.micro_batch_size, config.model.checkpoint_layers
-            )
-        )
-        session = open_session(config, stack)
-        return _train(session, stop_flag, stack)
+        # Inside the stack: the other ranks hear of the sentence, not of what it explains.
+        size, layers = config.train.micro_batch_size, config.model.checkpoint_layers
+        with shortage_explained("train.micro_batch_size", size, layers), disk_explained(Path(config.run_dir)):
+            return _train(open_session(config, stack), stop_flag, stack)
 
 
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
@@ -80,7 +78,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     )
     # Before a checkpoint takes the place of the base's weights.
     reference = None if session.tuned.peft_config is not None else build_reference(session, mixing)
-    state = work.resume()
+    state = work.resume(is_requeued(os.environ))
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
     journal = open_journal(

@@ -37,6 +37,11 @@ class Fingerprint:
     tokens_T: torch.Tensor
     logits_KV: torch.Tensor
 
+    @property
+    def is_finite(self) -> bool:
+        """Tell whether the model answered in numbers."""
+        return bool(torch.isfinite(self.logits_KV).all())
+
 
 def probe_tokens(tokens: np.ndarray) -> np.ndarray:
     """Return the fixed text of a run's fingerprint from its first pack."""
