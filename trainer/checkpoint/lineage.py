@@ -45,13 +45,13 @@ def choose(
         if reason is None and manifest is not None:
             group.from_first(lambda: [set_aside(one) for one in reasons])
             return folder, manifest
-        reasons[folder] = str(reason)
+        reasons[folder] = str(reason).rstrip(".")
         if group.is_first:
-            say(f"Checkpoint {folder.name} cannot be used: {reason}. Trying the one before.")
+            say(f"Checkpoint {folder.name} cannot be used: {reasons[folder]}. Trying the one before.")
     reasons |= {folder: "it was set aside before" for folder in earlier}
     if not reasons:
         return None
-    listed = "; ".join(f"{folder.name}: {reason.rstrip('.')}" for folder, reason in reasons.items())
+    listed = "; ".join(f"{folder.name}: {reason}" for folder, reason in reasons.items())
     raise CheckpointError(
         f"`run_dir` must hold a checkpoint to go on from, but none of the {len(reasons)} in {checkpoints_dir(run_dir)} "
         f"can be used instead ({listed}). Nothing was changed: mend the disk or restore one and start again, or begin "

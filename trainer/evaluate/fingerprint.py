@@ -87,7 +87,6 @@ def check_same(expected: Fingerprint, actual: Fingerprint, is_same_device: bool)
     if not moved <= allowed:
         raise SelfCheckError(
             f"The resumed model must answer as the saved one did, but its logits moved by {moved:.2e} of "
-            f"their spread (allowed: {allowed:.1e}). The checkpoint does not hold what was trained; do "
-            "not go on from it. Choose an older one or start again."
+            f"their spread (allowed: {allowed:.1e}). The checkpoint does not hold what was trained."
         )
     return moved
