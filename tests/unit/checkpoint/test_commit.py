@@ -257,6 +257,9 @@ class Meeting:
     def broadcast(self, value):
         return self.gather(value)[0]
 
+    def from_first(self, make):
+        return self.broadcast(make() if self.is_first else None)
+
 
 def run_two_ranks(function):
     shared = ([None, None], threading.Barrier(2, timeout=20))
