@@ -180,7 +180,9 @@ def test_records_on_a_full_disk_end_both_ranks_with_a_sentence(workspace, tmp_pa
         run_dir.mkdir()
         (run_dir / name).symlink_to(disk / name)
         words = (f"run_dir={run_dir}", "cluster.ranks_per_node=2", "train.max_steps=50", "log.every_steps=1")
-        assert_one_sentence(command(workspace, tmp_path, "train", *words))
+        assert_one_sentence(
+            command(workspace, tmp_path, "train", *words), f"{run_dir / name} could not be written"
+        )
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ A line torn by a killed process is dropped when the file is opened again or read
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ class JsonlSink:
 
     def write(self, step: int, record: Record) -> None:
         """Append one line and hand it to the operating system."""
-        self._file.write(_encode({"step": step, "time": time.time(), **record}))
-        self._file.flush()
+        with _named(self._file.name):
+            self._file.write(_encode({"step": step, "time": time.time(), **record}))
+            self._file.flush()
 
     def close(self, status: str) -> None:
         """Put the file on disk and close it."""
@@ -60,9 +63,10 @@ class Ledger:
 
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one event; fields are plain JSON values."""
-        self._file.write(_encode({"event": event, "step": step, "time": time.time(), **fields}))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _named(self._file.name):
+            self._file.write(_encode({"event": event, "step": step, "time": time.time(), **fields}))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -117,6 +121,16 @@ def _write_lines(path: Path, lines: list[bytes]) -> None:
         file.writelines(line + b"\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Let an error of writing name its file; the operating system does so only for opening."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 def _cut_torn_tail(path: Path) -> None:
