@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ from trainer.replay.controller import Decision
 from trainer.report.build import build_report
 from trainer.report.forgetting import FILE_NAME, read_forgetting
 from trainer.report.verdict import verdict
+from trainer.runtime.job import is_requeued
 from trainer.task_scores import TaskScores
 
 _LOG = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class Keeper:
         self._group = group
         self._flash = flash
         self._checkpoint = config.checkpoint
+        # A job that its scheduler starts again goes on, also when its first start was told to begin anew.
+        self._goes_on = config.checkpoint.resume or is_requeued(os.environ)
         self._optim_lr = config.optim.lr
         self._schedule = config.schedule
         self._zero_dtype = config.zero.dtype
@@ -121,7 +125,9 @@ class Keeper:
     def _clear_the_way(self, num_trainable: int) -> None:
         remove_staging(self._run_dir)
         num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
-        num_new = num_to_come(self._run_dir, num_kept, self._checkpoint.keep_every_steps)
+        num_new = num_kept + 1  # what is given up makes no room
+        if self._goes_on:
+            num_new = num_to_come(self._run_dir, num_kept, self._checkpoint.keep_every_steps)
         check_space(self._run_dir, num_trainable, self._zero_dtype, num_new)
 
     def lr(self, step: int) -> float:
@@ -191,11 +197,9 @@ class Keeper:
             prune(self._run_dir, manifest, Retention(options.keep_last, options.keep_every_steps, best_step))
         return None
 
-    def resume(self, is_requeued: bool = False) -> TrainState:
+    def resume(self) -> TrainState:
         """Load the newest checkpoint that can be used, prove it, and return where the run stands.
 
-        Args:
-            is_requeued: The job goes on where it was interrupted, also when its start was told to begin anew.
         Raises:
             CheckpointError: Saved by another number of ranks, ZeRO stage, configuration or data; or there are
                 checkpoints, and none can be used: a run does not start over by itself.
@@ -203,7 +207,7 @@ class Keeper:
         self._lineage = Lineage(self._group.broadcast(uuid.uuid4().hex[:12]), 1, None)
         if not self._checkpoint.enabled:
             return TrainState()
-        if not self._checkpoint.resume and not is_requeued:
+        if not self._goes_on:
             left = self._group.from_first(lambda: abandon(self._run_dir))
             if left is not None:
                 _LOG.warning("checkpoint.resume=false: begins at step 0. What was here is kept in %s.", left)

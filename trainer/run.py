@@ -26,7 +26,7 @@ from trainer.model.merge import CONFIG, describe_adapter
 from trainer.recovery import probe_recovery
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
-from trainer.runtime.job import deadline, is_requeued
+from trainer.runtime.job import deadline
 from trainer.runtime.lock import run_lock
 from trainer.runtime.shortage import shortage_explained
 from trainer.runtime.signals import StopFlag
@@ -78,7 +78,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     )
     # Before a checkpoint takes the place of the base's weights.
     reference = None if session.tuned.peft_config is not None else build_reference(session, mixing)
-    state = work.resume(is_requeued(os.environ))
+    state = work.resume()
     if state.wandb_id is None:
         state.wandb_id = group.broadcast(new_run_id())
     journal = open_journal(

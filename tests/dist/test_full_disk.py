@@ -8,10 +8,12 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.dist.session import config_of, session_of, take_steps
@@ -21,6 +23,7 @@ from trainer.checkpoint.layout import checkpoints_dir
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.verify import newest_verified
 from trainer.errors import CheckpointError
+from trainer.runtime.local import rank_processes
 
 PAGE = 4096
 LIMIT_S = 240
@@ -151,6 +154,43 @@ def test_a_checkpoint_that_finds_no_room_at_any_point_is_a_sentence_on_both_rank
 # ---- everything else, through the command with two ranks
 
 
+def start(workspace: str, folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", *words[:1], "--config", f"{workspace}/config.yaml", *words[1:]],
+        env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def endless(run_dir: Path) -> list[str]:
+    return [
+        "train",
+        f"run_dir={run_dir}",
+        "cluster.ranks_per_node=2",
+        "train.max_steps=20000",
+        "log.every_steps=1",
+    ]
+
+
+def wait_for_steps(process: subprocess.Popen[str], run_dir: Path) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not (run_dir / "metrics.jsonl").exists() or '"loss"' not in (run_dir / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Kill what a failed test has left of its own."""
+    if process.poll() is None:
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.kill()
+        process.wait()
+
+
 def command(workspace: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
     return subprocess.run(
@@ -195,6 +235,22 @@ def test_a_run_directory_that_fills_up_before_the_end_is_a_sentence(workspace, t
         done = command(workspace, tmp_path, "train", f"run_dir={disk / 'run'}", *words)
         print(num_pages, done.returncode, done.stderr[-600:])
         assert_one_sentence(done)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(workspace, tmp_path):
+    """It is no error that a person mends: exit code 2 would keep a job from starting again."""
+    run_dir = tmp_path / "run"
+    with start(workspace, tmp_path, *endless(run_dir)) as process:
+        try:
+            wait_for_steps(process, run_dir)
+            rank = next(r for r in rank_processes(process.pid) if r.environ()["RANK"] == "1")
+            rank.kill()
+            _, said = process.communicate(timeout=LIMIT_S)
+        finally:
+            stop(process)
+    assert process.returncode not in (0, 2), said
+    assert "Rank 1 is gone without a word (killed, or its node)" in said
 
 
 @pytest.mark.slow

@@ -179,7 +179,8 @@ def close_group(
     """Leave the process group; with an error all ranks end. To be pushed on an ExitStack.
 
     Raises:
-        TopologyError: In place of a collective's error, when another rank is why it broke.
+        TopologyError: In place of a collective's error, when it broke because another rank met what a person can mend.
+        ConnectionError: Likewise when that rank died; the same command goes on.
     """
     watch = _watches.pop() if _watches else None
     if error is None:
@@ -198,4 +199,5 @@ def close_group(
         watch.fail(EXIT_MENDABLE if is_mendable else EXIT_DIED, text)
         return
     watch.leave()
-    raise TopologyError(f"This rank ends because of rank {cause.rank}: {cause.text}") from error
+    kind = TopologyError if cause.code == EXIT_MENDABLE else ConnectionError
+    raise kind(f"This rank ends because of rank {cause.rank}: {cause.text}") from error

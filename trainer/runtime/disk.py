@@ -13,7 +13,7 @@ from trainer.errors import CheckpointError, TrainerError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FAILING = frozenset({errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT})
-_IN_WORDS = re.compile(r"os error (\d+)|Os \{ code: (\d+)")
+_IN_WORDS = re.compile(r"\(os error (\d+)\)")
 """How safetensors tells of an error of the operating system."""
 
 
@@ -49,5 +49,5 @@ def disk_errno(error: BaseException) -> int | None:
     number = error.errno if isinstance(error, OSError) else None
     if number is None and type(error).__module__.startswith("safetensors"):
         found = _IN_WORDS.search(str(error))
-        number = int(found.group(1) or found.group(2)) if found else None
+        number = int(found.group(1)) if found else None
     return number if number in FULL | FAILING else None
