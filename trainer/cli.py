@@ -20,6 +20,7 @@ from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.dist.env import is_rank, rank_env, rank_shown
 from trainer.errors import ConfigError, TrainerError
 from trainer.invocation import Invocation, frozen_config, parse, sweep_folder
+from trainer.runtime.disk import disk_explained
 from trainer.runtime.job import leave_exit_code
 from trainer.runtime.libraries import libraries_held
 from trainer.runtime.log import setup_messages
@@ -62,7 +63,8 @@ def _answer(arguments: Sequence[str]) -> int:
             for name, what in SUBCOMMANDS[arguments[0]].items():
                 print(f"palimpsest {arguments[0]} {name}: {what}")
             return 0
-        return _dispatch(parse(arguments))
+        with disk_explained(None):
+            return _dispatch(parse(arguments))
     except TrainerError as error:
         return _report(error)
     except KeyboardInterrupt:

@@ -67,7 +67,7 @@ def combine_adapters(config: RunConfig) -> int:
 
 def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
     """Return the adapter of a run directory or an exported folder, its base's digest if known, and if it is float32."""
-    from trainer.checkpoint.commit import read_manifest
+    from trainer.checkpoint.manifest import read_manifest
     from trainer.config.snapshot import config_path
     from trainer.config.store import load_config
     from trainer.engine.consolidate import stream_parameters

@@ -14,6 +14,7 @@ from trainer.checkpoint.layout import STATE
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.engine.writer import read_states
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
@@ -22,6 +23,7 @@ from trainer.keeper import data_digest, show_forgetting
 from trainer.mixing import Mixing
 from trainer.model.prompt import virtual_off
 from trainer.report.forgetting import FILE_NAME, Forgetting, read_forgetting
+from trainer.runtime.disk import disk_explained
 from trainer.runtime.shortage import shortage_explained
 from trainer.session import Session, build_forgetting, build_task_scores, open_session
 from trainer.task_scores import TaskScores
@@ -32,26 +34,30 @@ BASE = "base"
 def run_evaluation(config: RunConfig) -> bool:
     """Evaluate and return whether the gate, if there is one, let the model pass. Collective: every rank."""
     with ExitStack() as stack:
-        stack.enter_context(
-            shortage_explained("evaluate.micro_batch_size", config.evaluate.micro_batch_size, -1)
-        )
-        session = open_session(config, stack)
-        which = config.evaluate.checkpoint
-        if which == BASE:
-            with virtual_off(session.engine.module):
-                _evaluate_base(session)
-            return True
-        folder: Path = session.group.from_first(lambda: find_checkpoint(session.run_dir, which))
-        task_scores = build_task_scores(session)
-        if task_scores is not None:
-            with virtual_off(session.engine.module):
-                task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
-        session.engine.load(folder)
-        _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores)
-        if not config.gate.has_rules:
-            return True
-        passed: bool = session.group.from_first(lambda: gate_passes(config, folder.name))
-        return passed
+        # Inside the stack: the other ranks hear of the sentence, not of what it explains.
+        size = config.evaluate.micro_batch_size
+        with shortage_explained("evaluate.micro_batch_size", size, -1), disk_explained(Path(config.run_dir)):
+            return _evaluate(open_session(config, stack))
+
+
+def _evaluate(session: Session) -> bool:
+    config, group = session.config, session.group
+    which = config.evaluate.checkpoint
+    if which == BASE:
+        with virtual_off(session.engine.module):
+            _evaluate_base(session)
+        return True
+    folder: Path = group.from_first(lambda: find_checkpoint(session.run_dir, which))
+    task_scores = build_task_scores(session)
+    if task_scores is not None:
+        with virtual_off(session.engine.module):
+            task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
+    session.engine.load(folder, read_states(folder, group.rank))
+    _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores)
+    if not config.gate.has_rules:
+        return True
+    passed: bool = group.from_first(lambda: gate_passes(config, folder.name))
+    return passed
 
 
 def _evaluate_base(session: Session) -> None:

@@ -139,7 +139,7 @@ def run_generation(config: RunConfig) -> bool:
         env = rank_env(os.environ)
         setup_logging(env.rank, env.world_size, None)
         group = open_group(env, config.cluster.comm_timeout_s)
-        stack.callback(close_group)
+        stack.push(close_group)
         adopt_library_loggers()
         return generate_on(group, config, stop_flag)
 

@@ -166,9 +166,9 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
     Raises:
         CheckpointError: There is none, or it does not verify.
     """
-    from trainer.checkpoint.commit import find_damage, newest_verified, read_manifest
     from trainer.checkpoint.layout import STATE, find_checkpoints, step_dir, step_of
     from trainer.checkpoint.state import read_state
+    from trainer.checkpoint.verify import inspect, newest_verified
 
     newest = newest_verified(run_dir)
     if newest is None:
@@ -192,7 +192,7 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
             f"The checkpoint `{which}` must still be there, but {run_dir} has only those of steps {kept}. Choose "
             "one of them."
         )
-    damage = find_damage(folder, read_manifest(folder))
+    damage = inspect(folder)[1]
     if damage:
         raise CheckpointError(f"Checkpoint {folder.name} does not verify: {damage}. Choose another.")
     return folder

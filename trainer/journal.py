@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.checkpoint.lineage import next_abandoned
 from trainer.checkpoint.state import TrainState
 from trainer.config.schema import RunConfig
 from trainer.config.store import to_plain
@@ -148,6 +149,11 @@ class Journal:
             **self._mixing.facts(state),
         )
 
+    def not_saved(self, state: TrainState, why: str) -> None:
+        """Record that no checkpoint was committed though one was due."""
+        _LOG.warning("Step %d: nothing is saved: %s. Earlier checkpoints stay.", state.step, why)
+        self._event("not_saved", state, why=why)
+
     def started(self, state: TrainState, **facts: object) -> None:
         """Record that an attempt begins."""
         self._event("started", state, attempt=state.attempts, **facts)
@@ -177,7 +183,7 @@ def open_journal(
 
     `num_adapter_params` are the trainable weights beside a frozen base, for the MFU; None without an adapter.
 
-    Metrics after the resumed step are cut off first.
+    Metrics after the resumed step are moved aside first: those steps come again.
     """
     peak = config.log.peak_tflops
     meter = Meter(
@@ -190,7 +196,12 @@ def open_journal(
     if hf_config is None:
         return Journal(Sinks(), None, meter, mixing, tokens_per_step)
     metrics_path = run_dir / "metrics.jsonl"
-    truncate_after(metrics_path, state.step if state.attempts > 1 else -1)
+    aside = next_abandoned(run_dir) / metrics_path.name
+    num_moved = truncate_after(metrics_path, state.step if state.attempts > 1 else -1, aside)
+    if num_moved:
+        _LOG.warning(
+            "%d line(s) of %s after step %d are now in %s.", num_moved, metrics_path, state.step, aside
+        )
     required: list[Sink] = [JsonlSink(metrics_path)]
     wandb_sink = build_wandb(
         config.log.wandb,

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trainer.checkpoint.commit import (
-    Manifest,
-    Written,
-    commit,
-    newest_verified,
-    remove_staging,
-)
+from trainer.checkpoint.commit import Written, commit, remove_staging
 from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
-from trainer.checkpoint.prune import prune
+from trainer.checkpoint.lineage import abandon, choose
+from trainer.checkpoint.manifest import Lineage, Manifest
+from trainer.checkpoint.prune import Retention, prune
 from trainer.checkpoint.space import check_space, num_to_come
 from trainer.checkpoint.state import TrainState, read_state, write_state
+from trainer.checkpoint.verify import patiently
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_digest
 from trainer.config.tune import Init, TuneMethod
@@ -32,9 +32,10 @@ from trainer.data.types import TokenizerLike
 from trainer.dist.group import Group
 from trainer.dist.seed import capture_rng, restore_rng
 from trainer.engine.build import Engine
-from trainer.engine.writer import seal
-from trainer.errors import CheckpointError, DataError
+from trainer.engine.writer import read_states, seal, write_states
+from trainer.errors import CheckpointError, DataError, SelfCheckError
 from trainer.evaluate.fingerprint import (
+    Fingerprint,
     check_same,
     probe_tokens,
     read_fingerprint,
@@ -52,6 +53,7 @@ from trainer.replay.controller import Decision
 from trainer.report.build import build_report
 from trainer.report.forgetting import FILE_NAME, read_forgetting
 from trainer.report.verdict import verdict
+from trainer.runtime.job import is_requeued
 from trainer.task_scores import TaskScores
 
 _LOG = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class Keeper:
         self._group = group
         self._flash = flash
         self._checkpoint = config.checkpoint
+        # A job that its scheduler starts again goes on, also when its first start was told to begin anew.
+        self._goes_on = config.checkpoint.resume or is_requeued(os.environ)
         self._optim_lr = config.optim.lr
         self._schedule = config.schedule
         self._zero_dtype = config.zero.dtype
@@ -121,7 +125,9 @@ class Keeper:
     def _clear_the_way(self, num_trainable: int) -> None:
         remove_staging(self._run_dir)
         num_kept = self._checkpoint.keep_last + int(self._checkpoint.keep_best)
-        num_new = num_to_come(self._run_dir, num_kept, self._checkpoint.keep_every_steps)
+        num_new = num_kept + 1  # what is given up makes no room
+        if self._goes_on:
+            num_new = num_to_come(self._run_dir, num_kept, self._checkpoint.keep_every_steps)
         check_space(self._run_dir, num_trainable, self._zero_dtype, num_new)
 
     def lr(self, step: int) -> float:
@@ -158,14 +164,22 @@ class Keeper:
         """Move the replay ratio in answer to held-out losses, if a controller is on."""
         return self._mixing.steer(state)
 
-    def save(self, state: TrainState) -> None:
-        """Commit a checkpoint and remove superseded ones; never one whose frozen parameters moved."""
+    def save(self, state: TrainState) -> str | None:
+        """Commit a checkpoint and remove superseded ones; return why nothing was saved of an unsound model.
+
+        Never one whose frozen parameters moved. All collectives come before the first file: a rank that cannot write
+        says so to all, and nobody waits.
+        """
         if self._frozen is not None:
             self._frozen.check(self._group)
         fingerprint = take_fingerprint(self._engine, self._probe, self._group, self._flash)
+        is_finite = fingerprint.is_finite and self._engine.has_finite_weights()
+        if not all(self._group.gather(is_finite)):
+            return "the weights, or the model's answers, are not finite"
+        states = self._engine.states()
 
         def write(staging: Path) -> list[Written]:
-            files: list[Written] = list(self._engine.save(staging))
+            files: list[Written] = list(write_states(states, staging))
             rng_path = staging / rng_file(self._group.rank)
             rng_path.write_text(json.dumps(capture_rng()), encoding="utf-8")
             files.append(seal(rng_path))
@@ -175,56 +189,91 @@ class Keeper:
                 files += [seal(staging / STATE), seal(staging / FINGERPRINT)]
             return files
 
-        commit(self._run_dir, self._manifest(state.step), write, self._group)
+        manifest = self._manifest(state)
+        commit(self._run_dir, manifest, write, self._group)
         if self._group.is_first:
-            prune(
-                self._run_dir,
-                self._checkpoint.keep_last,
-                self._checkpoint.keep_every_steps,
-                state.best_step if self._checkpoint.keep_best else None,
-            )
+            best_step = state.best_step if self._checkpoint.keep_best else None
+            options = self._checkpoint
+            prune(self._run_dir, manifest, Retention(options.keep_last, options.keep_every_steps, best_step))
+        return None
 
     def resume(self) -> TrainState:
-        """Load the newest checkpoint that verifies, prove it, and return where the run stands.
+        """Load the newest checkpoint that can be used, prove it, and return where the run stands.
 
         Raises:
-            CheckpointError: Saved by another number of ranks, ZeRO stage, configuration or data.
-            SelfCheckError: The loaded model does not answer as the saved one did.
+            CheckpointError: Saved by another number of ranks, ZeRO stage, configuration or data; or there are
+                checkpoints, and none can be used: a run does not start over by itself.
         """
-        found = None
-        if self._checkpoint.resume and self._checkpoint.enabled:
-            found = newest_verified(self._run_dir, self._group, _LOG.warning)
+        self._lineage = Lineage(self._group.broadcast(uuid.uuid4().hex[:12]), 1, None)
+        if not self._checkpoint.enabled:
+            return TrainState()
+        if not self._goes_on:
+            left = self._group.from_first(lambda: abandon(self._run_dir))
+            if left is not None:
+                _LOG.warning("checkpoint.resume=false: begins at step 0. What was here is kept in %s.", left)
+            return TrainState()
+        loaded: list[TrainState] = []
+
+        def load(folder: Path, manifest: Manifest) -> str | None:
+            self._check_resumable(folder, manifest)
+            return self._load(folder, manifest, loaded)
+
+        found = choose(self._run_dir, self._group, load, _LOG.warning)
         if found is None:
             return TrainState()
         folder, manifest = found
-        self._check_resumable(folder, manifest)
-        self._engine.load(folder)
-        rng = json.loads((folder / rng_file(self._group.rank)).read_text(encoding="utf-8"))
-        state = read_state(folder / STATE)
-        saved = read_fingerprint(folder / FINGERPRINT)
-        now = take_fingerprint(self._engine, saved.tokens_T.numpy(), self._group, self._flash)
-        same_device = manifest.facts.get("device") == describe_device()
-        moved = check_same(saved, now, same_device)
-        restore_rng(rng)
+        state = loaded[-1]
         self._mixing.restore(state)
         state.attempts += 1
-        _LOG.info(
-            "Resumed %s: step %d, logits moved by %.1e, %d tokens seen.",
-            folder.name,
-            state.step,
-            moved,
-            state.tokens_seen,
-        )
+        self._lineage = Lineage(manifest.lineage.run, state.attempts, folder.name)
+        _LOG.info("Resumed %s: step %d, %d tokens seen.", folder.name, state.step, state.tokens_seen)
         return state
 
-    def _manifest(self, step: int) -> Manifest:
+    def _load(self, folder: Path, manifest: Manifest, loaded: list[TrainState]) -> str | None:
+        """Take a checkpoint over and add its state to `loaded`, or return why it cannot be used. Collective.
+
+        Every file is read before the first collective, so that all ranks agree on what one cannot read.
+        """
+        read: _Read | None = None
+        problem: str | None = None
+        try:
+            read = patiently(lambda: _read(folder, self._group.rank))
+        except CheckpointError:
+            raise
+        except Exception as error:
+            problem = f"rank {self._group.rank} cannot read it: {type(error).__name__}: {error}"
+        if (problem := self._first_of(problem)) is not None or read is None:
+            return problem
+        if not read.fingerprint.is_finite or read.state.bad_steps_in_a_row:
+            return "it was saved while numbers were not finite"
+        self._engine.load(folder, read.states)
+        tokens = read.fingerprint.tokens_T.numpy()
+        now = take_fingerprint(self._engine, tokens, self._group, self._flash)
+        try:
+            moved = check_same(read.fingerprint, now, manifest.facts.get("device") == describe_device())
+        except SelfCheckError as error:
+            problem = str(error)
+        if (problem := self._first_of(problem)) is not None:
+            return problem
+        _LOG.info("%s answers as it was saved: logits moved by %.1e.", folder.name, moved)
+        restore_rng(read.rng)
+        loaded.append(read.state)
+        return None
+
+    def _first_of(self, problem: str | None) -> str | None:
+        """Return the problem of the first rank that has one. Collective."""
+        found: list[str | None] = self._group.gather(problem)
+        return next((text for text in found if text), None)
+
+    def _manifest(self, state: TrainState) -> Manifest:
         facts: dict[str, Any] = {"device": describe_device(), "base": self._base_digest}
         return Manifest(
-            step=step,
+            step=state.step,
             world_size=self._group.world_size,
             zero_stage=self._engine.stage,
             config_digest=self._config_digest,
             data_digest=self._data_digest,
+            lineage=self._lineage,
             files={},
             facts=facts,
         )
@@ -244,6 +293,26 @@ class Keeper:
                     f"{folder} must be resumed with {what} that saved it ({saved}), but has {now} instead. "
                     f"{fix}, or give another run_dir."
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a rank read of a checkpoint."""
+
+    states: dict[str, Any]
+    rng: Any
+    state: TrainState
+    fingerprint: Fingerprint
+
+
+def _read(folder: Path, rank: int) -> _Read:
+    """Read a rank's files of a checkpoint that verified."""
+    return _Read(
+        states=read_states(folder, rank),
+        rng=json.loads((folder / rng_file(rank)).read_text(encoding="utf-8")),
+        state=read_state(folder / STATE),
+        fingerprint=read_fingerprint(folder / FINGERPRINT),
+    )
 
 
 def data_digest(stores: dict[str, Store]) -> str:

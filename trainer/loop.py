@@ -101,6 +101,9 @@ class Reporter(Protocol):
     def saved(self, state: TrainState, seconds: float) -> None:
         """Report a checkpoint."""
 
+    def not_saved(self, state: TrainState, why: str) -> None:
+        """Report that no checkpoint was committed though one was due."""
+
 
 class Work(Protocol):
     """The slow things the loop names but does not do itself. Collective: every rank."""
@@ -111,8 +114,8 @@ class Work(Protocol):
     def steer(self, state: TrainState) -> Decision | None:
         """Move the replay ratio in answer to held-out losses, if a controller is on."""
 
-    def save(self, state: TrainState) -> None:
-        """Commit a checkpoint."""
+    def save(self, state: TrainState) -> str | None:
+        """Commit a checkpoint, or return why the model is not fit to be saved."""
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a zero-based step."""
@@ -138,6 +141,7 @@ def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
     """Run optimizer steps until the plan is met or all ranks agree to stop. Collective: every rank."""
     if state.last_evaluated_step < 0:
         evaluate(parts, state, cadence)
+    is_owed = False
     while state.step < cadence.num_steps:
         started = time.perf_counter()
         batch = parts.loader.take(state.step)
@@ -163,13 +167,16 @@ def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
             evaluate(parts, state, cadence)
         out_of_patience = is_out_of_patience(state, cadence)
         stopping = preempted or out_of_patience
-        if cadence.save_due(state.step) or (stopping and cadence.saves):
-            save(parts, state)
+        # A save that was due in the middle of non-finite steps is made up for after the first sound one.
+        is_owed = is_owed or cadence.save_due(state.step) or (stopping and cadence.saves)
+        is_owed = is_owed and not save(parts, state)
+        if is_owed and not state.bad_steps_in_a_row:
+            return StopReason.non_finite  # sound steps, and yet the model is not: it does not come back
         if preempted:
             return StopReason.preempted
         if out_of_patience:
-            return StopReason.early_stop
-    return StopReason.finished
+            return StopReason.non_finite if is_owed else StopReason.early_stop
+    return StopReason.non_finite if is_owed else StopReason.finished
 
 
 def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
@@ -199,7 +206,8 @@ def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
             state.base_losses = losses
         mean = sum(losses.values()) / len(losses)
         best = math.inf if state.best_loss is None else state.best_loss
-        if mean < best - cadence.min_delta_nats:  # never true for NaN
+        # Never true for NaN; what is not saved cannot be the best.
+        if mean < best - cadence.min_delta_nats and not state.bad_steps_in_a_row:
             state.best_loss, state.best_step = mean, state.step
             state.evaluations_without_gain = 0
         else:
@@ -210,13 +218,19 @@ def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
         parts.report.steered(state, decision)
 
 
-def save(parts: Parts, state: TrainState) -> None:
-    """Commit a checkpoint. Collective: every rank."""
+def save(parts: Parts, state: TrainState) -> bool:
+    """Commit a checkpoint of a sound state, and tell whether it was one. Collective: every rank."""
     started = time.perf_counter()
-    parts.work.save(state)
+    why: str | None = f"{state.bad_steps_in_a_row} non-finite step(s) in a row"
+    if not state.bad_steps_in_a_row:
+        why = parts.work.save(state)
+    if why is not None:
+        parts.report.not_saved(state, why)
+        return False
     seconds = time.perf_counter() - started
     parts.stop_flag.has_taken(save_s=seconds)
     parts.report.saved(state, seconds)
+    return True
 
 
 def is_out_of_patience(state: TrainState, cadence: Cadence) -> bool:

@@ -21,10 +21,11 @@ EXIT_CODES = {"finished": 0, "early_stop": 0, "preempted": 75, "non_finite": 4}
 
 END_SENTENCES = {
     "early_stop": "Stopped early: the held-out loss has not fallen for evaluate.patience evaluations.",
-    "preempted": "Stopped by a signal with a checkpoint in {run_dir}. Start the same command again to go on.",
+    "preempted": "Stopped by a signal. {newest} Start the same command again to go on.",
     "non_finite": (
-        "Stopped: loss or gradients were not finite for more than train.max_non_finite_steps steps in a row. "
-        "Nothing was saved since; see {run_dir}/ledger.jsonl, lower optim.lr, or look at the data of those steps."
+        "Stopped: loss, gradients or weights were not finite, for more than train.max_non_finite_steps steps in a row "
+        "or where a checkpoint was due. Nothing was saved since. {newest} See {run_dir}/ledger.jsonl, lower optim.lr, "
+        "or look at the data of those steps."
     ),
 }
 
@@ -58,9 +59,20 @@ def run_rank(command: str, config: RunConfig) -> int:
         freeze(config, Path(config.run_dir))
     reason = run_training(config).value
     if env.is_first and reason in END_SENTENCES:
-        print(END_SENTENCES[reason].format(run_dir=config.run_dir), file=sys.stderr, flush=True)
+        newest = _newest_in_words(Path(config.run_dir))
+        print(
+            END_SENTENCES[reason].format(run_dir=config.run_dir, newest=newest), file=sys.stderr, flush=True
+        )
     leave_exit_code(os.environ, EXIT_CODES[reason], env.is_first)
     return EXIT_CODES[reason]
+
+
+def _newest_in_words(run_dir: Path) -> str:
+    """Say which checkpoint a run goes on from."""
+    from trainer.checkpoint.layout import find_checkpoints
+
+    found = find_checkpoints(run_dir)
+    return f"The newest checkpoint is {found[0]}." if found else f"There is no checkpoint in {run_dir}."
 
 
 def _say_stopped_generation(is_first: bool) -> int:

@@ -25,6 +25,7 @@ from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
 from trainer.model.merge import CONFIG, describe_adapter
 from trainer.recovery import probe_recovery
+from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.job import deadline
 from trainer.runtime.lock import run_lock
@@ -53,13 +54,10 @@ def run_training(config: RunConfig) -> StopReason:
         stop_flag = stack.enter_context(StopFlag(deadline(os.environ)))
         if rank_env(os.environ).is_first:
             stack.enter_context(run_lock(Path(config.run_dir)))
-        stack.enter_context(
-            shortage_explained(
-                "train.micro_batch_size", config.train.micro_batch_size, config.model.checkpoint_layers
-            )
-        )
-        session = open_session(config, stack)
-        return _train(session, stop_flag, stack)
+        # Inside the stack: the other ranks hear of the sentence, not of what it explains.
+        size, layers = config.train.micro_batch_size, config.model.checkpoint_layers
+        with shortage_explained("train.micro_batch_size", size, layers), disk_explained(Path(config.run_dir)):
+            return _train(open_session(config, stack), stop_flag, stack)
 
 
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:

@@ -104,7 +104,7 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     run_dir = Path(config.run_dir)
     setup_logging(env.rank, env.world_size, None)
     group = open_group(env, config.cluster.comm_timeout_s)
-    stack.callback(close_group)
+    stack.push(close_group)
     # Nodes may differ in their GPUs or processors: what the first one made of them is what was frozen.
     config = with_fitted(config, *group.from_first(lambda: fitted_values(config)))
     log_dir = group.from_first(lambda: attempt_dir(run_dir))

@@ -19,8 +19,8 @@ import pytest
 from tests.dist.session import config_of, session_of
 from tests.helpers.ranks import FOREIGN, ROOT
 from tests.helpers.wait import LIMIT_S, wait_until
-from trainer.checkpoint.commit import newest_verified
 from trainer.checkpoint.layout import STATE, checkpoints_dir, step_dir
+from trainer.checkpoint.verify import newest_verified
 from trainer.errors import TrainerError
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.dist.session import config_of, session_of
-from trainer.checkpoint.commit import commit, read_manifest
+from trainer.checkpoint.commit import commit
 from trainer.checkpoint.layout import FINGERPRINT, STATE, step_dir
+from trainer.checkpoint.manifest import read_manifest
 from trainer.errors import CheckpointError, SelfCheckError
 
 
@@ -125,8 +126,9 @@ def test_resume_at_stage_0_is_bitwise_identical_and_other_runs_are_refused(pool,
     for kind in ("stage", "data", "config"):
         assert answers[kind].startswith("CheckpointError")
         assert "or give another run_dir." in answers[kind]
-    assert answers["weights"].startswith("SelfCheckError")
+    assert answers["weights"].startswith("CheckpointError")
     assert "must answer as the saved one did" in answers["weights"]
+    assert "begin at step 0 on purpose with checkpoint.resume=false" in answers["weights"]
 
 
 def keeper_of(session: Any, config: Any, stores: Any) -> Any:
@@ -164,6 +166,8 @@ def refusals(group: Any, workspace: str, run_dir: str) -> dict[str, str]:
         answers["config"] = refusal_of(keeper_of(session, other, session.stores))
         assert keeper_of(session, config, session.stores).resume().step == 6
         commit_other_weights(Path(run_dir), group)
+        for step in (3, 6):
+            shutil.rmtree(step_dir(Path(run_dir), step))
         answers["weights"] = refusal_of(keeper_of(session, config, session.stores))
     return answers
 

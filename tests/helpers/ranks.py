@@ -164,7 +164,7 @@ def serve() -> None:
     run.ManualGc = lambda every_steps: manual(every_steps=0)  # type: ignore[assignment,misc]
     # Sessions of this process share its group; everything else of session.py is used as it is.
     session.open_group = lambda env, timeout_s: group  # type: ignore[assignment]
-    session.close_group = lambda: None  # type: ignore[assignment]
+    session.close_group = lambda *error: None  # type: ignore[assignment]
     for line in sys.stdin:
         request = json.loads(line)
         print(f"== {request['function']} {request['arguments']}", flush=True)

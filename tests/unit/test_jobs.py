@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.helpers.tiny import save_llama, tiny_config, write_documents
-from trainer.checkpoint.commit import Manifest, commit
+from trainer.checkpoint.commit import commit
 from trainer.checkpoint.layout import MANIFEST, STATE, step_dir
+from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.state import TrainState, write_state
 from trainer.config.data import Role
 from trainer.data.prepared import open_prepared
@@ -31,7 +32,9 @@ def save(run_dir: Path, step: int, best_step: int | None) -> Path:
         write_state(staging / STATE, TrainState(step=step, best_step=best_step))
         return [seal(staging / STATE)]
 
-    return commit(run_dir, Manifest(step, 1, 1, "config", "data", {}, {}), write, ALONE)
+    return commit(
+        run_dir, Manifest(step, 1, 1, "config", "data", Lineage("one", 1, None), {}, {}), write, ALONE
+    )
 
 
 @pytest.fixture

@@ -40,16 +40,18 @@ class Loader:
 
 
 class Work:
-    def __init__(self, losses=()):
+    def __init__(self, losses=(), unfit=()):
         self._losses = list(losses)
         self.evaluated, self.saved = [], []
-        self.state = None
+        self.state, self.unfit = None, unfit
 
     def evaluate(self, state):
         self.evaluated.append(state.step)
         return {"a": self._losses.pop(0)} if self._losses else {}
 
     def save(self, state):
+        if state.step in self.unfit:
+            return "the weights are not finite"
         self.saved.append(state.step)
 
     def steer(self, state):
@@ -62,6 +64,7 @@ class Work:
 class Report:
     def __init__(self):
         self.logged, self.all_steps, self.skips, self.saves, self.evaluations = [], [], [], [], []
+        self.unsaved = []
 
     def step(self, state, result, lr, times, is_logged):
         assert times.step_s >= times.data_wait_s >= 0
@@ -77,6 +80,9 @@ class Report:
 
     def saved(self, state, seconds):
         self.saves.append(state.step)
+
+    def not_saved(self, state, why):
+        self.unsaved.append((state.step, why))
 
 
 class Stop:
@@ -114,9 +120,9 @@ def cadence(**changes):
     return Cadence(**(values | changes))
 
 
-def run(state=None, norms=(), losses=(), stop=None, **changes):
+def run(state=None, norms=(), losses=(), stop=None, unfit=(), **changes):
     state = state or TrainState()
-    work, report, loader, engine = Work(losses), Report(), Loader(), Engine(norms)
+    work, report, loader, engine = Work(losses, unfit), Report(), Loader(), Engine(norms)
     work.state = state
     group = Group(0, 0, 1, torch.device("cpu"))
     parts = Parts(engine, loader, group, False, work, report, stop or Stop(), Gc())
@@ -173,6 +179,40 @@ def test_too_many_bad_steps_in_a_row_end_the_run_without_a_checkpoint():
     assert reason is StopReason.non_finite
     assert state.step == 4 and state.skipped_steps == 3 and state.bad_steps_in_a_row == 3
     assert report.skips == [2, 3, 4] and work.saved == []
+
+
+def test_a_save_that_is_due_among_bad_steps_waits_for_a_sound_one():
+    """Three of them once took the places of the last good checkpoints."""
+    norms = [1.0, math.nan, math.nan, 1.0, math.nan]
+    reason, _, work, report, _, _ = run(norms=norms, save_every=2)
+    assert reason is StopReason.finished
+    assert work.saved == [4, 6, 8, 10]
+    assert report.unsaved == [(2, "1 non-finite step(s) in a row"), (3, "2 non-finite step(s) in a row")]
+
+
+def test_a_run_that_ends_among_bad_steps_has_not_finished():
+    reason, _, work, report, _, _ = run(norms=[1.0] * 9 + [math.nan], save_every=5)
+    assert reason is StopReason.non_finite and work.saved == [5] and report.unsaved[0][0] == 10
+
+
+def test_a_stop_among_bad_steps_saves_nothing():
+    reason, state, work, report, _, _ = run(norms=[1.0, 1.0, math.nan], stop=Stop(after=2), save_every=2)
+    assert reason is StopReason.preempted and state.step == 3
+    assert work.saved == [2] and report.unsaved == [(3, "1 non-finite step(s) in a row")]
+
+
+def test_weights_that_are_not_finite_after_sound_steps_end_the_run():
+    reason, state, work, report, _, _ = run(unfit=(4,), save_every=2)
+    assert reason is StopReason.non_finite and state.step == 4
+    assert work.saved == [2] and report.unsaved == [(4, "the weights are not finite")]
+
+
+def test_what_is_not_saved_is_not_the_best():
+    norms = [1.0, 1.0, 1.0, math.nan]
+    _, state, work, *_ = run(
+        norms=norms, losses=[3.0, 2.0, 1.0, 1.5, 1.4, 1.3], evaluate_every=2, save_every=2
+    )
+    assert work.saved == [2, 5, 6, 8, 10] and (state.best_loss, state.best_step) == (1.3, 10)
 
 
 def test_bad_steps_apart_are_counted_and_survived():

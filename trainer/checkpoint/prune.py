@@ -4,43 +4,61 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.commit import read_manifest
-from trainer.checkpoint.layout import MANIFEST, find_checkpoints, step_of
+from trainer.checkpoint.layout import MANIFEST, find_checkpoints
+from trainer.checkpoint.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What is kept of a run."""
+
+    keep_last: int
+    keep_every_steps: int | None
+    best_step: int | None
+
+
 def superseded(
-    steps: Sequence[int], keep_last: int, keep_every_steps: int | None, best_step: int | None
+    found: Sequence[tuple[int, str]], committed: tuple[int, str], retention: Retention
 ) -> list[int]:
-    """Return the steps whose checkpoints may go: not among the newest, the kept ones, or the best."""
-    newest = sorted(steps, reverse=True)[:keep_last]
-    return sorted(
+    """Return the steps whose checkpoints may go: not among the newest, the kept ones, or the best.
+
+    Args:
+        found: Step and run of every checkpoint with a valid manifest.
+        committed: Those of the one that was committed just now, which always stays. What is of another run, or
+            newer, is not of its line: it neither goes nor counts.
+    """
+    last, run = committed
+    line = sorted({step for step, whose in found if whose == run and step <= last} | {last})
+    newest = line[-max(retention.keep_last, 1) :]
+    every = retention.keep_every_steps
+    return [
         step
-        for step in steps
+        for step in line
         if step not in newest
-        and step != best_step
-        and not (keep_every_steps and step > 0 and step % keep_every_steps == 0)
-    )
+        and step != retention.best_step
+        and not (every and step > 0 and step % every == 0)
+    ]
 
 
-def prune(run_dir: Path, keep_last: int, keep_every_steps: int | None, best_step: int | None) -> list[int]:
-    """Remove superseded checkpoints; only those with a valid manifest count. Rank 0 calls it.
+def prune(run_dir: Path, committed: Manifest, retention: Retention) -> list[int]:
+    """Remove what a committed checkpoint supersedes; only those with a valid manifest count. Rank 0 calls it.
 
     The manifest goes first, so that a kill in the middle leaves nothing that looks valid.
     """
-    valid: dict[int, Path] = {}
+    valid: dict[tuple[int, str], Path] = {}
     for folder in find_checkpoints(run_dir):
-        step = step_of(folder)
         try:
-            read_manifest(folder)
-        except CheckpointError:
+            manifest = read_manifest(folder)
+        except (CheckpointError, OSError):
             continue
-        if step is not None:
-            valid[step] = folder
-    gone = superseded(list(valid), keep_last, keep_every_steps, best_step)
+        valid[manifest.step, manifest.lineage.run] = folder
+    run = committed.lineage.run
+    gone = superseded(list(valid), (committed.step, run), retention)
     for step in gone:
-        (valid[step] / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(valid[step], ignore_errors=True)
+        (valid[step, run] / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(valid[step, run], ignore_errors=True)
     return gone

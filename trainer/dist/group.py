@@ -5,10 +5,15 @@ Tensors of the model never pass here; DeepSpeed moves those.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import socket
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -16,6 +21,13 @@ import torch.distributed as torch_dist
 
 from trainer.dist.env import RankEnv
 from trainer.dist.rendezvous import check_rendezvous
+from trainer.dist.watch import EXIT_DIED, GRACE_S, Watch, admit, connect, listen
+from trainer.errors import TopologyError, TrainerError
+
+_LOG = logging.getLogger(__name__)
+
+EXIT_MENDABLE = 2
+"""What the command line ends with when a person can mend what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +119,45 @@ def open_group(env: RankEnv, timeout_s: int) -> Group:
         verbose=False,
     )
     host_group = torch_dist.new_group(backend="gloo", timeout=timeout) if env.world_size > 1 else None
-    return Group(env.rank, env.local_rank, env.world_size, device, host_group)
+    group = Group(env.rank, env.local_rank, env.world_size, device, host_group)
+    if env.world_size > 1:
+        _watch_all(group, env.master_addr)
+    return group
+
+
+_watches: list[Watch] = []
+"""Of this process: one while it is in a group."""
+
+
+def _watch_all(group: Group, address: str) -> None:
+    """Let every rank hear when another fails or dies. Collective: every rank."""
+    num_others = group.world_size - 1
+    door: socket.socket | None = None
+    port = 0
+    if group.is_first:
+        with contextlib.suppress(OSError):
+            door, port = listen(num_others)
+    port, token = group.broadcast((port, uuid.uuid4().hex))
+    peers, problem = None, "rank 0 has no port for it" if not port else None
+    try:
+        if door is not None:
+            peers = admit(door, token, num_others)
+        elif port:
+            peers = connect(address, port, token, group.rank)
+    except OSError as error:
+        problem = str(error)
+    problems = [text for text in group.gather(problem) if text]
+    if problems or peers is None:
+        if group.is_first:
+            _LOG.warning(
+                "Ranks cannot tell each other that they fail (%s): then the others wait for "
+                "cluster.comm_timeout_s, or for the launcher to end them.",
+                problems[0],
+            )
+        for peer in (peers or {}).values():
+            peer.close()
+        return
+    _watches.append(Watch(group.rank, peers))
 
 
 def _use_plain_gloo() -> None:
@@ -121,7 +171,33 @@ def _use_plain_gloo() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def close_group() -> None:
-    """Leave the process group."""
-    if torch_dist.is_initialized():
-        torch_dist.destroy_process_group()
+def close_group(
+    error_type: type[BaseException] | None = None,
+    error: BaseException | None = None,
+    traceback: TracebackType | None = None,
+) -> None:
+    """Leave the process group; with an error all ranks end. To be pushed on an ExitStack.
+
+    Raises:
+        TopologyError: In place of a collective's error, when it broke because another rank met what a person can mend.
+        ConnectionError: Likewise when that rank died; the same command goes on.
+    """
+    watch = _watches.pop() if _watches else None
+    if error is None:
+        if watch is not None:
+            watch.leave()
+        if torch_dist.is_initialized():
+            torch_dist.destroy_process_group()
+        return
+    # Not destroyed: NCCL would wait for what will never be done. The process ends.
+    if watch is None:
+        return
+    is_mendable = isinstance(error, TrainerError)
+    cause = None if is_mendable else watch.wait_for_failure(GRACE_S / 2)
+    if cause is None:
+        text = str(error) if is_mendable else f"{type(error).__name__}: {error}"
+        watch.fail(EXIT_MENDABLE if is_mendable else EXIT_DIED, text)
+        return
+    watch.leave()
+    kind = TopologyError if cause.code == EXIT_MENDABLE else ConnectionError
+    raise kind(f"This rank ends because of rank {cause.rank}: {cause.text}") from error

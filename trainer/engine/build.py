@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as torch_dist
 from torch import Tensor, nn
 
-from trainer.engine.writer import CheckedWriter, WrittenFile
-
-TAG = "engine"
+from trainer.engine.writer import TAG, Collector, Provider
 
 
 class Engine:
@@ -75,30 +74,36 @@ class Engine:
         finally:
             self._ds.train()
 
-    def save(self, folder: Path) -> list[WrittenFile]:
-        """Write this rank's shards of what trains under folder; never DeepSpeed's `latest`. Collective.
+    def states(self) -> dict[str, Any]:
+        """Return this rank's shards of what trains, by file name, without touching a disk. Collective.
 
-        A failing write is raised only after all ranks are through, so that nobody hangs.
+        They hold the engine's own tensors: write them before the next step.
         """
-        writer = CheckedWriter(self._ds.checkpoint_engine)
-        self._ds.checkpoint_engine = writer
+        collector = Collector(self._ds.checkpoint_engine)
+        self._ds.checkpoint_engine = collector
+        self._ds._copy_recovery_script = lambda path: None  # theirs reads our files as well; ours is `export`
         try:
             self._ds.save_checkpoint(
-                str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._is_partial
+                TAG, tag=TAG, save_latest=False, exclude_frozen_parameters=self._is_partial
             )
         finally:
-            self._ds.checkpoint_engine = writer.inner
-        for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # DeepSpeed's copies; ours is `export`
-            (folder / script).unlink(missing_ok=True)
-        if writer.error is not None:
-            raise writer.error
-        return writer.files
+            self._ds.checkpoint_engine = collector.inner
+        return collector.states
 
-    def load(self, folder: Path) -> None:
-        """Load shards that `save` wrote, at the same world size. Collective."""
-        self._ds.load_checkpoint(
-            str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=not self._is_partial
-        )
+    def has_finite_weights(self) -> bool:
+        """Tell whether this rank's part of what trains holds only finite numbers; at stages below 3 its part is all."""
+        return all(_is_finite(p) for p in self.module.parameters() if p.requires_grad)
+
+    def load(self, folder: Path, states: dict[str, Any]) -> None:
+        """Take over the states that `read_states` read from a checkpoint, at the same world size. Collective."""
+        provider = Provider(self._ds.checkpoint_engine, states)
+        self._ds.checkpoint_engine = provider
+        try:
+            self._ds.load_checkpoint(
+                str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=not self._is_partial
+            )
+        finally:
+            self._ds.checkpoint_engine = provider.inner
 
     def _trained_state(self, **options: Any) -> dict[str, Any]:
         """Return the module's part of a checkpoint without what is frozen.
@@ -120,6 +125,20 @@ class Engine:
         if not grads:
             return None
         return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in grads])))
+
+
+def _is_finite(parameter: nn.Parameter) -> bool:
+    """Look at a parameter, or at this rank's shard of it without the padding, which nobody ever writes."""
+    values = parameter.detach()
+    if hasattr(parameter, "ds_tensor"):
+        shard, num_values = parameter.ds_tensor, int(getattr(parameter, "ds_numel", 0))
+        begin = torch_dist.get_rank() * shard.numel() if torch_dist.is_initialized() else 0
+        values = shard.detach()[: max(min(shard.numel(), num_values - begin), 0)]
+    if not values.numel():
+        return True
+    # Of a NaN both are NaN; needs no memory.
+    low, high = torch.aminmax(values)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
 def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Engine:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.engine.build import TAG
+from trainer.engine.writer import TAG
 
 MODULE_PREFIX = "lm."
 """Name of the model inside the objective that the engine wraps."""

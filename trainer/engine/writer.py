@@ -1,4 +1,8 @@
-"""A checkpoint writer for DeepSpeed that fsyncs and digests every file, and never throws mid-collective."""
+"""What stands between DeepSpeed and the disk: its shards are taken in memory, written and read by our own code.
+
+DeepSpeed's save makes folders, copies scripts and writes files between its own barriers, so that a full disk on one
+rank leaves the others waiting there. Here nothing touches a file before all ranks are through with it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,12 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
+
+import torch
+
+TAG = "engine"
+"""Folder of the shards in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,33 +27,112 @@ class WrittenFile:
     sha256: str
 
 
-class CheckedWriter:
-    """Stands in for DeepSpeed's checkpoint engine during one save.
+class Collector:
+    """Stands in for DeepSpeed's checkpoint engine during one save: keeps what would be written, and writes nothing.
 
-    DeepSpeed's own writer throws on one rank while the others wait in a barrier (a full disk then hangs
-    the job). This one remembers the first error; the caller raises it on all ranks after the barrier.
+    The states hold the engine's own tensors, not copies: write them before the next step.
     """
 
     def __init__(self, inner: Any) -> None:
         """Wrap DeepSpeed's writer."""
         self.inner = inner
-        self.files: list[WrittenFile] = []
-        self.error: Exception | None = None
+        self.states: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Leave everything but saving to DeepSpeed's writer."""
+        """Leave everything but files to DeepSpeed's writer."""
         return getattr(self.inner, name)
 
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make no folder."""
+
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file, fsync it and take its digest."""
-        if self.error is not None:
-            return
+        """Keep one file's content under its name."""
+        _name_stage(state_dict)
+        self.states[Path(path).name] = state_dict
+
+
+class Provider:
+    """Stands in for DeepSpeed's checkpoint engine during one load: gives what was read before."""
+
+    def __init__(self, inner: Any, states: dict[str, Any]) -> None:
+        """Wrap DeepSpeed's reader; `states` are as `read_states` returns them."""
+        self.inner = inner
+        self._states = states
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave everything but reading to DeepSpeed's reader."""
+        return getattr(self.inner, name)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Return one file's content."""
+        return self._states[Path(path).name]
+
+
+def write_states(states: dict[str, Any], folder: Path) -> list[WrittenFile]:
+    """Write a rank's states under a checkpoint's folder; each is on disk when this returns.
+
+    Holds one tensor of them in host memory at a time.
+
+    Raises:
+        OSError: The disk's own words: torch would say "file write failed" of a full one.
+    """
+    target = folder / TAG
+    target.mkdir(exist_ok=True)
+    written = []
+    for name, state in states.items():
+        path = target / name
+        with path.open("wb") as file:
+            kept = _KeepsError(file)
+            try:
+                torch.save(state, cast(IO[bytes], kept))
+            except Exception as error:
+                raise kept.error or error from error
+        written.append(seal(path))
+    return written
+
+
+def read_states(folder: Path, rank: int) -> dict[str, Any]:
+    """Read the states that a rank loads from a checkpoint that verified, into host memory.
+
+    Raises:
+        OSError, RuntimeError: A file cannot be read.
+    """
+    patterns = (f"*zero_pp_rank_{rank}_mp_rank_*.pt", "mp_rank_*_model_states.pt")
+    paths = sorted(path for pattern in patterns for path in (folder / TAG).glob(pattern))
+    if not paths:
+        raise FileNotFoundError(f"{folder / TAG} has no shard of rank {rank}")
+    # Our own files, whose digests were compared; DeepSpeed's states hold objects that weights_only refuses.
+    return {path.name: torch.load(path, map_location="cpu", weights_only=False) for path in paths}
+
+
+def seal(path: Path) -> WrittenFile:
+    """Fsync a written file and return its size and SHA-256, read back from the file system."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return WrittenFile(path, path.stat().st_size, digest)
+
+
+class _KeepsError:
+    """The part of a file that torch.save uses; remembers the disk's error, which torch replaces by its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
         try:
-            _name_stage(state_dict)
-            self.inner.save(state_dict, path)
-            self.files.append(seal(Path(path)))
-        except Exception as error:
-            self.error = error
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 def _name_stage(state_dict: Any) -> None:
@@ -56,11 +144,3 @@ def _name_stage(state_dict: Any) -> None:
     optimizer = state_dict.get("optimizer_state_dict") if isinstance(state_dict, dict) else None
     if isinstance(optimizer, dict) and "single_partition_of_fp32_groups" in optimizer:
         optimizer.setdefault("zero_stage", 1)
-
-
-def seal(path: Path) -> WrittenFile:
-    """Fsync a written file and return its size and SHA-256, read back from the file system."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return WrittenFile(path, path.stat().st_size, digest)

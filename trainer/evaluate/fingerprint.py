@@ -37,6 +37,11 @@ class Fingerprint:
     tokens_T: torch.Tensor
     logits_KV: torch.Tensor
 
+    @property
+    def is_finite(self) -> bool:
+        """Tell whether the model answered in numbers."""
+        return bool(torch.isfinite(self.logits_KV).all())
+
 
 def probe_tokens(tokens: np.ndarray) -> np.ndarray:
     """Return the fixed text of a run's fingerprint from its first pack."""
@@ -82,7 +87,6 @@ def check_same(expected: Fingerprint, actual: Fingerprint, is_same_device: bool)
     if not moved <= allowed:
         raise SelfCheckError(
             f"The resumed model must answer as the saved one did, but its logits moved by {moved:.2e} of "
-            f"their spread (allowed: {allowed:.1e}). The checkpoint does not hold what was trained; do "
-            "not go on from it. Choose an older one or start again."
+            f"their spread (allowed: {allowed:.1e}). The checkpoint does not hold what was trained."
         )
     return moved

@@ -5,8 +5,8 @@ A line torn by a killed process is dropped when the file is opened again or read
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import math
 import os
 import time
@@ -16,8 +16,6 @@ from typing import Any
 
 from trainer.errors import TrainerError
 from trainer.metrics.sink import Record
-
-_LOG = logging.getLogger(__name__)
 
 # JSON has no word for these, and a bare NaN breaks strict readers.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -38,8 +36,9 @@ class JsonlSink:
 
     def write(self, step: int, record: Record) -> None:
         """Append one line and hand it to the operating system."""
-        self._file.write(_encode({"step": step, "time": time.time(), **record}))
-        self._file.flush()
+        with _named(self._file.name):
+            self._file.write(_encode({"step": step, "time": time.time(), **record}))
+            self._file.flush()
 
     def close(self, status: str) -> None:
         """Put the file on disk and close it."""
@@ -64,9 +63,10 @@ class Ledger:
 
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one event; fields are plain JSON values."""
-        self._file.write(_encode({"event": event, "step": step, "time": time.time(), **fields}))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _named(self._file.name):
+            self._file.write(_encode({"event": event, "step": step, "time": time.time(), **fields}))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -94,31 +94,43 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def truncate_after(path: Path, step: int) -> int:
-    """Drop the lines after `step` and those that cannot be read; return how many went.
+def truncate_after(path: Path, step: int, aside: Path) -> int:
+    """Move the lines after `step` and those that cannot be read to another file; return how many.
 
-    The file is replaced in one piece, so a crash leaves the old one or the new one.
+    They are on disk there before the file is replaced, in one piece: a crash loses none.
     """
     if not path.exists():
         return 0
-    lines = path.read_bytes().splitlines()
-    kept = list(_lines_until(lines, step))
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("wb") as file:
-        file.writelines(line + b"\n" for line in kept)
+    kept: list[bytes] = []
+    moved: list[bytes] = []
+    for line in path.read_bytes().splitlines():
+        record = _decode(line)
+        is_kept = record is not None and record.get("step", 0) <= step
+        (kept if is_kept else moved).append(line)
+    if moved:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        _write_lines(aside, moved)
+        draft = path.with_name(path.name + ".tmp")
+        _write_lines(draft, kept)
+        os.replace(draft, path)
+    return len(moved)
+
+
+def _write_lines(path: Path, lines: list[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(line + b"\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(draft, path)
-    return len(lines) - len(kept)
 
 
-def _lines_until(lines: list[bytes], step: int) -> Iterator[bytes]:
-    for number, line in enumerate(lines, start=1):
-        record = _decode(line)
-        if record is None:
-            _LOG.warning("Dropped unreadable line %d of %d.", number, len(lines))
-        elif record.get("step", 0) <= step:
-            yield line
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Let an error of writing name its file; the operating system does so only for opening."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 def _cut_torn_tail(path: Path) -> None:

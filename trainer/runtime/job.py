@@ -12,6 +12,8 @@ from pathlib import Path
 LOG_DIR = "PALIMPSEST_LOG_DIR"
 DEADLINE = "PALIMPSEST_DEADLINE"
 EXIT_CODE = "exit-code"
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+"""Variables that count how often a job was started again."""
 
 
 def given_log_dir(environ: Mapping[str, str]) -> Path | None:
@@ -23,6 +25,11 @@ def deadline(environ: Mapping[str, str]) -> float | None:
     """Return when the job is killed, in seconds since 1970; None when it is not."""
     text = environ.get(DEADLINE, "")
     return float(text) if text.isdigit() else None
+
+
+def is_requeued(environ: Mapping[str, str]) -> bool:
+    """Tell whether the scheduler or torchrun starts these ranks again, rather than a person for the first time."""
+    return any(environ.get(name, "").isdigit() and int(environ[name]) > 0 for name in RESTARTS)
 
 
 def leave_exit_code(environ: Mapping[str, str], code: int, is_first: bool) -> None:

@@ -34,6 +34,20 @@ class _StandardErrorHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that says once that its disk takes no more, instead of a traceback for each line."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            print(f"{self.baseFilename} takes no more lines: {error.strerror}.", file=sys.stderr, flush=True)
+
+
 def setup_logging(rank: int, world_size: int, log_dir: Path | None) -> None:
     """Route all logging of this process; a second call replaces the first.
 
@@ -51,7 +65,7 @@ def setup_logging(rank: int, world_size: int, log_dir: Path | None) -> None:
     handlers: list[logging.Handler] = [console]
     if log_dir is not None:
         log_dir.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(log_dir / f"rank-{rank}.log", encoding="utf-8")
+        file = _LogFile(log_dir / f"rank-{rank}.log", encoding="utf-8")
         file.setFormatter(logging.Formatter(_FILE_FORMAT))
         for record in take_held():
             file.handle(record)

@@ -11,15 +11,10 @@ import pytest
 import torch
 
 from tests.helpers.wait import LIMIT_S
-from trainer.checkpoint.commit import (
-    Manifest,
-    commit,
-    find_damage,
-    newest_verified,
-    read_manifest,
-    remove_staging,
-)
+from trainer.checkpoint.commit import commit, remove_staging
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, find_checkpoints, step_dir
+from trainer.checkpoint.manifest import Lineage, Manifest, read_manifest
+from trainer.checkpoint.verify import find_damage, newest_verified
 from trainer.dist.group import Group
 from trainer.engine.writer import seal
 from trainer.errors import CheckpointError
@@ -28,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[3]
 ALONE = Group(0, 0, 1, torch.device("cpu"))
 
 
-def manifest(step):
-    return Manifest(step, 1, 2, "config", "data", {}, {"device": "cpu"})
+def manifest(step, run="one"):
+    return Manifest(step, 1, 2, "config", "data", Lineage(run, 1, None), {}, {"device": "cpu"})
 
 
 def writer(step, names=("engine/a.pt", "engine/b.pt", "state.json")):
@@ -45,8 +40,8 @@ def writer(step, names=("engine/a.pt", "engine/b.pt", "state.json")):
     return write
 
 
-def save(run_dir, step):
-    return commit(run_dir, manifest(step), writer(step), ALONE)
+def save(run_dir, step, run="one"):
+    return commit(run_dir, manifest(step, run), writer(step), ALONE)
 
 
 def test_a_committed_checkpoint_verifies_and_leaves_no_staging(tmp_path):
@@ -54,6 +49,7 @@ def test_a_committed_checkpoint_verifies_and_leaves_no_staging(tmp_path):
     assert folder == step_dir(tmp_path, 100) and folder.name == "step-00000100"
     read = read_manifest(folder)
     assert (read.step, read.zero_stage, read.facts) == (100, 2, {"device": "cpu"})
+    assert read.lineage == Lineage("one", 1, None)
     assert sorted(read.files) == ["engine/a.pt", "engine/b.pt", "state.json"]
     assert find_damage(folder, read) is None
     assert newest_verified(tmp_path, on_damage=pytest.fail) == (folder, read)
@@ -261,6 +257,9 @@ class Meeting:
 
     def broadcast(self, value):
         return self.gather(value)[0]
+
+    def from_first(self, make):
+        return self.broadcast(make() if self.is_first else None)
 
 
 def run_two_ranks(function):

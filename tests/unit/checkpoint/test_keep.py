@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.checkpoint.test_commit import save
+from tests.unit.checkpoint.test_commit import manifest, save
 from trainer.checkpoint.layout import MANIFEST, find_checkpoints, rng_file, step_dir, step_of
-from trainer.checkpoint.prune import prune, superseded
+from trainer.checkpoint.prune import Retention, prune, superseded
 from trainer.checkpoint.space import check_space, num_to_come
 from trainer.checkpoint.state import TrainState, read_state, write_state
 from trainer.errors import CheckpointError
@@ -21,22 +21,45 @@ def steps_left(run_dir):
     return [step_of(folder) for folder in find_checkpoints(run_dir)]
 
 
+def gone_of(steps, keep_last, every, best):
+    return superseded(
+        [(step, "one") for step in steps], (max(steps), "one"), Retention(keep_last, every, best)
+    )
+
+
 def test_the_newest_the_best_and_the_kept_ones_stay():
     steps = [10, 20, 30, 40, 50, 60]
-    assert superseded(steps, 2, None, None) == [10, 20, 30, 40]
-    assert superseded(steps, 2, None, 20) == [10, 30, 40]
-    assert superseded(steps, 1, 20, 10) == [30, 50]
-    assert superseded([], 2, None, None) == []
+    assert gone_of(steps, 2, None, None) == [10, 20, 30, 40]
+    assert gone_of(steps, 2, None, 20) == [10, 30, 40]
+    assert gone_of(steps, 1, 20, 10) == [30, 50]
+    assert gone_of([10], 2, None, None) == []
 
 
-@given(st.sets(st.integers(0, 99)), st.integers(1, 5), st.integers(1, 10) | st.none(), st.integers(0, 99))
-def test_pruning_never_takes_the_newest_or_the_best(steps, keep_last, every, best):
-    gone = set(superseded(list(steps), keep_last, every, best))
-    left = steps - gone
-    assert best not in gone
-    assert not steps or max(steps) in left
-    assert len(left) >= min(keep_last, len(steps))
-    assert superseded(list(left), keep_last, every, best) == []
+def test_a_line_is_pruned_by_its_own_checkpoints_alone():
+    """Counting newer ones of a run that was given up would remove each new checkpoint as soon as it is there."""
+    old = [(step, "old") for step in (100, 200, 300)]
+    found = [*old, (2, "new"), (4, "new"), (6, "new"), (900, "new")]
+    assert superseded(found, (6, "new"), Retention(2, None, None)) == [2]
+    assert superseded(old, (2, "new"), Retention(1, None, None)) == []
+
+
+entries = st.sets(st.tuples(st.integers(0, 60), st.sampled_from(["one", "two", "torn"])))
+
+
+@given(entries, st.integers(0, 60), st.integers(1, 5), st.integers(1, 10) | st.none(), st.integers(0, 60))
+def test_pruning_takes_only_older_ones_of_the_line_and_never_the_newest_or_the_best(
+    found, last, keep_last, every, best
+):
+    retention = Retention(keep_last, every, best)
+    gone = superseded(sorted(found), (last, "one"), retention)
+    line = {step for step, run in found if run == "one" and step <= last} | {last}
+    assert set(gone) < line and last not in gone and best not in gone
+    left = line - set(gone)
+    assert len(left) >= min(keep_last, len(line))
+    assert max(gone, default=-1) < min(sorted(line)[-keep_last:])
+    assert not every or not any(step and step % every == 0 for step in gone)
+    rest = [(step, "one") for step in left] + [entry for entry in found if entry[1] != "one"]
+    assert superseded(rest, (last, "one"), retention) == []
 
 
 def test_pruning_counts_only_valid_checkpoints_and_keeps_the_best(tmp_path):
@@ -45,15 +68,26 @@ def test_pruning_counts_only_valid_checkpoints_and_keeps_the_best(tmp_path):
         save(tmp_path, step)
     for torn in (4, 5):
         (step_dir(tmp_path, torn) / MANIFEST).write_text("{")
-    assert prune(tmp_path, keep_last=1, keep_every_steps=None, best_step=1) == [2]
+    assert prune(tmp_path, manifest(3), Retention(1, None, best_step=1)) == [2]
     assert steps_left(tmp_path) == [5, 4, 3, 1]
+
+
+def test_checkpoints_of_another_run_neither_go_nor_count(tmp_path):
+    for step in (50, 60):
+        save(tmp_path, step, run="old")
+    for step in (2, 4):
+        save(tmp_path, step, run="new")
+        assert prune(tmp_path, manifest(step, run="new"), Retention(1, None, None)) == (
+            [2] if step == 4 else []
+        )
+    assert steps_left(tmp_path) == [60, 50, 4]
 
 
 def test_a_removal_that_is_interrupted_leaves_nothing_that_looks_valid(tmp_path, monkeypatch):
     for step in (1, 2):
         save(tmp_path, step)
     monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
-    assert prune(tmp_path, 1, None, None) == [1]
+    assert prune(tmp_path, manifest(2), Retention(1, None, None)) == [1]
     assert steps_left(tmp_path) == [2, 1]
     assert not (step_dir(tmp_path, 1) / MANIFEST).exists()
 

@@ -1,39 +1,65 @@
-"""The checkpoint writer that stands in for DeepSpeed's during a save."""
+"""What stands in for DeepSpeed's checkpoint engine during a save and a load."""
 
 import hashlib
+import resource
+import signal
 
-from trainer.engine.writer import CheckedWriter, seal
+import pytest
+import torch
+
+from trainer.engine.writer import Collector, Provider, read_states, seal, write_states
+
+SHARDS = {
+    "mp_rank_00_model_states.pt": {"module": {"w": torch.arange(6.0)}},
+    "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt": {"exp_avg": torch.ones(3)},
+}
 
 
 class Inner:
-    """Writes text files; refuses one name, as a full disk would."""
+    """DeepSpeed's own."""
 
     name = "inner"
 
-    def save(self, state_dict, path):
-        if path.endswith("full"):
-            raise OSError(28, "No space left on device")
-        with open(path, "w") as file:
-            file.write(state_dict)
+
+def test_a_save_touches_no_disk_and_a_load_gives_what_was_read(tmp_path):
+    collector = Collector(Inner())
+    collector.makedirs(str(tmp_path / "new"), exist_ok=True)
+    collector.save({"a": 1}, str(tmp_path / "new" / "one.pt"))
+    assert collector.states == {"one.pt": {"a": 1}} and collector.name == "inner"
+    assert not list(tmp_path.iterdir())
+    provider = Provider(Inner(), collector.states)
+    assert provider.load(f"{tmp_path}/elsewhere/one.pt", map_location="cpu") == {"a": 1}
+    assert provider.name == "inner"
 
 
-def test_every_file_is_written_and_digested(tmp_path):
-    writer = CheckedWriter(Inner())
-    for name in ("a", "b"):
-        writer.save(name * 5, str(tmp_path / name))
-    assert writer.error is None
-    assert [(f.path.name, f.num_bytes) for f in writer.files] == [("a", 5), ("b", 5)]
-    assert writer.files[0].sha256 == hashlib.sha256(b"aaaaa").hexdigest()
-    assert seal(tmp_path / "b") == writer.files[1]
+def test_every_file_is_written_digested_and_read_by_its_rank(tmp_path):
+    written = write_states(SHARDS, tmp_path)
+    assert [f.path.name for f in written] == list(SHARDS)
+    for file in written:
+        assert file.sha256 == hashlib.sha256(file.path.read_bytes()).hexdigest()
+        assert seal(file.path) == file and file.num_bytes == file.path.stat().st_size
+    mine = read_states(tmp_path, 1)
+    assert sorted(mine) == sorted(SHARDS)
+    assert torch.equal(mine["mp_rank_00_model_states.pt"]["module"]["w"], torch.arange(6.0))
+    assert list(read_states(tmp_path, 0)) == ["mp_rank_00_model_states.pt"]
+    # Rank 1 is not rank 11, and at stage 3 each rank has its own model states.
+    (tmp_path / "engine" / "zero_pp_rank_11_mp_rank_00_model_states.pt").write_bytes(b"")
+    assert sorted(read_states(tmp_path, 1)) == sorted(SHARDS)
 
 
-def test_the_first_error_is_kept_and_nothing_is_thrown_into_a_collective(tmp_path):
-    writer = CheckedWriter(Inner())
-    writer.save("x", str(tmp_path / "full"))
-    writer.save("y", str(tmp_path / "later"))
-    assert isinstance(writer.error, OSError) and "No space left" in str(writer.error)
-    assert writer.files == [] and not (tmp_path / "later").exists()
+def test_shards_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no shard of rank 3"):
+        read_states(tmp_path, 3)
 
 
-def test_everything_else_is_left_to_the_inner_writer():
-    assert CheckedWriter(Inner()).name == "inner"
+def test_a_disk_that_takes_no_more_speaks_for_itself(tmp_path):
+    """torch tells of "file write failed", from which nobody learns that the disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            write_states({"big.pt": {"w": torch.ones(1_000_000)}}, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -43,7 +43,7 @@ def test_non_finite_numbers_stay_valid_json_and_come_back(path: Path) -> None:
 
 def test_reading_a_missing_file_gives_nothing(path: Path) -> None:
     assert read(path) == []
-    assert truncate_after(path, 5) == 0
+    assert truncate_after(path, 5, path.with_name("aside")) == 0
 
 
 @pytest.mark.parametrize("torn", [b'{"step":4,"lo', b"\x00\x00\x00", b'{"step":4,"a":"\xc3'])
@@ -72,17 +72,25 @@ def test_garbage_in_the_middle_is_named_with_its_line(path: Path) -> None:
         read(path)
 
 
-def test_resume_drops_the_steps_after_it_and_the_torn_line(path: Path) -> None:
+def test_resume_moves_the_steps_after_it_and_the_torn_line_aside(path: Path) -> None:
     _write(path, range(10))
     before = path.read_bytes()
     with path.open("ab") as file:
         file.write(b'{"step":10,')
-    assert truncate_after(path, 6) == 4
+    aside = path.parent / "abandoned-1" / "metrics.jsonl"
+    assert truncate_after(path, 6, aside) == 4
     assert [record["step"] for record in read(path)] == [0, 1, 2, 3, 4, 5, 6]
-    assert before.startswith(path.read_bytes())
-    assert list(path.parent.iterdir()) == [path]
+    assert path.read_bytes() + aside.read_bytes() == before + b'{"step":10,\n'
+    assert sorted(path.parent.iterdir()) == [aside.parent, path]
     _write(path, range(7, 9))
     assert [record["step"] for record in read(path)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_where_nothing_is_moved_nothing_is_made(path: Path) -> None:
+    _write(path, range(3))
+    before = path.read_bytes()
+    assert truncate_after(path, 2, path.parent / "abandoned-1" / "metrics.jsonl") == 0
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_the_ledger_keeps_nested_events_over_restarts(path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the batch script and its ranks tell each other."""
 
-from trainer.runtime.job import deadline, given_log_dir, leave_exit_code
+from trainer.runtime.job import deadline, given_log_dir, is_requeued, leave_exit_code
 from trainer.runtime.log import attempt_dir
 
 
@@ -31,3 +31,10 @@ def test_ranks_log_where_the_script_says_if_that_is_an_attempt_of_this_run(tmp_p
     monkeypatch.setenv("PALIMPSEST_LOG_DIR", str(tmp_path / "logs" / "attempt-7"))
     assert attempt_dir(tmp_path) == tmp_path / "logs" / "attempt-7"
     assert attempt_dir(tmp_path / "another") == tmp_path / "another" / "logs" / "attempt-1"
+
+
+def test_a_job_that_is_started_again_says_so():
+    assert not is_requeued({}) and not is_requeued(
+        {"SLURM_RESTART_COUNT": "0", "TORCHELASTIC_RESTART_COUNT": ""}
+    )
+    assert is_requeued({"SLURM_RESTART_COUNT": "1"}) and is_requeued({"TORCHELASTIC_RESTART_COUNT": "12"})

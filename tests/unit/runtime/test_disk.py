@@ -1,0 +1,47 @@
+"""A disk that takes no more, as a sentence; what is our own error stays one."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import CheckpointError, DataError
+from trainer.runtime.disk import disk_errno, disk_explained
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "No space left on device. Free space"),
+        (errno.EDQUOT, "Disk quota exceeded. Free space"),
+        (errno.EROFS, "Read-only file system. Mend the disk"),
+        (errno.EIO, "Input/output error. Mend the disk"),
+    ],
+)
+def test_an_error_of_the_disk_names_the_file_and_what_to_do(number, words):
+    with pytest.raises(CheckpointError) as caught, disk_explained(Path("/run")):
+        raise OSError(number, "", "/run/metrics.jsonl")
+    assert "/run/metrics.jsonl could not be written: " + words in str(caught.value)
+    with pytest.raises(CheckpointError, match="but /run could not be written"), disk_explained(Path("/run")):
+        raise OSError(number, "")
+
+
+def test_safetensors_tells_of_a_full_disk_in_its_own_words():
+    """As version 0.8.0 does on a full tmpfs; another number is not the disk's."""
+    from safetensors import SafetensorError
+
+    with pytest.raises(CheckpointError, match="No space left on device"), disk_explained(None):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert disk_errno(SafetensorError("I/O error: No such file or directory (os error 2)")) is None
+    assert disk_errno(SafetensorError("header too large")) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(errno.ENOENT, ""), ValueError("No space left"), DataError("x"), BrokenPipeError()],
+)
+def test_other_errors_stay_what_they_are(error):
+    assert disk_errno(error) is None
+    with pytest.raises(type(error)) as caught, disk_explained(None):
+        raise error
+    assert caught.value is error

@@ -1,0 +1,96 @@
+"""What a start finds in a used directory: which checkpoint it goes on from, and what is set aside. Nothing is removed.
+
+A run never begins at step 0 by itself where checkpoints are, and what it leaves behind keeps a name of its own:
+`checkpoints/damaged-step-...` for one that cannot be used, `abandoned-N` for a run that was given up on purpose.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.checkpoint.layout import checkpoints_dir, find_checkpoints
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.verify import inspect
+from trainer.dist.group import Group
+from trainer.errors import CheckpointError
+
+DAMAGED = "damaged-"
+ABANDONED = "abandoned-"
+OF_A_RUN = ("checkpoints", "metrics.jsonl", "ledger.jsonl")
+"""What is of one line of checkpoints; the rest of a run directory is of its configuration."""
+
+
+def choose(
+    run_dir: Path,
+    group: Group,
+    load: Callable[[Path, Manifest], str | None],
+    say: Callable[[str], None],
+) -> tuple[Path, Manifest] | None:
+    """Load the newest checkpoint that can be used and return it; None in a directory without any. Collective.
+
+    Args:
+        load: Takes a checkpoint that verified over, or says why it cannot be used. Collective.
+        say: Told of each that cannot be used, on rank 0.
+    Raises:
+        CheckpointError: There are checkpoints, and none can be used. Nothing was changed.
+    """
+    candidates, earlier = group.from_first(lambda: (find_checkpoints(run_dir), find_damaged(run_dir)))
+    reasons: dict[Path, str] = {}
+    for folder in candidates:
+        manifest, reason = inspect(folder, group)
+        if reason is None and manifest is not None:
+            reason = load(folder, manifest)
+        if reason is None and manifest is not None:
+            group.from_first(lambda: [set_aside(one) for one in reasons])
+            return folder, manifest
+        reasons[folder] = str(reason).rstrip(".")
+        if group.is_first:
+            say(f"Checkpoint {folder.name} cannot be used: {reasons[folder]}. Trying the one before.")
+    reasons |= {folder: "it was set aside before" for folder in earlier}
+    if not reasons:
+        return None
+    listed = "; ".join(f"{folder.name}: {reason}" for folder, reason in reasons.items())
+    raise CheckpointError(
+        f"`run_dir` must hold a checkpoint to go on from, but none of the {len(reasons)} in {checkpoints_dir(run_dir)} "
+        f"can be used instead ({listed}). Nothing was changed: mend the disk or restore one and start again, or begin "
+        f"at step 0 on purpose with checkpoint.resume=false, which keeps them in {next_abandoned(run_dir)}."
+    )
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that cannot be used, so that nothing counts or removes it; return its new place."""
+    number = 1
+    while True:
+        suffix = "" if number == 1 else f".{number}"
+        target = folder.with_name(f"{DAMAGED}{folder.name}{suffix}")
+        if not target.exists():
+            os.rename(folder, target)
+            return target
+        number += 1
+
+
+def find_damaged(run_dir: Path) -> list[Path]:
+    """List checkpoints that were set aside."""
+    return sorted(checkpoints_dir(run_dir).glob(f"{DAMAGED}step-*"), reverse=True)
+
+
+def abandon(run_dir: Path) -> Path | None:
+    """Move the checkpoints, metrics and events of the run that is there aside; None where it left no checkpoint."""
+    if not find_checkpoints(run_dir) and not find_damaged(run_dir):
+        return None
+    target = next_abandoned(run_dir)
+    target.mkdir()
+    for name in OF_A_RUN:
+        if (run_dir / name).exists():
+            os.rename(run_dir / name, target / name)
+    return target
+
+
+def next_abandoned(run_dir: Path) -> Path:
+    """Return the next free place for what a run leaves behind."""
+    number = 1
+    while (run_dir / f"{ABANDONED}{number}").exists():
+        number += 1
+    return run_dir / f"{ABANDONED}{number}"

@@ -1,0 +1,53 @@
+"""A disk that is full, over its quota, read-only or failing, as a sentence with what to change."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.errors import CheckpointError, TrainerError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FAILING = frozenset({errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT})
+_IN_WORDS = re.compile(r"\(os error (\d+)\)")
+"""How safetensors tells of an error of the operating system."""
+
+
+@contextlib.contextmanager
+def disk_explained(run_dir: Path | None) -> Iterator[None]:
+    """Turn a disk's error in the block into one that a person can mend.
+
+    Args:
+        run_dir: Named where the error names no file.
+    Raises:
+        CheckpointError: The disk is full or fails.
+    """
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:
+        number = disk_errno(error)
+        if number is None:
+            raise
+        named = getattr(error, "filename", None)
+        where = named if isinstance(named, str | os.PathLike) else run_dir
+        what = f"{where} could not be written" if where is not None else "a file could not be written"
+        fix = "Free space or give a larger disk" if number in FULL else "Mend the disk or give another"
+        raise CheckpointError(
+            f"The disk must take what is written to it, but {what}: {os.strerror(number)}. {fix}; checkpoints that "
+            "are there are untouched, and the same command goes on from the last."
+        ) from error
+
+
+def disk_errno(error: BaseException) -> int | None:
+    """Return the error number of a disk that is full or fails; None for anything else."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and type(error).__module__.startswith("safetensors"):
+        found = _IN_WORDS.search(str(error))
+        number = int(found.group(1)) if found else None
+    return number if number in FULL | FAILING else None
