@@ -19,6 +19,7 @@ from trainer.data.files import list_files, stat_files
 from trainer.data.store import FORMAT_VERSION, Store, open_store
 from trainer.data.types import TokenizerLike
 from trainer.errors import DataError
+from trainer.runtime.seal import read_sealed, sealed_text
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -105,7 +106,7 @@ def write_pointer(name: str, key: str, data: DataConfig, tokenizer: TokenizerLik
     note = {"source": name, "source_key": key, "tokenizer": tokenizer.digest, "store": digest}
     staged = file.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        staged.write_text(json.dumps(note), encoding="utf-8")
+        staged.write_text(sealed_text(note), encoding="utf-8")
         staged.replace(file)
     finally:
         staged.unlink(missing_ok=True)
@@ -151,7 +152,6 @@ def _is_prepared_otherwise(key: str, data: DataConfig) -> bool:
 
 def _read_note(file: Path) -> dict[str, Any]:
     try:
-        note = json.loads(file.read_text(encoding="utf-8"))
+        return read_sealed(file)
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) else {}

@@ -20,6 +20,7 @@ from trainer.data.reference import (
     publish,
 )
 from trainer.errors import DataError
+from trainer.runtime.seal import sealed_text
 
 K = 3
 REPLAY = 1
@@ -111,7 +112,8 @@ def test_a_damaged_reference_is_not_whole_and_is_made_again(tmp_path, damage):
     elif damage == "missing":
         (folder / "00000.log_probs.bin").unlink()
     elif damage == "version":
-        (folder / "meta.json").write_text(json.dumps(meta | {"version": 0}))
+        del meta["seal"]
+        (folder / "meta.json").write_text(sealed_text(meta | {"version": 0}))
     else:
         (folder / "meta.json").write_text("{")
     assert not is_whole(folder)

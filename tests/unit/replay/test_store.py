@@ -95,7 +95,7 @@ def test_batches_that_more_ranks_left_behind_are_used_and_surplus_ones_are_not(w
 def test_samples_of_another_engine_are_thrown_away_and_an_earlier_plan_holds(tmp_path):
     work = WorkFolder(tmp_path / "store")
     assert work.begin(STARTED) == STARTED
-    (work.path / "part-0.jsonl").write_bytes(b"[0,0,0,[],[]]\n")
+    (work.path / "part-0.jsonl").write_bytes(Batch(0, 0, 0.0, [], []).to_line())
     assert work.begin(STARTED | {"batch_size": 99}) == STARTED
     assert [batch.number for batch in work.batches()] == [0]
     other = STARTED | {"engine": "another"}
