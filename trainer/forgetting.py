@@ -90,7 +90,7 @@ class Forgetting:
             config.model.kernels.value,
         ]
         alike = digest_of([self._key, *arithmetic, config.evaluate.kl_packs])
-        self._cache = cache = Path(config.data.cache_dir).expanduser() / "evaluations" / f"{alike}.npz"
+        self._cache = cache = Path(config.data.cache_dir) / "evaluations" / f"{alike}.npz"
 
         def find() -> BaseEvaluation | None:
             if self._path.exists():

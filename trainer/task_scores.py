@@ -40,7 +40,7 @@ class TaskScores:
         self._model = model
         self._tokenizer = tokenizer
         self._path = run_dir / BASE_FILE
-        cache_dir = Path(config.data.cache_dir).expanduser() / "evaluations"
+        cache_dir = Path(config.data.cache_dir) / "evaluations"
 
         def find() -> tuple[str, str, list[TaskScore] | None]:
             described = [base_digest, tokenizer.digest, config.zero.dtype, tasks_digest(loaded)]

@@ -6,6 +6,7 @@ Writes RUN_DIR/config.yaml and RUN_DIR/provenance.json; everything else about ru
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -26,8 +27,8 @@ MAY_DIFFER = (
 )
 """Key prefixes that do not change what is trained; a resumed run may change them."""
 
-FITTED = ("zero.stage", "model.checkpoint_layers")
-"""Keys that trainer/fitting.py fills in before a run is frozen; null afterwards means what the run began with."""
+FITTED = ("zero.stage", "model.checkpoint_layers", "model.chat_template_date")
+"""Keys that are filled in before a run is frozen; null afterwards means what the run began with."""
 
 SWEEP_RECORD = "sweep.json"
 """File that makes a directory one of a sweep; its runs are in folders below."""
@@ -50,7 +51,7 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     """
     refuse_another(config, run_dir)
     path = config_path(run_dir)
-    config = as_begun(config, run_dir)
+    config = dated(as_begun(config, run_dir), run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_yaml(config))
@@ -83,6 +84,15 @@ def with_fitted(config: RunConfig, stage: int | None, layers: int | None) -> Run
         zero=dataclasses.replace(config.zero, stage=stage),
         model=dataclasses.replace(config.model, checkpoint_layers=layers),
     )
+
+
+def dated(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Return the configuration with the day that chat templates are told: as the run began, else today."""
+    if config.model.chat_template_date is not None:
+        return config
+    old = _begun_with(run_dir)
+    day = (old and old.model.chat_template_date) or datetime.date.today().isoformat()
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, chat_template_date=day))
 
 
 def refuse_another(config: RunConfig, run_dir: Path) -> None:

@@ -87,7 +87,7 @@ class SplitStore:
 
     def pack_digest(self, index: int) -> bytes:
         """Return the digest of a pack's tokens, marks and pieces, the same in every store that holds them."""
-        return self._pack_digests[index].tobytes()
+        return bytes(self._pack_digests[index])
 
     def pack(self, index: int) -> Pack:
         """Return a pack by its number in [0, num_packs).
@@ -144,6 +144,12 @@ class Store:
     meta: dict[str, Any]
     train: SplitStore
     validation: SplitStore
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Return what shaped the store and its digest, as a run records it."""
+        shaped: dict[str, Any] = self.meta["descriptor"]
+        return {"store": self.digest, "origin": shaped["origin"], "options": shaped["options"]}
 
 
 def open_store(path: Path) -> Store:

@@ -113,7 +113,8 @@ def check_samples(file: Path) -> None:
     if reason:
         raise DataError(
             f"`replay.generate.output_dir` must hold samples as they were written, but {file.parent} does not: "
-            f"{reason}. Delete that folder and run palimpsest replay generate again, or copy the file elsewhere if you edited it."
+            f"{reason}. Delete that folder and run palimpsest replay generate again, or copy the file elsewhere if "
+            "you edited it."
         )
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trainer.data.loader import TrainLoader, step_digest
 from trainer.data.order import PackRef
 from trainer.data.plan import ONE, Cursor, DataPlan, Pool, num_steps
+from trainer.data.store import digest_of_pack
 from trainer.data.types import Pack
 from trainer.errors import DataError
 
@@ -146,6 +147,9 @@ class MemoryStore:
         self.pack_tokens = self.pack_targets + 1
         self.num_packs = len(targets)
         self._source = source
+
+    def pack_digest(self, index):
+        return digest_of_pack(self.pack(index))
 
     def pack(self, index):
         length = int(self.pack_tokens[index])
