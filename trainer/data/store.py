@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.types import Int32s, Int64s, Pack
+from trainer.data.types import Bools, Bytes, Int32s, Int64s, Pack
 from trainer.errors import DataError
 from trainer.runtime.seal import DIGEST_BYTES, file_digest, part_digest, read_sealed
 
@@ -98,12 +98,18 @@ class SplitStore:
         """
         if not 0 <= index < self.num_packs:
             raise IndexError(f"pack {index} of {self.num_packs}")
-        found = self._join(int(self._pack_offset[index]), int(self._pack_offset[index + 1]))
-        if digest_of_pack(found) != self.pack_digest(index):
-            files = [TOKENS] if self._all_supervised else [TOKENS, SUPERVISED]
+        first, last = self._pack_offset[index : index + 2].tolist()
+        starts, lengths = self._piece_start[first:last].tolist(), self._piece_len[first:last].tolist()
+        ranges = [slice(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+        tokens = np.concatenate([self._tokens[r] for r in ranges]).astype(np.int64)
+        marks: Bytes = np.ones(len(tokens), dtype=np.uint8)
+        if self._supervised is not None:
+            marks = np.concatenate([self._supervised[r] for r in ranges])
+        if digest_of_pack(tokens, marks, lengths) != self.pack_digest(index):
+            files = [TOKENS] if self._supervised is None else [TOKENS, SUPERVISED]
             where = " or ".join(f"{self._name}/{file}" for file in files)
             raise damaged_store(self._folder, f"pack {index} in {where} is not as it was written")
-        return found
+        return Pack(tokens, marks.astype(np.bool_), lengths)
 
     def piece(self, index: int) -> Pack:
         """Return one isolated piece as a pack of its own; reports show these.
@@ -118,22 +124,11 @@ class SplitStore:
         part = slice(start, start + pack.lengths[inside])
         return Pack(pack.tokens[part], pack.supervised[part], [pack.lengths[inside]])
 
-    def _join(self, first: int, last: int) -> Pack:
-        starts = self._piece_start[first:last].tolist()
-        lengths = self._piece_len[first:last].tolist()
-        ranges = [slice(s, s + n) for s, n in zip(starts, lengths, strict=True)]
-        tokens = np.concatenate([self._tokens[r] for r in ranges]).astype(np.int64)
-        if self._supervised is None:
-            supervised = np.ones(len(tokens), dtype=np.bool_)
-        else:
-            supervised = np.concatenate([self._supervised[r] for r in ranges]).astype(np.bool_)
-        return Pack(tokens, supervised, lengths)
 
-
-def digest_of_pack(pack: Pack) -> bytes:
+def digest_of_pack(tokens: Int64s, marks: Bytes | Bools, lengths: list[int]) -> bytes:
     """Return the digest of what a model learns from a pack: its pieces, its tokens and what is supervised."""
-    lengths = np.array([len(pack.lengths), *pack.lengths], dtype="<i4")
-    return part_digest(lengths.data, pack.tokens.astype("<u4").data, pack.supervised.astype(np.uint8).data)
+    pieces = np.array([len(lengths), *lengths], dtype="<i4")
+    return part_digest(pieces.data, tokens.astype("<u4").data, marks.astype(np.uint8).data)
 
 
 @dataclass(slots=True)

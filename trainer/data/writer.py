@@ -40,7 +40,7 @@ from trainer.data.store import (
     map_array,
     open_store,
 )
-from trainer.data.types import Bools, Bytes, Pack
+from trainer.data.types import Bools, Bytes
 from trainer.errors import DataError
 from trainer.runtime.seal import sealed_text, write_synced
 
@@ -228,10 +228,10 @@ def _write_digests(
             slice(s, s + n) for s, n in zip(layout.piece_start[first:last].tolist(), lengths, strict=True)
         ]
         joined = np.concatenate([tokens[part] for part in parts]).astype(np.int64)
-        marks = np.ones(len(joined), dtype=np.bool_)
+        marks: Bytes = np.ones(len(joined), dtype=np.uint8)
         if supervised is not None:
-            marks = np.concatenate([supervised[part] for part in parts]).astype(np.bool_)
-        file.write(digest_of_pack(Pack(joined, marks, lengths)))
+            marks = np.concatenate([supervised[part] for part in parts])
+        file.write(digest_of_pack(joined, marks, lengths))
     file.close()
 
 

@@ -1,5 +1,7 @@
 """The loader: its whole state is the step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ class MemoryStore:
         return self._packs[index]
 
     def pack_digest(self, index):
-        return digest_of_pack(self._packs[index])
+        return digest_of_pack(*dataclasses.astuple(self._packs[index]))
 
 
 STORES = [MemoryStore(23, 0), MemoryStore(9, 1)]

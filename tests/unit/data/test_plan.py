@@ -1,5 +1,6 @@
 """The plan: exact shares at every pack, nothing lost or repeated, and no knowledge of ranks."""
 
+import dataclasses
 import time
 import tracemalloc
 from collections import Counter
@@ -149,7 +150,7 @@ class MemoryStore:
         self._source = source
 
     def pack_digest(self, index):
-        return digest_of_pack(self.pack(index))
+        return digest_of_pack(*dataclasses.astuple(self.pack(index)))
 
     def pack(self, index):
         length = int(self.pack_tokens[index])
