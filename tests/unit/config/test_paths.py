@@ -31,6 +31,15 @@ NO_PLACES = {
 }
 
 
+def kinds_in(hint):
+    """Yield the plain types that a value may hold; of a mapping those of its values."""
+    inside = typing.get_args(hint)
+    for part in inside[1:] if typing.get_origin(hint) is dict else inside:
+        yield from kinds_in(part)
+    if not inside:
+        yield hint
+
+
 def text_keys(section, prefix=""):
     """Yield the keys that can hold text, of a section and all below it."""
     hints = typing.get_type_hints(section)
@@ -39,7 +48,7 @@ def text_keys(section, prefix=""):
         inside = [part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)]
         if inside:
             yield from text_keys(inside[0], f"{key}." if inside[0] is hint else f"{key}.NAME.")
-        elif {str, typing.Any} & {hint, *typing.get_args(hint)}:
+        elif {str, typing.Any} & set(kinds_in(hint)):
             yield key
 
 
