@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer.config.snapshot import dated
 from trainer.config.store import load_config
 from trainer.errors import TrainerError
 
@@ -18,7 +17,6 @@ def make_inputs(config_file: Path) -> None:
     from trainer.jobs import check_benchmarks, check_draws, ensure_inputs
 
     config = load_config(config_file)
-    config = dated(config, Path(config.run_dir))
     check_benchmarks(config, "train")
     check_draws(config, ensure_inputs(config))
 

@@ -54,6 +54,7 @@ def flip(file: Path, place: int) -> None:
 def train_here(workspace: str, here: Path) -> Path:
     """Train one step on data that is named from the working directory; return the run directory."""
     from trainer import run
+    from trainer.fitting import fitted_here
     from trainer.jobs import ensure_inputs
 
     shutil.copytree(Path(workspace) / "model", here / "model")
@@ -62,7 +63,8 @@ def train_here(workspace: str, here: Path) -> Path:
     os.chdir(here)
     words = ("model.path=model", "data.sources.chat.path=chat.jsonl", "data.sources.text.path=t*t.jsonl")
     words = (*words, "data.cache_dir=cache", "train.max_steps=1", "evaluate.kl_packs=1")
-    config = dated(config_of(workspace, here / "run", *words), here / "run")
+    config = fitted_here(config_of(workspace, here / "run", *words), 1, says=False)
+    config = dated(config, here / "run")
     ensure_inputs(config)
     freeze(config, here / "run")
     assert run.run_training(config).value == "finished"

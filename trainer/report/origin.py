@@ -78,7 +78,7 @@ def _digests(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "config.yaml, SHA-256", record.config_digest
     consumed = [event["data_digest"] for event in record.events if event.get("data_digest")]
     if consumed:
-        yield "packs consumed, chained digest", str(consumed[-1])
+        yield "tokens consumed, chained digest", str(consumed[-1])
 
 
 def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:
