@@ -44,9 +44,9 @@ def complete(*overrides):
     config = copy.deepcopy(composed(*overrides))
     for source in config.data.sources.values():
         if source.path is None and source.dataset is None:
-            source.path = "documents.jsonl"
+            source.path = "/data/documents.jsonl"
     if config.model.kind is ModelKind.random and not config.model.path:
-        config.model.path = "shape"
+        config.model.path = "/models/shape"
     if config.train.max_steps is config.train.max_epochs is config.train.max_tokens is None:
         config.train.max_steps = 1
     return config
