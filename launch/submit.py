@@ -109,7 +109,7 @@ def _job(config: RunConfig, lead_s: int) -> Job:
         name=config.name,
         run_dir=Path(config.run_dir),
         work_dir=Path.cwd(),
-        cache_dir=Path(config.data.cache_dir).expanduser().absolute(),
+        cache_dir=Path(config.data.cache_dir),
         python=config.cluster.python or sys.executable,
         signal_lead_s=lead_s,
     )

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import signal
@@ -195,12 +194,9 @@ def _load(invocation: Invocation) -> RunConfig:
 
         require_file(invocation.config_file)
     if invocation.config_file is not None:
-        config = load_config(invocation.config_file, invocation.overrides)
-    else:
-        frozen = frozen_config(invocation)
-        config = load_config(frozen, invocation.overrides) if frozen else compose_config(invocation.overrides)
-    absolute = str(Path(config.run_dir).expanduser().resolve())
-    return dataclasses.replace(config, run_dir=absolute)
+        return load_config(invocation.config_file, invocation.overrides)
+    frozen = frozen_config(invocation)
+    return load_config(frozen, invocation.overrides) if frozen else compose_config(invocation.overrides)
 
 
 def _report(error: TrainerError) -> int:

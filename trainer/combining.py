@@ -9,6 +9,7 @@ from rich.console import Console
 
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
+from trainer.config.tune import Quantise
 from trainer.errors import CheckpointError, ConfigError, ModelError
 from trainer.gguf import find_converter, write_gguf
 from trainer.jobs import find_checkpoint
@@ -21,6 +22,7 @@ def combine_adapters(config: RunConfig) -> int:
     """Write the weighted combination as an adapter, or merged into the base; return the exit code."""
     from trainer.checkpoint.export import DTYPES, export_dtype, export_weights, publish_folder
     from trainer.model.combine import combined
+    from trainer.model.digest import base_digest
     from trainer.model.folder import write_model_files, write_tokenizer
     from trainer.model.merge import with_base, write_adapter
     from trainer.model.resolve import resolve_model
@@ -28,11 +30,13 @@ def combine_adapters(config: RunConfig) -> int:
     check_config(config, only=("export",))
     export, console = config.export, Console()
     weights = export.weights or [1 / len(export.adapters)] * len(export.adapters)
-    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    source = resolve_model(config.model, Path(config.data.cache_dir))
     converter = find_converter(export, not export.merge)
     read = [_read(Path(name).expanduser(), export.checkpoint) for name in export.adapters]
     adapters = [(adapter, digest) for adapter, digest, _ in read]
-    _check_bases(adapters, export.adapters, source)
+    is_packed = config.tune.quantise is not Quantise.none
+    now = base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
+    _check_bases(adapters, export.adapters, source, now)
     output_dir = Path(export.output_dir or "").expanduser().absolute()
     dtype = export_dtype(export.dtype, "fp32" if any(is_wide for _, _, is_wide in read) else "bf16")
     said = " + ".join(f"{weight:g} x {name}" for weight, name in zip(weights, export.adapters, strict=True))
@@ -91,11 +95,13 @@ def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
     return Adapter(str(folder), dict(stream), plain), None if base is None else str(base), is_wide
 
 
-def _check_bases(adapters: list[tuple[Adapter, str | None]], names: list[str], source: str) -> None:
+def _check_bases(adapters: list[tuple[Adapter, str | None]], names: list[str], source: str, now: str) -> None:
     """Refuse adapters of different bases.
 
+    Args:
+        now: Digest of the base as it is.
     Raises:
-        CheckpointError: Two runs with different digests of their base.
+        CheckpointError: Two runs with different digests of their base, or a base that has changed since.
         ConfigError: An exported folder names another base.
     """
     known: list[tuple[str, str]] = []
@@ -108,6 +114,11 @@ def _check_bases(adapters: list[tuple[Adapter, str | None]], names: list[str], s
                 f"`export.adapters` must be of one base model, but {name} was trained on another ({digest[:12]}) than "
                 f"{known[0][0]} ({known[0][1][:12]}). Combine adapters of the same base."
             )
+    if known and known[0][1] != now:
+        raise CheckpointError(
+            f"The base {source} must be the one that {known[0][0]} was trained on ({known[0][1][:12]}), but is another "
+            f"({now[:12]}) instead. Bring back its weights."
+        )
     for name, (adapter, known_digest) in zip(names, adapters, strict=True):
         base = adapter.config.base_model_name_or_path
         if known_digest is None and base and Path(base).name != Path(source).name:

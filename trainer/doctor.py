@@ -50,7 +50,7 @@ def examine_machine(config: RunConfig) -> int:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
-    for name, what in describe_machine(Path(config.run_dir), Path(config.data.cache_dir).expanduser()):
+    for name, what in describe_machine(Path(config.run_dir), Path(config.data.cache_dir)):
         table.add_row(name, what)
     console = Console()
     print_table(console, table)

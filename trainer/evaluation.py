@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.checkpoint.layout import STATE
+from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
@@ -48,6 +49,7 @@ def _evaluate(session: Session) -> bool:
             _evaluate_base(session)
         return True
     folder: Path = group.from_first(lambda: find_checkpoint(session.run_dir, which))
+    _refuse_other_inputs(session, folder)
     task_scores = build_task_scores(session)
     if task_scores is not None:
         with virtual_off(session.engine.module):
@@ -58,6 +60,25 @@ def _evaluate(session: Session) -> bool:
         return True
     passed: bool = group.from_first(lambda: gate_passes(config, folder.name))
     return passed
+
+
+def _refuse_other_inputs(session: Session, folder: Path) -> None:
+    """Raise when the data or the frozen base is not what the checkpoint was trained with. Collective: every rank.
+
+    Raises:
+        CheckpointError: Names what differs; provenance.json, where it is there, said more before.
+    """
+    manifest = read_manifest(folder)
+    before, now = json.loads(manifest.data_digest), json.loads(data_digest(session.stores))
+    differ = [f"`data.sources.{name}`" for name in now if name in before and before[name] != now[name]]
+    base = manifest.facts.get("base")
+    if base is not None and base != session.base_digest():
+        differ.append("the base (`model.path`)")
+    if differ:
+        raise CheckpointError(
+            f"{folder} must be evaluated with the data and the base that it was trained with, but of these "
+            f"{', '.join(differ)} has changed. Bring back what the run read."
+        )
 
 
 def _evaluate_base(session: Session) -> None:

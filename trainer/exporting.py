@@ -16,7 +16,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise, TuneMethod
 from trainer.errors import SelfCheckError
 from trainer.gguf import find_converter, write_gguf
-from trainer.jobs import find_checkpoint
+from trainer.jobs import find_checkpoint, refuse_other_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,8 @@ def export_model(config: RunConfig) -> int:
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
-    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    source = resolve_model(config.model, Path(config.data.cache_dir))
+    refuse_other_model(config, source)
     is_adapter = _writes_adapter(config)
     converter = find_converter(config.export, is_adapter)
     how = ", as it was trained" if config.export.dtype == "auto" else ""

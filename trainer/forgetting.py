@@ -27,7 +27,7 @@ from trainer.data.store import SplitStore, Store
 from trainer.data.types import TokenizerLike
 from trainer.dist.group import Group
 from trainer.engine.build import Engine
-from trainer.evaluate.base import BaseEvaluation, read_base, write_base
+from trainer.evaluate.base import BaseEvaluation, DamagedBase, read_base, write_base
 from trainer.evaluate.compare import SetComparison, compare_set, mean_with_interval
 from trainer.evaluate.divergence import TOP, divergence_by_piece, take_references
 from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
@@ -90,13 +90,17 @@ class Forgetting:
             config.model.kernels.value,
         ]
         alike = digest_of([self._key, *arithmetic, config.evaluate.kl_packs])
-        self._cache = cache = Path(config.data.cache_dir).expanduser() / "evaluations" / f"{alike}.npz"
+        self._cache = cache = Path(config.data.cache_dir) / "evaluations" / f"{alike}.npz"
 
         def find() -> BaseEvaluation | None:
             if self._path.exists():
                 return read_base(self._path, self._key)
             if cache.exists():
-                found = read_base(cache, self._key)
+                try:
+                    found = read_base(cache, self._key)
+                except DamagedBase as error:
+                    _LOG.warning("%s The base model is evaluated anew.", error)
+                    return None
                 write_base(self._path, found)
                 return found
             return None

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from trainer.model.attention import AttentionChoice
 from trainer.model.digest import model_digest
 from trainer.model.dtype import ELEMENT_BYTES, choose_dtype, hardware_here
 from trainer.model.load import LoadedModel, load_model, read_config
-from trainer.model.resolve import resolve_model, tokenizer_source
-from trainer.model.tokenizer import Tokenizer, load_tokenizer
+from trainer.model.resolve import resolve_model
+from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 from trainer.model.verify import verify_weights
 from trainer.replay.generate import Judge, sample_until_enough
 from trainer.replay.prompts import PromptPlan, plan_prompts, uses_chat
@@ -70,15 +70,13 @@ def make_request(config: RunConfig) -> Request:
         TrainerError: It cannot be sampled as asked.
     """
     options, model = config.replay.generate, config.model
-    cache_dir = Path(config.data.cache_dir).expanduser()
+    cache_dir = Path(config.data.cache_dir)
     if model.kind is ModelKind.random:
         raise ConfigError(
             "`model.kind` must have weights that know something, but is random instead. Name a model."
         )
     source = resolve_model(model, cache_dir)
-    tokenizer = load_tokenizer(
-        tokenizer_source(model, source), model.revision, model.chat_template, model.trust_remote_code
-    )
+    tokenizer = configured_tokenizer(replace(model, new_tokens=[]), source)
     is_chat = uses_chat(options.prompts, tokenizer)
     engine = choose_engine(options, torch.cuda.is_available())
     hf_config = read_config(source, model)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainer.config.check import check_config
 from trainer.config.data import Role
+from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import Quantise
@@ -28,13 +29,13 @@ from trainer.dist.group import Group
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
 from trainer.exporting import tuned_tensors
-from trainer.jobs import find_checkpoint
+from trainer.jobs import find_checkpoint, refuse_other_model
 from trainer.model.attention import choose_attention
 from trainer.model.blend import blended
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import load_model
-from trainer.model.resolve import resolve_model, tokenizer_source
-from trainer.model.tokenizer import load_tokenizer
+from trainer.model.resolve import resolve_model
+from trainer.model.tokenizer import configured_tokenizer
 from trainer.objective.causal_lm import CausalLM
 from trainer.objective.head import install_loss_head
 from trainer.report.build import build_report
@@ -80,7 +81,8 @@ def interpolate(config: RunConfig) -> int:
     alphas = parse_alphas(config.export.interpolate or "")
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
-    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    source = resolve_model(config.model, Path(config.data.cache_dir))
+    refuse_other_model(config, source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     capability = torch.cuda.get_device_capability() if device.type == "cuda" else None
     attention = choose_attention(config.model.attention, capability, config.zero.dtype)
@@ -150,15 +152,9 @@ def suggest(points: list[Point]) -> Point:
 
 
 def _held_out(config: RunConfig, source: str) -> HeldOut:
-    model = config.model
-    tokenizer = load_tokenizer(
-        tokenizer_source(model, source),
-        model.revision,
-        model.chat_template,
-        model.trust_remote_code,
-        model.new_tokens,
-    )
+    tokenizer = configured_tokenizer(config.model, source)
     stores = open_all(config.data, tokenizer)
+    refuse_other_inputs(Path(config.run_dir), data={name: store.described for name, store in stores.items()})
     targets = [n for n, s in config.data.sources.items() if s.role is Role.target]
     if not any(stores[name].validation.num_packs for name in targets):
         raise DataError(

@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.config.check import check_config
-from trainer.config.model import ModelConfig
+from trainer.config.record import read_inputs, refuse_other_inputs
 from trainer.config.schema import RunConfig
+from trainer.config.snapshot import dated
 from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
 from trainer.dist.hosts import parse_hostfile
@@ -20,27 +21,21 @@ from trainer.runtime.local import free_port
 from trainer.runtime.remote import Hosts
 
 
-def make_tokenizer(model: ModelConfig, source: str) -> TokenizerLike:
-    """Load the tokenizer of a resolved model; picklable with functools.partial for worker processes."""
-    from trainer.model.tokenizer import load_tokenizer
-
-    return load_tokenizer(
-        source, model.revision, model.chat_template, model.trust_remote_code, model.new_tokens
-    )
-
-
 def prepare_data(config: RunConfig) -> None:
     """Make the token stores of all sources and print what is in them."""
     from trainer.data.prepare import prepare
     from trainer.model.load import check_context, read_config
-    from trainer.model.resolve import resolve_model, tokenizer_source
+    from trainer.model.resolve import resolve_model
+    from trainer.model.tokenizer import configured_tokenizer
 
     check_config(config)
+    config = dated(config, Path(config.run_dir))
     check_generated(config)
-    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    check_samples_whole(config)
+    source = resolve_model(config.model, Path(config.data.cache_dir))
     hf_config = read_config(source, config.model)
     check_context(hf_config, config.data.seq_len)
-    build = functools.partial(make_tokenizer, config.model, tokenizer_source(config.model, source))
+    build = functools.partial(configured_tokenizer, config.model, source)
     tokenizer, vocab_size = build(), int(hf_config.vocab_size)
     if config.model.new_tokens:
         vocab_size = max(vocab_size, tokenizer.vocab_size)
@@ -54,14 +49,43 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     """
     check_generated(config)
     from trainer.data.prepared import find_store
-    from trainer.model.resolve import resolve_model, tokenizer_source
+    from trainer.data.store import open_store
+    from trainer.model.resolve import resolve_model
+    from trainer.model.tokenizer import configured_tokenizer
 
-    source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
-    tokenizer = make_tokenizer(config.model, tokenizer_source(config.model, source))
-    found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
-    if not all(found):
+    source = resolve_model(config.model, Path(config.data.cache_dir))
+    tokenizer = configured_tokenizer(config.model, source)
+    try:
+        found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
+        is_ready = all(place is not None and open_store(place) for place in found)
+    except DataError:
+        is_ready = False  # prepare says which is damaged, and makes it again
+    if not is_ready:
         prepare_data(config)
     return tokenizer
+
+
+def known_base(config: RunConfig, source: str) -> str | None:
+    """Return the digest of the base if the run recorded one to compare it with."""
+    from trainer.model.digest import base_digest
+
+    recorded = read_inputs(Path(config.run_dir))
+    if recorded is None or recorded["base"] is None:
+        return None
+    is_packed = config.tune.quantise is not Quantise.none
+    return base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
+
+
+def refuse_other_model(config: RunConfig, source: str) -> None:
+    """Raise when the base or the tokenizer of a run is not what it was trained with.
+
+    Raises:
+        DataError: Names what differs.
+    """
+    from trainer.model.tokenizer import configured_tokenizer
+
+    tokenizer = configured_tokenizer(config.model, source).digest
+    refuse_other_inputs(Path(config.run_dir), tokenizer=tokenizer, base=known_base(config, source))
 
 
 def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
@@ -105,13 +129,27 @@ def check_generated(config: RunConfig) -> None:
     folder = config.replay.generate.output_dir
     if folder is None:
         return
-    samples = Path(folder).expanduser() / SAMPLES
+    samples = Path(folder) / SAMPLES
     for name, source in config.data.sources.items():
-        if source.path is not None and Path(source.path).expanduser() == samples and not samples.exists():
+        if source.path is not None and Path(source.path) == samples and not samples.exists():
             raise DataError(
                 f"`data.sources.{name}` must have been sampled before training, but {samples} is missing. Run: "
                 "palimpsest replay generate with the same overrides."
             )
+
+
+def check_samples_whole(config: RunConfig) -> None:
+    """Raise when a source is what `palimpsest replay generate` wrote, but not as it was written any more.
+
+    Raises:
+        DataError: Names the file.
+    """
+    from trainer.replay.store import META, SAMPLES, check_samples
+
+    for source in config.data.sources.values():
+        file = Path(source.path or "")
+        if file.name == SAMPLES and file.is_file() and (file.parent / META).is_file():
+            check_samples(file)
 
 
 def count_ranks(config: RunConfig) -> int:

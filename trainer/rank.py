@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import freeze
+from trainer.config.snapshot import dated, freeze
 from trainer.dist.env import rank_env
 from trainer.errors import ConfigError
 from trainer.fitting import fitted_here
@@ -42,7 +42,7 @@ def run_rank(command: str, config: RunConfig) -> int:
 
         return 0 if run_generation(config) else _say_stopped_generation(env.is_first)
     check_config(config, env.world_size)
-    config = fitted_here(config, env.world_size, env.is_first)
+    config = dated(fitted_here(config, env.world_size, env.is_first), Path(config.run_dir))
     if command in ("train", "evaluate"):
         from trainer.evaluate.tasks import check_names
 

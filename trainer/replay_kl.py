@@ -64,6 +64,8 @@ def open_reference(
     if group.from_first(lambda: is_whole(folder)):
         _LOG.info("What the base model says of %d replay tokens is known (%s).", num_rows, key[:12])
     else:
+        if group.is_first and folder.exists():
+            _LOG.warning("%s is damaged: the base model is asked again.", folder)
         num_top = config.replay.kl.top
         num_packs = sum(map(len, packs.values()))
         group.from_first(lambda: check_room(folder, num_rows, num_top))

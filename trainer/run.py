@@ -16,7 +16,7 @@ from trainer.data.loader import TrainLoader
 from trainer.data.reference import BaseReference
 from trainer.dist.env import rank_env
 from trainer.evaluate.isolation import Isolation, check_isolation
-from trainer.journal import open_journal
+from trainer.journal import Journal, open_journal
 from trainer.keeper import Keeper, show_forgetting
 from trainer.loop import Cadence, Parts, StopReason, train
 from trainer.metrics.memory import describe_device
@@ -65,13 +65,16 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
     probed = _probe_isolation(session) if config.train.isolation_probe else None
     work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
+    # Whole weights without a comparison need no base: they are not read for the sake of a digest.
+    needs_base = session.tuned.is_partial or config.evaluate.forgetting
+    base = session.base_digest() if needs_base else None
     work.prepare(
         session.held_out(),
         session.stores,
         session.tuned.num_trainable,
         build_forgetting(session),
         build_task_scores(session),
-        session.base_digest() if session.tuned.is_partial else None,
+        base if session.tuned.is_partial else None,
     )
     # Before a checkpoint takes the place of the base's weights.
     reference = None if session.tuned.peft_config is not None else build_reference(session, mixing)
@@ -87,17 +90,10 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         session.loaded.model.config.to_dict() if group.is_first else None,
         None if session.tuned.peft_config is None else session.tuned.num_trainable,
     )
-    loader = _open_loader(session, mixing, reference)
-    stack.callback(loader.close)
-    manual_gc = ManualGc(every_steps=50)
-    stack.callback(manual_gc.close)
-    base_model = _base_model(session, reference)
     cadence = _cadence(config, mixing.num_steps)
-    parts = Parts(
-        session.engine, loader, group, session.flash, work, journal, stop_flag, manual_gc, base_model
-    )
+    parts = _parts(session, mixing, reference, work, journal, stop_flag, stack)
     if group.is_first:
-        _say_what_runs(session, mixing)
+        _say_what_runs(session, mixing, base)
         _say_how_long(session, probed, cadence, state.step)
     journal.started(state, world_size=group.world_size, num_steps=mixing.num_steps)
     status, is_measured = "failed", False
@@ -127,6 +123,33 @@ def _probe_isolation(session: Session) -> Isolation:
     return probed
 
 
+def _parts(
+    session: Session,
+    mixing: Mixing,
+    reference: BaseReference | None,
+    work: Keeper,
+    journal: Journal,
+    stop_flag: StopFlag,
+    stack: ExitStack,
+) -> Parts:
+    """Return everything the loop uses; what has to be closed goes on the stack."""
+    loader = _open_loader(session, mixing, reference)
+    stack.callback(loader.close)
+    manual_gc = ManualGc(every_steps=50)
+    stack.callback(manual_gc.close)
+    return Parts(
+        session.engine,
+        loader,
+        session.group,
+        session.flash,
+        work,
+        journal,
+        stop_flag,
+        manual_gc,
+        _base_model(session, reference),
+    )
+
+
 def _base_model(session: Session, reference: BaseReference | None) -> BaseModel | None:
     """Return where a step learns what the base says of replay; None without replay.kl."""
     kl = session.config.replay.kl
@@ -152,11 +175,16 @@ def _open_loader(session: Session, mixing: Mixing, reference: BaseReference | No
     )
 
 
-def _say_what_runs(session: Session, mixing: Mixing) -> None:
+def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
     """Write provenance.json and the adapter's description, and print what the run will draw; rank 0."""
     write_provenance(
         session.run_dir,
         data={name: store.digest for name, store in session.stores.items()},
+        inputs={
+            "data": {name: store.described for name, store in session.stores.items()},
+            "tokenizer": session.tokenizer.digest,
+            "base": base,
+        },
         model=session.loaded.source,
         attention=session.loaded.attention.name,
         kernels=session.loaded.kernels,

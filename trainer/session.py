@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.layout import find_checkpoints
 from trainer.config.model import ModelKind
+from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import fitted_values, with_fitted, write_atomic
 from trainer.config.tune import Init, Quantise, TuneConfig, TuneMethod
 from trainer.data.overlap import check_disjoint
-from trainer.data.prepared import digest_of, open_all
+from trainer.data.prepared import find_all
 from trainer.data.reference import BaseReference
-from trainer.data.store import Store
+from trainer.data.store import Store, open_store
 from trainer.dist.env import rank_env
 from trainer.dist.group import Group, close_group, open_group
 from trainer.dist.seed import seed_everything
@@ -31,21 +33,22 @@ from trainer.evaluate.batches import TaskModel
 from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.tasks import load_everywhere
 from trainer.forgetting import Forgetting, Subject, prompts_for_kl
+from trainer.jobs import known_base
 from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.mixing import Mixing
 from trainer.model.adapters import FACTOR_B, Tuned, apply_tuning
 from trainer.model.attention import choose_attention
 from trainer.model.cache import context_length, end_tokens
-from trainer.model.digest import model_digest
+from trainer.model.digest import base_digest
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import LoadedModel, announce_zero3, check_context, load_model
 from trainer.model.new_tokens import NewTokens, vocabulary
 from trainer.model.pissa import begin_at_principal
 from trainer.model.prompt import check_room
-from trainer.model.quantise import NF4, held_bytes
+from trainer.model.quantise import held_bytes
 from trainer.model.remat import apply_remat
-from trainer.model.resolve import resolve_model, tokenizer_source
-from trainer.model.tokenizer import Tokenizer, load_tokenizer
+from trainer.model.resolve import resolve_model
+from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 from trainer.model.verify import verify_weights
 from trainer.objective.causal_lm import CausalLM
 from trainer.objective.head import install_loss_head
@@ -71,6 +74,7 @@ class Session:
     tuned: Tuned
     engine: Engine
     shape: BatchShape
+    _base: str | None = None
 
     @property
     def flash(self) -> bool:
@@ -84,8 +88,9 @@ class Session:
 
     def base_digest(self) -> str:
         """Return what names the weights that training began with. Collective: every rank."""
-        digest: str = self.group.from_first(lambda: _base_digest(self.config, self.loaded.source))
-        return digest
+        if self._base is None:
+            self._base = str(self.group.from_first(lambda: _base_digest(self.config, self.loaded.source)))
+        return self._base
 
     def held_out(self) -> HeldOut:
         """Lay out the held-out packs."""
@@ -111,16 +116,13 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     setup_logging(env.rank, env.world_size, log_dir)
     seed_everything(config.seed, group.rank)
     torch.use_deterministic_algorithms(config.deterministic)
-    cache_dir = Path(config.data.cache_dir).expanduser()
+    cache_dir = Path(config.data.cache_dir)
     source = resolve_model(config.model, cache_dir)
-    tokenizer = load_tokenizer(
-        tokenizer_source(config.model, source),
-        config.model.revision,
-        config.model.chat_template,
-        config.model.trust_remote_code,
-        config.model.new_tokens,
-    )
-    stores = open_all(config.data, tokenizer)
+    tokenizer = configured_tokenizer(config.model, source)
+    # Where they are is asked once: ranks of other nodes need not see the files that stores were made of.
+    places = group.from_first(lambda: find_all(config.data, tokenizer))
+    stores = {name: open_store(place) for name, place in places.items()}
+    group.from_first(lambda: _refuse_other_inputs(config, stores, tokenizer.digest, source))
     group.from_first(lambda: check_disjoint(stores))
     shape = batch_shape(
         config.train.global_batch_tokens,
@@ -259,11 +261,16 @@ def _check_fits(
 
 
 def _base_digest(config: RunConfig, source: str) -> str:
-    """Return the digest of their files, or of the recipe of random ones."""
-    if config.model.kind is ModelKind.random:
-        return digest_of([Path(source, "config.json").read_text(encoding="utf-8"), config.model.seed])
-    digest = model_digest(source, config.model.revision, Path(config.data.cache_dir).expanduser())
-    return digest if config.tune.quantise is Quantise.none else digest_of([digest, NF4])
+    is_packed = config.tune.quantise is not Quantise.none
+    return base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
+
+
+def _refuse_other_inputs(config: RunConfig, stores: dict[str, Store], tokenizer: str, source: str) -> None:
+    """Raise when a run that goes on, or is evaluated, would read other data or another base than it began with."""
+    run_dir = Path(config.run_dir)
+    if find_checkpoints(run_dir):
+        described = {name: store.described for name, store in stores.items()}
+        refuse_other_inputs(run_dir, described, tokenizer, known_base(config, source))
 
 
 def build_forgetting(session: Session) -> Forgetting | None:

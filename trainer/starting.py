@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import config_path, freeze
+from trainer.config.snapshot import config_path, dated, freeze
 from trainer.config.store import load_config, to_yaml
 from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError
@@ -46,6 +46,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     num_ranks = count_ranks(config) if hosts is None else hosts.num_ranks
     check_config(config, num_ranks)
     config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
+    config = dated(config, Path(config.run_dir))
     check_quantiser(config)
     check_benchmarks(config, command)
     if hosts is not None:

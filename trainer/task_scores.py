@@ -5,7 +5,6 @@ Collective: every rank calls everything here in the same order; rank 0 writes.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from trainer.evaluate.score import TaskScore, compare_scores
 from trainer.evaluate.tasks import LoadedTasks, run_tasks, tasks_digest
 from trainer.metrics.memory import describe_device
 from trainer.model.tokenizer import Tokenizer
+from trainer.runtime.seal import read_sealed, sealed_text
 
 _LOG = logging.getLogger(__name__)
 BASE_FILE = "base_tasks.json"
@@ -40,7 +40,7 @@ class TaskScores:
         self._model = model
         self._tokenizer = tokenizer
         self._path = run_dir / BASE_FILE
-        cache_dir = Path(config.data.cache_dir).expanduser() / "evaluations"
+        cache_dir = Path(config.data.cache_dir) / "evaluations"
 
         def find() -> tuple[str, str, list[TaskScore] | None]:
             described = [base_digest, tokenizer.digest, config.zero.dtype, tasks_digest(loaded)]
@@ -69,7 +69,7 @@ class TaskScores:
         def keep() -> None:
             for path in (self._path, self._cache):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, json.dumps(record, indent=2) + "\n")
+                write_atomic(path, sealed_text(record))
 
         self._model.group.from_first(keep)
         return scores
@@ -88,7 +88,7 @@ class TaskScores:
 def _read(path: Path, key: str) -> list[TaskScore] | None:
     """Return kept scores; None where there are none, or those of other tasks or another model."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_sealed(path)
         if record["key"] != key:
             return None
         return [TaskScore(**score) for score in record["scores"]]

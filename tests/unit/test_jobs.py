@@ -12,7 +12,7 @@ from trainer.checkpoint.layout import MANIFEST, STATE, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.state import TrainState, write_state
 from trainer.config.data import Role
-from trainer.data.prepared import open_prepared
+from trainer.data.prepared import open_all
 from trainer.dist.group import Group
 from trainer.engine.writer import seal
 from trainer.errors import CheckpointError, DataError, TopologyError
@@ -21,8 +21,8 @@ from trainer.jobs import (
     count_ranks,
     ensure_inputs,
     find_checkpoint,
-    make_tokenizer,
 )
+from trainer.model.tokenizer import configured_tokenizer
 
 ALONE = Group(0, 0, 1, torch.device("cpu"))
 
@@ -119,9 +119,8 @@ def test_inputs_are_made_when_missing_and_left_alone_when_there(tmp_path, capsys
     ensure_inputs(config)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert after == files and capsys.readouterr().out == ""
-    tokenizer = make_tokenizer(config.model, config.model.path)
-    for name, source in config.data.sources.items():
-        assert open_prepared(name, source, config.data, tokenizer).train.num_packs > 0
+    tokenizer = configured_tokenizer(config.model, config.model.path)
+    assert all(store.train.num_packs for store in open_all(config.data, tokenizer).values())
 
 
 def test_a_divergence_on_replay_that_is_never_drawn_is_refused_before_ranks_start(tmp_path):

@@ -34,7 +34,7 @@ class TrainState:
     base_losses: dict[str, float] = field(default_factory=dict)
     """Held-out loss by source before the first step."""
     data_digest: str = ""
-    """Chained digest of every pack consumed, in order."""
+    """Chained digest of the tokens of every step, in order."""
     skipped_steps: int = 0
     """Steps that were not applied or not finite."""
     bad_steps_in_a_row: int = 0

@@ -5,6 +5,7 @@ Pure: no torch, no files. Rules that need the model or the data are checked wher
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Sequence
 
 from trainer.config.check_cluster import cluster_problems
@@ -72,12 +73,27 @@ def _run_problems(config: RunConfig) -> Iterator[str]:
         yield must("run_dir", "a folder", config.run_dir, "Set run_dir=runs/my-run.")
 
 
+def is_day(text: str) -> bool:
+    """Tell whether a text is a day as YYYY-MM-DD."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def _model_problems(model: ModelConfig) -> Iterator[str]:
     if model.kind is ModelKind.tiny:
         yield from _tiny_problems(model.tiny)
     needs_path = model.kind in (ModelKind.pretrained, ModelKind.random)
     if needs_path and not model.path:
         yield must("model.path", "a model name or folder", model.path, "Set model.path=FOLDER or model=tiny.")
+    if model.chat_template_date is not None and not is_day(model.chat_template_date):
+        yield must(
+            "model.chat_template_date",
+            "a day as YYYY-MM-DD",
+            model.chat_template_date,
+            "Set model.chat_template_date=2026-11-28.",
+        )
     if model.checkpoint_layers is not None and model.checkpoint_layers < -1:
         yield must(
             "model.checkpoint_layers",

@@ -59,6 +59,9 @@ class ModelConfig:
     untied output layer, train beside the adapter."""
     chat_template: str | None = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""
+    chat_template_date: str | None = None
+    """Day that a chat template is told when it asks for the date, as 2026-11-28; null: the day of preparation, which a
+    run is frozen with. The stores of templates that do not ask do not depend on it."""
     attention: Attention = Attention.auto
     """Attention implementation. An asked-for one that is not installed is an error."""
     kernels: Kernels = Kernels.auto

@@ -6,6 +6,7 @@ Writes RUN_DIR/config.yaml and RUN_DIR/provenance.json; everything else about ru
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ FITTED = ("zero.stage", "model.checkpoint_layers", "zero.dtype")
 """Keys that trainer/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
 OPEN = (None, "auto")
 """Values of FITTED that are to be filled in."""
+FILLED_IN = (*FITTED, "model.chat_template_date")
+"""Keys that are filled in before a run is frozen."""
 
 SWEEP_RECORD = "sweep.json"
 """File that makes a directory one of a sweep; its runs are in folders below."""
@@ -52,7 +55,7 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     """
     refuse_another(config, run_dir)
     path = config_path(run_dir)
-    config = as_begun(config, run_dir)
+    config = dated(as_begun(config, run_dir), run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_yaml(config))
@@ -86,6 +89,15 @@ def with_fitted(config: RunConfig, stage: int | None, layers: int | None, dtype:
         zero=dataclasses.replace(config.zero, stage=stage, dtype=dtype),
         model=dataclasses.replace(config.model, checkpoint_layers=layers),
     )
+
+
+def dated(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Return the configuration with the day that chat templates are told: as the run began, else today."""
+    if config.model.chat_template_date is not None:
+        return config
+    old = _begun_with(run_dir)
+    day = (old and old.model.chat_template_date) or datetime.date.today().isoformat()
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, chat_template_date=day))
 
 
 def refuse_another(config: RunConfig, run_dir: Path) -> None:
@@ -139,7 +151,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
         if before.get(key) != after.get(key)
         and not key.startswith(MAY_DIFFER)
         # Open is what the run began with.
-        and not (key in FITTED and after.get(key) in OPEN)
+        and not (key in FILLED_IN and after.get(key) in OPEN)
     ]
 
 

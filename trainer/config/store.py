@@ -30,6 +30,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from trainer.config.paths import make_absolute
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
@@ -159,13 +160,14 @@ def _option(group: str, name: str) -> DictConfig:
 
 
 def to_dataclass(config: DictConfig) -> RunConfig:
-    """Cross from OmegaConf to plain dataclasses, once."""
+    """Cross from OmegaConf to plain dataclasses, once; paths are taken from the working directory."""
     try:
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, ())) from error
     if not isinstance(result, RunConfig):
         raise ConfigError("The primary configuration must begin its defaults list with run_schema.")
+    make_absolute(result, Path.cwd())
     return result
 
 

@@ -129,9 +129,12 @@ def _pattern(path: Path) -> str:
 
 
 def stat_files(files: list[Path]) -> list[list[str | int]]:
-    """Describe files without reading them: absolute path, size and modification time."""
+    """Describe files without reading them: absolute path, size, times and inode.
+
+    Whoever keeps size and modification time while changing the bytes cannot keep the time of the change itself.
+    """
     stats = [(file, file.stat()) for file in files]
-    return [[str(f.resolve()), s.st_size, s.st_mtime_ns] for f, s in stats]
+    return [[str(f.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for f, s in stats]
 
 
 def hash_files(files: list[Path]) -> list[str]:

@@ -31,6 +31,7 @@ class StepBatch:
     num_tokens_by_source: dict[str, int]
     num_tokens_global: int
     digest: str
+    """Of the tokens, marks and pieces of all packs on all ranks, in order."""
     replay_ratio: float
     """Ratio that the plan was asked for in this step."""
     after: Cursor
@@ -92,7 +93,7 @@ class TrainLoader:
             num_targets_by_source=targets,
             num_tokens_by_source=tokens,
             num_tokens_global=len(refs) * self._stores[0].seq_len,
-            digest=refs_digest(refs),
+            digest=step_digest(refs, self._stores),
             replay_ratio=self._plan.ratio(step),
             after=after,
         )
@@ -114,10 +115,13 @@ def read_micro_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_
     return collate(packs, [ref.source for ref in refs], stores[0].seq_len, pad_id)
 
 
-def refs_digest(refs: Sequence[PackRef]) -> str:
-    """Return a short digest of which packs a step consumed, for the ledger."""
-    text = ",".join(f"{ref.source}:{ref.pack}" for ref in refs)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def step_digest(refs: Sequence[PackRef], stores: Sequence[SplitStore]) -> str:
+    """Return a digest of the tokens that a step consumed and of what is supervised in them, for the ledger.
+
+    Every rank knows it of all packs. The rank that reads a pack compares its bytes with it before they are trained on.
+    """
+    packs = [ref.source.to_bytes(4, "little") + stores[ref.source].pack_digest(ref.pack) for ref in refs]
+    return hashlib.sha256(b"".join(packs)).hexdigest()[:32]
 
 
 def chain_digest(so_far: str, step_digest: str) -> str:

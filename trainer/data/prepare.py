@@ -80,13 +80,13 @@ def prepare(
         _check_tokenizer(name, source, data, tokenizer)
     stores: dict[str, Store] = {}
     for name, source in data.sources.items():
-        store = _find(name, source, data, tokenizer)
+        store = _find(name, source, data, tokenizer, console)
         if store is None:
             # Jobs that start together, such as the points of a sweep, miss the same stores.
             with one_at_a_time(
                 lock_file(name, source, data, tokenizer), partial(_say_waiting, name, console)
             ):
-                store = _find(name, source, data, tokenizer)
+                store = _find(name, source, data, tokenizer, console)
                 if store is None:
                     store = _build(name, source, data, tokenizer, make_tokenizer, vocab_size, console)
         else:
@@ -138,15 +138,21 @@ def _check_vocabulary(name: str, store: Store, vocab_size: int | None) -> None:
         )
 
 
-def _find(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Store | None:
+def _find(
+    name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike, console: Console
+) -> Store | None:
     path = find_store(name, source, data, tokenizer)
-    return None if path is None else _open_if_whole(path)
+    return None if path is None else _open_if_whole(path, console)
 
 
-def _open_if_whole(path: Path) -> Store | None:
+def _open_if_whole(path: Path, console: Console) -> Store | None:
+    """Open a store; None where there is none, and where there is a damaged one, which is said."""
+    if not path.is_dir():
+        return None
     try:
         return open_store(path)
-    except DataError:
+    except DataError as error:
+        console.print(f"{error} It is made again.", highlight=False, soft_wrap=True)
         return None
 
 
@@ -171,7 +177,7 @@ def _build(
         }
         digest = digest_of(described)
         target = stores_folder(data) / digest
-        if _open_if_whole(target) is None:
+        if _open_if_whole(target, console) is None:
             encoded = _encode(rows, data, tokenizer, make_tokenizer)
             options = PackOptions(data.seq_len, effective_packing(source), source.long_documents)
             spool = Spool(work)

@@ -19,11 +19,15 @@ from trainer.data.files import list_files, stat_files
 from trainer.data.store import FORMAT_VERSION, Store, open_store
 from trainer.data.types import TokenizerLike
 from trainer.errors import DataError
+from trainer.runtime.seal import read_sealed, sealed_text
+
+RENDERING_VERSION = 2
+"""Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Return the folder of `data.cache_dir` as an absolute path."""
-    return Path(data.cache_dir).expanduser().absolute()
+    """Return the folder of `data.cache_dir`."""
+    return Path(data.cache_dir)
 
 
 def stores_folder(data: DataConfig) -> Path:
@@ -60,6 +64,7 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         fields["long_documents"] = LongDocuments.split
     return {
         "version": FORMAT_VERSION,
+        "rendering": RENDERING_VERSION,
         **fields,
         "seq_len": data.seq_len,
         "validation_frac": held_out_frac(source, data),
@@ -105,7 +110,7 @@ def write_pointer(name: str, key: str, data: DataConfig, tokenizer: TokenizerLik
     note = {"source": name, "source_key": key, "tokenizer": tokenizer.digest, "store": digest}
     staged = file.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        staged.write_text(json.dumps(note), encoding="utf-8")
+        staged.write_text(sealed_text(note), encoding="utf-8")
         staged.replace(file)
     finally:
         staged.unlink(missing_ok=True)
@@ -118,15 +123,15 @@ def find_store(name: str, source: SourceConfig, data: DataConfig, tokenizer: Tok
     return store if store.is_dir() else None
 
 
-def open_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Store:
-    """Open the store that `palimpsest prepare` made of a source.
+def find_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Path:
+    """Return the folder of the store that `palimpsest prepare` made of a source.
 
     Raises:
         DataError: If it made none with these options, or only with another tokenizer.
     """
     path = find_store(name, source, data, tokenizer)
     if path is not None:
-        return open_store(path)
+        return path
     fix = "Run `palimpsest prepare` with the same overrides."
     if _is_prepared_otherwise(source_key(name, source, data), data):
         raise DataError(
@@ -139,9 +144,14 @@ def open_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: 
     )
 
 
+def find_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Path]:
+    """Return the folders of the stores of all sources, by name."""
+    return {name: find_prepared(name, source, data, tokenizer) for name, source in data.sources.items()}
+
+
 def open_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Store]:
     """Open the stores of all sources, by name."""
-    return {name: open_prepared(name, source, data, tokenizer) for name, source in data.sources.items()}
+    return {name: open_store(path) for name, path in find_all(data, tokenizer).items()}
 
 
 def _is_prepared_otherwise(key: str, data: DataConfig) -> bool:
@@ -151,7 +161,6 @@ def _is_prepared_otherwise(key: str, data: DataConfig) -> bool:
 
 def _read_note(file: Path) -> dict[str, Any]:
     try:
-        note = json.loads(file.read_text(encoding="utf-8"))
+        return read_sealed(file)
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) else {}

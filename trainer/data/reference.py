@@ -1,14 +1,14 @@
 """What the base model says of replay packs, on disk: its most likely next tokens at every supervised position.
 
 A folder `data.cache_dir/references/KEY` holds one part for each rank that made it, written front to back, and a
-meta.json that comes last. Readers map the parts; the number of ranks that read does not matter.
+meta.json that comes last. Readers map the parts; the number of ranks that read does not matter. The index of a part
+holds a digest of the rows of each pack, which readers compare.
 
 Shapes: Q supervised positions of a pack, K tokens of a position, P packs of a part.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +23,9 @@ from trainer.data.store import META
 from trainer.data.types import Int64s
 from trainer.data.writer import commit, sync_folder
 from trainer.errors import DataError
+from trainer.runtime.seal import file_digest, part_digest, read_sealed, sealed_text, write_synced
 
-VERSION = 1
+VERSION = 2
 IDS = np.dtype("<i4")
 LOG_PROBS = np.dtype("<f2")
 """On 1,174 positions of prose, code and numbers, SmolLM2-135M is 3e-7 nats from itself when rounded so (at most
@@ -45,22 +46,26 @@ class ReferenceWriter:
         """Open the part's files in a staging folder that every rank sees."""
         self._ids, self._log_probs, self._index = (folder / name for name in _part_files(rank))
         self._streams = [self._ids.open("wb"), self._log_probs.open("wb")]
-        self._rows: list[tuple[int, int, int, int]] = []
+        self._rows: list[tuple[int, ...]] = []
         self._num_rows = 0
 
     def add(
         self, source: int, pack: int, ids_QK: npt.NDArray[np.int32], log_probs_QK: npt.NDArray[np.float32]
     ) -> None:
         """Append a pack; `source` counts the sources of the reference."""
-        self._streams[0].write(np.ascontiguousarray(ids_QK, dtype=IDS).data)
-        self._streams[1].write(np.ascontiguousarray(log_probs_QK, dtype=LOG_PROBS).data)
-        self._rows.append((source, pack, self._num_rows, len(ids_QK)))
+        ids, log_probs = (
+            np.ascontiguousarray(ids_QK, dtype=IDS),
+            np.ascontiguousarray(log_probs_QK, dtype=LOG_PROBS),
+        )
+        self._streams[0].write(ids.data)
+        self._streams[1].write(log_probs.data)
+        self._rows.append((source, pack, self._num_rows, len(ids_QK), *_row_digest(ids, log_probs)))
         self._num_rows += len(ids_QK)
 
     def close(self) -> None:
         """Write the index and put everything on disk."""
         with self._index.open("wb") as stream:
-            np.save(stream, np.array(self._rows, dtype=np.int64).reshape(-1, 4))
+            np.save(stream, np.array(self._rows, dtype=np.int64).reshape(-1, 6))
             _sync(stream)
         for part in self._streams:
             _sync(part)
@@ -84,10 +89,9 @@ def publish(staging: Path, target: Path, described: Mapping[str, Any], num_parts
         "version": VERSION,
         "described": dict(described),
         "files": {name: (staging / name).stat().st_size for name in names},
+        "indices": {name: file_digest(staging / name) for name in names if name.endswith(".npy")},
     }
-    with (staging / META).open("w", encoding="utf-8") as stream:
-        json.dump(meta, stream, indent=1)
-        _sync(stream)
+    write_synced(staging / META, sealed_text(meta))
     sync_folder(staging)
     commit(staging, target, is_whole)
 
@@ -125,10 +129,10 @@ class BaseReference:
         self.num_top = num_kept // max(self.num_positions, 1)
         self._parts = [(self._map(ids, IDS), self._map(log_probs, LOG_PROBS)) for ids, log_probs, _ in files]
         self._where: dict[int, Int64s] = {}
-        """By place of the source: part, first row and rows of each pack; -1 where it is not there."""
+        """By place of the source: part, first row, rows and digest of each pack; -1 where it is not there."""
         for place in np.unique(packs[:, 0]).tolist():
             mine = packs[packs[:, 0] == place]
-            where = np.full((int(mine[:, 1].max()) + 1, 3), -1, dtype=np.int64)
+            where = np.full((int(mine[:, 1].max()) + 1, 5), -1, dtype=np.int64)
             where[mine[:, 1]] = mine[:, 2:]
             self._where[place] = where
 
@@ -141,7 +145,7 @@ class BaseReference:
         """Read what the base says of the packs of a micro-batch; None if none of them is replay.
 
         Raises:
-            DataError: A pack of a replay source is not in the reference, or is another one there.
+            DataError: A pack of a replay source is not in the reference, or is another one there, or is damaged.
         """
         rows, ids, log_probs = [], [], []
         seq_len = micro.labels_BT.shape[1]
@@ -150,19 +154,29 @@ class BaseReference:
             if place is None:
                 continue
             at = np.flatnonzero(micro.labels_BT[row] != IGNORE)
-            where = self._where.get(place, np.empty((0, 3), dtype=np.int64))
-            part, first, count = where[ref.pack].tolist() if ref.pack < len(where) else (-1, 0, 0)
+            where = self._where.get(place, np.empty((0, 5), dtype=np.int64))
+            part, first, count, *digest = (
+                where[ref.pack].tolist() if ref.pack < len(where) else (-1, 0, 0, 0, 0)
+            )
             if part < 0 or count != len(at):
                 raise DataError(
                     f"{self._folder} must hold the base model's log-probabilities at {len(at)} positions of pack "
                     f"{ref.pack} of replay source {place}, but holds {max(count, 0)} instead. Delete that folder."
                 )
             rows.append(at + row * seq_len)
-            ids.append(self._parts[part][0][first : first + count])
-            log_probs.append(self._parts[part][1][first : first + count])
+            ids.append(np.array(self._parts[part][0][first : first + count]))
+            log_probs.append(np.array(self._parts[part][1][first : first + count]))
+            if _row_digest(ids[-1], log_probs[-1]) != tuple(digest):
+                where_read = " or ".join(_part_files(part)[:2])
+                raise _damaged(self._folder, f"pack {ref.pack} in {where_read} is not as it was written")
         if not sum(map(len, rows)):
             return None
         return BaseRows(np.concatenate(rows), np.concatenate(ids), np.concatenate(log_probs))
+
+
+def _row_digest(ids_QK: npt.NDArray[Any], log_probs_QK: npt.NDArray[Any]) -> tuple[int, ...]:
+    """Return the digest of a pack's rows as two numbers, which an index of numbers can hold."""
+    return tuple(np.frombuffer(part_digest(ids_QK.tobytes(), log_probs_QK.tobytes()), dtype="<i8").tolist())
 
 
 def _part_files(part: int) -> tuple[str, str, str]:
@@ -171,10 +185,16 @@ def _part_files(part: int) -> tuple[str, str, str]:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta = read_sealed(folder / META)
         whole = meta["version"] == VERSION
         for name, size in meta["files"].items():
             whole = whole and (folder / name).stat().st_size == size
+        if whole:
+            changed = [
+                name for name, digest in meta["indices"].items() if file_digest(folder / name) != digest
+            ]
+            if changed:
+                raise ValueError(f"{changed[0]} is not as it was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, str(error)) from error
     if not whole:

@@ -1,11 +1,12 @@
 """Reads token stores: memory-mapped documents of one source and the packs that point into them.
 
-Training imports this where `datasets` is not installed. Writing is in writer.py, finding in prepared.py.
+What points into a store is compared with its digests when it is opened, and every pack when it is read, so that no
+flipped bit is trained on. Training imports this where `datasets` is not installed. Writing is in writer.py, finding in
+prepared.py.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.types import Int32s, Int64s, Pack
+from trainer.data.types import Bools, Bytes, Int32s, Int64s, Pack
 from trainer.errors import DataError
+from trainer.runtime.seal import DIGEST_BYTES, file_digest, part_digest, read_sealed
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 META = "meta.json"
 TRAIN = "train"
 VALIDATION = "validation"
 TOKENS = "tokens.bin"
-SUPERVISED = "supervised.npy"
+SUPERVISED = "supervised.bin"
+DIGESTS = "pack_digests.bin"
 HASHES = "document_hashes.npy"
 ARRAYS = ("piece_start.npy", "piece_len.npy", "pack_offset.npy", "pack_targets.npy")
 
@@ -29,23 +32,41 @@ ARRAYS = ("piece_start.npy", "piece_len.npy", "pack_offset.npy", "pack_targets.n
 class SplitStore:
     """The packs of one split, read from disk as they are asked for."""
 
-    def __init__(self, folder: Path, split: dict[str, Any]) -> None:
-        """Map the arrays of a split; `split` is its part of the store's meta.json."""
+    def __init__(self, folder: Path, name: str, meta: dict[str, Any]) -> None:
+        """Map the arrays of a split of the store with this meta.json.
+
+        Raises:
+            ValueError: What points into the tokens is not as it was written.
+        """
+        split = meta["splits"][name]
         self.seq_len = int(split["seq_len"])
         self.num_tokens = int(split["num_tokens"])
         self.num_targets = int(split["num_targets"])
-        self._hashes_file = folder / HASHES
-        self._tokens = _map_tokens(folder / TOKENS, np.dtype(split["dtype"]))
-        all_supervised = not (folder / SUPERVISED).exists()
-        self._supervised = None if all_supervised else np.load(folder / SUPERVISED, mmap_mode="r")
-        start, length, offset, targets = (_load_array(folder / name) for name in ARRAYS)
+        self._folder, self._name, self._files = folder, name, meta["arrays"]
+        self._tokens = map_array(folder / name / TOKENS, np.dtype(split["dtype"]))
+        self._all_supervised = f"{name}/{SUPERVISED}" not in self._files
+        self._supervised = (
+            None if self._all_supervised else map_array(folder / name / SUPERVISED, np.dtype("u1"))
+        )
+        start, length, offset, targets = (
+            np.load(self._checked(array), allow_pickle=False) for array in ARRAYS
+        )
+        # Small beside the tokens, and read at random: held in memory.
         self._piece_start: Int64s = start
         self._piece_len: Int32s = length
         self._pack_offset: Int64s = offset
         self.pack_targets: Int32s = targets
         self.num_packs = len(targets)
+        self._pack_digests = np.fromfile(self._checked(DIGESTS), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
         ends = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
         self.pack_tokens: Int32s = np.diff(ends[offset]).astype(np.int32)
+
+    def _checked(self, array: str) -> Path:
+        """Return the place of an array of the split after comparing it with its digest."""
+        file = self._folder / self._name / array
+        if file_digest(file) != self._files[f"{self._name}/{array}"]["sha256"]:
+            raise ValueError(f"{self._name}/{array} is not as it was written")
+        return file
 
     @property
     def num_pieces(self) -> int:
@@ -53,34 +74,61 @@ class SplitStore:
         return len(self._piece_len)
 
     def document_hashes(self) -> npt.NDArray[np.uint64]:
-        """Read the sorted content hashes of the split's documents."""
-        hashes: npt.NDArray[np.uint64] = np.load(self._hashes_file, allow_pickle=False)
+        """Read the sorted content hashes of the split's documents.
+
+        Raises:
+            DataError: They are not as they were written.
+        """
+        try:
+            hashes: npt.NDArray[np.uint64] = np.load(self._checked(HASHES), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise damaged_store(self._folder, str(error)) from error
         return hashes
+
+    def pack_digest(self, index: int) -> bytes:
+        """Return the digest of a pack's tokens, marks and pieces, the same in every store that holds them."""
+        return bytes(self._pack_digests[index])
 
     def pack(self, index: int) -> Pack:
         """Return a pack by its number in [0, num_packs).
 
         Raises:
             IndexError: If there is no such pack.
+            DataError: If its bytes are not those that were written.
         """
         if not 0 <= index < self.num_packs:
             raise IndexError(f"pack {index} of {self.num_packs}")
-        return self._join(int(self._pack_offset[index]), int(self._pack_offset[index + 1]))
-
-    def piece(self, index: int) -> Pack:
-        """Return one isolated piece as a pack of its own; reports show these."""
-        return self._join(index, index + 1)
-
-    def _join(self, first: int, last: int) -> Pack:
-        starts = self._piece_start[first:last].tolist()
-        lengths = self._piece_len[first:last].tolist()
+        first, last = self._pack_offset[index : index + 2].tolist()
+        starts, lengths = self._piece_start[first:last].tolist(), self._piece_len[first:last].tolist()
         ranges = [slice(s, s + n) for s, n in zip(starts, lengths, strict=True)]
         tokens = np.concatenate([self._tokens[r] for r in ranges]).astype(np.int64)
-        if self._supervised is None:
-            supervised = np.ones(len(tokens), dtype=np.bool_)
-        else:
-            supervised = np.concatenate([self._supervised[r] for r in ranges]).astype(np.bool_)
-        return Pack(tokens, supervised, lengths)
+        marks: Bytes = np.ones(len(tokens), dtype=np.uint8)
+        if self._supervised is not None:
+            marks = np.concatenate([self._supervised[r] for r in ranges])
+        if digest_of_pack(tokens, marks, lengths) != self.pack_digest(index):
+            files = [TOKENS] if self._supervised is None else [TOKENS, SUPERVISED]
+            where = " or ".join(f"{self._name}/{file}" for file in files)
+            raise damaged_store(self._folder, f"pack {index} in {where} is not as it was written")
+        return Pack(tokens, marks.astype(np.bool_), lengths)
+
+    def piece(self, index: int) -> Pack:
+        """Return one isolated piece as a pack of its own; reports show these.
+
+        Raises:
+            DataError: If the bytes of its pack are not those that were written.
+        """
+        number = int(np.searchsorted(self._pack_offset, index, side="right")) - 1
+        pack = self.pack(number)
+        inside = index - int(self._pack_offset[number])
+        start = sum(pack.lengths[:inside])
+        part = slice(start, start + pack.lengths[inside])
+        return Pack(pack.tokens[part], pack.supervised[part], [pack.lengths[inside]])
+
+
+def digest_of_pack(tokens: Int64s, marks: Bytes | Bools, lengths: list[int]) -> bytes:
+    """Return the digest of what a model learns from a pack: its pieces, its tokens and what is supervised."""
+    pieces = np.array([len(lengths), *lengths], dtype="<i4")
+    return part_digest(pieces.data, tokens.astype("<u4").data, marks.astype(np.uint8).data)
 
 
 @dataclass(slots=True)
@@ -92,49 +140,55 @@ class Store:
     train: SplitStore
     validation: SplitStore
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """Return what shaped the store and its digest, as a run records it."""
+        shaped: dict[str, Any] = self.meta["descriptor"]
+        return {"store": self.digest, "origin": shaped["origin"], "options": shaped["options"]}
+
 
 def open_store(path: Path) -> Store:
     """Open a store and check that it is whole: its version, and the size of every array.
+
+    The bytes of what is small are compared with their digests here, those of tokens and marks pack by pack.
 
     Raises:
         DataError: If it is not there, of another version, or damaged.
     """
     try:
-        meta = json.loads((path / META).read_text(encoding="utf-8"))
-        version = meta["version"]
+        meta = read_sealed(path / META)
+        version, digest = meta["version"], meta["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"has no readable {META}") from error
+        raise damaged_store(path, f"has no readable {META}: {error}") from error
     if version != FORMAT_VERSION:
         raise DataError(
             f"The token store {path} must be of version {FORMAT_VERSION}, but is of version {version} "
             "instead. Run `palimpsest prepare` again."
         )
+    if digest != path.name:
+        raise damaged_store(path, f"it holds the store {str(digest)[:12]}")
     try:
         for name, array in meta["arrays"].items():
             file = path / name
             size = file.stat().st_size if file.exists() else -1
             if size != array["bytes"]:
-                raise _damaged(path, f"{name} has {size} bytes instead of {array['bytes']}")
-        train, validation = (SplitStore(path / s, meta["splits"][s]) for s in (TRAIN, VALIDATION))
-        return Store(meta["digest"], meta, train, validation)
+                raise damaged_store(path, f"{name} has {size} bytes instead of {array['bytes']}")
+        train, validation = (SplitStore(path, name, meta) for name in (TRAIN, VALIDATION))
+        return Store(digest, meta, train, validation)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged_store(path, str(error)) from error
 
 
-def _damaged(path: Path, reason: str) -> DataError:
+def damaged_store(path: Path, reason: str) -> DataError:
+    """Return the sentence about a store that must not be used."""
     return DataError(
         f"The token store {path} must be whole, but {reason}. Delete that folder and run "
         "`palimpsest prepare` again."
     )
 
 
-def _map_tokens(file: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def map_array(file: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Map a file without a header."""
     if file.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype=dtype)
     return np.memmap(file, dtype=dtype, mode="r")
-
-
-def _load_array(file: Path) -> npt.NDArray[Any]:
-    # Small beside the tokens, and read at random: hold them in memory.
-    array: npt.NDArray[Any] = np.load(file, allow_pickle=False)
-    return array

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
 import shutil
 import time
@@ -17,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config.data import LongDocuments, Packing
-from trainer.data.pack import best_fit, concat, cut_long, pack_targets
+from trainer.data.pack import Layout, best_fit, concat, cut_long, pack_targets
 from trainer.data.spool import Spool
 from trainer.data.store import (
     ARRAYS,
+    DIGESTS,
     FORMAT_VERSION,
     HASHES,
     META,
@@ -35,10 +36,13 @@ from trainer.data.store import (
     TOKENS,
     TRAIN,
     VALIDATION,
+    digest_of_pack,
+    map_array,
     open_store,
 )
 from trainer.data.types import Bools, Bytes
 from trainer.errors import DataError
+from trainer.runtime.seal import sealed_text, write_synced
 
 STAGING = ".tmp-"
 STALE_S = 24 * 3600
@@ -106,9 +110,7 @@ def write_store(
         "splits": splits,
         "arrays": arrays,
     }
-    with (folder / META).open("w", encoding="utf-8") as stream:
-        json.dump(meta, stream, indent=1)
-        _sync(stream)
+    write_synced(folder / META, sealed_text(meta))
     for path in (folder / TRAIN, folder / VALIDATION, folder):
         sync_folder(path)
 
@@ -165,21 +167,7 @@ def _write_split(
     lengths = spool.lengths[wanted]
     num_tokens = int(lengths.sum(dtype=np.int64))
     dtype = np.dtype("<u2" if spool.max_id < 2**16 else "<u4")
-    all_supervised = spool.num_supervised == spool.num_tokens
-    tokens = _ArrayFile(folder, f"{name}/{TOKENS}", arrays)
-    marks = None if all_supervised else _ArrayFile(folder, f"{name}/{SUPERVISED}", arrays)
-    if marks:
-        marks.write(_npy_header(np.uint8, num_tokens))
-    for block in spool.read(wanted):
-        tokens.write(block.tokens.astype(dtype).data)
-        if marks:
-            marks.write(block.supervised.data)
-    tokens.close()
-    if marks:
-        marks.close()
-    supervised: Bytes | None = None
-    if marks:
-        supervised = np.load(folder / name / SUPERVISED, mmap_mode="r")
+    tokens, supervised = _write_tokens(folder, name, spool, wanted, dtype, arrays)
     if options.packing is Packing.concat:
         layout = concat(lengths, options.seq_len)
     else:
@@ -199,6 +187,7 @@ def _write_split(
         array.write(_npy_header(value.dtype, len(value)))
         array.write(np.ascontiguousarray(value).data)
         array.close()
+    _write_digests(_ArrayFile(folder, f"{name}/{DIGESTS}", arrays), layout, tokens, supervised)
     return {
         "seq_len": options.seq_len,
         "dtype": dtype.str,
@@ -209,6 +198,41 @@ def _write_split(
         "num_supervised": num_tokens if supervised is None else int(np.count_nonzero(supervised)),
         "num_targets": int(targets.sum(dtype=np.int64)),
     }
+
+
+def _write_tokens(
+    folder: Path, name: str, spool: Spool, wanted: Bools, dtype: np.dtype[Any], arrays: dict[str, Any]
+) -> tuple[npt.NDArray[Any], Bytes | None]:
+    """Write the tokens of a split, and its marks unless every token is supervised; return both mapped."""
+    all_supervised = spool.num_supervised == spool.num_tokens
+    tokens = _ArrayFile(folder, f"{name}/{TOKENS}", arrays)
+    marks = None if all_supervised else _ArrayFile(folder, f"{name}/{SUPERVISED}", arrays)
+    for block in spool.read(wanted):
+        tokens.write(block.tokens.astype(dtype).data)
+        if marks:
+            marks.write(block.supervised.data)
+    tokens.close()
+    if marks:
+        marks.close()
+    mapped = map_array(folder / name / TOKENS, dtype)
+    return mapped, map_array(folder / name / SUPERVISED, np.dtype("u1")) if marks else None
+
+
+def _write_digests(
+    file: _ArrayFile, layout: Layout, tokens: npt.NDArray[Any], supervised: Bytes | None
+) -> None:
+    """Write the digest of every pack, of the bytes that were written."""
+    for first, last in pairwise(layout.pack_offset.tolist()):
+        lengths = layout.piece_len[first:last].tolist()
+        parts = [
+            slice(s, s + n) for s, n in zip(layout.piece_start[first:last].tolist(), lengths, strict=True)
+        ]
+        joined = np.concatenate([tokens[part] for part in parts]).astype(np.int64)
+        marks: Bytes = np.ones(len(joined), dtype=np.uint8)
+        if supervised is not None:
+            marks = np.concatenate([supervised[part] for part in parts])
+        file.write(digest_of_pack(joined, marks, lengths))
+    file.close()
 
 
 class _ArrayFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -14,6 +15,7 @@ import numpy as np
 from trainer.errors import DataError
 from trainer.evaluate.divergence import Reference, References
 from trainer.evaluate.held_out import PieceLosses
+from trainer.runtime.seal import with_digest, without_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,10 @@ class BaseEvaluation:
     """Digest of the base model, the held-out data and how they were evaluated."""
     pieces: dict[str, PieceLosses]
     references: References
+
+
+class DamagedBase(DataError):
+    """A kept evaluation of the base model that is not as it was written."""
 
 
 def write_base(path: Path, base: BaseEvaluation) -> None:
@@ -40,7 +46,9 @@ def write_base(path: Path, base: BaseEvaluation) -> None:
     staged = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
         with staged.open("wb") as file:
-            np.savez(file, **arrays)
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            file.write(with_digest(buffer.getvalue()))
             file.flush()
             os.fsync(file.fileno())
         staged.replace(path)
@@ -52,10 +60,10 @@ def read_base(path: Path, key: str) -> BaseEvaluation:
     """Read an evaluation of the base model.
 
     Raises:
-        DataError: It belongs to another model or to other data, or is damaged.
+        DataError: It belongs to another model or to other data; DamagedBase, if it is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(without_digest(path.read_bytes())), allow_pickle=False) as file:
             found = str(file["key"])
             if found != key:
                 raise DataError(
@@ -72,5 +80,8 @@ def read_base(path: Path, key: str) -> BaseEvaluation:
                     file[f"ids|{label}"], file[f"log_probs|{label}"], file[f"piece|{label}"]
                 )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} must be readable, but is damaged: {error}. Delete it.") from error
+        raise DamagedBase(
+            f"{path} must be readable, but is damaged: {error}. Delete it; palimpsest evaluate with "
+            "evaluate.checkpoint=base makes it again."
+        ) from error
     return BaseEvaluation(found, pieces, references)

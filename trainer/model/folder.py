@@ -17,8 +17,7 @@ from trainer.model.load import read_config
 from trainer.model.merge import WEIGHTS, read_adapter
 from trainer.model.new_tokens import vocabulary
 from trainer.model.quantise import keep_packing, load_arguments, use_float32
-from trainer.model.resolve import tokenizer_source
-from trainer.model.tokenizer import load_tokenizer
+from trainer.model.tokenizer import configured_tokenizer
 
 
 def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path) -> None:
@@ -41,13 +40,7 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
 
 def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:
     """Write tokenizer and chat template; return its largest id plus one."""
-    tokenizer = load_tokenizer(
-        tokenizer_source(model, source),
-        model.revision,
-        model.chat_template,
-        model.trust_remote_code,
-        model.new_tokens,
-    )
+    tokenizer = configured_tokenizer(model, source)
     tokenizer.save(folder)
     return tokenizer.vocab_size
 

@@ -31,8 +31,3 @@ def resolve_model(model: ModelConfig, cache_dir: Path) -> str:
                     "instead. Check the path."
                 )
             return str(path) if path.exists() else model.path
-
-
-def tokenizer_source(model: ModelConfig, resolved: str) -> str:
-    """Return where the tokenizer is loaded from."""
-    return model.tokenizer or resolved

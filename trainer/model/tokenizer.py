@@ -5,6 +5,7 @@ The rules about special tokens live here: BOS once, EOS never, chats rendered bu
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -14,26 +15,35 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import AddedToken, AutoTokenizer
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from trainer.config.model import ModelConfig
 from trainer.errors import ConfigError, DataError, ModelError
 from trainer.model.new_tokens import NewTokens
 
 Offsets = list[tuple[int, int]]
 
+CLOCK = "strftime_now"
+"""The only clock that chat templates have."""
 SPARE_NAMES = ("pad", "reserved", "unused", "extra")
 
 
 class Tokenizer:
     """A Hugging Face tokenizer behind the protocol `trainer.data.types.TokenizerLike`."""
 
-    def __init__(self, hf: Any, new_tokens: Sequence[str] = ()) -> None:
+    def __init__(
+        self, hf: Any, new_tokens: Sequence[str] = (), template_date: datetime.date | None = None
+    ) -> None:
         """Take the tokenizer and add tokens to it.
 
+        Args:
+            template_date: Day that the chat template is told; None is today.
         Raises:
             ConfigError: It has one of them already, or one is empty.
         """
         self.hf = hf
         self.new: NewTokens | None = _add_tokens(hf, new_tokens) if new_tokens else None
+        self._template_date = template_date
 
     @cached_property
     def digest(self) -> str:
@@ -45,6 +55,8 @@ class Tokenizer:
             "bos": [self.bos_id, self.adds_bos],
             "template": self.hf.chat_template,
         }
+        if self.asks_date and self._template_date is not None:
+            described["date"] = self._template_date.isoformat()
         if backend is not None:
             described["backend"] = json.loads(backend.to_str())
             # Set by calls, not by the tokenizer's files.
@@ -96,6 +108,11 @@ class Tokenizer:
         """Whether render_chat can be used."""
         return bool(self.hf.chat_template)
 
+    @cached_property
+    def asks_date(self) -> bool:
+        """Whether the chat template asks for the date."""
+        return CLOCK in json.dumps(self.hf.chat_template)
+
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
         """Encode raw documents: BOS once if the tokenizer adds it, even if a text brings its own."""
         encoded = self.encode_fragments(texts)
@@ -144,6 +161,8 @@ class Tokenizer:
                 "not set, and the tokenizer brings none. Set it, or use the instruct model's tokenizer "
                 "as model.tokenizer."
             )
+        if self.asks_date:
+            self._stop_clock(tools)
         try:
             text = self.hf.apply_chat_template(
                 messages,
@@ -163,6 +182,13 @@ class Tokenizer:
             # Templates fail in Python's own ways too, when they meet a turn they did not foresee.
             raise DataError(str(error) or type(error).__name__) from error
         return str(text)
+
+    def _stop_clock(self, tools: list[Any] | None) -> None:
+        """Make the template's clock stand at midnight of its day, so that a store is the same tomorrow."""
+        midnight = datetime.datetime.combine(self._template_date or datetime.date.today(), datetime.time())
+        # transformers lets no caller hand a clock in; a compiled template is kept and found again by its text.
+        compiled = _compile_jinja_template(self.hf.get_chat_template(None, tools))
+        compiled.globals[CLOCK] = lambda form: midnight.strftime(form)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids, special tokens included."""
@@ -201,12 +227,30 @@ class Tokenizer:
         return None if token_id is None else int(token_id)
 
 
+def configured_tokenizer(model: ModelConfig, resolved: str) -> Tokenizer:
+    """Load the tokenizer of a resolved model as it is configured; picklable with functools.partial.
+
+    Raises:
+        ModelError: There is none, or no readable template.
+        ConfigError: If a new token is none.
+    """
+    return load_tokenizer(
+        model.tokenizer or resolved,
+        model.revision,
+        model.chat_template,
+        model.trust_remote_code,
+        model.new_tokens,
+        model.chat_template_date,
+    )
+
+
 def load_tokenizer(
     path: str,
     revision: str | None = None,
     chat_template_path: str | None = None,
     trust_remote_code: bool = False,
     new_tokens: Sequence[str] = (),
+    template_date: str | None = None,
 ) -> Tokenizer:
     """Load a tokenizer from a folder or the Hugging Face hub; `chat_template_path` replaces its template.
 
@@ -229,7 +273,9 @@ def load_tokenizer(
         raise ModelError(_message(path, reason)) from error
     if chat_template_path is not None:
         hf.chat_template = _read_template(chat_template_path)
-    return Tokenizer(hf, new_tokens)
+    return Tokenizer(
+        hf, new_tokens, None if template_date is None else datetime.date.fromisoformat(template_date)
+    )
 
 
 def _add_tokens(hf: Any, new_tokens: Sequence[str]) -> NewTokens:

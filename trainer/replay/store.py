@@ -4,7 +4,8 @@
     .NAME.work/plan.json, part-R.jsonl   one line a finished batch, appended and synced; gone at the end
     .NAME.lock                           held by the first rank that works on it
 
-A line that was cut when a process was killed is dropped, and its batch is sampled again with its own seed.
+A line that was cut when a process was killed, or is not as it was written, is dropped, and its batch is sampled again
+with its own seed. Finished samples are compared with their digest when they are found, and before they are prepared.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,7 +24,9 @@ from typing import IO, Any
 
 from trainer.errors import DataError
 from trainer.replay.filters import DUPLICATE
+from trainer.runtime.seal import DIGEST_BYTES, file_digest, part_digest, read_sealed, sealed_text
 
+_LOG = logging.getLogger(__name__)
 SAMPLES = "generated.jsonl"
 META = "meta.json"
 PLAN = "plan.json"
@@ -57,15 +61,19 @@ class Batch:
         return Batch(self.number, self.num_sampled, self.seconds_s, self.outcomes, [])
 
     def to_line(self) -> bytes:
-        """Return the batch as one line."""
+        """Return the batch as one line that begins with a digest of the rest."""
         outcomes = [[o.num_tokens, o.fingerprint, o.fault] for o in self.outcomes]
         plain = [self.number, self.num_sampled, self.seconds_s, outcomes, self.rows]
-        return (json.dumps(plain, separators=(",", ":")) + "\n").encode()
+        body = json.dumps(plain, separators=(",", ":")).encode()
+        return part_digest(body).hex().encode() + b" " + body + b"\n"
 
 
-def parse_line(line: bytes) -> Batch:
-    """Return the batch of a whole line."""
-    number, num_sampled, seconds_s, outcomes, rows = json.loads(line)
+def parse_line(line: bytes) -> Batch | None:
+    """Return the batch of a line; None if it is not as it was written."""
+    digest, body = line[: 2 * DIGEST_BYTES], line[2 * DIGEST_BYTES + 1 : -1]
+    if line != part_digest(body).hex().encode() + b" " + body + b"\n" or len(digest) != 2 * DIGEST_BYTES:
+        return None
+    number, num_sampled, seconds_s, outcomes, rows = json.loads(body)
     return Batch(number, num_sampled, seconds_s, [Outcome(*outcome) for outcome in outcomes], rows)
 
 
@@ -76,7 +84,7 @@ def find_store(target: Path, key: str) -> dict[str, Any] | None:
         DataError: Something else is there.
     """
     try:
-        meta: dict[str, Any] = json.loads((target / META).read_text(encoding="utf-8"))
+        meta = read_sealed(target / META)
         found, size = meta["key"], (target / SAMPLES).stat().st_size
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -86,7 +94,28 @@ def find_store(target: Path, key: str) -> dict[str, Any] | None:
         raise _taken(target, "samples of another model or other options")
     if size != meta["bytes"]:
         raise _taken(target, f"a damaged store ({SAMPLES} has {size} bytes, not {meta['bytes']})")
+    if file_digest(target / SAMPLES) != meta["sha256"]:
+        raise _taken(target, f"a damaged store ({SAMPLES} is not as it was written)")
     return meta
+
+
+def check_samples(file: Path) -> None:
+    """Raise when a file of samples is not as `palimpsest replay generate` wrote it.
+
+    Raises:
+        DataError: Names the file.
+    """
+    try:
+        meta = read_sealed(file.parent / META)
+        reason = "" if file_digest(file) == meta["sha256"] else f"{SAMPLES} is not as it was written"
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error)
+    if reason:
+        raise DataError(
+            f"`replay.generate.output_dir` must hold samples as they were written, but {file.parent} does not: "
+            f"{reason}. Delete that folder and run palimpsest replay generate again, or copy the file elsewhere if "
+            "you edited it."
+        )
 
 
 def _taken(target: Path, what: str) -> DataError:
@@ -151,13 +180,17 @@ class WorkFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / PLAN
-        with contextlib.suppress(OSError, ValueError):
-            earlier: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            earlier = read_sealed(file)
             if earlier["engine"] == plan["engine"]:
                 return earlier
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError) as error:
+            _LOG.warning("%s is damaged (%s): what was sampled so far is thrown away.", file, error)
         for part in self._parts():
             part.unlink()
-        _write_synced(file, json.dumps(plan) + "\n")
+        _write_synced(file, sealed_text(plan))
         _sync_folder(self.path)
         return plan
 
@@ -171,10 +204,15 @@ class WorkFolder:
         return file
 
     def batches(self) -> Iterator[Batch]:
-        """Yield every finished batch, in no order."""
+        """Yield every finished batch, in no order; say which are damaged and will be sampled again."""
         for part in self._parts():
             with part.open("rb") as lines:
-                yield from (parse_line(line) for line in lines if line.endswith(b"\n"))
+                for number, line in enumerate(lines, 1):
+                    batch = parse_line(line)
+                    if batch is not None:
+                        yield batch
+                    elif line.endswith(b"\n"):
+                        _LOG.warning("%s, line %d is not as it was written: sampled again.", part, number)
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("part-*.jsonl"))
@@ -198,8 +236,9 @@ class WorkFolder:
             stream.flush()
             os.fsync(stream.fileno())
             size = stream.tell()
-        meta = meta | {"bytes": size, "dropped_examples": dict(sorted(examples.items()))}
-        _write_synced(done / META, json.dumps(meta, indent=1) + "\n")
+        whole = {"bytes": size, "sha256": file_digest(done / SAMPLES)}
+        meta = meta | whole | {"dropped_examples": dict(sorted(examples.items()))}
+        _write_synced(done / META, sealed_text(meta))
         _sync_folder(done)
         done.rename(self.target)
         _sync_folder(self.target.parent)
@@ -217,8 +256,9 @@ class WorkFolder:
             at = 0
             with part.open("rb") as lines:
                 for line in lines:
-                    if line.endswith(b"\n"):
-                        places.setdefault(parse_line(line).number, (part, at))
+                    found = parse_line(line)
+                    if found is not None:
+                        places.setdefault(found.number, (part, at))
                     at += len(line)
         seen: set[str] = set()
         with contextlib.ExitStack() as stack:
@@ -232,6 +272,7 @@ class WorkFolder:
                 part, at = places[number]
                 files[part].seek(at)
                 batch = parse_line(files[part].readline())
+                assert batch is not None, "it was whole a moment ago"
                 for row, outcome in zip(batch.rows, batch.outcomes, strict=True):
                     fault = outcome.fault
                     if fault is None and outcome.fingerprint in seen:

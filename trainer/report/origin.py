@@ -10,8 +10,8 @@ from trainer.report.element import Child, Html, element, table
 from trainer.report.record import RunRecord
 from trainer.report.section import command_for, missing, paragraph, section
 
-LEFT_OUT = ("host",)
-"""Keys of provenance.json that say nothing about the result."""
+LEFT_OUT = ("host", "inputs")
+"""Keys of provenance.json that say nothing about the result, or more than a person reads."""
 
 SETTINGS = (
     "kind",
@@ -69,7 +69,7 @@ def _measured(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 def _provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
     for key, value in _flat(record.provenance):
-        if key not in LEFT_OUT:
+        if key.split(" ")[0] not in LEFT_OUT:
             yield key, "not installed" if value is None else str(value)
 
 
@@ -78,7 +78,7 @@ def _digests(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "config.yaml, SHA-256", record.config_digest
     consumed = [event["data_digest"] for event in record.events if event.get("data_digest")]
     if consumed:
-        yield "packs consumed, chained digest", str(consumed[-1])
+        yield "tokens consumed, chained digest", str(consumed[-1])
 
 
 def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:

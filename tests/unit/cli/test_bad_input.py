@@ -151,7 +151,7 @@ def test_a_model_that_is_not_causal_is_refused_before_the_data_is_read(
 
 
 def test_a_model_folder_that_is_not_there_is_named(prepare):
-    check(prepare.refused("text", "model.path=./nope"), "`model.path`", "'./nope' instead. Check the path.")
+    check(prepare.refused("text", "model.path=./nope"), "`model.path`", "/nope' instead. Check the path.")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])

@@ -278,8 +278,8 @@ def test_a_source_can_be_added_by_its_path(here, capsys, sign):
     assert run_command(["prepare", *words, "data.sources.corpus.path=b.jsonl", "--cfg"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)["data"]["sources"]
     assert {name: (source["path"], source["format"]) for name, source in shown.items()} == {
-        "corpus": ("b.jsonl", "text"),
-        "mine": ("a.jsonl", "chat"),
+        "corpus": (str(here / "b.jsonl"), "text"),
+        "mine": (str(here / "a.jsonl"), "chat"),
     }
 
 

@@ -1,7 +1,6 @@
 """`palimpsest replay generate` asked for what cannot be: one sentence, before a rank is started."""
 
 import importlib.util
-import json
 
 import pytest
 
@@ -9,6 +8,7 @@ from tests.helpers.templates import PLAIN
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.cli import parse, run_command
 from trainer.errors import ConfigError
+from trainer.runtime.seal import sealed_text
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(generate, tmp_pat
     assert "thesis" not in generate(SMALL, f"replay.generate.output_dir={tmp_path}/taken")
     (tmp_path / "taken" / "generated.jsonl").write_text("")
     meta = {"key": "of another model", "bytes": 0}
-    (tmp_path / "taken" / "meta.json").write_text(json.dumps(meta))
+    (tmp_path / "taken" / "meta.json").write_text(sealed_text(meta))
     message = generate(SMALL, f"replay.generate.output_dir={tmp_path}/taken")
     assert "samples of another model or other options instead. Give another folder" in message
 

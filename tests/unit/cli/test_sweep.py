@@ -295,7 +295,7 @@ def test_a_source_and_a_key_that_is_also_fixed_may_be_swept(python, here, folder
         ("b.txt", "5"),
     ]
     frozen = load_config(folder / points(folder)[2]["name"] / "config.yaml")
-    assert (frozen.data.sources["corpus"].path, frozen.seed) == ("b.txt", 4)
+    assert (frozen.data.sources["corpus"].path, frozen.seed) == (str(here / "b.txt"), 4)
     assert frozen.zero.extra == {"steps_per_print": 7}
 
 

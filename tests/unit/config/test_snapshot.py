@@ -13,6 +13,7 @@ from trainer.config.model import Attention
 from trainer.config.snapshot import (
     MAY_DIFFER,
     config_digest,
+    dated,
     differences,
     freeze,
     write_atomic,
@@ -107,7 +108,7 @@ def begun(run_dir):
 def test_a_directory_in_which_nothing_was_trained_takes_another_configuration(config, tmp_path):
     freeze(config, tmp_path / "run")
     other = changed(config, "seed", 7)
-    assert load_config(freeze(other, tmp_path / "run")) == other
+    assert load_config(freeze(other, tmp_path / "run")) == dated(other, tmp_path / "run")
 
 
 def test_a_run_directory_takes_the_same_configuration_again(config, tmp_path):
@@ -115,7 +116,7 @@ def test_a_run_directory_takes_the_same_configuration_again(config, tmp_path):
     path = freeze(config, run_dir)
     again = changed(config, "log.every_steps", 5)
     assert freeze(again, run_dir) == path
-    assert load_config(path) == again, "what may differ is the newest"
+    assert load_config(path) == dated(again, run_dir), "what may differ is the newest"
     assert [entry.name for entry in run_dir.iterdir()] == ["config.yaml"]
 
 
@@ -227,3 +228,20 @@ def test_a_configuration_is_not_changed_by_comparing(config):
     differences(config, changed(config, "seed", 3))
     config_digest(config)
     assert dataclasses.asdict(config) == before
+
+
+def test_the_day_that_templates_are_told_is_that_on_which_the_run_began(config, tmp_path):
+    """A failure: a run that goes on tomorrow trains on other tokens."""
+    run_dir = tmp_path / "run"
+    first = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, chat_template_date="2020-02-29")
+    )
+    freeze(first, run_dir)
+    begun(run_dir)
+    assert dated(config, run_dir).model.chat_template_date == "2020-02-29"
+    assert load_config(freeze(config, run_dir)).model.chat_template_date == "2020-02-29"
+    other = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, chat_template_date="2020-03-01")
+    )
+    with pytest.raises(ConfigError, match=r"model\.chat_template_date: 2020-02-29 -> 2020-03-01"):
+        freeze(other, run_dir)

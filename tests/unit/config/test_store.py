@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from trainer.config.data import Format
@@ -22,7 +24,11 @@ def test_a_source_is_added_from_the_command_line_beside_those_of_the_group() -> 
     )
     assert list(config.data.sources) == ["corpus", "mine"]
     mine = config.data.sources["mine"]
-    assert (mine.path, mine.format, mine.columns.messages) == ("chats/*.jsonl", Format.chat, "turns")
+    assert (mine.path, mine.format, mine.columns.messages) == (
+        f"{Path.cwd()}/chats/*.jsonl",
+        Format.chat,
+        "turns",
+    )
 
 
 def test_deepspeed_keys_are_added_without_hydras_plus() -> None:

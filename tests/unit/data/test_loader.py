@@ -1,10 +1,13 @@
 """The loader: its whole state is the step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from trainer.data.loader import TrainLoader, chain_digest
 from trainer.data.plan import DataPlan, Pool
+from trainer.data.store import digest_of_pack
 from trainer.data.types import Pack
 
 
@@ -26,6 +29,9 @@ class MemoryStore:
 
     def pack(self, index):
         return self._packs[index]
+
+    def pack_digest(self, index):
+        return digest_of_pack(*dataclasses.astuple(self._packs[index]))
 
 
 STORES = [MemoryStore(23, 0), MemoryStore(9, 1)]

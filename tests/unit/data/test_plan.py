@@ -1,5 +1,6 @@
 """The plan: exact shares at every pack, nothing lost or repeated, and no knowledge of ranks."""
 
+import dataclasses
 import tracemalloc
 from collections import Counter
 
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.calls import num_calls
-from trainer.data.loader import TrainLoader, refs_digest
+from trainer.data.loader import TrainLoader, step_digest
 from trainer.data.order import PackRef
 from trainer.data.plan import ONE, Cursor, DataPlan, Pool, num_steps
+from trainer.data.store import digest_of_pack
 from trainer.data.types import Pack
 from trainer.errors import DataError
 
@@ -147,6 +149,9 @@ class MemoryStore:
         self.num_packs = len(targets)
         self._source = source
 
+    def pack_digest(self, index):
+        return digest_of_pack(*dataclasses.astuple(self.pack(index)))
+
     def pack(self, index):
         length = int(self.pack_tokens[index])
         return Pack(np.full(length, 1000 * self._source + index), np.ones(length, dtype=bool), [length])
@@ -200,10 +205,22 @@ def test_steps_before_a_change_of_schedule_are_those_without_it():
     assert plain.packs_of_step(3) != changed.packs_of_step(3)
 
 
-def test_the_digest_names_packs_in_order():
-    one, other = PackRef(0, 1, 0), PackRef(1, 1, 0)
-    assert refs_digest([one, other]) != refs_digest([other, one])
-    assert refs_digest([PackRef(1, 23, 0)]) != refs_digest([PackRef(12, 3, 0)])
+class Digests:
+    """The digests that a store holds, made up."""
+
+    def __init__(self, *digests):
+        self._digests = digests
+
+    def pack_digest(self, index):
+        return self._digests[index]
+
+
+def test_the_digest_of_a_step_names_sources_and_tokens_in_order_and_not_the_numbers_of_packs():
+    one, other, again = PackRef(0, 0, 0), PackRef(0, 1, 0), PackRef(0, 2, 5)
+    stores = [Digests(b"a" * 16, b"b" * 16, b"a" * 16), Digests(b"a" * 16)]
+    assert step_digest([one, other], stores) != step_digest([other, one], stores)
+    assert step_digest([one, other], stores) == step_digest([again, other], stores)
+    assert step_digest([one], stores) != step_digest([PackRef(1, 0, 0)], stores)
 
 
 def constant(num_packs, targets):

@@ -33,8 +33,8 @@ from trainer.config.data import (
 )
 from trainer.data import prepare as prepare_module
 from trainer.data.prepare import prepare
-from trainer.data.prepared import find_store, lock_file, open_prepared
-from trainer.data.store import SplitStore, Store
+from trainer.data.prepared import find_prepared, find_store, lock_file
+from trainer.data.store import SplitStore, Store, open_store
 from trainer.errors import DataError
 from trainer.model.tokenizer import Tokenizer
 from trainer.runtime.lock import one_at_a_time
@@ -62,6 +62,10 @@ def run(data: DataConfig, tokenizer: Tokenizer, vocab_size: int | None = None, s
 def texts_source(tmp_path: Path, texts: list[str], **options: Any) -> SourceConfig:
     path = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     return SourceConfig(path=path, **options)
+
+
+def open_prepared(*source: Any) -> Store:
+    return open_store(find_prepared(*source))
 
 
 def decode_packs(split: SplitStore, tokenizer: Tokenizer) -> list[str]:

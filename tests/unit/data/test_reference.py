@@ -21,6 +21,7 @@ from trainer.data.reference import (
     publish,
 )
 from trainer.errors import DataError
+from trainer.runtime.seal import sealed_text
 
 K = 3
 REPLAY = 1
@@ -112,13 +113,31 @@ def test_a_damaged_reference_is_not_whole_and_is_made_again(tmp_path, damage):
     elif damage == "missing":
         (folder / "00000.log_probs.bin").unlink()
     elif damage == "version":
-        (folder / "meta.json").write_text(json.dumps(meta | {"version": 0}))
+        del meta["seal"]
+        (folder / "meta.json").write_text(sealed_text(meta | {"version": 0}))
     else:
         (folder / "meta.json").write_text("{")
     assert not is_whole(folder)
     with pytest.raises(DataError, match="must hold the base model's log-probabilities whole"):
         BaseReference(folder, {REPLAY: 0})
     assert is_whole(build(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["meta.json", "00001.index.npy", "00001.ids.bin", "00001.log_probs.bin"])
+def test_one_flipped_bit_of_a_reference_is_found_when_it_is_read(name, tmp_path):
+    folder = build(tmp_path)
+    original = (folder / name).read_bytes()
+    refs = [PackRef(REPLAY, pack, 0) for pack in range(9)]
+    for place in np.linspace(0, len(original) - 1, 9).astype(int):
+        changed = bytearray(original)
+        changed[place] ^= 16
+        (folder / name).write_bytes(changed)
+        with pytest.raises(DataError, match=r"log-probabilities whole, but .*Delete that folder") as caught:
+            read(BaseReference(folder, {REPLAY: 0}), refs)
+        assert str(folder) in str(caught.value) and name in str(caught.value)
+        assert is_whole(folder) == name.endswith(".bin"), "what is large is compared pack by pack"
+    (folder / name).write_bytes(original)
+    assert len(read(BaseReference(folder, {REPLAY: 0}), refs).ids_RK) == STORES[REPLAY].pack_targets.sum()
 
 
 KILLED = """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trainer.errors import DataError
-from trainer.evaluate.base import BaseEvaluation, read_base, write_base
+from trainer.evaluate.base import BaseEvaluation, DamagedBase, read_base, write_base
 from trainer.evaluate.divergence import Reference
 from trainer.evaluate.held_out import PieceLosses
 
@@ -47,3 +47,15 @@ def test_a_damaged_evaluation_is_refused_with_its_path(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match=r"base\.npz must be readable, but is damaged"):
         read_base(path, BASE.key)
+
+
+def test_one_flipped_bit_anywhere_in_an_evaluation_is_found(tmp_path):
+    path = tmp_path / "base.npz"
+    write_base(path, BASE)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 8
+        path.write_bytes(changed)
+        with pytest.raises(DamagedBase, match=r"base\.npz must be readable, but is damaged.*Delete it"):
+            read_base(path, BASE.key)

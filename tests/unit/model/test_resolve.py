@@ -4,7 +4,7 @@ import pytest
 
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
-from trainer.model.resolve import resolve_model, tokenizer_source
+from trainer.model.resolve import resolve_model
 
 
 @pytest.mark.parametrize("kind", [ModelKind.pretrained, ModelKind.random])
@@ -29,8 +29,3 @@ def test_a_path_that_is_not_there_is_no_name_of_the_hub(path, tmp_path, monkeypa
     ) as caught:
         resolve_model(ModelConfig(path=path), tmp_path)
     assert f"'{path}' instead. Check the path." in str(caught.value)
-
-
-def test_the_tokenizer_is_beside_the_weights_unless_another_is_named():
-    assert tokenizer_source(ModelConfig(path="a"), "resolved") == "resolved"
-    assert tokenizer_source(ModelConfig(path="a", tokenizer="b"), "resolved") == "b"

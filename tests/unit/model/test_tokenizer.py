@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.templates import CHATML
 from tests.helpers.tokenizers import BOS, EOS, make_tokenizer
 from trainer.errors import DataError, ModelError
-from trainer.model.tokenizer import load_tokenizer
+from trainer.model.tokenizer import Tokenizer, load_tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -110,3 +112,38 @@ def test_a_missing_template_file_is_named_with_its_key(tmp_path: Path) -> None:
     make_tokenizer().save(tmp_path)
     with pytest.raises(ModelError, match=r"model\.chat_template.*missing\.jinja"):
         load_tokenizer(str(tmp_path), chat_template_path=str(tmp_path / "missing.jinja"))
+
+
+DATED = "{{ strftime_now('%d %b %Y %H:%M') }}{% if strftime_now is defined %}!{% endif %}{{ messages[0].content }}"
+
+
+def told(template: Any, day: str | None) -> Tokenizer:
+    return Tokenizer(make_tokenizer(template=template).hf, (), day and datetime.date.fromisoformat(day))
+
+
+def test_a_template_that_asks_for_the_date_is_told_midnight_of_the_day_that_is_given() -> None:
+    for day, shown in (
+        ("2020-02-29", "29 Feb 2020"),
+        ("2026-11-28", "28 Nov 2026"),
+        ("2020-02-29", "29 Feb 2020"),
+    ):
+        tokenizer = told(DATED, day)
+        assert tokenizer.render_chat(HELLO) == f"{shown} 00:00!hello"
+    today = datetime.date.today()
+    assert told(DATED, None).render_chat(HELLO)[:11] in {
+        day.strftime("%d %b %Y") for day in (today, datetime.date.today())
+    }
+
+
+def test_the_day_is_part_of_what_names_a_tokenizer_only_if_its_template_asks() -> None:
+    """A failure: a store made yesterday is taken for one of today, or is made anew every day for nothing."""
+    assert told(DATED, "2020-02-29").digest != told(DATED, "2020-03-01").digest
+    assert told(CHATML, "2020-02-29").digest == told(CHATML, "2020-03-01").digest == told(CHATML, None).digest
+
+
+def test_templates_of_several_names_are_told_the_day_too() -> None:
+    both = {"default": CHATML, "tool_use": DATED}
+    tokenizer = told(both, "2020-02-29")
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+    assert tokenizer.render_chat(HELLO, [tool]) == "29 Feb 2020 00:00!hello"
+    assert tokenizer.digest != told(both, "2020-03-01").digest

@@ -17,7 +17,15 @@ from tests.helpers.wait import wait_until
 from trainer.dist.group import Group
 from trainer.errors import DataError
 from trainer.replay.generate import Tally, sample_batch
-from trainer.replay.store import Batch, Outcome, WorkFolder, explained, find_store, try_lock
+from trainer.replay.store import (
+    Batch,
+    Outcome,
+    WorkFolder,
+    check_samples,
+    explained,
+    find_store,
+    try_lock,
+)
 
 ALONE = Group(0, 0, 1, torch.device("cpu"))
 GOAL = 300
@@ -92,7 +100,7 @@ def test_batches_that_more_ranks_left_behind_are_used_and_surplus_ones_are_not(w
 def test_samples_of_another_engine_are_thrown_away_and_an_earlier_plan_holds(tmp_path):
     work = WorkFolder(tmp_path / "store")
     assert work.begin(STARTED) == STARTED
-    (work.path / "part-0.jsonl").write_bytes(b"[0,0,0,[],[]]\n")
+    (work.path / "part-0.jsonl").write_bytes(Batch(0, 0, 0.0, [], []).to_line())
     assert work.begin(STARTED | {"batch_size": 99}) == STARTED
     assert [batch.number for batch in work.batches()] == [0]
     other = STARTED | {"engine": "another"}
@@ -114,6 +122,58 @@ def test_a_finished_store_is_found_and_anything_else_in_its_place_is_refused(who
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     with pytest.raises(DataError, match=r"no whole store of samples instead\. Give another folder"):
         find_store(tmp_path / "mine", "k")
+
+
+def flips(file):
+    """Flip a bit at places all over a file, in turn; it is whole again afterwards."""
+    original = file.read_bytes()
+    for place in range(0, len(original), max(len(original) // 23, 1)):
+        changed = bytearray(original)
+        changed[place] ^= 2
+        file.write_bytes(changed)
+        yield
+    file.write_bytes(original)
+
+
+@pytest.mark.parametrize("name", ["generated.jsonl", "meta.json"])
+def test_one_flipped_bit_of_finished_samples_is_found_here_and_before_they_are_prepared(name, whole):
+    for _ in flips(whole / name):
+        with pytest.raises(DataError, match=r"damaged store|no whole store"):
+            find_store(whole, "k")
+        with pytest.raises(DataError, match="must hold samples as they were written") as caught:
+            check_samples(whole / "generated.jsonl")
+        assert name in str(caught.value)
+    check_samples(whole / "generated.jsonl")
+
+
+def test_one_flipped_bit_of_an_unfinished_line_costs_its_batch_and_is_said(whole, tmp_path, caplog):
+    target = tmp_path / "flipped"
+    work = WorkFolder(target)
+    work.begin(STARTED)
+    lines = [sample_batch(WordSampler(), judge_of(GOAL), n, lambda: False).to_line() for n in range(3)]
+    part = work.path / "part-0.jsonl"
+    part.write_bytes(lines[1])
+    for _ in flips(part):
+        assert list(work.batches()) == []
+    broken = bytearray(lines[1])
+    broken[len(broken) // 2] ^= 1
+    part.write_bytes(lines[0] + bytes(broken) + lines[2])
+    assert [batch.number for batch in work.batches()] == [0, 2]
+    assert "part-0.jsonl, line 2 is not as it was written: sampled again" in caplog.text
+    sampler = WordSampler()
+    assert generate_words(ALONE, target, GOAL, sampler) is not None
+    assert 1 in sampler.sampled and not {0, 2} & set(sampler.sampled)
+    assert contents(target) == contents(whole)
+
+
+def test_one_flipped_bit_of_the_plan_throws_the_work_away_and_is_said(tmp_path, caplog):
+    work = WorkFolder(tmp_path / "store")
+    work.begin(STARTED)
+    for _ in flips(work.path / "plan.json"):
+        caplog.clear()
+        (work.path / "part-0.jsonl").write_bytes(Batch(0, 0, 0.0, [], []).to_line())
+        assert work.begin(STARTED) == STARTED and list(work.batches()) == []
+        assert "plan.json is damaged" in caplog.text
 
 
 def test_one_process_at_a_time_holds_the_lock_and_death_lets_it_go(tmp_path):

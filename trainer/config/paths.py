@@ -1,0 +1,97 @@
+"""Every key of a configuration that is a place on disk, and how it becomes absolute.
+
+A run is frozen with whole paths, so that whatever goes on with it reads the same files from any working directory.
+Links are left as they are: what is behind them is compared by content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.config.schema import RunConfig
+
+
+def absolute(path: str, here: Path) -> str:
+    """Return a path from the root; an empty one stays."""
+    return str(here / Path(path).expanduser()) if path else path
+
+
+def pattern(path: str, here: Path) -> str:
+    """Return a file, folder or glob from the root; special characters of the working directory stand for themselves."""
+    whole = here / Path(path).expanduser()
+    if whole.exists() or Path(path).expanduser().is_absolute():
+        return str(whole)
+    return str(Path(glob.escape(str(here))) / path) if glob.has_magic(path) else str(whole)
+
+
+def name_or_place(name: str, here: Path) -> str:
+    """Return a place from the root where it is one: it exists, or looks like a path; a name of the hub stays."""
+    looks_local = name.startswith(("/", ".", "~"))
+    return absolute(name, here) if looks_local or (name and (here / name).exists()) else name
+
+
+def program(word: str, here: Path) -> str:
+    """Return a program from the root unless it is looked for on the PATH."""
+    return absolute(word, here) if "/" in word or word.startswith("~") else word
+
+
+def image(address: str, here: Path) -> str:
+    """Return an image from the root unless it is an address."""
+    is_file = address.startswith(("/", ".", "~")) or address.endswith((".sif", ".sqsh"))
+    return absolute(address, here) if is_file else address
+
+
+PLACES: dict[str, Callable[[str, Path], str]] = {
+    "run_dir": absolute,
+    "model.path": name_or_place,
+    "model.tokenizer": name_or_place,
+    "model.chat_template": absolute,
+    "data.sources.NAME.path": pattern,
+    "data.sources.NAME.dataset": name_or_place,
+    "data.cache_dir": absolute,
+    "replay.generate.output_dir": absolute,
+    "evaluate.tasks.include_path": absolute,
+    "export.output_dir": absolute,
+    "export.llama_cpp": absolute,
+    "export.adapters": absolute,
+    "plan.output": absolute,
+    "cluster.hostfile": absolute,
+    "cluster.python": program,
+    "cluster.container.image": image,
+}
+"""Keys that are places on this side, one or a list of them. Those on nodes or inside an image are written whole."""
+
+
+def make_absolute(config: RunConfig, here: Path) -> None:
+    """Replace every place of a configuration, in place, by one from the root."""
+    for key, whole in PLACES.items():
+        *sections, name = key.split(".")
+        for owner in _owners(config, sections):
+            value = getattr(owner, name)
+            if isinstance(value, list):
+                setattr(owner, name, [whole(one, here) for one in value])
+            elif value is not None:
+                setattr(owner, name, whole(value, here))
+    config.zero.extra = _extra(config.zero.extra, here)
+
+
+def _owners(section: Any, names: list[str]) -> Iterator[Any]:
+    """Yield the sections that a dotted key leads to; NAME is every entry of a mapping."""
+    if not names:
+        yield section
+        return
+    inner = list(section.values()) if names[0] == "NAME" else [getattr(section, names[0])]
+    for one in inner:
+        if dataclasses.is_dataclass(one) or isinstance(one, dict):
+            yield from _owners(one, names[1:])
+
+
+def _extra(value: Any, here: Path, key: str = "") -> Any:
+    """Return DeepSpeed's own keys with those that end with `path` from the root, such as nvme_path."""
+    if isinstance(value, dict):
+        return {name: _extra(inner, here, str(name)) for name, inner in value.items()}
+    return absolute(value, here) if isinstance(value, str) and key.endswith("path") else value
