@@ -15,6 +15,7 @@ from trainer.config.snapshot import write_atomic, write_provenance
 from trainer.data.loader import TrainLoader
 from trainer.data.reference import BaseReference
 from trainer.dist.env import rank_env
+from trainer.evaluate.agreement import check_packing
 from trainer.evaluate.isolation import check_isolation
 from trainer.journal import open_journal
 from trainer.keeper import Keeper, show_forgetting
@@ -23,6 +24,7 @@ from trainer.metrics.memory import describe_device
 from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
 from trainer.model.merge import CONFIG, describe_adapter
+from trainer.objective.masks import reach
 from trainer.recovery import probe_recovery
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.job import deadline
@@ -65,10 +67,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     config, group = session.config, session.group
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
     if config.train.isolation_probe:
-        moved = check_isolation(
-            session.engine, session.loaded.model.config.vocab_size, config.data.seq_len, group, session.flash
-        )
-        _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", moved)
+        _prove_isolation(session)
     work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
     work.prepare(
         session.held_out(),
@@ -120,6 +119,24 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     group.barrier()
     return reason
+
+
+def _prove_isolation(session: Session) -> None:
+    """Stop unless documents of a pack are what they are alone. Collective: every rank."""
+    hf_config, seq_len = session.loaded.model.config, session.config.data.seq_len
+    window = reach(hf_config)
+    vocab_size = hf_config.get_text_config().vocab_size
+    moved = check_isolation(session.engine, vocab_size, seq_len, session.group, session.flash, window)
+    apart = check_packing(session.engine, hf_config, seq_len, session.group, session.flash)
+    _LOG.info(
+        "Isolation: changing a document moved the others' logits by %.1e of the largest; in a pack they are what they "
+        "are alone to %.1e%s.",
+        moved,
+        apart,
+        ""
+        if not window
+        else f"; the model's window is {window} tokens" + (", longer than a pack" * (window >= seq_len)),
+    )
 
 
 def _base_model(session: Session, reference: BaseReference | None) -> BaseModel | None:

@@ -27,6 +27,7 @@ from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.build import Engine, build_engine, gathered
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import DataError
+from trainer.evaluate.agreement import check_head
 from trainer.evaluate.batches import TaskModel
 from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.tasks import load_everywhere
@@ -128,6 +129,12 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     )
     loaded, tuned, engine = _build_model(config, source, stores, group, shape, tokenizer.new)
     adopt_library_loggers()
+    agreed = check_head(engine, loaded.model.config, config.data.seq_len, group)
+    _LOG.info(
+        "The loss is made from the model's own logits: apart by %.1e of the largest, the loss by %.1e nats.",
+        agreed.logits,
+        agreed.loss,
+    )
     return Session(config, run_dir, group, stores, tokenizer, loaded, tuned, engine, shape)
 
 
