@@ -54,9 +54,11 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     """
     check_generated(config)
     from trainer.data.prepared import find_store
+    from trainer.model.load import check_trainable, read_config
     from trainer.model.resolve import resolve_model, tokenizer_source
 
     source = resolve_model(config.model, Path(config.data.cache_dir).expanduser())
+    check_trainable(read_config(source, config.model), source)
     tokenizer = make_tokenizer(config.model, tokenizer_source(config.model, source))
     found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
     if not all(found):

@@ -34,12 +34,21 @@ from trainer.evaluate.tasks import load_everywhere
 from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.mixing import Mixing
+from trainer.model.adapted import counted
 from trainer.model.adapters import FACTOR_B, Tuned, apply_tuning
 from trainer.model.attention import choose_attention
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
 from trainer.model.kernels import apply_kernels
-from trainer.model.load import LoadedModel, announce_zero3, check_context, load_model
+from trainer.model.load import (
+    LoadedModel,
+    announce_zero3,
+    check_context,
+    check_trainable,
+    load_model,
+    read_config,
+    router_loss,
+)
 from trainer.model.new_tokens import NewTokens, vocabulary
 from trainer.model.pissa import begin_at_principal
 from trainer.model.prompt import check_room
@@ -153,6 +162,7 @@ def _build_model(
     attention = choose_attention(config.model.attention, capability, needs_mask=config.tune.is_virtual)
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
+    check_trainable(read_config(source, config.model), source)
     loaded = load_model(
         source, config.model, attention, config.zero.dtype, zero3_config, group.device, config.tune.quantise
     )
@@ -218,6 +228,8 @@ def _say_what_was_built(
         num_recomputed,
         num_verified,
     )
+    if router_loss(loaded.model.config):
+        _LOG.info("The routers' own loss is not part of training, as the model's config.json has it.")
     if config.tune.quantise is not Quantise.none:
         _LOG.info(
             "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
@@ -229,7 +241,14 @@ def _say_what_was_built(
             f"{tuned.num_trainable:,}",
             f"{tuned.num_total:,}",
             100 * tuned.num_trainable / tuned.num_total,
-            f": {config.tune.method.value} on {len(tuned.modules)} linear layers" if tuned.modules else "",
+            f": {config.tune.method.value} on {tuned.described}" if tuned.modules or tuned.tensors else "",
+        )
+    if tuned.left_out:
+        _LOG.info(
+            "Without an adapter: %s parameters in %d tensors (%s).",
+            f"{sum(size for _, size in tuned.left_out):,}",
+            len(tuned.left_out),
+            counted(name for name, _ in tuned.left_out),
         )
     _LOG.info(
         "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",
