@@ -200,7 +200,8 @@ def _build_model(
         lambda name: FACTOR_B.search(name) is not None,
         config.tune.lora_plus_ratio,
     )
-    engine = build_engine(objective, build_optimizer(groups, config.optim, on_gpu), ds_config)
+    optimizer = build_optimizer(groups, config.optim, on_gpu)
+    engine = build_engine(objective, optimizer, ds_config, tuple(config.zero.extra))
     if group.is_first:
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
     _say_what_was_built(config, loaded, tuned, shape, group.world_size, len(recomputed), num_verified)
