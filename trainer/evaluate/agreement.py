@@ -126,8 +126,8 @@ def check_packing(engine: Engine, hf_config: Any, seq_len: int, group: Group, fl
     if not near <= 4 * floor:
         raise SelfCheckError(
             f"A document in a pack must be what it is alone, but its logits differ by {near:.1e} of the largest "
-            f"instead (allowed: {4 * floor:.1e}). {_layers(hf_config)} Choose another model; where rounding alone may do "
-            "that (many layers of experts in bf16), set train.isolation_probe=false."
+            f"instead (allowed: {4 * floor:.1e}). {_layers(hf_config)} Choose another model; where rounding alone may "
+            "do that (many layers of experts in bf16), set train.isolation_probe=false."
         )
     if not is_beyond:
         return near
