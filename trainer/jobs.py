@@ -50,10 +50,12 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     check_generated(config)
     from trainer.data.prepared import find_store
     from trainer.data.store import open_store
+    from trainer.model.load import check_trainable, read_config
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
 
     source = resolve_model(config.model, Path(config.data.cache_dir))
+    check_trainable(read_config(source, config.model), source)
     tokenizer = configured_tokenizer(config.model, source)
     try:
         found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]

@@ -15,6 +15,7 @@ from trainer.config.snapshot import write_atomic, write_provenance
 from trainer.data.loader import TrainLoader
 from trainer.data.reference import BaseReference
 from trainer.dist.env import rank_env
+from trainer.evaluate.agreement import check_packing
 from trainer.evaluate.isolation import Isolation, check_isolation
 from trainer.journal import Journal, open_journal
 from trainer.keeper import Keeper, show_forgetting
@@ -24,6 +25,7 @@ from trainer.metrics.outlook import Outlook
 from trainer.metrics.wandb import new_run_id
 from trainer.mixing import Mixing
 from trainer.model.merge import CONFIG, describe_adapter
+from trainer.objective.masks import reach
 from trainer.recovery import probe_recovery
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
@@ -63,7 +65,7 @@ def run_training(config: RunConfig) -> StopReason:
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
     config, group = session.config, session.group
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
-    probed = _probe_isolation(session) if config.train.isolation_probe else None
+    probed = _prove_isolation(session) if config.train.isolation_probe else None
     work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
@@ -115,11 +117,22 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     return reason
 
 
-def _probe_isolation(session: Session) -> Isolation:
-    """Prove that documents of a pack do not see each other. Collective: every rank."""
-    vocab_size, seq_len = session.loaded.model.config.vocab_size, session.config.data.seq_len
-    probed = check_isolation(session.engine, vocab_size, seq_len, session.group, session.flash)
-    _LOG.info("Isolation: changing a document moved the others' logits by %.1e of the largest.", probed.moved)
+def _prove_isolation(session: Session) -> Isolation:
+    """Stop unless documents of a pack are what they are alone. Collective: every rank."""
+    hf_config, seq_len = session.loaded.model.config, session.config.data.seq_len
+    window = reach(hf_config)
+    vocab_size = hf_config.get_text_config().vocab_size
+    probed = check_isolation(session.engine, vocab_size, seq_len, session.group, session.flash, window)
+    apart = check_packing(session.engine, hf_config, seq_len, session.group, session.flash)
+    _LOG.info(
+        "Isolation: changing a document moved the others' logits by %.1e of the largest; in a pack they are what they "
+        "are alone to %.1e%s.",
+        probed.moved,
+        apart,
+        ""
+        if not window
+        else f"; the model's window is {window} tokens" + (", longer than a pack" * (window >= seq_len)),
+    )
     return probed
 
 

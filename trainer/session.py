@@ -29,6 +29,7 @@ from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.build import Engine, build_engine, gathered
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import DataError
+from trainer.evaluate.agreement import check_head
 from trainer.evaluate.batches import TaskModel
 from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.tasks import load_everywhere
@@ -36,12 +37,21 @@ from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.jobs import known_base
 from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.mixing import Mixing
+from trainer.model.adapted import counted
 from trainer.model.adapters import FACTOR_B, Tuned, apply_tuning
 from trainer.model.attention import choose_attention
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import base_digest
 from trainer.model.kernels import apply_kernels
-from trainer.model.load import LoadedModel, announce_zero3, check_context, load_model
+from trainer.model.load import (
+    LoadedModel,
+    announce_zero3,
+    check_context,
+    check_trainable,
+    load_model,
+    read_config,
+    router_loss,
+)
 from trainer.model.new_tokens import NewTokens, vocabulary
 from trainer.model.pissa import begin_at_principal
 from trainer.model.prompt import check_room
@@ -132,6 +142,12 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     )
     loaded, tuned, engine = _build_model(config, source, stores, group, shape, tokenizer.new)
     adopt_library_loggers()
+    agreed = check_head(engine, loaded.model.config, config.data.seq_len, group)
+    _LOG.info(
+        "The loss is made from the model's own logits: apart by %.1e of the largest, the loss by %.1e nats.",
+        agreed.logits,
+        agreed.loss,
+    )
     return Session(config, run_dir, group, stores, tokenizer, loaded, tuned, engine, shape)
 
 
@@ -152,6 +168,7 @@ def _build_model(
     )
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
+    check_trainable(read_config(source, config.model), source)
     loaded = load_model(
         source, config.model, attention, config.zero.dtype, zero3_config, group.device, config.tune.quantise
     )
@@ -189,7 +206,8 @@ def _build_model(
         lambda name: FACTOR_B.search(name) is not None,
         config.tune.lora_plus_ratio,
     )
-    engine = build_engine(objective, build_optimizer(groups, config.optim, on_gpu), ds_config)
+    optimizer = build_optimizer(groups, config.optim, on_gpu)
+    engine = build_engine(objective, optimizer, ds_config, tuple(config.zero.extra))
     if group.is_first:
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
     _say_what_was_built(config, loaded, tuned, shape, group.world_size, len(recomputed), num_verified)
@@ -217,6 +235,8 @@ def _say_what_was_built(
         num_recomputed,
         num_verified,
     )
+    if router_loss(loaded.model.config):
+        _LOG.info("The routers' own loss is not part of training, as the model's config.json has it.")
     if config.tune.quantise is not Quantise.none:
         _LOG.info(
             "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
@@ -228,7 +248,14 @@ def _say_what_was_built(
             f"{tuned.num_trainable:,}",
             f"{tuned.num_total:,}",
             100 * tuned.num_trainable / tuned.num_total,
-            f": {config.tune.method.value} on {len(tuned.modules)} linear layers" if tuned.modules else "",
+            f": {config.tune.method.value} on {tuned.described}" if tuned.modules or tuned.tensors else "",
+        )
+    if tuned.left_out:
+        _LOG.info(
+            "Without an adapter: %s parameters in %d tensors (%s).",
+            f"{sum(size for _, size in tuned.left_out):,}",
+            len(tuned.left_out),
+            counted(name for name, _ in tuned.left_out),
         )
     _LOG.info(
         "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",

@@ -21,8 +21,8 @@ from trainer.data.loader import StepBatch
 from trainer.dist.group import Group
 from trainer.engine.build import Engine
 from trainer.model.adapters import adapter_off
-from trainer.objective.causal_lm import block_mask
 from trainer.objective.divergence import TopTokens
+from trainer.objective.masks import block_mask
 
 
 class BaseModel(Protocol):
@@ -176,7 +176,7 @@ def model_inputs(batch: MicroBatch, device: torch.device, flash: bool) -> dict[s
 
     Flash attention gets one row of all packs with explicit int32 `cu_seq_lens` and a Python-int
     maximum, so that transformers need not look for boundaries with a device synchronisation in
-    every layer. SDPA gets a block-diagonal causal mask.
+    every layer. SDPA gets a block-diagonal causal mask, of which the objective makes those of windows.
     """
     tokens = torch.from_numpy(batch.tokens_BT)
     positions = torch.from_numpy(batch.positions_BT)

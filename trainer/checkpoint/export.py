@@ -141,5 +141,5 @@ def _read_back(folder: Path, digests: dict[str, str]) -> None:
 
 def tensor_digest(tensor: Tensor) -> str:
     """Return a digest of a tensor's bytes."""
-    raw = tensor.contiguous().view(torch.uint8).numpy()
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(raw.tobytes()).hexdigest()

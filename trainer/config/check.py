@@ -15,9 +15,10 @@ from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_tune import tune_problems
+from trainer.config.check_zero import zero_problems
 from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
-from trainer.config.optim import Offload, ScheduleConfig, ScheduleName, ZeroConfig
+from trainer.config.optim import ScheduleConfig, ScheduleName
 from trainer.config.plan import PlanConfig
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
@@ -57,7 +58,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _batch_problems(config, world_size)
     yield from _optim_problems(config)
     yield from _schedule_problems(config.schedule)
-    yield from _zero_problems(config.zero)
+    yield from zero_problems(config.zero)
     yield from _cadence_problems(config)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
@@ -241,28 +242,6 @@ def _schedule_problems(schedule: ScheduleConfig) -> Iterator[str]:
             round(parts[schedule.name], 4),
             "Lower warmup_frac, cooldown_frac or decay_frac.",
         )
-
-
-def _zero_problems(zero: ZeroConfig) -> Iterator[str]:
-    if zero.stage not in (None, 0, 1, 2, 3):
-        yield must("zero.stage", "0, 1, 2, 3 or null", zero.stage, "Use zero=zero2.")
-    if zero.dtype not in ("auto", "bf16", "fp32"):
-        yield must("zero.dtype", "auto, bf16 or fp32", zero.dtype, "Set zero.dtype=auto.")
-    if zero.offload_param is Offload.cpu and zero.stage != 3:
-        yield must("zero.offload_param", "none below stage 3", "cpu", "Set zero.stage=3.")
-    if zero.offload_optimizer is Offload.cpu and zero.stage == 0:
-        yield must("zero.offload_optimizer", "none at stage 0", "cpu", "Set zero.stage=2.")
-    reserved = {
-        "train_batch_size": "train.global_batch_tokens",
-        "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-        "gradient_accumulation_steps": "train.global_batch_tokens",
-        "gradient_clipping": "optim.clip_norm",
-        "optimizer": "optim",
-        "scheduler": "schedule",
-    }
-    for key, ours in reserved.items():
-        if key in zero.extra:
-            yield must(f"zero.extra.{key}", "left out", zero.extra[key], f"Set {ours} instead.")
 
 
 def _plan_problems(plan: PlanConfig) -> Iterator[str]:

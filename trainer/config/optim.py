@@ -100,4 +100,5 @@ class ZeroConfig:
     offload_param: Offload = Offload.none
     """Stage 3: keep parameters in host memory."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Any DeepSpeed configuration key, merged last. Example: {zero_optimization: {zero_hpz_partition_size: 8}}."""
+    """More keys of DeepSpeed's configuration: those that take effect here and that no field decides, merged last.
+    Example: {zero_optimization: {zero_hpz_partition_size: 8}}."""

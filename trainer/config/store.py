@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -30,14 +30,13 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from trainer.config.entry import check_values, is_entry, key_of, unreadable
+from trainer.config.explain import wrong_value
 from trainer.config.paths import make_absolute
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
-_WRONG_TYPE = re.compile(r"Value '(.*)' of type '.*' could not be converted to (\w+)")
-_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-_OPEN = ("zero.extra.", "zero.extra=", "cluster.environment.", "cluster.nccl.")
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
@@ -48,11 +47,13 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
     """
     with _composing(overrides):
         others = [word for word in overrides if not is_entry(word)]
-        composed = compose(config_name=config_name, overrides=_opened(others))
+        for word in others:
+            _check_word(word)
+        composed = compose(config_name=config_name, overrides=others)
         # Hydra cannot add an entry to a typed mapping, and a new source or gate rule is one.
         OmegaConf.set_struct(composed, False)
-        entries = [word.lstrip("+") for word in overrides if is_entry(word)]
-        composed = cast(DictConfig, OmegaConf.merge(composed, OmegaConf.from_dotlist(entries)))
+        entries = read_entries([word for word in overrides if is_entry(word)])
+        composed = cast(DictConfig, OmegaConf.merge(composed, entries))
         # Once more against the schema: `+key=value` may add what it does not know.
         OmegaConf.merge(_schema(), OmegaConf.to_container(composed))
     return to_dataclass(composed)
@@ -65,7 +66,7 @@ def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, HydraContext]:
         ConfigError: As compose_config; for a key that is swept only its syntax is looked at.
     """
     # A new entry that is swept is only carried along.
-    words = _opened([word for word in overrides if not is_entry(word) or is_swept(word)])
+    words = [word for word in overrides if not is_entry(word) or is_swept(word)]
     with _composing(overrides):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -109,14 +110,57 @@ def is_swept(override: str) -> bool:
         return False
 
 
-def is_entry(override: str) -> bool:
-    """Tell whether an override may add a named entry: a source, or a rule of the gate."""
-    return override.lstrip("+").startswith(("data.sources.", "gate.sets.", "gate.tasks."))
+def read_entries(overrides: Sequence[str]) -> DictConfig:
+    """Return what overrides say, as nested mappings. Values are YAML as in a file; one in brackets is Hydra's.
+
+    Raises:
+        ConfigError: A word that is no KEY=VALUE, or a value that cannot be read.
+    """
+    read = OmegaConf.create()
+    for word in overrides:
+        key, value = key_of(word), word.partition("=")[2]
+        if "=" not in word or not all(part.strip() for part in key.split(".")):
+            raise unreadable(word)
+        if word.startswith("~"):
+            raise ConfigError(
+                f"`{key}` must be given, but '{word}' would remove it instead. Set another value, or leave it out."
+            )
+        one = OmegaConf.create()
+        try:
+            if value.startswith(("{", "[")):
+                OmegaConf.update(one, key, OverridesParser.create().parse_override(word).value())
+            else:
+                one = OmegaConf.from_dotlist([f"{key}={value}"])
+        except (yaml.YAMLError, HydraException) as error:
+            raise unreadable(word) from error
+        read = cast(DictConfig, OmegaConf.merge(read, one))
+    return read
 
 
-def _opened(overrides: Sequence[str]) -> list[str]:
-    """Let a person add DeepSpeed keys and variables without Hydra's `+`."""
-    return [f"++{word}" if word.startswith(_OPEN) else word for word in overrides]
+def _check_word(word: str) -> None:
+    """Refuse what Hydra would answer in its own words: no key, a package, or a group that is given no name."""
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return  # explained where Hydra raises it
+    group = parsed.key_or_group
+    if not group:
+        raise unreadable(word)
+    if parsed.package is not None:
+        raise ConfigError(
+            f"`{group}` must be given without Hydra's '@', but is '{word}' instead. Write {group}=VALUE."
+        )
+    groups = group_options()
+    value = parsed.value()
+    names = value if isinstance(value, list) else [value]
+    if group not in groups or parsed.is_delete() or isinstance(value, dict) or parsed.is_sweep_override():
+        return
+    if not names or not all(isinstance(name, str | QuotedString) for name in names):
+        none = f"Set {group}=none." if "none" in groups[group] else "Leave it out for the default."
+        raise ConfigError(
+            f"`{group}` must be the name of an option, but is {word.partition('=')[2]} instead. {none} Options: "
+            f"{', '.join(groups[group])}."
+        )
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -127,9 +171,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         chosen = [word for word in overrides if _is_gate(word)]
         for word in chosen:
             merged = OmegaConf.merge(merged, {"gate": _option("gate", word.partition("=")[2])})
-        merged = OmegaConf.merge(
-            merged, OmegaConf.from_dotlist([word for word in overrides if word not in chosen])
-        )
+        merged = OmegaConf.merge(merged, read_entries([word for word in overrides if word not in chosen]))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -168,6 +210,7 @@ def to_dataclass(config: DictConfig) -> RunConfig:
     if not isinstance(result, RunConfig):
         raise ConfigError("The primary configuration must begin its defaults list with run_schema.")
     make_absolute(result, Path.cwd())
+    check_values(result)
     return result
 
 
@@ -215,11 +258,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, MissingConfigException):
         return _explain_missing(error)
     if isinstance(error, OverrideParseException):
-        word = str(error.override)
-        key = word.split("=", 1)[0].lstrip("+~")
-        return (
-            f"`{key}` must be given as KEY=VALUE, but the command line has '{word}' instead. Quote the value."
-        )
+        return str(unreadable(str(error.override)))
     cause: BaseException = error
     while cause.__cause__ is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__
@@ -240,11 +279,14 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"Unknown key `{full_key}`. See the fields of its option in Hydra's groups."
     if full_key and _is_unknown(cause, first_line):
         return f"Unknown key `{full_key}`.{_nearest(full_key, [*known_keys(), *group_options()])}"
-    wrong = _WRONG_TYPE.search(first_line)
-    if full_key and wrong:
-        value, kind = wrong.groups()
-        fix = f" Set {full_key}=null." if value == "auto" else ""
-        return f"`{full_key}` must be {_TYPES.get(kind, kind)}, but is '{value}' instead.{fix}"
+    given = next((word for word in overrides if key_of(word) == full_key), None)
+    if not full_key:  # some messages name the value alone
+        value = first_line.rpartition("value: ")[2]
+        given = next((word for word in overrides if value and word.partition("=")[2] == value), None)
+    key = full_key or (key_of(given) if given is not None else "")
+    sentence = wrong_value(key, first_line, given) if key else None
+    if sentence is not None:
+        return sentence
     if full_key:
         return f"`{full_key}`: {first_line.rstrip('.')}."
     return f"{first_line.rstrip('.')}.{_nearest_group(first_line, overrides)}"
@@ -256,12 +298,16 @@ def _one_line(error: Exception) -> str:
 
 def _is_unknown(cause: BaseException, message: str) -> bool:
     name = type(cause).__name__
-    return name in ("ConfigAttributeError", "ConfigKeyError") or "not in" in message
+    return (
+        name in ("ConfigAttributeError", "ConfigKeyError")
+        or "not in" in message
+        or "does not exist" in message
+    )
 
 
 def _override_key(message: str, overrides: Sequence[str]) -> str | None:
     for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
+        key = key_of(override)
         if f"'{key}'" in message:
             return key
     return None
@@ -285,7 +331,7 @@ def _explain_missing(error: MissingConfigException) -> str:
 
 def _nearest_group(message: str, overrides: Sequence[str]) -> str:
     for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
+        key = key_of(override)
         if key in message and "." not in key:
             return _nearest(key, [*group_options(), *known_keys()])
     return ""

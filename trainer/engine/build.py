@@ -17,6 +17,7 @@ import torch.distributed as torch_dist
 from torch import Tensor, nn
 
 from trainer.engine.writer import TAG, Collector, Provider
+from trainer.errors import ConfigError
 
 
 class Engine:
@@ -141,21 +142,37 @@ def _is_finite(parameter: nn.Parameter) -> bool:
     return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
-def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Engine:
-    """Initialize DeepSpeed. Collective: every rank."""
+def build_engine(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any], added: Sequence[str] = ()
+) -> Engine:
+    """Initialize DeepSpeed. Collective: every rank.
+
+    Args:
+        added: Keys of its configuration that a person added.
+    Raises:
+        ConfigError: DeepSpeed refuses a configuration with such keys.
+    """
     import deepspeed
     from deepspeed.runtime import bf16_optimizer
 
     # Stage 1 in bf16 prints its memory twelve times, and collects garbage each time: two seconds on a CPU.
     bf16_optimizer.see_memory_usage = lambda *args, **options: None
     _import_muon()
-    engine, _, _, _ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=ds_config,
-        dist_init_required=False,
-    )
+    try:
+        engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            config=ds_config,
+            dist_init_required=False,
+        )
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        if not added:
+            raise
+        raise ConfigError(
+            f"`zero.extra` must be what DeepSpeed takes, but it refuses {', '.join(added)} instead: "
+            f"{' '.join(str(error).split())[:300]}. Change or remove the key."
+        ) from error
     stage = int(ds_config["zero_optimization"]["stage"])
     if stage == 0 and ds_config["bf16"]["enabled"]:
         # DeepSpeed allocated Adam's state by a step of zero gradients, which counts for the bias correction (the next

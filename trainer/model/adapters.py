@@ -17,6 +17,7 @@ from torch import nn
 
 from trainer.config.tune import ALL_LINEAR, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
+from trainer.model.adapted import adapted, counted, counted_layers, is_linear, refuse_moved, without_adapter
 from trainer.model.new_tokens import NewTokens, add_new_tokens
 from trainer.model.prompt import VirtualTokens, make_virtual_tokens, virtual_off
 from trainer.model.quantise import held_tensors, num_weights
@@ -37,9 +38,20 @@ class Tuned:
     peft_config: Any = None
     """peft's own description of the adapter; None without one."""
     modules: tuple[str, ...] = ()
-    """Names of the modules that the adapter sits on."""
+    """Names of the linear layers that the adapter sits on."""
+    tensors: tuple[str, ...] = ()
+    """Names of the parameters of experts that it sits on: several matrices in one."""
+    left_out: tuple[tuple[str, int], ...] = ()
+    """Names and sizes of the frozen matrices without factors: of experts; with tune.target=[all_linear], all."""
     virtual: VirtualTokens | None = None
     """What puts virtual tokens before documents; no part of the model."""
+
+    @property
+    def described(self) -> str:
+        """Return what the adapter sits on, by kind and count."""
+        layers = f"{len(self.modules)} linear layers ({counted_layers(self.modules)})"
+        experts = f"{len(self.tensors)} tensors of experts ({counted(self.tensors)})"
+        return " and ".join([layers] * bool(self.modules) + [experts] * bool(self.tensors))
 
     @property
     def is_partial(self) -> bool:
@@ -56,9 +68,9 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens 
         ConfigError: A pattern that finds nothing or the head, or a rank that no layer can have.
     """
     peft_config: Any = None
-    modules, virtual = tuple[str, ...](), None
+    modules, tensors, virtual = tuple[str, ...](), tuple[str, ...](), None
     if tune.method is TuneMethod.lora:
-        peft_config, modules = _add_lora(model, tune, seed)
+        peft_config, modules, tensors = _add_lora(model, tune, seed)
     elif tune.method is TuneMethod.ia3:
         peft_config, modules = _add_ia3(model, tune)
     if tune.modules_to_save:
@@ -73,10 +85,15 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens 
     parameters = [*model.parameters(), *(virtual.parameters() if virtual is not None else ())]
     sizes = [(p.requires_grad, num_weights(p)) for p in parameters]
     num_trainable = sum(size for trains, size in sizes if trains)
-    return Tuned(num_trainable, sum(size for _, size in sizes), peft_config, modules, virtual)
+    left_out: tuple[tuple[str, int], ...] = ()
+    if tune.method is TuneMethod.lora:
+        left_out = without_adapter(model, only_experts=tune.target != [ALL_LINEAR])
+    total = sum(size for _, size in sizes)
+    return Tuned(num_trainable, total, peft_config, modules, tensors, left_out, virtual)
 
 
-def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...]]:
+def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """Inject the factors and return peft's description, and the layers and tensors that have some."""
     from peft import LoraConfig, inject_adapter_in_model
 
     names = _targets(model, tune)
@@ -92,10 +109,19 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+        try:
+            inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+        except (ValueError, NotImplementedError, TypeError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ConfigError(
+                f"`tune` must be what peft can add to {model.config.model_type}, but peft refuses it: {reason}. "
+                "Change tune.target, or the option of tune that it names."
+            ) from error
     if tune.init is Init.pissa:
         peft_config.init_lora_weights = tune.init.value  # for readers; begin_at_principal fills the factors
-    return peft_config, names
+    modules, tensors = adapted(model)
+    refuse_moved(names, modules, tensors, tune)
+    return peft_config, modules, tensors
 
 
 def _add_ia3(model: Any, tune: TuneConfig) -> tuple[Any, tuple[str, ...]]:
@@ -113,7 +139,7 @@ def _add_ia3(model: Any, tune: TuneConfig) -> tuple[Any, tuple[str, ...]]:
 def _targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
     """Return the full names of the linear layers to adapt."""
     head = model.get_output_embeddings()
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name: module for name, module in model.named_modules() if is_linear(module)}
     if tune.target_pattern is not None:
         key, shown = "tune.target_pattern", tune.target_pattern
         chosen = [name for name in linear if re.fullmatch(tune.target_pattern, name)]
@@ -126,6 +152,11 @@ def _targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
             chosen = [n for n in linear if all(hits) and any(n in hit for hit in hits)]
     if not chosen:
         kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear if linear[name] is not head}))
+        if not kinds:
+            raise ConfigError(
+                f"`tune.method` must be another than {tune.method.value} for {model.config.model_type}, which has no "
+                "linear layers but its head in transformers. Set tune=full."
+            )
         raise ConfigError(
             f"`{key}` must name linear layers of the model ({kinds}), but is {shown} instead, which finds none. Set "
             f"tune.target=[{ALL_LINEAR}]."

@@ -115,7 +115,7 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: 
     base: Any
     if is_packed:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        arguments = load_arguments(None, getattr(torch, dtype), device, is_sharded=False)
+        arguments = load_arguments(getattr(torch, dtype), device, is_sharded=False)
         base = keep_packing(_load_whole(source, dtype, trust_remote_code, **arguments))
     else:
         base = _load_whole(source, dtype, trust_remote_code)

@@ -66,6 +66,43 @@ def read_config(source: str, model: ModelConfig) -> Any:
     return config
 
 
+def check_trainable(config: Any, source: str) -> None:
+    """Refuse a model that would train as another than its config.json says.
+
+    Raises:
+        ModelError: Its weights are packed, or a loss of its routers would belong to training.
+    """
+    packed = _of_text(config, "quantization_config")
+    if packed is not None:
+        method = (
+            packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
+        )
+        name = getattr(method, "value", method) or "without a name"
+        raise ModelError(
+            f"`model.path` must be a model in full precision, but the config.json of {source} names the quantisation "
+            f"{name} instead. Give the model that it was made from: an adapter is merged into that one."
+        )
+    weight = router_loss(config)
+    if weight and _of_text(config, "output_router_logits"):
+        raise ModelError(
+            f"`output_router_logits` must be false in the config.json of {source}, but is true instead: transformers "
+            f"would add {weight:g} times a loss of its routers in training, which is not done here. To train without "
+            "that loss, set it to false in a copy of the folder."
+        )
+
+
+def router_loss(config: Any) -> float:
+    """Return the weight that the configuration gives a loss that evens out the use of experts; 0 without one."""
+    value = _of_text(config, "router_aux_loss_coef")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _of_text(config: Any, key: str) -> Any:
+    """Return a value of the configuration, or of that of its text part."""
+    value = getattr(config, key, None)
+    return getattr(config.get_text_config(), key, None) if value is None else value
+
+
 def check_context(hf_config: Any, seq_len: int) -> None:
     """Raise when packs are longer than the model's context."""
     longest = getattr(hf_config, "max_position_embeddings", None)
@@ -114,7 +151,7 @@ def load_model(
             pack(loaded, _DTYPES[dtype], zero3_config is not None)
             adopt(loaded)
     elif is_packed:
-        arguments |= load_arguments(config, _DTYPES[dtype], device, zero3_config is not None)
+        arguments |= load_arguments(_DTYPES[dtype], device, zero3_config is not None)
         loaded = _load_pretrained(source, model, arguments, False, device)
         adopt(loaded)
     else:

@@ -117,10 +117,10 @@ def make_virtual_tokens(model: Any, tune: TuneConfig, seed: int) -> tuple[Virtua
     from peft.utils.other import _prepare_prompt_learning_config as fill_sizes
 
     is_prefix = tune.method is TuneMethod.prefix
-    if is_prefix and not _takes_cache(model):
+    if not _takes_cache(model):
         raise ConfigError(
-            f"`tune.method` must be another than prefix for {model.config.model_type}, some of whose layers keep "
-            "another memory than all keys and values, but is prefix instead. Set tune=prompt, or tune=lora."
+            f"`tune.method` must be another than prefix and prompt for {model.config.model_type}, some of whose layers "
+            f"keep another memory than all keys and values, but is {tune.method.value} instead. Set tune=lora."
         )
     common = {"num_virtual_tokens": tune.virtual_tokens, "task_type": "CAUSAL_LM"}
     common["num_transformer_submodules"] = 1

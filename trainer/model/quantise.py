@@ -37,25 +37,17 @@ def require_bitsandbytes() -> None:
         ) from error
 
 
-def load_arguments(
-    hf_config: Any, dtype: torch.dtype, device: torch.device, is_sharded: bool
-) -> dict[str, Any]:
+def load_arguments(dtype: torch.dtype, device: torch.device, is_sharded: bool) -> dict[str, Any]:
     """Return what from_pretrained needs to quantise each tensor as it comes from its file.
 
     Args:
         is_sharded: ZeRO-3 gathers parameters of one dtype at a time, so packed weights take the model's.
     Raises:
         ConfigError: No bitsandbytes.
-        ModelError: The files are quantised already.
     """
     require_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
-    if getattr(hf_config, "quantization_config", None) is not None:
-        raise ModelError(
-            "`model.path` must be a model in full precision for tune.quantise=nf4, but its config.json names a "
-            "quantisation instead. Give the model it was made from: an adapter is merged into that one."
-        )
     quantiser = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
+from trainer.errors import ModelError
 from trainer.objective.divergence import TopTokens
+from trainer.objective.masks import layer_masks
 
 
 class CausalLM(nn.Module):
@@ -30,6 +31,7 @@ class CausalLM(nn.Module):
         base: TopTokens | None = None,
         num_top: int | None = None,
         keep_K: Tensor | None = None,
+        is_whole: bool = False,
         **inputs: Any,
     ) -> Any:
         """Return (loss_sum, nll_N), or logits when there are no labels.
@@ -39,26 +41,42 @@ class CausalLM(nn.Module):
             base: As LossHead has it.
             num_top: As LossHead has it.
             keep_K: Positions of the flattened batch, in [0, N), whose logits are wanted: [K, V] instead of [B, T, V].
-            inputs: What the model takes; a cache in `past_key_values` is filled in place.
+            is_whole: Return the logits [B, T, V] of the model's own forward, which this one goes round.
+            inputs: What the model takes; a cache in `past_key_values` is filled in place. A mask of pairs
+                becomes one for each kind of layer.
         """
         lm = cast(Any, self.lm)
         use_cache = inputs.get("past_key_values") is not None
+        if is_whole:
+            return lm(use_cache=use_cache, **inputs).logits
         num_added = 0
         if self.virtual is not None:
             inputs, num_added = self.virtual(inputs)
-        hidden = lm.base_model(use_cache=use_cache, **inputs).last_hidden_state[:, num_added:]
+        mask = inputs.get("attention_mask")
+        if mask is not None and mask.ndim == 4:
+            inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"])
+        hidden = body_of(lm)(use_cache=use_cache, **inputs).last_hidden_state[:, num_added:]
         head = lm.get_output_embeddings()
         if labels is not None:
             return head(hidden, labels.reshape(-1), base, num_top)
         return head(hidden if keep_K is None else hidden.reshape(-1, hidden.shape[-1])[keep_K])
 
 
-def block_mask(segments_BT: Tensor) -> Tensor:
-    """Return the mask under which a token sees itself and earlier tokens of its own document.
+def body_of(lm: Any) -> Any:
+    """Return the part of a causal model that makes hidden states: the model without its head.
 
-    Shapes: [B, 1, T, T] bool, True where attention is allowed.
+    Of some classes `base_model` is the model itself; there it is the child that holds the input embeddings.
+
+    Raises:
+        ModelError: No part does.
     """
-    same = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
-    seq_len = segments_BT.shape[1]
-    causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=segments_BT.device).tril()
-    return same & causal
+    if lm.base_model is not lm:
+        return lm.base_model
+    embed = lm.get_input_embeddings()
+    for child in lm.children():
+        if child is not embed and any(module is embed for module in child.modules()):
+            return child
+    raise ModelError(
+        f"The body and the head of {type(lm).__name__} must be two modules, but no part of it holds the input "
+        "embeddings alone. This architecture is not supported."
+    )

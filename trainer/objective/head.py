@@ -78,7 +78,8 @@ def install_loss_head(model: nn.Module, chunk_tokens: int) -> None:
     """Turn the model's output layer into a LossHead, in place; parameters and hooks stay.
 
     Raises:
-        ModelError: The output layer is not a plain linear layer, or logits are changed after it.
+        ModelError: The output layer is not a plain linear layer. That nothing changes logits after it is proved when
+            the model runs.
     """
     head = cast(Any, model).get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -86,14 +87,6 @@ def install_loss_head(model: nn.Module, chunk_tokens: int) -> None:
             f"The output layer must be a plain linear layer, but is {type(head).__name__} instead. "
             "This architecture is not supported yet."
         )
-    config = cast(Any, model).config
-    for key, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1), ("logit_scale", 1)):
-        value = getattr(config, key, None)
-        if value is not None and value != neutral:
-            raise ModelError(
-                f"The model's `{key}` must be unset, but is {value} instead: its logits are changed after "
-                "the output layer, which the loss head does not do yet."
-            )
     head.__class__ = LossHead
     cast(LossHead, head).chunk_tokens = chunk_tokens
 

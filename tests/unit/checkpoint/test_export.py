@@ -101,3 +101,10 @@ def test_digests_are_of_values():
 )
 def test_an_export_is_in_what_was_trained_unless_asked_otherwise(asked, trained, written):
     assert export.export_dtype(asked, trained) == written
+
+
+def test_tensors_without_a_dimension_and_without_elements_are_exported(tmp_path):
+    tensors = {"scale": torch.tensor(2.5), "count": torch.tensor(7), "nothing": torch.zeros(0, 3)}
+    assert export_weights(iter(tensors.items()), tmp_path / "out", "float32", 10**9, write_rest) == 3
+    found, _ = load(tmp_path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

@@ -76,11 +76,11 @@ def test_an_unknown_option_is_named_with_the_nearest_and_all_others(refuse, over
         ("train.max_steps=ten", ["`train.max_steps`", "'ten'"]),
         ("model.trust_remote_code=maybe", ["`model.trust_remote_code`", "'maybe'"]),
         ("optim.betas=0.9", ["`optim.betas`", "list"]),
-        ("seed=null", ["`seed`", "not Optional"]),
+        ("seed=null", ["`seed`", "other than null"]),
         ("model.tiny.hidden_size=wide", ["`model.tiny.hidden_size`", "a whole number"]),
-        ("run_dir=${nme}", ["`run_dir`", "'nme' not found"]),
+        ("run_dir=${nme}", ["`run_dir`", "a key that there is", "'nme'"]),
         ("name=${run_dir}", ["`name`", "Recursive"]),
-        ("model=null", ["Config group override must be a string"]),
+        ("model=null", ["`model` must be the name of an option, but is null instead"]),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_is_named_with_its_key(refuse, override, parts):

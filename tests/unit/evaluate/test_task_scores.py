@@ -140,6 +140,49 @@ def test_greedy_answers_are_those_of_plain_forwards_without_a_cache(llama):
         assert ids == plain_greedy(llama, prompt.ids, prompt.max_new_tokens)
 
 
+WINDOWED = {
+    "mistral": {"sliding_window": 5},
+    "gemma3_text": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    "llama4_text": {"attention_chunk_size": 5, "num_hidden_layers": 4, "num_local_experts": 2},
+}
+
+
+def make_windowed(model_type):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "intermediate_size_mlp": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "use_cache": False,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**shape, **WINDOWED[model_type]})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    install_loss_head(model, 64)
+    return model
+
+
+@pytest.mark.parametrize("model_type", WINDOWED)
+def test_answers_and_likelihoods_keep_the_windows_of_the_model(model_type):
+    """Prompts and answers are longer than the window: the cache drops keys, and packed masks have to forget too."""
+    model = make_windowed(model_type)
+    pairs = drawn(7, seed=3)
+    prompts = [Prompt(context, 9, ()) for context, _ in pairs]
+    found = continue_greedily(task_model(model), prompts, lambda ids: "")
+    for ids, prompt in zip(found, prompts, strict=True):
+        assert ids == plain_greedy(model, prompt.ids, 9)
+    for (nats, _), pair in zip(log_likelihoods(task_model(model), pairs), pairs, strict=True):
+        assert nats == pytest.approx(plain_log_prob(model, *pair)[0], rel=1e-5, abs=1e-4)
+
+
 def test_an_answer_ends_at_a_stop_or_at_an_end_token_and_a_long_prompt_is_cut_on_the_left(llama):
     context = list(range(60, 80))
     ids = plain_greedy(llama, context, 8)

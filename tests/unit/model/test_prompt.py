@@ -19,8 +19,9 @@ from trainer.model.adapters import adapter_off, apply_tuning
 from trainer.model.cache import empty_cache
 from trainer.model.prompt import check_room
 from trainer.model.remat import apply_remat
-from trainer.objective.causal_lm import CausalLM, block_mask
+from trainer.objective.causal_lm import CausalLM
 from trainer.objective.head import install_loss_head
+from trainer.objective.masks import block_mask
 
 LENGTHS = [8, 7, 5]
 NUM_VIRTUAL = 5
@@ -171,16 +172,17 @@ def test_a_document_that_does_not_see_the_virtual_tokens_is_found(monkeypatch):
         check_heard(Engine(ours(TuneMethod.prefix)[0].eval()), np.arange(15), ALONE)
 
 
-def test_a_prefix_needs_layers_that_keep_plain_keys():
+@pytest.mark.parametrize("method", METHODS)
+def test_virtual_tokens_need_layers_that_keep_plain_keys(method):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model("mistral", vocab_size=64, sliding_window=16, **SHAPE)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(
-        ConfigError, match=r"`tune.method` must be another than prefix for mistral.*tune=prompt"
+        ConfigError, match=rf"must be another than prefix and prompt for mistral.*{method.value}.*tune=lora"
     ):
-        apply_tuning(model, TuneConfig(method=TuneMethod.prefix), seed=0)
+        apply_tuning(model, TuneConfig(method=method), seed=0)
 
 
 def test_virtual_tokens_must_leave_room_in_the_context():

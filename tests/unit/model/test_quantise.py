@@ -184,16 +184,6 @@ def test_weights_that_do_not_match_are_refused(folder, kind):
         load(folder)
 
 
-def test_files_in_4_bits_are_refused(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ModelError, match=r"`model.path` must be a model in full precision .*merged into that one"
-    ):
-        load(folder)
-
-
 def test_without_bitsandbytes_it_says_how_to_install_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError) as caught:

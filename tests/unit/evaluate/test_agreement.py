@@ -1,0 +1,152 @@
+"""The proof that the loss is made from the model's own logits, on models that break it in ways nobody listed."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from trainer.dist.group import Group
+from trainer.errors import SelfCheckError
+from trainer.evaluate.agreement import check_head, check_packing
+from trainer.objective.causal_lm import CausalLM
+from trainer.objective.head import install_loss_head
+
+ALONE = Group(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+SHAPE = {
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.1,
+}
+
+
+class Engine:
+    """Runs a module as the engine does, without DeepSpeed."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def forward(self, **inputs):
+        return self.module(**inputs)
+
+    @contextlib.contextmanager
+    def evaluating(self):
+        with torch.no_grad():
+            yield
+
+
+def engine_of(model_type="llama", dtype=torch.float32, change=None, **options):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**SHAPE, **options})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype)
+    if change is not None:
+        change(model)
+    install_loss_head(model, 50)
+    return Engine(CausalLM(model).eval()), model.config
+
+
+def after_the_head(function):
+    """Return what makes a model whose own forward changes its logits, without a word in its configuration."""
+
+    def change(model):
+        inner = model.forward
+
+        def forward(*args, **inputs):
+            output = inner(*args, **inputs)
+            output.logits = function(output.logits)
+            return output
+
+        model.forward = forward
+
+    return change
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "mixtral"])
+def test_plain_models_agree_with_themselves(model_type, dtype):
+    engine, config = engine_of(model_type, dtype)
+    found = check_head(engine, config, 256, ALONE)
+    assert found.logits <= (1e-6 if dtype is torch.float32 else 2.0**-9)
+    assert found.loss <= (1e-5 if dtype is torch.float32 else 0.05)
+    assert check_packing(engine, config, 256, ALONE, False) <= (1e-4 if dtype is torch.float32 else 2.0**-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda logits: logits * 0.125, r"multiply them by 0\.125 "),
+        (lambda logits: logits * 1.02, r"multiply them by 1\.02 "),
+        (lambda logits: 5 * torch.tanh(logits / 5), "bend them"),
+        (lambda logits: logits + logits.roll(1, -1), "something else"),
+    ],
+)
+def test_logits_that_are_changed_after_the_head_stop_the_run(dtype, function, said):
+    engine, config = engine_of(dtype=dtype, change=after_the_head(function))
+    with pytest.raises(SelfCheckError, match=said):
+        check_head(engine, config, 256, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "named"),
+    [
+        ("granite", {"logits_scaling": 8.0}, r"multiply them by 0\.125 .*logits_scaling=8\.0"),
+        ("cohere", {"logit_scale": 0.25}, r"multiply them by 0\.25 .*logit_scale=0\.25"),
+        ("nanochat", {}, "soft cap.*final_logit_softcapping"),
+    ],
+)
+def test_families_that_change_their_logits_are_told_with_the_key_that_says_so(model_type, options, named):
+    engine, config = engine_of(model_type, **options)
+    with pytest.raises(SelfCheckError, match=named):
+        check_head(engine, config, 256, ALONE)
+
+
+def test_an_own_forward_that_cannot_be_called_is_a_sentence():
+    def change(model):
+        model.forward = lambda **inputs: inputs["nothing"]
+
+    engine, config = engine_of(change=change)
+    with pytest.raises(SelfCheckError, match=r"The model's own forward must run .* KeyError"):
+        check_head(engine, config, 256, ALONE)
+
+
+def test_logits_that_are_not_finite_are_said_and_left_to_the_loop(caplog):
+    def change(model):
+        model.model.norm.weight.data[3] = float("nan")
+
+    engine, config = engine_of(change=change)
+    found = check_head(engine, config, 256, ALONE)
+    assert found.logits != found.logits
+    assert "cannot be proved" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seq_len", [48, 64, 200, 256])
+def test_a_window_that_the_configuration_tells_is_kept(dtype, seq_len):
+    engine, config = engine_of("mistral", dtype, sliding_window=40)
+    assert check_packing(engine, config, seq_len, ALONE, False) <= (
+        1e-4 if dtype is torch.float32 else 2.0**-4
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_window_that_is_not_in_the_masks_stops_the_run(dtype):
+    """As of an architecture whose windows this trainer does not know: its configuration names them otherwise."""
+    engine, config = engine_of("mistral", dtype, sliding_window=40)
+    engine.module.lm.config = copy.copy(config)
+    engine.module.lm.config.sliding_window = None
+    with pytest.raises(SelfCheckError, match="window of 40 tokens"):
+        check_packing(engine, config, 256, ALONE, False)
+    check_packing(engine, config, 32, ALONE, False)  # this run would not see it
+
+
+def test_a_document_that_hears_the_one_before_it_stops_the_run():
+    engine, config = engine_of("lfm2", layer_types=["conv", "full_attention"])
+    with pytest.raises(SelfCheckError, match=r"must be what it is alone.*conv"):
+        check_packing(engine, config, 256, ALONE, False)

@@ -1,0 +1,62 @@
+"""What OmegaConf says of a value that does not fit, in our words."""
+
+from __future__ import annotations
+
+import re
+
+_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+_WRONG = (
+    (re.compile(r"Value '(?P<value>.*)' of type '.*' could not be converted to (?P<kind>\w+)"), ""),
+    (re.compile(r"[Ff]ield '.*' is not Optional"), "other than null"),
+    (re.compile(r"Cannot assign (?P<type>\w+) to Dict"), "a mapping"),
+    (re.compile(r"Merge error: (?P<type>\w+) is not a subclass of \w+. value: (?P<value>.*)"), "a mapping"),
+    (
+        re.compile(r"Invalid type assigned: (?P<type>\w+) is not a subclass of \w+. value: (?P<value>.*)"),
+        "a mapping",
+    ),
+    (re.compile(r"Invalid value assigned: (?P<type>\w+) is not a ListConfig"), "a list"),
+    (re.compile(r"Cannot convert '(?P<type>\w+)' to string: '(?P<value>.*)'"), "text"),
+    (re.compile(r"Interpolation key '(?P<value>.*)' not found"), "a value, or ${KEY} of a key that there is"),
+    (
+        re.compile(r"Environment variable '(?P<value>.*)' not found"),
+        "a variable of the environment that is set",
+    ),
+    (re.compile(r"does not support deletion"), "left as it is"),
+    (re.compile(r"An item is already at"), "given without Hydra's '+', since it is there"),
+    (re.compile(r"Could not override '(?P<value>.*)'"), "a key or a group"),
+)
+_NAMES = {
+    "int": "a number",
+    "float": "a number",
+    "str": "text",
+    "dict": "a mapping",
+    "DictConfig": "a mapping",
+}
+_NAMES |= {"list": "a list", "ListConfig": "a list", "bool": "true or false", "NoneType": "null"}
+
+
+def wrong_value(key: str, message: str, given: str | None) -> str | None:
+    """Return a sentence about a value that does not fit its key; None where the message is another.
+
+    Args:
+        message: The first line of what OmegaConf says.
+        given: The override that gave it, if one did.
+    """
+    for pattern, rule in _WRONG:
+        found = pattern.search(message)
+        if found is None:
+            continue
+        named = found.groupdict()
+        if not rule:
+            kind = named["kind"]
+            fix = f" Set {key}=null." if named["value"] == "auto" else ""
+            return f"`{key}` must be {_TYPES.get(kind, kind)}, but is '{named['value']}' instead.{fix}"
+        if "Optional" in message:
+            return f"`{key}` must be {rule}, but is null instead. Leave it out for the default."
+        value = named.get("value")
+        if value is None and given is not None:
+            value = given.partition("=")[2] or given
+        if value is None:
+            return f"`{key}` must be {rule}, but is {_NAMES.get(named.get('type') or '', 'something else')} instead."
+        return f"`{key}` must be {rule}, but is '{value}' instead."
+    return None

@@ -1,0 +1,116 @@
+"""Masks for layers that do not see everything: from the one mask of a batch, one for every kind of layer.
+
+transformers hands a ready mask through unchanged, to layers with a window too, so the window has to be in it.
+
+Source: which value of `layer_types` wants which mask: transformers 5.24 `masking_utils.py`.
+Shapes: B rows, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FULL = ("full_attention", "indexed_attention", "minimax_m3_sparse")
+_SLIDING = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
+_CHUNKED = ("chunked_attention",)
+_RECURRENT = ("linear_attention", "conv")
+"""Layers that take a mask of padding or none, never one of pairs."""
+
+
+def block_mask(segments_BT: Tensor) -> Tensor:
+    """Return the mask under which a token sees itself and earlier tokens of its own document.
+
+    Shapes: [B, 1, T, T] bool, True where attention is allowed.
+    """
+    same = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
+    seq_len = segments_BT.shape[1]
+    causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=segments_BT.device).tril()
+    return same & causal
+
+
+def layer_masks(hf_config: Any, mask: Tensor, positions_BT: Tensor) -> Tensor | dict[str, Tensor | None]:
+    """Return what the model's body takes as `attention_mask`: one mask, or one by kind of layer.
+
+    A kind that is not known here gets what it got before there were windows, the mask as it is; the proof at the start
+    of a run compares the outcome with the model's own.
+
+    Args:
+        mask: Who sees whom within documents, [B, 1, T, T] bool.
+        positions_BT: Place of each token in its document, from which windows and chunks are counted.
+    """
+    config = hf_config.get_text_config()
+    kinds = layer_kinds(config)
+    if kinds is None:
+        window, chunk = _size(config, "sliding_window"), _size(config, "attention_chunk_size")
+        if window is not None:
+            return _within_window(mask, positions_BT, window)
+        return mask if chunk is None else _within_chunk(mask, positions_BT, chunk)
+    if not kinds <= {*_FULL, *_SLIDING, *_CHUNKED, *_RECURRENT}:
+        return mask
+    masks: dict[str, Tensor | None] = {}
+    for kind in kinds:
+        if kind in _SLIDING:
+            masks[kind] = _within_window(mask, positions_BT, config.sliding_window)
+        elif kind in _CHUNKED:
+            masks[kind] = _within_chunk(mask, positions_BT, config.attention_chunk_size)
+        else:
+            masks[kind] = mask if kind in _FULL else None
+    return masks
+
+
+def layer_kinds(hf_config: Any) -> set[str] | None:
+    """Return the values of `layer_types`; None for an architecture whose layers are all alike.
+
+    Some folders carry the key for an architecture that does not have it and would not read it.
+    """
+    declared = any("layer_types" in vars(cls).get("__annotations__", {}) for cls in type(hf_config).__mro__)
+    kinds = getattr(hf_config, "layer_types", None)
+    return set(kinds) if declared and kinds else None
+
+
+def reach(hf_config: Any) -> int:
+    """Return the tokens of the longest window, chunk or convolution that the configuration names; 0 without one.
+
+    Read from every whole number whose key says so, used or not: a longer probe costs little.
+    """
+    config = hf_config.get_text_config()
+    words = (
+        "sliding_window",
+        "window_size",
+        "chunk_size",
+        "conv_kernel",
+        "d_conv",
+        "conv_l_cache",
+        "l_cache",
+    )
+    return max(
+        (
+            value
+            for key, value in config.to_dict().items()
+            if isinstance(value, int)
+            and not isinstance(value, bool)
+            and any(word in key.lower() for word in words)
+        ),
+        default=0,
+    )
+
+
+def _size(config: Any, key: str) -> int | None:
+    value = getattr(config, key, None)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _within_window(mask: Tensor, positions_BT: Tensor, window: int) -> Tensor:
+    if window >= positions_BT.shape[1]:
+        return mask
+    return mask & (positions_BT[:, None, :, None] < positions_BT[:, None, None, :] + window)
+
+
+def _within_chunk(mask: Tensor, positions_BT: Tensor, chunk: int) -> Tensor:
+    if chunk >= positions_BT.shape[1]:
+        return mask
+    number_BT = positions_BT // chunk
+    return mask & (number_BT[:, None, :, None] == number_BT[:, None, None, :])
