@@ -67,7 +67,7 @@ class CheckpointConfig:
     keep_best: bool = True
     """Keep the checkpoint with the lowest mean held-out loss."""
     resume: bool = True
-    """Resume from the newest verified checkpoint of the run directory, when there is one."""
+    """Resume from the newest checkpoint that can be used. False begins at step 0; what is there moves to abandoned-N."""
 
 
 class Combination(Enum):
