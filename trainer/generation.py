@@ -38,6 +38,7 @@ from trainer.replay.sample import Sampler, TransformersSampler, cache_bytes, cho
 from trainer.replay.show import ProgressView, show_store
 from trainer.replay.store import WorkFolder, explained, find_store, try_lock
 from trainer.replay.vllm import VllmSampler, choose_engine, cpu_cache_bytes, start_engine, vllm_version
+from trainer.runtime.disk import disk_explained
 from trainer.runtime.log import adopt_library_loggers, setup_logging
 from trainer.runtime.signals import StopFlag
 
@@ -139,7 +140,8 @@ def run_generation(config: RunConfig) -> bool:
         group = open_group(env, config.cluster.comm_timeout_s)
         stack.push(close_group)
         adopt_library_loggers()
-        return generate_on(group, config, stop_flag)
+        with disk_explained(None):
+            return generate_on(group, config, stop_flag)
 
 
 def generate_on(group: Group, config: RunConfig, stop_flag: StopFlag) -> bool:

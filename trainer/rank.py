@@ -59,7 +59,7 @@ def run_rank(command: str, config: RunConfig) -> int:
         freeze(config, Path(config.run_dir))
     reason = run_training(config).value
     if env.is_first and reason in END_SENTENCES:
-        newest = _newest_in_words(Path(config.run_dir))
+        newest = newest_in_words(Path(config.run_dir))
         print(
             END_SENTENCES[reason].format(run_dir=config.run_dir, newest=newest), file=sys.stderr, flush=True
         )
@@ -67,7 +67,7 @@ def run_rank(command: str, config: RunConfig) -> int:
     return EXIT_CODES[reason]
 
 
-def _newest_in_words(run_dir: Path) -> str:
+def newest_in_words(run_dir: Path) -> str:
     """Say which checkpoint a run goes on from."""
     from trainer.checkpoint.layout import find_checkpoints
 

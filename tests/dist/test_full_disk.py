@@ -238,7 +238,7 @@ def test_a_run_directory_that_fills_up_before_the_end_is_a_sentence(workspace, t
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(workspace, tmp_path):
+def test_a_rank_that_is_killed_ends_the_other(workspace, tmp_path):
     """It is no error that a person mends: exit code 2 would keep a job from starting again."""
     run_dir = tmp_path / "run"
     with start(workspace, tmp_path, *endless(run_dir)) as process:

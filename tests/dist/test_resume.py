@@ -19,7 +19,7 @@ from trainer.checkpoint.manifest import read_manifest
 from trainer.errors import CheckpointError, SelfCheckError
 
 
-def config_for(workspace: str, run_dir: Path, stage: int) -> Any:
+def config_for(workspace: str, run_dir: Path, stage: int, more: list[str] | None = None) -> Any:
     # Attention dropout, so that a random number generator that is not restored changes the losses.
     overrides = [
         f"model.path={workspace}/dropout",
@@ -30,20 +30,22 @@ def config_for(workspace: str, run_dir: Path, stage: int) -> Any:
     ]
     if stage == 0:
         overrides.append("train.micro_batch_size=4")
-    return config_of(workspace, run_dir, *overrides)
+    return config_of(workspace, run_dir, *overrides, *(more or []))
 
 
-def train_twice(group: Any, workspace: str, folder: str, stages: list[int]) -> None:
+def train_twice(
+    group: Any, workspace: str, folder: str, stages: list[int], overrides: list[str] | None = None
+) -> None:
     """Train six steps; then again from a copy of the checkpoint after three."""
     from trainer import run
 
     for stage in stages:
         whole, resumed = Path(folder) / f"whole-{stage}", Path(folder) / f"resumed-{stage}"
-        assert run.run_training(config_for(workspace, whole, stage)).value == "finished"
+        assert run.run_training(config_for(workspace, whole, stage, overrides)).value == "finished"
         if group.is_first:
             shutil.copytree(step_dir(whole, 3), step_dir(resumed, 3))
         group.barrier()
-        assert run.run_training(config_for(workspace, resumed, stage)).value == "finished"
+        assert run.run_training(config_for(workspace, resumed, stage, overrides)).value == "finished"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -113,6 +115,34 @@ def test_resume_after_three_steps_is_bitwise_identical_at_two_ranks(pool, worksp
     refusal = pool(1).run(resume_alone, workspace=workspace, run_dir=str(tmp_path / "whole-1"))[0]
     assert "the number of ranks that saved it (2), but has 1 instead" in refusal
     assert "Start as many ranks as saved it" in refusal
+
+
+OFFLOADED = ["zero.offload_optimizer=cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [
+        (0, ["zero.dtype=fp32", "train.micro_batch_size=2"]),
+        (2, ["zero.dtype=fp32"]),
+        (3, ["zero.dtype=fp32"]),
+        (2, OFFLOADED),
+        (3, [*OFFLOADED, "zero.offload_param=cpu"]),
+        (1, ["model.path={workspace}/tied"]),
+        (3, ["model.path={workspace}/tied"]),
+        (1, ["tune.method=lora"]),
+        (3, ["tune.method=lora"]),
+        (2, ["tune.method=lora", "model.path={workspace}/tied"]),
+    ],
+)
+def test_resume_is_bitwise_identical_in_fp32_offloaded_tied_and_with_frozen_weights(
+    pool, workspace, tmp_path, stage, overrides
+):
+    """As above, for what is collected and taken over on paths of its own."""
+    words = [word.format(workspace=workspace) for word in overrides]
+    pool(2).run(train_twice, workspace=workspace, folder=str(tmp_path), stages=[stage], overrides=words)
+    assert_bitwise(tmp_path / f"whole-{stage}", tmp_path / f"resumed-{stage}")
 
 
 def test_resume_at_stage_0_is_bitwise_identical_and_other_runs_are_refused(pool, workspace, tmp_path):

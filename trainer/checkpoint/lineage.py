@@ -47,15 +47,15 @@ def choose(
             return folder, manifest
         reasons[folder] = str(reason).rstrip(".")
         if group.is_first:
-            say(f"Checkpoint {folder.name} cannot be used: {reasons[folder]}. Trying the one before.")
+            say(f"Checkpoint {folder.name} cannot be used: {reasons[folder]}.")
     reasons |= {folder: "it was set aside before" for folder in earlier}
     if not reasons:
         return None
     listed = "; ".join(f"{folder.name}: {reason}" for folder, reason in reasons.items())
     raise CheckpointError(
-        f"`run_dir` must hold a checkpoint to go on from, but none of the {len(reasons)} in {checkpoints_dir(run_dir)} "
-        f"can be used instead ({listed}). Nothing was changed: mend the disk or restore one and start again, or begin "
-        f"at step 0 on purpose with checkpoint.resume=false, which keeps them in {next_abandoned(run_dir)}."
+        f"`run_dir` must hold a checkpoint to go on from, but none of {len(reasons)} in {checkpoints_dir(run_dir)} can "
+        f"be used ({listed}). Nothing was changed: mend the disk or restore one and start again, or begin at step 0 on "
+        f"purpose with checkpoint.resume=false, which keeps them in {next_abandoned(run_dir)}."
     )
 
 
@@ -65,7 +65,7 @@ def set_aside(folder: Path) -> Path:
     while True:
         suffix = "" if number == 1 else f".{number}"
         target = folder.with_name(f"{DAMAGED}{folder.name}{suffix}")
-        if not target.exists():
+        if not os.path.lexists(target):
             os.rename(folder, target)
             return target
         number += 1

@@ -67,7 +67,7 @@ class CheckpointConfig:
     keep_best: bool = True
     """Keep the checkpoint with the lowest mean held-out loss."""
     resume: bool = True
-    """Resume from the newest verified checkpoint of the run directory, when there is one."""
+    """Go on from the newest checkpoint that can be used; False: begin at step 0, with what is there in abandoned-N."""
 
 
 class Combination(Enum):

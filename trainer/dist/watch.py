@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 _LOG = logging.getLogger(__name__)
 
 CONNECT_S = 60.0
+STRANGER_S = 5.0
+"""Whoever connects and says nothing for so long is none of the ranks."""
 GRACE_S = 2.0
 """An error that all ranks agreed on ends each of them by itself."""
 EXIT_DIED = 1
@@ -120,10 +122,13 @@ class Watch:
 
 def listen(num_others: int) -> tuple[socket.socket, int]:
     """Open the door of rank 0 and return it with its port."""
+    door: socket.socket | None = None
     if socket.has_dualstack_ipv6():
-        door = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=num_others)
-    else:
-        door = socket.create_server(("", 0), backlog=num_others)
+        with contextlib.suppress(OSError):  # IPv6 may be switched off all the same
+            door = socket.create_server(
+                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=num_others
+            )
+    door = door or socket.create_server(("", 0), backlog=num_others)
     return door, int(door.getsockname()[1])
 
 
@@ -139,8 +144,10 @@ def admit(door: socket.socket, token: str, num_others: int) -> dict[int, socket.
         while len(peers) < num_others:
             door.settimeout(max(deadline - time.monotonic(), 0.01))
             connection, _ = door.accept()
-            connection.settimeout(max(deadline - time.monotonic(), 0.01))
-            said = connection.makefile("rb").readline(200).decode(errors="replace").split()
+            connection.settimeout(STRANGER_S)
+            said: list[str] = []
+            with contextlib.suppress(OSError), connection.makefile("rb") as file:
+                said = file.readline(200).decode(errors="replace").split()
             if len(said) != 2 or said[0] != token:
                 connection.close()
                 continue

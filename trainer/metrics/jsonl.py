@@ -105,7 +105,8 @@ def truncate_after(path: Path, step: int, aside: Path) -> int:
     moved: list[bytes] = []
     for line in path.read_bytes().splitlines():
         record = _decode(line)
-        is_kept = record is not None and record.get("step", 0) <= step
+        at = None if record is None else record.get("step", 0)
+        is_kept = isinstance(at, int) and at <= step
         (kept if is_kept else moved).append(line)
     if moved:
         aside.parent.mkdir(parents=True, exist_ok=True)

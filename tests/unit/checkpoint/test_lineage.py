@@ -69,9 +69,7 @@ def test_the_newest_that_can_be_used_is_taken_and_all_newer_ones_keep_a_name_of_
 
         good = max((step for step, kind in enumerate(kinds, start=1) if kind == "good"), default=None)
         if good is None:
-            with pytest.raises(
-                CheckpointError, match=f"none of the {len(kinds)} in .* can be used"
-            ) as caught:
+            with pytest.raises(CheckpointError, match=f"none of {len(kinds)} in .* can be used") as caught:
                 choose(run_dir, ALONE, load, said.append)
             assert names(run_dir) == before and "checkpoint.resume=false" in str(caught.value)
             assert all(name in str(caught.value) for name in before)

@@ -76,11 +76,11 @@ def test_resume_moves_the_steps_after_it_and_the_torn_line_aside(path: Path) -> 
     _write(path, range(10))
     before = path.read_bytes()
     with path.open("ab") as file:
-        file.write(b'{"step":10,')
+        file.write(b'{"step":"x"}\n{"step":10,')
     aside = path.parent / "abandoned-1" / "metrics.jsonl"
-    assert truncate_after(path, 6, aside) == 4
+    assert truncate_after(path, 6, aside) == 5
     assert [record["step"] for record in read(path)] == [0, 1, 2, 3, 4, 5, 6]
-    assert path.read_bytes() + aside.read_bytes() == before + b'{"step":10,\n'
+    assert path.read_bytes() + aside.read_bytes() == before + b'{"step":"x"}\n{"step":10,\n'
     assert sorted(path.parent.iterdir()) == [aside.parent, path]
     _write(path, range(7, 9))
     assert [record["step"] for record in read(path)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
