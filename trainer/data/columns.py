@@ -62,7 +62,8 @@ WEIGHTY: dict[Format, set[str]] = {
 }
 """Columns that change what is learnt: not left unread without a word of the user's."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    name: (1, True) for name in ("train", "loss", "weight", "weights", "loss_weight", "sample_weight")
+    name: (1, True, "1", "1.0", "true", "True")
+    for name in ("train", "loss", "weight", "weights", "loss_weight", "sample_weight")
 }
 """Values of such a column that say nothing."""
 
