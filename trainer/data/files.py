@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.config.data import SourceConfig
 from trainer.data.folder import walk_folder
 from trainer.data.reading import join_names
-from trainer.data.splits import Asked, choose_split
+from trainer.data.splits import Asked, choose_split, split_of
 from trainer.errors import DataError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -114,6 +114,11 @@ def _list_glob(path: Path, asked: Asked) -> Listing:
     lines = (
         [f"{left:,} of the paths that match are the same file as another, and are read once"] if left else []
     )
+    told = {split_of(Path(*file.parts[-2:])) for file in once.values()} - {None}
+    if len(told) > 1:
+        lines.append(
+            f"the path matches files of several splits, all of them read: {', '.join(sorted(map(str, told)))}"
+        )
     return Listing(sorted(once.values()), lines)
 
 
