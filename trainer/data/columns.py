@@ -177,8 +177,13 @@ def check_columns(
         if column not in columns:
             raise DataError(
                 f"`data.sources.{name}.columns.{key}` must name a column of {where}, but is '{column}' "
-                f"instead; the columns are [{', '.join(columns)}].{_hint(name, source, columns)}"
+                f"instead; the columns are [{', '.join(map(_shown, columns))}].{_hint(name, source, columns)}"
             )
+
+
+def _shown(column: str) -> str:
+    is_plain = column.isprintable() and column == column.strip()
+    return column if is_plain else repr(column)
 
 
 def _hint(name: str, source: SourceConfig, columns: Collection[str]) -> str:

@@ -67,10 +67,15 @@ def list_files(name: str, source: SourceConfig) -> Listing:
     assert source.path is not None
     asked = Asked(f"data.sources.{name}", source.split, source.subset)
     path = Path(source.path).expanduser()
-    if path.is_dir():
-        return _list_folder(path, asked)
-    _refuse_choice(asked)
-    return _list_glob(path, asked)
+    try:
+        if path.is_dir():
+            return _list_folder(path, asked)
+        _refuse_choice(asked)
+        return _list_glob(path, asked)
+    except OSError as error:
+        raise DataError(
+            f"`{asked.key}.path` must name files that can be read, but is '{path}' instead: {error.strerror}."
+        ) from error
 
 
 def _list_folder(path: Path, asked: Asked) -> Listing:

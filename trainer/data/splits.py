@@ -66,7 +66,12 @@ def choose_split(folder: Path, files: list[Path], asked: Asked) -> tuple[list[Pa
                 f"a README nor names tell splits in '{folder}' instead. Name the files in {asked.key}.path."
             )
         return files, []
-    if not by_split.get(asked.split):
+    if by_split.get(asked.split) == []:
+        raise DataError(
+            f"`{asked.key}.path` must hold the files of the split '{asked.split}' that {source} lists, but '{folder}' "
+            f"has none that is read instead. Download them, or name files in {asked.key}.path."
+        )
+    if asked.split not in by_split:
         raise DataError(
             f"`{asked.key}.split` must be one of [{', '.join(sorted(by_split))}], the splits of '{folder}' by "
             f"{source}, but is '{asked.split}' instead. Set {asked.key}.split, or name files in {asked.key}.path."

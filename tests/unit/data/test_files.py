@@ -173,6 +173,20 @@ def test_the_readme_of_a_downloaded_dataset_says_which_files_a_split_has(
     assert f"{6 - len(files)} files of the folder not read" in lines[0]
 
 
+def test_a_split_whose_files_are_not_there_is_refused(tmp_path: Path) -> None:
+    (make(tmp_path, "held.jsonl", "README.md") / "README.md").write_text(README)
+    with pytest.raises(
+        DataError, match=r"the files of the split 'train' that its README .* lists, but .* has none"
+    ):
+        listed(tmp_path)
+
+
+def test_a_path_that_no_system_takes_is_a_sentence(tmp_path: Path) -> None:
+    for path in ("x" * 300, "a\0b"):
+        with pytest.raises(DataError, match=r"data\.sources\.s\.path` must name"):
+            listed(tmp_path / path)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
