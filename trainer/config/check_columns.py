@@ -48,6 +48,8 @@ def column_problems(key: str, source: SourceConfig) -> Iterator[str]:
             yield must(f"{key}.columns.ignore", rule, columns.ignore, f"Leave out {column}.")
     if source.max_documents is not None and source.max_documents < 1:
         yield must(f"{key}.max_documents", "at least 1, or null", source.max_documents, "Leave it out.")
+    if source.path == "":
+        yield must(f"{key}.path", "a file, a folder or a glob", source.path, "Name one; '.' is this folder.")
     if source.path is not None and source.revision is not None:
         rule = "null for local files"
         yield must(f"{key}.revision", rule, source.revision, "Remove it.")

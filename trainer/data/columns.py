@@ -62,7 +62,8 @@ WEIGHTY: dict[Format, set[str]] = {
 }
 """Columns that change what is learnt: not left unread without a word of the user's."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    name: (1, True) for name in ("train", "loss", "weight", "weights", "loss_weight", "sample_weight")
+    name: (1, True, "1", "1.0", "true", "True")
+    for name in ("train", "loss", "weight", "weights", "loss_weight", "sample_weight")
 }
 """Values of such a column that say nothing."""
 
@@ -176,8 +177,13 @@ def check_columns(
         if column not in columns:
             raise DataError(
                 f"`data.sources.{name}.columns.{key}` must name a column of {where}, but is '{column}' "
-                f"instead; the columns are [{', '.join(columns)}].{_hint(name, source, columns)}"
+                f"instead; the columns are [{', '.join(map(_shown, columns))}].{_hint(name, source, columns)}"
             )
+
+
+def _shown(column: str) -> str:
+    is_plain = column.isprintable() and column == column.strip()
+    return column if is_plain else repr(column)
 
 
 def _hint(name: str, source: SourceConfig, columns: Collection[str]) -> str:

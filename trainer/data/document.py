@@ -69,7 +69,7 @@ def _parse_answer(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> Doc
     """Parse prompt and completion as a chat; each is a text or a list of turns."""
     prompt, completion = row.get(columns.prompt), row.get(columns.completion)
     if isinstance(prompt, list):
-        asked = _turns(prompt, counts)
+        asked = _turns(_list(row, columns.prompt, "messages"), counts)
         if any(turn["role"] == "assistant" for turn in asked):
             raise RowError(
                 f"hold no assistant turn in column '{columns.prompt}', where it would be supervised",
@@ -83,7 +83,7 @@ def _parse_answer(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> Doc
         said = _prompt(row, columns)
         asked = [{"role": "user", "content": said}] if said.strip() else []
     if isinstance(completion, list):
-        answer = _turns(completion, counts)
+        answer = _turns(_list(row, columns.completion, "messages"), counts)
     else:
         said = _text(row, columns.completion)
         answer = [{"role": "assistant", "content": said}] if said.strip() else []

@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.config.data import SourceConfig
 from trainer.data.folder import walk_folder
 from trainer.data.reading import join_names
-from trainer.data.splits import Asked, choose_split
+from trainer.data.splits import Asked, choose_split, split_of
 from trainer.errors import DataError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -67,10 +67,15 @@ def list_files(name: str, source: SourceConfig) -> Listing:
     assert source.path is not None
     asked = Asked(f"data.sources.{name}", source.split, source.subset)
     path = Path(source.path).expanduser()
-    if path.is_dir():
-        return _list_folder(path, asked)
-    _refuse_choice(asked)
-    return _list_glob(path, asked)
+    try:
+        if path.is_dir():
+            return _list_folder(path, asked)
+        _refuse_choice(asked)
+        return _list_glob(path, asked)
+    except OSError as error:
+        raise DataError(
+            f"`{asked.key}.path` must name files that can be read, but is '{path}' instead: {error.strerror}."
+        ) from error
 
 
 def _list_folder(path: Path, asked: Asked) -> Listing:
@@ -114,6 +119,11 @@ def _list_glob(path: Path, asked: Asked) -> Listing:
     lines = (
         [f"{left:,} of the paths that match are the same file as another, and are read once"] if left else []
     )
+    told = {split_of(Path(*file.parts[-2:])) for file in once.values()} - {None}
+    if len(told) > 1:
+        lines.append(
+            f"the path matches files of several splits, all of them read: {', '.join(sorted(map(str, told)))}"
+        )
     return Listing(sorted(once.values()), lines)
 
 

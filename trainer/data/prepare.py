@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from trainer.config.data import DataConfig, Format, SourceConfig
 from trainer.data.files import hash_files, list_files
+from trainer.data.hub import open_dataset, read_dataset
 from trainer.data.intake import Intake
 from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import (
@@ -35,7 +36,7 @@ from trainer.data.prepared import (
     write_pointer,
 )
 from trainer.data.report import print_report
-from trainer.data.source import SourceRows, open_dataset, read_dataset, read_files
+from trainer.data.source import SourceRows, read_files
 from trainer.data.split import choose_validation
 from trainer.data.spool import Spool
 from trainer.data.store import Store, open_store

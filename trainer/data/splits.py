@@ -48,8 +48,9 @@ def choose_split(folder: Path, files: list[Path], asked: Asked) -> tuple[list[Pa
     """
     configs = _read_configs(folder)
     if configs:
-        by_split = _files_by_config(folder, files, configs, asked)
-        source = "its README"
+        config, wanted = _choose_config(folder, configs, asked)
+        by_split = _files_by_config(folder, files, config, asked)
+        source = "its README" if len(configs) == 1 else f"its README (config '{wanted}' of {len(configs)})"
     else:
         if asked.subset is not None:
             raise DataError(
@@ -65,7 +66,12 @@ def choose_split(folder: Path, files: list[Path], asked: Asked) -> tuple[list[Pa
                 f"a README nor names tell splits in '{folder}' instead. Name the files in {asked.key}.path."
             )
         return files, []
-    if not by_split.get(asked.split):
+    if by_split.get(asked.split) == []:
+        raise DataError(
+            f"`{asked.key}.path` must hold the files of the split '{asked.split}' that {source} lists, but '{folder}' "
+            f"has none that is read instead. Download them, or name files in {asked.key}.path."
+        )
+    if asked.split not in by_split:
         raise DataError(
             f"`{asked.key}.split` must be one of [{', '.join(sorted(by_split))}], the splits of '{folder}' by "
             f"{source}, but is '{asked.split}' instead. Set {asked.key}.split, or name files in {asked.key}.path."
@@ -103,26 +109,23 @@ def _read_configs(folder: Path) -> list[dict[str, Any]]:
     return [c for c in configs if isinstance(c, dict)] if isinstance(configs, list) else []
 
 
-def _files_by_config(
-    folder: Path, files: list[Path], configs: list[dict[str, Any]], asked: Asked
-) -> dict[str, list[Path]]:
+def _choose_config(folder: Path, configs: list[dict[str, Any]], asked: Asked) -> tuple[dict[str, Any], str]:
     names = [str(config.get("config_name", "default")) for config in configs]
-    if asked.subset is None and len(configs) > 1:
+    wanted = asked.subset
+    if wanted is None:
         defaults = [n for n, c in zip(names, configs, strict=True) if c.get("default") or n == "default"]
-        if len(defaults) != 1:
-            raise DataError(
-                f"`{asked.key}.subset` must be one of [{', '.join(names)}], the configs in the README of "
-                f"'{folder}', but is null instead. Set {asked.key}.subset."
-            )
-        wanted = defaults[0]
-    else:
-        wanted = asked.subset or names[0]
+        wanted = names[0] if len(names) == 1 else defaults[0] if len(defaults) == 1 else None
     if wanted not in names:
         raise DataError(
             f"`{asked.key}.subset` must be one of [{', '.join(names)}], the configs in the README of "
-            f"'{folder}', but is '{wanted}' instead. Set {asked.key}.subset."
+            f"'{folder}', but is {asked.subset or 'null'} instead. Set {asked.key}.subset."
         )
-    config = configs[names.index(wanted)]
+    return configs[names.index(wanted)], wanted
+
+
+def _files_by_config(
+    folder: Path, files: list[Path], config: dict[str, Any], asked: Asked
+) -> dict[str, list[Path]]:
     below = {str(file.relative_to(folder)): file for file in files}
     if "data_files" not in config:
         inner = str(config.get("data_dir", "")).strip("./")
@@ -168,7 +171,7 @@ def _files_by_name(folder: Path, files: list[Path], asked: Asked) -> dict[str, l
     by_split: dict[str, list[Path]] = {}
     unnamed: list[Path] = []
     for file in files:
-        split = _split_of(file.relative_to(folder))
+        split = split_of(file.relative_to(folder))
         (unnamed if split is None else by_split.setdefault(split, [])).append(file)
     if by_split and unnamed:
         raise DataError(
@@ -179,7 +182,8 @@ def _files_by_name(folder: Path, files: list[Path], asked: Asked) -> dict[str, l
     return by_split
 
 
-def _split_of(path: Path) -> str | None:
+def split_of(path: Path) -> str | None:
+    """Return the split that the name of a file or of its folders tells, or None."""
     if ".txt" in path.suffixes:
         return None
     shard = HUB_SHARD.match(path.name)

@@ -7,13 +7,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.data.document import parse_row
 from trainer.data.files import list_files
 from trainer.data.source import read_files
-from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, TextDocument
+from trainer.data.types import (
+    ChatDocument,
+    CompletionDocument,
+    Document,
+    IdsDocument,
+    RowError,
+    TextDocument,
+)
 from trainer.errors import DataError
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -193,6 +202,7 @@ def test_a_column_that_changes_what_is_learnt_is_not_left_out_without_a_word(
     [
         {"id": 5, "url": "x", "meta": {"a": 1}},
         {"weight": 1.0, "train": True},
+        {"weight": "1", "loss": "true"},
         {"history": [], "functions": None, "images": [None], "reasoning": " "},
         {"prompt": "a", "output": "b"},
     ],
@@ -264,3 +274,103 @@ def test_nulls_of_two_layouts_in_one_table_hide_neither(tmp_path: Path) -> None:
     documents, _, counts = read(tmp_path, rows, **CHAT)
     assert documents == [ChatDocument(TURNS)] * 3
     assert counts == {"null_turns": 2}
+
+
+# ---- tables
+
+
+def read_table(tmp_path: Path, table: Any, **options: Any) -> tuple[list[Document | None], list[str]]:
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = SourceConfig(path=str(tmp_path / "a.parquet"), **options)
+    opened = read_files("s", source, [tmp_path / "a.parquet"])
+    documents = [parse_row(r, opened.source, Counter()) for batch in opened.batches() for r in batch.rows]
+    return documents, opened.reading.to_lines()
+
+
+def test_a_table_is_refused_for_a_column_that_some_row_fills_whatever_its_type(tmp_path: Path) -> None:
+    images = pa.array([None, [{"bytes": b"x", "path": None}]])
+    table = pa.table(
+        {"messages": [TURNS, TURNS], "images": images, "when": pa.array([1, 2], pa.timestamp("s"))}
+    )
+    with pytest.raises(DataError, match=r"\[images\], which .*a\.parquet, row 2, fills"):
+        read_table(tmp_path, table, **CHAT)
+    documents, lines = read_table(tmp_path, table.slice(0, 1), **CHAT)
+    assert documents == [ChatDocument(TURNS)] and lines == ["columns that are not read: images, when"]
+
+
+def test_a_table_of_two_layouts_keeps_both(tmp_path: Path) -> None:
+    table = pa.table({"messages": [TURNS, GPT]})
+    assert read_table(tmp_path, table, **CHAT)[0] == [ChatDocument(TURNS)] * 2
+
+
+def test_optional_columns_of_a_table_are_taken_by_name_and_nulls_in_them_are_none(tmp_path: Path) -> None:
+    table = pa.table(
+        {"conversations": [GPT, GPT], "system": ["s", None], "tools": [[json.dumps(TOOL)], None]}
+    )
+    documents, lines = read_table(tmp_path, table, **CHAT)
+    assert documents == [ChatDocument([SYSTEM, *TURNS], [TOOL]), ChatDocument(TURNS)]
+    assert "columns read by their usual names: tools=tools, system=system" in lines
+
+
+def test_a_mask_that_is_null_in_a_row_of_a_table_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"input_ids": [[1], [2]], "labels": [[1], None]})
+    with pytest.raises(RowError, match="the token id itself, or -100"):
+        read_table(tmp_path, table, **IDS)
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize(
+    ("extra", "rule"),
+    [
+        ({"labels": [-100, 7]}, "the token id itself, or -100"),
+        ({"labels": [6, -100]}, "the token id itself, or -100"),
+        ({"labels": [5]}, "the token id itself, or -100"),
+        ({"labels": None}, "the token id itself, or -100"),
+        ({"loss_mask": [1]}, "a 0 or 1 for every token id"),
+        ({"loss_mask": [[1, 1]]}, "a 0 or 1 for every token id"),
+        ({"attention_mask": [1, 2]}, "a 0 or 1 for every token id"),
+    ],
+)
+def test_a_mask_that_does_not_fit_its_ids_is_refused(
+    extra: dict[str, Any], rule: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RowError, match=rule):
+        read(tmp_path, [{"input_ids": [5, 6], **extra}], **IDS)
+
+
+def test_padding_inside_of_a_row_is_refused_and_at_its_ends_counted(tmp_path: Path) -> None:
+    with pytest.raises(RowError, match="padding at the ends only"):
+        read(tmp_path, [{"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}], **IDS)
+    rows = [
+        {"input_ids": [0, 5, 0, 0], "attention_mask": [0, 1, 0, 0]},
+        {"input_ids": [0], "attention_mask": [0]},
+    ]
+    documents, _, counts = read(tmp_path, rows, **IDS)
+    assert documents == [IdsDocument([5]), IdsDocument([])] and counts == {"padding_ids": 4}
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "rule"),
+    [
+        (
+            {"messages": [{"role": "user", "from": "gpt", "content": "a"}]},
+            CHAT,
+            "say one thing as their role",
+        ),
+        ({"messages": [{"role": "user", "content": "a", "value": "b"}]}, CHAT, "say one thing as their role"),
+        ({"messages": [{"role": "user", "content": "a", "name": "\ud83d"}]}, CHAT, "valid Unicode"),
+        ({"messages": TURNS, "tools": ["{bad"]}, CHAT, "valid JSON in column 'tools'"),
+        ({"messages": TURNS, "tools": [5]}, CHAT, "tool schemas that are objects"),
+        ({"messages": TURNS, "tools": [None]}, CHAT, "tool schemas that are objects"),
+        ({"messages": "[{'role': 'user'}]"}, CHAT, "a list of messages in column 'messages'"),
+        ({"prompt": TURNS, "completion": TURNS[1:]}, AS_CHAT, "no assistant turn in column 'prompt'"),
+        ({"prompt": TURNS[:1], "completion": "x"}, COMPLETION, "text in column 'prompt'"),
+    ],
+)
+def test_a_row_that_says_two_things_or_none_is_refused(
+    row: dict[str, Any], options: dict[str, Any], rule: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RowError, match=rule):
+        read(tmp_path, [row], **options)

@@ -114,6 +114,13 @@ def test_a_glob_through_a_loop_gives_every_file_once(tmp_path: Path) -> None:
     assert "are the same file as another, and are read once" in listing.lines[0]
 
 
+def test_a_glob_over_several_splits_reads_them_and_says_so(tmp_path: Path) -> None:
+    make(tmp_path, "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet")
+    listing = list_files("s", SourceConfig(path=str(tmp_path / "data" / "*.parquet")))
+    assert len(listing.files) == 2
+    assert listing.lines == ["the path matches files of several splits, all of them read: test, train"]
+
+
 @pytest.mark.parametrize("options", [{"split": "test"}, {"subset": "main"}])
 def test_a_split_of_named_files_is_a_mistake(options: dict[str, str], tmp_path: Path) -> None:
     (key,) = options
@@ -161,8 +168,23 @@ def test_the_readme_of_a_downloaded_dataset_says_which_files_a_split_has(
     files, lines = listed(tmp_path, **options)
     assert files == expected
     split = options.get("split", "train")
-    assert lines[0].startswith(f"split '{split}' by its README: {len(files)} file")
+    config = options.get("subset", "default")
+    assert lines[0].startswith(f"split '{split}' by its README (config '{config}' of 3): {len(files)} file")
     assert f"{6 - len(files)} files of the folder not read" in lines[0]
+
+
+def test_a_split_whose_files_are_not_there_is_refused(tmp_path: Path) -> None:
+    (make(tmp_path, "held.jsonl", "README.md") / "README.md").write_text(README)
+    with pytest.raises(
+        DataError, match=r"the files of the split 'train' that its README .* lists, but .* has none"
+    ):
+        listed(tmp_path)
+
+
+def test_a_path_that_no_system_takes_is_a_sentence(tmp_path: Path) -> None:
+    for path in ("x" * 300, "a\0b"):
+        with pytest.raises(DataError, match=r"data\.sources\.s\.path` must name"):
+            listed(tmp_path / path)
 
 
 @pytest.mark.parametrize(

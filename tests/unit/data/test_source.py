@@ -11,6 +11,7 @@ import zstandard
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.data.files import list_files
+from trainer.data.hub import open_dataset, read_dataset
 from trainer.data.source import read_files
 from trainer.errors import DataError
 
@@ -189,3 +190,27 @@ def test_a_zst_file_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None
     (tmp_path / "a.jsonl.zst").write_bytes(frames)
     texts = read(SourceConfig(path=str(tmp_path / "a.jsonl.zst")), tmp_path)
     assert texts == [*map(str, range(100_000)), "one", "two"]
+
+
+def test_a_hub_dataset_whose_values_may_be_guesses_is_refused(tmp_path: Path) -> None:
+    """Folders stand for hub names here: `datasets` resolves both."""
+    for name, content in (("csv", "text\n007\n"), ("jsonl", '{"text": "2020-01-01"}\n')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"train.{name}").write_text(content)
+    source = SourceConfig(dataset=str(tmp_path / "csv"))
+    with pytest.raises(DataError, match="holds CSV instead"):
+        open_dataset("s", source, tmp_path / "cache")
+    source.dataset = str(tmp_path / "jsonl")
+    rows = read_dataset("s", source, open_dataset("s", source, tmp_path / "cache"))
+    with pytest.raises(
+        DataError, match=r"column 'text', but holds the type timestamp.*data\.sources\.s\.path"
+    ):
+        list(rows.batches())
+
+
+def test_a_hub_dataset_is_read_without_the_nulls_of_its_structs(tmp_path: Path) -> None:
+    rows = [[{"role": "user", "content": "a"}], [{"role": "user", "name": "n"}]]
+    made = datasets.Dataset.from_dict({"messages": rows, "id": [1, 2]})
+    read = read_dataset("s", SourceConfig(dataset="x", format=Format.chat), made)
+    assert [row["messages"] for batch in read.batches() for row in batch.rows] == rows
+    assert read.reading.to_lines() == ["columns that are not read: id"]
