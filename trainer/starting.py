@@ -46,6 +46,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     num_ranks = count_ranks(config) if hosts is None else hosts.num_ranks
     check_config(config, num_ranks)
     config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
+    check_config(config, num_ranks)  # what was chosen may break a rule that was not one before
     check_quantiser(config)
     check_benchmarks(config, command)
     if hosts is not None:

@@ -14,7 +14,7 @@ from trainer.config.check_generate import generate_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.data import Format, Packing, SourceConfig
-from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.model import Attention, ModelConfig, ModelKind
 from trainer.config.optim import Offload, ScheduleConfig, ScheduleName, ZeroConfig
 from trainer.config.plan import PlanConfig
 from trainer.config.rule import must
@@ -55,7 +55,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _batch_problems(config, world_size)
     yield from _optim_problems(config)
     yield from _schedule_problems(config.schedule)
-    yield from _zero_problems(config.zero)
+    yield from _zero_problems(config.zero, config.model.attention)
     yield from _cadence_problems(config)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
@@ -225,9 +225,12 @@ def _schedule_problems(schedule: ScheduleConfig) -> Iterator[str]:
         )
 
 
-def _zero_problems(zero: ZeroConfig) -> Iterator[str]:
+def _zero_problems(zero: ZeroConfig, attention: Attention) -> Iterator[str]:
     if zero.stage not in (None, 0, 1, 2, 3):
         yield must("zero.stage", "0, 1, 2, 3 or null", zero.stage, "Use zero=zero2.")
+    if zero.dtype == "fp32" and attention not in (Attention.auto, Attention.sdpa):
+        fix = "Set model.attention=auto: flash attention has no float32."
+        yield must("model.attention", "auto or sdpa with zero.dtype=fp32", attention.value, fix)
     if zero.dtype not in ("auto", "bf16", "fp32"):
         yield must("zero.dtype", "auto, bf16 or fp32", zero.dtype, "Set zero.dtype=auto.")
     if zero.offload_param is Offload.cpu and zero.stage != 3:
