@@ -152,7 +152,7 @@ def _said(fit: Fitted, hardware: Hardware, are_ranks_here: bool) -> Iterator[str
     best = choose_dtype(hardware)
     if fit.dtype is not None:
         yield fit.dtype.sentence if are_ranks_here else DTYPE_LEFT
-    elif fit.config.zero.dtype == "bf16" and best.name != "bf16":
+    elif fit.config.zero.dtype == "bf16" and best.name != "bf16" and not hardware.is_hidden:
         yield f"Training in bf16 although {best.reason}: several times slower than in float32 (zero.dtype=fp32)."
     if fit.reason is not None:
         yield fit.sentence

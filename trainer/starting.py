@@ -47,6 +47,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     check_config(config, num_ranks)
     config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
     config = dated(config, Path(config.run_dir))
+    check_config(config, num_ranks)  # what was chosen may break a rule that was not one before
     check_quantiser(config)
     check_benchmarks(config, command)
     if hosts is not None:

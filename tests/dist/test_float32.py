@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.dist.session import config_of, session_of
 from tests.dist.test_support_matrix import overrides_of, write_sources
 from tests.helpers.ranks import FOREIGN, ROOT
 from trainer.config.snapshot import config_path
@@ -102,3 +104,22 @@ def test_an_adapter_is_trained_and_exported_in_float32(sources: Path, recipe: st
         )
     assert "are the base's again" in shown[f"export export.output_dir={recipe}-merged-bfloat16"]
     assert "are the base's again" not in shown[f"export export.output_dir={recipe}-merged-auto"]
+
+
+def dtypes(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
+    """Open a session with what each rank would have chosen for itself."""
+    mine = ["zero.dtype=fp32", "zero.dtype=bf16"][group.rank]
+    with session_of(config_of(workspace, run_dir, mine, f"zero.stage={group.rank + 1}")) as session:
+        parameter = next(session.engine.module.parameters())
+        return {
+            "config": session.config.zero.dtype,
+            "stage": session.engine.stage,
+            "held": str(parameter.dtype),
+        }
+
+
+def test_ranks_of_different_nodes_take_what_the_first_one_chose(
+    pool: Any, workspace: str, tmp_path: Path
+) -> None:
+    found = pool(2).run(dtypes, workspace=workspace, run_dir=str(tmp_path / "run"))
+    assert found == [{"config": "fp32", "stage": 1, "held": "torch.float32"}] * 2

@@ -58,7 +58,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _batch_problems(config, world_size)
     yield from _optim_problems(config)
     yield from _schedule_problems(config.schedule)
-    yield from zero_problems(config.zero)
+    yield from zero_problems(config.zero, config.model.attention)
     yield from _cadence_problems(config)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)

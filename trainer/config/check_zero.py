@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trainer.config.model import Attention
 from trainer.config.optim import Offload, ZeroConfig
 from trainer.config.rule import must
 
@@ -114,10 +115,13 @@ _IDLE = {
 """Keys that DeepSpeed knows and that do nothing here, or harm."""
 
 
-def zero_problems(zero: ZeroConfig) -> Iterator[str]:
+def zero_problems(zero: ZeroConfig, attention: Attention) -> Iterator[str]:
     """Yield a sentence for every broken rule."""
     if zero.stage not in (None, 0, 1, 2, 3):
         yield must("zero.stage", "0, 1, 2, 3 or null", zero.stage, "Use zero=zero2.")
+    if zero.dtype == "fp32" and attention not in (Attention.auto, Attention.sdpa):
+        fix = "Set model.attention=auto: flash attention has no float32."
+        yield must("model.attention", "auto or sdpa with zero.dtype=fp32", attention.value, fix)
     if zero.dtype not in ("auto", "bf16", "fp32"):
         yield must("zero.dtype", "auto, bf16 or fp32", zero.dtype, "Set zero.dtype=auto.")
     if zero.offload_param is Offload.cpu and zero.stage != 3:

@@ -169,3 +169,14 @@ def test_a_sites_own_folder_is_found_through_the_search_path(nowhere, tmp_path, 
     for line in ("#SBATCH --partition=h100", "#SBATCH --account=physics", "module load cuda/12.8"):
         assert f"{line}\n" in script
     assert "export NCCL_SOCKET_IFNAME=ib0\n" in script and "export HF_HOME=/shared/hf\n" in script
+
+
+def test_the_dtype_is_left_to_the_nodes_whatever_the_login_node_has(
+    slurm, here, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("PALIMPSEST_NO_BF16", "1")
+    assert run_command(local(tmp_path)) == 0
+    assert "zero.dtype=auto: the first rank takes bf16 where its GPU" in capsys.readouterr().out
+    assert load_config(tmp_path / "run" / "config.yaml").zero.dtype == "auto"
+    assert run_command(local(tmp_path, "zero.dtype=fp32", "--dry-run")) == 0
+    assert "zero.dtype=auto" not in capsys.readouterr().err

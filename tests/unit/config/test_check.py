@@ -10,7 +10,7 @@ from tests.helpers.tiny import tiny_config
 from trainer.config.check import check_config, find_problems
 from trainer.config.data import Format, Packing
 from trainer.config.gate import GateRule, TaskRule
-from trainer.config.model import ModelKind
+from trainer.config.model import Attention, ModelKind
 from trainer.config.optim import Offload, ScheduleName
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
@@ -75,6 +75,7 @@ RULES = [
     ("schedule", {"schedule.name": ScheduleName.infinite, "schedule.decay_frac": 0.5}),
     ("zero.stage", {"zero.stage": 4}),
     ("zero.dtype", {"zero.dtype": "fp16"}),
+    ("model.attention", {"zero.dtype": "fp32", "model.attention": Attention.flash_attention_2}),
     ("zero.offload_param", {"zero.offload_param": Offload.cpu}),
     ("zero.offload_optimizer", {"zero.stage": 0, "zero.offload_optimizer": Offload.cpu}),
     ("zero.extra.optimizer", {"zero.extra": {"optimizer": {"type": "Adam"}}}),
