@@ -57,7 +57,7 @@ def run_training(config: RunConfig) -> StopReason:
                 "train.micro_batch_size", config.train.micro_batch_size, config.model.checkpoint_layers
             )
         )
-        session = open_session(config, stack)
+        session = open_session(config, stack, config.checkpoint.resume and config.checkpoint.enabled)
         return _train(session, stop_flag, stack)
 
 

@@ -35,6 +35,7 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
+NO_WORKING_DIRECTORY = "The working directory must be there, but was deleted. Change to another one."
 _WRONG_TYPE = re.compile(r"Value '(.*)' of type '.*' could not be converted to (\w+)")
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _OPEN = ("zero.extra.", "zero.extra=", "cluster.environment.", "cluster.nccl.")
@@ -83,6 +84,8 @@ def _composing(overrides: Sequence[str]) -> Iterator[None]:
     try:
         with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
             yield
+    except FileNotFoundError as error:
+        raise ConfigError(NO_WORKING_DIRECTORY) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"A configuration file is not valid YAML: {_one_line(error)}.") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -167,7 +170,10 @@ def to_dataclass(config: DictConfig) -> RunConfig:
         raise ConfigError(_explain(error, ())) from error
     if not isinstance(result, RunConfig):
         raise ConfigError("The primary configuration must begin its defaults list with run_schema.")
-    make_absolute(result, Path.cwd())
+    try:
+        make_absolute(result, Path.cwd())
+    except FileNotFoundError as error:
+        raise ConfigError(NO_WORKING_DIRECTORY) from error
     return result
 
 
