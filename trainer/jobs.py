@@ -47,6 +47,7 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
 
     Returns the tokenizer that the stores are looked up with.
     """
+    config = dated(config, Path(config.run_dir))
     check_generated(config)
     from trainer.data.prepared import find_store
     from trainer.data.store import open_store

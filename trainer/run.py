@@ -59,7 +59,8 @@ def run_training(config: RunConfig) -> StopReason:
         # Inside the stack: the other ranks hear of the sentence, not of what it explains.
         size, layers = config.train.micro_batch_size, config.model.checkpoint_layers
         with shortage_explained("train.micro_batch_size", size, layers), disk_explained(Path(config.run_dir)):
-            return _train(open_session(config, stack), stop_flag, stack)
+            resumes = config.checkpoint.resume and config.checkpoint.enabled
+            return _train(open_session(config, stack, resumes), stop_flag, stack)
 
 
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:

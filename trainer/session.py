@@ -113,8 +113,14 @@ class Session:
         )
 
 
-def open_session(config: RunConfig, stack: ExitStack) -> Session:
-    """Join the ranks and build data, model and engine, in this order. The configuration is checked already."""
+def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> Session:
+    """Join the ranks and build data, model and engine, in this order. The configuration is checked already.
+
+    Args:
+        goes_on: What the run directory holds is gone on from or measured, so that it must be of these inputs.
+    Raises:
+        DataError: They are others.
+    """
     env = rank_env(os.environ)
     run_dir = Path(config.run_dir)
     setup_logging(env.rank, env.world_size, None)
@@ -132,7 +138,8 @@ def open_session(config: RunConfig, stack: ExitStack) -> Session:
     # Where they are is asked once: ranks of other nodes need not see the files that stores were made of.
     places = group.from_first(lambda: find_all(config.data, tokenizer))
     stores = {name: open_store(place) for name, place in places.items()}
-    group.from_first(lambda: _refuse_other_inputs(config, stores, tokenizer.digest, source))
+    if goes_on:
+        group.from_first(lambda: _refuse_other_inputs(config, stores, tokenizer.digest, source))
     group.from_first(lambda: check_disjoint(stores))
     shape = batch_shape(
         config.train.global_batch_tokens,

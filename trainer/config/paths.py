@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,21 @@ from trainer.config.schema import RunConfig
 
 def absolute(path: str, here: Path) -> str:
     """Return a path from the root; an empty one stays."""
-    return str(here / Path(path).expanduser()) if path else path
+    return str(here / os.path.expanduser(path)) if path else path
 
 
 def pattern(path: str, here: Path) -> str:
     """Return a file, folder or glob from the root; special characters of the working directory stand for themselves."""
-    whole = here / Path(path).expanduser()
-    if whole.exists() or Path(path).expanduser().is_absolute():
-        return str(whole)
-    return str(Path(glob.escape(str(here))) / path) if glob.has_magic(path) else str(whole)
+    whole, given = absolute(path, here), os.path.expanduser(path)
+    if os.path.isabs(given) or os.path.exists(whole) or not glob.has_magic(path):
+        return whole
+    return str(Path(glob.escape(str(here))) / given)
 
 
 def name_or_place(name: str, here: Path) -> str:
     """Return a place from the root where it is one: it exists, or looks like a path; a name of the hub stays."""
     looks_local = name.startswith(("/", ".", "~"))
-    return absolute(name, here) if looks_local or (name and (here / name).exists()) else name
+    return absolute(name, here) if looks_local or (name and os.path.exists(here / name)) else name
 
 
 def program(word: str, here: Path) -> str:

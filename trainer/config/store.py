@@ -37,6 +37,7 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
+NO_WORKING_DIRECTORY = "The working directory must be there, but was deleted. Change to another one."
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
@@ -84,6 +85,8 @@ def _composing(overrides: Sequence[str]) -> Iterator[None]:
     try:
         with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
             yield
+    except FileNotFoundError as error:
+        raise ConfigError(NO_WORKING_DIRECTORY) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"A configuration file is not valid YAML: {_one_line(error)}.") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -209,7 +212,10 @@ def to_dataclass(config: DictConfig) -> RunConfig:
         raise ConfigError(_explain(error, ())) from error
     if not isinstance(result, RunConfig):
         raise ConfigError("The primary configuration must begin its defaults list with run_schema.")
-    make_absolute(result, Path.cwd())
+    try:
+        make_absolute(result, Path.cwd())
+    except FileNotFoundError as error:
+        raise ConfigError(NO_WORKING_DIRECTORY) from error
     check_values(result)
     return result
 

@@ -7,6 +7,8 @@ prepared.py.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +146,8 @@ class Store:
     def described(self) -> dict[str, Any]:
         """Return what shaped the store and its digest, as a run records it."""
         shaped: dict[str, Any] = self.meta["descriptor"]
-        return {"store": self.digest, "origin": shaped["origin"], "options": shaped["options"]}
+        origin = hashlib.sha256(json.dumps(shaped["origin"]).encode()).hexdigest()  # a line a file otherwise
+        return {"store": self.digest, "origin": origin, "options": shaped["options"]}
 
 
 def open_store(path: Path) -> Store:

@@ -9,6 +9,7 @@ import pytest
 from trainer.config.paths import PLACES, name_or_place, pattern
 from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config, load_config, to_yaml
+from trainer.errors import ConfigError
 
 NO_PLACES = {
     *("name", "model.revision", "model.new_tokens", "model.chat_template_date"),
@@ -139,3 +140,17 @@ def test_the_brackets_of_a_working_directory_are_no_pattern(tmp_path):
 @pytest.mark.parametrize("name", ["./m", "../m", "/m", "~/m"])
 def test_what_looks_like_a_path_is_one_even_if_nothing_is_there(name, tmp_path):
     assert Path(name_or_place(name, tmp_path)).is_absolute()
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a" * 5000, "b\0c", "*" * 300])
+def test_odd_paths_are_left_for_whoever_opens_them(path, tmp_path):
+    for whole in set(PLACES.values()):
+        whole(path, tmp_path)
+
+
+def test_a_working_directory_that_is_gone_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="working directory must be there"):
+        compose_config(["model=tiny"])
