@@ -8,6 +8,7 @@ Shapes: B rows, Q queries, K keys.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def layer_masks(hf_config: Any, mask: Tensor, positions_BT: Tensor) -> Tensor | 
     """
     config = hf_config.get_text_config()
     kinds = layer_kinds(config)
+    window, chunk = _size(config, "sliding_window"), _size(config, "attention_chunk_size")
     if kinds is None:
-        window, chunk = _size(config, "sliding_window"), _size(config, "attention_chunk_size")
         if window is not None:
             return _within_window(mask, positions_BT, window)
         return mask if chunk is None else _within_chunk(mask, positions_BT, chunk)
@@ -52,23 +53,19 @@ def layer_masks(hf_config: Any, mask: Tensor, positions_BT: Tensor) -> Tensor | 
         return mask
     masks: dict[str, Tensor | None] = {}
     for kind in kinds:
-        if kind in _SLIDING:
-            masks[kind] = _within_window(mask, positions_BT, config.sliding_window)
-        elif kind in _CHUNKED:
-            masks[kind] = _within_chunk(mask, positions_BT, config.attention_chunk_size)
+        if kind in _SLIDING and window is not None:
+            masks[kind] = _within_window(mask, positions_BT, window)
+        elif kind in _CHUNKED and chunk is not None:
+            masks[kind] = _within_chunk(mask, positions_BT, chunk)
         else:
-            masks[kind] = mask if kind in _FULL else None
+            masks[kind] = None if kind in _RECURRENT else mask
     return masks
 
 
 def layer_kinds(hf_config: Any) -> set[str] | None:
-    """Return the values of `layer_types`; None for an architecture whose layers are all alike.
-
-    Some folders carry the key for an architecture that does not have it and would not read it.
-    """
-    declared = any("layer_types" in vars(cls).get("__annotations__", {}) for cls in type(hf_config).__mro__)
-    kinds = getattr(hf_config, "layer_types", None)
-    return set(kinds) if declared and kinds else None
+    """Return the values of `layer_types`; None for an architecture whose layers are all alike."""
+    kinds = getattr(hf_config, "layer_types", None) if _declares(hf_config, "layer_types") else None
+    return set(kinds) if kinds else None
 
 
 def reach(hf_config: Any) -> int:
@@ -98,8 +95,16 @@ def reach(hf_config: Any) -> int:
     )
 
 
+def _declares(config: Any, key: str) -> bool:
+    """Tell whether an architecture has a key; some folders carry one of another, which nothing reads."""
+    classes = type(config).__mro__
+    return any(key in vars(cls).get("__annotations__", {}) for cls in classes) or (
+        key in inspect.signature(type(config).__init__).parameters
+    )
+
+
 def _size(config: Any, key: str) -> int | None:
-    value = getattr(config, key, None)
+    value = getattr(config, key, None) if _declares(config, key) else None
     return value if isinstance(value, int) and value > 0 else None
 
 

@@ -109,12 +109,24 @@ def test_recurrent_layers_get_no_mask_of_pairs_and_unknown_kinds_get_the_mask_as
     assert layer_masks(config, mask, POSITIONS) is mask
 
 
-def test_kinds_of_layers_that_an_architecture_does_not_have_are_not_read():
-    config = MistralConfig(
-        sliding_window=4, num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"]
-    )
-    assert layer_kinds(config) is None
-    assert isinstance(layer_masks(config, block_mask(SEGMENTS), POSITIONS), torch.Tensor)
+def test_keys_that_an_architecture_does_not_have_are_not_read():
+    kinds = ["full_attention", "sliding_attention"]
+    mistral = MistralConfig(sliding_window=4, num_hidden_layers=2, layer_types=kinds)
+    assert layer_kinds(mistral) is None
+    assert isinstance(layer_masks(mistral, block_mask(SEGMENTS), POSITIONS), torch.Tensor)
+    mask = block_mask(SEGMENTS)
+    assert layer_masks(AutoConfig.for_model("llama", sliding_window=2), mask, POSITIONS) is mask
+
+
+def test_keys_of_an_architecture_whose_code_is_not_transformers_own_are_read():
+    class Remote:
+        def __init__(self, sliding_window=None):
+            self.sliding_window = sliding_window
+
+        def get_text_config(self):
+            return self
+
+    assert rows(layer_masks(Remote(2), block_mask(SEGMENTS), POSITIONS))[3] == "..xx..."
 
 
 @pytest.mark.parametrize(
