@@ -11,6 +11,7 @@ from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
+from trainer.config.check_learn import learn_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.data import Format, Packing, SourceConfig
@@ -125,6 +126,7 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
         yield must("data.num_workers", "0 (all cores) or more", data.num_workers, "Set 0.")
     for name, source in data.sources.items():
         yield from _source_problems(f"data.sources.{name}", source)
+        yield from learn_problems(f"data.sources.{name}", source)
 
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:

@@ -127,6 +127,9 @@ class Intake:
 
 
 DROPS = {
+    "no_answer": "without an answer",
+    "not_learnt": "without a turn to learn",
+    "quoted_dropped": "with special tokens that cannot be encoded as text",
     "too_short": "too short",
     "too_long": "too many characters",
     "duplicates": "duplicates",

@@ -20,6 +20,9 @@ from trainer.data.store import FORMAT_VERSION, Store, open_store
 from trainer.data.types import TokenizerLike
 from trainer.errors import DataError
 
+RENDERING_VERSION = 2
+"""Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
+
 
 def cache_folder(data: DataConfig) -> Path:
     """Return the folder of `data.cache_dir` as an absolute path."""
@@ -60,6 +63,7 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         fields["long_documents"] = LongDocuments.split
     return {
         "version": FORMAT_VERSION,
+        "rendering": RENDERING_VERSION,
         **fields,
         "seq_len": data.seq_len,
         "validation_frac": held_out_frac(source, data),
