@@ -13,6 +13,7 @@ from trainer.config.check_columns import column_problems
 from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
+from trainer.config.check_learn import learn_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
@@ -144,6 +145,7 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
     for name, source in data.sources.items():
         yield from _source_problems(f"data.sources.{name}", source)
         yield from column_problems(f"data.sources.{name}", source)
+        yield from learn_problems(f"data.sources.{name}", source)
 
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:

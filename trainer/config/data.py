@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.config.learn import LearnConfig
+
 
 class Format(Enum):
     """What a row of a source holds."""
@@ -125,6 +127,8 @@ class SourceConfig:
     """format=completion: render prompt and completion as a two-turn chat with the chat template."""
     txt_documents: str = "file"
     """txt files: `file` (one document a file), `line`, or `paragraph` (split at blank lines)."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """format=chat, or completion with as_chat=true: what is learnt of a conversation."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning options."""
     packing: Packing | None = None

@@ -130,6 +130,9 @@ class Intake:
 DROPS = {
     "no_completion": "without a completion",
     "no_prompt": "without a prompt",
+    "no_answer": "without an answer",
+    "not_learnt": "without a turn to learn",
+    "quoted_dropped": "with special tokens that cannot be encoded as text",
     "too_short": "too short",
     "too_long": "too many characters",
     "duplicates": "duplicates",

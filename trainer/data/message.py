@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from trainer.data.types import Message, RowError
@@ -41,10 +40,8 @@ def parse_message(raw: Any) -> Message:
     known = {"role", "from", "content", "value"}
     message: Message = {"role": role, "content": _content(raw.get("content", raw.get("value")))}
     message |= {key: value for key, value in raw.items() if key not in known and value is not None}
-    if "tool_calls" in message:
-        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"] or []]
-        if not message["tool_calls"]:
-            del message["tool_calls"]
+    if message.get("tool_calls") == []:
+        del message["tool_calls"]
     return message
 
 
@@ -56,20 +53,6 @@ def _content(raw: Any) -> str:
     if isinstance(raw, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in raw):
         return valid_text("".join(str(part.get("text") or "") for part in raw))
     raise RowError("hold messages whose content is text", short(raw), MEND)
-
-
-def _tool_call(call: Any) -> Any:
-    # Chat templates expect arguments as an object; OpenAI's own format has them as a JSON string.
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(call, dict):
-        raise RowError("hold tool calls that are objects", short(call), MEND)
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except json.JSONDecodeError:
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def valid_text(text: str) -> str:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from trainer.config.data import DataConfig, Format, SourceConfig
+from trainer.data.chat.shape import describe_shape, find_shape
 from trainer.data.files import hash_files, list_files
 from trainer.data.hub import open_dataset, read_dataset
 from trainer.data.intake import Intake
@@ -79,6 +80,7 @@ def prepare(
     """
     for name, source in data.sources.items():
         _check_tokenizer(name, source, data, tokenizer)
+    _say_shape(data, tokenizer, console)
     stores: dict[str, Store] = {}
     for name, source in data.sources.items():
         store = _find(name, source, data, tokenizer, console)
@@ -108,6 +110,13 @@ def _notes(data: DataConfig, stores: dict[str, Store]) -> dict[str, list[str]]:
         ]
         for name, source in data.sources.items()
     }
+
+
+def _say_shape(data: DataConfig, tokenizer: TokenizerLike, console: Console) -> None:
+    """Say once what the chat template has no place for, before any row is read."""
+    if any(source.format is Format.chat or source.as_chat for source in data.sources.values()):
+        for line in describe_shape(find_shape(tokenizer)):
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def _say_waiting(name: str, console: Console, holder: str) -> None:

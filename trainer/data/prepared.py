@@ -24,6 +24,9 @@ from trainer.runtime.seal import read_sealed, sealed_text
 RENDERING_VERSION = 2
 """Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
 
+RENDERING_VERSION = 2
+"""Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
+
 
 def cache_folder(data: DataConfig) -> Path:
     """Return the folder of `data.cache_dir`."""

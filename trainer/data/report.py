@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.data.chat.notes import describe_chats
 from trainer.data.intake import describe_drops
 from trainer.data.store import TRAIN, VALIDATION, SplitStore, Store
 from trainer.data.types import Pack, TokenizerLike
@@ -61,7 +62,7 @@ def describe_notes(meta: dict[str, Any]) -> str:
         for key in ("normalized", "stripped", "null_turns", "padding_ids", "empty_prompts", "long_split")
         if counts.get(key)
     ]
-    notes = [describe_drops(counts), *changed, meta.get("split_note", "")]
+    notes = [describe_drops(counts), *changed, *describe_chats(counts), meta.get("split_note", "")]
     return "; ".join(note for note in notes if note) or "-"
 
 

@@ -16,7 +16,9 @@ from typing import assert_never
 import numpy as np
 
 from trainer.config.data import CleanConfig, SourceConfig
-from trainer.data.chat import Span, mark_chat
+from trainer.data.chat.mark import Marked, mark_chat
+from trainer.data.chat.quoted import quoted_cuts
+from trainer.data.chat.settle import settle_chat
 from trainer.data.clean import clean_document, content_digest
 from trainer.data.document import parse_row
 from trainer.data.types import (
@@ -30,12 +32,13 @@ from trainer.data.types import (
     Problem,
     RowBatch,
     RowError,
+    Span,
     TextDocument,
     TokenizerLike,
 )
 from trainer.errors import DataError
 
-Marked = tuple[list[int], Bytes]
+Encoded = tuple[list[int], Bytes]
 Encode = Callable[[RowBatch], EncodedBatch]
 
 
@@ -47,27 +50,30 @@ def encode_batch(
     problems: list[Problem] = []
     documents: list[Document] = []
     places: list[str] = []
-    pending: list[tuple[str, list[Span]]] = []
+    pending: list[Marked] = []
     for index, row in enumerate(batch.rows):
         try:
             document = _read(row, source, counts)
             if document is None:
                 continue
             if not isinstance(document, IdsDocument | TextDocument):
-                pending.append(_mark(document, tokenizer))
+                marked = _mark(document, tokenizer, source, counts)
+                if marked is None:
+                    continue
+                pending.append(marked)
         except RowError as error:
             where = batch.where(index)
             problems.append(Problem(error.rule, error.value, error.fix, where))
             continue
         documents.append(document)
         places.append(batch.where(index))
-    marked = _encode(documents, pending, adds_eos, tokenizer)
-    kept = [i for i, (ids, _) in enumerate(marked) if ids]
-    counts["empty"] += len(marked) - len(kept)
+    encoded = _encode(documents, pending, adds_eos, tokenizer, counts)
+    kept = [i for i, (ids, _) in enumerate(encoded) if ids]
+    counts["empty"] += len(encoded) - len(kept) - counts["quoted_dropped"]
     return EncodedBatch(
-        tokens=np.array([t for i in kept for t in marked[i][0]], dtype=np.uint32),
-        supervised=np.concatenate([np.empty(0, np.uint8), *(marked[i][1] for i in kept)]),
-        lengths=np.array([len(marked[i][0]) for i in kept], dtype=np.int32),
+        tokens=np.array([t for i in kept for t in encoded[i][0]], dtype=np.uint32),
+        supervised=np.concatenate([np.empty(0, np.uint8), *(encoded[i][1] for i in kept)]),
+        lengths=np.array([len(encoded[i][0]) for i in kept], dtype=np.int32),
         digests=[content_digest(documents[i]) for i in kept],
         places=[places[i] for i in kept],
         counts=counts,
@@ -76,27 +82,35 @@ def encode_batch(
 
 
 def _read(row: dict[str, object], source: SourceConfig, counts: Counter[str]) -> Document | None:
-    document = parse_row(row, source, counts)
+    document: Document | None = parse_row(row, source, counts)
+    if isinstance(document, ChatDocument):
+        document = settle_chat(document, counts)
     clean: CleanConfig = source.clean
     return None if document is None else clean_document(document, clean, counts)
 
 
-def _mark(document: CompletionDocument | ChatDocument, tokenizer: TokenizerLike) -> tuple[str, list[Span]]:
+def _mark(
+    document: CompletionDocument | ChatDocument,
+    tokenizer: TokenizerLike,
+    source: SourceConfig,
+    counts: Counter[str],
+) -> Marked | None:
     match document:
         case CompletionDocument(prompt, completion):
-            return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
+            return Marked(prompt + completion, [(len(prompt), len(prompt) + len(completion))], [])
         case ChatDocument():
-            return mark_chat(document, tokenizer)
+            return mark_chat(document, tokenizer, source.learn, counts)
         case _:
             assert_never(document)
 
 
 def _encode(
     documents: list[Document],
-    pending: list[tuple[str, list[Span]]],
+    pending: list[Marked],
     adds_eos: bool,
     tokenizer: TokenizerLike,
-) -> list[Marked]:
+    counts: Counter[str],
+) -> list[Encoded]:
     # The documents of a source are all of one kind.
     texts = [d.text for d in documents if isinstance(d, TextDocument)]
     if texts:
@@ -104,15 +118,19 @@ def _encode(
         return [_ended(ids, np.ones(len(ids), np.uint8), adds_eos, tokenizer) for ids in encoded]
     if not pending:
         return [_given(d) for d in documents if isinstance(d, IdsDocument)]
-    marked = []
-    with_offsets = tokenizer.encode_with_offsets([text for text, _ in pending])
-    for document, (_, spans), (ids, offsets) in zip(documents, pending, with_offsets, strict=True):
-        mark = mark_tokens(offsets, spans)
+    marks: list[Encoded] = []
+    with_offsets = tokenizer.encode_with_offsets([marked.text for marked in pending])
+    for document, marked, (ids, offsets) in zip(documents, pending, with_offsets, strict=True):
+        if cuts := quoted_cuts(marked, tokenizer):
+            spelled = tokenizer.encode_spelled(marked.text, cuts)
+            counts["quoted_tokens" if spelled else "quoted_dropped"] += 1
+            ids, offsets = spelled or ([], [])
+        mark = mark_tokens(offsets, marked.spans)
         if isinstance(document, CompletionDocument):
             ids, mark = _begun(ids, mark, tokenizer)
             ids, mark = _ended(ids, mark, adds_eos, tokenizer)
-        marked.append((ids, mark))
-    return marked
+        marks.append((ids, mark))
+    return marks
 
 
 def mark_tokens(offsets: Offsets, spans: list[Span]) -> Bytes:
@@ -129,21 +147,21 @@ def mark_tokens(offsets: Offsets, spans: list[Span]) -> Bytes:
     return mark
 
 
-def _begun(ids: list[int], mark: Bytes, tokenizer: TokenizerLike) -> Marked:
+def _begun(ids: list[int], mark: Bytes, tokenizer: TokenizerLike) -> Encoded:
     bos = tokenizer.bos_id
     if not tokenizer.adds_bos or bos is None or ids[:1] == [bos]:
         return ids, mark
     return [bos, *ids], np.concatenate([np.zeros(1, np.uint8), mark])
 
 
-def _ended(ids: list[int], mark: Bytes, adds_eos: bool, tokenizer: TokenizerLike) -> Marked:
+def _ended(ids: list[int], mark: Bytes, adds_eos: bool, tokenizer: TokenizerLike) -> Encoded:
     eos = tokenizer.eos_id
     if not adds_eos or eos is None or ids[-1:] == [eos]:
         return ids, mark
     return [*ids, eos], np.concatenate([mark, np.ones(1, np.uint8)])
 
 
-def _given(document: IdsDocument) -> Marked:
+def _given(document: IdsDocument) -> Encoded:
     mask = document.loss_mask
     mark = np.ones(len(document.ids), np.uint8) if mask is None else np.array(mask, np.uint8)
     return document.ids, mark

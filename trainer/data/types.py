@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 Message = dict[str, Any]
-Offsets = list[tuple[int, int]]
+Span = tuple[int, int]
+Offsets = list[Span]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Int32s = npt.NDArray[np.int32]
@@ -61,6 +62,16 @@ class TokenizerLike(Protocol):
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], Offsets]]:
         """Encode without adding special tokens; give each token its characters [start, end)."""
+
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """How tokens that stand for no text are spelled."""
+
+    def encode_spelled(self, text: str, cuts: list[int]) -> tuple[list[int], Offsets] | None:
+        """Encode like encode_with_offsets, with the text cut at some characters; None if a cut changes the text."""
+
+    def __hash__(self) -> int:
+        """Tell tokenizers apart."""
 
     def render_chat(
         self,

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,12 @@ class Tokenizer:
         added = (i for i, token in self.hf.added_tokens_decoder.items() if token.special)
         return frozenset(map(int, (*self.hf.all_special_ids, *added)))
 
+    @cached_property
+    def special_texts(self) -> frozenset[str]:
+        """How tokens that stand for no text are spelled."""
+        added = (str(token) for token in self.hf.added_tokens_decoder.values() if token.special)
+        return frozenset(filter(None, map(str, (*self.hf.all_special_tokens, *added))))
+
     @property
     def has_chat_template(self) -> bool:
         """Whether render_chat can be used."""
@@ -139,6 +146,21 @@ class Tokenizer:
             )
         encoded = self._call(texts, return_offsets_mapping=True)
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+
+    def encode_spelled(self, text: str, cuts: list[int]) -> tuple[list[int], Offsets] | None:
+        """Encode like encode_with_offsets, with the text cut at some characters; None if a cut changes the text.
+
+        A special token that is cut in two is text.
+        """
+        borders = [0, *sorted(set(cuts)), len(text)]
+        pieces = [text[a:b] for a, b in pairwise(borders)]
+        ids: list[int] = []
+        offsets: Offsets = []
+        for start, (more, places) in zip(borders, self.encode_with_offsets(pieces), strict=False):
+            ids += more
+            offsets += [(start + a, start + b) for a, b in places]
+        whole = self.encode_fragments([text])[0]
+        return (ids, offsets) if self.decode(ids) == self.decode(whole) else None
 
     def render_chat(
         self,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from itertools import groupby
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from tests.helpers import templates
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.data import Format, SourceConfig
-from trainer.data.chat import mark_chat
+from trainer.config.learn import LearnConfig, Reasoning
+from trainer.data.chat.mark import Marked, mark_chat
+from trainer.data.chat.settle import settle_chat
 from trainer.data.tokenise import encode_batch
 from trainer.data.types import ChatDocument, Message, RowBatch, RowError
 from trainer.model.tokenizer import Tokenizer
@@ -21,6 +24,15 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
+def mark(document: ChatDocument, tokenizer: Tokenizer, learn: LearnConfig | None = None) -> Marked:
+    settled = settle_chat(document, Counter())
+    assert settled is not None
+    marked = mark_chat(settled, tokenizer, learn or LearnConfig(), Counter())
+    assert marked is not None
+    return marked
+
+
+AS_RENDERED = LearnConfig(reasoning=Reasoning.as_rendered)
 SYSTEM: Message = {"role": "system", "content": "Be brief."}
 TWO_TURNS = [user("Hi?"), assistant("Hello."), user("Again?"), assistant("Hello again.")]
 THINKING = [
@@ -31,10 +43,14 @@ THINKING = [
 ]
 
 
-def supervised_texts(tokenizer: Tokenizer, messages: list[Message]) -> list[str]:
+def supervised_texts(
+    tokenizer: Tokenizer, messages: list[Message], learn: LearnConfig | None = None
+) -> list[str]:
     """Encode as `prepare` does and decode each run of supervised tokens."""
     batch = RowBatch("chats.jsonl", "line", [1], [{"messages": messages}])
-    encoded = encode_batch(batch, SourceConfig(format=Format.chat), False, tokenizer)
+    encoded = encode_batch(
+        batch, SourceConfig(format=Format.chat, learn=learn or LearnConfig()), False, tokenizer
+    )
     assert not encoded.problems
     rendered = tokenizer.render_chat(messages)
     assert [encoded.tokens.tolist()] == tokenizer.encode_fragments([rendered])
@@ -69,12 +85,12 @@ def test_only_the_assistants_words_and_their_end_marks_are_supervised(
     template: str, messages: list[Message], expected: list[str]
 ) -> None:
     tokenizer = make_tokenizer(getattr(templates, template), adds_bos=True)
-    assert supervised_texts(tokenizer, messages) == expected
+    assert supervised_texts(tokenizer, messages, AS_RENDERED) == expected
 
 
 def test_a_system_prompt_that_moves_with_later_turns_does_not_hide_earlier_answers() -> None:
     tokenizer = make_tokenizer(templates.MISTRAL)
-    assert supervised_texts(tokenizer, [SYSTEM, *TWO_TURNS]) == ["Hello.</s>", " Hello again.</s>"]
+    assert supervised_texts(tokenizer, [SYSTEM, *TWO_TURNS]) == [" Hello.</s>", " Hello again.</s>"]
 
 
 def test_tool_calls_are_supervised_and_tool_results_are_not() -> None:
@@ -104,14 +120,15 @@ def test_reasoning_before_a_tool_call_is_found_when_a_later_turn_strips_it() -> 
     ]
     said = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>'
     expected = [said, said, "Done.<|im_end|>", "<think>\n\n</think>\n\nYes.<|im_end|>"]
-    assert supervised_texts(make_tokenizer(templates.QWEN3), messages) == expected
+    assert supervised_texts(make_tokenizer(templates.QWEN3), messages, AS_RENDERED) == expected
 
 
 def test_words_that_the_user_said_first_are_not_taken_for_the_assistants() -> None:
     messages = [user("Hello."), assistant("Hello."), user("Hello."), assistant("Hello.")]
     for template in (templates.CHATML, templates.MISTRAL, templates.PHI3, templates.R1):
         tokenizer = make_tokenizer(template)
-        full, spans = mark_chat(ChatDocument(messages), tokenizer)
+        marked = mark(ChatDocument(messages), tokenizer)
+        full, spans = marked.text, marked.spans
         assert len(spans) == 2
         assert all("Hello." in full[:start] and full[start:end].strip() != "" for start, end in spans)
         assert full[spans[0][0] : spans[0][1]].strip().startswith("Hello.")
@@ -147,7 +164,7 @@ def test_a_conversation_that_the_template_refuses_says_why_and_what_to_do(
     messages: list[Message], reason: str
 ) -> None:
     with pytest.raises(RowError) as caught:
-        mark_chat(ChatDocument(messages), make_tokenizer(templates.GEMMA))
+        mark(ChatDocument(messages), make_tokenizer(templates.GEMMA))
     assert reason in caught.value.value
     assert "model.chat_template" in caught.value.fix and "system prompt" in caught.value.fix
 
@@ -155,11 +172,11 @@ def test_a_conversation_that_the_template_refuses_says_why_and_what_to_do(
 def test_a_turn_that_the_template_leaves_out_is_an_error_and_not_unsupervised() -> None:
     template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     with pytest.raises(RowError, match="renders"):
-        mark_chat(ChatDocument(TWO_TURNS), make_tokenizer(template))
+        mark(ChatDocument(TWO_TURNS), make_tokenizer(template))
 
 
 def test_a_tool_call_that_the_template_leaves_out_is_an_error() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {}}}
     messages = [user("1+1?"), {**assistant(""), "tool_calls": [call]}]
     with pytest.raises(RowError, match="renders"):
-        mark_chat(ChatDocument(messages), make_tokenizer(templates.LLAMA3))
+        mark(ChatDocument(messages), make_tokenizer(templates.LLAMA3))

@@ -1,0 +1,45 @@
+"""Config section for what is learnt of a conversation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Turns(Enum):
+    """Which of the assistant's turns are learnt."""
+
+    all = "all"
+    last = "last"
+
+
+class Reasoning(Enum):
+    """What becomes of the assistant's reasoning."""
+
+    whole = "whole"
+    as_rendered = "as_rendered"
+    last = "last"
+    drop = "drop"
+    answer_only = "answer_only"
+
+
+@dataclass
+class LearnConfig:
+    """What is learnt of a conversation.
+
+    Turns with weight: 0, train: false or loss: false are never learnt; those of any role with 1 or true are, unless
+    `turns` leaves them out.
+    """
+
+    turns: Turns = Turns.all
+    """`all` turns of the assistant, or the `last` only."""
+    roles: list[str] = field(default_factory=lambda: ["assistant"])
+    """Roles whose turns are learnt: assistant, tool, user, system or developer. Of the others than assistant only
+    the words are."""
+    end_mark: bool = True
+    """Learn the mark that ends a turn, or the token that begins the next where a template writes none. Without it the
+    model does not learn to stop."""
+    reasoning: Reasoning = Reasoning.whole
+    """`whole`: refuse reasoning that the chat template leaves out or cuts. `as_rendered`: learn what it renders, and
+    count the rest. `last`: take reasoning out of all turns but the last of the assistant. `drop`: take it out of all.
+    `answer_only`: render it whole, and learn what comes after it."""

@@ -1,0 +1,1 @@
+"""Renders conversations, accounts for all that they hold, and marks what the assistant wrote."""
