@@ -177,10 +177,11 @@ class _Finder:
     def _end(self, turn: int, gap: str, last: int, is_last: bool) -> int:
         alone = None if is_last else self._alone(turn, last)
         end, has_mark = find_end(gap, alone, is_last)
-        if not has_mark:
-            self.counts["unmarked_ends"] += is_last
-            return stop_after(gap) if self.learn.end_mark else 0
-        return end if self.learn.end_mark else self._closers(turn, gap, end)
+        if has_mark and find_shape(self.tokenizer).has_end_mark:
+            return end if self.learn.end_mark else self._closers(turn, gap, end)
+        # What there is closes calls; the token that begins the next turn stops the model.
+        self.counts["unmarked_ends"] += is_last
+        return end + stop_after(gap[end:]) if self.learn.end_mark and not is_last else end
 
     def _closers(self, turn: int, gap: str, end: int) -> int:
         """Return the end of what closes a turn's calls, without the mark that ends the turn."""
