@@ -4,6 +4,8 @@
 out. A test renders with them to know what must be learnt, by the template itself and not by the code it tests.
 """
 
+# ruff: noqa: E501 - a line break would be part of a template
+
 from __future__ import annotations
 
 LEARN, STOP = "\u27ea", "\u27eb"
@@ -97,30 +99,30 @@ SHAPES = {
         **IM,
     ),
     "deepseek_r1": turns(
-        f"<｜Assistant｜><think>{N}",
-        "<｜begin▁of▁sentence｜>",
+        f"<|Assistant|><think>{N}",
+        "<|begin_of_sentence|>",
         system=WORDS,
-        user=f"<｜User｜>{WORDS}",
-        tool=f"<｜tool▁output▁begin｜>{WORDS}<｜tool▁output▁end｜>",
-        assistant=f"<｜Assistant｜>{LEARN}{{{{ m.content.split('</think>')[-1].strip() }}}}{{% for c in m.tool_calls or [] %}}"
-        "<｜tool▁call▁begin｜>{{ c.function.name + '<｜tool▁sep｜>' + c.function.arguments }}<｜tool▁call▁end｜>{% endfor %}"
-        f"<｜end▁of▁sentence｜>{STOP}",
+        user=f"<|User|>{WORDS}",
+        tool=f"<|tool_output_begin|>{WORDS}<|tool_output_end|>",
+        assistant=f"<|Assistant|>{LEARN}{{{{ m.content.split('</think>')[-1].strip() }}}}{{% for c in m.tool_calls or [] %}}"
+        "<|tool_call_begin|>{{ c.function.name + '<|tool_sep|>' + c.function.arguments }}<|tool_call_end|>{% endfor %}"
+        f"<|end_of_sentence|>{STOP}",
     ),
     "deepseek_v31": turns(
-        "<｜Assistant｜></think>",
-        "<｜begin▁of▁sentence｜>",
+        "<|Assistant|></think>",
+        "<|begin_of_sentence|>",
         system=WORDS,
-        user=f"<｜User｜>{WORDS}",
-        assistant=f"<｜Assistant｜></think>{LEARN}{WORDS}<｜end▁of▁sentence｜>{STOP}",
+        user=f"<|User|>{WORDS}",
+        assistant=f"<|Assistant|></think>{LEARN}{WORDS}<|end_of_sentence|>{STOP}",
     ),
     "deepseek_tools_unheaded": turns(
-        "{% if messages[-1].role != 'tool' %}<｜Assistant｜>{% endif %}",
-        "<｜begin▁of▁sentence｜>" + TOOLS,
+        "{% if messages[-1].role != 'tool' %}<|Assistant|>{% endif %}",
+        "<|begin_of_sentence|>" + TOOLS,
         system=WORDS,
-        user=f"<｜User｜>{WORDS}",
-        tool=f"<｜tool▁output▁begin｜>{WORDS}<｜tool▁output▁end｜>",
-        assistant="{% if loop.previtem is not defined or loop.previtem.role != 'tool' %}<｜Assistant｜>{% endif %}"
-        f"{LEARN}{WORDS}{JSON_CALLS}<｜end▁of▁sentence｜>{STOP}",
+        user=f"<|User|>{WORDS}",
+        tool=f"<|tool_output_begin|>{WORDS}<|tool_output_end|>",
+        assistant="{% if loop.previtem is not defined or loop.previtem.role != 'tool' %}<|Assistant|>{% endif %}"
+        f"{LEARN}{WORDS}{JSON_CALLS}<|end_of_sentence|>{STOP}",
     ),
     "glm4": glm(f"<|assistant|>{N}{LEARN}{WORDS}{JSON_CALLS}", f"<|assistant|>{N}"),
     "glm45": glm(

@@ -204,7 +204,7 @@ TALK = st.lists(st.tuples(CONTENT, CONTENT), min_size=1, max_size=3)
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(talk=TALK)
 def test_every_learnt_character_is_the_assistants_and_every_one_of_them_is_learnt(
     name: str, talk: list[tuple[str, str]]

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from trainer.config.learn import LearnConfig, Reasoning, Turns
 from trainer.data.chat.frame import find_end, find_start, stop_after
-from trainer.data.chat.hand import CALLS, CONTENT, SHARED, THOUGHT, hand_tools, hand_turns
+from trainer.data.chat.hand import CALLS, CONTENT, SHARED, THOUGHT, TOOLS, hand_tools, hand_turns
 from trainer.data.chat.paint import Place
 from trainer.data.chat.rendering import ADAPT, Rendering, render_whole
 from trainer.data.chat.settle import LEARN, REASONING
@@ -21,6 +21,7 @@ REASONING_FIX = (
     "Set learn.reasoning of the source to as_rendered (what the template leaves out is lost, and counted), last, "
     "drop or answer_only, or set model.chat_template to one that keeps it."
 )
+TOOLS_FIX = "Set model.chat_template to one that renders tools, or take the tools out of the source."
 TAG = re.compile(r"\s*<[^<>\s]{1,60}>|\s*\[/?[A-Z][A-Z_]{1,30}\]")
 
 
@@ -105,7 +106,7 @@ def _account(rendering: Rendering, learn: LearnConfig, counts: Counter[str]) -> 
             continue
         role = "" if turn == SHARED else f" of turn {turn + 1} ({rendering.document.messages[turn]['role']})"
         value = f"{part}{role} that it leaves out or cuts"
-        fix = REASONING_FIX if part == THOUGHT else ADAPT
+        fix = {THOUGHT: REASONING_FIX, TOOLS: TOOLS_FIX}.get(part, ADAPT)
         if part == THOUGHT:
             raise RowError("hold only reasoning that the chat template renders whole", value, fix)
         raise RowError(WHOLE, value, fix)
