@@ -48,12 +48,17 @@ def combine_adapters(config: RunConfig) -> int:
     )
     described.base_model_name_or_path = source
     if export.merge:
+
+        def fill_whole(folder: Path) -> None:
+            if (note := write_model_files(source, config.model, dtype, folder)) is not None:
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
+
         count = export_weights(
             with_base(tensors.items(), source, described),
             output_dir,
             dtype,
             int(export.max_shard_gb * 1e9),
-            lambda folder: write_model_files(source, config.model, dtype, folder),
+            fill_whole,
         )
         made = f"The base with all of them added in: {count} tensors"
     else:

@@ -170,12 +170,17 @@ def _write_export(
         stream = blended(stream, source, options.alpha)
     if rounding is not None:
         stream = rounding.watch(stream)
+
+    def fill_whole(folder: Path) -> None:
+        if (note := write_model_files(source, config.model, options.dtype, folder)) is not None:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+
     return export_weights(
         track(stream, description="tensors", console=console),
         output_dir,
         options.dtype,
         int(options.max_shard_gb * 1e9),
-        lambda folder: write_model_files(source, config.model, options.dtype, folder),
+        fill_whole,
     )
 
 

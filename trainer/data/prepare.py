@@ -116,7 +116,16 @@ def _say_shape(data: DataConfig, tokenizer: TokenizerLike, console: Console) -> 
     """Say once what the chat template has no place for, before any row is read."""
     if any(source.format is Format.chat or source.as_chat for source in data.sources.values()):
         for line in describe_shape(find_shape(tokenizer)):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        end, eos = tokenizer.turn_end, tokenizer.eos_id
+        if end is not None and (eos is None or tokenizer.decode([eos]) != end):
+            console.print(
+                f"Answers end with {end}, which is not the tokenizer's EOS: `palimpsest export` adds it to "
+                "eos_token_id of generation_config.json.",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 def _say_waiting(name: str, console: Console, holder: str) -> None:

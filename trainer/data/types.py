@@ -51,6 +51,10 @@ class TokenizerLike(Protocol):
         """Whether raw documents of this tokenizer begin with BOS."""
 
     @property
+    def turn_end(self) -> str | None:
+        """The token that the chat template writes behind an answer, if it does."""
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether render_chat can be used."""
 

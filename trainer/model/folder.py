@@ -20,8 +20,12 @@ from trainer.model.quantise import keep_packing, load_arguments, use_float32
 from trainer.model.tokenizer import configured_tokenizer
 
 
-def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path) -> None:
-    """Write config, generation config, tokenizer and chat template beside exported weights."""
+def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path) -> str | None:
+    """Write config, generation config, tokenizer and chat template beside exported weights.
+
+    Returns:
+        A sentence about the token that ends answers in the chat template, if generation did not stop at it.
+    """
     from transformers import GenerationConfig
 
     config = read_config(source, model)
@@ -35,7 +39,16 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
         generation = GenerationConfig.from_pretrained(source, revision=model.revision)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
+    written = load_tokenizer(str(folder), trust_remote_code=model.trust_remote_code)
+    end, stops = written.turn_end_id, generation.eos_token_id
+    stops = [stops] if isinstance(stops, int) else list(stops or [])
+    is_added = end is not None and end not in stops
+    if is_added:
+        generation.eos_token_id = [*stops, end]
     generation.save_pretrained(folder)
+    if not is_added:
+        return None
+    return f"Generation also stops at {written.turn_end}, which ends answers in the chat template."
 
 
 def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:

@@ -111,6 +111,25 @@ class Tokenizer:
         return frozenset(filter(None, map(str, (*self.hf.all_special_tokens, *added))))
 
     @property
+    def turn_end(self) -> str | None:
+        """The token that the chat template writes behind an answer, if it does."""
+        return None if self.turn_end_id is None else self.decode([self.turn_end_id])
+
+    @cached_property
+    def turn_end_id(self) -> int | None:
+        """Id of the token that the chat template writes behind an answer, if it does."""
+        if not self.has_chat_template:
+            return None
+        try:
+            said = "Palimpsest"
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+            ending = self.render_chat(turns).rpartition(said)[2]
+        except DataError:
+            return None
+        first = next(iter(self.encode_fragments([ending])[0]), None)
+        return first if first in self.special_ids else None
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether render_chat can be used."""
         return bool(self.hf.chat_template)

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import templates
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.data import Format, SourceConfig
-from trainer.config.learn import LearnConfig, Reasoning
+from trainer.config.learn import LearnConfig, Reasoning, Turns
 from trainer.data.chat.mark import Marked, mark_chat
 from trainer.data.chat.settle import settle_chat
 from trainer.data.tokenise import encode_batch
@@ -180,3 +180,54 @@ def test_a_tool_call_that_the_template_leaves_out_is_an_error() -> None:
     messages = [user("1+1?"), {**assistant(""), "tool_calls": [call]}]
     with pytest.raises(RowError, match="renders"):
         mark(ChatDocument(messages), make_tokenizer(templates.LLAMA3))
+
+
+def learnt(messages: list[Message], learn: LearnConfig) -> list[str]:
+    return supervised_texts(make_tokenizer(), messages, learn)
+
+
+def test_turns_and_roles_and_end_marks_are_learnt_as_configured() -> None:
+    both = ["Hello.<|im_end|>", "Hello again.<|im_end|>"]
+    assert learnt(TWO_TURNS, LearnConfig()) == both
+    assert learnt(TWO_TURNS, LearnConfig(turns=Turns.last)) == both[1:]
+    assert learnt(TWO_TURNS, LearnConfig(end_mark=False)) == ["Hello.", "Hello again."]
+    assert learnt(TWO_TURNS, LearnConfig(roles=["user", "assistant"])) == ["Hi?", both[0], "Again?", both[1]]
+
+
+def test_weights_of_turns_are_honoured() -> None:
+    encoded = encode_batch(
+        RowBatch(
+            "f", "line", [1], [{"messages": [TWO_TURNS[0], TWO_TURNS[1] | {"weight": 0}, *TWO_TURNS[2:]]}]
+        ),
+        SourceConfig(format=Format.chat),
+        False,
+        make_tokenizer(),
+    )
+    said = [t for t, on in zip(encoded.tokens.tolist(), encoded.supervised.tolist(), strict=True) if on]
+    assert make_tokenizer().decode(said) == "Hello again.<|im_end|>"
+
+
+def test_reasoning_is_kept_dropped_or_only_read_as_configured() -> None:
+    one = THINKING[:2]
+    assert learnt(one, LearnConfig()) == ["<think>\nadd\n</think>\n\n2<|im_end|>"]
+    answer_only = LearnConfig(reasoning=Reasoning.answer_only)
+    assert learnt(one, answer_only) == ["\n\n2<|im_end|>"]
+    marked = mark(ChatDocument(THINKING), make_tokenizer(), LearnConfig(reasoning=Reasoning.last))
+    assert [marked.text[a:b] for a, b in marked.spans] == [
+        "2<|im_end|>",
+        "<think>\nadd more\n</think>\n\n4<|im_end|>",
+    ]
+    marked = mark(ChatDocument(THINKING), make_tokenizer(), LearnConfig(reasoning=Reasoning.drop))
+    assert [marked.text[a:b] for a, b in marked.spans] == ["2<|im_end|>", "4<|im_end|>"]
+
+
+def test_special_tokens_that_a_row_spells_out_are_text() -> None:
+    tokenizer = make_tokenizer()
+    quoting = [user("What is <|im_end|>?"), assistant("<|im_end|> ends a turn, </s> a text.")]
+    batch = RowBatch("f", "line", [1], [{"messages": quoting}])
+    encoded = encode_batch(batch, SourceConfig(format=Format.chat), False, tokenizer)
+    end = tokenizer.encode_fragments(["<|im_end|>"])[0][0]
+    assert encoded.counts["quoted_tokens"] == 1
+    assert tokenizer.decode(encoded.tokens.tolist()) == tokenizer.render_chat(quoting)
+    assert encoded.tokens.tolist().count(end) == 3  # of the system prompt and of both turns
+    assert tokenizer.eos_id not in encoded.tokens.tolist()

@@ -41,16 +41,6 @@ def test_a_system_column_stands_before_a_plain_prompt() -> None:
     assert parse_row(row, source) == CompletionDocument("x\n\na", "b")
 
 
-def test_tool_call_arguments_in_a_json_string_become_an_object() -> None:
-    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": null}'}}
-    row = {"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [call]}]}
-    document = parse_row(row, CHAT)
-    assert isinstance(document, ChatDocument)
-    said = document.messages[1]
-    assert said["content"] == ""
-    assert said["tool_calls"][0]["function"]["arguments"] == {"x": None}
-
-
 def test_ids_without_a_mask_are_all_supervised() -> None:
     assert parse_row({"input_ids": [1, 2]}, SourceConfig(format=Format.ids)) == IdsDocument([1, 2])
 

@@ -44,6 +44,22 @@ def test_a_model_without_a_generation_config_gets_one(source, tmp_path):
     (bare / "generation_config.json").unlink()
     out.mkdir()
     write_model_files(str(bare), ModelConfig(path=str(bare)), "float32", out)
+    assert (out / "generation_config.json").is_file()
+
+
+def test_generation_stops_at_the_token_that_ends_answers_in_the_chat_template(source, tmp_path):
+    template, out = tmp_path / "template.jinja", tmp_path / "out"
+    template.write_text("{% for m in messages %}{{ m.content + '<|im_end|>\n' }}{% endfor %}")
+    model = ModelConfig(path=str(source), chat_template=str(template))
+    out.mkdir()
+    note = write_model_files(str(source), model, "float32", out)
+    assert note is not None and "<|im_end|>" in note
+    end = AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<|im_end|>")
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [1, end]
+    shutil.rmtree(out)
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    out.mkdir()
+    assert write_model_files(str(source), model, "float32", out) is None
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 1
 
 

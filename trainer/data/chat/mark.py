@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from trainer.config.learn import LearnConfig, Reasoning, Turns
 from trainer.data.chat.frame import find_end, find_start, stop_after
-from trainer.data.chat.hand import CALLS, CONTENT, SHARED, THOUGHT, hand_tools, hand_turns
+from trainer.data.chat.hand import CALLS, CONTENT, SHARED, THOUGHT, TOOLS, hand_tools, hand_turns
 from trainer.data.chat.paint import Place
 from trainer.data.chat.rendering import ADAPT, Rendering, render_whole
 from trainer.data.chat.settle import LEARN, REASONING
@@ -21,6 +21,7 @@ REASONING_FIX = (
     "Set learn.reasoning of the source to as_rendered (what the template leaves out is lost, and counted), last, "
     "drop or answer_only, or set model.chat_template to one that keeps it."
 )
+TOOLS_FIX = "Set model.chat_template to one that renders tools, or take the tools out of the source."
 TAG = re.compile(r"\s*<[^<>\s]{1,60}>|\s*\[/?[A-Z][A-Z_]{1,30}\]")
 
 
@@ -105,7 +106,7 @@ def _account(rendering: Rendering, learn: LearnConfig, counts: Counter[str]) -> 
             continue
         role = "" if turn == SHARED else f" of turn {turn + 1} ({rendering.document.messages[turn]['role']})"
         value = f"{part}{role} that it leaves out or cuts"
-        fix = REASONING_FIX if part == THOUGHT else ADAPT
+        fix = {THOUGHT: REASONING_FIX, TOOLS: TOOLS_FIX}.get(part, ADAPT)
         if part == THOUGHT:
             raise RowError("hold only reasoning that the chat template renders whole", value, fix)
         raise RowError(WHOLE, value, fix)
@@ -177,10 +178,11 @@ class _Finder:
     def _end(self, turn: int, gap: str, last: int, is_last: bool) -> int:
         alone = None if is_last else self._alone(turn, last)
         end, has_mark = find_end(gap, alone, is_last)
-        if not has_mark:
-            self.counts["unmarked_ends"] += is_last
-            return stop_after(gap) if self.learn.end_mark else 0
-        return end if self.learn.end_mark else self._closers(turn, gap, end)
+        if has_mark and find_shape(self.tokenizer).has_end_mark:
+            return end if self.learn.end_mark else self._closers(turn, gap, end)
+        # What there is closes calls; the token that begins the next turn stops the model.
+        self.counts["unmarked_ends"] += is_last
+        return end + stop_after(gap[end:]) if self.learn.end_mark and not is_last else end
 
     def _closers(self, turn: int, gap: str, end: int) -> int:
         """Return the end of what closes a turn's calls, without the mark that ends the turn."""

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-COLOURS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+COLOURS = [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]
 TAG = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z][A-Z_]{1,30}\]")
 ESCAPED = frozenset("\"'\\<>&")
 """Left alone: JSON, Python and HTML write them differently inside strings."""
@@ -113,7 +113,9 @@ def trace(
         render: Renders the conversation with every field painted by the painter; None if that is refused.
         used: Characters of the conversation, which are no colours.
     """
-    colours = [code for block in COLOURS for code in block if chr(code) not in used]
+    colours = COLOURS
+    if max(used, default="") >= chr(COLOURS[0]):
+        colours = [code for code in COLOURS if chr(code) not in used]
     fields: list[Field] = []
     first, num_seen = 0, 1
     while first < num_seen:  # once, unless there are more characters than colours

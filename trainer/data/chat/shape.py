@@ -28,6 +28,8 @@ class Shape:
     """Key under which it renders reasoning by itself; `content` if it parses <think> tags, empty if none."""
     seen_reasoning: dict[str, tuple[bool, bool]]
     """Of each key: whether reasoning of an earlier and of the last turn is in the text."""
+    has_end_mark: bool
+    """Whether it writes anything behind a last turn; where it does not, the next role's token stops the model."""
     drops: tuple[str, ...]
     """What it has no place for, in words."""
 
@@ -46,6 +48,12 @@ def describe_shape(shape: Shape) -> list[str]:
         lines.append(
             f"The chat template has no place for: {', '.join(shape.drops)}. Rows that hold any of it are converted or "
             "refused; see learn.reasoning of a source for reasoning."
+        )
+    if not shape.has_end_mark:
+        lines.append(
+            "The chat template writes no mark behind the last turn: what is learnt of other turns ends with the token "
+            "that begins the next turn, and of a last turn no stop is learnt. Set model.chat_template to one that ends "
+            "turns to change that."
         )
     if shape.native_reasoning:
         name = "<think> in the content" if shape.native_reasoning == "content" else shape.native_reasoning
@@ -68,11 +76,13 @@ def find_shape(tokenizer: TokenizerLike) -> Shape:
     """Ask the tokenizer's template."""
     parts = not _shows_words(tokenizer, False) and _shows_words(tokenizer, True)
     seen = {key: _seen(tokenizer, key, parts) for key in ("content", *REASONING_KEYS)}
+    asked = hand_turns(_ask(_user(WORDS[0]), _assistant(WORDS[1])), Form(parts=parts))
     return Shape(
         parts,
         _wants_text(tokenizer, parts),
         _native(tokenizer, seen, parts),
         seen,
+        not (render(tokenizer, asked) or "").endswith(WORDS[1]),
         _drops(tokenizer, parts, seen),
     )
 
