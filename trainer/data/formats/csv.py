@@ -40,8 +40,10 @@ class CsvFile:
     def _read_header(self) -> list[str]:
         with open_text(self.file, newline="") as stream:
             first = next((line for line in stream if line.strip()), "")
-        if first.lower().startswith("sep=") and len(first.strip()) <= 5:
-            self._delimiter, self._skip = first.rstrip("\r\n")[4:] or ",", 1
+        named = first.rstrip("\r\n")
+        if named.lower().startswith("sep=") and named[4:] in DELIMITERS:
+            # Excel's way to say it.
+            self._delimiter, self._skip = named[4:], 1
         elif self._delimiter not in first:
             found = [d for d in DELIMITERS if d in first]
             if len(found) == 1:
