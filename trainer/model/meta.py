@@ -24,9 +24,9 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
         ModelError: transformers cannot build it, or it says no sizes.
     """
     import torch
-    from torch import nn
     from transformers import AutoModelForCausalLM
 
+    from trainer.model.adapted import is_linear
     from trainer.model.load import read_config
 
     config = read_config(source, model)
@@ -42,7 +42,7 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     counts = _count_by_kind(built, output)
     linears: dict[tuple[str, int, int], int] = {}
     for name, module in built.named_modules():
-        if isinstance(module, nn.Linear) and module is not output:
+        if is_linear(module) and module is not output:
             key = (name.rsplit(".", 1)[-1], module.in_features, module.out_features)
             linears[key] = linears.get(key, 0) + 1
     text = config.get_text_config()
