@@ -100,8 +100,10 @@ def _verify(
         _say(console, f"{count} tensors written and read back; logits not compared{why}.")
         return
     is_narrowed = config.zero.dtype == "fp32" and config.export.dtype == "bfloat16"
-    compare = _compare_unrounded if is_narrowed else _compare
-    found = compare(config, checkpoint, source, output_dir)
+    if is_narrowed:
+        found = _compare_unrounded(config, checkpoint, source, output_dir)
+    else:
+        found = _compare(config, checkpoint, output_dir)
     whose = "those of the unrounded weights" if is_narrowed else "the folder's in float32"
     _say(
         console,
@@ -228,14 +230,14 @@ def _compare_unrounded(config: RunConfig, checkpoint: Path, source: str, folder:
     shutil.rmtree(beside, ignore_errors=True)
     try:
         _write_export(wide, checkpoint, source, beside, Console(quiet=True))
-        found = _compare(wide, checkpoint, source, beside)
+        found = _compare(wide, checkpoint, beside)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     _, narrow_KV = _folder_logits(config, folder, read_fingerprint(checkpoint / FINGERPRINT), "bfloat16")
     return dataclasses.replace(found, narrowing=difference(found.exact_KV, narrow_KV))
 
 
-def _compare(config: RunConfig, checkpoint: Path, source: str, folder: Path) -> _Compared:
+def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> _Compared:
     """Compare the logits of a folder with those of what was trained.
 
     What was trained on a base in 4 bits and merged into the whole one is not the trained model any more: there it is

@@ -84,7 +84,7 @@ def show_plan(config: RunConfig) -> bool:
     say(f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
     if fit.dtype is not None:
-        say(f"- {fit.dtype.sentence if cards.capability else DTYPE_LEFT}")
+        say(f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
     for note in _notes(config, shape, run, cards, weights):
         say(f"- {note}")
     say(f"Figure: {output}")
