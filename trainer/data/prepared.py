@@ -21,10 +21,7 @@ from trainer.data.types import TokenizerLike
 from trainer.errors import DataError
 from trainer.runtime.seal import read_sealed, sealed_text
 
-RENDERING_VERSION = 2
-"""Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
-
-RENDERING_VERSION = 2
+RENDERING_VERSION = 3
 """Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
 
 

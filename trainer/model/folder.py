@@ -17,7 +17,7 @@ from trainer.model.load import read_config
 from trainer.model.merge import WEIGHTS, read_adapter
 from trainer.model.new_tokens import vocabulary
 from trainer.model.quantise import keep_packing, load_arguments, use_float32
-from trainer.model.tokenizer import configured_tokenizer
+from trainer.model.tokenizer import configured_tokenizer, load_tokenizer
 
 
 def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path) -> str | None:
