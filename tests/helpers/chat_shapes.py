@@ -243,7 +243,7 @@ SHAPES = {
         f"{AI}<think>",
         system=f"<|im_start|>system{N}{WORDS}{{% if tools %}}<functions>{{{{ tools | tojson }}}}</functions>{{% endif %}}<|im_end|>{N}",
         user=IM["user"],
-        assistant=f"{AI}{{% if m.content.startswith('<think>') %}}<think>{LEARN}{{{{ m.content[7:] }}}}{{% else %}}{LEARN}{WORDS}"
+        assistant=f"{AI}{{% if m.content.startswith('<think>') and '</think>' in m.content %}}<think>{LEARN}{{{{ m.content[7:] }}}}{{% else %}}{LEARN}{WORDS}"
         "{% endif %}{% if loop.last %}<|endoftext|>{% else %}<|im_end|>{% endif %}" + STOP + N,
     ),
     "smollm3": turns(

@@ -67,6 +67,11 @@ def test_reasoning_is_kept_apart_whatever_its_key(turn: Message) -> None:
     assert "reasoning" not in settled and "thinking" not in settled
 
 
+def test_empty_tags_are_no_words_of_the_answer() -> None:
+    (settled,), counts = settle(said("<think>\n\n</think>\n\nA"))
+    assert (settled["content"], settled[REASONING]) == ("A", "") and not counts
+
+
 @pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
 @pytest.mark.parametrize(
     ("value", "learnt"), [(0, False), (False, False), (0.0, False), (1, True), (True, True)]

@@ -75,8 +75,9 @@ def _cut_reasoning(document: ChatDocument, learn: LearnConfig, counts: Counter[s
     messages = []
     for turn, message in enumerate(document.messages):
         if REASONING in message and turn not in kept:
+            said = message[REASONING]
             message = {key: value for key, value in message.items() if key != REASONING}
-            counts["reasoning_dropped"] += 1
+            counts["reasoning_dropped"] += bool(said.strip())
         messages.append(message)
     return replace(document, messages=messages)
 

@@ -95,13 +95,13 @@ def _paintable(text: str, only_letters: bool) -> Iterator[int]:
         kept.update(range(*tag.span()))
     chosen = [i for i, char in enumerate(text) if i not in kept and _takes_colour(char, only_letters)]
     # A field of nothing but signs or tags would not be found at all.
-    yield from chosen or [i for i, char in enumerate(text) if not char.isspace() and char.isprintable()]
+    yield from chosen or [i for i, char in enumerate(text) if not char.isspace()]
 
 
 def _takes_colour(char: str, only_letters: bool) -> bool:
     if only_letters:
         return char.isascii() and char.isalnum()
-    return char.isprintable() and not char.isspace() and char not in ESCAPED
+    return char > " " and not char.isspace() and char not in ESCAPED
 
 
 def trace(

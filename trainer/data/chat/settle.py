@@ -140,11 +140,12 @@ def _settle_reasoning(message: Message) -> None:
             raise RowError("have reasoning in turns of the assistant only", short(said), MEND)
         return
     found = THINK.match(message["content"])
-    if found and found.group(2):
+    if found:
         opening, text, closing = found.groups()
-        texts.setdefault(text, "content")
+        if text or not texts:  # empty tags say that there was no reasoning
+            texts.setdefault(text, "content")
         message["content"] = message["content"][found.end() :]
-        if texts[text] == "content":
+        if texts.get(text) == "content":
             message[ORIGIN] = ("content", opening, closing)
     if len(texts) > 1:
         raise RowError("have one reasoning in a turn", short(list(texts)), MEND)
