@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.config.model import ModelKind
+from trainer.config.model import Kernels, ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import Init, Quantise, TuneConfig, TuneMethod
@@ -33,7 +33,7 @@ from trainer.evaluate.tasks import load_everywhere
 from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.mixing import Mixing
-from trainer.model.adapters import FACTOR_B, Tuned, apply_tuning
+from trainer.model.adapters import ADAPTER, FACTOR_B, Tuned, apply_tuning
 from trainer.model.attention import choose_attention
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import model_digest
@@ -164,6 +164,11 @@ def _build_model(
         )
         _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
+    if tuned.modules and config.model.kernels is not Kernels.none and config.zero.stage != 3:
+        from trainer.model.lora import fuse_lora  # imports peft
+
+        num_fused = fuse_lora(loaded.model, ADAPTER)
+        loaded.kernels += f", LoRA fused into {num_fused} layers"
     recomputed = apply_remat(
         loaded.model,
         config.model.checkpoint_layers,

@@ -127,9 +127,14 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: 
     import deepspeed
     from deepspeed.runtime import bf16_optimizer
 
+    from trainer.engine import flat
+
     # Stage 1 in bf16 prints its memory twelve times, and collects garbage each time: two seconds on a CPU.
     bf16_optimizer.see_memory_usage = lambda *args, **options: None
     _import_muon()
+    is_flat = flat.is_for(model, ds_config)
+    if is_flat:
+        ds_config.pop("data_types", None)  # flat gradients add up in float32 without another optimizer class
     engine, _, _, _ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -137,6 +142,8 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: 
         config=ds_config,
         dist_init_required=False,
     )
+    if is_flat:
+        flat.flatten_gradients(engine.optimizer)
     stage = int(ds_config["zero_optimization"]["stage"])
     if stage == 0 and ds_config["bf16"]["enabled"]:
         # DeepSpeed allocated Adam's state by a step of zero gradients, which counts for the bias correction (the next
