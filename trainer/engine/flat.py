@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from deepspeed import comm
+import torch.distributed as torch_dist
 from deepspeed.runtime.utils import all_gather_dp_groups
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
@@ -93,11 +93,11 @@ class FlatGradients:
         if self._is_empty:
             self._total.zero_()
         self._is_empty = True
-        num_ranks = comm.get_world_size(group=group)
+        num_ranks = torch_dist.get_world_size(group=group)
         if num_ranks == 1:
             return self._total
         wire = self._total.div_(num_ranks).to(dtype)
-        comm.all_reduce(wire, group=group)
+        torch_dist.all_reduce(wire, group=group)
         return self._total.copy_(wire)
 
 
@@ -123,7 +123,7 @@ class FlatZeroOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
             group = self.real_dp_process_group[index]
             averaged = gradients.averaged(group, self.communication_data_type)
             size = int(self.partition_size[index])
-            self.own_gradients.append(averaged.narrow(0, comm.get_rank(group=group) * size, size))
+            self.own_gradients.append(averaged.narrow(0, torch_dist.get_rank(group=group) * size, size))
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -146,9 +146,9 @@ class FlatZeroOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
             master.grad = None
         self._lazy_init_hp_params_optimizer_state()
         for index, master in enumerate(self.single_partition_of_fp32_groups):
-            rank = comm.get_rank(group=self.real_dp_process_group[index])
+            rank = torch_dist.get_rank(group=self.real_dp_process_group[index])
             self.parallel_partitioned_bit16_groups[index][rank].copy_(master)
-        if comm.get_world_size(group=self.dp_process_group) > 1:
+        if torch_dist.get_world_size(group=self.dp_process_group) > 1:
             all_gather_dp_groups(
                 groups_flat=self.bit16_groups_flat,
                 partitioned_param_groups=self.parallel_partitioned_bit16_groups,
@@ -161,5 +161,5 @@ class FlatZeroOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
         """Return the norm of the averaged gradients over all groups and ranks; the padding in them is zero."""
         squares = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in own]
         total = torch.stack(squares).square().sum()
-        comm.all_reduce(total, group=self.dp_process_group)
+        torch_dist.all_reduce(total, group=self.dp_process_group)
         return math.sqrt(float(total))
