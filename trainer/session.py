@@ -164,11 +164,8 @@ def _build_model(
         )
         _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
-    if tuned.modules and config.model.kernels is not Kernels.none and config.zero.stage != 3:
-        from trainer.model.lora import fuse_lora  # imports peft
-
-        num_fused = fuse_lora(loaded.model, ADAPTER)
-        loaded.kernels += f", LoRA fused into {num_fused} layers"
+    if config.tune.method is TuneMethod.lora:
+        loaded.kernels += _fuse_lora(loaded.model, config, len(tuned.modules))
     recomputed = apply_remat(
         loaded.model,
         config.model.checkpoint_layers,
@@ -193,6 +190,20 @@ def _build_model(
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
     _say_what_was_built(config, loaded, tuned, shape, group.world_size, len(recomputed), num_verified)
     return loaded, tuned, engine
+
+
+def _fuse_lora(model: Any, config: RunConfig, num_layers: int) -> str:
+    """Compute adapters within their layers where that is the same function; return what was done, for the log.
+
+    ZeRO-3 gathers the weight of a layer by a hook on its module, which the fused forward passes by.
+    """
+    if config.model.kernels is Kernels.none:
+        return ", LoRA by peft"
+    if config.zero.stage == 3:
+        return ", LoRA by peft (ZeRO-3)"
+    from trainer.model.lora import fuse_lora  # imports peft
+
+    return f", LoRA fused into {fuse_lora(model, ADAPTER)} of {num_layers} layers"
 
 
 def _say_what_was_built(

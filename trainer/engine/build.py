@@ -7,6 +7,7 @@ multiplied by the ranks, because DeepSpeed averages gradients over ranks.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.engine.writer import CheckedWriter, WrittenFile
+
+_LOG = logging.getLogger(__name__)
 
 TAG = "engine"
 
@@ -144,6 +147,7 @@ def build_engine(model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: 
     )
     if is_flat:
         flat.flatten_gradients(engine.optimizer)
+        _LOG.info("Gradients of what trains are in one flat buffer, reduced once a step.")
     stage = int(ds_config["zero_optimization"]["stage"])
     if stage == 0 and ds_config["bf16"]["enabled"]:
         # DeepSpeed allocated Adam's state by a step of zero gradients, which counts for the bias correction (the next
