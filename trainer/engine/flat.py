@@ -2,8 +2,8 @@
 
 DeepSpeed's stage 1 handles each parameter by itself: a hook, a copy, a norm in float64 and a check for infinities. An
 adapter has hundreds of small ones: the launches of 448 with 42 M elements (LoRA on 8B, H200) took 100 ms of a 640 ms
-step, and this takes 2. What is kept is DeepSpeed's: float32 masters and Adam's state in flat partitions, one group after
-the other, so checkpoints are laid out the same.
+step, and this takes 2. What is kept is DeepSpeed's: float32 masters and Adam's state in flat partitions, one group
+after the other, so checkpoints are laid out the same.
 
 Source: deepspeed 0.19.8, runtime/zero/stage_1_and_2.py.
 """
