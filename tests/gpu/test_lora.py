@@ -60,6 +60,7 @@ def test_with_b_zero_the_output_is_the_base_to_the_bit():
     x = torch.randn(1, 4096, 1024, device="cuda", dtype=torch.bfloat16)
     for name in NAMES:
         torch.nn.init.zeros_(fused[name].lora_B[ADAPTER].weight)
+    for name in NAMES:
         with adapter_off(fused):
             off = fused[name](x)
         assert torch.equal(fused[name](x), off)

@@ -111,12 +111,17 @@ class Siblings:
         self._layers = layers
         self._adapter = adapter
         self._input: Tensor | None = None
+        self._state: tuple[int, bool] | None = None
         self._ready: dict[int, Tensor] = {}
 
     def output(self, layer: Any, x: Tensor) -> Tensor:
-        """Return the output of one layer; its siblings' are kept until they are asked for with the same input."""
-        if self._input is not x or id(layer) not in self._ready:
-            self._input = x
+        """Return the output of one layer; its siblings' are kept until each is asked for with the same unchanged input.
+
+        They are of the weights of that moment: within a forward pass weights do not change.
+        """
+        state = (-1 if x.is_inference() else x._version, torch.is_grad_enabled())
+        if self._input is not x or self._state != state or id(layer) not in self._ready:
+            self._input, self._state = x, state
             self._ready = dict(zip(map(id, self._layers), self._outputs(x), strict=True))
         output = self._ready.pop(id(layer))
         if not self._ready:
