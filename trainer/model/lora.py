@@ -43,7 +43,7 @@ class FusedLora(torch.autograd.Function):
             # The frozen product by itself: with B zero the output is the base's to the last bit.
             output = nn.functional.linear(x, weight, bias)
             low_NR = low_NS[:, start : start + b.shape[1]]
-            _add_product(output.view(-1, output.shape[-1]), low_NR, b.t(), scale)
+            output.view(-1, output.shape[-1]).addmm_(low_NR, b.t(), alpha=scale)
             outputs.append(output)
             start += b.shape[1]
         ctx.save_for_backward(x_NI, low_NS, a_SI, *(part for w, _, _, b in layers for part in (w, b)))
@@ -74,8 +74,7 @@ class FusedLora(torch.autograd.Function):
         grad_low_NS = _joined(grad_low, dim=1)
         grad_a = (grad_low_NS.t() @ x_NI).split([b.shape[1] for b in held[1::2]])
         if grad_x is not None:
-            _add_product(grad_x, grad_low_NS, a_SI)
-            grad_x = grad_x.view(ctx.shape)
+            grad_x = grad_x.addmm_(grad_low_NS, a_SI).view(ctx.shape)
         pairs = zip(grad_a, grad_b, strict=True)
         factors = [part for a, b in pairs for part in (None, None, None if b is None else a, b)]
         return grad_x, None, *factors
@@ -190,11 +189,6 @@ def _can_fuse(module: nn.Module, adapter: str) -> bool:
 
 def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-    """Add scale (left @ right) in place, rounded once."""
-    total.addmm_(left, right, alpha=scale)
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
