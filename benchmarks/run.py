@@ -30,6 +30,7 @@ PACKAGES = (
     "peft",
     "bitsandbytes",
     "flash-attn",
+    "flash-attn-3",
     "liger-kernel",
     "triton",
 )

@@ -21,14 +21,13 @@ from trainer.config.tune import Init, Quantise, TuneConfig, TuneMethod
 from trainer.data.overlap import check_disjoint
 from trainer.data.prepared import find_all
 from trainer.data.reference import BaseReference
-from trainer.data.store import Store, open_store
+from trainer.data.store import Store, check_vocabulary, open_store
 from trainer.dist.env import rank_env
 from trainer.dist.group import Group, close_group, open_group
 from trainer.dist.seed import seed_everything
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.build import Engine, build_engine, gathered
 from trainer.engine.ds_config import deepspeed_dict
-from trainer.errors import DataError
 from trainer.evaluate.agreement import check_head
 from trainer.evaluate.batches import TaskModel
 from trainer.evaluate.held_out import HeldOut
@@ -37,8 +36,7 @@ from trainer.forgetting import Forgetting, Subject, prompts_for_kl
 from trainer.jobs import known_base
 from trainer.metrics.memory import describe_device, device_memory_gib
 from trainer.mixing import Mixing
-from trainer.model.adapted import counted
-from trainer.model.adapters import FACTOR_B, Tuned, apply_tuning
+from trainer.model.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
 from trainer.model.attention import choose_attention
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.digest import base_digest
@@ -52,6 +50,7 @@ from trainer.model.load import (
     read_config,
     router_loss,
 )
+from trainer.model.lora import fuse_if_same
 from trainer.model.new_tokens import NewTokens, vocabulary
 from trainer.model.pissa import begin_at_principal
 from trainer.model.prompt import check_room
@@ -194,6 +193,10 @@ def _build_model(
         )
         _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
+    if config.tune.method is TuneMethod.lora:
+        loaded.kernels += fuse_if_same(
+            loaded.model, config.model.kernels, config.zero.stage, len(tuned.modules)
+        )
     recomputed = apply_remat(
         loaded.model,
         config.model.checkpoint_layers,
@@ -249,21 +252,8 @@ def _say_what_was_built(
             "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
             held_bytes(loaded.model) / 1e6,
         )
-    if tuned.is_partial:
-        _LOG.info(
-            "Training %s of %s parameters (%.2f %%)%s.",
-            f"{tuned.num_trainable:,}",
-            f"{tuned.num_total:,}",
-            100 * tuned.num_trainable / tuned.num_total,
-            f": {config.tune.method.value} on {tuned.described}" if tuned.modules or tuned.tensors else "",
-        )
-    if tuned.left_out:
-        _LOG.info(
-            "Without an adapter: %s parameters in %d tensors (%s).",
-            f"{sum(size for _, size in tuned.left_out):,}",
-            len(tuned.left_out),
-            counted(name for name, _ in tuned.left_out),
-        )
+    for line in describe_tuned(tuned, config.tune.method):
+        _LOG.info(line)
     _LOG.info(
         "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",
         num_ranks,
@@ -284,12 +274,7 @@ def _check_fits(
     hf_config = loaded.model.config
     num_rows = vocabulary(hf_config.vocab_size, new_tokens.ids if new_tokens is not None else ())
     for name, store in stores.items():
-        needed = int(store.meta["vocab_size"])
-        if needed > num_rows:
-            raise DataError(
-                f"`data.sources.{name}` must hold ids below the model's vocabulary of {num_rows}, "
-                f"but holds {needed - 1} instead. Prepare it with the tokenizer of this model."
-            )
+        check_vocabulary(name, store, num_rows)
     check_context(hf_config, config.data.seq_len)
     check_room(hf_config, config.tune, config.data.seq_len)
 

@@ -242,7 +242,7 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
     ("method", "stage", "model"),
     [
         ("lora", 0, "tied"),
-        pytest.param("lora", 1, "tied", marks=pytest.mark.slow),
+        ("lora", 1, "tied"),
         ("lora", 3, "model"),
         pytest.param("dora", 2, "model", marks=pytest.mark.slow),
         pytest.param("dora", 3, "model", marks=pytest.mark.slow),

@@ -65,12 +65,14 @@ def assert_skipped(results: list[Any], kind: str) -> None:
         assert math.isfinite(after[2]) and math.isfinite(after[3])
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_one_poisoned_batch_of_one_rank_is_skipped_by_all_in_bf16(pool, workspace, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "method"), [(1, "full"), (1, "lora"), (2, "full"), (3, "full")], ids=lambda value: str(value)
+)
+def test_one_poisoned_batch_of_one_rank_is_skipped_by_all_in_bf16(pool, workspace, tmp_path, stage, method):
     """Parameters moved or not finite: the optimizer stepped on bad gradients. The next step not sound: the
     bad gradients stayed in the accumulation buffer. Ranks disagree: the skip is not a collective decision.
     """
-    overrides = [f"zero.stage={stage}", "zero.dtype=bf16"]
+    overrides = [f"zero.stage={stage}", "zero.dtype=bf16", f"tune.method={method}"]
     kind = "nan" if stage == 2 else "inf"
     results = pool(2).run(
         poisoned_steps, workspace=workspace, run_dir=str(tmp_path), overrides=overrides, kind=kind

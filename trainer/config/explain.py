@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -60,3 +61,14 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
             return f"`{key}` must be {rule}, but is {_NAMES.get(named.get('type') or '', 'something else')} instead."
         return f"`{key}` must be {rule}, but is '{value}' instead."
     return None
+
+
+def nearest(name: str, candidates: list[str]) -> str:
+    """Return a question that names the candidate most like a name; nothing where none is."""
+    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    if not matches:
+        leaf = name.rsplit(".", 1)[-1]
+        by_leaf = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
+        near = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
+        matches = [by_leaf[near[0]]] if near else []
+    return f" Did you mean `{matches[0]}`?" if matches else ""

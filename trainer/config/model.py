@@ -65,7 +65,8 @@ class ModelConfig:
     attention: Attention = Attention.auto
     """Attention implementation. An asked-for one that is not installed is an error."""
     kernels: Kernels = Kernels.auto
-    """Fused elementwise kernels."""
+    """Fused kernels. auto: Liger's norms, rotary embedding and MLP on a GPU that has it, and LoRA within its layer
+    (below ZeRO-3); none: the layers of transformers and peft as they are."""
     checkpoint_layers: int | None = None
     """Decoder layers whose activations are recomputed in backward: -1 all, 0 none, k some; null: as few as the GPU's
     memory needs by the forecast of `palimpsest plan`, all where its memory is not known."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trainer.config.entry import check_values, is_entry, key_of, unreadable
-from trainer.config.explain import wrong_value
+from trainer.config.explain import nearest, wrong_value
 from trainer.config.paths import make_absolute
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
@@ -197,7 +196,7 @@ def _option(group: str, name: str) -> DictConfig:
     options = group_options()[group]
     if name not in options:
         raise ConfigError(
-            f"`{group}={name}` is not an option of the group `{group}`.{_nearest(name, options)} "
+            f"`{group}={name}` is not an option of the group `{group}`.{nearest(name, options)} "
             f"Options: {', '.join(options)}."
         )
     text = (resources.files(CONF_MODULE) / group / f"{name}.yaml").read_text(encoding="utf-8")
@@ -284,7 +283,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if full_key and full_key.startswith("hydra.") and _is_unknown(cause, first_line):
         return f"Unknown key `{full_key}`. See the fields of its option in Hydra's groups."
     if full_key and _is_unknown(cause, first_line):
-        return f"Unknown key `{full_key}`.{_nearest(full_key, [*known_keys(), *group_options()])}"
+        return f"Unknown key `{full_key}`.{nearest(full_key, [*known_keys(), *group_options()])}"
     given = next((word for word in overrides if key_of(word) == full_key), None)
     if not full_key:  # some messages name the value alone
         value = first_line.rpartition("value: ")[2]
@@ -326,28 +325,18 @@ def _explain_missing(error: MissingConfigException) -> str:
     if group in groups:
         return (
             f"`{group}={option}` is not an option of the group `{group}`."
-            f"{_nearest(option, groups[group])} Options: {', '.join(groups[group])}."
+            f"{nearest(option, groups[group])} Options: {', '.join(groups[group])}."
         )
     if group.startswith("hydra/"):
         return (
             f"`{group}={option}` is not an option of Hydra's group `{group}`, or its plugin is not installed."
         )
-    return f"Config `{missing}` was not found.{_nearest(group or option, list(groups))}"
+    return f"Config `{missing}` was not found.{nearest(group or option, list(groups))}"
 
 
 def _nearest_group(message: str, overrides: Sequence[str]) -> str:
     for override in overrides:
         key = key_of(override)
         if key in message and "." not in key:
-            return _nearest(key, [*group_options(), *known_keys()])
+            return nearest(key, [*group_options(), *known_keys()])
     return ""
-
-
-def _nearest(name: str, candidates: list[str]) -> str:
-    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    if not matches:
-        leaf = name.rsplit(".", 1)[-1]
-        by_leaf = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
-        near = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
-        matches = [by_leaf[near[0]]] if near else []
-    return f" Did you mean `{matches[0]}`?" if matches else ""

@@ -40,7 +40,7 @@ from trainer.data.report import print_report
 from trainer.data.source import SourceRows, read_files
 from trainer.data.split import choose_validation
 from trainer.data.spool import Spool
-from trainer.data.store import Store, open_store
+from trainer.data.store import Store, check_vocabulary, open_store
 from trainer.data.tokenise import encode_batch, encode_parallel, num_processes
 from trainer.data.types import EncodedBatch, TokenizerLike
 from trainer.data.writer import PackOptions, commit, staging, write_store
@@ -94,7 +94,8 @@ def prepare(
                     store = _build(name, source, data, tokenizer, make_tokenizer, vocab_size, console)
         else:
             console.print(f"{name}: unchanged, using the store {store.digest[:12]}", highlight=False)
-        _check_vocabulary(name, store, vocab_size)
+        if vocab_size is not None:
+            check_vocabulary(name, store, vocab_size)
         stores[name] = store
     check_disjoint(stores)
     print_report(stores, _notes(data, stores), tokenizer, console)
@@ -144,16 +145,6 @@ def _check_tokenizer(name: str, source: SourceConfig, data: DataConfig, tokenize
         raise DataError(
             "`data.add_eos` must be false for a tokenizer without an EOS token, but is true instead. "
             "Set data.add_eos=false or use a tokenizer with EOS."
-        )
-
-
-def _check_vocabulary(name: str, store: Store, vocab_size: int | None) -> None:
-    needed = store.meta["vocab_size"]
-    if vocab_size is not None and needed > vocab_size:
-        raise DataError(
-            f"`data.sources.{name}` must have token ids below the model's vocabulary of {vocab_size}, "
-            f"but has the id {needed - 1} instead. Use the model's own tokenizer, or resize the "
-            "model's embeddings."
         )
 
 

@@ -195,3 +195,18 @@ def map_array(file: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if file.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype=dtype)
     return np.memmap(file, dtype=dtype, mode="r")
+
+
+def check_vocabulary(name: str, store: Store, num_rows: int) -> None:
+    """Raise where a store holds ids that a model with so many rows of embeddings cannot read.
+
+    Raises:
+        DataError: It was made with another tokenizer.
+    """
+    needed = int(store.meta["vocab_size"])
+    if needed > num_rows:
+        raise DataError(
+            f"`data.sources.{name}` must have token ids below the model's vocabulary of {num_rows}, "
+            f"but has the id {needed - 1} instead. Use the model's own tokenizer, or resize the "
+            "model's embeddings."
+        )

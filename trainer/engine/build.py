@@ -7,6 +7,7 @@ multiplied by the ranks, because DeepSpeed averages gradients over ranks.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from trainer.engine.writer import TAG, Collector, Provider
 from trainer.errors import ConfigError
+
+_LOG = logging.getLogger(__name__)
 
 
 class Engine:
@@ -155,9 +158,14 @@ def build_engine(
     import deepspeed
     from deepspeed.runtime import bf16_optimizer
 
+    from trainer.engine import flat
+
     # Stage 1 in bf16 prints its memory twelve times, and collects garbage each time: two seconds on a CPU.
     bf16_optimizer.see_memory_usage = lambda *args, **options: None
     _import_muon()
+    is_flat = not added and flat.is_for(model, ds_config)
+    if is_flat:
+        ds_config.pop("data_types", None)  # flat gradients add up in float32 without another optimizer class
     try:
         engine, _, _, _ = deepspeed.initialize(
             model=model,
@@ -173,6 +181,9 @@ def build_engine(
             f"`zero.extra` must be what DeepSpeed takes, but it refuses {', '.join(added)} instead: "
             f"{' '.join(str(error).split())[:300]}. Change or remove the key."
         ) from error
+    if is_flat:
+        flat.flatten_gradients(engine.optimizer)
+        _LOG.info("Gradients of what trains are in one flat buffer, reduced once a step.")
     stage = int(ds_config["zero_optimization"]["stage"])
     if stage == 0 and ds_config["bf16"]["enabled"]:
         # DeepSpeed allocated Adam's state by a step of zero gradients, which counts for the bias correction (the next

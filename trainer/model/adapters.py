@@ -59,6 +59,20 @@ class Tuned:
         return self.num_trainable < self.num_total
 
 
+def describe_tuned(tuned: Tuned, method: TuneMethod) -> list[str]:
+    """Return what a person should know of what trains, and of what was left out; nothing where all trains."""
+    if not tuned.is_partial:
+        return []
+    share = 100 * tuned.num_trainable / tuned.num_total
+    where = f": {method.value} on {tuned.described}" if tuned.modules or tuned.tensors else ""
+    lines = [f"Training {tuned.num_trainable:,} of {tuned.num_total:,} parameters ({share:.2f} %){where}."]
+    if tuned.left_out:
+        size = sum(size for _, size in tuned.left_out)
+        kinds = counted(name for name, _ in tuned.left_out)
+        lines.append(f"Without an adapter: {size:,} parameters in {len(tuned.left_out)} tensors ({kinds}).")
+    return lines
+
+
 def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens | None = None) -> Tuned:
     """Freeze what does not train and add the adapter, in place. The same on every rank, whatever its generators hold.
 
