@@ -260,7 +260,7 @@ def test_an_export_to_a_full_disk_is_a_sentence_and_leaves_nothing(workspace, tm
     done = command(workspace, tmp_path, "train", *words, "train.max_steps=2")
     assert done.returncode == 0, done.stderr
     with mounted(tmp_path / "disk", f"size={PAGE * 1000}") as disk:
-        for num_pages in (0, 10, 25):
+        for num_pages in (0, 10, 20):
             filler = fill(disk, num_pages)
             assert_one_sentence(
                 command(
