@@ -216,3 +216,32 @@ def test_every_learnt_character_is_the_assistants_and_every_one_of_them_is_learn
     if what == "refused":
         # A template that parses tags cuts answers that quote them.
         assert "</think>" in str(talk) or "<think>" in str(talk), why
+
+
+THOUGHT = st.one_of(st.none(), CONTENT.filter(lambda text: "think>" not in text))
+DEEDS = st.lists(st.tuples(CONTENT, THOUGHT, st.booleans(), CONTENT), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(deeds=DEEDS, key=st.sampled_from(["reasoning_content", "reasoning", "thinking", "tags"]))
+def test_reasoning_and_calls_are_learnt_to_the_letter_or_counted_or_refused(
+    name: str, deeds: list[tuple[str, str | None, bool, str]], key: str
+) -> None:
+    messages: list[dict[str, Any]] = []
+    for question, thought, has_call, answer in deeds:
+        messages.append(asked(question))
+        more: dict[str, Any] = {} if thought is None or key == "tags" else {key: thought}
+        tags = f"<think>\n{thought}\n</think>\n\n" if thought is not None and key == "tags" else ""
+        if has_call:
+            call = {**CALL, "function": {"name": "get_weather", "arguments": {"city": question}}}
+            messages += [
+                said(tags, tool_calls=[call], **more),
+                {"role": "tool", "content": answer},
+                said(answer),
+            ]
+        else:
+            messages.append(said(tags + answer, **more))
+    if any(mark in str(messages) for mark in (LEARN, STOP)):
+        return
+    outcome(name, settled(messages), LearnConfig(reasoning=Reasoning.as_rendered))

@@ -11,7 +11,7 @@ from trainer.config.learn import LearnConfig, Reasoning, Turns
 from trainer.data.chat.frame import find_end, find_start, stop_after
 from trainer.data.chat.hand import CALLS, CONTENT, SHARED, THOUGHT, TOOLS, hand_tools, hand_turns
 from trainer.data.chat.paint import Place
-from trainer.data.chat.rendering import ADAPT, Rendering, render_whole
+from trainer.data.chat.rendering import ADAPT, Rendering, render_form, render_whole
 from trainer.data.chat.settle import LEARN, REASONING
 from trainer.data.chat.shape import find_shape, render
 from trainer.data.types import ChatDocument, Message, RowError, Span, TokenizerLike
@@ -22,6 +22,8 @@ REASONING_FIX = (
     "drop or answer_only, or set model.chat_template to one that keeps it."
 )
 TOOLS_FIX = "Set model.chat_template to one that renders tools, or take the tools out of the source."
+WORDS = (CONTENT, THOUGHT, CALLS)
+"""What the model says in a turn."""
 TAG = re.compile(r"\s*<[^<>\s]{1,60}>|\s*\[/?[A-Z][A-Z_]{1,30}\]")
 
 
@@ -142,7 +144,7 @@ class _Finder:
 
     def find(self, turn: int) -> list[Span]:
         text, own = self.rendering.text, self.extents.get(turn, {})
-        parts = {part: span for part, span in own.items() if part in (CONTENT, THOUGHT, CALLS)}
+        parts = {part: span for part, span in own.items() if part in WORDS}
         if not parts:
             self._refuse(turn)
         first, last = min(a for a, _ in parts.values()), max(b for _, b in parts.values())
@@ -197,15 +199,17 @@ class _Finder:
         text = self._render(turn + 1)
         if text is None:
             return None
-        whole = self.rendering.text
-        if text[:last] == whole[:last]:
+        if text[:last] == self.rendering.text[:last]:
             return text[last:]
-        tail = whole[max(0, last - 40) : last]
-        for cut in range(len(tail)):
-            at = text.rfind(tail[cut:])
-            if at >= 0:
-                return text[at + len(tail) - cut :]
-        return None
+        # The template writes the turn otherwise when it is the last: find it there by its colours.
+        document = self.rendering.document
+        upto = replace(document, messages=document.messages[: turn + 1])
+        try:
+            shorter = render_form(upto, self.rendering.form, self.tokenizer)
+        except RowError:
+            return None
+        own = [span for part, span in _extents(shorter).get(turn, {}).items() if part in WORDS]
+        return shorter.text[max(b for _, b in own) :] if own else None
 
     def _render(self, count: int, prompts: bool = False) -> str | None:
         document, form = self.rendering.document, self.rendering.form

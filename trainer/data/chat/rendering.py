@@ -67,7 +67,7 @@ def render_whole(
     refusal: RowError | None = None
     for form in _forms(document, shape):
         try:
-            tried.append(_render(moved, form, tokenizer))
+            tried.append(render_form(moved, form, tokenizer))
         except RowError as error:
             refusal = refusal or error
             continue
@@ -107,7 +107,12 @@ def _has_calls(document: ChatDocument) -> bool:
     return any(message.get("tool_calls") for message in document.messages)
 
 
-def _render(document: ChatDocument, form: Form, tokenizer: TokenizerLike) -> Rendering:
+def render_form(document: ChatDocument, form: Form, tokenizer: TokenizerLike) -> Rendering:
+    """Render a conversation in one form.
+
+    Raises:
+        RowError: If the template refuses it, or writes other words than it holds.
+    """
     turns, tools = hand_turns(document.messages, form), hand_tools(document.tools)
     try:
         text = tokenizer.render_chat(turns, tools)
