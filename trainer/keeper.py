@@ -209,7 +209,7 @@ class Keeper:
             return TrainState()
         if not self._goes_on:
             left = self._group.from_first(lambda: abandon(self._run_dir))
-            if left is not None:
+            if left is not None and self._group.is_first:
                 _LOG.warning("checkpoint.resume=false: begins at step 0. What was here is kept in %s.", left)
             return TrainState()
         loaded: list[TrainState] = []

@@ -18,8 +18,11 @@ from trainer.errors import CheckpointError
 
 DAMAGED = "damaged-"
 ABANDONED = "abandoned-"
-OF_A_RUN = ("checkpoints", "metrics.jsonl", "ledger.jsonl")
-"""What is of one line of checkpoints; the rest of a run directory is of its configuration."""
+OF_A_RUN = (
+    *("checkpoints", "metrics.jsonl", "ledger.jsonl"),
+    *("forgetting.json", "evaluation.json", "interpolation.json", "report.html"),
+)
+"""What is of one line of checkpoints: a step of the next one has the same name, and is another model."""
 
 
 def choose(
@@ -77,7 +80,7 @@ def find_damaged(run_dir: Path) -> list[Path]:
 
 
 def abandon(run_dir: Path) -> Path | None:
-    """Move the checkpoints, metrics and events of the run that is there aside; None where it left no checkpoint."""
+    """Move the checkpoints of the run that is there and what is known of them aside; None where it left none."""
     if not find_checkpoints(run_dir) and not find_damaged(run_dir):
         return None
     target = next_abandoned(run_dir)

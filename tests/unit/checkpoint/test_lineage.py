@@ -111,6 +111,7 @@ def test_a_run_that_is_given_up_keeps_all_it_made(tmp_path):
     for attempt in (1, 2):
         save(tmp_path, 7)
         (tmp_path / "metrics.jsonl").write_text(f"{attempt}\n")
+        (tmp_path / "forgetting.json").write_text("{}")
         (tmp_path / "config.yaml").write_text("x")
         assert abandon(tmp_path) == tmp_path / f"abandoned-{attempt}"
         assert find_checkpoints(tmp_path) == [] and not (tmp_path / "metrics.jsonl").exists()
@@ -118,7 +119,8 @@ def test_a_run_that_is_given_up_keeps_all_it_made(tmp_path):
         left = tmp_path / f"abandoned-{attempt}"
         assert newest_verified(left, pytest.fail)[1].step == 7
         assert (left / "metrics.jsonl").read_text() == f"{attempt}\n"
-    assert (tmp_path / "config.yaml").exists()
+        assert (left / "forgetting.json").exists()
+    assert (tmp_path / "config.yaml").exists() and not (tmp_path / "forgetting.json").exists()
 
 
 def test_an_error_of_the_disk_that_passes_is_no_damage(tmp_path, monkeypatch):
