@@ -10,6 +10,7 @@ from tests.helpers.tiny import tiny_config
 from trainer.config.check import check_config, find_problems
 from trainer.config.data import Format, Packing
 from trainer.config.gate import GateRule, TaskRule
+from trainer.config.learn import LearnConfig
 from trainer.config.model import Attention, ModelKind
 from trainer.config.optim import Offload, ScheduleName
 from trainer.config.schema import RunConfig
@@ -54,6 +55,10 @@ RULES = [
     ("data.sources.text.txt_documents", {"data.sources.text.txt_documents": "page"}),
     ("data.sources.text.clean.max_chars", {"data.sources.text.clean.min_chars": 5,
                                            "data.sources.text.clean.max_chars": 4}),
+    ("data.sources.text.learn", {"data.sources.text.learn": LearnConfig(end_mark=False)}),
+    ("data.sources.chat.learn.roles", {"data.sources.chat.format": Format.chat, "data.sources.chat.learn.roles": []}),
+    ("data.sources.chat.learn.roles", {"data.sources.chat.format": Format.chat,
+                                       "data.sources.chat.learn.roles": ["tools"]}),
     ("train", {"train.max_steps": None}),
     ("train", {"train.max_epochs": 1.0}),
     ("train.max_steps", {"train.max_steps": 0}),

@@ -231,3 +231,16 @@ def test_special_tokens_that_a_row_spells_out_are_text() -> None:
     assert tokenizer.decode(encoded.tokens.tolist()) == tokenizer.render_chat(quoting)
     assert encoded.tokens.tolist().count(end) == 3  # of the system prompt and of both turns
     assert tokenizer.eos_id not in encoded.tokens.tolist()
+
+
+def test_special_tokens_that_the_template_writes_between_calls_stay_tokens() -> None:
+    template = templates.CHATML.replace("'<call>'", "'<|end|>'").replace("'</call>'", "'<|end|>'")
+    tokenizer = make_tokenizer(template)
+    calls = [
+        {"type": "function", "function": {"name": "f", "arguments": {"a": text}}} for text in ("x", "</s>")
+    ]
+    batch = RowBatch("f", "line", [1], [{"messages": [user("Q"), {**assistant(""), "tool_calls": calls}]}])
+    encoded = encode_batch(batch, SourceConfig(format=Format.chat), False, tokenizer)
+    (special,) = tokenizer.encode_fragments(["<|end|>"])[0]
+    assert encoded.counts["quoted_tokens"] == 1 and not encoded.problems
+    assert encoded.tokens.tolist().count(special) == 4 and tokenizer.eos_id not in encoded.tokens.tolist()

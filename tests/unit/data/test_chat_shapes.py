@@ -15,9 +15,10 @@ from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.learn import LearnConfig, Reasoning
 from trainer.data.chat.hand import hand_tools, hand_turns
 from trainer.data.chat.mark import mark_chat
+from trainer.data.chat.paint import COLOURS
 from trainer.data.chat.rendering import render_whole
 from trainer.data.chat.settle import settle_chat
-from trainer.data.chat.shape import find_shape
+from trainer.data.chat.shape import describe_shape, find_shape
 from trainer.data.message import parse_message
 from trainer.data.types import ChatDocument, RowError, Span
 from trainer.model.tokenizer import Tokenizer
@@ -245,3 +246,37 @@ def test_reasoning_and_calls_are_learnt_to_the_letter_or_counted_or_refused(
     if any(mark in str(messages) for mark in (LEARN, STOP)):
         return
     outcome(name, settled(messages), LearnConfig(reasoning=Reasoning.as_rendered))
+
+
+def test_what_a_template_has_no_place_for_is_said_before_a_row_is_read() -> None:
+    said_of = {name: " ".join(describe_shape(find_shape(tokenizer_of(name)))) for name in SHAPES}
+    assert "reasoning, tool schemas, tool calls" in said_of["answers_cut"]
+    assert "reasoning before the last user turn" in said_of["qwen3"]
+    assert "turns of the role system" in said_of["gemma2"] and "role system" not in said_of["gemma3"]
+    assert "takes reasoning as reasoning_content" in said_of["gpt_oss"]
+    assert "takes reasoning as <think> in the content" in said_of["qwen3"]
+    assert [name for name in SHAPES if "no mark behind the last turn" in said_of[name]] == ["glm4", "glm45"]
+    assert (
+        said_of["granite4"]
+        == said_of["kimi_k2"]
+        == "The chat template has no place for: turns of the role developer. "
+        + (
+            "Rows that hold any of it are converted or refused; see learn.reasoning of a source for reasoning."
+        )
+    )
+
+
+def test_a_conversation_with_more_characters_than_colours_is_traced_in_parts() -> None:
+    answer = "word " * (len(COLOURS) // 4 + 1000)
+    what, text = outcome(
+        "chatml", settled([asked("Q" * 100), said(answer), asked("R"), said("S")]), LearnConfig()
+    )
+    assert what == "whole" and answer.strip() in text
+
+
+@pytest.mark.parametrize(
+    "contents", [("a \U000f0000\U00100001 b", "x"), ("a\x00b", "\x7f"), ("\u200b", "e\u0301")]
+)
+def test_odd_characters_are_found_like_any_other(contents: tuple[str, str]) -> None:
+    for name in ("chatml", "qwen3", "gemma3"):
+        assert outcome(name, settled([asked(contents[1]), said(contents[0])]), LearnConfig())[0] == "whole"

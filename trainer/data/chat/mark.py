@@ -65,8 +65,8 @@ def mark_chat(
     spans: list[Span] = []
     for turn in learnt:
         spans += _Finder(rendering, extents, tokenizer, learn, counts).find(turn)
-    words = sorted({span for spans_of in extents.values() for span in spans_of.values()})
-    return Marked(rendering.text, sorted(spans), words)
+    words = {extent for field in rendering.fields if (extent := field.extent(rendering.text)) is not None}
+    return Marked(rendering.text, sorted(spans), sorted(words))
 
 
 def _cut_reasoning(document: ChatDocument, learn: LearnConfig, counts: Counter[str]) -> ChatDocument:
