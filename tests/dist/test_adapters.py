@@ -354,7 +354,7 @@ def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:
     from safetensors.torch import load_file, save_file
 
     from trainer import run
-    from trainer.errors import CheckpointError
+    from trainer.errors import DataError
 
     base = Path(folder) / "base"
     if group.is_first:
@@ -369,12 +369,12 @@ def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] += 1
         save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     group.barrier()
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(DataError) as caught:
         run.run_training(config)
     return str(caught.value)
 
 
 def test_an_adapter_is_not_resumed_on_other_base_weights(pool, workspace, tmp_path):
     (said,) = pool(1).run(resume_on_another_base, workspace=workspace, folder=str(tmp_path))
-    assert "must be resumed with the base model that saved it" in said
-    assert said.endswith("Give the same base weights, or give another run_dir.")
+    assert "the weights of the base (`model.path`) have changed" in said
+    assert said.endswith("Bring back what the run read, or give another run_dir for a run of its own.")

@@ -17,7 +17,7 @@ from trainer.checkpoint.layout import step_dir
 
 NEW = ["<tool>", "<end>", "<a>", "<b>", "<c>", "<d>"]
 """The models' matrices have room for four more tokens, so that two stand behind them."""
-METHOD = ["tune.method=lora", "tune.r=4", f"model.new_tokens=[{','.join(NEW)}]"]
+METHOD = ["tune.method=lora", "tune.r=4", f"model.new_tokens={NEW}"]
 
 
 def make_data(group: Any, workspace: str, data: str) -> None:

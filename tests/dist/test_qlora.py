@@ -282,15 +282,15 @@ def test_what_a_base_in_4_bits_taught_resumes_bitwise_reloads_in_plain_peft_and_
 def test_a_base_in_4_bits_is_not_resumed_in_full_precision(pool, workspace, tmp_path):
     """What an adapter learnt beside one base is wrong beside the other."""
     (said,) = pool(1).run(resume_otherwise, workspace=workspace, run_dir=str(tmp_path / "run"))
-    assert "must be resumed with the base model that saved it" in said
+    assert "the weights of the base (`model.path`) have changed" in said
 
 
 def resume_otherwise(group: Any, workspace: str, run_dir: str) -> str:
     from trainer import run
-    from trainer.errors import CheckpointError
+    from trainer.errors import DataError
 
     steps = ["train.max_steps=1", "evaluate.forgetting=false", "zero.stage=1"]
     assert run.run_training(config_of(workspace, run_dir, *QLORA, *steps)).value == "finished"
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(DataError) as caught:
         run.run_training(config_of(workspace, run_dir, *QLORA, "tune.quantise=none", *steps))
     return str(caught.value)

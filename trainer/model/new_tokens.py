@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, ModelError
 
 ROWS = "rows"
 """Name of the parameter that each of the two layers has beside its weight."""
@@ -34,6 +34,37 @@ class NewTokens:
     def ids(self) -> list[int]:
         """Return the ids."""
         return list(range(self.first_id, self.first_id + len(self.pieces)))
+
+
+def add_to_tokenizer(hf: Any, new_tokens: Sequence[str]) -> NewTokens:
+    """Add tokens behind all that are there; remember what spelled them before.
+
+    Raises:
+        ConfigError: One is empty, named twice, or there already.
+        ModelError: They do not get the ids behind all others.
+    """
+    from transformers import AddedToken
+
+    known = hf.get_vocab()
+    for index, token in enumerate(new_tokens):
+        problem = "it is empty" if not token.strip() else None
+        problem = "it is named twice" if token in new_tokens[:index] else problem
+        problem = f"the tokenizer has it, with id {known[token]}" if token in known else problem
+        if problem is not None:
+            raise ConfigError(
+                f"`model.new_tokens` must be tokens that the tokenizer does not have, but is {token!r} instead: "
+                f"{problem}. Leave it out."
+            )
+    pieces = tuple(tuple(hf(token, add_special_tokens=False)["input_ids"]) for token in new_tokens)
+    first_id = int(max(known.values())) + 1
+    hf.add_tokens([AddedToken(token, normalized=False) for token in new_tokens])
+    ids = hf.convert_tokens_to_ids(list(new_tokens))
+    if ids != list(range(first_id, first_id + len(new_tokens))):
+        raise ModelError(
+            f"`model.new_tokens` must get the ids from {first_id} on, but the tokenizer gives {ids} instead. Use a "
+            "tokenizer without gaps."
+        )
+    return NewTokens(first_id, pieces)
 
 
 class GrownEmbedding(nn.Embedding):

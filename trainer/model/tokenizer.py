@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import AddedToken, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from trainer.config.model import ModelConfig
 from trainer.errors import ConfigError, DataError, ModelError
-from trainer.model.new_tokens import NewTokens
+from trainer.model.new_tokens import NewTokens, add_to_tokenizer
 
 Offsets = list[tuple[int, int]]
 
@@ -43,7 +43,7 @@ class Tokenizer:
             ConfigError: It has one of them already, or one is empty.
         """
         self.hf = hf
-        self.new: NewTokens | None = _add_tokens(hf, new_tokens) if new_tokens else None
+        self.new: NewTokens | None = add_to_tokenizer(hf, new_tokens) if new_tokens else None
         self._template_date = template_date
 
     @cached_property
@@ -317,30 +317,6 @@ def load_tokenizer(
     return Tokenizer(
         hf, new_tokens, None if template_date is None else datetime.date.fromisoformat(template_date)
     )
-
-
-def _add_tokens(hf: Any, new_tokens: Sequence[str]) -> NewTokens:
-    """Add tokens behind all that are there; remember what spelled them before."""
-    known = hf.get_vocab()
-    for index, token in enumerate(new_tokens):
-        problem = "it is empty" if not token.strip() else None
-        problem = "it is named twice" if token in new_tokens[:index] else problem
-        problem = f"the tokenizer has it, with id {known[token]}" if token in known else problem
-        if problem is not None:
-            raise ConfigError(
-                f"`model.new_tokens` must be tokens that the tokenizer does not have, but is {token!r} instead: "
-                f"{problem}. Leave it out."
-            )
-    pieces = tuple(tuple(hf(token, add_special_tokens=False)["input_ids"]) for token in new_tokens)
-    first_id = int(max(known.values())) + 1
-    hf.add_tokens([AddedToken(token, normalized=False) for token in new_tokens])
-    ids = hf.convert_tokens_to_ids(list(new_tokens))
-    if ids != list(range(first_id, first_id + len(new_tokens))):
-        raise ModelError(
-            f"`model.new_tokens` must get the ids from {first_id} on, but the tokenizer gives {ids} instead. Use a "
-            "tokenizer without gaps."
-        )
-    return NewTokens(first_id, pieces)
 
 
 def _message(path: str, reason: str) -> str:

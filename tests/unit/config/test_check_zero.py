@@ -3,11 +3,12 @@
 import pytest
 
 from trainer.config.check_zero import zero_problems
+from trainer.config.model import Attention
 from trainer.config.optim import ZeroConfig
 
 
 def said(extra):
-    return list(zero_problems(ZeroConfig(extra=extra)))
+    return list(zero_problems(ZeroConfig(extra=extra), Attention.auto))
 
 
 @pytest.mark.parametrize(
