@@ -127,12 +127,10 @@ def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> S
     stack.push(close_group)
     # Nodes may differ in their GPUs or processors: what the first one made of them is what was frozen.
     config = with_fitted(config, *group.from_first(lambda: fitted_values(config)))
-    log_dir = group.from_first(lambda: attempt_dir(run_dir))
-    setup_logging(env.rank, env.world_size, log_dir)
+    setup_logging(env.rank, env.world_size, group.from_first(lambda: attempt_dir(run_dir)))
     seed_everything(config.seed, group.rank)
     torch.use_deterministic_algorithms(config.deterministic)
-    cache_dir = Path(config.data.cache_dir)
-    source = resolve_model(config.model, cache_dir)
+    source = resolve_model(config.model, Path(config.data.cache_dir))
     tokenizer = configured_tokenizer(config.model, source)
     # Where they are is asked once: ranks of other nodes need not see the files that stores were made of.
     places = group.from_first(lambda: find_all(config.data, tokenizer))
@@ -148,12 +146,7 @@ def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> S
     )
     loaded, tuned, engine = _build_model(config, source, stores, group, shape, tokenizer.new)
     adopt_library_loggers()
-    agreed = check_head(engine, loaded.model.config, config.data.seq_len, group)
-    _LOG.info(
-        "The loss is made from the model's own logits: apart by %.1e of the largest, the loss by %.1e nats.",
-        agreed.logits,
-        agreed.loss,
-    )
+    check_head(engine, loaded.model.config, config.data.seq_len, group)
     return Session(config, run_dir, group, stores, tokenizer, loaded, tuned, engine, shape)
 
 
@@ -203,11 +196,22 @@ def _build_model(
         config.model.checkpoint_spread,
         has_prefix=config.tune.method is TuneMethod.prefix,
     )
-    embeddings = {id(p) for p in loaded.model.get_input_embeddings().parameters()}
+    engine = _build_engine(config, loaded.model, tuned, ds_config, on_gpu)
+    if group.is_first:
+        write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
+    _say_what_was_built(config, loaded, tuned, shape, group.world_size, len(recomputed), num_verified)
+    return loaded, tuned, engine
+
+
+def _build_engine(
+    config: RunConfig, model: Any, tuned: Tuned, ds_config: dict[str, Any], on_gpu: bool
+) -> Engine:
+    """Put the objective around the model and hand both to DeepSpeed. Collective: every rank."""
+    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
     if tuned.virtual is not None:
         embeddings |= {id(p) for p in tuned.virtual.parameters()}
-    install_loss_head(loaded.model, config.model.loss_chunk_tokens)
-    objective = CausalLM(loaded.model, tuned.virtual)
+    install_loss_head(model, config.model.loss_chunk_tokens)
+    objective = CausalLM(model, tuned.virtual)
     groups = decay_groups(
         objective.named_parameters(),
         config.optim.weight_decay,
@@ -216,12 +220,9 @@ def _build_model(
         lambda name: FACTOR_B.search(name) is not None,
         config.tune.lora_plus_ratio,
     )
-    optimizer = build_optimizer(groups, config.optim, on_gpu)
-    engine = build_engine(objective, optimizer, ds_config, tuple(config.zero.extra))
-    if group.is_first:
-        write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
-    _say_what_was_built(config, loaded, tuned, shape, group.world_size, len(recomputed), num_verified)
-    return loaded, tuned, engine
+    return build_engine(
+        objective, build_optimizer(groups, config.optim, on_gpu), ds_config, tuple(config.zero.extra)
+    )
 
 
 def _say_what_was_built(

@@ -92,6 +92,11 @@ def check_head(engine: Engine, hf_config: Any, seq_len: int, group: Group) -> Ag
             f"(allowed: {allowed_loss:.1e}). A kernel of the head is wrong on this device: report it, with the "
             "versions of torch and triton."
         )
+    _LOG.info(
+        "The loss is made from the model's own logits: apart by %.1e of the largest, the loss by %.1e nats.",
+        found,
+        loss,
+    )
     return Agreement(found, loss)
 
 
