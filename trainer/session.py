@@ -220,9 +220,8 @@ def _build_engine(
         lambda name: FACTOR_B.search(name) is not None,
         config.tune.lora_plus_ratio,
     )
-    return build_engine(
-        objective, build_optimizer(groups, config.optim, on_gpu), ds_config, tuple(config.zero.extra)
-    )
+    optimizer = build_optimizer(groups, config.optim, on_gpu)
+    return build_engine(objective, optimizer, ds_config, tuple(config.zero.extra))
 
 
 def _say_what_was_built(
