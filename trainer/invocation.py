@@ -11,6 +11,9 @@ from trainer.config.snapshot import SWEEP_RECORD, config_path
 from trainer.errors import ConfigError
 from trainer.usage import COMMANDS, SUBCOMMANDS
 
+OF_EVALUATION = ("run_dir=", "evaluate.", "gate", "interpolate=")
+"""How words begin that say how a run is evaluated, and not of what data."""
+
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
@@ -128,7 +131,9 @@ def frozen_config(invocation: Invocation) -> Path | None:
             path = config_path(Path(override.removeprefix("run_dir=")).expanduser())
             if path.exists():
                 return path
-            if invocation.command in ("export", "report"):
+            # The base can be evaluated without a run, by words that name its data.
+            names_data = any(not word.startswith(OF_EVALUATION) for word in invocation.overrides)
+            if invocation.command in ("export", "report") or not names_data:
                 raise ConfigError(
                     f"`run_dir` must hold a run, but {path.parent} has no config.yaml instead. Give the "
                     "directory of a trained run."

@@ -229,7 +229,7 @@ def test_several_nodes_are_not_started_from_here(refuse):
     )
 
 
-@pytest.mark.parametrize("command", ["export"])
+@pytest.mark.parametrize("command", ["export", "evaluate"])
 def test_a_run_directory_without_a_run_is_named(refuse, tmp_path, command):
     assert f"{tmp_path} has no config.yaml" in refuse(command, f"run_dir={tmp_path}")
 
