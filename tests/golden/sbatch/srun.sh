@@ -43,12 +43,13 @@ newest_checkpoint() {
         sort | tail -n 1
 }
 
-# SLURM's warning reaches this shell alone: it is passed on until the ranks, which may still be loading, have stopped.
+# SLURM's warning reaches this shell alone: it is passed on until the ranks, which may still be loading, have stopped. The
+# next attempt, after a lost node, has this job's number too: it is not meant.
 stopping=
 step=
 tell_ranks() {
     local pause=1
-    while kill -0 "$step" 2>/dev/null; do
+    while kill -0 "$step" 2>/dev/null && [[ ! -d $run_dir/logs/attempt-$((attempt + 1)) ]]; do
         scancel --signal=USR1 "$SLURM_JOB_ID"
         sleep "$pause"
         ((pause < 10)) && pause=$((2 * pause))
@@ -172,7 +173,8 @@ preflight() {
     # The first process that found something wrong wrote this.
     [[ -s $logs/exit-code ]] && return "$(<"$logs/exit-code")"
     ((code == 0)) && return
-    # A job that somebody cancels loses this step as well, which is no node's fault.
+    # SIGUSR1 and SIGTERM ask the job to stop; a job that somebody cancels loses this step as well. No node's fault.
+    ((code == 138 || code == 143)) && return "$code"
     state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null)
     [[ $state && $state != RUNNING ]] && return "$code"
     # Nodes on which Python began left their names.
