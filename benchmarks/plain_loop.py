@@ -24,12 +24,12 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config
-from trainer.data.collate import MicroBatch
-from trainer.data.loader import TrainLoader
-from trainer.data.plan import DataPlan, Pool
-from trainer.data.prepared import open_all
+from trainer.data.pack.collate import MicroBatch
+from trainer.data.store.prepared import open_all
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.ds_config import deepspeed_dict
+from trainer.mix.loader import TrainLoader
+from trainer.mix.plan import DataPlan, Pool
 from trainer.model.tokenizer import load_tokenizer
 
 

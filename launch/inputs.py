@@ -14,7 +14,8 @@ from trainer.errors import TrainerError
 
 def make_inputs(config_file: Path) -> None:
     """Make what is missing, and check what the run would draw."""
-    from trainer.jobs import check_benchmarks, check_draws, ensure_inputs
+    from trainer.command.before_ranks import check_benchmarks, check_draws
+    from trainer.command.prepare import ensure_inputs
 
     config = load_config(config_file)
     check_benchmarks(config, "train")

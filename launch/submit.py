@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.command.fitting import DTYPE_LEFT, fitted
+from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
 from trainer.config.check_cluster import lead_problems, submit_problems
 from trainer.config.cluster import ContainerRuntime, Scheduler
@@ -15,8 +17,6 @@ from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
 from trainer.errors import ConfigError
-from trainer.fitting import DTYPE_LEFT, fitted
-from trainer.planning import LightForecast, forecast_without_torch
 
 from .attempts import last_job, measured_save_s, note
 from .render import render

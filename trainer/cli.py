@@ -14,16 +14,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.command.invocation import Invocation, frozen_config, parse, sweep_folder
+from trainer.command.usage import DETAILS, SUBCOMMANDS, help_text
 from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.dist.env import is_rank, rank_env, rank_shown
 from trainer.errors import ConfigError, TrainerError
-from trainer.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.job import leave_exit_code
 from trainer.runtime.libraries import libraries_held
 from trainer.runtime.log import setup_messages
-from trainer.usage import DETAILS, SUBCOMMANDS, help_text
 
 EXIT_USER_ERROR = 2
 
@@ -88,8 +88,8 @@ def _dispatch(invocation: Invocation) -> int:
         return 0
     match invocation.command:
         case "plan":
-            from trainer.planning import show_plan
-            from trainer.rank import EXIT_REFUSED
+            from trainer.command.plan import show_plan
+            from trainer.command.rank import EXIT_REFUSED
 
             return 0 if show_plan(config) or not config.plan.strict else EXIT_REFUSED
         case "submit":
@@ -99,7 +99,7 @@ def _dispatch(invocation: Invocation) -> int:
         case "doctor":
             return _examine(config, invocation.config_file)
         case command if is_rank(os.environ):
-            from trainer.rank import run_rank
+            from trainer.command.rank import run_rank
 
             return run_rank(command, config)
         case command:
@@ -136,7 +136,7 @@ def _sweep(invocation: Invocation) -> int:
 
 def _examine(config: RunConfig, config_file: Path | None) -> int:
     """Check this machine, or all nodes of the job that this process is a rank of."""
-    from trainer.doctor import examine_machine, examine_nodes
+    from trainer.command.doctor import examine_machine, examine_nodes
 
     is_alone = not is_rank(os.environ) or rank_env(os.environ).world_size == 1
     return examine_machine(config) if is_alone else examine_nodes(config, config_file)
@@ -146,23 +146,23 @@ def _run_here(command: str, config: RunConfig) -> int:
     """Run a command that a person typed: alone, or by starting ranks."""
     match command:
         case "prepare":
-            from trainer.jobs import prepare_data
+            from trainer.command.prepare import prepare_data
 
             prepare_data(config)
             return 0
         case "export":
             return _export(config)
         case "report":
-            from trainer.keeper import show_forgetting
+            from trainer.run.keeper import show_forgetting
 
             show_forgetting(Path(config.run_dir))
             return 0
         case "replay generate":
-            from trainer.starting import start_generation
+            from trainer.command.train import start_generation
 
             return start_generation(config)
         case _:
-            from trainer.starting import start_ranks
+            from trainer.command.train import start_ranks
 
             return start_ranks(command, config)
 
@@ -170,18 +170,18 @@ def _run_here(command: str, config: RunConfig) -> int:
 def _export(config: RunConfig) -> int:
     """Write a checkpoint, several adapters as one, or what lies between the base and a checkpoint."""
     if config.export.adapters:
-        from trainer.combining import combine_adapters
+        from trainer.command.combine import combine_adapters
 
         return combine_adapters(config)
     if config.export.interpolate is not None:
-        from trainer.interpolation import interpolate
+        from trainer.command.interpolate import interpolate
 
         return interpolate(config)
-    from trainer.exporting import export_model
-    from trainer.jobs import find_checkpoint
+    from trainer.checkpoint.named import find_checkpoint
+    from trainer.command.export import export_model
 
     if config.gate.has_rules and not config.export.despite_gate:
-        from trainer.evaluation import refuse_failing
+        from trainer.command.evaluate import refuse_failing
 
         refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)
     return export_model(config)
@@ -190,7 +190,7 @@ def _export(config: RunConfig) -> int:
 def _load(invocation: Invocation) -> RunConfig:
     """Compose the configuration, or take the frozen one of the run directory for later commands."""
     if invocation.command == "doctor" and invocation.config_file is not None and is_rank(os.environ):
-        from trainer.doctor import require_file
+        from trainer.command.doctor import require_file
 
         require_file(invocation.config_file)
     if invocation.config_file is not None:

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from run import environment  # noqa: E402
 
-from trainer.runtime.local import free_port  # noqa: E402
+from trainer.start.local import free_port  # noqa: E402
 
 ARMS: dict[str, tuple[str | None, float, list[str]]] = {
     "none": (None, 0.0, []),

@@ -101,7 +101,7 @@ def test_another_code_version_configuration_clock_and_missing_gpus_are_all_told_
     for name in ("trainer", "conf", "launch"):
         target = other / ("trainer" if name == "trainer" else f"trainer/{name}")
         shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "trainer/step.py").open("a") as file:
+    with (other / "trainer/run/step.py").open("a") as file:
         file.write("# changed\n")
     (other / "deepspeed-0.18.0.dist-info").mkdir()
     (other / "deepspeed-0.18.0.dist-info/METADATA").write_text("Name: deepspeed\nVersion: 0.18.0\n")
@@ -125,7 +125,7 @@ def test_another_code_version_configuration_clock_and_missing_gpus_are_all_told_
         "`deepspeed on node2` must be 0.19.8 as on node1, but is 0.18.0 instead. Give"
     )
     assert "`palimpsest's code on node2` must be" in sentences[1]
-    assert "differs in trainer/step.py: install the same" in sentences[1]
+    assert "differs in trainer/run/step.py: install the same" in sentences[1]
     assert sentences[2].startswith("`the configuration's digest on node2` must be")
     assert "`GPUs of node1` must be at least the 1 that a node is asked for" in sentences[3]
     assert "is a build without CUDA" in sentences[3] and "cluster.exclude='node1'" in sentences[3]

@@ -27,7 +27,7 @@ def config_of(workspace: str, run_dir: str | Path, *overrides: str) -> RunConfig
 @contextlib.contextmanager
 def session_of(config: RunConfig) -> Iterator[Any]:
     """Open a session as a run does: the same data, model, loss head, optimizer and engine."""
-    from trainer.session import open_session
+    from trainer.run.session import open_session
 
     Path(config.run_dir).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -37,8 +37,8 @@ def session_of(config: RunConfig) -> Iterator[Any]:
 
 def loader_of(session: Any, rank: int | None = None, world_size: int | None = None) -> Any:
     """Return the training loader of a session, of another rank if asked."""
-    from trainer.data.loader import TrainLoader
-    from trainer.mixing import Mixing
+    from trainer.mix.loader import TrainLoader
+    from trainer.mix.mixing import Mixing
 
     stores = [store.train for store in session.stores.values()]
     config = session.config
@@ -64,7 +64,7 @@ def held_out_losses(*arguments: Any, **options: Any) -> dict[str, float]:
 def take_steps(session: Any, num_steps: int, total: int = 8) -> list[dict[str, float]]:
     """Train optimizer steps and return loss and gradient norm of each."""
     from trainer.optim.schedule import lr_factor
-    from trainer.step import train_step
+    from trainer.run.step import train_step
 
     config = session.config
     loader = loader_of(session)

@@ -62,23 +62,23 @@ def overrides_of(folder: Path, method: str, recipe: str, stage: int, num_ranks: 
 
 
 def train_all(group: Any, folder: str, cells: list[list[Any]]) -> None:
-    from trainer import run
+    from trainer.command.fitting import fitted_here
     from trainer.config.check import check_config
     from trainer.config.store import compose_config
-    from trainer.fitting import fitted_here
+    from trainer.run import training
 
     for method, recipe, stage in cells:
         config = compose_config(overrides_of(Path(folder), method, recipe, stage, group.world_size))
         config = fitted_here(config, group.world_size, says=False)
         check_config(config, group.world_size)
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
-        assert run.run_training(config).value == "finished"
+        assert training.run_training(config).value == "finished"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from trainer.command.prepare import prepare_data
     from trainer.config.store import compose_config
-    from trainer.jobs import prepare_data
 
     made = tmp_path_factory.mktemp("matrix")
     write_sources(made)

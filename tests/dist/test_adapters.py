@@ -173,8 +173,8 @@ def train_and_resume(group: Any, workspace: str, folder: str, overrides: list[st
 
 
 def train_twice(group: Any, workspace: str, folder: str, overrides: list[str]) -> None:
-    from trainer import run
     from trainer.config.snapshot import freeze
+    from trainer.run import training
 
     steps = ["train.max_steps=6", "checkpoint.every_steps=3", "zero.dtype=bf16", "optim.lr=0.01"]
     for name in ("whole", "resumed"):
@@ -185,7 +185,7 @@ def train_twice(group: Any, workspace: str, folder: str, overrides: list[str]) -
         config = config_of(workspace, run_dir, *overrides, *steps)
         if group.is_first:
             freeze(config, run_dir)
-        assert run.run_training(config).value == "finished"
+        assert training.run_training(config).value == "finished"
 
 
 def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
@@ -195,10 +195,10 @@ def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
 
 def exported(group: Any, run_dir: str, merge: bool) -> list[Any]:
     """Export and return the code, what plain peft or transformers says, and what the checkpoint holds."""
+    from trainer.command.export import export_model
     from trainer.config.store import load_config
     from trainer.engine.consolidate import stream_parameters
-    from trainer.evaluate.fingerprint import difference, read_fingerprint
-    from trainer.exporting import export_model
+    from trainer.evaluate.proofs.fingerprint import difference, read_fingerprint
 
     path = Path(run_dir)
     folder = path / f"export-{merge}"
@@ -284,7 +284,7 @@ def test_an_adapter_resumes_bitwise_and_reloads_in_plain_peft(
 def tampered(group: Any, workspace: str, run_dir: str) -> list[str]:
     """Return what the proofs say of an adapter that is not silent, and of a frozen parameter with one flipped bit."""
     from trainer.errors import SelfCheckError
-    from trainer.evaluate.frozen import FrozenCheck, check_silent
+    from trainer.evaluate.proofs.frozen import FrozenCheck, check_silent
 
     said = []
     tokens = torch.arange(40).numpy()
@@ -353,8 +353,8 @@ def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:
     """Train an adapter, change one weight of its base, and return what the resumed run says."""
     from safetensors.torch import load_file, save_file
 
-    from trainer import run
     from trainer.errors import DataError
+    from trainer.run import training
 
     base = Path(folder) / "base"
     if group.is_first:
@@ -363,14 +363,14 @@ def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:
     # Without forgetting: its own check of the base would speak first.
     overrides = [*METHODS["lora"], f"model.path={base}", "train.max_steps=2", "evaluate.forgetting=false"]
     config = config_of(workspace, Path(folder) / "run", *overrides)
-    assert run.run_training(config).value == "finished"
+    assert training.run_training(config).value == "finished"
     if group.is_first:
         tensors = load_file(base / "model.safetensors")
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] += 1
         save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     group.barrier()
     with pytest.raises(DataError) as caught:
-        run.run_training(config)
+        training.run_training(config)
     return str(caught.value)
 
 

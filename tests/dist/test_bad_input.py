@@ -39,11 +39,11 @@ def copy_model(workspace: str, folder: Path, edit: Callable[[dict[str, Any]], An
 
 def refusal_of(workspace: str, run_dir: Path, *overrides: str) -> str:
     """Train and return the sentence of the refusal; only logs and the lock may be left."""
-    from trainer import run
+    from trainer.run import training
 
     run_dir.mkdir()
     try:
-        reason = run.run_training(config_of(workspace, run_dir, *overrides))
+        reason = training.run_training(config_of(workspace, run_dir, *overrides))
     except Exception as error:
         sentence = f"{type(error).__name__}: {error}"
     else:
@@ -56,8 +56,8 @@ def refusal_of(workspace: str, run_dir: Path, *overrides: str) -> str:
 
 def refusals(group: Any, workspace: str, folder: str) -> dict[str, str]:
     from tests.helpers.tiny import save_llama
-    from trainer.engine.build import gathered
-    from trainer.model.verify import verify_weights
+    from trainer.engine.engine import gathered
+    from trainer.model.verify_weights import verify_weights
 
     top = Path(folder)
     models = {
@@ -139,12 +139,12 @@ def finish(group: Any, run_dir: str, whole_dir: str) -> None:
     """Resume the stopped run, and train the same without a stop."""
     import dataclasses
 
-    from trainer import run
     from trainer.config.store import load_config
+    from trainer.run import training
 
     config = load_config(Path(run_dir) / "config.yaml")
-    assert run.run_training(config).value == "finished"
-    assert run.run_training(dataclasses.replace(config, run_dir=whole_dir)).value == "finished"
+    assert training.run_training(config).value == "finished"
+    assert training.run_training(dataclasses.replace(config, run_dir=whole_dir)).value == "finished"
 
 
 def start(workspace: str, run_dir: Path, *overrides: str) -> subprocess.Popen[bytes]:
@@ -213,7 +213,7 @@ def test_sigterm_reaches_the_rank_which_saves_and_exits_75_and_the_resumed_run_r
 
 def test_a_rank_that_refuses_ends_the_command_with_its_exit_code(tmp_path):
     code = (
-        "import sys; from trainer.runtime.local import start_local; sys.exit(start_local(sys.argv[1:], 1, 0))"
+        "import sys; from trainer.start.local import start_local; sys.exit(start_local(sys.argv[1:], 1, 0))"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
     done = subprocess.run(

@@ -19,9 +19,9 @@ def compare_packed(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from trainer.data.collate import collate
+    from trainer.data.pack.collate import collate
     from trainer.data.types import Pack
-    from trainer.step import labels_of, model_inputs
+    from trainer.engine.inputs import labels_of, model_inputs
 
     def run(pack: Pack, seq_len: int) -> tuple[Any, Any]:
         micro = collate([pack], [0], seq_len, 0)
@@ -69,7 +69,7 @@ def probe(group: Any, workspace: str, run_dir: str) -> list[Any]:
     """Return what the probe says of the model, of a plain causal mask, and of a deaf model."""
     import torch
 
-    from trainer.evaluate import isolation
+    from trainer.evaluate.proofs import isolation
 
     real = isolation.model_inputs
 

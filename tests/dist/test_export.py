@@ -19,13 +19,13 @@ ROUNDING = 4 * 2.0**-8
 
 
 def train(group: Any, workspace: str, run_dir: str, overrides: list[str]) -> None:
-    from trainer import run
     from trainer.config.snapshot import freeze
+    from trainer.run import training
 
     config = config_of(workspace, run_dir, "zero.dtype=bf16", "train.max_steps=2", *overrides)
     if group.is_first:
         freeze(config, Path(run_dir))
-    assert run.run_training(config).value == "finished"
+    assert training.run_training(config).value == "finished"
 
 
 def export(group: Any, run_dirs: list[str], dtype: str) -> list[dict[str, Any]]:
@@ -34,8 +34,8 @@ def export(group: Any, run_dirs: list[str], dtype: str) -> list[dict[str, Any]]:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from trainer.command.export import export_model
     from trainer.config.store import load_config
-    from trainer.exporting import export_model
 
     found = []
     for run_dir in run_dirs:
@@ -107,8 +107,8 @@ def test_a_reloaded_export_answers_as_the_trained_model_did(pool, runs, dtype):
 def export_tampered(group: Any, run_dir: str, folder: str) -> list[Any]:
     """Return what the command line says of a flipped bit, and what export says of other weights."""
     from trainer.cli import run_command
+    from trainer.command.export import export_model
     from trainer.config.store import load_config
-    from trainer.exporting import export_model
 
     flipped, other = Path(folder) / "flipped", Path(folder) / "other"
     for copy in (flipped, other):

@@ -14,8 +14,8 @@ import torch
 from trainer.config.optim import OptimConfig, ZeroConfig
 from trainer.dist.group import Group
 from trainer.engine.batch import batch_shape
-from trainer.engine.build import build_engine
 from trainer.engine.ds_config import deepspeed_dict
+from trainer.engine.engine import build_engine
 from trainer.forecast.memory import RunShape, Weights, states_of
 
 WIDTH, NUM_LAYERS = 256, 32

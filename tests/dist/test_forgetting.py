@@ -13,7 +13,7 @@ from tests.dist.session import held_out_losses, loader_of, session_of
 from tests.dist.test_replay import config_for, lines, make_data
 from trainer.checkpoint.layout import step_dir
 from trainer.errors import CheckpointError, ConfigError, DataError
-from trainer.forgetting import BASE_FILE
+from trainer.evaluate.forgetting import BASE_FILE
 
 OVERRIDES = ["replay.controller=none", "replay.ratio=0.2", "zero.stage=3"]
 
@@ -26,14 +26,14 @@ def data(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def train(group: Any, workspace: str, data: str, run_dir: str, overrides: list[str]) -> None:
-    from trainer import run
     from trainer.config.snapshot import freeze
+    from trainer.run import training
 
     config = config_for(workspace, data, Path(run_dir), *OVERRIDES, *overrides)
     if group.is_first:
         freeze(config, Path(run_dir))
     group.barrier()
-    assert run.run_training(config).value == "finished"
+    assert training.run_training(config).value == "finished"
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +95,18 @@ def test_a_base_that_is_known_is_not_evaluated_again(run_dirs):
 
 def refusals(group: Any, workspace: str, data: str, run_dir: str, other: str) -> list[str]:
     """Return what is said of another base, a gate on an unknown set, a failing gate, and other checkpoints."""
-    from trainer import run
     from trainer.cli import run_command
+    from trainer.command.evaluate import read_measurement, refuse_failing, run_evaluation
     from trainer.config.store import load_config
-    from trainer.evaluation import read_measurement, refuse_failing, run_evaluation
+    from trainer.run import training
 
     said = []
     Path(other).mkdir()
     shutil.copy(Path(run_dir) / BASE_FILE, other)
     with pytest.raises(DataError) as caught:
-        run.run_training(config_for(workspace, data, Path(other), *OVERRIDES, f"model.path={workspace}/tied"))
+        training.run_training(
+            config_for(workspace, data, Path(other), *OVERRIDES, f"model.path={workspace}/tied")
+        )
     said.append(str(caught.value))
     frozen = Path(run_dir) / "config.yaml"
     with pytest.raises(ConfigError) as refused:
@@ -156,9 +158,9 @@ def interpolate(group: Any, run_dir: str) -> list[bool]:
     import torch
     from safetensors.torch import load_file
 
+    from trainer.command.export import export_model
+    from trainer.command.interpolate import interpolate
     from trainer.config.store import load_config
-    from trainer.exporting import export_model
-    from trainer.interpolation import interpolate
 
     frozen = Path(run_dir) / "config.yaml"
     assert interpolate(load_config(frozen, ["export.interpolate=0.0:1.0:0.5"])) == 0
@@ -195,9 +197,9 @@ def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs
 def recover(group: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
     """Return what the probe says, and held-out losses before and after it."""
     from trainer.checkpoint.state import TrainState
-    from trainer.loop import Parts
-    from trainer.mixing import Mixing
-    from trainer.recovery import probe_recovery
+    from trainer.mix.mixing import Mixing
+    from trainer.run.loop import Parts
+    from trainer.run.recovery import probe_recovery
 
     config = config_for(
         workspace, data, Path(run_dir), *OVERRIDES, f"evaluate.recovery_steps={steps}", "optim.lr=0.05"

@@ -23,7 +23,7 @@ from trainer.checkpoint.layout import checkpoints_dir
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.verify import newest_verified
 from trainer.errors import CheckpointError
-from trainer.runtime.local import rank_processes
+from trainer.start.local import rank_processes
 
 PAGE = 4096
 LIMIT_S = 240

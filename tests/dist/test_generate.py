@@ -22,9 +22,9 @@ LOOSE = ("max_replacement=1", "max_repeated_ngrams=1")
 
 def generate(group: Any, workspace: str, folder: str, prompts: str) -> dict[str, Any]:
     """Generate under a folder; return the bytes of the samples and what ranks did."""
-    from trainer.generation import generate_on
-    from trainer.replay.sample import TransformersSampler
+    from trainer.command.replay import generate_on
     from trainer.runtime.signals import StopFlag
+    from trainer.sample.sampler import TransformersSampler
 
     wanted = ["batch_size=8", "seed=5", f"prompts={prompts}", *LOOSE]
     if prompts == "text":

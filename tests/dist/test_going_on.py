@@ -39,15 +39,15 @@ def forge(run_dir: Path, change: float) -> None:
 
 
 def go_on(group: Any, workspace: str, folder: str, stage: int, change: float) -> None:
-    from trainer import run
+    from trainer.run import training
 
     whole, again = Path(folder) / "whole", Path(folder) / "again"
-    assert run.run_training(config_for(workspace, whole, stage)).value == "finished"
+    assert training.run_training(config_for(workspace, whole, stage)).value == "finished"
     if group.is_first:
         shutil.copytree(whole, again)
         forge(again, change)
     group.barrier()
-    assert run.run_training(config_for(workspace, again, stage)).value == "finished"
+    assert training.run_training(config_for(workspace, again, stage)).value == "finished"
 
 
 @pytest.mark.parametrize(("stage", "change"), [(3, 0.5), (1, float("nan"))])
@@ -68,11 +68,11 @@ def test_a_newest_checkpoint_that_is_not_sound_is_set_aside_and_the_one_before_g
 
 
 def start_over(group: Any, workspace: str, folder: str) -> list[str]:
-    from trainer import run
+    from trainer.run import training
 
     run_dir = Path(folder)
     config = config_for(workspace, run_dir, 1)
-    assert run.run_training(config).value == "finished"
+    assert training.run_training(config).value == "finished"
     for step in (3, 6):
         path = next((step_dir(run_dir, step) / "engine").iterdir())
         content = bytearray(path.read_bytes())
@@ -82,12 +82,12 @@ def start_over(group: Any, workspace: str, folder: str) -> list[str]:
     for _ in range(2):
         before = (run_dir / "metrics.jsonl").read_bytes()
         with pytest.raises(CheckpointError) as caught:
-            run.run_training(config)
+            training.run_training(config)
         sentences.append(str(caught.value))
         assert (run_dir / "metrics.jsonl").read_bytes() == before
     anew = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, resume=False))
     for _ in range(2):
-        assert run.run_training(anew).value == "finished"
+        assert training.run_training(anew).value == "finished"
     return sentences
 
 

@@ -57,8 +57,8 @@ def arithmetic() -> str:
 
 def train_all(group: Any, workspace: str, folder: str, names: list[str]) -> dict[str, Any]:
     """Train every run and return what each step of it recorded."""
-    from trainer import run
-    from trainer.jobs import prepare_data
+    from trainer.command.prepare import prepare_data
+    from trainer.run import training
 
     old = Path(folder) / "old.jsonl"
     if group.is_first:
@@ -75,7 +75,7 @@ def train_all(group: Any, workspace: str, folder: str, names: list[str]) -> dict
             run_dir.mkdir(parents=True)
             prepare_data(config)
         group.barrier()
-        assert run.run_training(config).value == "finished"
+        assert training.run_training(config).value == "finished"
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         found[name] = {
             key: [line[key] for line in lines if key in line]

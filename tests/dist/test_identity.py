@@ -25,7 +25,7 @@ Said = tuple[int, str]
 def command(name: str, run_dir: Path, *overrides: str) -> Said:
     """Run a command of the command line as the one rank of a job; return its code and what it said."""
     from trainer.cli import run_command
-    from trainer.exporting import export_model
+    from trainer.command.export import export_model
 
     said, file = StringIO(), run_dir / "config.yaml"
     with redirect_stdout(said), redirect_stderr(said):
@@ -53,9 +53,9 @@ def flip(file: Path, place: int) -> None:
 
 def train_here(workspace: str, here: Path) -> Path:
     """Train one step on data that is named from the working directory; return the run directory."""
-    from trainer import run
-    from trainer.fitting import fitted_here
-    from trainer.jobs import ensure_inputs
+    from trainer.command.fitting import fitted_here
+    from trainer.command.prepare import ensure_inputs
+    from trainer.run import training
 
     shutil.copytree(Path(workspace) / "model", here / "model")
     for name in ("chat.jsonl", "text.jsonl"):
@@ -67,13 +67,13 @@ def train_here(workspace: str, here: Path) -> Path:
     config = dated(config, here / "run")
     ensure_inputs(config)
     freeze(config, here / "run")
-    assert run.run_training(config).value == "finished"
+    assert training.run_training(config).value == "finished"
     return here / "run"
 
 
 def edits(run_dir: Path, here: Path) -> dict[str, Said]:
     """Change one thing after the other, evaluate or export, and put it back."""
-    from trainer.jobs import ensure_inputs
+    from trainer.command.prepare import ensure_inputs
 
     found: dict[str, Said] = {}
 

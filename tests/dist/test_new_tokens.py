@@ -21,7 +21,7 @@ METHOD = ["tune.method=lora", "tune.r=4", f"model.new_tokens={NEW}"]
 
 
 def make_data(group: Any, workspace: str, data: str) -> None:
-    from trainer.jobs import prepare_data
+    from trainer.command.prepare import prepare_data
 
     rows = [{"text": f"Ask {i} <tool>{i} times {i % 7}<end> and go on. " * (1 + i % 3)} for i in range(80)]
     Path(data, "tools.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -108,8 +108,8 @@ def test_new_tokens_take_the_steps_of_plain_peft(pool, workspace, data, model, t
 
 
 def train_and_resume(group: Any, workspace: str, data: str, model: str, folder: str) -> None:
-    from trainer import run
     from trainer.config.snapshot import freeze
+    from trainer.run import training
 
     words = [
         "train.max_steps=6",
@@ -126,7 +126,7 @@ def train_and_resume(group: Any, workspace: str, data: str, model: str, folder: 
         config = config_of_tools(workspace, data, model, str(run_dir), *words)
         if group.is_first:
             freeze(config, run_dir)
-        assert run.run_training(config).value == "finished"
+        assert training.run_training(config).value == "finished"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ def poisoned_steps(group: Any, workspace: str, run_dir: str, overrides: list[str
     """Train three steps, the second poisoned in one micro-batch of one rank."""
     import torch
 
-    from trainer.step import train_step
+    from trainer.run.step import train_step
 
     records = []
     with session_of(config_of(workspace, run_dir, *overrides)) as session:
@@ -48,7 +48,7 @@ def answers_of(session: Any) -> Any:
     """Return logits: they show every change of the parameters, at every stage."""
     import numpy as np
 
-    from trainer.evaluate.fingerprint import take_fingerprint
+    from trainer.evaluate.proofs.fingerprint import take_fingerprint
 
     tokens = np.arange(4, 60)
     return take_fingerprint(session.engine, tokens, session.group, session.flash).logits_KV
@@ -105,7 +105,7 @@ def train_broken_model(group: Any, workspace: str, folder: str) -> list[Any]:
 
     from safetensors.torch import load_file, save_file
 
-    from trainer import run
+    from trainer.run import training
 
     model = Path(folder) / "broken"
     if group.is_first:
@@ -124,7 +124,7 @@ def train_broken_model(group: Any, workspace: str, folder: str) -> list[Any]:
         "checkpoint.every_steps=5",
         "zero.dtype=bf16",
     )
-    reason = run.run_training(config)
+    reason = training.run_training(config)
     return [reason.value]
 
 

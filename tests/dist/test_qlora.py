@@ -72,8 +72,8 @@ def expected(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory
 
 def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
     """Train and return the steps, the counts, and the bytes of the frozen base on this rank before and after."""
-    from trainer.evaluate.frozen import FrozenCheck, check_silent
-    from trainer.model.quantise import held_bytes
+    from trainer.evaluate.proofs.frozen import FrozenCheck, check_silent
+    from trainer.model.tune.quantise import held_bytes
 
     results = []
     for index, overrides in enumerate(variants):
@@ -120,8 +120,8 @@ def sharded(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     """Return what this rank holds of the packed weights, and how many whole ones live between the passes."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    from trainer.model.quantise import held_tensors, quantised_layers
-    from trainer.step import labels_of, model_inputs
+    from trainer.engine.inputs import labels_of, model_inputs
+    from trainer.model.tune.quantise import held_tensors, quantised_layers
 
     settings = ["zero.max_reuse_distance=0", "zero.max_live_parameters=1", "zero.persistence_threshold=0"]
     overrides = [*QLORA, "zero.stage=3", "model.checkpoint_layers=0", *settings]
@@ -179,10 +179,10 @@ def exported(group: Any, run_dir: str, merge: bool) -> dict[str, Any]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from trainer.command.export import export_model
     from trainer.config.store import load_config
     from trainer.engine.consolidate import stream_parameters
-    from trainer.evaluate.fingerprint import difference, read_fingerprint
-    from trainer.exporting import export_model
+    from trainer.evaluate.proofs.fingerprint import difference, read_fingerprint
 
     path = Path(run_dir)
     folder = path / f"export-{merge}"
@@ -220,9 +220,9 @@ def exported(group: Any, run_dir: str, merge: bool) -> dict[str, Any]:
 
 def measured(group: Any, run_dir: str) -> dict[str, Any]:
     """Return what the base evaluation, the report, the gate and an interpolation say of a run."""
+    from trainer.command.evaluate import gate_passes, run_evaluation
+    from trainer.command.interpolate import interpolate
     from trainer.config.store import load_config
-    from trainer.evaluation import gate_passes, run_evaluation
-    from trainer.interpolation import interpolate
 
     path, at_run = Path(run_dir), f"run_dir={run_dir}"
     report = json.loads((path / "forgetting.json").read_text())
@@ -286,11 +286,11 @@ def test_a_base_in_4_bits_is_not_resumed_in_full_precision(pool, workspace, tmp_
 
 
 def resume_otherwise(group: Any, workspace: str, run_dir: str) -> str:
-    from trainer import run
     from trainer.errors import DataError
+    from trainer.run import training
 
     steps = ["train.max_steps=1", "evaluate.forgetting=false", "zero.stage=1"]
-    assert run.run_training(config_of(workspace, run_dir, *QLORA, *steps)).value == "finished"
+    assert training.run_training(config_of(workspace, run_dir, *QLORA, *steps)).value == "finished"
     with pytest.raises(DataError) as caught:
-        run.run_training(config_of(workspace, run_dir, *QLORA, "tune.quantise=none", *steps))
+        training.run_training(config_of(workspace, run_dir, *QLORA, "tune.quantise=none", *steps))
     return str(caught.value)

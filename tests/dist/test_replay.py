@@ -39,7 +39,7 @@ def config_for(workspace: str, data: str, run_dir: Path, *overrides: str) -> Any
 
 
 def make_data(group: Any, workspace: str, data: str) -> None:
-    from trainer.jobs import prepare_data
+    from trainer.command.prepare import prepare_data
 
     for seed, name in enumerate(SOURCES):
         write_documents(Path(data) / f"{name}.jsonl", 60, 50 + seed, ragged=True)
@@ -49,12 +49,12 @@ def make_data(group: Any, workspace: str, data: str) -> None:
 def train(
     group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]
 ) -> None:
-    from trainer import run
+    from trainer.run import training
 
     if copy_from and group.is_first:
         shutil.copytree(step_dir(Path(copy_from), 4), step_dir(Path(run_dir), 4))
     group.barrier()
-    assert run.run_training(config_for(workspace, data, Path(run_dir), *overrides)).value == "finished"
+    assert training.run_training(config_for(workspace, data, Path(run_dir), *overrides)).value == "finished"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

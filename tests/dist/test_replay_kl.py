@@ -42,7 +42,7 @@ def config_for(workspace: str, data: str, run_dir: str | Path, *overrides: str) 
 
 
 def make_data(group: Any, workspace: str, data: str) -> None:
-    from trainer.jobs import prepare_data
+    from trainer.command.prepare import prepare_data
 
     write_documents(Path(data) / "old.jsonl", 60, 50, ragged=True)
     prepare_data(config_for(workspace, data, Path(data) / "unused"))
@@ -61,11 +61,12 @@ def references(data: str) -> list[Path]:
 
 def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     """Train as a run does and return what every step said, and the loader."""
-    from trainer.data.loader import TrainLoader
-    from trainer.mixing import Mixing
+    from trainer.mix.loader import TrainLoader
+    from trainer.mix.mixing import Mixing
     from trainer.optim.schedule import lr_factor
-    from trainer.session import build_reference
-    from trainer.step import CachedBase, train_step
+    from trainer.run.session import build_reference
+    from trainer.run.step import train_step
+    from trainer.teacher.base_model import CachedBase
 
     config, group = session.config, session.group
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
@@ -201,12 +202,12 @@ def test_every_stage_and_number_of_ranks_takes_the_steps_of_plain_torch(
 def train(
     group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]
 ) -> None:
-    from trainer import run
+    from trainer.run import training
 
     if copy_from and group.is_first:
         shutil.copytree(step_dir(Path(copy_from), 3), step_dir(Path(run_dir), 3))
     group.barrier()
-    assert run.run_training(config_for(workspace, data, run_dir, *overrides)).value == "finished"
+    assert training.run_training(config_for(workspace, data, run_dir, *overrides)).value == "finished"
 
 
 def rows(run_dir: Path) -> dict[int, dict[str, float]]:
@@ -255,8 +256,8 @@ def test_a_resumed_run_is_bitwise_the_same_and_a_lost_reference_is_made_from_the
 
 def nearness(group: Any, workspace: str, data: str, run_dir: str) -> list[list[float]]:
     """Return (KL to the base on held-out replay, loss on the target) after training at several betas."""
-    from trainer.evaluate.divergence import divergence_by_piece, take_references
     from trainer.evaluate.held_out import HeldOut
+    from trainer.evaluate.kl import divergence_by_piece, take_references
 
     found = []
     for beta in (0, 1, 20):
@@ -298,10 +299,11 @@ def test_off_by_default_nothing_is_asked_and_nothing_is_reported(pool, workspace
 
 def asked_and_read(group: Any, workspace: str, data: str, run_dir: str) -> list[Any]:
     """Return what the reference says of a batch, and what the model says when it is asked, as an adapter's base is."""
-    from trainer.data.loader import TrainLoader
-    from trainer.mixing import Mixing
-    from trainer.session import build_reference
-    from trainer.step import CachedBase, labels_of, model_inputs
+    from trainer.engine.inputs import labels_of, model_inputs
+    from trainer.mix.loader import TrainLoader
+    from trainer.mix.mixing import Mixing
+    from trainer.run.session import build_reference
+    from trainer.teacher.base_model import CachedBase
 
     with session_of(config_for(workspace, data, run_dir, "zero.stage=3")) as session:
         config = session.config
@@ -342,10 +344,9 @@ def test_a_base_that_is_asked_says_what_the_reference_says(pool, workspace, data
 
 def failures(group: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
     """Let builds of the reference fail in several ways and say what they raised and left."""
-    from trainer import replay_kl
-    from trainer.data import reference
-    from trainer.mixing import Mixing
-    from trainer.session import build_reference
+    from trainer.mix.mixing import Mixing
+    from trainer.run.session import build_reference
+    from trainer.teacher import cached, reference
 
     answers: dict[str, Any] = {}
 
@@ -361,7 +362,7 @@ def failures(group: Any, workspace: str, data: str, run_dir: str) -> dict[str, A
         group.barrier()
 
     with session_of(config_for(workspace, data, run_dir)) as session:
-        add, free, forward = reference.ReferenceWriter.add, replay_kl.bytes_free, session.engine.forward
+        add, free, forward = reference.ReferenceWriter.add, cached.bytes_free, session.engine.forward
 
         def fails(*arguments: Any) -> None:
             raise OSError(28, "No space left on device")
@@ -370,9 +371,9 @@ def failures(group: Any, workspace: str, data: str, run_dir: str) -> dict[str, A
             reference.ReferenceWriter.add = fails
         attempt("write", session)
         reference.ReferenceWriter.add = add
-        replay_kl.bytes_free = lambda path: 1000
+        cached.bytes_free = lambda path: 1000
         attempt("room", session)
-        replay_kl.bytes_free = free
+        cached.bytes_free = free
         calls = []
 
         def breaks(**inputs: Any) -> Any:

@@ -37,15 +37,15 @@ def train_twice(
     group: Any, workspace: str, folder: str, stages: list[int], overrides: list[str] | None = None
 ) -> None:
     """Train six steps; then again from a copy of the checkpoint after three."""
-    from trainer import run
+    from trainer.run import training
 
     for stage in stages:
         whole, resumed = Path(folder) / f"whole-{stage}", Path(folder) / f"resumed-{stage}"
-        assert run.run_training(config_for(workspace, whole, stage, overrides)).value == "finished"
+        assert training.run_training(config_for(workspace, whole, stage, overrides)).value == "finished"
         if group.is_first:
             shutil.copytree(step_dir(whole, 3), step_dir(resumed, 3))
         group.barrier()
-        assert run.run_training(config_for(workspace, resumed, stage, overrides)).value == "finished"
+        assert training.run_training(config_for(workspace, resumed, stage, overrides)).value == "finished"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -162,8 +162,8 @@ def test_resume_at_stage_0_is_bitwise_identical_and_other_runs_are_refused(pool,
 
 
 def keeper_of(session: Any, config: Any, stores: Any) -> Any:
-    from trainer.keeper import Keeper
-    from trainer.mixing import Mixing
+    from trainer.mix.mixing import Mixing
+    from trainer.run.keeper import Keeper
 
     mixing = Mixing(config, stores, session.shape.packs_per_step)
     keeper = Keeper(Path(config.run_dir), session.engine, session.group, session.flash, config, mixing)

@@ -67,15 +67,15 @@ def write_sources(folder: Path) -> None:
 
 
 def train_all(group: Any, folder: str, cells: list[list[Any]]) -> None:
-    from trainer import run
+    from trainer.command.fitting import fitted_here
     from trainer.config.store import compose_config
-    from trainer.fitting import fitted_here
+    from trainer.run import training
 
     for recipe, stage in cells:
         config = compose_config(overrides_of(Path(folder), recipe, stage))
         config = fitted_here(config, group.world_size, says=False)
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
-        assert run.run_training(config).value == "finished"
+        assert training.run_training(config).value == "finished"
 
 
 @pytest.mark.parametrize("cells", [DEFAULT, pytest.param(TESTED, marks=pytest.mark.slow)], ids=["six", "all"])
@@ -83,8 +83,8 @@ def test_recipes_train_at_the_stages_that_the_readme_calls_tested(
     pool: Any, tmp_path: Path, cells: list[tuple[str, int]]
 ) -> None:
     """A failure in one cell only points at that recipe's data or that stage's engine."""
+    from trainer.command.prepare import prepare_data
     from trainer.config.store import compose_config
-    from trainer.jobs import prepare_data
 
     assert len(TESTED) == 16 and set(DEFAULT) <= set(TESTED)
     write_sources(tmp_path)

@@ -13,7 +13,7 @@ from tests.dist.session import config_of, session_of
 from tests.helpers.benchmark_tasks import NAMES, write_tasks
 from trainer.config.store import load_config
 from trainer.errors import ConfigError, DataError
-from trainer.task_scores import BASE_FILE
+from trainer.evaluate.tasks.scores import BASE_FILE
 
 pytest.importorskip("lm_eval", reason="pip install 'palimpsest-trainer[eval]'")
 
@@ -27,8 +27,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def score(group: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> list[Any]:
     """Return the base's scores and some answers; nothing is taken from another run."""
-    from trainer.evaluate.greedy import Prompt, continue_greedily
-    from trainer.session import build_task_scores
+    from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
+    from trainer.run.session import build_task_scores
 
     config = config_of(
         workspace,
@@ -74,8 +74,8 @@ def test_scores_do_not_depend_on_ranks_or_sharding(pool, workspace, tasks, tmp_p
 
 
 def ask_differently(group: Any, workspace: str, tasks: str, run_dir: str) -> str:
-    from trainer.evaluate.lm import EngineLM
-    from trainer.session import build_task_scores
+    from trainer.evaluate.tasks.lm import EngineLM
+    from trainer.run.session import build_task_scores
 
     config = config_of(workspace, run_dir, ASKED, f"evaluate.tasks.include_path={tasks}")
     with session_of(config) as session:
@@ -92,8 +92,8 @@ def test_ranks_that_were_asked_different_things_say_so_instead_of_waiting(pool, 
 
 
 def train(group: Any, workspace: str, tasks: str, run_dir: str) -> None:
-    from trainer import run
     from trainer.config.snapshot import freeze
+    from trainer.run import training
 
     config = config_of(
         workspace,
@@ -107,7 +107,7 @@ def train(group: Any, workspace: str, tasks: str, run_dir: str) -> None:
     if group.is_first:
         freeze(config, Path(run_dir))
     group.barrier()
-    assert run.run_training(config).value == "finished"
+    assert training.run_training(config).value == "finished"
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_evaluating_without_tasks_keeps_what_is_known_of_the_checkpoint(pool, ru
     ],
 )
 def test_a_rule_about_what_was_not_measured_is_refused(run_dir, override, sentence):
-    from trainer.evaluation import gate_passes
+    from trainer.command.evaluate import gate_passes
 
     config = load_config(run_dir / "config.yaml", [override])
     with pytest.raises(ConfigError, match=sentence):

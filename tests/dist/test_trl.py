@@ -37,7 +37,7 @@ def write_equal_documents(path: Path) -> None:
 
 
 def ours(group: Any, workspace: str, folder: str) -> list[dict[str, float]]:
-    from trainer.jobs import ensure_inputs
+    from trainer.command.prepare import ensure_inputs
 
     base = config_of(
         workspace,

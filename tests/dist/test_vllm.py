@@ -38,7 +38,7 @@ class Recorder:
 
 def sample_store(group: Any, workspace: str, folder: str, prompts: str) -> dict[str, Any]:
     """Generate with vLLM; return the store and how far its tokens are from those of the model."""
-    from trainer import generation
+    from trainer.command import replay
     from trainer.runtime.signals import StopFlag
 
     path = Path(folder)
@@ -56,17 +56,17 @@ def sample_store(group: Any, workspace: str, folder: str, prompts: str) -> dict[
         *(f"replay.generate.{one}" for one in wanted),
     )
     recorders: list[Recorder] = []
-    original = generation.start_engine
+    original = replay.start_engine
 
     def recorded(*arguments: Any) -> Recorder:
         recorders.append(Recorder(original(*arguments)))
         return recorders[0]
 
-    generation.start_engine = recorded
+    replay.start_engine = recorded
     try:
-        assert generation.generate_on(group, config, StopFlag())
+        assert replay.generate_on(group, config, StopFlag())
     finally:
-        generation.start_engine = original
+        replay.start_engine = original
     (store,) = (path / "generated").glob("[!.]*")
     rows = [json.loads(line) for line in (store / "generated.jsonl").read_text().splitlines()]
     surprise, num_tokens = surprise_of(path / "model", recorders[0].said)
@@ -111,17 +111,17 @@ def test_samples_of_vllm_follow_the_models_own_distribution(pool, workspace, tmp
 
 def train_adapter(group: Any, workspace: str, folder: str, overrides: list[str]) -> int:
     """Train an adapter and export it; return the exit code."""
-    from trainer import run
+    from trainer.command.export import export_model
     from trainer.config.snapshot import freeze
     from trainer.config.store import load_config
-    from trainer.exporting import export_model
+    from trainer.run import training
 
     path = Path(folder)
     save_llama(path / "model", **SHAPE)
     steps = ["train.max_steps=6", "checkpoint.every_steps=6", "optim.lr=0.02"]
     config = config_of(workspace, path / "run", f"model.path={folder}/model", *overrides, *steps)
     freeze(config, path / "run")
-    assert run.run_training(config).value == "finished"
+    assert training.run_training(config).value == "finished"
     asked = [f"export.output_dir={folder}/adapter", "export.dtype=float32"]
     return export_model(load_config(path / "run" / "config.yaml", asked))
 

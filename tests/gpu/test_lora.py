@@ -19,8 +19,8 @@ def blocks() -> tuple[Any, Any]:
     """Return two frozen layers on one input with peft's adapters, and the same fused; bf16."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    from trainer.model.adapters import ADAPTER
-    from trainer.model.lora import fuse_lora
+    from trainer.model.tune.adapters import ADAPTER
+    from trainer.model.tune.lora import fuse_lora
 
     torch.manual_seed(0)
     block = torch.nn.ModuleDict({name: torch.nn.Linear(1024, 3072, bias=False) for name in NAMES})
@@ -54,7 +54,7 @@ def test_in_bf16_outputs_and_gradients_are_as_near_the_truth_as_those_of_peft():
 
 
 def test_with_b_zero_the_output_is_the_base_to_the_bit():
-    from trainer.model.adapters import ADAPTER, adapter_off
+    from trainer.model.tune.adapters import ADAPTER, adapter_off
 
     _, fused = blocks()
     x = torch.randn(1, 4096, 1024, device="cuda", dtype=torch.bfloat16)

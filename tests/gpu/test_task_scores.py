@@ -44,11 +44,11 @@ def exact() -> Any:
 @pytest.fixture(scope="module")
 def flash(exact: Any) -> Any:
     """Return the same weights in bfloat16 under flash attention, as the evaluator wants a model."""
+    from trainer.command.interpolate import PlainModel
     from trainer.dist.group import Group
-    from trainer.evaluate.batches import TaskModel
-    from trainer.interpolation import PlainModel
-    from trainer.objective.causal_lm import CausalLM
-    from trainer.objective.head import install_loss_head
+    from trainer.evaluate.tasks.batches import TaskModel
+    from trainer.model.causal import CausalLM
+    from trainer.model.head.head import install_loss_head
 
     model = copy.deepcopy(exact).to(torch.bfloat16)
     model.set_attn_implementation("flash_attention_2")
@@ -77,7 +77,7 @@ def drawn(seed: int) -> list[list[int]]:
 
 def test_likelihoods_are_those_of_float32(exact: Any, flash: Any) -> None:
     """A difference: documents of a batch see each other, or the padding is seen."""
-    from trainer.evaluate.likelihood import log_likelihoods
+    from trainer.evaluate.tasks.likelihood import log_likelihoods
 
     requests = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in drawn(0)]
     for (nats, _), (context, continuation) in zip(log_likelihoods(flash, requests), requests, strict=True):
@@ -88,7 +88,7 @@ def test_likelihoods_are_those_of_float32(exact: Any, flash: Any) -> None:
 
 def test_greedy_answers_are_the_most_likely_tokens_of_float32(exact: Any, flash: Any) -> None:
     """A difference: flash attention with a cache and left padding sees the padding, or takes wrong positions."""
-    from trainer.evaluate.greedy import Prompt, continue_greedily
+    from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
 
     prompts = [Prompt(ids, 12 + len(ids) % 5, ()) for ids in drawn(1)]
     found = continue_greedily(flash, prompts, lambda ids: "")

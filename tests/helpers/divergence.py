@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.objective.divergence import LEAST_MASS, TopTokens
+from trainer.model.head.divergence import LEAST_MASS, TopTokens
 
 
 def top_tokens(base_logits, rows, num_top, beta, device="cpu"):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.wait import LIMIT_S
-from trainer.runtime.local import held_port
+from trainer.start.local import held_port
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = ("OMPI_", "PMI_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
@@ -151,17 +151,17 @@ def serve() -> None:
     import torch
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from trainer import run, session
     from trainer.dist.env import rank_env
     from trainer.dist.group import close_group, open_group
+    from trainer.run import session, training
 
     torch.set_num_threads(1)
     group = open_group(rank_env(os.environ), timeout_s=int(LIMIT_S))
     # What is loaded now stays. Without it a collection takes 0.4 s, and every session makes two.
     gc.collect()
     gc.freeze()
-    manual = run.ManualGc
-    run.ManualGc = lambda every_steps: manual(every_steps=0)  # type: ignore[assignment,misc]
+    manual = training.ManualGc
+    training.ManualGc = lambda every_steps: manual(every_steps=0)  # type: ignore[assignment,misc]
     # Sessions of this process share its group; everything else of session.py is used as it is.
     session.open_group = lambda env, timeout_s: group  # type: ignore[assignment]
     session.close_group = lambda *error: None  # type: ignore[assignment]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.generate import GenerateConfig
-from trainer.replay.generate import Judge
-from trainer.replay.prompts import Draft, PromptPlan
-from trainer.replay.sample import batch_seed
-from trainer.replay.store import WorkFolder
+from trainer.sample.generate import Judge
+from trainer.sample.prompts import Draft, PromptPlan
+from trainer.sample.sampler import batch_seed
+from trainer.sample.samples import WorkFolder
 
 PLAN = PromptPlan(is_chat=False, header=[0], bridge=[], stops=[1])
 STARTED = {"engine": "words", "batch_size": 4, "prompts": PLAN.to_plain()}
@@ -62,7 +62,7 @@ def generate_words(
     group: Any, target: Path, num_tokens: int, sampler: WordSampler, should_stop: Any = lambda: False
 ) -> dict[str, Any] | None:
     """Sample and publish a store of words; return its meta, or None when stopped."""
-    from trainer.replay.generate import sample_until_enough
+    from trainer.sample.generate import sample_until_enough
 
     work = WorkFolder(target)
     group.from_first(lambda: work.begin(STARTED))

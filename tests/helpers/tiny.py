@@ -97,7 +97,7 @@ def tiny_config(folder: Path) -> RunConfig:
 
 def make_workspace(folder: Path) -> Path:
     """Write models, documents, stores and config.yaml under a folder; return the configuration's path."""
-    from trainer.jobs import ensure_inputs
+    from trainer.command.prepare import ensure_inputs
 
     save_llama(folder / "model")
     save_llama(folder / "tied", tie_word_embeddings=True)

@@ -2,10 +2,10 @@
 
 import pytest
 
+from trainer.command.fitting import fitted, known_shape, run_shape, tuned_weights
 from trainer.config.snapshot import freeze, refuse_another
 from trainer.config.store import compose_config
 from trainer.errors import ConfigError
-from trainer.fitting import fitted, known_shape, run_shape, tuned_weights
 from trainer.forecast.memory import forecast
 from trainer.model.dtype import BF16_GPU, Hardware
 

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from trainer.config.train import ExportConfig, GgufType
 from trainer.errors import ConfigError, ModelError
-from trainer.gguf import find_converter, write_gguf
+from trainer.export.gguf import find_converter, write_gguf
 
 CONVERTER = """\
 import sys

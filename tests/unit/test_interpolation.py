@@ -2,8 +2,8 @@
 
 import pytest
 
+from trainer.command.interpolate import Point, parse_alphas, suggest
 from trainer.errors import ConfigError
-from trainer.interpolation import Point, parse_alphas, suggest
 
 
 def test_both_ends_are_evaluated():

@@ -10,19 +10,17 @@ from tests.helpers.tiny import save_llama, tiny_config, write_documents
 from trainer.checkpoint.commit import commit
 from trainer.checkpoint.layout import MANIFEST, STATE, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest
+from trainer.checkpoint.named import find_checkpoint
 from trainer.checkpoint.state import TrainState, write_state
+from trainer.command.before_ranks import check_draws
+from trainer.command.prepare import ensure_inputs
 from trainer.config.data import Role
-from trainer.data.prepared import open_all
+from trainer.data.store.prepared import open_all
 from trainer.dist.group import Group
 from trainer.engine.writer import seal
 from trainer.errors import CheckpointError, DataError, TopologyError
-from trainer.jobs import (
-    check_draws,
-    count_ranks,
-    ensure_inputs,
-    find_checkpoint,
-)
 from trainer.model.tokenizer import configured_tokenizer
+from trainer.start.ranks import count_ranks
 
 ALONE = Group(0, 0, 1, torch.device("cpu"))
 

@@ -6,12 +6,12 @@ import logging
 import pytest
 
 from trainer.checkpoint.state import TrainState
-from trainer.journal import Journal
-from trainer.loop import StepTimes
 from trainer.metrics.jsonl import Ledger
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sinks
-from trainer.step import StepResult
+from trainer.run.journal import Journal
+from trainer.run.loop import StepTimes
+from trainer.run.step import StepResult
 
 
 class Memory:

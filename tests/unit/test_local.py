@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.wait import wait_until
 from trainer.dist.env import RankEnv
 from trainer.dist.rendezvous import check_rendezvous
-from trainer.runtime.local import free_port, held_port, rank_processes, world_info
+from trainer.start.local import free_port, held_port, rank_processes, world_info
 
 SLEEP = "import time; time.sleep(9999)"
 BESIDE = (

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from trainer.checkpoint.state import TrainState
-from trainer.data.loader import StepBatch
-from trainer.data.plan import Cursor
 from trainer.dist.group import Group
-from trainer.loop import Cadence, Parts, StopReason, train
+from trainer.mix.loader import StepBatch
+from trainer.mix.plan import Cursor
+from trainer.run.loop import Cadence, Parts, StopReason, train
 
 
 class Engine:

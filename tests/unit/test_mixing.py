@@ -10,7 +10,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role, SourceConfig
 from trainer.config.replay import RatioController, RatioSchedule
 from trainer.errors import DataError
-from trainer.mixing import Mixing
+from trainer.mix.mixing import Mixing
 
 NUM_PACKS = {"new": 300, "more": 100, "old": 40, "older": 10, "general": 0}
 ROLES = {

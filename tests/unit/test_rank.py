@@ -1,7 +1,7 @@
 """What a rank says at the end of a run."""
 
 from trainer.checkpoint.layout import step_dir
-from trainer.rank import END_SENTENCES, newest_in_words
+from trainer.command.rank import END_SENTENCES, newest_in_words
 
 
 def test_a_run_that_stops_says_which_checkpoint_it_goes_on_from(tmp_path):

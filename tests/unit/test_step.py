@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.collate import BaseRows, collate
-from trainer.data.loader import StepBatch
-from trainer.data.plan import Cursor
+from trainer.data.pack.collate import BaseRows, collate
 from trainer.data.types import Pack
 from trainer.dist.group import Group
-from trainer.step import CachedBase, StepResult, add_by_source, labels_of, model_inputs, train_step
+from trainer.engine.inputs import labels_of, model_inputs
+from trainer.mix.loader import StepBatch
+from trainer.mix.plan import Cursor
+from trainer.run.step import StepResult, add_by_source, train_step
+from trainer.teacher.base_model import CachedBase
 
 CPU = torch.device("cpu")
 ALONE = Group(0, 0, 1, CPU)

@@ -28,7 +28,7 @@ MAY_DIFFER = (
 """Key prefixes that do not change what is trained; a resumed run may change them."""
 
 FITTED = ("zero.stage", "model.checkpoint_layers", "zero.dtype")
-"""Keys that trainer/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
+"""Keys that command/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
 OPEN = (None, "auto")
 """Values of FITTED that are to be filled in."""
 FILLED_IN = (*FITTED, "model.chat_template_date")

@@ -19,11 +19,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from trainer.config.data import DataConfig, Format, SourceConfig
 from trainer.data.chat.shape import describe_shape, find_shape
-from trainer.data.files import hash_files, list_files
-from trainer.data.hub import open_dataset, read_dataset
-from trainer.data.intake import Intake
-from trainer.data.overlap import check_disjoint
-from trainer.data.prepared import (
+from trainer.data.rows.files import hash_files, list_files
+from trainer.data.rows.hub import open_dataset, read_dataset
+from trainer.data.rows.source import SourceRows, read_files
+from trainer.data.store.held_back import choose_validation
+from trainer.data.store.intake import Intake
+from trainer.data.store.overlap import check_disjoint
+from trainer.data.store.prepared import (
     adds_eos,
     cache_folder,
     digest_of,
@@ -36,14 +38,12 @@ from trainer.data.prepared import (
     stores_folder,
     write_pointer,
 )
-from trainer.data.report import print_report
-from trainer.data.source import SourceRows, read_files
-from trainer.data.split import choose_validation
-from trainer.data.spool import Spool
-from trainer.data.store import Store, check_vocabulary, open_store
-from trainer.data.tokenise import encode_batch, encode_parallel, num_processes
+from trainer.data.store.spool import Spool
+from trainer.data.store.store import Store, check_vocabulary, open_store
+from trainer.data.store.summary import print_report
+from trainer.data.store.writer import PackOptions, commit, staging, write_store
+from trainer.data.tokens.tokenise import encode_batch, encode_parallel, num_processes
 from trainer.data.types import EncodedBatch, TokenizerLike
-from trainer.data.writer import PackOptions, commit, staging, write_store
 from trainer.errors import DataError
 from trainer.runtime.lock import one_at_a_time
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError
-from trainer.evaluate.divergence import Reference, References
 from trainer.evaluate.held_out import PieceLosses
+from trainer.evaluate.kl import Reference, References
 from trainer.runtime.seal import with_digest, without_digest
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trainer.config.gate import GateRule, TaskRule
 from trainer.errors import ConfigError
 from trainer.evaluate.compare import SetComparison
-from trainer.evaluate.score import TaskComparison
+from trainer.evaluate.tasks.score import TaskComparison
 
 GENERAL = "general"
 ROLES = ("target", "replay", "probe")

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.collate import IGNORE, MicroBatch
-from trainer.data.loader import read_micro_batch
-from trainer.data.order import PackRef
-from trainer.data.store import SplitStore
+from trainer.data.pack.collate import IGNORE, MicroBatch
+from trainer.data.pack.refs import FILLER, PackRef, read_batch, spread
+from trainer.data.store.store import SplitStore
 from trainer.dist.group import Group
-from trainer.step import labels_of, model_inputs
+from trainer.engine.inputs import labels_of, model_inputs
 
 
 class Evaluable(Protocol):
@@ -49,17 +48,6 @@ class HeldOut:
             for pack in range(min(store.num_packs, self.max_packs))
         ]
         return spread(refs, rank, world_size, self.micro_batch_size)
-
-
-def spread(refs: Sequence[PackRef], rank: int, world_size: int, size: int) -> list[list[PackRef]]:
-    """Return one rank's batches of packs; every rank has as many, filled up with packs that are not counted."""
-    unit = size * world_size
-    num_rounds = -(-len(refs) // unit)
-    mine = [refs[i] if i < len(refs) else _FILLER for i in range(rank, num_rounds * unit, world_size)]
-    return [mine[i : i + size] for i in range(0, len(mine), size)]
-
-
-_FILLER = PackRef(-1, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +107,6 @@ def _by_piece(
     found = []
     for row, ref in enumerate(refs):
         counted = (rows == row) & (targets > 0)
-        if ref is not _FILLER and counted.any():
+        if ref is not FILLER and counted.any():
             found.append((ref.source, ref.pack, sums[counted].tolist(), targets[counted].tolist()))
     return found
-
-
-def read_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int) -> MicroBatch:
-    """Read a batch; fillers become the first pack there is with every label ignored."""
-    first = next(i for i, store in enumerate(stores) if store.num_packs)
-    real = [PackRef(first, 0, 0) if ref is _FILLER else ref for ref in refs]
-    micro = read_micro_batch(stores, real, pad_id)
-    for row, ref in enumerate(refs):
-        if ref is _FILLER:
-            micro.labels_BT[row] = IGNORE
-            micro.num_targets_B[row] = 0
-    return micro

@@ -290,7 +290,7 @@ class _Head:
 
 
 def _head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
-    """Return the bytes of the loss head (trainer/objective/head.py), whose gradients are made in forward."""
+    """Return the bytes of the loss head (trainer/model/head/head.py), whose gradients are made in forward."""
     e, hidden = run.element_bytes, shape.hidden_size
     rows = min(run.loss_chunk_tokens, run.num_tokens)
     states = 2 * run.num_tokens * hidden * e  # its input and the gradient of it

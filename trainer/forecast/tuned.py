@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
-from trainer.forecast.adapters import chosen, in_nf4
+from trainer.forecast.adapter_sizes import chosen, in_nf4
 from trainer.forecast.memory import Weights, full_weights
 from trainer.forecast.shapes import DecoderShape, Linear
 

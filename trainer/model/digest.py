@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
-from trainer.model.quantise import NF4
+from trainer.model.tune.quantise import NF4
 from trainer.runtime.seal import file_digest, part_digest, read_sealed, sealed_text
 
 _LOG = logging.getLogger(__name__)

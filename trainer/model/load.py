@@ -17,7 +17,7 @@ from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.lean import import_models
-from trainer.model.quantise import adopt, load_arguments, num_weights, pack
+from trainer.model.tune.quantise import adopt, load_arguments, num_weights, pack
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -26,8 +26,8 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from trainer.model.adapted import is_linear
     from trainer.model.load import read_config
+    from trainer.model.tune.adapted import is_linear
 
     config = read_config(source, model)
     try:
@@ -80,8 +80,8 @@ def meta_trained(config: Mapping[str, Any], tune: TuneConfig, num_new_tokens: in
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from trainer.model.adapters import apply_tuning
-    from trainer.model.new_tokens import NewTokens
+    from trainer.model.tune.adapters import apply_tuning
+    from trainer.model.tune.new_tokens import NewTokens
 
     try:
         with torch.device("meta"):

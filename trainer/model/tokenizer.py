@@ -20,7 +20,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from trainer.config.model import ModelConfig
 from trainer.errors import DataError, ModelError
-from trainer.model.new_tokens import NewTokens, add_to_tokenizer
+from trainer.model.tune.new_tokens import NewTokens, add_to_tokenizer
 
 Offsets = list[tuple[int, int]]
 

@@ -15,7 +15,7 @@ import torch.distributed as torch_dist
 
 from trainer.config.preflight import PreflightConfig
 from trainer.errors import TopologyError
-from trainer.preflight import clock, folder
+from trainer.preflight import clock, shared_folder
 from trainer.preflight.absence import AWAITS, DONE, absent, judge_hang, judge_missing
 from trainer.preflight.bandwidth import measure_between, measure_pairs, measure_within, open_group
 from trainer.preflight.facts import (
@@ -142,16 +142,16 @@ def _try_folder(
     if meeting.env.is_first:
         meeting.enter(Check.run_dir.value)
         nonce = uuid.uuid4().hex
-        error = folder.write_probe(where, nonce, meeting.node)
+        error = shared_folder.write_probe(where, nonce, meeting.node)
         meeting.tell("folder/nonce", json.dumps([nonce, error is None, meeting.node]))
     else:
         meeting.enter(AWAITS)
         nonce, is_written, first = json.loads(meeting.hear("folder/nonce", meeting.left_s()))
         meeting.enter(Check.run_dir.value)
         if is_written:
-            waited = folder.wait_for_probe(where, nonce, first, plan.limits.visible_s)
-        error = folder.write_probe(where, nonce, meeting.node)
-    free = folder.free_bytes(where)
+            waited = shared_folder.wait_for_probe(where, nonce, first, plan.limits.visible_s)
+        error = shared_folder.write_probe(where, nonce, meeting.node)
+    free = shared_folder.free_bytes(where)
     mine = FolderFacts(meeting.node, waited is not None, waited or 0.0, error, free)
     meeting.tell(f"folder/{rank}", to_json(mine))
     if meeting.env.is_first:
@@ -162,7 +162,7 @@ def _try_folder(
         go_on = _decide(meeting, "folder", plan, findings, {one: nodes[one] for one in firsts}, got)
     else:
         go_on = _hear(meeting, "folder")
-    folder.remove_probe(where, nonce, meeting.node)
+    shared_folder.remove_probe(where, nonce, meeting.node)
     return go_on
 
 
@@ -170,7 +170,7 @@ def _seen_by_first(one: FolderFacts, where: Path, nonce: str, wait_s: float) -> 
     """Look, on the first node, for what another wrote."""
     if one.write_error is not None or not one.is_seen:
         return one
-    waited = folder.wait_for_probe(where, nonce, one.node, wait_s)
+    waited = shared_folder.wait_for_probe(where, nonce, one.node, wait_s)
     return FolderFacts(
         one.node, True, max(one.seen_after_s, waited or 0.0), None, one.free_bytes, waited is not None
     )

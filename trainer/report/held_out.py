@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from trainer.evaluate.compare import SetComparison
+from trainer.evaluate.record import Divergence, Recovery
 from trainer.report.element import Child, Html, table
 from trainer.report.figure import line_chart
-from trainer.report.forgetting import Divergence, Recovery
 from trainer.report.interval import interval_plot
 from trainer.report.number import count, decimals_for, fixed, percent, signed
 from trainer.report.record import RunRecord

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from trainer.errors import TrainerError
+from trainer.evaluate.record import FILE_NAME, Forgetting, read_forgetting
 from trainer.metrics.jsonl import read as read_lines
-from trainer.report.forgetting import FILE_NAME, Forgetting, read_forgetting
 from trainer.report.series import Metrics
 
 FILES = (FILE_NAME, "metrics.jsonl", "ledger.jsonl", "config.yaml", "provenance.json")

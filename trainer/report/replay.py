@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from trainer.evaluate.record import Replay, ReplaySource
 from trainer.report.element import Child, Html, table
 from trainer.report.figure import line_chart
-from trainer.report.forgetting import Replay, ReplaySource
 from trainer.report.number import count, percent
 from trainer.report.record import RunRecord
 from trainer.report.section import figures, missing, paragraph, section

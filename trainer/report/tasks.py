@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.evaluate.score import TaskComparison
+from trainer.evaluate.tasks.score import TaskComparison
 from trainer.report.element import Child, Html, table
 from trainer.report.number import count, fixed, signed
 from trainer.report.record import RunRecord

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint import export
-from trainer.checkpoint.export import export_weights, tensor_digest
 from trainer.errors import CheckpointError, SelfCheckError
+from trainer.export import weights
+from trainer.export.weights import export_weights, tensor_digest
 
 
 def stream(num=5):
@@ -69,7 +69,7 @@ def test_a_failure_leaves_no_folder_and_the_earlier_export(tmp_path, problem):
 
 
 def test_a_file_that_does_not_hold_what_was_meant_is_not_published(tmp_path, monkeypatch):
-    save_file = export.save_file
+    save_file = weights.save_file
 
     def faulty(tensors, path, metadata):
         tensors = dict(tensors)
@@ -77,7 +77,7 @@ def test_a_file_that_does_not_hold_what_was_meant_is_not_published(tmp_path, mon
         tensors[name] = tensors[name] + 1
         save_file(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr(export, "save_file", faulty)
+    monkeypatch.setattr(weights, "save_file", faulty)
     with pytest.raises(SelfCheckError, match=r"layer\.0\.weight must equal the trained one"):
         export_weights(stream(), tmp_path / "out", "float32", 10**9, write_rest)
     assert not list(tmp_path.iterdir())
@@ -100,7 +100,7 @@ def test_digests_are_of_values():
     ],
 )
 def test_an_export_is_in_what_was_trained_unless_asked_otherwise(asked, trained, written):
-    assert export.export_dtype(asked, trained) == written
+    assert weights.export_dtype(asked, trained) == written
 
 
 def test_tensors_without_a_dimension_and_without_elements_are_exported(tmp_path):

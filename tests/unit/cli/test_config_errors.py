@@ -9,7 +9,7 @@ import yaml
 
 from tests.helpers.ranks import ROOT
 from trainer.cli import run_command
-from trainer.usage import COMMANDS
+from trainer.command.usage import COMMANDS
 
 CORPUS = ["data=text", "data.sources.corpus.path=a.jsonl"]
 
@@ -314,8 +314,8 @@ def test_adapters_to_combine_need_one_run_directory_for_their_base(refuse, tmp_p
 
 @pytest.mark.parametrize("word", ["interpolate=0:1:0.1", "export.interpolate=0:1:0.1"])
 def test_a_sweep_is_text_although_yaml_takes_it_for_a_number(word):
+    from trainer.command.invocation import parse
     from trainer.config.store import compose_config
-    from trainer.invocation import parse
 
     overrides = parse(["export", "run_dir=x", word]).overrides
     assert compose_config(overrides).export.interpolate == "0:1:0.1"

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.calls import MANY_CALLS, calls_without_torch
 from tests.house.tree import ROOT
 from trainer.cli import run_command
-from trainer.rank import EXIT_REFUSED
+from trainer.command.rank import EXIT_REFUSED
 
 LLAMA = ["model=benchmark", f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}"]
 NODE = [*LLAMA, "cluster.ranks_per_node=8", "plan.gpu_gib=80"]

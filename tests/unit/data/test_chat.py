@@ -11,7 +11,7 @@ from trainer.config.data import Format, SourceConfig
 from trainer.config.learn import LearnConfig, Reasoning, Turns
 from trainer.data.chat.mark import Marked, mark_chat
 from trainer.data.chat.settle import settle_chat
-from trainer.data.tokenise import encode_batch
+from trainer.data.tokens.tokenise import encode_batch
 from trainer.data.types import ChatDocument, Message, RowBatch, RowError
 from trainer.model.tokenizer import Tokenizer
 

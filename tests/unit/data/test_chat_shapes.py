@@ -19,7 +19,7 @@ from trainer.data.chat.paint import COLOURS
 from trainer.data.chat.rendering import render_whole
 from trainer.data.chat.settle import settle_chat
 from trainer.data.chat.shape import describe_shape, find_shape
-from trainer.data.message import parse_message
+from trainer.data.rows.message import parse_message
 from trainer.data.types import ChatDocument, RowError, Span
 from trainer.model.tokenizer import Tokenizer
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from trainer.config.data import CleanConfig
-from trainer.data.clean import clean_document, content_digest, normalize
+from trainer.data.rows.clean import clean_document, content_digest, normalize
 from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, TextDocument
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.collate import IGNORE, collate
+from trainer.data.pack.collate import IGNORE, collate
 from trainer.data.types import Pack
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
-from trainer.data.document import parse_row
-from trainer.data.files import list_files
-from trainer.data.source import read_files
+from trainer.data.rows.document import parse_row
+from trainer.data.rows.files import list_files
+from trainer.data.rows.source import read_files
 from trainer.data.types import (
     ChatDocument,
     CompletionDocument,

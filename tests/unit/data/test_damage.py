@@ -13,12 +13,21 @@ from rich.console import Console
 
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.data import CleanConfig, ColumnsConfig, DataConfig, Format, Packing, SourceConfig
-from trainer.data.loader import TrainLoader, step_digest
-from trainer.data.order import PackRef
-from trainer.data.plan import DataPlan, Pool
+from trainer.data.pack.refs import PackRef
 from trainer.data.prepare import prepare
-from trainer.data.store import ARRAYS, DIGESTS, HASHES, META, SUPERVISED, TOKENS, digest_of_pack, open_store
+from trainer.data.store.store import (
+    ARRAYS,
+    DIGESTS,
+    HASHES,
+    META,
+    SUPERVISED,
+    TOKENS,
+    digest_of_pack,
+    open_store,
+)
 from trainer.errors import DataError
+from trainer.mix.loader import TrainLoader, step_digest
+from trainer.mix.plan import DataPlan, Pool
 
 NUM_OFFSETS = 9
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
-from trainer.data import document as document_module
+from trainer.data.rows import document as document_module
 from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, RowError
 
 CHAT = SourceConfig(format=Format.chat)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainer.config.data import SourceConfig
-from trainer.data.files import Listing, list_files
+from trainer.data.rows.files import Listing, list_files
 from trainer.errors import DataError
 
 

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from trainer.data.loader import TrainLoader, chain_digest
-from trainer.data.plan import DataPlan, Pool
-from trainer.data.store import digest_of_pack
+from trainer.data.store.store import digest_of_pack
 from trainer.data.types import Pack
+from trainer.mix.loader import TrainLoader, chain_digest
+from trainer.mix.plan import DataPlan, Pool
 
 
 class MemoryStore:

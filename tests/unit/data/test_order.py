@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data import order
-from trainer.data.order import PackRef, Permutation, PoolOrder
+from trainer.data.pack.refs import PackRef
+from trainer.mix import order
+from trainer.mix.order import Permutation, PoolOrder
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 50))

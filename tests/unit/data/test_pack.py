@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data import pack
-from trainer.data.pack import Layout, best_fit, concat, cut_long, pack_targets
+from trainer.data.pack import pack
+from trainer.data.pack.pack import Layout, best_fit, concat, cut_long, pack_targets
 
 SEQ_LEN = 16
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.calls import num_calls
-from trainer.data.loader import TrainLoader, step_digest
-from trainer.data.order import PackRef
-from trainer.data.plan import ONE, Cursor, DataPlan, Pool, num_steps
-from trainer.data.store import digest_of_pack
+from trainer.data.pack.refs import PackRef
+from trainer.data.store.store import digest_of_pack
 from trainer.data.types import Pack
 from trainer.errors import DataError
+from trainer.mix.loader import TrainLoader, step_digest
+from trainer.mix.plan import ONE, Cursor, DataPlan, Pool, num_steps
 
 SEQ_LEN = 64
 planning = settings(max_examples=40)

@@ -33,8 +33,8 @@ from trainer.config.data import (
 )
 from trainer.data import prepare as prepare_module
 from trainer.data.prepare import prepare
-from trainer.data.prepared import find_prepared, find_store, lock_file
-from trainer.data.store import SplitStore, Store, open_store
+from trainer.data.store.prepared import find_prepared, find_store, lock_file
+from trainer.data.store.store import SplitStore, Store, open_store
 from trainer.errors import DataError
 from trainer.model.tokenizer import Tokenizer
 from trainer.runtime.lock import one_at_a_time
@@ -355,7 +355,7 @@ def test_a_store_made_by_another_tokenizer_is_called_that(tmp_path: Path) -> Non
 def test_training_needs_neither_datasets_nor_transformers(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['datasets'] = None; sys.modules['transformers'] = None; "
-        "sys.modules['rich'] = None; import trainer.data.prepared, trainer.data.store"
+        "sys.modules['rich'] = None; import trainer.data.store.prepared, trainer.data.store.store"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

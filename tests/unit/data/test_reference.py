@@ -10,18 +10,18 @@ import pytest
 
 from tests.helpers.wait import LIMIT_S
 from tests.unit.data.test_loader import STORES
-from trainer.data.loader import TrainLoader, read_micro_batch
-from trainer.data.order import PackRef
-from trainer.data.plan import DataPlan, Pool
-from trainer.data.reference import (
+from trainer.data.pack.refs import PackRef, read_micro_batch
+from trainer.errors import DataError
+from trainer.mix.loader import TrainLoader
+from trainer.mix.plan import DataPlan, Pool
+from trainer.runtime.seal import sealed_text
+from trainer.teacher.reference import (
     BYTES_PER_TOKEN,
     BaseReference,
     ReferenceWriter,
     is_whole,
     publish,
 )
-from trainer.errors import DataError
-from trainer.runtime.seal import sealed_text
 
 K = 3
 REPLAY = 1

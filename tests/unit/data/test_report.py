@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.data import DataConfig, SourceConfig
 from trainer.data.prepare import prepare
-from trainer.data.report import SAMPLE_TOKENS, render_sample
+from trainer.data.store.summary import SAMPLE_TOKENS, render_sample
 from trainer.data.types import Pack
 
 

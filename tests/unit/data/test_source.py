@@ -10,9 +10,9 @@ import pytest
 import zstandard
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
-from trainer.data.files import list_files
-from trainer.data.hub import open_dataset, read_dataset
-from trainer.data.source import read_files
+from trainer.data.rows.files import list_files
+from trainer.data.rows.hub import open_dataset, read_dataset
+from trainer.data.rows.source import read_files
 from trainer.errors import DataError
 
 LINES = '{"text": "one"}\n{"text": "two"}\n'

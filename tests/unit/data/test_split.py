@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.clean import content_digest
-from trainer.data.split import choose_validation, is_validation, split_hash
+from trainer.data.rows.clean import content_digest
+from trainer.data.store.held_back import choose_validation, is_validation, split_hash
 from trainer.data.types import TextDocument
 
 DIGESTS = [content_digest(TextDocument(f"document {i}")) for i in range(2000)]

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.dist.group import Group
 from trainer.errors import SelfCheckError
-from trainer.evaluate.agreement import check_head, check_packing
-from trainer.objective.causal_lm import CausalLM
-from trainer.objective.head import install_loss_head
+from trainer.evaluate.proofs.agreement import check_head, check_packing
+from trainer.model.causal import CausalLM
+from trainer.model.head.head import install_loss_head
 
 ALONE = Group(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 SHAPE = {

@@ -5,8 +5,8 @@ import pytest
 
 from trainer.errors import DataError
 from trainer.evaluate.base import BaseEvaluation, DamagedBase, read_base, write_base
-from trainer.evaluate.divergence import Reference
 from trainer.evaluate.held_out import PieceLosses
+from trainer.evaluate.kl import Reference
 
 BASE = BaseEvaluation(
     "a" * 64,

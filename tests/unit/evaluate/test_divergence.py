@@ -8,8 +8,8 @@ import torch
 
 from trainer.data.types import Pack
 from trainer.dist.group import Group
-from trainer.evaluate.divergence import TOP, divergence_by_piece, take_references
 from trainer.evaluate.held_out import HeldOut
+from trainer.evaluate.kl import TOP, divergence_by_piece, take_references
 
 SEQ_LEN = 12
 ALONE = Group(0, 0, 1, torch.device("cpu"))

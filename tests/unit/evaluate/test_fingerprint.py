@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trainer.errors import SelfCheckError
-from trainer.evaluate.fingerprint import (
+from trainer.evaluate.proofs.fingerprint import (
     OTHER_DEVICE_LIMIT,
     Fingerprint,
     check_same,

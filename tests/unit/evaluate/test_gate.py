@@ -9,7 +9,7 @@ from trainer.config.gate import GateRule, TaskRule
 from trainer.errors import ConfigError
 from trainer.evaluate.compare import compare_set
 from trainer.evaluate.gate import check_gate, check_tasks
-from trainer.evaluate.score import TaskComparison
+from trainer.evaluate.tasks.score import TaskComparison
 
 
 def compared(name, role, change):

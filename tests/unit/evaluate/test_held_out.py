@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.plan import PackRef
+from trainer.data.pack.refs import PackRef
 from trainer.data.types import Pack
 from trainer.dist.group import Group
 from trainer.evaluate.held_out import HeldOut, held_out_pieces

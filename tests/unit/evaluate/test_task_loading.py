@@ -9,7 +9,7 @@ from tests.helpers.benchmark_tasks import ANSWER, NAMES, TEXT, write_tasks
 from trainer.config.gate import TaskRule
 from trainer.config.tasks import TasksConfig
 from trainer.errors import ConfigError
-from trainer.evaluate.tasks import check_names, check_rules, load_tasks, tasks_digest
+from trainer.evaluate.tasks.harness import check_names, check_rules, load_tasks, tasks_digest
 
 
 def test_without_lm_eval_a_sentence_says_how_to_install_it(monkeypatch):

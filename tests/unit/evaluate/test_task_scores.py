@@ -8,15 +8,15 @@ import torch
 
 from tests.helpers.benchmark_tasks import NAMES, write_tasks
 from tests.helpers.tokenizers import make_tokenizer
+from trainer.command.interpolate import PlainModel
 from trainer.config.tasks import TasksConfig
 from trainer.dist.group import Group
 from trainer.errors import ConfigError, DataError
-from trainer.evaluate.batches import TaskModel
-from trainer.evaluate.greedy import Prompt, continue_greedily
-from trainer.evaluate.likelihood import log_likelihoods
-from trainer.interpolation import PlainModel
-from trainer.objective.causal_lm import CausalLM
-from trainer.objective.head import install_loss_head
+from trainer.evaluate.tasks.batches import TaskModel
+from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
+from trainer.evaluate.tasks.likelihood import log_likelihoods
+from trainer.model.causal import CausalLM
+from trainer.model.head.head import install_loss_head
 
 ALONE = Group(0, 0, 1, torch.device("cpu"))
 VOCAB_SIZE = 280
@@ -223,8 +223,8 @@ def both_results(folder, names, adds_bos=False, max_length=512, **options):
     pytest.importorskip("lm_eval", reason="pip install 'palimpsest-trainer[eval]'")
     from lm_eval.evaluator import evaluate
 
-    from trainer.evaluate.score import scores_of
-    from trainer.evaluate.tasks import FEWSHOT_SEED, load_tasks, run_tasks
+    from trainer.evaluate.tasks.harness import FEWSHOT_SEED, load_tasks, run_tasks
+    from trainer.evaluate.tasks.score import scores_of
 
     tokenizer = make_tokenizer(adds_bos=adds_bos, pad="<pad>")
     loaded = load_tasks(TasksConfig(names=names, include_path=str(folder), **options))
@@ -274,7 +274,7 @@ def test_a_tokenizer_that_adds_bos_and_texts_longer_than_the_context_agree_too(f
 def test_a_text_is_scored_after_one_bos(folder):
     """lm-eval's own class reads BOS BOS and counts the second as a token of the text."""
     pytest.importorskip("lm_eval", reason="pip install 'palimpsest-trainer[eval]'")
-    from trainer.evaluate.lm import EngineLM
+    from trainer.evaluate.tasks.lm import EngineLM
 
     tokenizer = make_tokenizer(adds_bos=True)
     llama = make_llama()
@@ -292,7 +292,7 @@ def test_a_text_is_scored_after_one_bos(folder):
 
 def test_answers_word_for_word_are_those_of_lm_evals_own_class_and_are_graded(folder, tmp_path):
     pytest.importorskip("lm_eval", reason="pip install 'palimpsest-trainer[eval]'")
-    from trainer.evaluate.lm import EngineLM
+    from trainer.evaluate.tasks.lm import EngineLM
 
     tokenizer = make_tokenizer(pad="<pad>")
     model, theirs = both_models(tokenizer)
@@ -305,7 +305,7 @@ def test_answers_word_for_word_are_those_of_lm_evals_own_class_and_are_graded(fo
     assert ours == theirs.generate_until(requests) and len(set(ours)) > 4
     assert not any("B" in text for text in ours[4:8]) and any("B" in text for text in ours[:4])
 
-    from trainer.evaluate.tasks import load_tasks, run_tasks
+    from trainer.evaluate.tasks.harness import load_tasks, run_tasks
 
     questions = [json.loads(line)["question"] for line in (folder / "mine/data/answer.jsonl").open()]
     asked = [

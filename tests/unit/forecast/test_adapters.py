@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer.forecast.adapters import (
+from trainer.forecast.adapter_sizes import (
     NF4_BYTES,
     RANKS,
     adapter,
@@ -15,9 +15,9 @@ from trainer.forecast.adapters import (
     adapters,
     num_adapter_params,
 )
+from trainer.forecast.config_json import shipped_shapes
 from trainer.forecast.memory import GIB, RunShape
 from trainer.forecast.shapes import decoder_shape
-from trainer.forecast.source import shipped_shapes
 
 LLAMA = decoder_shape(shipped_shapes()["meta-llama/Llama-3.1-8B"], "Llama-3.1-8B")
 RUN = RunShape(

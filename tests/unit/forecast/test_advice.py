@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from trainer.forecast.advice import smallest_change
+from trainer.forecast.config_json import shipped_shapes
 from trainer.forecast.memory import RunShape, forecast, full_weights
 from trainer.forecast.shapes import decoder_shape
-from trainer.forecast.source import shipped_shapes
 
 LLAMA = decoder_shape(shipped_shapes()["meta-llama/Llama-3.1-8B"], "Llama-3.1-8B")
 ONE_NODE = RunShape(

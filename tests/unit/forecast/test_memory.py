@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.house.tree import ROOT
+from trainer.command.fitting import fitted, run_shape
 from trainer.config.store import compose_config
-from trainer.fitting import fitted, run_shape
 from trainer.forecast.activations import layer_bytes, mask_bytes
-from trainer.forecast.adapters import adapter_weights
+from trainer.forecast.adapter_sizes import adapter_weights
 from trainer.forecast.memory import GIB, RunShape, forecast, full_weights
 from trainer.forecast.shapes import decoder_shape
 

@@ -7,12 +7,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.house.tree import ROOT
+from trainer.command.fitting import find_shape
 from trainer.config.model import ModelConfig
 from trainer.config.store import compose_config, group_options
 from trainer.errors import ModelError
-from trainer.fitting import find_shape
+from trainer.forecast.config_json import shipped_shapes
 from trainer.forecast.shapes import decoder_shape
-from trainer.forecast.source import shipped_shapes
 from trainer.model.meta import meta_shape
 
 BASE = {

@@ -7,7 +7,7 @@ import pytest
 
 from trainer.errors import ModelError
 from trainer.forecast.card import Cards, find_cards
-from trainer.forecast.source import read_config_json
+from trainer.forecast.config_json import read_config_json
 
 CONFIG = {"model_type": "llama", "hidden_size": 8}
 

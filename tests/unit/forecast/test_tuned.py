@@ -5,8 +5,8 @@ import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from trainer.command.fitting import tuned_weights
 from trainer.config.store import compose_config
-from trainer.fitting import tuned_weights
 from trainer.forecast.shapes import decoder_shape
 from trainer.forecast.tuned import count_trained
 from trainer.model.meta import meta_trained

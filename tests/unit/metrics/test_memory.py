@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from trainer.metrics.device import describe_device, device_memory_gib, reset_peak_memory
 from trainer.metrics.flops import peak_flops
-from trainer.metrics.memory import describe_device, device_memory_gib, reset_peak_memory
 
 torch = pytest.importorskip("torch")
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -6,8 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.config.tune import TuneConfig, TuneMethod
 from trainer.errors import ConfigError
-from trainer.model.adapted import counted, counted_layers
-from trainer.model.adapters import apply_tuning
+from trainer.model.tune.adapted import counted, counted_layers
+from trainer.model.tune.adapters import apply_tuning
 
 SHAPE = {
     "vocab_size": 40,

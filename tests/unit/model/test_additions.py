@@ -11,11 +11,11 @@ from tests.helpers.tiny import SHAPE
 from tests.helpers.tokenizers import make_tokenizer, save_tokenizer
 from trainer.config.tune import Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError, ModelError, SelfCheckError
-from trainer.model.adapters import apply_tuning
-from trainer.model.new_tokens import NewTokens
-from trainer.model.pissa import FILE_NAME, as_plain_lora, begin_at_principal
+from trainer.model.head.head import install_loss_head
 from trainer.model.tokenizer import load_tokenizer
-from trainer.objective.head import install_loss_head
+from trainer.model.tune.adapters import apply_tuning
+from trainer.model.tune.new_tokens import NewTokens
+from trainer.model.tune.pissa import FILE_NAME, as_plain_lora, begin_at_principal
 
 TOKENS = torch.arange(4, 24)[None]
 
@@ -159,7 +159,7 @@ def test_a_resumed_pissa_takes_the_same_part_out_whatever_an_svd_says(tmp_path, 
 
 
 def test_a_pissa_that_moves_the_base_or_lost_its_beginning_is_found(tmp_path, monkeypatch):
-    from trainer.model import pissa
+    from trainer.model.tune import pissa
 
     tune = tune_of(init=Init.pissa)
     scale = pissa._scale(tune)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.errors import ModelError
-from trainer.model.blend import blended
+from trainer.export.blend import blended
 
 BASE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 TUNED = {"a": BASE["a"] + 2, "b": torch.full((4,), 3.0)}

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.tiny import save_llama
 from trainer.config.train import Combination
 from trainer.errors import ModelError
-from trainer.model.combine import combined, read_folder
-from trainer.model.merge import with_base, write_adapter
+from trainer.export.combine import combined, read_folder
+from trainer.export.merge import with_base, write_adapter
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.tiny import save_llama
 from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
-from trainer.model.folder import folder_logits, write_model_files
+from trainer.export.folder import folder_logits, write_model_files
 from trainer.model.tokenizer import load_tokenizer
 
 

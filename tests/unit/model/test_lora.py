@@ -11,8 +11,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.model.adapters import ADAPTER, adapter_off
-from trainer.model.lora import fuse_lora
+from trainer.model.tune.adapters import ADAPTER, adapter_off
+from trainer.model.tune.lora import fuse_lora
 
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -175,7 +175,7 @@ def test_adapters_of_another_dtype_than_the_input_are_computed_by_peft():
 
 def test_a_base_in_4_bits_gets_the_adapter_of_peft():
     pytest.importorskip("bitsandbytes")
-    from trainer.model.quantise import adopt, pack
+    from trainer.model.tune.quantise import adopt, pack
 
     class Model(nn.Module):
         def __init__(self) -> None:

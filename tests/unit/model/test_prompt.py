@@ -13,15 +13,15 @@ from trainer.config.model import Remat
 from trainer.config.tune import Init, TuneConfig, TuneMethod
 from trainer.dist.group import Group
 from trainer.errors import ConfigError, ModelError, SelfCheckError
-from trainer.evaluate.frozen import check_heard
-from trainer.evaluate.isolation import check_isolation
-from trainer.model.adapters import adapter_off, apply_tuning
+from trainer.evaluate.proofs.frozen import check_heard
+from trainer.evaluate.proofs.isolation import check_isolation
 from trainer.model.cache import empty_cache
-from trainer.model.prompt import check_room
+from trainer.model.causal import CausalLM
+from trainer.model.head.head import install_loss_head
+from trainer.model.masks import block_mask
 from trainer.model.remat import apply_remat
-from trainer.objective.causal_lm import CausalLM
-from trainer.objective.head import install_loss_head
-from trainer.objective.masks import block_mask
+from trainer.model.tune.adapters import adapter_off, apply_tuning
+from trainer.model.tune.prompt import check_room
 
 LENGTHS = [8, 7, 5]
 NUM_VIRTUAL = 5
@@ -158,7 +158,7 @@ def test_virtual_tokens_leak_nothing_between_documents_and_reach_all_of_them(met
 
 
 def test_a_document_that_does_not_see_the_virtual_tokens_is_found(monkeypatch):
-    from trainer.model import prompt
+    from trainer.model.tune import prompt
 
     spread = prompt._with_virtual
 

@@ -12,13 +12,13 @@ from tests.helpers.tiny import save_llama
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError, SelfCheckError
-from trainer.forecast.adapters import adapter_weights
+from trainer.forecast.adapter_sizes import adapter_weights
 from trainer.forecast.shapes import decoder_shape
-from trainer.model.adapters import frozen_checksum
 from trainer.model.attention import AttentionChoice
 from trainer.model.load import load_model
-from trainer.model.quantise import held_bytes, held_tensors, num_weights, quantised_layers
-from trainer.model.verify import verify_weights
+from trainer.model.tune.adapters import frozen_checksum
+from trainer.model.tune.quantise import held_bytes, held_tensors, num_weights, quantised_layers
+from trainer.model.verify_weights import verify_weights
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256}
 NUM_LINEAR = 14

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.model.rounding import Rounding
+from trainer.export.rounding import Rounding
 
 # bf16 has 8 bits of mantissa: beside 1 its steps are 2**-8 below and 2**-7 above.
 BASE = torch.tensor([1.0, 1.0, 1.0, 1.0, -2.0])

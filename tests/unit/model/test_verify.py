@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import save_llama
 from trainer.errors import SelfCheckError
-from trainer.model.verify import NUM_MATRICES, verify_weights
+from trainer.model.verify_weights import NUM_MATRICES, verify_weights
 
 
 @pytest.fixture(scope="module")

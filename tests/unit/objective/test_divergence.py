@@ -12,9 +12,9 @@ from torch import nn
 from tests.helpers.divergence import plain_divergence, top_tokens
 from tests.helpers.wait import LIMIT_S
 from tests.unit.objective.test_head import Model, gradients
-from trainer.objective.causal_lm import CausalLM
-from trainer.objective.divergence import LEAST_MASS, divergence, divergence_step
-from trainer.objective.head import ChunkedCrossEntropy, install_loss_head
+from trainer.model.causal import CausalLM
+from trainer.model.head.divergence import LEAST_MASS, divergence, divergence_step
+from trainer.model.head.head import ChunkedCrossEntropy, install_loss_head
 
 N, H, V, K = 23, 6, 40, 5
 ROWS = [1, 2, 7, 8, 9, 15, 22]
@@ -201,8 +201,8 @@ def test_the_triton_kernel_computes_what_eager_torch_does():
 INTERPRETED = """
 import torch
 from tests.helpers.divergence import top_tokens
-from trainer.objective.fused_divergence import fused_divergence_step
-from trainer.objective.head import _softmax_step
+from trainer.model.head.fused_divergence import fused_divergence_step
+from trainer.model.head.head import _softmax_step
 
 torch.manual_seed(0)
 f32, bf16 = torch.float32, torch.bfloat16

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from trainer.errors import ModelError
-from trainer.objective.causal_lm import CausalLM
-from trainer.objective.head import ChunkedCrossEntropy, LossHead, install_loss_head
+from trainer.model.causal import CausalLM
+from trainer.model.head.head import ChunkedCrossEntropy, LossHead, install_loss_head
 
 N, H, V = 37, 16, 50
 

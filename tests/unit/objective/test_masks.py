@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig
 
 from trainer.config.tune import TuneConfig, TuneMethod
-from trainer.model.adapters import apply_tuning
-from trainer.objective.causal_lm import CausalLM, body_of
-from trainer.objective.head import install_loss_head
-from trainer.objective.masks import block_mask, layer_kinds, layer_masks, reach
+from trainer.model.causal import CausalLM, body_of
+from trainer.model.head.head import install_loss_head
+from trainer.model.masks import block_mask, layer_kinds, layer_masks, reach
+from trainer.model.tune.adapters import apply_tuning
 
 SEGMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
 POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from trainer.config.optim import OptimConfig
-from trainer.optim.build import build_optimizer
 from trainer.optim.groups import decay_groups
+from trainer.optim.optimizer import build_optimizer
 
 
 class Tiny(nn.Module):

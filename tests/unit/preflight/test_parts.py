@@ -12,11 +12,11 @@ from tests.helpers.clock import Clock
 from tests.helpers.wait import LIMIT_S
 from trainer.dist.env import RankEnv
 from trainer.errors import TopologyError
-from trainer.preflight import clock, folder
+from trainer.preflight import clock, shared_folder
 from trainer.preflight.matmul import measure
 from trainer.preflight.meeting import Meeting, open_meeting
 from trainer.preflight.versions import code_digests, compared_versions
-from trainer.runtime.local import free_port
+from trainer.start.local import free_port
 
 NONCE = "0123456789abcdef" * 2
 
@@ -25,34 +25,34 @@ NONCE = "0123456789abcdef" * 2
 def clock_of_folder(monkeypatch):
     """Return the clock by which files of other nodes are waited for."""
     clock = Clock()
-    monkeypatch.setattr("trainer.preflight.folder.time", clock)
+    monkeypatch.setattr("trainer.preflight.shared_folder.time", clock)
     return clock
 
 
 def test_a_probe_is_written_whole_seen_and_removed(tmp_path, clock_of_folder):
-    assert folder.write_probe(tmp_path, NONCE, "node1") is None
-    assert folder.probe_path(tmp_path, NONCE, "node1").stat().st_size == 65536
-    assert folder.wait_for_probe(tmp_path, NONCE, "node1", 1.0) == 0
-    assert folder.wait_for_probe(tmp_path, "f" * 32, "node1", 8.0) is None
-    assert 8.0 < clock_of_folder.now < 8.0 + 2 * folder.POLL_S
-    folder.remove_probe(tmp_path, NONCE, "node1")
+    assert shared_folder.write_probe(tmp_path, NONCE, "node1") is None
+    assert shared_folder.probe_path(tmp_path, NONCE, "node1").stat().st_size == 65536
+    assert shared_folder.wait_for_probe(tmp_path, NONCE, "node1", 1.0) == 0
+    assert shared_folder.wait_for_probe(tmp_path, "f" * 32, "node1", 8.0) is None
+    assert 8.0 < clock_of_folder.now < 8.0 + 2 * shared_folder.POLL_S
+    shared_folder.remove_probe(tmp_path, NONCE, "node1")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_comes_late_or_grows_is_waited_for(tmp_path, clock_of_folder):
-    clock_of_folder.at(2.0, lambda: folder.probe_path(tmp_path, NONCE, "node1").write_text("half"))
-    clock_of_folder.at(4.0, lambda: folder.write_probe(tmp_path, NONCE, "node1"))
-    assert 4.0 <= folder.wait_for_probe(tmp_path, NONCE, "node1", 5.0) < 4.0 + 2 * folder.POLL_S
+    clock_of_folder.at(2.0, lambda: shared_folder.probe_path(tmp_path, NONCE, "node1").write_text("half"))
+    clock_of_folder.at(4.0, lambda: shared_folder.write_probe(tmp_path, NONCE, "node1"))
+    assert 4.0 <= shared_folder.wait_for_probe(tmp_path, NONCE, "node1", 5.0) < 4.0 + 2 * shared_folder.POLL_S
 
 
 def test_why_a_folder_takes_no_file_is_told(tmp_path):
     file = tmp_path / "file"
     file.touch()
-    assert folder.write_probe(file, NONCE, "node1") == "Not a directory"
-    assert folder.write_probe(tmp_path / "none", NONCE, "node1") == "No such file or directory"
-    assert folder.free_bytes(tmp_path / "none") is None
-    assert folder.nearest(tmp_path / "none" / "of" / "these") == tmp_path
-    assert folder.nearest(file / "run") == file, "a run directory cannot be made below a file"
+    assert shared_folder.write_probe(file, NONCE, "node1") == "Not a directory"
+    assert shared_folder.write_probe(tmp_path / "none", NONCE, "node1") == "No such file or directory"
+    assert shared_folder.free_bytes(tmp_path / "none") is None
+    assert shared_folder.nearest(tmp_path / "none" / "of" / "these") == tmp_path
+    assert shared_folder.nearest(file / "run") == file, "a run directory cannot be made below a file"
 
 
 def two_meetings():

@@ -42,7 +42,9 @@ VERSIONS = {
     "deepspeed": "0.19.8",
     "flash-attn": None,
 }
-NODE = NodeFacts(VERSIONS, {"trainer/loop.py": "aa", "trainer/step.py": "bb"}, "c0ffee" * 4, num_gpus=2)
+NODE = NodeFacts(
+    VERSIONS, {"trainer/run/loop.py": "aa", "trainer/run/step.py": "bb"}, "c0ffee" * 4, num_gpus=2
+)
 GPU = GpuFacts("NVIDIA H100 80GB HBM3", 79.6, "GPU-1", 0, False, False, [], 45)
 
 
@@ -98,10 +100,12 @@ def test_a_package_that_one_node_lacks_or_has_alone_is_told():
 
 
 def test_other_code_is_told_by_its_files_and_another_configuration_by_its_digest():
-    (code,) = judge_versions(second(dataclasses.replace(NODE, code={**NODE.code, "trainer/step.py": "cc"})))[
-        1
-    ]
-    assert "`palimpsest's code on node2`" in code.sentence and "differs in trainer/step.py:" in code.sentence
+    (code,) = judge_versions(
+        second(dataclasses.replace(NODE, code={**NODE.code, "trainer/run/step.py": "cc"}))
+    )[1]
+    assert (
+        "`palimpsest's code on node2`" in code.sentence and "differs in trainer/run/step.py:" in code.sentence
+    )
     (config,) = judge_versions(second(dataclasses.replace(NODE, config="beef" * 6)))[1]
     assert "must be c0ffeec0ffee as on node1, node3, but is beefbeefbeef instead" in config.sentence
 

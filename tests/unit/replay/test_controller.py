@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config.replay import ReplayConfig
-from trainer.replay.controller import decide
+from trainer.mix.controller import decide
 
 HOLD = ReplayConfig(epsilon=0.05, min_ratio=0.01, max_ratio=0.5, max_change=0.02)
 

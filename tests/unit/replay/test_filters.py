@@ -3,8 +3,8 @@
 import pytest
 
 from trainer.config.generate import GenerateConfig
-from trainer.replay import filters
-from trainer.replay.filters import (
+from trainer.sample import filters
+from trainer.sample.filters import (
     compression,
     find_fault,
     fingerprint,

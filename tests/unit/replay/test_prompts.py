@@ -6,7 +6,7 @@ from tests.helpers import templates
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.generate import Prompts
 from trainer.errors import ConfigError
-from trainer.replay.prompts import Draft, PromptPlan, plan_prompts, uses_chat
+from trainer.sample.prompts import Draft, PromptPlan, plan_prompts, uses_chat
 
 
 def plan_of(template, **options):

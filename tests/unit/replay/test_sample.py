@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import save_llama
 from trainer.config.generate import GenerateConfig
-from trainer.replay.prompts import PromptPlan
-from trainer.replay.sample import TransformersSampler, batch_seed, choose_batch_size, draw
+from trainer.sample.prompts import PromptPlan
+from trainer.sample.sampler import TransformersSampler, batch_seed, choose_batch_size, draw
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config.replay import RatioSchedule, ReplayConfig, Shift
-from trainer.replay.schedule import mean_ratio, ratio_at, starting_ratio
+from trainer.mix.ratio import mean_ratio, ratio_at, starting_ratio
 
 
 def test_a_given_ratio_wins_then_the_shift_then_the_weights():

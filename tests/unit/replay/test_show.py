@@ -5,8 +5,8 @@ import json
 
 from rich.console import Console
 
-from trainer.replay.generate import Tally
-from trainer.replay.show import ProgressView, progress_line, show_store
+from trainer.sample.generate import Tally
+from trainer.sample.show import ProgressView, progress_line, show_store
 
 
 def tally_of(kept_tokens, sampled_tokens=100):

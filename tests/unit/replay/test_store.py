@@ -16,8 +16,8 @@ from tests.helpers.samples import STARTED, WordSampler, generate_words, judge_of
 from tests.helpers.wait import wait_until
 from trainer.dist.group import Group
 from trainer.errors import DataError
-from trainer.replay.generate import Tally, sample_batch
-from trainer.replay.store import (
+from trainer.sample.generate import Tally, sample_batch
+from trainer.sample.samples import (
     Batch,
     Outcome,
     WorkFolder,

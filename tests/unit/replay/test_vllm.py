@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from trainer.config.generate import GenerateConfig, SampleEngine
-from trainer.replay.sample import cache_bytes
-from trainer.replay.vllm import choose_engine, cpu_cache_bytes
+from trainer.sample.sampler import cache_bytes
+from trainer.sample.vllm import choose_engine, cpu_cache_bytes
 
 
 def test_nobody_gets_vllm_unasked_off_a_gpu():

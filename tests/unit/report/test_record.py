@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.run_files import forgetting, write_run
 from trainer.errors import TrainerError
-from trainer.report.forgetting import read_forgetting
+from trainer.evaluate.record import read_forgetting
 from trainer.report.record import read_run
 from trainer.report.series import Metrics, thinned
 

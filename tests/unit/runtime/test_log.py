@@ -33,8 +33,8 @@ def logging_as_before() -> Iterator[None]:
 
 
 def _speak() -> None:
-    logging.getLogger("trainer.loop").debug("our debug")
-    logging.getLogger("trainer.loop").info("our info")
+    logging.getLogger("trainer.run.loop").debug("our debug")
+    logging.getLogger("trainer.run.loop").info("our info")
     logging.getLogger("DeepSpeed").info("library info")
     logging.getLogger("transformers.modeling").warning("library warning")
 
@@ -56,7 +56,7 @@ def test_other_ranks_show_our_warnings_behind_their_rank(
 ) -> None:
     setup_logging(3, 8, tmp_path)
     _speak()
-    logging.getLogger("trainer.loop").warning("our warning")
+    logging.getLogger("trainer.run.loop").warning("our warning")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("W [rank 3] our warning")
 

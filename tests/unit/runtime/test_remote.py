@@ -12,7 +12,7 @@ import pytest
 
 from trainer.errors import TopologyError
 from trainer.runtime.job import EXIT_CODE, LOG_DIR
-from trainer.runtime.remote import Hosts, signal_command, start_hosts
+from trainer.start.remote import Hosts, signal_command, start_hosts
 
 CONFIG = Path("/shared/runs/first/config.yaml")
 

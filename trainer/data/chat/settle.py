@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from trainer.data.message import MEND, short, valid_text
+from trainer.data.rows.message import MEND, short, valid_text
 from trainer.data.types import ChatDocument, Message, RowError
 
 REASONING = "reasoning_content"

@@ -1,0 +1,133 @@
+"""`palimpsest export adapters=[runs/a,runs/b]`: several LoRA adapters of one base, written as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from trainer.checkpoint.named import find_checkpoint
+from trainer.config.check import check_config
+from trainer.config.schema import RunConfig
+from trainer.config.tune import Quantise
+from trainer.errors import CheckpointError, ConfigError, ModelError
+from trainer.export.gguf import find_converter, write_gguf
+
+if TYPE_CHECKING:
+    from trainer.export.combine import Adapter
+
+
+def combine_adapters(config: RunConfig) -> int:
+    """Write the weighted combination as an adapter, or merged into the base; return the exit code."""
+    from trainer.export.combine import combined
+    from trainer.export.folder import write_model_files, write_tokenizer
+    from trainer.export.merge import with_base, write_adapter
+    from trainer.export.weights import DTYPES, export_dtype, export_weights, publish_folder
+    from trainer.model.digest import base_digest
+    from trainer.model.resolve import resolve_model
+
+    check_config(config, only=("export",))
+    export, console = config.export, Console()
+    weights = export.weights or [1 / len(export.adapters)] * len(export.adapters)
+    source = resolve_model(config.model, Path(config.data.cache_dir))
+    converter = find_converter(export, not export.merge)
+    read = [_read(Path(name).expanduser(), export.checkpoint) for name in export.adapters]
+    adapters = [(adapter, digest) for adapter, digest, _ in read]
+    is_packed = config.tune.quantise is not Quantise.none
+    now = base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
+    _check_bases(adapters, export.adapters, source, now)
+    output_dir = Path(export.output_dir or "").expanduser().absolute()
+    dtype = export_dtype(export.dtype, "fp32" if any(is_wide for _, _, is_wide in read) else "bf16")
+    said = " + ".join(f"{weight:g} x {name}" for weight, name in zip(weights, export.adapters, strict=True))
+    console.print(
+        f"Combining ({export.combination.value}) {said} in {dtype}", highlight=False, soft_wrap=True
+    )
+    tensors, described = combined(
+        [adapter for adapter, _ in adapters], weights, export.combination, export.density
+    )
+    described.base_model_name_or_path = source
+    if export.merge:
+
+        def fill_whole(folder: Path) -> None:
+            if (note := write_model_files(source, config.model, dtype, folder)) is not None:
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+        count = export_weights(
+            with_base(tensors.items(), source, described),
+            output_dir,
+            dtype,
+            int(export.max_shard_gb * 1e9),
+            fill_whole,
+        )
+        made = f"The base with all of them added in: {count} tensors"
+    else:
+
+        def fill(folder: Path) -> None:
+            write_adapter(tensors.items(), described, folder, DTYPES[dtype])
+            write_tokenizer(source, config.model, folder)
+
+        publish_folder(output_dir, fill)
+        made = f"An adapter of rank {described.r} on {len(described.target_modules)} modules"
+    console.print(f"{made} in {output_dir}", highlight=False, soft_wrap=True)
+    write_gguf(converter, output_dir, export.gguf, None if export.merge else source, console)
+    return 0
+
+
+def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
+    """Return the adapter of a run directory or an exported folder, its base's digest if known, and if it is float32."""
+    from trainer.checkpoint.manifest import read_manifest
+    from trainer.config.snapshot import config_path
+    from trainer.config.store import load_config
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.export.combine import Adapter, read_folder
+    from trainer.export.merge import read_adapter
+    from trainer.model.tune.pissa import as_plain_lora
+
+    if not config_path(folder).exists():
+        adapter = read_folder(folder)
+        return adapter, None, any(tensor.itemsize > 2 for tensor in adapter.tensors.values())
+    config = read_adapter(folder)
+    if config is None:
+        raise ModelError(
+            f"`export.adapters` must name runs that trained an adapter, but {folder} trained whole weights instead. "
+            "See export.alpha for mixing those with their base."
+        )
+    checkpoint = find_checkpoint(folder, which)
+    stream, plain = as_plain_lora(stream_parameters(checkpoint), config, folder)
+    base = read_manifest(checkpoint).facts.get("base")
+    is_wide = load_config(config_path(folder), []).zero.dtype == "fp32"
+    return Adapter(str(folder), dict(stream), plain), None if base is None else str(base), is_wide
+
+
+def _check_bases(adapters: list[tuple[Adapter, str | None]], names: list[str], source: str, now: str) -> None:
+    """Refuse adapters of different bases.
+
+    Args:
+        now: Digest of the base as it is.
+    Raises:
+        CheckpointError: Two runs with different digests of their base, or a base that has changed since.
+        ConfigError: An exported folder names another base.
+    """
+    known: list[tuple[str, str]] = []
+    for name, (_, digest) in zip(names, adapters, strict=True):
+        if digest is None:
+            continue
+        known.append((name, digest))
+        if digest != known[0][1]:
+            raise CheckpointError(
+                f"`export.adapters` must be of one base model, but {name} was trained on another ({digest[:12]}) than "
+                f"{known[0][0]} ({known[0][1][:12]}). Combine adapters of the same base."
+            )
+    if known and known[0][1] != now:
+        raise CheckpointError(
+            f"The base {source} must be the one that {known[0][0]} was trained on ({known[0][1][:12]}), but is another "
+            f"({now[:12]}) instead. Bring back its weights."
+        )
+    for name, (adapter, known_digest) in zip(names, adapters, strict=True):
+        base = adapter.config.base_model_name_or_path
+        if known_digest is None and base and Path(base).name != Path(source).name:
+            raise ConfigError(
+                f"`export.adapters` must be of one base model, but {name} says {base} and the run that was named first "
+                f"{source}. Combine adapters of the same base."
+            )

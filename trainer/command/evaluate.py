@@ -1,0 +1,187 @@
+"""`palimpsest evaluate`: held-out loss of the base or of a checkpoint, compared with the base, and the gate."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from trainer.checkpoint.layout import STATE
+from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.named import find_checkpoint
+from trainer.checkpoint.state import TrainState, read_state
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import write_atomic
+from trainer.engine.writer import read_states
+from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluate.gate import GateResult, check_gate, check_tasks
+from trainer.evaluate.held_out import held_out_pieces
+from trainer.evaluate.record import FILE_NAME, Forgetting, read_forgetting
+from trainer.evaluate.tasks.scores import TaskScores
+from trainer.mix.mixing import Mixing
+from trainer.model.tune.prompt import virtual_off
+from trainer.run.keeper import data_digest, show_forgetting
+from trainer.run.session import Session, build_forgetting, build_task_scores, open_session
+from trainer.runtime.disk import disk_explained
+from trainer.runtime.shortage import shortage_explained
+
+BASE = "base"
+
+
+def run_evaluation(config: RunConfig) -> bool:
+    """Evaluate and return whether the gate, if there is one, let the model pass. Collective: every rank."""
+    with ExitStack() as stack:
+        # Inside the stack: the other ranks hear of the sentence, not of what it explains.
+        size = config.evaluate.micro_batch_size
+        with shortage_explained("evaluate.micro_batch_size", size, -1), disk_explained(Path(config.run_dir)):
+            return _evaluate(open_session(config, stack))
+
+
+def _evaluate(session: Session) -> bool:
+    config, group = session.config, session.group
+    which = config.evaluate.checkpoint
+    if which == BASE:
+        with virtual_off(session.engine.module):
+            _evaluate_base(session)
+        return True
+    folder: Path = group.from_first(lambda: find_checkpoint(session.run_dir, which))
+    _refuse_other_inputs(session, folder)
+    task_scores = build_task_scores(session)
+    if task_scores is not None:
+        with virtual_off(session.engine.module):
+            task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
+    session.engine.load(folder, read_states(folder, group.rank))
+    _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores)
+    if not config.gate.has_rules:
+        return True
+    passed: bool = group.from_first(lambda: gate_passes(config, folder.name))
+    return passed
+
+
+def _refuse_other_inputs(session: Session, folder: Path) -> None:
+    """Raise when the data or the frozen base is not what the checkpoint was trained with. Collective: every rank.
+
+    Raises:
+        CheckpointError: Names what differs; provenance.json, where it is there, said more before.
+    """
+    manifest = read_manifest(folder)
+    before, now = json.loads(manifest.data_digest), json.loads(data_digest(session.stores))
+    differ = [f"`data.sources.{name}`" for name in now if name in before and before[name] != now[name]]
+    base = manifest.facts.get("base")
+    if base is not None and base != session.base_digest():
+        differ.append("the base (`model.path`)")
+    if differ:
+        raise CheckpointError(
+            f"{folder} must be evaluated with the data and the base that it was trained with, but of these "
+            f"{', '.join(differ)} has changed. Bring back what the run read."
+        )
+
+
+def _evaluate_base(session: Session) -> None:
+    forgetting, task_scores = build_forgetting(session), build_task_scores(session)
+    scores = [score.to_plain() for score in task_scores.measure_base()] if task_scores is not None else []
+    if forgetting is None:
+        pieces = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
+        losses = {name: found.mean for name, found in pieces.items()}
+    else:
+        forgetting.open(data_digest(session.stores))
+        losses = forgetting.measure_base()
+    _show(session, "base model", losses, [(score, "value", "stderr") for score in scores])
+
+
+def _evaluate_tuned(session: Session, label: str, state: TrainState, task_scores: TaskScores | None) -> None:
+    pieces = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
+    tasks = task_scores.measure_tuned() if task_scores is not None else []
+    losses = {name: found.mean for name, found in pieces.items()}
+    _show(session, label, losses, [(compared, "tuned", "tuned_stderr") for compared in tasks])
+    forgetting = build_forgetting(session)
+    if forgetting is None:
+        return
+    forgetting.open(data_digest(session.stores))
+    mixing = Mixing(session.config, session.stores, session.shape.packs_per_step)
+    record = forgetting.compare(state, pieces, session.stores, session.tokenizer, mixing, tasks)
+    if record is not None and session.group.is_first:
+        show_forgetting(session.run_dir)
+
+
+def _show(
+    session: Session, label: str, losses: dict[str, float], scores: list[tuple[dict[str, Any], str, str]]
+) -> None:
+    """Print and keep losses and task scores; a score comes with its keys of value and standard error."""
+    if not session.group.is_first:
+        return
+    for name, loss in losses.items():
+        print(f"{label}: held-out loss of {name}: {loss:.4f} nats", flush=True)
+    tasks: dict[str, dict[str, float | None]] = {}
+    for found, value, stderr in scores:
+        tasks.setdefault(found["task"], {})[found["metric"]] = found[value]
+        shown = "not finite" if found[value] is None else f"{found[value]:.4f}"
+        error = "" if found[stderr] is None else f" (standard error {found[stderr]:.4f})"
+        print(f"{label}: {found['task']} {found['metric']}: {shown}{error}", flush=True)
+    record = {"checkpoint": label, "losses": losses, "tasks": tasks}
+    write_atomic(session.run_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")
+
+
+def gate_passes(config: RunConfig, checkpoint: str) -> bool:
+    """Print what the gate found in forgetting.json of a checkpoint and return whether all rules hold.
+
+    Raises:
+        ConfigError: A rule about a set or task that was not evaluated.
+        CheckpointError: There is no measurement of this checkpoint.
+    """
+    found = read_measurement(Path(config.run_dir), checkpoint)
+    results = check_gate(config.gate.sets, found.sets) + check_tasks(config.gate.tasks, found.tasks)
+    Console().print(gate_table(results))
+    failed = sum(not result.passed for result in results)
+    print(f"Gate: {'passed' if not failed else f'{failed} of {len(results)} rules broken'}.", flush=True)
+    return not failed
+
+
+def read_measurement(run_dir: Path, checkpoint: str) -> Forgetting:
+    """Return forgetting.json if it is about a checkpoint."""
+    found = read_forgetting(run_dir / FILE_NAME)
+    if found is None:
+        raise CheckpointError(
+            f"{run_dir} must hold {FILE_NAME} for the gate, but has none instead. Evaluate the base first: "
+            f"palimpsest evaluate run_dir={run_dir} evaluate.checkpoint=base, then the checkpoint."
+        )
+    if found.run.tuned != checkpoint:
+        raise CheckpointError(
+            f"{run_dir / FILE_NAME} must be about {checkpoint}, but is about {found.run.tuned} instead. Run "
+            f"palimpsest evaluate run_dir={run_dir} evaluate.checkpoint={int(checkpoint.split('-')[-1])}."
+        )
+    return found
+
+
+def gate_table(results: list[GateResult]) -> Table:
+    """Return a row a rule: what was allowed, what happened, by how much it is broken."""
+    table = Table(title="Gate", title_justify="left")
+    for column in ("set or task", "rule"):
+        table.add_column(column, overflow="fold")
+    for column in ("change", "broken by"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for result in results:
+        rule = f"{result.unit} {result.rule} {result.allowed:g}"
+        broken = "" if result.passed else f"{result.excess:.4f}"
+        table.add_row(
+            result.subject, rule, f"{result.change:+.4f}", broken, "pass" if result.passed else "FAIL"
+        )
+    return table
+
+
+def refuse_failing(config: RunConfig, checkpoint: str) -> None:
+    """Raise when a gate is set and the checkpoint fails it.
+
+    Raises:
+        ConfigError: The gate refuses the checkpoint.
+    """
+    if config.gate.has_rules and not gate_passes(config, checkpoint):
+        raise ConfigError(
+            f"`gate` must pass before {checkpoint} is exported, but does not. Train with more replay, export "
+            "another checkpoint, or take it all the same with export.despite_gate=true."
+        )

@@ -1,0 +1,201 @@
+"""`palimpsest export interpolate=0:1:0.1`: evaluates models between base and tuned and says which to take.
+
+One process, one GPU or the CPU; tensors are streamed, so beside the model under evaluation one is in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+from trainer.checkpoint.named import find_checkpoint
+from trainer.command.export import tuned_tensors
+from trainer.config.check import check_config
+from trainer.config.data import Role
+from trainer.config.record import refuse_other_inputs
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import write_atomic
+from trainer.config.tune import Quantise
+from trainer.data.store.prepared import open_all
+from trainer.dist.group import Group
+from trainer.errors import ConfigError, DataError
+from trainer.evaluate.held_out import HeldOut, held_out_pieces
+from trainer.export.blend import blended
+from trainer.model.attention import choose_attention
+from trainer.model.causal import CausalLM
+from trainer.model.head.head import install_loss_head
+from trainer.model.kernels import apply_kernels
+from trainer.model.load import load_model
+from trainer.model.resolve import resolve_model
+from trainer.model.tokenizer import configured_tokenizer
+from trainer.report.build import build_report
+from trainer.report.interpolation import FILE_NAME
+from trainer.run.identity import refuse_other_model
+
+WITHIN = 0.01
+"""A target loss this close to the best, relatively, counts as good as it (reliability-and-forgetting.md, F8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Held-out losses of one alpha, in nats."""
+
+    alpha: float
+    losses: dict[str, float]
+    target_nats: float
+    """Mean over the sets with role=target."""
+    general_nats: float | None
+    """Mean over all other sets; None without any."""
+
+
+class PlainModel:
+    """The part of the engine that evaluation uses, around a model in this process."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        """Take the objective."""
+        self._objective = objective.eval()
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model."""
+        return self._objective(**inputs)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run without gradients."""
+        with torch.no_grad():
+            yield
+
+
+def interpolate(config: RunConfig) -> int:
+    """Evaluate every alpha, write interpolation.json and the report, and print the one to take."""
+    check_config(config, only=("export",))
+    alphas = parse_alphas(config.export.interpolate or "")
+    run_dir = Path(config.run_dir)
+    checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
+    source = resolve_model(config.model, Path(config.data.cache_dir))
+    refuse_other_model(config, source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    capability = torch.cuda.get_device_capability() if device.type == "cuda" else None
+    attention = choose_attention(config.model.attention, capability, config.zero.dtype)
+    if config.tune.quantise is not Quantise.none:
+        print(
+            "Base and tuned model are taken in full precision, as export.merge=true writes them: not in NF4."
+        )
+    loaded = load_model(source, config.model, attention, config.zero.dtype, None, device).model
+    apply_kernels(loaded, config.model.kernels, device.type == "cuda")
+    parameters = dict(loaded.named_parameters())
+    install_loss_head(loaded, config.model.loss_chunk_tokens)
+    subject = PlainModel(CausalLM(loaded))
+    held_out = _held_out(config, source)
+    points = []
+    for alpha in track(alphas, description="interpolating", console=Console()):
+        _set_weights(parameters, blended(tuned_tensors(config, checkpoint, source), source, alpha))
+        pieces = held_out_pieces(subject, held_out, Group(0, 0, 1, device), attention.is_flash)
+        points.append(_point(config, alpha, {name: found.mean for name, found in pieces.items()}))
+    best = suggest(points)
+    record = {
+        "checkpoint": checkpoint.name,
+        "suggested_alpha": best.alpha,
+        "points": [asdict(p) for p in points],
+    }
+    write_atomic(run_dir / FILE_NAME, json.dumps(record, indent=2) + "\n")
+    console = Console()
+    console.print(_table(points, best))
+    console.print(f"Report: {build_report(run_dir)}", soft_wrap=True, highlight=False)
+    console.print(
+        f"To write that model: palimpsest export run_dir={run_dir} export.alpha={best.alpha:g}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def parse_alphas(text: str) -> list[float]:
+    """Return the values of START:STOP:STEP, both ends included.
+
+    Raises:
+        ConfigError: Another form, no step, or values outside [0, 1].
+    """
+    fix = "Set interpolate=0.0:1.0:0.1."
+    try:
+        start, stop, step = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise ConfigError(
+            f"`export.interpolate` must be START:STOP:STEP, but is {text!r} instead. {fix}"
+        ) from error
+    if not (0 <= start <= stop <= 1 and step > 0):
+        raise ConfigError(
+            f"`export.interpolate` must rise from 0 or more to 1 or less by a step above 0, but is {text!r} "
+            f"instead. {fix}"
+        )
+    count = int((stop - start) / step + 1e-9) + 1
+    return [round(start + i * step, 10) for i in range(count)]
+
+
+def suggest(points: list[Point]) -> Point:
+    """Return the point that forgets least among those whose target loss is within 1 % of the best.
+
+    Without general sets it is the one nearest the base.
+    """
+    best = min(point.target_nats for point in points)
+    good = [point for point in points if point.target_nats <= best * (1 + WITHIN)]
+    return min(good, key=lambda point: (point.general_nats or 0.0, point.alpha))
+
+
+def _held_out(config: RunConfig, source: str) -> HeldOut:
+    tokenizer = configured_tokenizer(config.model, source)
+    stores = open_all(config.data, tokenizer)
+    refuse_other_inputs(Path(config.run_dir), data={name: store.described for name, store in stores.items()})
+    targets = [n for n, s in config.data.sources.items() if s.role is Role.target]
+    if not any(stores[name].validation.num_packs for name in targets):
+        raise DataError(
+            "`data.validation_frac` must hold out documents of a target source for an interpolation, but none are "
+            "held out instead. Set it before training."
+        )
+    return HeldOut(
+        names=list(stores),
+        stores=[store.validation for store in stores.values()],
+        max_packs=config.data.max_validation_packs,
+        micro_batch_size=config.evaluate.micro_batch_size,
+        pad_id=tokenizer.pad_id or 0,
+    )
+
+
+def _set_weights(parameters: dict[str, nn.Parameter], stream: Iterator[tuple[str, Tensor]]) -> None:
+    with torch.no_grad():
+        for name, tensor in stream:
+            if name in parameters:
+                parameters[name].copy_(tensor)
+
+
+def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> Point:
+    by_role = [(config.data.sources[name].role is Role.target, loss) for name, loss in losses.items()]
+    target = [loss for is_target, loss in by_role if is_target]
+    general = [loss for is_target, loss in by_role if not is_target]
+    return Point(
+        alpha,
+        losses,
+        sum(target) / len(target),
+        sum(general) / len(general) if general else None,
+    )
+
+
+def _table(points: list[Point], best: Point) -> Table:
+    table = Table(title="Held-out loss between base (0) and tuned (1), nats", title_justify="left")
+    names = list(points[0].losses)
+    for column in ("alpha", *names, ""):
+        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    for point in points:
+        cells = (f"{point.losses[name]:.4f}" for name in names)
+        table.add_row(f"{point.alpha:g}", *cells, "suggested" if point is best else "")
+    return table

@@ -1,0 +1,150 @@
+"""The words of a command line as a command, overrides and options. Pure but for a look at the run directory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.command.usage import COMMANDS, SUBCOMMANDS
+from trainer.config.snapshot import SWEEP_RECORD, config_path
+from trainer.errors import ConfigError
+
+OF_EVALUATION = ("run_dir=", "evaluate.", "gate", "interpolate=")
+"""How words begin that say how a run is evaluated, and not of what data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """A parsed command line."""
+
+    command: str
+    overrides: list[str]
+    config_file: Path | None
+    show_config: bool
+    is_dry: bool = False
+    is_multirun: bool = False
+
+
+def parse(arguments: Sequence[str]) -> Invocation:
+    """Split the command line. A first word that is not a command means train.
+
+    Raises:
+        ConfigError: An unknown command or option.
+    """
+    words = list(arguments)
+    command = words.pop(0) if words and "=" not in words[0] and words[0][:1] not in "-+~" else "train"
+    if command not in COMMANDS:
+        raise ConfigError(f"Unknown command `{command}`. Commands: {', '.join(COMMANDS)}.")
+    if command in SUBCOMMANDS:
+        command = f"{command} {_second_word(command, words)}"
+    config_file: Path | None = None
+    is_multirun = bool({"-m", "--multirun"} & set(words))
+    show_config = is_dry = False
+    overrides: list[str] = []
+    while words:
+        word = words.pop(0)
+        if word == "--config" and words:
+            config_file = Path(words.pop(0))
+        elif word in ("-m", "--multirun"):
+            continue
+        elif word == "--dry-run" and (command == "submit" or is_multirun):
+            is_dry = True
+        elif word in ("--cfg", "--dry-run"):
+            show_config = True
+        elif word.startswith(("--local_rank", "--local-rank")):
+            if "=" not in word and words:
+                words.pop(0)
+        elif word.startswith("-"):
+            raise ConfigError(
+                f"Unknown option `{word}`. Options: --config FILE, --cfg, --dry-run, -m, --help."
+            )
+        else:
+            overrides.append(_in_export(word) if command == "export" else word)
+    if is_multirun:
+        _check_multirun(command, config_file, show_config)
+    return Invocation(command, overrides, config_file, show_config, is_dry, is_multirun)
+
+
+def _check_multirun(command: str, config_file: Path | None, show_config: bool) -> None:
+    """Raise when there can be no sweep of what the command line says."""
+    if command not in ("train", "submit"):
+        raise ConfigError(
+            f"`-m` must be given to train or submit, but is given to {command} instead. Leave it out: a sweep's runs "
+            "are directories as others are."
+        )
+    if config_file is not None:
+        raise ConfigError(
+            "`-m` must be given words to compose, but --config names a frozen configuration instead. Leave one out."
+        )
+    if show_config:
+        raise ConfigError(
+            "`--cfg` must be given for one run, but -m makes several. Use --dry-run to see them."
+        )
+
+
+def _second_word(command: str, words: list[str]) -> str:
+    """Take the second word of a command off the command line."""
+    known = SUBCOMMANDS[command]
+    word = words.pop(0) if words else ""
+    if word in known:
+        return word
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    meant = f" Did you mean `{command} {near[0]}`?" if near else ""
+    shown = f"`{command} {word}`" if word else f"`{command}` alone"
+    listed = ", ".join(f"{command} {name}" for name in known)
+    raise ConfigError(f"Unknown command {shown}.{meant} Commands: {listed}.")
+
+
+def _in_export(word: str) -> str:
+    """Give `interpolate=0:1:0.1` and `adapters=[a,b]` their section.
+
+    The first gets quotes as well: YAML takes 0:1:0.1 for a number to the base 60.
+    """
+    key, equals, value = word.partition("=")
+    if equals and key in ("interpolate", "export.interpolate"):
+        return f"export.interpolate='{value}'"
+    return f"export.{word}" if equals and key == "adapters" else word
+
+
+def frozen_config(invocation: Invocation) -> Path | None:
+    """Return the frozen configuration that a command goes on from: of its run, or of the first run it combines.
+
+    Raises:
+        ConfigError: There is none, and the command needs one.
+    """
+    if invocation.command not in ("evaluate", "export", "report"):
+        return None
+    for override in invocation.overrides:
+        if override.startswith("export.adapters="):
+            names = [name.strip(" '\"") for name in override.partition("=")[2].strip("[] ").split(",")]
+            paths = [config_path(Path(name).expanduser()) for name in names]
+            found = next((path for path in paths if path.exists()), None)
+            if found is None:
+                raise ConfigError(
+                    f"`export.adapters` must name at least one run directory, whose base they share, but none of "
+                    f"{', '.join(names)} has a config.yaml. Name a run, or give run_dir=RUN as well."
+                )
+            return found
+        if override.startswith("run_dir="):
+            path = config_path(Path(override.removeprefix("run_dir=")).expanduser())
+            if path.exists():
+                return path
+            # The base can be evaluated without a run, by words that name its data.
+            names_data = any(not word.startswith(OF_EVALUATION) for word in invocation.overrides)
+            if invocation.command in ("export", "report") or not names_data:
+                raise ConfigError(
+                    f"`run_dir` must hold a run, but {path.parent} has no config.yaml instead. Give the "
+                    "directory of a trained run."
+                )
+    return None
+
+
+def sweep_folder(invocation: Invocation) -> Path | None:
+    """Return the directory of the sweep that a report is asked of; None for that of a run."""
+    if invocation.command != "report":
+        return None
+    given = [word.removeprefix("run_dir=") for word in invocation.overrides if word.startswith("run_dir=")]
+    folder = Path(given[-1]).expanduser() if given else None
+    return folder if folder is not None and (folder / SWEEP_RECORD).exists() else None

@@ -1,0 +1,209 @@
+"""`palimpsest plan`: what a configured run needs, before a GPU is asked for. Loads no torch for known architectures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.checkpoint.space import BYTES_PER_PARAMETER
+from trainer.command.fitting import DTYPE_LEFT, find_shape, fitted, known_shape, run_shape, tuned_weights
+from trainer.config.check import check_config
+from trainer.config.model import Attention, Kernels
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import write_atomic
+from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
+from trainer.errors import ConfigError
+from trainer.forecast.adapter_sizes import NF4_BYTES, Adapter, adapters
+from trainer.forecast.advice import smallest_change
+from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
+from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
+from trainer.forecast.printed import adapter_table, memory_table, parameter_table, run_sentence, verdict
+from trainer.forecast.shapes import DecoderShape
+from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
+from trainer.report.plan import Chart, plan_svg
+from trainer.report.series import Series
+
+CHECKED_KEYS = (
+    "model",
+    "data.seq_len",
+    "train.micro_batch_size",
+    "train.global_batch_tokens",
+    "zero",
+    "tune",
+    "cluster",
+    "plan",
+)
+"""The keys a plan reads; other problems are training's business."""
+
+
+def show_plan(config: RunConfig) -> bool:
+    """Print the forecast of a run and write its figure; tell whether the run fits.
+
+    Raises:
+        TrainerError: The configuration or the model's config.json cannot be used.
+    """
+    cards = find_cards()
+    num_ranks = config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
+    check_config(config, num_ranks, only=CHECKED_KEYS)
+    shape, origin = find_shape(config.model)
+    gpu_gib = config.gpu_gib or cards.gib or DEFAULT_GIB
+    hardware = Hardware(cards.capability or LEAST_CAPABILITY, False, is_hidden(os.environ))
+    fit = fitted(config, num_ranks, can_load=True, here_gib=gpu_gib, hardware=hardware)
+    config = fit.config
+    run = run_shape(config, num_ranks)
+    reserve_gib = config.plan.reserve_gib
+    weights = tuned_weights(config, shape)
+    stages = {stage: dataclasses.replace(run, stage=stage) for stage in range(4)}
+    peaks = {stage: forecast(shape, of, weights) for stage, of in stages.items()}
+    shown = {stage: peak for stage, peak in peaks.items() if not stages[stage].is_refused}
+    full = {stage: forecast(shape, of, full_weights(shape)) for stage, of in stages.items()}
+    lora = adapters(shape, run, _targets(config.tune))
+    fits = peaks[run.stage].gib <= gpu_gib - reserve_gib
+    advice = None
+    if not fits:
+        advice = smallest_change(shape, run, weights, gpu_gib - reserve_gib, config.cluster.num_nodes)
+    output = _write_figure(config, shape, lora, full, gpu_gib)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, highlight=False, soft_wrap=True, style=style)
+
+    say(f"Parameters of {origin}", "bold")
+    console.print(parameter_table(shape), "")
+    say("Peak memory of one GPU in GiB", "bold")
+    say(run_sentence(shape, run))
+    console.print(memory_table(shown, run, reserve_gib, gpu_gib), "")
+    say(verdict(peaks[run.stage], reserve_gib, gpu_gib, advice), "bold")
+    where = ", ".join(_targets(config.tune) or ["all linear layers"])
+    say(f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
+    console.print(adapter_table(shape, lora, full), "")
+    if fit.dtype is not None:
+        say(f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
+    for note in _notes(config, shape, run, cards, weights):
+        say(f"- {note}")
+    say(f"Figure: {output}")
+    return fits
+
+
+def _targets(tune: TuneConfig) -> list[str] | None:
+    """Return the last names of the adapted layers; None for all, and for a pattern, which needs the model's names."""
+    is_named = tune.method is TuneMethod.lora and tune.target_pattern is None and tune.target != [ALL_LINEAR]
+    return [name.rsplit(".", 1)[-1] for name in tune.target] if is_named else None
+
+
+@dataclass(frozen=True, slots=True)
+class LightForecast:
+    """What a submission says of a run without loading torch."""
+
+    need_gib: float
+    """Peak of one GPU with the reserve."""
+    gpu_gib: float | None
+    """Memory of one GPU; None where nobody said."""
+    fits: bool | None
+    advice: str | None
+    checkpoint_bytes: int
+
+
+def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast | None:
+    """Return the forecast of a checked configuration; None where only torch can count the model.
+
+    Raises:
+        TrainerError: The model's config.json or the ZeRO section cannot be used.
+    """
+    shape = known_shape(config)
+    if shape is None:
+        return None
+    gpu_gib = config.gpu_gib
+    config = fitted(config, num_ranks, can_load=False).config
+    run = run_shape(config, num_ranks)
+    weights = tuned_weights(config, shape)
+    need_gib = forecast(shape, run, weights).gib + config.plan.reserve_gib
+    fits = None if gpu_gib is None else need_gib <= gpu_gib
+    advice = None
+    if gpu_gib is not None and not fits:
+        limit_gib = gpu_gib - config.plan.reserve_gib
+        found_change = smallest_change(shape, run, weights, limit_gib, config.cluster.num_nodes)
+        advice = None if found_change is None else " ".join(found_change.overrides)
+    size = weights.num_trainable * BYTES_PER_PARAMETER[config.zero.dtype]
+    return LightForecast(need_gib, gpu_gib, fits, advice, size)
+
+
+def _notes(
+    config: RunConfig, shape: DecoderShape, run: RunShape, cards: Cards, weights: Weights
+) -> list[str]:
+    """Return what the numbers leave open."""
+    notes = list(shape.notes)
+    if config.tune.method is not TuneMethod.full:
+        share = weights.num_trainable / (weights.num_frozen + weights.num_trainable)
+        notes.append(
+            f"tune.method={config.tune.method.value} as configured trains {weights.num_trainable:,} parameters "
+            f"({100 * share:.2g} %)."
+        )
+    if config.tune.quantise is not Quantise.none:
+        notes.append(
+            f"The base is in NF4: {weights.frozen_bytes / GIB:.2f} GiB instead of "
+            f"{weights.num_frozen * run.element_bytes / GIB:.2f} in {config.zero.dtype}. Embeddings, norms and the "
+            "head stay so. ZeRO-3 shards it when all of it is read, and keeps the constants whole."
+        )
+    if config.tune.method is TuneMethod.lora and config.tune.target_pattern is not None:
+        notes.append("The table over r takes `tune.target_pattern` for all linear layers.")
+    if not config.cluster.ranks_per_node and not cards.count:
+        notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")
+    if config.plan.gpu_gib is config.cluster.gpu_gib is cards.gib is None:
+        notes.append(f"There is no GPU here, so one of {DEFAULT_GIB:.0f} GiB is assumed: set plan.gpu_gib.")
+    is_auto = (
+        run.is_flash and config.model.attention is Attention.auto,
+        config.model.kernels is Kernels.auto,
+    )
+    if any(is_auto):
+        taken = " and ".join(
+            name for name, is_it in zip(("flash attention", "Liger"), is_auto, strict=True) if is_it
+        )
+        notes.append(f"`auto` is taken for {taken}: without it activations take more.")
+    if run.offload_optimizer:
+        host_bytes = 16 * weights.num_trainable / config.cluster.num_nodes
+        notes.append(
+            f"Optimizer state and fp32 gradients take {host_bytes / GIB:.0f} GiB of host memory on each node."
+        )
+    if config.zero.extra:
+        notes.append("`zero.extra` is not part of the forecast.")
+    notes.append(
+        "Parts are GiB of torch's allocator at the moment of the peak. QLoRA keeps linear layers of the base in NF4 "
+        f"with double quantisation, {NF4_BYTES:.3f} bytes a parameter (arXiv:2305.14314). The measured peaks are those "
+        "in benchmarks/results: full fine-tuning, LoRA and QLoRA of an 8B shape, one micro-step. Accumulation, SDPA "
+        "and offload are counted the same way, but were not measured."
+    )
+    return notes
+
+
+def _write_figure(
+    config: RunConfig, shape: DecoderShape, lora: list[Adapter], full: dict[int, Peak], gpu_gib: float
+) -> Path:
+    """Write the SVG whole or not at all; return its path."""
+    output = Path(config.plan.output or Path(config.run_dir) / "plan.svg").expanduser().absolute()
+    millions = Series("trainable", tuple((float(row.r), row.num_params / 1e6) for row in lora))
+    memory = [
+        Series("LoRA, ZeRO 0/1", tuple((float(row.r), row.peak_gib) for row in lora)),
+        Series("LoRA, ZeRO-3", tuple((float(row.r), row.peak_stage3_gib) for row in lora)),
+        Series("QLoRA", tuple((float(row.r), row.peak_nf4_gib) for row in lora)),
+    ]
+    drawn = plan_svg(
+        [
+            Chart(f"Trainable parameters of {shape.num_params:,}", "millions", [millions]),
+            Chart("Peak memory of one GPU", "GiB", memory, ("full, ZeRO-3", full[3].gib)),
+        ]
+    )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(output, drawn)
+    except OSError as error:
+        raise ConfigError(
+            f"`plan.output` must be a file you can write, but {output} is not: {error.strerror}. Set plan.output."
+        ) from error
+    return output

@@ -1,0 +1,95 @@
+"""`palimpsest prepare`: token stores of all sources, and what ranks look for; never inside a process group."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.config.check import check_config
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import dated
+from trainer.data.types import TokenizerLike
+from trainer.errors import DataError
+
+
+def prepare_data(config: RunConfig) -> None:
+    """Make the token stores of all sources and print what is in them."""
+    from trainer.data.prepare import prepare
+    from trainer.model.load import check_context, read_config
+    from trainer.model.resolve import resolve_model
+    from trainer.model.tokenizer import configured_tokenizer
+
+    check_config(config)
+    config = dated(config, Path(config.run_dir))
+    check_generated(config)
+    check_samples_whole(config)
+    source = resolve_model(config.model, Path(config.data.cache_dir))
+    hf_config = read_config(source, config.model)
+    check_context(hf_config, config.data.seq_len)
+    build = functools.partial(configured_tokenizer, config.model, source)
+    tokenizer, vocab_size = build(), int(hf_config.vocab_size)
+    if config.model.new_tokens:
+        vocab_size = max(vocab_size, tokenizer.vocab_size)
+    prepare(config.data, tokenizer, build, vocab_size, Console())
+
+
+def ensure_inputs(config: RunConfig) -> TokenizerLike:
+    """Make the model folder and the stores that ranks will look for, when they are missing.
+
+    Returns the tokenizer that the stores are looked up with.
+    """
+    config = dated(config, Path(config.run_dir))
+    check_generated(config)
+    from trainer.data.store.prepared import find_store
+    from trainer.data.store.store import open_store
+    from trainer.model.load import check_trainable, read_config
+    from trainer.model.resolve import resolve_model
+    from trainer.model.tokenizer import configured_tokenizer
+
+    source = resolve_model(config.model, Path(config.data.cache_dir))
+    check_trainable(read_config(source, config.model), source)
+    tokenizer = configured_tokenizer(config.model, source)
+    try:
+        found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
+        is_ready = all(place is not None and open_store(place) for place in found)
+    except DataError:
+        is_ready = False  # prepare says which is damaged, and makes it again
+    if not is_ready:
+        prepare_data(config)
+    return tokenizer
+
+
+def check_generated(config: RunConfig) -> None:
+    """Raise when a source is what `palimpsest replay generate` writes, but it has not run.
+
+    Raises:
+        DataError: Says which command makes the samples.
+    """
+    from trainer.sample.samples import SAMPLES
+
+    folder = config.replay.generate.output_dir
+    if folder is None:
+        return
+    samples = Path(folder) / SAMPLES
+    for name, source in config.data.sources.items():
+        if source.path is not None and Path(source.path) == samples and not samples.exists():
+            raise DataError(
+                f"`data.sources.{name}` must have been sampled before training, but {samples} is missing. Run: "
+                "palimpsest replay generate with the same overrides."
+            )
+
+
+def check_samples_whole(config: RunConfig) -> None:
+    """Raise when a source is what `palimpsest replay generate` wrote, but not as it was written any more.
+
+    Raises:
+        DataError: Names the file.
+    """
+    from trainer.sample.samples import META, SAMPLES, check_samples
+
+    for source in config.data.sources.values():
+        file = Path(source.path or "")
+        if file.name == SAMPLES and file.is_file() and (file.parent / META).is_file():
+            check_samples(file)

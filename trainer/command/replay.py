@@ -1,0 +1,292 @@
+"""Composition root of `palimpsest replay generate`: model, prompts, sampler and store, over all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trainer import __version__
+from trainer.config.generate import GenerateConfig, SampleEngine
+from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.schema import RunConfig
+from trainer.dist.env import rank_env
+from trainer.dist.group import Group, close_group, open_group
+from trainer.errors import ConfigError
+from trainer.metrics.device import describe_device
+from trainer.model.attention import AttentionChoice
+from trainer.model.digest import model_digest
+from trainer.model.dtype import ELEMENT_BYTES, choose_dtype, hardware_here
+from trainer.model.load import LoadedModel, load_model, read_config
+from trainer.model.resolve import resolve_model
+from trainer.model.tokenizer import Tokenizer, configured_tokenizer
+from trainer.model.verify_weights import verify_weights
+from trainer.runtime.disk import disk_explained
+from trainer.runtime.log import adopt_library_loggers, setup_logging
+from trainer.runtime.signals import StopFlag
+from trainer.sample.generate import Judge, sample_until_enough
+from trainer.sample.prompts import PromptPlan, plan_prompts, uses_chat
+from trainer.sample.sampler import Sampler, TransformersSampler, cache_bytes, choose_batch_size
+from trainer.sample.samples import WorkFolder, explained, find_store, try_lock
+from trainer.sample.show import ProgressView, show_store
+from trainer.sample.vllm import VllmSampler, choose_engine, cpu_cache_bytes, start_engine, vllm_version
+
+_LOG = logging.getLogger(__name__)
+
+SAMPLES_VERSION = 1
+"""Raise it when the same options give other samples: a new number makes new stores."""
+CHECKED_KEYS = ("model.", "cluster.", "replay.generate.")
+"""What this command reads of the configuration; data and training may be left out."""
+WAIT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for, and where it will be."""
+
+    source: str
+    model_digest: str
+    tokenizer: Tokenizer
+    plan: PromptPlan
+    engine: SampleEngine
+    key: str
+    target: Path
+
+
+def make_request(config: RunConfig) -> Request:
+    """Find out what is asked for without loading the model; made models are made here.
+
+    Raises:
+        TrainerError: It cannot be sampled as asked.
+    """
+    options, model = config.replay.generate, config.model
+    cache_dir = Path(config.data.cache_dir)
+    if model.kind is ModelKind.random:
+        raise ConfigError(
+            "`model.kind` must have weights that know something, but is random instead. Name a model."
+        )
+    source = resolve_model(model, cache_dir)
+    tokenizer = configured_tokenizer(replace(model, new_tokens=[]), source)
+    is_chat = uses_chat(options.prompts, tokenizer)
+    engine = choose_engine(options, torch.cuda.is_available())
+    hf_config = read_config(source, model)
+    plan = plan_prompts(is_chat, tokenizer, tokenizer.special_ids, _model_stops(source, hf_config))
+    _check_context(hf_config, plan, options)
+    weights = model_digest(source, model.revision, cache_dir)
+    shaping = {name: getattr(value, "value", value) for name, value in asdict(options).items()}
+    shaping |= {"output_dir": None, "prompts": "chat" if is_chat else "text"}
+    described = [SAMPLES_VERSION, weights, tokenizer.digest, shaping]
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    target = Path(options.output_dir or cache_dir / "generated" / key[:8]).expanduser().absolute()
+    return Request(source, weights, tokenizer, plan, engine, key, target)
+
+
+def _model_stops(source: str, hf_config: Any) -> list[int]:
+    """Return the end tokens of the model's own files: some tokenizers name only one of several."""
+    found = getattr(hf_config, "eos_token_id", None)
+    file = Path(source) / "generation_config.json"
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") or found
+    if found is None:
+        return []
+    return [int(token) for token in (found if isinstance(found, list) else [found])]
+
+
+def _longest(plan: PromptPlan, options: GenerateConfig) -> int:
+    return plan.longest + options.max_new_tokens * (2 if plan.is_chat else 1)
+
+
+def _check_context(hf_config: Any, plan: PromptPlan, options: GenerateConfig) -> None:
+    longest = getattr(hf_config, "max_position_embeddings", None)
+    if longest is not None and _longest(plan, options) > longest:
+        turns = "two turns" if plan.is_chat else "a text"
+        fits = max((longest - plan.longest) // (2 if plan.is_chat else 1), 1)
+        raise ConfigError(
+            f"`replay.generate.max_new_tokens` must let {turns} fit into the model's context of {longest}, but is "
+            f"{options.max_new_tokens} instead. Set at most {fits}."
+        )
+
+
+def show_finished(config: RunConfig) -> bool:
+    """Print the store that is asked for when it is there already; check that it can be made otherwise."""
+    request = make_request(config)
+    with explained(request.target.parent):
+        meta = find_store(request.target, request.key)
+        if meta is not None:
+            print("These samples are there already.")
+            show_store(request.target, meta, Console())
+            return True
+        request.target.parent.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def run_generation(config: RunConfig) -> bool:
+    """Generate as configured; return False when a signal ended it early. Collective: every rank."""
+    with ExitStack() as stack:
+        stop_flag = stack.enter_context(StopFlag())
+        env = rank_env(os.environ)
+        setup_logging(env.rank, env.world_size, None)
+        group = open_group(env, config.cluster.comm_timeout_s)
+        stack.push(close_group)
+        adopt_library_loggers()
+        with disk_explained(None):
+            return generate_on(group, config, stop_flag)
+
+
+def generate_on(group: Group, config: RunConfig, stop_flag: StopFlag) -> bool:
+    """Generate with the ranks of a group, or wait for a process that does. Collective: every rank."""
+    # Rank 0 alone makes models and digests; the others find them made.
+    group.from_first(lambda: make_request(config).key)
+    request = make_request(config)
+    with ExitStack() as stack, explained(request.target.parent):
+        while not group.from_first(lambda: _claim(request, stack)):
+            if any(group.gather(stop_flag.requested)):
+                return False
+        meta = group.from_first(lambda: find_store(request.target, request.key))
+        if meta is None:
+            meta = _generate(group, config, request, stop_flag, stack)
+        elif group.is_first:
+            WorkFolder(request.target).remove()  # of a process that died right after it published
+        if meta is not None and group.is_first:
+            show_store(request.target, meta, Console())
+        return meta is not None
+
+
+def _claim(request: Request, stack: ExitStack) -> bool:
+    """Take the store's lock; wait a little when another process has it. Rank 0."""
+    lock = try_lock(request.target)
+    if lock is None:
+        _LOG.info("Another process is making %s: waiting for it.", request.target)
+        time.sleep(WAIT_S)
+        return False
+    stack.enter_context(lock)
+    return True
+
+
+def _generate(
+    group: Group, config: RunConfig, request: Request, stop_flag: StopFlag, stack: ExitStack
+) -> dict[str, Any] | None:
+    options = config.replay.generate
+    gpu_bytes: int | None = None
+    if group.device.type == "cuda":
+        gpu_bytes = int(torch.cuda.get_device_properties(group.device).total_memory)
+    dtype: str = group.from_first(lambda: _dtype(request.engine, group.device))
+    loaded = _load(group, config.model, request, dtype)
+    batch_size = options.batch_size or choose_batch_size(
+        read_config(request.source, config.model),
+        _longest(request.plan, options),
+        gpu_bytes,
+        loaded.num_parameters if loaded is not None else 0,
+        ELEMENT_BYTES[dtype],
+    )
+    work = WorkFolder(request.target)
+    asked = {
+        "engine": request.engine.value,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "prompts": request.plan.to_plain(),
+    }
+    agreed = group.from_first(lambda: work.begin(asked))
+    plan = PromptPlan(**agreed["prompts"])
+    sampler = _build_sampler(group, config, request, plan, agreed, loaded)
+    view = ProgressView(options.num_tokens, Console(file=sys.stderr)) if group.is_first else None
+    if view is not None:
+        stack.callback(view.close)
+        _LOG.info(
+            "Sampling %s of %s until %s tokens are kept: %d rank(s), %s in %s, batches of %d.",
+            "chats" if plan.is_chat else "texts",
+            request.source,
+            f"{options.num_tokens:,}",
+            group.world_size,
+            request.engine.value,
+            dtype,
+            agreed["batch_size"],
+        )
+    judge = Judge(plan, options, request.tokenizer, request.tokenizer.special_ids)
+    tally = sample_until_enough(
+        sampler,
+        judge,
+        work,
+        group,
+        lambda: stop_flag.requested,
+        view.show if view is not None else lambda tally: None,
+    )
+    if view is not None:
+        view.close()
+    if tally is None:
+        return None
+    counts = tally.to_plain()
+    num_batches = tally.num_batches
+    facts = _facts(config, request, agreed)
+    return dict(group.from_first(lambda: work.publish(num_batches, facts | {"counts": counts})))
+
+
+def _build_sampler(
+    group: Group,
+    config: RunConfig,
+    request: Request,
+    plan: PromptPlan,
+    agreed: dict[str, Any],
+    loaded: LoadedModel | None,
+) -> Sampler:
+    options, model, batch_size = config.replay.generate, config.model, int(agreed["batch_size"])
+    if loaded is not None:
+        return TransformersSampler(loaded.model, plan, options, batch_size, group.device)
+    longest = _longest(plan, options)
+    gpu: int | None = group.local_rank
+    room: int | None = None
+    if group.device.type != "cuda":
+        gpu = None
+        token_bytes = cache_bytes(read_config(request.source, model), ELEMENT_BYTES[agreed["dtype"]])
+        room = cpu_cache_bytes(token_bytes, longest, batch_size)
+    engine = start_engine(
+        request.source, model.revision, model.trust_remote_code, longest, gpu, room, agreed["dtype"]
+    )
+    return VllmSampler(engine, plan, options, batch_size)
+
+
+def _facts(config: RunConfig, request: Request, agreed: dict[str, Any]) -> dict[str, Any]:
+    options = asdict(config.replay.generate)
+    versions = {"palimpsest": __version__, "torch": torch.__version__, "samples": SAMPLES_VERSION}
+    if request.engine is SampleEngine.vllm:
+        versions["vllm"] = vllm_version()
+    return {
+        "key": request.key,
+        "model": config.model.path or config.model.kind.value,
+        "model_digest": request.model_digest,
+        "tokenizer_digest": request.tokenizer.digest,
+        "format": "chat" if request.plan.is_chat else "text",
+        "options": {name: getattr(value, "value", value) for name, value in options.items()},
+        **agreed,
+        "device": describe_device(),
+        "versions": versions,
+    }
+
+
+def _dtype(engine: SampleEngine, device: torch.device) -> str:
+    """Return what to sample in: transformers on a CPU in float32 in any case."""
+    if engine is SampleEngine.transformers and device.type != "cuda":
+        return "fp32"
+    return choose_dtype(hardware_here()).name
+
+
+def _load(group: Group, model: ModelConfig, request: Request, dtype: str) -> LoadedModel | None:
+    """Load the model for plain transformers; vLLM loads it itself."""
+    if request.engine is SampleEngine.vllm:
+        return None
+    attention = AttentionChoice("sdpa", "one query a row")
+    loaded = load_model(request.source, model, attention, dtype, None, group.device)
+    if model.verify_weights:
+        verify_weights(loaded.model, request.source, lambda parameters: contextlib.nullcontext())
+    return loaded

@@ -1,0 +1,106 @@
+"""Starting the ranks of a command that a person typed: on this machine, or on the hosts of a hostfile."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+from trainer.command.before_ranks import check_benchmarks, check_draws, check_quantiser
+from trainer.command.fitting import fitted_here
+from trainer.command.prepare import ensure_inputs
+from trainer.command.rank import run_rank
+from trainer.config.check import check_config
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import config_path, dated, freeze
+from trainer.config.store import load_config, to_yaml
+from trainer.dist.hosts import expand_hosts
+from trainer.errors import ConfigError
+from trainer.model.dtype import NO_BF16
+from trainer.runtime.log import attempt_dir
+from trainer.start.local import only_rank, start_local
+from trainer.start.ranks import count_ranks, with_hosts
+from trainer.start.remote import Hosts, start_hosts
+
+
+def start_ranks(command: str, config: RunConfig) -> int:
+    """Prepare what is missing, freeze the configuration, and start the ranks; return the exit code.
+
+    Raises:
+        TrainerError: What can be known to be wrong before ranks start.
+    """
+    hosts: Hosts | None = None
+    if command == "train":
+        cluster, hosts = with_hosts(config.cluster)
+        config = dataclasses.replace(config, cluster=cluster)
+    if config.cluster.num_nodes > 1 and hosts is None:
+        raise ConfigError(
+            f"`cluster.num_nodes` must be 1 for `palimpsest {command}`, but is {config.cluster.num_nodes} "
+            "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
+            "this machine alone."
+        )
+    num_ranks = count_ranks(config.cluster) if hosts is None else hosts.num_ranks
+    check_config(config, num_ranks)
+    config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
+    config = dated(config, Path(config.run_dir))
+    check_config(config, num_ranks)  # what was chosen may break a rule that was not one before
+    check_quantiser(config)
+    check_benchmarks(config, command)
+    if hosts is not None:
+        listed = os.environ.get("SLURM_JOB_NODELIST")
+        hosts.check(expand_hosts(listed) if listed else None)
+    tokenizer = ensure_inputs(config)
+    run_dir = Path(config.run_dir)
+    path = config_path(run_dir)
+    if command == "train":
+        check_draws(config, tokenizer)
+    if hosts is not None:
+        return _launch_on_hosts(config, hosts)
+    if command == "train" or not path.exists():
+        return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
+    changed = run_dir / f"{command}.yaml"
+    changed.write_text(to_yaml(config), encoding="utf-8")
+    return _launch(command, changed, num_ranks, config.cluster.master_port)
+
+
+def start_generation(config: RunConfig) -> int:
+    """Show the store that is there, or start the ranks that sample it; they read a frozen configuration."""
+    from trainer.command.replay import CHECKED_KEYS, show_finished
+
+    if config.cluster.num_nodes > 1:
+        raise ConfigError(
+            "`cluster.num_nodes` must be 1 for `palimpsest replay generate`, but is "
+            f"{config.cluster.num_nodes} instead. Start the ranks with: deepspeed --hostfile FILE --module trainer "
+            "replay generate ..."
+        )
+    check_config(config, only=CHECKED_KEYS)
+    if show_finished(config):
+        return 0
+    with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(to_yaml(config), encoding="utf-8")
+        return _launch("replay generate", path, count_ranks(config.cluster), config.cluster.master_port)
+
+
+def _launch(command: str, config_file: Path, num_ranks: int, master_port: int) -> int:
+    """Run one rank in this process, several through the deepspeed launcher; return the exit code."""
+    if num_ranks > 1:
+        return start_local([*command.split(), "--config", str(config_file)], num_ranks, master_port)
+    with only_rank(master_port):
+        return run_rank(command, load_config(config_file, []))
+
+
+def _launch_on_hosts(config: RunConfig, hosts: Hosts) -> int:
+    """Check the hosts and train on them; return the exit code."""
+    cluster = config.cluster
+    ours = ("DS_ACCELERATOR", NO_BF16, "TOKENIZERS_PARALLELISM", "NCCL_", "TORCH_NCCL_")
+    variables = {name: value for name, value in os.environ.items() if name.startswith(ours)}
+    variables |= {**cluster.environment, **cluster.nccl}
+    frozen = freeze(config, Path(config.run_dir))
+    logs = attempt_dir(Path(config.run_dir))
+    if cluster.preflight.enabled and len(hosts.names) > 1:
+        code = start_hosts("doctor", frozen, hosts, variables, logs)
+        if code:
+            return code
+    return start_hosts("train", frozen, hosts, variables, logs)

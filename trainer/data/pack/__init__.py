@@ -1,0 +1,1 @@
+"""Packs of whole documents, and micro-batches of packs."""

@@ -1,0 +1,47 @@
+"""Packs by name, and the micro-batches read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from trainer.data.pack.collate import IGNORE, MicroBatch, collate
+from trainer.data.store.store import SplitStore
+
+
+class PackRef(NamedTuple):
+    """One pack of the run: a source, a pack inside it, and which pass over its pool this is."""
+
+    source: int
+    pack: int
+    epoch: int
+
+
+FILLER = PackRef(-1, 0, 0)
+"""Stands where a rank has no pack left; read as one that is not counted."""
+
+
+def spread(refs: Sequence[PackRef], rank: int, world_size: int, size: int) -> list[list[PackRef]]:
+    """Return one rank's batches of packs; every rank has as many, filled up with packs that are not counted."""
+    unit = size * world_size
+    num_rounds = -(-len(refs) // unit)
+    mine = [refs[i] if i < len(refs) else FILLER for i in range(rank, num_rounds * unit, world_size)]
+    return [mine[i : i + size] for i in range(0, len(mine), size)]
+
+
+def read_micro_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int) -> MicroBatch:
+    """Read packs and collate them."""
+    packs = [stores[ref.source].pack(ref.pack) for ref in refs]
+    return collate(packs, [ref.source for ref in refs], stores[0].seq_len, pad_id)
+
+
+def read_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int) -> MicroBatch:
+    """Read a batch; fillers become the first pack there is with every label ignored."""
+    first = next(i for i, store in enumerate(stores) if store.num_packs)
+    real = [PackRef(first, 0, 0) if ref is FILLER else ref for ref in refs]
+    micro = read_micro_batch(stores, real, pad_id)
+    for row, ref in enumerate(refs):
+        if ref is FILLER:
+            micro.labels_BT[row] = IGNORE
+            micro.num_targets_B[row] = 0
+    return micro

@@ -1,0 +1,174 @@
+"""Reads the rows of a source in order, in batches, each row with the place it came from.
+
+Local files are read by our own readers: those of `datasets` turn strings that look like dates into timestamps, shift
+the columns of uneven CSV rows, and do not say which line is broken.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from trainer.config.data import SourceConfig
+from trainer.data.formats.opened import NumberedRow, Opened, open_file
+from trainer.data.rows.columns import (
+    Layout,
+    check_columns,
+    is_weighty,
+    optional_columns,
+    recognise,
+    refuse_unread,
+    required_columns,
+)
+from trainer.data.rows.files import file_kind
+from trainer.data.rows.reading import Reading, join_names
+from trainer.data.types import RowBatch
+from trainer.errors import DataError
+
+BATCH_ROWS = 1000
+BATCH_CHARS = 1 << 20
+
+
+class SourceRows:
+    """The rows of a source, whose columns are known from its first row or table.
+
+    Raises:
+        DataError: While reading, if a file cannot be read, or its columns are not as the source says.
+    """
+
+    def __init__(self, name: str, source: SourceConfig, opened: Iterator[Opened]) -> None:
+        self._name = name
+        self._asked = source
+        self._opened = opened
+        self._first: list[Opened] = []
+        for file in opened:
+            self._first.append(file)
+            if file.columns:
+                break
+        columns = self._first[-1].columns if self._first else []
+        self._layout: Layout = recognise(name, source, columns)
+        self.reading = Reading(lines=list(self._layout.lines))
+        """What was noticed; whole when the last row was read."""
+        self._num_rows = 0
+        self._num_with: Counter[str] = Counter()
+        self._ignored: set[str] = set()
+
+    @property
+    def source(self) -> SourceConfig:
+        """The source with all its columns named, as its rows are parsed."""
+        return self._layout.source
+
+    def batches(self) -> Iterator[RowBatch]:
+        """Read the rows of all files in batches."""
+        num_left = self._asked.max_documents
+        empty = []
+        for file in chain(self._first, self._opened):
+            if num_left == 0:
+                break
+            before = self._num_rows
+            for batch in _batched(islice(self._rows(file), num_left), file.place, file.unit):
+                num_left = None if num_left is None else num_left - len(batch.rows)
+                yield batch
+            self.reading.counts.update(file.notes())
+            if self._num_rows == before:
+                empty.append(file.label)
+        if empty:
+            self.reading.lines.append(f"files without a row: {join_names(empty)}")
+        self._check_seen()
+
+    def _rows(self, file: Opened) -> Iterator[NumberedRow]:
+        name, source, read = self._name, self.source, self._layout.read
+        required = required_columns(source)
+        passed = {*read, *source.columns.ignore}
+        wanted = [column for column in file.columns if column in read]
+        watched: list[str] = []
+        if file.is_table and file.columns:
+            check_columns(name, source, file.label, file.columns, required | self._named_columns())
+            watched = [c for c in file.columns if c not in passed and is_weighty(source, c)]
+            self.reading.unread |= set(file.columns) - passed
+            self._ignored |= set(file.columns) & set(source.columns.ignore)
+        for number, row in file.read(wanted, watched):
+            if not file.is_table and any(column not in row for column in required.values()):
+                check_columns(name, source, f"{file.label} (row {number})", list(row), required)
+            if unread := row.keys() - passed:
+                refuse_unread(name, self._layout, row, sorted(unread), f"{file.place}, {file.unit} {number},")
+                self.reading.unread |= unread
+            if source.columns.ignore:
+                self._ignored |= row.keys() & set(source.columns.ignore)
+            self._num_rows += 1
+            kept = {column: row[column] for column in read if column in row}
+            self._num_with.update(kept.keys())
+            yield number, kept
+
+    def _named_columns(self) -> dict[str, str]:
+        """Return the optional columns that the configuration names itself, by key."""
+        optional = optional_columns(self.source)
+        return {key: column for key, column in optional.items() if key not in self._layout.taken}
+
+    def _check_seen(self) -> None:
+        key = f"data.sources.{self._name}.columns"
+        if self._num_rows == 0:
+            return
+        for slot, column in self._named_columns().items():
+            if not self._num_with[column]:
+                raise DataError(
+                    f"`{key}.{slot}` must name a column that some row has, but is '{column}' instead, which no "
+                    "row has. Mend the name or leave it out."
+                )
+        optional = optional_columns(self.source)
+        for slot in ("loss_mask", "labels"):
+            column = optional.get(slot, "")
+            if 0 < self._num_with[column] < self._num_rows:
+                raise DataError(
+                    f"`{key}.{slot}` must name a column that every row has or none, but is '{column}' instead, "
+                    f"which {self._num_with[column]:,} of {self._num_rows:,} rows have. Mend the rows."
+                )
+        missing = sorted(set(self.source.columns.ignore) - self._ignored)
+        if missing and self._asked.max_documents is None:
+            raise DataError(
+                f"`{key}.ignore` must name columns that some row has, but is [{', '.join(missing)}] instead, "
+                "which no row has. Mend the name or leave it out."
+            )
+        taken = [f"{s}={c}" for s, c in self._layout.taken.items() if self._num_with[c]]
+        if taken:
+            self.reading.lines.append(f"columns read by their usual names: {', '.join(taken)}")
+        if self.source.columns.ignore:
+            ignored = join_names(sorted(self.source.columns.ignore))
+            self.reading.lines.append(f"columns left unread as asked: {ignored}")
+
+
+def read_files(name: str, source: SourceConfig, files: list[Path]) -> SourceRows:
+    """Read the rows of local files, file after file.
+
+    Raises:
+        DataError: If the first of them cannot be read, or has not the columns that the source names.
+    """
+    return SourceRows(name, source, (open_file(source, file, str(file_kind(file))) for file in files))
+
+
+def _batched(rows: Iterable[NumberedRow], file: str, unit: str) -> Iterator[RowBatch]:
+    batch, num_chars = RowBatch(file, unit, [], []), 0
+    for number, row in rows:
+        batch.numbers.append(number)
+        batch.rows.append(row)
+        num_chars += _num_chars(row)
+        if len(batch.rows) == BATCH_ROWS or num_chars >= BATCH_CHARS:
+            yield batch
+            batch, num_chars = RowBatch(file, unit, [], []), 0
+    if batch.rows:
+        yield batch
+
+
+def _num_chars(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_num_chars, value.values()))
+    if isinstance(value, list):
+        if value and isinstance(value[0], int):
+            return 4 * len(value)
+        return sum(map(_num_chars, value))
+    return 1

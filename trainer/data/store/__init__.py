@@ -1,0 +1,1 @@
+"""Token stores: written whole, named by digest, checked when they are read."""

@@ -1,0 +1,147 @@
+"""Takes encoded documents one batch at a time: drops, counts and spools them, and judges the whole.
+
+Problems are collected, not raised one by one, so that a message can say how many rows are affected.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trainer.config.data import LongDocuments, Packing
+from trainer.data.store.spool import Spool
+from trainer.data.store.writer import PackOptions
+from trainer.data.types import EncodedBatch, Problem
+from trainer.errors import DataError
+
+
+@dataclass
+class Intake:
+    """Everything learnt about a source while it is read."""
+
+    name: str
+    spool: Spool
+    options: PackOptions
+    deduplicate: bool
+    vocab_size: int | None
+    counts: Counter[str] = field(default_factory=Counter)
+    """rows; normalized, stripped, null_turns, padding_ids, empty_prompts; no_completion, no_prompt, too_short,
+    too_long, duplicates, empty, long_dropped, long_split."""
+    longest: int = 0
+    """Tokens of the longest document, dropped ones included."""
+    _problems: Counter[str] = field(default_factory=Counter)
+    _first_problem: Problem | None = None
+    _first_long: str = ""
+    _seen: set[bytes] = field(default_factory=set)
+
+    def take(self, batch: EncodedBatch) -> None:
+        """Take a batch in; its documents follow those taken before.
+
+        Raises:
+            DataError: If an id is outside the vocabulary.
+        """
+        self.counts.update(batch.counts)
+        self._problems.update(problem.rule for problem in batch.problems)
+        if batch.problems and self._first_problem is None:
+            self._first_problem = batch.problems[0]
+        if len(batch.lengths) == 0:
+            return
+        self._check_ids(batch)
+        self.longest = max(self.longest, int(batch.lengths.max()))
+        keep = [self._keeps(batch, i) for i in range(len(batch.lengths))]
+        kept_tokens = np.repeat(keep, batch.lengths)
+        self.spool.add(
+            batch.tokens[kept_tokens],
+            batch.supervised[kept_tokens],
+            [int(n) for n, kept in zip(batch.lengths, keep, strict=True) if kept],
+            [d for d, kept in zip(batch.digests, keep, strict=True) if kept],
+        )
+
+    def _keeps(self, batch: EncodedBatch, index: int) -> bool:
+        if self.deduplicate:
+            if batch.digests[index] in self._seen:
+                self.counts["duplicates"] += 1
+                return False
+            self._seen.add(batch.digests[index])
+        cut = self.options.packing is Packing.concat
+        if cut or batch.lengths[index] <= self.options.seq_len:
+            return True
+        match self.options.long_documents:
+            case LongDocuments.split:
+                self.counts["long_split"] += 1
+                return True
+            case LongDocuments.drop:
+                self.counts["long_dropped"] += 1
+                return False
+            case LongDocuments.error:
+                self.counts["long_refused"] += 1
+                self._first_long = self._first_long or batch.places[index]
+                return False
+
+    def _check_ids(self, batch: EncodedBatch) -> None:
+        largest = int(batch.tokens.max())
+        if self.vocab_size is None or largest < self.vocab_size:
+            return
+        at = int(batch.tokens.argmax())
+        place = batch.places[int(np.searchsorted(np.cumsum(batch.lengths), at, side="right"))]
+        raise DataError(
+            f"`data.sources.{self.name}` must have token ids below the model's vocabulary of "
+            f"{self.vocab_size}, but has the id {largest} ({place}) instead. Use the model's own "
+            "tokenizer, or resize the model's embeddings."
+        )
+
+    def check(self) -> None:
+        """Judge the source as a whole, after the last batch.
+
+        Raises:
+            DataError: If rows cannot be used, documents are too long, or nothing is left to learn from.
+        """
+        key = f"`data.sources.{self.name}`"
+        num_rows = self.counts["rows"]
+        if self._first_problem is not None:
+            first = self._first_problem
+            raise DataError(
+                f"{key} must {first.rule}, but {self._problems[first.rule]} of {num_rows} rows do not; "
+                f"the first is {first.where}, with {first.value}. {first.fix}"
+            )
+        if num_rows == 0:
+            raise DataError(f"{key} must hold documents, but is empty. Check its files or drop it.")
+        if self.counts["long_refused"]:
+            raise DataError(
+                f"`data.seq_len` must hold every document of {key}, but is {self.options.seq_len}, and "
+                f"{self.counts['long_refused']} of {num_rows} documents are longer (the longest has "
+                f"{self.longest} tokens, the first is {self._first_long}). Raise data.seq_len, or set "
+                f"data.sources.{self.name}.long_documents to drop or split."
+            )
+        if self.spool.num_tokens == 0:
+            raise DataError(
+                f"{key} must have documents left after cleaning, but none of {num_rows} is: "
+                f"{describe_drops(self.counts)}. Relax data.sources.{self.name}.clean."
+            )
+        if self.spool.num_supervised == 0:
+            raise DataError(
+                f"{key} must have tokens to learn from, but none of its {self.spool.num_tokens} tokens "
+                "is supervised. Check its columns and loss_mask."
+            )
+
+
+DROPS = {
+    "no_completion": "without a completion",
+    "no_prompt": "without a prompt",
+    "no_answer": "without an answer",
+    "not_learnt": "without a turn to learn",
+    "quoted_dropped": "with special tokens that cannot be encoded as text",
+    "too_short": "too short",
+    "too_long": "too many characters",
+    "duplicates": "duplicates",
+    "empty": "empty",
+    "long_dropped": "longer than the sequence",
+}
+
+
+def describe_drops(counts: dict[str, int] | Counter[str]) -> str:
+    """Say how many documents were dropped and why; empty if none was."""
+    drops = [f"{counts[key]:,} {why}" for key, why in DROPS.items() if counts.get(key)]
+    return ", ".join(drops)

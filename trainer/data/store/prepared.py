@@ -1,0 +1,166 @@
+"""Finds the store of a source without reading the source: what `prepare` noted is looked up by key.
+
+A key is a digest of the source's options, the tokenizer, and the names, sizes and times of its files,
+so that training hashes no content. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from trainer.config.data import DataConfig, Format, LongDocuments, Packing, Role, SourceConfig
+from trainer.data.rows.files import list_files, stat_files
+from trainer.data.store.store import FORMAT_VERSION, Store, open_store
+from trainer.data.types import TokenizerLike
+from trainer.errors import DataError
+from trainer.runtime.seal import read_sealed, sealed_text
+
+RENDERING_VERSION = 3
+"""Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Return the folder of `data.cache_dir`."""
+    return Path(data.cache_dir)
+
+
+def stores_folder(data: DataConfig) -> Path:
+    """Return the folder that holds the stores by digest."""
+    return cache_folder(data) / "stores"
+
+
+def effective_packing(source: SourceConfig) -> Packing:
+    """Return the packing of a source, chosen by its format where the configuration leaves it open."""
+    if source.packing is not None:
+        return source.packing
+    return Packing.concat if source.format in (Format.text, Format.ids) else Packing.best_fit
+
+
+def adds_eos(source: SourceConfig, data: DataConfig) -> bool:
+    """Say whether documents of a source end with an EOS that the data room adds."""
+    plain = source.format is Format.completion and not source.as_chat
+    return data.add_eos and (source.format is Format.text or plain)
+
+
+def held_out_frac(source: SourceConfig, data: DataConfig) -> float:
+    """Return the share of a source's documents that is held out: all of a probe."""
+    return 1.0 if source.role is Role.probe else data.validation_frac
+
+
+def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
+    """Describe every option that shapes a store, apart from its origin and the tokenizer."""
+    packing = effective_packing(source)
+    fields = asdict(source)
+    for key in ("path", "dataset", "subset", "split", "revision", "role", "weight", "max_epochs"):
+        del fields[key]  # where it comes from, and how much of it is drawn
+    fields["packing"] = packing
+    if packing is Packing.concat:
+        fields["long_documents"] = LongDocuments.split
+    return {
+        "version": FORMAT_VERSION,
+        "rendering": RENDERING_VERSION,
+        **fields,
+        "seq_len": data.seq_len,
+        "validation_frac": held_out_frac(source, data),
+        "adds_eos": adds_eos(source, data),
+    }
+
+
+def digest_of(described: Any) -> str:
+    """Hash a description of plain values and enums; the order of keys does not matter."""
+    text = json.dumps(described, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    assert isinstance(value, Enum), f"cannot describe {value!r}"
+    return value.value
+
+
+def source_key(name: str, source: SourceConfig, data: DataConfig) -> str:
+    """Name a source as it stands on disk or on the hub, with its options and without a tokenizer."""
+    if source.path is not None:
+        origin: Any = stat_files(list_files(name, source).files)
+    else:
+        origin = [source.dataset, source.subset, source.split, source.revision]
+    return digest_of([origin, shaping_options(source, data)])
+
+
+def pointer_file(key: str, data: DataConfig, tokenizer: TokenizerLike) -> Path:
+    """Return where `prepare` notes the store of a source key and a tokenizer."""
+    return cache_folder(data) / "prepared" / f"{digest_of([key, tokenizer.digest])}.json"
+
+
+def lock_file(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Path:
+    """Return the file that a process holds while it prepares a source."""
+    note = pointer_file(source_key(name, source, data), data, tokenizer)
+    return cache_folder(data) / "locks" / note.stem
+
+
+def write_pointer(name: str, key: str, data: DataConfig, tokenizer: TokenizerLike, digest: str) -> None:
+    """Note which store a source was prepared as; the note is replaced at once or not at all."""
+    file = pointer_file(key, data, tokenizer)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    note = {"source": name, "source_key": key, "tokenizer": tokenizer.digest, "store": digest}
+    staged = file.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        staged.write_text(sealed_text(note), encoding="utf-8")
+        staged.replace(file)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def find_store(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Path | None:
+    """Return the folder of the store that a source was prepared as, or None."""
+    note = _read_note(pointer_file(source_key(name, source, data), data, tokenizer))
+    store = stores_folder(data) / str(note.get("store", "none"))
+    return store if store.is_dir() else None
+
+
+def find_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Path:
+    """Return the folder of the store that `palimpsest prepare` made of a source.
+
+    Raises:
+        DataError: If it made none with these options, or only with another tokenizer.
+    """
+    path = find_store(name, source, data, tokenizer)
+    if path is not None:
+        return path
+    fix = "Run `palimpsest prepare` with the same overrides."
+    if _is_prepared_otherwise(source_key(name, source, data), data):
+        raise DataError(
+            f"`data.sources.{name}` must be prepared with the tokenizer of this run, but the store in "
+            f"'{data.cache_dir}' was made by another tokenizer (or chat template). {fix}"
+        )
+    raise DataError(
+        f"`data.sources.{name}` must be prepared before training, but '{data.cache_dir}' has no token "
+        f"store for it with these options and files. {fix}"
+    )
+
+
+def find_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Path]:
+    """Return the folders of the stores of all sources, by name."""
+    return {name: find_prepared(name, source, data, tokenizer) for name, source in data.sources.items()}
+
+
+def open_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Store]:
+    """Open the stores of all sources, by name."""
+    return {name: open_store(path) for name, path in find_all(data, tokenizer).items()}
+
+
+def _is_prepared_otherwise(key: str, data: DataConfig) -> bool:
+    notes = (cache_folder(data) / "prepared").glob("*.json")
+    return any(_read_note(note).get("source_key") == key for note in notes)
+
+
+def _read_note(file: Path) -> dict[str, Any]:
+    try:
+        return read_sealed(file)
+    except (OSError, ValueError):
+        return {}

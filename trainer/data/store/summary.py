@@ -1,0 +1,111 @@
+"""Shows what `prepare` made: a table of all sources, and samples with the supervised tokens marked."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trainer.data.chat.notes import describe_chats
+from trainer.data.store.intake import describe_drops
+from trainer.data.store.store import TRAIN, VALIDATION, SplitStore, Store
+from trainer.data.types import Pack, TokenizerLike
+
+NUM_SAMPLES = 3
+SAMPLE_TOKENS = 400
+OPEN, CLOSE = "\u27e6", "\u27e7"
+
+
+def fill_frac(split: dict[str, Any]) -> float:
+    """Return the share of a split's pack positions that hold tokens; 0 without packs."""
+    capacity = split["num_packs"] * split["seq_len"]
+    return float(split["num_tokens"] / capacity) if capacity else 0.0
+
+
+def build_table(stores: dict[str, Store]) -> Table:
+    """Build the table of all sources: a column a source, so that it fits 80 columns."""
+    table = Table(title="Prepared sources", title_justify="left")
+    table.add_column("")
+    described = [describe_store(store) for store in stores.values()]
+    for name in stores:
+        table.add_column(name, justify="right", overflow="fold")
+    for label in described[0] if described else ():
+        table.add_row(label, *(cells[label] for cells in described))
+    return table
+
+
+def describe_store(store: Store) -> dict[str, str]:
+    """Return the cells of a store: counts over both splits, fill of the training split if it has any."""
+    train, held_out = store.meta["splits"][TRAIN], store.meta["splits"][VALIDATION]
+    both = {key: train[key] + held_out[key] for key in train if key.startswith("num_")}
+    share = both["num_supervised"] / max(both["num_tokens"], 1)
+    return {
+        "documents": f"{both['num_documents']:,}",
+        "tokens": f"{both['num_tokens']:,}",
+        "supervised tokens": f"{both['num_supervised']:,} ({share:.0%})",
+        "fill of packs": f"{fill_frac(train if train['num_packs'] else held_out):.2%}",
+        "longest document": f"{store.meta['longest']:,} tokens",
+        "training packs": f"{train['num_packs']:,}",
+        "held-out packs": f"{held_out['num_packs']:,}",
+        "dropped, and other counts": describe_notes(store.meta),
+    }
+
+
+def describe_notes(meta: dict[str, Any]) -> str:
+    """Say what was dropped, changed or held out in an unusual way; `-` if nothing was."""
+    counts = meta["counts"]
+    changed = [
+        f"{counts[key]:,} {key.replace('_', ' ')}"
+        for key in ("normalized", "stripped", "null_turns", "padding_ids", "empty_prompts", "long_split")
+        if counts.get(key)
+    ]
+    notes = [describe_drops(counts), *changed, *describe_chats(counts), meta.get("split_note", "")]
+    return "; ".join(note for note in notes if note) or "-"
+
+
+def print_report(
+    stores: dict[str, Store], notes: dict[str, list[str]], tokenizer: TokenizerLike, console: Console
+) -> None:
+    """Print the table, the notes and a few samples of every source."""
+    console.print(build_table(stores))
+    for name, lines in notes.items():
+        for line in lines:
+            console.print(f"{name}: {line}.", highlight=False, markup=False, soft_wrap=True)
+    for name, store in stores.items():
+        split = store.train if store.train.num_pieces else store.validation
+        for number, sample in enumerate(choose_samples(split), 1):
+            console.rule(f"{name}, sample {number}", align="left")
+            console.print(render_sample(sample, tokenizer, console.is_terminal), soft_wrap=True)
+
+
+def choose_samples(split: SplitStore) -> list[Pack]:
+    """Return the first, a middle and the last piece of a split."""
+    last = split.num_pieces - 1
+    chosen = sorted({0, last // 2, last})[:NUM_SAMPLES]
+    return [split.piece(index) for index in chosen if index >= 0]
+
+
+def render_sample(piece: Pack, tokenizer: TokenizerLike, in_colour: bool) -> Text:
+    """Show a piece with its supervised tokens in colour, or in marks where there is no colour."""
+    text = Text()
+    left_out = len(piece.tokens) - SAMPLE_TOKENS
+    if left_out <= 0:
+        _append_runs(text, piece, slice(None), tokenizer, in_colour)
+        return text
+    # Both ends: prompts stand at the beginning, what is learnt from them at the end.
+    _append_runs(text, piece, slice(SAMPLE_TOKENS // 2), tokenizer, in_colour)
+    text.append(f" ... {left_out:,} tokens ... ", style="dim italic")
+    _append_runs(text, piece, slice(-SAMPLE_TOKENS // 2, None), tokenizer, in_colour)
+    return text
+
+
+def _append_runs(text: Text, piece: Pack, part: slice, tokenizer: TokenizerLike, in_colour: bool) -> None:
+    pairs = zip(piece.tokens[part].tolist(), piece.supervised[part].tolist(), strict=True)
+    for supervised, run in groupby(pairs, key=lambda pair: pair[1]):
+        words = tokenizer.decode([token for token, _ in run])
+        if supervised and not in_colour:
+            words = f"{OPEN}{words}{CLOSE}"
+        text.append(words, style="green" if supervised else "dim")

@@ -1,0 +1,220 @@
+"""Turns batches of rows into batches of token ids with marks of what is supervised; in parallel if asked.
+
+The order of the batches is kept, so that the number of processes never changes a store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import assert_never
+
+import numpy as np
+
+from trainer.config.data import CleanConfig, SourceConfig
+from trainer.data.chat.mark import Marked, mark_chat
+from trainer.data.chat.quoted import quoted_cuts
+from trainer.data.chat.settle import settle_chat
+from trainer.data.rows.clean import clean_document, content_digest
+from trainer.data.rows.document import parse_row
+from trainer.data.types import (
+    Bytes,
+    ChatDocument,
+    CompletionDocument,
+    Document,
+    EncodedBatch,
+    IdsDocument,
+    Offsets,
+    Problem,
+    RowBatch,
+    RowError,
+    Span,
+    TextDocument,
+    TokenizerLike,
+)
+from trainer.errors import DataError
+
+Encoded = tuple[list[int], Bytes]
+Encode = Callable[[RowBatch], EncodedBatch]
+
+
+def encode_batch(
+    batch: RowBatch, source: SourceConfig, adds_eos: bool, tokenizer: TokenizerLike
+) -> EncodedBatch:
+    """Parse, clean and tokenise the rows of a batch; rows that cannot be used become problems."""
+    counts: Counter[str] = Counter(rows=len(batch.rows))
+    problems: list[Problem] = []
+    documents: list[Document] = []
+    places: list[str] = []
+    pending: list[Marked] = []
+    for index, row in enumerate(batch.rows):
+        try:
+            document = _read(row, source, counts)
+            if document is None:
+                continue
+            if not isinstance(document, IdsDocument | TextDocument):
+                marked = _mark(document, tokenizer, source, counts)
+                if marked is None:
+                    continue
+                pending.append(marked)
+        except RowError as error:
+            where = batch.where(index)
+            problems.append(Problem(error.rule, error.value, error.fix, where))
+            continue
+        documents.append(document)
+        places.append(batch.where(index))
+    encoded = _encode(documents, pending, adds_eos, tokenizer, counts)
+    kept = [i for i, (ids, _) in enumerate(encoded) if ids]
+    counts["empty"] += len(encoded) - len(kept) - counts["quoted_dropped"]
+    return EncodedBatch(
+        tokens=np.array([t for i in kept for t in encoded[i][0]], dtype=np.uint32),
+        supervised=np.concatenate([np.empty(0, np.uint8), *(encoded[i][1] for i in kept)]),
+        lengths=np.array([len(encoded[i][0]) for i in kept], dtype=np.int32),
+        digests=[content_digest(documents[i]) for i in kept],
+        places=[places[i] for i in kept],
+        counts=counts,
+        problems=problems,
+    )
+
+
+def _read(row: dict[str, object], source: SourceConfig, counts: Counter[str]) -> Document | None:
+    document: Document | None = parse_row(row, source, counts)
+    if isinstance(document, ChatDocument):
+        document = settle_chat(document, counts)
+    clean: CleanConfig = source.clean
+    return None if document is None else clean_document(document, clean, counts)
+
+
+def _mark(
+    document: CompletionDocument | ChatDocument,
+    tokenizer: TokenizerLike,
+    source: SourceConfig,
+    counts: Counter[str],
+) -> Marked | None:
+    match document:
+        case CompletionDocument(prompt, completion):
+            return Marked(prompt + completion, [(len(prompt), len(prompt) + len(completion))], [])
+        case ChatDocument():
+            return mark_chat(document, tokenizer, source.learn, counts)
+        case _:
+            assert_never(document)
+
+
+def _encode(
+    documents: list[Document],
+    pending: list[Marked],
+    adds_eos: bool,
+    tokenizer: TokenizerLike,
+    counts: Counter[str],
+) -> list[Encoded]:
+    # The documents of a source are all of one kind.
+    texts = [d.text for d in documents if isinstance(d, TextDocument)]
+    if texts:
+        encoded = tokenizer.encode_documents(texts)
+        return [_ended(ids, np.ones(len(ids), np.uint8), adds_eos, tokenizer) for ids in encoded]
+    if not pending:
+        return [_given(d) for d in documents if isinstance(d, IdsDocument)]
+    marks: list[Encoded] = []
+    with_offsets = tokenizer.encode_with_offsets([marked.text for marked in pending])
+    for document, marked, (ids, offsets) in zip(documents, pending, with_offsets, strict=True):
+        if cuts := quoted_cuts(marked, tokenizer):
+            spelled = tokenizer.encode_spelled(marked.text, cuts)
+            counts["quoted_tokens" if spelled else "quoted_dropped"] += 1
+            ids, offsets = spelled or ([], [])
+        mark = mark_tokens(offsets, marked.spans)
+        if isinstance(document, CompletionDocument):
+            ids, mark = _begun(ids, mark, tokenizer)
+            ids, mark = _ended(ids, mark, adds_eos, tokenizer)
+        marks.append((ids, mark))
+    return marks
+
+
+def mark_tokens(offsets: Offsets, spans: list[Span]) -> Bytes:
+    """Mark the tokens that hold characters of the spans; 1 is supervised.
+
+    A token that holds characters from both sides of a border is supervised. Some tokenizers trim
+    white space from offsets, so that a token of spaces is empty and stands at its own end.
+    """
+    bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    start, end = bounds[:, 0], bounds[:, 1]
+    mark = np.zeros(len(bounds), dtype=np.uint8)
+    for first, last in spans:
+        mark[(end > first) & ((start < last) | ((start == end) & (end <= last)))] = 1
+    return mark
+
+
+def _begun(ids: list[int], mark: Bytes, tokenizer: TokenizerLike) -> Encoded:
+    bos = tokenizer.bos_id
+    if not tokenizer.adds_bos or bos is None or ids[:1] == [bos]:
+        return ids, mark
+    return [bos, *ids], np.concatenate([np.zeros(1, np.uint8), mark])
+
+
+def _ended(ids: list[int], mark: Bytes, adds_eos: bool, tokenizer: TokenizerLike) -> Encoded:
+    eos = tokenizer.eos_id
+    if not adds_eos or eos is None or ids[-1:] == [eos]:
+        return ids, mark
+    return [*ids, eos], np.concatenate([mark, np.ones(1, np.uint8)])
+
+
+def _given(document: IdsDocument) -> Encoded:
+    mask = document.loss_mask
+    mark = np.ones(len(document.ids), np.uint8) if mask is None else np.array(mask, np.uint8)
+    return document.ids, mark
+
+
+def num_processes(num_workers: int) -> int:
+    """Return how many processes tokenise: those asked for, or all cores this process may use."""
+    return num_workers or len(os.sched_getaffinity(0))
+
+
+def encode_parallel(
+    batches: Iterable[RowBatch],
+    source: SourceConfig,
+    adds_eos: bool,
+    make_tokenizer: Callable[[], TokenizerLike],
+    num_workers: int,
+) -> Iterator[EncodedBatch]:
+    """Encode batches in `num_workers` processes, in order, a few batches ahead of the reader.
+
+    Raises:
+        DataError: If a process dies.
+    """
+    # Spawned, not forked: the parent has threads (rich, tokenizers, datasets) that a fork would break.
+    with ProcessPoolExecutor(
+        num_workers, get_context("spawn"), _start_worker, (make_tokenizer, source, adds_eos)
+    ) as pool:
+        ahead: deque[Future[EncodedBatch]] = deque()
+        try:
+            for batch in batches:
+                ahead.append(pool.submit(_work, batch))
+                if len(ahead) > 2 * num_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "`data.num_workers` must leave every process enough memory, but one of "
+                f"{num_workers} died instead. Set data.num_workers to a smaller number."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_encode_here: Encode | None = None
+
+
+def _start_worker(make_tokenizer: Callable[[], TokenizerLike], source: SourceConfig, adds_eos: bool) -> None:
+    global _encode_here
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = make_tokenizer()
+    _encode_here = lambda batch: encode_batch(batch, source, adds_eos, tokenizer)  # noqa: E731
+
+
+def _work(batch: RowBatch) -> EncodedBatch:
+    assert _encode_here is not None, "the worker was not started"
+    return _encode_here(batch)

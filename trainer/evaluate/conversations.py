@@ -1,0 +1,44 @@
+"""Fixed conversations about everyday things: how far a model's answers have moved on what it was not trained on."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+import numpy as np
+
+from trainer.config.data import Format, SourceConfig
+from trainer.data.tokens.tokenise import encode_batch
+from trainer.data.types import Pack, RowBatch, TokenizerLike
+
+FILE = "chat_prompts.json"
+
+
+class ChatPrompts:
+    """The conversations as packs of one document each, with the assistant's words supervised."""
+
+    def __init__(self, tokenizer: TokenizerLike, seq_len: int) -> None:
+        """Render and encode them; those longer than a sequence are left out."""
+        text = (resources.files("trainer.evaluate") / FILE).read_text(encoding="utf-8")
+        rows = [
+            {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
+            for asked, answered in json.loads(text)
+        ]
+        batch = RowBatch(FILE, "row", list(range(1, len(rows) + 1)), rows)
+        encoded = encode_batch(batch, SourceConfig(format=Format.chat), False, tokenizer)
+        ends = np.cumsum(encoded.lengths)
+        self.seq_len = seq_len
+        self._packs = [
+            Pack(
+                encoded.tokens[end - length : end].astype(np.int64),
+                encoded.supervised[end - length : end].astype(np.bool_),
+                [int(length)],
+            )
+            for end, length in zip(ends.tolist(), encoded.lengths.tolist(), strict=True)
+            if length <= seq_len
+        ]
+        self.num_packs = len(self._packs)
+
+    def pack(self, index: int) -> Pack:
+        """Return one conversation."""
+        return self._packs[index]

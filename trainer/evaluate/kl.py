@@ -1,0 +1,118 @@
+"""Forward KL divergence from the base model: its most likely next tokens are kept before training begins.
+
+KL(base || tuned) over the base's top 64 tokens and the rest as one, by the formula of trainer/model/head/divergence.py.
+
+Shapes: N tokens of a micro-batch, Q supervised positions, K = 64, V vocabulary.
+Source: forgetting follows the KL on the new task's prompts (Shenfeld et al. 2025, arXiv:2509.04259).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainer.data.pack.collate import IGNORE, MicroBatch
+from trainer.data.pack.refs import PackRef, read_batch
+from trainer.dist.group import Group
+from trainer.engine.engine import Engine
+from trainer.engine.inputs import model_inputs
+from trainer.evaluate.held_out import HeldOut
+from trainer.model.head.divergence import divergence
+
+TOP = 64
+POSITIONS_AT_ONCE = 512
+"""Rows of float32 logits at once: 512 x 128k x 4 bytes is 0.26 GB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the base model says of one pack."""
+
+    ids_QK: npt.NDArray[np.int32]
+    log_probs_QK: npt.NDArray[np.float32]
+    piece_Q: npt.NDArray[np.int32]
+    """Piece of the pack that a position belongs to."""
+
+
+References = dict[tuple[str, int], Reference]
+"""By set and pack."""
+
+
+def take_references(engine: Engine, held_out: HeldOut, group: Group, flash: bool) -> References:
+    """Keep the model's most likely next tokens at every supervised position. Collective: every rank gets all."""
+    mine: References = {}
+    for key, piece_Q, logits in _positions(engine, held_out, group, flash):
+        ids, log_probs = [], []
+        for rows in torch.split(logits, POSITIONS_AT_ONCE):
+            top = torch.log_softmax(rows.float(), dim=-1).topk(min(TOP, rows.shape[-1]), dim=-1)
+            ids.append(top.indices.int().cpu().numpy())
+            log_probs.append(top.values.cpu().numpy())
+        mine[key] = Reference(np.concatenate(ids), np.concatenate(log_probs), piece_Q)
+    return {key: value for part in group.gather(mine) for key, value in part.items()}
+
+
+def divergence_by_piece(
+    engine: Engine, held_out: HeldOut, references: References, group: Group, flash: bool
+) -> dict[str, tuple[list[float], list[int]]]:
+    """Return the summed KL in nats and the positions of every piece, by set. Collective: every rank gets all."""
+    mine: list[tuple[str, int, list[float], list[int]]] = []
+    for key, piece_Q, logits in _positions(engine, held_out, group, flash):
+        reference = references.get(key)
+        if reference is None:  # the base was evaluated on fewer packs
+            continue
+        kl_Q = np.concatenate(
+            [
+                _divergence(rows, reference, slice(first, first + len(rows)))
+                for first, rows in zip(
+                    range(0, len(piece_Q), POSITIONS_AT_ONCE),
+                    torch.split(logits, POSITIONS_AT_ONCE),
+                    strict=True,
+                )
+            ]
+        )
+        pieces = np.unique(piece_Q)
+        sums = [float(kl_Q[piece_Q == piece].sum()) for piece in pieces]
+        mine.append((*key, sums, [int((piece_Q == piece).sum()) for piece in pieces]))
+    found: dict[str, tuple[list[float], list[int]]] = {}
+    for name, _, sums, counts in sorted(item for part in group.gather(mine) for item in part):
+        so_far = found.setdefault(name, ([], []))
+        so_far[0].extend(sums)
+        so_far[1].extend(counts)
+    return found
+
+
+def _divergence(logits_QV: Tensor, reference: Reference, part: slice) -> npt.NDArray[np.float64]:
+    """Return KL(base || model) at each position."""
+    ids_QK = torch.from_numpy(reference.ids_QK[part]).long().to(logits_QV.device)
+    base_QK = torch.from_numpy(reference.log_probs_QK[part]).double()
+    model_QK = torch.log_softmax(logits_QV.float(), dim=-1).gather(1, ids_QK).double().cpu()
+    return divergence(base_QK, model_QK).numpy()
+
+
+def _positions(
+    engine: Engine, held_out: HeldOut, group: Group, flash: bool
+) -> Iterator[tuple[tuple[str, int], npt.NDArray[np.int32], Tensor]]:
+    """Yield ((set, pack), piece of each supervised position, its logits) of this rank's packs."""
+    with engine.evaluating():
+        for refs in held_out.batches(group.rank, group.world_size):
+            micro = read_batch(held_out.stores, refs, held_out.pad_id)
+            logits = engine.forward(**model_inputs(micro, group.device, flash))
+            logits_NV = logits.reshape(-1, logits.shape[-1])
+            yield from _by_pack(logits_NV, micro, refs, held_out)
+
+
+def _by_pack(
+    logits_NV: Tensor, micro: MicroBatch, refs: list[PackRef], held_out: HeldOut
+) -> Iterator[tuple[tuple[str, int], npt.NDArray[np.int32], Tensor]]:
+    seq_len = micro.labels_BT.shape[1]
+    for row, ref in enumerate(refs):
+        where = np.flatnonzero(micro.labels_BT[row] != IGNORE)
+        if len(where):  # nothing is supervised in a filler
+            piece_Q = micro.segments_BT[row, where].astype(np.int32)
+            chosen = torch.from_numpy(where + row * seq_len).to(logits_NV.device)
+            yield (held_out.names[ref.source], ref.pack), piece_Q, logits_NV[chosen]

@@ -1,0 +1,1 @@
+"""What is proved while a run starts, saves and goes on."""

@@ -1,0 +1,223 @@
+"""Prove on the loaded model that what the loss is made from is what the model itself computes.
+
+The objective goes round the model's own forward: it calls the body and takes the loss in the head. An architecture that
+changes logits after the head, or whose body is another than supposed, would train as another model without a sign.
+Likewise a mask without the model's windows. Both are compared with the model's own forward, in the type and on the
+device of the run.
+
+Shapes: T tokens of a document, K chosen positions of it, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.pack.collate import collate
+from trainer.data.types import Pack
+from trainer.dist.group import Group
+from trainer.engine.engine import Engine
+from trainer.engine.inputs import model_inputs
+from trainer.errors import SelfCheckError
+from trainer.model.masks import reach
+from trainer.model.tune.prompt import virtual_off
+
+_LOG = logging.getLogger(__name__)
+
+NUM_TOKENS = 192
+"""Tokens of a probe of a model without windows."""
+NUM_KEPT = 96
+"""Positions of a long document whose logits are compared."""
+NOISE = 4.0
+"""Times the rounding that was measured, up to which a difference is rounding."""
+HEAD_FLOOR = {torch.float64: 1e-9, torch.float32: 1e-6}
+"""Largest difference of logits allowed anyway, as a share of a position's largest: one operation is another. Half a
+unit in the last place for other types."""
+MASK_FLOOR = {torch.float64: 1e-7, torch.float32: 1e-4}
+"""The same between two kernels of attention, through all layers. 2^-6 for other types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far our logits and losses are from the model's own: median over positions."""
+
+    logits: float
+    """As a share of the largest logit of a position."""
+    loss: float
+    """In nats."""
+
+
+def check_head(engine: Engine, hf_config: Any, seq_len: int, group: Group) -> Agreement:
+    """Compare logits and loss of one short document with the model's own forward. Collective: every rank.
+
+    Without virtual tokens, which are no part of the model.
+
+    Raises:
+        SelfCheckError: They differ by more than rounding, or the model's own forward cannot be called.
+    """
+    num_tokens = min(seq_len, NUM_TOKENS)
+    tokens_1T = _tokens(num_tokens, hf_config.get_text_config().vocab_size, group.device)
+    labels_1T = torch.cat([tokens_1T[:, 1:], tokens_1T[:, :1]], dim=1)
+    alone = _alone(tokens_1T)
+    with engine.evaluating(), virtual_off(engine.module):
+        own_TV, again_TV = (_called(engine, input_ids=tokens_1T, is_whole=True) for _ in range(2))
+        ours_TV = _called(engine, **alone)
+        nll_T = engine.forward(labels=labels_1T, **alone)[1]
+    dtype = ours_TV.dtype
+    own_TV, again_TV, ours_TV = (_working(logits) for logits in (own_TV, again_TV, ours_TV))
+    floor = HEAD_FLOOR.get(dtype, 2.0**-9)
+    allowed = max(NOISE * _typical(_apart(own_TV, again_TV)), floor)
+    if not bool(own_TV.isfinite().all()):
+        _LOG.warning("The model's logits are not finite: that its loss is made from them cannot be proved.")
+        return Agreement(float("nan"), float("nan"))
+    found = _typical(_apart(own_TV, ours_TV))
+    if not found <= allowed:
+        raise SelfCheckError(
+            f"The model's own logits must be those that the loss is computed from, but differ by {found:.1e} of the "
+            f"largest instead (allowed: {allowed:.1e}). {_suspect(own_TV, ours_TV, hf_config)} This architecture is "
+            "not supported yet."
+        )
+    own_nll_T = torch.nn.functional.cross_entropy(own_TV, labels_1T[0], reduction="none")
+    loss = _typical((own_nll_T - nll_T.to(own_nll_T.dtype)).abs())
+    allowed_loss = allowed * max(1.0, _typical(own_TV.abs().amax(-1))) * 4
+    if not loss <= allowed_loss:
+        raise SelfCheckError(
+            f"The loss must be the cross-entropy of the model's own logits, but is {loss:.1e} nats off instead "
+            f"(allowed: {allowed_loss:.1e}). A kernel of the head is wrong on this device: report it, with the "
+            "versions of torch and triton."
+        )
+    _LOG.info(
+        "The loss is made from the model's own logits: apart by %.1e of the largest, the loss by %.1e nats.",
+        found,
+        loss,
+    )
+    return Agreement(found, loss)
+
+
+def check_packing(engine: Engine, hf_config: Any, seq_len: int, group: Group, flash: bool) -> float:
+    """Compare a document behind another in a pack with the same alone under the model's own masks.
+
+    The document is longer than any window of the model where packs of this run are. What differs before the window
+    ends is rounding of another kernel; beyond it nothing else may differ. Collective: every rank.
+
+    Raises:
+        SelfCheckError: The document is not what it is alone.
+    """
+    window = reach(hf_config)
+    is_beyond = 0 < window < seq_len - 8
+    before = max(1, min(32, seq_len - window - 16 if is_beyond else seq_len // 8))
+    num_tokens = min(seq_len - before, max(NUM_TOKENS, window + 64) if is_beyond else NUM_TOKENS)
+    tokens_1T = _tokens(before + num_tokens, hf_config.get_text_config().vocab_size, group.device)
+    lengths = [before, num_tokens]
+    pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
+    micro = collate([pack], [0], sum(lengths), 0)
+    kept = np.linspace(0, num_tokens - 1, min(num_tokens, NUM_KEPT)).astype(np.int64)
+    if is_beyond:
+        kept = np.union1d(kept, np.arange(window, num_tokens))
+    kept_K = torch.from_numpy(kept).to(group.device)
+    with engine.evaluating(), virtual_off(engine.module):
+        packed_KV = _called(engine, keep_K=kept_K + before, **model_inputs(micro, group.device, flash))
+        alone_KV = _called(engine, keep_K=kept_K, **_alone(tokens_1T[:, before:]))
+    floor = MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
+    apart_K = _apart(_working(alone_KV), _working(packed_KV))
+    is_far_K = kept_K >= window if is_beyond else torch.zeros_like(kept_K, dtype=torch.bool)
+    near = _typical(apart_K[~is_far_K])
+    if not near <= 4 * floor:
+        raise SelfCheckError(
+            f"A document in a pack must be what it is alone, but its logits differ by {near:.1e} of the largest "
+            f"instead (allowed: {4 * floor:.1e}). {_layers(hf_config)} Choose another model; where rounding alone may "
+            "do that (many layers of experts in bf16), set train.isolation_probe=false."
+        )
+    if not is_beyond:
+        return near
+    far, allowed = _typical(apart_K[is_far_K]), max(NOISE * near, floor)
+    if not far <= allowed:
+        raise SelfCheckError(
+            f"Layers must see no further than the model's window of {window} tokens, but beyond it logits differ by "
+            f"{far:.1e} of the largest from the model's own instead (before it by {near:.1e}). {_layers(hf_config)} "
+            f"Set data.seq_len={window} at most, or another model.attention."
+        )
+    return max(near, far)
+
+
+def _called(engine: Engine, **inputs: Any) -> Tensor:
+    """Return logits [., V] of one call.
+
+    Raises:
+        SelfCheckError: The model cannot be called so.
+    """
+    try:
+        logits = engine.forward(**inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        whose = "The model's own forward" if inputs.get("is_whole") else "The body of the model"
+        reason = " ".join(str(error).split())[:200]
+        raise SelfCheckError(
+            f"{whose} must run on token ids and return logits, but ends with {type(error).__name__} instead: {reason}. "
+            "This architecture is not supported yet."
+        ) from error
+    return torch.as_tensor(logits).reshape(-1, logits.shape[-1])
+
+
+def _tokens(count: int, vocab_size: int, device: torch.device) -> Tensor:
+    ids = np.random.default_rng(0).integers(0, vocab_size, count)
+    return torch.from_numpy(ids)[None].to(device)
+
+
+def _alone(tokens_1T: Tensor) -> dict[str, Tensor]:
+    """Return the inputs of one document, to which the model makes its own masks."""
+    return {
+        "input_ids": tokens_1T,
+        "position_ids": torch.arange(tokens_1T.shape[1], device=tokens_1T.device)[None],
+    }
+
+
+def _working(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _apart(own_TV: Tensor, other_TV: Tensor) -> Tensor:
+    """Return the largest difference of each position as a share of its largest logit [T]."""
+    return (own_TV - other_TV).abs().amax(-1) / own_TV.abs().amax(-1).clamp(min=1e-30)
+
+
+def _typical(values: Tensor) -> float:
+    """Return the median, which a token that rounding sends to another expert does not move; NaN if any is."""
+    return float("nan") if values.isnan().any() else float(values.median())
+
+
+def _suspect(own_TV: Tensor, ours_TV: Tensor, hf_config: Any) -> str:
+    """Say what the model seems to do to its logits, with the keys of its configuration that may tell."""
+    config: Mapping[str, Any] = hf_config.get_text_config().to_dict()
+    words = ("logit", "softcap", "lm_head", "head_multiplier", "output_multiplier", "mup")
+    keys = [
+        f"{key}={value}"
+        for key, value in config.items()
+        if any(word in key.lower() for word in words)
+        and isinstance(value, float | int)
+        and not isinstance(value, bool)
+    ]
+    named = f" (its configuration has {', '.join(keys)})" if keys else ""
+    scale = float((own_TV * ours_TV).sum() / ours_TV.square().sum().clamp(min=1e-30))
+    if _typical(_apart(own_TV, scale * ours_TV)) < 0.3 * _typical(_apart(own_TV, ours_TV)):
+        return f"It seems to multiply them by {scale:.4g} after the output layer{named}."
+    same_order = (own_TV.argsort(-1) == ours_TV.argsort(-1)).float().mean()
+    if same_order > 0.9:
+        return f"It seems to bend them after the output layer, as a soft cap does{named}."
+    return f"It seems to compute something else between its layers and its output layer, or after it{named}."
+
+
+def _layers(hf_config: Any) -> str:
+    kinds = sorted(set(getattr(hf_config.get_text_config(), "layer_types", None) or ()))
+    return (
+        f"Its layers are of the kinds {', '.join(kinds)}."
+        if kinds
+        else "It has layers that are not plain attention."
+    )

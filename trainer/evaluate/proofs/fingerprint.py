@@ -1,0 +1,92 @@
+"""A logits fingerprint: what the trained model answers on a fixed text, stored with every checkpoint.
+
+A resumed model must give the same logits before it takes a step, and an exported one within rounding.
+Source: GPT-NeoX's checkpoint_validation_with_forward_pass; here always on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainer.data.pack.collate import collate
+from trainer.data.types import Pack
+from trainer.dist.group import Group
+from trainer.engine.engine import Engine
+from trainer.engine.inputs import model_inputs
+from trainer.errors import SelfCheckError
+
+NUM_TOKENS = 64
+NUM_KEPT = 16
+"""Last positions whose logits are kept: 16 x 128k x 4 bytes is 8 MB."""
+
+OTHER_DEVICE_LIMIT = 0.15
+"""What `difference` may be between kinds of device: their kernels round differently. SmolLM2 in bf16 is 0.033
+from itself in float32 (H200), so two devices are some 0.05 apart. Finds gross errors only; on the same kind
+nothing may move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Tokens [T] int64 and the logits [K, V] float32 of the last K positions."""
+
+    tokens_T: torch.Tensor
+    logits_KV: torch.Tensor
+
+    @property
+    def is_finite(self) -> bool:
+        """Tell whether the model answered in numbers."""
+        return bool(torch.isfinite(self.logits_KV).all())
+
+
+def probe_tokens(tokens: np.ndarray) -> np.ndarray:
+    """Return the fixed text of a run's fingerprint from its first pack."""
+    return np.asarray(tokens[:NUM_TOKENS], dtype=np.int64)
+
+
+def take_fingerprint(engine: Engine, tokens: np.ndarray, group: Group, flash: bool) -> Fingerprint:
+    """Run the model on the fixed text. Collective: every rank, same text."""
+    pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=[len(tokens)])
+    micro = collate([pack], [0], len(tokens), 0)
+    with engine.evaluating():
+        logits = engine.forward(**model_inputs(micro, group.device, flash))
+    kept = logits.reshape(len(tokens), -1)[-NUM_KEPT:].float().cpu()
+    return Fingerprint(torch.from_numpy(tokens.copy()), kept)
+
+
+def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
+    """Write a fingerprint as safetensors."""
+    save_file({"tokens": fingerprint.tokens_T, "logits": fingerprint.logits_KV}, str(path))
+
+
+def read_fingerprint(path: Path) -> Fingerprint:
+    """Read a fingerprint."""
+    tensors = load_file(str(path))
+    return Fingerprint(tensors["tokens"], tensors["logits"])
+
+
+def difference(expected_KV: torch.Tensor, actual_KV: torch.Tensor) -> float:
+    """Return the RMS difference of logits as a share of their RMS deviation from each position's mean."""
+    spread = expected_KV - expected_KV.mean(dim=-1, keepdim=True)
+    scale = max(float(spread.square().mean().sqrt()), 1e-30)
+    return float((expected_KV - actual_KV).square().mean().sqrt()) / scale
+
+
+def check_same(expected: Fingerprint, actual: Fingerprint, is_same_device: bool) -> float:
+    """Raise unless a resumed model answers as the saved one did: exactly on the same kind of device.
+
+    Raises:
+        SelfCheckError: Something was lost between save and load.
+    """
+    moved = difference(expected.logits_KV, actual.logits_KV)
+    allowed = 0.0 if is_same_device else OTHER_DEVICE_LIMIT
+    if not moved <= allowed:
+        raise SelfCheckError(
+            f"The resumed model must answer as the saved one did, but its logits moved by {moved:.2e} of "
+            f"their spread (allowed: {allowed:.1e}). The checkpoint does not hold what was trained."
+        )
+    return moved

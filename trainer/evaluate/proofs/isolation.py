@@ -1,0 +1,108 @@
+"""Prove on the loaded model that documents in a pack do not see each other.
+
+Three documents in one pack; the middle one is changed. The logits of the other two must not move, and
+those of the middle one must, or the probe itself is broken. Documents are longer than any window, chunk or
+convolution of the model where packs are long enough for three such.
+
+Source: contaminated packs were shipped unnoticed elsewhere (TRL #3067, ms-swift #4736, torchtune #875).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainer.data.pack.collate import MicroBatch, collate
+from trainer.data.types import Pack
+from trainer.dist.group import Group
+from trainer.engine.engine import Engine
+from trainer.engine.inputs import model_inputs
+from trainer.errors import SelfCheckError
+
+TOLERANCE = 2.0**-9
+"""Largest allowed movement as a share of the largest logit: half a unit in the last place of bf16."""
+
+
+NUM_TOKENS = 192
+NUM_KEPT = 64
+"""Positions of a document whose logits are looked at: half of them at its beginning, half spread out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What the probe found."""
+
+    moved: float
+    """How far the other documents' logits moved, as a share of the largest logit."""
+    forward_s: float
+    """Seconds of its second forward pass."""
+    num_tokens: int
+    """Tokens of a pass."""
+
+
+def check_isolation(
+    engine: Engine, vocab_size: int, seq_len: int, group: Group, flash: bool, window: int = 0
+) -> Isolation:
+    """Change a document of a pack and look at the others.
+
+    Collective: every rank.
+
+    Args:
+        window: The longest window, chunk or convolution of the model in tokens.
+    Raises:
+        SelfCheckError: Documents see each other, or the probe cannot tell.
+    """
+    num_tokens = min(seq_len, max(NUM_TOKENS, 3 * (window + 1)))
+    lengths = [num_tokens // 3, num_tokens // 3, num_tokens - 2 * (num_tokens // 3)]
+    tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens)
+    middle = slice(lengths[0], lengths[0] + lengths[1])
+    changed = tokens.copy()
+    changed[middle] = (changed[middle] + 1) % vocab_size
+    kept_K = _kept(lengths)
+    before = _logits(engine, tokens, lengths, kept_K, group, flash)
+    started = time.perf_counter()
+    after = _logits(engine, changed, lengths, kept_K, group, flash)
+    if group.device.type == "cuda":
+        torch.cuda.synchronize(group.device)
+    forward_s = time.perf_counter() - started
+    moved = (before - after).abs().amax(-1).cpu()
+    is_inside_K = (kept_K >= middle.start) & (kept_K < middle.stop)
+    inside = float(moved[is_inside_K].max())
+    share = float(moved[~is_inside_K].max()) / max(float(before.abs().max()), 1e-30)
+    if inside == 0.0:
+        raise SelfCheckError(
+            "The isolation probe changed a document and its own logits did not move: the model ignores "
+            "its input. Check the weights and model.attention."
+        )
+    if not share <= TOLERANCE:
+        raise SelfCheckError(
+            f"Documents in one pack see each other: changing one moved the logits of others by {share:.2e} "
+            f"of the largest logit (allowed: {TOLERANCE:.1e}). Layers of this model carry something over from one "
+            "document to the next, which is not separated yet. Choose another model."
+        )
+    return Isolation(share, forward_s, num_tokens)
+
+
+def _kept(lengths: list[int]) -> torch.Tensor:
+    """Return the positions to look at; all where documents are short."""
+    kept: list[torch.Tensor] = []
+    start = 0
+    for length in lengths:
+        first = torch.arange(min(length, NUM_KEPT // 2))
+        kept += [start + first, start + torch.linspace(0, length - 1, NUM_KEPT // 2).long()]
+        start += length
+    return torch.from_numpy(np.unique(torch.cat(kept).numpy()))
+
+
+def _logits(
+    engine: Engine, tokens: np.ndarray, lengths: list[int], kept_K: torch.Tensor, group: Group, flash: bool
+) -> torch.Tensor:
+    """Return logits [K, V] in float32 of one pack."""
+    pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=lengths)
+    micro: MicroBatch = collate([pack], [0], len(tokens), 0)
+    with engine.evaluating():
+        logits = engine.forward(keep_K=kept_K.to(group.device), **model_inputs(micro, group.device, flash))
+    return torch.as_tensor(logits).float()

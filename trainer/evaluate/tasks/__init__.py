@@ -1,0 +1,1 @@
+"""Benchmark tasks by lm-eval on the ranks of a run."""

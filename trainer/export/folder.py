@@ -1,0 +1,187 @@
+"""The parts of a Hugging Face folder that are not weights, and reading such a folder back."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config.model import ModelConfig
+from trainer.errors import SelfCheckError
+from trainer.export.merge import WEIGHTS, read_adapter
+from trainer.model.load import read_config
+from trainer.model.tokenizer import configured_tokenizer, load_tokenizer
+from trainer.model.tune.new_tokens import vocabulary
+from trainer.model.tune.quantise import keep_packing, load_arguments, use_float32
+
+
+def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path) -> str | None:
+    """Write config, generation config, tokenizer and chat template beside exported weights.
+
+    Returns:
+        A sentence about the token that ends answers in the chat template, if generation did not stop at it.
+    """
+    from transformers import GenerationConfig
+
+    config = read_config(source, model)
+    config.dtype = dtype
+    config.use_cache = True
+    num_ids = write_tokenizer(source, model, folder)
+    if model.new_tokens:
+        config.vocab_size = max(config.vocab_size, num_ids)
+    config.save_pretrained(folder)
+    try:
+        generation = GenerationConfig.from_pretrained(source, revision=model.revision)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    written = load_tokenizer(str(folder), trust_remote_code=model.trust_remote_code)
+    end, stops = written.turn_end_id, generation.eos_token_id
+    stops = [stops] if isinstance(stops, int) else list(stops or [])
+    is_added = end is not None and end not in stops
+    if is_added:
+        generation.eos_token_id = [*stops, end]
+    generation.save_pretrained(folder)
+    if not is_added:
+        return None
+    return f"Generation also stops at {written.turn_end}, which ends answers in the chat template."
+
+
+def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:
+    """Write tokenizer and chat template; return its largest id plus one."""
+    tokenizer = configured_tokenizer(model, source)
+    tokenizer.save(folder)
+    return tokenizer.vocab_size
+
+
+def folder_logits(
+    folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote_code: bool, is_packed: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Load a folder as any user would; return its logits on one document, [T, V] float32, computed twice.
+
+    First in `dtype`, then with the same weights in float32 arithmetic: how far the two are apart is what
+    rounding does to this model on this text. One tensor at a time is widened.
+
+    Args:
+        is_packed: The folder is an adapter, and its base is read into 4 bits.
+    """
+    model = _load_adapter(folder, dtype, trust_remote_code, is_packed)
+    has_adapter = model is not None
+    if model is None:
+        model = _load_whole(folder, dtype, trust_remote_code)
+    if not is_packed:  # what is packed was put where it stays
+        model = model.to(_device_for(model))
+    model.eval()
+
+    def compute() -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(input_ids=tokens_T[None].to(model.device), use_cache=False).logits
+        return torch.as_tensor(logits[0]).float().cpu()
+
+    rounded_TV = compute()
+    if model.dtype is torch.float32:
+        return rounded_TV, rounded_TV
+    if is_packed:
+        model = use_float32(model)
+        return rounded_TV, compute()
+    if has_adapter:  # its layers narrow what they are given to their own weights' dtype, so all are widened
+        model = model.float()
+        return rounded_TV, compute()
+    with _float32_arithmetic(model):
+        return rounded_TV, compute()
+
+
+def _load_whole(folder: Path, dtype: str, trust_remote_code: bool, **arguments: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        **arguments,
+    )
+    broken = [k for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)]
+    if broken:
+        raise SelfCheckError(
+            f"The exported folder {folder} must load completely, but has {broken[0].replace('_', ' ')}: "
+            f"{sorted(info[broken[0]])[:4]}."
+        )
+    return model
+
+
+def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: bool) -> Any:
+    """Load an adapter folder in plain peft, on the base that it names; None if it is a whole model's."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    described = read_adapter(folder)
+    if described is None:
+        return None
+    source = Path(described.base_model_name_or_path)
+    base: Any
+    if is_packed:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        arguments = load_arguments(getattr(torch, dtype), device, is_sharded=False)
+        base = keep_packing(_load_whole(source, dtype, trust_remote_code, **arguments))
+    else:
+        base = _load_whole(source, dtype, trust_remote_code)
+    new_ids = getattr(described, "trainable_token_indices", None) or {}
+    num_rows = vocabulary(base.config.vocab_size, next(iter(new_ids.values()), ()))
+    if num_rows > base.config.vocab_size:
+        base.resize_token_embeddings(num_rows, mean_resizing=False)
+    with warnings.catch_warnings():  # peft asks transformers by an older name
+        warnings.simplefilter("ignore", FutureWarning)
+        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+    if is_packed:  # peft takes the adapter's dtype from the base's weights, which are bytes
+        model = model.to(getattr(torch, dtype))
+    # Without the matrices of a base resized for new tokens: the adapter holds their rows.
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    written = load_file(str(folder / WEIGHTS))
+    wrong = [
+        name
+        for name, tensor in loaded.items()
+        if name not in written or not torch.equal(written[name].to(tensor.dtype), tensor.cpu())
+    ]
+    if wrong or len(written) != len(loaded) or not any(bool(tensor.any()) for tensor in written.values()):
+        raise SelfCheckError(
+            f"The adapter in {folder} must load completely in peft, but {len(wrong)} of {len(loaded)} tensors differ."
+        )
+    return model
+
+
+def _device_for(model: nn.Module) -> str:
+    """Return the GPU if the whole model fits on it, else the host."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    return "cuda" if 1.2 * needed < torch.cuda.mem_get_info()[0] else "cpu"
+
+
+@contextlib.contextmanager
+def _float32_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Widen each module's own parameters while it runs; bf16 -> fp32 -> bf16 loses nothing."""
+    dtypes = {p: p.dtype for p in model.parameters()}
+
+    def widen(module: nn.Module, _: Any) -> None:
+        for p in module.parameters(recurse=False):
+            p.data = p.data.float()
+
+    def narrow(module: nn.Module, _: Any, __: Any) -> None:
+        for p in module.parameters(recurse=False):
+            p.data = p.data.to(dtypes[p])
+
+    owners = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+    hooks = [owner.register_forward_pre_hook(widen) for owner in owners]
+    hooks += [owner.register_forward_hook(narrow) for owner in owners]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,126 @@
+"""What `palimpsest plan` prints: counts, memory by ZeRO stage, the verdict, LoRA over r."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from trainer.forecast.adapter_sizes import Adapter, checkpoint_bytes
+from trainer.forecast.advice import Advice
+from trainer.forecast.memory import GIB, Peak, RunShape
+from trainer.forecast.shapes import DecoderShape
+
+_ROWS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "buffers": "gathered parameters, buckets",
+    "activations": "activations",
+    "head": "loss head",
+}
+
+
+def parameter_table(shape: DecoderShape) -> Table:
+    """Return the parameters by kind."""
+    table = _table(["", "parameters", "share"])
+    kinds = {
+        "embeddings": shape.embeddings,
+        "attention": shape.attention,
+        "MLP": shape.mlp,
+        "  of them experts": shape.experts,
+        "norms": shape.norms,
+        "head": shape.head,
+    }
+    for name, number in kinds.items():
+        if number:
+            table.add_row(name, f"{number:,}", f"{100 * number / shape.num_params:.1f} %")
+    if shape.is_tied:
+        table.add_row("head", "tied", "")
+    table.add_row("total", f"{shape.num_params:,}", "", style="bold")
+    return table
+
+
+def memory_table(peaks: Mapping[int, Peak], run: RunShape, reserve_gib: float, gpu_gib: float) -> Table:
+    """Return the parts of every stage's peak in GiB, and what is left; refused stages are not in `peaks`."""
+    stages = sorted(peaks)
+    heads = [f"ZeRO-{stage}{' (yours)' if stage == run.stage else ''}" for stage in stages]
+    table = _table(["", *heads])
+    for key, name in _ROWS.items():
+        table.add_row(name, *(f"{getattr(peaks[stage].parts, key) / GIB:.1f}" for stage in stages))
+    table.add_row("peak", *(f"{peaks[stage].gib:.1f}" for stage in stages), style="bold")
+    table.add_row("  at", *(peaks[stage].moment for stage in stages))
+    table.add_row("context, fragmentation", *(f"{reserve_gib:.1f}" for _ in stages))
+    spare = [gpu_gib - reserve_gib - peaks[stage].gib for stage in stages]
+    table.add_row(
+        f"to spare of {gpu_gib:.0f}", *(f"{gib:.1f}" if gib >= 0 else "does not fit" for gib in spare)
+    )
+    return table
+
+
+def run_sentence(shape: DecoderShape, run: RunShape) -> str:
+    """Return what the memory table was worked out for."""
+    asked = run.checkpoint_layers
+    count = shape.num_layers if asked < 0 else min(asked, shape.num_layers)
+    dtype = "bf16" if run.element_bytes == 2 else "float32"
+    return (
+        f"{_plural(run.world_size, 'rank')}, {run.micro_batch_size} x {run.seq_len:,} tokens a rank, "
+        f"{_plural(run.num_micro_steps, 'micro-step')} in {dtype}, {count} of {shape.num_layers} layers recomputed, "
+        f"{'flash attention' if run.is_flash else 'SDPA'}, {'Liger' if run.is_fused else 'no fused'} kernels."
+    )
+
+
+def verdict(peak: Peak, reserve_gib: float, gpu_gib: float, advice: Advice | None) -> str:
+    """Return whether the run fits, and what makes it fit."""
+    spare = gpu_gib - reserve_gib - peak.gib
+    if spare >= 0:
+        return f"Fits a GPU of {gpu_gib:.0f} GiB with {spare:.1f} GiB to spare."
+    start = f"Does not fit a GPU of {gpu_gib:.0f} GiB: {-spare:.1f} GiB too much."
+    if advice is None:
+        return (
+            f"{start} No ZeRO stage, recomputation, micro-batch or number of nodes up to 64 times these makes it "
+            "fit: shorten data.seq_len, or take a smaller model."
+        )
+    left = gpu_gib - reserve_gib - advice.peak.gib
+    return f"{start} Smallest change that fits: {' '.join(advice.overrides)} ({left:.1f} GiB to spare)."
+
+
+def adapter_table(shape: DecoderShape, rows: Sequence[Adapter], full: Mapping[int, Peak]) -> Table:
+    """Return LoRA over r beside full fine-tuning; `full` holds its peaks by stage."""
+    heads = ["r", "trainable", "share", "adapter", "checkpoint", "ZeRO 0/1", "ZeRO-3", "QLoRA, ZeRO 0/1"]
+    table = _table(heads)
+    for row in rows:
+        table.add_row(
+            str(row.r),
+            f"{row.num_params:,}",
+            f"{100 * row.share:.2f} %",
+            size_text(row.adapter_bytes),
+            size_text(row.checkpoint_bytes),
+            *(f"{gib:.1f}" for gib in (row.peak_gib, row.peak_stage3_gib, row.peak_nf4_gib)),
+        )
+    table.add_row(
+        "full",
+        f"{shape.num_params:,}",
+        "100 %",
+        "",
+        size_text(shape.num_params * checkpoint_bytes(rows[0].element_bytes)),
+        *(f"{full[stage].gib:.1f}" for stage in (1, 3)),
+        "",
+    )
+    return table
+
+
+def size_text(num_bytes: float) -> str:
+    """Return bytes in MB or GB of 10^6 and 10^9 bytes."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _table(heads: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left")
+    return table

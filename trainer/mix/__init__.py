@@ -1,0 +1,1 @@
+"""Which pack comes next: pools, shares, the replay ratio."""

@@ -1,0 +1,123 @@
+"""Read this rank's micro-batches of any optimizer step, one step ahead of the training.
+
+The whole state is the step; ranks, threads and prefetch never change which tokens a step sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from trainer.data.pack.collate import MicroBatch
+from trainer.data.pack.refs import PackRef, read_micro_batch
+from trainer.data.store.store import SplitStore
+from trainer.mix.plan import Cursor, DataPlan
+from trainer.teacher.reference import BaseReference
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """The micro-batches of one rank for one optimizer step, and what all ranks see together.
+
+    Units: token and target counts are over all ranks and micro-steps.
+    """
+
+    step: int
+    micro_batches: list[MicroBatch]
+    num_targets_global: int
+    num_targets_by_source: dict[str, int]
+    num_tokens_by_source: dict[str, int]
+    num_tokens_global: int
+    digest: str
+    """Of the tokens, marks and pieces of all packs on all ranks, in order."""
+    replay_ratio: float
+    """Ratio that the plan was asked for in this step."""
+    after: Cursor
+    """Where the plan stands after this step."""
+
+
+class TrainLoader:
+    """Training batches by step."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        stores: Sequence[SplitStore],
+        plan: DataPlan,
+        rank: int,
+        world_size: int,
+        micro_batch_size: int,
+        pad_id: int,
+        reference: BaseReference | None = None,
+    ) -> None:
+        """Take the training splits in the order of `names`, and what the base model says of replay if it is asked."""
+        self.names = list(names)
+        self._stores = list(stores)
+        self._plan = plan
+        self._rank = rank
+        self._packs_per_rank = plan.packs_per_step // world_size
+        self._micro_batch_size = micro_batch_size
+        self._pad_id = pad_id
+        self._reference = reference
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._ahead: tuple[int, Future[StepBatch]] | None = None
+
+    def take(self, step: int) -> StepBatch:
+        """Return the batch of a step and start reading the next one.
+
+        After the last step one more is read and never taken; that its replay is unknown to the base is no matter.
+        """
+        ahead, self._ahead = self._ahead, None
+        batch = ahead[1].result() if ahead and ahead[0] == step else self.read(step)
+        self._ahead = (step + 1, self._pool.submit(self.read, step + 1))
+        return batch
+
+    def read(self, step: int) -> StepBatch:
+        """Read the batch of a step."""
+        refs = self._plan.packs_of_step(step)
+        after = self._plan.cursor
+        mine = refs[self._rank * self._packs_per_rank : (self._rank + 1) * self._packs_per_rank]
+        size = self._micro_batch_size
+        micro_batches = [self._read_micro_batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+        targets, tokens = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0)
+        for ref in refs:
+            name, store = self.names[ref.source], self._stores[ref.source]
+            targets[name] += int(store.pack_targets[ref.pack])
+            tokens[name] += int(store.pack_tokens[ref.pack])
+        return StepBatch(
+            step=step,
+            micro_batches=micro_batches,
+            num_targets_global=sum(targets.values()),
+            num_targets_by_source=targets,
+            num_tokens_by_source=tokens,
+            num_tokens_global=len(refs) * self._stores[0].seq_len,
+            digest=step_digest(refs, self._stores),
+            replay_ratio=self._plan.ratio(step),
+            after=after,
+        )
+
+    def _read_micro_batch(self, refs: Sequence[PackRef]) -> MicroBatch:
+        micro = read_micro_batch(self._stores, refs, self._pad_id)
+        if self._reference is not None:
+            micro.base = self._reference.rows_of(micro, refs)
+        return micro
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def step_digest(refs: Sequence[PackRef], stores: Sequence[SplitStore]) -> str:
+    """Return a digest of the tokens that a step consumed and of what is supervised in them, for the ledger.
+
+    Every rank knows it of all packs. The rank that reads a pack compares its bytes with it before they are trained on.
+    """
+    packs = [ref.source.to_bytes(4, "little") + stores[ref.source].pack_digest(ref.pack) for ref in refs]
+    return hashlib.sha256(b"".join(packs)).hexdigest()[:32]
+
+
+def chain_digest(so_far: str, step_digest: str) -> str:
+    """Return the digest of everything consumed up to a step."""
+    return hashlib.sha256(f"{so_far}{step_digest}".encode()).hexdigest()[:32]

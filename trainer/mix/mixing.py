@@ -1,0 +1,230 @@
+"""What a run draws from: pools of packs, the replay ratio of every step, and how long the run is.
+
+Joins the data room's plan with the replay room's ratio, which do not know each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from trainer.checkpoint.state import TrainState
+from trainer.config.data import Role, SourceConfig
+from trainer.config.replay import RatioController
+from trainer.config.schema import RunConfig
+from trainer.data.store.store import Store
+from trainer.data.types import Int64s
+from trainer.errors import DataError
+from trainer.mix.controller import Decision, decide
+from trainer.mix.plan import Cursor, DataPlan, Pool, RatioOfStep, num_steps
+from trainer.mix.ratio import mean_ratio, ratio_at, starting_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How often a run passes over a pool, foreseen from the shares and the mean size of packs."""
+
+    pool: Pool
+    share: float
+    """Share of all supervised tokens."""
+    targets: float
+    epochs: float
+
+
+class Mixing:
+    """The plan of a run and the ratio it asks for."""
+
+    def __init__(self, config: RunConfig, stores: dict[str, Store], packs_per_step: int) -> None:
+        """Lay out the run.
+
+        Raises:
+            DataError: Nothing to train on, or a source would be passed over more often than allowed.
+        """
+        self._replay = config.replay
+        sources = config.data.sources
+        weights = {role: [s.weight for s in sources.values() if s.role is role] for role in Role}
+        self.ratio = starting_ratio(config.replay, weights[Role.target], weights[Role.replay])
+        self._changes: list[list[float]] = []
+        pools = [*_pools(sources, stores, Role.target), *_pools(sources, stores, Role.replay)]
+
+        def plan_with(ratio_of_step: RatioOfStep) -> DataPlan:
+            data = config.data
+            return DataPlan(pools, packs_per_step, data.seq_len, ratio_of_step, config.seed, data.shuffle)
+
+        self._plan_with = plan_with
+        self.plan = plan_with(self.ratio_of_step)
+        self.mean_ratio = mean_ratio(config.replay, self.ratio) if self.has_replay else 0.0
+        self.num_steps = num_steps(
+            sum(pool.num_packs for pool in self.plan.pools if not pool.is_replay),
+            packs_per_step,
+            config.data.seq_len,
+            config.train.max_steps,
+            config.train.max_epochs,
+            config.train.max_tokens,
+            self.mean_ratio if config.replay.additive else 0.0,
+        )
+        self._replay_names = [name for name, s in sources.items() if s.role is Role.replay]
+        self.watch = _watched(config)
+        self._sources = sources
+        self._names = list(sources)
+        self._num_targets = [max(pool.num_targets, 1) for pool in self.plan.pools]
+        self._refuse_repetition()
+
+    @property
+    def has_replay(self) -> bool:
+        """Tell whether any pack is replay."""
+        return any(pool.is_replay for pool in self.plan.pools)
+
+    def ratio_of_step(self, step: int) -> float:
+        """Return the ratio of a zero-based step: the controller's newest decision, else the schedule's."""
+        decided = [ratio for first, ratio in self._changes if first <= step]
+        return decided[-1] if decided else ratio_at(self._replay, self.ratio, step / self.num_steps)
+
+    def restore(self, state: TrainState) -> None:
+        """Go on where a checkpoint stands."""
+        self._changes = state.ratio_changes
+        if state.plan:
+            self.plan.go_to(Cursor(**state.plan))
+
+    def steer(self, state: TrainState) -> Decision | None:
+        """Let the controller answer to the newest held-out losses; None if it is off or has no base yet.
+
+        Its decision begins with the step after the next, because the next one is being read already.
+        """
+        if self._replay.controller is RatioController.none or state.step == 0 or not self.has_replay:
+            return None
+        previous = self.ratio_of_step(state.step)
+        decision = decide(self._replay, previous, state.last_losses, state.base_losses, self.watch)
+        state.ratio_changes.append([state.step + 1, decision.ratio])
+        self._changes = state.ratio_changes
+        return decision
+
+    def replay_to_draw(self) -> dict[int, Int64s]:
+        """Return the replay packs that the run can draw, by number of the source, whatever its controller decides.
+
+        Those of the highest ratio: each role's packs come in an order of their own, so where two plans have
+        drawn the same, the one with the higher ratio asks for replay whenever the other does; it is never behind.
+
+        Raises:
+            DataError: There are none.
+        """
+        holds = self._replay.controller is RatioController.hold
+        floor = self._replay.max_ratio if holds else 0.0
+        plan = self._plan_with(
+            lambda step: max(floor, ratio_at(self._replay, self.ratio, step / self.num_steps))
+        )
+        plan.skip_to(self.num_steps)
+        drawn = {source: packs for source, packs in plan.replay_drawn().items() if len(packs)}
+        if not drawn:
+            raise DataError(
+                f"`replay.kl.beta` must be 0 for a run that draws no replay, but is {self._replay.kl.beta:g} instead. "
+                "Raise replay.ratio or set replay.kl.beta=0."
+            )
+        return drawn
+
+    def passes(self, ratio: float) -> list[Passes]:
+        """Foresee how often each pool is passed over at a mean replay ratio."""
+        pools = self.plan.pools
+        total = {role: sum(p.weight for p in pools if p.is_replay is role) for role in (False, True)}
+        part = {False: 1.0 - (ratio if self.has_replay else 0.0), True: ratio}
+        shares = [part[pool.is_replay] * pool.weight / total[pool.is_replay] for pool in pools]
+        packs = self.num_steps * self.plan.packs_per_step
+        sizes = self._num_targets
+        per_target = sum(
+            share * pool.num_packs / size for share, pool, size in zip(shares, pools, sizes, strict=True)
+        )
+        return [
+            Passes(pool, share, share * packs / per_target, share * packs / per_target / size)
+            for share, pool, size in zip(shares, pools, sizes, strict=True)
+        ]
+
+    def table(self) -> Table:
+        """Return what the run will draw, a row a pool."""
+        table = Table(title=f"Mixture over {self.num_steps:,} steps", title_justify="left")
+        for column in ("sources", "role"):
+            table.add_column(column, overflow="fold")
+        for column in ("share", "supervised tokens", "passes"):
+            table.add_column(column, justify="right")
+        for row in self.passes(self.mean_ratio):
+            role = Role.replay if row.pool.is_replay else Role.target
+            cells = (f"{row.share:.1%}", f"{row.targets:,.0f}", f"{row.epochs:.2f}")
+            table.add_row(row.pool.name, role.value, *cells)
+        return table
+
+    def facts(self, state: TrainState) -> dict[str, Any]:
+        """Return what the ledger keeps: the plan's position and, by source, packs drawn a pack there is."""
+        epochs = {}
+        for pool, drawn in zip(self.plan.pools, state.plan.get("positions", []), strict=False):
+            for source in pool.sources:
+                epochs[self._names[source]] = round(drawn / pool.num_packs, 4)
+        return {"replay_ratio": state.replay_ratio, "epochs_by_source": epochs}
+
+    def share_reached(self, state: TrainState) -> float:
+        """Return the share of replay in all supervised tokens so far."""
+        replayed = sum(state.targets_by_source.get(name, 0) for name in self._replay_names)
+        return replayed / max(sum(state.targets_by_source.values()), 1)
+
+    def replay_facts(self, state: TrainState) -> dict[str, Any] | None:
+        """Return what the forgetting report says of replay; None without it."""
+        if not self.has_replay:
+            return None
+        trained = [name for name, source in self._sources.items() if source.role is not Role.probe]
+        epochs = self.facts(state)["epochs_by_source"]
+        return {
+            "ratio_asked": self.mean_ratio,
+            "ratio_reached": self.share_reached(state),
+            "schedule": self._replay.schedule.value,
+            "controller": self._replay.controller.value,
+            "sources": [
+                {
+                    "name": name,
+                    "role": self._sources[name].role.value,
+                    "targets": state.targets_by_source.get(name, 0),
+                    "tokens": state.tokens_by_source.get(name, 0),
+                    "epochs": epochs.get(name, 0.0),
+                    "max_epochs": self._sources[name].max_epochs,
+                }
+                for name in trained
+            ],
+        }
+
+    def _refuse_repetition(self) -> None:
+        most = self._replay.max_ratio if self._replay.controller is RatioController.hold else self.mean_ratio
+        foreseen = [row for row in self.passes(self.mean_ratio) if not row.pool.is_replay]
+        foreseen += [row for row in self.passes(most) if row.pool.is_replay]
+        for row in foreseen:
+            slack = 1.0 / row.pool.num_packs  # whole packs
+            for name in (self._names[source] for source in row.pool.sources):
+                allowed = self._sources[name].max_epochs
+                if allowed is not None and row.epochs > allowed + slack:
+                    raise DataError(
+                        f"`data.sources.{name}.max_epochs` must be at least {row.epochs:.2f} for this run, which "
+                        f"draws {row.targets:,.0f} supervised tokens from {row.pool.num_targets:,}, but is "
+                        f"{allowed:g} instead. Add documents, shorten the run, lower its share or raise it."
+                    )
+
+
+def _pools(sources: dict[str, SourceConfig], stores: dict[str, Store], role: Role) -> list[Pool]:
+    """Return the pools of a role: one each for sources with weights, else all as one."""
+    numbers = [i for i, source in enumerate(sources.values()) if source.role is role]
+    names = list(sources)
+    targets = [store.train.pack_targets for store in stores.values()]
+    weighted = [i for i in numbers if sources[names[i]].weight is not None]
+    if not weighted:
+        return [_pool(names, numbers, targets, role, 1.0)] if numbers else []
+    return [_pool(names, [i], targets, role, sources[names[i]].weight or 0.0) for i in weighted]
+
+
+def _pool(names: list[str], numbers: Sequence[int], targets: list[Any], role: Role, weight: float) -> Pool:
+    label = "+".join(names[i] for i in numbers)
+    return Pool(label, role is Role.replay, weight, numbers, [targets[i] for i in numbers])
+
+
+def _watched(config: RunConfig) -> list[str]:
+    if config.replay.watch:
+        return list(config.replay.watch)
+    by_role = {role: [n for n, s in config.data.sources.items() if s.role is role] for role in Role}
+    return by_role[Role.probe] or by_role[Role.replay]

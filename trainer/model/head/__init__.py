@@ -1,0 +1,1 @@
+"""The output layer: losses, log-probabilities and logits in chunks."""

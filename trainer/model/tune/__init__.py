@@ -1,0 +1,1 @@
+"""What trains of a model: everything, adapters, virtual tokens, new tokens."""

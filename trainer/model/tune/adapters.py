@@ -1,0 +1,254 @@
+"""Adapters: put into a loaded model in place, switched off and on, and proved not to touch the base.
+
+The layers and their arithmetic are peft's; the model keeps its class and its names, so attention kernels, loss head and
+activation checkpointing work as they do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config.tune import ALL_LINEAR, Init, TuneConfig, TuneMethod
+from trainer.errors import ConfigError
+from trainer.model.tune.adapted import (
+    adapted,
+    counted,
+    counted_layers,
+    is_linear,
+    refuse_moved,
+    without_adapter,
+)
+from trainer.model.tune.new_tokens import NewTokens, add_new_tokens
+from trainer.model.tune.prompt import VirtualTokens, make_virtual_tokens, virtual_off
+from trainer.model.tune.quantise import held_tensors, num_weights
+from trainer.model.tune.whole import train_whole
+
+ADAPTER = "default"
+"""peft's name for the one adapter of a model."""
+FACTOR_B = re.compile(r"\.lora_(embedding_)?B\.")
+"""Parameters whose learning rate LoRA+ raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What trains in a model."""
+
+    num_trainable: int
+    num_total: int
+    peft_config: Any = None
+    """peft's own description of the adapter; None without one."""
+    modules: tuple[str, ...] = ()
+    """Names of the linear layers that the adapter sits on."""
+    tensors: tuple[str, ...] = ()
+    """Names of the parameters of experts that it sits on: several matrices in one."""
+    left_out: tuple[tuple[str, int], ...] = ()
+    """Names and sizes of the frozen matrices without factors: of experts; with tune.target=[all_linear], all."""
+    virtual: VirtualTokens | None = None
+    """What puts virtual tokens before documents; no part of the model."""
+
+    @property
+    def described(self) -> str:
+        """Return what the adapter sits on, by kind and count."""
+        layers = f"{len(self.modules)} linear layers ({counted_layers(self.modules)})"
+        experts = f"{len(self.tensors)} tensors of experts ({counted(self.tensors)})"
+        return " and ".join([layers] * bool(self.modules) + [experts] * bool(self.tensors))
+
+    @property
+    def is_partial(self) -> bool:
+        """Tell whether something is frozen."""
+        return self.num_trainable < self.num_total
+
+
+def describe_tuned(tuned: Tuned, method: TuneMethod) -> list[str]:
+    """Return what a person should know of what trains, and of what was left out; nothing where all trains."""
+    if not tuned.is_partial:
+        return []
+    share = 100 * tuned.num_trainable / tuned.num_total
+    where = f": {method.value} on {tuned.described}" if tuned.modules or tuned.tensors else ""
+    lines = [f"Training {tuned.num_trainable:,} of {tuned.num_total:,} parameters ({share:.2f} %){where}."]
+    if tuned.left_out:
+        size = sum(size for _, size in tuned.left_out)
+        kinds = counted(name for name, _ in tuned.left_out)
+        lines.append(f"Without an adapter: {size:,} parameters in {len(tuned.left_out)} tensors ({kinds}).")
+    return lines
+
+
+def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens | None = None) -> Tuned:
+    """Freeze what does not train and add the adapter, in place. The same on every rank, whatever its generators hold.
+
+    Under ZeRO-3 collective, and peft must have been told of it (`announce_zero3`).
+
+    Raises:
+        ConfigError: A pattern that finds nothing or the head, or a rank that no layer can have.
+    """
+    peft_config: Any = None
+    modules, tensors, virtual = tuple[str, ...](), tuple[str, ...](), None
+    if tune.method is TuneMethod.lora:
+        peft_config, modules, tensors = _add_lora(model, tune, seed)
+    elif tune.method is TuneMethod.ia3:
+        peft_config, modules = _add_ia3(model, tune)
+    if tune.modules_to_save:
+        peft_config.modules_to_save = train_whole(model, tune.modules_to_save, modules)
+    if new_tokens is not None:
+        peft_config.trainable_token_indices = add_new_tokens(model, new_tokens)
+    if tune.method is TuneMethod.freeze:
+        _freeze(model, tune)
+    elif tune.is_virtual:
+        virtual, peft_config = make_virtual_tokens(model, tune, seed)
+        model.requires_grad_(False)
+    parameters = [*model.parameters(), *(virtual.parameters() if virtual is not None else ())]
+    sizes = [(p.requires_grad, num_weights(p)) for p in parameters]
+    num_trainable = sum(size for trains, size in sizes if trains)
+    left_out: tuple[tuple[str, int], ...] = ()
+    if tune.method is TuneMethod.lora:
+        left_out = without_adapter(model, only_experts=tune.target != [ALL_LINEAR])
+    total = sum(size for _, size in sizes)
+    return Tuned(num_trainable, total, peft_config, modules, tensors, left_out, virtual)
+
+
+def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """Inject the factors and return peft's description, and the layers and tensors that have some."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = _targets(model, tune)
+    peft_config = LoraConfig(
+        r=tune.r,
+        lora_alpha=tune.scale_alpha,
+        lora_dropout=tune.dropout,
+        target_modules=sorted(names),
+        use_rslora=tune.rslora,
+        use_dora=tune.dora,
+        init_lora_weights="gaussian" if tune.init is Init.gaussian else True,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+        except (ValueError, NotImplementedError, TypeError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ConfigError(
+                f"`tune` must be what peft can add to {model.config.model_type}, but peft refuses it: {reason}. "
+                "Change tune.target, or the option of tune that it names."
+            ) from error
+    if tune.init is Init.pissa:
+        peft_config.init_lora_weights = tune.init.value  # for readers; begin_at_principal fills the factors
+    modules, tensors = adapted(model)
+    refuse_moved(names, modules, tensors, tune)
+    return peft_config, modules, tensors
+
+
+def _add_ia3(model: Any, tune: TuneConfig) -> tuple[Any, tuple[str, ...]]:
+    from peft import IA3Config, inject_adapter_in_model
+
+    names = _targets(model, tune)
+    inner = [name for name in names if name.rsplit(".", 1)[-1] in tune.feedforward]
+    peft_config = IA3Config(
+        target_modules=sorted(names), feedforward_modules=sorted(inner), task_type="CAUSAL_LM"
+    )
+    inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+    return peft_config, names
+
+
+def _targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
+    """Return the full names of the linear layers to adapt."""
+    head = model.get_output_embeddings()
+    linear = {name: module for name, module in model.named_modules() if is_linear(module)}
+    if tune.target_pattern is not None:
+        key, shown = "tune.target_pattern", tune.target_pattern
+        chosen = [name for name in linear if re.fullmatch(tune.target_pattern, name)]
+    else:
+        key, shown = "tune.target", str(tune.target)
+        if tune.target == [ALL_LINEAR]:
+            chosen = [name for name, module in linear.items() if module is not head]
+        else:
+            hits = [{n for n in linear if n == t or n.endswith(f".{t}")} for t in tune.target]
+            chosen = [n for n in linear if all(hits) and any(n in hit for hit in hits)]
+    if not chosen:
+        kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear if linear[name] is not head}))
+        if not kinds:
+            raise ConfigError(
+                f"`tune.method` must be another than {tune.method.value} for {model.config.model_type}, which has no "
+                "linear layers but its head in transformers. Set tune=full."
+            )
+        raise ConfigError(
+            f"`{key}` must name linear layers of the model ({kinds}), but is {shown} instead, which finds none. Set "
+            f"tune.target=[{ALL_LINEAR}]."
+        )
+    if any(linear[name] is head for name in chosen):
+        raise ConfigError(
+            f"`{key}` must leave out the output layer, but is {shown} instead, which finds it. Name other layers, or "
+            f"set tune.target=[{ALL_LINEAR}]."
+        )
+    smallest = min(chosen, key=lambda name: min(linear[name].in_features, linear[name].out_features))
+    room = min(linear[smallest].in_features, linear[smallest].out_features)
+    if tune.method is TuneMethod.lora and tune.r > room:
+        raise ConfigError(
+            f"`tune.r` must be at most the smaller side of every adapted layer ({room} of {smallest}), but is "
+            f"{tune.r} instead. Set tune.r={room} at most, or name other layers."
+        )
+    return tuple(chosen)
+
+
+def _freeze(model: Any, tune: TuneConfig) -> None:
+    layers = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    decoder = max(layers, key=len, default=nn.ModuleList())
+    if tune.last_layers > len(decoder):
+        raise ConfigError(
+            f"`tune.last_layers` must be at most the model's {len(decoder)} layers, but is {tune.last_layers} instead. "
+            f"Set tune.last_layers={len(decoder)}, or tune=full."
+        )
+    last = {id(p) for layer in list(decoder)[len(decoder) - tune.last_layers :] for p in layer.parameters()}
+    found = dict.fromkeys(tune.train, False)
+    for name, parameter in model.named_parameters():
+        hits = [pattern for pattern in tune.train if re.search(pattern, name)]
+        found |= dict.fromkeys(hits, True)
+        parameter.requires_grad_(bool(hits) or id(parameter) in last)
+    lost = [pattern for pattern, hit in found.items() if not hit]
+    if lost:
+        raise ConfigError(
+            f"`tune.train` must find parameters of the model, but {lost[0]!r} finds none instead. Names look like "
+            f"{next(iter(dict(model.named_parameters())))}."
+        )
+
+
+@contextlib.contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Run the base: every adapter layer passes by its factors, and there are no virtual tokens.
+
+    peft's own switch also changes requires_grad, which DeepSpeed reads; this sets only what the forward reads.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        with virtual_off(model):
+            yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def frozen_checksum(model: nn.Module) -> int:
+    """Return a number that a single flipped bit of what this rank holds of the frozen parameters changes.
+
+    Every byte times an odd number of its place, summed modulo 2^64 where the parameters are; the host waits once.
+    """
+    total: torch.Tensor | None = None
+    frozen = (parameter for parameter in model.parameters() if not parameter.requires_grad)
+    for index, held in enumerate(held for parameter in frozen for held in held_tensors(parameter)):
+        for block in torch.split(held.reshape(-1), 1 << 24):
+            bits = block.view(torch.uint8).to(torch.int64)
+            places = torch.arange(len(bits), device=bits.device, dtype=torch.int64) * 2 + 1
+            part = (bits * places).sum() * (2 * index + 1)
+            total = part if total is None else total + part.to(total.device)
+    return 0 if total is None else int(total) % 2**64

@@ -1,0 +1,32 @@
+"""Whether the base and the tokenizer are those that a run began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.config.record import read_inputs, refuse_other_inputs
+from trainer.config.schema import RunConfig
+from trainer.config.tune import Quantise
+
+
+def known_base(config: RunConfig, source: str) -> str | None:
+    """Return the digest of the base if the run recorded one to compare it with."""
+    from trainer.model.digest import base_digest
+
+    recorded = read_inputs(Path(config.run_dir))
+    if recorded is None or recorded["base"] is None:
+        return None
+    is_packed = config.tune.quantise is not Quantise.none
+    return base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
+
+
+def refuse_other_model(config: RunConfig, source: str) -> None:
+    """Raise when the base or the tokenizer of a run is not what it was trained with.
+
+    Raises:
+        DataError: Names what differs.
+    """
+    from trainer.model.tokenizer import configured_tokenizer
+
+    tokenizer = configured_tokenizer(config.model, source).digest
+    refuse_other_inputs(Path(config.run_dir), tokenizer=tokenizer, base=known_base(config, source))

@@ -1,0 +1,230 @@
+"""Tell what a run does: console, metrics.jsonl, wandb, ledger. Rank 0 writes; other ranks only count.
+
+Implements the loop's Reporter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.checkpoint.lineage import next_abandoned
+from trainer.checkpoint.state import TrainState
+from trainer.config.schema import RunConfig
+from trainer.config.store import to_plain
+from trainer.errors import ModelError
+from trainer.metrics.console import ConsoleSink
+from trainer.metrics.device import describe_device, device_memory_gib
+from trainer.metrics.flops import ModelShape, peak_flops, shape_from_config
+from trainer.metrics.jsonl import JsonlSink, Ledger, truncate_after
+from trainer.metrics.meter import Meter
+from trainer.metrics.sink import Sink, Sinks, Value
+from trainer.metrics.wandb import build_wandb, new_run_id
+from trainer.mix.controller import Decision
+from trainer.mix.mixing import Mixing
+from trainer.run.step import StepResult
+
+_LOG = logging.getLogger(__name__)
+
+
+class Times(Protocol):
+    """Seconds of a step."""
+
+    @property
+    def step_s(self) -> float:
+        """Wall time of the step."""
+
+    @property
+    def data_wait_s(self) -> float:
+        """The part spent waiting for data."""
+
+    @property
+    def evaluations_left(self) -> int:
+        """Evaluations that are still to come."""
+
+
+class Journal:
+    """Turns what happens into records."""
+
+    def __init__(
+        self,
+        sinks: Sinks,
+        ledger: Ledger | None,
+        meter: Meter,
+        mixing: Mixing,
+        tokens_per_step: int,
+    ) -> None:
+        """Take the sinks of rank 0, or empty ones elsewhere, and what the run draws from."""
+        self._sinks = sinks
+        self._ledger = ledger
+        self._meter = meter
+        self._mixing = mixing
+        self._tokens_per_step = tokens_per_step
+
+    def step(self, state: TrainState, result: StepResult, lr: float, times: Times, is_logged: bool) -> None:
+        """Add a step to the window; write the window when it is logged."""
+        self._meter.add(
+            times.step_s,
+            self._tokens_per_step,
+            sum(result.num_targets.values()),
+            result.sum_len_sq,
+            times.data_wait_s,
+        )
+        for source, loss_sum in result.loss_sums.items():
+            self._meter.add_loss(source, loss_sum, result.num_targets[source])
+        self._meter.add_kl(result.kl_sum, result.kl_cost, result.num_kl_tokens)
+        if not is_logged:
+            return
+        record: dict[str, Value] = dict(
+            self._meter.flush(
+                self._mixing.num_steps - state.step, device_memory_gib()[0], times.evaluations_left
+            )
+        )
+        record |= {
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "tokens_seen": state.tokens_seen,
+            "skipped_steps": state.skipped_steps,
+        }
+        for source, count in state.targets_by_source.items():
+            record[f"targets_seen/{source}"] = count
+        if self._mixing.has_replay:
+            record["replay_ratio"] = state.replay_ratio
+            record["replay_share"] = self._mixing.share_reached(state)
+        self._sinks.write(state.step, record)
+
+    def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
+        """Write held-out losses."""
+        self._meter.add_evaluation(seconds)
+        if not losses:
+            return
+        record: dict[str, Value] = {f"eval/{name}": loss for name, loss in losses.items()}
+        record["eval_mean"] = sum(losses.values()) / len(losses)
+        record["eval_time_s"] = seconds
+        if state.best_step is not None:
+            record["best_step"] = state.best_step
+        self._sinks.write(state.step, record)
+
+    def skipped(self, state: TrainState, result: StepResult) -> None:
+        """Say that a step was not applied or not finite; it never passes silently."""
+        loss = result.total_loss
+        why = "loss" if not math.isfinite(loss) else "gradients"
+        _LOG.warning(
+            "Step %d: non-finite %s (loss %s, gradient norm %s); %s. Skipped so far: %d, in a row: %d.",
+            state.step,
+            why,
+            loss,
+            result.grad_norm,
+            "applied all the same" if result.is_applied else "not applied",
+            state.skipped_steps,
+            state.bad_steps_in_a_row,
+        )
+        self._event("skipped", state, loss=str(loss), grad_norm=str(result.grad_norm))
+
+    def steered(self, state: TrainState, decision: Decision) -> None:
+        """Record what the replay controller saw and chose."""
+        _LOG.info(
+            "Step %d: general held-out loss is %+.4f nats from the base; replay ratio %.4f -> %.4f.",
+            state.step,
+            decision.rise_nats,
+            decision.previous,
+            decision.ratio,
+        )
+        self._event("steered", state, **dataclasses.asdict(decision))
+
+    def saved(self, state: TrainState, seconds: float) -> None:
+        """Record a checkpoint and everything consumed up to it."""
+        _LOG.info("Step %d: checkpoint committed in %.1f s.", state.step, seconds)
+        self._event(
+            "saved",
+            state,
+            seconds=round(seconds, 3),
+            tokens_seen=state.tokens_seen,
+            targets_by_source=dict(state.targets_by_source),
+            tokens_by_source=dict(state.tokens_by_source),
+            data_digest=state.data_digest,
+            **self._mixing.facts(state),
+        )
+
+    def not_saved(self, state: TrainState, why: str) -> None:
+        """Record that no checkpoint was committed though one was due."""
+        _LOG.warning("Step %d: nothing is saved: %s. Earlier checkpoints stay.", state.step, why)
+        self._event("not_saved", state, why=why)
+
+    def started(self, state: TrainState, **facts: object) -> None:
+        """Record that an attempt begins."""
+        self._event("started", state, attempt=state.attempts, **facts)
+
+    def close(self, state: TrainState, status: str) -> None:
+        """Record the end and close every sink."""
+        self._event("stopped", state, reason=status, data_digest=state.data_digest)
+        self._sinks.close(status)
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def _event(self, event: str, state: TrainState, **fields: object) -> None:
+        if self._ledger is not None:
+            self._ledger.write(event, state.step, **fields)
+
+
+def open_journal(
+    config: RunConfig,
+    run_dir: Path,
+    state: TrainState,
+    mixing: Mixing,
+    world_size: int,
+    hf_config: dict[str, Any] | None,
+    num_adapter_params: int | None,
+) -> Journal:
+    """Open the sinks on rank 0, which is told the model's configuration; elsewhere a journal only counts.
+
+    `num_adapter_params` are the trainable weights beside a frozen base, for the MFU; None without an adapter.
+
+    Metrics after the resumed step are moved aside first: those steps come again.
+    """
+    peak = config.log.peak_tflops
+    meter = Meter(
+        world_size,
+        None if hf_config is None else _shape_or_none(hf_config),
+        peak * 1e12 if peak else peak_flops(describe_device()),
+        num_adapter_params,
+    )
+    tokens_per_step = mixing.plan.packs_per_step * config.data.seq_len
+    if hf_config is None:
+        return Journal(Sinks(), None, meter, mixing, tokens_per_step)
+    metrics_path = run_dir / "metrics.jsonl"
+    aside = next_abandoned(run_dir) / metrics_path.name
+    num_moved = truncate_after(metrics_path, state.step if state.attempts > 1 else -1, aside)
+    if num_moved:
+        _LOG.warning(
+            "%d line(s) of %s after step %d are now in %s.", num_moved, metrics_path, state.step, aside
+        )
+    required: list[Sink] = [JsonlSink(metrics_path)]
+    wandb_sink = build_wandb(
+        config.log.wandb,
+        run_dir=run_dir,
+        run_id=state.wandb_id or new_run_id(),
+        name=config.name,
+        project=config.log.wandb_project,
+        entity=config.log.wandb_entity,
+        group=config.log.wandb_group,
+        tags=config.log.wandb_tags,
+        config=to_plain(config) | {"device": describe_device()},
+    )
+    optional: list[Sink] = [ConsoleSink(mixing.num_steps, config.log.progress)]
+    optional += [wandb_sink] if wandb_sink is not None else []
+    return Journal(
+        Sinks(required, optional), Ledger(run_dir / "ledger.jsonl"), meter, mixing, tokens_per_step
+    )
+
+
+def _shape_or_none(hf_config: dict[str, Any]) -> ModelShape | None:
+    """Return the sizes that MFU needs; a model we cannot count has no MFU in its log lines."""
+    try:
+        return shape_from_config(hf_config)
+    except ModelError as error:
+        _LOG.info("MFU is not reported: %s", error)
+        return None

@@ -1,0 +1,239 @@
+"""Time: steps, when to log, evaluate, save and stop. Named calls, no hooks; readable on one screen.
+
+To do something else during training, edit `train`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from trainer.checkpoint.state import TrainState
+from trainer.dist.group import Group
+from trainer.engine.engine import Engine
+from trainer.mix.controller import Decision
+from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
+from trainer.run.step import StepResult, train_step
+from trainer.runtime.gc import ManualGc
+from trainer.runtime.signals import StopFlag
+from trainer.teacher.base_model import BaseModel
+
+
+class StopReason(Enum):
+    """Why a run ended."""
+
+    finished = "finished"
+    early_stop = "early_stop"
+    preempted = "preempted"
+    non_finite = "non_finite"
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """When things happen, in optimizer steps; 0 means only at the end."""
+
+    num_steps: int
+    log_every: int
+    evaluate_every: int
+    save_every: int
+    saves: bool
+    evaluate_before_save: bool
+    max_non_finite: int
+    patience: int | None
+    min_delta_nats: float
+
+    def log_due(self, step: int) -> bool:
+        """Tell whether the step is logged."""
+        return step % self.log_every == 0 or step == self.num_steps
+
+    def save_due(self, step: int) -> bool:
+        """Tell whether a checkpoint is written after the step."""
+        due = step == self.num_steps or bool(self.save_every and step % self.save_every == 0)
+        return due and self.saves
+
+    def evaluate_due(self, step: int) -> bool:
+        """Tell whether held-out loss is taken after the step."""
+        due = bool(self.evaluate_every and step % self.evaluate_every == 0)
+        return due or step == self.num_steps or (self.evaluate_before_save and self.save_due(step))
+
+    def evaluations_from(self, step: int) -> int:
+        """Return the evaluations that are due after a step or later ones."""
+        saves = self.save_every if self.saves and self.evaluate_before_save else 0
+
+        def multiples(every: int) -> int:
+            return self.num_steps // every - max(step - 1, 0) // every if every else 0
+
+        both = multiples(math.lcm(self.evaluate_every, saves))
+        is_last_one = self.num_steps and all(
+            self.num_steps % every for every in (self.evaluate_every, saves) if every
+        )
+        return multiples(self.evaluate_every) + multiples(saves) - both + int(bool(is_last_one))
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of a step and the part of it spent waiting for data; evaluations that are still to come."""
+
+    step_s: float
+    data_wait_s: float
+    evaluations_left: int = 0
+
+
+class Reporter(Protocol):
+    """Where the loop tells what happened; acts on rank 0 only."""
+
+    def step(
+        self, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
+    ) -> None:
+        """Count one optimizer step, and report it with those since the last report when asked."""
+
+    def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
+        """Report held-out losses."""
+
+    def skipped(self, state: TrainState, result: StepResult) -> None:
+        """Report a step that was not applied or not finite."""
+
+    def steered(self, state: TrainState, decision: Decision) -> None:
+        """Report what the replay controller chose."""
+
+    def saved(self, state: TrainState, seconds: float) -> None:
+        """Report a checkpoint."""
+
+    def not_saved(self, state: TrainState, why: str) -> None:
+        """Report that no checkpoint was committed though one was due."""
+
+
+class Work(Protocol):
+    """The slow things the loop names but does not do itself. Collective: every rank."""
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Return held-out losses by source."""
+
+    def steer(self, state: TrainState) -> Decision | None:
+        """Move the replay ratio in answer to held-out losses, if a controller is on."""
+
+    def save(self, state: TrainState) -> str | None:
+        """Commit a checkpoint, or return why the model is not fit to be saved."""
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a zero-based step."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything the loop uses, built by run.py."""
+
+    engine: Engine
+    loader: TrainLoader
+    group: Group
+    flash: bool
+    work: Work
+    report: Reporter
+    stop_flag: StopFlag
+    gc: ManualGc
+    base_model: BaseModel | None = None
+    """With replay.kl."""
+
+
+def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
+    """Run optimizer steps until the plan is met or all ranks agree to stop. Collective: every rank."""
+    if state.last_evaluated_step < 0:
+        evaluate(parts, state, cadence)
+    is_owed = False
+    while state.step < cadence.num_steps:
+        started = time.perf_counter()
+        batch = parts.loader.take(state.step)
+        data_wait_s = time.perf_counter() - started
+        lr = parts.work.lr(state.step)
+        parts.engine.set_lr(lr)
+        stop = parts.stop_flag.requested
+        result = train_step(
+            parts.engine, batch, parts.loader.names, parts.group, parts.flash, stop, parts.base_model
+        )
+        advance(state, result, batch)
+        if not result.is_sound:
+            parts.report.skipped(state, result)
+            if state.bad_steps_in_a_row > cadence.max_non_finite:
+                return StopReason.non_finite
+        left = cadence.evaluations_from(state.step)
+        times = StepTimes(time.perf_counter() - started, data_wait_s, left)
+        parts.stop_flag.has_taken(step_s=times.step_s)
+        parts.report.step(state, result, lr, times, cadence.log_due(state.step))
+        parts.gc.collect_if_due(state.step)
+        preempted = result.stop_votes > 0 and state.step < cadence.num_steps
+        if not preempted and cadence.evaluate_due(state.step):
+            evaluate(parts, state, cadence)
+        out_of_patience = is_out_of_patience(state, cadence)
+        stopping = preempted or out_of_patience
+        # A save that was due in the middle of non-finite steps is made up for after the first sound one.
+        is_owed = is_owed or cadence.save_due(state.step) or (stopping and cadence.saves)
+        is_owed = is_owed and not save(parts, state)
+        if is_owed and not state.bad_steps_in_a_row:
+            return StopReason.non_finite  # sound steps, and yet the model is not: it does not come back
+        if preempted:
+            return StopReason.preempted
+        if out_of_patience:
+            return StopReason.non_finite if is_owed else StopReason.early_stop
+    return StopReason.non_finite if is_owed else StopReason.finished
+
+
+def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
+    """Count a step and chain the digest of what it consumed."""
+    state.step += 1
+    state.tokens_seen += batch.num_tokens_global
+    state.data_digest = chain_digest(state.data_digest, batch.digest)
+    state.plan, state.replay_ratio = batch.after.to_plain(), batch.replay_ratio
+    for so_far, counts in (
+        (state.targets_by_source, batch.num_targets_by_source),
+        (state.tokens_by_source, batch.num_tokens_by_source),
+    ):
+        for name, count in counts.items():
+            so_far[name] = so_far.get(name, 0) + count
+    state.skipped_steps += not result.is_sound
+    state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
+
+
+def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
+    """Take held-out losses, remember the best, and let the replay ratio answer. Collective: every rank."""
+    started = time.perf_counter()
+    losses = parts.work.evaluate(state)
+    state.last_evaluated_step = state.step
+    if losses:
+        state.last_losses = losses
+        if state.step == 0:
+            state.base_losses = losses
+        mean = sum(losses.values()) / len(losses)
+        best = math.inf if state.best_loss is None else state.best_loss
+        # Never true for NaN; what is not saved cannot be the best.
+        if mean < best - cadence.min_delta_nats and not state.bad_steps_in_a_row:
+            state.best_loss, state.best_step = mean, state.step
+            state.evaluations_without_gain = 0
+        else:
+            state.evaluations_without_gain += 1
+    parts.report.evaluation(state, losses, time.perf_counter() - started)
+    decision = parts.work.steer(state)
+    if decision is not None:
+        parts.report.steered(state, decision)
+
+
+def save(parts: Parts, state: TrainState) -> bool:
+    """Commit a checkpoint of a sound state, and tell whether it was one. Collective: every rank."""
+    started = time.perf_counter()
+    why: str | None = f"{state.bad_steps_in_a_row} non-finite step(s) in a row"
+    if not state.bad_steps_in_a_row:
+        why = parts.work.save(state)
+    if why is not None:
+        parts.report.not_saved(state, why)
+        return False
+    seconds = time.perf_counter() - started
+    parts.stop_flag.has_taken(save_s=seconds)
+    parts.report.saved(state, seconds)
+    return True
+
+
+def is_out_of_patience(state: TrainState, cadence: Cadence) -> bool:
+    """Tell whether the held-out loss has not fallen for `patience` evaluations."""
+    return cadence.patience is not None and state.evaluations_without_gain >= cadence.patience

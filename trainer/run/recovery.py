@@ -1,0 +1,75 @@
+"""The recovery probe: a few steps on replay alone after training, to tell covered knowledge from lost knowledge.
+
+What comes back at once was covered, not erased. Source: Zheng et al. 2025 (arXiv:2501.13453). The weights are
+thrown away afterwards: nothing is saved after this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.checkpoint.state import TrainState
+from trainer.config.schema import RunConfig
+from trainer.data.store.store import Store
+from trainer.evaluate.held_out import HeldOut, held_out_pieces
+from trainer.mix.loader import TrainLoader
+from trainer.mix.mixing import Mixing
+from trainer.mix.plan import DataPlan
+from trainer.run.loop import Parts
+from trainer.run.step import train_step
+
+LR_FRAC = 0.1
+"""Learning rate of the probe as a share of the run's peak."""
+
+
+def probe_recovery(
+    parts: Parts,
+    config: RunConfig,
+    stores: Mapping[str, Store],
+    held_out: HeldOut,
+    mixing: Mixing,
+    state: TrainState,
+) -> dict[str, Any] | None:
+    """Train on replay alone and return how far the set that rose most came back. Collective; changes the weights.
+
+    None when it is off, without replay, or when no general set rose.
+    """
+    if not config.evaluate.recovery_steps:
+        return None
+    rises = {
+        name: state.last_losses[name] - state.base_losses[name]
+        for name in mixing.watch
+        if name in state.last_losses and name in state.base_losses
+    }
+    name = max(rises, key=lambda key: rises[key], default=None)
+    if name is None or not mixing.has_replay or not rises[name] > 0:
+        return None
+    pools = [dataclasses.replace(pool, is_replay=False) for pool in mixing.plan.pools if pool.is_replay]
+    plan = DataPlan(pools, mixing.plan.packs_per_step, config.data.seq_len, lambda step: 0.0, config.seed + 1)
+    splits = [store.train for store in stores.values()]
+    group = parts.group
+    loader = TrainLoader(
+        parts.loader.names,
+        splits,
+        plan,
+        group.rank,
+        group.world_size,
+        config.train.micro_batch_size,
+        held_out.pad_id,
+    )
+    try:
+        for step in range(config.evaluate.recovery_steps):
+            parts.engine.set_lr(LR_FRAC * config.optim.lr)
+            train_step(parts.engine, loader.take(step), loader.names, group, parts.flash, stop=False)
+    finally:
+        loader.close()
+    after = held_out_pieces(parts.engine, held_out, group, parts.flash)
+    return {
+        "set": name,
+        "steps": config.evaluate.recovery_steps,
+        "base_nats": state.base_losses[name],
+        "tuned_nats": state.last_losses[name],
+        "recovered_nats": after[name].mean,
+    }

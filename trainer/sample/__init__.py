@@ -1,0 +1,1 @@
+"""Text from a model: prompts, samplers, filters, the store of what is kept."""

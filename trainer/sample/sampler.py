@@ -1,0 +1,125 @@
+"""Samples the model with plain PyTorch: one forward pass a token, a KV cache, no padding.
+
+Legend: B samples of a batch that still grow, T tokens, V vocabulary.
+
+The model's generation_config is not read: instruct models set temperature 0.6 or top_p 0.9 in it, and their
+samples would be narrower than what the model knows. Logits are divided by the temperature in float32,
+and with temperature 1 and top_p 1 a token is drawn from exactly the model's distribution; there is no top_k.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from trainer.config.generate import GenerateConfig
+from trainer.sample.prompts import Draft, PromptPlan
+
+CPU_BATCH = 16
+MAX_BATCH = 256
+
+
+class Sampler(Protocol):
+    """Makes the samples of a batch from its number."""
+
+    def sample(self, number: int, should_stop: Callable[[], bool]) -> list[Draft] | None:
+        """Return the batch, or None when it was told to stop on the way."""
+
+
+class TransformersSampler:
+    """Samples with the model that transformers loaded, on this rank's device."""
+
+    def __init__(
+        self, model: Any, plan: PromptPlan, options: GenerateConfig, batch_size: int, device: torch.device
+    ) -> None:
+        self._model = model.eval()
+        self._plan = plan
+        self._options = options
+        self._batch_size = batch_size
+        self._device = device
+
+    @torch.inference_mode()
+    def sample(self, number: int, should_stop: Callable[[], bool]) -> list[Draft] | None:
+        """Sample batch `number`; the result depends on it, the seed and the batch size alone."""
+        options = self._options
+        generator = torch.Generator(self._device).manual_seed(batch_seed(options.seed, number))
+        drafts = [Draft(self._plan, options.max_new_tokens) for _ in range(self._batch_size)]
+        # The header is the same in every row: it is read once and its cache repeated.
+        output = self._model(self._tensor([self._plan.header]), use_cache=True)
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(len(drafts))
+        logits_BV = output.logits[:, -1].repeat_interleave(len(drafts), dim=0)
+        live = drafts
+        while True:
+            if should_stop():
+                return None
+            tokens_B = draw(logits_BV, options.temperature, options.top_p, generator)
+            follow = [draft.take(token) for draft, token in zip(live, tokens_B.tolist(), strict=True)]
+            growing = [row for row, draft in enumerate(live) if not draft.is_done]
+            if not growing:
+                return drafts
+            if 2 * len(growing) <= len(live):  # finished rows go when they are half: a copy of the cache
+                cache.batch_select_indices(self._tensor(growing))
+                live = [live[row] for row in growing]
+                follow = [follow[row] for row in growing]
+            output = self._model(
+                self._tensor([[token] for token in follow]), past_key_values=cache, use_cache=True
+            )
+            cache = output.past_key_values
+            logits_BV = output.logits[:, -1]
+
+    def _tensor(self, values: list[Any]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def draw(
+    logits_BV: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Draw a token for every row.
+
+    Shapes:
+        logits: [B, V], any float type; result: [B].
+    """
+    probs_BV = torch.softmax(logits_BV.float() / temperature, dim=-1)
+    if top_p < 1:
+        sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
+        before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+        sorted_BV = sorted_BV.masked_fill(before_BV >= top_p, 0.0)  # the first one always stays
+        probs_BV = torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV)
+    return torch.multinomial(probs_BV, 1, generator=generator)[:, 0]
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """Return the seed of a batch: a hash, so that neighbours have nothing in common."""
+    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def choose_batch_size(
+    hf_config: Any, num_tokens: int, gpu_bytes: int | None, num_parameters: int, element_bytes: int = 2
+) -> int:
+    """Return a batch that fits beside the weights: a power of two up to 256; 16 without a GPU.
+
+    Args:
+        num_tokens: Longest sequence, prompt included.
+        gpu_bytes: All of the GPU's memory, so that two GPUs of a kind choose the same; None without one.
+    """
+    if gpu_bytes is None:
+        return CPU_BATCH
+    # Growing the cache by a token holds one layer twice; count the cache twice for the allocator's gaps.
+    cache = 2 * cache_bytes(hf_config, element_bytes) * num_tokens
+    logits = 16 * int(hf_config.vocab_size)  # float32: logits, probabilities, noise, and the model's own
+    room = 0.9 * gpu_bytes - element_bytes * num_parameters
+    fits = max(int(room // (cache + logits)), 1)
+    return min(1 << (fits.bit_length() - 1), MAX_BATCH)
+
+
+def cache_bytes(hf_config: Any, element_bytes: int = 2) -> int:
+    """Return the bytes of one token's keys and values, in bf16 unless said otherwise."""
+    heads = int(hf_config.num_attention_heads)
+    head_size = int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
+    kv_heads = int(getattr(hf_config, "num_key_value_heads", None) or heads)
+    return 2 * element_bytes * int(hf_config.num_hidden_layers) * kv_heads * head_size

@@ -1,0 +1,1 @@
+"""What a frozen model says of the text that another one learns."""
