@@ -151,11 +151,13 @@ def _run_here(command: str, config: RunConfig) -> int:
             prepare_data(config)
             return 0
         case "export":
-            return _export(config)
-        case "report":
-            from trainer.run.keeper import show_forgetting
+            from trainer.command.export import export
 
-            show_forgetting(Path(config.run_dir))
+            return export(config)
+        case "report":
+            from trainer.report.announce import announce
+
+            announce(Path(config.run_dir))
             return 0
         case "replay generate":
             from trainer.command.train import start_generation
@@ -165,26 +167,6 @@ def _run_here(command: str, config: RunConfig) -> int:
             from trainer.command.train import start_ranks
 
             return start_ranks(command, config)
-
-
-def _export(config: RunConfig) -> int:
-    """Write a checkpoint, several adapters as one, or what lies between the base and a checkpoint."""
-    if config.export.adapters:
-        from trainer.command.combine import combine_adapters
-
-        return combine_adapters(config)
-    if config.export.interpolate is not None:
-        from trainer.command.interpolate import interpolate
-
-        return interpolate(config)
-    from trainer.checkpoint.named import find_checkpoint
-    from trainer.command.export import export_model
-
-    if config.gate.has_rules and not config.export.despite_gate:
-        from trainer.command.evaluate import refuse_failing
-
-        refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)
-    return export_model(config)
 
 
 def _load(invocation: Invocation) -> RunConfig:

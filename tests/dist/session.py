@@ -14,7 +14,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.store import load_config
 
 
-def make_inputs(group: Any, folder: str) -> None:
+def make_inputs(mesh: Any, folder: str) -> None:
     """Make the workspace; one rank."""
     make_workspace(Path(folder))
 
@@ -47,8 +47,8 @@ def loader_of(session: Any, rank: int | None = None, world_size: int | None = No
         list(session.stores),
         stores,
         mixing.plan,
-        session.group.rank if rank is None else rank,
-        session.group.world_size if world_size is None else world_size,
+        session.mesh.rank if rank is None else rank,
+        session.mesh.world_size if world_size is None else world_size,
         config.train.micro_batch_size,
         session.pad_id,
     )
@@ -72,7 +72,7 @@ def take_steps(session: Any, num_steps: int, total: int = 8) -> list[dict[str, f
     for step in range(num_steps):
         session.engine.set_lr(config.optim.lr * lr_factor(step, total, config.schedule))
         result = train_step(
-            session.engine, loader.read(step), loader.names, session.group, session.flash, False
+            session.engine, loader.read(step), loader.names, session.mesh, session.flash, False
         )
         assert result.is_sound
         records.append({"loss": result.loss, "grad_norm": result.grad_norm})

@@ -61,16 +61,16 @@ def overrides_of(folder: Path, method: str, recipe: str, stage: int, num_ranks: 
     ]
 
 
-def train_all(group: Any, folder: str, cells: list[list[Any]]) -> None:
+def train_all(mesh: Any, folder: str, cells: list[list[Any]]) -> None:
     from trainer.command.fitting import fitted_here
     from trainer.config.check import check_config
     from trainer.config.store import compose_config
     from trainer.run import training
 
     for method, recipe, stage in cells:
-        config = compose_config(overrides_of(Path(folder), method, recipe, stage, group.world_size))
-        config = fitted_here(config, group.world_size, says=False)
-        check_config(config, group.world_size)
+        config = compose_config(overrides_of(Path(folder), method, recipe, stage, mesh.world_size))
+        config = fitted_here(config, mesh.world_size, says=False)
+        check_config(config, mesh.world_size)
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         assert training.run_training(config).value == "finished"
 

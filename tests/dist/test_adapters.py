@@ -82,7 +82,7 @@ def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[d
     return plain_steps(model, [group for group in groups if group["params"]], documents, NUM_STEPS)
 
 
-def reference(group: Any, workspace: str, run_dir: str, method: str) -> Any:
+def reference(mesh: Any, workspace: str, run_dir: str, method: str) -> Any:
     with session_of(config_of(workspace, run_dir)) as session:
         documents = documents_of(session, NUM_STEPS)
     return plain_peft(workspace, method, documents)
@@ -103,7 +103,7 @@ def expected(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory
     return of
 
 
-def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
+def trained(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
     results = []
     for index, overrides in enumerate(variants):
         with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
@@ -157,7 +157,7 @@ TRAINED = {
 """What the names of all that a checkpoint holds contain one of."""
 
 
-def train_and_resume(group: Any, workspace: str, folder: str, overrides: list[str]) -> None:
+def train_and_resume(mesh: Any, workspace: str, folder: str, overrides: list[str]) -> None:
     """Train to step 6, and from the checkpoint of step 3; the disk has room for adapters, not for whole models."""
     from safetensors.torch import load_file
 
@@ -169,21 +169,21 @@ def train_and_resume(group: Any, workspace: str, folder: str, overrides: list[st
     with pytest.MonkeyPatch.context() as patch:
         usage = SimpleNamespace(total=room, used=0, free=room)
         patch.setattr(shutil, "disk_usage", lambda path: usage)
-        train_twice(group, workspace, folder, overrides)
+        train_twice(mesh, workspace, folder, overrides)
 
 
-def train_twice(group: Any, workspace: str, folder: str, overrides: list[str]) -> None:
+def train_twice(mesh: Any, workspace: str, folder: str, overrides: list[str]) -> None:
     from trainer.config.snapshot import freeze
     from trainer.run import training
 
     steps = ["train.max_steps=6", "checkpoint.every_steps=3", "zero.dtype=bf16", "optim.lr=0.01"]
     for name in ("whole", "resumed"):
         run_dir = Path(folder) / name
-        if name == "resumed" and group.is_first:
+        if name == "resumed" and mesh.is_first:
             shutil.copytree(step_dir(Path(folder) / "whole", 3), step_dir(run_dir, 3))
-        group.barrier()
+        mesh.barrier()
         config = config_of(workspace, run_dir, *overrides, *steps)
-        if group.is_first:
+        if mesh.is_first:
             freeze(config, run_dir)
         assert training.run_training(config).value == "finished"
 
@@ -193,7 +193,7 @@ def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
     return {row["step"]: (row["loss"], row["grad_norm"]) for row in rows if "loss" in row}
 
 
-def exported(group: Any, run_dir: str, merge: bool) -> list[Any]:
+def exported(mesh: Any, run_dir: str, merge: bool) -> list[Any]:
     """Export and return the code, what plain peft or transformers says, and what the checkpoint holds."""
     from trainer.command.export import export_model
     from trainer.config.store import load_config
@@ -281,7 +281,7 @@ def test_an_adapter_resumes_bitwise_and_reloads_in_plain_peft(
         assert ("adapter_config.json" in files) == (has_adapter and not merge)
 
 
-def tampered(group: Any, workspace: str, run_dir: str) -> list[str]:
+def tampered(mesh: Any, workspace: str, run_dir: str) -> list[str]:
     """Return what the proofs say of an adapter that is not silent, and of a frozen parameter with one flipped bit."""
     from trainer.errors import SelfCheckError
     from trainer.evaluate.proofs.frozen import FrozenCheck, check_silent
@@ -290,17 +290,17 @@ def tampered(group: Any, workspace: str, run_dir: str) -> list[str]:
     tokens = torch.arange(40).numpy()
     with session_of(config_of(workspace, run_dir, *METHODS["lora"], "zero.stage=1")) as session:
         named = dict(session.engine.module.named_parameters())
-        assert check_silent(session.engine, tokens, group, False) == 0
+        assert check_silent(session.engine, tokens, mesh, False) == 0
         frozen = FrozenCheck(session.engine)
-        frozen.check(group)
+        frozen.check(mesh)
         base = next(p for n, p in named.items() if "base_layer" in n)
-        if group.rank == group.world_size - 1:
+        if mesh.rank == mesh.world_size - 1:
             base.data.view(torch.int32).reshape(-1)[7] ^= 1
         factor = next(p for n, p in named.items() if ".lora_B." in n)
         factor.data += 0.01
         for check in (
-            lambda: frozen.check(group),
-            lambda: check_silent(session.engine, tokens, group, False),
+            lambda: frozen.check(mesh),
+            lambda: check_silent(session.engine, tokens, mesh, False),
         ):
             with pytest.raises(SelfCheckError) as caught:
                 check()
@@ -327,7 +327,7 @@ REFUSED = {
 }
 
 
-def refused(group: Any, workspace: str, run_dir: str) -> list[str]:
+def refused(mesh: Any, workspace: str, run_dir: str) -> list[str]:
     from trainer.errors import ConfigError
 
     said = []
@@ -349,7 +349,7 @@ def test_what_cannot_be_tuned_is_refused_with_the_key_and_the_fix(pool, workspac
         assert "et tune." in said or "Names look like" in said or "Set data." in said or "Name the" in said
 
 
-def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:
+def resume_on_another_base(mesh: Any, workspace: str, folder: str) -> str:
     """Train an adapter, change one weight of its base, and return what the resumed run says."""
     from safetensors.torch import load_file, save_file
 
@@ -357,18 +357,18 @@ def resume_on_another_base(group: Any, workspace: str, folder: str) -> str:
     from trainer.run import training
 
     base = Path(folder) / "base"
-    if group.is_first:
+    if mesh.is_first:
         shutil.copytree(Path(workspace) / "model", base)
-    group.barrier()
+    mesh.barrier()
     # Without forgetting: its own check of the base would speak first.
     overrides = [*METHODS["lora"], f"model.path={base}", "train.max_steps=2", "evaluate.forgetting=false"]
     config = config_of(workspace, Path(folder) / "run", *overrides)
     assert training.run_training(config).value == "finished"
-    if group.is_first:
+    if mesh.is_first:
         tensors = load_file(base / "model.safetensors")
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] += 1
         save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    group.barrier()
+    mesh.barrier()
     with pytest.raises(DataError) as caught:
         training.run_training(config)
     return str(caught.value)

@@ -54,7 +54,7 @@ def refusal_of(workspace: str, run_dir: Path, *overrides: str) -> str:
     return sentence
 
 
-def refusals(group: Any, workspace: str, folder: str) -> dict[str, str]:
+def refusals(mesh: Any, workspace: str, folder: str) -> dict[str, str]:
     from tests.helpers.tiny import save_llama
     from trainer.engine.engine import gathered
     from trainer.model.verify_weights import verify_weights
@@ -135,7 +135,7 @@ def test_weights_of_zero_3_are_compared_and_random_ones_are_not(answers):
 # ---- told to stop
 
 
-def finish(group: Any, run_dir: str, whole_dir: str) -> None:
+def finish(mesh: Any, run_dir: str, whole_dir: str) -> None:
     """Resume the stopped run, and train the same without a stop."""
     import dataclasses
 

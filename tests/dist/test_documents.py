@@ -14,7 +14,7 @@ PACKED = 1e-5
 """Relative to the largest value: attention adds up over a longer row, with zeros in other places."""
 
 
-def compare_packed(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
+def compare_packed(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     """Compare logits and losses of documents in packs with the same documents alone."""
     import numpy as np
     import torch
@@ -25,10 +25,10 @@ def compare_packed(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
 
     def run(pack: Pack, seq_len: int) -> tuple[Any, Any]:
         micro = collate([pack], [0], seq_len, 0)
-        inputs = model_inputs(micro, group.device, session.flash)
+        inputs = model_inputs(micro, mesh.device, session.flash)
         with session.engine.evaluating():
             logits = session.engine.forward(**inputs).reshape(seq_len, -1)
-            _, nll_N = session.engine.forward(labels=labels_of(micro, group.device), **inputs)
+            _, nll_N = session.engine.forward(labels=labels_of(micro, mesh.device), **inputs)
         return logits, nll_N
 
     worst = {"logits": 0.0, "loss": 0.0, "documents": 0, "packs": 0}
@@ -65,7 +65,7 @@ def test_documents_in_a_pack_are_computed_as_if_alone(pool, workspace, tmp_path)
     assert worst["logits"] <= PACKED and worst["loss"] <= PACKED
 
 
-def probe(group: Any, workspace: str, run_dir: str) -> list[Any]:
+def probe(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
     """Return what the probe says of the model, of a plain causal mask, and of a deaf model."""
     import torch
 
@@ -79,7 +79,7 @@ def probe(group: Any, workspace: str, run_dir: str) -> list[Any]:
         return inputs | {"attention_mask": torch.ones_like(mask).tril()}
 
     with session_of(config_of(workspace, run_dir, "zero.dtype=bf16", "zero.stage=3")) as session:
-        arguments = (session.engine, 264, session.config.data.seq_len, group, session.flash)
+        arguments = (session.engine, 264, session.config.data.seq_len, mesh, session.flash)
         answers: list[Any] = [isolation.check_isolation(*arguments).moved]
         isolation.model_inputs = plain_causal
         try:
@@ -104,7 +104,7 @@ def test_the_isolation_probe_passes_and_notices_a_plain_causal_mask(pool, worksp
         assert "its own logits did not move" in deaf
 
 
-def held_out(group: Any, workspace: str, run_dir: str, micro_batch_sizes: list[int]) -> Any:
+def held_out(mesh: Any, workspace: str, run_dir: str, micro_batch_sizes: list[int]) -> Any:
     """Return (losses, batches run, packs held out) for each micro-batch size."""
     found = []
     for size in micro_batch_sizes:
@@ -113,7 +113,7 @@ def held_out(group: Any, workspace: str, run_dir: str, micro_batch_sizes: list[i
             calls: list[int] = []
             layout = session.held_out()
             losses = held_out_losses(
-                session.engine, layout, group, session.flash, on_batch=lambda calls=calls: calls.append(1)
+                session.engine, layout, mesh, session.flash, on_batch=lambda calls=calls: calls.append(1)
             )
             packs = [store.num_packs for store in layout.stores]
         found.append([losses, len(calls), packs])
@@ -139,7 +139,7 @@ def test_held_out_loss_of_an_uneven_number_of_packs_is_the_same_on_one_and_two_r
             assert loss == pytest.approx(one[0][0][name], rel=FP32)
 
 
-def take_targets(group: Any, workspace: str, run_dir: str) -> Any:
+def take_targets(mesh: Any, workspace: str, run_dir: str) -> Any:
     """Return each step's digest, counts over all ranks, and this rank's own targets."""
     with session_of(config_of(workspace, run_dir)) as session:
         loader = loader_of(session)

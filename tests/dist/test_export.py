@@ -18,17 +18,17 @@ ROUNDING = 4 * 2.0**-8
 """Four units in the last place of bf16, of the largest logit: each layer of the reloaded model rounds anew."""
 
 
-def train(group: Any, workspace: str, run_dir: str, overrides: list[str]) -> None:
+def train(mesh: Any, workspace: str, run_dir: str, overrides: list[str]) -> None:
     from trainer.config.snapshot import freeze
     from trainer.run import training
 
     config = config_of(workspace, run_dir, "zero.dtype=bf16", "train.max_steps=2", *overrides)
-    if group.is_first:
+    if mesh.is_first:
         freeze(config, Path(run_dir))
     assert training.run_training(config).value == "finished"
 
 
-def export(group: Any, run_dirs: list[str], dtype: str) -> list[dict[str, Any]]:
+def export(mesh: Any, run_dirs: list[str], dtype: str) -> list[dict[str, Any]]:
     """Export runs, reload the folders by transformers alone and compare with what training computed."""
     import torch
     from safetensors.torch import load_file
@@ -104,7 +104,7 @@ def test_a_reloaded_export_answers_as_the_trained_model_did(pool, runs, dtype):
         assert found["vocabulary"] == 260, name
 
 
-def export_tampered(group: Any, run_dir: str, folder: str) -> list[Any]:
+def export_tampered(mesh: Any, run_dir: str, folder: str) -> list[Any]:
     """Return what the command line says of a flipped bit, and what export says of other weights."""
     from trainer.cli import run_command
     from trainer.command.export import export_model
@@ -123,7 +123,7 @@ def export_tampered(group: Any, run_dir: str, folder: str) -> list[Any]:
     finally:
         os.environ.update(ranks)
     shutil.copytree(step_dir(other, 2), step_dir(other, 6))
-    commit_other_weights(other, group)
+    commit_other_weights(other, mesh)
     with pytest.raises(SelfCheckError) as caught:
         export_model(load_config(other / "config.yaml", [f"run_dir={other}"]))
     return [code, (flipped / "export").exists(), str(caught.value)]

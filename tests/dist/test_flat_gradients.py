@@ -13,7 +13,7 @@ from tests.dist.test_zero import BF16_LOSS, BF16_NORM, assert_close
 NUM_STEPS = 4
 
 
-def totals(group: Any) -> list[list[float]]:
+def totals(mesh: Any) -> list[list[float]]:
     """Return what two parameters and one padding element get in two steps, of three micro-batches and of one."""
     from trainer.engine.flat import FlatGradients
 
@@ -21,7 +21,7 @@ def totals(group: Any) -> list[list[float]]:
     parameters = [nn.Parameter(flat[0:2]), nn.Parameter(flat[2:5].view(3, 1))]
     gradients = FlatGradients(flat, parameters, [0, 2])
     found = []
-    share = 1.0 if group.is_first else 3.0
+    share = 1.0 if mesh.is_first else 3.0
     for step in ([256.0, 1.0, 1.0], [8.0]):
         for index, value in enumerate(step):
             parameters[0].grad = torch.full((2,), value * share, dtype=torch.bfloat16)
@@ -29,7 +29,7 @@ def totals(group: Any) -> list[list[float]]:
                 parameters[1].grad = torch.arange(3, dtype=torch.bfloat16).view(3, 1) * share
             gradients.collect()
             assert all(p.grad is None for p in parameters)
-        found.append(gradients.averaged(torch.distributed.group.WORLD, torch.float32).tolist())
+        found.append(gradients.averaged(torch.distributed.mesh.WORLD, torch.float32).tolist())
     return found
 
 
@@ -43,7 +43,7 @@ def test_ranks_get_the_mean(pool):
     assert pool(2).run(totals) == [expected] * 2
 
 
-def optimizers(group: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> list[str]:
+def optimizers(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> list[str]:
     found = []
     for index, overrides in enumerate(variants):
         with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
@@ -66,7 +66,7 @@ def test_only_what_trains_little_at_stage_1_has_flat_gradients(pool, workspace, 
     assert "FlatZeroOptimizer" not in others
 
 
-def steps(group: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
+def steps(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
     results = []
     for index, overrides in enumerate(variants):
         with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:

@@ -106,10 +106,10 @@ def test_an_adapter_is_trained_and_exported_in_float32(sources: Path, recipe: st
     assert "are the base's again" not in shown[f"export export.output_dir={recipe}-merged-auto"]
 
 
-def dtypes(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
+def dtypes(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     """Open a session with what each rank would have chosen for itself."""
-    mine = ["zero.dtype=fp32", "zero.dtype=bf16"][group.rank]
-    with session_of(config_of(workspace, run_dir, mine, f"zero.stage={group.rank + 1}")) as session:
+    mine = ["zero.dtype=fp32", "zero.dtype=bf16"][mesh.rank]
+    with session_of(config_of(workspace, run_dir, mine, f"zero.stage={mesh.rank + 1}")) as session:
         parameter = next(session.engine.module.parameters())
         return {
             "config": session.config.zero.dtype,

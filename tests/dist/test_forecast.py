@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trainer.config.optim import OptimConfig, ZeroConfig
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.engine.engine import build_engine
@@ -30,7 +30,7 @@ def live_storages() -> dict[int, torch.UntypedStorage]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
 
 
-def measure(group: Group, stage: int, num_micro_steps: int) -> dict[str, float]:
+def measure(mesh: Mesh, stage: int, num_micro_steps: int) -> dict[str, float]:
     """Return what lives after backward and inside the optimizer, in bytes a parameter; the second step."""
     others = live_storages()  # of engines before, held here so that no address is used again
 
@@ -40,7 +40,7 @@ def measure(group: Group, stage: int, num_micro_steps: int) -> dict[str, float]:
     layers = [torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(NUM_LAYERS)]
     model = torch.nn.Sequential(*layers).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    shape = batch_shape(num_micro_steps * group.world_size, 1, 1, group.world_size)
+    shape = batch_shape(num_micro_steps * mesh.world_size, 1, 1, mesh.world_size)
     zero = ZeroConfig(
         stage=stage, dtype="bf16", reduce_bucket_size=1000, persistence_threshold=0, sub_group_size=10**6
     )

@@ -25,14 +25,14 @@ def data(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def train(group: Any, workspace: str, data: str, run_dir: str, overrides: list[str]) -> None:
+def train(mesh: Any, workspace: str, data: str, run_dir: str, overrides: list[str]) -> None:
     from trainer.config.snapshot import freeze
     from trainer.run import training
 
     config = config_for(workspace, data, Path(run_dir), *OVERRIDES, *overrides)
-    if group.is_first:
+    if mesh.is_first:
         freeze(config, Path(run_dir))
-    group.barrier()
+    mesh.barrier()
     assert training.run_training(config).value == "finished"
 
 
@@ -93,7 +93,7 @@ def test_a_base_that_is_known_is_not_evaluated_again(run_dirs):
     assert "The base model's evaluation is known" in logs
 
 
-def refusals(group: Any, workspace: str, data: str, run_dir: str, other: str) -> list[str]:
+def refusals(mesh: Any, workspace: str, data: str, run_dir: str, other: str) -> list[str]:
     """Return what is said of another base, a gate on an unknown set, a failing gate, and other checkpoints."""
     from trainer.cli import run_command
     from trainer.command.evaluate import read_measurement, refuse_failing, run_evaluation
@@ -153,7 +153,7 @@ def test_another_base_and_a_failing_gate_are_refused(pool, workspace, data, run_
     assert code == "2"
 
 
-def interpolate(group: Any, run_dir: str) -> list[bool]:
+def interpolate(mesh: Any, run_dir: str) -> list[bool]:
     """Sweep alpha, then export the base end and tell whether it is the base."""
     import torch
     from safetensors.torch import load_file
@@ -194,7 +194,7 @@ def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs
     assert "Between the base and the tuned model" in (run_dirs[1] / "report.html").read_text()
 
 
-def recover(group: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
+def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
     """Return what the probe says, and held-out losses before and after it."""
     from trainer.checkpoint.state import TrainState
     from trainer.mix.mixing import Mixing
@@ -207,12 +207,12 @@ def recover(group: Any, workspace: str, data: str, run_dir: str, steps: int) -> 
     with session_of(config) as session:
         mixing = Mixing(config, session.stores, session.shape.packs_per_step)
         loader = loader_of(session)
-        parts = Parts(session.engine, loader, group, session.flash, None, None, None, None)
-        before = held_out_losses(session.engine, session.held_out(), group, session.flash)
+        parts = Parts(session.engine, loader, mesh, session.flash, None, None, None, None)
+        before = held_out_losses(session.engine, session.held_out(), mesh, session.flash)
         state = TrainState(last_losses=before, base_losses={"general": before["general"] - 1.0})
         found = probe_recovery(parts, config, session.stores, session.held_out(), mixing, state)
         loader.close()
-        after = held_out_losses(session.engine, session.held_out(), group, session.flash)
+        after = held_out_losses(session.engine, session.held_out(), mesh, session.flash)
     return [found, before, after]
 
 

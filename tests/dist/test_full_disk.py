@@ -80,7 +80,7 @@ def sentence_of(keeper: Any, step: int) -> str | None:
     return None
 
 
-def save_on_a_full_disk(group: Any, workspace: str, disk: str, stage: int) -> dict[str, Any]:
+def save_on_a_full_disk(mesh: Any, workspace: str, disk: str, stage: int) -> dict[str, Any]:
     """Save step 1 whole, then step 2 with ever more room, until it fits."""
     folder, answers = Path(disk), {}
     with session_of(
@@ -89,23 +89,23 @@ def save_on_a_full_disk(group: Any, workspace: str, disk: str, stage: int) -> di
         take_steps(session, 1)
         keeper = keeper_of(session, session.config, session.stores)
         keeper.resume()
-        before = group.broadcast(pages_free(folder))
+        before = mesh.broadcast(pages_free(folder))
         assert sentence_of(keeper, 1) is None
-        group.barrier()
-        total = group.broadcast(before - pages_free(folder))
+        mesh.barrier()
+        total = mesh.broadcast(before - pages_free(folder))
         room = [0, 1, 2, total // 4, total // 2, total - 3, total - 2]
         cases = {f"{left} of {total} pages": (fill, left) for left in room}
         cases |= {f"{left} inodes": (exhaust, left) for left in (0, 1, 2, 3, 5)}
         cases |= {"room for all but the pointer": (fill, total - 1), "room enough": (fill, total)}
         for name, (take, left) in cases.items():
-            taken = group.from_first(lambda take=take, left=left: take(folder, left))
+            taken = mesh.from_first(lambda take=take, left=left: take(folder, left))
             answers[name] = sentence_of(keeper, 2)
-            group.from_first(lambda taken=taken: remove(taken))
+            mesh.from_first(lambda taken=taken: remove(taken))
             if answers[name] is not None:
                 left_over = sorted(path.name for path in checkpoints_dir(folder / "run").iterdir())
                 assert left_over == ["latest", "step-00000001"], (name, left_over)
                 assert newest_verified(folder / "run", pytest.fail)[1].step == 1  # type: ignore[index]
-        answers["rank 1 alone"] = sentence_on_rank_1(group, keeper)
+        answers["rank 1 alone"] = sentence_on_rank_1(mesh, keeper)
     return answers
 
 
@@ -118,12 +118,12 @@ def remove(taken: Path) -> None:
         taken.unlink()
 
 
-def sentence_on_rank_1(group: Any, keeper: Any) -> str | None:
+def sentence_on_rank_1(mesh: Any, keeper: Any) -> str | None:
     """Save while one rank may write only so much of a file, as under a quota of its own."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        if not group.is_first:
+        if not mesh.is_first:
             resource.setrlimit(resource.RLIMIT_FSIZE, (3 * PAGE, before[1]))
         return sentence_of(keeper, 3)
     finally:

@@ -20,7 +20,7 @@ LOOSE = ("max_replacement=1", "max_repeated_ngrams=1")
 """Random weights seldom write valid UTF-8."""
 
 
-def generate(group: Any, workspace: str, folder: str, prompts: str) -> dict[str, Any]:
+def generate(mesh: Any, workspace: str, folder: str, prompts: str) -> dict[str, Any]:
     """Generate under a folder; return the bytes of the samples and what ranks did."""
     from trainer.command.replay import generate_on
     from trainer.runtime.signals import StopFlag
@@ -47,9 +47,9 @@ def generate(group: Any, workspace: str, folder: str, prompts: str) -> dict[str,
 
     TransformersSampler.sample = noted  # type: ignore[method-assign]
     try:
-        assert generate_on(group, config, StopFlag())
+        assert generate_on(mesh, config, StopFlag())
         first = len(numbers)
-        assert generate_on(group, config, StopFlag()), "the finished store was not found"
+        assert generate_on(mesh, config, StopFlag()), "the finished store was not found"
     finally:
         TransformersSampler.sample = original  # type: ignore[method-assign]
     assert len(numbers) == first, "a finished store was sampled again"

@@ -16,7 +16,7 @@ from trainer.checkpoint.commit import commit
 from trainer.checkpoint.layout import FINGERPRINT, checkpoints_dir, step_dir
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.state import TrainState
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.errors import CheckpointError
 
 
@@ -34,19 +34,19 @@ def forge(run_dir: Path, change: float) -> None:
         save_file(tensors | {"logits": tensors["logits"] + change}, staging / FINGERPRINT)
         return [seal(f) for f in staging.rglob("*") if f.is_file() and f.name != "manifest.json"]
 
-    alone = Group(0, 0, 1, torch.device("cpu"))
+    alone = Mesh(0, 0, 1, torch.device("cpu"))
     commit(run_dir, dataclasses.replace(read_manifest(source), files={}), write, alone)
 
 
-def go_on(group: Any, workspace: str, folder: str, stage: int, change: float) -> None:
+def go_on(mesh: Any, workspace: str, folder: str, stage: int, change: float) -> None:
     from trainer.run import training
 
     whole, again = Path(folder) / "whole", Path(folder) / "again"
     assert training.run_training(config_for(workspace, whole, stage)).value == "finished"
-    if group.is_first:
+    if mesh.is_first:
         shutil.copytree(whole, again)
         forge(again, change)
-    group.barrier()
+    mesh.barrier()
     assert training.run_training(config_for(workspace, again, stage)).value == "finished"
 
 
@@ -67,7 +67,7 @@ def test_a_newest_checkpoint_that_is_not_sound_is_set_aside_and_the_one_before_g
     assert {record["step"] for record in aside} == {4, 5, 6}
 
 
-def start_over(group: Any, workspace: str, folder: str) -> list[str]:
+def start_over(mesh: Any, workspace: str, folder: str) -> list[str]:
     from trainer.run import training
 
     run_dir = Path(folder)
@@ -111,14 +111,14 @@ def test_a_run_never_starts_over_by_itself_and_keeps_all_when_it_is_told_to(pool
     assert len(runs) == 3
 
 
-def save_with_a_nan(group: Any, workspace: str, run_dir: str) -> list[str | None]:
+def save_with_a_nan(mesh: Any, workspace: str, run_dir: str) -> list[str | None]:
     """Save a sound model, and one that is broken on one rank."""
     with session_of(config_of(workspace, run_dir, "zero.stage=1", "zero.dtype=bf16")) as session:
         take_steps(session, 1)
         keeper = keeper_of(session, session.config, session.stores)
         keeper.resume()
         answers = [keeper.save(TrainState(step=1))]
-        if not group.is_first:
+        if not mesh.is_first:
             next(iter(session.engine.module.parameters())).data.view(-1)[5] = torch.inf
         answers.append(keeper.save(TrainState(step=2)))
     return answers
@@ -130,7 +130,7 @@ def test_weights_that_are_not_finite_are_never_committed_and_take_no_place(pool,
     assert sorted(path.name for path in checkpoints_dir(tmp_path).iterdir()) == ["latest", "step-00000001"]
 
 
-def look_at_shards(group: Any, workspace: str, run_dir: str) -> list[Any]:
+def look_at_shards(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
     """Tell what is said of a NaN in the padding of one rank's shard, and of one in its values."""
     found: list[Any] = []
     with session_of(config_of(workspace, run_dir, "zero.stage=3", "zero.dtype=bf16")) as session:
@@ -147,7 +147,7 @@ def look_at_shards(group: Any, workspace: str, run_dir: str) -> list[Any]:
         found.append(engine.has_finite_weights())
         parameter.ds_numel = numel
         found.append(engine.has_finite_weights())
-        if group.is_first:
+        if mesh.is_first:
             shard.data[-1] = kept
         found.append(engine.has_finite_weights())
         found.append(keeper.save(TrainState(step=1)))

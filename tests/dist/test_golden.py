@@ -55,15 +55,15 @@ def arithmetic() -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def train_all(group: Any, workspace: str, folder: str, names: list[str]) -> dict[str, Any]:
+def train_all(mesh: Any, workspace: str, folder: str, names: list[str]) -> dict[str, Any]:
     """Train every run and return what each step of it recorded."""
     from trainer.command.prepare import prepare_data
     from trainer.run import training
 
     old = Path(folder) / "old.jsonl"
-    if group.is_first:
+    if mesh.is_first:
         write_documents(old, 60, 50, ragged=True)
-    group.barrier()
+    mesh.barrier()
     found: dict[str, Any] = {"arithmetic": arithmetic()}
     for name in names:
         overrides = [*RUNS[name], f"train.max_steps={STEPS}", "evaluate.every_steps=2", "log.every_steps=1"]
@@ -71,10 +71,10 @@ def train_all(group: Any, workspace: str, folder: str, names: list[str]) -> dict
             overrides.append(f"data.sources.old.path={old}")
         run_dir = Path(folder) / name
         config = config_of(workspace, run_dir, *overrides)
-        if group.is_first:
+        if mesh.is_first:
             run_dir.mkdir(parents=True)
             prepare_data(config)
-        group.barrier()
+        mesh.barrier()
         assert training.run_training(config).value == "finished"
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         found[name] = {
@@ -122,11 +122,11 @@ def write_golden() -> None:
     FILE.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
 
 
-def make_inputs_once(group: Any, folder: str) -> None:
+def make_inputs_once(mesh: Any, folder: str) -> None:
     """Make the workspace on the first rank."""
-    if group.is_first:
-        make_inputs(group, folder)
-    group.barrier()
+    if mesh.is_first:
+        make_inputs(mesh, folder)
+    mesh.barrier()
 
 
 if __name__ == "__main__":

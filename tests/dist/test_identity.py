@@ -114,7 +114,7 @@ def edits(run_dir: Path, here: Path) -> dict[str, Said]:
     return found
 
 
-def live(group: Any, workspace: str, folder: str) -> dict[str, Any]:
+def live(mesh: Any, workspace: str, folder: str) -> dict[str, Any]:
     here, before = Path(folder), os.getcwd()
     try:
         run_dir = train_here(workspace, here)

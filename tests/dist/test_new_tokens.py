@@ -20,7 +20,7 @@ NEW = ["<tool>", "<end>", "<a>", "<b>", "<c>", "<d>"]
 METHOD = ["tune.method=lora", "tune.r=4", f"model.new_tokens={NEW}"]
 
 
-def make_data(group: Any, workspace: str, data: str) -> None:
+def make_data(mesh: Any, workspace: str, data: str) -> None:
     from trainer.command.prepare import prepare_data
 
     rows = [{"text": f"Ask {i} <tool>{i} times {i % 7}<end> and go on. " * (1 + i % 3)} for i in range(80)]
@@ -79,12 +79,12 @@ def plain_peft(session: Any, workspace: str, model: str) -> list[dict[str, float
     return plain_steps(tuned, groups, documents_of(session, NUM_STEPS), NUM_STEPS)
 
 
-def expected_steps(group: Any, workspace: str, data: str, model: str, run_dir: str) -> Any:
+def expected_steps(mesh: Any, workspace: str, data: str, model: str, run_dir: str) -> Any:
     with session_of(config_of_tools(workspace, data, model, run_dir)) as session:
         return plain_peft(session, workspace, model)
 
 
-def trained(group: Any, workspace: str, data: str, model: str, run_dir: str, stages: list[int]) -> Any:
+def trained(mesh: Any, workspace: str, data: str, model: str, run_dir: str, stages: list[int]) -> Any:
     results = []
     for stage in stages:
         config = config_of_tools(workspace, data, model, f"{run_dir}/{stage}", f"zero.stage={stage}")
@@ -107,7 +107,7 @@ def test_new_tokens_take_the_steps_of_plain_peft(pool, workspace, data, model, t
         assert_close(records, expected, FP32, FP32 * 10)
 
 
-def train_and_resume(group: Any, workspace: str, data: str, model: str, folder: str) -> None:
+def train_and_resume(mesh: Any, workspace: str, data: str, model: str, folder: str) -> None:
     from trainer.config.snapshot import freeze
     from trainer.run import training
 
@@ -120,11 +120,11 @@ def train_and_resume(group: Any, workspace: str, data: str, model: str, folder: 
     ]
     for name in ("whole", "resumed"):
         run_dir = Path(folder) / name
-        if name == "resumed" and group.is_first:
+        if name == "resumed" and mesh.is_first:
             shutil.copytree(step_dir(Path(folder) / "whole", 3), step_dir(run_dir, 3))
-        group.barrier()
+        mesh.barrier()
         config = config_of_tools(workspace, data, model, str(run_dir), *words)
-        if group.is_first:
+        if mesh.is_first:
             freeze(config, run_dir)
         assert training.run_training(config).value == "finished"
 

@@ -12,7 +12,7 @@ import pytest
 from tests.dist.session import config_of, loader_of, session_of
 
 
-def poisoned_steps(group: Any, workspace: str, run_dir: str, overrides: list[str], kind: str) -> Any:
+def poisoned_steps(mesh: Any, workspace: str, run_dir: str, overrides: list[str], kind: str) -> Any:
     """Train three steps, the second poisoned in one micro-batch of one rank."""
     import torch
 
@@ -26,9 +26,9 @@ def poisoned_steps(group: Any, workspace: str, run_dir: str, overrides: list[str
         def poisoned(**inputs: Any) -> Any:
             out = forward(**inputs)
             calls.append(1)
-            if kind == "inf" and group.is_first and len(calls) == 1:
+            if kind == "inf" and mesh.is_first and len(calls) == 1:
                 return out[0] * torch.inf, out[1]
-            if kind == "nan" and group.is_first and len(calls) == 1:
+            if kind == "nan" and mesh.is_first and len(calls) == 1:
                 return out[0] * torch.nan, out[1] * torch.nan
             return out
 
@@ -36,7 +36,7 @@ def poisoned_steps(group: Any, workspace: str, run_dir: str, overrides: list[str
             before = answers_of(session)
             engine.set_lr(1e-3)
             engine.forward = poisoned if step == 1 else forward
-            result = train_step(engine, loader.read(step), loader.names, group, session.flash, False)
+            result = train_step(engine, loader.read(step), loader.names, mesh, session.flash, False)
             engine.forward = forward
             moved = float((answers_of(session) - before).abs().max())
             records.append([result.is_applied, result.is_sound, result.loss, result.grad_norm, moved])
@@ -51,7 +51,7 @@ def answers_of(session: Any) -> Any:
     from trainer.evaluate.proofs.fingerprint import take_fingerprint
 
     tokens = np.arange(4, 60)
-    return take_fingerprint(session.engine, tokens, session.group, session.flash).logits_KV
+    return take_fingerprint(session.engine, tokens, session.mesh, session.flash).logits_KV
 
 
 def assert_skipped(results: list[Any], kind: str) -> None:
@@ -99,7 +99,7 @@ def test_one_poisoned_batch_is_skipped_at_stage_0_and_in_fp32(pool, workspace, t
     assert_skipped(results, "inf")
 
 
-def train_broken_model(group: Any, workspace: str, folder: str) -> list[Any]:
+def train_broken_model(mesh: Any, workspace: str, folder: str) -> list[Any]:
     """Train a model whose weights hold a NaN."""
     import shutil
 
@@ -108,12 +108,12 @@ def train_broken_model(group: Any, workspace: str, folder: str) -> list[Any]:
     from trainer.run import training
 
     model = Path(folder) / "broken"
-    if group.is_first:
+    if mesh.is_first:
         shutil.copytree(Path(workspace) / "model", model)
         tensors = load_file(model / "model.safetensors")
         tensors["model.norm.weight"][3] = math.nan
         save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    group.barrier()
+    mesh.barrier()
     config = config_of(
         workspace,
         f"{folder}/run",

@@ -58,7 +58,7 @@ def plain_peft(workspace: str, method: str, documents: dict[str, Any]) -> list[d
     return plain_steps(model, [group for group in groups if group["params"]], documents, NUM_STEPS)
 
 
-def reference(group: Any, workspace: str, run_dir: str) -> Any:
+def reference(mesh: Any, workspace: str, run_dir: str) -> Any:
     with session_of(config_of(workspace, run_dir)) as session:
         documents = documents_of(session, NUM_STEPS)
     return {method: plain_peft(workspace, method, documents) for method in METHODS}
@@ -70,7 +70,7 @@ def expected(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory
     return pool(1).run(reference, workspace=workspace, run_dir=run_dir)[0]
 
 
-def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
+def trained(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
     """Train and return the steps, the counts, and the bytes of the frozen base on this rank before and after."""
     from trainer.evaluate.proofs.frozen import FrozenCheck, check_silent
     from trainer.model.tune.quantise import held_bytes
@@ -78,11 +78,11 @@ def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]])
     results = []
     for index, overrides in enumerate(variants):
         with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
-            assert check_silent(session.engine, torch.arange(40).numpy(), group, False) == 0
+            assert check_silent(session.engine, torch.arange(40).numpy(), mesh, False) == 0
             frozen = FrozenCheck(session.engine)
             before = held_bytes(session.engine.module)
             steps = take_steps(session, NUM_STEPS)
-            frozen.check(group)
+            frozen.check(mesh)
             assert held_bytes(session.engine.module) == before
             results.append([steps, session.tuned.num_trainable, session.tuned.num_total, before])
     return results
@@ -116,7 +116,7 @@ def test_a_base_in_4_bits_takes_the_steps_of_plain_peft(
     assert all(one == same[0] for one in same), "ranks report different numbers"
 
 
-def sharded(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
+def sharded(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     """Return what this rank holds of the packed weights, and how many whole ones live between the passes."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -141,8 +141,8 @@ def sharded(group: Any, workspace: str, run_dir: str) -> dict[str, Any]:
         def living() -> list[int]:
             take_steps(session, 1)
             gathered.clear()
-            inputs = model_inputs(micro, group.device, session.flash)
-            loss, *_ = session.engine.forward(labels=labels_of(micro, group.device), **inputs)
+            inputs = model_inputs(micro, mesh.device, session.flash)
+            loss, *_ = session.engine.forward(labels=labels_of(micro, mesh.device), **inputs)
             assert loss.requires_grad  # and what backward needs is there
             return [len(gathered), sum(not one.expired() for one in gathered)]
 
@@ -171,7 +171,7 @@ def test_zero_3_shards_the_packed_base_and_lets_go_of_what_it_gathers(pool, work
         assert found["theirs"][1] > 7, "bitsandbytes lets go by itself now: use its own forward"
 
 
-def exported(group: Any, run_dir: str, merge: bool) -> dict[str, Any]:
+def exported(mesh: Any, run_dir: str, merge: bool) -> dict[str, Any]:
     """Export, and compare with what plain bitsandbytes and peft say: nothing of ours but the fingerprint."""
     import contextlib
     import io
@@ -218,7 +218,7 @@ def exported(group: Any, run_dir: str, merge: bool) -> dict[str, Any]:
     }
 
 
-def measured(group: Any, run_dir: str) -> dict[str, Any]:
+def measured(mesh: Any, run_dir: str) -> dict[str, Any]:
     """Return what the base evaluation, the report, the gate and an interpolation say of a run."""
     from trainer.command.evaluate import gate_passes, run_evaluation
     from trainer.command.interpolate import interpolate
@@ -285,7 +285,7 @@ def test_a_base_in_4_bits_is_not_resumed_in_full_precision(pool, workspace, tmp_
     assert "the weights of the base (`model.path`) have changed" in said
 
 
-def resume_otherwise(group: Any, workspace: str, run_dir: str) -> str:
+def resume_otherwise(mesh: Any, workspace: str, run_dir: str) -> str:
     from trainer.errors import DataError
     from trainer.run import training
 

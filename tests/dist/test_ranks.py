@@ -12,13 +12,13 @@ import pytest
 from tests.helpers.ranks import RankFailure, Ranks
 
 
-def misbehave(group: Any, how: str) -> list[int]:
-    if how == "hang" and group.rank == 1:
+def misbehave(mesh: Any, how: str) -> list[int]:
+    if how == "hang" and mesh.rank == 1:
         time.sleep(600)
-    if how == "die" and group.rank == 1:
+    if how == "die" and mesh.rank == 1:
         os._exit(3)
-    group.barrier()
-    return [os.getpid(), round(group.sum([group.rank + 1.0])[0])] if how == "work" else []
+    mesh.barrier()
+    return [os.getpid(), round(mesh.sum([mesh.rank + 1.0])[0])] if how == "work" else []
 
 
 def is_running(pid: int) -> bool:

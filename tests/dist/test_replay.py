@@ -38,7 +38,7 @@ def config_for(workspace: str, data: str, run_dir: Path, *overrides: str) -> Any
     )
 
 
-def make_data(group: Any, workspace: str, data: str) -> None:
+def make_data(mesh: Any, workspace: str, data: str) -> None:
     from trainer.command.prepare import prepare_data
 
     for seed, name in enumerate(SOURCES):
@@ -47,13 +47,13 @@ def make_data(group: Any, workspace: str, data: str) -> None:
 
 
 def train(
-    group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]
+    mesh: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]
 ) -> None:
     from trainer.run import training
 
-    if copy_from and group.is_first:
+    if copy_from and mesh.is_first:
         shutil.copytree(step_dir(Path(copy_from), 4), step_dir(Path(run_dir), 4))
-    group.barrier()
+    mesh.barrier()
     assert training.run_training(config_for(workspace, data, Path(run_dir), *overrides)).value == "finished"
 
 

@@ -41,7 +41,7 @@ def config_for(workspace: str, data: str, run_dir: str | Path, *overrides: str) 
     )
 
 
-def make_data(group: Any, workspace: str, data: str) -> None:
+def make_data(mesh: Any, workspace: str, data: str) -> None:
     from trainer.command.prepare import prepare_data
 
     write_documents(Path(data) / "old.jsonl", 60, 50, ragged=True)
@@ -68,15 +68,15 @@ def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     from trainer.run.step import train_step
     from trainer.teacher.base_model import CachedBase
 
-    config, group = session.config, session.group
+    config, mesh = session.config, session.group
     mixing = Mixing(config, session.stores, session.shape.packs_per_step)
     reference = build_reference(session, mixing)
     loader = TrainLoader(
         list(session.stores),
         [store.train for store in session.stores.values()],
         mixing.plan,
-        group.rank,
-        group.world_size,
+        mesh.rank,
+        mesh.world_size,
         config.train.micro_batch_size,
         session.pad_id,
         reference,
@@ -85,9 +85,7 @@ def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     records = []
     for step in range(NUM_STEPS):
         session.engine.set_lr(config.optim.lr * lr_factor(step, NUM_STEPS, config.schedule))
-        result = train_step(
-            session.engine, loader.read(step), loader.names, group, session.flash, False, base
-        )
+        result = train_step(session.engine, loader.read(step), loader.names, mesh, session.flash, False, base)
         assert result.is_sound
         if base is not None:
             assert result.num_kl_tokens == result.num_targets["old"]
@@ -99,7 +97,7 @@ def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     return records, loader
 
 
-def trained(group: Any, workspace: str, data: str, run_dir: str, variants: list[list[str]]) -> Any:
+def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[list[str]]) -> Any:
     found = []
     for index, overrides in enumerate(variants):
         with session_of(config_for(workspace, data, f"{run_dir}/{index}", *overrides)) as session:
@@ -107,7 +105,7 @@ def trained(group: Any, workspace: str, data: str, run_dir: str, variants: list[
     return found
 
 
-def plain_torch(group: Any, workspace: str, data: str, run_dir: str) -> list[dict[str, float]]:
+def plain_torch(mesh: Any, workspace: str, data: str, run_dir: str) -> list[dict[str, float]]:
     """Train with nothing of ours but the batches: every document alone, autograd's KL to a frozen second model."""
     from transformers import AutoModelForCausalLM
 
@@ -200,13 +198,13 @@ def test_every_stage_and_number_of_ranks_takes_the_steps_of_plain_torch(
 
 
 def train(
-    group: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]
+    mesh: Any, workspace: str, data: str, run_dir: str, copy_from: str | None, overrides: list[str]
 ) -> None:
     from trainer.run import training
 
-    if copy_from and group.is_first:
+    if copy_from and mesh.is_first:
         shutil.copytree(step_dir(Path(copy_from), 3), step_dir(Path(run_dir), 3))
-    group.barrier()
+    mesh.barrier()
     assert training.run_training(config_for(workspace, data, run_dir, *overrides)).value == "finished"
 
 
@@ -254,7 +252,7 @@ def test_a_resumed_run_is_bitwise_the_same_and_a_lost_reference_is_made_from_the
     assert states[0] == states[1] == states[2]
 
 
-def nearness(group: Any, workspace: str, data: str, run_dir: str) -> list[list[float]]:
+def nearness(mesh: Any, workspace: str, data: str, run_dir: str) -> list[list[float]]:
     """Return (KL to the base on held-out replay, loss on the target) after training at several betas."""
     from trainer.evaluate.held_out import HeldOut
     from trainer.evaluate.kl import divergence_by_piece, take_references
@@ -264,9 +262,9 @@ def nearness(group: Any, workspace: str, data: str, run_dir: str) -> list[list[f
         config = config_for(workspace, data, f"{run_dir}/{beta}", f"replay.kl.beta={beta}")
         with session_of(config) as session:
             prompts = HeldOut(["old"], [session.stores["old"].validation], 8, 1, session.pad_id)
-            before = take_references(session.engine, prompts, group, session.flash)
+            before = take_references(session.engine, prompts, mesh, session.flash)
             records, _ = take_steps(session)
-            kl = divergence_by_piece(session.engine, prompts, before, group, session.flash)["old"]
+            kl = divergence_by_piece(session.engine, prompts, before, mesh, session.flash)["old"]
             found.append([sum(kl[0]) / sum(kl[1]), records[0]["loss"], records[-1]["loss"]])
     return found
 
@@ -297,7 +295,7 @@ def test_off_by_default_nothing_is_asked_and_nothing_is_reported(pool, workspace
     assert all(set(row) == {"loss", "loss/old", "grad_norm"} for row in rows(tmp_path / "run").values())
 
 
-def asked_and_read(group: Any, workspace: str, data: str, run_dir: str) -> list[Any]:
+def asked_and_read(mesh: Any, workspace: str, data: str, run_dir: str) -> list[Any]:
     """Return what the reference says of a batch, and what the model says when it is asked, as an adapter's base is."""
     from trainer.engine.inputs import labels_of, model_inputs
     from trainer.mix.loader import TrainLoader
@@ -311,18 +309,18 @@ def asked_and_read(group: Any, workspace: str, data: str, run_dir: str) -> list[
         reference = build_reference(session, mixing)
         splits = [store.train for store in session.stores.values()]
         loader = TrainLoader(
-            list(session.stores), splits, mixing.plan, group.rank, group.world_size, 2, 0, reference
+            list(session.stores), splits, mixing.plan, mesh.rank, mesh.world_size, 2, 0, reference
         )
         found = []
         for micro in loader.read(0).micro_batches:
-            cached = CachedBase(1.0).top_tokens(session.engine, micro, group, False)
-            labels = labels_of(micro, group.device)
+            cached = CachedBase(1.0).top_tokens(session.engine, micro, mesh, False)
+            labels = labels_of(micro, mesh.device)
             for row, source in enumerate(micro.source_B):
                 if loader.names[source] != "old":
                     labels[row] = -100
             with session.engine.evaluating():
                 ids, log_probs = session.engine.forward(
-                    labels=labels, num_top=64, **model_inputs(micro, group.device, False)
+                    labels=labels, num_top=64, **model_inputs(micro, mesh.device, False)
                 )
             assert (cached is None) == (len(ids) == 0)
             if cached is not None:
@@ -342,7 +340,7 @@ def test_a_base_that_is_asked_says_what_the_reference_says(pool, workspace, data
         assert same > 0.99 and distance < 8 * 2.0**-11  # log-probabilities of 4 to 8, rounded to float16
 
 
-def failures(group: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
+def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
     """Let builds of the reference fail in several ways and say what they raised and left."""
     from trainer.mix.mixing import Mixing
     from trainer.run.session import build_reference
@@ -357,9 +355,9 @@ def failures(group: Any, workspace: str, data: str, run_dir: str) -> dict[str, A
             answers[name] = opened.num_positions
         except (DataError, RuntimeError) as error:
             answers[name] = f"{type(error).__name__}: {error}"
-        group.barrier()
+        mesh.barrier()
         answers[f"{name} left"] = [path.name for path in references(data)]
-        group.barrier()
+        mesh.barrier()
 
     with session_of(config_for(workspace, data, run_dir)) as session:
         add, free, forward = reference.ReferenceWriter.add, cached.bytes_free, session.engine.forward
@@ -367,7 +365,7 @@ def failures(group: Any, workspace: str, data: str, run_dir: str) -> dict[str, A
         def fails(*arguments: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        if group.rank == 1:
+        if mesh.rank == 1:
             reference.ReferenceWriter.add = fails
         attempt("write", session)
         reference.ReferenceWriter.add = add

@@ -34,7 +34,7 @@ def config_for(workspace: str, run_dir: Path, stage: int, more: list[str] | None
 
 
 def train_twice(
-    group: Any, workspace: str, folder: str, stages: list[int], overrides: list[str] | None = None
+    mesh: Any, workspace: str, folder: str, stages: list[int], overrides: list[str] | None = None
 ) -> None:
     """Train six steps; then again from a copy of the checkpoint after three."""
     from trainer.run import training
@@ -42,9 +42,9 @@ def train_twice(
     for stage in stages:
         whole, resumed = Path(folder) / f"whole-{stage}", Path(folder) / f"resumed-{stage}"
         assert training.run_training(config_for(workspace, whole, stage, overrides)).value == "finished"
-        if group.is_first:
+        if mesh.is_first:
             shutil.copytree(step_dir(whole, 3), step_dir(resumed, 3))
-        group.barrier()
+        mesh.barrier()
         assert training.run_training(config_for(workspace, resumed, stage, overrides)).value == "finished"
 
 
@@ -166,7 +166,7 @@ def keeper_of(session: Any, config: Any, stores: Any) -> Any:
     from trainer.run.keeper import Keeper
 
     mixing = Mixing(config, stores, session.shape.packs_per_step)
-    keeper = Keeper(Path(config.run_dir), session.engine, session.group, session.flash, config, mixing)
+    keeper = Keeper(Path(config.run_dir), session.engine, session.mesh, session.flash, config, mixing)
     keeper.prepare(session.held_out(), stores, session.loaded.num_parameters, None)
     return keeper
 
@@ -177,13 +177,13 @@ def refusal_of(keeper: Any) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def resume_alone(group: Any, workspace: str, run_dir: str) -> str:
+def resume_alone(mesh: Any, workspace: str, run_dir: str) -> str:
     config = config_for(workspace, Path(run_dir), 1)
     with session_of(config) as session:
         return refusal_of(keeper_of(session, config, session.stores))
 
 
-def refusals(group: Any, workspace: str, run_dir: str) -> dict[str, str]:
+def refusals(mesh: Any, workspace: str, run_dir: str) -> dict[str, str]:
     config = config_for(workspace, Path(run_dir), 0)
     answers = {}
     with session_of(config) as session:
@@ -195,14 +195,14 @@ def refusals(group: Any, workspace: str, run_dir: str) -> dict[str, str]:
         other = dataclasses.replace(config, seed=5)
         answers["config"] = refusal_of(keeper_of(session, other, session.stores))
         assert keeper_of(session, config, session.stores).resume().step == 6
-        commit_other_weights(Path(run_dir), group)
+        commit_other_weights(Path(run_dir), mesh)
         for step in (3, 6):
             shutil.rmtree(step_dir(Path(run_dir), step))
         answers["weights"] = refusal_of(keeper_of(session, config, session.stores))
     return answers
 
 
-def commit_other_weights(run_dir: Path, group: Any) -> None:
+def commit_other_weights(run_dir: Path, mesh: Any) -> None:
     """Commit a checkpoint that verifies, whose weights are not those that its fingerprint saw."""
     import torch
 
@@ -218,4 +218,4 @@ def commit_other_weights(run_dir: Path, group: Any) -> None:
         torch.save(states, path)
         return [seal(f) for f in staging.rglob("*") if f.is_file() and f.name != "manifest.json"]
 
-    commit(run_dir, dataclasses.replace(read_manifest(source), step=7, files={}), write, group)
+    commit(run_dir, dataclasses.replace(read_manifest(source), step=7, files={}), write, mesh)

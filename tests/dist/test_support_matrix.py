@@ -66,14 +66,14 @@ def write_sources(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text(body, encoding="utf-8")
 
 
-def train_all(group: Any, folder: str, cells: list[list[Any]]) -> None:
+def train_all(mesh: Any, folder: str, cells: list[list[Any]]) -> None:
     from trainer.command.fitting import fitted_here
     from trainer.config.store import compose_config
     from trainer.run import training
 
     for recipe, stage in cells:
         config = compose_config(overrides_of(Path(folder), recipe, stage))
-        config = fitted_here(config, group.world_size, says=False)
+        config = fitted_here(config, mesh.world_size, says=False)
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         assert training.run_training(config).value == "finished"
 

@@ -25,7 +25,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_tasks(tmp_path_factory.mktemp("tasks")))
 
 
-def score(group: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> list[Any]:
+def score(mesh: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> list[Any]:
     """Return the base's scores and some answers; nothing is taken from another run."""
     from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
     from trainer.run.session import build_task_scores
@@ -40,11 +40,11 @@ def score(group: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> l
         "evaluate.tasks.num_fewshot=1",
     )
     with session_of(config) as session:
-        group.barrier()
-        if group.is_first:
+        mesh.barrier()
+        if mesh.is_first:
             for path in (Path(config.data.cache_dir) / "evaluations").glob("tasks-*"):
                 path.unlink()
-        group.barrier()
+        mesh.barrier()
         task_scores = build_task_scores(session)
         scores = [one.to_plain() for one in task_scores.measure_base()]
         prompts = [Prompt(list(range(50, 53 + 7 * n)), 3 + 2 * n, ()) for n in range(5)]
@@ -73,14 +73,14 @@ def test_scores_do_not_depend_on_ranks_or_sharding(pool, workspace, tasks, tmp_p
             assert one["value"] == pytest.approx(other["value"], rel=1e-5)
 
 
-def ask_differently(group: Any, workspace: str, tasks: str, run_dir: str) -> str:
+def ask_differently(mesh: Any, workspace: str, tasks: str, run_dir: str) -> str:
     from trainer.evaluate.tasks.lm import EngineLM
     from trainer.run.session import build_task_scores
 
     config = config_of(workspace, run_dir, ASKED, f"evaluate.tasks.include_path={tasks}")
     with session_of(config) as session:
         model = build_task_scores(session)._model
-        request = type("Request", (), {"args": (f"rank {group.rank}", " more")})()
+        request = type("Request", (), {"args": (f"rank {mesh.rank}", " more")})()
         with pytest.raises(DataError) as refused:
             EngineLM(model, session.tokenizer).loglikelihood([request])
     return str(refused.value)
@@ -91,7 +91,7 @@ def test_ranks_that_were_asked_different_things_say_so_instead_of_waiting(pool, 
     assert len(said) == 2 and all("must ask every rank the same" in sentence for sentence in said)
 
 
-def train(group: Any, workspace: str, tasks: str, run_dir: str) -> None:
+def train(mesh: Any, workspace: str, tasks: str, run_dir: str) -> None:
     from trainer.config.snapshot import freeze
     from trainer.run import training
 
@@ -104,9 +104,9 @@ def train(group: Any, workspace: str, tasks: str, run_dir: str) -> None:
         f"evaluate.tasks.include_path={tasks}",
         "evaluate.kl_packs=1",
     )
-    if group.is_first:
+    if mesh.is_first:
         freeze(config, Path(run_dir))
-    group.barrier()
+    mesh.barrier()
     assert training.run_training(config).value == "finished"
 
 
@@ -136,7 +136,7 @@ def test_training_ends_with_both_scores_in_the_file_and_the_report(run_dir):
     assert "Benchmark tasks" in page and "byte_perplexity" in page
 
 
-def evaluate(group: Any, run_dir: str, overrides: list[str]) -> list[Any]:
+def evaluate(mesh: Any, run_dir: str, overrides: list[str]) -> list[Any]:
     """Return the exit code of `palimpsest evaluate` as a rank, and what it printed to a file."""
     from contextlib import redirect_stderr, redirect_stdout
     from io import StringIO

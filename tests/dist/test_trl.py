@@ -36,7 +36,7 @@ def write_equal_documents(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def ours(group: Any, workspace: str, folder: str) -> list[dict[str, float]]:
+def ours(mesh: Any, workspace: str, folder: str) -> list[dict[str, float]]:
     from trainer.command.prepare import ensure_inputs
 
     base = config_of(

@@ -36,7 +36,7 @@ class Recorder:
         return outputs
 
 
-def sample_store(group: Any, workspace: str, folder: str, prompts: str) -> dict[str, Any]:
+def sample_store(mesh: Any, workspace: str, folder: str, prompts: str) -> dict[str, Any]:
     """Generate with vLLM; return the store and how far its tokens are from those of the model."""
     from trainer.command import replay
     from trainer.runtime.signals import StopFlag
@@ -64,7 +64,7 @@ def sample_store(group: Any, workspace: str, folder: str, prompts: str) -> dict[
 
     replay.start_engine = recorded
     try:
-        assert replay.generate_on(group, config, StopFlag())
+        assert replay.generate_on(mesh, config, StopFlag())
     finally:
         replay.start_engine = original
     (store,) = (path / "generated").glob("[!.]*")
@@ -109,7 +109,7 @@ def test_samples_of_vllm_follow_the_models_own_distribution(pool, workspace, tmp
         assert meta["counts"]["dropped"]["not ended"] > 0
 
 
-def train_adapter(group: Any, workspace: str, folder: str, overrides: list[str]) -> int:
+def train_adapter(mesh: Any, workspace: str, folder: str, overrides: list[str]) -> int:
     """Train an adapter and export it; return the exit code."""
     from trainer.command.export import export_model
     from trainer.config.snapshot import freeze
@@ -126,7 +126,7 @@ def train_adapter(group: Any, workspace: str, folder: str, overrides: list[str])
     return export_model(load_config(path / "run" / "config.yaml", asked))
 
 
-def speak(group: Any, folder: str) -> dict[str, Any]:
+def speak(mesh: Any, folder: str) -> dict[str, Any]:
     """Return vLLM's greedy tokens and their log-probabilities with the exported adapter, beside plain peft's."""
     import vllm
     from peft import AutoPeftModelForCausalLM

@@ -85,13 +85,13 @@ def documents_of(session: Any, num_steps: int) -> dict[str, list[Any]]:
     return documents
 
 
-def reference(group: Any, workspace: str, run_dir: str) -> Any:
+def reference(mesh: Any, workspace: str, run_dir: str) -> Any:
     with session_of(config_of(workspace, run_dir)) as session:
         documents = documents_of(session, NUM_STEPS)
     return plain_torch(workspace, documents, NUM_STEPS)
 
 
-def trained(group: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
+def trained(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
     results = []
     for index, overrides in enumerate(variants):
         with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
@@ -162,7 +162,7 @@ def test_one_micro_batch_of_four_equals_four_of_one_on_ragged_masks(pool, worksp
     assert_close(records[2], records[0], FP32, FP32)
 
 
-def mean_of_means(group: Any, workspace: str, run_dir: str) -> Any:
+def mean_of_means(mesh: Any, workspace: str, run_dir: str) -> Any:
     """Return (loss, gradient norm) by tokens and by the mean of each pack's mean, for two steps' data.
 
     The first step, and the one of those that the test above takes whose packs differ most.
@@ -173,7 +173,7 @@ def mean_of_means(group: Any, workspace: str, run_dir: str) -> Any:
         batches = [loader.read(step) for step in range(8)]
         loader.close()
         most_ragged = max(batches, key=lambda batch: min_share(batch))
-        return [both_formulas(session, batch, group) for batch in (batches[0], most_ragged)]
+        return [both_formulas(session, batch, mesh) for batch in (batches[0], most_ragged)]
 
 
 def min_share(batch: Any) -> float:
@@ -182,7 +182,7 @@ def min_share(batch: Any) -> float:
     return 1 - min(counts) * len(counts) / sum(counts)
 
 
-def both_formulas(session: Any, batch: Any, group: Any) -> list[list[float]]:
+def both_formulas(session: Any, batch: Any, mesh: Any) -> list[list[float]]:
     import torch
 
     from trainer.engine.inputs import labels_of, model_inputs
@@ -196,9 +196,7 @@ def both_formulas(session: Any, batch: Any, group: Any) -> list[list[float]]:
             weight = (
                 1 / (micro.num_targets * len(batch.micro_batches)) if naive else 1 / batch.num_targets_global
             )
-            loss, _ = module(
-                labels=labels_of(micro, group.device), **model_inputs(micro, group.device, False)
-            )
+            loss, _ = module(labels=labels_of(micro, mesh.device), **model_inputs(micro, mesh.device, False))
             (loss * weight).backward()
             total += float(loss) * weight
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in module.parameters()]))

@@ -44,7 +44,7 @@ class Ranks:
         self._num_calls = 0
 
     def run(self, function: Callable[..., Any], timeout_s: float = LIMIT_S, **arguments: Any) -> list[Any]:
-        """Call `function(group, **arguments)` on every rank; return what each returned, as JSON values."""
+        """Call `function(mesh, **arguments)` on every rank; return what each returned, as JSON values."""
         if not self._processes:
             self._start()
         self._num_calls += 1
@@ -152,33 +152,33 @@ def serve() -> None:
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from trainer.dist.env import rank_env
-    from trainer.dist.group import close_group, open_group
+    from trainer.dist.mesh import close_mesh, open_mesh
     from trainer.run import session, training
 
     torch.set_num_threads(1)
-    group = open_group(rank_env(os.environ), timeout_s=int(LIMIT_S))
+    mesh = open_mesh(rank_env(os.environ), timeout_s=int(LIMIT_S))
     # What is loaded now stays. Without it a collection takes 0.4 s, and every session makes two.
     gc.collect()
     gc.freeze()
     manual = training.ManualGc
     training.ManualGc = lambda every_steps: manual(every_steps=0)  # type: ignore[assignment,misc]
     # Sessions of this process share its group; everything else of session.py is used as it is.
-    session.open_group = lambda env, timeout_s: group  # type: ignore[assignment]
-    session.close_group = lambda *error: None  # type: ignore[assignment]
+    session.open_mesh = lambda env, timeout_s: mesh  # type: ignore[assignment]
+    session.close_mesh = lambda *error: None  # type: ignore[assignment]
     for line in sys.stdin:
         request = json.loads(line)
         print(f"== {request['function']} {request['arguments']}", flush=True)
         module, _, name = request["function"].partition(":")
         try:
             function = getattr(importlib.import_module(module), name)
-            answer = {"value": function(group, **request["arguments"])}
+            answer = {"value": function(mesh, **request["arguments"])}
         except BaseException:
             answer = {"error": traceback.format_exc()}
         path = Path(request["answer"])
         staged = path.with_suffix(".tmp")
         staged.write_text(json.dumps(answer))
         staged.replace(path)
-    close_group()
+    close_mesh()
 
 
 if __name__ == "__main__":

@@ -59,30 +59,30 @@ def judge_of(num_tokens: int) -> Judge:
 
 
 def generate_words(
-    group: Any, target: Path, num_tokens: int, sampler: WordSampler, should_stop: Any = lambda: False
+    mesh: Any, target: Path, num_tokens: int, sampler: WordSampler, should_stop: Any = lambda: False
 ) -> dict[str, Any] | None:
     """Sample and publish a store of words; return its meta, or None when stopped."""
     from trainer.sample.generate import sample_until_enough
 
     work = WorkFolder(target)
-    group.from_first(lambda: work.begin(STARTED))
-    tally = sample_until_enough(sampler, judge_of(num_tokens), work, group, should_stop, lambda tally: None)
+    mesh.from_first(lambda: work.begin(STARTED))
+    tally = sample_until_enough(sampler, judge_of(num_tokens), work, mesh, should_stop, lambda tally: None)
     if tally is None:
         return None
     counts = tally.to_plain()
     counts.pop("sampling_s")
-    return dict(group.from_first(lambda: work.publish(tally.num_batches, {"key": "k", "counts": counts})))
+    return dict(mesh.from_first(lambda: work.publish(tally.num_batches, {"key": "k", "counts": counts})))
 
 
 def main() -> None:
     """Generate slowly; somebody kills this process on the way."""
     import torch
 
-    from trainer.dist.group import Group
+    from trainer.dist.mesh import Mesh
 
     target, num_tokens, pause_s = sys.argv[1:]
-    group = Group(0, 0, 1, torch.device("cpu"))
-    generate_words(group, Path(target), int(num_tokens), WordSampler(float(pause_s)))
+    mesh = Mesh(0, 0, 1, torch.device("cpu"))
+    generate_words(mesh, Path(target), int(num_tokens), WordSampler(float(pause_s)))
 
 
 if __name__ == "__main__":

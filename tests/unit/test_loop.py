@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.checkpoint.state import TrainState
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
 from trainer.run.loop import Cadence, Parts, StopReason, train
@@ -124,8 +124,8 @@ def run(state=None, norms=(), losses=(), stop=None, unfit=(), **changes):
     state = state or TrainState()
     work, report, loader, engine = Work(losses, unfit), Report(), Loader(), Engine(norms)
     work.state = state
-    group = Group(0, 0, 1, torch.device("cpu"))
-    parts = Parts(engine, loader, group, False, work, report, stop or Stop(), Gc())
+    mesh = Mesh(0, 0, 1, torch.device("cpu"))
+    parts = Parts(engine, loader, mesh, False, work, report, stop or Stop(), Gc())
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 

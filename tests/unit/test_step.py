@@ -8,7 +8,7 @@ import torch
 
 from trainer.data.pack.collate import BaseRows, collate
 from trainer.data.types import Pack
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.engine.inputs import labels_of, model_inputs
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
@@ -16,7 +16,7 @@ from trainer.run.step import StepResult, add_by_source, train_step
 from trainer.teacher.base_model import CachedBase
 
 CPU = torch.device("cpu")
-ALONE = Group(0, 0, 1, CPU)
+ALONE = Mesh(0, 0, 1, CPU)
 
 
 def micro_of(lengths_by_row, sources, seq_len=8):
@@ -73,7 +73,7 @@ def test_a_step_divides_once_by_the_targets_of_all_micro_batches_and_updates_onc
     assert result.is_sound and result.stop_votes == 0
 
 
-class TwoRanks(Group):
+class TwoRanks(Mesh):
     """Both ranks of two hold the same numbers."""
 
     def sum(self, values):

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, step_dir
 from trainer.checkpoint.manifest import Manifest, manifest_text
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.errors import CheckpointError
 from trainer.runtime.disk import FULL, disk_errno
 
@@ -42,7 +42,7 @@ class Written(Protocol):
         """Its digest."""
 
 
-def commit(run_dir: Path, manifest: Manifest, write: Callable[[Path], list[Written]], group: Group) -> Path:
+def commit(run_dir: Path, manifest: Manifest, write: Callable[[Path], list[Written]], mesh: Mesh) -> Path:
     """Write a checkpoint whole or not at all. Collective: every rank.
 
     Args:
@@ -53,25 +53,25 @@ def commit(run_dir: Path, manifest: Manifest, write: Callable[[Path], list[Writt
         CheckpointError: No space, or any rank failed; the staging folder is gone then.
     """
     target = step_dir(run_dir, manifest.step)
-    token = group.broadcast(uuid.uuid4().hex[:12])
+    token = mesh.broadcast(uuid.uuid4().hex[:12])
     staging = target.with_name(f".{target.name}.{token}.tmp")
     error: Exception | None = None
     written: list[Written] = []
     try:
-        if group.is_first:
+        if mesh.is_first:
             staging.mkdir(parents=True)
     except OSError as problem:
         error = problem
     try:
-        _agree(group, error, target)
+        _agree(mesh, error, target)
         written, error = _attempt(write, staging)
-        _agree(group, error, target)
-        files = _gather_files(group, written, staging)
-        if group.is_first:
+        _agree(mesh, error, target)
+        files = _gather_files(mesh, written, staging)
+        if mesh.is_first:
             error = _publish(staging, target, manifest, files)
-        _agree(group, error, target)
+        _agree(mesh, error, target)
     finally:
-        if group.is_first:
+        if mesh.is_first:
             shutil.rmtree(staging, ignore_errors=True)
     return target
 
@@ -83,10 +83,10 @@ def _attempt(write: Callable[[Path], list[Written]], staging: Path) -> tuple[lis
         return [], error
 
 
-def _agree(group: Group, error: Exception | None, target: Path) -> None:
+def _agree(mesh: Mesh, error: Exception | None, target: Path) -> None:
     """Raise the same sentence on every rank when any rank failed."""
     told = None if error is None else (str(error).rstrip("."), disk_errno(error) in FULL)
-    problems = [found for found in group.gather(told) if found]
+    problems = [found for found in mesh.gather(told) if found]
     if not problems:
         return
     fix = "The last checkpoint is untouched."
@@ -95,10 +95,10 @@ def _agree(group: Group, error: Exception | None, target: Path) -> None:
     raise CheckpointError(f"The checkpoint {target} could not be written: {problems[0][0]}. {fix}") from error
 
 
-def _gather_files(group: Group, written: list[Written], staging: Path) -> dict[str, tuple[int, str]]:
+def _gather_files(mesh: Mesh, written: list[Written], staging: Path) -> dict[str, tuple[int, str]]:
     mine = {str(f.path.relative_to(staging)): (f.num_bytes, f.sha256) for f in written}
     files: dict[str, tuple[int, str]] = {}
-    for part in group.gather(mine):
+    for part in mesh.gather(mine):
         files |= part
     return dict(sorted(files.items()))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from trainer.checkpoint.layout import checkpoints_dir, find_checkpoints
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.verify import inspect
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.errors import CheckpointError
 
 DAMAGED = "damaged-"
@@ -27,7 +27,7 @@ OF_A_RUN = (
 
 def choose(
     run_dir: Path,
-    group: Group,
+    mesh: Mesh,
     load: Callable[[Path, Manifest], str | None],
     say: Callable[[str], None],
 ) -> tuple[Path, Manifest] | None:
@@ -39,17 +39,17 @@ def choose(
     Raises:
         CheckpointError: There are checkpoints, and none can be used. Nothing was changed.
     """
-    candidates, earlier = group.from_first(lambda: (find_checkpoints(run_dir), find_damaged(run_dir)))
+    candidates, earlier = mesh.from_first(lambda: (find_checkpoints(run_dir), find_damaged(run_dir)))
     reasons: dict[Path, str] = {}
     for folder in candidates:
-        manifest, reason = inspect(folder, group)
+        manifest, reason = inspect(folder, mesh)
         if reason is None and manifest is not None:
             reason = load(folder, manifest)
         if reason is None and manifest is not None:
-            group.from_first(lambda: [set_aside(one) for one in reasons])
+            mesh.from_first(lambda: [set_aside(one) for one in reasons])
             return folder, manifest
         reasons[folder] = str(reason).rstrip(".")
-        if group.is_first:
+        if mesh.is_first:
             say(f"Checkpoint {folder.name} cannot be used: {reasons[folder]}.")
     reasons |= {folder: "it was set aside before" for folder in earlier}
     if not reasons:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from trainer.checkpoint.layout import find_checkpoints
 from trainer.checkpoint.manifest import Manifest, read_manifest
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.errors import CheckpointError
 
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
@@ -56,18 +56,18 @@ def find_damage(folder: Path, manifest: Manifest, share: int = 0, shares: int = 
     return None
 
 
-def inspect(folder: Path, group: Group | None = None) -> tuple[Manifest | None, str | None]:
+def inspect(folder: Path, mesh: Mesh | None = None) -> tuple[Manifest | None, str | None]:
     """Return a checkpoint's manifest and what is wrong with it; ranks share the reading. Collective with a group."""
     manifest, damage = None, None
     try:
         manifest = patiently(lambda: read_manifest(folder))
-        rank, ranks = (0, 1) if group is None else (group.rank, group.world_size)
+        rank, ranks = (0, 1) if mesh is None else (mesh.rank, mesh.num_ranks)
         damage = find_damage(folder, manifest, rank, ranks)
     except CheckpointError as error:
         damage = str(error)
     except OSError as error:
         damage = f"its manifest cannot be read ({error.strerror})"
-    damages = [damage] if group is None else group.gather(damage)
+    damages = [damage] if mesh is None else mesh.gather(damage)
     return manifest, next((text for text in damages if text), None)
 
 

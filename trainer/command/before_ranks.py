@@ -13,7 +13,8 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     from trainer.mix.mixing import Mixing
 
     stores = open_all(config.data, tokenizer)
-    mixing = Mixing(config, stores, config.train.global_batch_tokens // config.data.seq_len)
+    packs_per_step = config.train.global_batch_tokens // config.data.seq_len
+    mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
 

@@ -16,16 +16,17 @@ from trainer.checkpoint.named import find_checkpoint
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.data.store.store import data_digest
 from trainer.engine.writer import read_states
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
-from trainer.evaluate.record import FILE_NAME, Forgetting, read_forgetting
+from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.evaluate.tasks.scores import TaskScores
-from trainer.mix.mixing import Mixing
 from trainer.model.tune.prompt import virtual_off
-from trainer.run.keeper import data_digest, show_forgetting
-from trainer.run.session import Session, build_forgetting, build_task_scores, open_session
+from trainer.report.announce import announce
+from trainer.run.evaluator import build_forgetting, build_task_scores, replay_record, texts_of
+from trainer.run.session import Session, open_session
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.shortage import shortage_explained
 
@@ -42,23 +43,23 @@ def run_evaluation(config: RunConfig) -> bool:
 
 
 def _evaluate(session: Session) -> bool:
-    config, group = session.config, session.group
+    config, mesh = session.config, session.mesh
     which = config.evaluate.checkpoint
     if which == BASE:
-        with virtual_off(session.engine.module):
+        with virtual_off(session.policy.module):
             _evaluate_base(session)
         return True
-    folder: Path = group.from_first(lambda: find_checkpoint(session.run_dir, which))
+    folder: Path = mesh.from_first(lambda: find_checkpoint(session.run_dir, which))
     _refuse_other_inputs(session, folder)
     task_scores = build_task_scores(session)
     if task_scores is not None:
-        with virtual_off(session.engine.module):
+        with virtual_off(session.policy.module):
             task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
-    session.engine.load(folder, read_states(folder, group.rank))
+    session.policy.engine.load(folder, read_states(folder, mesh.rank))
     _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores)
     if not config.gate.has_rules:
         return True
-    passed: bool = group.from_first(lambda: gate_passes(config, folder.name))
+    passed: bool = mesh.from_first(lambda: gate_passes(config, folder.name))
     return passed
 
 
@@ -85,34 +86,31 @@ def _evaluate_base(session: Session) -> None:
     forgetting, task_scores = build_forgetting(session), build_task_scores(session)
     scores = [score.to_plain() for score in task_scores.measure_base()] if task_scores is not None else []
     if forgetting is None:
-        pieces = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
+        pieces = held_out_pieces(session.policy, session.held_out())
         losses = {name: found.mean for name, found in pieces.items()}
     else:
-        forgetting.open(data_digest(session.stores))
         losses = forgetting.measure_base()
     _show(session, "base model", losses, [(score, "value", "stderr") for score in scores])
 
 
 def _evaluate_tuned(session: Session, label: str, state: TrainState, task_scores: TaskScores | None) -> None:
-    pieces = held_out_pieces(session.engine, session.held_out(), session.group, session.flash)
+    pieces = held_out_pieces(session.policy, session.held_out())
     tasks = task_scores.measure_tuned() if task_scores is not None else []
     losses = {name: found.mean for name, found in pieces.items()}
-    _show(session, label, losses, [(compared, "tuned", "tuned_stderr") for compared in tasks])
+    _show(session, label, losses, [(compared.to_plain(), "tuned", "tuned_stderr") for compared in tasks])
     forgetting = build_forgetting(session)
     if forgetting is None:
         return
-    forgetting.open(data_digest(session.stores))
-    mixing = Mixing(session.config, session.stores, session.shape.packs_per_step)
-    record = forgetting.compare(state, pieces, session.stores, session.tokenizer, mixing, tasks)
-    if record is not None and session.group.is_first:
-        show_forgetting(session.run_dir)
+    replay = replay_record(session.mixing(), state)
+    if forgetting.compare(state, pieces, texts_of(session), replay, tasks) and session.mesh.is_first:
+        announce(session.run_dir)
 
 
 def _show(
     session: Session, label: str, losses: dict[str, float], scores: list[tuple[dict[str, Any], str, str]]
 ) -> None:
     """Print and keep losses and task scores; a score comes with its keys of value and standard error."""
-    if not session.group.is_first:
+    if not session.mesh.is_first:
         return
     for name, loss in losses.items():
         print(f"{label}: held-out loss of {name}: {loss:.4f} nats", flush=True)
@@ -141,7 +139,7 @@ def gate_passes(config: RunConfig, checkpoint: str) -> bool:
     return not failed
 
 
-def read_measurement(run_dir: Path, checkpoint: str) -> Forgetting:
+def read_measurement(run_dir: Path, checkpoint: str) -> ForgettingRecord:
     """Return forgetting.json if it is about a checkpoint."""
     found = read_forgetting(run_dir / FILE_NAME)
     if found is None:

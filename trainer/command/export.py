@@ -39,6 +39,26 @@ PACKED_WHOLE = (
 )
 
 
+def export(config: RunConfig) -> int:
+    """Write a checkpoint, several adapters as one, or what lies between the base and a checkpoint."""
+    if config.export.adapters:
+        from trainer.command.combine import combine_adapters
+
+        return combine_adapters(config)
+    if config.export.interpolate is not None:
+        from trainer.command.interpolate import interpolate
+
+        return interpolate(config)
+    from trainer.checkpoint.named import find_checkpoint
+    from trainer.command.export import export_model
+
+    if config.gate.has_rules and not config.export.despite_gate:
+        from trainer.command.evaluate import refuse_failing
+
+        refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)
+    return export_model(config)
+
+
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
     from trainer.export.rounding import Rounding

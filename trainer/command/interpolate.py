@@ -5,12 +5,10 @@ One process, one GPU or the CPU; tensors are streamed, so beside the model under
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,7 +25,9 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import Quantise
 from trainer.data.store.prepared import open_all
-from trainer.dist.group import Group
+from trainer.dist.mesh import alone
+from trainer.engine.engine import undivided
+from trainer.engine.policy import Policy
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
 from trainer.export.blend import blended
@@ -58,24 +58,6 @@ class Point:
     """Mean over all other sets; None without any."""
 
 
-class PlainModel:
-    """The part of the engine that evaluation uses, around a model in this process."""
-
-    def __init__(self, objective: nn.Module) -> None:
-        """Take the objective."""
-        self._objective = objective.eval()
-
-    def forward(self, **inputs: Any) -> Any:
-        """Run the model."""
-        return self._objective(**inputs)
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Run without gradients."""
-        with torch.no_grad():
-            yield
-
-
 def interpolate(config: RunConfig) -> int:
     """Evaluate every alpha, write interpolation.json and the report, and print the one to take."""
     check_config(config, only=("export",))
@@ -95,12 +77,12 @@ def interpolate(config: RunConfig) -> int:
     apply_kernels(loaded, config.model.kernels, device.type == "cuda")
     parameters = dict(loaded.named_parameters())
     install_loss_head(loaded, config.model.loss_chunk_tokens)
-    subject = PlainModel(CausalLM(loaded))
+    policy = Policy(undivided(CausalLM(loaded)), alone(device), attention.is_flash)
     held_out = _held_out(config, source)
     points = []
     for alpha in track(alphas, description="interpolating", console=Console()):
         _set_weights(parameters, blended(tuned_tensors(config, checkpoint, source), source, alpha))
-        pieces = held_out_pieces(subject, held_out, Group(0, 0, 1, device), attention.is_flash)
+        pieces = held_out_pieces(policy, held_out)
         points.append(_point(config, alpha, {name: found.mean for name, found in pieces.items()}))
     best = suggest(points)
     record = {

@@ -22,7 +22,7 @@ from trainer.config.generate import GenerateConfig, SampleEngine
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.schema import RunConfig
 from trainer.dist.env import rank_env
-from trainer.dist.group import Group, close_group, open_group
+from trainer.dist.mesh import Mesh, close_mesh, open_mesh
 from trainer.errors import ConfigError
 from trainer.metrics.device import describe_device
 from trainer.model.attention import AttentionChoice
@@ -137,28 +137,28 @@ def run_generation(config: RunConfig) -> bool:
         stop_flag = stack.enter_context(StopFlag())
         env = rank_env(os.environ)
         setup_logging(env.rank, env.world_size, None)
-        group = open_group(env, config.cluster.comm_timeout_s)
-        stack.push(close_group)
+        mesh = open_mesh(env, config.cluster.comm_timeout_s)
+        stack.push(close_mesh)
         adopt_library_loggers()
         with disk_explained(None):
-            return generate_on(group, config, stop_flag)
+            return generate_on(mesh, config, stop_flag)
 
 
-def generate_on(group: Group, config: RunConfig, stop_flag: StopFlag) -> bool:
+def generate_on(mesh: Mesh, config: RunConfig, stop_flag: StopFlag) -> bool:
     """Generate with the ranks of a group, or wait for a process that does. Collective: every rank."""
     # Rank 0 alone makes models and digests; the others find them made.
-    group.from_first(lambda: make_request(config).key)
+    mesh.from_first(lambda: make_request(config).key)
     request = make_request(config)
     with ExitStack() as stack, explained(request.target.parent):
-        while not group.from_first(lambda: _claim(request, stack)):
-            if any(group.gather(stop_flag.requested)):
+        while not mesh.from_first(lambda: _claim(request, stack)):
+            if any(mesh.gather(stop_flag.requested)):
                 return False
-        meta = group.from_first(lambda: find_store(request.target, request.key))
+        meta = mesh.from_first(lambda: find_store(request.target, request.key))
         if meta is None:
-            meta = _generate(group, config, request, stop_flag, stack)
-        elif group.is_first:
+            meta = _generate(mesh, config, request, stop_flag, stack)
+        elif mesh.is_first:
             WorkFolder(request.target).remove()  # of a process that died right after it published
-        if meta is not None and group.is_first:
+        if meta is not None and mesh.is_first:
             show_store(request.target, meta, Console())
         return meta is not None
 
@@ -175,14 +175,14 @@ def _claim(request: Request, stack: ExitStack) -> bool:
 
 
 def _generate(
-    group: Group, config: RunConfig, request: Request, stop_flag: StopFlag, stack: ExitStack
+    mesh: Mesh, config: RunConfig, request: Request, stop_flag: StopFlag, stack: ExitStack
 ) -> dict[str, Any] | None:
     options = config.replay.generate
     gpu_bytes: int | None = None
-    if group.device.type == "cuda":
-        gpu_bytes = int(torch.cuda.get_device_properties(group.device).total_memory)
-    dtype: str = group.from_first(lambda: _dtype(request.engine, group.device))
-    loaded = _load(group, config.model, request, dtype)
+    if mesh.device.type == "cuda":
+        gpu_bytes = int(torch.cuda.get_device_properties(mesh.device).total_memory)
+    dtype: str = mesh.from_first(lambda: _dtype(request.engine, mesh.device))
+    loaded = _load(mesh, config.model, request, dtype)
     batch_size = options.batch_size or choose_batch_size(
         read_config(request.source, config.model),
         _longest(request.plan, options),
@@ -197,10 +197,10 @@ def _generate(
         "dtype": dtype,
         "prompts": request.plan.to_plain(),
     }
-    agreed = group.from_first(lambda: work.begin(asked))
+    agreed = mesh.from_first(lambda: work.begin(asked))
     plan = PromptPlan(**agreed["prompts"])
-    sampler = _build_sampler(group, config, request, plan, agreed, loaded)
-    view = ProgressView(options.num_tokens, Console(file=sys.stderr)) if group.is_first else None
+    sampler = _build_sampler(mesh, config, request, plan, agreed, loaded)
+    view = ProgressView(options.num_tokens, Console(file=sys.stderr)) if mesh.is_first else None
     if view is not None:
         stack.callback(view.close)
         _LOG.info(
@@ -208,7 +208,7 @@ def _generate(
             "chats" if plan.is_chat else "texts",
             request.source,
             f"{options.num_tokens:,}",
-            group.world_size,
+            mesh.num_ranks,
             request.engine.value,
             dtype,
             agreed["batch_size"],
@@ -218,7 +218,7 @@ def _generate(
         sampler,
         judge,
         work,
-        group,
+        mesh,
         lambda: stop_flag.requested,
         view.show if view is not None else lambda tally: None,
     )
@@ -229,11 +229,11 @@ def _generate(
     counts = tally.to_plain()
     num_batches = tally.num_batches
     facts = _facts(config, request, agreed)
-    return dict(group.from_first(lambda: work.publish(num_batches, facts | {"counts": counts})))
+    return dict(mesh.from_first(lambda: work.publish(num_batches, facts | {"counts": counts})))
 
 
 def _build_sampler(
-    group: Group,
+    mesh: Mesh,
     config: RunConfig,
     request: Request,
     plan: PromptPlan,
@@ -242,11 +242,11 @@ def _build_sampler(
 ) -> Sampler:
     options, model, batch_size = config.replay.generate, config.model, int(agreed["batch_size"])
     if loaded is not None:
-        return TransformersSampler(loaded.model, plan, options, batch_size, group.device)
+        return TransformersSampler(loaded.model, plan, options, batch_size, mesh.device)
     longest = _longest(plan, options)
-    gpu: int | None = group.local_rank
+    gpu: int | None = mesh.local_rank
     room: int | None = None
-    if group.device.type != "cuda":
+    if mesh.device.type != "cuda":
         gpu = None
         token_bytes = cache_bytes(read_config(request.source, model), ELEMENT_BYTES[agreed["dtype"]])
         room = cpu_cache_bytes(token_bytes, longest, batch_size)
@@ -281,12 +281,12 @@ def _dtype(engine: SampleEngine, device: torch.device) -> str:
     return choose_dtype(hardware_here()).name
 
 
-def _load(group: Group, model: ModelConfig, request: Request, dtype: str) -> LoadedModel | None:
+def _load(mesh: Mesh, model: ModelConfig, request: Request, dtype: str) -> LoadedModel | None:
     """Load the model for plain transformers; vLLM loads it itself."""
     if request.engine is SampleEngine.vllm:
         return None
     attention = AttentionChoice("sdpa", "one query a row")
-    loaded = load_model(request.source, model, attention, dtype, None, group.device)
+    loaded = load_model(request.source, model, attention, dtype, None, mesh.device)
     if model.verify_weights:
         verify_weights(loaded.model, request.source, lambda parameters: contextlib.nullcontext())
     return loaded

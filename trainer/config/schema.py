@@ -9,6 +9,7 @@ from trainer.config.cluster import ClusterConfig
 from trainer.config.data import DataConfig
 from trainer.config.gate import GateConfig
 from trainer.config.model import ModelConfig
+from trainer.config.objective import ObjectiveConfig
 from trainer.config.optim import OptimConfig, ScheduleConfig, ZeroConfig
 from trainer.config.plan import PlanConfig
 from trainer.config.replay import ReplayConfig
@@ -52,6 +53,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as torch_dist
@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from trainer.engine.writer import TAG, Collector, Provider
 from trainer.errors import ConfigError
+from trainer.model.head.ask import Ask
 
 _LOG = logging.getLogger(__name__)
+
+A = TypeVar("A")
 
 
 class Engine:
@@ -35,9 +38,9 @@ class Engine:
         if self._is_partial:
             ds.module_state_dict = self._trained_state
 
-    def forward(self, **inputs: Any) -> Any:
-        """Run the model. Collective under ZeRO-3."""
-        return self._ds(**inputs)
+    def forward(self, ask: Ask[A], **inputs: Any) -> A:
+        """Run the model on packed inputs and return its answer. Collective under ZeRO-3."""
+        return cast(A, self._ds(ask=ask, **inputs))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Accumulate gradients of one micro-batch; the last one of a step is reduced. Collective."""
@@ -129,6 +132,22 @@ class Engine:
         if not grads:
             return None
         return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in grads])))
+
+
+class _Undivided(nn.Module):
+    """Stands where DeepSpeed's engine stands, for a model that is only evaluated."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+
+def undivided(model: nn.Module) -> Engine:
+    """Return an engine that evaluates a model of this process, without DeepSpeed, optimizer or other ranks."""
+    return Engine(_Undivided(model), stage=0)
 
 
 def _is_finite(parameter: nn.Parameter) -> bool:

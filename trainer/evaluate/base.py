@@ -12,10 +12,38 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.store.prepared import digest_of
 from trainer.errors import DataError
 from trainer.evaluate.held_out import PieceLosses
 from trainer.evaluate.kl import Reference, References
+from trainer.metrics.device import describe_device
 from trainer.runtime.seal import with_digest, without_digest
+
+
+@dataclass(frozen=True, slots=True)
+class BaseIdentity:
+    """What names the base model, and the arithmetic that it is evaluated with."""
+
+    name: str
+    digest: str
+    dtype: str
+    quantise: str
+    """`none`, or the type its frozen weights are kept in."""
+    attention: str
+    kernels: str
+
+    def shared_key(self, key: str, *more: object) -> str:
+        """Return the key under which runs share what they measured of the base.
+
+        A run may go on with other GPUs; another run takes over only what its own kind of device and kernels made.
+        """
+        device = describe_device().split(",")[0]
+        return digest_of([key, device, self.attention, self.kernels, *more])
+
+    @property
+    def said_dtype(self) -> str:
+        """Return the type in words."""
+        return self.dtype + ("" if self.quantise == "none" else f", base in {self.quantise}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,7 @@ Shapes: N tokens of a micro-batch, P pieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +14,8 @@ import numpy.typing as npt
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.data.pack.refs import FILLER, PackRef, read_batch, spread
 from trainer.data.store.store import SplitStore
-from trainer.dist.group import Group
-from trainer.engine.inputs import labels_of, model_inputs
-
-
-class Evaluable(Protocol):
-    """What evaluation asks of a model: an engine, or a plain one in this process."""
-
-    def forward(self, **inputs: Any) -> Any:
-        """Run the model: (loss sum, loss of each token) with labels, else logits."""
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Run without gradients and dropout."""
+from trainer.dist.mesh import Axis
+from trainer.engine.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +28,14 @@ class HeldOut:
     micro_batch_size: int
     pad_id: int
 
-    def batches(self, rank: int, world_size: int) -> list[list[PackRef]]:
-        """Return this rank's batches; ranks with less to do repeat a pack that is not counted."""
+    def batches(self, data: Axis) -> list[list[PackRef]]:
+        """Return the batches of a place on the data axis; those with less to do repeat a pack that is not counted."""
         refs = [
             PackRef(source, pack, 0)
             for source, store in enumerate(self.stores)
             for pack in range(min(store.num_packs, self.max_packs))
         ]
-        return spread(refs, rank, world_size, self.micro_batch_size)
+        return spread(refs, data, self.micro_batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +55,8 @@ class PieceLosses:
 
 
 def held_out_pieces(
-    engine: Evaluable,
+    policy: Policy,
     held_out: HeldOut,
-    group: Group,
-    flash: bool,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, PieceLosses]:
     """Return the held-out losses of every source, piece by piece. Collective: every rank, which all get the same.
@@ -78,15 +64,12 @@ def held_out_pieces(
     Sources without held-out packs are left out.
     """
     found: list[tuple[int, int, list[float], list[int]]] = []
-    with engine.evaluating():
-        for refs in held_out.batches(group.rank, group.world_size):
+    with policy.evaluating():
+        for refs in held_out.batches(policy.mesh.data):
             micro = read_batch(held_out.stores, refs, held_out.pad_id)
-            _, nll_N = engine.forward(
-                labels=labels_of(micro, group.device), **model_inputs(micro, group.device, flash)
-            )
-            found += _by_piece(nll_N.double().cpu().numpy(), micro, refs)
+            found += _by_piece(policy.nll(micro).nll_N.double().cpu().numpy(), micro, refs)
             on_batch()
-    everything = sorted(item for part in group.gather(found) for item in part)
+    everything = sorted(item for part in policy.mesh.gather(found) for item in part)
     losses = {}
     for number, name in enumerate(held_out.names):
         nll = [value for source, _, values, _ in everything if source == number for value in values]

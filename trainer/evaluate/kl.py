@@ -18,9 +18,7 @@ from torch import Tensor
 
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.data.pack.refs import PackRef, read_batch
-from trainer.dist.group import Group
-from trainer.engine.engine import Engine
-from trainer.engine.inputs import model_inputs
+from trainer.engine.policy import Policy
 from trainer.evaluate.held_out import HeldOut
 from trainer.model.head.divergence import divergence
 
@@ -43,25 +41,25 @@ References = dict[tuple[str, int], Reference]
 """By set and pack."""
 
 
-def take_references(engine: Engine, held_out: HeldOut, group: Group, flash: bool) -> References:
+def take_references(policy: Policy, held_out: HeldOut) -> References:
     """Keep the model's most likely next tokens at every supervised position. Collective: every rank gets all."""
     mine: References = {}
-    for key, piece_Q, logits in _positions(engine, held_out, group, flash):
+    for key, piece_Q, logits in _positions(policy, held_out):
         ids, log_probs = [], []
         for rows in torch.split(logits, POSITIONS_AT_ONCE):
             top = torch.log_softmax(rows.float(), dim=-1).topk(min(TOP, rows.shape[-1]), dim=-1)
             ids.append(top.indices.int().cpu().numpy())
             log_probs.append(top.values.cpu().numpy())
         mine[key] = Reference(np.concatenate(ids), np.concatenate(log_probs), piece_Q)
-    return {key: value for part in group.gather(mine) for key, value in part.items()}
+    return {key: value for part in policy.mesh.gather(mine) for key, value in part.items()}
 
 
 def divergence_by_piece(
-    engine: Engine, held_out: HeldOut, references: References, group: Group, flash: bool
+    policy: Policy, held_out: HeldOut, references: References
 ) -> dict[str, tuple[list[float], list[int]]]:
     """Return the summed KL in nats and the positions of every piece, by set. Collective: every rank gets all."""
     mine: list[tuple[str, int, list[float], list[int]]] = []
-    for key, piece_Q, logits in _positions(engine, held_out, group, flash):
+    for key, piece_Q, logits in _positions(policy, held_out):
         reference = references.get(key)
         if reference is None:  # the base was evaluated on fewer packs
             continue
@@ -79,7 +77,7 @@ def divergence_by_piece(
         sums = [float(kl_Q[piece_Q == piece].sum()) for piece in pieces]
         mine.append((*key, sums, [int((piece_Q == piece).sum()) for piece in pieces]))
     found: dict[str, tuple[list[float], list[int]]] = {}
-    for name, _, sums, counts in sorted(item for part in group.gather(mine) for item in part):
+    for name, _, sums, counts in sorted(item for part in policy.mesh.gather(mine) for item in part):
         so_far = found.setdefault(name, ([], []))
         so_far[0].extend(sums)
         so_far[1].extend(counts)
@@ -95,15 +93,13 @@ def _divergence(logits_QV: Tensor, reference: Reference, part: slice) -> npt.NDA
 
 
 def _positions(
-    engine: Engine, held_out: HeldOut, group: Group, flash: bool
+    policy: Policy, held_out: HeldOut
 ) -> Iterator[tuple[tuple[str, int], npt.NDArray[np.int32], Tensor]]:
     """Yield ((set, pack), piece of each supervised position, its logits) of this rank's packs."""
-    with engine.evaluating():
-        for refs in held_out.batches(group.rank, group.world_size):
+    with policy.evaluating():
+        for refs in held_out.batches(policy.mesh.data):
             micro = read_batch(held_out.stores, refs, held_out.pad_id)
-            logits = engine.forward(**model_inputs(micro, group.device, flash))
-            logits_NV = logits.reshape(-1, logits.shape[-1])
-            yield from _by_pack(logits_NV, micro, refs, held_out)
+            yield from _by_pack(policy.logits(micro), micro, refs, held_out)
 
 
 def _by_pack(

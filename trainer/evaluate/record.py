@@ -1,4 +1,4 @@
-"""forgetting.json: what the forgetting measurement found, checked key by key."""
+"""forgetting.json: what the forgetting measurement found, as it is written and read, checked key by key."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
-class Forgetting:
+class ForgettingRecord:
     """The whole file."""
 
     run: RunFacts
@@ -93,8 +93,12 @@ class Forgetting:
     tasks: tuple[TaskComparison, ...]
     """Empty where no benchmark task was run."""
 
+    def to_text(self) -> str:
+        """Return the contents of the file."""
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2) + "\n"
 
-def read_forgetting(path: Path) -> Forgetting | None:
+
+def read_forgetting(path: Path) -> ForgettingRecord | None:
     """Read and check the file; None where there is none.
 
     Raises:
@@ -117,7 +121,7 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self, plain: Any) -> Forgetting:
+    def read(self, plain: Any) -> ForgettingRecord:
         if not isinstance(plain, dict):
             raise self._error("the file", "one JSON object", plain)
         if plain.get("version") != VERSION:
@@ -131,7 +135,7 @@ class _Reader:
         for number, row in enumerate(kl):
             self._check_pair(f"kl[{number}].", row.low, row.high)
         recovery = plain.get("recovery")
-        return Forgetting(
+        return ForgettingRecord(
             run=self._item(RunFacts, plain.get("run", _MISSING), "run"),
             sets=sets,
             kl=kl,

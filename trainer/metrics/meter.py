@@ -5,9 +5,11 @@ Takes plain floats that are already reduced over ranks; never touches a device o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainer.metrics.flops import ModelShape, flops_per_token, mfu
+from trainer.metrics.reading import Reading
 
 _MEAN_STEP_WEIGHT = 0.1
 
@@ -20,11 +22,7 @@ class _Window:
     num_tokens: int = 0
     num_targets: int = 0
     sum_len_sq: float = 0.0
-    loss_sums: dict[str, float] = field(default_factory=dict)
-    loss_targets: dict[str, int] = field(default_factory=dict)
-    kl_sum: float = 0.0
-    kl_cost: float = 0.0
-    num_kl_tokens: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
 
 
 class Meter:
@@ -32,7 +30,7 @@ class Meter:
 
     def __init__(
         self,
-        world_size: int,
+        num_ranks: int,
         shape: ModelShape | None = None,
         peak_flops: float | None = None,
         num_adapter_params: int | None = None,
@@ -42,7 +40,7 @@ class Meter:
         `peak_flops` is of one GPU; without it or the shape the record has no MFU.
         `num_adapter_params` are the trainable weights beside a frozen base, else None.
         """
-        self._world_size = world_size
+        self._num_ranks = num_ranks
         self._shape = shape
         self._peak_flops = peak_flops
         self._num_adapter_params = num_adapter_params
@@ -78,18 +76,11 @@ class Meter:
         else:
             self._mean_step_s += _MEAN_STEP_WEIGHT * (step_time_s - self._mean_step_s)
 
-    def add_loss(self, source: str, loss_sum: float, num_targets: int) -> None:
-        """Add the summed loss of one source in nats over its supervised tokens on all ranks."""
-        window = self._window
-        window.loss_sums[source] = window.loss_sums.get(source, 0.0) + loss_sum
-        window.loss_targets[source] = window.loss_targets.get(source, 0) + num_targets
-
-    def add_kl(self, kl_sum: float, kl_cost: float, num_tokens: int) -> None:
-        """Add the summed KL to the base in nats over the replay tokens on all ranks, and what it adds to the loss."""
-        window = self._window
-        window.kl_sum += kl_sum
-        window.kl_cost += kl_cost
-        window.num_kl_tokens += num_tokens
+    def add_sums(self, sums: Mapping[str, float]) -> None:
+        """Add the sums and counts of a step over all ranks, by name."""
+        so_far = self._window.sums
+        for name, value in sums.items():
+            so_far[name] = so_far.get(name, 0.0) + value
 
     def add_evaluation(self, seconds: float) -> None:
         """Remember how long the last evaluation took."""
@@ -97,6 +88,7 @@ class Meter:
 
     def flush(
         self,
+        readings: Sequence[Reading] = (),
         remaining_steps: int | None = None,
         memory_gib: float | None = None,
         remaining_evaluations: int = 0,
@@ -106,7 +98,8 @@ class Meter:
         A number that is unknown (no targets, no peak FLOPs, no steps) has no key.
         """
         window, self._window = self._window, _Window()
-        record = _losses(window)
+        found = {reading.name: reading.of(window.sums) for reading in readings}
+        record = {name: value for name, value in found.items() if value is not None}
         if window.num_steps > 0 and window.step_time_s > 0:
             record |= self._speed(window)
         if memory_gib is not None:
@@ -118,7 +111,7 @@ class Meter:
 
     def _speed(self, window: _Window) -> dict[str, float]:
         tokens_per_s = window.num_tokens / window.step_time_s
-        tokens_per_s_per_gpu = tokens_per_s / self._world_size
+        tokens_per_s_per_gpu = tokens_per_s / self._num_ranks
         speed = {
             "tokens_per_s": tokens_per_s,
             "tokens_per_s_per_gpu": tokens_per_s_per_gpu,
@@ -133,17 +126,3 @@ class Meter:
                     flops = flops_per_token(self._shape, mean_len, causal, self._num_adapter_params)
                     speed[key] = mfu(tokens_per_s_per_gpu, flops, self._peak_flops)
         return speed
-
-
-def _losses(window: _Window) -> dict[str, float]:
-    losses: dict[str, float] = {}
-    num_targets = sum(window.loss_targets.values())
-    if num_targets > 0:
-        losses["loss"] = sum(window.loss_sums.values()) / num_targets
-    for source, loss_sum in window.loss_sums.items():
-        if window.loss_targets[source] > 0:
-            losses[f"loss/{source}"] = loss_sum / window.loss_targets[source]
-    if window.num_kl_tokens > 0:
-        losses["kl_replay"] = window.kl_sum / window.num_kl_tokens
-        losses["loss_total"] = (sum(window.loss_sums.values()) + window.kl_cost) / max(num_targets, 1)
-    return losses

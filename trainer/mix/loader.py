@@ -6,15 +6,15 @@ The whole state is the step; ranks, threads and prefetch never change which toke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef, read_micro_batch
 from trainer.data.store.store import SplitStore
+from trainer.dist.mesh import Axis
 from trainer.mix.plan import Cursor, DataPlan
-from trainer.teacher.reference import BaseReference
 
 
 @dataclass(slots=True)
@@ -46,21 +46,20 @@ class TrainLoader:
         names: Sequence[str],
         stores: Sequence[SplitStore],
         plan: DataPlan,
-        rank: int,
-        world_size: int,
+        data: Axis,
         micro_batch_size: int,
         pad_id: int,
-        reference: BaseReference | None = None,
+        attach: Callable[[MicroBatch, Sequence[PackRef]], object | None] | None = None,
     ) -> None:
-        """Take the training splits in the order of `names`, and what the base model says of replay if it is asked."""
+        """Take the training splits in the order of `names`, and what reads things that belong to a micro-batch."""
         self.names = list(names)
         self._stores = list(stores)
         self._plan = plan
-        self._rank = rank
-        self._packs_per_rank = plan.packs_per_step // world_size
+        size = plan.packs_per_step // data.size
+        self._mine = slice(data.rank * size, (data.rank + 1) * size)
         self._micro_batch_size = micro_batch_size
         self._pad_id = pad_id
-        self._reference = reference
+        self._attach = attach
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._ahead: tuple[int, Future[StepBatch]] | None = None
 
@@ -78,7 +77,7 @@ class TrainLoader:
         """Read the batch of a step."""
         refs = self._plan.packs_of_step(step)
         after = self._plan.cursor
-        mine = refs[self._rank * self._packs_per_rank : (self._rank + 1) * self._packs_per_rank]
+        mine = refs[self._mine]
         size = self._micro_batch_size
         micro_batches = [self._read_micro_batch(mine[i : i + size]) for i in range(0, len(mine), size)]
         targets, tokens = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0)
@@ -100,8 +99,8 @@ class TrainLoader:
 
     def _read_micro_batch(self, refs: Sequence[PackRef]) -> MicroBatch:
         micro = read_micro_batch(self._stores, refs, self._pad_id)
-        if self._reference is not None:
-            micro.base = self._reference.rows_of(micro, refs)
+        if self._attach is not None:
+            micro.attached = self._attach(micro, refs)
         return micro
 
     def close(self) -> None:

@@ -5,16 +5,16 @@ Joins the data room's plan with the replay room's ratio, which do not know each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
 from trainer.checkpoint.state import TrainState
-from trainer.config.data import Role, SourceConfig
-from trainer.config.replay import RatioController
-from trainer.config.schema import RunConfig
+from trainer.config.data import DataConfig, Role, SourceConfig
+from trainer.config.replay import RatioController, ReplayConfig
+from trainer.config.train import TrainConfig
 from trainer.data.store.store import Store
 from trainer.data.types import Int64s
 from trainer.errors import DataError
@@ -37,38 +37,45 @@ class Passes:
 class Mixing:
     """The plan of a run and the ratio it asks for."""
 
-    def __init__(self, config: RunConfig, stores: dict[str, Store], packs_per_step: int) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        replay: ReplayConfig,
+        train: TrainConfig,
+        seed: int,
+        stores: Mapping[str, Store],
+        packs_per_step: int,
+    ) -> None:
         """Lay out the run.
 
         Raises:
             DataError: Nothing to train on, or a source would be passed over more often than allowed.
         """
-        self._replay = config.replay
-        sources = config.data.sources
+        self.replay = replay
+        sources = data.sources
         weights = {role: [s.weight for s in sources.values() if s.role is role] for role in Role}
-        self.ratio = starting_ratio(config.replay, weights[Role.target], weights[Role.replay])
+        self.ratio = starting_ratio(replay, weights[Role.target], weights[Role.replay])
         self._changes: list[list[float]] = []
         pools = [*_pools(sources, stores, Role.target), *_pools(sources, stores, Role.replay)]
 
         def plan_with(ratio_of_step: RatioOfStep) -> DataPlan:
-            data = config.data
-            return DataPlan(pools, packs_per_step, data.seq_len, ratio_of_step, config.seed, data.shuffle)
+            return DataPlan(pools, packs_per_step, data.seq_len, ratio_of_step, seed, data.shuffle)
 
         self._plan_with = plan_with
         self.plan = plan_with(self.ratio_of_step)
-        self.mean_ratio = mean_ratio(config.replay, self.ratio) if self.has_replay else 0.0
+        self.mean_ratio = mean_ratio(replay, self.ratio) if self.has_replay else 0.0
         self.num_steps = num_steps(
             sum(pool.num_packs for pool in self.plan.pools if not pool.is_replay),
             packs_per_step,
-            config.data.seq_len,
-            config.train.max_steps,
-            config.train.max_epochs,
-            config.train.max_tokens,
-            self.mean_ratio if config.replay.additive else 0.0,
+            data.seq_len,
+            train.max_steps,
+            train.max_epochs,
+            train.max_tokens,
+            self.mean_ratio if replay.additive else 0.0,
         )
         self._replay_names = [name for name, s in sources.items() if s.role is Role.replay]
-        self.watch = _watched(config)
-        self._sources = sources
+        self.watch = _watched(data, replay)
+        self.sources = sources
         self._names = list(sources)
         self._num_targets = [max(pool.num_targets, 1) for pool in self.plan.pools]
         self._refuse_repetition()
@@ -81,7 +88,7 @@ class Mixing:
     def ratio_of_step(self, step: int) -> float:
         """Return the ratio of a zero-based step: the controller's newest decision, else the schedule's."""
         decided = [ratio for first, ratio in self._changes if first <= step]
-        return decided[-1] if decided else ratio_at(self._replay, self.ratio, step / self.num_steps)
+        return decided[-1] if decided else ratio_at(self.replay, self.ratio, step / self.num_steps)
 
     def restore(self, state: TrainState) -> None:
         """Go on where a checkpoint stands."""
@@ -94,10 +101,10 @@ class Mixing:
 
         Its decision begins with the step after the next, because the next one is being read already.
         """
-        if self._replay.controller is RatioController.none or state.step == 0 or not self.has_replay:
+        if self.replay.controller is RatioController.none or state.step == 0 or not self.has_replay:
             return None
         previous = self.ratio_of_step(state.step)
-        decision = decide(self._replay, previous, state.last_losses, state.base_losses, self.watch)
+        decision = decide(self.replay, previous, state.last_losses, state.base_losses, self.watch)
         state.ratio_changes.append([state.step + 1, decision.ratio])
         self._changes = state.ratio_changes
         return decision
@@ -111,16 +118,16 @@ class Mixing:
         Raises:
             DataError: There are none.
         """
-        holds = self._replay.controller is RatioController.hold
-        floor = self._replay.max_ratio if holds else 0.0
+        holds = self.replay.controller is RatioController.hold
+        floor = self.replay.max_ratio if holds else 0.0
         plan = self._plan_with(
-            lambda step: max(floor, ratio_at(self._replay, self.ratio, step / self.num_steps))
+            lambda step: max(floor, ratio_at(self.replay, self.ratio, step / self.num_steps))
         )
         plan.skip_to(self.num_steps)
         drawn = {source: packs for source, packs in plan.replay_drawn().items() if len(packs)}
         if not drawn:
             raise DataError(
-                f"`replay.kl.beta` must be 0 for a run that draws no replay, but is {self._replay.kl.beta:g} instead. "
+                f"`replay.kl.beta` must be 0 for a run that draws no replay, but is {self.replay.kl.beta:g} instead. "
                 "Raise replay.ratio or set replay.kl.beta=0."
             )
         return drawn
@@ -154,51 +161,32 @@ class Mixing:
             table.add_row(row.pool.name, role.value, *cells)
         return table
 
-    def facts(self, state: TrainState) -> dict[str, Any]:
-        """Return what the ledger keeps: the plan's position and, by source, packs drawn a pack there is."""
+    def epochs_by_source(self, state: TrainState) -> dict[str, float]:
+        """Return packs drawn a pack there is."""
         epochs = {}
         for pool, drawn in zip(self.plan.pools, state.plan.get("positions", []), strict=False):
             for source in pool.sources:
                 epochs[self._names[source]] = round(drawn / pool.num_packs, 4)
-        return {"replay_ratio": state.replay_ratio, "epochs_by_source": epochs}
+        return epochs
+
+    @property
+    def trained_sources(self) -> dict[str, SourceConfig]:
+        """Return the sources that the run draws from, by name."""
+        return {name: source for name, source in self.sources.items() if source.role is not Role.probe}
 
     def share_reached(self, state: TrainState) -> float:
         """Return the share of replay in all supervised tokens so far."""
         replayed = sum(state.targets_by_source.get(name, 0) for name in self._replay_names)
         return replayed / max(sum(state.targets_by_source.values()), 1)
 
-    def replay_facts(self, state: TrainState) -> dict[str, Any] | None:
-        """Return what the forgetting report says of replay; None without it."""
-        if not self.has_replay:
-            return None
-        trained = [name for name, source in self._sources.items() if source.role is not Role.probe]
-        epochs = self.facts(state)["epochs_by_source"]
-        return {
-            "ratio_asked": self.mean_ratio,
-            "ratio_reached": self.share_reached(state),
-            "schedule": self._replay.schedule.value,
-            "controller": self._replay.controller.value,
-            "sources": [
-                {
-                    "name": name,
-                    "role": self._sources[name].role.value,
-                    "targets": state.targets_by_source.get(name, 0),
-                    "tokens": state.tokens_by_source.get(name, 0),
-                    "epochs": epochs.get(name, 0.0),
-                    "max_epochs": self._sources[name].max_epochs,
-                }
-                for name in trained
-            ],
-        }
-
     def _refuse_repetition(self) -> None:
-        most = self._replay.max_ratio if self._replay.controller is RatioController.hold else self.mean_ratio
+        most = self.replay.max_ratio if self.replay.controller is RatioController.hold else self.mean_ratio
         foreseen = [row for row in self.passes(self.mean_ratio) if not row.pool.is_replay]
         foreseen += [row for row in self.passes(most) if row.pool.is_replay]
         for row in foreseen:
             slack = 1.0 / row.pool.num_packs  # whole packs
             for name in (self._names[source] for source in row.pool.sources):
-                allowed = self._sources[name].max_epochs
+                allowed = self.sources[name].max_epochs
                 if allowed is not None and row.epochs > allowed + slack:
                     raise DataError(
                         f"`data.sources.{name}.max_epochs` must be at least {row.epochs:.2f} for this run, which "
@@ -207,7 +195,7 @@ class Mixing:
                     )
 
 
-def _pools(sources: dict[str, SourceConfig], stores: dict[str, Store], role: Role) -> list[Pool]:
+def _pools(sources: Mapping[str, SourceConfig], stores: Mapping[str, Store], role: Role) -> list[Pool]:
     """Return the pools of a role: one each for sources with weights, else all as one."""
     numbers = [i for i, source in enumerate(sources.values()) if source.role is role]
     names = list(sources)
@@ -223,8 +211,8 @@ def _pool(names: list[str], numbers: Sequence[int], targets: list[Any], role: Ro
     return Pool(label, role is Role.replay, weight, numbers, [targets[i] for i in numbers])
 
 
-def _watched(config: RunConfig) -> list[str]:
-    if config.replay.watch:
-        return list(config.replay.watch)
-    by_role = {role: [n for n, s in config.data.sources.items() if s.role is role] for role in Role}
+def _watched(data: DataConfig, replay: ReplayConfig) -> list[str]:
+    if replay.watch:
+        return list(replay.watch)
+    by_role = {role: [n for n, s in data.sources.items() if s.role is role] for role in Role}
     return by_role[Role.probe] or by_role[Role.replay]

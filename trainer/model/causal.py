@@ -1,53 +1,43 @@
-"""The causal language-modelling objective: a micro-batch in, (loss sum, per-token loss) out.
+"""A Hugging Face causal model as the engine holds it: packed inputs and a question in, the answer out.
 
-Wraps the model so that the loss is made inside the engine's forward. Other objectives stand beside it.
-
-Shapes: B packs, T sequence, N = B*T, K chosen positions.
+Shapes: B packs, T sequence, K chosen positions.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.errors import ModelError
-from trainer.model.head.divergence import TopTokens
+from trainer.model.head.ask import Ask, OwnLogits, Scores
 from trainer.model.masks import layer_masks
 
 
 class CausalLM(nn.Module):
-    """A Hugging Face causal model with a LossHead, called with packed inputs."""
+    """A causal model whose output layer is a LossHead."""
 
-    def __init__(self, lm: nn.Module, virtual: nn.Module | None = None) -> None:
-        """Take the model, whose head is a LossHead, and what puts virtual tokens before its documents."""
+    def __init__(
+        self, lm: nn.Module, virtual: nn.Module | None = None, scores: nn.Module | None = None
+    ) -> None:
+        """Take the model, what puts virtual tokens before its documents, and a layer [H -> 1] that scores positions."""
         super().__init__()
         self.lm = lm
         self.virtual = virtual
+        self.scores = scores
 
-    def forward(
-        self,
-        labels: Tensor | None = None,
-        base: TopTokens | None = None,
-        num_top: int | None = None,
-        keep_K: Tensor | None = None,
-        is_whole: bool = False,
-        **inputs: Any,
-    ) -> Any:
-        """Return (loss_sum, nll_N), or logits when there are no labels.
+    def forward(self, ask: Ask[Any], **inputs: Any) -> Any:
+        """Answer a question about packed text; `Engine.forward` gives the answer its type.
 
         Args:
-            labels: Next tokens [B, T]; -100 is not supervised.
-            base: As LossHead has it.
-            num_top: As LossHead has it.
-            keep_K: Positions of the flattened batch, in [0, N), whose logits are wanted: [K, V] instead of [B, T, V].
-            is_whole: Return the logits [B, T, V] of the model's own forward, which this one goes round.
             inputs: What the model takes; a cache in `past_key_values` is filled in place. A mask of pairs
                 becomes one for each kind of layer.
+        Raises:
+            ModelError: Scores are asked of a model without a score head.
         """
         lm = cast(Any, self.lm)
         use_cache = inputs.get("past_key_values") is not None
-        if is_whole:
+        if isinstance(ask, OwnLogits):
             return lm(use_cache=use_cache, **inputs).logits
         num_added = 0
         if self.virtual is not None:
@@ -56,10 +46,13 @@ class CausalLM(nn.Module):
         if mask is not None and mask.ndim == 4:
             inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"])
         hidden = body_of(lm)(use_cache=use_cache, **inputs).last_hidden_state[:, num_added:]
-        head = lm.get_output_embeddings()
-        if labels is not None:
-            return head(hidden, labels.reshape(-1), base, num_top)
-        return head(hidden if keep_K is None else hidden.reshape(-1, hidden.shape[-1])[keep_K])
+        if isinstance(ask, Scores):
+            if self.scores is None:
+                raise ModelError(
+                    "This model must have a score head to score positions, but has none instead."
+                )
+            return self.scores(hidden.reshape(-1, hidden.shape[-1])[ask.rows_K])[:, 0]
+        return lm.get_output_embeddings()(hidden, ask=ask)
 
 
 def body_of(lm: Any) -> Any:

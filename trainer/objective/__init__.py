@@ -1,1 +1,1 @@
-"""What a micro-batch is worth: a loss sum and a count."""
+"""What a run minimises: the contract, the builder, and one folder an objective."""

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from trainer.errors import TrainerError
-from trainer.evaluate.record import FILE_NAME, Forgetting, read_forgetting
+from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.metrics.jsonl import read as read_lines
 from trainer.report.series import Metrics
 
@@ -23,7 +23,7 @@ class RunRecord:
     """The files of a run; what is missing is None or empty."""
 
     run_dir: Path
-    forgetting: Forgetting | None
+    forgetting: ForgettingRecord | None
     metrics: Metrics
     events: tuple[dict[str, Any], ...]
     config: dict[str, Any]

@@ -1,15 +1,12 @@
-"""Tell what a run does: console, metrics.jsonl, wandb, ledger. Rank 0 writes; other ranks only count.
-
-Implements the loop's Reporter.
-"""
+"""Tell what a run does: console, metrics.jsonl, wandb, ledger. Rank 0 writes; other ranks only count."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trainer.checkpoint.lineage import next_abandoned
 from trainer.checkpoint.state import TrainState
@@ -30,20 +27,13 @@ from trainer.run.step import StepResult
 _LOG = logging.getLogger(__name__)
 
 
-class Times(Protocol):
-    """Seconds of a step."""
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of a step and the part of it spent waiting for data; evaluations that are still to come."""
 
-    @property
-    def step_s(self) -> float:
-        """Wall time of the step."""
-
-    @property
-    def data_wait_s(self) -> float:
-        """The part spent waiting for data."""
-
-    @property
-    def evaluations_left(self) -> int:
-        """Evaluations that are still to come."""
+    step_s: float
+    data_wait_s: float
+    evaluations_left: int = 0
 
 
 class Journal:
@@ -64,23 +54,26 @@ class Journal:
         self._mixing = mixing
         self._tokens_per_step = tokens_per_step
 
-    def step(self, state: TrainState, result: StepResult, lr: float, times: Times, is_logged: bool) -> None:
+    def step(
+        self, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
+    ) -> None:
         """Add a step to the window; write the window when it is logged."""
         self._meter.add(
             times.step_s,
             self._tokens_per_step,
-            sum(result.num_targets.values()),
+            result.num_targets,
             result.sum_len_sq,
             times.data_wait_s,
         )
-        for source, loss_sum in result.loss_sums.items():
-            self._meter.add_loss(source, loss_sum, result.num_targets[source])
-        self._meter.add_kl(result.kl_sum, result.kl_cost, result.num_kl_tokens)
+        self._meter.add_sums(result.sums)
         if not is_logged:
             return
         record: dict[str, Value] = dict(
             self._meter.flush(
-                self._mixing.num_steps - state.step, device_memory_gib()[0], times.evaluations_left
+                result.readings,
+                self._mixing.num_steps - state.step,
+                device_memory_gib()[0],
+                times.evaluations_left,
             )
         )
         record |= {
@@ -110,8 +103,8 @@ class Journal:
 
     def skipped(self, state: TrainState, result: StepResult) -> None:
         """Say that a step was not applied or not finite; it never passes silently."""
-        loss = result.total_loss
-        why = "loss" if not math.isfinite(loss) else "gradients"
+        loss = result.loss
+        why = ", ".join(result.unsound) or "gradients"
         _LOG.warning(
             "Step %d: non-finite %s (loss %s, gradient norm %s); %s. Skipped so far: %d, in a row: %d.",
             state.step,
@@ -146,7 +139,8 @@ class Journal:
             targets_by_source=dict(state.targets_by_source),
             tokens_by_source=dict(state.tokens_by_source),
             data_digest=state.data_digest,
-            **self._mixing.facts(state),
+            replay_ratio=state.replay_ratio,
+            epochs_by_source=self._mixing.epochs_by_source(state),
         )
 
     def not_saved(self, state: TrainState, why: str) -> None:
@@ -175,7 +169,7 @@ def open_journal(
     run_dir: Path,
     state: TrainState,
     mixing: Mixing,
-    world_size: int,
+    num_ranks: int,
     hf_config: dict[str, Any] | None,
     num_adapter_params: int | None,
 ) -> Journal:
@@ -187,7 +181,7 @@ def open_journal(
     """
     peak = config.log.peak_tflops
     meter = Meter(
-        world_size,
+        num_ranks,
         None if hf_config is None else _shape_or_none(hf_config),
         peak * 1e12 if peak else peak_flops(describe_device()),
         num_adapter_params,

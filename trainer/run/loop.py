@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 from trainer.checkpoint.state import TrainState
-from trainer.dist.group import Group
-from trainer.engine.engine import Engine
-from trainer.mix.controller import Decision
+from trainer.engine.policy import Policy
 from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
+from trainer.mix.mixing import Mixing
+from trainer.objective.contract import Objective
+from trainer.run.evaluator import Evaluator
+from trainer.run.journal import Journal, StepTimes
+from trainer.run.saver import Saver
 from trainer.run.step import StepResult, train_step
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.signals import StopFlag
-from trainer.teacher.base_model import BaseModel
 
 
 class StopReason(Enum):
@@ -73,69 +75,21 @@ class Cadence:
         return multiples(self.evaluate_every) + multiples(saves) - both + int(bool(is_last_one))
 
 
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """Seconds of a step and the part of it spent waiting for data; evaluations that are still to come."""
-
-    step_s: float
-    data_wait_s: float
-    evaluations_left: int = 0
-
-
-class Reporter(Protocol):
-    """Where the loop tells what happened; acts on rank 0 only."""
-
-    def step(
-        self, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
-    ) -> None:
-        """Count one optimizer step, and report it with those since the last report when asked."""
-
-    def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
-        """Report held-out losses."""
-
-    def skipped(self, state: TrainState, result: StepResult) -> None:
-        """Report a step that was not applied or not finite."""
-
-    def steered(self, state: TrainState, decision: Decision) -> None:
-        """Report what the replay controller chose."""
-
-    def saved(self, state: TrainState, seconds: float) -> None:
-        """Report a checkpoint."""
-
-    def not_saved(self, state: TrainState, why: str) -> None:
-        """Report that no checkpoint was committed though one was due."""
-
-
-class Work(Protocol):
-    """The slow things the loop names but does not do itself. Collective: every rank."""
-
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Return held-out losses by source."""
-
-    def steer(self, state: TrainState) -> Decision | None:
-        """Move the replay ratio in answer to held-out losses, if a controller is on."""
-
-    def save(self, state: TrainState) -> str | None:
-        """Commit a checkpoint, or return why the model is not fit to be saved."""
-
-    def lr(self, step: int) -> float:
-        """Return the learning rate of a zero-based step."""
-
-
 @dataclass(slots=True)
 class Parts:
-    """Everything the loop uses, built by run.py."""
+    """Everything the loop uses, built by training.py."""
 
-    engine: Engine
+    policy: Policy
+    objective: Objective
     loader: TrainLoader
-    group: Group
-    flash: bool
-    work: Work
-    report: Reporter
+    evaluator: Evaluator
+    mixing: Mixing
+    saver: Saver
+    lr: Callable[[int], float]
+    """Learning rate of a zero-based step."""
+    journal: Journal
     stop_flag: StopFlag
     gc: ManualGc
-    base_model: BaseModel | None = None
-    """With replay.kl."""
 
 
 def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
@@ -147,21 +101,19 @@ def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
         started = time.perf_counter()
         batch = parts.loader.take(state.step)
         data_wait_s = time.perf_counter() - started
-        lr = parts.work.lr(state.step)
-        parts.engine.set_lr(lr)
+        lr = parts.lr(state.step)
+        parts.policy.engine.set_lr(lr)
         stop = parts.stop_flag.requested
-        result = train_step(
-            parts.engine, batch, parts.loader.names, parts.group, parts.flash, stop, parts.base_model
-        )
+        result = train_step(parts.policy, parts.objective, batch, stop)
         advance(state, result, batch)
         if not result.is_sound:
-            parts.report.skipped(state, result)
+            parts.journal.skipped(state, result)
             if state.bad_steps_in_a_row > cadence.max_non_finite:
                 return StopReason.non_finite
         left = cadence.evaluations_from(state.step)
         times = StepTimes(time.perf_counter() - started, data_wait_s, left)
         parts.stop_flag.has_taken(step_s=times.step_s)
-        parts.report.step(state, result, lr, times, cadence.log_due(state.step))
+        parts.journal.step(state, result, lr, times, cadence.log_due(state.step))
         parts.gc.collect_if_due(state.step)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
         if not preempted and cadence.evaluate_due(state.step):
@@ -199,7 +151,7 @@ def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
 def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
     """Take held-out losses, remember the best, and let the replay ratio answer. Collective: every rank."""
     started = time.perf_counter()
-    losses = parts.work.evaluate(state)
+    losses = parts.evaluator.evaluate(state)
     state.last_evaluated_step = state.step
     if losses:
         state.last_losses = losses
@@ -213,10 +165,10 @@ def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
             state.evaluations_without_gain = 0
         else:
             state.evaluations_without_gain += 1
-    parts.report.evaluation(state, losses, time.perf_counter() - started)
-    decision = parts.work.steer(state)
+    parts.journal.evaluation(state, losses, time.perf_counter() - started)
+    decision = parts.mixing.steer(state)
     if decision is not None:
-        parts.report.steered(state, decision)
+        parts.journal.steered(state, decision)
 
 
 def save(parts: Parts, state: TrainState) -> bool:
@@ -224,13 +176,13 @@ def save(parts: Parts, state: TrainState) -> bool:
     started = time.perf_counter()
     why: str | None = f"{state.bad_steps_in_a_row} non-finite step(s) in a row"
     if not state.bad_steps_in_a_row:
-        why = parts.work.save(state)
+        why = parts.saver.save(state)
     if why is not None:
-        parts.report.not_saved(state, why)
+        parts.journal.not_saved(state, why)
         return False
     seconds = time.perf_counter() - started
     parts.stop_flag.has_taken(save_s=seconds)
-    parts.report.saved(state, seconds)
+    parts.journal.saved(state, seconds)
     return True
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.schema import RunConfig
 from trainer.data.store.store import Store
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
+from trainer.evaluate.record import Recovery
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
 from trainer.mix.plan import DataPlan
+from trainer.objective.causal_lm.objective import CausalLMObjective
 from trainer.run.loop import Parts
 from trainer.run.step import train_step
 
@@ -31,7 +32,7 @@ def probe_recovery(
     held_out: HeldOut,
     mixing: Mixing,
     state: TrainState,
-) -> dict[str, Any] | None:
+) -> Recovery | None:
     """Train on replay alone and return how far the set that rose most came back. Collective; changes the weights.
 
     None when it is off, without replay, or when no general set rose.
@@ -48,28 +49,26 @@ def probe_recovery(
         return None
     pools = [dataclasses.replace(pool, is_replay=False) for pool in mixing.plan.pools if pool.is_replay]
     plan = DataPlan(pools, mixing.plan.packs_per_step, config.data.seq_len, lambda step: 0.0, config.seed + 1)
-    splits = [store.train for store in stores.values()]
-    group = parts.group
     loader = TrainLoader(
         parts.loader.names,
-        splits,
+        [store.train for store in stores.values()],
         plan,
-        group.rank,
-        group.world_size,
+        parts.policy.mesh.data,
         config.train.micro_batch_size,
         held_out.pad_id,
     )
+    objective = CausalLMObjective(parts.loader.names)
     try:
         for step in range(config.evaluate.recovery_steps):
-            parts.engine.set_lr(LR_FRAC * config.optim.lr)
-            train_step(parts.engine, loader.take(step), loader.names, group, parts.flash, stop=False)
+            parts.policy.engine.set_lr(LR_FRAC * config.optim.lr)
+            train_step(parts.policy, objective, loader.take(step), stop=False)
     finally:
         loader.close()
-    after = held_out_pieces(parts.engine, held_out, group, parts.flash)
-    return {
-        "set": name,
-        "steps": config.evaluate.recovery_steps,
-        "base_nats": state.base_losses[name],
-        "tuned_nats": state.last_losses[name],
-        "recovered_nats": after[name].mean,
-    }
+    after = held_out_pieces(parts.policy, held_out)
+    return Recovery(
+        set=name,
+        steps=config.evaluate.recovery_steps,
+        base_nats=state.base_losses[name],
+        tuned_nats=state.last_losses[name],
+        recovered_nats=after[name].mean,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from contextlib import ExitStack
@@ -11,36 +12,37 @@ from rich.console import Console
 
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig, RunKind
-from trainer.config.snapshot import write_atomic, write_provenance
+from trainer.config.snapshot import config_digest, write_atomic, write_provenance
+from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
-from trainer.evaluate.proofs.agreement import check_packing
-from trainer.evaluate.proofs.isolation import Isolation, check_isolation
+from trainer.evaluate.proofs.fingerprint import probe_tokens
+from trainer.evaluate.proofs.isolation import Isolation
 from trainer.export.merge import CONFIG, describe_adapter
 from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
 from trainer.metrics.wandb import new_run_id
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
-from trainer.model.masks import reach
-from trainer.run.journal import Journal, open_journal
-from trainer.run.keeper import Keeper, show_forgetting
+from trainer.objective.build import build_objective
+from trainer.objective.contract import Objective
+from trainer.optim.schedule import lr_factor
+from trainer.report.announce import announce
+from trainer.run.evaluator import build_evaluator
+from trainer.run.journal import open_journal
 from trainer.run.loop import Cadence, Parts, StopReason, train
+from trainer.run.proofs import prove_adapter, prove_isolation
 from trainer.run.recovery import probe_recovery
-from trainer.run.session import (
-    Session,
-    build_forgetting,
-    build_reference,
-    build_task_scores,
-    open_session,
-)
+from trainer.run.saver import RunIdentity, Saver, make_room
+from trainer.run.session import Session, open_session
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
-from trainer.runtime.job import deadline
+from trainer.runtime.job import deadline, is_requeued
 from trainer.runtime.lock import run_lock
 from trainer.runtime.shortage import shortage_explained
 from trainer.runtime.signals import StopFlag
-from trainer.teacher.base_model import AdapterBase, BaseModel, CachedBase
-from trainer.teacher.reference import BaseReference
+from trainer.teacher.adapter_off import AdapterBase
+from trainer.teacher.cached import CachedBase, Question, open_reference
+from trainer.teacher.contract import Teacher
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,129 +66,108 @@ def run_training(config: RunConfig) -> StopReason:
 
 
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
-    config, group = session.config, session.group
-    mixing = Mixing(config, session.stores, session.shape.packs_per_step)
-    probed = _prove_isolation(session) if config.train.isolation_probe else None
-    work = Keeper(session.run_dir, session.engine, group, session.flash, config, mixing)
+    config, mesh = session.config, session.mesh
+    goes_on = config.checkpoint.resume or is_requeued(os.environ)
+    mixing = session.mixing()
+    probed = prove_isolation(session) if config.train.isolation_probe else None
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None
-    work.prepare(
-        session.held_out(),
-        session.stores,
-        session.tuned.num_trainable,
-        build_forgetting(session),
-        build_task_scores(session),
-        base if session.tuned.is_partial else None,
-    )
+    evaluator = build_evaluator(session, mixing)
+    saver = _build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
-    reference = None if session.tuned.peft_config is not None else build_reference(session, mixing)
-    state = work.resume()
+    objective = build_objective(config.objective, list(session.stores), _build_teacher(session, mixing))
+    state = saver.resume(goes_on)
+    mixing.restore(state)
     if state.wandb_id is None:
-        state.wandb_id = group.broadcast(new_run_id())
+        state.wandb_id = mesh.broadcast(new_run_id())
     journal = open_journal(
         config,
         session.run_dir,
         state,
         mixing,
-        group.world_size,
-        session.loaded.model.config.to_dict() if group.is_first else None,
+        mesh.num_ranks,
+        session.loaded.model.config.to_dict() if mesh.is_first else None,
         None if session.tuned.peft_config is None else session.tuned.num_trainable,
     )
+    loader, manual_gc = _open_loader(session, mixing, objective), ManualGc(every_steps=50)
+    stack.callback(loader.close)
+    stack.callback(manual_gc.close)
+    lr = functools.partial(_lr, config, mixing.num_steps)
+    parts = Parts(
+        session.policy, objective, loader, evaluator, mixing, saver, lr, journal, stop_flag, manual_gc
+    )
     cadence = _cadence(config, mixing.num_steps)
-    parts = _parts(session, mixing, reference, work, journal, stop_flag, stack)
-    if group.is_first:
+    if mesh.is_first:
         _say_what_runs(session, mixing, base)
         _say_how_long(session, probed, cadence, state.step)
-    journal.started(state, world_size=group.world_size, num_steps=mixing.num_steps)
+    journal.started(state, world_size=mesh.num_ranks, num_steps=mixing.num_steps)
     status, is_measured = "failed", False
     try:
         reason = train(parts, state, cadence)
         status = reason.value
         if reason in (StopReason.finished, StopReason.early_stop):
-            is_measured = work.finish(
-                state,
-                session.tokenizer,
-                lambda: probe_recovery(parts, config, session.stores, session.held_out(), mixing, state),
+            held_out = session.held_out()
+            is_measured = evaluator.finish(
+                state, lambda: probe_recovery(parts, config, session.stores, held_out, mixing, state)
             )
     finally:
         journal.close(state, status)
-    if is_measured and group.is_first:
-        show_forgetting(session.run_dir)
+    if is_measured and mesh.is_first:
+        announce(session.run_dir)
     # Launchers end all ranks when one ends with a code: the first may still be writing.
-    group.barrier()
+    mesh.barrier()
     return reason
 
 
-def _prove_isolation(session: Session) -> Isolation:
-    """Stop unless documents of a pack are what they are alone. Collective: every rank."""
-    hf_config, seq_len = session.loaded.model.config, session.config.data.seq_len
-    window = reach(hf_config)
-    vocab_size = hf_config.get_text_config().vocab_size
-    probed = check_isolation(session.engine, vocab_size, seq_len, session.group, session.flash, window)
-    apart = check_packing(session.engine, hf_config, seq_len, session.group, session.flash)
-    _LOG.info(
-        "Isolation: changing a document moved the others' logits by %.1e of the largest; in a pack they are what they "
-        "are alone to %.1e%s.",
-        probed.moved,
-        apart,
-        ""
-        if not window
-        else f"; the model's window is {window} tokens" + (", longer than a pack" * (window >= seq_len)),
+def _build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
+    """Prove what a checkpoint leaves out and return what saves and resumes. Collective: every rank."""
+    config = session.config
+    probe = probe_tokens(session.stores.values())
+    identity = RunIdentity(
+        config_digest(config), data_digest(session.stores), base if session.tuned.is_partial else None
     )
-    return probed
+    frozen = prove_adapter(session, probe)
+    if config.checkpoint.enabled:
+        session.mesh.from_first(
+            lambda: make_room(
+                session.run_dir, config.checkpoint, goes_on, session.tuned.num_trainable, config.zero.dtype
+            )
+        )
+    return Saver(session.policy, session.run_dir, config.checkpoint, identity, probe, frozen)
 
 
-def _parts(
-    session: Session,
-    mixing: Mixing,
-    reference: BaseReference | None,
-    work: Keeper,
-    journal: Journal,
-    stop_flag: StopFlag,
-    stack: ExitStack,
-) -> Parts:
-    """Return everything the loop uses; what has to be closed goes on the stack."""
-    loader = _open_loader(session, mixing, reference)
-    stack.callback(loader.close)
-    manual_gc = ManualGc(every_steps=50)
-    stack.callback(manual_gc.close)
-    return Parts(
-        session.engine,
-        loader,
-        session.group,
-        session.flash,
-        work,
-        journal,
-        stop_flag,
-        manual_gc,
-        _base_model(session, reference),
-    )
-
-
-def _base_model(session: Session, reference: BaseReference | None) -> BaseModel | None:
-    """Return where a step learns what the base says of replay; None without replay.kl."""
-    kl = session.config.replay.kl
+def _build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
+    """Return who says what the base thinks of replay; None without replay.kl. Collective: every rank."""
+    config = session.config
+    kl = config.replay.kl
     if not kl.beta:
         return None
-    if reference is not None:
-        return CachedBase(kl.beta)
-    roles = [spec.role for spec in session.config.data.sources.values()]
-    return AdapterBase(kl.beta, kl.top, frozenset(i for i, role in enumerate(roles) if role is Role.replay))
+    if session.tuned.peft_config is not None:
+        roles = [spec.role for spec in config.data.sources.values()]
+        replay = frozenset(i for i, role in enumerate(roles) if role is Role.replay)
+        return AdapterBase(kl.beta, kl.top, replay)
+    question = Question(session.base_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
+    packs = mixing.replay_to_draw()
+    reference = open_reference(session.policy, config.data, session.stores, packs, question, session.pad_id)
+    return CachedBase(kl.beta, reference)
 
 
-def _open_loader(session: Session, mixing: Mixing, reference: BaseReference | None) -> TrainLoader:
+def _open_loader(session: Session, mixing: Mixing, objective: Objective) -> TrainLoader:
     """Return what reads this rank's packs."""
     return TrainLoader(
         list(session.stores),
         [store.train for store in session.stores.values()],
         mixing.plan,
-        session.group.rank,
-        session.group.world_size,
+        session.mesh.data,
         session.config.train.micro_batch_size,
         session.pad_id,
-        reference,
+        objective.attach,
     )
+
+
+def _lr(config: RunConfig, num_steps: int, step: int) -> float:
+    return config.optim.lr * lr_factor(step, num_steps, config.schedule)
 
 
 def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
@@ -218,11 +199,11 @@ def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, 
         return
     layers = session.config.model.checkpoint_layers or 0
     num_layers = max(getattr(session.loaded.model.config, "num_hidden_layers", 1), 1)
-    packs = len(session.held_out().batches(0, session.group.world_size))
+    packs = len(session.held_out().batches(session.mesh.data))
     outlook = Outlook(
         forward_s=probed.forward_s,
         forward_tokens=probed.num_tokens,
-        step_tokens=session.shape.packs_per_step * session.shape.seq_len // session.group.world_size,
+        step_tokens=session.shape.packs_per_step * session.shape.seq_len // session.mesh.data.size,
         num_steps=cadence.num_steps - step,
         recomputed_share=1.0 if layers < 0 else min(layers / num_layers, 1.0),
         evaluation_tokens=packs * session.config.evaluate.micro_batch_size * session.shape.seq_len,

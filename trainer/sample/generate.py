@@ -16,7 +16,7 @@ from itertools import count, islice
 from typing import Any, Protocol
 
 from trainer.config.generate import GenerateConfig
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.errors import DataError
 from trainer.sample.filters import DUPLICATE, find_fault, fingerprint, without_cut_character
 from trainer.sample.prompts import Draft, PromptPlan
@@ -125,7 +125,7 @@ def sample_until_enough(
     sampler: Sampler,
     judge: Judge,
     work: WorkFolder,
-    group: Group,
+    mesh: Mesh,
     should_stop: Callable[[], bool],
     show: Callable[[Tally], None],
 ) -> Tally | None:
@@ -135,11 +135,11 @@ def sample_until_enough(
         DataError: Nearly all samples are dropped.
     """
     goal = judge.options.num_tokens
-    known: dict[int, Batch] = group.from_first(
+    known: dict[int, Batch] = mesh.from_first(
         lambda: {batch.number: batch.without_rows() for batch in work.batches()}
     )
     tally = Tally()
-    with work.open_part(group.rank) as part:
+    with work.open_part(mesh.rank) as part:
         while True:
             while tally.num_kept_tokens < goal and tally.num_batches in known:
                 tally.add(known.pop(tally.num_batches))
@@ -148,13 +148,13 @@ def sample_until_enough(
             if tally.num_kept_tokens >= goal:
                 return tally
             missing = (number for number in count(tally.num_batches) if number not in known)
-            number = next(islice(missing, group.rank, None))
+            number = next(islice(missing, mesh.rank, None))
             batch = sample_batch(sampler, judge, number, should_stop)
             if batch is not None:
                 part.write(batch.to_line())
                 part.flush()
                 os.fsync(part.fileno())
-            found = group.gather(None if batch is None else batch.without_rows())
+            found = mesh.gather(None if batch is None else batch.without_rows())
             if None in found:
                 return None
             known |= {one.number: one for one in found}

@@ -9,27 +9,33 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer.checkpoint.space import bytes_free
-from trainer.config.schema import RunConfig
+from trainer.config.data import DataConfig
+from trainer.data.pack.collate import MicroBatch
+from trainer.data.pack.refs import PackRef
 from trainer.data.store.prepared import cache_folder, digest_of
 from trainer.data.store.store import Store
 from trainer.data.store.writer import staging
 from trainer.data.types import Int64s
-from trainer.dist.group import Group
-from trainer.engine.engine import Engine
+from trainer.engine.inputs import move
+from trainer.engine.policy import Policy
 from trainer.errors import DataError
+from trainer.model.head.divergence import TopTokens
 from trainer.teacher.inquiry import write_reference
 from trainer.teacher.reference import (
     BYTES_PER_TOKEN,
     VERSION,
     BaseReference,
+    BaseRows,
     is_whole,
     publish,
     references_folder,
@@ -39,68 +45,98 @@ _LOG = logging.getLogger(__name__)
 LINE_EVERY_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of which base model."""
+
+    base_digest: str
+    dtype: str
+    num_top: int
+    """Most likely next tokens that are kept of a position."""
+    micro_batch_size: int
+    """Packs that a rank asks about at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBase:
+    """The base model as a reference has it. Implements Teacher without asking the model."""
+
+    beta: float
+    reference: BaseReference
+
+    def attach(self, micro: MicroBatch, refs: Sequence[PackRef]) -> BaseRows | None:
+        """Read what the reference holds of these packs."""
+        return self.reference.rows_of(micro, refs)
+
+    def top_tokens(self, policy: Policy, micro: MicroBatch) -> TopTokens | None:
+        """Move what came with the micro-batch to the device."""
+        if not isinstance(micro.attached, BaseRows):
+            return None
+        rows_R, ids_RK, log_probs_RK = (
+            move(torch.from_numpy(array), policy.device)
+            for array in (micro.attached.rows_R, micro.attached.ids_RK, micro.attached.log_probs_RK)
+        )
+        return TopTokens(rows_R, micro.attached.rows_R, ids_RK, log_probs_RK, self.beta)
+
+
 def open_reference(
-    config: RunConfig,
-    engine: Engine,
-    group: Group,
-    flash: bool,
+    policy: Policy,
+    data: DataConfig,
     stores: Mapping[str, Store],
     packs: Mapping[int, Int64s],
-    base_digest: str,
+    question: Question,
     pad_id: int,
 ) -> BaseReference:
     """Return what the base says of replay packs, by number of the source; ask it when nobody has before.
 
-    The engine must hold the base: call this before a checkpoint is loaded, resumed runs included.
+    The policy must be the base: call this before a checkpoint is loaded, resumed runs included.
 
     Raises:
         DataError: The disk has no room, or a rank cannot write there.
     """
-    key, described = describe(config, stores, packs, base_digest)
-    references = references_folder(cache_folder(config.data))
+    key, described = describe(question, stores, packs)
+    references = references_folder(cache_folder(data))
+    mesh = policy.mesh
     folder = references / key
     splits = [store.train for store in stores.values()]
     num_rows = sum(int(splits[source].pack_targets[packs[source]].sum()) for source in packs)
-    if group.from_first(lambda: is_whole(folder)):
+    if mesh.from_first(lambda: is_whole(folder)):
         _LOG.info("What the base model says of %d replay tokens is known (%s).", num_rows, key[:12])
     else:
-        if group.is_first and folder.exists():
+        if mesh.is_first and folder.exists():
             _LOG.warning("%s is damaged: the base model is asked again.", folder)
-        num_top = config.replay.kl.top
         num_packs = sum(map(len, packs.values()))
-        group.from_first(lambda: check_room(folder, num_rows, num_top))
+        mesh.from_first(lambda: check_room(folder, num_rows, question.num_top))
         with ExitStack() as stack:
-            work: Path = group.from_first(
+            work: Path = mesh.from_first(
                 lambda: stack.enter_context(
-                    staging(references, config.data.cache_dir, "the base model's log-probabilities")
+                    staging(references, data.cache_dir, "the base model's log-probabilities")
                 )
             )
             write_reference(
-                engine,
-                group,
-                flash,
+                policy,
                 splits,
                 {source: found.tolist() for source, found in packs.items()},
-                num_top,
-                config.evaluate.micro_batch_size,
+                question.num_top,
+                question.micro_batch_size,
                 pad_id,
                 work,
-                stack.enter_context(_progress(num_packs, group.is_first)),
+                stack.enter_context(_progress(num_packs, mesh.is_first)),
             )
-            group.from_first(lambda: publish(work, folder, described, group.world_size))
+            mesh.from_first(lambda: publish(work, folder, described, mesh.num_ranks))
     return BaseReference(folder, {source: place for place, source in enumerate(packs)})
 
 
 def describe(
-    config: RunConfig, stores: Mapping[str, Store], packs: Mapping[int, Int64s], base_digest: str
+    question: Question, stores: Mapping[str, Store], packs: Mapping[int, Int64s]
 ) -> tuple[str, dict[str, object]]:
     """Return the key of a reference and what it is a digest of."""
     digests = [store.digest for store in stores.values()]
     described: dict[str, object] = {
         "version": VERSION,
-        "base": base_digest,
-        "dtype": config.zero.dtype,
-        "top": config.replay.kl.top,
+        "base": question.base_digest,
+        "dtype": question.dtype,
+        "top": question.num_top,
         "packs": [
             [digests[source], hashlib.sha256(found.astype("<i8").tobytes()).hexdigest()]
             for source, found in packs.items()

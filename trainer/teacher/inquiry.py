@@ -14,17 +14,13 @@ from torch import Tensor
 
 from trainer.data.pack.refs import PackRef, read_batch, spread
 from trainer.data.store.store import SplitStore
-from trainer.dist.group import Group
-from trainer.engine.engine import Engine
-from trainer.engine.inputs import labels_of, model_inputs
+from trainer.engine.policy import Policy
 from trainer.errors import DataError
 from trainer.teacher.reference import ReferenceWriter
 
 
 def write_reference(
-    engine: Engine,
-    group: Group,
-    flash: bool,
+    policy: Policy,
     stores: Sequence[SplitStore],
     packs: Mapping[int, Sequence[int]],
     num_top: int,
@@ -45,22 +41,20 @@ def write_reference(
     """
     refs = [PackRef(source, pack, 0) for source in packs for pack in packs[source]]
     places = {source: place for place, source in enumerate(packs)}
-    part = _Part(folder, group.rank)
-    with engine.evaluating():
-        for number, batch in enumerate(spread(refs, group.rank, group.world_size, micro_batch_size)):
+    mesh = policy.mesh
+    part = _Part(folder, mesh.rank)
+    with policy.evaluating():
+        for number, batch in enumerate(spread(refs, mesh.data, micro_batch_size)):
             micro = read_batch(stores, batch, pad_id)
-            ids_QK, log_probs_QK = engine.forward(
-                labels=labels_of(micro, group.device),
-                num_top=num_top,
-                **model_inputs(micro, group.device, flash),
+            by_pack = (
+                torch.split(answer.cpu(), micro.num_targets_B) for answer in policy.top(micro, num_top)
             )
-            by_pack = (torch.split(answer.cpu(), micro.num_targets_B) for answer in (ids_QK, log_probs_QK))
             for ref, ids, log_probs in zip(batch, *by_pack, strict=True):
                 if ref.source in places:  # and no filler
                     part.add(places[ref.source], ref.pack, ids, log_probs)
-            on_batch(min((number + 1) * micro_batch_size * group.world_size, len(refs)))
+            on_batch(min((number + 1) * micro_batch_size * mesh.data.size, len(refs)))
     part.close()
-    problems = [problem for problem in group.gather(part.problem) if problem]
+    problems = [problem for problem in mesh.gather(part.problem) if problem]
     if problems:
         raise DataError(
             "`data.cache_dir` must be a folder with room that all ranks can write, but is not: "

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.pack.collate import IGNORE, BaseRows, MicroBatch
+from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.data.pack.refs import PackRef
 from trainer.data.store.store import META
 from trainer.data.store.writer import commit, sync_folder
@@ -32,6 +33,18 @@ LOG_PROBS = np.dtype("<f2")
 5e-5), its gradient 3e-4 (at most 9e-4; bf16 rounds a gradient by 4e-3); float32 would take a third more."""
 BYTES_PER_TOKEN = IDS.itemsize + LOG_PROBS.itemsize
 """Of one kept token at one position."""
+
+
+@dataclass(slots=True)
+class BaseRows:
+    """What the base model says of the replay in a micro-batch: its K most likely tokens at R positions.
+
+    Shapes: rows_R int64, ascending in [0, B*T); ids_RK int32; log_probs_RK float16, in nats.
+    """
+
+    rows_R: npt.NDArray[np.int64]
+    ids_RK: npt.NDArray[np.int32]
+    log_probs_RK: npt.NDArray[np.float16]
 
 
 def references_folder(cache_dir: Path) -> Path:

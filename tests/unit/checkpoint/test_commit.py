@@ -15,12 +15,12 @@ from trainer.checkpoint.commit import commit, remove_staging
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, find_checkpoints, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest, read_manifest
 from trainer.checkpoint.verify import find_damage, newest_verified
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.engine.writer import seal
 from trainer.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[3]
-ALONE = Group(0, 0, 1, torch.device("cpu"))
+ALONE = Mesh(0, 0, 1, torch.device("cpu"))
 
 
 def manifest(step, run="one"):
@@ -236,7 +236,7 @@ def test_kill_9_in_the_middle_of_a_commit_leaves_a_valid_checkpoint(tmp_path, mo
 
 
 class Meeting:
-    """Two ranks as threads: what a Group's collectives do, without processes."""
+    """Two ranks as threads: what a Mesh's collectives do, without processes."""
 
     world_size = 2
 
@@ -281,8 +281,8 @@ def run_two_ranks(function):
 
 
 def test_two_ranks_write_one_checkpoint(tmp_path):
-    def both(group):
-        return commit(tmp_path, manifest(1), writer(1, [f"engine/rank-{group.rank}"]), group)
+    def both(mesh):
+        return commit(tmp_path, manifest(1), writer(1, [f"engine/rank-{mesh.rank}"]), mesh)
 
     assert run_two_ranks(both) == [step_dir(tmp_path, 1)] * 2
     assert sorted(newest_verified(tmp_path)[1].files) == ["engine/rank-0", "engine/rank-1"]
@@ -291,13 +291,13 @@ def test_two_ranks_write_one_checkpoint(tmp_path):
 def test_a_failure_of_one_rank_is_the_same_sentence_on_all(tmp_path):
     """Without the agreement one rank would raise and the other wait in the next collective for ever."""
 
-    def one_fails(group):
+    def one_fails(mesh):
         def write(staging):
-            if group.rank == 1:
+            if mesh.rank == 1:
                 raise OSError(122, "Disk quota exceeded")
             return writer(1)(staging)
 
-        return commit(tmp_path, manifest(1), write, group)
+        return commit(tmp_path, manifest(1), write, mesh)
 
     first, second = run_two_ranks(one_fails)
     assert isinstance(first, CheckpointError) and str(first) == str(second)

@@ -95,12 +95,12 @@ def test_ranks_agree_when_one_cannot_load(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
 
-    def body(group):
+    def body(mesh):
         def load(folder, manifest):
-            mine = "rank 1 cannot read it" if group.rank == 1 and manifest.step == 2 else None
-            return next((text for text in group.gather(mine) if text), None)
+            mine = "rank 1 cannot read it" if mesh.rank == 1 and manifest.step == 2 else None
+            return next((text for text in mesh.gather(mine) if text), None)
 
-        return choose(tmp_path, group, load, lambda text: None)[0].name
+        return choose(tmp_path, mesh, load, lambda text: None)[0].name
 
     assert run_two_ranks(body) == ["step-00000001"] * 2
     assert names(tmp_path) == ["damaged-step-00000002", "step-00000001"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Pack
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
 
 
@@ -76,7 +76,7 @@ class SummingEngine:
         return nll.sum(), nll
 
 
-class OneOfSeveral(Group):
+class OneOfSeveral(Mesh):
     """A rank whose share is added up by the test."""
 
     def gather(self, value):
@@ -89,8 +89,8 @@ def test_means_are_over_supervised_tokens_and_fillers_do_not_count(world_size, s
     held_out = layout([0, 7, 4], size)
     totals = np.zeros(2)
     for rank in range(world_size):
-        group = OneOfSeveral(rank, 0, world_size, torch.device("cpu"))
-        losses = held_out_losses(SummingEngine(), held_out, group, flash=False)
+        mesh = OneOfSeveral(rank, 0, world_size, torch.device("cpu"))
+        losses = held_out_losses(SummingEngine(), held_out, mesh, flash=False)
         batches = held_out.batches(rank, world_size)
         targets = sum((ref.pack + 1) % 4 for batch in batches for ref in batch if ref.source == 1)
         totals += [losses.get("s1", 0.0) * targets, targets]
@@ -99,7 +99,7 @@ def test_means_are_over_supervised_tokens_and_fillers_do_not_count(world_size, s
 
 
 def test_a_source_without_held_out_packs_has_no_loss_and_no_data_no_batches():
-    alone = Group(0, 0, 1, torch.device("cpu"))
+    alone = Mesh(0, 0, 1, torch.device("cpu"))
     assert set(held_out_losses(SummingEngine(), layout([0, 7]), alone, False)) == {"s1"}
     engine = SummingEngine()
     assert held_out_losses(engine, layout([0, 0]), alone, False) == {}
@@ -107,7 +107,7 @@ def test_a_source_without_held_out_packs_has_no_loss_and_no_data_no_batches():
 
 
 def test_pieces_are_the_documents_of_packs_in_their_order():
-    alone = Group(0, 0, 1, torch.device("cpu"))
+    alone = Mesh(0, 0, 1, torch.device("cpu"))
     pieces = held_out_pieces(SummingEngine(), layout([0, 7], 3), alone, False)["s1"]
     assert pieces.targets_P.tolist() == [1, 2, 3, 1, 2, 3]
     assert pieces.nll_P.tolist() == [1, 4, 9, 5, 12, 21]

@@ -10,7 +10,7 @@ from tests.helpers.benchmark_tasks import NAMES, write_tasks
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.command.interpolate import PlainModel
 from trainer.config.tasks import TasksConfig
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
@@ -18,7 +18,7 @@ from trainer.evaluate.tasks.likelihood import log_likelihoods
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 
-ALONE = Group(0, 0, 1, torch.device("cpu"))
+ALONE = Mesh(0, 0, 1, torch.device("cpu"))
 VOCAB_SIZE = 280
 
 
@@ -49,7 +49,7 @@ def make_llama(head=True):
 def task_model(llama, max_length=512, batch_tokens=200, end_ids=frozenset()):
     return TaskModel(
         engine=PlainModel(CausalLM(llama)),
-        group=ALONE,
+        mesh=ALONE,
         flash=False,
         hf_config=llama.config,
         pad_id=0,

@@ -18,18 +18,6 @@ IGNORE = -100
 
 
 @dataclass(slots=True)
-class BaseRows:
-    """What the base model says of the replay in a micro-batch: its K most likely tokens at R positions.
-
-    Shapes: rows_R int64, ascending in [0, B*T); ids_RK int32; log_probs_RK float16, in nats.
-    """
-
-    rows_R: npt.NDArray[np.int64]
-    ids_RK: npt.NDArray[np.int32]
-    log_probs_RK: npt.NDArray[np.float16]
-
-
-@dataclass(slots=True)
 class MicroBatch:
     """One micro-batch on the host.
 
@@ -46,8 +34,8 @@ class MicroBatch:
     source_B: list[int]
     num_tokens: int
     sum_len_sq: int
-    base: BaseRows | None = None
-    """With replay.kl, of the replay in this micro-batch if it has any."""
+    attached: object | None = None
+    """What the objective reads beside the tokens, such as what a teacher says of them."""
 
     @property
     def num_targets(self) -> int:

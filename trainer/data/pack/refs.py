@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from trainer.data.pack.collate import IGNORE, MicroBatch, collate
 from trainer.data.store.store import SplitStore
+from trainer.dist.mesh import Axis
 
 
 class PackRef(NamedTuple):
@@ -21,11 +22,11 @@ FILLER = PackRef(-1, 0, 0)
 """Stands where a rank has no pack left; read as one that is not counted."""
 
 
-def spread(refs: Sequence[PackRef], rank: int, world_size: int, size: int) -> list[list[PackRef]]:
-    """Return one rank's batches of packs; every rank has as many, filled up with packs that are not counted."""
-    unit = size * world_size
+def spread(refs: Sequence[PackRef], data: Axis, size: int) -> list[list[PackRef]]:
+    """Return the batches of one place on the data axis; every place has as many, filled up by FILLER."""
+    unit = size * data.size
     num_rounds = -(-len(refs) // unit)
-    mine = [refs[i] if i < len(refs) else FILLER for i in range(rank, num_rounds * unit, world_size)]
+    mine = [refs[i] if i < len(refs) else FILLER for i in range(data.rank, num_rounds * unit, data.size)]
     return [mine[i : i + size] for i in range(0, len(mine), size)]
 
 

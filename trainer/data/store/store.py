@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,8 @@ def check_vocabulary(name: str, store: Store, num_rows: int) -> None:
             f"but has the id {needed - 1} instead. Use the model's own tokenizer, or resize the "
             "model's embeddings."
         )
+
+
+def data_digest(stores: Mapping[str, Store]) -> str:
+    """Return what names the data of a run: the digest of every source's store, as JSON."""
+    return json.dumps({name: store.digest for name, store in stores.items()}, sort_keys=True)

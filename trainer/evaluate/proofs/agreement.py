@@ -11,7 +11,7 @@ Shapes: T tokens of a document, K chosen positions of it, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from trainer.data.pack.collate import collate
 from trainer.data.types import Pack
-from trainer.dist.group import Group
-from trainer.engine.engine import Engine
-from trainer.engine.inputs import model_inputs
+from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
+from trainer.model.head.ask import Logits, OwnLogits
+from trainer.model.head.nll import Nll
 from trainer.model.masks import reach
 from trainer.model.tune.prompt import virtual_off
 
@@ -53,7 +53,7 @@ class Agreement:
     """In nats."""
 
 
-def check_head(engine: Engine, hf_config: Any, seq_len: int, group: Group) -> Agreement:
+def check_head(policy: Policy, hf_config: Any, seq_len: int) -> Agreement:
     """Compare logits and loss of one short document with the model's own forward. Collective: every rank.
 
     Without virtual tokens, which are no part of the model.
@@ -62,13 +62,16 @@ def check_head(engine: Engine, hf_config: Any, seq_len: int, group: Group) -> Ag
         SelfCheckError: They differ by more than rounding, or the model's own forward cannot be called.
     """
     num_tokens = min(seq_len, NUM_TOKENS)
-    tokens_1T = _tokens(num_tokens, hf_config.get_text_config().vocab_size, group.device)
+    tokens_1T = _tokens(num_tokens, hf_config.get_text_config().vocab_size, policy.device)
     labels_1T = torch.cat([tokens_1T[:, 1:], tokens_1T[:, :1]], dim=1)
     alone = _alone(tokens_1T)
-    with engine.evaluating(), virtual_off(engine.module):
-        own_TV, again_TV = (_called(engine, input_ids=tokens_1T, is_whole=True) for _ in range(2))
-        ours_TV = _called(engine, **alone)
-        nll_T = engine.forward(labels=labels_1T, **alone)[1]
+    with policy.evaluating(), virtual_off(policy.module):
+        own_TV, again_TV = (
+            _called(lambda: policy.answer_raw(OwnLogits(), input_ids=tokens_1T), "The model's own forward")
+            for _ in range(2)
+        )
+        ours_TV = _called(lambda: policy.answer_raw(Logits(), **alone))
+        nll_T = policy.answer_raw(Nll(labels_1T[0]), **alone)[1]
     dtype = ours_TV.dtype
     own_TV, again_TV, ours_TV = (_working(logits) for logits in (own_TV, again_TV, ours_TV))
     floor = HEAD_FLOOR.get(dtype, 2.0**-9)
@@ -100,7 +103,7 @@ def check_head(engine: Engine, hf_config: Any, seq_len: int, group: Group) -> Ag
     return Agreement(found, loss)
 
 
-def check_packing(engine: Engine, hf_config: Any, seq_len: int, group: Group, flash: bool) -> float:
+def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
     """Compare a document behind another in a pack with the same alone under the model's own masks.
 
     The document is longer than any window of the model where packs of this run are. What differs before the window
@@ -113,17 +116,17 @@ def check_packing(engine: Engine, hf_config: Any, seq_len: int, group: Group, fl
     is_beyond = 0 < window < seq_len - 8
     before = max(1, min(32, seq_len - window - 16 if is_beyond else seq_len // 8))
     num_tokens = min(seq_len - before, max(NUM_TOKENS, window + 64) if is_beyond else NUM_TOKENS)
-    tokens_1T = _tokens(before + num_tokens, hf_config.get_text_config().vocab_size, group.device)
+    tokens_1T = _tokens(before + num_tokens, hf_config.get_text_config().vocab_size, policy.device)
     lengths = [before, num_tokens]
     pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
     micro = collate([pack], [0], sum(lengths), 0)
     kept = np.linspace(0, num_tokens - 1, min(num_tokens, NUM_KEPT)).astype(np.int64)
     if is_beyond:
         kept = np.union1d(kept, np.arange(window, num_tokens))
-    kept_K = torch.from_numpy(kept).to(group.device)
-    with engine.evaluating(), virtual_off(engine.module):
-        packed_KV = _called(engine, keep_K=kept_K + before, **model_inputs(micro, group.device, flash))
-        alone_KV = _called(engine, keep_K=kept_K, **_alone(tokens_1T[:, before:]))
+    kept_K = torch.from_numpy(kept).to(policy.device)
+    with policy.evaluating(), virtual_off(policy.module):
+        packed_KV = _called(lambda: policy.logits(micro, kept_K + before))
+        alone_KV = _called(lambda: policy.answer_raw(Logits(kept_K), **_alone(tokens_1T[:, before:])))
     floor = MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
     apart_K = _apart(_working(alone_KV), _working(packed_KV))
     is_far_K = kept_K >= window if is_beyond else torch.zeros_like(kept_K, dtype=torch.bool)
@@ -146,18 +149,17 @@ def check_packing(engine: Engine, hf_config: Any, seq_len: int, group: Group, fl
     return max(near, far)
 
 
-def _called(engine: Engine, **inputs: Any) -> Tensor:
+def _called(call: Callable[[], Tensor], whose: str = "The body of the model") -> Tensor:
     """Return logits [., V] of one call.
 
     Raises:
         SelfCheckError: The model cannot be called so.
     """
     try:
-        logits = engine.forward(**inputs)
+        logits = call()
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        whose = "The model's own forward" if inputs.get("is_whole") else "The body of the model"
         reason = " ".join(str(error).split())[:200]
         raise SelfCheckError(
             f"{whose} must run on token ids and return logits, but ends with {type(error).__name__} instead: {reason}. "

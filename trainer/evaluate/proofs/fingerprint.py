@@ -6,6 +6,7 @@ Source: GPT-NeoX's checkpoint_validation_with_forward_pass; here always on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer.data.pack.collate import collate
+from trainer.data.store.store import Store
 from trainer.data.types import Pack
-from trainer.dist.group import Group
-from trainer.engine.engine import Engine
-from trainer.engine.inputs import model_inputs
-from trainer.errors import SelfCheckError
+from trainer.engine.policy import Policy
+from trainer.errors import DataError, SelfCheckError
 
 NUM_TOKENS = 64
 NUM_KEPT = 16
@@ -43,18 +43,25 @@ class Fingerprint:
         return bool(torch.isfinite(self.logits_KV).all())
 
 
-def probe_tokens(tokens: np.ndarray) -> np.ndarray:
-    """Return the fixed text of a run's fingerprint from its first pack."""
-    return np.asarray(tokens[:NUM_TOKENS], dtype=np.int64)
+def probe_tokens(stores: Iterable[Store]) -> np.ndarray:
+    """Return the fixed text of a run's fingerprint: the first pack there is, held out or not.
+
+    Raises:
+        DataError: There is none.
+    """
+    for store in stores:
+        for split in (store.validation, store.train):
+            if split.num_packs:
+                return np.asarray(split.pack(0).tokens[:NUM_TOKENS], dtype=np.int64)
+    raise DataError("`data.sources` must hold at least one document, but hold none instead. Add data.")
 
 
-def take_fingerprint(engine: Engine, tokens: np.ndarray, group: Group, flash: bool) -> Fingerprint:
+def take_fingerprint(policy: Policy, tokens: np.ndarray) -> Fingerprint:
     """Run the model on the fixed text. Collective: every rank, same text."""
     pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=[len(tokens)])
     micro = collate([pack], [0], len(tokens), 0)
-    with engine.evaluating():
-        logits = engine.forward(**model_inputs(micro, group.device, flash))
-    kept = logits.reshape(len(tokens), -1)[-NUM_KEPT:].float().cpu()
+    with policy.evaluating():
+        kept = policy.logits(micro)[-NUM_KEPT:].float().cpu()
     return Fingerprint(torch.from_numpy(tokens.copy()), kept)
 
 

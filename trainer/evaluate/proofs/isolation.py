@@ -17,9 +17,7 @@ import torch
 
 from trainer.data.pack.collate import MicroBatch, collate
 from trainer.data.types import Pack
-from trainer.dist.group import Group
-from trainer.engine.engine import Engine
-from trainer.engine.inputs import model_inputs
+from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
 
 TOLERANCE = 2.0**-9
@@ -43,9 +41,7 @@ class Isolation:
     """Tokens of a pass."""
 
 
-def check_isolation(
-    engine: Engine, vocab_size: int, seq_len: int, group: Group, flash: bool, window: int = 0
-) -> Isolation:
+def check_isolation(policy: Policy, vocab_size: int, seq_len: int, window: int = 0) -> Isolation:
     """Change a document of a pack and look at the others.
 
     Collective: every rank.
@@ -62,11 +58,11 @@ def check_isolation(
     changed = tokens.copy()
     changed[middle] = (changed[middle] + 1) % vocab_size
     kept_K = _kept(lengths)
-    before = _logits(engine, tokens, lengths, kept_K, group, flash)
+    before = _logits(policy, tokens, lengths, kept_K)
     started = time.perf_counter()
-    after = _logits(engine, changed, lengths, kept_K, group, flash)
-    if group.device.type == "cuda":
-        torch.cuda.synchronize(group.device)
+    after = _logits(policy, changed, lengths, kept_K)
+    if policy.device.type == "cuda":
+        torch.cuda.synchronize(policy.device)
     forward_s = time.perf_counter() - started
     moved = (before - after).abs().amax(-1).cpu()
     is_inside_K = (kept_K >= middle.start) & (kept_K < middle.stop)
@@ -97,12 +93,9 @@ def _kept(lengths: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.unique(torch.cat(kept).numpy()))
 
 
-def _logits(
-    engine: Engine, tokens: np.ndarray, lengths: list[int], kept_K: torch.Tensor, group: Group, flash: bool
-) -> torch.Tensor:
+def _logits(policy: Policy, tokens: np.ndarray, lengths: list[int], kept_K: torch.Tensor) -> torch.Tensor:
     """Return logits [K, V] in float32 of one pack."""
     pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=lengths)
     micro: MicroBatch = collate([pack], [0], len(tokens), 0)
-    with engine.evaluating():
-        logits = engine.forward(keep_K=kept_K.to(group.device), **model_inputs(micro, group.device, flash))
-    return torch.as_tensor(logits).float()
+    with policy.evaluating():
+        return policy.logits(micro, kept_K.to(policy.device)).float()

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainer.dist.group import Group
-from trainer.evaluate.held_out import Evaluable
+from trainer.dist.mesh import Axis
+from trainer.engine.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class TaskModel:
     """The loaded model as benchmark tasks use it."""
 
-    engine: Evaluable
-    group: Group
-    flash: bool
+    policy: Policy
     hf_config: object
     pad_id: int
     end_ids: frozenset[int]
@@ -44,8 +42,8 @@ def make_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def share(batches: Sequence[list[int]], rank: int, world_size: int) -> Iterator[tuple[list[int], bool]]:
+def share(batches: Sequence[list[int]], data: Axis) -> Iterator[tuple[list[int], bool]]:
     """Yield (batch, whether it counts) of a rank: as many for every rank, neighbours in length at the same time."""
-    for start in range(0, len(batches), world_size):
-        mine = start + rank
+    for start in range(0, len(batches), data.size):
+        mine = start + data.rank
         yield (batches[mine], True) if mine < len(batches) else (batches[-1], False)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.evaluate.tasks.batches import TaskModel, make_batches, share
 from trainer.model.cache import empty_cache
+from trainer.model.head.ask import Logits
 
 Decode = Callable[[list[int]], str]
 
@@ -67,13 +67,13 @@ def continue_greedily(model: TaskModel, prompts: Sequence[Prompt], decode: Decod
     """
     fitted = [_fitted(prompt, model.max_length) for prompt in prompts]
     found: list[tuple[int, list[int]]] = []
-    with model.engine.evaluating():
+    with model.policy.evaluating():
         lengths = [len(prompt.ids) + prompt.max_new_tokens for prompt in fitted]
         batches = make_batches(lengths, model.batch_tokens)
-        for batch, is_counted in share(batches, model.group.rank, model.group.world_size):
+        for batch, is_counted in share(batches, model.policy.mesh.data):
             answers = _continue_batch(model, [fitted[index] for index in batch], decode)
             found += zip(batch, answers, strict=True) if is_counted else []
-    everything = [item for part in model.group.gather(found) for item in part]
+    everything = [item for part in model.policy.mesh.gather(found) for item in part]
     return [ids for _, ids in sorted(everything, key=lambda item: item[0])]
 
 
@@ -88,7 +88,7 @@ def _fitted(prompt: Prompt, max_length: int) -> Prompt:
 
 
 def _continue_batch(model: TaskModel, prompts: Sequence[Prompt], decode: Decode) -> list[list[int]]:
-    device = model.group.device
+    device = model.policy.device
     answers = [_Answer(prompt) for prompt in prompts]
     width = max(len(prompt.ids) for prompt in prompts)
     padding = [width - len(prompt.ids) for prompt in prompts]
@@ -102,17 +102,17 @@ def _continue_batch(model: TaskModel, prompts: Sequence[Prompt], decode: Decode)
     last_B = torch.arange(1, len(prompts) + 1, device=device) * width - 1
     cache = empty_cache(model.hf_config)
     while True:
-        logits_BV: Tensor = model.engine.forward(
+        logits_BV = model.policy.answer_raw(
+            Logits(last_B),
             input_ids=tokens_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,
             past_key_values=cache,
-            keep_K=last_B,
         )
         tokens_B = logits_BV.argmax(dim=-1)
         for answer, token in zip(answers, tokens_B.tolist(), strict=True):
             answer.take(token, model.end_ids, decode)
-        if not model.group.sum([float(not all(answer.is_done for answer in answers))])[0]:
+        if not model.policy.mesh.sum([float(not all(answer.is_done for answer in answers))])[0]:
             return [answer.ids for answer in answers]
         tokens_BT = tokens_B[:, None]
         mask_BT = torch.cat([mask_BT, torch.ones_like(tokens_BT)], dim=1)

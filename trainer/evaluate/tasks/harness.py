@@ -24,7 +24,7 @@ import numpy as np
 
 from trainer.config.gate import TaskRule
 from trainer.config.tasks import TasksConfig
-from trainer.dist.group import Group
+from trainer.dist.mesh import Mesh
 from trainer.dist.seed import capture_rng, restore_rng
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.tasks.batches import TaskModel
@@ -43,7 +43,7 @@ class LoadedTasks:
     """Tasks with their documents, ready to run as often as there are models."""
 
     plain: dict[str, Any]
-    """What lm-eval's evaluate() takes: tasks, groups and what is in each group."""
+    """What lm-eval's evaluate() takes: tasks, groups and what is in each mesh."""
     options: TasksConfig
 
     @property
@@ -109,27 +109,27 @@ def load_tasks(options: TasksConfig) -> LoadedTasks:
         for name, task in tasks.items():
             _check_runnable(name, task)
             _set_fewshot(task, options.num_fewshot)
-    members = {name: group.child_names for name, group in groups.items()}
+    members = {name: mesh.child_names for name, mesh in groups.items()}
     return LoadedTasks({"tasks": tasks, "groups": groups, "group_map": members}, options)
 
 
-def load_everywhere(options: TasksConfig, group: Group) -> LoadedTasks:
+def load_everywhere(options: TasksConfig, mesh: Mesh) -> LoadedTasks:
     """Load tasks on every rank, first on rank 0, which may download. Collective: all ranks raise if one does."""
     loaded: list[LoadedTasks] = []
-    if not group.is_first:
+    if not mesh.is_first:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
     def load() -> None:
         loaded.append(load_tasks(options))
 
-    group.from_first(load)
+    mesh.from_first(load)
     problem: Exception | None = None
     try:
-        if not group.is_first:
+        if not mesh.is_first:
             load()
     except TrainerError as error:
         problem = error
-    for found in group.gather(problem):
+    for found in mesh.gather(problem):
         if found is not None:
             raise found
     return loaded[0]
@@ -166,12 +166,12 @@ def run_tasks(loaded: LoadedTasks, model: TaskModel, tokenizer: Tokenizer) -> li
             task_dict=loaded.plain,
             limit=options.limit,
             # Only rank 0's numbers are kept.
-            bootstrap_iters=BOOTSTRAP_DRAWS if model.group.is_first else 0,
+            bootstrap_iters=BOOTSTRAP_DRAWS if model.policy.mesh.is_first else 0,
             log_samples=False,
             apply_chat_template=options.apply_chat_template,
             fewshot_as_multiturn=options.apply_chat_template,
         )
-    scores: list[TaskScore] = model.group.broadcast(scores_of(results))
+    scores: list[TaskScore] = model.policy.mesh.broadcast(scores_of(results))
     return scores
 
 
@@ -191,7 +191,7 @@ def tasks_digest(loaded: LoadedTasks) -> str:
                 for document in task.fewshot_docs():
                     documents.update(_plain(document))
             described.append([name, str(task.VERSION), config, documents.hexdigest()])
-    described.append({name: group.child_names for name, group in loaded.plain["groups"].items()})
+    described.append({name: mesh.child_names for name, mesh in loaded.plain["groups"].items()})
     return hashlib.sha256(_plain(described)).hexdigest()
 
 

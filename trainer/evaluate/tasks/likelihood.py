@@ -16,7 +16,6 @@ from torch import Tensor
 
 from trainer.data.pack.collate import collate
 from trainer.data.types import Pack
-from trainer.engine.inputs import model_inputs
 from trainer.errors import DataError
 from trainer.evaluate.tasks.batches import TaskModel, make_batches, share
 
@@ -47,13 +46,13 @@ def log_likelihoods(
     """
     rows = _rows(requests, model.max_length)
     found: list[tuple[int, float, bool]] = []
-    with model.engine.evaluating():
+    with model.policy.evaluating():
         batches = make_batches([len(row.tokens) for row in rows], model.batch_tokens)
-        for batch, is_counted in share(batches, model.group.rank, model.group.world_size):
+        for batch, is_counted in share(batches, model.policy.mesh.data):
             scored = _score(model, [rows[index] for index in batch])
             found += scored if is_counted else []
     answers: list[Scored] = [(0.0, False)] * len(requests)
-    for number, nats, is_greedy in (item for part in model.group.gather(found) for item in part):
+    for number, nats, is_greedy in (item for part in model.policy.mesh.gather(found) for item in part):
         answers[number] = (nats, is_greedy)
     return answers
 
@@ -90,10 +89,7 @@ def _score(model: TaskModel, rows: Sequence[_Row]) -> list[tuple[int, float, boo
         for _, continuation in row.continuations:
             where_P += range(len(keep) - len(continuation), len(keep))
             targets_P += continuation
-    device = model.group.device
-    logits_KV = model.engine.forward(
-        keep_K=torch.tensor(keep, device=device), **model_inputs(micro, device, model.flash)
-    )
+    logits_KV = model.policy.logits(micro, torch.tensor(keep, device=model.policy.device))
     nats_P, is_top_P = _log_probs(logits_KV, torch.tensor(where_P), torch.tensor(targets_P))
     found, start = [], 0
     for row in rows:

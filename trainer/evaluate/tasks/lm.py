@@ -148,7 +148,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc, unused-ignore]
     def _check_same(self, kind: str, requests: Any) -> None:
         """Raise on every rank when ranks were asked different things: they would wait for each other for ever."""
         text = json.dumps([kind, [request.args for request in requests]], default=str)
-        digests = self._model.group.gather(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
+        digests = self._model.policy.mesh.gather(
+            hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        )
         if len(set(digests)) > 1:
             raise DataError(
                 "A benchmark task must ask every rank the same, but its questions differ instead. Take chance out of "

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
-from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.prepared import digest_of
+from trainer.evaluate.base import BaseIdentity
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.harness import LoadedTasks, run_tasks, tasks_digest
-from trainer.evaluate.tasks.score import TaskScore, compare_scores
-from trainer.metrics.device import describe_device
+from trainer.evaluate.tasks.score import TaskComparison, TaskScore, compare_scores
 from trainer.model.tokenizer import Tokenizer
 from trainer.runtime.seal import read_sealed, sealed_text
 
@@ -29,32 +27,24 @@ class TaskScores:
     def __init__(
         self,
         run_dir: Path,
-        config: RunConfig,
+        cache_dir: Path,
         loaded: LoadedTasks,
         model: TaskModel,
         tokenizer: Tokenizer,
-        base_digest: str,
+        base: BaseIdentity,
     ) -> None:
         """Find the base's scores: of this run, or in the cache of another run of the same base and tasks."""
         self._loaded = loaded
         self._model = model
         self._tokenizer = tokenizer
         self._path = run_dir / BASE_FILE
-        cache_dir = Path(config.data.cache_dir) / "evaluations"
 
         def find() -> tuple[str, str, list[TaskScore] | None]:
-            described = [base_digest, tokenizer.digest, config.zero.dtype, tasks_digest(loaded)]
-            key = digest_of({"tasks": described})
-            # As for held-out sets: another run takes over only what its own kind of device and kernels made.
-            arithmetic = [
-                describe_device().split(",")[0],
-                config.model.attention.value,
-                config.model.kernels.value,
-            ]
-            cache = str(cache_dir / f"tasks-{digest_of([key, *arithmetic])}.json")
-            return key, cache, _read(self._path, key) or _read(Path(cache), key)
+            key = digest_of({"tasks": [base.digest, tokenizer.digest, base.dtype, tasks_digest(loaded)]})
+            cache = cache_dir / "evaluations" / f"tasks-{base.shared_key(key)}.json"
+            return key, str(cache), _read(self._path, key) or _read(cache, key)
 
-        self._key, cache, self._base = model.group.from_first(find)
+        self._key, cache, self._base = model.policy.mesh.from_first(find)
         self._cache = Path(cache)
 
     def measure_base(self) -> list[TaskScore]:
@@ -71,18 +61,18 @@ class TaskScores:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, sealed_text(record))
 
-        self._model.group.from_first(keep)
+        self._model.policy.mesh.from_first(keep)
         return scores
 
-    def measure_tuned(self) -> list[dict[str, Any]]:
-        """Score the model that is loaded and return it beside the base, as forgetting.json keeps it."""
+    def measure_tuned(self) -> list[TaskComparison]:
+        """Score the model that is loaded and return it beside the base."""
         if self._base is None:
             _LOG.warning(
                 "No task scores: this run began before its base was scored. Run palimpsest evaluate, which scores both."
             )
             return []
         tuned = run_tasks(self._loaded, self._model, self._tokenizer)
-        return [compared.to_plain() for compared in compare_scores(self._base, tuned)]
+        return compare_scores(self._base, tuned)
 
 
 def _read(path: Path, key: str) -> list[TaskScore] | None:

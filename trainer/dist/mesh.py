@@ -31,13 +31,25 @@ EXIT_MENDABLE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """All data-parallel ranks and the device this rank computes on."""
+class Axis:
+    """Where this rank stands along an axis of the mesh, and how many places the axis has."""
 
     rank: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """All ranks of a run and the axes along which they differ. Its methods are about all ranks."""
+
+    rank: int
+    """Among all ranks; names files and speaks for a rank."""
+    num_ranks: int
     local_rank: int
-    world_size: int
+    data: Axis
+    """Ranks that see different packs: what spreads data, or averages over it, counts along this axis."""
     device: torch.device
+    """What this rank computes on."""
     host_group: Any = None
     """Gloo group for objects and slow waits, so that file work never meets an NCCL timeout."""
 
@@ -51,7 +63,7 @@ class Group:
 
         Units: float64 on the host, so token counts stay exact up to 2^53.
         """
-        if self.world_size == 1:
+        if self.num_ranks == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
         torch_dist.all_reduce(tensor, group=self.host_group)
@@ -59,15 +71,15 @@ class Group:
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's small object, on every rank. Collective."""
-        if self.world_size == 1:
+        if self.num_ranks == 1:
             return [value]
-        gathered: list[Any] = [None] * self.world_size
+        gathered: list[Any] = [None] * self.num_ranks
         torch_dist.all_gather_object(gathered, value, group=self.host_group)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's small object on every rank. Collective."""
-        if self.world_size == 1:
+        if self.num_ranks == 1:
             return value
         box = [value]
         torch_dist.broadcast_object_list(box, src=0, group=self.host_group)
@@ -89,11 +101,16 @@ class Group:
 
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""
-        if self.world_size > 1:
+        if self.num_ranks > 1:
             torch_dist.barrier(group=self.host_group)
 
 
-def open_group(env: RankEnv, timeout_s: int) -> Group:
+def alone(device: torch.device) -> Mesh:
+    """Return the mesh of a process that has no other beside it."""
+    return Mesh(0, 1, 0, Axis(0, 1), device)
+
+
+def open_mesh(env: RankEnv, timeout_s: int) -> Mesh:
     """Join the process group: NCCL on GPUs, gloo on CPUs. Collective: every rank."""
     import deepspeed
 
@@ -119,36 +136,37 @@ def open_group(env: RankEnv, timeout_s: int) -> Group:
         verbose=False,
     )
     host_group = torch_dist.new_group(backend="gloo", timeout=timeout) if env.world_size > 1 else None
-    group = Group(env.rank, env.local_rank, env.world_size, device, host_group)
+    data = Axis(env.rank, env.world_size)  # the only axis yet
+    mesh = Mesh(env.rank, env.world_size, env.local_rank, data, device, host_group)
     if env.world_size > 1:
-        _watch_all(group, env.master_addr)
-    return group
+        _watch_all(mesh, env.master_addr)
+    return mesh
 
 
 _watches: list[Watch] = []
 """Of this process: one while it is in a group."""
 
 
-def _watch_all(group: Group, address: str) -> None:
+def _watch_all(mesh: Mesh, address: str) -> None:
     """Let every rank hear when another fails or dies. Collective: every rank."""
-    num_others = group.world_size - 1
+    num_others = mesh.num_ranks - 1
     door: socket.socket | None = None
     port = 0
-    if group.is_first:
+    if mesh.is_first:
         with contextlib.suppress(OSError):
             door, port = listen(num_others)
-    port, token = group.broadcast((port, uuid.uuid4().hex))
+    port, token = mesh.broadcast((port, uuid.uuid4().hex))
     peers, problem = None, "rank 0 has no port for it" if not port else None
     try:
         if door is not None:
             peers = admit(door, token, num_others)
         elif port:
-            peers = connect(address, port, token, group.rank)
+            peers = connect(address, port, token, mesh.rank)
     except OSError as error:
         problem = str(error)
-    problems = [text for text in group.gather(problem) if text]
+    problems = [text for text in mesh.gather(problem) if text]
     if problems or peers is None:
-        if group.is_first:
+        if mesh.is_first:
             _LOG.warning(
                 "Ranks cannot tell each other that they fail (%s): then the others wait for "
                 "cluster.comm_timeout_s, or for the launcher to end them.",
@@ -157,7 +175,7 @@ def _watch_all(group: Group, address: str) -> None:
         for peer in (peers or {}).values():
             peer.close()
         return
-    _watches.append(Watch(group.rank, peers))
+    _watches.append(Watch(mesh.rank, peers))
 
 
 def _use_plain_gloo() -> None:
@@ -171,7 +189,7 @@ def _use_plain_gloo() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def close_group(
+def close_mesh(
     error_type: type[BaseException] | None = None,
     error: BaseException | None = None,
     traceback: TracebackType | None = None,

@@ -1,0 +1,107 @@
+"""A model on its ranks: what it says of packed text, with a gradient or without.
+
+The one thing that objectives, teachers, evaluation and proofs are given; replaces an engine, a mesh and a layout of
+attention that travelled together.
+
+Shapes: B packs, T sequence, N = B*T, S supervised tokens, K chosen positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.data.pack.collate import IGNORE, MicroBatch
+from trainer.dist.mesh import Mesh
+from trainer.engine.engine import Engine
+from trainer.engine.inputs import labels_of, model_inputs, move
+from trainer.model.head.ask import Ask, Logits, Scores
+from trainer.model.head.divergence import TopTokens
+from trainer.model.head.log_probs import LogProbs
+from trainer.model.head.nll import Nll
+from trainer.model.head.top import Top
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Cross-entropy of a micro-batch in nats; only the sum has a gradient."""
+
+    loss_sum: Tensor
+    """Over supervised tokens, with beta times the KL to a teacher where there is one."""
+    nll_N: Tensor
+    """0 where nothing is supervised."""
+    kl_R: Tensor | None
+    """KL to the teacher at its positions; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """An engine, the ranks it runs on and how its attention is told of documents.
+
+    Every method that runs the model is collective under ZeRO-3: every rank, as many times.
+    """
+
+    engine: Engine
+    mesh: Mesh
+    is_flash: bool
+    """Attention takes cu_seq_lens and no mask."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Return the model itself."""
+        return self.engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """Return what this rank computes on."""
+        return self.mesh.device
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run without gradients and dropout, then go back to training."""
+        with self.engine.evaluating():
+            yield
+
+    def answer(self, ask: Ask[A], micro: MicroBatch) -> A:
+        """Ask something about a micro-batch."""
+        return self.engine.forward(ask, **model_inputs(micro, self.device, self.is_flash))
+
+    def answer_raw(self, ask: Ask[A], **inputs: Any) -> A:
+        """Ask something about inputs that are no pack: a document with the model's own mask, a generation."""
+        return self.engine.forward(ask, **inputs)
+
+    def nll(self, micro: MicroBatch, teacher: TopTokens | None = None) -> Losses:
+        """Return the losses of a micro-batch; their gradient is made in the forward pass."""
+        loss_sum, nll_N, *kl = self.answer(Nll(labels_of(micro, self.device).reshape(-1), teacher), micro)
+        return Losses(loss_sum, nll_N, kl[0] if kl else None)
+
+    def log_probs(self, micro: MicroBatch) -> Tensor:
+        """Return log p of every supervised token [S], float32, differentiable, in the order of the flattened batch.
+
+        Their logits exist a chunk at a time, in both passes.
+        """
+        labels_N = micro.labels_BT.reshape(-1)
+        rows_S = np.flatnonzero(labels_N != IGNORE)
+        ask = LogProbs(*(move(torch.from_numpy(found), self.device) for found in (rows_S, labels_N[rows_S])))
+        return self.answer(ask, micro)
+
+    def scores(self, micro: MicroBatch, rows_K: Tensor) -> Tensor:
+        """Return what the score head says at positions of the flattened batch [K], differentiable."""
+        return self.answer(Scores(rows_K), micro)
+
+    def top(self, micro: MicroBatch, num_top: int) -> tuple[Tensor, Tensor]:
+        """Return ids [S, K] int32 and log-probabilities [S, K] float32 of the most likely tokens, as a teacher does."""
+        return self.answer(Top(labels_of(micro, self.device).reshape(-1), num_top), micro)
+
+    def logits(self, micro: MicroBatch, keep_K: Tensor | None = None) -> Tensor:
+        """Return logits [N, V], or [K, V] of some positions of the flattened batch: whole, so keep few."""
+        logits = self.answer(Logits(keep_K), micro)
+        return logits.reshape(-1, logits.shape[-1])

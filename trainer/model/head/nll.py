@@ -1,0 +1,166 @@
+"""Summed cross-entropy of the output layer, and KL to a teacher where there is one: gradients made in the forward pass.
+
+Chunk by chunk, so the logits of a long pack never exist at once.
+
+Shapes: N tokens, H hidden, V vocabulary, R tokens with a teacher, K most likely tokens of the teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model.head.ask import IGNORE, HeadAsk, Output, working_type
+from trainer.model.head.divergence import TopTokens, divergence_step
+
+
+@dataclass(frozen=True, slots=True)
+class Nll(HeadAsk[tuple[Tensor, ...]]):
+    """Ask for (loss_sum, nll_N), and kl_R with a teacher; float32.
+
+    loss_sum is the sum of nll_N plus beta times that of kl_R, and the only one with a gradient.
+    """
+
+    labels_N: Tensor
+    """Next tokens; -100 is not supervised."""
+    teacher: TopTokens | None = None
+
+    def answer(self, hidden: Tensor, output: Output) -> tuple[Tensor, ...]:
+        """Take the losses of all rows."""
+        hidden_NH = hidden.reshape(-1, hidden.shape[-1])
+        found: tuple[Tensor, ...] = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, output.weight_VH, output.bias_V, self.labels_N, output.chunk_tokens, self.teacher
+        )
+        return found
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of a linear layer, and KL to a base where there is one, in chunks of tokens."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        chunk_tokens: int,
+        base: TopTokens | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return (loss_sum, nll_N), and kl_R with a base; float32, nll is 0 where the label is -100.
+
+        loss_sum is the sum of nll_N plus beta times that of kl_R.
+        """
+        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        num_tokens = hidden_NH.shape[0]
+        nll_N = torch.zeros(num_tokens, dtype=working_type(hidden_NH), device=hidden_NH.device)
+        kls: list[Tensor] = []
+        grad_hidden = torch.empty_like(hidden_NH) if needs_hidden else None
+        grads = _HeadGrads(weight_VH, needs_weight, num_tokens <= chunk_tokens)
+        grad_bias: Tensor | None = None
+        if bias_V is not None and ctx.needs_input_grad[2]:
+            grad_bias = torch.zeros_like(bias_V, dtype=working_type(bias_V))
+        for start in range(0, num_tokens, chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            logits = nn.functional.linear(hidden_NH[part], weight_VH, bias_V)
+            chosen = None if base is None else base.within(start, start + chunk_tokens)
+            nll_N[part], grad_logits, kl = _softmax_step(
+                logits, labels_N[part], chosen, needs_hidden or needs_weight
+            )
+            if kl is not None:
+                kls.append(kl)
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight_VH, out=grad_hidden[part])
+            grads.add(grad_logits, hidden_NH[part])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0, dtype=grad_bias.dtype)
+        ctx.save_for_backward(grad_hidden, grads.total, grad_bias)
+        ctx.weight_dtype = weight_VH.dtype
+        if base is None:
+            ctx.mark_non_differentiable(nll_N)
+            return nll_N.sum(), nll_N
+        kl_R = torch.cat(kls) if kls else nll_N.new_zeros(0)
+        ctx.mark_non_differentiable(nll_N, kl_R)
+        return nll_N.sum() + base.beta * kl_R.sum(), nll_N, kl_R
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        """Scale the gradients made in forward; no host synchronisation."""
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        scale = grad_outputs[0]
+        if grad_hidden is not None:
+            _scale_in_place(grad_hidden, scale)
+        if grad_weight is not None:
+            _scale_in_place(grad_weight, scale)
+            grad_weight = grad_weight.to(ctx.weight_dtype)
+        if grad_bias is not None:
+            grad_bias = (grad_bias * scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _scale_in_place(grad: Tensor, scale: Tensor) -> None:
+    """Multiply by a scalar in float32; a bf16 product would first round the scale, for all alike."""
+    if grad.dtype in (torch.float32, torch.float64):
+        grad.mul_(scale)
+        return
+    for block in torch.split(grad, 8192):  # type: ignore[no-untyped-call, unused-ignore]
+        block.copy_(block.float() * scale)
+
+
+class _HeadGrads:
+    """Sum of the weight gradient over chunks: fp32, except that a single chunk needs no sum."""
+
+    def __init__(self, weight_VH: Tensor, needed: bool, single_chunk: bool) -> None:
+        self._needed = needed
+        self._single = single_chunk
+        self.total: Tensor | None = None
+        if needed and not single_chunk:
+            self.total = torch.zeros_like(weight_VH, dtype=working_type(weight_VH))
+
+    def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
+        if not self._needed:
+            return
+        if self._single:
+            self.total = torch.mm(grad_logits.t(), hidden)
+            return
+        assert self.total is not None
+        if grad_logits.is_cuda and grad_logits.dtype != torch.float32:
+            torch.addmm(self.total, grad_logits.t(), hidden, out_dtype=torch.float32, out=self.total)
+        else:
+            self.total += torch.mm(grad_logits.t(), hidden)
+
+
+def _softmax_step(
+    logits: Tensor, labels: Tensor, base: TopTokens | None, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (nll [n], d loss / d logits [n, V], KL [R] with a base) of one chunk.
+
+    On a GPU the logits are overwritten.
+    """
+    if logits.is_cuda:
+        if base is not None:
+            from trainer.model.head.fused_divergence import fused_divergence_step
+
+            return fused_divergence_step(logits, labels, base, needs_grad)
+        from trainer.model.head.fused_softmax import fused_softmax_step
+
+        return *fused_softmax_step(logits, labels, needs_grad), None
+    supervised = labels != IGNORE
+    targets = torch.where(supervised, labels, 0).unsqueeze(1)
+    log_probs = torch.log_softmax(logits, dim=-1, dtype=working_type(logits))
+    nll = torch.where(supervised, -log_probs.gather(1, targets).squeeze(1), 0.0)
+    kl: Tensor | None = None
+    kl_grad: Tensor | None = None
+    if base is not None:
+        kl, kl_grad = divergence_step(logits[base.rows_R].to(log_probs.dtype), base, needs_grad)
+    if not needs_grad:
+        return nll, logits, kl
+    grad = log_probs.exp_()
+    grad.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=grad.dtype))
+    grad.mul_(supervised.unsqueeze(1))
+    if base is not None and kl_grad is not None:
+        grad.index_add_(0, base.rows_R, kl_grad, alpha=base.beta)
+    return nll, grad.to(logits.dtype), kl

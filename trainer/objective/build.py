@@ -1,0 +1,22 @@
+"""From the configuration to what a run minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.config.objective import ObjectiveConfig, ObjectiveKind
+from trainer.objective.causal_lm.objective import CausalLMObjective
+from trainer.objective.contract import Objective
+from trainer.teacher.contract import Teacher
+
+
+def build_objective(options: ObjectiveConfig, names: Sequence[str], teacher: Teacher | None) -> Objective:
+    """Return the objective.
+
+    Args:
+        names: Of the sources, in their order.
+        teacher: Who says what the base thinks of replay, where replay.kl asks for it.
+    """
+    match options.kind:
+        case ObjectiveKind.causal_lm:
+            return CausalLMObjective(names, teacher)

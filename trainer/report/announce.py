@@ -1,0 +1,24 @@
+"""The end of a run or an evaluation on a terminal: what changed, and where the report is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.evaluate.record import FILE_NAME, read_forgetting
+from trainer.report.build import build_report
+from trainer.report.verdict import verdict
+
+
+def announce(run_dir: Path) -> None:
+    """Build the report and say in a sentence what changed; rank 0."""
+    report = build_report(run_dir)
+    found = read_forgetting(run_dir / FILE_NAME)
+    if found is not None:
+        print(f"Held-out loss against the base: {verdict(found.sets)}")
+        for one in found.tasks:
+            print(f"Task {one.task}, {one.metric}: {_shown(one.base)} -> {_shown(one.tuned)}")
+    print(f"Report: {report}", flush=True)
+
+
+def _shown(score: float | None) -> str:
+    return "not finite" if score is None else f"{score:.4f}"

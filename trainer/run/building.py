@@ -1,0 +1,175 @@
+"""The model of a run: loaded, checked, what trains of it chosen, handed to DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config.model import ModelKind
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import write_atomic
+from trainer.config.tune import Init, Quantise, TuneMethod
+from trainer.data.store.store import Store, check_vocabulary
+from trainer.dist.mesh import Mesh
+from trainer.engine.batch import BatchShape
+from trainer.engine.ds_config import deepspeed_dict
+from trainer.engine.engine import Engine, build_engine, gathered
+from trainer.metrics.device import describe_device, device_memory_gib
+from trainer.model.attention import choose_attention
+from trainer.model.causal import CausalLM
+from trainer.model.head.head import install_loss_head
+from trainer.model.kernels import apply_kernels
+from trainer.model.load import (
+    LoadedModel,
+    announce_zero3,
+    check_context,
+    check_trainable,
+    load_model,
+    read_config,
+    router_loss,
+)
+from trainer.model.remat import apply_remat
+from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
+from trainer.model.tune.lora import fuse_if_same
+from trainer.model.tune.new_tokens import NewTokens, vocabulary
+from trainer.model.tune.pissa import begin_at_principal
+from trainer.model.tune.prompt import check_room
+from trainer.model.tune.quantise import held_bytes
+from trainer.model.verify_weights import verify_weights
+from trainer.optim.groups import decay_groups
+from trainer.optim.optimizer import build_optimizer
+
+_LOG = logging.getLogger(__name__)
+
+
+def build_model(
+    config: RunConfig,
+    source: str,
+    stores: dict[str, Store],
+    mesh: Mesh,
+    shape: BatchShape,
+    new_tokens: NewTokens | None,
+) -> tuple[LoadedModel, Tuned, Engine]:
+    """Load the model and hand it to DeepSpeed. Collective: every rank."""
+    run_dir = Path(config.run_dir)
+    on_gpu = mesh.device.type == "cuda"
+    capability = torch.cuda.get_device_capability(mesh.device) if on_gpu else None
+    attention = choose_attention(
+        config.model.attention, capability, config.zero.dtype, needs_mask=config.tune.is_virtual
+    )
+    ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
+    zero3_config = ds_config if config.zero.stage == 3 else None
+    check_trainable(read_config(source, config.model), source)
+    loaded = load_model(
+        source, config.model, attention, config.zero.dtype, zero3_config, mesh.device, config.tune.quantise
+    )
+    if on_gpu:
+        _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
+    _check_fits(config, loaded, stores, new_tokens)
+    num_verified = 0
+    if config.model.verify_weights and config.model.kind is not ModelKind.random:
+        num_verified = verify_weights(loaded.model, source, gathered)
+    keep_alive = announce_zero3(zero3_config)
+    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
+    del keep_alive
+    if config.tune.init is Init.pissa:
+        moved = begin_at_principal(
+            loaded.model, tuned.modules, config.tune, config.seed, run_dir, mesh.from_first
+        )
+        _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
+    loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
+    if config.tune.method is TuneMethod.lora:
+        loaded.kernels += fuse_if_same(
+            loaded.model, config.model.kernels, config.zero.stage, len(tuned.modules)
+        )
+    recomputed = apply_remat(
+        loaded.model,
+        config.model.checkpoint_layers,
+        config.model.checkpoint_spread,
+        has_prefix=config.tune.method is TuneMethod.prefix,
+    )
+    engine = _build_engine(config, loaded.model, tuned, ds_config, on_gpu)
+    if mesh.is_first:
+        write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
+    _say_what_was_built(config, loaded, tuned, shape, mesh.num_ranks, len(recomputed), num_verified)
+    return loaded, tuned, engine
+
+
+def _build_engine(
+    config: RunConfig, model: Any, tuned: Tuned, ds_config: dict[str, Any], on_gpu: bool
+) -> Engine:
+    """Put the objective around the model and hand both to DeepSpeed. Collective: every rank."""
+    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
+    if tuned.virtual is not None:
+        embeddings |= {id(p) for p in tuned.virtual.parameters()}
+    install_loss_head(model, config.model.loss_chunk_tokens)
+    objective = CausalLM(model, tuned.virtual)
+    groups = decay_groups(
+        objective.named_parameters(),
+        config.optim.weight_decay,
+        config.optim.decay_embeddings,
+        embeddings,
+        lambda name: FACTOR_B.search(name) is not None,
+        config.tune.lora_plus_ratio,
+    )
+    optimizer = build_optimizer(groups, config.optim, on_gpu)
+    return build_engine(objective, optimizer, ds_config, tuple(config.zero.extra))
+
+
+def _say_what_was_built(
+    config: RunConfig,
+    loaded: LoadedModel,
+    tuned: Tuned,
+    shape: BatchShape,
+    num_ranks: int,
+    num_recomputed: int,
+    num_verified: int,
+) -> None:
+    """Log the model, what trains of it, and how it is spread over ranks."""
+    _LOG.info(
+        "Model %s: %.1f M parameters, attention %s (%s), kernels %s, %d layers recomputed, %d tensors "
+        "compared with their files.",
+        loaded.source,
+        loaded.num_parameters / 1e6,
+        loaded.attention.name,
+        loaded.attention.reason,
+        loaded.kernels,
+        num_recomputed,
+        num_verified,
+    )
+    if router_loss(loaded.model.config):
+        _LOG.info("The routers' own loss is not part of training, as the model's config.json has it.")
+    if config.tune.quantise is not Quantise.none:
+        _LOG.info(
+            "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
+            held_bytes(loaded.model) / 1e6,
+        )
+    for line in describe_tuned(tuned, config.tune.method):
+        _LOG.info(line)
+    _LOG.info(
+        "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",
+        num_ranks,
+        describe_device(),
+        config.zero.stage,
+        config.zero.dtype,
+        shape.packs_per_step,
+        shape.seq_len,
+        shape.num_micro_steps,
+        shape.micro_batch_size,
+    )
+
+
+def _check_fits(
+    config: RunConfig, loaded: LoadedModel, stores: dict[str, Store], new_tokens: NewTokens | None
+) -> None:
+    """Refuse data that the model cannot read."""
+    hf_config = loaded.model.config
+    num_rows = vocabulary(hf_config.vocab_size, new_tokens.ids if new_tokens is not None else ())
+    for name, store in stores.items():
+        check_vocabulary(name, store, num_rows)
+    check_context(hf_config, config.data.seq_len)
+    check_room(hf_config, config.tune, config.data.seq_len)

@@ -1,0 +1,162 @@
+"""Held-out losses during a run, and what training changed at its end.
+
+Collective everywhere: every rank, same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.state import TrainState
+from trainer.config.tune import TuneConfig
+from trainer.data.store.store import data_digest
+from trainer.engine.policy import Policy
+from trainer.evaluate.base import BaseIdentity
+from trainer.evaluate.forgetting import ForgettingMeasurement, Subject, Texts, prompts_for_kl
+from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
+from trainer.evaluate.record import Recovery, Replay, ReplaySource
+from trainer.evaluate.tasks.batches import TaskModel
+from trainer.evaluate.tasks.harness import load_everywhere
+from trainer.evaluate.tasks.scores import TaskScores
+from trainer.mix.mixing import Mixing
+from trainer.model.cache import context_length, end_tokens
+from trainer.model.tune.prompt import virtual_off
+from trainer.run.session import Session
+
+
+class Evaluator:
+    """Measures the base before the first step, the trained model afterwards."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        held_out: HeldOut,
+        mixing: Mixing,
+        texts: Texts,
+        forgetting: ForgettingMeasurement | None,
+        task_scores: TaskScores | None,
+    ) -> None:
+        """Take the model, the text, and what compares it with its base."""
+        self._policy = policy
+        self._held_out = held_out
+        self._mixing = mixing
+        self._texts = texts
+        self._forgetting = forgetting
+        self._task_scores = task_scores
+        self._newest: tuple[int, dict[str, PieceLosses]] = (-1, {})
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Return held-out losses by source; before the first step they are the base model's."""
+        if state.step == 0 and self._forgetting is not None:
+            with virtual_off(self._policy.module):
+                if self._task_scores is not None:
+                    self._task_scores.measure_base()
+                return self._forgetting.measure_base()
+        pieces = held_out_pieces(self._policy, self._held_out)
+        self._newest = (state.step, pieces)
+        return {name: losses.mean for name, losses in pieces.items()}
+
+    def finish(self, state: TrainState, recover: Callable[[], Recovery | None]) -> bool:
+        """Compare the tuned model with its base and tell whether it was; `recover` is the recovery probe."""
+        if self._forgetting is None:
+            return False
+        if self._newest[0] != state.step:
+            self.evaluate(state)
+        tasks = self._task_scores.measure_tuned() if self._task_scores is not None else []
+        replay = replay_record(self._mixing, state)
+        return self._forgetting.compare(state, self._newest[1], self._texts, replay, tasks, recover)
+
+
+def build_evaluator(session: Session, mixing: Mixing) -> Evaluator:
+    """Build what measures a run. Collective: every rank."""
+    return Evaluator(
+        session.policy,
+        session.held_out(),
+        mixing,
+        texts_of(session),
+        build_forgetting(session),
+        build_task_scores(session),
+    )
+
+
+def texts_of(session: Session) -> Texts:
+    """Return where the text of a run's held-out pieces is found."""
+    return Texts(session.stores, session.tokenizer)
+
+
+def build_forgetting(session: Session) -> ForgettingMeasurement | None:
+    """Return the measurement of the base against the tuned model, if there is text to measure on."""
+    config = session.config
+    has_text = any(store.validation.num_packs for store in session.stores.values())
+    if not config.evaluate.forgetting or not (has_text or config.evaluate.tasks.names):
+        return None
+    prompts = prompts_for_kl(config.data, config.evaluate.kl_packs, texts_of(session), session.pad_id)
+    subject = Subject(session.policy, session.held_out(), prompts)
+    base, digest = base_identity(session), data_digest(session.stores)
+    return ForgettingMeasurement(session.run_dir, config.name, subject, base, config.data, digest)
+
+
+def build_task_scores(session: Session) -> TaskScores | None:
+    """Return what runs benchmark tasks, if any are asked for. Collective: every rank loads them."""
+    config, loaded = session.config, session.loaded
+    options = config.evaluate.tasks
+    if not options.names:
+        return None
+    hf_config, tokenizer = loaded.model.config, session.tokenizer
+    own_ends = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
+    model = TaskModel(
+        policy=session.policy,
+        hf_config=hf_config,
+        pad_id=session.pad_id,
+        end_ids=end_tokens(loaded.model) | own_ends,
+        max_length=options.max_length or _room(hf_config, config.tune) or config.data.seq_len,
+        batch_tokens=options.batch_tokens,
+    )
+    base = base_identity(session)
+    tasks = load_everywhere(options, session.mesh)
+    return TaskScores(session.run_dir, Path(config.data.cache_dir), tasks, model, tokenizer, base)
+
+
+def base_identity(session: Session) -> BaseIdentity:
+    """Return what names the base of a run. Collective: every rank."""
+    config = session.config
+    return BaseIdentity(
+        name=config.model.path or config.model.kind.value,
+        digest=session.base_digest(),
+        dtype=config.zero.dtype,
+        quantise=config.tune.quantise.value,
+        attention=config.model.attention.value,
+        kernels=config.model.kernels.value,
+    )
+
+
+def replay_record(mixing: Mixing, state: TrainState) -> Replay | None:
+    """Return what the forgetting report says of replay; None without it."""
+    if not mixing.has_replay:
+        return None
+    epochs = mixing.epochs_by_source(state)
+    return Replay(
+        ratio_asked=mixing.mean_ratio,
+        ratio_reached=mixing.share_reached(state),
+        schedule=mixing.replay.schedule.value,
+        controller=mixing.replay.controller.value,
+        sources=tuple(
+            ReplaySource(
+                name=name,
+                role=source.role.value,
+                targets=state.targets_by_source.get(name, 0),
+                tokens=state.tokens_by_source.get(name, 0),
+                epochs=epochs.get(name, 0.0),
+                max_epochs=source.max_epochs,
+            )
+            for name, source in mixing.trained_sources.items()
+        ),
+    )
+
+
+def _room(hf_config: Any, tune: TuneConfig) -> int | None:
+    """Return the longest document the model was made for, behind its virtual tokens."""
+    longest = context_length(hf_config)
+    return longest - tune.virtual_tokens if longest is not None and tune.is_virtual else longest
