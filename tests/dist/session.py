@@ -35,21 +35,16 @@ def session_of(config: RunConfig) -> Iterator[Any]:
     gc.collect()
 
 
-def loader_of(session: Any, rank: int | None = None, world_size: int | None = None) -> Any:
-    """Return the training loader of a session, of another rank if asked."""
+def loader_of(session: Any, data: Any = None) -> Any:
+    """Return the training loader of a session, of another place on the data axis if asked."""
     from trainer.mix.loader import TrainLoader
-    from trainer.mix.mixing import Mixing
 
-    stores = [store.train for store in session.stores.values()]
-    config = session.config
-    mixing = Mixing(config, session.stores, session.shape.packs_per_step)
     return TrainLoader(
         list(session.stores),
-        stores,
-        mixing.plan,
-        session.mesh.rank if rank is None else rank,
-        session.mesh.world_size if world_size is None else world_size,
-        config.train.micro_batch_size,
+        [store.train for store in session.stores.values()],
+        session.mixing().plan,
+        session.mesh.data if data is None else data,
+        session.config.train.micro_batch_size,
         session.pad_id,
     )
 
@@ -63,17 +58,17 @@ def held_out_losses(*arguments: Any, **options: Any) -> dict[str, float]:
 
 def take_steps(session: Any, num_steps: int, total: int = 8) -> list[dict[str, float]]:
     """Train optimizer steps and return loss and gradient norm of each."""
+    from trainer.objective.causal_lm.objective import CausalLMObjective
     from trainer.optim.schedule import lr_factor
     from trainer.run.step import train_step
 
     config = session.config
     loader = loader_of(session)
+    objective = CausalLMObjective(loader.names)
     records = []
     for step in range(num_steps):
-        session.engine.set_lr(config.optim.lr * lr_factor(step, total, config.schedule))
-        result = train_step(
-            session.engine, loader.read(step), loader.names, session.mesh, session.flash, False
-        )
+        session.policy.engine.set_lr(config.optim.lr * lr_factor(step, total, config.schedule))
+        result = train_step(session.policy, objective, loader.read(step), stop=False)
         assert result.is_sound
         records.append({"loss": result.loss, "grad_norm": result.grad_norm})
     loader.close()

@@ -68,9 +68,9 @@ def train_all(mesh: Any, folder: str, cells: list[list[Any]]) -> None:
     from trainer.run import training
 
     for method, recipe, stage in cells:
-        config = compose_config(overrides_of(Path(folder), method, recipe, stage, mesh.world_size))
-        config = fitted_here(config, mesh.world_size, says=False)
-        check_config(config, mesh.world_size)
+        config = compose_config(overrides_of(Path(folder), method, recipe, stage, mesh.num_ranks))
+        config = fitted_here(config, mesh.num_ranks, says=False)
+        check_config(config, mesh.num_ranks)
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         assert training.run_training(config).value == "finished"
 

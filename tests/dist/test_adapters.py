@@ -289,18 +289,18 @@ def tampered(mesh: Any, workspace: str, run_dir: str) -> list[str]:
     said = []
     tokens = torch.arange(40).numpy()
     with session_of(config_of(workspace, run_dir, *METHODS["lora"], "zero.stage=1")) as session:
-        named = dict(session.engine.module.named_parameters())
-        assert check_silent(session.engine, tokens, mesh, False) == 0
-        frozen = FrozenCheck(session.engine)
+        named = dict(session.policy.engine.module.named_parameters())
+        assert check_silent(session.policy, tokens) == 0
+        frozen = FrozenCheck(session.policy.engine)
         frozen.check(mesh)
         base = next(p for n, p in named.items() if "base_layer" in n)
-        if mesh.rank == mesh.world_size - 1:
+        if mesh.rank == mesh.num_ranks - 1:
             base.data.view(torch.int32).reshape(-1)[7] ^= 1
         factor = next(p for n, p in named.items() if ".lora_B." in n)
         factor.data += 0.01
         for check in (
             lambda: frozen.check(mesh),
-            lambda: check_silent(session.engine, tokens, mesh, False),
+            lambda: check_silent(session.policy, tokens),
         ):
             with pytest.raises(SelfCheckError) as caught:
                 check()

@@ -25,10 +25,10 @@ def compare_packed(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
 
     def run(pack: Pack, seq_len: int) -> tuple[Any, Any]:
         micro = collate([pack], [0], seq_len, 0)
-        inputs = model_inputs(micro, mesh.device, session.flash)
-        with session.engine.evaluating():
-            logits = session.engine.forward(**inputs).reshape(seq_len, -1)
-            _, nll_N = session.engine.forward(labels=labels_of(micro, mesh.device), **inputs)
+        inputs = model_inputs(micro, mesh.device, session.policy.is_flash)
+        with session.policy.engine.evaluating():
+            logits = session.policy.engine.forward(**inputs).reshape(seq_len, -1)
+            _, nll_N = session.policy.engine.forward(labels=labels_of(micro, mesh.device), **inputs)
         return logits, nll_N
 
     worst = {"logits": 0.0, "loss": 0.0, "documents": 0, "packs": 0}
@@ -79,7 +79,7 @@ def probe(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
         return inputs | {"attention_mask": torch.ones_like(mask).tril()}
 
     with session_of(config_of(workspace, run_dir, "zero.dtype=bf16", "zero.stage=3")) as session:
-        arguments = (session.engine, 264, session.config.data.seq_len, mesh, session.flash)
+        arguments = (session.policy.engine, 264, session.config.data.seq_len, mesh, session.policy.is_flash)
         answers: list[Any] = [isolation.check_isolation(*arguments).moved]
         isolation.model_inputs = plain_causal
         try:
@@ -88,7 +88,7 @@ def probe(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
         finally:
             isolation.model_inputs = real
         answers.append(str(caught.value))
-        session.engine.forward = lambda **inputs: torch.ones(len(inputs["keep_K"]), 264)
+        session.policy.engine.forward = lambda **inputs: torch.ones(len(inputs["keep_K"]), 264)
         with pytest.raises(SelfCheckError) as caught:
             isolation.check_isolation(*arguments)
         return [*answers, str(caught.value)]
@@ -113,7 +113,11 @@ def held_out(mesh: Any, workspace: str, run_dir: str, micro_batch_sizes: list[in
             calls: list[int] = []
             layout = session.held_out()
             losses = held_out_losses(
-                session.engine, layout, mesh, session.flash, on_batch=lambda calls=calls: calls.append(1)
+                session.policy.engine,
+                layout,
+                mesh,
+                session.policy.is_flash,
+                on_batch=lambda calls=calls: calls.append(1),
             )
             packs = [store.num_packs for store in layout.stores]
         found.append([losses, len(calls), packs])

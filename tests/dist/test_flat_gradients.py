@@ -47,7 +47,7 @@ def optimizers(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]
     found = []
     for index, overrides in enumerate(variants):
         with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
-            found.append(type(session.engine._ds.optimizer).__name__)
+            found.append(type(session.policy.engine._ds.optimizer).__name__)
     return found
 
 

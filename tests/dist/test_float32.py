@@ -110,10 +110,10 @@ def dtypes(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     """Open a session with what each rank would have chosen for itself."""
     mine = ["zero.dtype=fp32", "zero.dtype=bf16"][mesh.rank]
     with session_of(config_of(workspace, run_dir, mine, f"zero.stage={mesh.rank + 1}")) as session:
-        parameter = next(session.engine.module.parameters())
+        parameter = next(session.policy.engine.module.parameters())
         return {
             "config": session.config.zero.dtype,
-            "stage": session.engine.stage,
+            "stage": session.policy.engine.stage,
             "held": str(parameter.dtype),
         }
 

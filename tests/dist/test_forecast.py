@@ -40,7 +40,7 @@ def measure(mesh: Mesh, stage: int, num_micro_steps: int) -> dict[str, float]:
     layers = [torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(NUM_LAYERS)]
     model = torch.nn.Sequential(*layers).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    shape = batch_shape(num_micro_steps * mesh.world_size, 1, 1, mesh.world_size)
+    shape = batch_shape(num_micro_steps * mesh.num_ranks, 1, 1, mesh.num_ranks)
     zero = ZeroConfig(
         stage=stage, dtype="bf16", reduce_bucket_size=1000, persistence_threshold=0, sub_group_size=10**6
     )

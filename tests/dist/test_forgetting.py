@@ -197,7 +197,6 @@ def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs
 def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
     """Return what the probe says, and held-out losses before and after it."""
     from trainer.checkpoint.state import TrainState
-    from trainer.mix.mixing import Mixing
     from trainer.run.loop import Parts
     from trainer.run.recovery import probe_recovery
 
@@ -205,14 +204,14 @@ def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> l
         workspace, data, Path(run_dir), *OVERRIDES, f"evaluate.recovery_steps={steps}", "optim.lr=0.05"
     )
     with session_of(config) as session:
-        mixing = Mixing(config, session.stores, session.shape.packs_per_step)
+        mixing = session.mixing()
         loader = loader_of(session)
-        parts = Parts(session.engine, loader, mesh, session.flash, None, None, None, None)
-        before = held_out_losses(session.engine, session.held_out(), mesh, session.flash)
+        parts = Parts(session.policy.engine, loader, mesh, session.policy.is_flash, None, None, None, None)
+        before = held_out_losses(session.policy, session.held_out())
         state = TrainState(last_losses=before, base_losses={"general": before["general"] - 1.0})
         found = probe_recovery(parts, config, session.stores, session.held_out(), mixing, state)
         loader.close()
-        after = held_out_losses(session.engine, session.held_out(), mesh, session.flash)
+        after = held_out_losses(session.policy, session.held_out())
     return [found, before, after]
 
 

@@ -16,7 +16,7 @@ from trainer.checkpoint.commit import commit
 from trainer.checkpoint.layout import FINGERPRINT, checkpoints_dir, step_dir
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.state import TrainState
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
 from trainer.errors import CheckpointError
 
 
@@ -34,7 +34,7 @@ def forge(run_dir: Path, change: float) -> None:
         save_file(tensors | {"logits": tensors["logits"] + change}, staging / FINGERPRINT)
         return [seal(f) for f in staging.rglob("*") if f.is_file() and f.name != "manifest.json"]
 
-    alone = Mesh(0, 0, 1, torch.device("cpu"))
+    alone = alone(torch.device("cpu"))
     commit(run_dir, dataclasses.replace(read_manifest(source), files={}), write, alone)
 
 
@@ -119,7 +119,7 @@ def save_with_a_nan(mesh: Any, workspace: str, run_dir: str) -> list[str | None]
         keeper.resume()
         answers = [keeper.save(TrainState(step=1))]
         if not mesh.is_first:
-            next(iter(session.engine.module.parameters())).data.view(-1)[5] = torch.inf
+            next(iter(session.policy.engine.module.parameters())).data.view(-1)[5] = torch.inf
         answers.append(keeper.save(TrainState(step=2)))
     return answers
 
@@ -137,9 +137,9 @@ def look_at_shards(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
         take_steps(session, 1)
         keeper = keeper_of(session, session.config, session.stores)
         keeper.resume()
-        engine = session.engine
+        engine = session.policy.engine
         found.append(engine.has_finite_weights())
-        parameter = max(session.engine.module.parameters(), key=lambda p: p.ds_numel)
+        parameter = max(session.policy.engine.module.parameters(), key=lambda p: p.ds_numel)
         shard = parameter.ds_tensor
         numel, parameter.ds_numel = parameter.ds_numel, parameter.ds_numel - 3
         kept = shard.data[-1].clone()

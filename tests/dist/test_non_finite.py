@@ -20,7 +20,7 @@ def poisoned_steps(mesh: Any, workspace: str, run_dir: str, overrides: list[str]
 
     records = []
     with session_of(config_of(workspace, run_dir, *overrides)) as session:
-        engine, loader = session.engine, loader_of(session)
+        engine, loader = session.policy.engine, loader_of(session)
         forward, calls = engine.forward, []
 
         def poisoned(**inputs: Any) -> Any:
@@ -36,7 +36,7 @@ def poisoned_steps(mesh: Any, workspace: str, run_dir: str, overrides: list[str]
             before = answers_of(session)
             engine.set_lr(1e-3)
             engine.forward = poisoned if step == 1 else forward
-            result = train_step(engine, loader.read(step), loader.names, mesh, session.flash, False)
+            result = train_step(engine, loader.read(step), loader.names, mesh, session.policy.is_flash, False)
             engine.forward = forward
             moved = float((answers_of(session) - before).abs().max())
             records.append([result.is_applied, result.is_sound, result.loss, result.grad_norm, moved])
@@ -51,7 +51,7 @@ def answers_of(session: Any) -> Any:
     from trainer.evaluate.proofs.fingerprint import take_fingerprint
 
     tokens = np.arange(4, 60)
-    return take_fingerprint(session.engine, tokens, session.mesh, session.flash).logits_KV
+    return take_fingerprint(session.policy, tokens).logits_KV
 
 
 def assert_skipped(results: list[Any], kind: str) -> None:

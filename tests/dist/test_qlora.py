@@ -78,12 +78,12 @@ def trained(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) 
     results = []
     for index, overrides in enumerate(variants):
         with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
-            assert check_silent(session.engine, torch.arange(40).numpy(), mesh, False) == 0
-            frozen = FrozenCheck(session.engine)
-            before = held_bytes(session.engine.module)
+            assert check_silent(session.policy, torch.arange(40).numpy()) == 0
+            frozen = FrozenCheck(session.policy.engine)
+            before = held_bytes(session.policy.engine.module)
             steps = take_steps(session, NUM_STEPS)
             frozen.check(mesh)
-            assert held_bytes(session.engine.module) == before
+            assert held_bytes(session.policy.engine.module) == before
             results.append([steps, session.tuned.num_trainable, session.tuned.num_total, before])
     return results
 
@@ -126,7 +126,7 @@ def sharded(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     settings = ["zero.max_reuse_distance=0", "zero.max_live_parameters=1", "zero.persistence_threshold=0"]
     overrides = [*QLORA, "zero.stage=3", "model.checkpoint_layers=0", *settings]
     with session_of(config_of(workspace, run_dir, *overrides)) as session:
-        layers = quantised_layers(session.engine.module).values()
+        layers = quantised_layers(session.policy.engine.module).values()
         loader = loader_of(session)
         micro = loader.read(2).micro_batches[0]
         loader.close()
@@ -141,8 +141,8 @@ def sharded(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
         def living() -> list[int]:
             take_steps(session, 1)
             gathered.clear()
-            inputs = model_inputs(micro, mesh.device, session.flash)
-            loss, *_ = session.engine.forward(labels=labels_of(micro, mesh.device), **inputs)
+            inputs = model_inputs(micro, mesh.device, session.policy.is_flash)
+            loss, *_ = session.policy.engine.forward(labels=labels_of(micro, mesh.device), **inputs)
             assert loss.requires_grad  # and what backward needs is there
             return [len(gathered), sum(not one.expired() for one in gathered)]
 

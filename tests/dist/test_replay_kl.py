@@ -62,21 +62,20 @@ def references(data: str) -> list[Path]:
 def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     """Train as a run does and return what every step said, and the loader."""
     from trainer.mix.loader import TrainLoader
-    from trainer.mix.mixing import Mixing
     from trainer.optim.schedule import lr_factor
     from trainer.run.session import build_reference
     from trainer.run.step import train_step
     from trainer.teacher.base_model import CachedBase
 
-    config, mesh = session.config, session.group
-    mixing = Mixing(config, session.stores, session.shape.packs_per_step)
+    config, mesh = session.config, session.mesh
+    mixing = session.mixing()
     reference = build_reference(session, mixing)
     loader = TrainLoader(
         list(session.stores),
         [store.train for store in session.stores.values()],
         mixing.plan,
         mesh.rank,
-        mesh.world_size,
+        mesh.num_ranks,
         config.train.micro_batch_size,
         session.pad_id,
         reference,
@@ -84,8 +83,10 @@ def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     base = None if reference is None else CachedBase(config.replay.kl.beta)
     records = []
     for step in range(NUM_STEPS):
-        session.engine.set_lr(config.optim.lr * lr_factor(step, NUM_STEPS, config.schedule))
-        result = train_step(session.engine, loader.read(step), loader.names, mesh, session.flash, False, base)
+        session.policy.engine.set_lr(config.optim.lr * lr_factor(step, NUM_STEPS, config.schedule))
+        result = train_step(
+            session.policy.engine, loader.read(step), loader.names, mesh, session.policy.is_flash, False, base
+        )
         assert result.is_sound
         if base is not None:
             assert result.num_kl_tokens == result.num_targets["old"]
@@ -262,9 +263,9 @@ def nearness(mesh: Any, workspace: str, data: str, run_dir: str) -> list[list[fl
         config = config_for(workspace, data, f"{run_dir}/{beta}", f"replay.kl.beta={beta}")
         with session_of(config) as session:
             prompts = HeldOut(["old"], [session.stores["old"].validation], 8, 1, session.pad_id)
-            before = take_references(session.engine, prompts, mesh, session.flash)
+            before = take_references(session.policy, prompts)
             records, _ = take_steps(session)
-            kl = divergence_by_piece(session.engine, prompts, before, mesh, session.flash)["old"]
+            kl = divergence_by_piece(session.policy, prompts, before)["old"]
             found.append([sum(kl[0]) / sum(kl[1]), records[0]["loss"], records[-1]["loss"]])
     return found
 
@@ -299,27 +300,26 @@ def asked_and_read(mesh: Any, workspace: str, data: str, run_dir: str) -> list[A
     """Return what the reference says of a batch, and what the model says when it is asked, as an adapter's base is."""
     from trainer.engine.inputs import labels_of, model_inputs
     from trainer.mix.loader import TrainLoader
-    from trainer.mix.mixing import Mixing
     from trainer.run.session import build_reference
     from trainer.teacher.base_model import CachedBase
 
     with session_of(config_for(workspace, data, run_dir, "zero.stage=3")) as session:
         config = session.config
-        mixing = Mixing(config, session.stores, session.shape.packs_per_step)
+        mixing = session.mixing()
         reference = build_reference(session, mixing)
         splits = [store.train for store in session.stores.values()]
         loader = TrainLoader(
-            list(session.stores), splits, mixing.plan, mesh.rank, mesh.world_size, 2, 0, reference
+            list(session.stores), splits, mixing.plan, mesh.rank, mesh.num_ranks, 2, 0, reference
         )
         found = []
         for micro in loader.read(0).micro_batches:
-            cached = CachedBase(1.0).top_tokens(session.engine, micro, mesh, False)
+            cached = CachedBase(1.0).top_tokens(session.policy.engine, micro, mesh, False)
             labels = labels_of(micro, mesh.device)
             for row, source in enumerate(micro.source_B):
                 if loader.names[source] != "old":
                     labels[row] = -100
-            with session.engine.evaluating():
-                ids, log_probs = session.engine.forward(
+            with session.policy.engine.evaluating():
+                ids, log_probs = session.policy.engine.forward(
                     labels=labels, num_top=64, **model_inputs(micro, mesh.device, False)
                 )
             assert (cached is None) == (len(ids) == 0)
@@ -342,14 +342,13 @@ def test_a_base_that_is_asked_says_what_the_reference_says(pool, workspace, data
 
 def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
     """Let builds of the reference fail in several ways and say what they raised and left."""
-    from trainer.mix.mixing import Mixing
     from trainer.run.session import build_reference
     from trainer.teacher import cached, reference
 
     answers: dict[str, Any] = {}
 
     def attempt(name: str, session: Any) -> None:
-        mixing = Mixing(session.config, session.stores, session.shape.packs_per_step)
+        mixing = session.mixing()
         try:
             opened = build_reference(session, mixing)
             answers[name] = opened.num_positions
@@ -360,7 +359,7 @@ def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, An
         mesh.barrier()
 
     with session_of(config_for(workspace, data, run_dir)) as session:
-        add, free, forward = reference.ReferenceWriter.add, cached.bytes_free, session.engine.forward
+        add, free, forward = reference.ReferenceWriter.add, cached.bytes_free, session.policy.engine.forward
 
         def fails(*arguments: Any) -> None:
             raise OSError(28, "No space left on device")
@@ -380,11 +379,11 @@ def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, An
                 raise RuntimeError("broken")
             return forward(**inputs)
 
-        session.engine.forward = breaks
+        session.policy.engine.forward = breaks
         attempt("break", session)
-        session.engine.forward = forward
+        session.policy.engine.forward = forward
         attempt("whole", session)
-        session.engine.forward = breaks  # not called again
+        session.policy.engine.forward = breaks  # not called again
         attempt("known", session)
         assert len(calls) == 3
     return answers

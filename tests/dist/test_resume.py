@@ -166,7 +166,9 @@ def keeper_of(session: Any, config: Any, stores: Any) -> Any:
     from trainer.run.keeper import Keeper
 
     mixing = Mixing(config, stores, session.shape.packs_per_step)
-    keeper = Keeper(Path(config.run_dir), session.engine, session.mesh, session.flash, config, mixing)
+    keeper = Keeper(
+        Path(config.run_dir), session.policy.engine, session.mesh, session.policy.is_flash, config, mixing
+    )
     keeper.prepare(session.held_out(), stores, session.loaded.num_parameters, None)
     return keeper
 
@@ -187,9 +189,9 @@ def refusals(mesh: Any, workspace: str, run_dir: str) -> dict[str, str]:
     config = config_for(workspace, Path(run_dir), 0)
     answers = {}
     with session_of(config) as session:
-        session.engine.stage = 3
+        session.policy.engine.stage = 3
         answers["stage"] = refusal_of(keeper_of(session, config, session.stores))
-        session.engine.stage = 0
+        session.policy.engine.stage = 0
         stores = {name: dataclasses.replace(s, digest="other") for name, s in session.stores.items()}
         answers["data"] = refusal_of(keeper_of(session, config, stores))
         other = dataclasses.replace(config, seed=5)

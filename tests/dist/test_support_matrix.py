@@ -73,7 +73,7 @@ def train_all(mesh: Any, folder: str, cells: list[list[Any]]) -> None:
 
     for recipe, stage in cells:
         config = compose_config(overrides_of(Path(folder), recipe, stage))
-        config = fitted_here(config, mesh.world_size, says=False)
+        config = fitted_here(config, mesh.num_ranks, says=False)
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         assert training.run_training(config).value == "finished"
 

@@ -187,7 +187,7 @@ def both_formulas(session: Any, batch: Any, mesh: Any) -> list[list[float]]:
 
     from trainer.engine.inputs import labels_of, model_inputs
 
-    module = session.engine.module
+    module = session.policy.engine.module
     answers = []
     for naive in (False, True):
         module.zero_grad()

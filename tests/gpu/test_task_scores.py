@@ -45,7 +45,7 @@ def exact() -> Any:
 def flash(exact: Any) -> Any:
     """Return the same weights in bfloat16 under flash attention, as the evaluator wants a model."""
     from trainer.command.interpolate import PlainModel
-    from trainer.dist.mesh import Mesh
+    from trainer.dist.mesh import alone
     from trainer.evaluate.tasks.batches import TaskModel
     from trainer.model.causal import CausalLM
     from trainer.model.head.head import install_loss_head
@@ -55,7 +55,7 @@ def flash(exact: Any) -> Any:
     install_loss_head(model, 64)
     return TaskModel(
         engine=PlainModel(CausalLM(model)),
-        mesh=Mesh(0, 0, 1, torch.device("cuda")),
+        mesh=alone(torch.device("cuda")),
         flash=True,
         hf_config=model.config,
         pad_id=0,

@@ -78,10 +78,10 @@ def main() -> None:
     """Generate slowly; somebody kills this process on the way."""
     import torch
 
-    from trainer.dist.mesh import Mesh
+    from trainer.dist.mesh import alone
 
     target, num_tokens, pause_s = sys.argv[1:]
-    mesh = Mesh(0, 0, 1, torch.device("cpu"))
+    mesh = alone(torch.device("cpu"))
     generate_words(mesh, Path(target), int(num_tokens), WordSampler(float(pause_s)))
 
 

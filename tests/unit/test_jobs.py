@@ -16,13 +16,13 @@ from trainer.command.before_ranks import check_draws
 from trainer.command.prepare import ensure_inputs
 from trainer.config.data import Role
 from trainer.data.store.prepared import open_all
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
 from trainer.engine.writer import seal
 from trainer.errors import CheckpointError, DataError, TopologyError
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.start.ranks import count_ranks
 
-ALONE = Mesh(0, 0, 1, torch.device("cpu"))
+ALONE = alone(torch.device("cpu"))
 
 
 def save(run_dir: Path, step: int, best_step: int | None) -> Path:

@@ -9,8 +9,8 @@ from trainer.checkpoint.state import TrainState
 from trainer.metrics.jsonl import Ledger
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sinks
-from trainer.run.journal import Journal
-from trainer.run.loop import StepTimes
+from trainer.objective.causal_lm.objective import CausalLMObjective
+from trainer.run.journal import Journal, StepTimes
 from trainer.run.step import StepResult
 
 
@@ -34,8 +34,8 @@ class Mixed:
     def share_reached(self, state):
         return 0.5
 
-    def facts(self, state):
-        return {"replay_ratio": state.replay_ratio}
+    def epochs_by_source(self, state):
+        return {"a": 0.5}
 
 
 @pytest.fixture
@@ -53,7 +53,8 @@ def events(tmp_path):
 
 
 def result(loss=2.0, targets=4, norm=0.5, applied=True):
-    return StepResult({"a": loss * targets, "b": 0.0}, {"a": targets, "b": 0}, 100.0, norm, applied, 0)
+    sums = {"nll/a": loss * targets, "nll/b": 0.0, "targets": targets, "targets/a": targets, "targets/b": 0}
+    return StepResult(sums, CausalLMObjective(["a", "b"]).readings, targets, 100.0, norm, applied, 0)
 
 
 def test_steps_between_log_lines_are_in_the_next_one(journal, sink):

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from trainer.checkpoint.state import TrainState
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
+from trainer.engine.policy import Policy
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
+from trainer.objective.causal_lm.objective import CausalLMObjective
 from trainer.run.loop import Cadence, Parts, StopReason, train
 
 
@@ -124,8 +126,10 @@ def run(state=None, norms=(), losses=(), stop=None, unfit=(), **changes):
     state = state or TrainState()
     work, report, loader, engine = Work(losses, unfit), Report(), Loader(), Engine(norms)
     work.state = state
-    mesh = Mesh(0, 0, 1, torch.device("cpu"))
-    parts = Parts(engine, loader, mesh, False, work, report, stop or Stop(), Gc())
+    mesh = alone(torch.device("cpu"))
+    policy = Policy(engine, mesh, False)
+    objective = CausalLMObjective(["a"])
+    parts = Parts(policy, objective, loader, work, work, work, work.lr, report, stop or Stop(), Gc())
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 

@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.pack.collate import BaseRows, collate
+from trainer.data.pack.collate import collate
 from trainer.data.types import Pack
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import Axis, Mesh, alone
 from trainer.engine.inputs import labels_of, model_inputs
+from trainer.engine.policy import Policy
+from trainer.metrics.reading import Reading
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
-from trainer.run.step import StepResult, add_by_source, train_step
-from trainer.teacher.base_model import CachedBase
+from trainer.objective.causal_lm.objective import CausalLMObjective
+from trainer.objective.contract import Part, Tally
+from trainer.run.step import StepResult, train_step
+from trainer.teacher.cached import CachedBase
+from trainer.teacher.reference import BaseRows
 
 CPU = torch.device("cpu")
-ALONE = Mesh(0, 0, 1, CPU)
+ALONE = alone(CPU)
 
 
 def micro_of(lengths_by_row, sources, seq_len=8):
@@ -43,9 +48,9 @@ class CountingEngine:
         self.calls = []
         self._step = norm, applied
 
-    def forward(self, labels, **inputs):
+    def forward(self, ask, **inputs):
         self.calls.append("forward")
-        nll = torch.where(labels.reshape(-1) != -100, 2.0, 0.0)
+        nll = torch.where(ask.labels_N != -100, 2.0, 0.0)
         return nll.sum(), nll
 
     def backward(self, loss, is_last):
@@ -56,10 +61,14 @@ class CountingEngine:
         return self._step
 
 
+def take(engine, batch, mesh=ALONE, stop=False, teacher=None):
+    return train_step(Policy(engine, mesh, False), CausalLMObjective(["a", "b"], teacher), batch, stop)
+
+
 def test_a_step_divides_once_by_the_targets_of_all_micro_batches_and_updates_once():
     first, second = micro_of([[8]], [0]), micro_of([[2]], [1])
     engine = CountingEngine()
-    result = train_step(engine, batch_of(first, second), ["a", "b"], ALONE, False, False)
+    result = take(engine, batch_of(first, second))
     assert engine.calls == [
         "forward",
         ("backward", pytest.approx(7 * 2 / 8), False),
@@ -68,7 +77,9 @@ def test_a_step_divides_once_by_the_targets_of_all_micro_batches_and_updates_onc
         "step",
     ]
     assert result.loss == pytest.approx(2.0)
-    assert result.loss_sums == {"a": 14.0, "b": 2.0} and result.num_targets == {"a": 7, "b": 1}
+    assert result.sums == {"nll/a": 14.0, "nll/b": 2.0, "targets": 8, "targets/a": 7, "targets/b": 1}
+    read = {reading.name: reading.of(result.sums) for reading in result.readings}
+    assert read == {"loss": 2.0, "loss/a": 2.0, "loss/b": 2.0} and result.num_targets == 8
     assert result.sum_len_sq == 64 + 4
     assert result.is_sound and result.stop_votes == 0
 
@@ -84,7 +95,7 @@ def test_the_loss_is_scaled_for_deepspeeds_average_over_ranks_and_votes_are_coun
     batch = batch_of(micro_of([[8]], [0]))
     batch.num_targets_global, batch.num_targets_by_source = 14, {"a": 14, "b": 0}
     engine = CountingEngine()
-    result = train_step(engine, batch, ["a", "b"], TwoRanks(0, 0, 2, CPU), False, stop=True)
+    result = take(engine, batch, TwoRanks(0, 2, 0, Axis(0, 2), CPU), stop=True)
     assert engine.calls[1] == ("backward", pytest.approx(14 * 2 / 14), True)
     assert result.loss == pytest.approx(2.0) and result.stop_votes == 2
 
@@ -92,7 +103,7 @@ def test_the_loss_is_scaled_for_deepspeeds_average_over_ranks_and_votes_are_coun
 def test_a_step_without_any_target_is_no_division_by_zero():
     batch = batch_of(micro_of([[1, 1, 1]], [0]))
     assert batch.num_targets_global == 0
-    result = train_step(CountingEngine(), batch, ["a", "b"], ALONE, False, False)
+    result = take(CountingEngine(), batch)
     assert result.loss == 0.0 and result.is_sound
 
 
@@ -108,14 +119,37 @@ def test_a_step_without_any_target_is_no_division_by_zero():
     ],
 )
 def test_a_step_is_sound_when_it_was_applied_with_finite_numbers(loss, norm, applied, is_sound):
-    assert StepResult({"a": loss}, {"a": 1}, 1.0, norm, applied, 0).is_sound is is_sound
+    readings = (Reading("loss", ("nll/a",), ("targets",)), Reading("other", ("c",), ("none",)))
+    sums = {"nll/a": loss, "targets": 1.0, "c": math.nan, "none": 0.0}
+    result = StepResult(sums, readings, 1, 1.0, norm, applied, 0)
+    assert result.is_sound is is_sound
+    assert result.unsound == ([] if math.isfinite(loss) else ["loss"]), "what was not counted says nothing"
 
 
 def test_losses_are_added_to_the_source_of_their_pack_in_double_precision():
-    micro = micro_of([[8], [8], [8]], [1, 0, 1])
-    sums = torch.zeros(3, dtype=torch.float64)
-    add_by_source(sums, torch.arange(24, dtype=torch.float32), micro)
-    assert sums.tolist() == [sum(range(8, 16)), sum(range(8)) + sum(range(16, 24)), 0]
+    tally = Tally(["a", "b", "c"], CPU)
+    tally.add_rows(["b", "a", "b"], torch.tensor([1.0, 2.0, 2.0**-40], dtype=torch.float64))
+    tally.add("c", torch.tensor(0.5))
+    tally.count("c", 2)
+    assert tally.to_list() == [2.0, 1.0 + 2.0**-40, 2.5]
+
+
+class TwoParts:
+    """A loss of 3 a micro-batch over all targets, and of 8 over the packs of the step."""
+
+    sums, readings = (), (Reading("loss", (), ("targets",)),)
+
+    def counts(self, batch):
+        return {"targets": 6.0, "packs": 0.5}
+
+    def terms(self, policy, micro, tally):
+        return [Part(torch.tensor(3.0), "targets"), Part(torch.tensor(8.0), "packs")]
+
+
+def test_every_part_of_a_loss_has_its_own_denominator_which_may_be_less_than_one():
+    engine = CountingEngine()
+    train_step(Policy(engine, ALONE, False), TwoParts(), batch_of(micro_of([[8]], [0])), False)
+    assert engine.calls == [("backward", 3 / 6 + 8 / 0.5, True), "step"]
 
 
 def test_flash_attention_gets_one_row_with_boundaries_of_its_own():
@@ -144,36 +178,48 @@ def test_sdpa_gets_rows_and_a_mask_of_blocks():
 class DivergingEngine(CountingEngine):
     """Loss 2 at every supervised token and KL 5 at every row with a base."""
 
-    def forward(self, labels, base=None, **inputs):
-        loss, nll = super().forward(labels, **inputs)
-        if base is None:
+    def forward(self, ask, **inputs):
+        loss, nll = super().forward(ask, **inputs)
+        if ask.teacher is None:
             return loss, nll
-        kl = torch.full((len(base.rows_R),), 5.0)
-        return loss + base.beta * kl.sum(), nll, kl
+        kl = torch.full((len(ask.teacher.rows_R),), 5.0)
+        return loss + ask.teacher.beta * kl.sum(), nll, kl
 
 
 def test_the_divergence_is_in_the_loss_that_is_divided_once_but_not_in_the_cross_entropy():
     replayed, other = micro_of([[8], [8]], [0, 1]), micro_of([[2]], [0])
     rows = np.arange(8, 15)
-    replayed.base = BaseRows(rows, np.zeros((7, 3), np.int32), np.full((7, 3), -1.5, np.float16))
+    replayed.attached = BaseRows(rows, np.zeros((7, 3), np.int32), np.full((7, 3), -1.5, np.float16))
     engine = DivergingEngine()
-    result = train_step(
-        engine, batch_of(replayed, other), ["a", "b"], ALONE, False, False, CachedBase(beta=0.5)
-    )
+    result = take(engine, batch_of(replayed, other), teacher=CachedBase(0.5, None))
     assert engine.calls[1] == ("backward", pytest.approx((14 * 2 + 0.5 * 7 * 5) / 15), False)
     assert engine.calls[3] == ("backward", pytest.approx(1 * 2 / 15), True)
-    assert (result.kl_sum, result.num_kl_tokens, result.kl_cost) == (35.0, 7, 17.5)
-    assert result.loss == pytest.approx(2.0) and result.total_loss == pytest.approx(2.0 + 17.5 / 15)
+    assert [result.sums[name] for name in ("kl", "kl_tokens", "kl_cost")] == [35.0, 7, 17.5]
+    read = {reading.name: reading.of(result.sums) for reading in result.readings}
+    assert result.loss == read["loss"] == pytest.approx(2.0) and read["kl_replay"] == 5.0
+    assert read["loss_total"] == pytest.approx(2.0 + 17.5 / 15)
+
+
+def test_without_replay_in_a_step_what_is_minimised_is_the_loss_and_is_not_said_twice():
+    result = take(DivergingEngine(), batch_of(micro_of([[2]], [0])), teacher=CachedBase(0.5, None))
+    read = {reading.name: reading.of(result.sums) for reading in result.readings}
+    assert read["kl_replay"] is None and read["loss_total"] is None and result.is_sound
 
 
 def test_what_the_loader_read_reaches_the_device_as_it_is():
     micro = micro_of([[8]], [0])
-    assert CachedBase(0.5).top_tokens(None, micro, ALONE, False) is None
-    micro.base = BaseRows(np.arange(2, 4), np.array([[1, 2], [3, 4]], np.int32), np.zeros((2, 2), np.float16))
-    base = CachedBase(0.5).top_tokens(None, micro, ALONE, False)
+    policy, teacher = Policy(None, ALONE, False), CachedBase(0.5, None)
+    assert teacher.top_tokens(policy, micro) is None
+    micro.attached = BaseRows(
+        np.arange(2, 4), np.array([[1, 2], [3, 4]], np.int32), np.zeros((2, 2), np.float16)
+    )
+    base = teacher.top_tokens(policy, micro)
     assert base.beta == 0.5 and base.ids_RK.tolist() == [[1, 2], [3, 4]]
     assert base.rows_R.tolist() == base.host_rows_R.tolist() == [2, 3]
 
 
 def test_a_divergence_that_is_not_finite_is_not_sound():
-    assert not StepResult({"a": 1.0}, {"a": 1}, 1.0, 1.0, True, 0, math.inf, 1, math.inf).is_sound
+    readings = CausalLMObjective(["a"], CachedBase(0.5, None)).readings
+    sums = {"nll/a": 1.0, "targets": 1, "targets/a": 1, "kl": math.inf, "kl_cost": math.inf, "kl_tokens": 1}
+    result = StepResult(sums, readings, 1, 1.0, 1.0, True, 0)
+    assert not result.is_sound and result.unsound == ["kl_replay", "loss_total"]

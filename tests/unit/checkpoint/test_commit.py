@@ -15,12 +15,12 @@ from trainer.checkpoint.commit import commit, remove_staging
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, find_checkpoints, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest, read_manifest
 from trainer.checkpoint.verify import find_damage, newest_verified
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
 from trainer.engine.writer import seal
 from trainer.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[3]
-ALONE = Mesh(0, 0, 1, torch.device("cpu"))
+ALONE = alone(torch.device("cpu"))
 
 
 def manifest(step, run="one"):

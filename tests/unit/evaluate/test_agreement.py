@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
 from trainer.errors import SelfCheckError
 from trainer.evaluate.proofs.agreement import check_head, check_packing
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 
-ALONE = Mesh(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+ALONE = alone(torch.device("cpu"))
 SHAPE = {
     "vocab_size": 264,
     "hidden_size": 32,

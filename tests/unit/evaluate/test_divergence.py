@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from trainer.data.types import Pack
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
 from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.kl import TOP, divergence_by_piece, take_references
 
 SEQ_LEN = 12
-ALONE = Mesh(0, 0, 1, torch.device("cpu"))
+ALONE = alone(torch.device("cpu"))
 
 
 class Packs:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Pack
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import Axis, Mesh, alone
+from trainer.engine.policy import Policy
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
 
 
@@ -41,7 +42,7 @@ def layout(num_packs, micro_batch_size=1, max_packs=64):
 def test_ranks_run_the_same_batches_and_count_every_pack_once(num_packs, world_size, size, max_packs):
     """A rank with a batch less leaves the others in a collective for ever."""
     held_out = layout(num_packs, size, max_packs)
-    per_rank = [held_out.batches(rank, world_size) for rank in range(world_size)]
+    per_rank = [held_out.batches(Axis(rank, world_size)) for rank in range(world_size)]
     assert len({len(batches) for batches in per_rank}) == 1
     assert all(len(batch) == size for batches in per_rank for batch in batches)
     counted = Counter(
@@ -70,10 +71,14 @@ class SummingEngine:
     def evaluating(self):
         return torch.no_grad()
 
-    def forward(self, labels, **inputs):
+    def forward(self, ask, **inputs):
         self.num_calls += 1
-        nll = labels.reshape(-1).clamp(min=0).float()
+        nll = ask.labels_N.clamp(min=0).float()
         return nll.sum(), nll
+
+
+def summing():
+    return Policy(SummingEngine(), alone(torch.device("cpu")), False)
 
 
 class OneOfSeveral(Mesh):
@@ -89,9 +94,9 @@ def test_means_are_over_supervised_tokens_and_fillers_do_not_count(world_size, s
     held_out = layout([0, 7, 4], size)
     totals = np.zeros(2)
     for rank in range(world_size):
-        mesh = OneOfSeveral(rank, 0, world_size, torch.device("cpu"))
-        losses = held_out_losses(SummingEngine(), held_out, mesh, flash=False)
-        batches = held_out.batches(rank, world_size)
+        mesh = OneOfSeveral(rank, world_size, 0, Axis(rank, world_size), torch.device("cpu"))
+        losses = held_out_losses(Policy(SummingEngine(), mesh, False), held_out)
+        batches = held_out.batches(mesh.data)
         targets = sum((ref.pack + 1) % 4 for batch in batches for ref in batch if ref.source == 1)
         totals += [losses.get("s1", 0.0) * targets, targets]
     # Source s1: packs 0 to 6 with 1 2 3 0 1 2 3 targets of value 1 2 3 4 5 6 7.
@@ -99,16 +104,14 @@ def test_means_are_over_supervised_tokens_and_fillers_do_not_count(world_size, s
 
 
 def test_a_source_without_held_out_packs_has_no_loss_and_no_data_no_batches():
-    alone = Mesh(0, 0, 1, torch.device("cpu"))
-    assert set(held_out_losses(SummingEngine(), layout([0, 7]), alone, False)) == {"s1"}
-    engine = SummingEngine()
-    assert held_out_losses(engine, layout([0, 0]), alone, False) == {}
-    assert engine.num_calls == 0
+    assert set(held_out_losses(summing(), layout([0, 7]))) == {"s1"}
+    policy = summing()
+    assert held_out_losses(policy, layout([0, 0])) == {}
+    assert policy.engine.num_calls == 0
 
 
 def test_pieces_are_the_documents_of_packs_in_their_order():
-    alone = Mesh(0, 0, 1, torch.device("cpu"))
-    pieces = held_out_pieces(SummingEngine(), layout([0, 7], 3), alone, False)["s1"]
+    pieces = held_out_pieces(summing(), layout([0, 7], 3))["s1"]
     assert pieces.targets_P.tolist() == [1, 2, 3, 1, 2, 3]
     assert pieces.nll_P.tolist() == [1, 4, 9, 5, 12, 21]
     assert pieces.mean == pytest.approx(52 / 12)

@@ -10,7 +10,7 @@ from tests.helpers.benchmark_tasks import NAMES, write_tasks
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.command.interpolate import PlainModel
 from trainer.config.tasks import TasksConfig
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
@@ -18,7 +18,7 @@ from trainer.evaluate.tasks.likelihood import log_likelihoods
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 
-ALONE = Mesh(0, 0, 1, torch.device("cpu"))
+ALONE = alone(torch.device("cpu"))
 VOCAB_SIZE = 280
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from trainer.metrics.flops import ModelShape
 from trainer.metrics.meter import Meter
+from trainer.metrics.reading import Reading
 
 SHAPE = ModelShape(num_matmul_params=1000, num_layers=2, q_dim=8, num_params=1500)
 
@@ -21,7 +22,7 @@ def _add(meter: Meter, step_time_s: float = 2.0, data_wait_s: float = 0.5) -> No
 
 
 def test_speed_is_over_the_whole_window() -> None:
-    meter = Meter(world_size=4)
+    meter = Meter(num_ranks=4)
     _add(meter, step_time_s=1.0, data_wait_s=0.0)
     _add(meter, step_time_s=3.0, data_wait_s=1.0)
     record = meter.flush()
@@ -32,26 +33,37 @@ def test_speed_is_over_the_whole_window() -> None:
     assert record["targets_frac"] == 0.25
 
 
+LOSS = Reading("loss", ("nll/web", "nll/replay"), ("targets/web", "targets/replay"))
+WEB = Reading("loss/web", ("nll/web",), ("targets/web",))
+REPLAY = Reading("loss/replay", ("nll/replay",), ("targets/replay",))
+
+
 def test_loss_is_weighted_by_tokens_not_by_sources() -> None:
     """A mean of means (2.5 here) is the classic bug: a small source would count as a large one."""
-    meter = Meter(world_size=1)
-    meter.add_loss("web", loss_sum=300.0, num_targets=300)
-    meter.add_loss("replay", loss_sum=200.0, num_targets=50)
-    meter.add_loss("replay", loss_sum=200.0, num_targets=50)
-    record = meter.flush()
+    meter = Meter(num_ranks=1)
+    meter.add_sums({"nll/web": 300.0, "targets/web": 300, "nll/replay": 200.0, "targets/replay": 50})
+    meter.add_sums({"nll/replay": 200.0, "targets/replay": 50})
+    record = meter.flush((LOSS, WEB, REPLAY))
     assert record["loss"] == pytest.approx(700 / 400)
     assert record["loss/web"] == 1.0
     assert record["loss/replay"] == 4.0
 
 
-def test_source_without_targets_has_no_loss() -> None:
-    meter = Meter(world_size=1)
-    meter.add_loss("web", loss_sum=0.0, num_targets=0)
-    assert meter.flush() == {}
+def test_a_reading_of_which_nothing_was_counted_has_no_key() -> None:
+    meter = Meter(num_ranks=1)
+    meter.add_sums({"nll/web": 0.0, "targets/web": 0})
+    assert meter.flush((LOSS, WEB)) == {}
+
+
+def test_a_reading_that_needs_a_count_is_left_out_without_it() -> None:
+    total = Reading("loss_total", ("nll/web", "cost"), ("targets/web",), needs="kl_tokens")
+    sums = {"nll/web": 3.0, "cost": 1.0, "targets/web": 2.0}
+    assert total.of({**sums, "kl_tokens": 0.0}) is None
+    assert total.of({**sums, "kl_tokens": 1.0}) == 2.0
 
 
 def test_mfu_uses_the_document_lengths() -> None:
-    meter = Meter(world_size=2, shape=SHAPE, peak_flops=1e6)
+    meter = Meter(num_ranks=2, shape=SHAPE, peak_flops=1e6)
     _add(meter)
     record = meter.flush()
     attention = 6 * 50 * 8 * 2
@@ -61,23 +73,23 @@ def test_mfu_uses_the_document_lengths() -> None:
 
 @pytest.mark.parametrize(("shape", "peak"), [(None, 1e6), (SHAPE, None)])
 def test_mfu_is_left_out_when_unknown(shape: ModelShape | None, peak: float | None) -> None:
-    meter = Meter(world_size=1, shape=shape, peak_flops=peak)
+    meter = Meter(num_ranks=1, shape=shape, peak_flops=peak)
     _add(meter)
     assert not {"mfu", "mfu_non_causal"} & set(meter.flush())
 
 
 def test_flush_starts_a_new_window() -> None:
-    meter = Meter(world_size=1)
+    meter = Meter(num_ranks=1)
     _add(meter)
-    meter.add_loss("web", 1.0, 1)
-    meter.flush()
-    assert meter.flush() == {}
+    meter.add_sums({"nll/web": 1.0, "targets/web": 1})
+    assert meter.flush((WEB,))["loss/web"] == 1.0
+    assert meter.flush((WEB,)) == {}
     _add(meter)
     assert meter.flush()["tokens_per_s"] == 200
 
 
 def test_eta_survives_the_window_and_forgets_the_slow_first_step() -> None:
-    meter = Meter(world_size=1)
+    meter = Meter(num_ranks=1)
     _add(meter, step_time_s=90.0)
     assert meter.flush(remaining_steps=10)["eta_s"] == 900
     for _ in range(5):
@@ -87,7 +99,7 @@ def test_eta_survives_the_window_and_forgets_the_slow_first_step() -> None:
 
 
 def test_the_time_left_counts_the_evaluations_to_come() -> None:
-    meter = Meter(world_size=1)
+    meter = Meter(num_ranks=1)
     meter.add_evaluation(7.0)
     meter.add(2.0, 100, 10, 100.0, 0.0)
     assert meter.flush(remaining_steps=3, remaining_evaluations=2)["eta_s"] == 3 * 2 + 2 * 7
@@ -95,4 +107,4 @@ def test_the_time_left_counts_the_evaluations_to_come() -> None:
 
 
 def test_memory_is_passed_through() -> None:
-    assert Meter(world_size=1).flush(memory_gib=61.5) == {"memory_gib": 61.5}
+    assert Meter(num_ranks=1).flush(memory_gib=61.5) == {"memory_gib": 61.5}

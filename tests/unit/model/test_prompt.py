@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.helpers.tiny import SHAPE
 from trainer.config.model import Remat
 from trainer.config.tune import Init, TuneConfig, TuneMethod
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
 from trainer.errors import ConfigError, ModelError, SelfCheckError
 from trainer.evaluate.proofs.frozen import check_heard
 from trainer.evaluate.proofs.isolation import check_isolation
@@ -26,7 +26,7 @@ from trainer.model.tune.prompt import check_room
 LENGTHS = [8, 7, 5]
 NUM_VIRTUAL = 5
 NOISE = 1e-5
-ALONE = Mesh(0, 0, 1, torch.device("cpu"))
+ALONE = alone(torch.device("cpu"))
 METHODS = [TuneMethod.prefix, TuneMethod.prompt]
 
 

@@ -14,7 +14,7 @@ import torch
 from tests.helpers.ranks import ROOT
 from tests.helpers.samples import STARTED, WordSampler, generate_words, judge_of
 from tests.helpers.wait import wait_until
-from trainer.dist.mesh import Mesh
+from trainer.dist.mesh import alone
 from trainer.errors import DataError
 from trainer.sample.generate import Tally, sample_batch
 from trainer.sample.samples import (
@@ -27,7 +27,7 @@ from trainer.sample.samples import (
     try_lock,
 )
 
-ALONE = Mesh(0, 0, 1, torch.device("cpu"))
+ALONE = alone(torch.device("cpu"))
 GOAL = 300
 
 
