@@ -12,9 +12,9 @@ from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze
 
-from .local import run_here
 from .point_launcher import MODULE, PointLauncher
 from .points import Point
+from .run_here import run_here
 from .sweep import SweepStopped
 
 EXIT_STOPPED = 75

@@ -58,7 +58,7 @@ def held_out_losses(*arguments: Any, **options: Any) -> dict[str, float]:
 
 def take_steps(session: Any, num_steps: int, total: int = 8) -> list[dict[str, float]]:
     """Train optimizer steps and return loss and gradient norm of each."""
-    from trainer.objective.causal_lm.objective import CausalLMObjective
+    from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
     from trainer.optim.schedule import lr_factor
     from trainer.run.step import train_step
 

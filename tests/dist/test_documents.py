@@ -21,7 +21,7 @@ def compare_packed(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
 
     from trainer.data.pack.collate import collate
     from trainer.data.types import Pack
-    from trainer.engine.inputs import labels_of, model_inputs
+    from trainer.engine.model_inputs import labels_of, model_inputs
 
     def run(pack: Pack, seq_len: int) -> tuple[Any, Any]:
         micro = collate([pack], [0], seq_len, 0)

@@ -197,7 +197,7 @@ def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs
 def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
     """Return what the probe says, and held-out losses before and after it."""
     from trainer.checkpoint.state import TrainState
-    from trainer.run.loop import Parts
+    from trainer.run.loop import RunParts
     from trainer.run.recovery import probe_recovery
 
     config = config_for(
@@ -206,7 +206,7 @@ def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> l
     with session_of(config) as session:
         mixing = session.mixing()
         loader = loader_of(session)
-        parts = Parts(session.policy.engine, loader, mesh, session.policy.is_flash, None, None, None, None)
+        parts = RunParts(session.policy.engine, loader, mesh, session.policy.is_flash, None, None, None, None)
         before = held_out_losses(session.policy, session.held_out())
         state = TrainState(last_losses=before, base_losses={"general": before["general"] - 1.0})
         found = probe_recovery(parts, config, session.stores, session.held_out(), mixing, state)

@@ -24,7 +24,7 @@ def forge(run_dir: Path, change: float) -> None:
     """Commit the newest checkpoint anew with other logits in its fingerprint: it verifies, and is not what it says."""
     from safetensors.torch import load_file, save_file
 
-    from trainer.engine.writer import seal
+    from trainer.engine.states import seal
 
     source = step_dir(run_dir, 6)
 

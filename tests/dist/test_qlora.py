@@ -120,7 +120,7 @@ def sharded(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     """Return what this rank holds of the packed weights, and how many whole ones live between the passes."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    from trainer.engine.inputs import labels_of, model_inputs
+    from trainer.engine.model_inputs import labels_of, model_inputs
     from trainer.model.tune.quantise import held_tensors, quantised_layers
 
     settings = ["zero.max_reuse_distance=0", "zero.max_live_parameters=1", "zero.persistence_threshold=0"]

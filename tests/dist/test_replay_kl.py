@@ -298,7 +298,7 @@ def test_off_by_default_nothing_is_asked_and_nothing_is_reported(pool, workspace
 
 def asked_and_read(mesh: Any, workspace: str, data: str, run_dir: str) -> list[Any]:
     """Return what the reference says of a batch, and what the model says when it is asked, as an adapter's base is."""
-    from trainer.engine.inputs import labels_of, model_inputs
+    from trainer.engine.model_inputs import labels_of, model_inputs
     from trainer.mix.loader import TrainLoader
     from trainer.run.session import build_reference
     from trainer.teacher.base_model import CachedBase

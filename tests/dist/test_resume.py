@@ -208,7 +208,7 @@ def commit_other_weights(run_dir: Path, mesh: Any) -> None:
     """Commit a checkpoint that verifies, whose weights are not those that its fingerprint saw."""
     import torch
 
-    from trainer.engine.writer import seal
+    from trainer.engine.states import seal
 
     source = step_dir(run_dir, 6)
 

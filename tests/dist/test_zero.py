@@ -185,7 +185,7 @@ def min_share(batch: Any) -> float:
 def both_formulas(session: Any, batch: Any, mesh: Any) -> list[list[float]]:
     import torch
 
-    from trainer.engine.inputs import labels_of, model_inputs
+    from trainer.engine.model_inputs import labels_of, model_inputs
 
     module = session.policy.engine.module
     answers = []

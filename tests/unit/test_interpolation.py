@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.command.interpolate import Point, parse_alphas, suggest
+from trainer.command.interpolate import AlphaPoint, parse_alphas, suggest
 from trainer.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def test_anything_else_is_refused_with_an_example(text):
 
 
 def points(*values):
-    return [Point(alpha, {}, target, general) for alpha, target, general in values]
+    return [AlphaPoint(alpha, {}, target, general) for alpha, target, general in values]
 
 
 def test_the_least_general_loss_among_the_best_targets_is_suggested():

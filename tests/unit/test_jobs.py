@@ -17,7 +17,7 @@ from trainer.command.prepare import ensure_inputs
 from trainer.config.data import Role
 from trainer.data.store.prepared import open_all
 from trainer.dist.mesh import alone
-from trainer.engine.writer import seal
+from trainer.engine.states import seal
 from trainer.errors import CheckpointError, DataError, TopologyError
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.start.ranks import count_ranks

@@ -9,7 +9,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.metrics.jsonl import Ledger
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sinks
-from trainer.objective.causal_lm.objective import CausalLMObjective
+from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.journal import Journal, StepTimes
 from trainer.run.step import StepResult
 
@@ -54,7 +54,7 @@ def events(tmp_path):
 
 def result(loss=2.0, targets=4, norm=0.5, applied=True):
     sums = {"nll/a": loss * targets, "nll/b": 0.0, "targets": targets, "targets/a": targets, "targets/b": 0}
-    return StepResult(sums, CausalLMObjective(["a", "b"]).readings, targets, 100.0, norm, applied, 0)
+    return StepResult(sums, CausalLMObjective(["a", "b"]).means, targets, 100.0, norm, applied, 0)
 
 
 def test_steps_between_log_lines_are_in_the_next_one(journal, sink):

@@ -10,8 +10,8 @@ from trainer.dist.mesh import alone
 from trainer.engine.policy import Policy
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
-from trainer.objective.causal_lm.objective import CausalLMObjective
-from trainer.run.loop import Cadence, Parts, StopReason, train
+from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+from trainer.run.loop import Cadence, RunParts, StopReason, train
 
 
 class Engine:
@@ -129,7 +129,7 @@ def run(state=None, norms=(), losses=(), stop=None, unfit=(), **changes):
     mesh = alone(torch.device("cpu"))
     policy = Policy(engine, mesh, False)
     objective = CausalLMObjective(["a"])
-    parts = Parts(policy, objective, loader, work, work, work, work.lr, report, stop or Stop(), Gc())
+    parts = RunParts(policy, objective, loader, work, work, work, work.lr, report, stop or Stop(), Gc())
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 

@@ -9,13 +9,13 @@ import torch
 from trainer.data.pack.collate import collate
 from trainer.data.types import Pack
 from trainer.dist.mesh import Axis, Mesh, alone
-from trainer.engine.inputs import labels_of, model_inputs
+from trainer.engine.model_inputs import labels_of, model_inputs
 from trainer.engine.policy import Policy
-from trainer.metrics.reading import Reading
+from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
-from trainer.objective.causal_lm.objective import CausalLMObjective
-from trainer.objective.contract import Part, Tally
+from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+from trainer.objective.contract import Part, Sums
 from trainer.run.step import StepResult, train_step
 from trainer.teacher.cached import CachedBase
 from trainer.teacher.reference import BaseRows
@@ -78,7 +78,7 @@ def test_a_step_divides_once_by_the_targets_of_all_micro_batches_and_updates_onc
     ]
     assert result.loss == pytest.approx(2.0)
     assert result.sums == {"nll/a": 14.0, "nll/b": 2.0, "targets": 8, "targets/a": 7, "targets/b": 1}
-    read = {reading.name: reading.of(result.sums) for reading in result.readings}
+    read = {mean.name: mean.of(result.sums) for mean in result.means}
     assert read == {"loss": 2.0, "loss/a": 2.0, "loss/b": 2.0} and result.num_targets == 8
     assert result.sum_len_sq == 64 + 4
     assert result.is_sound and result.stop_votes == 0
@@ -119,30 +119,30 @@ def test_a_step_without_any_target_is_no_division_by_zero():
     ],
 )
 def test_a_step_is_sound_when_it_was_applied_with_finite_numbers(loss, norm, applied, is_sound):
-    readings = (Reading("loss", ("nll/a",), ("targets",)), Reading("other", ("c",), ("none",)))
+    means = (Mean("loss", ("nll/a",), ("targets",)), Mean("other", ("c",), ("none",)))
     sums = {"nll/a": loss, "targets": 1.0, "c": math.nan, "none": 0.0}
-    result = StepResult(sums, readings, 1, 1.0, norm, applied, 0)
+    result = StepResult(sums, means, 1, 1.0, norm, applied, 0)
     assert result.is_sound is is_sound
     assert result.unsound == ([] if math.isfinite(loss) else ["loss"]), "what was not counted says nothing"
 
 
 def test_losses_are_added_to_the_source_of_their_pack_in_double_precision():
-    tally = Tally(["a", "b", "c"], CPU)
-    tally.add_rows(["b", "a", "b"], torch.tensor([1.0, 2.0, 2.0**-40], dtype=torch.float64))
-    tally.add("c", torch.tensor(0.5))
-    tally.count("c", 2)
-    assert tally.to_list() == [2.0, 1.0 + 2.0**-40, 2.5]
+    sums = Sums(["a", "b", "c"], CPU)
+    sums.add_rows(["b", "a", "b"], torch.tensor([1.0, 2.0, 2.0**-40], dtype=torch.float64))
+    sums.add("c", torch.tensor(0.5))
+    sums.count("c", 2)
+    assert sums.to_list() == [2.0, 1.0 + 2.0**-40, 2.5]
 
 
 class TwoParts:
     """A loss of 3 a micro-batch over all targets, and of 8 over the packs of the step."""
 
-    sums, readings = (), (Reading("loss", (), ("targets",)),)
+    sum_names, means = (), (Mean("loss", (), ("targets",)),)
 
     def counts(self, batch):
         return {"targets": 6.0, "packs": 0.5}
 
-    def terms(self, policy, micro, tally):
+    def terms(self, policy, micro, sums):
         return [Part(torch.tensor(3.0), "targets"), Part(torch.tensor(8.0), "packs")]
 
 
@@ -195,14 +195,14 @@ def test_the_divergence_is_in_the_loss_that_is_divided_once_but_not_in_the_cross
     assert engine.calls[1] == ("backward", pytest.approx((14 * 2 + 0.5 * 7 * 5) / 15), False)
     assert engine.calls[3] == ("backward", pytest.approx(1 * 2 / 15), True)
     assert [result.sums[name] for name in ("kl", "kl_tokens", "kl_cost")] == [35.0, 7, 17.5]
-    read = {reading.name: reading.of(result.sums) for reading in result.readings}
+    read = {mean.name: mean.of(result.sums) for mean in result.means}
     assert result.loss == read["loss"] == pytest.approx(2.0) and read["kl_replay"] == 5.0
     assert read["loss_total"] == pytest.approx(2.0 + 17.5 / 15)
 
 
 def test_without_replay_in_a_step_what_is_minimised_is_the_loss_and_is_not_said_twice():
     result = take(DivergingEngine(), batch_of(micro_of([[2]], [0])), teacher=CachedBase(0.5, None))
-    read = {reading.name: reading.of(result.sums) for reading in result.readings}
+    read = {mean.name: mean.of(result.sums) for mean in result.means}
     assert read["kl_replay"] is None and read["loss_total"] is None and result.is_sound
 
 
@@ -219,7 +219,7 @@ def test_what_the_loader_read_reaches_the_device_as_it_is():
 
 
 def test_a_divergence_that_is_not_finite_is_not_sound():
-    readings = CausalLMObjective(["a"], CachedBase(0.5, None)).readings
+    means = CausalLMObjective(["a"], CachedBase(0.5, None)).means
     sums = {"nll/a": 1.0, "targets": 1, "targets/a": 1, "kl": math.inf, "kl_cost": math.inf, "kl_tokens": 1}
-    result = StepResult(sums, readings, 1, 1.0, 1.0, True, 0)
+    result = StepResult(sums, means, 1, 1.0, 1.0, True, 0)
     assert not result.is_sound and result.unsound == ["kl_replay", "loss_total"]

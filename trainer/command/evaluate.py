@@ -17,7 +17,7 @@ from trainer.checkpoint.state import TrainState, read_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.store import data_digest
-from trainer.engine.writer import read_states
+from trainer.engine.states import read_states
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces

@@ -47,7 +47,7 @@ WITHIN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class AlphaPoint:
     """Held-out losses of one alpha, in nats."""
 
     alpha: float
@@ -124,7 +124,7 @@ def parse_alphas(text: str) -> list[float]:
     return [round(start + i * step, 10) for i in range(count)]
 
 
-def suggest(points: list[Point]) -> Point:
+def suggest(points: list[AlphaPoint]) -> AlphaPoint:
     """Return the point that forgets least among those whose target loss is within 1 % of the best.
 
     Without general sets it is the one nearest the base.
@@ -160,11 +160,11 @@ def _set_weights(parameters: dict[str, nn.Parameter], stream: Iterator[tuple[str
                 parameters[name].copy_(tensor)
 
 
-def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> Point:
+def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> AlphaPoint:
     by_role = [(config.data.sources[name].role is Role.target, loss) for name, loss in losses.items()]
     target = [loss for is_target, loss in by_role if is_target]
     general = [loss for is_target, loss in by_role if not is_target]
-    return Point(
+    return AlphaPoint(
         alpha,
         losses,
         sum(target) / len(target),
@@ -172,7 +172,7 @@ def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> Point:
     )
 
 
-def _table(points: list[Point], best: Point) -> Table:
+def _table(points: list[AlphaPoint], best: AlphaPoint) -> Table:
     table = Table(title="Held-out loss between base (0) and tuned (1), nats", title_justify="left")
     names = list(points[0].losses)
     for column in ("alpha", *names, ""):

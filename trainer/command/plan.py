@@ -17,7 +17,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
-from trainer.forecast.adapter_sizes import NF4_BYTES, Adapter, adapters
+from trainer.forecast.adapter_sizes import NF4_BYTES, AdapterSize, adapters
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
@@ -183,7 +183,7 @@ def _notes(
 
 
 def _write_figure(
-    config: RunConfig, shape: DecoderShape, lora: list[Adapter], full: dict[int, Peak], gpu_gib: float
+    config: RunConfig, shape: DecoderShape, lora: list[AdapterSize], full: dict[int, Peak], gpu_gib: float
 ) -> Path:
     """Write the SVG whole or not at all; return its path."""
     output = Path(config.plan.output or Path(config.run_dir) / "plan.svg").expanduser().absolute()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.engine.writer import TAG
+from trainer.engine.states import TAG
 
 MODULE_PREFIX = "lm."
 """Name of the model inside the objective that the engine wraps."""

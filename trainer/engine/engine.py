@@ -17,7 +17,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
-from trainer.engine.writer import TAG, Collector, Provider
+from trainer.engine.states import TAG, Collector, Provider
 from trainer.errors import ConfigError
 from trainer.model.head.ask import Ask
 

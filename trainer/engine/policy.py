@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.dist.mesh import Mesh
 from trainer.engine.engine import Engine
-from trainer.engine.inputs import labels_of, model_inputs, move
+from trainer.engine.model_inputs import labels_of, model_inputs, move
 from trainer.model.head.ask import Ask, Logits, Scores
 from trainer.model.head.divergence import TopTokens
 from trainer.model.head.log_probs import LogProbs

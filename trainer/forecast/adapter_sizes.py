@@ -18,7 +18,7 @@ NF4_BYTES = NF4_PACKED_BYTES + NF4_CONSTANT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class AdapterSize:
     """One rank of LoRA beside the chosen linear layers of a model."""
 
     r: int
@@ -95,13 +95,15 @@ def in_nf4(shape: DecoderShape, weights: Weights, element_bytes: int = 2) -> Wei
     )
 
 
-def adapter(shape: DecoderShape, run: RunShape, r: int, targets: Collection[str] | None = None) -> Adapter:
+def adapter(
+    shape: DecoderShape, run: RunShape, r: int, targets: Collection[str] | None = None
+) -> AdapterSize:
     """Return parameters, bytes and memory of one rank of LoRA for a run, whose ZeRO stage is not looked at."""
     size = run.element_bytes
     weights = adapter_weights(shape, r, targets, element_bytes=size)
     packed = adapter_weights(shape, r, targets, base_in_nf4=True, element_bytes=size)
     replicated = replace(run, stage=1)
-    return Adapter(
+    return AdapterSize(
         r=r,
         num_params=weights.num_trainable,
         num_base_params=shape.num_params,
@@ -112,6 +114,6 @@ def adapter(shape: DecoderShape, run: RunShape, r: int, targets: Collection[str]
     )
 
 
-def adapters(shape: DecoderShape, run: RunShape, targets: Collection[str] | None = None) -> list[Adapter]:
+def adapters(shape: DecoderShape, run: RunShape, targets: Collection[str] | None = None) -> list[AdapterSize]:
     """Return LoRA over the usual ranks."""
     return [adapter(shape, run, r, targets) for r in RANKS]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from trainer.forecast.adapter_sizes import Adapter, checkpoint_bytes
+from trainer.forecast.adapter_sizes import AdapterSize, checkpoint_bytes
 from trainer.forecast.advice import Advice
 from trainer.forecast.memory import GIB, Peak, RunShape
 from trainer.forecast.shapes import DecoderShape
@@ -85,7 +85,7 @@ def verdict(peak: Peak, reserve_gib: float, gpu_gib: float, advice: Advice | Non
     return f"{start} Smallest change that fits: {' '.join(advice.overrides)} ({left:.1f} GiB to spare)."
 
 
-def adapter_table(shape: DecoderShape, rows: Sequence[Adapter], full: Mapping[int, Peak]) -> Table:
+def adapter_table(shape: DecoderShape, rows: Sequence[AdapterSize], full: Mapping[int, Peak]) -> Table:
     """Return LoRA over r beside full fine-tuning; `full` holds its peaks by stage."""
     heads = ["r", "trainable", "share", "adapter", "checkpoint", "ZeRO 0/1", "ZeRO-3", "QLoRA, ZeRO 0/1"]
     table = _table(heads)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainer.metrics.flops import ModelShape, flops_per_token, mfu
-from trainer.metrics.reading import Reading
+from trainer.metrics.mean import Mean
 
 _MEAN_STEP_WEIGHT = 0.1
 
@@ -88,7 +88,7 @@ class Meter:
 
     def flush(
         self,
-        readings: Sequence[Reading] = (),
+        means: Sequence[Mean] = (),
         remaining_steps: int | None = None,
         memory_gib: float | None = None,
         remaining_evaluations: int = 0,
@@ -98,7 +98,7 @@ class Meter:
         A number that is unknown (no targets, no peak FLOPs, no steps) has no key.
         """
         window, self._window = self._window, _Window()
-        found = {reading.name: reading.of(window.sums) for reading in readings}
+        found = {mean.name: mean.of(window.sums) for mean in means}
         record = {name: value for name, value in found.items() if value is not None}
         if window.num_steps > 0 and window.step_time_s > 0:
             record |= self._speed(window)

@@ -13,12 +13,12 @@ import secrets
 import socket
 import string
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from trainer.config.train import WandbMode
+from trainer.config.train import LogConfig, WandbMode
 from trainer.errors import TrainerError
 from trainer.metrics.redact import redact
 from trainer.metrics.sink import Record
@@ -59,15 +59,10 @@ def new_run_id() -> str:
 
 
 def build_wandb(
-    mode: WandbMode,
-    *,
+    options: LogConfig,
     run_dir: Path,
     run_id: str,
     name: str,
-    project: str,
-    entity: str | None = None,
-    group: str | None = None,
-    tags: Sequence[str] | None = None,
     config: Mapping[str, Any],
     init_timeout_s: float = 30.0,
 ) -> WandbSink | None:
@@ -78,6 +73,7 @@ def build_wandb(
     Raises:
         TrainerError: If wandb was asked for by name but is not installed.
     """
+    mode = options.wandb
     if mode is WandbMode.disabled:
         return None
     if importlib.util.find_spec("wandb") is None:
@@ -88,13 +84,13 @@ def build_wandb(
             f"`log.wandb` must be disabled or auto without the wandb package, but is {mode.value} "
             "instead. Run `pip install wandb` or set log.wandb=disabled."
         )
-    labels = redact({"name": name, "group": group, "tags": list(tags) if tags else None})
+    labels = redact({"name": name, "group": options.wandb_group, "tags": options.wandb_tags or None})
     arguments = {
         "dir": str(run_dir),
         "id": run_id,
         "resume": "allow",
-        "project": project,
-        "entity": entity,
+        "project": options.wandb_project,
+        "entity": options.wandb_entity,
         "config": redact(config),
         **labels,
     }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
-from trainer.objective.causal_lm.objective import CausalLMObjective
+from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.objective.contract import Objective
-from trainer.teacher.contract import Teacher
+from trainer.teacher.teacher import Teacher
 
 
 def build_objective(options: ObjectiveConfig, names: Sequence[str], teacher: Teacher | None) -> Objective:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef
-from trainer.engine.inputs import move
+from trainer.engine.model_inputs import move
 from trainer.engine.policy import Policy
-from trainer.metrics.reading import Reading
+from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
 
 
@@ -34,7 +34,7 @@ class Part:
     """Name of the count of the whole step that divides it."""
 
 
-class Tally:
+class Sums:
     """Named sums of a step on this rank, in float64 on its device, so that no micro-batch waits for the host."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -67,18 +67,18 @@ class Objective(Protocol):
     """What is minimised."""
 
     @property
-    def sums(self) -> tuple[str, ...]:
-        """Return the names of what `terms` tallies."""
+    def sum_names(self) -> tuple[str, ...]:
+        """Return the names of what `terms` adds up."""
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def means(self) -> tuple[Mean, ...]:
         """Return what is reported of a step; the first is `loss`. All must be finite for a step to be sound."""
 
     def counts(self, batch: StepBatch) -> Mapping[str, float]:
-        """Return counts of the whole step, over all ranks, that divide parts and readings."""
+        """Return counts of the whole step, over all ranks, that divide parts and means."""
 
     def attach(self, micro: MicroBatch, refs: Sequence[PackRef]) -> object | None:
         """Read what a micro-batch needs beside its tokens, on the loader's thread, for `MicroBatch.attached`."""
 
-    def terms(self, policy: Policy, micro: MicroBatch, tally: Tally) -> Sequence[Part]:
+    def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Run the model on a micro-batch and return the parts of its loss. Collective: every rank, every time."""

@@ -70,7 +70,7 @@ class Journal:
             return
         record: dict[str, Value] = dict(
             self._meter.flush(
-                result.readings,
+                result.means,
                 self._mixing.num_steps - state.step,
                 device_memory_gib()[0],
                 times.evaluations_left,
@@ -198,14 +198,10 @@ def open_journal(
         )
     required: list[Sink] = [JsonlSink(metrics_path)]
     wandb_sink = build_wandb(
-        config.log.wandb,
+        config.log,
         run_dir=run_dir,
         run_id=state.wandb_id or new_run_id(),
         name=config.name,
-        project=config.log.wandb_project,
-        entity=config.log.wandb_entity,
-        group=config.log.wandb_group,
-        tags=config.log.wandb_tags,
         config=to_plain(config) | {"device": describe_device()},
     )
     optional: list[Sink] = [ConsoleSink(mixing.num_steps, config.log.progress)]

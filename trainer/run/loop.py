@@ -76,7 +76,7 @@ class Cadence:
 
 
 @dataclass(slots=True)
-class Parts:
+class RunParts:
     """Everything the loop uses, built by training.py."""
 
     policy: Policy
@@ -92,7 +92,7 @@ class Parts:
     gc: ManualGc
 
 
-def train(parts: Parts, state: TrainState, cadence: Cadence) -> StopReason:
+def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
     """Run optimizer steps until the plan is met or all ranks agree to stop. Collective: every rank."""
     if state.last_evaluated_step < 0:
         evaluate(parts, state, cadence)
@@ -148,7 +148,7 @@ def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
     state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
 
 
-def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
+def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
     """Take held-out losses, remember the best, and let the replay ratio answer. Collective: every rank."""
     started = time.perf_counter()
     losses = parts.evaluator.evaluate(state)
@@ -171,7 +171,7 @@ def evaluate(parts: Parts, state: TrainState, cadence: Cadence) -> None:
         parts.journal.steered(state, decision)
 
 
-def save(parts: Parts, state: TrainState) -> bool:
+def save(parts: RunParts, state: TrainState) -> bool:
     """Commit a checkpoint of a sound state, and tell whether it was one. Collective: every rank."""
     started = time.perf_counter()
     why: str | None = f"{state.bad_steps_in_a_row} non-finite step(s) in a row"

@@ -17,8 +17,8 @@ from trainer.evaluate.record import Recovery
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
 from trainer.mix.plan import DataPlan
-from trainer.objective.causal_lm.objective import CausalLMObjective
-from trainer.run.loop import Parts
+from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+from trainer.run.loop import RunParts
 from trainer.run.step import train_step
 
 LR_FRAC = 0.1
@@ -26,7 +26,7 @@ LR_FRAC = 0.1
 
 
 def probe_recovery(
-    parts: Parts,
+    parts: RunParts,
     config: RunConfig,
     stores: Mapping[str, Store],
     held_out: HeldOut,

@@ -25,7 +25,7 @@ from trainer.checkpoint.verify import patiently
 from trainer.config.train import CheckpointConfig
 from trainer.dist.seed import capture_rng, restore_rng
 from trainer.engine.policy import Policy
-from trainer.engine.writer import read_states, seal, write_states
+from trainer.engine.states import read_states, seal, write_states
 from trainer.errors import CheckpointError, SelfCheckError
 from trainer.evaluate.proofs.fingerprint import (
     Fingerprint,

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trainer.engine.policy import Policy
-from trainer.metrics.reading import Reading
+from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
-from trainer.objective.contract import Objective, Part, Tally
+from trainer.objective.contract import Objective, Part, Sums
 
 
 @dataclass(slots=True)
@@ -25,8 +25,8 @@ class StepResult:
 
     sums: dict[str, float]
     """Sums and counts by name, over all ranks and micro-steps."""
-    readings: tuple[Reading, ...]
-    """What is read of the sums; the first is the loss."""
+    means: tuple[Mean, ...]
+    """What is reported of the sums; the first is the loss."""
     num_targets: int
     """Supervised tokens over all ranks."""
     sum_len_sq: float
@@ -37,18 +37,18 @@ class StepResult:
 
     @property
     def loss(self) -> float:
-        """Return the first reading; 0 where nothing was supervised."""
-        return self.readings[0].of(self.sums) or 0.0
+        """Return the first mean; 0 where nothing was supervised."""
+        return self.means[0].of(self.sums) or 0.0
 
     @property
     def unsound(self) -> list[str]:
-        """Return the readings that are not finite."""
-        found = {reading.name: reading.of(self.sums) for reading in self.readings}
+        """Return the means that are not finite."""
+        found = {mean.name: mean.of(self.sums) for mean in self.means}
         return [name for name, value in found.items() if value is not None and not math.isfinite(value)]
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether the update was applied with finite readings and gradients."""
+        """Tell whether the update was applied with finite means and gradients."""
         return self.is_applied and math.isfinite(self.grad_norm) and not self.unsound
 
 
@@ -59,20 +59,20 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
     needs no communication. Times the ranks that see different data, because DeepSpeed averages gradients over them.
     """
     counts = objective.counts(batch)
-    tally = Tally(objective.sums, policy.device)
+    running = Sums(objective.sum_names, policy.device)
     sum_len_sq = 0
     for index, micro in enumerate(batch.micro_batches):
-        parts = objective.terms(policy, micro, tally)
+        parts = objective.terms(policy, micro, running)
         loss = functools.reduce(
             operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts)
         )
         policy.engine.backward(loss, is_last=index == len(batch.micro_batches) - 1)
         sum_len_sq += micro.sum_len_sq
     grad_norm, is_applied = policy.engine.step()
-    *sums, total_sq, votes = policy.mesh.sum([*tally.to_list(), float(sum_len_sq), float(stop)])
+    *sums, total_sq, votes = policy.mesh.sum([*running.to_list(), float(sum_len_sq), float(stop)])
     return StepResult(
-        sums={**dict(zip(objective.sums, sums, strict=True)), **counts},
-        readings=objective.readings,
+        sums={**dict(zip(objective.sum_names, sums, strict=True)), **counts},
+        means=objective.means,
         num_targets=batch.num_targets_global,
         sum_len_sq=total_sq,
         grad_norm=grad_norm,

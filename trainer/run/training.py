@@ -29,7 +29,7 @@ from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
 from trainer.run.evaluator import build_evaluator
 from trainer.run.journal import open_journal
-from trainer.run.loop import Cadence, Parts, StopReason, train
+from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.proofs import prove_adapter, prove_isolation
 from trainer.run.recovery import probe_recovery
 from trainer.run.saver import RunIdentity, Saver, make_room
@@ -42,7 +42,7 @@ from trainer.runtime.shortage import shortage_explained
 from trainer.runtime.signals import StopFlag
 from trainer.teacher.adapter_off import AdapterBase
 from trainer.teacher.cached import CachedBase, Question, open_reference
-from trainer.teacher.contract import Teacher
+from trainer.teacher.teacher import Teacher
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     stack.callback(loader.close)
     stack.callback(manual_gc.close)
     lr = functools.partial(_lr, config, mixing.num_steps)
-    parts = Parts(
+    parts = RunParts(
         session.policy, objective, loader, evaluator, mixing, saver, lr, journal, stop_flag, manual_gc
     )
     cadence = _cadence(config, mixing.num_steps)

@@ -14,7 +14,7 @@ import torch
 
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.data.pack.refs import PackRef
-from trainer.engine.inputs import move
+from trainer.engine.model_inputs import move
 from trainer.engine.policy import Policy
 from trainer.model.head.divergence import TopTokens
 from trainer.model.tune.adapters import adapter_off

@@ -26,7 +26,7 @@ from trainer.data.store.prepared import cache_folder, digest_of
 from trainer.data.store.store import Store
 from trainer.data.store.writer import staging
 from trainer.data.types import Int64s
-from trainer.engine.inputs import move
+from trainer.engine.model_inputs import move
 from trainer.engine.policy import Policy
 from trainer.errors import DataError
 from trainer.model.head.divergence import TopTokens

@@ -16,7 +16,7 @@ from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, find_checkpoint
 from trainer.checkpoint.manifest import Lineage, Manifest, read_manifest
 from trainer.checkpoint.verify import find_damage, newest_verified
 from trainer.dist.mesh import alone
-from trainer.engine.writer import seal
+from trainer.engine.states import seal
 from trainer.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from trainer.engine.writer import Collector, Provider, read_states, seal, write_states
+from trainer.engine.states import Collector, Provider, read_states, seal, write_states
 
 SHARDS = {
     "mp_rank_00_model_states.pt": {"module": {"w": torch.arange(6.0)}},

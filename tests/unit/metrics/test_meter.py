@@ -6,7 +6,7 @@ import pytest
 
 from trainer.metrics.flops import ModelShape
 from trainer.metrics.meter import Meter
-from trainer.metrics.reading import Reading
+from trainer.metrics.mean import Mean
 
 SHAPE = ModelShape(num_matmul_params=1000, num_layers=2, q_dim=8, num_params=1500)
 
@@ -33,9 +33,9 @@ def test_speed_is_over_the_whole_window() -> None:
     assert record["targets_frac"] == 0.25
 
 
-LOSS = Reading("loss", ("nll/web", "nll/replay"), ("targets/web", "targets/replay"))
-WEB = Reading("loss/web", ("nll/web",), ("targets/web",))
-REPLAY = Reading("loss/replay", ("nll/replay",), ("targets/replay",))
+LOSS = Mean("loss", ("nll/web", "nll/replay"), ("targets/web", "targets/replay"))
+WEB = Mean("loss/web", ("nll/web",), ("targets/web",))
+REPLAY = Mean("loss/replay", ("nll/replay",), ("targets/replay",))
 
 
 def test_loss_is_weighted_by_tokens_not_by_sources() -> None:
@@ -56,7 +56,7 @@ def test_a_reading_of_which_nothing_was_counted_has_no_key() -> None:
 
 
 def test_a_reading_that_needs_a_count_is_left_out_without_it() -> None:
-    total = Reading("loss_total", ("nll/web", "cost"), ("targets/web",), needs="kl_tokens")
+    total = Mean("loss_total", ("nll/web", "cost"), ("targets/web",), needs="kl_tokens")
     sums = {"nll/web": 3.0, "cost": 1.0, "targets/web": 2.0}
     assert total.of({**sums, "kl_tokens": 0.0}) is None
     assert total.of({**sums, "kl_tokens": 1.0}) == 2.0

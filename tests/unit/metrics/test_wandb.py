@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.wait import LIMIT_S
-from trainer.config.train import WandbMode
+from trainer.config.train import LogConfig, WandbMode
 from trainer.metrics.wandb import (
     WandbSink,
     build_wandb,
@@ -50,11 +50,10 @@ def silent_server() -> Iterator[str]:
 
 def _build(mode: WandbMode, run_dir: Path, **config: object) -> WandbSink | None:
     return build_wandb(
-        mode,
+        LogConfig(wandb=mode),
         run_dir=run_dir,
         run_id=new_run_id(),
         name="test",
-        project="palimpsest",
         config=config,
         init_timeout_s=2.0,
     )
@@ -72,7 +71,7 @@ def test_disabled_writes_nothing(tmp_path: Path) -> None:
 CANARY_RUN = """
 import sys
 from pathlib import Path
-from trainer.config.train import WandbMode
+from trainer.config.train import LogConfig, WandbMode
 from trainer.metrics.wandb import build_wandb
 canary = sys.argv[1]
 print("printed", canary)
@@ -156,11 +155,10 @@ def test_when_nothing_starts_the_run_goes_on_without_wandb(
     run_dir = tmp_path / "run"
     with caplog.at_level(logging.WARNING):
         sink = build_wandb(
-            WandbMode.offline,
+            LogConfig(wandb=WandbMode.offline),
             run_dir=run_dir,
             run_id="not/a/valid id",
             name="test",
-            project="palimpsest",
             config={},
         )
     assert sink is None
@@ -171,11 +169,10 @@ def test_a_resumed_run_keeps_its_id(tmp_path: Path) -> None:
     run_id = new_run_id()
     for first_step in (1, 101):
         sink = build_wandb(
-            WandbMode.offline,
+            LogConfig(wandb=WandbMode.offline),
             run_dir=tmp_path,
             run_id=run_id,
             name="test",
-            project="palimpsest",
             config={},
         )
         assert sink is not None
@@ -228,12 +225,11 @@ from pathlib import Path
 # An isolated interpreter without site-packages has no wandb.
 assert importlib.util.find_spec("wandb") is None
 sys.path.insert(0, sys.argv[1])
-from trainer.config.train import WandbMode
+from trainer.config.train import LogConfig, WandbMode
 from trainer.errors import TrainerError
 from trainer.metrics.wandb import build_wandb
 def build(mode):
-    return build_wandb(mode, run_dir=Path(sys.argv[2]), run_id="a", name="n", project="p",
-                       config={})
+    return build_wandb(LogConfig(wandb=mode), Path(sys.argv[2]), run_id="a", name="n", config={})
 assert build(WandbMode.auto) is None
 for mode in (WandbMode.online, WandbMode.offline):
     try:

@@ -13,10 +13,10 @@ import torch
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef
 from trainer.engine.policy import Policy
-from trainer.metrics.reading import Reading
+from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
-from trainer.objective.contract import Part, Tally
-from trainer.teacher.contract import Teacher
+from trainer.objective.contract import Part, Sums
+from trainer.teacher.teacher import Teacher
 
 TARGETS, KL, KL_COST, KL_TOKENS = "targets", "kl", "kl_cost", "kl_tokens"
 
@@ -30,20 +30,20 @@ class CausalLMObjective:
         self._teacher = teacher
 
     @property
-    def sums(self) -> tuple[str, ...]:
+    def sum_names(self) -> tuple[str, ...]:
         """Return the sum of losses of each source, and what there is of KL."""
         kl = () if self._teacher is None else (KL, KL_COST, KL_TOKENS)
         return (*(f"nll/{name}" for name in self._names), *kl)
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def means(self) -> tuple[Mean, ...]:
         """Return the mean loss, that of each source, the mean KL, and what was minimised where KL is part of it."""
         losses = tuple(f"nll/{name}" for name in self._names)
-        found = [Reading("loss", losses, (TARGETS,))]
-        found += [Reading(f"loss/{name}", (f"nll/{name}",), (f"{TARGETS}/{name}",)) for name in self._names]
+        found = [Mean("loss", losses, (TARGETS,))]
+        found += [Mean(f"loss/{name}", (f"nll/{name}",), (f"{TARGETS}/{name}",)) for name in self._names]
         if self._teacher is not None:
-            found.append(Reading("kl_replay", (KL,), (KL_TOKENS,)))
-            found.append(Reading("loss_total", (*losses, KL_COST), (TARGETS,), needs=KL_TOKENS))
+            found.append(Mean("kl_replay", (KL,), (KL_TOKENS,)))
+            found.append(Mean("loss_total", (*losses, KL_COST), (TARGETS,), needs=KL_TOKENS))
         return tuple(found)
 
     def counts(self, batch: StepBatch) -> Mapping[str, float]:
@@ -55,15 +55,15 @@ class CausalLMObjective:
         """Read what the teacher keeps of these packs."""
         return None if self._teacher is None else self._teacher.attach(micro, refs)
 
-    def terms(self, policy: Policy, micro: MicroBatch, tally: Tally) -> Sequence[Part]:
+    def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Take the losses of a micro-batch."""
         base = None if self._teacher is None else self._teacher.top_tokens(policy, micro)
         losses = policy.nll(micro, base)
         nll_B = losses.nll_N.reshape(len(micro.source_B), -1).sum(dim=1, dtype=torch.float64)
-        tally.add_rows([f"nll/{self._names[source]}" for source in micro.source_B], nll_B)
+        sums.add_rows([f"nll/{self._names[source]}" for source in micro.source_B], nll_B)
         if base is not None and losses.kl_R is not None:
             kl_sum = losses.kl_R.sum(dtype=torch.float64)
-            tally.add(KL, kl_sum)
-            tally.add(KL_COST, base.beta * kl_sum)
-            tally.count(KL_TOKENS, len(base.host_rows_R))
+            sums.add(KL, kl_sum)
+            sums.add(KL_COST, base.beta * kl_sum)
+            sums.count(KL_TOKENS, len(base.host_rows_R))
         return [Part(losses.loss_sum, TARGETS)]
