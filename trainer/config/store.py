@@ -135,6 +135,13 @@ def read_entries(overrides: Sequence[str]) -> DictConfig:
                 one = OmegaConf.from_dotlist([f"{key}={value}"])
         except (yaml.YAMLError, HydraException) as error:
             raise unreadable(word) from error
+        above = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
+        for name, found in ((name, OmegaConf.select(read, name)) for name in above):
+            if found is not None and not isinstance(found, DictConfig):
+                # The merge would put a mapping in its place.
+                raise ConfigError(
+                    f"`{name}` must be a mapping for `{word}`, but is '{found}' too. Leave one out."
+                )
         read = cast(DictConfig, OmegaConf.merge(read, one))
     return read
 

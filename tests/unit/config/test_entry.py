@@ -145,3 +145,12 @@ def test_only_mappings_and_what_is_below_them_are_entries():
     assert is_entry("zero.extra=1") and is_entry("+data.sources.a.path=x") and is_entry("~gate.sets")
     assert not any(map(is_entry, ("zero.stage=1", "zero.extras=1", "data=text", "data.seq_len=8")))
     assert read_entries([]) == {}
+
+
+@pytest.mark.parametrize("words", [["tune=lora", "tune.r=4"], ["data.sources.a=x", "data.sources.a.path=y"]])
+def test_a_value_is_not_lost_to_a_key_below_it(words):
+    """`tune=lora tune.r=4` on a frozen configuration kept r alone and trained whole weights."""
+    key = words[0].partition("=")[0]
+    with pytest.raises(ConfigError, match=f"`{key}` must be a mapping for `{words[1]}`"):
+        read_entries(words)
+    assert read_entries(["tune.r=4", "tune.alpha=8"]) == {"tune": {"r": 4, "alpha": 8}}
