@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.model.head.head import ChunkedCrossEntropy
+from trainer.model.head.nll import ChunkedCrossEntropy
 
 HIDDEN, VOCAB = 4096, 128256
 

@@ -26,6 +26,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.store.prepared import open_all
+from trainer.dist.mesh import Axis
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.mix.loader import TrainLoader
@@ -42,7 +43,7 @@ def main() -> None:
     shape = batch_shape(
         config.train.global_batch_tokens, config.data.seq_len, config.train.micro_batch_size, world_size
     )
-    loader = build_loader(config, shape, rank, world_size)
+    loader = build_loader(config, shape, Axis(rank, world_size))
     engine = build_engine(config, shape)
     rows = []
     for step in range(config.train.max_steps or 0):
@@ -72,14 +73,14 @@ def main() -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def build_loader(config: RunConfig, shape: BatchShape, rank: int, world_size: int) -> TrainLoader:
+def build_loader(config: RunConfig, shape: BatchShape, data: Axis) -> TrainLoader:
     """Return the batches that the trainer would get."""
     tokenizer = load_tokenizer(str(config.model.tokenizer))
     splits = [store.train for store in open_all(config.data, tokenizer).values()]
     pool = Pool("all", False, 1.0, range(len(splits)), [split.pack_targets for split in splits])
     plan = DataPlan([pool], shape.packs_per_step, config.data.seq_len, lambda step: 0.0, config.seed)
     names = list(config.data.sources)
-    return TrainLoader(names, splits, plan, rank, world_size, config.train.micro_batch_size, 0)
+    return TrainLoader(names, splits, plan, data, config.train.micro_batch_size, 0)
 
 
 def build_engine(config: RunConfig, shape: BatchShape) -> Any:

@@ -291,15 +291,15 @@ def tampered(mesh: Any, workspace: str, run_dir: str) -> list[str]:
     with session_of(config_of(workspace, run_dir, *METHODS["lora"], "zero.stage=1")) as session:
         named = dict(session.policy.engine.module.named_parameters())
         assert check_silent(session.policy, tokens) == 0
-        frozen = FrozenCheck(session.policy.engine)
-        frozen.check(mesh)
+        frozen = FrozenCheck(session.policy)
+        frozen.check()
         base = next(p for n, p in named.items() if "base_layer" in n)
         if mesh.rank == mesh.num_ranks - 1:
             base.data.view(torch.int32).reshape(-1)[7] ^= 1
         factor = next(p for n, p in named.items() if ".lora_B." in n)
         factor.data += 0.01
         for check in (
-            lambda: frozen.check(mesh),
+            lambda: frozen.check(),
             lambda: check_silent(session.policy, tokens),
         ):
             with pytest.raises(SelfCheckError) as caught:

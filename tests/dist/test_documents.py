@@ -21,15 +21,11 @@ def compare_packed(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
 
     from trainer.data.pack.collate import collate
     from trainer.data.types import Pack
-    from trainer.engine.model_inputs import labels_of, model_inputs
 
     def run(pack: Pack, seq_len: int) -> tuple[Any, Any]:
         micro = collate([pack], [0], seq_len, 0)
-        inputs = model_inputs(micro, mesh.device, session.policy.is_flash)
-        with session.policy.engine.evaluating():
-            logits = session.policy.engine.forward(**inputs).reshape(seq_len, -1)
-            _, nll_N = session.policy.engine.forward(labels=labels_of(micro, mesh.device), **inputs)
-        return logits, nll_N
+        with session.policy.evaluating():
+            return session.policy.logits(micro), session.policy.nll(micro).nll_N
 
     worst = {"logits": 0.0, "loss": 0.0, "documents": 0, "packs": 0}
     with session_of(config_of(workspace, run_dir)) as session:
@@ -69,9 +65,10 @@ def probe(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
     """Return what the probe says of the model, of a plain causal mask, and of a deaf model."""
     import torch
 
+    from trainer.engine import policy
     from trainer.evaluate.proofs import isolation
 
-    real = isolation.model_inputs
+    real = policy.model_inputs
 
     def plain_causal(batch: Any, device: torch.device, flash: bool) -> dict[str, Any]:
         inputs = real(batch, device, flash)
@@ -79,16 +76,16 @@ def probe(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
         return inputs | {"attention_mask": torch.ones_like(mask).tril()}
 
     with session_of(config_of(workspace, run_dir, "zero.dtype=bf16", "zero.stage=3")) as session:
-        arguments = (session.policy.engine, 264, session.config.data.seq_len, mesh, session.policy.is_flash)
+        arguments = (session.policy, 264, session.config.data.seq_len)
         answers: list[Any] = [isolation.check_isolation(*arguments).moved]
-        isolation.model_inputs = plain_causal
+        policy.model_inputs = plain_causal
         try:
             with pytest.raises(SelfCheckError) as caught:
                 isolation.check_isolation(*arguments)
         finally:
-            isolation.model_inputs = real
+            policy.model_inputs = real
         answers.append(str(caught.value))
-        session.policy.engine.forward = lambda **inputs: torch.ones(len(inputs["keep_K"]), 264)
+        session.policy.engine.forward = lambda ask, **inputs: torch.ones(len(ask.keep_K), 264)
         with pytest.raises(SelfCheckError) as caught:
             isolation.check_isolation(*arguments)
         return [*answers, str(caught.value)]
@@ -112,13 +109,7 @@ def held_out(mesh: Any, workspace: str, run_dir: str, micro_batch_sizes: list[in
         with session_of(config_of(workspace, f"{run_dir}/{size}", *overrides)) as session:
             calls: list[int] = []
             layout = session.held_out()
-            losses = held_out_losses(
-                session.policy.engine,
-                layout,
-                mesh,
-                session.policy.is_flash,
-                on_batch=lambda calls=calls: calls.append(1),
-            )
+            losses = held_out_losses(session.policy, layout, on_batch=lambda calls=calls: calls.append(1))
             packs = [store.num_packs for store in layout.stores]
         found.append([losses, len(calls), packs])
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -206,13 +207,13 @@ def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> l
     with session_of(config) as session:
         mixing = session.mixing()
         loader = loader_of(session)
-        parts = RunParts(session.policy.engine, loader, mesh, session.policy.is_flash, None, None, None, None)
+        parts = RunParts(session.policy, None, loader, None, mixing, None, None, None, None, None)
         before = held_out_losses(session.policy, session.held_out())
         state = TrainState(last_losses=before, base_losses={"general": before["general"] - 1.0})
         found = probe_recovery(parts, config, session.stores, session.held_out(), mixing, state)
         loader.close()
         after = held_out_losses(session.policy, session.held_out())
-    return [found, before, after]
+    return [found and dataclasses.asdict(found), before, after]
 
 
 def test_the_recovery_probe_trains_on_replay_and_measures_the_set_that_rose(pool, workspace, data, tmp_path):

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.dist.session import config_of, session_of, take_steps
-from tests.dist.test_resume import keeper_of
+from tests.dist.test_resume import saver_of
 from tests.helpers.ranks import FOREIGN, ROOT
 from trainer.checkpoint.layout import checkpoints_dir
 from trainer.checkpoint.state import TrainState
@@ -71,10 +71,10 @@ def exhaust(folder: Path, left: int) -> Path:
     return crowd
 
 
-def sentence_of(keeper: Any, step: int) -> str | None:
+def sentence_of(saver: Any, step: int) -> str | None:
     """Save and return the sentence, if it failed."""
     try:
-        assert keeper.save(TrainState(step=step)) is None
+        assert saver.save(TrainState(step=step)) is None
     except CheckpointError as error:
         return str(error)
     return None
@@ -87,10 +87,10 @@ def save_on_a_full_disk(mesh: Any, workspace: str, disk: str, stage: int) -> dic
         config_of(workspace, folder / "run", f"zero.stage={stage}", "zero.dtype=bf16")
     ) as session:
         take_steps(session, 1)
-        keeper = keeper_of(session, session.config, session.stores)
-        keeper.resume()
+        saver = saver_of(session)
+        saver.resume(goes_on=True)
         before = mesh.broadcast(pages_free(folder))
-        assert sentence_of(keeper, 1) is None
+        assert sentence_of(saver, 1) is None
         mesh.barrier()
         total = mesh.broadcast(before - pages_free(folder))
         room = [0, 1, 2, total // 4, total // 2, total - 3, total - 2]
@@ -99,13 +99,13 @@ def save_on_a_full_disk(mesh: Any, workspace: str, disk: str, stage: int) -> dic
         cases |= {"room for all but the pointer": (fill, total - 1), "room enough": (fill, total)}
         for name, (take, left) in cases.items():
             taken = mesh.from_first(lambda take=take, left=left: take(folder, left))
-            answers[name] = sentence_of(keeper, 2)
+            answers[name] = sentence_of(saver, 2)
             mesh.from_first(lambda taken=taken: remove(taken))
             if answers[name] is not None:
                 left_over = sorted(path.name for path in checkpoints_dir(folder / "run").iterdir())
                 assert left_over == ["latest", "step-00000001"], (name, left_over)
                 assert newest_verified(folder / "run", pytest.fail)[1].step == 1  # type: ignore[index]
-        answers["rank 1 alone"] = sentence_on_rank_1(mesh, keeper)
+        answers["rank 1 alone"] = sentence_on_rank_1(mesh, saver)
     return answers
 
 
@@ -118,14 +118,14 @@ def remove(taken: Path) -> None:
         taken.unlink()
 
 
-def sentence_on_rank_1(mesh: Any, keeper: Any) -> str | None:
+def sentence_on_rank_1(mesh: Any, saver: Any) -> str | None:
     """Save while one rank may write only so much of a file, as under a quota of its own."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         if not mesh.is_first:
             resource.setrlimit(resource.RLIMIT_FSIZE, (3 * PAGE, before[1]))
-        return sentence_of(keeper, 3)
+        return sentence_of(saver, 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.dist.session import config_of, session_of, take_steps
-from tests.dist.test_resume import config_for, contents, keeper_of, lines, losses
+from tests.dist.test_resume import config_for, contents, lines, losses, saver_of
 from trainer.checkpoint.commit import commit
 from trainer.checkpoint.layout import FINGERPRINT, checkpoints_dir, step_dir
 from trainer.checkpoint.manifest import read_manifest
@@ -34,8 +34,7 @@ def forge(run_dir: Path, change: float) -> None:
         save_file(tensors | {"logits": tensors["logits"] + change}, staging / FINGERPRINT)
         return [seal(f) for f in staging.rglob("*") if f.is_file() and f.name != "manifest.json"]
 
-    alone = alone(torch.device("cpu"))
-    commit(run_dir, dataclasses.replace(read_manifest(source), files={}), write, alone)
+    commit(run_dir, dataclasses.replace(read_manifest(source), files={}), write, alone(torch.device("cpu")))
 
 
 def go_on(mesh: Any, workspace: str, folder: str, stage: int, change: float) -> None:
@@ -115,12 +114,12 @@ def save_with_a_nan(mesh: Any, workspace: str, run_dir: str) -> list[str | None]
     """Save a sound model, and one that is broken on one rank."""
     with session_of(config_of(workspace, run_dir, "zero.stage=1", "zero.dtype=bf16")) as session:
         take_steps(session, 1)
-        keeper = keeper_of(session, session.config, session.stores)
-        keeper.resume()
-        answers = [keeper.save(TrainState(step=1))]
+        saver = saver_of(session)
+        saver.resume(goes_on=True)
+        answers = [saver.save(TrainState(step=1))]
         if not mesh.is_first:
             next(iter(session.policy.engine.module.parameters())).data.view(-1)[5] = torch.inf
-        answers.append(keeper.save(TrainState(step=2)))
+        answers.append(saver.save(TrainState(step=2)))
     return answers
 
 
@@ -135,8 +134,8 @@ def look_at_shards(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
     found: list[Any] = []
     with session_of(config_of(workspace, run_dir, "zero.stage=3", "zero.dtype=bf16")) as session:
         take_steps(session, 1)
-        keeper = keeper_of(session, session.config, session.stores)
-        keeper.resume()
+        saver = saver_of(session)
+        saver.resume(goes_on=True)
         engine = session.policy.engine
         found.append(engine.has_finite_weights())
         parameter = max(session.policy.engine.module.parameters(), key=lambda p: p.ds_numel)
@@ -150,7 +149,7 @@ def look_at_shards(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
         if mesh.is_first:
             shard.data[-1] = kept
         found.append(engine.has_finite_weights())
-        found.append(keeper.save(TrainState(step=1)))
+        found.append(saver.save(TrainState(step=1)))
     return found
 
 

@@ -16,15 +16,17 @@ def poisoned_steps(mesh: Any, workspace: str, run_dir: str, overrides: list[str]
     """Train three steps, the second poisoned in one micro-batch of one rank."""
     import torch
 
+    from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
     from trainer.run.step import train_step
 
     records = []
     with session_of(config_of(workspace, run_dir, *overrides)) as session:
         engine, loader = session.policy.engine, loader_of(session)
+        objective = CausalLMObjective(loader.names)
         forward, calls = engine.forward, []
 
-        def poisoned(**inputs: Any) -> Any:
-            out = forward(**inputs)
+        def poisoned(ask: Any, **inputs: Any) -> Any:
+            out = forward(ask, **inputs)
             calls.append(1)
             if kind == "inf" and mesh.is_first and len(calls) == 1:
                 return out[0] * torch.inf, out[1]
@@ -36,7 +38,7 @@ def poisoned_steps(mesh: Any, workspace: str, run_dir: str, overrides: list[str]
             before = answers_of(session)
             engine.set_lr(1e-3)
             engine.forward = poisoned if step == 1 else forward
-            result = train_step(engine, loader.read(step), loader.names, mesh, session.policy.is_flash, False)
+            result = train_step(session.policy, objective, loader.read(step), stop=False)
             engine.forward = forward
             moved = float((answers_of(session) - before).abs().max())
             records.append([result.is_applied, result.is_sound, result.loss, result.grad_norm, moved])

@@ -79,10 +79,10 @@ def trained(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) 
     for index, overrides in enumerate(variants):
         with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
             assert check_silent(session.policy, torch.arange(40).numpy()) == 0
-            frozen = FrozenCheck(session.policy.engine)
+            frozen = FrozenCheck(session.policy)
             before = held_bytes(session.policy.engine.module)
             steps = take_steps(session, NUM_STEPS)
-            frozen.check(mesh)
+            frozen.check()
             assert held_bytes(session.policy.engine.module) == before
             results.append([steps, session.tuned.num_trainable, session.tuned.num_total, before])
     return results
@@ -120,7 +120,6 @@ def sharded(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
     """Return what this rank holds of the packed weights, and how many whole ones live between the passes."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
-    from trainer.engine.model_inputs import labels_of, model_inputs
     from trainer.model.tune.quantise import held_tensors, quantised_layers
 
     settings = ["zero.max_reuse_distance=0", "zero.max_live_parameters=1", "zero.persistence_threshold=0"]
@@ -141,9 +140,8 @@ def sharded(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:
         def living() -> list[int]:
             take_steps(session, 1)
             gathered.clear()
-            inputs = model_inputs(micro, mesh.device, session.policy.is_flash)
-            loss, *_ = session.policy.engine.forward(labels=labels_of(micro, mesh.device), **inputs)
-            assert loss.requires_grad  # and what backward needs is there
+            losses = session.policy.nll(micro)
+            assert losses.loss_sum.requires_grad  # and what backward needs is there
             return [len(gathered), sum(not one.expired() for one in gathered)]
 
         ours = living()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,6 +17,7 @@ from tests.dist.test_zero import FP32, cosine
 from tests.helpers.divergence import plain_divergence, top_tokens
 from tests.helpers.tiny import write_documents
 from trainer.checkpoint.layout import STATE, step_dir
+from trainer.dist.mesh import Axis
 from trainer.errors import DataError
 
 NUM_STEPS = 6
@@ -61,39 +63,24 @@ def references(data: str) -> list[Path]:
 
 def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     """Train as a run does and return what every step said, and the loader."""
-    from trainer.mix.loader import TrainLoader
+    from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
     from trainer.optim.schedule import lr_factor
-    from trainer.run.session import build_reference
     from trainer.run.step import train_step
-    from trainer.teacher.base_model import CachedBase
+    from trainer.run.training import build_teacher, open_loader
 
-    config, mesh = session.config, session.mesh
-    mixing = session.mixing()
-    reference = build_reference(session, mixing)
-    loader = TrainLoader(
-        list(session.stores),
-        [store.train for store in session.stores.values()],
-        mixing.plan,
-        mesh.rank,
-        mesh.num_ranks,
-        config.train.micro_batch_size,
-        session.pad_id,
-        reference,
-    )
-    base = None if reference is None else CachedBase(config.replay.kl.beta)
+    config, mixing = session.config, session.mixing()
+    objective = CausalLMObjective(list(session.stores), build_teacher(session, mixing))
+    loader = open_loader(session, mixing, objective)
     records = []
     for step in range(NUM_STEPS):
         session.policy.engine.set_lr(config.optim.lr * lr_factor(step, NUM_STEPS, config.schedule))
-        result = train_step(
-            session.policy.engine, loader.read(step), loader.names, mesh, session.policy.is_flash, False, base
-        )
+        result = train_step(session.policy, objective, loader.read(step), stop=False)
         assert result.is_sound
-        if base is not None:
-            assert result.num_kl_tokens == result.num_targets["old"]
-        mean_kl = result.kl_sum / max(result.num_kl_tokens, 1)
-        records.append(
-            dict(zip(KEYS, (result.loss, result.total_loss, mean_kl, result.grad_norm), strict=True))
-        )
+        means = {mean.name: mean.of(result.sums) for mean in result.means}
+        if config.replay.kl.beta:
+            assert result.sums["kl_tokens"] == result.sums["targets/old"]
+        values = (result.loss, means.get("loss_total") or result.loss, means.get("kl_replay") or 0.0)
+        records.append(dict(zip(KEYS, (*values, result.grad_norm), strict=True)))
     loader.close()
     return records, loader
 
@@ -113,7 +100,7 @@ def plain_torch(mesh: Any, workspace: str, data: str, run_dir: str) -> list[dict
     from tests.dist.session import loader_of
 
     with session_of(config_for(workspace, data, run_dir, "replay.kl.beta=0")) as session:
-        loader = loader_of(session, rank=0, world_size=1)
+        loader = loader_of(session, Axis(0, 1))
         batches = [loader.read(step) for step in range(NUM_STEPS)]
         loader.close()
         is_replay = [name == "old" for name in loader.names]
@@ -298,30 +285,23 @@ def test_off_by_default_nothing_is_asked_and_nothing_is_reported(pool, workspace
 
 def asked_and_read(mesh: Any, workspace: str, data: str, run_dir: str) -> list[Any]:
     """Return what the reference says of a batch, and what the model says when it is asked, as an adapter's base is."""
-    from trainer.engine.model_inputs import labels_of, model_inputs
-    from trainer.mix.loader import TrainLoader
-    from trainer.run.session import build_reference
-    from trainer.teacher.base_model import CachedBase
+    from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+    from trainer.run.training import build_teacher, open_loader
 
     with session_of(config_for(workspace, data, run_dir, "zero.stage=3")) as session:
-        config = session.config
         mixing = session.mixing()
-        reference = build_reference(session, mixing)
-        splits = [store.train for store in session.stores.values()]
-        loader = TrainLoader(
-            list(session.stores), splits, mixing.plan, mesh.rank, mesh.num_ranks, 2, 0, reference
-        )
+        teacher = build_teacher(session, mixing)
+        loader = open_loader(session, mixing, CausalLMObjective(list(session.stores), teacher))
         found = []
         for micro in loader.read(0).micro_batches:
-            cached = CachedBase(1.0).top_tokens(session.policy.engine, micro, mesh, False)
-            labels = labels_of(micro, mesh.device)
+            cached = teacher.top_tokens(session.policy, micro)
+            labels_BT = micro.labels_BT.copy()
             for row, source in enumerate(micro.source_B):
                 if loader.names[source] != "old":
-                    labels[row] = -100
-            with session.policy.engine.evaluating():
-                ids, log_probs = session.policy.engine.forward(
-                    labels=labels, num_top=64, **model_inputs(micro, mesh.device, False)
-                )
+                    labels_BT[row] = -100
+            with session.policy.evaluating():
+                ids, log_probs = session.policy.top(dataclasses.replace(micro, labels_BT=labels_BT), 64)
+            labels = torch.from_numpy(labels_BT)
             assert (cached is None) == (len(ids) == 0)
             if cached is not None:
                 positions = torch.nonzero(labels.reshape(-1) != -100)[:, 0]
@@ -342,7 +322,7 @@ def test_a_base_that_is_asked_says_what_the_reference_says(pool, workspace, data
 
 def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
     """Let builds of the reference fail in several ways and say what they raised and left."""
-    from trainer.run.session import build_reference
+    from trainer.run.training import build_teacher
     from trainer.teacher import cached, reference
 
     answers: dict[str, Any] = {}
@@ -350,8 +330,7 @@ def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, An
     def attempt(name: str, session: Any) -> None:
         mixing = session.mixing()
         try:
-            opened = build_reference(session, mixing)
-            answers[name] = opened.num_positions
+            answers[name] = build_teacher(session, mixing).reference.num_positions
         except (DataError, RuntimeError) as error:
             answers[name] = f"{type(error).__name__}: {error}"
         mesh.barrier()
@@ -373,11 +352,11 @@ def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, An
         cached.bytes_free = free
         calls = []
 
-        def breaks(**inputs: Any) -> Any:
+        def breaks(ask: Any, **inputs: Any) -> Any:
             calls.append(1)
             if len(calls) == 3:
                 raise RuntimeError("broken")
-            return forward(**inputs)
+            return forward(ask, **inputs)
 
         session.policy.engine.forward = breaks
         attempt("break", session)

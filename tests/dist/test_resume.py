@@ -161,28 +161,23 @@ def test_resume_at_stage_0_is_bitwise_identical_and_other_runs_are_refused(pool,
     assert "begin at step 0 on purpose with checkpoint.resume=false" in answers["weights"]
 
 
-def keeper_of(session: Any, config: Any, stores: Any) -> Any:
-    from trainer.mix.mixing import Mixing
-    from trainer.run.keeper import Keeper
+def saver_of(session: Any, **changes: Any) -> Any:
+    """Return what saves and resumes a session, or one with other data or another configuration."""
+    from trainer.run.training import build_saver
 
-    mixing = Mixing(config, stores, session.shape.packs_per_step)
-    keeper = Keeper(
-        Path(config.run_dir), session.policy.engine, session.mesh, session.policy.is_flash, config, mixing
-    )
-    keeper.prepare(session.held_out(), stores, session.loaded.num_parameters, None)
-    return keeper
+    return build_saver(dataclasses.replace(session, **changes), None, goes_on=True)
 
 
-def refusal_of(keeper: Any) -> str:
+def refusal_of(saver: Any) -> str:
     with pytest.raises((CheckpointError, SelfCheckError)) as caught:
-        keeper.resume()
+        saver.resume(goes_on=True)
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
 def resume_alone(mesh: Any, workspace: str, run_dir: str) -> str:
     config = config_for(workspace, Path(run_dir), 1)
     with session_of(config) as session:
-        return refusal_of(keeper_of(session, config, session.stores))
+        return refusal_of(saver_of(session))
 
 
 def refusals(mesh: Any, workspace: str, run_dir: str) -> dict[str, str]:
@@ -190,17 +185,17 @@ def refusals(mesh: Any, workspace: str, run_dir: str) -> dict[str, str]:
     answers = {}
     with session_of(config) as session:
         session.policy.engine.stage = 3
-        answers["stage"] = refusal_of(keeper_of(session, config, session.stores))
+        answers["stage"] = refusal_of(saver_of(session))
         session.policy.engine.stage = 0
         stores = {name: dataclasses.replace(s, digest="other") for name, s in session.stores.items()}
-        answers["data"] = refusal_of(keeper_of(session, config, stores))
+        answers["data"] = refusal_of(saver_of(session, stores=stores))
         other = dataclasses.replace(config, seed=5)
-        answers["config"] = refusal_of(keeper_of(session, other, session.stores))
-        assert keeper_of(session, config, session.stores).resume().step == 6
+        answers["config"] = refusal_of(saver_of(session, config=other))
+        assert saver_of(session).resume(goes_on=True).step == 6
         commit_other_weights(Path(run_dir), mesh)
         for step in (3, 6):
             shutil.rmtree(step_dir(Path(run_dir), step))
-        answers["weights"] = refusal_of(keeper_of(session, config, session.stores))
+        answers["weights"] = refusal_of(saver_of(session))
     return answers
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.dist.session import config_of, loader_of, session_of, take_steps
+from trainer.dist.mesh import Axis
 
 NUM_STEPS = 8
 FP32 = 1e-6
@@ -69,7 +70,7 @@ def cosine(progress: float, final: float) -> float:
 
 def documents_of(session: Any, num_steps: int) -> dict[str, list[Any]]:
     """Return (tokens, labels) of every document of every step, cut out of the packs."""
-    loader = loader_of(session, rank=0, world_size=1)
+    loader = loader_of(session, Axis(0, 1))
     documents: dict[str, list[Any]] = {}
     for step in range(num_steps):
         found = documents.setdefault(str(step), [])
@@ -173,7 +174,7 @@ def mean_of_means(mesh: Any, workspace: str, run_dir: str) -> Any:
         batches = [loader.read(step) for step in range(8)]
         loader.close()
         most_ragged = max(batches, key=lambda batch: min_share(batch))
-        return [both_formulas(session, batch, mesh) for batch in (batches[0], most_ragged)]
+        return [both_formulas(session, batch) for batch in (batches[0], most_ragged)]
 
 
 def min_share(batch: Any) -> float:
@@ -182,12 +183,14 @@ def min_share(batch: Any) -> float:
     return 1 - min(counts) * len(counts) / sum(counts)
 
 
-def both_formulas(session: Any, batch: Any, mesh: Any) -> list[list[float]]:
+def both_formulas(session: Any, batch: Any) -> list[list[float]]:
     import torch
 
-    from trainer.engine.model_inputs import labels_of, model_inputs
+    from trainer.engine.engine import undivided
+    from trainer.engine.policy import Policy
 
     module = session.policy.engine.module
+    policy = Policy(undivided(module), session.mesh, False)
     answers = []
     for naive in (False, True):
         module.zero_grad()
@@ -196,7 +199,7 @@ def both_formulas(session: Any, batch: Any, mesh: Any) -> list[list[float]]:
             weight = (
                 1 / (micro.num_targets * len(batch.micro_batches)) if naive else 1 / batch.num_targets_global
             )
-            loss, _ = module(labels=labels_of(micro, mesh.device), **model_inputs(micro, mesh.device, False))
+            loss = policy.nll(micro).loss_sum
             (loss * weight).backward()
             total += float(loss) * weight
         norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in module.parameters()]))

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 def test_the_kernel_computes_what_eager_torch_does(vocab_size: int, dtype: str) -> None:
     """A failure points at the kernel: at its barriers when it comes and goes."""
     from tests.helpers.divergence import plain_divergence, top_tokens
-    from trainer.model.head.head import _softmax_step
+    from trainer.model.head.nll import _softmax_step
 
     torch.manual_seed(0)
     base_logits = 3 * torch.randn(300, vocab_size, device="cuda")
@@ -39,7 +39,7 @@ def test_the_kernel_computes_what_eager_torch_does(vocab_size: int, dtype: str) 
 def test_a_row_without_a_base_has_the_bits_it_has_alone() -> None:
     """A failure means that the rows of a base are not skipped, or that others are."""
     from tests.helpers.divergence import top_tokens
-    from trainer.model.head.head import _softmax_step
+    from trainer.model.head.nll import _softmax_step
 
     torch.manual_seed(0)
     logits = torch.randn(64, 49152, device="cuda", dtype=torch.bfloat16)

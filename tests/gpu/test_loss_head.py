@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("chunk_tokens", [64, 300])
 def test_fused_loss_head_equals_float32_cross_entropy(vocab_size: int, chunk_tokens: int) -> None:
     """A failure points at the Triton softmax or at the sum of weight gradients over chunks."""
-    from trainer.model.head.head import ChunkedCrossEntropy
+    from trainer.model.head.nll import ChunkedCrossEntropy
 
     torch.manual_seed(0)
     hidden = torch.randn(300, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)

@@ -44,8 +44,9 @@ def exact() -> Any:
 @pytest.fixture(scope="module")
 def flash(exact: Any) -> Any:
     """Return the same weights in bfloat16 under flash attention, as the evaluator wants a model."""
-    from trainer.command.interpolate import PlainModel
     from trainer.dist.mesh import alone
+    from trainer.engine.engine import undivided
+    from trainer.engine.policy import Policy
     from trainer.evaluate.tasks.batches import TaskModel
     from trainer.model.causal import CausalLM
     from trainer.model.head.head import install_loss_head
@@ -54,9 +55,7 @@ def flash(exact: Any) -> Any:
     model.set_attn_implementation("flash_attention_2")
     install_loss_head(model, 64)
     return TaskModel(
-        engine=PlainModel(CausalLM(model)),
-        mesh=alone(torch.device("cuda")),
-        flash=True,
+        policy=Policy(undivided(CausalLM(model)), alone(torch.device("cuda")), True),
         hf_config=model.config,
         pad_id=0,
         end_ids=frozenset(),

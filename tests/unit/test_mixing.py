@@ -45,7 +45,11 @@ def stores():
 
 
 def mix(config, packs_per_step=8):
-    return Mixing(config, stores(), packs_per_step)
+    return mixing_of(config, stores(), packs_per_step)
+
+
+def mixing_of(config, kept, packs_per_step):
+    return Mixing(config.data, config.replay, config.train, config.seed, kept, packs_per_step)
 
 
 def drawn(mixing, state=None):
@@ -141,7 +145,7 @@ def test_without_replay_the_ratio_asked_for_is_zero(config):
     for name in ("old", "older"):
         del config.data.sources[name]
     kept = {name: store for name, store in stores().items() if name in config.data.sources}
-    mixing = Mixing(config, kept, 8)
+    mixing = mixing_of(config, kept, 8)
     assert not mixing.has_replay and mixing.plan.ratio(0) == 0.0
 
 
@@ -180,7 +184,7 @@ def test_no_decision_of_a_controller_draws_what_is_not_foreseen(config, seed):
     config.seed, config.replay.ratio = seed, 0.05
     config.replay.controller, config.replay.max_ratio = RatioController.hold, 0.15
     config.train.max_steps, config.evaluate.every_steps = 12, 1
-    mixing = Mixing(config, ragged, 8)
+    mixing = mixing_of(config, ragged, 8)
     foreseen = pairs(mixing.replay_to_draw())
     state = TrainState(ratio_changes=[[step, float(rng.uniform(0, 0.15))] for step in range(1, 12)])
     if seed == 0:

@@ -74,9 +74,9 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None
     evaluator = build_evaluator(session, mixing)
-    saver = _build_saver(session, base, goes_on)
+    saver = build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
-    objective = build_objective(config.objective, list(session.stores), _build_teacher(session, mixing))
+    objective = build_objective(config.objective, list(session.stores), build_teacher(session, mixing))
     state = saver.resume(goes_on)
     mixing.restore(state)
     if state.wandb_id is None:
@@ -90,7 +90,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         session.loaded.model.config.to_dict() if mesh.is_first else None,
         None if session.tuned.peft_config is None else session.tuned.num_trainable,
     )
-    loader, manual_gc = _open_loader(session, mixing, objective), ManualGc(every_steps=50)
+    loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
     stack.callback(loader.close)
     stack.callback(manual_gc.close)
     lr = functools.partial(_lr, config, mixing.num_steps)
@@ -120,7 +120,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     return reason
 
 
-def _build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
+def build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
     """Prove what a checkpoint leaves out and return what saves and resumes. Collective: every rank."""
     config = session.config
     probe = probe_tokens(session.stores.values())
@@ -137,7 +137,7 @@ def _build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
     return Saver(session.policy, session.run_dir, config.checkpoint, identity, probe, frozen)
 
 
-def _build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
+def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
     """Return who says what the base thinks of replay; None without replay.kl. Collective: every rank."""
     config = session.config
     kl = config.replay.kl
@@ -153,7 +153,7 @@ def _build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
     return CachedBase(kl.beta, reference)
 
 
-def _open_loader(session: Session, mixing: Mixing, objective: Objective) -> TrainLoader:
+def open_loader(session: Session, mixing: Mixing, objective: Objective) -> TrainLoader:
     """Return what reads this rank's packs."""
     return TrainLoader(
         list(session.stores),

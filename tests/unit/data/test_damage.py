@@ -25,6 +25,7 @@ from trainer.data.store.store import (
     digest_of_pack,
     open_store,
 )
+from trainer.dist.mesh import Axis
 from trainer.errors import DataError
 from trainer.mix.loader import TrainLoader, step_digest
 from trainer.mix.plan import DataPlan, Pool
@@ -159,7 +160,7 @@ def test_the_digest_of_a_pack_is_that_of_its_tokens_marks_and_pieces():
 def digests(store, world_size, rank=0, steps=5):
     split = open_store(store).train
     plan = DataPlan([Pool("s", False, 1.0, [0], [split.pack_targets])], 4, 64, lambda step: 0.0, seed=1)
-    loader = TrainLoader(["s"], [split], plan, rank, world_size, 1, 0)
+    loader = TrainLoader(["s"], [split], plan, Axis(rank, world_size), 1, 0)
     found = [loader.read(step).digest for step in range(steps)]
     loader.close()
     return found

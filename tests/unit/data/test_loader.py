@@ -7,6 +7,7 @@ import pytest
 
 from trainer.data.store.store import digest_of_pack
 from trainer.data.types import Pack
+from trainer.dist.mesh import Axis
 from trainer.mix.loader import TrainLoader, chain_digest
 from trainer.mix.plan import DataPlan, Pool
 
@@ -44,7 +45,7 @@ def make():
     def build(rank=0, world_size=2, micro_batch_size=2):
         pool = Pool("all", False, 1.0, [0, 1], [store.pack_targets for store in STORES])
         plan = DataPlan([pool], 8, 16, lambda step: 0.0, seed=1)
-        loaders.append(TrainLoader(["a", "b"], STORES, plan, rank, world_size, micro_batch_size, 0))
+        loaders.append(TrainLoader(["a", "b"], STORES, plan, Axis(rank, world_size), micro_batch_size, 0))
         return loaders[-1]
 
     yield build

@@ -13,6 +13,7 @@ from tests.helpers.calls import num_calls
 from trainer.data.pack.refs import PackRef
 from trainer.data.store.store import digest_of_pack
 from trainer.data.types import Pack
+from trainer.dist.mesh import Axis
 from trainer.errors import DataError
 from trainer.mix.loader import TrainLoader, step_digest
 from trainer.mix.plan import ONE, Cursor, DataPlan, Pool, num_steps
@@ -180,7 +181,7 @@ def test_ranks_accumulation_and_prefetch_never_change_what_a_step_consumes(micro
             steps = []
             loaders = [
                 TrainLoader(
-                    ["a", "b", "c"], STORES, planned(change_at), rank, world_size, micro_batch_size, 0
+                    ["a", "b", "c"], STORES, planned(change_at), Axis(rank, world_size), micro_batch_size, 0
                 )
                 for rank in range(world_size)
             ]

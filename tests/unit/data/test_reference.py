@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.wait import LIMIT_S
 from tests.unit.data.test_loader import STORES
 from trainer.data.pack.refs import PackRef, read_micro_batch
+from trainer.dist.mesh import Axis
 from trainer.errors import DataError
 from trainer.mix.loader import TrainLoader
 from trainer.mix.plan import DataPlan, Pool
@@ -185,7 +186,7 @@ def test_the_loader_reads_the_rows_of_the_replay_in_every_micro_batch(tmp_path):
     ]
     plan, same = (DataPlan(pools, 8, 16, lambda step: 0.4, seed=1) for _ in range(2))
     reference = BaseReference(build(tmp_path), {REPLAY: 0})
-    loader = TrainLoader(["new", "old"], STORES, plan, 0, 1, 2, 0, reference)
+    loader = TrainLoader(["new", "old"], STORES, plan, Axis(0, 1), 2, 0, reference.rows_of)
     num_rows = 0
     for step in range(6):
         refs = same.packs_of_step(step)
@@ -193,10 +194,10 @@ def test_the_loader_reads_the_rows_of_the_replay_in_every_micro_batch(tmp_path):
             replayed = [ref for ref in refs[2 * index : 2 * index + 2] if ref.source == REPLAY]
             ids = [answers(ref.pack)[0] for ref in replayed]
             if not sum(map(len, ids)):
-                assert micro.base is None
+                assert micro.attached is None
                 continue
-            assert np.array_equal(micro.base.ids_RK, np.concatenate(ids))
-            assert (micro.labels_BT.reshape(-1)[micro.base.rows_R] != -100).all()
-            num_rows += len(micro.base.rows_R)
+            assert np.array_equal(micro.attached.ids_RK, np.concatenate(ids))
+            assert (micro.labels_BT.reshape(-1)[micro.attached.rows_R] != -100).all()
+            num_rows += len(micro.attached.rows_R)
     loader.close()
     assert num_rows > 50

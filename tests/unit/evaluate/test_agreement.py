@@ -1,6 +1,5 @@
 """The proof that the loss is made from the model's own logits, on models that break it in ways nobody listed."""
 
-import contextlib
 import copy
 
 import pytest
@@ -8,12 +7,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.dist.mesh import alone
+from trainer.engine.engine import undivided
+from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
 from trainer.evaluate.proofs.agreement import check_head, check_packing
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 
-ALONE = alone(torch.device("cpu"))
 SHAPE = {
     "vocab_size": 264,
     "hidden_size": 32,
@@ -26,29 +26,15 @@ SHAPE = {
 }
 
 
-class Engine:
-    """Runs a module as the engine does, without DeepSpeed."""
-
-    def __init__(self, module):
-        self.module = module
-
-    def forward(self, **inputs):
-        return self.module(**inputs)
-
-    @contextlib.contextmanager
-    def evaluating(self):
-        with torch.no_grad():
-            yield
-
-
-def engine_of(model_type="llama", dtype=torch.float32, change=None, **options):
+def policy_of(model_type="llama", dtype=torch.float32, change=None, **options):
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **{**SHAPE, **options})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype)
     if change is not None:
         change(model)
     install_loss_head(model, 50)
-    return Engine(CausalLM(model).eval()), model.config
+    policy = Policy(undivided(CausalLM(model)), alone(torch.device("cpu")), False)
+    return policy, model.config
 
 
 def after_the_head(function):
@@ -70,11 +56,11 @@ def after_the_head(function):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "mixtral"])
 def test_plain_models_agree_with_themselves(model_type, dtype):
-    engine, config = engine_of(model_type, dtype)
-    found = check_head(engine, config, 256, ALONE)
+    policy, config = policy_of(model_type, dtype)
+    found = check_head(policy, config, 256)
     assert found.logits <= (1e-6 if dtype is torch.float32 else 2.0**-9)
     assert found.loss <= (1e-5 if dtype is torch.float32 else 0.05)
-    assert check_packing(engine, config, 256, ALONE, False) <= (1e-4 if dtype is torch.float32 else 2.0**-4)
+    assert check_packing(policy, config, 256) <= (1e-4 if dtype is torch.float32 else 2.0**-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -88,9 +74,9 @@ def test_plain_models_agree_with_themselves(model_type, dtype):
     ],
 )
 def test_logits_that_are_changed_after_the_head_stop_the_run(dtype, function, said):
-    engine, config = engine_of(dtype=dtype, change=after_the_head(function))
+    policy, config = policy_of(dtype=dtype, change=after_the_head(function))
     with pytest.raises(SelfCheckError, match=said):
-        check_head(engine, config, 256, ALONE)
+        check_head(policy, config, 256)
 
 
 @pytest.mark.parametrize(
@@ -102,26 +88,26 @@ def test_logits_that_are_changed_after_the_head_stop_the_run(dtype, function, sa
     ],
 )
 def test_families_that_change_their_logits_are_told_with_the_key_that_says_so(model_type, options, named):
-    engine, config = engine_of(model_type, **options)
+    policy, config = policy_of(model_type, **options)
     with pytest.raises(SelfCheckError, match=named):
-        check_head(engine, config, 256, ALONE)
+        check_head(policy, config, 256)
 
 
 def test_an_own_forward_that_cannot_be_called_is_a_sentence():
     def change(model):
         model.forward = lambda **inputs: inputs["nothing"]
 
-    engine, config = engine_of(change=change)
+    policy, config = policy_of(change=change)
     with pytest.raises(SelfCheckError, match=r"The model's own forward must run .* KeyError"):
-        check_head(engine, config, 256, ALONE)
+        check_head(policy, config, 256)
 
 
 def test_logits_that_are_not_finite_are_said_and_left_to_the_loop(caplog):
     def change(model):
         model.model.norm.weight.data[3] = float("nan")
 
-    engine, config = engine_of(change=change)
-    found = check_head(engine, config, 256, ALONE)
+    policy, config = policy_of(change=change)
+    found = check_head(policy, config, 256)
     assert found.logits != found.logits
     assert "cannot be proved" in caplog.text
 
@@ -129,24 +115,22 @@ def test_logits_that_are_not_finite_are_said_and_left_to_the_loop(caplog):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seq_len", [48, 64, 200, 256])
 def test_a_window_that_the_configuration_tells_is_kept(dtype, seq_len):
-    engine, config = engine_of("mistral", dtype, sliding_window=40)
-    assert check_packing(engine, config, seq_len, ALONE, False) <= (
-        1e-4 if dtype is torch.float32 else 2.0**-4
-    )
+    policy, config = policy_of("mistral", dtype, sliding_window=40)
+    assert check_packing(policy, config, seq_len) <= (1e-4 if dtype is torch.float32 else 2.0**-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_window_that_is_not_in_the_masks_stops_the_run(dtype):
     """As of an architecture whose windows this trainer does not know: its configuration names them otherwise."""
-    engine, config = engine_of("mistral", dtype, sliding_window=40)
-    engine.module.lm.config = copy.copy(config)
-    engine.module.lm.config.sliding_window = None
+    policy, config = policy_of("mistral", dtype, sliding_window=40)
+    policy.module.lm.config = copy.copy(config)
+    policy.module.lm.config.sliding_window = None
     with pytest.raises(SelfCheckError, match="window of 40 tokens"):
-        check_packing(engine, config, 256, ALONE, False)
-    check_packing(engine, config, 32, ALONE, False)  # this run would not see it
+        check_packing(policy, config, 256)
+    check_packing(policy, config, 32)  # this run would not see it
 
 
 def test_a_document_that_hears_the_one_before_it_stops_the_run():
-    engine, config = engine_of("lfm2", layer_types=["conv", "full_attention"])
+    policy, config = policy_of("lfm2", layer_types=["conv", "full_attention"])
     with pytest.raises(SelfCheckError, match=r"must be what it is alone.*conv"):
-        check_packing(engine, config, 256, ALONE, False)
+        check_packing(policy, config, 256)

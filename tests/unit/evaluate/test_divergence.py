@@ -8,6 +8,7 @@ import torch
 
 from trainer.data.types import Pack
 from trainer.dist.mesh import alone
+from trainer.engine.policy import Policy
 from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.kl import TOP, divergence_by_piece, take_references
 
@@ -39,7 +40,7 @@ class TableEngine:
     def evaluating(self):
         return contextlib.nullcontext()
 
-    def forward(self, input_ids, **others):
+    def forward(self, ask, input_ids, **others):
         return self._table_VV[input_ids]
 
 
@@ -50,8 +51,8 @@ def measured(vocab_size, moved):
     tuned = base + moved * torch.randn(vocab_size, vocab_size)
     packs = Packs(3, vocab_size)
     layout = HeldOut(["a"], [packs], 9, 1, 0)
-    references = take_references(TableEngine(base), layout, ALONE, False)
-    sums, counts = divergence_by_piece(TableEngine(tuned), layout, references, ALONE, False)["a"]
+    references = take_references(Policy(TableEngine(base), ALONE, False), layout)
+    sums, counts = divergence_by_piece(Policy(TableEngine(tuned), ALONE, False), layout, references)["a"]
     p, q = (torch.log_softmax(table.double(), dim=-1) for table in (base, tuned))
     whole_V = (p.exp() * (p - q)).sum(dim=-1)
     expected = []

@@ -8,9 +8,10 @@ import torch
 
 from tests.helpers.benchmark_tasks import NAMES, write_tasks
 from tests.helpers.tokenizers import make_tokenizer
-from trainer.command.interpolate import PlainModel
 from trainer.config.tasks import TasksConfig
 from trainer.dist.mesh import alone
+from trainer.engine.engine import undivided
+from trainer.engine.policy import Policy
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
@@ -48,9 +49,7 @@ def make_llama(head=True):
 
 def task_model(llama, max_length=512, batch_tokens=200, end_ids=frozenset()):
     return TaskModel(
-        engine=PlainModel(CausalLM(llama)),
-        mesh=ALONE,
-        flash=False,
+        policy=Policy(undivided(CausalLM(llama)), ALONE, False),
         hf_config=llama.config,
         pad_id=0,
         end_ids=end_ids,
@@ -101,13 +100,13 @@ def test_answers_of_one_question_cost_one_forward(llama):
     """The last token of a request is not read, so requests that differ in it alone are one row."""
     model = task_model(llama)
     rows = []
-    forward = model.engine.forward
+    forward = model.policy.engine.forward
 
-    def counted(**inputs):
+    def counted(ask, **inputs):
         rows.append(inputs["input_ids"].shape)
-        return forward(**inputs)
+        return forward(ask, **inputs)
 
-    model.engine.forward = counted
+    model.policy.engine.forward = counted
     context = [5, 6, 7, 8]
     requests = [(context, [9]), (context, [10]), (context[:2], [7, 8, 11])]
     found = log_likelihoods(model, requests)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from trainer.metrics.flops import ModelShape
-from trainer.metrics.meter import Meter
 from trainer.metrics.mean import Mean
+from trainer.metrics.meter import Meter
 
 SHAPE = ModelShape(num_matmul_params=1000, num_layers=2, q_dim=8, num_params=1500)
 

@@ -1,7 +1,5 @@
 """Virtual tokens before packed documents: each document is what plain peft makes of it alone."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -12,12 +10,16 @@ from tests.helpers.tiny import SHAPE
 from trainer.config.model import Remat
 from trainer.config.tune import Init, TuneConfig, TuneMethod
 from trainer.dist.mesh import alone
+from trainer.engine.engine import undivided
+from trainer.engine.policy import Policy
 from trainer.errors import ConfigError, ModelError, SelfCheckError
 from trainer.evaluate.proofs.frozen import check_heard
 from trainer.evaluate.proofs.isolation import check_isolation
 from trainer.model.cache import empty_cache
 from trainer.model.causal import CausalLM
+from trainer.model.head.ask import Logits
 from trainer.model.head.head import install_loss_head
+from trainer.model.head.nll import Nll
 from trainer.model.masks import block_mask
 from trainer.model.remat import apply_remat
 from trainer.model.tune.adapters import adapter_off, apply_tuning
@@ -81,7 +83,7 @@ def test_a_pack_gives_loss_and_gradient_of_its_documents_alone_in_peft(method, i
     objective, tuned = ours(method, init, remat)
     plain = plain_peft(method, init)
     tokens, labels, where = packed()
-    loss, _ = objective(input_ids=tokens, labels=labels, **where)
+    loss, _ = objective(Nll(labels.reshape(-1)), input_ids=tokens, **where)
     loss.backward()
     expected = torch.zeros(())
     parts = zip(tokens[0].split(LENGTHS), labels[0].split(LENGTHS), strict=True)
@@ -114,47 +116,36 @@ def test_left_padded_generation_with_a_cache_gives_peft_s_logits(method):
         mask = (torch.arange(11) >= 3).long()[None]
         positions = (torch.arange(11) - 3).clamp(min=0)[None]
         first = objective(
+            Logits(torch.tensor([10])),
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
-            keep_K=torch.tensor([10]),
         )
         second = objective(
+            Logits(torch.tensor([0])),
             input_ids=tokens[:, 8:],
             attention_mask=torch.ones(1, 12, dtype=torch.long).index_fill(1, torch.arange(3), 0),
             position_ids=torch.tensor([[8]]),
             past_key_values=cache,
-            keep_K=torch.tensor([0]),
         )
     torch.testing.assert_close(torch.cat([first, second]), expected, rtol=1e-4, atol=1e-5)
 
 
-class Engine:
-    """What the proofs ask of an engine."""
-
-    def __init__(self, module):
-        self.module = module
-
-    def forward(self, **inputs):
-        return self.module(**inputs)
-
-    @contextlib.contextmanager
-    def evaluating(self):
-        with torch.no_grad():
-            yield
+def policy_of(objective):
+    return Policy(undivided(objective), ALONE, False)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_virtual_tokens_leak_nothing_between_documents_and_reach_all_of_them(method):
     objective, _ = ours(method)
-    engine = Engine(objective.eval())
-    assert check_isolation(engine, 264, 60, ALONE, False).moved < 1e-6
-    assert check_heard(engine, np.arange(40), ALONE) > 1e-3
+    policy = policy_of(objective)
+    assert check_isolation(policy, 264, 60).moved < 1e-6
+    assert check_heard(policy, np.arange(40)) > 1e-3
     with adapter_off(objective), torch.no_grad():
         tokens, _, where = packed()
-        off = objective(input_ids=tokens, **where)
-        assert torch.equal(off, CausalLM(objective.lm)(input_ids=tokens, **where))
+        off = objective(Logits(), input_ids=tokens, **where)
+        assert torch.equal(off, CausalLM(objective.lm)(Logits(), input_ids=tokens, **where))
 
 
 def test_a_document_that_does_not_see_the_virtual_tokens_is_found(monkeypatch):
@@ -169,7 +160,7 @@ def test_a_document_that_does_not_see_the_virtual_tokens_is_found(monkeypatch):
 
     monkeypatch.setattr(prompt, "_with_virtual", deaf)
     with pytest.raises(SelfCheckError, match="Every document of a pack must see the virtual tokens"):
-        check_heard(Engine(ours(TuneMethod.prefix)[0].eval()), np.arange(15), ALONE)
+        check_heard(policy_of(ours(TuneMethod.prefix)[0]), np.arange(15))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,8 +13,11 @@ from tests.helpers.divergence import plain_divergence, top_tokens
 from tests.helpers.wait import LIMIT_S
 from tests.unit.objective.test_head import Model, gradients
 from trainer.model.causal import CausalLM
+from trainer.model.head.ask import Logits
 from trainer.model.head.divergence import LEAST_MASS, divergence, divergence_step
-from trainer.model.head.head import ChunkedCrossEntropy, install_loss_head
+from trainer.model.head.head import install_loss_head
+from trainer.model.head.nll import ChunkedCrossEntropy
+from trainer.model.head.top import Top
 
 N, H, V, K = 23, 6, 40, 5
 ROWS = [1, 2, 7, 8, 9, 15, 22]
@@ -173,14 +176,14 @@ def test_the_model_gives_the_top_tokens_of_its_supervised_positions():
     hidden = torch.randn(2, 5, H)
     labels = torch.full((2, 5), -100)
     labels[0, 3], labels[1, 0], labels[1, 4] = 3, 1, 2
-    ids, log_probs = objective(labels=labels, num_top=K, input_ids=hidden)
+    ids, log_probs = objective(Top(labels.reshape(-1), K), input_ids=hidden)
     assert (ids.dtype, log_probs.dtype) == (torch.int32, torch.float32)
-    expected = objective(input_ids=hidden).log_softmax(-1).reshape(-1, V)[[3, 5, 9]].topk(K)
+    expected = objective(Logits(), input_ids=hidden).log_softmax(-1).reshape(-1, V)[[3, 5, 9]].topk(K)
     assert torch.equal(ids.long(), expected.indices)
     torch.testing.assert_close(log_probs, expected.values)
-    everything, _ = objective(labels=labels, num_top=10 * V, input_ids=hidden)
+    everything, _ = objective(Top(labels.reshape(-1), 10 * V), input_ids=hidden)
     assert everything.shape == (3, V)
-    nothing, _ = objective(labels=torch.full((2, 5), -100), num_top=K, input_ids=hidden)
+    nothing, _ = objective(Top(torch.full((10,), -100), K), input_ids=hidden)
     assert nothing.shape == (0, K)
 
 
@@ -202,7 +205,7 @@ INTERPRETED = """
 import torch
 from tests.helpers.divergence import top_tokens
 from trainer.model.head.fused_divergence import fused_divergence_step
-from trainer.model.head.head import _softmax_step
+from trainer.model.head.nll import _softmax_step
 
 torch.manual_seed(0)
 f32, bf16 = torch.float32, torch.bfloat16

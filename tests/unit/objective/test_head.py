@@ -6,7 +6,9 @@ from torch import nn
 
 from trainer.errors import ModelError
 from trainer.model.causal import CausalLM
-from trainer.model.head.head import ChunkedCrossEntropy, LossHead, install_loss_head
+from trainer.model.head.ask import Logits
+from trainer.model.head.head import LossHead, install_loss_head
+from trainer.model.head.nll import ChunkedCrossEntropy, Nll
 
 N, H, V = 37, 16, 50
 
@@ -146,10 +148,10 @@ def test_an_installed_head_keeps_its_parameters_and_gives_logits_or_losses():
     assert type(linear) is LossHead and linear.weight is weight
     hidden = torch.randn(2, 5, H)
     objective = CausalLM(Model(linear))
-    logits = objective(input_ids=hidden)
+    logits = objective(Logits(), input_ids=hidden)
     assert logits.shape == (2, 5, V)
     labels = torch.randint(0, V, (2, 5))
-    loss, nll = objective(labels=labels, input_ids=hidden)
+    loss, nll = objective(Nll(labels.reshape(-1)), input_ids=hidden)
     expected = nn.functional.cross_entropy(logits.reshape(-1, V), labels.reshape(-1), reduction="none")
     torch.testing.assert_close(nll, expected)
     torch.testing.assert_close(loss, expected.sum())

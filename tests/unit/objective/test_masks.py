@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig
 from trainer.config.tune import TuneConfig, TuneMethod
 from trainer.model.causal import CausalLM, body_of
 from trainer.model.head.head import install_loss_head
+from trainer.model.head.nll import Nll
 from trainer.model.masks import block_mask, layer_kinds, layer_masks, reach
 from trainer.model.tune.adapters import apply_tuning
 
@@ -188,7 +189,7 @@ def test_documents_longer_than_the_window_train_as_they_do_alone(model_type, met
                     torch.nn.init.constant_(parameter, 0.3)
     install_loss_head(model, 7)
     documents, inputs, labels = pack()
-    loss, _ = CausalLM(model).train()(labels=labels, **inputs)
+    loss, _ = CausalLM(model).train()(Nll(labels.reshape(-1)), **inputs)
     loss.backward()
     total = torch.zeros((), dtype=torch.float64)
     for ids in documents:
@@ -211,8 +212,8 @@ def test_a_wrong_window_would_be_seen():
     _, inputs, labels = pack()
     _, right = build("mistral")
     install_loss_head(right, 7)
-    one = CausalLM(model)(labels=labels, **inputs)[0]
-    other = CausalLM(right)(labels=labels, **inputs)[0]
+    one = CausalLM(model)(Nll(labels.reshape(-1)), **inputs)[0]
+    other = CausalLM(right)(Nll(labels.reshape(-1)), **inputs)[0]
     assert abs(float(one.detach()) - float(other.detach())) > 1e-3
 
 
