@@ -72,7 +72,7 @@ doc_to_target: "{{text}}"
 metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
 """
 GROUP = """\
-mesh: local_group
+group: local_group
 task: [local_choice, local_letters]
 aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 """

@@ -1,18 +1,21 @@
 """What the house tests look at: the files of the checkout."""
 
 import ast
+import functools
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@functools.cache
 def python_files(*folders: str) -> list[Path]:
     """Return the Python files below the folders, relative to the root."""
     found = [path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return sorted(found)
 
 
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 

@@ -1,10 +1,12 @@
 """Fingerprints: what they keep, and when two are the same."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from trainer.errors import SelfCheckError
+from trainer.errors import DataError, SelfCheckError
 from trainer.evaluate.proofs.fingerprint import (
     OTHER_DEVICE_LIMIT,
     Fingerprint,
@@ -34,9 +36,18 @@ def test_a_fingerprint_makes_a_round_trip(tmp_path):
     assert torch.equal(read.tokens_T, TOKENS) and torch.equal(read.logits_KV, LOGITS)
 
 
-def test_the_probe_is_the_beginning_of_the_first_pack():
-    assert probe_tokens(np.arange(100, dtype=np.int32)).tolist() == list(range(64))
-    assert probe_tokens(np.arange(3)).dtype == np.int64
+def store(*packs):
+    """Return a store whose held-out part is empty."""
+    split = SimpleNamespace(num_packs=len(packs), pack=lambda index: SimpleNamespace(tokens=packs[index]))
+    return SimpleNamespace(validation=SimpleNamespace(num_packs=0), train=split)
+
+
+def test_the_probe_is_the_beginning_of_the_first_pack_there_is():
+    first, second = np.arange(100, dtype=np.int32), np.arange(3, dtype=np.int32)
+    assert probe_tokens([store(), store(first, second)]).tolist() == list(range(64))
+    assert probe_tokens([store(second)]).dtype == np.int64
+    with pytest.raises(DataError, match="at least one document"):
+        probe_tokens([store()])
 
 
 def test_differences_are_a_share_of_the_spread_of_logits():

@@ -43,7 +43,7 @@ class LoadedTasks:
     """Tasks with their documents, ready to run as often as there are models."""
 
     plain: dict[str, Any]
-    """What lm-eval's evaluate() takes: tasks, groups and what is in each mesh."""
+    """What lm-eval's evaluate() takes: tasks, groups and what is in each group."""
     options: TasksConfig
 
     @property
@@ -109,7 +109,7 @@ def load_tasks(options: TasksConfig) -> LoadedTasks:
         for name, task in tasks.items():
             _check_runnable(name, task)
             _set_fewshot(task, options.num_fewshot)
-    members = {name: mesh.child_names for name, mesh in groups.items()}
+    members = {name: group.child_names for name, group in groups.items()}
     return LoadedTasks({"tasks": tasks, "groups": groups, "group_map": members}, options)
 
 
@@ -191,7 +191,7 @@ def tasks_digest(loaded: LoadedTasks) -> str:
                 for document in task.fewshot_docs():
                     documents.update(_plain(document))
             described.append([name, str(task.VERSION), config, documents.hexdigest()])
-    described.append({name: mesh.child_names for name, mesh in loaded.plain["groups"].items()})
+    described.append({name: group.child_names for name, group in loaded.plain["groups"].items()})
     return hashlib.sha256(_plain(described)).hexdigest()
 
 
