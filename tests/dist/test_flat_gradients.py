@@ -29,7 +29,7 @@ def totals(mesh: Any) -> list[list[float]]:
                 parameters[1].grad = torch.arange(3, dtype=torch.bfloat16).view(3, 1) * share
             gradients.collect()
             assert all(p.grad is None for p in parameters)
-        found.append(gradients.averaged(torch.distributed.mesh.WORLD, torch.float32).tolist())
+        found.append(gradients.averaged(torch.distributed.group.WORLD, torch.float32).tolist())
     return found
 
 

@@ -87,23 +87,23 @@ def test_a_run_directory_without_a_valid_checkpoint_is_named(tmp_path, which):
 
 
 def test_ranks_are_as_asked_else_one_a_gpu_else_one(tmp_path):
-    config = tiny_config(tmp_path)
-    assert count_ranks(config) == max(torch.cuda.device_count(), 1)
-    config.cluster.ranks_per_node = 3
-    assert count_ranks(config) == 3
+    cluster = tiny_config(tmp_path).cluster
+    assert count_ranks(cluster) == max(torch.cuda.device_count(), 1)
+    cluster.ranks_per_node = 3
+    assert count_ranks(cluster) == 3
 
 
 def test_more_ranks_than_visible_gpus_are_refused_unless_they_are_for_the_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    config = tiny_config(tmp_path)
-    config.cluster.ranks_per_node = 3
+    cluster = tiny_config(tmp_path).cluster
+    cluster.ranks_per_node = 3
     with pytest.raises(
         TopologyError, match=r"`cluster.ranks_per_node` must be at most the 2 GPU\(s\) .* is 3 "
     ):
-        count_ranks(config)
+        count_ranks(cluster)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert count_ranks(config) == 3
+    assert count_ranks(cluster) == 3
 
 
 def test_inputs_are_made_when_missing_and_left_alone_when_there(tmp_path, capsys):

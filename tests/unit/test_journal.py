@@ -52,9 +52,14 @@ def events(tmp_path):
     return [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
 
 
-def result(loss=2.0, targets=4, norm=0.5, applied=True):
+class Base:
+    """Stands for a teacher, of which the objective only needs to know that there is one."""
+
+
+def result(loss=2.0, targets=4, norm=0.5, applied=True, teacher=None, **kl):
     sums = {"nll/a": loss * targets, "nll/b": 0.0, "targets": targets, "targets/a": targets, "targets/b": 0}
-    return StepResult(sums, CausalLMObjective(["a", "b"]).means, targets, 100.0, norm, applied, 0)
+    means = CausalLMObjective(["a", "b"], teacher).means
+    return StepResult(sums | kl, means, targets, 100.0, norm, applied, 0)
 
 
 def test_steps_between_log_lines_are_in_the_next_one(journal, sink):
@@ -119,12 +124,12 @@ def test_other_ranks_count_and_write_nothing():
 
 
 def test_the_divergence_is_reported_beside_the_cross_entropy(journal, sink):
-    divided = result(loss=2.0, targets=4)
-    divided.kl_sum, divided.num_kl_tokens, divided.kl_cost = 3.0, 2, 6.0
-    journal.step(TrainState(step=1), result(loss=2.0, targets=4), 1e-3, StepTimes(1.0, 0.0), False)
+    without = {"kl": 0.0, "kl_tokens": 0, "kl_cost": 0.0}
+    divided = result(teacher=Base(), kl=3.0, kl_tokens=2, kl_cost=6.0)
+    journal.step(TrainState(step=1), result(teacher=Base(), **without), 1e-3, StepTimes(1.0, 0.0), False)
     journal.step(TrainState(step=2), divided, 1e-3, StepTimes(1.0, 0.0), True)
     record = sink.records[-1][1]
     assert (record["loss"], record["loss/a"], record["kl_replay"]) == (2.0, 2.0, 1.5)
     assert record["loss_total"] == pytest.approx((16.0 + 6.0) / 8)
-    journal.step(TrainState(step=3), result(), 1e-3, StepTimes(1.0, 0.0), True)
+    journal.step(TrainState(step=3), result(teacher=Base(), **without), 1e-3, StepTimes(1.0, 0.0), True)
     assert not {"kl_replay", "loss_total"} & set(sink.records[-1][1])
