@@ -91,3 +91,11 @@ def test_fast_paths_give_the_losses_of_the_sdpa_path(
     worst = max(abs(a - b) / a for a, b in zip(plain_losses, fast, strict=True))
     print(f"largest relative difference of a loss: {worst:.2e}")
     assert worst <= BF16_ROUNDING
+
+
+def test_with_deterministic_kernels_a_run_repeats_to_the_last_bit(folder: Path) -> None:
+    """A failure points at the backward of flash attention, which adds up in any order unless it is told not to."""
+    own = ("deterministic=true", "data.sources.corpus.txt_documents=file", "data.seq_len=2048")
+    start(["-m", "trainer", "prepare"], [*common_overrides(folder), *own])
+    first, second = (losses(folder, name, "model.attention=auto", *own) for name in ("first", "second"))
+    assert first == second

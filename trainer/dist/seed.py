@@ -1,7 +1,8 @@
-"""Seed the random number generators of a rank, and capture and restore their states."""
+"""Seed the random number generators of a rank, capture and restore their states, and choose repeatable kernels."""
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -14,6 +15,17 @@ def seed_everything(seed: int, rank: int) -> None:
     random.seed(seed * 1_000_003 + rank)
     np.random.seed((seed * 1_000_003 + rank) % 2**32)
     torch.manual_seed(seed * 1_000_003 + rank)
+
+
+def choose_kernels(deterministic: bool) -> None:
+    """Ask torch, and flash attention, of which torch does not know, for kernels that give the same bits every time.
+
+    The backward of flash attention adds up in whatever order blocks end, unless transformers tells it not to: it looks
+    for that in the environment at every call. Two runs on an H200 differed from the first step on.
+    """
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
 
 
 def capture_rng() -> dict[str, Any]:

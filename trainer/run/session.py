@@ -20,7 +20,7 @@ from trainer.data.store.prepared import find_all
 from trainer.data.store.store import Store, open_store
 from trainer.dist.env import rank_env
 from trainer.dist.mesh import Mesh, close_mesh, open_mesh
-from trainer.dist.seed import seed_everything
+from trainer.dist.seed import choose_kernels, seed_everything
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.policy import Policy
 from trainer.evaluate.held_out import HeldOut
@@ -104,7 +104,7 @@ def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> S
     config = with_fitted(config, *mesh.from_first(lambda: fitted_values(config)))
     setup_logging(env.rank, env.world_size, mesh.from_first(lambda: attempt_dir(run_dir)))
     seed_everything(config.seed, mesh.rank)
-    torch.use_deterministic_algorithms(config.deterministic)
+    choose_kernels(config.deterministic)
     source = resolve_model(config.model, Path(config.data.cache_dir))
     tokenizer = configured_tokenizer(config.model, source)
     # Where they are is asked once: ranks of other nodes need not see the files that stores were made of.
