@@ -153,7 +153,7 @@ def _write_export(
     from trainer.export.blend import blended
     from trainer.export.folder import write_model_files, write_tokenizer
     from trainer.export.merge import read_adapter, write_adapter
-    from trainer.export.weights import DTYPES, export_weights, publish_folder
+    from trainer.export.weights import DTYPES, export_weights, publish_export
     from trainer.model.tune.pissa import as_plain_lora
 
     options = config.export
@@ -166,7 +166,7 @@ def _write_export(
             counts.append(write_adapter(trained, adapter, folder, DTYPES[options.dtype]))
             write_tokenizer(source, config.model, folder)
 
-        publish_folder(output_dir, fill)
+        publish_export(output_dir, fill)
         return counts[0]
     stream = tuned_tensors(config, checkpoint, source)
     if options.alpha != 1:

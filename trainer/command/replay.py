@@ -88,7 +88,7 @@ def make_request(config: RunConfig) -> Request:
     shaping |= {"output_dir": None, "prompts": "chat" if is_chat else "text"}
     described = [SAMPLES_VERSION, weights, tokenizer.digest, shaping]
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    target = Path(options.output_dir or cache_dir / "generated" / key[:8]).expanduser().absolute()
+    target = Path(options.output_dir or cache_dir / "generated" / key[:8]).expanduser().resolve()
     return Request(source, weights, tokenizer, plan, engine, key, target)
 
 

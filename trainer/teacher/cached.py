@@ -20,11 +20,12 @@ from trainer.checkpoint.space import bytes_free
 from trainer.config.schema import RunConfig
 from trainer.data.store.prepared import cache_folder, digest_of
 from trainer.data.store.store import Store
-from trainer.data.store.writer import staging
+from trainer.data.store.writer import cache_explained
 from trainer.data.types import Int64s
 from trainer.dist.group import Group
 from trainer.engine.engine import Engine
 from trainer.errors import DataError
+from trainer.runtime.publish import clear_leftovers, staged
 from trainer.teacher.inquiry import write_reference
 from trainer.teacher.reference import (
     BYTES_PER_TOKEN,
@@ -70,11 +71,9 @@ def open_reference(
         num_packs = sum(map(len, packs.values()))
         group.from_first(lambda: check_room(folder, num_rows, num_top))
         with ExitStack() as stack:
-            work: Path = group.from_first(
-                lambda: stack.enter_context(
-                    staging(references, config.data.cache_dir, "the base model's log-probabilities")
-                )
-            )
+            stack.enter_context(cache_explained(config.data.cache_dir, "the base model's log-probabilities"))
+            group.from_first(lambda: clear_leftovers(references))
+            work: Path = group.from_first(lambda: stack.enter_context(staged(folder)))
             write_reference(
                 engine,
                 group,
