@@ -11,13 +11,12 @@ from trainer.config.check import find_problems, refuse
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze
+from trainer.errors import Exit
 
 from .local import run_here
 from .point_launcher import MODULE, PointLauncher
 from .points import Point
 from .sweep import SweepStopped
-
-EXIT_STOPPED = 75
 
 
 @dataclass
@@ -60,10 +59,10 @@ class LocalLauncher(PointLauncher[RunConfig]):
         code, was_stopped = run_here(freeze(config, run_dir), run_dir)
         if was_stopped:
             self.sweep.outcomes()
-            left = self.sweep.num_points - self.sweep.num_ended - (code == 0)
+            left = self.sweep.num_points - self.sweep.num_ended - (code == Exit.done)
             raise SweepStopped(
                 f"Stopped by a signal. Points left: {left}. Start the same command again to go on.",
-                EXIT_STOPPED,
+                Exit.preempted,
             )
         self.sweep.say_ended(point)
 

@@ -16,7 +16,7 @@ from trainer.config.cluster import ContainerRuntime, Scheduler
 from trainer.config.rule import must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Exit
 
 from .attempts import last_job, measured_save_s, note
 from .render import render
@@ -50,12 +50,12 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     if is_dry:
         print(ready.script, end="")
         print("\n".join(ready.says), file=sys.stderr)
-        return 0
+        return Exit.done
     _refuse_doubles(Path(config.run_dir))
     job_id = hand_over(ready)
     print("\n".join(ready.says))
     print(f"Job {job_id}. See: palimpsest status {config.run_dir}")
-    return 0
+    return Exit.done
 
 
 def find_site(config: RunConfig, is_dry: bool) -> Site:

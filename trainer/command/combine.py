@@ -11,7 +11,7 @@ from trainer.checkpoint.named import find_checkpoint
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
-from trainer.errors import CheckpointError, ConfigError, ModelError
+from trainer.errors import CheckpointError, ConfigError, Exit, ModelError
 from trainer.export.gguf import find_converter, write_gguf
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def combine_adapters(config: RunConfig) -> int:
         made = f"An adapter of rank {described.r} on {len(described.target_modules)} modules"
     console.print(f"{made} in {output_dir}", highlight=False, soft_wrap=True)
     write_gguf(converter, output_dir, export.gguf, None if export.merge else source, console)
-    return 0
+    return Exit.done
 
 
 def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:

