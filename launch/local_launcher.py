@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hydra.core.utils import JobReturn
 
 from trainer.config.check import find_problems, refuse
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze
 from trainer.errors import Exit
@@ -67,8 +67,8 @@ class LocalLauncher(PointLauncher[RunConfig]):
         self.sweep.say_ended(point)
 
 
-def _node_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a sentence when the run is for more nodes than this machine."""
+def _node_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem when the run is for more nodes than this machine."""
     if config.cluster.num_nodes > 1 and config.cluster.hostfile is None:
         yield must(
             "cluster.num_nodes",

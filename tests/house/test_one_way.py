@@ -1,9 +1,10 @@
-"""What has one place stays there: folders appear through one function."""
+"""What has one place stays there: how folders appear, and how a broken rule is said."""
 
 import ast
 from pathlib import Path
 
 from tests.house.tree import parse, python_files
+from trainer.config.rule import must, problem
 
 CODE = python_files("trainer", "launch")
 RENAMES = {
@@ -24,3 +25,16 @@ def calls_of(path: Path, *names: str) -> list[str]:
 def test_folders_appear_through_publish_folder_alone():
     found = {path: calls for path in CODE if (calls := calls_of(path, "rename", "move", "renames"))}
     assert set(found) == RENAMES, found
+
+
+def test_a_problem_is_built_from_its_key_in_one_place():
+    """So every sentence begins with its key, and nobody reads the key out of a sentence."""
+    built = {
+        path
+        for path in CODE
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Problem"
+    }
+    assert built == {Path("trainer/config/rule.py")}
+    for found in (must("a.b", "1", "x", "Set 1."), problem("a.b", "must have one.")):
+        assert found.key == "a.b" and found.sentence.startswith("`a.b` must ")

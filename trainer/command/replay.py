@@ -46,7 +46,7 @@ _LOG = logging.getLogger(__name__)
 
 SAMPLES_VERSION = 1
 """Raise it when the same options give other samples: a new number makes new stores."""
-CHECKED_KEYS = ("model.", "cluster.", "replay.generate.")
+CHECKED_KEYS = ("model", "cluster", "replay.generate")
 """What this command reads of the configuration; data and training may be left out."""
 WAIT_S = 2.0
 

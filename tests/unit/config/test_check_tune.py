@@ -53,7 +53,7 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
 )
 def test_what_cannot_train_is_refused(words, key):
     problems = list(find_problems(compose_config([*COMMON, *words.split()])))
-    assert any(problem.startswith(f"`{key}` must be") for problem in problems), problems
+    assert any(problem.sentence.startswith(f"`{key}` must be") for problem in problems), problems
 
 
 @pytest.mark.parametrize(
