@@ -66,7 +66,7 @@ def show_plan(config: RunConfig) -> bool:
     advice = None
     if not fits:
         advice = smallest_change(shape, run, weights, gpu_gib - reserve_gib, config.cluster.num_nodes)
-    output = _write_figure(config, shape, lora, full, gpu_gib)
+    output = _write_figure(config, shape, lora, full)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -182,9 +182,7 @@ def _notes(
     return notes
 
 
-def _write_figure(
-    config: RunConfig, shape: DecoderShape, lora: list[Adapter], full: dict[int, Peak], gpu_gib: float
-) -> Path:
+def _write_figure(config: RunConfig, shape: DecoderShape, lora: list[Adapter], full: dict[int, Peak]) -> Path:
     """Write the SVG whole or not at all; return its path."""
     output = Path(config.plan.output or Path(config.run_dir) / "plan.svg").expanduser().absolute()
     millions = Series("trainable", tuple((float(row.r), row.num_params / 1e6) for row in lora))

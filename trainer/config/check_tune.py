@@ -25,9 +25,6 @@ def tune_problems(config: RunConfig) -> Iterator[Problem]:
             yield from _virtual_problems(config)
         case TuneMethod.freeze:
             yield from _freeze_problems(tune)
-        case TuneMethod.bottleneck:
-            fix = "Set tune=lora. (peft has no adapters of this kind: Houlsby et al. 2019, arXiv:1902.00751.)"
-            yield must("tune.method", "a method that peft has", tune.method.value, fix)
     yield from _start_problems(config)
     if tune.quantise is not Quantise.none:
         yield from _quantise_problems(config)
