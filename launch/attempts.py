@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import Exit
 from trainer.metrics.jsonl import read
 
 RECORD = "attempts.jsonl"
@@ -20,7 +21,7 @@ PREFLIGHT = "preflight.json"
 """What the checks of the nodes found, in the folder of logs of an attempt."""
 _SCHEDULER_ERROR = re.compile(r"^(?:\d+: )?((?:srun|slurmstepd): error: .*)$")
 _TAIL_BYTES = 200_000
-FINAL_CODES = (0, 2, 3, 4)
+FINAL_CODES = (Exit.done, Exit.mendable, Exit.refused, Exit.non_finite)
 """Exit codes after which the batch script does not try again."""
 
 
@@ -53,7 +54,7 @@ def read_attempts(run_dir: Path) -> Attempts:
 
 
 def final_code(run_dir: Path) -> int | None:
-    """Return the exit code that ended the run since it was last submitted, 1 when the script gave up.
+    """Return the exit code that ended the run since it was last submitted, that of a death when the script gave up.
 
     None while another attempt may follow.
     """
@@ -61,7 +62,7 @@ def final_code(run_dir: Path) -> int | None:
     submitted = [number for number, line in enumerate(lines) if line["event"] == "submitted"]
     lines = lines[submitted[-1] + 1 :] if submitted else lines
     if any(line["event"] == "gave_up" for line in lines):
-        return 1
+        return Exit.died
     codes = [line.get("code") for line in lines if line["event"] in ("started", "ended")]
     return codes[-1] if codes and codes[-1] in FINAL_CODES else None
 
@@ -69,7 +70,7 @@ def final_code(run_dir: Path) -> int | None:
 def has_finished(run_dir: Path) -> bool:
     """Tell whether a run has ended well, as its script says, or its ledger where no script started it."""
     if (run_dir / RECORD).exists():
-        return final_code(run_dir) == 0
+        return final_code(run_dir) == Exit.done
     ends = [line for line in read(run_dir / "ledger.jsonl") if line.get("event") in ("started", "stopped")]
     return bool(ends) and ends[-1].get("reason") in ("finished", "early_stop")
 

@@ -7,9 +7,11 @@ version of Python gives slightly other documents. Run `python -m trainer.launch.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
+
+from trainer.config.snapshot import write_atomic
+from trainer.errors import Exit
 
 
 def reference_documents() -> list[dict[str, str]]:
@@ -26,10 +28,8 @@ def write_corpus(path: Path) -> int:
     """Write the documents as JSON lines, all or nothing, and return how many they are."""
     documents = reference_documents()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     lines = (json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    partial.write_text("".join(lines), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomic(path, "".join(lines))
     return len(documents)
 
 
@@ -37,12 +37,12 @@ def main() -> int:
     """Write the corpus to the file named on the command line."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: python -m trainer.launch.corpus OUT.jsonl", file=sys.stderr)
-        return 2
+        return Exit.mendable
     path = Path(sys.argv[1])
     num_documents = write_corpus(path)
     num_bytes = path.stat().st_size
     print(f"{path}: {num_documents} documents of the Python reference, {num_bytes:,} bytes")
-    return 0
+    return Exit.done
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from trainer.config.store import load_config
-from trainer.errors import TrainerError
+from trainer.errors import Exit, TrainerError
 
 
 def make_inputs(config_file: Path) -> None:
@@ -26,13 +26,13 @@ def main() -> int:
     """Run on the file of the command line; return the exit code."""
     if len(sys.argv) != 2:
         print("usage: python -m trainer.launch.inputs CONFIG", file=sys.stderr)
-        return 2
+        return Exit.mendable
     try:
         make_inputs(Path(sys.argv[1]))
     except TrainerError as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+        return Exit.mendable
+    return Exit.done
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from hydra.core.utils import JobReturn
 
 from trainer.config.check import find_problems, refuse
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze
+from trainer.errors import Exit
 
 from .point_launcher import MODULE, PointLauncher
 from .points import Point
 from .run_here import run_here
 from .sweep import SweepStopped
-
-EXIT_STOPPED = 75
 
 
 @dataclass
@@ -60,16 +59,16 @@ class LocalLauncher(PointLauncher[RunConfig]):
         code, was_stopped = run_here(freeze(config, run_dir), run_dir)
         if was_stopped:
             self.sweep.outcomes()
-            left = self.sweep.num_points - self.sweep.num_ended - (code == 0)
+            left = self.sweep.num_points - self.sweep.num_ended - (code == Exit.done)
             raise SweepStopped(
                 f"Stopped by a signal. Points left: {left}. Start the same command again to go on.",
-                EXIT_STOPPED,
+                Exit.preempted,
             )
         self.sweep.say_ended(point)
 
 
-def _node_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a sentence when the run is for more nodes than this machine."""
+def _node_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem when the run is for more nodes than this machine."""
     if config.cluster.num_nodes > 1 and config.cluster.hostfile is None:
         yield must(
             "cluster.num_nodes",

@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 
 from trainer.config.store import compose_config, compose_sweep, is_swept
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Exit
 
 from .local_launcher import LocalLauncher, LocalLauncherConf
 from .outcome import find_outcomes, remember, say_end, write_page
@@ -61,7 +61,7 @@ def start_sweep(command: str, words: Sequence[str], is_dry: bool) -> int:
     try:
         sweeper.sweep(list(config.hydra.overrides.task))
     except DryRunShown:
-        return 0
+        return Exit.done
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         return stopped.code
@@ -80,7 +80,7 @@ def show_sweep(folder: Path) -> int:
     remember(folder, record, outcomes)
     say_end(folder, record, outcomes)
     print(f"Figure: {write_page(folder, record, outcomes)}")
-    return 0
+    return Exit.done
 
 
 def register() -> None:

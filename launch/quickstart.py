@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from trainer.errors import Exit
 from trainer.metrics.jsonl import read
 
 PROMPT = 'In Python, the "with" statement is used to'
@@ -29,11 +30,11 @@ def is_trained(run_dir: Path) -> bool:
 
 
 def show(run_dir: Path, base_dir: Path) -> int:
-    """Print the result of the run; return 0 if the held-out loss went down and 1 if not."""
+    """Print the result of the run; return the exit code, not 0 unless the held-out loss went down."""
     records = read(run_dir / "metrics.jsonl")
     if not (run_dir / MEASURED).is_file():
         print(f"{run_dir} holds no {MEASURED}; the training did not end.")
-        return 1
+        return Exit.died
     sets = json.loads((run_dir / MEASURED).read_text(encoding="utf-8"))["sets"]
     print("  held-out loss, nats per token")
     for one in sets:
@@ -50,8 +51,8 @@ def show(run_dir: Path, base_dir: Path) -> int:
     compare(base_dir, run_dir / "export")
     if not all(one["change_nats"] < 0 for one in sets if one["role"] == "target"):
         print("\nThe held-out loss of the target did not go down: something is wrong.", file=sys.stderr)
-        return 1
-    return 0
+        return Exit.died
+    return Exit.done
 
 
 def compare(base_dir: Path, tuned_dir: Path) -> None:
@@ -68,11 +69,11 @@ def main() -> int:
     """Run `is-trained RUN_DIR` (an exit code) or `show RUN_DIR BASE_DIR`."""
     match sys.argv[1:]:
         case ["is-trained", run_dir]:
-            return 0 if is_trained(Path(run_dir)) else 1
+            return Exit.done if is_trained(Path(run_dir)) else Exit.died
         case ["show", run_dir, base_dir]:
             return show(Path(run_dir), Path(base_dir))
     print("usage: python -m trainer.launch.quickstart is-trained RUN_DIR | show RUN_DIR BASE_DIR")
-    return 2
+    return Exit.mendable
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer.runtime.job import EXIT_CODE, LOG_DIR
+from trainer.runtime.job import EXIT_CODE, LOG_DIR, as_shells_tell
 from trainer.runtime.log import attempt_dir
 from trainer.runtime.signals import handed_on
 
@@ -54,8 +54,7 @@ def run_here(config_file: Path, run_dir: Path) -> tuple[int, bool]:
             _follow(process, run_dir)
     told = logs / EXIT_CODE
     # DeepSpeed's launcher ends with 1 after a signal, whatever its ranks end with.
-    code = int(told.read_text()) if told.exists() else process.returncode
-    code = code if code >= 0 else 128 - code
+    code = int(told.read_text()) if told.exists() else as_shells_tell(process.returncode)
     note(run_dir, "ended", attempt=attempt, code=code, newest="")
     return code, bool(stopped)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.cluster import ClusterConfig, gres_gpus
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 from trainer.errors import ConfigError
 
 _GPUS = re.compile(r"\bgpu(?::[A-Za-z][^:,()]*)?:(\d+)")
@@ -90,8 +90,8 @@ def parse_minutes(text: str) -> int | None:
     return int(days) * 1440 + hours * 60 + minutes
 
 
-def site_problems(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> Iterator[str]:
-    """Yield a sentence for everything the partition cannot give."""
+def site_problems(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> Iterator[Problem]:
+    """Yield everything the partition cannot give."""
     names = sorted({kind.partition for kind in kinds})
     chosen = [
         kind
@@ -120,7 +120,7 @@ def site_problems(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> Iterator
         )
 
 
-def _size_problems(cluster: ClusterConfig, chosen: Sequence[NodeKind], where: str) -> Iterator[str]:
+def _size_problems(cluster: ClusterConfig, chosen: Sequence[NodeKind], where: str) -> Iterator[Problem]:
     """Yield what is wrong with GPUs, cores and nodes asked for."""
     gpus, cores = cluster.num_gpus_asked, (cluster.cpus_per_rank or 1) * cluster.ranks_per_node
     most_gpus, most_cores = max(k.num_gpus for k in chosen), max(k.num_cpus for k in chosen)

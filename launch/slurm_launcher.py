@@ -12,7 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from trainer.config.schema import RunConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Exit
 
 from .attempts import last_job
 from .point_launcher import MODULE, PointLauncher
@@ -21,8 +21,6 @@ from .slurm import ENDED, job_states
 from .submit import Ready, Site, check, find_site, hand_over
 from .sweep import SweepStopped
 from .waiting import ended_runs
-
-EXIT_INTERRUPTED = 130
 
 
 @dataclass
@@ -121,7 +119,7 @@ class SlurmLauncher(PointLauncher[Ready]):
             raise SweepStopped(
                 f"\nStopped waiting. Jobs that go on by themselves: {listed}. Start the same command again to wait for "
                 f"them, or see: palimpsest status {self.sweep.folder}",
-                EXIT_INTERRUPTED,
+                Exit.interrupted,
             ) from None
 
 

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Exit
 from trainer.metrics.jsonl import read
 
 from .attempts import Attempts, events, last_job, read_attempts
@@ -21,7 +21,13 @@ from .points import Goal, read_record
 from .slurm import job_states
 
 ENDS = {"finished": "finished", "early_stop": "stopped early", "non_finite": "not finite", "failed": "failed"}
-CODES = {0: "finished", 2: "must be mended", 3: "refused", 4: "not finite", 75: "saved, stopped"}
+CODES: Mapping[int, str] = {
+    Exit.done: "finished",
+    Exit.mendable: "must be mended",
+    Exit.refused: "refused",
+    Exit.non_finite: "not finite",
+    Exit.preempted: "saved, stopped",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class RunStatus:
 
 
 def show_status(words: Sequence[str]) -> int:
-    """Print the runs that the words name; return 0.
+    """Print the runs that the words name; return the exit code.
 
     Raises:
         ConfigError: A word is no run directory, and no folder with run directories.
@@ -65,7 +71,7 @@ def show_status(words: Sequence[str]) -> int:
             console.print(
                 f"{status.name}: {status.last_error}", highlight=False, markup=False, soft_wrap=True
             )
-    return 0
+    return Exit.done
 
 
 def _with_goals(folder: Path) -> list[tuple[Path, Goal | None]]:

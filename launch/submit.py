@@ -13,10 +13,10 @@ from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
 from trainer.config.check_cluster import lead_problems, submit_problems
 from trainer.config.cluster import ContainerRuntime, Scheduler
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Exit
 
 from .attempts import last_job, measured_save_s, note
 from .render import render
@@ -50,12 +50,12 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     if is_dry:
         print(ready.script, end="")
         print("\n".join(ready.says), file=sys.stderr)
-        return 0
+        return Exit.done
     _refuse_doubles(Path(config.run_dir))
     job_id = hand_over(ready)
     print("\n".join(ready.says))
     print(f"Job {job_id}. See: palimpsest status {config.run_dir}")
-    return 0
+    return Exit.done
 
 
 def find_site(config: RunConfig, is_dry: bool) -> Site:
@@ -139,8 +139,8 @@ def _refuse_doubles(run_dir: Path) -> None:
         )
 
 
-def _image_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a sentence when the image is a file that is not there."""
+def _image_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem when the image is a file that is not there."""
     container = config.cluster.container
     if container.runtime is ContainerRuntime.none or not container.image:
         return
@@ -168,8 +168,8 @@ def _save_time(config: RunConfig, forecast: LightForecast | None) -> tuple[float
     return seconds, f"{forecast.checkpoint_bytes / 1e9:.3g} GB at {cluster.write_gb_per_s:g} GB/s a node"
 
 
-def _memory_problems(config: RunConfig, forecast: LightForecast | None) -> Iterator[str]:
-    """Yield a sentence when the run does not fit the GPUs it asks for."""
+def _memory_problems(config: RunConfig, forecast: LightForecast | None) -> Iterator[Problem]:
+    """Yield a problem when the run does not fit the GPUs it asks for."""
     if forecast is None or not config.cluster.num_gpus_asked or forecast.fits is not False:
         return
     yield must(

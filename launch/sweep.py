@@ -13,7 +13,7 @@ from trainer.config.check_sweep import sweep_problems
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path, refuse_another
 from trainer.config.store import compose_config, is_swept
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Exit
 from trainer.runtime.lock import run_lock
 
 from .attempts import has_finished
@@ -193,7 +193,7 @@ class Sweep:
         if self.was_handed_in:
             print(f"See: palimpsest status {self.folder}")
             print(f"The table and the figure of the sweep: palimpsest report run_dir={self.folder}")
-            return 0
+            return Exit.done
         say_end(self.folder, self.record, outcomes)
         print(f"Figure: {write_page(self.folder, self.record, outcomes)}", flush=True)
         if outcomes and all(one.objective is None for one in outcomes):
@@ -201,7 +201,7 @@ class Sweep:
                 f"No point of {self.folder} has an objective. {outcomes[0].name}: {outcomes[0].error}. Mend the cause "
                 "and start the same command again."
             )
-        return 0
+        return Exit.done
 
 
 def key_of(word: str) -> str:

@@ -19,13 +19,11 @@ from trainer.command.usage import DETAILS, SUBCOMMANDS, help_text
 from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.dist.env import is_rank, rank_env, rank_shown
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError, Exit, TrainerError
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.job import leave_exit_code
 from trainer.runtime.libraries import libraries_held
 from trainer.runtime.log import setup_messages
-
-EXIT_USER_ERROR = 2
 
 
 def main() -> None:
@@ -54,21 +52,21 @@ def _answer(arguments: Sequence[str]) -> int:
     try:
         if arguments and arguments[0] in DETAILS and "--help" in arguments:
             print(DETAILS[arguments[0]])
-            return 0
+            return Exit.done
         if not arguments or arguments[0] in ("-h", "--help", "help") or "--help" in arguments:
             print(help_text())
-            return 0
+            return Exit.done
         if len(arguments) == 1 and arguments[0] in SUBCOMMANDS:
             for name, what in SUBCOMMANDS[arguments[0]].items():
                 print(f"palimpsest {arguments[0]} {name}: {what}")
-            return 0
+            return Exit.done
         with disk_explained(None):
             return _dispatch(parse(arguments))
     except TrainerError as error:
         return _report(error)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        return 130
+        return Exit.interrupted
 
 
 def _quieten_libraries() -> None:
@@ -85,13 +83,12 @@ def _dispatch(invocation: Invocation) -> int:
     config = _load(invocation)
     if invocation.show_config:
         print(to_yaml(config), end="")
-        return 0
+        return Exit.done
     match invocation.command:
         case "plan":
             from trainer.command.plan import show_plan
-            from trainer.command.rank import EXIT_REFUSED
 
-            return 0 if show_plan(config) or not config.plan.strict else EXIT_REFUSED
+            return Exit.done if show_plan(config) or not config.plan.strict else Exit.refused
         case "submit":
             from trainer.launch.submit import submit
 
@@ -149,7 +146,7 @@ def _run_here(command: str, config: RunConfig) -> int:
             from trainer.command.prepare import prepare_data
 
             prepare_data(config)
-            return 0
+            return Exit.done
         case "export":
             from trainer.command.export import export
 
@@ -158,7 +155,7 @@ def _run_here(command: str, config: RunConfig) -> int:
             from trainer.report.announce import announce
 
             announce(Path(config.run_dir))
-            return 0
+            return Exit.done
         case "replay generate":
             from trainer.command.train import start_generation
 
@@ -184,9 +181,9 @@ def _load(invocation: Invocation) -> RunConfig:
 def _report(error: TrainerError) -> int:
     """Print an error once: other ranks wait for the launcher to end them after rank 0 has spoken."""
     rank = rank_shown(os.environ)
-    leave_exit_code(os.environ, EXIT_USER_ERROR, rank == 0)
+    leave_exit_code(os.environ, Exit.mendable, rank == 0)
     if rank > 0:
         time.sleep(5)
     prefix = f"[rank {rank}] " if rank else ""
     print(f"{prefix}Error: {error}", file=sys.stderr, flush=True)
-    return EXIT_USER_ERROR
+    return Exit.mendable

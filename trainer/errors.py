@@ -1,10 +1,31 @@
-"""The errors a person sees. Each message is one sentence that names the key, file or line, and the fix.
+"""The errors a person sees, and what a process that ends tells whoever started it.
 
-`TrainerError` and its leaves mean "the user can mend this": the command line prints the message
-without a traceback and exits with 2. Anything else is our bug and keeps its traceback.
+Each message is one sentence that names the key, file or line, and the fix. `TrainerError` and its leaves mean "the user
+can mend this": the command line prints the message without a traceback and exits with 2. Anything else is our bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of `palimpsest` and its ranks; job scripts act on them."""
+
+    done = 0
+    died = 1
+    """A crash, or another attempt would not help: the logs say why."""
+    mendable = 2
+    """Something a person can mend; one sentence says what."""
+    refused = 3
+    """By the gate, or the run does not fit and `plan.strict` is set."""
+    non_finite = 4
+    """Loss, gradients or weights were not finite."""
+    preempted = 75
+    """Told to stop, with a checkpoint where the model was sound: the same command goes on (EX_TEMPFAIL)."""
+    interrupted = 130
+    """Ctrl-C where there is nothing to save, as shells tell it."""
 
 
 class TrainerError(Exception):

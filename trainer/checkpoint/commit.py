@@ -1,6 +1,6 @@
 """The commit protocol: a checkpoint exists only when its manifest does and verifies.
 
-stage -> every rank writes, fsyncs and digests -> gather -> manifest -> fsync -> rename -> pointer.
+stage -> every rank writes, fsyncs and digests -> gather -> manifest -> put in its place -> pointer.
 DeepSpeed's own save writes its `latest` before other ranks are done and neither fsyncs nor renames; a
 kill or a full disk then leaves a pointer to a torn checkpoint.
 """
@@ -10,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, step_dir
 from trainer.checkpoint.manifest import Manifest, manifest_text
+from trainer.config.snapshot import write_atomic
 from trainer.dist.mesh import Mesh
 from trainer.errors import CheckpointError
 from trainer.runtime.disk import FULL, disk_errno
+from trainer.runtime.publish import clear_leftovers, put_in_place, staged
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Written(Protocol):
@@ -53,34 +53,24 @@ def commit(run_dir: Path, manifest: Manifest, write: Callable[[Path], list[Writt
         CheckpointError: No space, or any rank failed; the staging folder is gone then.
     """
     target = step_dir(run_dir, manifest.step)
-    token = mesh.broadcast(uuid.uuid4().hex[:12])
-    staging = target.with_name(f".{target.name}.{token}.tmp")
-    error: Exception | None = None
-    written: list[Written] = []
-    try:
-        if mesh.is_first:
-            staging.mkdir(parents=True)
-    except OSError as problem:
-        error = problem
-    try:
+    with contextlib.ExitStack() as stack:
+        made, error = _attempt(lambda: stack.enter_context(staged(target)) if mesh.is_first else None)
         _agree(mesh, error, target)
-        written, error = _attempt(write, staging)
+        staging: Path = mesh.broadcast(made)
+        written, error = _attempt(lambda: write(staging))
         _agree(mesh, error, target)
-        files = _gather_files(mesh, written, staging)
+        files = _gather_files(mesh, written or [], staging)
         if mesh.is_first:
-            error = _publish(staging, target, manifest, files)
+            _, error = _attempt(lambda: _publish(staging, target, dataclasses.replace(manifest, files=files)))
         _agree(mesh, error, target)
-    finally:
-        if mesh.is_first:
-            shutil.rmtree(staging, ignore_errors=True)
     return target
 
 
-def _attempt(write: Callable[[Path], list[Written]], staging: Path) -> tuple[list[Written], Exception | None]:
+def _attempt(act: Callable[[], _T]) -> tuple[_T | None, Exception | None]:
     try:
-        return write(staging), None
+        return act(), None
     except Exception as error:
-        return [], error
+        return None, error
 
 
 def _agree(mesh: Mesh, error: Exception | None, target: Path) -> None:
@@ -103,51 +93,20 @@ def _gather_files(mesh: Mesh, written: list[Written], staging: Path) -> dict[str
     return dict(sorted(files.items()))
 
 
-def _publish(
-    staging: Path, target: Path, manifest: Manifest, files: dict[str, tuple[int, str]]
-) -> Exception | None:
-    try:
-        _write_durably(staging / MANIFEST, manifest_text(dataclasses.replace(manifest, files=files)))
-        for folder in {(staging / name).parent for name in files} | {staging}:
-            _fsync_dir(folder)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(staging, target)
-        _fsync_dir(target.parent)
-    except OSError as error:
-        return error
+def _publish(staging: Path, target: Path, manifest: Manifest) -> None:
+    (staging / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+    put_in_place(staging, target)
     _point_to(target)
-    return None
 
 
 def _point_to(target: Path) -> None:
     """Leave the name of the newest checkpoint for people; nobody relies on it, so that it may fail."""
-    pointer = target.parent / f".latest.{os.getpid()}.tmp"
     try:
-        _write_durably(pointer, target.name + "\n")
-        os.replace(pointer, target.parent / "latest")
+        write_atomic(target.parent / "latest", target.name + "\n")
     except OSError as error:
         _LOG.warning("%s is committed; `latest` still names the one before: %s.", target.name, error)
-        with contextlib.suppress(OSError):
-            pointer.unlink()
 
 
 def remove_staging(run_dir: Path) -> None:
-    """Remove what an interrupted save left behind."""
-    for entry in checkpoints_dir(run_dir).glob(".step-*.tmp"):
-        shutil.rmtree(entry, ignore_errors=True)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync_dir(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Clear what an interrupted save left behind; for who holds the run directory."""
+    clear_leftovers(checkpoints_dir(run_dir), older_s=0)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-ENGINE = "engine"
 FINGERPRINT = "fingerprint.safetensors"
 
 _STEP = re.compile(r"step-(\d{8})")

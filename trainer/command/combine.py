@@ -11,7 +11,7 @@ from trainer.checkpoint.named import find_checkpoint
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
-from trainer.errors import CheckpointError, ConfigError, ModelError
+from trainer.errors import CheckpointError, ConfigError, Exit, ModelError
 from trainer.export.gguf import find_converter, write_gguf
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def combine_adapters(config: RunConfig) -> int:
     from trainer.export.combine import combined
     from trainer.export.folder import write_model_files, write_tokenizer
     from trainer.export.merge import with_base, write_adapter
-    from trainer.export.weights import DTYPES, export_dtype, export_weights, publish_folder
+    from trainer.export.weights import DTYPES, export_dtype, export_weights, publish_export
     from trainer.model.digest import base_digest
     from trainer.model.resolve import resolve_model
 
@@ -67,11 +67,11 @@ def combine_adapters(config: RunConfig) -> int:
             write_adapter(tensors.items(), described, folder, DTYPES[dtype])
             write_tokenizer(source, config.model, folder)
 
-        publish_folder(output_dir, fill)
+        publish_export(output_dir, fill)
         made = f"An adapter of rank {described.r} on {len(described.target_modules)} modules"
     console.print(f"{made} in {output_dir}", highlight=False, soft_wrap=True)
     write_gguf(converter, output_dir, export.gguf, None if export.merge else source, console)
-    return 0
+    return Exit.done
 
 
 def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:

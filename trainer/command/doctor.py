@@ -28,7 +28,7 @@ from trainer.config.store import to_yaml
 from trainer.dist.env import RankEnv, expected_nodes, node_name, rank_env
 from trainer.dist.hosts import parse_hostfile
 from trainer.dist.rendezvous import check_rendezvous
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError, Exit, TrainerError
 from trainer.preflight.alarm import ended_after
 from trainer.preflight.findings import Findings, print_table, show, write_record
 from trainer.preflight.machine import describe_machine
@@ -40,7 +40,6 @@ from trainer.start.local import start_plain
 
 NODES = "nodes"
 """Folder of an attempt's logs in which every node leaves its name; the job script reads it as well."""
-EXIT_FAILED = 2
 CHECKED_KEYS = ("cluster", "run_dir")
 
 
@@ -59,7 +58,7 @@ def examine_machine(config: RunConfig) -> int:
             "This is one machine; a job on several nodes checks all of them before its ranks start."
         )
     if installed("torch") is None:
-        return 0
+        return Exit.done
     print(flush=True)
     num_ranks = _ranks_here(config.cluster)
     if num_ranks == 1:
@@ -116,14 +115,14 @@ def examine_nodes(config: RunConfig, config_file: Path | None) -> int:
             if log_dir is not None:
                 write_record(log_dir, findings, seconds)
         if findings.has_failed:
-            leave_exit_code(os.environ, EXIT_FAILED, env.is_first)
-        return EXIT_FAILED if findings.has_failed else 0
+            leave_exit_code(os.environ, Exit.mendable, env.is_first)
+        return Exit.mendable if findings.has_failed else Exit.done
 
     def last_words() -> None:
         from trainer.preflight.absence import judge_stuck
         from trainer.preflight.meeting import look_in
 
-        leave_exit_code(os.environ, EXIT_FAILED, env.is_first)
+        leave_exit_code(os.environ, Exit.mendable, env.is_first)
         phases = {} if findings.is_final else look_in(env)
         # One that cannot ask where the others stand may only be waiting for them: it does not name itself.
         if not findings.is_final and (phases or env.is_first):
@@ -136,7 +135,7 @@ def examine_nodes(config: RunConfig, config_file: Path | None) -> int:
 
     # A clock that was set meanwhile must not take, or give, all of it.
     left_s = limits.timeout_s - min(max(time.time() - began, 0.0), limits.timeout_s / 2)
-    with ended_after(left_s, last_words, EXIT_FAILED):
+    with ended_after(left_s, last_words, Exit.mendable):
         return _examine(config, config_file, env, node, findings, time.monotonic() + left_s) or conclude()
 
 
@@ -164,7 +163,7 @@ def _examine(
         config_digest=_digest(config, config_file),
     )
     meeting = open_meeting(env, node, config.cluster.preflight.rendezvous_s, deadline)
-    return 0 if examine(meeting, plan, findings) or env.is_first else EXIT_FAILED
+    return Exit.done if examine(meeting, plan, findings) or env.is_first else Exit.mendable
 
 
 def _hosts(cluster: ClusterConfig) -> list[str]:

@@ -15,7 +15,7 @@ from trainer.checkpoint.named import find_checkpoint
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise, TuneMethod
-from trainer.errors import SelfCheckError
+from trainer.errors import Exit, SelfCheckError
 from trainer.export.gguf import find_converter, write_gguf
 from trainer.run.identity import refuse_other_model
 
@@ -94,7 +94,7 @@ def export_model(config: RunConfig) -> int:
             f"to {config.export.dtype}; export.dtype=float32 keeps them.",
         )
     write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
-    return 0
+    return Exit.done
 
 
 def _in_dtype(config: RunConfig, dtype: str) -> RunConfig:
@@ -173,7 +173,7 @@ def _write_export(
     from trainer.export.blend import blended
     from trainer.export.folder import write_model_files, write_tokenizer
     from trainer.export.merge import read_adapter, write_adapter
-    from trainer.export.weights import DTYPES, export_weights, publish_folder
+    from trainer.export.weights import DTYPES, export_weights, publish_export
     from trainer.model.tune.pissa import as_plain_lora
 
     options = config.export
@@ -186,7 +186,7 @@ def _write_export(
             counts.append(write_adapter(trained, adapter, folder, DTYPES[options.dtype]))
             write_tokenizer(source, config.model, folder)
 
-        publish_folder(output_dir, fill)
+        publish_export(output_dir, fill)
         return counts[0]
     stream = tuned_tensors(config, checkpoint, source)
     if options.alpha != 1:

@@ -28,7 +28,7 @@ from trainer.data.store.prepared import open_all
 from trainer.dist.mesh import alone
 from trainer.engine.engine import undivided
 from trainer.engine.policy import Policy
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, Exit
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
 from trainer.export.blend import blended
 from trainer.model.attention import choose_attention
@@ -99,7 +99,7 @@ def interpolate(config: RunConfig) -> int:
         soft_wrap=True,
         highlight=False,
     )
-    return 0
+    return Exit.done
 
 
 def parse_alphas(text: str) -> list[float]:

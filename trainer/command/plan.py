@@ -66,7 +66,7 @@ def show_plan(config: RunConfig) -> bool:
     advice = None
     if not fits:
         advice = smallest_change(shape, run, weights, gpu_gib - reserve_gib, config.cluster.num_nodes)
-    output = _write_figure(config, shape, lora, full, gpu_gib)
+    output = _write_figure(config, shape, lora, full)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -183,7 +183,7 @@ def _notes(
 
 
 def _write_figure(
-    config: RunConfig, shape: DecoderShape, lora: list[AdapterSize], full: dict[int, Peak], gpu_gib: float
+    config: RunConfig, shape: DecoderShape, lora: list[AdapterSize], full: dict[int, Peak]
 ) -> Path:
     """Write the SVG whole or not at all; return its path."""
     output = Path(config.plan.output or Path(config.run_dir) / "plan.svg").expanduser().absolute()

@@ -11,14 +11,16 @@ from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated, freeze
 from trainer.dist.env import rank_env
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Exit
 from trainer.runtime.job import leave_exit_code
 
-EXIT_REFUSED = 3
-"""The gate refuses, or the run does not fit and `plan.strict` is set."""
-EXIT_CODES = {"finished": 0, "early_stop": 0, "preempted": 75, "non_finite": 4}
-"""Exit code by stop reason: 75 (EX_TEMPFAIL) asks for a requeue, 4 means numbers went wrong."""
-
+EXITS = {
+    "finished": Exit.done,
+    "early_stop": Exit.done,
+    "preempted": Exit.preempted,
+    "non_finite": Exit.non_finite,
+}
+"""By stop reason of the loop."""
 END_SENTENCES = {
     "early_stop": "Stopped early: the held-out loss has not fallen for evaluate.patience evaluations.",
     "preempted": "Stopped by a signal. {newest} Start the same command again to go on.",
@@ -40,7 +42,7 @@ def run_rank(command: str, config: RunConfig) -> int:
     if command == "replay generate":
         from trainer.command.replay import run_generation
 
-        return 0 if run_generation(config) else _say_stopped_generation(env.is_first)
+        return Exit.done if run_generation(config) else _say_stopped_generation(env.is_first)
     check_config(config, env.world_size)
     config = dated(fitted_here(config, env.world_size, env.is_first), Path(config.run_dir))
     if command in ("train", "evaluate"):
@@ -50,7 +52,7 @@ def run_rank(command: str, config: RunConfig) -> int:
     if command == "evaluate":
         from trainer.command.evaluate import run_evaluation
 
-        return 0 if run_evaluation(config) else EXIT_REFUSED
+        return Exit.done if run_evaluation(config) else Exit.refused
     if command != "train":
         raise ConfigError(f"`{command}` must be started alone, not by a launcher. Run: palimpsest {command}")
     from trainer.run.training import run_training
@@ -63,8 +65,8 @@ def run_rank(command: str, config: RunConfig) -> int:
         print(
             END_SENTENCES[reason].format(run_dir=config.run_dir, newest=newest), file=sys.stderr, flush=True
         )
-    leave_exit_code(os.environ, EXIT_CODES[reason], env.is_first)
-    return EXIT_CODES[reason]
+    leave_exit_code(os.environ, EXITS[reason], env.is_first)
+    return EXITS[reason]
 
 
 def newest_in_words(run_dir: Path) -> str:
@@ -78,4 +80,4 @@ def newest_in_words(run_dir: Path) -> str:
 def _say_stopped_generation(is_first: bool) -> int:
     if is_first:
         print("Stopped by a signal. Start the same command again to go on.", file=sys.stderr, flush=True)
-    return EXIT_CODES["preempted"]
+    return Exit.preempted

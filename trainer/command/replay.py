@@ -46,7 +46,7 @@ _LOG = logging.getLogger(__name__)
 
 SAMPLES_VERSION = 1
 """Raise it when the same options give other samples: a new number makes new stores."""
-CHECKED_KEYS = ("model.", "cluster.", "replay.generate.")
+CHECKED_KEYS = ("model", "cluster", "replay.generate")
 """What this command reads of the configuration; data and training may be left out."""
 WAIT_S = 2.0
 
@@ -88,7 +88,7 @@ def make_request(config: RunConfig) -> Request:
     shaping |= {"output_dir": None, "prompts": "chat" if is_chat else "text"}
     described = [SAMPLES_VERSION, weights, tokenizer.digest, shaping]
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    target = Path(options.output_dir or cache_dir / "generated" / key[:8]).expanduser().absolute()
+    target = Path(options.output_dir or cache_dir / "generated" / key[:8]).expanduser().resolve()
     return Request(source, weights, tokenizer, plan, engine, key, target)
 
 

@@ -16,7 +16,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path, dated, freeze
 from trainer.config.store import load_config, to_yaml
 from trainer.dist.hosts import expand_hosts
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Exit
 from trainer.model.dtype import NO_BF16
 from trainer.runtime.log import attempt_dir
 from trainer.start.local import only_rank, start_local
@@ -76,7 +76,7 @@ def start_generation(config: RunConfig) -> int:
         )
     check_config(config, only=CHECKED_KEYS)
     if show_finished(config):
-        return 0
+        return Exit.done
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(config), encoding="utf-8")

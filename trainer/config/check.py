@@ -21,7 +21,7 @@ from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import ScheduleConfig, ScheduleName
 from trainer.config.plan import PlanConfig
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
@@ -33,24 +33,21 @@ def check_config(
 
     Args:
         world_size: Ranks of the run when already known; batch rules need it.
-        only: Beginnings of the keys that a command reads, when it trains nothing; None means all.
+        only: Sections and keys that a command reads, when it trains nothing; None means all.
     """
-    problems = list(find_problems(config, world_size))
-    if only is not None:
-        problems = [problem for problem in problems if problem.startswith(tuple(f"`{key}" for key in only))]
-    refuse(problems)
+    refuse([found for found in find_problems(config, world_size) if only is None or found.is_in(only)])
 
 
-def refuse(problems: Sequence[str]) -> None:
+def refuse(problems: Sequence[Problem]) -> None:
     """Raise one ConfigError that lists the problems, if there are any."""
     if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
+        lines = "\n".join(f"  - {found.sentence}" for found in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"The configuration has {count}:\n{lines}")
 
 
-def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[str]:
-    """Yield a sentence for every broken rule."""
+def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[Problem]:
+    """Yield every broken rule."""
     yield from _run_problems(config)
     yield from _model_problems(config.model)
     yield from _data_problems(config)
@@ -68,7 +65,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from cluster_problems(config.cluster)
 
 
-def _run_problems(config: RunConfig) -> Iterator[str]:
+def _run_problems(config: RunConfig) -> Iterator[Problem]:
     if not config.name or "/" in config.name:
         yield must("name", "a name without '/'", config.name, "Set name=my-run.")
     if not config.run_dir:
@@ -83,7 +80,7 @@ def is_day(text: str) -> bool:
         return False
 
 
-def _model_problems(model: ModelConfig) -> Iterator[str]:
+def _model_problems(model: ModelConfig) -> Iterator[Problem]:
     if model.kind is ModelKind.tiny:
         yield from _tiny_problems(model.tiny)
     needs_path = model.kind in (ModelKind.pretrained, ModelKind.random)
@@ -107,7 +104,7 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
         yield must("model.loss_chunk_tokens", "at least 1", model.loss_chunk_tokens, "Use 4096.")
 
 
-def _tiny_problems(shape: dict[str, int]) -> Iterator[str]:
+def _tiny_problems(shape: dict[str, int]) -> Iterator[Problem]:
     known = ModelConfig().tiny
     for key in set(shape) - set(known):
         yield must(f"model.tiny.{key}", f"one of {', '.join(known)}", shape[key], "Remove it.")
@@ -127,12 +124,13 @@ def _tiny_problems(shape: dict[str, int]) -> Iterator[str]:
         yield must("model.tiny.num_key_value_heads", f"a divisor of {heads}", kv_heads, "Set 1.")
 
 
-def _data_problems(config: RunConfig) -> Iterator[str]:
+def _data_problems(config: RunConfig) -> Iterator[Problem]:
     data = config.data
     if not data.sources:
-        yield (
-            "`data.sources` must name at least one source, but is empty instead. "
-            "Use data=text data.sources.corpus.path=FILES, or data=chat data.sources.chat.path=FILES."
+        yield problem(
+            "data.sources",
+            "must name at least one source, but is empty instead. "
+            "Use data=text data.sources.corpus.path=FILES, or data=chat data.sources.chat.path=FILES.",
         )
     if data.seq_len < 8:
         yield must("data.seq_len", "at least 8", data.seq_len, "Set data.seq_len=2048.")
@@ -148,12 +146,13 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
         yield from learn_problems(f"data.sources.{name}", source)
 
 
-def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
+def _source_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     if (source.path is None) == (source.dataset is None):
         given = "both" if source.path is not None else "neither"
-        yield (
-            f"`{key}` must have one of `path` and `dataset`, but has {given} instead. "
-            f"Set {key}.path=FILES or {key}.dataset=NAME."
+        yield problem(
+            key,
+            f"must have one of `path` and `dataset`, but has {given} instead. "
+            f"Set {key}.path=FILES or {key}.dataset=NAME.",
         )
     if source.as_chat and source.format is not Format.completion:
         yield must(
@@ -176,7 +175,7 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
         yield must(f"{key}.clean.max_chars", f"at least min_chars ({low})", high, "Raise it.")
 
 
-def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[str]:
+def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
     train, seq_len = config.train, config.data.seq_len
     lengths = {
         "max_steps": train.max_steps,
@@ -186,9 +185,10 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[str]:
     given = [key for key, value in lengths.items() if value is not None]
     if len(given) != 1:
         shown = " and ".join(given) if given else "none"
-        yield (
-            f"`train` must have exactly one of max_steps, max_epochs and max_tokens, but has {shown} "
-            f"instead. {'Set the others to null.' if given else 'Set train.max_epochs=1.'}"
+        yield problem(
+            "train",
+            f"must have exactly one of max_steps, max_epochs and max_tokens, but has {shown} "
+            f"instead. {'Set the others to null.' if given else 'Set train.max_epochs=1.'}",
         )
     for key in given:
         if (lengths[key] or 0) <= 0:
@@ -212,7 +212,7 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[str]:
         )
 
 
-def _optim_problems(config: RunConfig) -> Iterator[str]:
+def _optim_problems(config: RunConfig) -> Iterator[Problem]:
     optim = config.optim
     if not optim.lr > 0:
         yield must("optim.lr", "more than 0", optim.lr, "Set optim.lr=1e-5.")
@@ -226,7 +226,7 @@ def _optim_problems(config: RunConfig) -> Iterator[str]:
         yield must("optim.clip_norm", "0 (off) or more", optim.clip_norm, "Set 1.0.")
 
 
-def _schedule_problems(schedule: ScheduleConfig) -> Iterator[str]:
+def _schedule_problems(schedule: ScheduleConfig) -> Iterator[Problem]:
     for key in ("warmup_frac", "final_frac", "decay_frac", "cooldown_frac", "constant_frac"):
         value = getattr(schedule, key)
         if not 0 <= value <= 1:
@@ -246,14 +246,14 @@ def _schedule_problems(schedule: ScheduleConfig) -> Iterator[str]:
         )
 
 
-def _plan_problems(plan: PlanConfig) -> Iterator[str]:
+def _plan_problems(plan: PlanConfig) -> Iterator[Problem]:
     if plan.gpu_gib is not None and not plan.gpu_gib > 0:
         yield must("plan.gpu_gib", "more than 0", plan.gpu_gib, "Set plan.gpu_gib=80.")
     if not plan.reserve_gib >= 0:
         yield must("plan.reserve_gib", "0 or more", plan.reserve_gib, "Set plan.reserve_gib=4.")
 
 
-def _cadence_problems(config: RunConfig) -> Iterator[str]:
+def _cadence_problems(config: RunConfig) -> Iterator[Problem]:
     if config.checkpoint.keep_last < 1:
         yield must("checkpoint.keep_last", "at least 1", config.checkpoint.keep_last, "Set 2.")
     for key, value in (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Scheduler, gres_gpus
 from trainer.config.preflight import PreflightConfig
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RUNNERS = ("pdsh", "openmpi", "slurm")
@@ -16,8 +16,8 @@ _NCCL = ("NCCL_", "TORCH_NCCL_")
 _OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_", "SBATCH_", "PALIMPSEST_")
 
 
-def cluster_problems(cluster: ClusterConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule that needs no scheduler to tell."""
+def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
+    """Yield every broken rule that needs no scheduler to tell."""
     for key, value, least in (
         ("time_limit_min", cluster.time_limit_min, 1),
         ("max_stuck_attempts", cluster.max_stuck_attempts, 1),
@@ -50,7 +50,7 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[str]:
     yield from _preflight_problems(cluster.preflight)
 
 
-def _variable_problems(cluster: ClusterConfig) -> Iterator[str]:
+def _variable_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     for section, names in (("environment", cluster.environment), ("nccl", cluster.nccl)):
         for name in names:
             if not _VARIABLE.fullmatch(name):
@@ -64,7 +64,7 @@ def _variable_problems(cluster: ClusterConfig) -> Iterator[str]:
             )
 
 
-def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
+def _container_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     container = cluster.container
     for mount in container.mounts:
         if not mount.startswith("/"):
@@ -78,7 +78,7 @@ def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
         )
 
 
-def _preflight_problems(preflight: PreflightConfig) -> Iterator[str]:
+def _preflight_problems(preflight: PreflightConfig) -> Iterator[Problem]:
     default = PreflightConfig()
     for key, is_allowed, rule in (
         ("timeout_s", 15 <= preflight.timeout_s <= 600, "in [15, 600]"),
@@ -107,8 +107,8 @@ def _preflight_problems(preflight: PreflightConfig) -> Iterator[str]:
             yield must(f"cluster.preflight.{key}", rule, getattr(preflight, key), fix)
 
 
-def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[str]:
-    """Yield a sentence for every broken rule of a configuration that is to be submitted."""
+def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[Problem]:
+    """Yield every broken rule of a configuration that is to be submitted."""
     if cluster.scheduler is not Scheduler.slurm:
         yield must(
             "cluster.scheduler",
@@ -163,8 +163,8 @@ def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[str]:
             )
 
 
-def lead_problems(cluster: ClusterConfig, lead_s: int, save_s: float, origin: str) -> Iterator[str]:
-    """Yield a sentence where the time limit leaves no room for a save.
+def lead_problems(cluster: ClusterConfig, lead_s: int, save_s: float, origin: str) -> Iterator[Problem]:
+    """Yield a problem where the time limit leaves no room for a save.
 
     Args:
         lead_s: Seconds before the limit at which ranks are told to stop.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from trainer.config.data import Format, SourceConfig
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 
 REQUIRED = {
     Format.text: ("text",),
@@ -25,8 +25,8 @@ OPTIONAL = {
 """Optional columns, and the formats that read them."""
 
 
-def column_problems(key: str, source: SourceConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule."""
+def column_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
+    """Yield every broken rule."""
     columns = source.columns
     named = {slot: getattr(columns, slot) for slot in (*REQUIRED[source.format], *OPTIONAL)}
     for slot, formats in OPTIONAL.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.gate import GateConfig
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 from trainer.config.train import EvaluateConfig
 
 
-def task_problems(evaluate: EvaluateConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule about benchmark tasks."""
+def task_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
+    """Yield every broken rule about benchmark tasks."""
     tasks = evaluate.tasks
     if tasks.names and not evaluate.forgetting:
         yield must(
@@ -29,8 +29,8 @@ def task_problems(evaluate: EvaluateConfig) -> Iterator[str]:
             yield must(f"evaluate.tasks.{key}", f"at least {least}", value, f"Set {least}, or leave it out.")
 
 
-def gate_problems(gate: GateConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule about the gate."""
+def gate_problems(gate: GateConfig) -> Iterator[Problem]:
+    """Yield every broken rule about the gate."""
     for key, rule in gate.sets.items():
         limits = {"max_rise_nats": rule.max_rise_nats, "min_drop_nats": rule.min_drop_nats}
         yield from _limit_problems(f"gate.sets.{key}", limits, "nats")
@@ -39,7 +39,7 @@ def gate_problems(gate: GateConfig) -> Iterator[str]:
         yield from _limit_problems(f"gate.tasks.{key}", limits, wanted.metric)
 
 
-def _limit_problems(key: str, limits: dict[str, float | None], unit: str) -> Iterator[str]:
+def _limit_problems(key: str, limits: dict[str, float | None], unit: str) -> Iterator[Problem]:
     if all(limit is None for limit in limits.values()):
         first = next(iter(limits))
         example = 0.05 if unit == "nats" else 0.02

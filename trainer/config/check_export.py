@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.train import ExportConfig, GgufType
 
 
-def export_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule."""
+def export_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield every broken rule."""
     export = config.export
     if not 0 <= export.alpha <= 1:
         yield must("export.alpha", "in [0, 1]", export.alpha, "Set 1 for the tuned model.")
@@ -27,7 +27,7 @@ def export_problems(config: RunConfig) -> Iterator[str]:
     yield from _combination_problems(export)
 
 
-def _combination_problems(export: ExportConfig) -> Iterator[str]:
+def _combination_problems(export: ExportConfig) -> Iterator[Problem]:
     if not export.adapters:
         if export.weights:
             yield must("export.weights", "left out without export.adapters", export.weights, "Leave it out.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.generate import VLLM_TEMPERATURES, GenerateConfig, SampleEngine
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 
 _SECTION = "replay.generate"
 
@@ -15,8 +15,8 @@ def fits_vllm(generate: GenerateConfig) -> bool:
     return VLLM_TEMPERATURES[0] <= generate.temperature <= VLLM_TEMPERATURES[1]
 
 
-def generate_problems(generate: GenerateConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule."""
+def generate_problems(generate: GenerateConfig) -> Iterator[Problem]:
+    """Yield every broken rule."""
     for key, lowest, fix in (
         ("num_tokens", 1, "Set 1_000_000."),
         ("max_new_tokens", 1, "Set 512."),

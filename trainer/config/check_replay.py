@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from trainer.config.data import Role, SourceConfig
 from trainer.config.replay import RatioController, RatioSchedule, ReplayConfig
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 
 
-def replay_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule."""
+def replay_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield every broken rule."""
     sources, replay = config.data.sources, config.replay
     if sources:
         yield from _role_problems(sources, replay)
@@ -23,21 +23,19 @@ def replay_problems(config: RunConfig) -> Iterator[str]:
     yield from _kl_problems(sources, replay)
 
 
-def _role_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[str]:
+def _role_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[Problem]:
     roles = {role: [name for name, s in sources.items() if s.role is role] for role in Role}
     if not roles[Role.target]:
-        yield (
-            f"`data.sources` must have a source with role=target, but has only {', '.join(sources)} instead. "
-            "Set data.sources.NAME.role=target for what is to be learnt."
+        yield problem(
+            "data.sources",
+            f"must have a source with role=target, but has only {', '.join(sources)} instead. "
+            "Set data.sources.NAME.role=target for what is to be learnt.",
         )
     asked = f"replay.ratio={replay.ratio}" if replay.ratio else ""
     if replay.shift is not None and not asked:
         asked = f"replay.shift={replay.shift.name}"
     if asked and not roles[Role.replay]:
-        yield (
-            f"`data.sources` must have a source with role=replay for {asked}, but has none instead. "
-            "Use replay=general, or set data.sources.NAME.role=replay."
-        )
+        yield _nothing_to_replay(asked)
     for name, source in sources.items():
         key = f"data.sources.{name}"
         if source.weight is not None and source.role is Role.probe:
@@ -50,29 +48,39 @@ def _role_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> It
         yield from _weight_problems(role, {name: sources[name].weight for name in roles[role]})
 
 
-def _weight_problems(role: Role, weights: dict[str, float | None]) -> Iterator[str]:
+def _nothing_to_replay(asked: str) -> Problem:
+    return problem(
+        "data.sources",
+        f"must have a source with role=replay for {asked}, but has none instead. "
+        "Use replay=general, or set data.sources.NAME.role=replay.",
+    )
+
+
+def _weight_problems(role: Role, weights: dict[str, float | None]) -> Iterator[Problem]:
     given = [weight for weight in weights.values() if weight is not None]
     without = [name for name, weight in weights.items() if weight is None]
     if given and without:
-        yield (
-            f"`data.sources` must give all sources with role={role.name} a weight or none, but "
-            f"{', '.join(without)} has none instead. Set data.sources.{without[0]}.weight."
+        yield problem(
+            "data.sources",
+            f"must give all sources with role={role.name} a weight or none, but "
+            f"{', '.join(without)} has none instead. Set data.sources.{without[0]}.weight.",
         )
     elif given and not sum(given) > 0:
-        yield (
-            f"`data.sources` must have weights with a sum above 0 for role={role.name}, but their sum is "
-            f"{sum(given):g} instead. Raise data.sources.{next(iter(weights))}.weight."
+        yield problem(
+            "data.sources",
+            f"must have weights with a sum above 0 for role={role.name}, but their sum is "
+            f"{sum(given):g} instead. Raise data.sources.{next(iter(weights))}.weight.",
         )
 
 
-def _ratio_problems(replay: ReplayConfig) -> Iterator[str]:
+def _ratio_problems(replay: ReplayConfig) -> Iterator[Problem]:
     for key in ("ratio", "end_ratio", "min_ratio", "max_ratio"):
         value = getattr(replay, key)
         if value is not None and not 0 <= value < 1:
             yield must(f"replay.{key}", "in [0, 1)", value, "It is a share of supervised tokens; set 0.05.")
 
 
-def _schedule_problems(replay: ReplayConfig) -> Iterator[str]:
+def _schedule_problems(replay: ReplayConfig) -> Iterator[Problem]:
     if replay.schedule in (RatioSchedule.linear, RatioSchedule.cosine) and replay.end_ratio is None:
         yield must(
             "replay.end_ratio",
@@ -100,7 +108,7 @@ def _is_point(point: object) -> bool:
     return isinstance(point, list) and len(point) == 2 and all(isinstance(n, int | float) for n in point)
 
 
-def _controller_problems(config: RunConfig) -> Iterator[str]:
+def _controller_problems(config: RunConfig) -> Iterator[Problem]:
     replay, sources = config.replay, config.data.sources
     if not replay.epsilon > 0:
         yield must("replay.epsilon", "more than 0", replay.epsilon, "Set 0.05 nats.")
@@ -115,10 +123,7 @@ def _controller_problems(config: RunConfig) -> Iterator[str]:
             "evaluate.every_steps", "more than 0 for controller=hold", 0, "Set evaluate.every_steps=100."
         )
     if not any(source.role is Role.replay for source in sources.values()):
-        yield (
-            "`data.sources` must have a source with role=replay for replay.controller=hold, but has none "
-            "instead. Use replay=general, or set data.sources.NAME.role=replay."
-        )
+        yield _nothing_to_replay("replay.controller=hold")
     for name in replay.watch:
         if name not in sources:
             known = ", ".join(sources)
@@ -129,14 +134,11 @@ def _controller_problems(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _kl_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[str]:
+def _kl_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[Problem]:
     beta = replay.kl.beta
     if not 0 <= beta < math.inf:
         yield must("replay.kl.beta", "0 (off) or a finite number above it", beta, "Set 0.5.")
     elif beta and sources and not any(source.role is Role.replay for source in sources.values()):
-        yield (
-            f"`data.sources` must have a source with role=replay for replay.kl.beta={beta:g}, but has none "
-            "instead. Use replay=general, or set data.sources.NAME.role=replay."
-        )
+        yield _nothing_to_replay(f"replay.kl.beta={beta:g}")
     if replay.kl.top < 1:
         yield must("replay.kl.top", "at least 1", replay.kl.top, "Set 64.")

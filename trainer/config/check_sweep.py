@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from trainer.config.data import DataConfig, Role
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 from trainer.config.sweep import SweepConfig
 
 METRICS = (
@@ -18,8 +18,8 @@ METRICS = (
 _BY_SOURCE = ("eval/", "loss/")
 
 
-def sweep_problems(sweep: SweepConfig, data: DataConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule."""
+def sweep_problems(sweep: SweepConfig, data: DataConfig) -> Iterator[Problem]:
+    """Yield every broken rule."""
     for key, value in (("trials", sweep.trials), ("parallel", sweep.parallel)):
         if value < 1:
             yield must(f"sweep.{key}", "at least 1", value, f"Set sweep.{key}=4.")

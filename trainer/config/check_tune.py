@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from trainer.config.model import Attention
 from trainer.config.optim import Offload
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.tune import ALL_LINEAR, Init, Quantise, TuneConfig, TuneMethod
 
 
-def tune_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a sentence for every broken rule."""
+def tune_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield every broken rule."""
     tune = config.tune
     match tune.method:
         case TuneMethod.lora:
@@ -25,9 +25,6 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
             yield from _virtual_problems(config)
         case TuneMethod.freeze:
             yield from _freeze_problems(tune)
-        case TuneMethod.bottleneck:
-            fix = "Set tune=lora. (peft has no adapters of this kind: Houlsby et al. 2019, arXiv:1902.00751.)"
-            yield must("tune.method", "a method that peft has", tune.method.value, fix)
     yield from _start_problems(config)
     if tune.quantise is not Quantise.none:
         yield from _quantise_problems(config)
@@ -36,7 +33,7 @@ def tune_problems(config: RunConfig) -> Iterator[str]:
         yield must("zero.stage", "1 or more for replay.kl with an adapter", 0, fix)
 
 
-def _ia3_problems(tune: TuneConfig) -> Iterator[str]:
+def _ia3_problems(tune: TuneConfig) -> Iterator[Problem]:
     strangers = [name for name in tune.feedforward if name not in tune.target]
     if ALL_LINEAR in tune.target or tune.target_pattern is not None or not tune.target:
         fix = "Set tune.target=[k_proj,v_proj,down_proj]."
@@ -46,7 +43,7 @@ def _ia3_problems(tune: TuneConfig) -> Iterator[str]:
         yield must("tune.feedforward", "among tune.target", tune.feedforward, fix)
 
 
-def _freeze_problems(tune: TuneConfig) -> Iterator[str]:
+def _freeze_problems(tune: TuneConfig) -> Iterator[Problem]:
     if not tune.train and tune.last_layers < 1:
         fix = "Set tune.last_layers=2, or tune.train=[norm]."
         yield must("tune.train", "a pattern for tune.method=freeze", tune.train, fix)
@@ -56,7 +53,7 @@ def _freeze_problems(tune: TuneConfig) -> Iterator[str]:
         yield from _pattern_problems("tune.train", pattern)
 
 
-def _quantise_problems(config: RunConfig) -> Iterator[str]:
+def _quantise_problems(config: RunConfig) -> Iterator[Problem]:
     tune, key, off = config.tune, "tune.quantise", "tune.quantise=none"
     if tune.method not in (TuneMethod.lora, TuneMethod.ia3):
         fix = f"Set tune=qlora, or {off}. (Weights in 4 bits are frozen.)"
@@ -78,7 +75,7 @@ def _quantise_problems(config: RunConfig) -> Iterator[str]:
         yield must("zero.offload_param", "none with tune.quantise=nf4", "cpu", fix)
 
 
-def _virtual_problems(config: RunConfig) -> Iterator[str]:
+def _virtual_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what virtual tokens cannot go with."""
     tune, asked = config.tune, config.model.attention
     if tune.virtual_tokens < 1:
@@ -107,7 +104,7 @@ INITS = {
 }
 
 
-def _start_problems(config: RunConfig) -> Iterator[str]:
+def _start_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what the initialisation and modules trained whole cannot go with."""
     tune = config.tune
     known = INITS.get(tune.method, (Init.default,))
@@ -138,7 +135,7 @@ def _start_problems(config: RunConfig) -> Iterator[str]:
         yield must("replay.kl.beta", f"0 with {key}", config.replay.kl.beta, fix)
 
 
-def _new_token_problems(config: RunConfig) -> Iterator[str]:
+def _new_token_problems(config: RunConfig) -> Iterator[Problem]:
     given, export = config.model.new_tokens, config.export
     if not given:
         return
@@ -151,7 +148,7 @@ def _new_token_problems(config: RunConfig) -> Iterator[str]:
         yield must(key, "left out with model.new_tokens", value, "The base has no such rows; leave it out.")
 
 
-def _lora_problems(tune: TuneConfig) -> Iterator[str]:
+def _lora_problems(tune: TuneConfig) -> Iterator[Problem]:
     if tune.r < 1:
         yield must("tune.r", "at least 1", tune.r, "Set tune.r=16.")
     if tune.alpha is not None and not (math.isfinite(tune.alpha) and tune.alpha > 0):
@@ -174,7 +171,7 @@ def _lora_problems(tune: TuneConfig) -> Iterator[str]:
         yield from _pattern_problems("tune.target_pattern", tune.target_pattern)
 
 
-def _pattern_problems(key: str, pattern: str) -> Iterator[str]:
+def _pattern_problems(key: str, pattern: str) -> Iterator[Problem]:
     try:
         re.compile(pattern)
     except re.error as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.config.model import Attention
 from trainer.config.optim import Offload, ZeroConfig
-from trainer.config.rule import must
+from trainer.config.rule import Problem, must
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
 _TAKEN: dict[str, type] = {
@@ -115,8 +115,8 @@ _IDLE = {
 """Keys that DeepSpeed knows and that do nothing here, or harm."""
 
 
-def zero_problems(zero: ZeroConfig, attention: Attention) -> Iterator[str]:
-    """Yield a sentence for every broken rule."""
+def zero_problems(zero: ZeroConfig, attention: Attention) -> Iterator[Problem]:
+    """Yield every broken rule."""
     if zero.stage not in (None, 0, 1, 2, 3):
         yield must("zero.stage", "0, 1, 2, 3 or null", zero.stage, "Use zero=zero2.")
     if zero.dtype == "fp32" and attention not in (Attention.auto, Attention.sdpa):
@@ -139,7 +139,7 @@ def zero_problems(zero: ZeroConfig, attention: Attention) -> Iterator[str]:
             yield _decided(f"zero_optimization.{name}.device", section["device"])
 
 
-def _added(section: Mapping[str, Any], prefix: str, taken: Mapping[str, type]) -> Iterator[str]:
+def _added(section: Mapping[str, Any], prefix: str, taken: Mapping[str, type]) -> Iterator[Problem]:
     for name, value in section.items():
         key = f"{prefix}{name}"
         if key in _DECIDED:
@@ -158,7 +158,7 @@ def _added(section: Mapping[str, Any], prefix: str, taken: Mapping[str, type]) -
             )
 
 
-def _decided(key: str, value: object) -> str:
+def _decided(key: str, value: object) -> Problem:
     return must(f"zero.extra.{key}", "left out", value, f"Set {_DECIDED[key]} instead.")
 
 

@@ -1,12 +1,31 @@
-"""The one form of a sentence about a broken rule."""
+"""The one form of a broken rule: the key and a sentence that begins with it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 
-def must(key: str, rule: str, value: object, fix: str) -> str:
-    """Return `key` must be RULE, but is VALUE instead. FIX."""
-    shown = repr(value) if isinstance(value, str) else value
-    return f"`{key}` must be {rule}, but is {shown} instead. {fix}"
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A broken rule of a configuration."""
+
+    key: str
+    sentence: str
+    """Begins with the key in backticks."""
+
+    def is_in(self, sections: tuple[str, ...]) -> bool:
+        """Tell whether the key is one of these, or below one of them."""
+        return any(self.key == section or self.key.startswith(f"{section}.") for section in sections)
+
+
+def problem(key: str, rest: str) -> Problem:
+    """Return the problem whose sentence is the key and the rest."""
+    return Problem(key, f"`{key}` {rest}")
+
+
+def must(key: str, rule: str, value: object, fix: str) -> Problem:
+    """Return the problem: `key` must be RULE, but is VALUE instead. FIX."""
+    return Problem(key, observed(key, rule, repr(value) if isinstance(value, str) else str(value), fix))
 
 
 def observed(key: str, rule: str, state: str, fix: str) -> str:

@@ -25,7 +25,10 @@ from trainer.config.tune import TuneConfig
 
 
 class RunKind(Enum):
-    """What kind of run this is; used in messages and reports, never to branch on."""
+    """What kind of run the recipe makes: shown in reports, and continued pretraining without replay is warned of.
+
+    Nothing else branches on it: what a run does follows from its sections, which an override may have changed since.
+    """
 
     none = "none"
     full_finetune = "full_finetune"

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,14 @@ def _begun_with(run_dir: Path) -> RunConfig | None:
     return load_config(path) if has_begun and path.exists() else None
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a small file whole or not at all: stage, fsync, rename."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    staged = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    )  # not by process: other nodes write here too
     try:
-        with staged.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with staged.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         staged.replace(path)

@@ -17,7 +17,6 @@ class TuneMethod(Enum):
     freeze = "freeze"
     prefix = "prefix"
     prompt = "prompt"
-    bottleneck = "bottleneck"
 
 
 class Init(Enum):
@@ -48,8 +47,7 @@ class TuneConfig:
     """`full`: every parameter; `lora`: low-rank factors beside frozen matrices; `ia3`: a learnt scale of keys,
     values and the MLP's inner activations (Liu et al. 2022, arXiv:2205.05638); `freeze`: the layers that `train` and
     `last_layers` name; `prefix`: keys and values of virtual tokens in every layer (Li and Liang 2021,
-    arXiv:2101.00190); `prompt`: embeddings of virtual tokens (Lester et al. 2021, arXiv:2104.08691); `bottleneck`:
-    refused, peft has none."""
+    arXiv:2101.00190); `prompt`: embeddings of virtual tokens (Lester et al. 2021, arXiv:2104.08691)."""
     quantise: Quantise = Quantise.none
     """lora, ia3: how the frozen linear layers are kept. `nf4`: in 4 bits with double quantisation, half a byte a weight
     (Dettmers et al. 2023, arXiv:2305.14314); needs bitsandbytes. `none`: in the dtype of training."""

@@ -5,7 +5,6 @@ Never runs inside a process group; a source is read once, and a failure leaves n
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,11 +40,12 @@ from trainer.data.store.prepared import (
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import Store, check_vocabulary, open_store
 from trainer.data.store.summary import print_report
-from trainer.data.store.writer import PackOptions, commit, staging, write_store
+from trainer.data.store.writer import PackOptions, cache_explained, is_whole, write_store
 from trainer.data.tokens.tokenise import encode_batch, encode_parallel, num_processes
 from trainer.data.types import EncodedBatch, TokenizerLike
 from trainer.errors import DataError
 from trainer.runtime.lock import one_at_a_time
+from trainer.runtime.publish import clear_leftovers, publish_folder
 
 PARALLEL_BYTES = 8 << 20
 """Smaller sources are tokenised in this process: starting others takes longer."""
@@ -86,9 +86,8 @@ def prepare(
         store = _find(name, source, data, tokenizer, console)
         if store is None:
             # Jobs that start together, such as the points of a sweep, miss the same stores.
-            with one_at_a_time(
-                lock_file(name, source, data, tokenizer), partial(_say_waiting, name, console)
-            ):
+            lock, waits = lock_file(name, source, data, tokenizer), partial(_say_waiting, name, console)
+            with cache_explained(data.cache_dir), one_at_a_time(lock, waits):
                 store = _find(name, source, data, tokenizer, console)
                 if store is None:
                     store = _build(name, source, data, tokenizer, make_tokenizer, vocab_size, console)
@@ -176,33 +175,33 @@ def _build(
     console: Console,
 ) -> Store:
     key = source_key(name, source, data)
-    with staging(stores_folder(data), data.cache_dir) as folder:
-        work = folder / "work"
-        work.mkdir()
-        rows = _open_rows(name, source, data)
-        described = {
-            "origin": rows.origin,
-            "options": shaping_options(source, data),
-            "tokenizer": tokenizer.digest,
-        }
-        digest = digest_of(described)
-        target = stores_folder(data) / digest
-        if _open_if_whole(target, console) is None:
-            encoded = _encode(rows, data, tokenizer, make_tokenizer)
-            options = PackOptions(data.seq_len, effective_packing(source), source.long_documents)
-            spool = Spool(work)
-            try:
-                intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
-                _take_all(intake, encoded, console)
-                intake.check()
-                notes = rows.rows.reading.to_lines()
-                _write(folder, intake, notes, held_out_frac(source, data), digest, described)
-            finally:
-                spool.delete()
-            _check_unchanged(name, source, data, key)
-            shutil.rmtree(work)
-            commit(folder, target)
-        write_pointer(name, key, data, tokenizer, digest)
+    clear_leftovers(stores_folder(data))
+    rows = _open_rows(name, source, data)
+    described = {
+        "origin": rows.origin,
+        "options": shaping_options(source, data),
+        "tokenizer": tokenizer.digest,
+    }
+    digest = digest_of(described)
+    target = stores_folder(data) / digest
+
+    def fill(folder: Path) -> None:
+        encoded = _encode(rows, data, tokenizer, make_tokenizer)
+        options = PackOptions(data.seq_len, effective_packing(source), source.long_documents)
+        spool = Spool(folder)
+        try:
+            intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
+            _take_all(intake, encoded, console)
+            intake.check()
+            notes = rows.rows.reading.to_lines()
+            _write(folder, intake, notes, held_out_frac(source, data), digest, described)
+        finally:
+            spool.delete()
+        _check_unchanged(name, source, data, key)
+
+    if _open_if_whole(target, console) is None:
+        publish_folder(target, fill, is_whole)
+    write_pointer(name, key, data, tokenizer, digest)
     return open_store(target)
 
 

@@ -152,7 +152,7 @@ class RowError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RowProblem:
     """A RowError and where it happened; counted by rule before one sentence is printed."""
 
     rule: str
@@ -177,7 +177,7 @@ class EncodedBatch:
     places: list[str]
     """Where each document came from, for messages."""
     counts: Counter[str] = field(default_factory=Counter)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[RowProblem] = field(default_factory=list)
 
 
 @dataclass(slots=True)

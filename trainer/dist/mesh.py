@@ -21,13 +21,10 @@ import torch.distributed as torch_dist
 
 from trainer.dist.env import RankEnv
 from trainer.dist.rendezvous import check_rendezvous
-from trainer.dist.watch import EXIT_DIED, GRACE_S, Watch, admit, connect, listen
-from trainer.errors import TopologyError, TrainerError
+from trainer.dist.watch import GRACE_S, Watch, admit, connect, listen
+from trainer.errors import Exit, TopologyError, TrainerError
 
 _LOG = logging.getLogger(__name__)
-
-EXIT_MENDABLE = 2
-"""What the command line ends with when a person can mend what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +211,8 @@ def close_mesh(
     cause = None if is_mendable else watch.wait_for_failure(GRACE_S / 2)
     if cause is None:
         text = str(error) if is_mendable else f"{type(error).__name__}: {error}"
-        watch.fail(EXIT_MENDABLE if is_mendable else EXIT_DIED, text)
+        watch.fail(Exit.mendable if is_mendable else Exit.died, text)
         return
     watch.leave()
-    kind = TopologyError if cause.code == EXIT_MENDABLE else ConnectionError
+    kind = TopologyError if cause.code == Exit.mendable else ConnectionError
     raise kind(f"This rank ends because of rank {cause.rank}: {cause.text}") from error

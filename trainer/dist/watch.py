@@ -17,6 +17,8 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 
+from trainer.errors import Exit
+
 _LOG = logging.getLogger(__name__)
 
 CONNECT_S = 60.0
@@ -24,7 +26,6 @@ STRANGER_S = 5.0
 """Whoever connects and says nothing for so long is none of the ranks."""
 GRACE_S = 2.0
 """An error that all ranks agreed on ends each of them by itself."""
-EXIT_DIED = 1
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """Seconds and tries after which a node that is gone without a word counts as gone."""
 
@@ -85,7 +86,7 @@ class Watch:
                     if not data and not lines:
                         failures = [
                             Failure(
-                                rank, EXIT_DIED, f"Rank {rank} is gone without a word (killed, or its node)"
+                                rank, Exit.died, f"Rank {rank} is gone without a word (killed, or its node)"
                             )
                         ]
                     if failures:
@@ -102,7 +103,7 @@ class Watch:
             self._tell(failure)
         if self._leaving.wait(GRACE_S):
             return
-        sentence = f"{failure.text}. This rank ends with it." if failure.code == EXIT_DIED else failure.text
+        sentence = f"{failure.text}. This rank ends with it." if failure.code == Exit.died else failure.text
         _LOG.info("Rank %d failed: %s", failure.rank, sentence)
         if self._rank == 0:
             print(f"[rank {failure.rank}] Error: {failure.text}", file=sys.stderr, flush=True)

@@ -17,11 +17,6 @@ class BatchShape:
     world_size: int
     seq_len: int
 
-    @property
-    def packs_per_rank(self) -> int:
-        """Return the packs one rank sees in one optimizer step."""
-        return self.micro_batch_size * self.num_micro_steps
-
 
 def batch_shape(global_batch_tokens: int, seq_len: int, micro_batch_size: int, world_size: int) -> BatchShape:
     """Derive packs a step and gradient accumulation from the global batch.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.config.snapshot import write_atomic
 from trainer.data.store.prepared import digest_of
 from trainer.errors import DataError
 from trainer.evaluate.held_out import PieceLosses
@@ -71,17 +71,9 @@ def write_base(path: Path, base: BaseEvaluation) -> None:
         arrays[f"log_probs|{label}"] = reference.log_probs_QK
         arrays[f"piece|{label}"] = reference.piece_Q
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
-        with staged.open("wb") as file:
-            buffer = io.BytesIO()
-            np.savez(buffer, **arrays)
-            file.write(with_digest(buffer.getvalue()))
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomic(path, with_digest(buffer.getvalue()))
 
 
 def read_base(path: Path, key: str) -> BaseEvaluation:

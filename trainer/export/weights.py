@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointError, SelfCheckError
+from trainer.runtime.publish import publish_folder
 
 MARKS = ("model.safetensors.index.json", "adapter_config.json")
 """Files by which an earlier export is known."""
@@ -36,7 +35,7 @@ def export_weights(
     write_rest: Callable[[Path], None],
     on_tensor: Callable[[str], None] = lambda name: None,
 ) -> int:
-    """Write a model folder and return the number of tensors; published by a rename.
+    """Write a model folder, whole or not at all, and return the number of tensors.
 
     Holds one shard in memory, never the model.
 
@@ -52,35 +51,34 @@ def export_weights(
         write_rest(staging)
         _read_back(staging, digests)
 
-    publish_folder(output_dir, fill)
+    publish_export(output_dir, fill)
     return len(digests)
 
 
-def publish_folder(output_dir: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside output_dir and rename it: whole or nothing; an earlier export is replaced.
+def publish_export(output_dir: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder and put it in its place; an earlier export stands until then, and is replaced.
 
     Raises:
         CheckpointError: The folder exists and is not ours to replace, or cannot be written.
     """
-    if output_dir.exists() and not any((output_dir / mark).exists() for mark in MARKS):
-        raise CheckpointError(
-            f"`export.output_dir` must be a new folder or an earlier export, but {output_dir} holds "
-            "something else instead. Choose another folder."
-        )
-    staging = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex[:12]}.tmp")
+    _refuse_foreign(output_dir)  # before hours of work; and again after them
     try:
-        staging.mkdir(parents=True)
-        fill(staging)
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
-        os.rename(staging, output_dir)
+        publish_folder(output_dir, fill, keeps=_refuse_foreign)
     except OSError as error:
         raise CheckpointError(
             f"`export.output_dir` must be writable with room for the model, but {output_dir} failed: "
             f"{error}. Free space or choose another folder."
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path) -> bool:
+    """Raise for a folder that is there and no export."""
+    if folder.exists() and not any((folder / mark).exists() for mark in MARKS):
+        raise CheckpointError(
+            f"`export.output_dir` must be a new folder or an earlier export, but {folder} holds "
+            "something else instead. Choose another folder."
+        )
+    return False
 
 
 def _write_shards(

@@ -22,14 +22,6 @@ def device_memory_gib() -> tuple[float, float]:
     return rss_gib, rss_gib
 
 
-def reset_peak_memory() -> None:
-    """Start a new window of the peak; does nothing on CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
 def describe_device() -> str:
     """Return the device and its memory; `peak_flops` accepts the text as a device name."""
     import torch

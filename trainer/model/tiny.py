@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ModelError
+from trainer.runtime.publish import publish_folder
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -21,25 +19,27 @@ SPECIALS = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def tiny_model_dir(cache_dir: Path, shape: dict[str, int], seed: int) -> Path:
-    """Return the folder of the tiny model, made on the first call and published by a rename."""
+    """Return the folder of the tiny model, made on the first call."""
     key = json.dumps([shape, seed, CHATML, SPECIALS], sort_keys=True)
     target = cache_dir / "models" / f"tiny-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if (target / "config.json").exists():
+    if _is_there(target):
         return target
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+
+    def fill(folder: Path) -> None:
+        build_tokenizer().save_pretrained(folder)
+        _save_model(folder, shape, seed)
+
     try:
-        staging.mkdir(parents=True)
-        build_tokenizer().save_pretrained(staging)
-        _save_model(staging, shape, seed)
-        os.rename(staging, target)
+        publish_folder(target, fill, keeps=_is_there)
     except OSError as error:
-        if not (target / "config.json").exists():
-            raise ModelError(
-                f"The tiny model cannot be written to {target}: {error.strerror}. Set data.cache_dir."
-            ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        raise ModelError(
+            f"The tiny model cannot be written to {target}: {error.strerror}. Set data.cache_dir."
+        ) from error
     return target
+
+
+def _is_there(folder: Path) -> bool:
+    return (folder / "config.json").exists()
 
 
 def build_tokenizer() -> Any:

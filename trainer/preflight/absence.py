@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from trainer.config.rule import observed
-from trainer.preflight.facts import Check, Problem
+from trainer.preflight.facts import Check, NodeProblem
 from trainer.preflight.verdict import leave_out
 
 DONE = "done"
@@ -47,7 +47,7 @@ def absent(
 
 def judge_missing(
     short: Mapping[str, tuple[int, int]], started: Iterable[str], address: str, wait_s: float, is_slurm: bool
-) -> Iterator[Problem]:
+) -> Iterator[NodeProblem]:
     """Yield a problem for every node whose processes did not all come.
 
     Args:
@@ -71,12 +71,12 @@ def judge_missing(
             str(came),
             f"Look at {node}: {why}. {leave_out([node], is_slurm)}",
         )
-        yield Problem(Check.rendezvous, (node,), sentence)
+        yield NodeProblem(Check.rendezvous, (node,), sentence)
 
 
 def judge_hang(
     phases: Mapping[int, str], nodes: Mapping[int, str], wait_s: float, is_slurm: bool
-) -> Iterator[Problem]:
+) -> Iterator[NodeProblem]:
     """Yield a problem for every node with a process that stands at the earliest check of all.
 
     Args:
@@ -107,12 +107,12 @@ def judge_hang(
             f"unfinished on rank(s) {', '.join(map(str, ranks))}",
             f"{_FIXES.get(check, '')}{out}".strip(),
         )
-        yield Problem(check, tuple(names), sentence)
+        yield NodeProblem(check, tuple(names), sentence)
 
 
 def judge_stuck(
     phases: Mapping[int, str], expected: Mapping[str, int] | None, node: str, at: Check, wait_s: float
-) -> list[Problem]:
+) -> list[NodeProblem]:
     """Say what hangs when time is up in the first process itself.
 
     Args:

@@ -118,7 +118,7 @@ class BandwidthFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class NodeProblem:
     """One thing to mend: which nodes, and the sentence."""
 
     check: Check

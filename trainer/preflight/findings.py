@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.config.snapshot import write_atomic
-from trainer.preflight.facts import Check, Problem, Row
+from trainer.preflight.facts import Check, NodeProblem, Row
 
 RECORD = "preflight.json"
 """In the folder of logs of an attempt."""
@@ -24,13 +24,13 @@ class Findings:
 
     def __init__(self) -> None:
         self._rows: dict[Check, Row] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[NodeProblem] = []
         self.at = Check.rendezvous
         """The check that runs."""
         self.is_final = False
         """Nothing more will be found."""
 
-    def add(self, row: Row, problems: Iterable[Problem] = ()) -> None:
+    def add(self, row: Row, problems: Iterable[NodeProblem] = ()) -> None:
         """Take the result of a check."""
         self._rows[row.check] = row
         self.problems += problems
@@ -83,7 +83,7 @@ def print_table(console: Console, table: Table) -> None:
         console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
-def failed_nodes(problems: Sequence[Problem], check: Check) -> list[str]:
+def failed_nodes(problems: Sequence[NodeProblem], check: Check) -> list[str]:
     """Return the nodes that a check has something against."""
     return list(dict.fromkeys(node for one in problems if one.check is check for node in one.nodes))
 

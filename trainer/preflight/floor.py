@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.config.rule import observed
-from trainer.preflight.facts import BandwidthFacts, Check, Problem, Row
+from trainer.preflight.facts import BandwidthFacts, Check, NodeProblem, Row
 
 GPU_WITHIN = 4.0
 """Below PCIe 3.0 x8; a slot that fell back to x4 gives 3.9."""
@@ -63,7 +63,7 @@ def between_by_node(facts: Sequence[BandwidthFacts]) -> dict[str, float]:
     return dict(total)
 
 
-def judge_within(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[Row, list[Problem]]:
+def judge_within(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[Row, list[NodeProblem]]:
     """Compare the all-reduce inside each node with the floor."""
     lowest: dict[str, float] = {}
     failed = [one for one in facts if one.error is not None]
@@ -79,7 +79,7 @@ def judge_within(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[
     if not lowest:
         return Row(Check.within, 0, "one process a node"), []
     problems = [
-        Problem(
+        NodeProblem(
             Check.within,
             (node,),
             observed(
@@ -96,7 +96,7 @@ def judge_within(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[
     return Row(Check.within, len(lowest), _result(lowest[slowest], slowest, floor), bool(problems)), problems
 
 
-def judge_between(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[Row, list[Problem]]:
+def judge_between(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple[Row, list[NodeProblem]]:
     """Compare the all-reduce between nodes with the floor; the measurements in pairs say who is slow."""
     rates = between_by_node(facts)
     if any(one.error is not None for one in facts):
@@ -118,10 +118,10 @@ def judge_between(facts: Sequence[BandwidthFacts], floor: float | None) -> tuple
         f"{seen}Name the fast network in cluster.nccl.NCCL_SOCKET_IFNAME or NCCL_IB_HCA, "
         "and look at NCCL_DEBUG=INFO and the links of these nodes (ibstat, ethtool).",
     )
-    return Row(row.check, row.nodes, row.result, True), [Problem(Check.between, tuple(nodes), text)]
+    return Row(row.check, row.nodes, row.result, True), [NodeProblem(Check.between, tuple(nodes), text)]
 
 
-def _failed(one: BandwidthFacts) -> Problem:
+def _failed(one: BandwidthFacts) -> NodeProblem:
     text = observed(
         f"all-reduce on {one.node} (rank {one.rank})",
         "able to reach the other processes",
@@ -129,7 +129,7 @@ def _failed(one: BandwidthFacts) -> Problem:
         "Name the network in cluster.nccl.NCCL_SOCKET_IFNAME (cluster.environment.GLOO_SOCKET_IFNAME on CPUs); the "
         "host name must not resolve to 127.0.0.1 or 127.0.1.1 there (getent hosts $(hostname)).",
     )
-    return Problem(Check.within, (one.node,), text)
+    return NodeProblem(Check.within, (one.node,), text)
 
 
 def _slow_nodes(nodes: list[str], pairs: Mapping[tuple[str, str], float]) -> tuple[list[str], str]:

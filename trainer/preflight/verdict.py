@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.config.rule import observed
-from trainer.preflight.facts import Check, ClockFacts, FolderFacts, NodeFacts, Problem, RankFacts, Row
+from trainer.preflight.facts import Check, ClockFacts, FolderFacts, NodeFacts, NodeProblem, RankFacts, Row
 
 _SHOWN = 4
 """Names in one sentence."""
@@ -43,7 +43,7 @@ def leave_out(nodes: Sequence[str], is_slurm: bool) -> str:
     )
 
 
-def judge_versions(facts: Sequence[RankFacts]) -> tuple[Row, list[Problem]]:
+def judge_versions(facts: Sequence[RankFacts]) -> tuple[Row, list[NodeProblem]]:
     """Compare what all nodes have with what most of them have; of two halves the first node's is right."""
     nodes = {one.node: one.of_node for one in facts if one.of_node is not None}
     problems = [
@@ -68,7 +68,7 @@ def _digest(code: Mapping[str, str]) -> str:
     return hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:8]
 
 
-def _odd_ones(name: str, by_node: Mapping[str, str | None]) -> Iterator[Problem]:
+def _odd_ones(name: str, by_node: Mapping[str, str | None]) -> Iterator[NodeProblem]:
     """Yield a problem for every value that is not the one most nodes have."""
     for value, odd, right, others in _minorities(by_node):
         fix = (
@@ -84,10 +84,10 @@ def _odd_ones(name: str, by_node: Mapping[str, str | None]) -> Iterator[Problem]
             str(shown[0] or "absent"),
             fix,
         )
-        yield Problem(Check.versions, tuple(odd), sentence)
+        yield NodeProblem(Check.versions, tuple(odd), sentence)
 
 
-def _odd_code(by_node: Mapping[str, Mapping[str, str]]) -> Iterator[Problem]:
+def _odd_code(by_node: Mapping[str, Mapping[str, str]]) -> Iterator[NodeProblem]:
     whole = {node: _digest(code) for node, code in by_node.items()}
     for value, odd, right, others in _minorities(whole):
         mine, theirs = by_node[odd[0]], by_node[others[0]]
@@ -98,7 +98,7 @@ def _odd_code(by_node: Mapping[str, Mapping[str, str]]) -> Iterator[Problem]:
             str(value),
             f"It differs in {_names(files)}: install the same version there, or one that all nodes share.",
         )
-        yield Problem(Check.versions, tuple(odd), sentence)
+        yield NodeProblem(Check.versions, tuple(odd), sentence)
 
 
 def _minorities(
@@ -119,7 +119,7 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def judge_gpus(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Problem]]:
+def judge_gpus(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[NodeProblem]]:
     """Tell which nodes lack GPUs and which GPUs are sick."""
     nodes = {one.node: one.of_node for one in facts if one.of_node is not None}
     wanted = asked.num_gpus
@@ -127,7 +127,7 @@ def judge_gpus(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Prob
         wanted = asked.ranks_per_node if any(of.num_gpus for of in nodes.values()) else 0
     problems = [_missing_gpus(node, of, wanted, asked) for node, of in nodes.items() if of.num_gpus < wanted]
     for one in facts:
-        problems += [Problem(Check.gpus, (one.node,), text) for text in _sick(one, asked)]
+        problems += [NodeProblem(Check.gpus, (one.node,), text) for text in _sick(one, asked)]
     gpus = [one.gpu for one in facts if one.gpu is not None]
     if not wanted and not gpus:
         result = "none asked for"
@@ -141,7 +141,7 @@ def judge_gpus(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Prob
     return Row(Check.gpus, len(nodes), result, bool(problems)), problems
 
 
-def _missing_gpus(node: str, of: NodeFacts, wanted: int, asked: Asked) -> Problem:
+def _missing_gpus(node: str, of: NodeFacts, wanted: int, asked: Asked) -> NodeProblem:
     why = f" {of.gpu_trouble}." if of.gpu_trouble else ""
     sentence = observed(
         f"GPUs of {node}",
@@ -149,7 +149,7 @@ def _missing_gpus(node: str, of: NodeFacts, wanted: int, asked: Asked) -> Proble
         str(of.num_gpus),
         f"{why.strip()} See `nvidia-smi` there. {leave_out([node], asked.is_slurm)}".strip(),
     )
-    return Problem(Check.gpus, (node,), sentence)
+    return NodeProblem(Check.gpus, (node,), sentence)
 
 
 def _sick(one: RankFacts, asked: Asked) -> Iterator[str]:
@@ -190,7 +190,7 @@ def _sick(one: RankFacts, asked: Asked) -> Iterator[str]:
         )
 
 
-def judge_matmul(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Problem]]:
+def judge_matmul(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[NodeProblem]]:
     """Compare every GPU's rate with the median of all; CPUs are reported only."""
     rates = [(one, one.matmul_flops) for one in facts if one.matmul_flops is not None]
     if not rates:
@@ -200,7 +200,7 @@ def judge_matmul(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Pr
     if not all(one.on_gpu for one, _ in rates):
         return Row(Check.matmul, num_nodes, f"{median / 1e9:.0f} GFLOP/s, fp32 on CPUs: not judged"), []
     problems = [
-        Problem(
+        NodeProblem(
             Check.matmul,
             (one.node,),
             observed(
@@ -221,7 +221,7 @@ def judge_matmul(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Pr
     return Row(Check.matmul, num_nodes, result, bool(problems)), problems
 
 
-def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, list[Problem]]:
+def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, list[NodeProblem]]:
     """Tell which nodes do not see the run directory, cannot write it, or have no room."""
     first = folders[0].node
     problems = []
@@ -233,7 +233,7 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, lis
                 f"{asked.run_dir}: {one.write_error}",
                 f"Mend the mount or the rights there. {leave_out([one.node], asked.is_slurm)}",
             )
-            problems.append(Problem(Check.run_dir, (one.node,), text))
+            problems.append(NodeProblem(Check.run_dir, (one.node,), text))
         elif not one.is_seen or not one.is_seen_by_first:
             unseen = (
                 f"{asked.run_dir} without what {first} wrote there"
@@ -246,7 +246,7 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, lis
                 unseen,
                 f"Mount the shared disk there, or choose a run_dir on one. {leave_out([one.node], asked.is_slurm)}",
             )
-            problems.append(Problem(Check.run_dir, (one.node,), text))
+            problems.append(NodeProblem(Check.run_dir, (one.node,), text))
     # Who does not share the disk has another's room.
     sharing = [one for one in folders if one.node not in {node for of in problems for node in of.nodes}]
     free = [(one.free_bytes, one.node) for one in sharing if one.free_bytes is not None]
@@ -258,7 +258,7 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, lis
             f"{asked.run_dir} with {least / 1e9:.3g} GB",
             "Choose a larger disk or lower checkpoint.keep_last.",
         )
-        problems.append(Problem(Check.run_dir, (where,), text))
+        problems.append(NodeProblem(Check.run_dir, (where,), text))
     late = max(one.seen_after_s for one in folders)
     result = f"{asked.run_dir}: visible after {late:.1f} s" if len(folders) > 1 else asked.run_dir
     result += f", {least / 1e9:.3g} GB free" if least is not None else ""
@@ -269,7 +269,7 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, lis
     return Row(Check.run_dir, len(folders), result, bool(problems)), problems
 
 
-def judge_clocks(clocks: Sequence[ClockFacts], asked: Asked) -> tuple[Row, list[Problem]]:
+def judge_clocks(clocks: Sequence[ClockFacts], asked: Asked) -> tuple[Row, list[NodeProblem]]:
     """Compare the clocks with the median of three or more, else with the first node's."""
     base = statistics.median(one.ahead_s for one in clocks) if len(clocks) > 2 else 0.0
     problems = []
@@ -285,7 +285,7 @@ def judge_clocks(clocks: Sequence[ClockFacts], asked: Asked) -> tuple[Row, list[
             f"{abs(off):.1f} s {'ahead' if off > 0 else 'behind'}",
             f"Mend time synchronisation there: chronyc tracking, timedatectl. {leave_out([one.node], asked.is_slurm)}",
         )
-        problems.append(Problem(Check.clocks, (one.node,), text))
+        problems.append(NodeProblem(Check.clocks, (one.node,), text))
     widest = max(abs(one.ahead_s - base) for one in clocks)
     slowest = max(one.round_trip_s for one in clocks)
     result = (

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from trainer.checkpoint.layout import find_checkpoints
 from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig

@@ -32,6 +32,11 @@ def is_requeued(environ: Mapping[str, str]) -> bool:
     return any(environ.get(name, "").isdigit() and int(environ[name]) > 0 for name in RESTARTS)
 
 
+def as_shells_tell(returncode: int) -> int:
+    """Return the exit code of a process as a shell tells it: 128 and the signal's number where one ended it."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
 def leave_exit_code(environ: Mapping[str, str], code: int, is_first: bool) -> None:
     """Tell the script how the ranks ended; the first rank to know is right.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,11 +73,3 @@ def without_digest(data: bytes) -> bytes:
     if with_digest(body) != data:
         raise ValueError("it is not as it was written")
     return body
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a text file and put it on disk; not atomic: for folders that are renamed into place."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())

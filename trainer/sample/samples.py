@@ -1,4 +1,4 @@
-"""The folder of generated samples: grown batch by batch beside its place, published by a rename.
+"""The folder of generated samples: grown batch by batch beside its place, and put there whole.
 
     NAME/generated.jsonl, meta.json      the finished store
     .NAME.work/plan.json, part-R.jsonl   one line a finished batch, appended and synced; gone at the end
@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.config.snapshot import write_atomic
 from trainer.errors import DataError
+from trainer.runtime.publish import put_in_place, sync_folder
 from trainer.runtime.seal import DIGEST_BYTES, file_digest, part_digest, read_sealed, sealed_text
 from trainer.sample.filters import DUPLICATE
 
@@ -118,6 +120,13 @@ def check_samples(file: Path) -> None:
         )
 
 
+def _refuse_content(target: Path) -> bool:
+    """Raise when somebody put something in the place while the samples were made."""
+    if not target.is_dir() or any(target.iterdir()):
+        raise _taken(target, "what came there meanwhile")
+    return False
+
+
 def _taken(target: Path, what: str) -> DataError:
     return DataError(
         f"`replay.generate.output_dir` must be a free folder or hold these very samples, but {target} holds {what} "
@@ -190,8 +199,8 @@ class WorkFolder:
             _LOG.warning("%s is damaged (%s): what was sampled so far is thrown away.", file, error)
         for part in self._parts():
             part.unlink()
-        _write_synced(file, sealed_text(plan))
-        _sync_folder(self.path)
+        write_atomic(file, sealed_text(plan))
+        sync_folder(self.path)
         return plan
 
     def open_part(self, rank: int) -> IO[bytes]:
@@ -218,7 +227,7 @@ class WorkFolder:
         return sorted(self.path.glob("part-*.jsonl"))
 
     def publish(self, num_batches: int, meta: dict[str, Any]) -> dict[str, Any]:
-        """Merge the first batches in their order, drop duplicates, rename into place; rank 0 only.
+        """Merge the first batches in their order, drop duplicates, put them in place; rank 0 only.
 
         Returns:
             The meta, with what the merge found, as it is in the store.
@@ -233,15 +242,11 @@ class WorkFolder:
                     stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="replace"))
                 elif len(examples.setdefault(fault, [])) < NUM_EXAMPLES:
                     examples[fault].append(row)
-            stream.flush()
-            os.fsync(stream.fileno())
             size = stream.tell()
         whole = {"bytes": size, "sha256": file_digest(done / SAMPLES)}
         meta = meta | whole | {"dropped_examples": dict(sorted(examples.items()))}
-        _write_synced(done / META, sealed_text(meta))
-        _sync_folder(done)
-        done.rename(self.target)
-        _sync_folder(self.target.parent)
+        (done / META).write_text(sealed_text(meta), encoding="utf-8")
+        put_in_place(done, self.target, keeps=_refuse_content)
         self.remove()
         return meta
 
@@ -279,21 +284,3 @@ class WorkFolder:
                         fault = DUPLICATE
                     seen.add(outcome.fingerprint) if fault is None else None
                     yield row, fault
-
-
-def _write_synced(file: Path, text: str) -> None:
-    staged = file.with_name(f".{file.name}.tmp")
-    with staged.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    staged.replace(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # not every file system can
-            os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
+from trainer.runtime.job import as_shells_tell
 from trainer.runtime.signals import handed_on
 
 
@@ -49,7 +50,7 @@ def _run_launcher(command: list[str], environment: Mapping[str, str]) -> int:
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         begin()
         code = process.wait()
-    return code if code >= 0 else 128 - code
+    return as_shells_tell(code)
 
 
 def start_plain(arguments: list[str], num_ranks: int, master_port: int) -> int:
@@ -68,7 +69,7 @@ def start_plain(arguments: list[str], num_ranks: int, master_port: int) -> int:
         finally:
             for rank in ranks:
                 rank.kill()
-    return max(code if code >= 0 else 128 - code for code in codes)
+    return max(map(as_shells_tell, codes))
 
 
 def world_info(num_ranks: int, environment: Mapping[str, str]) -> str:

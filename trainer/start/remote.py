@@ -18,11 +18,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from trainer.errors import TopologyError
+from trainer.errors import Exit, TopologyError
 from trainer.runtime.job import EXIT_CODE, LOG_DIR
 from trainer.runtime.signals import handed_on
 
-EXIT_INTERRUPTED = 130
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _NEEDS = {"pdsh": "pdsh", "openmpi": "mpirun", "slurm": "srun"}
 _SSH = ("ssh", "-o", "BatchMode=yes")
@@ -207,12 +206,12 @@ def start_hosts(
         begin()
         code = process.wait()
     if is_asked() and command != "train":
-        return EXIT_INTERRUPTED
+        return Exit.interrupted
     told = logs / EXIT_CODE
     if told.exists():
         return int(told.read_text(encoding="utf-8"))
     # DeepSpeed's launcher ends with 0 when what it had started was killed; a training that is done has said so.
-    return 1 if code < 0 or (code == 0 and command == "train") else code
+    return Exit.died if code < 0 or (code == 0 and command == "train") else code
 
 
 @contextlib.contextmanager

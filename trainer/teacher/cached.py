@@ -24,12 +24,13 @@ from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef
 from trainer.data.store.prepared import cache_folder, digest_of
 from trainer.data.store.store import Store
-from trainer.data.store.writer import staging
+from trainer.data.store.writer import cache_explained
 from trainer.data.types import Int64s
 from trainer.engine.model_inputs import move
 from trainer.engine.policy import Policy
 from trainer.errors import DataError
 from trainer.model.head.divergence import TopTokens
+from trainer.runtime.publish import clear_leftovers, staged
 from trainer.teacher.inquiry import write_reference
 from trainer.teacher.reference import (
     BYTES_PER_TOKEN,
@@ -108,11 +109,9 @@ def open_reference(
         num_packs = sum(map(len, packs.values()))
         mesh.from_first(lambda: check_room(folder, num_rows, question.num_top))
         with ExitStack() as stack:
-            work: Path = mesh.from_first(
-                lambda: stack.enter_context(
-                    staging(references, data.cache_dir, "the base model's log-probabilities")
-                )
-            )
+            stack.enter_context(cache_explained(data.cache_dir, "the base model's log-probabilities"))
+            mesh.from_first(lambda: clear_leftovers(references))
+            work: Path = mesh.from_first(lambda: stack.enter_context(staged(folder)))
             write_reference(
                 policy,
                 splits,

@@ -21,10 +21,10 @@ import numpy.typing as npt
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.data.pack.refs import PackRef
 from trainer.data.store.store import META
-from trainer.data.store.writer import commit, sync_folder
 from trainer.data.types import Int64s
 from trainer.errors import DataError
-from trainer.runtime.seal import file_digest, part_digest, read_sealed, sealed_text, write_synced
+from trainer.runtime.publish import put_in_place
+from trainer.runtime.seal import file_digest, part_digest, read_sealed, sealed_text
 
 VERSION = 2
 IDS = np.dtype("<i4")
@@ -86,7 +86,7 @@ class ReferenceWriter:
 
 
 def publish(staging: Path, target: Path, described: Mapping[str, Any], num_parts: int) -> None:
-    """Rename the finished parts into place; one process, after all writers are closed.
+    """Put the finished parts in their place; one process, after all writers are closed.
 
     Raises:
         DataError: A part is missing: the ranks do not share the folder.
@@ -104,9 +104,8 @@ def publish(staging: Path, target: Path, described: Mapping[str, Any], num_parts
         "files": {name: (staging / name).stat().st_size for name in names},
         "indices": {name: file_digest(staging / name) for name in names if name.endswith(".npy")},
     }
-    write_synced(staging / META, sealed_text(meta))
-    sync_folder(staging)
-    commit(staging, target, is_whole)
+    (staging / META).write_text(sealed_text(meta), encoding="utf-8")
+    put_in_place(staging, target, keeps=is_whole)
 
 
 def is_whole(folder: Path) -> bool:

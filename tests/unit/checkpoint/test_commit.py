@@ -1,10 +1,12 @@
 """The commit protocol: a checkpoint is there whole or not at all, whatever happens while it is written."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,10 @@ def writer(step, names=("engine/a.pt", "engine/b.pt", "state.json")):
 
 def save(run_dir, step, run="one"):
     return commit(run_dir, manifest(step, run), writer(step), ALONE)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_committed_checkpoint_verifies_and_leaves_no_staging(tmp_path):
@@ -167,7 +173,7 @@ def test_only_folders_named_after_steps_are_checkpoints_and_the_newest_comes_fir
     assert find_checkpoints(tmp_path) == [] and newest_verified(tmp_path) is None
     for step in (9, 100, 20):
         save(tmp_path, step)
-    for name in ("step-12", "step-000000099", "other", ".step-00000200.abc.tmp"):
+    for name in ("step-12", "step-000000099", "other", ".step-00000200.0123456789ab.tmp"):
         (checkpoints_dir(tmp_path) / name).mkdir()
     assert [folder.name for folder in find_checkpoints(tmp_path)] == [
         "step-00000100",
@@ -201,11 +207,11 @@ write = helpers.writer(2)
 if moment == "while writing":
     write = dying_writer(2)
 elif moment == "before the manifest":
-    module._write_durably = die
+    module.manifest_text = die
 elif moment == "before the rename":
-    module.os.rename = die
+    os.rename = die
 elif moment == "before the pointer":
-    module.os.replace = die
+    os.replace = die
 module.commit(run_dir, helpers.manifest(2), write, helpers.ALONE)
 """
 
@@ -233,6 +239,24 @@ def test_kill_9_in_the_middle_of_a_commit_leaves_a_valid_checkpoint(tmp_path, mo
     remove_staging(tmp_path)
     assert not list(checkpoints_dir(tmp_path).glob(".step-*"))
     assert save(tmp_path, 3) == newest_verified(tmp_path)[0]
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_loses_none_once_the_run_starts_again(tmp_path):
+    """Between the two renames the step has no name of its own; the next start gives it back."""
+    before = contents(save(tmp_path, 1))
+
+    def work():
+        real = os.rename
+        os.rename = lambda *names: (real(*names), os._exit(9))
+        commit(tmp_path, manifest(1), writer(1, ["state.json"]), ALONE)
+
+    process = get_context("fork").Process(target=work)
+    process.start()
+    process.join(LIMIT_S)
+    assert process.exitcode == 9 and newest_verified(tmp_path) is None
+    remove_staging(tmp_path)
+    assert contents(newest_verified(tmp_path, on_damage=pytest.fail)[0]) == before
+    assert sorted(e.name for e in checkpoints_dir(tmp_path).iterdir()) == ["latest", "step-00000001"]
 
 
 class Meeting:

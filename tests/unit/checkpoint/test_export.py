@@ -68,6 +68,25 @@ def test_a_failure_leaves_no_folder_and_the_earlier_export(tmp_path, problem):
     assert len(load(tmp_path / "out")[0]) == 3
 
 
+def test_a_folder_that_came_while_tensors_were_written_is_left_alone(tmp_path):
+    def came(folder):
+        write_rest(folder)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("words")
+
+    with pytest.raises(CheckpointError, match=r"`export\.output_dir` must be a new folder"):
+        export_weights(stream(), tmp_path / "out", "float32", 10**9, came)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.txt"]
+
+
+def test_an_export_through_a_link_is_written_where_the_link_leads(tmp_path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large" / "disk")
+    for num in (5, 2):
+        export_weights(stream(num), tmp_path / "out", "float32", 10**9, write_rest)
+    assert (tmp_path / "out").is_symlink() and len(load(tmp_path / "large" / "disk")[0]) == 3
+
+
 def test_a_file_that_does_not_hold_what_was_meant_is_not_published(tmp_path, monkeypatch):
     save_file = weights.save_file
 

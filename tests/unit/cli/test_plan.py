@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.calls import MANY_CALLS, calls_without_torch
 from tests.house.tree import ROOT
 from trainer.cli import run_command
-from trainer.command.rank import EXIT_REFUSED
+from trainer.errors import Exit
 
 LLAMA = ["model=benchmark", f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}"]
 NODE = [*LLAMA, "cluster.ranks_per_node=8", "plan.gpu_gib=80"]
@@ -91,7 +91,7 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(plan):
 
 def test_strict_refuses_what_does_not_fit_with_3(plan):
     assert plan(*NODE, "plan.strict=true")[0] == 0
-    assert plan(*LLAMA, "plan.gpu_gib=80", "plan.strict=true")[0] == EXIT_REFUSED == 3
+    assert plan(*LLAMA, "plan.gpu_gib=80", "plan.strict=true")[0] == Exit.refused == 3
 
 
 def test_what_was_assumed_without_a_gpu_is_said(plan, monkeypatch):

@@ -124,8 +124,9 @@ def test_a_good_configuration_has_no_problem(config):
 @pytest.mark.parametrize(("key", "edits"), RULES, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_broken_rule_is_one_sentence_with_key_rule_value_and_fix(config, key, edits):
     (problem,) = find_problems(edited(config, edits))
-    assert problem.startswith(f"`{key}` must "), problem
-    assert ", but " in problem and " instead. " in problem and problem.endswith("."), problem
+    assert problem.key == key and problem.sentence.startswith(f"`{key}` must "), problem
+    assert ", but " in problem.sentence and " instead. " in problem.sentence, problem
+    assert problem.sentence.endswith("."), problem
 
 
 @pytest.mark.parametrize("key", ["optim.lr", "optim.eps", "optim.weight_decay", "optim.clip_norm"])
@@ -134,8 +135,7 @@ def test_a_rate_that_is_not_a_number_is_refused(config, key):
 
 
 def test_the_problems_of_the_defaults_are_those_a_person_has_to_decide():
-    keys = [problem.split("`")[1] for problem in find_problems(RunConfig())]
-    assert keys == ["model.path", "data.sources", "train"]
+    assert [problem.key for problem in find_problems(RunConfig())] == ["model.path", "data.sources", "train"]
 
 
 def test_all_problems_are_raised_together_with_their_number(config):
@@ -151,6 +151,24 @@ def test_all_problems_are_raised_together_with_their_number(config):
         check_config(broken)
 
 
+def test_a_command_is_told_of_the_sections_and_keys_that_it_reads(config):
+    broken = edited(config, {"optim.lr": 0.0, "train.max_steps": 0, "train.micro_batch_size": 0})
+    assert [problem.key for problem in find_problems(broken)] == [
+        "train.max_steps",
+        "train.micro_batch_size",
+        "optim.lr",
+    ]
+    for only, keys in (
+        (("optim",), ["optim.lr"]),
+        (("train.max_steps", "optim.lr"), ["train.max_steps", "optim.lr"]),
+        (("train",), ["train.max_steps", "train.micro_batch_size"]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_config(broken, only=only)
+        assert [line.split("`")[1] for line in str(caught.value).splitlines()[1:]] == keys
+    check_config(broken, only=("opti", "train.max", "optim.lr.x", "model"))
+
+
 @given(st.integers(1, 10**9), st.integers(1, 8), st.integers(1, 4096), st.integers(8, 32768))
 def test_the_batch_that_the_sentence_proposes_is_accepted(tokens, micro, ranks, seq_len):
     config = tiny_config_at_nowhere()
@@ -161,7 +179,7 @@ def test_the_batch_that_the_sentence_proposes_is_accepted(tokens, micro, ranks, 
         assert tokens % (micro * ranks * seq_len) == 0
         return
     (problem,) = problems
-    config.train.global_batch_tokens = int(problem.rsplit("=", 1)[1].rstrip("."))
+    config.train.global_batch_tokens = int(problem.sentence.rsplit("=", 1)[1].rstrip("."))
     assert list(find_problems(config, ranks)) == []
     unit = micro * ranks * seq_len
     assert (
@@ -178,5 +196,5 @@ def tiny_config_at_nowhere():
 def test_ranks_of_the_cluster_section_count_before_they_are_known(config):
     many = edited(config, {"cluster.num_nodes": 2, "cluster.ranks_per_node": 4})
     (problem,) = find_problems(many)
-    assert "= 8 x 1 x 64 = 512, but is 256 instead. Set train.global_batch_tokens=512." in problem
+    assert "= 8 x 1 x 64 = 512, but is 256 instead. Set train.global_batch_tokens=512." in problem.sentence
     assert list(find_problems(many, world_size=4)) == []

@@ -41,7 +41,8 @@ def test_a_folder_whose_name_begins_like_a_local_one_is_shared():
 )
 def test_every_rule_names_its_key(changes, key):
     (problem,) = cluster_problems(dataclasses.replace(SLURM, **changes))
-    assert problem.startswith(f"`{key}` must be") and " instead. " in problem
+    assert problem.key == key and problem.sentence.startswith(f"`{key}` must be")
+    assert " instead. " in problem.sentence
 
 
 @pytest.mark.parametrize(
@@ -65,10 +66,7 @@ def test_limits_of_the_preflight_have_ranges(changes):
     cluster = dataclasses.replace(SLURM, preflight=PreflightConfig(**changes))
     (problem,) = cluster_problems(cluster)
     key = next(iter(changes))
-    assert (
-        problem.startswith(f"`cluster.preflight.{key}` must be")
-        and f"Set cluster.preflight.{key}=" in problem
-    )
+    assert problem.key == f"cluster.preflight.{key}" and f"Set {problem.key}=" in problem.sentence
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_limits_of_the_preflight_have_ranges(changes):
 def test_what_cannot_be_meant_is_refused_before_submission(changes, sentence):
     cluster = dataclasses.replace(SLURM, ranks_per_node=8, **changes)
     (problem,) = submit_problems(cluster, "/shared/run")
-    assert sentence in problem
+    assert sentence in problem.sentence
 
 
 @pytest.mark.parametrize(
@@ -119,6 +117,9 @@ def test_a_hostfile_goes_with_the_deepspeed_launcher():
 def test_the_lead_must_hold_one_save_and_the_limit_more_than_the_lead():
     assert [*lead_problems(SLURM, 180, 60, "measured")] == []
     (lead,) = lead_problems(dataclasses.replace(SLURM, signal_lead_s=50), 50, 60, "measured")
-    assert "`cluster.signal_lead_s` must be at least the 60 s that a save takes (measured), but is 50" in lead
+    assert (
+        "`cluster.signal_lead_s` must be at least the 60 s that a save takes (measured), but is 50"
+        in lead.sentence
+    )
     (limit,) = lead_problems(dataclasses.replace(SLURM, time_limit_min=3), 180, 60, "measured")
-    assert limit.startswith("`cluster.time_limit_min` must be more than 3 minutes")
+    assert limit.sentence.startswith("`cluster.time_limit_min` must be more than 3 minutes")

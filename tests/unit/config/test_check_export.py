@@ -28,4 +28,4 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
 )
 def test_a_broken_rule_names_its_key(words, keys):
     problems = list(find_problems(compose_config([*COMMON, *words.split()])))
-    assert [problem.split("`")[1] for problem in problems] == keys
+    assert [problem.key for problem in problems] == keys

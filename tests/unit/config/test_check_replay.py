@@ -69,8 +69,9 @@ def test_sources_of_every_role_have_no_problem(config):
 @pytest.mark.parametrize(("key", "edits"), RULES, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_broken_rule_is_one_sentence_with_key_rule_value_and_fix(config, key, edits):
     (problem,) = find_problems(edited(config, edits))
-    assert problem.startswith(f"`{key}` must "), problem
-    assert ", but " in problem and " instead. " in problem and problem.endswith("."), problem
+    assert problem.key == key and problem.sentence.startswith(f"`{key}` must "), problem
+    assert ", but " in problem.sentence and " instead. " in problem.sentence, problem
+    assert problem.sentence.endswith("."), problem
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,9 @@ def test_replay_without_a_replay_source_is_refused(config, asked):
     for name in ("old", "older"):
         del config.data.sources[name]
     (problem,) = find_problems(edited(config, asked))
-    assert "must have a source with role=replay" in problem and "Use replay=general" in problem
+    assert (
+        "must have a source with role=replay" in problem.sentence and "Use replay=general" in problem.sentence
+    )
 
 
 def test_whole_numbers_are_points_too(config):
@@ -97,10 +100,10 @@ def test_sources_without_a_target_are_refused(config):
     for name in ("new", "more"):
         del config.data.sources[name]
     (problem,) = find_problems(config)
-    assert "must have a source with role=target" in problem
+    assert "must have a source with role=target" in problem.sentence
 
 
 def test_a_controller_without_anything_held_out_is_refused(config):
     del config.data.sources["general"]
     (problem,) = find_problems(edited(config, HOLD | {"data.validation_frac": 0.0}))
-    assert problem.startswith("`data.validation_frac` must be more than 0")
+    assert problem.sentence.startswith("`data.validation_frac` must be more than 0")

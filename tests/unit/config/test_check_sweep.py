@@ -26,12 +26,14 @@ def test_a_number_that_is_logged_is_an_objective(objective):
 )
 def test_a_number_that_is_not_logged_names_the_nearest(objective, near):
     (problem,) = problems(objective=objective)
-    assert f"but is '{objective}' instead. Set sweep.objective={near}." in problem
+    assert f"but is '{objective}' instead. Set sweep.objective={near}." in problem.sentence
 
 
 def test_held_out_loss_needs_held_out_documents_unless_a_source_is_only_evaluated():
     (problem,) = problems(validation_frac=0.0)
-    assert problem.startswith("`data.validation_frac` must be more than 0 for sweep.objective=eval_mean")
+    assert problem.sentence.startswith(
+        "`data.validation_frac` must be more than 0 for sweep.objective=eval_mean"
+    )
     data = DataConfig(sources={**SOURCES, "maths": SourceConfig(role=Role.probe)}, validation_frac=0.0)
     assert list(sweep_problems(SweepConfig(objective="eval/maths"), data)) == []
     assert len(list(sweep_problems(SweepConfig(objective="eval/corpus"), data))) == 1
@@ -39,7 +41,7 @@ def test_held_out_loss_needs_held_out_documents_unless_a_source_is_only_evaluate
 
 def test_every_broken_rule_is_told():
     told = problems(trials=0, parallel=0, poll_s=0.0)
-    assert [problem.split("`")[1] for problem in told] == ["sweep.trials", "sweep.parallel", "sweep.poll_s"]
+    assert [problem.key for problem in told] == ["sweep.trials", "sweep.parallel", "sweep.poll_s"]
 
 
 def test_the_list_of_metrics_has_what_the_meter_writes():

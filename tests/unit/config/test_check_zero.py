@@ -8,7 +8,7 @@ from trainer.config.optim import ZeroConfig
 
 
 def said(extra):
-    return list(zero_problems(ZeroConfig(extra=extra), Attention.auto))
+    return [found.sentence for found in zero_problems(ZeroConfig(extra=extra), Attention.auto)]
 
 
 @pytest.mark.parametrize(

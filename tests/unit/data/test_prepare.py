@@ -428,7 +428,7 @@ def test_a_process_killed_in_the_middle_leaves_no_store_and_the_next_one_makes_i
     tmp_path: Path,
 ) -> None:
     process = start(lines_data(tmp_path, 150_000))
-    pattern = "cache/stores/.tmp-*/*/spool-tokens"
+    pattern = "cache/stores/.*.tmp/spool-tokens"
     wait_until(
         lambda: not process.is_alive() or any(p.stat().st_size for p in tmp_path.glob(pattern)),
         "the first tokens",

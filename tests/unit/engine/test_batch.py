@@ -10,14 +10,14 @@ from trainer.errors import TopologyError
 
 def test_eight_ranks_share_a_batch_of_64_packs():
     shape = batch_shape(131072, 2048, 2, 8)
-    assert (shape.packs_per_step, shape.num_micro_steps, shape.packs_per_rank) == (64, 4, 8)
+    assert (shape.packs_per_step, shape.num_micro_steps) == (64, 4)
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 16), st.sampled_from([8, 64, 2048]))
 def test_every_pack_of_a_step_goes_to_one_micro_step_of_one_rank(num_micro, micro, ranks, seq_len):
     shape = batch_shape(num_micro * micro * ranks * seq_len, seq_len, micro, ranks)
     assert shape.num_micro_steps == num_micro
-    assert shape.packs_per_step == shape.packs_per_rank * ranks
+    assert shape.packs_per_step == num_micro * micro * ranks
     assert shape.packs_per_step * seq_len == num_micro * micro * ranks * seq_len
 
 

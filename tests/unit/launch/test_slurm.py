@@ -82,7 +82,7 @@ def test_what_the_partition_can_give_has_no_problem():
 )
 def test_what_it_cannot_give_is_a_sentence(changes, sentence):
     (problem,) = problems(**changes)
-    assert sentence in problem
+    assert sentence in problem.sentence
 
 
 def test_a_controller_that_does_not_answer_is_a_sentence(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.metrics.device import describe_device, device_memory_gib, reset_peak_memory
+from trainer.metrics.device import describe_device, device_memory_gib
 from trainer.metrics.flops import peak_flops
 
 torch = pytest.importorskip("torch")
@@ -15,7 +15,6 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machin
 def test_memory_on_cpu_is_the_resident_size_of_the_process() -> None:
     peak_gib, reserved_gib = device_memory_gib()
     assert 0.01 < peak_gib == reserved_gib < 1000
-    reset_peak_memory()
 
 
 @without_cuda

@@ -124,6 +124,22 @@ def test_a_finished_store_is_found_and_anything_else_in_its_place_is_refused(who
         find_store(tmp_path / "mine", "k")
 
 
+def test_what_came_to_the_place_while_samples_were_made_is_left_alone(tmp_path):
+    target = tmp_path / "taken"
+
+    def came():
+        target.mkdir(exist_ok=True)
+        (target / "thesis.txt").write_text("words")
+        return False
+
+    with pytest.raises(DataError, match=r"holds what came there meanwhile instead\. Give another folder"):
+        generate_words(ALONE, target, GOAL, WordSampler(), came)
+    assert [path.name for path in target.iterdir()] == ["thesis.txt"]
+    (target / "thesis.txt").unlink()
+    sampler = WordSampler()
+    assert generate_words(ALONE, target, GOAL, sampler) is not None and sampler.sampled == []
+
+
 def flips(file):
     """Flip a bit at places all over a file, in turn; it is whole again afterwards."""
     original = file.read_bytes()

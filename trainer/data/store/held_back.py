@@ -15,14 +15,10 @@ def split_hash(content_digest: bytes) -> int:
     return int.from_bytes(content_digest[:HASH_BYTES], "big")
 
 
-def is_validation(content_digest: bytes, frac: float) -> bool:
-    """Say whether a document is held out; adding or reordering others never changes the answer."""
-    return split_hash(content_digest) < frac * 2.0 ** (8 * HASH_BYTES)
-
-
 def choose_validation(hashes: npt.NDArray[np.uint64], frac: float) -> Bools:
     """Mark the held-out documents of a source, so that neither side is empty if two exist.
 
+    A document whose hash is below the share is held out; adding or reordering others does not change that.
     When the hash alone would leave a side empty, the document with the smallest hash (and its exact
     copies) is held out and the rest trains. One document, or copies of one, is all training. A share of 1
     holds out everything.

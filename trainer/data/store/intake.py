@@ -13,7 +13,7 @@ import numpy as np
 from trainer.config.data import LongDocuments, Packing
 from trainer.data.store.spool import Spool
 from trainer.data.store.writer import PackOptions
-from trainer.data.types import EncodedBatch, Problem
+from trainer.data.types import EncodedBatch, RowProblem
 from trainer.errors import DataError
 
 
@@ -32,7 +32,7 @@ class Intake:
     longest: int = 0
     """Tokens of the longest document, dropped ones included."""
     _problems: Counter[str] = field(default_factory=Counter)
-    _first_problem: Problem | None = None
+    _first_problem: RowProblem | None = None
     _first_long: str = ""
     _seen: set[bytes] = field(default_factory=set)
 

@@ -1,7 +1,7 @@
 """Writes token stores so that a store is there whole or not at all.
 
-Everything is built in a staging folder beside the stores, synced, and renamed into place last. The
-loser of a race between two processes throws its own copy away.
+Everything is built beside its place and put there last (runtime/publish.py). The loser of a race between two
+processes throws its own copy away.
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
-import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,10 +38,8 @@ from trainer.data.store.store import (
 )
 from trainer.data.types import Bools, Bytes
 from trainer.errors import DataError
-from trainer.runtime.seal import sealed_text, write_synced
+from trainer.runtime.seal import sealed_text
 
-STAGING = ".tmp-"
-STALE_S = 24 * 3600
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -59,20 +53,16 @@ class PackOptions:
 
 
 @contextmanager
-def staging(stores: Path, cache_dir: str, what: str = "the token store") -> Iterator[Path]:
-    """Give a folder to build a store in; it is gone afterwards, whatever happens.
+def cache_explained(cache_dir: str, what: str = "the token store") -> Iterator[None]:
+    """Turn errors of the file system into a sentence.
 
     Args:
         what: What is built, for messages.
     Raises:
         DataError: If the disk is full or the folder cannot be written.
     """
-    folder = stores / f"{STAGING}{uuid.uuid4().hex}"
     try:
-        stores.mkdir(parents=True, exist_ok=True)
-        _remove_stale(stores)
-        folder.mkdir()
-        yield folder
+        yield
     except OSError as error:
         if error.errno in FULL_DISK:
             raise DataError(
@@ -85,8 +75,6 @@ def staging(stores: Path, cache_dir: str, what: str = "the token store") -> Iter
                 f"instead: {error.strerror}. Set data.cache_dir to another folder."
             ) from error
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_store(
@@ -96,7 +84,7 @@ def write_store(
     options: PackOptions,
     meta: dict[str, Any],
 ) -> None:
-    """Write both splits of a spool and the meta file into a staging folder, synced to disk."""
+    """Write both splits of a spool and the meta file into a staging folder."""
     arrays: dict[str, Any] = {}
     splits: dict[str, Any] = {}
     for name, wanted in ((TRAIN, ~held_out), (VALIDATION, held_out)):
@@ -110,9 +98,7 @@ def write_store(
         "splits": splits,
         "arrays": arrays,
     }
-    write_synced(folder / META, sealed_text(meta))
-    for path in (folder / TRAIN, folder / VALIDATION, folder):
-        sync_folder(path)
+    (folder / META).write_text(sealed_text(meta), encoding="utf-8")
 
 
 def is_whole(store: Path) -> bool:
@@ -122,38 +108,6 @@ def is_whole(store: Path) -> bool:
     except DataError:
         return False
     return True
-
-
-def commit(folder: Path, target: Path, is_whole: Callable[[Path], bool] = is_whole) -> None:
-    """Rename a finished staging folder into place; keep a whole store that is already there."""
-    for _ in range(2):
-        try:
-            folder.rename(target)
-            break
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            if is_whole(target):
-                return
-            _discard(target)
-    sync_folder(target.parent)
-
-
-def _discard(store: Path) -> None:
-    # Renamed first, so that nobody sees it half deleted.
-    grave = store.parent / f"{STAGING}{uuid.uuid4().hex}"
-    store.rename(grave)
-    shutil.rmtree(grave, ignore_errors=True)
-
-
-def _remove_stale(stores: Path) -> None:
-    for folder in stores.glob(f"{STAGING}*"):
-        try:
-            newest = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
-        except OSError:  # its owner is removing it just now
-            continue
-        if newest < time.time() - STALE_S:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_split(
@@ -236,7 +190,7 @@ def _write_digests(
 
 
 class _ArrayFile:
-    """A file that is hashed and counted while it is written, and synced when it is closed."""
+    """A file that is hashed and counted while it is written."""
 
     def __init__(self, folder: Path, name: str, arrays: dict[str, Any]) -> None:
         self._stream = (folder / name).open("wb")
@@ -253,7 +207,6 @@ class _ArrayFile:
         self._num_bytes += data.nbytes if isinstance(data, memoryview) else len(data)
 
     def close(self) -> None:
-        _sync(self._stream)
         self._stream.close()
         self._arrays[self._name] = {"bytes": self._num_bytes, "sha256": self._digest.hexdigest()}
 
@@ -264,20 +217,3 @@ def _npy_header(dtype: npt.DTypeLike, length: int) -> bytes:
     header = np.lib.format.header_data_from_array_1_0(np.empty(0, dtype=dtype))
     np.lib.format.write_array_header_1_0(buffer, {**header, "shape": (length,)})
     return buffer.getvalue()
-
-
-def _sync(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync the entries of a folder, where the file system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)

@@ -29,9 +29,9 @@ from trainer.data.types import (
     EncodedBatch,
     IdsDocument,
     Offsets,
-    Problem,
     RowBatch,
     RowError,
+    RowProblem,
     Span,
     TextDocument,
     TokenizerLike,
@@ -47,7 +47,7 @@ def encode_batch(
 ) -> EncodedBatch:
     """Parse, clean and tokenise the rows of a batch; rows that cannot be used become problems."""
     counts: Counter[str] = Counter(rows=len(batch.rows))
-    problems: list[Problem] = []
+    problems: list[RowProblem] = []
     documents: list[Document] = []
     places: list[str] = []
     pending: list[Marked] = []
@@ -63,7 +63,7 @@ def encode_batch(
                 pending.append(marked)
         except RowError as error:
             where = batch.where(index)
-            problems.append(Problem(error.rule, error.value, error.fix, where))
+            problems.append(RowProblem(error.rule, error.value, error.fix, where))
             continue
         documents.append(document)
         places.append(batch.where(index))
