@@ -262,7 +262,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_none_once_the_run_starts_ag
 class Meeting:
     """Two ranks as threads: what a Mesh's collectives do, without processes."""
 
-    world_size = 2
+    num_ranks = 2
 
     def __init__(self, rank, shared):
         self.rank, self._shared = rank, shared
