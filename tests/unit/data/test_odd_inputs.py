@@ -139,7 +139,7 @@ def test_no_odd_override_of_a_source_gives_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(try_overrides(range(25), tmp_path)) == 3
+    assert set(try_overrides(range(40), tmp_path)) == {"ConfigError", "DataError", "read"}
 
 
 @pytest.mark.slow

@@ -75,9 +75,9 @@ from trainer.config.train import LogConfig, WandbMode
 from trainer.metrics.wandb import build_wandb
 canary = sys.argv[1]
 print("printed", canary)
+options = LogConfig(wandb=WandbMode.offline, wandb_tags=["t-" + canary], wandb_group="g " + canary)
 sink = build_wandb(
-    WandbMode.offline, run_dir=Path("run"), run_id="canary01", name="n " + canary,
-    project="palimpsest", tags=["t-" + canary],
+    options, run_dir=Path("run"), run_id="canary01", name="n " + canary,
     config={
         "visible": "innocent-text", "api_key": canary, "nested": [{"password": canary}],
         "value": canary, "url": f"https://user:{canary}@host/x", "hub": "hf_" + "aB3" * 8,
