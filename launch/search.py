@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from trainer.config.sweep import Sampler, SweepConfig
+from trainer.config.sweep import SweepConfig, SweepSampler
 from trainer.errors import ConfigError
 
 from .points import Goal
@@ -103,10 +103,10 @@ class Search:
         seed = self._config.seed + len(self._known) + len(self._again)
         sampler: optuna.samplers.BaseSampler
         match self._config.sampler:
-            case Sampler.tpe:
+            case SweepSampler.tpe:
                 # A batch is chosen before any of it is known; the liar keeps its points apart.
                 sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-            case Sampler.random:
+            case SweepSampler.random:
                 sampler = optuna.samplers.RandomSampler(seed=seed)
         study = optuna.create_study(sampler=sampler, direction=self._goal.direction.value)
         for values, objective in self._known:

@@ -33,7 +33,7 @@ from trainer.preflight.alarm import ended_after
 from trainer.preflight.findings import Findings, print_table, show, write_record
 from trainer.preflight.machine import describe_machine
 from trainer.preflight.shared_folder import nearest
-from trainer.preflight.verdict import Asked, leave_out
+from trainer.preflight.verdict import Expected, leave_out
 from trainer.preflight.versions import installed
 from trainer.runtime.job import given_log_dir, leave_exit_code
 from trainer.start.local import start_plain
@@ -184,7 +184,7 @@ def _digest(config: RunConfig, config_file: Path | None) -> str:
     return hashlib.sha256(config_file.read_bytes()).hexdigest()
 
 
-def _asked(config: RunConfig, env: RankEnv) -> Asked:
+def _asked(config: RunConfig, env: RankEnv) -> Expected:
     """Return what the nodes are measured against."""
     cluster, limits = config.cluster, config.cluster.preflight
     is_slurm = _is_in_slurm()
@@ -195,7 +195,7 @@ def _asked(config: RunConfig, env: RankEnv) -> Asked:
     num_kept = config.checkpoint.keep_last + int(config.checkpoint.keep_best)
     num_new = num_to_come(Path(config.run_dir), num_kept, config.checkpoint.keep_every_steps)
     size = _checkpoint_bytes(config, env.world_size) if env.is_first else None
-    return Asked(
+    return Expected(
         num_gpus=num_gpus,
         ranks_per_node=max(cluster.ranks_per_node, 1),
         max_ecc_errors=limits.max_ecc_errors,

@@ -20,7 +20,7 @@ class ObjectiveValue(Enum):
     best = "best"
 
 
-class Sampler(Enum):
+class SweepSampler(Enum):
     """How hydra/sweeper=optuna chooses its points."""
 
     tpe = "tpe"
@@ -43,7 +43,7 @@ class SweepConfig:
     parallel: int = 4
     """Jobs that hydra/sweeper=optuna hands in together; it chooses the next ones when all of them have ended. On one
     machine points run one after the other. At least 1."""
-    sampler: Sampler = Sampler.tpe
+    sampler: SweepSampler = SweepSampler.tpe
     """How hydra/sweeper=optuna chooses."""
     seed: int = 0
     """Seed of the sampler."""

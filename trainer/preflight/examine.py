@@ -32,7 +32,7 @@ from trainer.preflight.floor import Floors, between_by_node, floors_of, judge_be
 from trainer.preflight.inventory import device_of, node_facts, take_facts
 from trainer.preflight.meeting import Meeting
 from trainer.preflight.verdict import (
-    Asked,
+    Expected,
     judge_clocks,
     judge_folder,
     judge_gpus,
@@ -54,7 +54,7 @@ _GO, _STOP = "go", "stop"
 class Plan:
     """What to check."""
 
-    asked: Asked
+    asked: Expected
     limits: PreflightConfig
     expected: Mapping[str, int] | None
     """Processes by node; None where nobody says which nodes there are."""

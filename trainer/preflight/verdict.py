@@ -16,7 +16,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Expected:
     """What the nodes are measured against; the floors and limits are those of cluster.preflight."""
 
     num_gpus: int | None
@@ -119,7 +119,7 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def judge_gpus(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[NodeProblem]]:
+def judge_gpus(facts: Sequence[RankFacts], asked: Expected) -> tuple[Row, list[NodeProblem]]:
     """Tell which nodes lack GPUs and which GPUs are sick."""
     nodes = {one.node: one.of_node for one in facts if one.of_node is not None}
     wanted = asked.num_gpus
@@ -141,7 +141,7 @@ def judge_gpus(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[Node
     return Row(Check.gpus, len(nodes), result, bool(problems)), problems
 
 
-def _missing_gpus(node: str, of: NodeFacts, wanted: int, asked: Asked) -> NodeProblem:
+def _missing_gpus(node: str, of: NodeFacts, wanted: int, asked: Expected) -> NodeProblem:
     why = f" {of.gpu_trouble}." if of.gpu_trouble else ""
     sentence = observed(
         f"GPUs of {node}",
@@ -152,7 +152,7 @@ def _missing_gpus(node: str, of: NodeFacts, wanted: int, asked: Asked) -> NodePr
     return NodeProblem(Check.gpus, (node,), sentence)
 
 
-def _sick(one: RankFacts, asked: Asked) -> Iterator[str]:
+def _sick(one: RankFacts, asked: Expected) -> Iterator[str]:
     """Yield a sentence for everything that is wrong with the GPU of a process."""
     out = leave_out([one.node], asked.is_slurm)
     if one.trouble is not None:
@@ -190,7 +190,7 @@ def _sick(one: RankFacts, asked: Asked) -> Iterator[str]:
         )
 
 
-def judge_matmul(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[NodeProblem]]:
+def judge_matmul(facts: Sequence[RankFacts], asked: Expected) -> tuple[Row, list[NodeProblem]]:
     """Compare every GPU's rate with the median of all; CPUs are reported only."""
     rates = [(one, one.matmul_flops) for one in facts if one.matmul_flops is not None]
     if not rates:
@@ -221,7 +221,7 @@ def judge_matmul(facts: Sequence[RankFacts], asked: Asked) -> tuple[Row, list[No
     return Row(Check.matmul, num_nodes, result, bool(problems)), problems
 
 
-def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, list[NodeProblem]]:
+def judge_folder(folders: Sequence[FolderFacts], asked: Expected) -> tuple[Row, list[NodeProblem]]:
     """Tell which nodes do not see the run directory, cannot write it, or have no room."""
     first = folders[0].node
     problems = []
@@ -269,7 +269,7 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Asked) -> tuple[Row, lis
     return Row(Check.run_dir, len(folders), result, bool(problems)), problems
 
 
-def judge_clocks(clocks: Sequence[ClockFacts], asked: Asked) -> tuple[Row, list[NodeProblem]]:
+def judge_clocks(clocks: Sequence[ClockFacts], asked: Expected) -> tuple[Row, list[NodeProblem]]:
     """Compare the clocks with the median of three or more, else with the first node's."""
     base = statistics.median(one.ahead_s for one in clocks) if len(clocks) > 2 else 0.0
     problems = []

@@ -21,7 +21,7 @@ from trainer.errors import DataError
 from trainer.sample.filters import DUPLICATE, find_fault, fingerprint, without_cut_character
 from trainer.sample.prompts import Draft, PromptPlan
 from trainer.sample.sampler import Sampler
-from trainer.sample.samples import Batch, Outcome, WorkFolder
+from trainer.sample.samples import Batch, DraftOutcome, WorkFolder
 
 TRIAL_SAMPLES = 256
 MIN_KEPT_FRAC = 0.02
@@ -103,7 +103,7 @@ class Judge:
     decoder: Decoder
     special_ids: Set[int]
 
-    def outcome(self, draft: Draft) -> tuple[Outcome, dict[str, Any]]:
+    def outcome(self, draft: Draft) -> tuple[DraftOutcome, dict[str, Any]]:
         """Return what became of a draft and the row it makes."""
         texts = [self.decoder.decode(turn) for turn in draft.turns]
         if self.plan.is_chat:
@@ -118,7 +118,7 @@ class Judge:
             said = [self.plan.opening + text for text in texts[1:]]
             roles = zip(("user", "assistant"), texts[:1] + said, strict=False)
             row = {"messages": [{"role": role, "content": text} for role, text in roles]}
-        return Outcome(sum(map(len, draft.turns)), fingerprint(texts), fault), row
+        return DraftOutcome(sum(map(len, draft.turns)), fingerprint(texts), fault), row
 
 
 def sample_until_enough(

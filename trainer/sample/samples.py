@@ -39,7 +39,7 @@ _NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EE
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DraftOutcome:
     """What became of one sample; small, so that every rank can know every sample's."""
 
     num_tokens: int
@@ -55,7 +55,7 @@ class Batch:
     num_sampled: int
     """Tokens sampled, dropped samples and end marks included."""
     seconds_s: float
-    outcomes: list[Outcome]
+    outcomes: list[DraftOutcome]
     rows: list[dict[str, Any]]
 
     def without_rows(self) -> Batch:
@@ -76,7 +76,7 @@ def parse_line(line: bytes) -> Batch | None:
     if line != part_digest(body).hex().encode() + b" " + body + b"\n" or len(digest) != 2 * DIGEST_BYTES:
         return None
     number, num_sampled, seconds_s, outcomes, rows = json.loads(body)
-    return Batch(number, num_sampled, seconds_s, [Outcome(*outcome) for outcome in outcomes], rows)
+    return Batch(number, num_sampled, seconds_s, [DraftOutcome(*outcome) for outcome in outcomes], rows)
 
 
 def find_store(target: Path, key: str) -> dict[str, Any] | None:

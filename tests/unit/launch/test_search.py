@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from launch.points import Goal
 from launch.search import Search
-from trainer.config.sweep import Sampler, SweepConfig
+from trainer.config.sweep import SweepConfig, SweepSampler
 from trainer.errors import ConfigError
 
 
@@ -69,7 +69,7 @@ def test_a_point_outside_of_what_is_asked_for_now_is_passed_over():
 
 def test_the_better_end_is_found():
     """A parabola: after 30 points, most of the last ten are near its minimum; a wrong sign would avoid it."""
-    study = search("optim.lr=interval(-10.0,10.0)", trials=40, sampler=Sampler.tpe)
+    study = search("optim.lr=interval(-10.0,10.0)", trials=40, sampler=SweepSampler.tpe)
     while study.num_left:
         points = [float(point["optim.lr"]) for point in asked(study, 4)]
         study.tell([(point - 3) ** 2 for point in points])

@@ -15,7 +15,7 @@ from trainer.preflight.facts import (
     to_json,
 )
 from trainer.preflight.verdict import (
-    Asked,
+    Expected,
     judge_clocks,
     judge_folder,
     judge_gpus,
@@ -24,7 +24,7 @@ from trainer.preflight.verdict import (
     leave_out,
 )
 
-ASKED = Asked(
+ASKED = Expected(
     num_gpus=2,
     ranks_per_node=2,
     max_ecc_errors=0,

@@ -19,7 +19,7 @@ from trainer.errors import DataError
 from trainer.sample.generate import Tally, sample_batch
 from trainer.sample.samples import (
     Batch,
-    Outcome,
+    DraftOutcome,
     WorkFolder,
     check_samples,
     explained,
@@ -245,9 +245,9 @@ def test_errors_of_the_file_system_name_the_key(tmp_path, code, part):
 def test_sampling_that_keeps_next_to_nothing_ends_with_the_reasons():
     tally = Tally()
     for number in range(16):
-        outcomes = [Outcome(5, f"{number}-{row}", "not ended") for row in range(16)]
+        outcomes = [DraftOutcome(5, f"{number}-{row}", "not ended") for row in range(16)]
         if number == 0:
-            outcomes[0] = Outcome(5, "kept", None)
+            outcomes[0] = DraftOutcome(5, "kept", None)
         tally.check_yield()
         tally.add(Batch(number, 80, 1.0, outcomes, []))
     with pytest.raises(DataError, match=r"kept 1 of 256 \(not ended: 255\)"):
