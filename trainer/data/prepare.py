@@ -36,6 +36,7 @@ from trainer.data.store.prepared import (
     shaping_options,
     source_key,
     stores_folder,
+    unit_of,
     write_pointer,
 )
 from trainer.data.store.spool import Spool
@@ -189,7 +190,9 @@ def _build(
         target = stores_folder(data) / digest
         if _open_if_whole(target, console) is None:
             encoded = _encode(rows, data, tokenizer, make_tokenizer)
-            options = PackOptions(data.seq_len, effective_packing(source), source.long_documents)
+            options = PackOptions(
+                data.seq_len, effective_packing(source), source.long_documents, unit_of(source)
+            )
             spool = Spool(work)
             try:
                 intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)

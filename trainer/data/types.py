@@ -7,7 +7,9 @@ must be able to do. No I/O here, and no import of `datasets` or `transformers`.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +23,17 @@ Bytes = npt.NDArray[np.uint8]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Uint32s = npt.NDArray[np.uint32]
+
+
+class Unit(Enum):
+    """What a pack keeps whole: pieces that each see only themselves and stand side by side."""
+
+    document = "document"
+    """One piece; of a document that is cut at the end of a pack, each part is one."""
+    pair = "pair"
+    """Two pieces: a chosen and a rejected answer, each after the prompt."""
+    group = "group"
+    """Several answers to one prompt, each after it."""
 
 
 class TokenizerLike(Protocol):
@@ -163,21 +176,40 @@ class Problem:
 
 @dataclass(slots=True)
 class EncodedBatch:
-    """The documents of a row batch as flat arrays, and what happened to those that are missing.
+    """The units of a row batch as flat arrays, and what happened to those that are missing.
 
     Shapes:
-        tokens, supervised: [T], the documents one after the other; lengths: [D] sums to T.
+        tokens, supervised: [T], the pieces one after the other; lengths: [P] sums to T; unit_pieces: [U] sums to P.
     """
 
     tokens: Uint32s
     supervised: Bytes
     lengths: Int32s
+    """Tokens of each piece."""
+    unit_pieces: Int32s
+    """Pieces of each unit."""
     digests: list[bytes]
-    """Content digest of each document."""
+    """Content digest of each unit."""
     places: list[str]
-    """Where each document came from, for messages."""
+    """Where each unit came from, for messages."""
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+
+    def only(self, keep: Bools) -> EncodedBatch:
+        """Return some of the units, without what was counted of the rows."""
+        kept_pieces = np.repeat(keep, self.unit_pieces)
+        kept_tokens = np.repeat(kept_pieces, self.lengths)
+        return replace(
+            self,
+            tokens=self.tokens[kept_tokens],
+            supervised=self.supervised[kept_tokens],
+            lengths=self.lengths[kept_pieces],
+            unit_pieces=self.unit_pieces[keep],
+            digests=list(compress(self.digests, keep)),
+            places=list(compress(self.places, keep)),
+            counts=Counter(),
+            problems=[],
+        )
 
 
 @dataclass(slots=True)
@@ -191,3 +223,5 @@ class Pack:
     tokens: Int64s
     supervised: Bools
     lengths: list[int]
+    unit_pieces: list[int] | None = None
+    """Pieces of each unit, in order; None where every piece is one."""

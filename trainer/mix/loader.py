@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef, read_micro_batch
 from trainer.data.store.store import SplitStore
+from trainer.data.types import Unit
+from trainer.mix.deal import deal
 from trainer.mix.plan import Cursor, DataPlan
 from trainer.teacher.reference import BaseReference
 
@@ -21,7 +23,7 @@ from trainer.teacher.reference import BaseReference
 class StepBatch:
     """The micro-batches of one rank for one optimizer step, and what all ranks see together.
 
-    Units: token and target counts are over all ranks and micro-steps.
+    Units: counts of tokens, targets and units are over all ranks and micro-steps.
     """
 
     step: int
@@ -36,6 +38,12 @@ class StepBatch:
     """Ratio that the plan was asked for in this step."""
     after: Cursor
     """Where the plan stands after this step."""
+    num_units_by_source: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_units_global(self) -> int:
+        """Return the units of all sources."""
+        return sum(self.num_units_by_source.values())
 
 
 class TrainLoader:
@@ -78,14 +86,15 @@ class TrainLoader:
         """Read the batch of a step."""
         refs = self._plan.packs_of_step(step)
         after = self._plan.cursor
-        mine = refs[self._rank * self._packs_per_rank : (self._rank + 1) * self._packs_per_rank]
+        mine = self._share(refs)
         size = self._micro_batch_size
         micro_batches = [self._read_micro_batch(mine[i : i + size]) for i in range(0, len(mine), size)]
-        targets, tokens = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0)
+        targets, tokens, units = (dict.fromkeys(self.names, 0) for _ in range(3))
         for ref in refs:
             name, store = self.names[ref.source], self._stores[ref.source]
             targets[name] += int(store.pack_targets[ref.pack])
             tokens[name] += int(store.pack_tokens[ref.pack])
+            units[name] += int(store.pack_units[ref.pack])
         return StepBatch(
             step=step,
             micro_batches=micro_batches,
@@ -96,7 +105,19 @@ class TrainLoader:
             digest=step_digest(refs, self._stores),
             replay_ratio=self._plan.ratio(step),
             after=after,
+            num_units_by_source=units,
         )
+
+    def _share(self, refs: Sequence[PackRef]) -> list[PackRef]:
+        """Return this rank's packs: a run of them as they come, or about as many pairs or groups as others get."""
+        stores = [self._stores[ref.source] for ref in refs]
+        if all(store.unit is Unit.document for store in stores):
+            return list(refs[self._rank * self._packs_per_rank : (self._rank + 1) * self._packs_per_rank])
+        num_units = [
+            0 if store.unit is Unit.document else int(store.pack_units[ref.pack])
+            for store, ref in zip(stores, refs, strict=True)
+        ]
+        return [refs[pack] for pack in deal(num_units, len(refs) // self._packs_per_rank)[self._rank]]
 
     def _read_micro_batch(self, refs: Sequence[PackRef]) -> MicroBatch:
         micro = read_micro_batch(self._stores, refs, self._pad_id)

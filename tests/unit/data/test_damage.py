@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from tests.helpers.tokenizers import make_tokenizer
+from tests.helpers.units import batch_of, options_of, random_units, write_units
 from trainer.config.data import CleanConfig, ColumnsConfig, DataConfig, Format, Packing, SourceConfig
 from trainer.data.pack.refs import PackRef
 from trainer.data.prepare import prepare
@@ -22,9 +23,11 @@ from trainer.data.store.store import (
     META,
     SUPERVISED,
     TOKENS,
+    UNIT_PIECES,
     digest_of_pack,
     open_store,
 )
+from trainer.data.types import Unit
 from trainer.errors import DataError
 from trainer.mix.loader import TrainLoader, step_digest
 from trainer.mix.plan import DataPlan, Pool
@@ -66,30 +69,43 @@ def whole(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("whole"))
 
 
-def read_everything(store):
-    opened = open_store(store)
+@pytest.fixture(scope="module")
+def kinds(whole, tmp_path_factory):
+    """Return a store of each kind of unit."""
+    batch = batch_of(random_units(60, 2, 64, seed=0))
+    return {
+        Unit.document: whole,
+        Unit.pair: write_units(tmp_path_factory.mktemp("pairs"), [batch], options_of(Unit.pair)),
+    }
+
+
+def read_everything(store, unit=Unit.document):
+    opened = open_store(store, unit)
     for split in (opened.train, opened.validation):
         for index in range(split.num_packs):
             split.pack(index)
         split.document_hashes()
 
 
-FILES = [
-    META,
-    *(f"{split}/{file}" for split in ("train", "validation") for file in (*ARRAYS, DIGESTS, HASHES)),
+ALL = (*ARRAYS, DIGESTS, HASHES, TOKENS, SUPERVISED)
+FILES = {Unit.document: ALL, Unit.pair: (*ALL, UNIT_PIECES)}
+NAMED = [
+    (unit, name)
+    for unit, files in FILES.items()
+    for name in (META, *(f"{split}/{file}" for split in ("train", "validation") for file in files))
 ]
-CONTENT = [f"{split}/{file}" for split in ("train", "validation") for file in (TOKENS, SUPERVISED)]
 
 
-def test_these_are_all_files_of_a_store(whole):
-    read_everything(whole)
-    found = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
-    assert found == {*FILES, *CONTENT}
+@pytest.mark.parametrize("unit", FILES)
+def test_these_are_all_files_of_a_store(unit, kinds):
+    read_everything(kinds[unit], unit)
+    found = {str(path.relative_to(kinds[unit])) for path in kinds[unit].rglob("*") if path.is_file()}
+    assert found == {name for other, name in NAMED if other is unit}
 
 
-@pytest.mark.parametrize("name", [*FILES, *CONTENT])
-def test_one_flipped_bit_of_a_store_is_found_and_named(name, whole, tmp_path):
-    store = shutil.copytree(whole, tmp_path / whole.name)
+@pytest.mark.parametrize(("unit", "name"), NAMED)
+def test_one_flipped_bit_of_a_store_is_found_and_named(unit, name, kinds, tmp_path):
+    store = shutil.copytree(kinds[unit], tmp_path / kinds[unit].name)
     file = store / name
     original = file.read_bytes()
     for place in np.linspace(0, len(original) - 1, NUM_OFFSETS).astype(int):
@@ -98,11 +114,11 @@ def test_one_flipped_bit_of_a_store_is_found_and_named(name, whole, tmp_path):
             changed[place] ^= 1 << bit
             file.write_bytes(changed)
             with pytest.raises(DataError, match="must be whole") as caught:
-                read_everything(store)
+                read_everything(store, unit)
             assert str(store) in str(caught.value) and name in str(caught.value)
             assert "Delete that folder and run `palimpsest prepare` again" in str(caught.value)
     file.write_bytes(original)
-    read_everything(store)
+    read_everything(store, unit)
 
 
 def test_tokens_and_marks_are_compared_when_their_pack_is_read_and_not_before(whole, tmp_path):

@@ -1,6 +1,6 @@
-"""Keeps encoded documents on disk until the last one is known: only then can they be split and packed.
+"""Keeps encoded units on disk until the last one is known: only then can they be split and packed.
 
-Memory holds 12 bytes a document and the current batch, however large the corpus is.
+Memory holds 14 bytes a document and the current batch, however large the corpus is.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.pack.pack import sum_runs
 from trainer.data.store.held_back import split_hash
-from trainer.data.types import Bools, Bytes, Int32s, Uint32s
+from trainer.data.types import Bools, Bytes, EncodedBatch, Int32s, Uint32s
 
 COPY_TOKENS = 1 << 22
 
 
 @dataclass(slots=True)
 class SpoolBlock:
-    """Consecutive tokens of the documents that were asked for."""
+    """Consecutive tokens of the units that were asked for."""
 
     tokens: Uint32s
     supervised: Bytes
 
 
 class Spool:
-    """Documents appended one after the other; read back in order, those of one split at a time."""
+    """Units appended one after the other; read back in order, those of one split at a time."""
 
     def __init__(self, folder: Path) -> None:
         """Open the two files of a spool in an existing folder."""
@@ -38,41 +39,51 @@ class Spool:
         self._tokens = self._tokens_file.open("wb")
         self._supervised = self._supervised_file.open("wb")
         self._lengths = array("i")
+        self._unit_pieces = array("H")
         self._hashes = array("Q")
         self.max_id = -1
         self.num_supervised = 0
         self.num_tokens = 0
 
-    def add(self, tokens: Uint32s, supervised: Bytes, lengths: list[int], digests: list[bytes]) -> None:
-        """Append documents; `tokens` and `supervised` hold them one after the other."""
-        assert sum(lengths) == len(tokens) == len(supervised), "lengths do not tile the tokens"
-        if not lengths:
+    def add(self, batch: EncodedBatch) -> None:
+        """Append the units of a batch."""
+        assert batch.lengths.sum() == len(batch.tokens) == len(batch.supervised), (
+            "lengths do not tile the tokens"
+        )
+        assert batch.unit_pieces.sum() == len(batch.lengths), "units do not tile the pieces"
+        if not len(batch.lengths):
             return
         # Plain writes, not memory maps: a full disk is then an error and not a dead process.
-        self._tokens.write(np.ascontiguousarray(tokens, dtype="<u4").data)
-        self._supervised.write(np.ascontiguousarray(supervised, dtype=np.uint8).data)
-        self._lengths.extend(lengths)
-        self._hashes.extend(split_hash(digest) for digest in digests)
-        self.max_id = max(self.max_id, int(tokens.max()))
-        self.num_supervised += int(np.count_nonzero(supervised))
-        self.num_tokens += len(tokens)
+        self._tokens.write(np.ascontiguousarray(batch.tokens, dtype="<u4").data)
+        self._supervised.write(np.ascontiguousarray(batch.supervised, dtype=np.uint8).data)
+        self._lengths.extend(batch.lengths.tolist())
+        self._unit_pieces.extend(batch.unit_pieces.tolist())
+        self._hashes.extend(split_hash(digest) for digest in batch.digests)
+        self.max_id = max(self.max_id, int(batch.tokens.max()))
+        self.num_supervised += int(np.count_nonzero(batch.supervised))
+        self.num_tokens += len(batch.tokens)
 
     @property
     def lengths(self) -> Int32s:
-        """Tokens of each document, in order."""
+        """Tokens of each piece, in order."""
         return np.array(self._lengths, dtype=np.int32)
 
     @property
+    def unit_pieces(self) -> Int32s:
+        """Pieces of each unit, in order."""
+        return np.array(self._unit_pieces, dtype=np.int32)
+
+    @property
     def hashes(self) -> npt.NDArray[np.uint64]:
-        """Split hash of each document, in order."""
+        """Split hash of each unit, in order."""
         return np.array(self._hashes, dtype=np.uint64)
 
     def read(self, wanted: Bools) -> Iterator[SpoolBlock]:
-        """Yield the tokens of the wanted documents, in order, about COPY_TOKENS at a time."""
+        """Yield the tokens of the wanted units, in order, about COPY_TOKENS at a time."""
         self._tokens.flush()
         self._supervised.flush()
-        lengths = self.lengths.astype(np.int64)
-        ends = np.cumsum(lengths)
+        lengths = sum_runs(self.lengths, self.unit_pieces)
+        ends = np.cumsum(lengths, dtype=np.int64)
         first, done = 0, 0
         with self._tokens_file.open("rb") as tokens, self._supervised_file.open("rb") as supervised:
             while first < len(lengths):

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.types import Bools, Bytes, Int32s, Int64s, Pack
+from trainer.data.pack.pack import Layout
+from trainer.data.types import Bools, Bytes, Int32s, Int64s, Pack, Unit
 from trainer.errors import DataError
 from trainer.runtime.seal import DIGEST_BYTES, file_digest, part_digest, read_sealed
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 META = "meta.json"
 TRAIN = "train"
 VALIDATION = "validation"
@@ -29,6 +30,8 @@ SUPERVISED = "supervised.bin"
 DIGESTS = "pack_digests.bin"
 HASHES = "document_hashes.npy"
 ARRAYS = ("piece_start.npy", "piece_len.npy", "pack_offset.npy", "pack_targets.npy")
+UNIT_PIECES = "unit_pieces.npy"
+"""Pieces of each unit in pack order, where a unit is not a document."""
 
 
 class SplitStore:
@@ -42,6 +45,7 @@ class SplitStore:
         """
         split = meta["splits"][name]
         self.seq_len = int(split["seq_len"])
+        self.unit = Unit(meta["unit"])
         self.num_tokens = int(split["num_tokens"])
         self.num_targets = int(split["num_targets"])
         self._folder, self._name, self._files = folder, name, meta["arrays"]
@@ -62,6 +66,12 @@ class SplitStore:
         self._pack_digests = np.fromfile(self._checked(DIGESTS), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
         ends = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
         self.pack_tokens: Int32s = np.diff(ends[offset]).astype(np.int32)
+        self._unit_pieces: Int32s | None = None
+        if self.unit is not Unit.document:
+            self._unit_pieces = np.load(self._checked(UNIT_PIECES), allow_pickle=False)
+        self._unit_offset = Layout(start, length, offset, self._unit_pieces).unit_offset()
+        self.pack_units: Int32s = np.diff(self._unit_offset).astype(np.int32)
+        """Units of each pack; of a cut document each part is one."""
 
     def _checked(self, array: str) -> Path:
         """Return the place of an array of the split after comparing it with its digest."""
@@ -88,7 +98,7 @@ class SplitStore:
         return hashes
 
     def pack_digest(self, index: int) -> bytes:
-        """Return the digest of a pack's tokens, marks and pieces, the same in every store that holds them."""
+        """Return the digest of what a pack holds, the same in every store that holds it."""
         return bytes(self._pack_digests[index])
 
     def pack(self, index: int) -> Pack:
@@ -107,11 +117,14 @@ class SplitStore:
         marks: Bytes = np.ones(len(tokens), dtype=np.uint8)
         if self._supervised is not None:
             marks = np.concatenate([self._supervised[r] for r in ranges])
-        if digest_of_pack(tokens, marks, lengths) != self.pack_digest(index):
+        units = None
+        if self._unit_pieces is not None:
+            units = self._unit_pieces[slice(*self._unit_offset[index : index + 2])].tolist()
+        if digest_of_pack(tokens, marks, lengths, units) != self.pack_digest(index):
             files = [TOKENS] if self._supervised is None else [TOKENS, SUPERVISED]
             where = " or ".join(f"{self._name}/{file}" for file in files)
             raise damaged_store(self._folder, f"pack {index} in {where} is not as it was written")
-        return Pack(tokens, marks.astype(np.bool_), lengths)
+        return Pack(tokens, marks.astype(np.bool_), lengths, units)
 
     def piece(self, index: int) -> Pack:
         """Return one isolated piece as a pack of its own; reports show these.
@@ -127,10 +140,15 @@ class SplitStore:
         return Pack(pack.tokens[part], pack.supervised[part], [pack.lengths[inside]])
 
 
-def digest_of_pack(tokens: Int64s, marks: Bytes | Bools, lengths: list[int]) -> bytes:
-    """Return the digest of what a model learns from a pack: its pieces, its tokens and what is supervised."""
+def digest_of_pack(
+    tokens: Int64s, marks: Bytes | Bools, lengths: list[int], unit_pieces: list[int] | None = None
+) -> bytes:
+    """Return the digest of what a model learns from a pack: its pieces, tokens, what is supervised, and its units."""
     pieces = np.array([len(lengths), *lengths], dtype="<i4")
-    return part_digest(pieces.data, tokens.astype("<u4").data, marks.astype(np.uint8).data)
+    parts = [pieces.data, tokens.astype("<u4").data, marks.astype(np.uint8).data]
+    if unit_pieces is not None:
+        parts.append(np.array([len(unit_pieces), *unit_pieces], dtype="<i4").data)
+    return part_digest(*parts)
 
 
 @dataclass(slots=True)
@@ -150,13 +168,15 @@ class Store:
         return {"store": self.digest, "origin": origin, "options": shaped["options"]}
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path, unit: Unit = Unit.document) -> Store:
     """Open a store and check that it is whole: its version, and the size of every array.
 
     The bytes of what is small are compared with their digests here, those of tokens and marks pack by pack.
 
+    Args:
+        unit: What its packs have to keep whole.
     Raises:
-        DataError: If it is not there, of another version, or damaged.
+        DataError: If it is not there, of another version, damaged, or holds other units.
     """
     try:
         meta = read_sealed(path / META)
@@ -167,6 +187,11 @@ def open_store(path: Path) -> Store:
         raise DataError(
             f"The token store {path} must be of version {FORMAT_VERSION}, but is of version {version} "
             "instead. Run `palimpsest prepare` again."
+        )
+    if meta.get("unit") != unit.value:
+        raise DataError(
+            f"The token store {path} must keep units of the kind {unit.value} whole, but keeps those of the kind "
+            f"{meta.get('unit')} instead. Run `palimpsest prepare` again."
         )
     if digest != path.name:
         raise damaged_store(path, f"it holds the store {str(digest)[:12]}")

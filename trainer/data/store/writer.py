@@ -35,12 +35,13 @@ from trainer.data.store.store import (
     SUPERVISED,
     TOKENS,
     TRAIN,
+    UNIT_PIECES,
     VALIDATION,
     digest_of_pack,
     map_array,
     open_store,
 )
-from trainer.data.types import Bools, Bytes
+from trainer.data.types import Bools, Bytes, Int32s, Unit
 from trainer.errors import DataError
 from trainer.runtime.seal import sealed_text, write_synced
 
@@ -51,11 +52,24 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True)
 class PackOptions:
-    """How the documents of a store become packs."""
+    """How the units of a store become packs."""
 
     seq_len: int
     packing: Packing
     long_documents: LongDocuments
+    unit: Unit = Unit.document
+    """Only documents are ever cut; other units are packed by best fit."""
+
+    def lay_out(self, lengths: Int32s, unit_pieces: Int32s) -> Layout:
+        """Return where pieces of these lengths go."""
+        if self.unit is not Unit.document:
+            return best_fit(lengths, self.seq_len, unit_pieces)
+        assert len(lengths) == len(unit_pieces), "a document is one piece"
+        if self.packing is Packing.concat:
+            return concat(lengths, self.seq_len)
+        if self.long_documents is LongDocuments.split:
+            lengths = cut_long(lengths, self.seq_len)
+        return best_fit(lengths, self.seq_len)
 
 
 @contextmanager
@@ -105,6 +119,7 @@ def write_store(
     vocab_size = spool.max_id + 1
     meta = {
         "version": FORMAT_VERSION,
+        "unit": options.unit.value,
         **meta,
         "vocab_size": vocab_size,
         "splits": splits,
@@ -164,25 +179,19 @@ def _write_split(
     options: PackOptions,
     arrays: dict[str, Any],
 ) -> dict[str, Any]:
-    lengths = spool.lengths[wanted]
+    unit_pieces = spool.unit_pieces
+    lengths = spool.lengths[np.repeat(wanted, unit_pieces)]
     num_tokens = int(lengths.sum(dtype=np.int64))
     dtype = np.dtype("<u2" if spool.max_id < 2**16 else "<u4")
     tokens, supervised = _write_tokens(folder, name, spool, wanted, dtype, arrays)
-    if options.packing is Packing.concat:
-        layout = concat(lengths, options.seq_len)
-    else:
-        if options.long_documents is LongDocuments.split:
-            lengths = cut_long(lengths, options.seq_len)
-        layout = best_fit(lengths, options.seq_len)
+    layout = options.lay_out(lengths, unit_pieces[wanted])
     targets = pack_targets(layout, supervised)
-    values: list[npt.NDArray[Any]] = [
-        layout.piece_start,
-        layout.piece_len,
-        layout.pack_offset,
-        targets,
-        np.sort(spool.hashes[wanted]),
-    ]
-    for file, value in zip((*ARRAYS, HASHES), values, strict=True):
+    found = (layout.piece_start, layout.piece_len, layout.pack_offset, targets)
+    small: dict[str, npt.NDArray[Any]] = dict(zip(ARRAYS, found, strict=True))
+    small[HASHES] = np.sort(spool.hashes[wanted])
+    if layout.unit_pieces is not None:
+        small[UNIT_PIECES] = layout.unit_pieces
+    for file, value in small.items():
         array = _ArrayFile(folder, f"{name}/{file}", arrays)
         array.write(_npy_header(value.dtype, len(value)))
         array.write(np.ascontiguousarray(value).data)
@@ -222,7 +231,8 @@ def _write_digests(
     file: _ArrayFile, layout: Layout, tokens: npt.NDArray[Any], supervised: Bytes | None
 ) -> None:
     """Write the digest of every pack, of the bytes that were written."""
-    for first, last in pairwise(layout.pack_offset.tolist()):
+    unit_bounds = pairwise(layout.unit_offset().tolist())
+    for (first, last), bounds in zip(pairwise(layout.pack_offset.tolist()), unit_bounds, strict=True):
         lengths = layout.piece_len[first:last].tolist()
         parts = [
             slice(s, s + n) for s, n in zip(layout.piece_start[first:last].tolist(), lengths, strict=True)
@@ -231,7 +241,8 @@ def _write_digests(
         marks: Bytes = np.ones(len(joined), dtype=np.uint8)
         if supervised is not None:
             marks = np.concatenate([supervised[part] for part in parts])
-        file.write(digest_of_pack(joined, marks, lengths))
+        units = None if layout.unit_pieces is None else layout.unit_pieces[slice(*bounds)].tolist()
+        file.write(digest_of_pack(joined, marks, lengths, units))
     file.close()
 
 

@@ -74,6 +74,7 @@ def encode_batch(
         tokens=np.array([t for i in kept for t in encoded[i][0]], dtype=np.uint32),
         supervised=np.concatenate([np.empty(0, np.uint8), *(encoded[i][1] for i in kept)]),
         lengths=np.array([len(encoded[i][0]) for i in kept], dtype=np.int32),
+        unit_pieces=np.ones(len(kept), dtype=np.int32),
         digests=[content_digest(documents[i]) for i in kept],
         places=[places[i] for i in kept],
         counts=counts,
