@@ -20,6 +20,8 @@ Span = tuple[int, int]
 Offsets = list[Span]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Uint32s = npt.NDArray[np.uint32]
@@ -125,6 +127,8 @@ class TextDocument:
     """A text, supervised throughout."""
 
     text: str
+    values: dict[str, float] = field(default_factory=dict)
+    """Declared numbers, by name; of every supervised token of the document."""
 
 
 @dataclass(slots=True)
@@ -133,6 +137,8 @@ class CompletionDocument:
 
     prompt: str
     completion: str
+    values: dict[str, float] = field(default_factory=dict)
+    """As of a text."""
 
 
 @dataclass(slots=True)
@@ -141,6 +147,10 @@ class ChatDocument:
 
     messages: list[Message]
     tools: list[Any] | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    """As of a text, for turns that say nothing else."""
+    turn_values: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Numbers of the turns that say their own, by the turn's place."""
 
 
 @dataclass(slots=True)
@@ -149,6 +159,8 @@ class IdsDocument:
 
     ids: list[int]
     loss_mask: list[int] | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    """As of a text."""
 
 
 Document = TextDocument | CompletionDocument | ChatDocument | IdsDocument
@@ -192,6 +204,8 @@ class EncodedBatch:
     """Content digest of each unit."""
     places: list[str]
     """Where each unit came from, for messages."""
+    values: dict[str, Float32s] = field(default_factory=dict)
+    """Declared numbers of the tokens, [T], by name."""
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
@@ -207,6 +221,7 @@ class EncodedBatch:
             unit_pieces=self.unit_pieces[keep],
             digests=list(compress(self.digests, keep)),
             places=list(compress(self.places, keep)),
+            values={name: values[kept_tokens] for name, values in self.values.items()},
             counts=Counter(),
             problems=[],
         )
@@ -225,3 +240,5 @@ class Pack:
     lengths: list[int]
     unit_pieces: list[int] | None = None
     """Pieces of each unit, in order; None where every piece is one."""
+    values: dict[str, Float32s] = field(default_factory=dict)
+    """Numbers of the tokens, [n], by name."""

@@ -6,6 +6,7 @@ The whole state is the step; ranks, threads and prefetch never change which toke
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,11 +40,18 @@ class StepBatch:
     after: Cursor
     """Where the plan stands after this step."""
     num_units_by_source: dict[str, int] = field(default_factory=dict)
+    value_sums_by_source: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Sums over supervised targets, by name of the number and source."""
 
     @property
     def num_units_global(self) -> int:
         """Return the units of all sources."""
         return sum(self.num_units_by_source.values())
+
+    @property
+    def value_sums(self) -> dict[str, float]:
+        """Return the sums over the supervised targets of all sources, by name of the number."""
+        return {name: math.fsum(sums.values()) for name, sums in self.value_sums_by_source.items()}
 
 
 class TrainLoader:
@@ -106,7 +114,19 @@ class TrainLoader:
             replay_ratio=self._plan.ratio(step),
             after=after,
             num_units_by_source=units,
+            value_sums_by_source=self._sum_values(refs),
         )
+
+    def _sum_values(self, refs: Sequence[PackRef]) -> dict[str, dict[str, float]]:
+        """Sum the numbers of packs by source, each sum rounded once: no order of packs changes it."""
+        found: dict[str, dict[str, float]] = {}
+        for value in self._stores[0].values:
+            of_source: dict[str, list[float]] = {name: [] for name in self.names}
+            for ref in refs:
+                sums = self._stores[ref.source].pack_value_sums[value]
+                of_source[self.names[ref.source]].append(float(sums[ref.pack]))
+            found[value] = {name: math.fsum(sums) for name, sums in of_source.items()}
+        return found
 
     def _share(self, refs: Sequence[PackRef]) -> list[PackRef]:
         """Return this rank's packs: a run of them as they come, or about as many pairs or groups as others get."""

@@ -16,23 +16,15 @@ from tests.helpers.units import batch_of, options_of, random_units, write_units
 from trainer.config.data import CleanConfig, ColumnsConfig, DataConfig, Format, Packing, SourceConfig
 from trainer.data.pack.refs import PackRef
 from trainer.data.prepare import prepare
-from trainer.data.store.store import (
-    ARRAYS,
-    DIGESTS,
-    HASHES,
-    META,
-    SUPERVISED,
-    TOKENS,
-    UNIT_PIECES,
-    digest_of_pack,
-    open_store,
-)
+from trainer.data.store.pack_arrays import SUPERVISED, TOKENS, digest_of_pack, pack_value_file, value_file
+from trainer.data.store.store import ARRAYS, DIGESTS, HASHES, META, UNIT_PIECES, open_store
 from trainer.data.types import Unit
 from trainer.errors import DataError
 from trainer.mix.loader import TrainLoader, step_digest
 from trainer.mix.plan import DataPlan, Pool
 
 NUM_OFFSETS = 9
+VALUES = ("margin", "weight")
 
 
 def make_store(folder, num_rows=60, change=None):
@@ -71,12 +63,10 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kinds(whole, tmp_path_factory):
-    """Return a store of each kind of unit."""
-    batch = batch_of(random_units(60, 2, 64, seed=0))
-    return {
-        Unit.document: whole,
-        Unit.pair: write_units(tmp_path_factory.mktemp("pairs"), [batch], options_of(Unit.pair)),
-    }
+    """Return a store of each kind of unit; that of pairs has numbers of tokens too."""
+    batch = batch_of(random_units(60, 2, 64, seed=0), values=VALUES)
+    pairs = write_units(tmp_path_factory.mktemp("pairs"), [batch], options_of(Unit.pair), VALUES)
+    return {Unit.document: whole, Unit.pair: pairs}
 
 
 def read_everything(store, unit=Unit.document):
@@ -88,7 +78,8 @@ def read_everything(store, unit=Unit.document):
 
 
 ALL = (*ARRAYS, DIGESTS, HASHES, TOKENS, SUPERVISED)
-FILES = {Unit.document: ALL, Unit.pair: (*ALL, UNIT_PIECES)}
+NUMBERS = (name for value in VALUES for name in (value_file(value), pack_value_file(value)))
+FILES = {Unit.document: ALL, Unit.pair: (*ALL, UNIT_PIECES, *NUMBERS)}
 NAMED = [
     (unit, name)
     for unit, files in FILES.items()
@@ -136,7 +127,7 @@ def test_tokens_and_marks_are_compared_when_their_pack_is_read_and_not_before(wh
             broken.append(index)
     assert len(broken) == 1
     with pytest.raises(DataError, match="must be whole"):
-        split.piece(int(split._pack_offset[broken[0]]))
+        split.piece(int(split._arrays.layout.pack_offset[broken[0]]))
 
 
 def test_a_store_in_the_place_of_another_is_not_taken_for_it(whole, tmp_path):

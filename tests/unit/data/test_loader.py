@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from trainer.data.store.store import digest_of_pack
+from trainer.data.store.pack_arrays import digest_of_pack
 from trainer.data.types import Pack, Unit
 from trainer.mix.loader import TrainLoader, chain_digest
 from trainer.mix.plan import DataPlan, Pool
@@ -16,6 +16,7 @@ class MemoryStore:
 
     seq_len = 16
     unit = Unit.document
+    values = ()
 
     def __init__(self, num_packs, seed):
         rng = np.random.default_rng(seed)

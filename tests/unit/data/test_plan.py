@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.calls import num_calls
 from trainer.data.pack.refs import PackRef
-from trainer.data.store.store import digest_of_pack
+from trainer.data.store.pack_arrays import digest_of_pack
 from trainer.data.types import Pack, Unit
 from trainer.errors import DataError
 from trainer.mix.loader import TrainLoader, step_digest
@@ -143,6 +143,7 @@ class MemoryStore:
 
     seq_len = SEQ_LEN
     unit = Unit.document
+    values = ()
 
     def __init__(self, source, targets):
         self.pack_targets = np.array(targets, dtype=np.int32)

@@ -16,8 +16,9 @@ from tests.helpers.units import batch_of, options_of, random_units, write_units
 from trainer.data.pack.collate import collate
 from trainer.data.pack.pack import best_fit
 from trainer.data.pack.refs import FILLER, PackRef, read_batch
+from trainer.data.store.pack_arrays import digest_of_pack
 from trainer.data.store.spool import Spool
-from trainer.data.store.store import UNIT_PIECES, digest_of_pack, open_store
+from trainer.data.store.store import UNIT_PIECES, open_store
 from trainer.data.types import Pack, Unit
 from trainer.errors import DataError
 from trainer.mix.deal import deal

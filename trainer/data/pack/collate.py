@@ -48,6 +48,8 @@ class MicroBatch:
     sum_len_sq: int
     units_S: npt.NDArray[np.int64]
     """Unit of each segment in [0, U), ascending over the micro-batch; -1 for padding, and for rows that fill up."""
+    values_BT: dict[str, npt.NDArray[np.float32]]
+    """Numbers of the target tokens, by name: shifted as the labels are, 0 where there is none."""
     base: BaseRows | None = None
     """With replay.kl, of the replay in this micro-batch if it has any."""
 
@@ -74,6 +76,7 @@ def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id:
     labels = np.full(shape, IGNORE, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
     segments = np.zeros(shape, dtype=np.int64)
+    values = {name: np.zeros(shape, dtype=np.float32) for name in packs[0].values}
     boundaries = [0]
     units: list[int] = []
     num_segments = sum_len_sq = num_tokens = num_units = 0
@@ -95,8 +98,10 @@ def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id:
             positions[row, start:stop] = np.arange(length)
             segments[row, start:stop] = num_segments
             if stop <= used:
-                targets = np.where(pack.supervised[start + 1 : stop], pack.tokens[start + 1 : stop], IGNORE)
-                labels[row, start : stop - 1] = targets
+                is_target = pack.supervised[start + 1 : stop]
+                labels[row, start : stop - 1] = np.where(is_target, pack.tokens[start + 1 : stop], IGNORE)
+                for name, numbers in pack.values.items():
+                    values[name][row, start : stop - 1] = np.where(is_target, numbers[start + 1 : stop], 0)
             boundaries.append(boundaries[-1] + length)
             num_segments += 1
             start = stop
@@ -112,4 +117,5 @@ def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id:
         num_tokens=num_tokens,
         sum_len_sq=sum_len_sq,
         units_S=np.asarray(units, dtype=np.int64),
+        values_BT=values,
     )

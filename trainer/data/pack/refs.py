@@ -46,4 +46,6 @@ def read_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: in
             micro.labels_BT[row] = IGNORE
             micro.num_targets_B[row] = 0
             micro.units_S[rows_S == row] = -1
+            for values_BT in micro.values_BT.values():
+                values_BT[row] = 0
     return micro

@@ -28,8 +28,8 @@ class Intake:
     deduplicate: bool
     vocab_size: int | None
     counts: Counter[str] = field(default_factory=Counter)
-    """rows; normalized, stripped, null_turns, padding_ids, empty_prompts; no_completion, no_prompt, too_short,
-    too_long, duplicates, empty, long_dropped, long_split."""
+    """rows; normalized, stripped, null_turns, padding_ids, empty_prompts; no_completion, no_prompt, zero_weight,
+    too_short, too_long, duplicates, empty, long_dropped, long_split."""
     longest: int = 0
     """Tokens of the longest unit, dropped ones included."""
     _problems: Counter[str] = field(default_factory=Counter)
@@ -134,6 +134,7 @@ DROPS = {
     "no_answer": "without an answer",
     "not_learnt": "without a turn to learn",
     "quoted_dropped": "with special tokens that cannot be encoded as text",
+    "zero_weight": "of weight 0",
     "too_short": "too short",
     "too_long": "too many characters",
     "duplicates": "duplicates",

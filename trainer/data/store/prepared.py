@@ -76,6 +76,7 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         "rendering": RENDERING_VERSION,
         "unit": unit_of(source).value,
         **fields,
+        **({"values": data.values} if data.values else {}),
         "seq_len": data.seq_len,
         "validation_frac": held_out_frac(source, data),
         "adds_eos": adds_eos(source, data),
