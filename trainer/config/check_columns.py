@@ -28,7 +28,7 @@ OPTIONAL = {
 def column_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     """Yield every broken rule."""
     columns = source.columns
-    named = {slot: getattr(columns, slot) for slot in (*REQUIRED[source.format], *OPTIONAL)}
+    named = {slot: getattr(columns, slot) for slot in (*REQUIRED[source.format], *OPTIONAL, "weight")}
     for slot, formats in OPTIONAL.items():
         if named[slot] is not None and source.format not in formats:
             rule = f"null for format={source.format.value}, which does not read it"

@@ -40,6 +40,14 @@ class LongDocuments(Enum):
     split = "split"
 
 
+class TokenValue(Enum):
+    """A number that stores keep for every token, by name."""
+
+    weight = "weight"
+    """How much of a token's loss counts, as rows and turns say it in `weight`: a row's times its turn's, 1 where
+    neither says one. A row or turn of weight 0 is not learnt. Where duplicates are dropped, the first one's stands."""
+
+
 @dataclass
 class CleanConfig:
     """Cleaning of one source. Every option prints how many documents it touched."""
@@ -93,6 +101,9 @@ class ColumnsConfig:
     attention_mask: str | None = None
     """format=ids: a list of 0/1 of the same length; the ids at both ends where it is 0 are padding and are cut off.
     null takes `attention_mask`."""
+    weight: str | None = None
+    """With data.values=[weight]: a number of at least 0 that multiplies the weights of the row's turns; rows of
+    weight 0 are dropped. null takes `weight`, `sample_weight` or `loss_weight`."""
     ignore: list[str] = field(default_factory=list)
     """Columns that are left unread on purpose, though their names say that they would change what is learnt."""
 
@@ -157,5 +168,8 @@ class DataConfig:
     """Folder of the token stores and of made models."""
     num_workers: int = 0
     """Processes that tokenise; 0 means all cores."""
+    values: list[TokenValue] = field(default_factory=list)
+    """Numbers of tokens that the stores of all sources keep beside what is supervised; those that the objective reads.
+    Without `weight`, turns say 0 or 1 only, and a column of weights is refused."""
     shuffle: bool = True
     """Permute the packs of every epoch by the seed. Off keeps the order of the files."""

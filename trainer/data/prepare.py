@@ -35,6 +35,7 @@ from trainer.data.store.prepared import (
     shaping_options,
     source_key,
     stores_folder,
+    unit_of,
     write_pointer,
 )
 from trainer.data.store.spool import Spool
@@ -187,8 +188,8 @@ def _build(
 
     def fill(folder: Path) -> None:
         encoded = _encode(rows, data, tokenizer, make_tokenizer)
-        options = PackOptions(data.seq_len, effective_packing(source), source.long_documents)
-        spool = Spool(folder)
+        options = PackOptions(data.seq_len, effective_packing(source), source.long_documents, unit_of(source))
+        spool = Spool(folder, [value.value for value in data.values])
         try:
             intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
             _take_all(intake, encoded, console)
@@ -208,11 +209,11 @@ def _build(
 def _open_rows(name: str, source: SourceConfig, data: DataConfig) -> _Rows:
     if source.path is not None:
         files = list_files(name, source).files
-        rows = read_files(name, source, files)
+        rows = read_files(name, source, files, data.values)
         return _Rows(rows, hash_files(files), sum(file.stat().st_size for file in files))
     dataset = open_dataset(name, source, cache_folder(data) / "datasets")
     origin = [source.dataset, source.subset, source.split, source.revision, dataset._fingerprint]
-    return _Rows(read_dataset(name, source, dataset), origin, int(dataset.data.nbytes))
+    return _Rows(read_dataset(name, source, dataset, data.values), origin, int(dataset.data.nbytes))
 
 
 def _encode(
@@ -222,8 +223,8 @@ def _encode(
     eos = adds_eos(source, data)
     processes = num_processes(data.num_workers)
     if processes > 1 and rows.num_bytes >= PARALLEL_BYTES:
-        return encode_parallel(batches, source, eos, make_tokenizer, processes)
-    return (encode_batch(batch, source, eos, tokenizer) for batch in batches)
+        return encode_parallel(batches, source, eos, make_tokenizer, processes, data.values)
+    return (encode_batch(batch, source, eos, tokenizer, data.values) for batch in batches)
 
 
 def _take_all(intake: Intake, encoded: Iterable[EncodedBatch], console: Console) -> None:

@@ -7,7 +7,9 @@ must be able to do. No I/O here, and no import of `datasets` or `transformers`.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +20,22 @@ Span = tuple[int, int]
 Offsets = list[Span]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Uint32s = npt.NDArray[np.uint32]
+
+
+class Unit(Enum):
+    """What a pack keeps whole: pieces that each see only themselves and stand side by side."""
+
+    document = "document"
+    """One piece; of a document that is cut at the end of a pack, each part is one."""
+    pair = "pair"
+    """Two pieces: a chosen and a rejected answer, each after the prompt."""
+    group = "group"
+    """Several answers to one prompt, each after it."""
 
 
 class TokenizerLike(Protocol):
@@ -112,6 +127,8 @@ class TextDocument:
     """A text, supervised throughout."""
 
     text: str
+    values: dict[str, float] = field(default_factory=dict)
+    """Declared numbers, by name; of every supervised token of the document."""
 
 
 @dataclass(slots=True)
@@ -120,6 +137,8 @@ class CompletionDocument:
 
     prompt: str
     completion: str
+    values: dict[str, float] = field(default_factory=dict)
+    """As of a text."""
 
 
 @dataclass(slots=True)
@@ -128,6 +147,10 @@ class ChatDocument:
 
     messages: list[Message]
     tools: list[Any] | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    """As of a text, for turns that say nothing else."""
+    turn_values: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Numbers of the turns that say their own, by the turn's place."""
 
 
 @dataclass(slots=True)
@@ -136,6 +159,8 @@ class IdsDocument:
 
     ids: list[int]
     loss_mask: list[int] | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    """As of a text."""
 
 
 Document = TextDocument | CompletionDocument | ChatDocument | IdsDocument
@@ -163,21 +188,43 @@ class RowProblem:
 
 @dataclass(slots=True)
 class EncodedBatch:
-    """The documents of a row batch as flat arrays, and what happened to those that are missing.
+    """The units of a row batch as flat arrays, and what happened to those that are missing.
 
     Shapes:
-        tokens, supervised: [T], the documents one after the other; lengths: [D] sums to T.
+        tokens, supervised: [T], the pieces one after the other; lengths: [P] sums to T; unit_pieces: [U] sums to P.
     """
 
     tokens: Uint32s
     supervised: Bytes
     lengths: Int32s
+    """Tokens of each piece."""
+    unit_pieces: Int32s
+    """Pieces of each unit."""
     digests: list[bytes]
-    """Content digest of each document."""
+    """Content digest of each unit."""
     places: list[str]
-    """Where each document came from, for messages."""
+    """Where each unit came from, for messages."""
+    values: dict[str, Float32s] = field(default_factory=dict)
+    """Declared numbers of the tokens, [T], by name."""
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[RowProblem] = field(default_factory=list)
+
+    def only(self, keep: Bools) -> EncodedBatch:
+        """Return some of the units, without what was counted of the rows."""
+        kept_pieces = np.repeat(keep, self.unit_pieces)
+        kept_tokens = np.repeat(kept_pieces, self.lengths)
+        return replace(
+            self,
+            tokens=self.tokens[kept_tokens],
+            supervised=self.supervised[kept_tokens],
+            lengths=self.lengths[kept_pieces],
+            unit_pieces=self.unit_pieces[keep],
+            digests=list(compress(self.digests, keep)),
+            places=list(compress(self.places, keep)),
+            values={name: values[kept_tokens] for name, values in self.values.items()},
+            counts=Counter(),
+            problems=[],
+        )
 
 
 @dataclass(slots=True)
@@ -191,3 +238,7 @@ class Pack:
     tokens: Int64s
     supervised: Bools
     lengths: list[int]
+    unit_pieces: list[int] | None = None
+    """Pieces of each unit, in order; None where every piece is one."""
+    values: dict[str, Float32s] = field(default_factory=dict)
+    """Numbers of the tokens, [n], by name."""

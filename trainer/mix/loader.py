@@ -6,14 +6,17 @@ The whole state is the step; ranks, threads and prefetch never change which toke
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef, read_micro_batch
 from trainer.data.store.store import SplitStore
+from trainer.data.types import Unit
 from trainer.dist.mesh import Axis
+from trainer.mix.deal import deal
 from trainer.mix.plan import Cursor, DataPlan
 
 
@@ -21,7 +24,7 @@ from trainer.mix.plan import Cursor, DataPlan
 class StepBatch:
     """The micro-batches of one rank for one optimizer step, and what all ranks see together.
 
-    Units: token and target counts are over all ranks and micro-steps.
+    Units: counts of tokens, targets and units are over all ranks and micro-steps.
     """
 
     step: int
@@ -36,6 +39,19 @@ class StepBatch:
     """Ratio that the plan was asked for in this step."""
     after: Cursor
     """Where the plan stands after this step."""
+    num_units_by_source: dict[str, int] = field(default_factory=dict)
+    value_sums_by_source: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Sums over supervised targets, by name of the number and source."""
+
+    @property
+    def num_units_global(self) -> int:
+        """Return the units of all sources."""
+        return sum(self.num_units_by_source.values())
+
+    @property
+    def value_sums(self) -> dict[str, float]:
+        """Return the sums over the supervised targets of all sources, by name of the number."""
+        return {name: math.fsum(sums.values()) for name, sums in self.value_sums_by_source.items()}
 
 
 class TrainLoader:
@@ -55,8 +71,7 @@ class TrainLoader:
         self.names = list(names)
         self._stores = list(stores)
         self._plan = plan
-        size = plan.packs_per_step // data.size
-        self._mine = slice(data.rank * size, (data.rank + 1) * size)
+        self._data = data
         self._micro_batch_size = micro_batch_size
         self._pad_id = pad_id
         self._attach = attach
@@ -77,14 +92,15 @@ class TrainLoader:
         """Read the batch of a step."""
         refs = self._plan.packs_of_step(step)
         after = self._plan.cursor
-        mine = refs[self._mine]
+        mine = self._share(refs)
         size = self._micro_batch_size
         micro_batches = [self._read_micro_batch(mine[i : i + size]) for i in range(0, len(mine), size)]
-        targets, tokens = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0)
+        targets, tokens, units = (dict.fromkeys(self.names, 0) for _ in range(3))
         for ref in refs:
             name, store = self.names[ref.source], self._stores[ref.source]
             targets[name] += int(store.pack_targets[ref.pack])
             tokens[name] += int(store.pack_tokens[ref.pack])
+            units[name] += int(store.pack_units[ref.pack])
         return StepBatch(
             step=step,
             micro_batches=micro_batches,
@@ -95,7 +111,32 @@ class TrainLoader:
             digest=step_digest(refs, self._stores),
             replay_ratio=self._plan.ratio(step),
             after=after,
+            num_units_by_source=units,
+            value_sums_by_source=self._sum_values(refs),
         )
+
+    def _sum_values(self, refs: Sequence[PackRef]) -> dict[str, dict[str, float]]:
+        """Sum the numbers of packs by source, each sum rounded once: no order of packs changes it."""
+        found: dict[str, dict[str, float]] = {}
+        for value in self._stores[0].values:
+            of_source: dict[str, list[float]] = {name: [] for name in self.names}
+            for ref in refs:
+                sums = self._stores[ref.source].pack_value_sums[value]
+                of_source[self.names[ref.source]].append(float(sums[ref.pack]))
+            found[value] = {name: math.fsum(sums) for name, sums in of_source.items()}
+        return found
+
+    def _share(self, refs: Sequence[PackRef]) -> list[PackRef]:
+        """Return this rank's packs: a run of them as they come, or about as many pairs or groups as others get."""
+        stores = [self._stores[ref.source] for ref in refs]
+        if all(store.unit is Unit.document for store in stores):
+            size = len(refs) // self._data.size
+            return list(refs[self._data.rank * size : (self._data.rank + 1) * size])
+        num_units = [
+            0 if store.unit is Unit.document else int(store.pack_units[ref.pack])
+            for store, ref in zip(stores, refs, strict=True)
+        ]
+        return [refs[pack] for pack in deal(num_units, self._data.size)[self._data.rank]]
 
     def _read_micro_batch(self, refs: Sequence[PackRef]) -> MicroBatch:
         micro = read_micro_batch(self._stores, refs, self._pad_id)

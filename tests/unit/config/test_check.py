@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.tiny import tiny_config
 from trainer.config.check import check_config, find_problems
-from trainer.config.data import Format, Packing
+from trainer.config.check_values import value_problems
+from trainer.config.data import Format, Packing, TokenValue
 from trainer.config.gate import GateRule, TaskRule
 from trainer.config.learn import LearnConfig
 from trainer.config.model import Attention, ModelKind
@@ -47,6 +48,8 @@ RULES = [
     ("data.validation_frac", {"data.validation_frac": float("nan")}),
     ("data.max_validation_packs", {"data.max_validation_packs": 0}),
     ("data.num_workers", {"data.num_workers": -1}),
+    ("data.values", {"data.values": [TokenValue.weight]}),
+    ("data.sources.text.columns.weight", {"data.sources.text.columns.weight": "w"}),
     ("data.sources.chat", {"data.sources.chat.path": None}),
     ("data.sources.chat", {"data.sources.chat.dataset": "a/b"}),
     ("data.sources.text.as_chat", {"data.sources.text.as_chat": True}),
@@ -198,3 +201,19 @@ def test_ranks_of_the_cluster_section_count_before_they_are_known(config):
     (problem,) = find_problems(many)
     assert "= 8 x 1 x 64 = 512, but is 256 instead. Set train.global_batch_tokens=512." in problem.sentence
     assert list(find_problems(many, world_size=4)) == []
+
+
+def test_the_numbers_of_tokens_are_those_that_the_objective_reads(config):
+    data, weight = config.data, TokenValue.weight
+    assert not list(value_problems(data, ()))
+    (missing,) = value_problems(data, [weight])
+    assert missing == (
+        "`data.values` must be [weight], the numbers of tokens that the objective reads, but is [] instead. "
+        "Set data.values=[weight]."
+    )
+    data.values = [weight]
+    assert not list(value_problems(data, [weight]))
+    (unread,) = value_problems(data, ())
+    assert unread.startswith("`data.values` must be [], ") and unread.endswith("Set data.values=[].")
+    data.values = [weight, weight]
+    assert len(list(value_problems(data, [weight]))) == 1

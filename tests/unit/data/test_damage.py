@@ -12,25 +12,20 @@ import pytest
 from rich.console import Console
 
 from tests.helpers.tokenizers import make_tokenizer
+from tests.helpers.units import batch_of, options_of, random_units, write_units
 from trainer.config.data import CleanConfig, ColumnsConfig, DataConfig, Format, Packing, SourceConfig
 from trainer.data.pack.refs import PackRef
 from trainer.data.prepare import prepare
-from trainer.data.store.store import (
-    ARRAYS,
-    DIGESTS,
-    HASHES,
-    META,
-    SUPERVISED,
-    TOKENS,
-    digest_of_pack,
-    open_store,
-)
+from trainer.data.store.pack_arrays import SUPERVISED, TOKENS, digest_of_pack, pack_value_file, value_file
+from trainer.data.store.store import ARRAYS, DIGESTS, HASHES, META, UNIT_PIECES, open_store
+from trainer.data.types import Unit
 from trainer.dist.mesh import Axis
 from trainer.errors import DataError
 from trainer.mix.loader import TrainLoader, step_digest
 from trainer.mix.plan import DataPlan, Pool
 
 NUM_OFFSETS = 9
+VALUES = ("margin", "weight")
 
 
 def make_store(folder, num_rows=60, change=None):
@@ -67,30 +62,42 @@ def whole(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("whole"))
 
 
-def read_everything(store):
-    opened = open_store(store)
+@pytest.fixture(scope="module")
+def kinds(whole, tmp_path_factory):
+    """Return a store of each kind of unit; that of pairs has numbers of tokens too."""
+    batch = batch_of(random_units(60, 2, 64, seed=0), values=VALUES)
+    pairs = write_units(tmp_path_factory.mktemp("pairs"), [batch], options_of(Unit.pair), VALUES)
+    return {Unit.document: whole, Unit.pair: pairs}
+
+
+def read_everything(store, unit=Unit.document):
+    opened = open_store(store, unit)
     for split in (opened.train, opened.validation):
         for index in range(split.num_packs):
             split.pack(index)
         split.document_hashes()
 
 
-FILES = [
-    META,
-    *(f"{split}/{file}" for split in ("train", "validation") for file in (*ARRAYS, DIGESTS, HASHES)),
+ALL = (*ARRAYS, DIGESTS, HASHES, TOKENS, SUPERVISED)
+NUMBERS = (name for value in VALUES for name in (value_file(value), pack_value_file(value)))
+FILES = {Unit.document: ALL, Unit.pair: (*ALL, UNIT_PIECES, *NUMBERS)}
+NAMED = [
+    (unit, name)
+    for unit, files in FILES.items()
+    for name in (META, *(f"{split}/{file}" for split in ("train", "validation") for file in files))
 ]
-CONTENT = [f"{split}/{file}" for split in ("train", "validation") for file in (TOKENS, SUPERVISED)]
 
 
-def test_these_are_all_files_of_a_store(whole):
-    read_everything(whole)
-    found = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
-    assert found == {*FILES, *CONTENT}
+@pytest.mark.parametrize("unit", FILES)
+def test_these_are_all_files_of_a_store(unit, kinds):
+    read_everything(kinds[unit], unit)
+    found = {str(path.relative_to(kinds[unit])) for path in kinds[unit].rglob("*") if path.is_file()}
+    assert found == {name for other, name in NAMED if other is unit}
 
 
-@pytest.mark.parametrize("name", [*FILES, *CONTENT])
-def test_one_flipped_bit_of_a_store_is_found_and_named(name, whole, tmp_path):
-    store = shutil.copytree(whole, tmp_path / whole.name)
+@pytest.mark.parametrize(("unit", "name"), NAMED)
+def test_one_flipped_bit_of_a_store_is_found_and_named(unit, name, kinds, tmp_path):
+    store = shutil.copytree(kinds[unit], tmp_path / kinds[unit].name)
     file = store / name
     original = file.read_bytes()
     for place in np.linspace(0, len(original) - 1, NUM_OFFSETS).astype(int):
@@ -99,11 +106,11 @@ def test_one_flipped_bit_of_a_store_is_found_and_named(name, whole, tmp_path):
             changed[place] ^= 1 << bit
             file.write_bytes(changed)
             with pytest.raises(DataError, match="must be whole") as caught:
-                read_everything(store)
+                read_everything(store, unit)
             assert str(store) in str(caught.value) and name in str(caught.value)
             assert "Delete that folder and run `palimpsest prepare` again" in str(caught.value)
     file.write_bytes(original)
-    read_everything(store)
+    read_everything(store, unit)
 
 
 def test_tokens_and_marks_are_compared_when_their_pack_is_read_and_not_before(whole, tmp_path):
@@ -121,7 +128,7 @@ def test_tokens_and_marks_are_compared_when_their_pack_is_read_and_not_before(wh
             broken.append(index)
     assert len(broken) == 1
     with pytest.raises(DataError, match="must be whole"):
-        split.piece(int(split._pack_offset[broken[0]]))
+        split.piece(int(split._arrays.layout.pack_offset[broken[0]]))
 
 
 def test_a_store_in_the_place_of_another_is_not_taken_for_it(whole, tmp_path):

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from trainer.data.store.store import digest_of_pack
-from trainer.data.types import Pack
+from trainer.data.store.pack_arrays import digest_of_pack
+from trainer.data.types import Pack, Unit
 from trainer.dist.mesh import Axis
 from trainer.mix.loader import TrainLoader, chain_digest
 from trainer.mix.plan import DataPlan, Pool
@@ -16,6 +16,8 @@ class MemoryStore:
     """Packs made from a seed, with the counts that a store on disk would hold."""
 
     seq_len = 16
+    unit = Unit.document
+    values = ()
 
     def __init__(self, num_packs, seed):
         rng = np.random.default_rng(seed)
@@ -26,6 +28,7 @@ class MemoryStore:
             tokens = rng.integers(0, 99, length)
             self._packs.append(Pack(tokens, rng.random(length) < 0.5, [length]))
         self.pack_tokens = np.array([len(p.tokens) for p in self._packs], dtype=np.int32)
+        self.pack_units = np.ones(num_packs, dtype=np.int32)
         self.pack_targets = np.array([int(p.supervised[1:].sum()) for p in self._packs], dtype=np.int32)
 
     def pack(self, index):

@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.helpers.odd_inputs import ASIDE, make_odd
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.check import check_config
-from trainer.config.data import ColumnsConfig, DataConfig, Format
+from trainer.config.data import ColumnsConfig, DataConfig, Format, TokenValue
 from trainer.config.store import compose_config
 from trainer.data.prepare import prepare
 from trainer.errors import DataError, TrainerError
@@ -43,6 +43,7 @@ def outcome_of(seed: int, folder: Path) -> str:
         num_workers=1,
         validation_frac=0.0,
         cache_dir=str(folder / "c"),
+        values=[TokenValue.weight] * (seed % 2),
     )
     try:
         store = prepared(data)["s"]
@@ -52,6 +53,8 @@ def outcome_of(seed: int, folder: Path) -> str:
     for index in range(store.train.num_packs if odd.is_judged else 0):
         pack = store.train.pack(index)
         learnt = pack.tokens[pack.supervised].tolist()
+        for weights in pack.values.values():
+            assert ((weights > 0) == pack.supervised).all(), f"seed {seed}: {weights}"
         if odd.source.format is Format.ids:
             assert all(token < 100 for token in learnt), f"seed {seed}: ids {learnt}"
         else:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.calls import num_calls
 from trainer.data.pack.refs import PackRef
-from trainer.data.store.store import digest_of_pack
-from trainer.data.types import Pack
+from trainer.data.store.pack_arrays import digest_of_pack
+from trainer.data.types import Pack, Unit
 from trainer.dist.mesh import Axis
 from trainer.errors import DataError
 from trainer.mix.loader import TrainLoader, step_digest
@@ -143,11 +143,14 @@ class MemoryStore:
     """Packs made on the spot: pack k of source s holds the token 1000 s + k."""
 
     seq_len = SEQ_LEN
+    unit = Unit.document
+    values = ()
 
     def __init__(self, source, targets):
         self.pack_targets = np.array(targets, dtype=np.int32)
         self.pack_tokens = self.pack_targets + 1
         self.num_packs = len(targets)
+        self.pack_units = np.ones(self.num_packs, dtype=np.int32)
         self._source = source
 
     def pack_digest(self, index):

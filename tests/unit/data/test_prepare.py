@@ -30,6 +30,7 @@ from trainer.config.data import (
     Packing,
     Role,
     SourceConfig,
+    TokenValue,
 )
 from trainer.data import prepare as prepare_module
 from trainer.data.prepare import prepare
@@ -206,11 +207,12 @@ def test_worker_processes_see_the_same_digest_and_make_the_same_store_as_one_pro
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_tokenizer(tmp_path / "tokenizer", make_tokenizer())
-    source = texts_source(tmp_path, [f"{i} words " * 300 for i in range(900)])
+    rows = [{"text": f"{i} words " * 300, "weight": i % 7 / 2} for i in range(900)]
+    source, values = SourceConfig(path=write_rows(tmp_path / "texts.jsonl", rows)), [TokenValue.weight]
     tokenizer = load_saved(folder)
-    alone = run(make_data(tmp_path, source), tokenizer)
+    alone = run(make_data(tmp_path, source, values=values), tokenizer)
     monkeypatch.setattr(prepare_module, "PARALLEL_BYTES", 0)
-    data = make_data(tmp_path / "other", source, num_workers=2)
+    data = make_data(tmp_path / "other", source, num_workers=2, values=values)
     console = Console(file=io.StringIO())
     together = prepare(data, tokenizer, partial(load_saved, folder, tokenizer.digest), None, console)["s"]
     assert together.meta == alone.meta

@@ -36,6 +36,8 @@ class Marked:
     """What is learnt, in order."""
     words: list[Span]
     """What the row says, as against the template: special tokens spelled out in it are text."""
+    turns: list[int]
+    """The turn of each span; of a conversation."""
 
 
 def mark_chat(
@@ -62,11 +64,13 @@ def mark_chat(
     rendering = render_whole(document, tokenizer, find_shape(tokenizer), counts)
     _account(rendering, learn, counts)
     extents = _extents(rendering)
-    spans: list[Span] = []
+    found: list[tuple[Span, int]] = []
     for turn in learnt:
-        spans += _Finder(rendering, extents, tokenizer, learn, counts).find(turn)
+        spans = _Finder(rendering, extents, tokenizer, learn, counts).find(turn)
+        found += [(span, turn) for span in spans]
+    found.sort()
     words = {extent for field in rendering.fields if (extent := field.extent(rendering.text)) is not None}
-    return Marked(rendering.text, sorted(spans), sorted(words))
+    return Marked(rendering.text, [span for span, _ in found], sorted(words), [turn for _, turn in found])
 
 
 def _cut_reasoning(document: ChatDocument, learn: LearnConfig, counts: Counter[str]) -> ChatDocument:

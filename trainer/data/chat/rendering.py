@@ -90,7 +90,7 @@ def _move_reasoning(document: ChatDocument, shape: Shape) -> ChatDocument:
             origin, opening, closing = message[ORIGIN]
             message = {**message, ORIGIN: (shape.key(origin), opening, closing)}
         messages.append(message)
-    return document if messages == document.messages else ChatDocument(messages, document.tools)
+    return document if messages == document.messages else replace(document, messages=messages)
 
 
 def _forms(document: ChatDocument, shape: Shape) -> list[Form]:

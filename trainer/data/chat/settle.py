@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from trainer.data.rows.message import MEND, short, valid_text
+from trainer.data.rows.weight import WEIGHT, turn_weight
 from trainer.data.types import ChatDocument, Message, RowError
 
 REASONING = "reasoning_content"
@@ -31,6 +33,8 @@ THINK = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)", re.DOTALL)
 def settle_chat(document: ChatDocument, counts: Counter[str]) -> ChatDocument | None:
     """Return the conversation with settled turns; None if it has no answer.
 
+    Where it carries weights, turns may say any; elsewhere only 0 and 1.
+
     Counts:
         function_calls, flat_calls, null_arguments: turns or calls converted; empty_answers: turns of the assistant
         without a word, which are not learnt, or left out at the end; no_answer: conversations dropped.
@@ -38,7 +42,15 @@ def settle_chat(document: ChatDocument, counts: Counter[str]) -> ChatDocument | 
     Raises:
         RowError: If a turn contradicts itself, or says what nobody can honour.
     """
-    messages = [_settle(message, counts) for message in document.messages]
+    of_row = document.values.get(WEIGHT)
+    turn_values: dict[int, dict[str, float]] = {}
+    messages = []
+    for turn, raw in enumerate(document.messages):
+        message = dict(raw)
+        if of_row is not None and WEIGHT in message:
+            turn_values[turn] = {WEIGHT: turn_weight(message[WEIGHT], of_row)}
+            message[WEIGHT] = bool(message[WEIGHT])
+        messages.append(_settle(message, counts))
     while messages and _is_empty_answer(messages[-1]):
         messages.pop()
         counts["empty_answers"] += 1
@@ -49,7 +61,7 @@ def settle_chat(document: ChatDocument, counts: Counter[str]) -> ChatDocument | 
     if not any(m["role"] == "assistant" and not _is_empty_answer(m) for m in messages):
         counts["no_answer"] += 1
         return None
-    return ChatDocument(messages, document.tools)
+    return replace(document, messages=messages, turn_values=turn_values)
 
 
 def _is_empty_answer(message: Message) -> bool:
@@ -58,8 +70,7 @@ def _is_empty_answer(message: Message) -> bool:
     return not message["content"].strip() and not message.get(REASONING, "").strip()
 
 
-def _settle(raw: Message, counts: Counter[str]) -> Message:
-    message = dict(raw)
+def _settle(message: Message, counts: Counter[str]) -> Message:
     _settle_learning(message)
     _settle_calls(message, counts)
     _settle_reasoning(message)

@@ -1,6 +1,6 @@
 """Turn packs into one micro-batch of arrays. Pure NumPy; knows no device.
 
-Shapes: B packs of a micro-batch, T = data.seq_len, S isolated segments in all packs (padding is one).
+Shapes: B packs of a micro-batch, T = data.seq_len, S isolated segments in all packs (padding is one), U units.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IGNORE = -100
 class MicroBatch:
     """One micro-batch on the host.
 
-    Shapes: tokens, labels, positions, segments [B, T] int64; cu_seq_lens [S + 1] int32 over B*T.
+    Shapes: tokens, labels, positions, segments [B, T] int64; cu_seq_lens [S + 1] int32 over B*T; units [S] int64.
     """
 
     tokens_BT: npt.NDArray[np.int64]
@@ -34,6 +34,10 @@ class MicroBatch:
     source_B: list[int]
     num_tokens: int
     sum_len_sq: int
+    units_S: npt.NDArray[np.int64]
+    """Unit of each segment in [0, U), ascending over the micro-batch; -1 for padding, and for rows that fill up."""
+    values_BT: dict[str, npt.NDArray[np.float32]]
+    """Numbers of the target tokens, by name: shifted as the labels are, 0 where there is none."""
     attached: object | None = None
     """What the objective reads beside the tokens, such as what a teacher says of them."""
 
@@ -41,6 +45,11 @@ class MicroBatch:
     def num_targets(self) -> int:
         """Return the supervised targets of the micro-batch."""
         return sum(self.num_targets_B)
+
+    @property
+    def num_units(self) -> int:
+        """Return the units of the micro-batch."""
+        return int(self.units_S.max(initial=-1)) + 1
 
 
 def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id: int) -> MicroBatch:
@@ -55,15 +64,21 @@ def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id:
     labels = np.full(shape, IGNORE, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
     segments = np.zeros(shape, dtype=np.int64)
+    values = {name: np.zeros(shape, dtype=np.float32) for name in packs[0].values}
     boundaries = [0]
-    num_segments = sum_len_sq = num_tokens = 0
+    units: list[int] = []
+    num_segments = sum_len_sq = num_tokens = num_units = 0
     for row, pack in enumerate(packs):
         lengths = list(pack.lengths)
         used = len(pack.tokens)
         num_tokens += used
         sum_len_sq += sum(length * length for length in lengths)
+        for count in [1] * len(lengths) if pack.unit_pieces is None else pack.unit_pieces:
+            units += [num_units] * count
+            num_units += 1
         if used < seq_len:
             lengths.append(seq_len - used)
+            units.append(-1)
         tokens[row, :used] = pack.tokens
         start = 0
         for length in lengths:
@@ -71,8 +86,10 @@ def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id:
             positions[row, start:stop] = np.arange(length)
             segments[row, start:stop] = num_segments
             if stop <= used:
-                targets = np.where(pack.supervised[start + 1 : stop], pack.tokens[start + 1 : stop], IGNORE)
-                labels[row, start : stop - 1] = targets
+                is_target = pack.supervised[start + 1 : stop]
+                labels[row, start : stop - 1] = np.where(is_target, pack.tokens[start + 1 : stop], IGNORE)
+                for name, numbers in pack.values.items():
+                    values[name][row, start : stop - 1] = np.where(is_target, numbers[start + 1 : stop], 0)
             boundaries.append(boundaries[-1] + length)
             num_segments += 1
             start = stop
@@ -87,4 +104,6 @@ def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id:
         source_B=list(sources),
         num_tokens=num_tokens,
         sum_len_sq=sum_len_sq,
+        units_S=np.asarray(units, dtype=np.int64),
+        values_BT=values,
     )

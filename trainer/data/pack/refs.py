@@ -37,12 +37,16 @@ def read_micro_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_
 
 
 def read_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int) -> MicroBatch:
-    """Read a batch; fillers become the first pack there is with every label ignored."""
+    """Read a batch; fillers, which come last, become the first pack there is with every label ignored."""
     first = next(i for i, store in enumerate(stores) if store.num_packs)
     real = [PackRef(first, 0, 0) if ref is FILLER else ref for ref in refs]
     micro = read_micro_batch(stores, real, pad_id)
+    rows_S = micro.cu_seq_lens[:-1] // micro.labels_BT.shape[1]
     for row, ref in enumerate(refs):
         if ref is FILLER:
             micro.labels_BT[row] = IGNORE
             micro.num_targets_B[row] = 0
+            micro.units_S[rows_S == row] = -1
+            for values_BT in micro.values_BT.values():
+                values_BT[row] = 0
     return micro

@@ -6,6 +6,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 from typing import assert_never
 
 from trainer.config.data import CleanConfig
@@ -59,12 +60,11 @@ def _counted(before: Document, after: Document, name: str, counts: Counter[str])
 def _normalized(document: Document) -> Document:
     match document:
         case TextDocument(text):
-            return TextDocument(normalize(text))
+            return replace(document, text=normalize(text))
         case CompletionDocument(prompt, completion):
-            return CompletionDocument(normalize(prompt), normalize(completion))
-        case ChatDocument(messages, tools):
-            cleaned = [{**m, "content": normalize(m["content"])} for m in messages]
-            return ChatDocument(cleaned, tools)
+            return replace(document, prompt=normalize(prompt), completion=normalize(completion))
+        case ChatDocument(messages):
+            return replace(document, messages=[{**m, "content": normalize(m["content"])} for m in messages])
         case IdsDocument():
             return document
         case _:
@@ -74,12 +74,12 @@ def _normalized(document: Document) -> Document:
 def _stripped(document: Document) -> Document:
     match document:
         case TextDocument(text):
-            return TextDocument(text.strip())
+            return replace(document, text=text.strip())
         case CompletionDocument(prompt, completion):
             # Only the outer ends: white space between prompt and completion is part of the format.
-            return CompletionDocument(prompt.lstrip(), completion.rstrip())
-        case ChatDocument(messages, tools):
-            return ChatDocument([{**m, "content": m["content"].strip()} for m in messages], tools)
+            return replace(document, prompt=prompt.lstrip(), completion=completion.rstrip())
+        case ChatDocument(messages):
+            return replace(document, messages=[{**m, "content": m["content"].strip()} for m in messages])
         case IdsDocument():
             return document
         case _:
@@ -102,7 +102,10 @@ def count_chars(document: Document) -> int:
 
 
 def content_digest(document: Document) -> bytes:
-    """Hash the content of a document: the same content gives the same digest in any source."""
+    """Hash the content of a document: the same content gives the same digest in any source.
+
+    The numbers that it carries are not part of it, so that no weight moves it to the held-out side.
+    """
     match document:
         case TextDocument(text):
             content = text

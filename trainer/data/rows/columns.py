@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
-from trainer.config.data import Format, SourceConfig
+from trainer.config.data import Format, SourceConfig, TokenValue
 from trainer.errors import DataError
 
 Row = dict[str, Any]
@@ -43,6 +43,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "loss_mask": ("loss_mask", "completion_mask", "assistant_masks"),
     "labels": ("labels",),
     "attention_mask": ("attention_mask",),
+    "weight": ("weight", "sample_weight", "loss_weight"),
 }
 """Names by which an optional column is taken when the configuration leaves it null."""
 
@@ -87,7 +88,7 @@ def required_columns(source: SourceConfig) -> dict[str, str]:
 def optional_columns(source: SourceConfig) -> dict[str, str]:
     """Map the config keys of the columns that a row may have to their names."""
     columns = source.columns
-    wanted: dict[str, str | None] = {}
+    wanted: dict[str, str | None] = {"weight": columns.weight}
     if source.format is Format.chat or (source.format is Format.completion and source.as_chat):
         wanted["tools"] = columns.tools
     if source.format in (Format.chat, Format.completion):
@@ -108,6 +109,8 @@ class Layout:
     """Optional columns by config key that are taken by their name, wherever a row has them."""
     lines: list[str]
     """What was recognised, for a person."""
+    values: Collection[TokenValue]
+    """Numbers of tokens that are read."""
 
     @property
     def read(self) -> list[str]:
@@ -117,9 +120,13 @@ class Layout:
         )
 
 
-def recognise(name: str, source: SourceConfig, columns: Collection[str]) -> Layout:
+def recognise(
+    name: str, source: SourceConfig, columns: Collection[str], values: Collection[TokenValue] = ()
+) -> Layout:
     """Name the columns of a source by those of its first row or table.
 
+    Args:
+        values: Numbers of tokens that are read where there is a column of them.
     Raises:
         DataError: If more than one column could be the loss mask.
     """
@@ -135,20 +142,27 @@ def recognise(name: str, source: SourceConfig, columns: Collection[str]) -> Layo
                 lines.append(f"rows look like {title}: read with columns {{{shown}}}")
                 break
     named = _with_columns(source, chosen)
-    taken = _optional(name, named, columns)
-    return Layout(_with_columns(named, taken), taken, lines)
+    taken = _optional(name, named, columns, values)
+    return Layout(_with_columns(named, taken), taken, lines, values)
 
 
 def _with_columns(source: SourceConfig, names: dict[str, Any]) -> SourceConfig:
     return replace(source, columns=replace(source.columns, **names))
 
 
-def _optional(name: str, source: SourceConfig, columns: Collection[str]) -> dict[str, str]:
+def _possible(source: SourceConfig, values: Collection[TokenValue]) -> list[str]:
+    """Return the config keys of the optional columns that a source may name."""
+    keys = optional_columns(_with_columns(source, {key: key for key in OPTIONAL}))
+    return [key for key in keys if key != TokenValue.weight.value or TokenValue.weight in values]
+
+
+def _optional(
+    name: str, source: SourceConfig, columns: Collection[str], values: Collection[TokenValue]
+) -> dict[str, str]:
     """Return the optional columns to take by name; those that later rows may bring are among them."""
-    possible = optional_columns(_with_columns(source, {key: key for key in OPTIONAL}))
     used = set(required_columns(source).values()) | set(optional_columns(source).values())
     taken = {}
-    for key in possible:
+    for key in _possible(source, values):
         if getattr(source.columns, key) is not None:
             continue
         if key == "input" and source.columns.prompt != "instruction":
@@ -210,7 +224,7 @@ def refuse_unread(name: str, layout: Layout, row: Row, names: Iterable[str], whe
     if not lost:
         return
     key = f"data.sources.{name}.columns"
-    maps = [f"{key}.{slot}={column}" for column in lost for slot in _slots(layout.source, column)]
+    maps = [f"{key}.{slot}={column}" for column in lost for slot in _slots(layout, column)]
     fix = f"Map it ({' '.join(maps)}), or" if maps else "To"
     raise DataError(
         f"`{key}` must say what becomes of the column{'s' * (len(lost) > 1)} [{', '.join(lost)}], which {where} "
@@ -223,10 +237,9 @@ def is_weighty(source: SourceConfig, column: str) -> bool:
     return column.lower() in WEIGHTY[source.format]
 
 
-def _slots(source: SourceConfig, column: str) -> Iterator[str]:
-    possible = optional_columns(_with_columns(source, {key: key for key in OPTIONAL}))
+def _slots(layout: Layout, column: str) -> Iterator[str]:
     names = {**OPTIONAL, "tools": ("tools", "functions")}
-    for key in possible:
+    for key in _possible(layout.source, layout.values):
         if column.lower() in names[key]:
             yield key
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, assert_never
 
-from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.config.data import ColumnsConfig, Format, SourceConfig, TokenValue
 from trainer.data.formats.json import JsonError, parse_json
 from trainer.data.rows.message import MEND, ROLES, parse_message, short, valid_text
+from trainer.data.rows.weight import WEIGHT, refuse_null, row_weight
 from trainer.data.types import (
     ChatDocument,
     CompletionDocument,
@@ -24,8 +26,13 @@ NOT_LEARNT = -100
 """The label of a token that is not supervised, as PyTorch has it."""
 
 
-def parse_row(row: Row, source: SourceConfig, counts: Counter[str]) -> Document | None:
+def parse_row(
+    row: Row, source: SourceConfig, counts: Counter[str], values: Collection[TokenValue] = ()
+) -> Document | None:
     """Turn a row into the document that its source's format says it holds, or None if it is dropped.
+
+    Args:
+        values: The numbers of tokens that its document has to carry.
 
     Counts:
         no_completion, no_prompt: rows dropped; empty_prompts, null_turns, padding_ids: what was met in others.
@@ -33,17 +40,28 @@ def parse_row(row: Row, source: SourceConfig, counts: Counter[str]) -> Document 
     Raises:
         RowError: If the row does not hold it.
     """
+    document = _parse(row, source, counts, values)
+    if document is not None and TokenValue.weight in values:
+        column = source.columns.weight
+        said = row_weight(row[column], column) if column in row else 1.0
+        document.values[WEIGHT] = said
+    return document
+
+
+def _parse(
+    row: Row, source: SourceConfig, counts: Counter[str], values: Collection[TokenValue]
+) -> Document | None:
     columns = source.columns
     match source.format:
         case Format.text:
             return TextDocument(_text(row, columns.text))
         case Format.completion if source.as_chat:
-            return _parse_answer(row, columns, counts)
+            return _parse_answer(row, columns, counts, values)
         case Format.completion:
             return _parse_completion(row, columns, counts)
         case Format.chat:
             raw = _list(row, columns.messages, "messages")
-            return _chat(_turns(raw, counts), row, columns)
+            return _chat(_turns(raw, counts, values), row, columns)
         case Format.ids:
             return _parse_ids(row, columns, counts)
         case _:
@@ -65,11 +83,13 @@ def _prompt(row: Row, columns: ColumnsConfig) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _parse_answer(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> Document | None:
+def _parse_answer(
+    row: Row, columns: ColumnsConfig, counts: Counter[str], values: Collection[TokenValue]
+) -> Document | None:
     """Parse prompt and completion as a chat; each is a text or a list of turns."""
     prompt, completion = row.get(columns.prompt), row.get(columns.completion)
     if isinstance(prompt, list):
-        asked = _turns(_list(row, columns.prompt, "messages"), counts)
+        asked = _turns(_list(row, columns.prompt, "messages"), counts, values)
         if any(turn["role"] == "assistant" for turn in asked):
             raise RowError(
                 f"hold no assistant turn in column '{columns.prompt}', where it would be supervised",
@@ -83,7 +103,7 @@ def _parse_answer(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> Doc
         said = _prompt(row, columns)
         asked = [{"role": "user", "content": said}] if said.strip() else []
     if isinstance(completion, list):
-        answer = _turns(_list(row, columns.completion, "messages"), counts)
+        answer = _turns(_list(row, columns.completion, "messages"), counts, values)
     else:
         said = _text(row, columns.completion)
         answer = [{"role": "assistant", "content": said}] if said.strip() else []
@@ -94,10 +114,13 @@ def _parse_answer(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> Doc
     return _chat([*asked, *answer], row, columns)
 
 
-def _turns(raw: list[Any], counts: Counter[str]) -> list[Message]:
+def _turns(raw: list[Any], counts: Counter[str], values: Collection[TokenValue]) -> list[Message]:
     """Parse the turns of a conversation; nulls in the list, as tables pad with, are no turns."""
     said = [turn for turn in raw if turn is not None and not _is_void(turn)]
     counts["null_turns"] += len(raw) - len(said)
+    if TokenValue.weight in values:
+        for turn in said:
+            refuse_null(turn)
     return [parse_message(_one_layout(turn)) for turn in said]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.config.data import SourceConfig
+from trainer.config.data import SourceConfig, TokenValue
 from trainer.data.formats.opened import NumberedRow, Opened, first_line, raise_if_disk
 from trainer.data.formats.table import BATCH_ROWS, check_type, plain_rows
 from trainer.data.rows.source import SourceRows
@@ -51,8 +51,10 @@ def open_dataset(name: str, source: SourceConfig, cache: Path) -> datasets.Datas
     return dataset
 
 
-def read_dataset(name: str, source: SourceConfig, dataset: datasets.Dataset) -> SourceRows:
-    """Read the rows of a Hugging Face dataset in its order."""
+def read_dataset(
+    name: str, source: SourceConfig, dataset: datasets.Dataset, values: Collection[TokenValue] = ()
+) -> SourceRows:
+    """Read the rows of a Hugging Face dataset in its order; `values` as read_files has them."""
     if source.max_documents is not None:
         dataset = dataset.select(range(min(source.max_documents, len(dataset))))
     label = str(source.dataset)
@@ -71,4 +73,4 @@ def read_dataset(name: str, source: SourceConfig, dataset: datasets.Dataset) -> 
         yield from enumerate(rows, 1)
 
     opened = Opened(label, label, "row", list(dataset.column_names), True, read, lambda: notes)
-    return SourceRows(name, source, iter([opened]))
+    return SourceRows(name, source, iter([opened]), values)

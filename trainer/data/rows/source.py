@@ -7,12 +7,12 @@ the columns of uneven CSV rows, and do not say which line is broken.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from trainer.config.data import SourceConfig
+from trainer.config.data import SourceConfig, TokenValue
 from trainer.data.formats.opened import NumberedRow, Opened, open_file
 from trainer.data.rows.columns import (
     Layout,
@@ -39,7 +39,9 @@ class SourceRows:
         DataError: While reading, if a file cannot be read, or its columns are not as the source says.
     """
 
-    def __init__(self, name: str, source: SourceConfig, opened: Iterator[Opened]) -> None:
+    def __init__(
+        self, name: str, source: SourceConfig, opened: Iterator[Opened], values: Collection[TokenValue] = ()
+    ) -> None:
         self._name = name
         self._asked = source
         self._opened = opened
@@ -49,7 +51,7 @@ class SourceRows:
             if file.columns:
                 break
         columns = self._first[-1].columns if self._first else []
-        self._layout: Layout = recognise(name, source, columns)
+        self._layout: Layout = recognise(name, source, columns, values)
         self.reading = Reading(lines=list(self._layout.lines))
         """What was noticed; whole when the last row was read."""
         self._num_rows = 0
@@ -119,7 +121,7 @@ class SourceRows:
                     "row has. Mend the name or leave it out."
                 )
         optional = optional_columns(self.source)
-        for slot in ("loss_mask", "labels"):
+        for slot in ("loss_mask", "labels", "weight"):
             column = optional.get(slot, "")
             if 0 < self._num_with[column] < self._num_rows:
                 raise DataError(
@@ -140,13 +142,18 @@ class SourceRows:
             self.reading.lines.append(f"columns left unread as asked: {ignored}")
 
 
-def read_files(name: str, source: SourceConfig, files: list[Path]) -> SourceRows:
+def read_files(
+    name: str, source: SourceConfig, files: list[Path], values: Collection[TokenValue] = ()
+) -> SourceRows:
     """Read the rows of local files, file after file.
 
+    Args:
+        values: Numbers of tokens that are read where there is a column of them.
     Raises:
         DataError: If the first of them cannot be read, or has not the columns that the source names.
     """
-    return SourceRows(name, source, (open_file(source, file, str(file_kind(file))) for file in files))
+    opened = (open_file(source, file, str(file_kind(file))) for file in files)
+    return SourceRows(name, source, opened, values)
 
 
 def _batched(rows: Iterable[NumberedRow], file: str, unit: str) -> Iterator[RowBatch]:

@@ -1,4 +1,4 @@
-"""Takes encoded documents one batch at a time: drops, counts and spools them, and judges the whole.
+"""Takes encoded units one batch at a time: drops, counts and spools them, and judges the whole.
 
 Problems are collected, not raised one by one, so that a message can say how many rows are affected.
 """
@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainer.config.data import LongDocuments, Packing
+from trainer.data.pack.pack import sum_runs
 from trainer.data.store.spool import Spool
 from trainer.data.store.writer import PackOptions
-from trainer.data.types import EncodedBatch, RowProblem
+from trainer.data.types import EncodedBatch, RowProblem, Unit
 from trainer.errors import DataError
 
 
@@ -27,17 +28,17 @@ class Intake:
     deduplicate: bool
     vocab_size: int | None
     counts: Counter[str] = field(default_factory=Counter)
-    """rows; normalized, stripped, null_turns, padding_ids, empty_prompts; no_completion, no_prompt, too_short,
-    too_long, duplicates, empty, long_dropped, long_split."""
+    """rows; normalized, stripped, null_turns, padding_ids, empty_prompts; no_completion, no_prompt, zero_weight,
+    too_short, too_long, duplicates, empty, long_dropped, long_split."""
     longest: int = 0
-    """Tokens of the longest document, dropped ones included."""
+    """Tokens of the longest unit, dropped ones included."""
     _problems: Counter[str] = field(default_factory=Counter)
     _first_problem: RowProblem | None = None
     _first_long: str = ""
     _seen: set[bytes] = field(default_factory=set)
 
     def take(self, batch: EncodedBatch) -> None:
-        """Take a batch in; its documents follow those taken before.
+        """Take a batch in; its units follow those taken before.
 
         Raises:
             DataError: If an id is outside the vocabulary.
@@ -49,25 +50,24 @@ class Intake:
         if len(batch.lengths) == 0:
             return
         self._check_ids(batch)
-        self.longest = max(self.longest, int(batch.lengths.max()))
-        keep = [self._keeps(batch, i) for i in range(len(batch.lengths))]
-        kept_tokens = np.repeat(keep, batch.lengths)
-        self.spool.add(
-            batch.tokens[kept_tokens],
-            batch.supervised[kept_tokens],
-            [int(n) for n, kept in zip(batch.lengths, keep, strict=True) if kept],
-            [d for d, kept in zip(batch.digests, keep, strict=True) if kept],
-        )
+        lengths = sum_runs(batch.lengths, batch.unit_pieces)
+        self.longest = max(self.longest, int(lengths.max()))
+        keep = [self._keeps(batch, i, length) for i, length in enumerate(lengths.tolist())]
+        self.spool.add(batch.only(np.array(keep, dtype=np.bool_)))
 
-    def _keeps(self, batch: EncodedBatch, index: int) -> bool:
+    def _keeps(self, batch: EncodedBatch, index: int, length: int) -> bool:
         if self.deduplicate:
             if batch.digests[index] in self._seen:
                 self.counts["duplicates"] += 1
                 return False
             self._seen.add(batch.digests[index])
         cut = self.options.packing is Packing.concat
-        if cut or batch.lengths[index] <= self.options.seq_len:
+        if cut or length <= self.options.seq_len:
             return True
+        if self.options.unit is not Unit.document:
+            # Half of it would be another unit.
+            self.counts["long_dropped"] += 1
+            return False
         match self.options.long_documents:
             case LongDocuments.split:
                 self.counts["long_split"] += 1
@@ -85,7 +85,8 @@ class Intake:
         if self.vocab_size is None or largest < self.vocab_size:
             return
         at = int(batch.tokens.argmax())
-        place = batch.places[int(np.searchsorted(np.cumsum(batch.lengths), at, side="right"))]
+        piece = int(np.searchsorted(np.cumsum(batch.lengths), at, side="right"))
+        place = batch.places[int(np.searchsorted(np.cumsum(batch.unit_pieces), piece, side="right"))]
         raise DataError(
             f"`data.sources.{self.name}` must have token ids below the model's vocabulary of "
             f"{self.vocab_size}, but has the id {largest} ({place}) instead. Use the model's own "
@@ -133,6 +134,7 @@ DROPS = {
     "no_answer": "without an answer",
     "not_learnt": "without a turn to learn",
     "quoted_dropped": "with special tokens that cannot be encoded as text",
+    "zero_weight": "of weight 0",
     "too_short": "too short",
     "too_long": "too many characters",
     "duplicates": "duplicates",

@@ -12,12 +12,12 @@ import uuid
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from trainer.config.data import DataConfig, Format, LongDocuments, Packing, Role, SourceConfig
 from trainer.data.rows.files import list_files, stat_files
 from trainer.data.store.store import FORMAT_VERSION, Store, open_store
-from trainer.data.types import TokenizerLike
+from trainer.data.types import TokenizerLike, Unit
 from trainer.errors import DataError
 from trainer.runtime.seal import read_sealed, sealed_text
 
@@ -48,6 +48,15 @@ def adds_eos(source: SourceConfig, data: DataConfig) -> bool:
     return data.add_eos and (source.format is Format.text or plain)
 
 
+def unit_of(source: SourceConfig) -> Unit:
+    """Return what the packs of a source keep whole."""
+    match source.format:
+        case Format.text | Format.completion | Format.chat | Format.ids:
+            return Unit.document
+        case _:
+            assert_never(source.format)
+
+
 def held_out_frac(source: SourceConfig, data: DataConfig) -> float:
     """Return the share of a source's documents that is held out: all of a probe."""
     return 1.0 if source.role is Role.probe else data.validation_frac
@@ -65,7 +74,9 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
     return {
         "version": FORMAT_VERSION,
         "rendering": RENDERING_VERSION,
+        "unit": unit_of(source).value,
         **fields,
+        **({"values": data.values} if data.values else {}),
         "seq_len": data.seq_len,
         "validation_frac": held_out_frac(source, data),
         "adds_eos": adds_eos(source, data),
@@ -151,7 +162,8 @@ def find_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Path]:
 
 def open_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Store]:
     """Open the stores of all sources, by name."""
-    return {name: open_store(path) for name, path in find_all(data, tokenizer).items()}
+    places = find_all(data, tokenizer)
+    return {name: open_store(place, unit_of(data.sources[name])) for name, place in places.items()}
 
 
 def _is_prepared_otherwise(key: str, data: DataConfig) -> bool:

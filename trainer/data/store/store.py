@@ -17,19 +17,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.types import Bools, Bytes, Int32s, Int64s, Pack
+from trainer.data.pack.pack import Layout
+from trainer.data.store.pack_arrays import SUPERVISED, PackArrays, pack_value_file
+from trainer.data.types import Float64s, Int32s, Pack, Unit
 from trainer.errors import DataError
-from trainer.runtime.seal import DIGEST_BYTES, file_digest, part_digest, read_sealed
+from trainer.runtime.seal import DIGEST_BYTES, file_digest, read_sealed
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 META = "meta.json"
 TRAIN = "train"
 VALIDATION = "validation"
-TOKENS = "tokens.bin"
-SUPERVISED = "supervised.bin"
 DIGESTS = "pack_digests.bin"
 HASHES = "document_hashes.npy"
 ARRAYS = ("piece_start.npy", "piece_len.npy", "pack_offset.npy", "pack_targets.npy")
+UNIT_PIECES = "unit_pieces.npy"
+"""Pieces of each unit in pack order, where a unit is not a document."""
 
 
 class SplitStore:
@@ -43,26 +45,36 @@ class SplitStore:
         """
         split = meta["splits"][name]
         self.seq_len = int(split["seq_len"])
+        self.unit = Unit(meta["unit"])
+        self.values: tuple[str, ...] = tuple(meta.get("values", ()))
         self.num_tokens = int(split["num_tokens"])
         self.num_targets = int(split["num_targets"])
         self._folder, self._name, self._files = folder, name, meta["arrays"]
-        self._tokens = map_array(folder / name / TOKENS, np.dtype(split["dtype"]))
-        self._all_supervised = f"{name}/{SUPERVISED}" not in self._files
-        self._supervised = (
-            None if self._all_supervised else map_array(folder / name / SUPERVISED, np.dtype("u1"))
-        )
-        start, length, offset, targets = (
-            np.load(self._checked(array), allow_pickle=False) for array in ARRAYS
-        )
+        start, length, offset, targets = map(self._load, ARRAYS)
+        units = None if self.unit is Unit.document else self._load(UNIT_PIECES)
         # Small beside the tokens, and read at random: held in memory.
-        self._piece_start: Int64s = start
-        self._piece_len: Int32s = length
-        self._pack_offset: Int64s = offset
+        self._arrays = PackArrays(
+            folder / name,
+            np.dtype(split["dtype"]),
+            f"{name}/{SUPERVISED}" in self._files,
+            self.values,
+            Layout(start, length, offset, units),
+        )
         self.pack_targets: Int32s = targets
         self.num_packs = len(targets)
         self._pack_digests = np.fromfile(self._checked(DIGESTS), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
         ends = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
         self.pack_tokens: Int32s = np.diff(ends[offset]).astype(np.int32)
+        self.pack_units: Int32s = np.diff(self._arrays.unit_offset).astype(np.int32)
+        """Units of each pack; of a cut document each part is one."""
+        self.pack_value_sums: dict[str, Float64s] = {
+            value: self._load(pack_value_file(value)) for value in self.values
+        }
+        """Sums of each number of tokens over the supervised targets of each pack."""
+
+    def _load(self, array: str) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = np.load(self._checked(array), allow_pickle=False)
+        return found
 
     def _checked(self, array: str) -> Path:
         """Return the place of an array of the split after comparing it with its digest."""
@@ -74,7 +86,7 @@ class SplitStore:
     @property
     def num_pieces(self) -> int:
         """Number of isolated pieces in all packs."""
-        return len(self._piece_len)
+        return len(self._arrays.layout.piece_len)
 
     def document_hashes(self) -> npt.NDArray[np.uint64]:
         """Read the sorted content hashes of the split's documents.
@@ -83,13 +95,13 @@ class SplitStore:
             DataError: They are not as they were written.
         """
         try:
-            hashes: npt.NDArray[np.uint64] = np.load(self._checked(HASHES), allow_pickle=False)
+            hashes: npt.NDArray[np.uint64] = self._load(HASHES)
         except (OSError, ValueError) as error:
             raise damaged_store(self._folder, str(error)) from error
         return hashes
 
     def pack_digest(self, index: int) -> bytes:
-        """Return the digest of a pack's tokens, marks and pieces, the same in every store that holds them."""
+        """Return the digest of what a pack holds, the same in every store that holds it."""
         return bytes(self._pack_digests[index])
 
     def pack(self, index: int) -> Pack:
@@ -101,18 +113,11 @@ class SplitStore:
         """
         if not 0 <= index < self.num_packs:
             raise IndexError(f"pack {index} of {self.num_packs}")
-        first, last = self._pack_offset[index : index + 2].tolist()
-        starts, lengths = self._piece_start[first:last].tolist(), self._piece_len[first:last].tolist()
-        ranges = [slice(s, s + n) for s, n in zip(starts, lengths, strict=True)]
-        tokens = np.concatenate([self._tokens[r] for r in ranges]).astype(np.int64)
-        marks: Bytes = np.ones(len(tokens), dtype=np.uint8)
-        if self._supervised is not None:
-            marks = np.concatenate([self._supervised[r] for r in ranges])
-        if digest_of_pack(tokens, marks, lengths) != self.pack_digest(index):
-            files = [TOKENS] if self._supervised is None else [TOKENS, SUPERVISED]
-            where = " or ".join(f"{self._name}/{file}" for file in files)
+        pack, digest = self._arrays.read(index)
+        if digest != self.pack_digest(index):
+            where = " or ".join(f"{self._name}/{file}" for file in self._arrays.files)
             raise damaged_store(self._folder, f"pack {index} in {where} is not as it was written")
-        return Pack(tokens, marks.astype(np.bool_), lengths)
+        return pack
 
     def piece(self, index: int) -> Pack:
         """Return one isolated piece as a pack of its own; reports show these.
@@ -120,18 +125,14 @@ class SplitStore:
         Raises:
             DataError: If the bytes of its pack are not those that were written.
         """
-        number = int(np.searchsorted(self._pack_offset, index, side="right")) - 1
+        pack_offset = self._arrays.layout.pack_offset
+        number = int(np.searchsorted(pack_offset, index, side="right")) - 1
         pack = self.pack(number)
-        inside = index - int(self._pack_offset[number])
+        inside = index - int(pack_offset[number])
         start = sum(pack.lengths[:inside])
         part = slice(start, start + pack.lengths[inside])
-        return Pack(pack.tokens[part], pack.supervised[part], [pack.lengths[inside]])
-
-
-def digest_of_pack(tokens: Int64s, marks: Bytes | Bools, lengths: list[int]) -> bytes:
-    """Return the digest of what a model learns from a pack: its pieces, its tokens and what is supervised."""
-    pieces = np.array([len(lengths), *lengths], dtype="<i4")
-    return part_digest(pieces.data, tokens.astype("<u4").data, marks.astype(np.uint8).data)
+        values = {name: numbers[part] for name, numbers in pack.values.items()}
+        return Pack(pack.tokens[part], pack.supervised[part], [pack.lengths[inside]], None, values)
 
 
 @dataclass(slots=True)
@@ -151,13 +152,15 @@ class Store:
         return {"store": self.digest, "origin": origin, "options": shaped["options"]}
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path, unit: Unit = Unit.document) -> Store:
     """Open a store and check that it is whole: its version, and the size of every array.
 
     The bytes of what is small are compared with their digests here, those of tokens and marks pack by pack.
 
+    Args:
+        unit: What its packs have to keep whole.
     Raises:
-        DataError: If it is not there, of another version, or damaged.
+        DataError: If it is not there, of another version, damaged, or holds other units.
     """
     try:
         meta = read_sealed(path / META)
@@ -168,6 +171,11 @@ def open_store(path: Path) -> Store:
         raise DataError(
             f"The token store {path} must be of version {FORMAT_VERSION}, but is of version {version} "
             "instead. Run `palimpsest prepare` again."
+        )
+    if meta.get("unit") != unit.value:
+        raise DataError(
+            f"The token store {path} must keep units of the kind {unit.value} whole, but keeps those of the kind "
+            f"{meta.get('unit')} instead. Run `palimpsest prepare` again."
         )
     if digest != path.name:
         raise damaged_store(path, f"it holds the store {str(digest)[:12]}")
@@ -189,13 +197,6 @@ def damaged_store(path: Path, reason: str) -> DataError:
         f"The token store {path} must be whole, but {reason}. Delete that folder and run "
         "`palimpsest prepare` again."
     )
-
-
-def map_array(file: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Map a file without a header."""
-    if file.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.empty(0, dtype=dtype)
-    return np.memmap(file, dtype=dtype, mode="r")
 
 
 def check_vocabulary(name: str, store: Store, num_rows: int) -> None:

@@ -47,11 +47,23 @@ def describe_store(store: Store) -> dict[str, str]:
         "tokens": f"{both['num_tokens']:,}",
         "supervised tokens": f"{both['num_supervised']:,} ({share:.0%})",
         "fill of packs": f"{fill_frac(train if train['num_packs'] else held_out):.2%}",
+        **_describe_values(store),
         "longest document": f"{store.meta['longest']:,} tokens",
         "training packs": f"{train['num_packs']:,}",
         "held-out packs": f"{held_out['num_packs']:,}",
         "dropped, and other counts": describe_notes(store.meta),
     }
+
+
+def _describe_values(store: Store) -> dict[str, str]:
+    """Return a cell for each number of tokens: its sum over all targets, and its mean."""
+    splits = (store.train, store.validation)
+    num_targets = sum(split.num_targets for split in splits)
+    cells = {}
+    for name in store.train.values:
+        total = sum(float(split.pack_value_sums[name].sum()) for split in splits)
+        cells[f"{name} of targets"] = f"{total:,.1f} (mean {total / max(num_targets, 1):.3g})"
+    return cells
 
 
 def describe_notes(meta: dict[str, Any]) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ import numpy.typing as npt
 
 from trainer.config.data import LongDocuments, Packing
 from trainer.data.pack.pack import Layout, best_fit, concat, cut_long, pack_targets
+from trainer.data.store.pack_arrays import (
+    SUPERVISED,
+    TOKENS,
+    PackArrays,
+    pack_value_file,
+    sum_values,
+    value_file,
+)
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import (
     ARRAYS,
@@ -28,15 +36,12 @@ from trainer.data.store.store import (
     FORMAT_VERSION,
     HASHES,
     META,
-    SUPERVISED,
-    TOKENS,
     TRAIN,
+    UNIT_PIECES,
     VALIDATION,
-    digest_of_pack,
-    map_array,
     open_store,
 )
-from trainer.data.types import Bools, Bytes
+from trainer.data.types import Bools, Int32s, Unit
 from trainer.errors import DataError
 from trainer.runtime.seal import sealed_text
 
@@ -45,11 +50,24 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True)
 class PackOptions:
-    """How the documents of a store become packs."""
+    """How the units of a store become packs."""
 
     seq_len: int
     packing: Packing
     long_documents: LongDocuments
+    unit: Unit = Unit.document
+    """Only documents are ever cut; other units are packed by best fit."""
+
+    def lay_out(self, lengths: Int32s, unit_pieces: Int32s) -> Layout:
+        """Return where pieces of these lengths go."""
+        if self.unit is not Unit.document:
+            return best_fit(lengths, self.seq_len, unit_pieces)
+        assert len(lengths) == len(unit_pieces), "a document is one piece"
+        if self.packing is Packing.concat:
+            return concat(lengths, self.seq_len)
+        if self.long_documents is LongDocuments.split:
+            lengths = cut_long(lengths, self.seq_len)
+        return best_fit(lengths, self.seq_len)
 
 
 @contextmanager
@@ -93,6 +111,8 @@ def write_store(
     vocab_size = spool.max_id + 1
     meta = {
         "version": FORMAT_VERSION,
+        "unit": options.unit.value,
+        **({"values": list(spool.values)} if spool.values else {}),
         **meta,
         "vocab_size": vocab_size,
         "splits": splits,
@@ -118,30 +138,27 @@ def _write_split(
     options: PackOptions,
     arrays: dict[str, Any],
 ) -> dict[str, Any]:
-    lengths = spool.lengths[wanted]
+    unit_pieces = spool.unit_pieces
+    lengths = spool.lengths[np.repeat(wanted, unit_pieces)]
     num_tokens = int(lengths.sum(dtype=np.int64))
     dtype = np.dtype("<u2" if spool.max_id < 2**16 else "<u4")
-    tokens, supervised = _write_tokens(folder, name, spool, wanted, dtype, arrays)
-    if options.packing is Packing.concat:
-        layout = concat(lengths, options.seq_len)
-    else:
-        if options.long_documents is LongDocuments.split:
-            lengths = cut_long(lengths, options.seq_len)
-        layout = best_fit(lengths, options.seq_len)
-    targets = pack_targets(layout, supervised)
-    values: list[npt.NDArray[Any]] = [
-        layout.piece_start,
-        layout.piece_len,
-        layout.pack_offset,
-        targets,
-        np.sort(spool.hashes[wanted]),
-    ]
-    for file, value in zip((*ARRAYS, HASHES), values, strict=True):
+    has_marks = spool.num_supervised < spool.num_tokens
+    _write_tokens(folder, name, spool, wanted, dtype, arrays)
+    layout = options.lay_out(lengths, unit_pieces[wanted])
+    packs = PackArrays(folder / name, dtype, has_marks, spool.values, layout)
+    targets = pack_targets(layout, packs.marks)
+    found = (layout.piece_start, layout.piece_len, layout.pack_offset, targets)
+    small: dict[str, npt.NDArray[Any]] = dict(zip(ARRAYS, found, strict=True))
+    small[HASHES] = np.sort(spool.hashes[wanted])
+    if layout.unit_pieces is not None:
+        small[UNIT_PIECES] = layout.unit_pieces
+    sums = _write_digests(_ArrayFile(folder, f"{name}/{DIGESTS}", arrays), packs)
+    small |= {pack_value_file(value): np.array(sums[value], dtype=np.float64) for value in spool.values}
+    for file, value in small.items():
         array = _ArrayFile(folder, f"{name}/{file}", arrays)
         array.write(_npy_header(value.dtype, len(value)))
         array.write(np.ascontiguousarray(value).data)
         array.close()
-    _write_digests(_ArrayFile(folder, f"{name}/{DIGESTS}", arrays), layout, tokens, supervised)
     return {
         "seq_len": options.seq_len,
         "dtype": dtype.str,
@@ -149,44 +166,40 @@ def _write_split(
         "num_pieces": len(layout.piece_len),
         "num_packs": layout.num_packs,
         "num_tokens": num_tokens,
-        "num_supervised": num_tokens if supervised is None else int(np.count_nonzero(supervised)),
+        "num_supervised": num_tokens if packs.marks is None else int(np.count_nonzero(packs.marks)),
         "num_targets": int(targets.sum(dtype=np.int64)),
     }
 
 
 def _write_tokens(
     folder: Path, name: str, spool: Spool, wanted: Bools, dtype: np.dtype[Any], arrays: dict[str, Any]
-) -> tuple[npt.NDArray[Any], Bytes | None]:
-    """Write the tokens of a split, and its marks unless every token is supervised; return both mapped."""
-    all_supervised = spool.num_supervised == spool.num_tokens
-    tokens = _ArrayFile(folder, f"{name}/{TOKENS}", arrays)
-    marks = None if all_supervised else _ArrayFile(folder, f"{name}/{SUPERVISED}", arrays)
-    for block in spool.read(wanted):
-        tokens.write(block.tokens.astype(dtype).data)
-        if marks:
-            marks.write(block.supervised.data)
-    tokens.close()
-    if marks:
-        marks.close()
-    mapped = map_array(folder / name / TOKENS, dtype)
-    return mapped, map_array(folder / name / SUPERVISED, np.dtype("u1")) if marks else None
-
-
-def _write_digests(
-    file: _ArrayFile, layout: Layout, tokens: npt.NDArray[Any], supervised: Bytes | None
 ) -> None:
-    """Write the digest of every pack, of the bytes that were written."""
-    for first, last in pairwise(layout.pack_offset.tolist()):
-        lengths = layout.piece_len[first:last].tolist()
-        parts = [
-            slice(s, s + n) for s, n in zip(layout.piece_start[first:last].tolist(), lengths, strict=True)
-        ]
-        joined = np.concatenate([tokens[part] for part in parts]).astype(np.int64)
-        marks: Bytes = np.ones(len(joined), dtype=np.uint8)
-        if supervised is not None:
-            marks = np.concatenate([supervised[part] for part in parts])
-        file.write(digest_of_pack(joined, marks, lengths))
+    """Write the tokens of a split and their numbers, and their marks unless every token is supervised."""
+    kinds = {TOKENS: dtype, SUPERVISED: np.dtype("u1")} | {
+        value_file(value): np.dtype("<f4") for value in spool.values
+    }
+    if spool.num_supervised == spool.num_tokens:
+        del kinds[SUPERVISED]
+    files = {file: _ArrayFile(folder, f"{name}/{file}", arrays) for file in kinds}
+    for block in spool.read(wanted):
+        columns: dict[str, npt.NDArray[Any]] = {TOKENS: block.tokens, SUPERVISED: block.supervised}
+        columns |= {value_file(value): numbers for value, numbers in block.values.items()}
+        for file, array in files.items():
+            array.write(columns[file].astype(kinds[file], copy=False).data)
+    for array in files.values():
+        array.close()
+
+
+def _write_digests(file: _ArrayFile, packs: PackArrays) -> dict[str, list[float]]:
+    """Write the digest of every pack, of the bytes that were written; return the sums of their numbers."""
+    sums: dict[str, list[float]] = defaultdict(list)
+    for index in range(packs.layout.num_packs):
+        pack, digest = packs.read(index)
+        file.write(digest)
+        for name, number in sum_values(pack).items():
+            sums[name].append(number)
     file.close()
+    return sums
 
 
 class _ArrayFile:

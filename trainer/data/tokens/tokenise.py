@@ -7,45 +7,62 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import numpy as np
 
-from trainer.config.data import CleanConfig, SourceConfig
+from trainer.config.data import CleanConfig, SourceConfig, TokenValue
 from trainer.data.chat.mark import Marked, mark_chat
 from trainer.data.chat.quoted import quoted_cuts
 from trainer.data.chat.settle import settle_chat
 from trainer.data.rows.clean import clean_document, content_digest
 from trainer.data.rows.document import parse_row
+from trainer.data.rows.weight import WEIGHT
+from trainer.data.tokens.spans import mark_tokens, value_tokens, value_turns
 from trainer.data.types import (
     Bytes,
     ChatDocument,
     CompletionDocument,
     Document,
     EncodedBatch,
+    Float32s,
     IdsDocument,
-    Offsets,
     RowBatch,
     RowError,
     RowProblem,
-    Span,
     TextDocument,
     TokenizerLike,
 )
 from trainer.errors import DataError
 
-Encoded = tuple[list[int], Bytes]
+Marks = tuple[list[int], Bytes]
 Encode = Callable[[RowBatch], EncodedBatch]
 
 
+class Encoded(NamedTuple):
+    """A document as token ids, what is supervised of them, and their numbers by name."""
+
+    ids: list[int]
+    mark: Bytes
+    values: dict[str, Float32s]
+
+
 def encode_batch(
-    batch: RowBatch, source: SourceConfig, adds_eos: bool, tokenizer: TokenizerLike
+    batch: RowBatch,
+    source: SourceConfig,
+    adds_eos: bool,
+    tokenizer: TokenizerLike,
+    values: Sequence[TokenValue] = (),
 ) -> EncodedBatch:
-    """Parse, clean and tokenise the rows of a batch; rows that cannot be used become problems."""
+    """Parse, clean and tokenise the rows of a batch; rows that cannot be used become problems.
+
+    Args:
+        values: Numbers that every token gets.
+    """
     counts: Counter[str] = Counter(rows=len(batch.rows))
     problems: list[RowProblem] = []
     documents: list[Document] = []
@@ -53,7 +70,7 @@ def encode_batch(
     pending: list[Marked] = []
     for index, row in enumerate(batch.rows):
         try:
-            document = _read(row, source, counts)
+            document = _read(row, source, counts, values)
             if document is None:
                 continue
             if not isinstance(document, IdsDocument | TextDocument):
@@ -67,24 +84,35 @@ def encode_batch(
             continue
         documents.append(document)
         places.append(batch.where(index))
-    encoded = _encode(documents, pending, adds_eos, tokenizer, counts)
-    kept = [i for i, (ids, _) in enumerate(encoded) if ids]
+    names = [value.value for value in values]
+    encoded = _encode(documents, pending, adds_eos, tokenizer, counts, names)
+    kept = [i for i, found in enumerate(encoded) if found.ids]
     counts["empty"] += len(encoded) - len(kept) - counts["quoted_dropped"]
     return EncodedBatch(
-        tokens=np.array([t for i in kept for t in encoded[i][0]], dtype=np.uint32),
-        supervised=np.concatenate([np.empty(0, np.uint8), *(encoded[i][1] for i in kept)]),
-        lengths=np.array([len(encoded[i][0]) for i in kept], dtype=np.int32),
+        tokens=np.array([t for i in kept for t in encoded[i].ids], dtype=np.uint32),
+        supervised=np.concatenate([np.empty(0, np.uint8), *(encoded[i].mark for i in kept)]),
+        lengths=np.array([len(encoded[i].ids) for i in kept], dtype=np.int32),
+        unit_pieces=np.ones(len(kept), dtype=np.int32),
         digests=[content_digest(documents[i]) for i in kept],
         places=[places[i] for i in kept],
+        values={
+            name: np.concatenate([np.empty(0, np.float32), *(encoded[i].values[name] for i in kept)])
+            for name in names
+        },
         counts=counts,
         problems=problems,
     )
 
 
-def _read(row: dict[str, object], source: SourceConfig, counts: Counter[str]) -> Document | None:
-    document: Document | None = parse_row(row, source, counts)
+def _read(
+    row: dict[str, object], source: SourceConfig, counts: Counter[str], values: Sequence[TokenValue]
+) -> Document | None:
+    document: Document | None = parse_row(row, source, counts, values)
     if isinstance(document, ChatDocument):
         document = settle_chat(document, counts)
+    if document is not None and document.values.get(WEIGHT) == 0:
+        counts["zero_weight"] += 1
+        return None
     clean: CleanConfig = source.clean
     return None if document is None else clean_document(document, clean, counts)
 
@@ -97,7 +125,7 @@ def _mark(
 ) -> Marked | None:
     match document:
         case CompletionDocument(prompt, completion):
-            return Marked(prompt + completion, [(len(prompt), len(prompt) + len(completion))], [])
+            return Marked(prompt + completion, [(len(prompt), len(prompt) + len(completion))], [], [])
         case ChatDocument():
             return mark_chat(document, tokenizer, source.learn, counts)
         case _:
@@ -110,15 +138,32 @@ def _encode(
     adds_eos: bool,
     tokenizer: TokenizerLike,
     counts: Counter[str],
+    names: list[str],
 ) -> list[Encoded]:
     # The documents of a source are all of one kind.
     texts = [d.text for d in documents if isinstance(d, TextDocument)]
     if texts:
-        encoded = tokenizer.encode_documents(texts)
-        return [_ended(ids, np.ones(len(ids), np.uint8), adds_eos, tokenizer) for ids in encoded]
-    if not pending:
-        return [_given(d) for d in documents if isinstance(d, IdsDocument)]
-    marks: list[Encoded] = []
+        whole = [(ids, np.ones(len(ids), np.uint8)) for ids in tokenizer.encode_documents(texts)]
+        marked = [_ended(ids, mark, adds_eos, tokenizer) for ids, mark in whole]
+    elif pending:
+        return _encode_marked(documents, pending, adds_eos, tokenizer, counts, names)
+    else:
+        marked = [_given(d) for d in documents if isinstance(d, IdsDocument)]
+    return [
+        Encoded(ids, mark, value_tokens(d, mark, names))
+        for d, (ids, mark) in zip(documents, marked, strict=True)
+    ]
+
+
+def _encode_marked(
+    documents: list[Document],
+    pending: list[Marked],
+    adds_eos: bool,
+    tokenizer: TokenizerLike,
+    counts: Counter[str],
+    names: list[str],
+) -> list[Encoded]:
+    found: list[Encoded] = []
     with_offsets = tokenizer.encode_with_offsets([marked.text for marked in pending])
     for document, marked, (ids, offsets) in zip(documents, pending, with_offsets, strict=True):
         if cuts := quoted_cuts(marked, tokenizer):
@@ -129,39 +174,28 @@ def _encode(
         if isinstance(document, CompletionDocument):
             ids, mark = _begun(ids, mark, tokenizer)
             ids, mark = _ended(ids, mark, adds_eos, tokenizer)
-        marks.append((ids, mark))
-    return marks
+        values = value_tokens(document, mark, names)
+        if isinstance(document, ChatDocument):
+            value_turns(document, marked, offsets, values)
+        found.append(Encoded(ids, mark, values))
+    return found
 
 
-def mark_tokens(offsets: Offsets, spans: list[Span]) -> Bytes:
-    """Mark the tokens that hold characters of the spans; 1 is supervised.
-
-    A token that holds characters from both sides of a border is supervised. Some tokenizers trim
-    white space from offsets, so that a token of spaces is empty and stands at its own end.
-    """
-    bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    start, end = bounds[:, 0], bounds[:, 1]
-    mark = np.zeros(len(bounds), dtype=np.uint8)
-    for first, last in spans:
-        mark[(end > first) & ((start < last) | ((start == end) & (end <= last)))] = 1
-    return mark
-
-
-def _begun(ids: list[int], mark: Bytes, tokenizer: TokenizerLike) -> Encoded:
+def _begun(ids: list[int], mark: Bytes, tokenizer: TokenizerLike) -> Marks:
     bos = tokenizer.bos_id
     if not tokenizer.adds_bos or bos is None or ids[:1] == [bos]:
         return ids, mark
     return [bos, *ids], np.concatenate([np.zeros(1, np.uint8), mark])
 
 
-def _ended(ids: list[int], mark: Bytes, adds_eos: bool, tokenizer: TokenizerLike) -> Encoded:
+def _ended(ids: list[int], mark: Bytes, adds_eos: bool, tokenizer: TokenizerLike) -> Marks:
     eos = tokenizer.eos_id
     if not adds_eos or eos is None or ids[-1:] == [eos]:
         return ids, mark
     return [*ids, eos], np.concatenate([mark, np.ones(1, np.uint8)])
 
 
-def _given(document: IdsDocument) -> Encoded:
+def _given(document: IdsDocument) -> Marks:
     mask = document.loss_mask
     mark = np.ones(len(document.ids), np.uint8) if mask is None else np.array(mask, np.uint8)
     return document.ids, mark
@@ -178,6 +212,7 @@ def encode_parallel(
     adds_eos: bool,
     make_tokenizer: Callable[[], TokenizerLike],
     num_workers: int,
+    values: Sequence[TokenValue] = (),
 ) -> Iterator[EncodedBatch]:
     """Encode batches in `num_workers` processes, in order, a few batches ahead of the reader.
 
@@ -186,7 +221,7 @@ def encode_parallel(
     """
     # Spawned, not forked: the parent has threads (rich, tokenizers, datasets) that a fork would break.
     with ProcessPoolExecutor(
-        num_workers, get_context("spawn"), _start_worker, (make_tokenizer, source, adds_eos)
+        num_workers, get_context("spawn"), _start_worker, (make_tokenizer, source, adds_eos, values)
     ) as pool:
         ahead: deque[Future[EncodedBatch]] = deque()
         try:
@@ -208,11 +243,16 @@ def encode_parallel(
 _encode_here: Encode | None = None
 
 
-def _start_worker(make_tokenizer: Callable[[], TokenizerLike], source: SourceConfig, adds_eos: bool) -> None:
+def _start_worker(
+    make_tokenizer: Callable[[], TokenizerLike],
+    source: SourceConfig,
+    adds_eos: bool,
+    values: Sequence[TokenValue],
+) -> None:
     global _encode_here
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = make_tokenizer()
-    _encode_here = lambda batch: encode_batch(batch, source, adds_eos, tokenizer)  # noqa: E731
+    _encode_here = lambda batch: encode_batch(batch, source, adds_eos, tokenizer, values)  # noqa: E731
 
 
 def _work(batch: RowBatch) -> EncodedBatch:

@@ -1,0 +1,30 @@
+"""Rules about the numbers that stores keep for tokens. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from trainer.config.data import DataConfig, TokenValue
+from trainer.config.rule import Problem, must
+
+
+def value_problems(data: DataConfig, read: Sequence[TokenValue]) -> Iterator[Problem]:
+    """Yield every broken rule.
+
+    Args:
+        read: The numbers that the objective reads: those are kept, and no others, which would do nothing.
+    """
+    if sorted(value.value for value in data.values) != sorted(value.value for value in read):
+        wanted = f"[{','.join(value.value for value in read)}]"
+        shown = f"[{','.join(value.value for value in data.values)}]"
+        rule = f"{wanted}, the numbers of tokens that the objective reads"
+        sentence = f"`data.values` must be {rule}, but is {shown} instead. Set data.values={wanted}."
+        yield Problem("data.values", sentence)
+    for name, source in data.sources.items():
+        if source.columns.weight is not None and TokenValue.weight not in data.values:
+            yield must(
+                f"data.sources.{name}.columns.weight",
+                "null unless data.values holds weight",
+                source.columns.weight,
+                f"Remove it; data.sources.{name}.columns.ignore=[{source.columns.weight}] leaves it unread.",
+            )
