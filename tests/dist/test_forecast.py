@@ -17,9 +17,17 @@ from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.engine.engine import build_engine
 from trainer.forecast.memory import RunShape, Weights, states_of
+from trainer.model.head.ask import Ask
 
 WIDTH, NUM_LAYERS = 256, 32
 NUM_PARAMS = WIDTH * WIDTH * NUM_LAYERS
+
+
+class Stack(torch.nn.Sequential):
+    """Layers that are asked as a model is."""
+
+    def forward(self, ask: Any, input: Any) -> Any:
+        return super().forward(input)
 
 
 def live_storages() -> dict[int, torch.UntypedStorage]:
@@ -38,7 +46,7 @@ def measure(mesh: Mesh, stage: int, num_micro_steps: int) -> dict[str, float]:
         return sum(one.nbytes() for address, one in live_storages().items() if address not in others)
 
     layers = [torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(NUM_LAYERS)]
-    model = torch.nn.Sequential(*layers).bfloat16()
+    model = Stack(*layers).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     shape = batch_shape(num_micro_steps * mesh.num_ranks, 1, 1, mesh.num_ranks)
     zero = ZeroConfig(
@@ -56,7 +64,9 @@ def measure(mesh: Mesh, stage: int, num_micro_steps: int) -> dict[str, float]:
     after_backward = 0
     for _ in range(2):
         for micro in range(num_micro_steps):
-            loss = engine.forward(input=torch.ones(1, WIDTH, dtype=torch.bfloat16)).float().pow(2).sum()
+            loss = (
+                engine.forward(Ask(), input=torch.ones(1, WIDTH, dtype=torch.bfloat16)).float().pow(2).sum()
+            )
             engine.backward(loss, micro == num_micro_steps - 1)
         del loss
         after_backward = live_bytes()

@@ -13,8 +13,9 @@ from trainer.config.data import LongDocuments, Packing
 from trainer.data.store.held_back import choose_validation
 from trainer.data.store.intake import Intake
 from trainer.data.store.spool import Spool
-from trainer.data.store.writer import PackOptions, commit, staging, write_store
+from trainer.data.store.writer import PackOptions, write_store
 from trainer.data.types import EncodedBatch, Unit
+from trainer.runtime.publish import publish_folder
 
 
 def options_of(unit: Unit, seq_len: int = 64) -> PackOptions:
@@ -58,10 +59,9 @@ def write_units(
     stores: Path, batches: Iterable[EncodedBatch], options: PackOptions, values: Sequence[str] = ()
 ) -> Path:
     """Write a store of units as `prepare` writes one of documents, and return its folder."""
-    with staging(stores, str(stores)) as folder:
-        work = folder / "work"
-        work.mkdir()
-        spool = Spool(work, values)
+
+    def fill(folder: Path) -> None:
+        spool = Spool(folder, values)
         intake = Intake("s", spool, options, False, None)
         for batch in batches:
             intake.counts["rows"] += len(batch.unit_pieces)
@@ -70,6 +70,6 @@ def write_units(
         meta: dict[str, Any] = {"digest": NAME, "counts": dict(intake.counts), "longest": intake.longest}
         write_store(folder, spool, choose_validation(spool.hashes, 0.2), options, meta)
         spool.delete()
-        work.rmdir()
-        commit(folder, stores / NAME)
+
+    publish_folder(stores / NAME, fill)
     return stores / NAME

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainer.config.data import DataConfig, TokenValue
-from trainer.config.rule import Problem, must
+from trainer.config.rule import Problem, must, problem
 
 
 def value_problems(data: DataConfig, read: Sequence[TokenValue]) -> Iterator[Problem]:
@@ -18,8 +18,7 @@ def value_problems(data: DataConfig, read: Sequence[TokenValue]) -> Iterator[Pro
         wanted = f"[{','.join(value.value for value in read)}]"
         shown = f"[{','.join(value.value for value in data.values)}]"
         rule = f"{wanted}, the numbers of tokens that the objective reads"
-        sentence = f"`data.values` must be {rule}, but is {shown} instead. Set data.values={wanted}."
-        yield Problem("data.values", sentence)
+        yield problem("data.values", f"must be {rule}, but is {shown} instead. Set data.values={wanted}.")
     for name, source in data.sources.items():
         if source.columns.weight is not None and TokenValue.weight not in data.values:
             yield must(

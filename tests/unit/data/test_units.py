@@ -20,6 +20,7 @@ from trainer.data.store.pack_arrays import digest_of_pack
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import UNIT_PIECES, open_store
 from trainer.data.types import Pack, Unit
+from trainer.dist.mesh import Axis
 from trainer.errors import DataError
 from trainer.mix.deal import deal
 from trainer.mix.loader import TrainLoader
@@ -268,7 +269,7 @@ def loaders_of(splits: list, world_size: int) -> list[TrainLoader]:
     loaders = []
     for rank in range(world_size):
         plan = DataPlan(pools, 12, 64, lambda step: 0.25, seed=1)
-        loaders.append(TrainLoader(["new", "old"], splits, plan, rank, world_size, 1, 0))
+        loaders.append(TrainLoader(["new", "old"], splits, plan, Axis(rank, world_size), 1, 0))
     return loaders
 
 
@@ -307,7 +308,7 @@ def test_documents_alone_come_in_the_order_of_the_plan(mixed: list) -> None:
     refs = plans[2].packs_of_step(3)
     firsts = []
     for rank in range(2):
-        loader = TrainLoader(["d"], [documents], plans[rank], rank, 2, 1, 0)
+        loader = TrainLoader(["d"], [documents], plans[rank], Axis(rank, 2), 1, 0)
         firsts += [micro.tokens_BT[0, 0] for micro in loader.read(3).micro_batches]
         loader.close()
     assert firsts == [documents.pack(ref.pack).tokens[0] for ref in refs]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.helpers.tokenizers import make_tokenizer
-from tests.helpers.units import batch_of, options_of, random_units, write_units
+from tests.helpers.units import NAME, batch_of, options_of, random_units, write_units
 from tests.helpers.wait import LIMIT_S
 from trainer.config.data import CleanConfig, ColumnsConfig, DataConfig, Format, Role, SourceConfig, TokenValue
 from trainer.config.learn import LearnConfig, Turns
@@ -37,6 +37,7 @@ from trainer.data.store.prepared import find_store
 from trainer.data.store.store import Store, open_store
 from trainer.data.tokens.tokenise import encode_batch
 from trainer.data.types import ChatDocument, EncodedBatch, Pack, RowBatch, RowError, Unit
+from trainer.dist.mesh import Axis
 from trainer.errors import DataError
 from trainer.mix.loader import StepBatch, TrainLoader
 from trainer.mix.plan import DataPlan, Pool
@@ -470,7 +471,7 @@ def test_writing_that_was_killed_and_begun_again_gives_the_same_bytes(tmp_path: 
     assert reached.wait(LIMIT_S) and process.is_alive()
     process.kill()
     process.join()
-    assert [path.name[:5] for path in stores.iterdir()] == [".tmp-"]
+    assert [path.name.startswith(f".{NAME}.") for path in stores.iterdir()] == [True]
     digests = []
     for folder in (stores, tmp_path / "uninterrupted"):
         meta = open_store(write_units(folder, batches, options, NAMES), Unit.group).meta
@@ -513,7 +514,7 @@ def batches(splits: list[Any], world_size: int) -> list[list[StepBatch]]:
     found = []
     for rank in range(world_size):
         plan = DataPlan(pools, 12, 64, lambda step: 0.3, seed=1)
-        loader = TrainLoader(["new", "old"], splits, plan, rank, world_size, 3, 0)
+        loader = TrainLoader(["new", "old"], splits, plan, Axis(rank, world_size), 3, 0)
         found.append([loader.read(step) for step in range(8)])
         loader.close()
     return found
