@@ -71,6 +71,7 @@ class TrainLoader:
         """Take the training splits in the order of `names`, and what the base model says of replay if it is asked."""
         self.names = list(names)
         self._stores = list(stores)
+        assert len({store.values for store in stores}) == 1, "all stores keep the same numbers"
         self._plan = plan
         self._rank = rank
         self._packs_per_rank = plan.packs_per_step // world_size
