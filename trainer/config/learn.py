@@ -28,7 +28,7 @@ class LearnConfig:
     """What is learnt of a conversation.
 
     Turns with weight: 0, train: false or loss: false are never learnt; those of any role with 1 or true are, unless
-    `turns` leaves them out.
+    `turns` leaves them out. With data.values=[weight] a turn's weight may be any number of at least 0.
     """
 
     turns: Turns = Turns.all

@@ -43,7 +43,7 @@ from trainer.data.store.store import Store, check_vocabulary, open_store
 from trainer.data.store.summary import print_report
 from trainer.data.store.writer import PackOptions, cache_explained, is_whole, write_store
 from trainer.data.tokens.tokenise import encode_batch, encode_parallel, num_processes
-from trainer.data.types import EncodedBatch, TokenizerLike
+from trainer.data.types import EncodedBatch, TokenizerLike, Unit
 from trainer.errors import DataError
 from trainer.runtime.lock import one_at_a_time
 from trainer.runtime.publish import clear_leftovers, publish_folder
@@ -152,15 +152,15 @@ def _find(
     name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike, console: Console
 ) -> Store | None:
     path = find_store(name, source, data, tokenizer)
-    return None if path is None else _open_if_whole(path, console)
+    return None if path is None else _open_if_whole(path, unit_of(source), console)
 
 
-def _open_if_whole(path: Path, console: Console) -> Store | None:
+def _open_if_whole(path: Path, unit: Unit, console: Console) -> Store | None:
     """Open a store; None where there is none, and where there is a damaged one, which is said."""
     if not path.is_dir():
         return None
     try:
-        return open_store(path)
+        return open_store(path, unit)
     except DataError as error:
         console.print(f"{error} It is made again.", highlight=False, soft_wrap=True)
         return None
@@ -175,7 +175,7 @@ def _build(
     vocab_size: int | None,
     console: Console,
 ) -> Store:
-    key = source_key(name, source, data)
+    key, unit = source_key(name, source, data), unit_of(source)
     clear_leftovers(stores_folder(data))
     rows = _open_rows(name, source, data)
     described = {
@@ -188,7 +188,7 @@ def _build(
 
     def fill(folder: Path) -> None:
         encoded = _encode(rows, data, tokenizer, make_tokenizer)
-        options = PackOptions(data.seq_len, effective_packing(source), source.long_documents, unit_of(source))
+        options = PackOptions(data.seq_len, effective_packing(source), source.long_documents, unit)
         spool = Spool(folder, [value.value for value in data.values])
         try:
             intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
@@ -200,10 +200,10 @@ def _build(
             spool.delete()
         _check_unchanged(name, source, data, key)
 
-    if _open_if_whole(target, console) is None:
-        publish_folder(target, fill, is_whole)
+    if _open_if_whole(target, unit, console) is None:
+        publish_folder(target, fill, partial(is_whole, unit=unit))
     write_pointer(name, key, data, tokenizer, digest)
-    return open_store(target)
+    return open_store(target, unit)
 
 
 def _open_rows(name: str, source: SourceConfig, data: DataConfig) -> _Rows:

@@ -70,6 +70,7 @@ class TrainLoader:
         """Take the training splits in the order of `names`, and what reads things that belong to a micro-batch."""
         self.names = list(names)
         self._stores = list(stores)
+        assert len({store.values for store in stores}) == 1, "all stores keep the same numbers"
         self._plan = plan
         self._data = data
         self._micro_batch_size = micro_batch_size

@@ -14,7 +14,7 @@ from trainer.errors import ConfigError
 NO_PLACES = {
     *("name", "model.revision", "model.new_tokens", "model.chat_template_date"),
     *(f"data.sources.NAME.columns.{name}" for name in ("text", "prompt", "completion", "messages", "tools")),
-    *(f"data.sources.NAME.columns.{name}" for name in ("system", "input_ids", "loss_mask")),
+    *(f"data.sources.NAME.columns.{name}" for name in ("system", "input_ids", "loss_mask", "weight")),
     *(f"data.sources.NAME.columns.{name}" for name in ("attention_mask", "input", "labels", "ignore")),
     "data.sources.NAME.learn.roles",
     *(f"data.sources.NAME.{name}" for name in ("subset", "split", "revision", "txt_documents")),

@@ -64,7 +64,7 @@ def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id:
     labels = np.full(shape, IGNORE, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
     segments = np.zeros(shape, dtype=np.int64)
-    values = {name: np.zeros(shape, dtype=np.float32) for name in packs[0].values}
+    values = {name: np.zeros(shape, dtype=np.float32) for pack in packs for name in pack.values}
     boundaries = [0]
     units: list[int] = []
     num_segments = sum_len_sq = num_tokens = num_units = 0

@@ -12,7 +12,7 @@ from trainer.data.rows.message import short
 from trainer.data.types import RowError
 
 WEIGHT = TokenValue.weight.value
-FIX = "Write a number of 0 (not learnt) or more, such as 0.5; leave it out for 1."
+FIX = "Write a number of 0 (not learnt) or more, such as 0.5 or 1."
 SMALLEST, LARGEST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 """Between them float32, which keeps weights, has all its digits."""
 

@@ -61,13 +61,14 @@ class Intake:
                 self.counts["duplicates"] += 1
                 return False
             self._seen.add(batch.digests[index])
-        cut = self.options.packing is Packing.concat
-        if cut or length <= self.options.seq_len:
+        if length <= self.options.seq_len:
             return True
         if self.options.unit is not Unit.document:
             # Half of it would be another unit.
             self.counts["long_dropped"] += 1
             return False
+        if self.options.packing is Packing.concat:
+            return True
         match self.options.long_documents:
             case LongDocuments.split:
                 self.counts["long_split"] += 1

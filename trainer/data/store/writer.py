@@ -121,10 +121,10 @@ def write_store(
     (folder / META).write_text(sealed_text(meta), encoding="utf-8")
 
 
-def is_whole(store: Path) -> bool:
-    """Tell whether a token store can be opened."""
+def is_whole(store: Path, unit: Unit = Unit.document) -> bool:
+    """Tell whether a token store of a kind of unit can be opened."""
     try:
-        open_store(store)
+        open_store(store, unit)
     except DataError:
         return False
     return True
