@@ -14,9 +14,9 @@ from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_learn import learn_problems
+from trainer.config.check_objective import objective_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_tune import tune_problems
-from trainer.config.check_values import value_problems
 from trainer.config.check_zero import zero_problems
 from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
@@ -53,6 +53,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _model_problems(config.model)
     yield from _data_problems(config)
     yield from replay_problems(config)
+    yield from objective_problems(config)
     yield from tune_problems(config)
     yield from _batch_problems(config, world_size)
     yield from _optim_problems(config)
@@ -141,7 +142,6 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
         yield must("data.max_validation_packs", "at least 1", data.max_validation_packs, "Set 64.")
     if data.num_workers < 0:
         yield must("data.num_workers", "0 (all cores) or more", data.num_workers, "Set 0.")
-    yield from value_problems(data, ())
     for name, source in data.sources.items():
         yield from _source_problems(f"data.sources.{name}", source)
         yield from column_problems(f"data.sources.{name}", source)

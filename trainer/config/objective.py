@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from trainer.config.data import TokenValue
+
 
 class ObjectiveKind(Enum):
     """What a run minimises."""
 
     causal_lm = "causal_lm"
+
+
+VALUES: dict[ObjectiveKind, tuple[TokenValue, ...]] = {}
+"""Numbers of tokens that an objective reads; none where it is not named."""
+TAKES_TEACHER = (ObjectiveKind.causal_lm,)
+"""Objectives that can keep near to the base on replay."""
 
 
 @dataclass
@@ -18,3 +26,8 @@ class ObjectiveConfig:
 
     kind: ObjectiveKind = ObjectiveKind.causal_lm
     """Set by the objective group."""
+
+    @property
+    def values(self) -> tuple[TokenValue, ...]:
+        """Return the numbers of tokens that it reads, which stores must keep."""
+        return VALUES.get(self.kind, ())
