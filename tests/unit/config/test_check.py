@@ -207,13 +207,13 @@ def test_the_numbers_of_tokens_are_those_that_the_objective_reads(config):
     data, weight = config.data, TokenValue.weight
     assert not list(value_problems(data, ()))
     (missing,) = value_problems(data, [weight])
-    assert missing == (
+    assert missing.sentence == (
         "`data.values` must be [weight], the numbers of tokens that the objective reads, but is [] instead. "
         "Set data.values=[weight]."
     )
     data.values = [weight]
     assert not list(value_problems(data, [weight]))
     (unread,) = value_problems(data, ())
-    assert unread.startswith("`data.values` must be [], ") and unread.endswith("Set data.values=[].")
+    assert unread.sentence.startswith("`data.values` must be [], ") and unread.sentence.endswith("=[].")
     data.values = [weight, weight]
     assert len(list(value_problems(data, [weight]))) == 1

@@ -6,6 +6,7 @@ from trainer.config.check_sweep import METRICS, sweep_problems
 from trainer.config.data import DataConfig, Role, SourceConfig
 from trainer.config.sweep import SweepConfig
 from trainer.metrics.meter import Meter
+from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 
 SOURCES = {"corpus": SourceConfig(), "general": SourceConfig(role=Role.replay)}
 
@@ -47,7 +48,8 @@ def test_every_broken_rule_is_told():
 def test_the_list_of_metrics_has_what_the_meter_writes():
     meter = Meter(1, None, None, None)
     meter.add(0.5, 100, 80, 5000.0, 0.1)
-    meter.add_loss("corpus", 160.0, 80)
-    meter.add_kl(1.0, 0.5, 10)
-    written = {key for key in meter.flush(3, 1.0) if "/" not in key} - {"eta_s", "targets_frac"}
+    means = CausalLMObjective(["corpus"], teacher=object()).means
+    meter.add_sums({name: 1.0 for mean in means for name in (*mean.over, *mean.per)})
+    written = {key for key in meter.flush(means, 3, 1.0) if "/" not in key} - {"eta_s", "targets_frac"}
+    assert {"loss", "loss_total", "kl_replay"} <= written
     assert written <= set(METRICS)
