@@ -12,9 +12,10 @@ class ObjectiveKind(Enum):
     """What a run minimises."""
 
     causal_lm = "causal_lm"
+    weighted = "weighted"
 
 
-VALUES: dict[ObjectiveKind, tuple[TokenValue, ...]] = {}
+VALUES: dict[ObjectiveKind, tuple[TokenValue, ...]] = {ObjectiveKind.weighted: (TokenValue.weight,)}
 """Numbers of tokens that an objective reads; none where it is not named."""
 TAKES_TEACHER = (ObjectiveKind.causal_lm,)
 """Objectives that can keep near to the base on replay."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.objective.contract import Objective
+from trainer.objective.weighted.weighted_loss import WeightedObjective
 from trainer.teacher.teacher import Teacher
 
 
@@ -20,3 +21,5 @@ def build_objective(options: ObjectiveConfig, names: Sequence[str], teacher: Tea
     match options.kind:
         case ObjectiveKind.causal_lm:
             return CausalLMObjective(names, teacher)
+        case ObjectiveKind.weighted:
+            return WeightedObjective(names)
