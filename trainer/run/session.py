@@ -98,7 +98,9 @@ class Session:
     def base_digest(self) -> str:
         """Return what names the weights that training began with. Collective: every rank."""
         if self._base is None:
-            self._base = str(self.group.from_first(lambda: _base_digest(self.config, self.loaded.source)))
+            model, source = self.config.model, self.loaded.source
+            quantise, cache_dir = self.config.tune.quantise, self.config.data.cache_dir
+            self._base = str(self.group.from_first(lambda: base_digest(model, quantise, source, cache_dir)))
         return self._base
 
     def held_out(self) -> HeldOut:
@@ -277,11 +279,6 @@ def _check_fits(
         check_vocabulary(name, store, num_rows)
     check_context(hf_config, config.data.seq_len)
     check_room(hf_config, config.tune, config.data.seq_len)
-
-
-def _base_digest(config: RunConfig, source: str) -> str:
-    is_packed = config.tune.quantise is not Quantise.none
-    return base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
 
 
 def _refuse_other_inputs(config: RunConfig, stores: dict[str, Store], tokenizer: str, source: str) -> None:
