@@ -31,7 +31,7 @@ from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.mix.loader import TrainLoader
 from trainer.mix.plan import DataPlan, Pool
-from trainer.model.tokenizer import load_tokenizer
+from trainer.model.tokenizer import configured_tokenizer
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
 
 def build_loader(config: RunConfig, shape: BatchShape, data: Axis) -> TrainLoader:
     """Return the batches that the trainer would get."""
-    tokenizer = load_tokenizer(str(config.model.tokenizer))
+    tokenizer = configured_tokenizer(config.model, str(config.model.path))
     splits = [store.train for store in open_all(config.data, tokenizer).values()]
     pool = Pool("all", False, 1.0, range(len(splits)), [split.pack_targets for split in splits])
     plan = DataPlan([pool], shape.packs_per_step, config.data.seq_len, lambda step: 0.0, config.seed)

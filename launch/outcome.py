@@ -13,6 +13,7 @@ from trainer.config.snapshot import write_atomic
 from trainer.config.sweep import ObjectiveValue
 from trainer.report.number import shown
 from trainer.report.sweep import PointRow, SweepFacts, sweep_page
+from trainer.runtime.say import say
 
 from .attempts import has_finished, last_job
 from .points import Goal, Point, Record, write_record
@@ -150,7 +151,7 @@ def say_end(folder: Path, record: Record, outcomes: Sequence[Outcome]) -> None:
     console.print(table)
     for one in outcomes:
         if one.trouble:
-            console.print(f"{one.name}: {one.trouble}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{one.name}: {one.trouble}")
     best = best_of(outcomes, goal)
     if best is not None:
         print(f"Best: {folder / best.name}, {goal.objective} {best.objective:.6g}")

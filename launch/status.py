@@ -15,6 +15,7 @@ from rich.table import Table
 
 from trainer.errors import ConfigError, Exit
 from trainer.metrics.jsonl import read
+from trainer.runtime.say import say
 
 from .attempts import Attempts, events, last_job, read_attempts
 from .points import Goal, read_record
@@ -68,9 +69,7 @@ def show_status(words: Sequence[str]) -> int:
     console.print(_table(statuses, " ".join(names) if len(names) < 2 else "objective"))
     for status in statuses:
         if status.last_error is not None:
-            console.print(
-                f"{status.name}: {status.last_error}", highlight=False, markup=False, soft_wrap=True
-            )
+            say(console, f"{status.name}: {status.last_error}")
     return Exit.done
 
 

@@ -10,7 +10,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.templates import CHATML, SPECIAL_TOKENS
-from trainer.model.tokenizer import Tokenizer, load_tokenizer
+from trainer.config.model import ModelConfig
+from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 
 BOS, EOS = "<s>", "</s>"
 
@@ -53,6 +54,6 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> str:
 
 def load_saved(folder: str, digest: str | None = None) -> Tokenizer:
     """Load what save_tokenizer wrote; top-level, so that workers can unpickle it."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = configured_tokenizer(ModelConfig(), folder)
     assert digest in (None, tokenizer.digest), "another process sees another digest"
     return tokenizer

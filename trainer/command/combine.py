@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ from rich.console import Console
 from trainer.checkpoint.named import find_checkpoint
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
-from trainer.config.tune import Quantise
 from trainer.errors import CheckpointError, ConfigError, Exit, ModelError
 from trainer.export.gguf import find_converter, write_gguf
+from trainer.runtime.say import say
 
 if TYPE_CHECKING:
     from trainer.export.combine import Adapter
@@ -34,31 +35,23 @@ def combine_adapters(config: RunConfig) -> int:
     converter = find_converter(export, not export.merge)
     read = [_read(Path(name).expanduser(), export.checkpoint) for name in export.adapters]
     adapters = [(adapter, digest) for adapter, digest, _ in read]
-    is_packed = config.tune.quantise is not Quantise.none
-    now = base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
+    now = base_digest(config.model, config.tune.quantise, source, config.data.cache_dir)
     _check_bases(adapters, export.adapters, source, now)
     output_dir = Path(export.output_dir or "").expanduser().absolute()
     dtype = export_dtype(export.dtype, "fp32" if any(is_wide for _, _, is_wide in read) else "bf16")
     said = " + ".join(f"{weight:g} x {name}" for weight, name in zip(weights, export.adapters, strict=True))
-    console.print(
-        f"Combining ({export.combination.value}) {said} in {dtype}", highlight=False, soft_wrap=True
-    )
+    say(console, f"Combining ({export.combination.value}) {said} in {dtype}")
     tensors, described = combined(
         [adapter for adapter, _ in adapters], weights, export.combination, export.density
     )
     described.base_model_name_or_path = source
     if export.merge:
-
-        def fill_whole(folder: Path) -> None:
-            if (note := write_model_files(source, config.model, dtype, folder)) is not None:
-                console.print(note, highlight=False, markup=False, soft_wrap=True)
-
         count = export_weights(
             with_base(tensors.items(), source, described),
             output_dir,
             dtype,
             int(export.max_shard_gb * 1e9),
-            fill_whole,
+            partial(write_model_files, source, config.model, dtype, partial(say, console)),
         )
         made = f"The base with all of them added in: {count} tensors"
     else:
@@ -69,7 +62,7 @@ def combine_adapters(config: RunConfig) -> int:
 
         publish_export(output_dir, fill)
         made = f"An adapter of rank {described.r} on {len(described.target_modules)} modules"
-    console.print(f"{made} in {output_dir}", highlight=False, soft_wrap=True)
+    say(console, f"{made} in {output_dir}")
     write_gguf(converter, output_dir, export.gguf, None if export.merge else source, console)
     return Exit.done
 

@@ -23,7 +23,7 @@ from trainer.config.check import check_config
 from trainer.config.cluster import ClusterConfig, Scheduler
 from trainer.config.rule import observed
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import config_digest
+from trainer.config.snapshot import config_digest, installed
 from trainer.config.store import to_yaml
 from trainer.dist.env import RankEnv, expected_nodes, node_name, rank_env
 from trainer.dist.hosts import parse_hostfile
@@ -34,7 +34,6 @@ from trainer.preflight.findings import Findings, print_table, show, write_record
 from trainer.preflight.machine import describe_machine
 from trainer.preflight.shared_folder import nearest
 from trainer.preflight.verdict import Expected, leave_out
-from trainer.preflight.versions import installed
 from trainer.runtime.job import given_log_dir, leave_exit_code
 from trainer.start.local import start_plain
 

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from trainer.config.tune import Quantise, TuneMethod
 from trainer.errors import Exit, SelfCheckError
 from trainer.export.gguf import find_converter, write_gguf
 from trainer.run.identity import refuse_other_model
+from trainer.runtime.say import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,10 +78,10 @@ def export_model(config: RunConfig) -> int:
     how = ", as it was trained" if config.export.dtype == "auto" else ""
     config = _in_dtype(config, export_dtype(config.export.dtype, config.zero.dtype))
     console = Console()
-    _say(console, f"Exporting {checkpoint.name} to {output_dir} in {config.export.dtype}{how}")
+    say(console, f"Exporting {checkpoint.name} to {output_dir} in {config.export.dtype}{how}")
     if config.tune.quantise is not Quantise.none:
         is_whole = config.export.merge or config.export.alpha != 1
-        _say(console, PACKED_WHOLE if is_whole else PACKED_ADAPTER)
+        say(console, PACKED_WHOLE if is_whole else PACKED_ADAPTER)
     rounding = Rounding(source, DTYPES[config.export.dtype])
     # A model that trained in bf16 whole was rounded so in every step.
     is_rounded_more = config.zero.dtype == "fp32" or config.tune.method is not TuneMethod.full
@@ -88,7 +90,7 @@ def export_model(config: RunConfig) -> int:
     )
     _verify(config, checkpoint, source, output_dir, count, console)
     if rounding.num_lost:
-        _say(
+        say(
             console,
             f"Of the weights that training moved, {100 * rounding.lost_share:.0f} % are the base's again when rounded "
             f"to {config.export.dtype}; export.dtype=float32 keeps them.",
@@ -99,10 +101,6 @@ def export_model(config: RunConfig) -> int:
 
 def _in_dtype(config: RunConfig, dtype: str) -> RunConfig:
     return dataclasses.replace(config, export=dataclasses.replace(config.export, dtype=dtype))
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _verify(
@@ -118,7 +116,7 @@ def _verify(
     """
     if not config.export.verify or config.export.alpha != 1:
         why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
-        _say(console, f"{count} tensors written and read back; logits not compared{why}.")
+        say(console, f"{count} tensors written and read back; logits not compared{why}.")
         return
     is_narrowed = config.zero.dtype == "fp32" and config.export.dtype == "bfloat16"
     if is_narrowed:
@@ -126,18 +124,18 @@ def _verify(
     else:
         found = _compare(config, checkpoint, output_dir)
     whose = "those of the unrounded weights" if is_narrowed else "the folder's in float32"
-    _say(
+    say(
         console,
         f"{count} tensors written and read back. {found.whose.capitalize()} are {found.moved:.1e} of their spread from "
         f"{whose}; rounding alone makes {found.noise:.1e}.",
     )
     if found.narrowing is not None:
-        _say(
+        say(
             console,
             f"It was trained in float32: bfloat16 weights move the logits by {found.narrowing:.1e} of their spread.",
         )
     if found.packing is not None:
-        _say(console, f"The trained model's are {found.packing:.1e} away: its base is in NF4.")
+        say(console, f"The trained model's are {found.packing:.1e} away: its base is in NF4.")
     if not found.moved <= EXPORT_FACTOR * found.noise + EXPORT_FLOOR:
         raise SelfCheckError(
             f"The exported folder {output_dir} must give {found.whose} within twice what rounding "
@@ -194,16 +192,12 @@ def _write_export(
     if rounding is not None:
         stream = rounding.watch(stream)
 
-    def fill_whole(folder: Path) -> None:
-        if (note := write_model_files(source, config.model, options.dtype, folder)) is not None:
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
-
     return export_weights(
         track(stream, description="tensors", console=console),
         output_dir,
         options.dtype,
         int(options.max_shard_gb * 1e9),
-        fill_whole,
+        partial(write_model_files, source, config.model, options.dtype, partial(say, console)),
     )
 
 

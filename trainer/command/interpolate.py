@@ -41,6 +41,7 @@ from trainer.model.tokenizer import configured_tokenizer
 from trainer.report.build import build_report
 from trainer.report.interpolation import FILE_NAME
 from trainer.run.identity import refuse_other_model
+from trainer.runtime.say import say
 
 WITHIN = 0.01
 """A target loss this close to the best, relatively, counts as good as it (reliability-and-forgetting.md, F8)."""
@@ -93,12 +94,8 @@ def interpolate(config: RunConfig) -> int:
     write_atomic(run_dir / FILE_NAME, json.dumps(record, indent=2) + "\n")
     console = Console()
     console.print(_table(points, best))
-    console.print(f"Report: {build_report(run_dir)}", soft_wrap=True, highlight=False)
-    console.print(
-        f"To write that model: palimpsest export run_dir={run_dir} export.alpha={best.alpha:g}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    say(console, f"Report: {build_report(run_dir)}")
+    say(console, f"To write that model: palimpsest export run_dir={run_dir} export.alpha={best.alpha:g}")
     return Exit.done
 
 

@@ -26,6 +26,7 @@ from trainer.forecast.shapes import DecoderShape
 from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
+from trainer.runtime.say import say
 
 CHECKED_KEYS = (
     "model",
@@ -71,23 +72,20 @@ def show_plan(config: RunConfig) -> bool:
     if not console.is_terminal:
         console = Console(width=120)
 
-    def say(text: str, style: str | None = None) -> None:
-        console.print(text, highlight=False, soft_wrap=True, style=style)
-
-    say(f"Parameters of {origin}", "bold")
+    say(console, f"Parameters of {origin}", "bold")
     console.print(parameter_table(shape), "")
-    say("Peak memory of one GPU in GiB", "bold")
-    say(run_sentence(shape, run))
+    say(console, "Peak memory of one GPU in GiB", "bold")
+    say(console, run_sentence(shape, run))
     console.print(memory_table(shown, run, reserve_gib, gpu_gib), "")
-    say(verdict(peaks[run.stage], reserve_gib, gpu_gib, advice), "bold")
+    say(console, verdict(peaks[run.stage], reserve_gib, gpu_gib, advice), "bold")
     where = ", ".join(_targets(config.tune) or ["all linear layers"])
-    say(f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
+    say(console, f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
     if fit.dtype is not None:
-        say(f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
+        say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
     for note in _notes(config, shape, run, cards, weights):
-        say(f"- {note}")
-    say(f"Figure: {output}")
+        say(console, f"- {note}")
+    say(console, f"Figure: {output}")
     return fits
 
 

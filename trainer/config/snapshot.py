@@ -168,8 +168,8 @@ def write_provenance(run_dir: Path, **facts: Any) -> None:
     """Write provenance.json: code, versions and the digests handed in."""
     record = {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "palimpsest": _version("palimpsest-trainer"),
+        "packages": {name: installed(name) for name in _PACKAGES},
+        "palimpsest": installed("palimpsest-trainer"),
         "git": _git_sha(),
         "host": platform.node(),
         **facts,
@@ -187,7 +187,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Return the version of a package without importing it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

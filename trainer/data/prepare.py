@@ -47,6 +47,7 @@ from trainer.data.types import EncodedBatch, TokenizerLike, Unit
 from trainer.errors import DataError
 from trainer.runtime.lock import one_at_a_time
 from trainer.runtime.publish import clear_leftovers, publish_folder
+from trainer.runtime.say import say
 
 PARALLEL_BYTES = 8 << 20
 """Smaller sources are tokenised in this process: starting others takes longer."""
@@ -93,7 +94,7 @@ def prepare(
                 if store is None:
                     store = _build(name, source, data, tokenizer, make_tokenizer, vocab_size, console)
         else:
-            console.print(f"{name}: unchanged, using the store {store.digest[:12]}", highlight=False)
+            say(console, f"{name}: unchanged, using the store {store.digest[:12]}")
         if vocab_size is not None:
             check_vocabulary(name, store, vocab_size)
         stores[name] = store
@@ -117,20 +118,18 @@ def _say_shape(data: DataConfig, tokenizer: TokenizerLike, console: Console) -> 
     """Say once what the chat template has no place for, before any row is read."""
     if any(source.format is Format.chat or source.as_chat for source in data.sources.values()):
         for line in describe_shape(find_shape(tokenizer)):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(console, line)
         end, eos = tokenizer.turn_end, tokenizer.eos_id
         if end is not None and (eos is None or tokenizer.decode([eos]) != end):
-            console.print(
+            say(
+                console,
                 f"Answers end with {end}, which is not the tokenizer's EOS: `palimpsest export` adds it to "
                 "eos_token_id of generation_config.json.",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
             )
 
 
 def _say_waiting(name: str, console: Console, holder: str) -> None:
-    console.print(f"{name}: being prepared by {holder}; waiting for it.", highlight=False)
+    say(console, f"{name}: being prepared by {holder}; waiting for it.")
 
 
 def _check_tokenizer(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> None:
@@ -162,7 +161,7 @@ def _open_if_whole(path: Path, unit: Unit, console: Console) -> Store | None:
     try:
         return open_store(path, unit)
     except DataError as error:
-        console.print(f"{error} It is made again.", highlight=False, soft_wrap=True)
+        say(console, f"{error} It is made again.")
         return None
 
 
@@ -254,10 +253,10 @@ def _plain_progress(intake: Intake, console: Console) -> Iterator[Callable[[], N
         nonlocal last
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
-            console.print(_describe(intake), highlight=False)
+            say(console, _describe(intake))
 
     yield show
-    console.print(_describe(intake), highlight=False)
+    say(console, _describe(intake))
 
 
 def _describe(intake: Intake) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.export.merge import WEIGHTS, read_adapter
 from trainer.model.load import read_config
-from trainer.model.tokenizer import configured_tokenizer, load_tokenizer
+from trainer.model.tokenizer import configured_tokenizer
 from trainer.model.tune.new_tokens import vocabulary
 from trainer.model.tune.quantise import keep_packing, load_arguments, use_float32
 
 
-def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path) -> str | None:
+def write_model_files(
+    source: str, model: ModelConfig, dtype: str, say: Callable[[str], None], folder: Path
+) -> None:
     """Write config, generation config, tokenizer and chat template beside exported weights.
 
-    Returns:
-        A sentence about the token that ends answers in the chat template, if generation did not stop at it.
+    Args:
+        say: Told of the token that ends answers in the chat template, if generation did not stop at it.
     """
     from transformers import GenerationConfig
 
@@ -39,16 +41,13 @@ def write_model_files(source: str, model: ModelConfig, dtype: str, folder: Path)
         generation = GenerationConfig.from_pretrained(source, revision=model.revision)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
-    written = load_tokenizer(str(folder), trust_remote_code=model.trust_remote_code)
+    written = configured_tokenizer(ModelConfig(trust_remote_code=model.trust_remote_code), str(folder))
     end, stops = written.turn_end_id, generation.eos_token_id
     stops = [stops] if isinstance(stops, int) else list(stops or [])
-    is_added = end is not None and end not in stops
-    if is_added:
+    if end is not None and end not in stops:
         generation.eos_token_id = [*stops, end]
+        say(f"Generation also stops at {written.turn_end}, which ends answers in the chat template.")
     generation.save_pretrained(folder)
-    if not is_added:
-        return None
-    return f"Generation also stops at {written.turn_end}, which ends answers in the chat template."
 
 
 def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:

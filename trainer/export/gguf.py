@@ -12,6 +12,7 @@ from rich.console import Console
 
 from trainer.config.train import ExportConfig, GgufType
 from trainer.errors import ConfigError, ModelError
+from trainer.runtime.say import say
 
 WHOLE, ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 
@@ -71,6 +72,4 @@ def write_gguf(script: Path | None, folder: Path, kind: GgufType, base: str | No
             "llama.cpp, or convert by hand."
         )
     staged.replace(target)
-    console.print(
-        f"{target} ({target.stat().st_size / 1e9:.2f} GB), by {script.name}", highlight=False, soft_wrap=True
-    )
+    say(console, f"{target} ({target.stat().st_size / 1e9:.2f} GB), by {script.name}")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from trainer.metrics.sink import Record, Value
+from trainer.runtime.say import say
 
 _WIDTH = 120
 _SOURCE_CHARS = 16
@@ -66,7 +67,7 @@ class ConsoleSink:
 
     def _print(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(self._bar.console, text)
         else:
             self._stream.write(text + "\n")
             self._stream.flush()

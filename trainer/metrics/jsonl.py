@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainer.errors import TrainerError
 from trainer.metrics.sink import Record
@@ -30,9 +30,7 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         """Open the file for appending, after its torn last line, if any, is cut off."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_tail(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _opened(path)
 
     def write(self, step: int, record: Record) -> None:
         """Append one line and hand it to the operating system."""
@@ -57,9 +55,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         """Open the file for appending, after its torn last line, if any, is cut off."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_tail(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _opened(path)
 
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one event; fields are plain JSON values."""
@@ -132,6 +128,12 @@ def _named(path: str) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or path
         raise
+
+
+def _opened(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _cut_torn_tail(path)
+    return path.open("a", encoding="utf-8")
 
 
 def _cut_torn_tail(path: Path) -> None:

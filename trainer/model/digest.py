@@ -16,6 +16,7 @@ import random
 from pathlib import Path
 
 from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.tune import Quantise
 from trainer.errors import ModelError
 from trainer.model.tune.quantise import NF4
 from trainer.runtime.seal import file_digest, part_digest, read_sealed, sealed_text
@@ -31,7 +32,7 @@ NUM_SAMPLED = 8
 """Blocks of a large file that are read again every time, beside the first, which names the tensors."""
 
 
-def base_digest(model: ModelConfig, source: str, cache_dir: Path, is_packed: bool) -> str:
+def base_digest(model: ModelConfig, quantise: Quantise, source: str, cache_dir: str) -> str:
     """Return what names a base: the digest of its files, or the recipe of random weights; and how it is packed.
 
     Raises:
@@ -39,8 +40,8 @@ def base_digest(model: ModelConfig, source: str, cache_dir: Path, is_packed: boo
     """
     if model.kind is ModelKind.random:
         return _named([Path(source, CONFIG).read_text(encoding="utf-8"), model.seed])
-    digest = model_digest(source, model.revision, cache_dir)
-    return _named([digest, NF4]) if is_packed else digest
+    digest = model_digest(source, model.revision, Path(cache_dir))
+    return digest if quantise is Quantise.none else _named([digest, NF4])
 
 
 def _named(parts: list[str | int]) -> str:

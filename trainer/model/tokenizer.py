@@ -275,30 +275,7 @@ def configured_tokenizer(model: ModelConfig, resolved: str) -> Tokenizer:
         ModelError: There is none, or no readable template.
         ConfigError: If a new token is none.
     """
-    return load_tokenizer(
-        model.tokenizer or resolved,
-        model.revision,
-        model.chat_template,
-        model.trust_remote_code,
-        model.new_tokens,
-        model.chat_template_date,
-    )
-
-
-def load_tokenizer(
-    path: str,
-    revision: str | None = None,
-    chat_template_path: str | None = None,
-    trust_remote_code: bool = False,
-    new_tokens: Sequence[str] = (),
-    template_date: str | None = None,
-) -> Tokenizer:
-    """Load a tokenizer from a folder or the Hugging Face hub; `chat_template_path` replaces its template.
-
-    Raises:
-        ModelError: If there is no tokenizer at `path`, or no readable template.
-        ConfigError: If a new token is none.
-    """
+    path = model.tokenizer or resolved
     looks_local = path.startswith(("/", ".", "~"))
     local = Path(path).expanduser()
     if looks_local and not local.exists():
@@ -306,17 +283,16 @@ def load_tokenizer(
     try:
         hf = AutoTokenizer.from_pretrained(
             str(local) if looks_local else path,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
         )
     except Exception as error:  # transformers raises whatever its many parsers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(_message(path, reason)) from error
-    if chat_template_path is not None:
-        hf.chat_template = _read_template(chat_template_path)
-    return Tokenizer(
-        hf, new_tokens, None if template_date is None else datetime.date.fromisoformat(template_date)
-    )
+    if model.chat_template is not None:
+        hf.chat_template = _read_template(model.chat_template)
+    day = model.chat_template_date
+    return Tokenizer(hf, model.new_tokens, None if day is None else datetime.date.fromisoformat(day))
 
 
 def _message(path: str, reason: str) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from trainer.config.snapshot import write_atomic
 from trainer.preflight.facts import Check, NodeProblem, Row
+from trainer.runtime.say import say
 
 RECORD = "preflight.json"
 """In the folder of logs of an attempt."""
@@ -65,9 +66,9 @@ def show(findings: Findings, seconds: float) -> None:
         table.add_row(row.check.value, str(row.nodes or "-"), result, style=style)
     print_table(console, table)
     for problem in findings.problems:
-        console.print(f"Error: {problem.sentence}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"Error: {problem.sentence}")
     end = f"{len(findings.problems)} problem(s)" if findings.problems else "all well"
-    console.print(f"Preflight: {end}, {seconds:.1f} s.", highlight=False)
+    say(console, f"Preflight: {end}, {seconds:.1f} s.")
     console.file.flush()
 
 
@@ -80,7 +81,7 @@ def print_table(console: Console, table: Table) -> None:
     with drawn.capture() as text:
         drawn.print(table, markup=False, highlight=False)
     for line in text.get().splitlines():
-        console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        say(console, line.rstrip())
 
 
 def failed_nodes(problems: Sequence[NodeProblem], check: Check) -> list[str]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import trainer
-from trainer.preflight.versions import PACKAGES, driver_version, installed
+from trainer.config.snapshot import installed
+from trainer.preflight.versions import PACKAGES, driver_version
 
 _ANSWER_S = 10
 

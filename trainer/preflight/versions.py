@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 
 import trainer
+from trainer.config.snapshot import installed
 
 PACKAGES = (
     *("deepspeed", "transformers", "peft", "flash-attn", "liger-kernel", "bitsandbytes"),
@@ -18,14 +19,6 @@ PACKAGES = (
 COMPARED = PACKAGES[:6]
 _CODE = (".py", ".json", ".yaml", ".tmpl", ".sh")
 _DRIVER = Path("/proc/driver/nvidia/version")
-
-
-def installed(package: str) -> str | None:
-    """Return the version of a package without importing it."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def compared_versions() -> dict[str, str | None]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from trainer.config.record import read_inputs, refuse_other_inputs
 from trainer.config.schema import RunConfig
-from trainer.config.tune import Quantise
 
 
 def known_base(config: RunConfig, source: str) -> str | None:
@@ -16,8 +15,7 @@ def known_base(config: RunConfig, source: str) -> str | None:
     recorded = read_inputs(Path(config.run_dir))
     if recorded is None or recorded["base"] is None:
         return None
-    is_packed = config.tune.quantise is not Quantise.none
-    return base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
+    return base_digest(config.model, config.tune.quantise, source, config.data.cache_dir)
 
 
 def refuse_other_model(config: RunConfig, source: str) -> None:

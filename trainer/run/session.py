@@ -12,7 +12,6 @@ from trainer.checkpoint.layout import find_checkpoints
 from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import fitted_values, with_fitted
-from trainer.config.tune import Quantise
 from trainer.data.store.overlap import check_disjoint
 from trainer.data.store.prepared import find_all
 from trainer.data.store.store import Store, open_store
@@ -65,7 +64,9 @@ class Session:
     def base_digest(self) -> str:
         """Return what names the weights that training began with. Collective: every rank."""
         if self._base is None:
-            self._base = str(self.mesh.from_first(lambda: _base_digest(self.config, self.loaded.source)))
+            model, source = self.config.model, self.loaded.source
+            quantise, cache_dir = self.config.tune.quantise, self.config.data.cache_dir
+            self._base = str(self.mesh.from_first(lambda: base_digest(model, quantise, source, cache_dir)))
         return self._base
 
     def mixing(self) -> Mixing:
@@ -122,11 +123,6 @@ def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> S
     adopt_library_loggers()
     check_head(policy, loaded.model.config, config.data.seq_len)
     return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape)
-
-
-def _base_digest(config: RunConfig, source: str) -> str:
-    is_packed = config.tune.quantise is not Quantise.none
-    return base_digest(config.model, source, Path(config.data.cache_dir), is_packed)
 
 
 def _refuse_other_inputs(config: RunConfig, stores: dict[str, Store], tokenizer: str, source: str) -> None:

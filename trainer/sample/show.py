@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from trainer.runtime.say import say
 from trainer.sample.filters import REASONS
 from trainer.sample.generate import Tally
 from trainer.sample.samples import SAMPLES
@@ -53,7 +54,7 @@ class ProgressView:
             self._bar.refresh()
         elif now - self._last_line >= LINE_EVERY_S or tally.num_kept_tokens >= self._goal:
             self._last_line = now
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(self._console, line)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -96,14 +97,14 @@ def show_store(store: Path, meta: dict[str, Any], console: Console) -> None:
     facts = (
         f"{rate:,.0f} tokens/s a rank on {meta['device']} ({meta['engine']}, batches of {meta['batch_size']})"
     )
-    console.print(facts, highlight=False, markup=False, soft_wrap=True)
+    say(console, facts)
     with (store / SAMPLES).open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if number > NUM_SAMPLES:
                 break
             text = f"sample {number}: {_brief(json.loads(line))}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Store: {store / SAMPLES}", highlight=False, markup=False, soft_wrap=True)
+            say(console, text)
+    say(console, f"Store: {store / SAMPLES}")
 
 
 def _brief(row: dict[str, Any]) -> str:

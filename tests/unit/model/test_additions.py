@@ -9,10 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.helpers.tiny import SHAPE
 from tests.helpers.tokenizers import make_tokenizer, save_tokenizer
+from trainer.config.model import ModelConfig
 from trainer.config.tune import Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError, ModelError, SelfCheckError
 from trainer.model.head.head import install_loss_head
-from trainer.model.tokenizer import load_tokenizer
+from trainer.model.tokenizer import configured_tokenizer
 from trainer.model.tune.adapters import apply_tuning
 from trainer.model.tune.new_tokens import NewTokens
 from trainer.model.tune.pissa import FILE_NAME, as_plain_lora, begin_at_principal
@@ -101,17 +102,17 @@ def test_new_tokens_are_refused_where_they_cannot_stand():
 
 def test_a_token_that_is_known_empty_or_named_twice_is_refused(tmp_path):
     folder = str(save_tokenizer(tmp_path / "tokenizer", make_tokenizer()))
-    tokenizer = load_tokenizer(folder, new_tokens=["<x>", "<yy>"])
+    tokenizer = configured_tokenizer(ModelConfig(new_tokens=["<x>", "<yy>"]), folder)
     assert tokenizer.encode_fragments(["a<x><yy>"])[0][-2:] == tokenizer.new.ids
-    assert load_tokenizer(folder).digest != tokenizer.digest
-    known = next(iter(load_tokenizer(folder).hf.get_vocab()))
+    assert configured_tokenizer(ModelConfig(), folder).digest != tokenizer.digest
+    known = next(iter(configured_tokenizer(ModelConfig(), folder).hf.get_vocab()))
     for words, why in (
         (["<x>", known], "the tokenizer has it, with id"),
         (["<x>", "<x>"], "it is named twice"),
         ([" "], "it is empty"),
     ):
         with pytest.raises(ConfigError, match=rf"`model.new_tokens` must be tokens .*{why}"):
-            load_tokenizer(folder, new_tokens=words)
+            configured_tokenizer(ModelConfig(new_tokens=words), folder)
 
 
 def run_pissa(model, tune, folder):

@@ -11,7 +11,7 @@ from tests.helpers.tiny import save_llama
 from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.export.folder import folder_logits, write_model_files
-from trainer.model.tokenizer import load_tokenizer
+from trainer.model.tokenizer import configured_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_config_generation_tokenizer_and_template_are_written(source, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     model = ModelConfig(path=str(source), chat_template=str(template))
-    write_model_files(str(source), model, "bfloat16", out)
+    write_model_files(str(source), model, "bfloat16", pytest.fail, out)
     record = json.loads((out / "config.json").read_text())
     assert (record["dtype"], record["use_cache"]) == ("bfloat16", True)
     assert record["architectures"] == ["LlamaForCausalLM"]
@@ -35,7 +35,10 @@ def test_config_generation_tokenizer_and_template_are_written(source, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == template.read_text()
     assert tokenizer("ab")["input_ids"] == AutoTokenizer.from_pretrained(source)("ab")["input_ids"]
-    assert load_tokenizer(str(out)).digest == load_tokenizer(str(source), None, str(template)).digest
+    assert (
+        configured_tokenizer(ModelConfig(), str(out)).digest
+        == configured_tokenizer(ModelConfig(chat_template=str(template)), str(source)).digest
+    )
 
 
 def test_a_model_without_a_generation_config_gets_one(source, tmp_path):
@@ -43,7 +46,7 @@ def test_a_model_without_a_generation_config_gets_one(source, tmp_path):
     shutil.copytree(source, bare)
     (bare / "generation_config.json").unlink()
     out.mkdir()
-    write_model_files(str(bare), ModelConfig(path=str(bare)), "float32", out)
+    write_model_files(str(bare), ModelConfig(path=str(bare)), "float32", print, out)
     assert (out / "generation_config.json").is_file()
 
 
@@ -52,14 +55,15 @@ def test_generation_stops_at_the_token_that_ends_answers_in_the_chat_template(so
     template.write_text("{% for m in messages %}{{ m.content + '<|im_end|>\n' }}{% endfor %}")
     model = ModelConfig(path=str(source), chat_template=str(template))
     out.mkdir()
-    note = write_model_files(str(source), model, "float32", out)
-    assert note is not None and "<|im_end|>" in note
+    said = []
+    write_model_files(str(source), model, "float32", said.append, out)
+    assert len(said) == 1 and "<|im_end|>" in said[0]
     end = AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<|im_end|>")
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [1, end]
     shutil.rmtree(out)
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     out.mkdir()
-    assert write_model_files(str(source), model, "float32", out) is None
+    write_model_files(str(source), model, "float32", pytest.fail, out)
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 1
 
 

@@ -9,7 +9,7 @@ from trainer.config.model import ModelConfig
 from trainer.errors import ModelError
 from trainer.model.load import weight_files
 from trainer.model.tiny import SPECIALS, build_tokenizer, tiny_model_dir
-from trainer.model.tokenizer import load_tokenizer
+from trainer.model.tokenizer import configured_tokenizer
 
 
 def weights(folder):
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_or_shape_another_
 
 def test_its_tokenizer_reads_any_bytes_back_and_fits_its_vocabulary(tmp_path):
     folder = tiny_model_dir(tmp_path, ModelConfig().tiny, 0)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = configured_tokenizer(ModelConfig(), str(folder))
     text = "Grüße, 世界!\n\t  end "
     (ids,) = tokenizer.encode_documents([text])
     assert tokenizer.decode(ids) == text and len(ids) == len(text.encode())

@@ -8,8 +8,9 @@ import pytest
 
 from tests.helpers.templates import CHATML
 from tests.helpers.tokenizers import BOS, EOS, make_tokenizer
+from trainer.config.model import ModelConfig
 from trainer.errors import DataError, ModelError
-from trainer.model.tokenizer import Tokenizer, load_tokenizer
+from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -71,7 +72,11 @@ def test_digest_survives_saving_and_use_and_changes_with_the_template(tmp_path: 
     tokenizer = make_tokenizer()
     tokenizer.hf(["a", "bc"], padding=False, truncation=True, max_length=1)
     tokenizer.save(tmp_path)
-    assert load_tokenizer(str(tmp_path)).digest == make_tokenizer().digest == tokenizer.digest
+    assert (
+        configured_tokenizer(ModelConfig(), str(tmp_path)).digest
+        == make_tokenizer().digest
+        == tokenizer.digest
+    )
     assert make_tokenizer(template=CHATML + " ").digest != tokenizer.digest
     assert make_tokenizer(adds_bos=True).digest != tokenizer.digest
 
@@ -80,7 +85,7 @@ def test_a_chat_template_file_replaces_the_tokenizers_own(tmp_path: Path) -> Non
     make_tokenizer().save(tmp_path / "tokenizer")
     template = tmp_path / "shout.jinja"
     template.write_text("{{ messages[0].content | upper }}")
-    tokenizer = load_tokenizer(str(tmp_path / "tokenizer"), chat_template_path=str(template))
+    tokenizer = configured_tokenizer(ModelConfig(chat_template=str(template)), str(tmp_path / "tokenizer"))
     assert tokenizer.render_chat(HELLO) == "HELLO"
 
 
@@ -100,18 +105,18 @@ def test_a_template_that_fails_in_any_way_gives_a_data_error(template: str) -> N
 
 def test_a_path_that_does_not_exist_is_named_with_its_key(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.tokenizer.*no such file or folder"):
-        load_tokenizer(str(tmp_path / "missing"))
+        configured_tokenizer(ModelConfig(), str(tmp_path / "missing"))
 
 
 def test_a_folder_without_a_tokenizer_is_named_with_its_key(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.tokenizer"):
-        load_tokenizer(str(tmp_path))
+        configured_tokenizer(ModelConfig(), str(tmp_path))
 
 
 def test_a_missing_template_file_is_named_with_its_key(tmp_path: Path) -> None:
     make_tokenizer().save(tmp_path)
     with pytest.raises(ModelError, match=r"model\.chat_template.*missing\.jinja"):
-        load_tokenizer(str(tmp_path), chat_template_path=str(tmp_path / "missing.jinja"))
+        configured_tokenizer(ModelConfig(chat_template=str(tmp_path / "missing.jinja")), str(tmp_path))
 
 
 DATED = "{{ strftime_now('%d %b %Y %H:%M') }}{% if strftime_now is defined %}!{% endif %}{{ messages[0].content }}"

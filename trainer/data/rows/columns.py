@@ -101,7 +101,7 @@ def optional_columns(source: SourceConfig) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ColumnLayout:
     """A source with all its columns named, and which of them it did not name itself."""
 
     source: SourceConfig
@@ -122,7 +122,7 @@ class Layout:
 
 def recognise(
     name: str, source: SourceConfig, columns: Collection[str], values: Collection[TokenValue] = ()
-) -> Layout:
+) -> ColumnLayout:
     """Name the columns of a source by those of its first row or table.
 
     Args:
@@ -143,7 +143,7 @@ def recognise(
                 break
     named = _with_columns(source, chosen)
     taken = _optional(name, named, columns, values)
-    return Layout(_with_columns(named, taken), taken, lines, values)
+    return ColumnLayout(_with_columns(named, taken), taken, lines, values)
 
 
 def _with_columns(source: SourceConfig, names: dict[str, Any]) -> SourceConfig:
@@ -212,7 +212,7 @@ def _hint(name: str, source: SourceConfig, columns: Collection[str]) -> str:
     return ""
 
 
-def refuse_unread(name: str, layout: Layout, row: Row, names: Iterable[str], where: str) -> None:
+def refuse_unread(name: str, layout: ColumnLayout, row: Row, names: Iterable[str], where: str) -> None:
     """Refuse to leave columns of a row unread that change what is learnt.
 
     Raises:
@@ -237,7 +237,7 @@ def is_weighty(source: SourceConfig, column: str) -> bool:
     return column.lower() in WEIGHTY[source.format]
 
 
-def _slots(layout: Layout, column: str) -> Iterator[str]:
+def _slots(layout: ColumnLayout, column: str) -> Iterator[str]:
     names = {**OPTIONAL, "tools": ("tools", "functions")}
     for key in _possible(layout.source, layout.values):
         if column.lower() in names[key]:

@@ -15,7 +15,7 @@ from typing import Any
 from trainer.config.data import SourceConfig, TokenValue
 from trainer.data.formats.opened import NumberedRow, Opened, open_file
 from trainer.data.rows.columns import (
-    Layout,
+    ColumnLayout,
     check_columns,
     is_weighty,
     optional_columns,
@@ -51,7 +51,7 @@ class SourceRows:
             if file.columns:
                 break
         columns = self._first[-1].columns if self._first else []
-        self._layout: Layout = recognise(name, source, columns, values)
+        self._layout: ColumnLayout = recognise(name, source, columns, values)
         self.reading = Reading(lines=list(self._layout.lines))
         """What was noticed; whole when the last row was read."""
         self._num_rows = 0

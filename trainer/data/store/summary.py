@@ -13,6 +13,7 @@ from trainer.data.chat.notes import describe_chats
 from trainer.data.store.intake import describe_drops
 from trainer.data.store.store import TRAIN, VALIDATION, SplitStore, Store
 from trainer.data.types import Pack, TokenizerLike
+from trainer.runtime.say import say
 
 NUM_SAMPLES = 3
 SAMPLE_TOKENS = 400
@@ -85,7 +86,7 @@ def print_report(
     console.print(build_table(stores))
     for name, lines in notes.items():
         for line in lines:
-            console.print(f"{name}: {line}.", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{name}: {line}.")
     for name, store in stores.items():
         split = store.train if store.train.num_pieces else store.validation
         for number, sample in enumerate(choose_samples(split), 1):
