@@ -15,7 +15,7 @@ from trainer.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "ds_config"
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "zero").glob("*.yaml") if path.stem != "auto")
-"""`auto` is one of them by the time a run is frozen: tests/unit/test_fitting.py."""
+"""`auto` is one of them by the time a run is frozen: tests/unit/command/test_fitting.py."""
 ACCUMULATING = batch_shape(131072, 2048, 1, 8)
 SINGLE = batch_shape(131072, 2048, 8, 8)
 

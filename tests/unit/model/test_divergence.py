@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.helpers.divergence import plain_divergence, top_tokens
 from tests.helpers.wait import LIMIT_S
-from tests.unit.objective.test_head import Model, gradients
+from tests.unit.model.test_head import Model, gradients
 from trainer.model.causal import CausalLM
 from trainer.model.head.ask import Logits
 from trainer.model.head.divergence import LEAST_MASS, divergence, divergence_step

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.wait import LIMIT_S
-from tests.unit.data.test_loader import STORES
+from tests.unit.mix.test_loader import STORES
 from trainer.data.pack.refs import PackRef, read_micro_batch
 from trainer.dist.mesh import Axis
 from trainer.errors import DataError
@@ -144,7 +144,7 @@ def test_one_flipped_bit_of_a_reference_is_found_when_it_is_read(name, tmp_path)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.unit.data.test_reference import build
+from tests.unit.teacher.test_reference import build
 
 left = int(sys.argv[2])
 def dies_at(name):
