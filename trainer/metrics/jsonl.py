@@ -40,10 +40,11 @@ class JsonlSink:
 
     def close(self, status: str) -> None:
         """Put the file on disk and close it."""
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+        with _named(self._file.name):
+            if not self._file.closed:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
 
 
 class Ledger:
@@ -66,7 +67,8 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with _named(self._file.name):
+            self._file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

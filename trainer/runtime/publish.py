@@ -24,7 +24,7 @@ STALE_S = 24 * 3600
 """Nothing is written to a folder for so long that somebody still fills."""
 TRIES = 20
 """Of a swap. Each that fails has met another process that published to the same place at the same moment."""
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<kind>tmp|old)")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<kind>tmp|old)", re.DOTALL)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 

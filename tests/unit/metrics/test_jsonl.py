@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,28 @@ def test_non_finite_numbers_stay_valid_json_and_come_back(path: Path) -> None:
     (record,) = read(path)
     assert math.isnan(record["loss"])
     assert (record["grad_norm"], record["low"]) == (math.inf, -math.inf)
+
+
+def test_a_disk_without_room_is_named_with_the_file_also_when_it_is_closed(tmp_path: Path) -> None:
+    """What a write could not bring to the disk is tried again at the end, whose error comes last."""
+    metrics, ledger = JsonlSink(tmp_path / "metrics.jsonl"), Ledger(tmp_path / "ledger.jsonl")
+    long = "x" * 200
+    old_signal = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, old_limit[1]))
+    try:
+        for name, act in (
+            ("metrics.jsonl", lambda: metrics.write(1, {"a": long})),
+            ("metrics.jsonl", lambda: metrics.close("failed")),
+            ("ledger.jsonl", lambda: ledger.write(long, 1)),
+            ("ledger.jsonl", ledger.close),
+        ):
+            with pytest.raises(OSError, match="File too large") as caught:
+                act()
+            assert caught.value.filename == str(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
+        signal.signal(signal.SIGXFSZ, old_signal)
 
 
 def test_reading_a_missing_file_gives_nothing(path: Path) -> None:

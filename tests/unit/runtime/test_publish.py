@@ -175,6 +175,15 @@ def test_a_file_and_an_empty_folder_in_the_place_are_replaced(tmp_path):
         assert content(target) == NEW and names(target.parent) == ["out"]
 
 
+def test_a_folder_of_any_name_is_brought_back(tmp_path):
+    for name in ("a [b]*", "two\nlines", ".hidden", "x.0123456789ab.old", "\udcff"):
+        write(OLD, tmp_path / f".{name}.{TOKEN}.old")
+        with pytest.raises(OSError, match="No space"):
+            publish_folder(tmp_path / name, fail)
+        assert content(tmp_path / name) == OLD
+    assert len(names(tmp_path)) == 5
+
+
 def test_a_link_is_followed_and_stays(tmp_path):
     (tmp_path / "large" / "disk").mkdir(parents=True)
     link = tmp_path / "out"
