@@ -226,9 +226,10 @@ def refuse_unread(name: str, layout: ColumnLayout, row: Row, names: Iterable[str
     key = f"data.sources.{name}.columns"
     maps = [f"{key}.{slot}={column}" for column in lost for slot in _slots(layout, column)]
     fix = f"Map it ({' '.join(maps)}), or" if maps else "To"
+    counts = " To make it count: objective=weighted." if {*lost} <= {*OPTIONAL["weight"]} else ""
     raise DataError(
         f"`{key}` must say what becomes of the column{'s' * (len(lost) > 1)} [{', '.join(lost)}], which {where} "
-        f"fills, but does not instead. {fix} leave it unread: {key}.ignore=[{','.join(lost)}]."
+        f"fills, but does not instead. {fix} leave it unread: {key}.ignore=[{','.join(lost)}].{counts}"
     )
 
 
