@@ -60,7 +60,7 @@ def put_in_place(staging: Path, target: Path, keeps: Callable[[Path], bool] = la
     Args:
         keeps: Asked about what stands there: true leaves it and the finished folder as they are; it may also raise.
     Raises:
-        OSError: What stood there still does.
+        OSError: What stood there still does, unless the parent alone could not be synced.
     """
     target = _real(target)
     _sync_tree(staging)

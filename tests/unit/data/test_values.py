@@ -360,7 +360,9 @@ def test_without_the_declaration_a_column_of_weights_is_refused_as_ever(tmp_path
         prepared(tmp_path, [{"text": "a", "weight": 0.5}], values=[])
     assert str(caught.value).startswith(
         "`data.sources.s.columns` must say what becomes of the column [weight], which "
-    ) and str(caught.value).endswith("To leave it unread: data.sources.s.columns.ignore=[weight].")
+    ) and str(caught.value).endswith(
+        "To leave it unread: data.sources.s.columns.ignore=[weight]. To make it count: objective=weighted."
+    )
     assert prepared(tmp_path, [{"text": "a", "weight": 1}], values=[]).train.values == ()
 
 
