@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.dist.session import config_of, loader_of, session_of
+from tests.dist.test_zero import documents_of
 from trainer.data.pack.collate import IGNORE
-from trainer.dist.mesh import Axis
 from trainer.metrics.mean import Mean
 from trainer.objective.contract import Part
 
@@ -68,21 +68,6 @@ def score_layer() -> Any:
     return layer
 
 
-def documents_of(session: Any, step: int) -> list[tuple[list[int], list[int]]]:
-    loader = loader_of(session, Axis(0, 1))
-    found = []
-    for micro in loader.read(step).micro_batches:
-        for row in range(len(micro.tokens_BT)):
-            for segment in np.unique(micro.segments_BT[row]):
-                inside = micro.segments_BT[row] == segment
-                if (micro.labels_BT[row][inside] != IGNORE).any():
-                    found.append(
-                        (micro.tokens_BT[row][inside].tolist(), micro.labels_BT[row][inside].tolist())
-                    )
-    loader.close()
-    return found
-
-
 def by_torch(workspace: str, steps: list[Any], is_lora: bool) -> list[dict[str, float]]:
     """Train with nothing of ours but the batches, every document alone."""
     from peft import LoraConfig, get_peft_model
@@ -125,7 +110,7 @@ def by_torch(workspace: str, steps: list[Any], is_lora: bool) -> list[dict[str, 
 
 def reference(mesh: Any, workspace: str, run_dir: str) -> Any:
     with session_of(config_of(workspace, run_dir)) as session:
-        steps = [documents_of(session, step) for step in range(NUM_STEPS)]
+        steps = list(documents_of(session, NUM_STEPS).values())
     return [len(step) for step in steps], [by_torch(workspace, steps, is_lora) for is_lora in (False, True)]
 
 

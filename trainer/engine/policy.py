@@ -8,8 +8,7 @@ Shapes: B packs, T sequence, N = B*T, S supervised tokens, K chosen positions, V
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,11 +63,9 @@ class Policy:
         """Return what this rank computes on."""
         return self.mesh.device
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Run without gradients and dropout, then go back to training."""
-        with self.engine.evaluating():
-            yield
+        return self.engine.evaluating()
 
     def answer(self, ask: Ask[A], micro: MicroBatch) -> A:
         """Ask something about a micro-batch."""

@@ -44,13 +44,14 @@ References = dict[tuple[str, int], Reference]
 def take_references(policy: Policy, held_out: HeldOut) -> References:
     """Keep the model's most likely next tokens at every supervised position. Collective: every rank gets all."""
     mine: References = {}
-    for key, piece_Q, logits in _positions(policy, held_out):
-        ids, log_probs = [], []
-        for rows in torch.split(logits, POSITIONS_AT_ONCE):
-            top = torch.log_softmax(rows.float(), dim=-1).topk(min(TOP, rows.shape[-1]), dim=-1)
-            ids.append(top.indices.int().cpu().numpy())
-            log_probs.append(top.values.cpu().numpy())
-        mine[key] = Reference(np.concatenate(ids), np.concatenate(log_probs), piece_Q)
+    with policy.evaluating():
+        for refs, micro in _batches(policy, held_out):
+            by_pack = (torch.split(answer.cpu(), micro.num_targets_B) for answer in policy.top(micro, TOP))
+            for (key, piece_Q), ids_QK, log_probs_QK in zip(
+                _packs(micro, refs, held_out), *by_pack, strict=True
+            ):
+                if len(piece_Q):  # nothing is supervised in a filler
+                    mine[key] = Reference(ids_QK.numpy(), log_probs_QK.numpy(), piece_Q)
     return {key: value for part in policy.mesh.gather(mine) for key, value in part.items()}
 
 
@@ -97,18 +98,24 @@ def _positions(
 ) -> Iterator[tuple[tuple[str, int], npt.NDArray[np.int32], Tensor]]:
     """Yield ((set, pack), piece of each supervised position, its logits) of this rank's packs."""
     with policy.evaluating():
-        for refs in held_out.batches(policy.mesh.data):
-            micro = read_batch(held_out.stores, refs, held_out.pad_id)
-            yield from _by_pack(policy.logits(micro), micro, refs, held_out)
+        for refs, micro in _batches(policy, held_out):
+            rows = torch.from_numpy(np.flatnonzero(micro.labels_BT.reshape(-1) != IGNORE))
+            logits = torch.split(policy.logits(micro, rows.to(policy.device)), micro.num_targets_B)
+            for (key, piece_Q), logits_QV in zip(_packs(micro, refs, held_out), logits, strict=True):
+                if len(piece_Q):
+                    yield key, piece_Q, logits_QV
 
 
-def _by_pack(
-    logits_NV: Tensor, micro: MicroBatch, refs: list[PackRef], held_out: HeldOut
-) -> Iterator[tuple[tuple[str, int], npt.NDArray[np.int32], Tensor]]:
-    seq_len = micro.labels_BT.shape[1]
-    for row, ref in enumerate(refs):
-        where = np.flatnonzero(micro.labels_BT[row] != IGNORE)
-        if len(where):  # nothing is supervised in a filler
-            piece_Q = micro.segments_BT[row, where].astype(np.int32)
-            chosen = torch.from_numpy(where + row * seq_len).to(logits_NV.device)
-            yield (held_out.names[ref.source], ref.pack), piece_Q, logits_NV[chosen]
+def _batches(policy: Policy, held_out: HeldOut) -> Iterator[tuple[list[PackRef], MicroBatch]]:
+    for refs in held_out.batches(policy.mesh.data):
+        yield refs, read_batch(held_out.stores, refs, held_out.pad_id)
+
+
+def _packs(
+    micro: MicroBatch, refs: list[PackRef], held_out: HeldOut
+) -> list[tuple[tuple[str, int], npt.NDArray[np.int32]]]:
+    """Return ((set, pack), piece of each supervised position) of each row; none are supervised in a filler."""
+    return [
+        ((held_out.names[ref.source], ref.pack), segments_T[labels_T != IGNORE].astype(np.int32))
+        for ref, segments_T, labels_T in zip(refs, micro.segments_BT, micro.labels_BT, strict=True)
+    ]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from trainer.config.tune import TuneConfig
 from trainer.errors import ModelError, SelfCheckError
+from trainer.model.tune.adapters import ADAPTER
 
 FILE_NAME = "adapter_init.safetensors"
-ADAPTER = "default"
 EXACT_UP_TO = 2048
 """Smaller side of a weight up to which its SVD is exact; above, the largest vectors are found by 16 subspace
 iterations, which peft's documentation calls equivalent in training."""

@@ -12,16 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from trainer.config.data import TokenValue
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.data.pack.refs import PackRef
+from trainer.data.rows.weight import WEIGHT
 from trainer.engine.model_inputs import move
 from trainer.engine.policy import Policy
 from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
 from trainer.objective.contract import Part, Sums
-
-WEIGHT = TokenValue.weight.value
 
 
 class WeightedObjective:
