@@ -142,11 +142,11 @@ def test_one_flipped_bit_of_a_reference_is_found_when_it_is_read(name, tmp_path)
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from tests.unit.teacher.test_reference import build
 
-left = int(sys.argv[2])
+left = 0
 def dies_at(name):
     real = getattr(os, name)
     def call(*arguments):
@@ -158,25 +158,31 @@ def dies_at(name):
     setattr(os, name, call)
 for name in ("fsync", "rename"):
     dies_at(name)
-build(Path(sys.argv[1]))
+
+codes = []
+for number in range(20):
+    child = os.fork()
+    if child == 0:
+        left = number
+        build(Path(sys.argv[1]) / str(number))
+        os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    if codes[-1] == 0:
+        break
+print(json.dumps(codes))
 """
 
 
 def test_a_killed_build_leaves_nothing_or_all(tmp_path):
-    """Killed before each sync and the rename in turn, until it lives."""
-    outcomes = []
-    for number in range(20):
-        folder = tmp_path / str(number)
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(folder), str(number)], timeout=LIMIT_S, check=False
-        )
-        assert done.returncode in (0, -signal.SIGKILL)
-        assert is_whole(folder / "key") or not (folder / "key").exists()
-        outcomes.append((done.returncode == 0, (folder / "key").exists()))
-        if done.returncode == 0:
-            break
-    assert outcomes[-1] == (True, True)
-    assert sum(not there for _, there in outcomes) >= 8, "the parts of two ranks, meta.json and the folder"
+    """Killed before each sync and the rename in turn, until it lives. One process imports, its children die."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], timeout=LIMIT_S, check=True, stdout=subprocess.PIPE
+    )
+    codes = json.loads(done.stdout)
+    keys = [tmp_path / str(number) / "key" for number in range(len(codes))]
+    assert codes[-1] == 0 and set(codes[:-1]) == {-signal.SIGKILL} and keys[-1].exists()
+    assert all(is_whole(key) or not key.exists() for key in keys)
+    assert sum(not key.exists() for key in keys) >= 8, "the parts of two ranks, meta.json and the folder"
 
 
 def test_the_loader_reads_the_rows_of_the_replay_in_every_micro_batch(tmp_path):
