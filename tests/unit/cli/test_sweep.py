@@ -330,10 +330,10 @@ def test_a_sweep_of_no_torch(python, here, folder):
     assert done.returncode == 0, done.stderr
 
 
-def test_eight_points_are_handed_in_without_torch_and_each_is_little_work(slurm, here, folder):
-    words = [*RUN, *NODES, "cluster.node_local_paths=[/nowhere]", f"run_dir={folder}", "seed=range(0,8)"]
-    assert calls_without_torch(["submit", "-m", *words], here) < 8 * MANY_CALLS
-    assert len(slurm.read_text().splitlines()) == 8
+def test_three_points_are_handed_in_without_torch_and_each_is_little_work(slurm, here, folder):
+    words = [*RUN, *NODES, "cluster.node_local_paths=[/nowhere]", f"run_dir={folder}", "seed=range(0,3)"]
+    assert calls_without_torch(["submit", "-m", *words], here) < 3 * MANY_CALLS
+    assert len(slurm.read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(
