@@ -130,7 +130,7 @@ def load_state(path: Path, is_mapped: bool = False) -> Any:
     names: set[str] = set()
     try:
         names = set(get_unsafe_globals_in_checkpoint(path))
-        known = [_named(name) for name in sorted(names & DEEPSPEEDS)]
+        known: list[Any] = [_named(name) for name in sorted(names & DEEPSPEEDS)]
         with safe_globals(known):
             return torch.load(path, map_location="cpu", mmap=is_mapped, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -141,10 +141,9 @@ def load_state(path: Path, is_mapped: bool = False) -> Any:
         ) from error
 
 
-def _named(name: str) -> type:
+def _named(name: str) -> Any:
     module, _, cls = name.rpartition(".")
-    found: type = getattr(importlib.import_module(module), cls)
-    return found
+    return getattr(importlib.import_module(module), cls)
 
 
 def seal(path: Path) -> WrittenFile:

@@ -1,6 +1,7 @@
 """The quickstart's own decisions: what its corpus is, when a run is done, when it has failed, what stops it."""
 
 import json
+import signal
 import sys
 from dataclasses import replace
 
@@ -125,7 +126,12 @@ def test_a_part_that_stops_ends_the_quickstart_with_its_code(tmp_path, monkeypat
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert quickstart.start_quickstart(TINY, is_shown=False) == code
+    # Started in the background, this process ignores SIGINT, and so would the part.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert quickstart.start_quickstart(TINY, is_shown=False) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = capfd.readouterr()
     assert "[5/7" in said.out and "palimpsest train experiment=quickstart data.sources." in said.out
     assert f"Stopped in part 5 of 7 (exit code {code})" in said.err and "[6/7" not in said.out
