@@ -6,8 +6,10 @@ already is kept, so that the same words go on after an interruption.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -71,10 +73,11 @@ def start_quickstart(overrides: Sequence[str], is_shown: bool) -> int:
     run_dir = Path(config.run_dir)
     check_config(config, config.cluster.ranks_per_node)
     refuse_another(config, run_dir)
-    _check_disk(config)
     # Nothing is looked up on a hub unless it is asked for.
     for name in OFFLINE:
         os.environ.setdefault(name, "1")
+    _check_room(config)
+    _make_folder(run_dir)
     try:
         return _run_parts(words, config)
     except PartStopped as stopped:
@@ -117,20 +120,14 @@ def _num_gpus() -> int:
     return num_gpus
 
 
-def _check_disk(config: RunConfig) -> None:
-    """Raise when the run directory cannot be written, or has no room for what is still to come."""
-    run_dir = Path(config.run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
-        ) from error
+def _check_room(config: RunConfig) -> None:
+    """Raise when the disk has no room for the checkpoints to come: training would say so after the model is sampled."""
     if is_trained(config) or not config.checkpoint.enabled:
         return
     forecast = forecast_without_torch(config, config.cluster.ranks_per_node)
     if forecast is None:
         return  # training itself looks
+    run_dir = Path(config.run_dir)
     num_kept = config.checkpoint.keep_last + int(config.checkpoint.keep_best)
     num_new = num_to_come(run_dir, num_kept, config.checkpoint.keep_every_steps)
     need_bytes, free_bytes = num_new * forecast.checkpoint_bytes, bytes_free(run_dir)
@@ -139,6 +136,17 @@ def _check_disk(config: RunConfig) -> None:
             f"`run_dir` must have room for {num_new} checkpoints ({need_bytes / 1e9:.1f} GB), but {run_dir} has "
             f"{free_bytes / 1e9:.1f} GB left instead. Free some, or set run_dir to a folder of a larger disk."
         )
+
+
+def _make_folder(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
+        ) from error
 
 
 def _run_parts(words: list[str], config: RunConfig) -> int:
@@ -175,11 +183,12 @@ def _run_parts(words: list[str], config: RunConfig) -> int:
         _run(5, ["train", *words])
 
     export = Path(config.export.output_dir or run_dir / "export")
-    # A folder that somebody named may hold anything.
-    if config.export.output_dir is None and any((export / name).is_file() for name in EXPORTED):
+    asked = [word for word in words if word.startswith("export.")]
+    # One that is there may be of other words than these.
+    if not asked and any((export / name).is_file() for name in EXPORTED):
         _begin(6, f"Export: {in_short(export)} is there already")
     else:
-        _run(6, ["export", f"run_dir={in_short(run_dir)}"])
+        _run(6, ["export", f"run_dir={in_short(run_dir)}", *asked])
 
     _begin(7, "Result")
     code = show_result(run_dir, source, export)
@@ -222,7 +231,7 @@ def _run(number: int, words: list[str]) -> None:
     Raises:
         PartStopped: It ended with another exit code than 0.
     """
-    _begin(number, f"palimpsest {' '.join(words)}")
+    _begin(number, f"palimpsest {shlex.join(words)}")
 
     def forward(signal_number: int) -> None:
         process.send_signal(signal_number)
