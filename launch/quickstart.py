@@ -157,10 +157,7 @@ def _run_parts(words: list[str], config: RunConfig) -> int:
     )
 
     _begin(2, f"Base model: {_model_name(config.model)}")
-    from trainer.model.resolve import resolve_model
-
-    source = resolve_model(config.model, Path(config.data.cache_dir))
-    print(source)
+    source = _base_model(config)
 
     corpus = corpus_path(Path(config.data.cache_dir))
     if f"{SOURCE}={corpus}" in words:
@@ -210,6 +207,20 @@ def _is_generated(path: str | None, config: RunConfig) -> bool:
     return path is not None and folder is not None and Path(path).is_relative_to(folder)
 
 
+def _base_model(config: RunConfig) -> str:
+    """Return what the run begins with, and print it."""
+    from trainer.model.resolve import resolve_model
+
+    cache_dir = Path(config.data.cache_dir)
+    if config.model.kind is ModelKind.embedded:
+        # A process of its own: this one would keep most of a GB that the ranks need.
+        _wait_for(2, ["trainer.model.embedded", str(cache_dir)])
+        return resolve_model(config.model, cache_dir)
+    source = resolve_model(config.model, cache_dir)
+    print(source)
+    return source
+
+
 def _model_name(model: ModelConfig) -> str:
     return {ModelKind.embedded: "SmolLM2-135M-Instruct", ModelKind.tiny: "tiny, random weights"}.get(
         model.kind, model.path
@@ -226,19 +237,24 @@ def _elapsed_s() -> float:
 
 
 def _run(number: int, words: list[str]) -> None:
-    """Run `palimpsest` with these words as a process of its own; signals to this one are passed on.
+    """Run `palimpsest` with these words."""
+    _begin(number, f"palimpsest {shlex.join(words)}")
+    _wait_for(number, ["trainer", *words])
+
+
+def _wait_for(number: int, words: list[str]) -> None:
+    """Run a module as a process of its own; signals to this one are passed on.
 
     Raises:
         PartStopped: It ended with another exit code than 0.
     """
-    _begin(number, f"palimpsest {shlex.join(words)}")
 
     def forward(signal_number: int) -> None:
         process.send_signal(signal_number)
 
     with handed_on((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1), forward) as begin:
         # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
-        process = subprocess.Popen([sys.executable, "-m", "trainer", *words], start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-m", *words], start_new_session=True)
         begin()
         code = as_shells_tell(process.wait())
     if code:

