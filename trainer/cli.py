@@ -104,11 +104,13 @@ def _dispatch(invocation: Invocation) -> int:
 
 
 def _of_files(invocation: Invocation) -> int | None:
-    """Run what needs no configuration of one run: status and sweeps; None for all else."""
+    """Run what needs no configuration of one run, or makes its own: status, quickstart, sweeps; None for all else."""
     if invocation.command == "status":
         from trainer.launch.status import show_status
 
         return int(show_status(invocation.overrides))
+    if invocation.command == "quickstart":
+        return _quickstart(invocation)
     if invocation.is_multirun:
         return _sweep(invocation)
     sweep = sweep_folder(invocation)
@@ -117,6 +119,18 @@ def _of_files(invocation: Invocation) -> int | None:
 
         return int(show_sweep(sweep))
     return None
+
+
+def _quickstart(invocation: Invocation) -> int:
+    """Train and export the small model, part by part."""
+    if invocation.config_file is not None:
+        raise ConfigError(
+            "`quickstart` must be given words to compose, but --config names a frozen configuration instead. Leave "
+            "it out, or go on with that run: palimpsest train --config FILE"
+        )
+    from trainer.launch.quickstart import start_quickstart
+
+    return int(start_quickstart(invocation.overrides, invocation.show_config))
 
 
 def _sweep(invocation: Invocation) -> int:
