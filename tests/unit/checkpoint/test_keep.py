@@ -101,7 +101,6 @@ def test_the_state_makes_a_round_trip(tmp_path):
         best_loss=0.1 + 0.2,
         best_step=5,
         last_losses={"chat": 1 / 3},
-        wandb_id="x",
     )
     write_state(tmp_path / "state.json", state)
     assert read_state(tmp_path / "state.json") == state
