@@ -19,6 +19,7 @@ from trainer.config.log import WandbConfig, WandbMode
 from trainer.errors import ConfigError
 from trainer.metrics.redact import redact
 from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, RunCard, Told, new_run_id
+from trainer.metrics.wandb_file import newest_step
 
 _LOG = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 2.0
@@ -93,8 +94,11 @@ def open_wandb(
             # What the server has: more may have been on its way when a process was killed.
             bookmark.mark = min(bookmark.mark, Told.through(run.starting_step - 1))
             return WandbTracker(run)
+    written = newest_step(card.run_dir, run_id)
     run = _start(last, arguments, _OFFLINE_TIMEOUT_S)
     bookmark.begin(run_id)
+    if written is not None:
+        bookmark.mark = min(bookmark.mark, Told.through(written))
     return WandbTracker(run)
 
 

@@ -12,8 +12,9 @@ import pytest
 from tests.helpers.wait import LIMIT_S
 from trainer.config.check_log import log_problems, tracked_name
 from trainer.config.log import LogConfig, MlflowConfig, TrackerKind, TrackioConfig, WandbConfig, WandbMode
-from trainer.metrics.tracker import Bookmark, Conclusion
+from trainer.metrics.tracker import Bookmark, Conclusion, Told
 from trainer.metrics.trackers import begin, run_card
+from trainer.metrics.wandb_file import newest_step
 
 END = Conclusion(
     4,
@@ -75,10 +76,23 @@ def test_wandb_gets_every_step_once_over_its_offline_folders(tmp_path):
     log = LogConfig(trackers=[TrackerKind.wandb], wandb=WandbConfig(WandbMode.offline))
     killed_and_resumed(log, tmp_path)
     run_id = Bookmark.read(tmp_path, "wandb").run_id
-    # Folders are named by the second; both attempts may share one.
     files = sorted(tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
-    assert files
-    assert b"forgetting/web" in files[-1].read_bytes() and b"report.html" in files[-1].read_bytes()
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"forgetting/web" in content and b"report.html" in content
+    assert newest_step(tmp_path, run_id) >= 4
+
+
+def test_wandb_is_told_again_what_a_killed_process_had_not_written(tmp_path):
+    pytest.importorskip("wandb")
+    log = LogConfig(trackers=[TrackerKind.wandb], wandb=WandbConfig(WandbMode.offline))
+    records = [{"step": step, "time": 0.0, "loss": float(step)} for step in range(1, 5)]
+    open_log(log, tmp_path, 4, records[:2]).close("preempted")
+    bookmark = Bookmark.read(tmp_path, "wandb")
+    bookmark.advance(Told(4, 1))  # as it is when steps 3 and 4 were told and not written
+    assert newest_step(tmp_path, bookmark.run_id) == 2
+    again = open_log(log, tmp_path, 4, records)
+    again.close("finished")
+    assert again.num_known == 2 and newest_step(tmp_path, bookmark.run_id) == 4
 
 
 def test_mlflow_goes_on_in_its_run(tmp_path):
