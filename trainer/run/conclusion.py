@@ -8,7 +8,7 @@ from pathlib import Path
 from trainer.config.gate import GateConfig
 from trainer.config.schema import RunConfig
 from trainer.config.store import to_plain
-from trainer.errors import CheckpointError, TrainerError
+from trainer.errors import TrainerError
 from trainer.evaluate.gate import check_gate, check_tasks
 from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.metrics.delivery import close_all
@@ -56,7 +56,7 @@ def tell_trackers(config: RunConfig) -> None:
                 for tracker in trackers:
                     tracker.conclude(found)
             close_all(trackers, None)
-    except CheckpointError as error:
+    except (TrainerError, OSError) as error:
         _LOG.warning("Trackers are not told of this. %s", error)
 
 
