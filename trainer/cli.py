@@ -95,6 +95,8 @@ def _dispatch(invocation: Invocation) -> int:
             return int(submit(config, invocation.is_dry))
         case "doctor":
             return _examine(config, invocation.config_file)
+        case "report":
+            return _report_run(config, invocation.overrides)
         case command if is_rank(os.environ):
             from trainer.command.rank import run_rank
 
@@ -145,6 +147,25 @@ def _sweep(invocation: Invocation) -> int:
     return int(start_sweep(invocation.command, invocation.overrides, invocation.is_dry))
 
 
+def _report_run(config: RunConfig, overrides: Sequence[str]) -> int:
+    """Write report.html; tell trackers that the command line names what they do not have."""
+    from trainer.report.announce import announce
+
+    names_trackers = any(word.startswith("log.trackers=") for word in overrides)
+    if names_trackers:
+        from trainer.command.before_ranks import check_logins
+        from trainer.config.check import check_config
+
+        check_config(config, only=("log",))
+        check_logins(config)
+    announce(Path(config.run_dir))
+    if names_trackers:
+        from trainer.run.conclusion import tell_trackers
+
+        tell_trackers(config)
+    return Exit.done
+
+
 def _examine(config: RunConfig, config_file: Path | None) -> int:
     """Check this machine, or all nodes of the job that this process is a rank of."""
     from trainer.command.doctor import examine_machine, examine_nodes
@@ -165,11 +186,6 @@ def _run_here(command: str, config: RunConfig) -> int:
             from trainer.command.export import export
 
             return export(config)
-        case "report":
-            from trainer.report.announce import announce
-
-            announce(Path(config.run_dir))
-            return Exit.done
         case "replay generate":
             from trainer.command.train import start_generation
 
