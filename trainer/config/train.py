@@ -132,3 +132,12 @@ class ExportConfig:
     """Export although the gate refuses the checkpoint."""
     verify: bool = True
     """Reload the folder and compare its logits with those of the trained model."""
+    hub: str | None = None
+    """ORG/NAME on the Hugging Face hub to push the verified folder to; made if it is not there. Needs HF_TOKEN or a
+    login, which are tried before the export is computed."""
+    hub_revision: str | None = None
+    """Branch that is pushed to, made if it is not there; null: main."""
+    hub_private: bool = True
+    """Make the repository private, and refuse one that everybody can read."""
+    hub_base: str | None = None
+    """ORG/NAME of the base on the hub, where model.path is a folder: for the model card and for adapters."""

@@ -20,13 +20,15 @@ NO_PLACES = {
     *(f"data.sources.NAME.{name}" for name in ("subset", "split", "revision", "txt_documents")),
     *("replay.points", "replay.watch", "evaluate.checkpoint", "evaluate.tasks.names", "zero.dtype"),
     *(f"tune.{name}" for name in ("target", "feedforward", "target_pattern", "modules_to_save", "train")),
-    *(f"export.{name}" for name in ("checkpoint", "dtype", "interpolate")),
+    *(f"export.{name}" for name in ("checkpoint", "dtype", "interpolate", "hub", "hub_revision", "hub_base")),
     *("gate.tasks.NAME.metric", "sweep.objective"),
     *("log.project", "log.group", "log.tags", "log.wandb.entity", "log.mlflow.uri", "log.mlflow.experiment"),
     "log.trackio.space",
     *(f"cluster.{name}" for name in ("deepspeed_runner", "partition", "account", "qos", "reservation")),
     *(f"cluster.{name}" for name in ("constraint", "exclude", "gres", "mem", "sbatch_options", "modules")),
     *("cluster.setup", "cluster.environment", "cluster.nccl"),
+    # Read where a run is composed, from there; nothing of it is left.
+    "zero.ds_config",
     # On the nodes, or inside an image: they must be written from / and are checked to be.
     *("cluster.scratch", "cluster.node_local_paths", "cluster.container.mounts"),
     *("cluster.container.options", "cluster.container.python"),
