@@ -19,7 +19,7 @@ from trainer.errors import CheckpointError
 DAMAGED = "damaged-"
 ABANDONED = "abandoned-"
 OF_A_RUN = (
-    *("checkpoints", "metrics.jsonl", "ledger.jsonl"),
+    *("checkpoints", "metrics.jsonl", "samples.jsonl", "ledger.jsonl"),
     *("forgetting.json", "evaluation.json", "interpolation.json", "report.html"),
 )
 """What is of one line of checkpoints: a step of the next one has the same name, and is another model."""

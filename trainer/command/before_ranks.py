@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from trainer.config.metric import is_task_metric
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
+from trainer.evaluate.prompt_file import read_prompts
 
 
 def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
@@ -29,10 +31,20 @@ def check_quantiser(config: RunConfig) -> None:
 
 def check_benchmarks(config: RunConfig, command: str) -> None:
     """Load the benchmark tasks before ranks start: a missing task or file is found, and data is downloaded, here."""
-    if not config.evaluate.tasks.names:
-        return
-    from trainer.evaluate.tasks.harness import check_rules, load_tasks
+    evaluate = config.evaluate
+    if command == "train":
+        read_prompts(evaluate.during.samples)
+    if evaluate.tasks.names:
+        from trainer.evaluate.tasks.harness import check_rules, load_tasks
 
-    loaded = load_tasks(config.evaluate.tasks)
-    if command == "evaluate" and config.evaluate.checkpoint != "base":
-        check_rules(config.gate.tasks, loaded)
+        loaded = load_tasks(evaluate.tasks)
+        if command == "evaluate" and evaluate.checkpoint != "base":
+            check_rules(config.gate.tasks, loaded)
+    if evaluate.during.tasks and command == "train":
+        from trainer.evaluate.tasks.harness import NAMES_DURING, load_tasks
+        from trainer.evaluate.tasks.task_metrics import better_direction
+
+        loaded = load_tasks(evaluate.tasks_during, NAMES_DURING)
+        best = config.checkpoint.best
+        if config.checkpoint.keep_best and is_task_metric(best.metric):
+            better_direction(best.metric, best.direction, loaded)

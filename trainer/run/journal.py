@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.schema import RunConfig
 from trainer.config.store import to_plain
 from trainer.errors import ModelError
+from trainer.evaluate.answers import GivenAnswer
 from trainer.metrics.console import ConsoleSink
 from trainer.metrics.device import describe_device, device_memory_gib
 from trainer.metrics.flops import ModelShape, peak_flops, shape_from_config
@@ -25,6 +27,7 @@ from trainer.mix.mixing import Mixing
 from trainer.run.step import StepResult
 
 _LOG = logging.getLogger(__name__)
+SAMPLES_FILE = "samples.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,19 @@ class Journal:
         meter: Meter,
         mixing: Mixing,
         tokens_per_step: int,
+        samples: JsonlSink | None = None,
     ) -> None:
-        """Take the sinks of rank 0, or empty ones elsewhere, and what the run draws from."""
+        """Take the sinks of rank 0, or empty ones elsewhere, and what the run draws from.
+
+        Args:
+            samples: Where answers go; None: the run has none.
+        """
         self._sinks = sinks
         self._ledger = ledger
         self._meter = meter
         self._mixing = mixing
         self._tokens_per_step = tokens_per_step
+        self._samples = samples
 
     def step(
         self, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
@@ -89,17 +98,31 @@ class Journal:
             record["replay_share"] = self._mixing.share_reached(state)
         self._sinks.write(state.step, record)
 
-    def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
-        """Write held-out losses."""
+    def evaluation(self, state: TrainState, measured: dict[str, float], seconds: float) -> None:
+        """Write held-out losses and what else was measured with them, under the keys they have."""
         self._meter.add_evaluation(seconds)
-        if not losses:
+        if not measured:
             return
-        record: dict[str, Value] = {f"eval/{name}": loss for name, loss in losses.items()}
-        record["eval_mean"] = sum(losses.values()) / len(losses)
-        record["eval_time_s"] = seconds
+        record: dict[str, Value] = {**measured, "eval_time_s": seconds}
         if state.best_step is not None:
             record["best_step"] = state.best_step
         self._sinks.write(state.step, record)
+
+    def scores(self, state: TrainState, record: dict[str, Value]) -> None:
+        """Write the scores of benchmark tasks and the time they took."""
+        self._sinks.write(state.step, record)
+
+    def answers(self, state: TrainState, answers: Sequence[GivenAnswer]) -> None:
+        """Write what prompts were answered."""
+        if self._samples is not None:
+            for answer in answers:
+                self._samples.write(state.step, dataclasses.asdict(answer))
+
+    def put_off(self, state: TrainState, why: str, is_last: bool) -> None:
+        """Record that tasks and answers were due and not done."""
+        until = "and there is no later step" if is_last else "until there is time"
+        _LOG.warning("Step %d: tasks and answers are put off, %s: %s.", state.step, until, why)
+        self._event("put_off", state, why=why)
 
     def skipped(self, state: TrainState, result: StepResult) -> None:
         """Say that a step was not applied or not finite; it never passes silently."""
@@ -141,6 +164,7 @@ class Journal:
             data_digest=state.data_digest,
             replay_ratio=state.replay_ratio,
             epochs_by_source=self._mixing.epochs_by_source(state),
+            best={"step": state.best_step, "metric": state.best_metric, "value": state.best_value},
         )
 
     def not_saved(self, state: TrainState, why: str) -> None:
@@ -156,6 +180,8 @@ class Journal:
         """Record the end and close every sink."""
         self._event("stopped", state, reason=status, data_digest=state.data_digest)
         self._sinks.close(status)
+        if self._samples is not None:
+            self._samples.close(status)
         if self._ledger is not None:
             self._ledger.close()
 
@@ -189,13 +215,18 @@ def open_journal(
     tokens_per_step = mixing.plan.packs_per_step * config.data.seq_len
     if hf_config is None:
         return Journal(Sinks(), None, meter, mixing, tokens_per_step)
-    metrics_path = run_dir / "metrics.jsonl"
-    aside = next_abandoned(run_dir) / metrics_path.name
-    num_moved = truncate_after(metrics_path, state.step if state.attempts > 1 else -1, aside)
-    if num_moved:
-        _LOG.warning(
-            "%d line(s) of %s after step %d are now in %s.", num_moved, metrics_path, state.step, aside
-        )
+    metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / SAMPLES_FILE
+    aside = next_abandoned(run_dir)
+    for path in (metrics_path, samples_path):
+        num_moved = truncate_after(path, state.step if state.attempts > 1 else -1, aside / path.name)
+        if num_moved:
+            _LOG.warning(
+                "%d line(s) of %s after step %d are now in %s.",
+                num_moved,
+                path,
+                state.step,
+                aside / path.name,
+            )
     required: list[Sink] = [JsonlSink(metrics_path)]
     wandb_sink = build_wandb(
         config.log,
@@ -206,9 +237,9 @@ def open_journal(
     )
     optional: list[Sink] = [ConsoleSink(mixing.num_steps, config.log.progress)]
     optional += [wandb_sink] if wandb_sink is not None else []
-    return Journal(
-        Sinks(required, optional), Ledger(run_dir / "ledger.jsonl"), meter, mixing, tokens_per_step
-    )
+    samples = JsonlSink(samples_path) if config.evaluate.during.has_samples else None
+    sinks, ledger = Sinks(required, optional), Ledger(run_dir / "ledger.jsonl")
+    return Journal(sinks, ledger, meter, mixing, tokens_per_step, samples)
 
 
 def _shape_or_none(hf_config: dict[str, Any]) -> ModelShape | None:
