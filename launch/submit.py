@@ -14,11 +14,11 @@ from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
 from trainer.config.check_cluster import lead_problems, submit_problems
 from trainer.config.cluster import ContainerRuntime, Scheduler
-from trainer.config.rule import Problem, must
+from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
 from trainer.errors import ConfigError, Exit
-from trainer.evaluate.prompt_file import read_prompts
+from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
 from trainer.evaluate.tasks.known import known_problems
 
 from .attempts import last_job, measured_save_s, note
@@ -159,13 +159,12 @@ def _image_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def _evaluation_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield what is wrong with benchmark tasks and prompts, where the job will see what is seen here.
-
-    Raises:
-        ConfigError: The file of prompts is none.
-    """
+    """Yield what is wrong with benchmark tasks and prompts, where the job will see what is seen here."""
     evaluate, cluster = config.evaluate, config.cluster
-    read_prompts(evaluate.during.samples)
+    try:
+        read_prompts(evaluate.during.samples)
+    except ConfigError as error:
+        yield problem(PROMPT_FILE, str(error).removeprefix(f"`{PROMPT_FILE}` "))
     if cluster.python is not None or cluster.container.runtime is not ContainerRuntime.none:
         return
     variables = {**os.environ, **cluster.environment}

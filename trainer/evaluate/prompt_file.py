@@ -10,7 +10,7 @@ from typing import Any
 from trainer.config.during import AnswersConfig
 from trainer.errors import ConfigError
 
-KEY = "evaluate.during.samples.file"
+PROMPT_FILE = "evaluate.during.samples.file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def read_prompts(options: AnswersConfig) -> list[WrittenPrompt]:
     if len(found) < max(options.num, 1):
         rule = f"at least {max(options.num, 1)} prompts"
         raise ConfigError(
-            f"`{KEY}` must hold {rule}, but {path} has {len(found)} instead. Add some, or set "
+            f"`{PROMPT_FILE}` must hold {rule}, but {path} has {len(found)} instead. Add some, or set "
             "evaluate.during.samples.num=0 for all of them."
         )
     if is_text and options.apply_chat_template:
@@ -85,4 +85,4 @@ def _is_turn(turn: Any) -> bool:
 
 
 def _unfit(where: Path | str, what: str, fix: str) -> ConfigError:
-    return ConfigError(f"`{KEY}` must be a file of prompts, but {where} {what}. {fix}")
+    return ConfigError(f"`{PROMPT_FILE}` must be a file of prompts, but {where} {what}. {fix}")

@@ -34,7 +34,7 @@ from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
 from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator
-from trainer.run.journal import open_journal
+from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.proofs import prove_adapter, prove_isolation
 from trainer.run.recovery import probe_recovery
@@ -87,15 +87,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     mixing.restore(state)
     if state.wandb_id is None:
         state.wandb_id = mesh.broadcast(new_run_id())
-    journal = open_journal(
-        config,
-        session.run_dir,
-        state,
-        mixing,
-        mesh.num_ranks,
-        session.loaded.model.config.to_dict() if mesh.is_first else None,
-        None if session.tuned.peft_config is None else session.tuned.num_trainable,
-    )
+    journal = _open_journal(session, state, mixing)
     during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)
     best = best_rule(config, during.task_scores)
     loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
@@ -138,6 +130,19 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason
+
+
+def _open_journal(session: Session, state: TrainState, mixing: Mixing) -> Journal:
+    """Open the records of a run on rank 0; elsewhere a journal that only counts."""
+    return open_journal(
+        session.config,
+        session.run_dir,
+        state,
+        mixing,
+        session.mesh.num_ranks,
+        session.loaded.model.config.to_dict() if session.mesh.is_first else None,
+        None if session.tuned.peft_config is None else session.tuned.num_trainable,
+    )
 
 
 def build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:

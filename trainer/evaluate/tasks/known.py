@@ -1,7 +1,7 @@
 """What can be known of benchmark tasks without loading lm-eval: whether it is there, names them, and has their data.
 
-For a login node, before a job is handed in. Reads YAML files as text; loads no torch. What it does not find out is found
-out where tasks are loaded, on the first node of the job.
+For a login node, before a job is handed in. Reads YAML files as text; loads no torch. What it does not find out is
+found out where tasks are loaded, on the first node of the job.
 """
 
 from __future__ import annotations
