@@ -32,7 +32,7 @@ def read_prompts(options: AnswersConfig) -> list[WrittenPrompt]:
         return []
     path = Path(options.file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise _unfit(path, f"cannot be read ({error.strerror})", "Check the path.") from error
     except UnicodeDecodeError as error:
