@@ -58,9 +58,7 @@ def test_lines_of_a_text_file_are_prompts_and_the_template_makes_turns_of_both(t
     ],
 )
 def test_a_row_that_is_no_prompt_is_named_by_its_line(tmp_path, row, said):
-    with pytest.raises(
-        ConfigError, match="^`evaluate.during.samples.file` must be a file of prompts"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"^`evaluate\.during\.samples\.file` must be a file") as caught:
         read_prompts(AnswersConfig(file=written(tmp_path, [{"prompt": "x"}, row])))
     assert said in str(caught.value)
 

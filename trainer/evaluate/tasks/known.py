@@ -65,16 +65,22 @@ def find_names(names: Sequence[str], folders: Sequence[Path]) -> tuple[dict[str,
     """
     found: dict[str, Path] = {}
     for folder in folders:
+        paths = sorted(folder.rglob("*.yaml"))
         left = [name for name in names if name not in found]
-        paths = sorted(folder.rglob("*.yaml"), key=lambda path: (path.stem not in left, str(path)))
-        for path in paths:
-            if not left:
-                break
+        for path in [path for path in paths if path.stem in left]:
+            if _speaks_of(path.stem, _text(path)):
+                found.setdefault(path.stem, path)
+        left = [name for name in left if name not in found]
+        for path in paths if left else ():
             text = _text(path)
-            for name in [name for name in left if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]:
-                found[name] = path
-                left.remove(name)
+            found |= {name: path for name in left if name not in found and _speaks_of(name, text)}
+            if all(name in found for name in left):
+                break
     return found, [name for name in names if name not in found]
+
+
+def _speaks_of(name: str, text: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) is not None
 
 
 def _all_names(folders: Sequence[Path]) -> list[str]:
