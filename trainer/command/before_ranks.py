@@ -6,7 +6,8 @@ from trainer.config.metric import is_task_metric
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
-from trainer.evaluate.prompt_file import read_prompts
+from trainer.errors import ConfigError, DataError
+from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
 
 
 def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
@@ -19,6 +20,24 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
+
+
+def check_prompts(config: RunConfig, tokenizer: TokenizerLike) -> None:
+    """Raise before ranks start when the chat template refuses a prompt of a person's file.
+
+    Raises:
+        ConfigError: Names the prompt and what the template says.
+    """
+    for number, prompt in enumerate(read_prompts(config.evaluate.during.samples), start=1):
+        try:
+            if prompt.messages:
+                tokenizer.render_chat(prompt.messages, None, True)
+        except DataError as error:
+            raise ConfigError(
+                f"`{PROMPT_FILE}` must hold turns that the chat template takes, but it refuses prompt {number}: "
+                f"{str(error).rstrip('.')}. Mend it, or write it as a `prompt` without evaluate.during.samples."
+                "apply_chat_template."
+            ) from error
 
 
 def check_quantiser(config: RunConfig) -> None:
