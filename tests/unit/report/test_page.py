@@ -231,6 +231,16 @@ def test_scores_through_training_are_a_curve_with_intervals(tmp_path):
     assert ">0.60<" in part or ">0.6<" in part
 
 
+def test_the_distance_from_the_base_is_drawn_where_it_was_taken(tmp_path):
+    run_dir = write_run(tmp_path)
+    assert "KL to the base</b>" not in build_report(run_dir).read_text(encoding="utf-8")
+    rows = [{"step": step, "eval/a": 2.0, "kl/a": 0.1 * step, "forgetting": -0.1} for step in (1, 2)]
+    write_rows(run_dir / "metrics.jsonl", rows)
+    page = build_report(run_dir).read_text(encoding="utf-8")
+    assert "KL to the base</b>" in page and "a from 0.1000 to 0.2000" in page
+    assert "mean of sources from \u22120.1000 to \u22120.1000; base 0" in page
+
+
 def test_answers_stand_beside_those_of_the_base(tmp_path):
     run_dir = write_run(tmp_path)
     assert ("id", "answers") not in outline(run_dir).found
