@@ -63,7 +63,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _cadence_problems(config)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
-    yield from during_problems(config.evaluate)
+    yield from during_problems(config.evaluate, config.data)
     yield from best_problems(config.checkpoint, config.evaluate, config.data)
     yield from gate_problems(config.gate)
     yield from generate_problems(config.replay.generate)

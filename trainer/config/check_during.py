@@ -19,7 +19,7 @@ from trainer.config.rule import Problem, must
 from trainer.config.train import CheckpointConfig, EvaluateConfig
 
 
-def during_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
+def during_problems(evaluate: EvaluateConfig, data: DataConfig) -> Iterator[Problem]:
     """Yield every broken rule about what is evaluated during training."""
     during, samples = evaluate.during, evaluate.during.samples
     if during.every_steps < 0:
@@ -40,6 +40,13 @@ def during_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
         yield must(key, f"{rule} with evaluate.during.kl", value, "The base's answers are kept for both.")
     if samples.num < 0:
         yield must("evaluate.during.samples.num", "0 or more", samples.num, "Set 4.")
+    if samples.num > 0 and samples.file is None and not data.validation_frac > 0:
+        yield must(
+            "evaluate.during.samples.file",
+            "given where no target is held out (data.validation_frac)",
+            None,
+            "Name a file of prompts, or set data.validation_frac=0.02.",
+        )
     if samples.max_new_tokens < 1:
         yield must("evaluate.during.samples.max_new_tokens", "at least 1", samples.max_new_tokens, "Set 64.")
     if samples.file is not None and not samples.file.endswith((".jsonl", ".txt")):

@@ -13,8 +13,9 @@ TARGET = {"corpus": SourceConfig()}
 BOTH = {**TARGET, "general": SourceConfig(role=Role.replay)}
 
 
-def keys(evaluate):
-    return [problem.key.removeprefix("evaluate.") for problem in during_problems(evaluate)]
+def keys(evaluate, validation_frac=0.02):
+    data = DataConfig(sources=BOTH, validation_frac=validation_frac)
+    return [problem.key.removeprefix("evaluate.") for problem in during_problems(evaluate, data)]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,12 @@ def test_a_value_out_of_its_range_is_named(during, key):
 def test_what_the_defaults_and_the_ends_of_ranges_say_is_right():
     assert keys(EvaluateConfig()) == []
     assert keys(EvaluateConfig(during=DuringConfig(tasks=["a"], every_steps=0, max_share=1, limit=1))) == []
+
+
+def test_prompts_without_a_file_need_held_out_documents():
+    during = DuringConfig(samples=AnswersConfig(num=2))
+    assert keys(EvaluateConfig(during=during)) == []
+    assert keys(EvaluateConfig(during=during), validation_frac=0.0) == ["during.samples.file"]
 
 
 def test_the_kl_during_training_needs_what_the_base_said():
