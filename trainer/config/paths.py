@@ -56,6 +56,7 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "data.cache_dir": absolute,
     "replay.generate.output_dir": absolute,
     "evaluate.tasks.include_path": absolute,
+    "evaluate.during.samples.file": absolute,
     "export.output_dir": absolute,
     "export.llama_cpp": absolute,
     "export.adapters": absolute,
