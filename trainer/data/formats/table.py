@@ -17,6 +17,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from trainer.data.formats.json import JsonError, parse_json
+from trainer.data.formats.stream import DataFile
 from trainer.errors import DataError
 
 Row = dict[str, Any]
@@ -37,12 +38,12 @@ class TableFile:
         DataError: If it is none.
     """
 
-    def __init__(self, file: Path, kind: str) -> None:
+    def __init__(self, file: DataFile, kind: str) -> None:
         self.file = file
         self.notes: Counter[str] = Counter()
         """What was noticed, and how often; complete when the rows were read."""
         try:
-            self._data: Any = pq.ParquetFile(file) if kind == "parquet" else _open_arrow(file)
+            self._data: Any = _open_parquet(file) if kind == "parquet" else open_arrow(file)
             schema = self._data.schema_arrow if kind == "parquet" else self._data.schema
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._broken(kind, error) from error
@@ -89,12 +90,22 @@ class TableFile:
         return DataError(f"{self.file} must be a readable {kind} file, but is not: {reason[0].rstrip('.')}.")
 
 
-def _open_arrow(file: Path) -> Any:
+def _open_parquet(file: DataFile) -> Any:
+    return pq.ParquetFile(file if isinstance(file, Path) else file.open("rb"))
+
+
+def open_arrow(file: DataFile) -> Any:
+    """Open an Arrow stream or file as a reader of batches.
+
+    Raises:
+        ArrowInvalid: If it is neither; also OSError.
+    """
     # Hugging Face's save_to_disk writes streams, others files.
-    source = pa.memory_map(str(file))
+    source = pa.memory_map(str(file)) if isinstance(file, Path) else pa.PythonFile(file.open("rb"))
     try:
         return pyarrow.ipc.open_stream(source)
     except pa.ArrowInvalid:
+        source.seek(0)
         reader = pyarrow.ipc.open_file(source)
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         return pa.RecordBatchReader.from_batches(reader.schema, batches)
