@@ -70,6 +70,9 @@ def _address_problems(key: str, address: str) -> Iterator[Problem]:
     if "::" in address:
         rule = "one address, not one inside of another"
         yield must(key, rule, address, "Unpack the files, or name them where they lie.")
+    if re.match("(file|local)://(?!/)", address):
+        rule = "an address from the root"
+        yield must(key, rule, address, "Write file:///FOLDER/FILE, or the path without file://.")
     if PASSWORD.search(address):
         rule = "an address without a password, because the configuration is kept and printed"
         shown = PASSWORD.sub("://...@", address)

@@ -16,8 +16,8 @@ from typing import Any
 
 from trainer.config.schema import RunConfig
 
-ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::)")
-"""How an address begins: a protocol, or one in front of another (zip://a.jsonl::s3://...)."""
+ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::[a-zA-Z][a-zA-Z0-9+.-]*://)")
+"""How an address begins: a protocol, or one in front of another (simplecache::s3://...)."""
 
 
 def absolute(path: str, here: Path) -> str:

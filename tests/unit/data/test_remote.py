@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import io
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -192,6 +193,14 @@ def test_what_does_not_pass_is_a_sentence_with_key_and_address(error: Exception,
     assert len(FlakyFileSystem.errors) == (0 if isinstance(error, ConnectionResetError) else 4)
 
 
+def test_a_host_that_does_not_answer_is_not_taken_for_a_missing_file() -> None:
+    """fsspec raises FileNotFoundError for both."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(DataError, match="cannot be: ClientConnectorError"):
+        list_files("s", SourceConfig(path=f"http://127.0.0.1:{port}/a.jsonl"))
+
+
 def test_broken_rows_are_named_with_address_and_line() -> None:
     put("memory://d/a.jsonl", LINES + b"{\n")
     with pytest.raises(DataError, match=r"memory://+d/a.jsonl, line 3 must be a JSON object"):
@@ -211,7 +220,11 @@ def test_broken_rows_are_named_with_address_and_line() -> None:
         ("memory://only", {}, "has only [a.md]"),
         ("memory://d/a.jsonl", {"split": "test"}, "must be left out where `path` names files"),
         ("nothing://d/a.jsonl", {}, "that fsspec knows"),
-        ("memory://splits", {"split": "dev"}, "must be one of [test, train]"),
+        (
+            "memory://splits",
+            {"split": "dev"},
+            "must be one of [test, train], the splits of 'memory://splits'",
+        ),
     ],
 )
 def test_addresses_that_name_nothing_to_read_are_refused(

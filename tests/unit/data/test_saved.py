@@ -135,7 +135,7 @@ def break_state(**fields: Any) -> Any:
             {},
             "must be a readable arrow file",
         ),
-        (break_state(_data_files=[]), {}, "it lists no data files"),
+        (break_state(_data_files=[]), {}, "is a dataset without one"),
         (break_state(_data_files=[{"filename": 3}]), {}, "names no files"),
         (break_state(_data_files=[{"filename": "a", "skip": 1}]), {}, "takes parts of files"),
         (lambda folder: None, {"split": "test"}, "must be left out for a Dataset saved to disk"),

@@ -79,7 +79,7 @@ def patiently(what: str, call: Callable[[], T], waits_s: Sequence[float]) -> T:
         try:
             return call()
         except Exception as error:
-            if not is_passing(error):
+            if not is_passing(_behind(error)):
                 raise
             tell(f"{what}: {first_line(error)}; try {number + 1} of {len(waits_s) + 1} in {wait_s:g} s.")
         time.sleep(wait_s)
@@ -100,6 +100,13 @@ def is_passing(error: BaseException) -> bool:
         word in type(error).__name__
         for word in ("Timeout", "Connection", "Payload", "Disconnected", "Protocol")
     )
+
+
+def _behind(error: Exception) -> Exception:
+    """Return the error of the line that fsspec's HTTP takes for a missing file."""
+    cause = error.__cause__
+    is_line = isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and is_passing(cause)
+    return cause if is_line and isinstance(cause, Exception) else error
 
 
 def _status(error: BaseException) -> int | None:
@@ -131,6 +138,7 @@ def explained(key: str, address: str) -> Iterator[None]:
 
 def _sentence(key: str, address: str, error: Exception) -> DataError:
     protocol = address.partition("://")[0].lower()
+    error = _behind(error)
     reason = first_line(error)
     if isinstance(error, ImportError):
         extra = EXTRAS.get(protocol)

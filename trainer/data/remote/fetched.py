@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from trainer.data.remote.address import WAITS_S, explained, patiently, tell
+from trainer.errors import DataError
 
 BLOCK_BYTES = 8 << 20
 LINE_EVERY_S = 10.0
@@ -101,7 +102,12 @@ class RemoteFile:
         def fetch() -> bytes:
             block: bytes = self._file_system.cat_file(self._path, start=start, end=end)
             self.num_fetched += len(block)
-            if len(block) != end - start:
+            if len(block) > end - start:
+                raise DataError(
+                    f"`{self._key}` must name files whose store gives a part when asked for one, but '{self}' came "
+                    "whole instead. Download it and name the file."
+                )
+            if len(block) < end - start:
                 raise ConnectionError(f"{len(block):,} bytes came of {end - start:,} from {start:,} on")
             return block
 

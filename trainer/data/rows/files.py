@@ -118,7 +118,7 @@ def list_files(name: str, source: SourceConfig, spool: Path | None = None) -> Li
 
 def asked_of(name: str, source: SourceConfig) -> Asked:
     """Return what a source asks of a folder."""
-    return Asked(f"data.sources.{name}", source.split, source.subset)
+    return Asked(f"data.sources.{name}", source.split, source.subset, str(source.path))
 
 
 def _check_made_elsewhere(asked: Asked, source: SourceConfig, listing: Listing) -> None:

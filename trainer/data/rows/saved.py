@@ -67,7 +67,9 @@ def _of_split(folder: Path, asked: Asked) -> SavedRows:
     state, lines = _read(folder / STATE, asked), []
     files = _named(folder, state, "_data_files", asked)
     if not files:
-        raise _broken(folder / STATE, asked, "it lists no data files")
+        raise DataError(
+            f"`{asked.key}.path` must hold rows, but '{folder}' is a dataset without one instead. Drop it."
+        )
     order = _named(folder, state, "_indices_data_files", asked)
     if order:
         lines.append("rows are read by the folder's indices mapping")

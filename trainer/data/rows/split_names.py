@@ -41,6 +41,7 @@ class Asked:
     key: str
     split: str
     subset: str | None
+    path: str
 
 
 def choose_split(folder: P, files: list[P], asked: Asked, readme: str | None) -> tuple[list[P], list[str]]:
@@ -53,7 +54,7 @@ def choose_split(folder: P, files: list[P], asked: Asked, readme: str | None) ->
     """
     configs = _read_configs(readme)
     if configs:
-        config, wanted = _choose_config(folder, configs, asked)
+        config, wanted = _choose_config(configs, asked)
         by_split = _files_by_config(folder, files, config, asked)
         source = "its README" if len(configs) == 1 else f"its README (config '{wanted}' of {len(configs)})"
     else:
@@ -68,17 +69,17 @@ def choose_split(folder: P, files: list[P], asked: Asked, readme: str | None) ->
         if asked.split != "train":
             raise DataError(
                 f"`{asked.key}.split` must name a split of the folder, but is '{asked.split}', and neither "
-                f"a README nor names tell splits in '{folder}' instead. Name the files in {asked.key}.path."
+                f"a README nor names tell splits in '{asked.path}' instead. Name the files in {asked.key}.path."
             )
         return files, []
     if by_split.get(asked.split) == []:
         raise DataError(
-            f"`{asked.key}.path` must hold the files of the split '{asked.split}' that {source} lists, but '{folder}' "
-            f"has none that is read instead. Download them, or name files in {asked.key}.path."
+            f"`{asked.key}.path` must hold the files of the split '{asked.split}' that {source} lists, but "
+            f"'{asked.path}' has none that is read instead. Download them, or name files in {asked.key}.path."
         )
     if asked.split not in by_split:
         raise DataError(
-            f"`{asked.key}.split` must be one of [{', '.join(sorted(by_split))}], the splits of '{folder}' by "
+            f"`{asked.key}.split` must be one of [{', '.join(sorted(by_split))}], the splits of '{asked.path}' by "
             f"{source}, but is '{asked.split}' instead. Set {asked.key}.split, or name files in {asked.key}.path."
         )
     chosen = by_split[asked.split]
@@ -111,9 +112,7 @@ def _read_configs(readme: str | None) -> list[dict[str, Any]]:
     return [c for c in configs if isinstance(c, dict)] if isinstance(configs, list) else []
 
 
-def _choose_config(
-    folder: PurePath, configs: list[dict[str, Any]], asked: Asked
-) -> tuple[dict[str, Any], str]:
+def _choose_config(configs: list[dict[str, Any]], asked: Asked) -> tuple[dict[str, Any], str]:
     names = [str(config.get("config_name", "default")) for config in configs]
     wanted = asked.subset
     if wanted is None:
@@ -122,7 +121,7 @@ def _choose_config(
     if wanted not in names:
         raise DataError(
             f"`{asked.key}.subset` must be one of [{', '.join(names)}], the configs in the README of "
-            f"'{folder}', but is {asked.subset or 'null'} instead. Set {asked.key}.subset."
+            f"'{asked.path}', but is {asked.subset or 'null'} instead. Set {asked.key}.subset."
         )
     return configs[names.index(wanted)], wanted
 
@@ -178,7 +177,7 @@ def _files_by_name(folder: P, files: list[P], asked: Asked) -> dict[str, list[P]
     if by_split and unnamed:
         raise DataError(
             f"`{asked.key}.path` must hold files that all tell their split or that all tell none, but "
-            f"'{folder}' has {_count(len(unnamed))} such as '{unnamed[0].name}' beside the splits "
+            f"'{asked.path}' has {_count(len(unnamed))} such as '{unnamed[0].name}' beside the splits "
             f"[{', '.join(sorted(by_split))}] instead. Name the files, for example {asked.key}.path='FOLDER/*.jsonl'."
         )
     return by_split
