@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from trainer.data.formats.fault import first_line
 from trainer.data.formats.table import BATCH_ROWS, CAST, check_type, open_arrow, plain_rows
 from trainer.data.types import Int64s
 from trainer.errors import DataError
@@ -80,7 +81,4 @@ def _batches(file: Path) -> list[Any]:
     try:
         return list(open_arrow(file))
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
-            f"{file} must be a readable arrow file, but is not: {reason[0].rstrip('.')}."
-        ) from error
+        raise DataError(f"{file} must be a readable arrow file, but is not: {first_line(error)}.") from error

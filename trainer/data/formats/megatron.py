@@ -81,12 +81,10 @@ class MegatronFile:
             zip(index.bounds[:-1].tolist(), index.bounds[1:].tolist(), strict=True), 1
         ):
             self.notes["document of several sequences, joined"] += last - first > 1
-            ids: list[int] = []
-            for start, length in zip(
-                index.starts[first:last].tolist(), index.lengths[first:last].tolist(), strict=True
-            ):
-                ids += tokens[start : start + length].tolist()
-            if ids and min(ids) < 0:
+            starts, lengths = index.starts[first:last].tolist(), index.lengths[first:last].tolist()
+            parts = [tokens[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+            ids: list[int] = [token for part in parts for token in part.tolist()]
+            if tokens.dtype.kind == "i" and min(ids, default=0) < 0:
                 raise DataError(
                     f"{self.file}, document {number} must hold token ids of 0 or more, but holds {min(ids)} instead. "
                     "Preprocess it anew."

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from trainer.data.formats.fault import first_line, raise_if_disk
 from trainer.data.formats.json import JsonError, parse_json
 from trainer.data.formats.stream import DataFile
 from trainer.errors import DataError
@@ -46,6 +47,7 @@ class TableFile:
             self._data: Any = _open_parquet(file) if kind == "parquet" else open_arrow(file)
             schema = self._data.schema_arrow if kind == "parquet" else self._data.schema
         except (pa.ArrowException, OSError, ValueError) as error:
+            raise_if_disk(error)  # of a file that is held here while it is read
             raise self._broken(kind, error) from error
         self.columns: list[str] = list(schema.names)
         self._schema = schema
@@ -86,8 +88,7 @@ class TableFile:
                 yield from _sliced(batch)
 
     def _broken(self, kind: str, error: Exception) -> DataError:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return DataError(f"{self.file} must be a readable {kind} file, but is not: {reason[0].rstrip('.')}.")
+        return DataError(f"{self.file} must be a readable {kind} file, but is not: {first_line(error)}.")
 
 
 def _open_parquet(file: DataFile) -> Any:

@@ -161,7 +161,7 @@ def _sentence(key: str, address: str, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError | NotADirectoryError) or _status(error) == 404:
         return DataError(
             f"`{key}` must name a file, a folder or a glob that matches files, but '{address}' does not: there is "
-            "none. Check the address."
+            "none. Check the address, and the credentials: what is private may not be shown without."
         )
     return Unreachable(
         f"`{key}` must be an address that can be read from here, but '{address}' cannot be: "
