@@ -10,14 +10,18 @@ class Direction(Enum):
     """Which objective is better."""
 
     minimize = "minimize"
+    """Less is better."""
     maximize = "maximize"
+    """More is better."""
 
 
 class ObjectiveValue(Enum):
     """Which logged value of the objective counts. Step 0, the base model, never does."""
 
     last = "last"
+    """The last one."""
     best = "best"
+    """The best of the run."""
 
 
 class SweepSampler(Enum):
@@ -26,6 +30,7 @@ class SweepSampler(Enum):
     tpe = "tpe"
     """Bergstra et al. 2011, as Optuna has it: the first ten points are random."""
     random = "random"
+    """Any point."""
 
 
 @dataclass
