@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.command.invocation import Invocation, frozen_config, parse, sweep_folder
-from trainer.command.usage import DETAILS, SUBCOMMANDS, help_text
+from trainer.command.usage import ABOUT, SUBCOMMANDS, help_text
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import WORDS
-from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.dist.env import is_rank, rank_env, rank_shown
 from trainer.errors import ConfigError, Exit, TrainerError
 from trainer.metrics.redact import redact
@@ -27,6 +26,8 @@ from trainer.runtime.disk import disk_explained
 from trainer.runtime.job import leave_exit_code
 from trainer.runtime.libraries import libraries_held
 from trainer.runtime.log import setup_messages
+
+HELP = ("-h", "--help")
 
 
 def main() -> None:
@@ -54,15 +55,9 @@ def run_command(arguments: Sequence[str]) -> int:
 def _answer(arguments: Sequence[str]) -> int:
     """Run a command line, and say in a sentence why it could not be; return the exit code."""
     try:
-        if arguments and arguments[0] in DETAILS and "--help" in arguments:
-            print(DETAILS[arguments[0]])
-            return Exit.done
-        if not arguments or arguments[0] in ("-h", "--help", "help") or "--help" in arguments:
-            print(help_text())
-            return Exit.done
-        if len(arguments) == 1 and arguments[0] in SUBCOMMANDS:
-            for name, what in SUBCOMMANDS[arguments[0]].items():
-                print(f"palimpsest {arguments[0]} {name}: {what}")
+        text = _told(arguments)
+        if text is not None:
+            print(text)
             return Exit.done
         with disk_explained(None):
             return _dispatch(parse(arguments))
@@ -71,6 +66,58 @@ def _answer(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return Exit.interrupted
+
+
+def _told(arguments: Sequence[str]) -> str | None:
+    """Return what a command line asks to be told, of the configuration or of a command; None where it runs one."""
+    words = list(arguments)
+    asks = [word for word in words if word in HELP]
+    if not words or asks or words[0] == "help":
+        from trainer.command.help_page import command_help
+        from trainer.command.topics import TOPICS
+
+        topic = _topic([word for word in words if word not in (*HELP, "--all", "help")])
+        return command_help(topic, "--all" in words) if topic in TOPICS else help_text()
+    if len(words) == 1 and words[0] in SUBCOMMANDS:
+        return "\n".join(
+            f"palimpsest {words[0]} {name}: {what}" for name, what in SUBCOMMANDS[words[0]].items()
+        )
+    return _about(words[0], words[1:]) if words[0] in ABOUT else None
+
+
+def _topic(words: Sequence[str]) -> str:
+    """Return the command, of one or two words, that help is asked of."""
+    if not words or words[0] not in SUBCOMMANDS:
+        return words[0] if words else ""
+    known = SUBCOMMANDS[words[0]]
+    return f"{words[0]} {words[1] if words[1:] and words[1] in known else next(iter(known))}"
+
+
+def _about(command: str, words: Sequence[str]) -> str:
+    """Return the answer of a command that runs nothing."""
+    match command:
+        case "explain":
+            from trainer.command.explain import explain
+
+            return explain(words)
+        case "schema":
+            from trainer.command.schema import schema_text
+
+            return schema_text(words)
+        case "completion":
+            from trainer.command.completion import completion
+
+            return completion(words)
+        case _:
+            from trainer.command.init import read_words, write_experiment
+
+            wish = read_words(words)
+            lines = write_experiment(wish) if wish.model else []
+            if wish.is_site:
+                from trainer.launch.site import write_site
+
+                lines += write_site(wish.folder, wish.name)
+            return "\n".join(lines)
 
 
 def _quieten_libraries() -> None:
@@ -86,6 +133,8 @@ def _dispatch(invocation: Invocation) -> int:
         return code
     config = _load(invocation)
     if invocation.show_config:
+        from trainer.config.store import to_yaml
+
         print(to_yaml(config), end="")
         return Exit.done
     match invocation.command:
@@ -206,6 +255,8 @@ def _load(invocation: Invocation) -> RunConfig:
         from trainer.command.doctor import require_file
 
         require_file(invocation.config_file)
+    from trainer.config.store import compose_config, load_config
+
     if invocation.config_file is not None:
         return load_config(invocation.config_file, invocation.overrides)
     frozen = frozen_config(invocation)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.command.usage import COMMANDS, SUBCOMMANDS
-from trainer.config.snapshot import SWEEP_RECORD, config_path
 from trainer.errors import ConfigError
 
 OF_EVALUATION = ("run_dir=", "evaluate.", "gate", "interpolate=")
@@ -116,6 +115,8 @@ def frozen_config(invocation: Invocation) -> Path | None:
     """
     if invocation.command not in ("evaluate", "export", "report"):
         return None
+    from trainer.config.snapshot import config_path
+
     for override in invocation.overrides:
         if override.startswith("export.adapters="):
             names = [name.strip(" '\"") for name in override.partition("=")[2].strip("[] ").split(",")]
@@ -145,6 +146,8 @@ def sweep_folder(invocation: Invocation) -> Path | None:
     """Return the directory of the sweep that a report is asked of; None for that of a run."""
     if invocation.command != "report":
         return None
+    from trainer.config.snapshot import SWEEP_RECORD
+
     given = [word.removeprefix("run_dir=") for word in invocation.overrides if word.startswith("run_dir=")]
     folder = Path(given[-1]).expanduser() if given else None
     return folder if folder is not None and (folder / SWEEP_RECORD).exists() else None

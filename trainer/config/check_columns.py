@@ -33,30 +33,8 @@ OPTIONAL = {
 
 def column_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     """Yield every broken rule."""
-    columns = source.columns
-    for slot in {slot: None for slots in REQUIRED.values() for slot in slots}:
-        is_read, usual = slot in REQUIRED[source.format], getattr(ColumnsConfig, slot)
-        if not is_read and (column := getattr(columns, slot)) != usual:
-            rule = f"'{usual}' for format={source.format.value}, which does not read it"
-            yield must(f"{key}.columns.{slot}", rule, column, "Remove it, or set the source's format.")
-    named = {slot: getattr(columns, slot) for slot in (*REQUIRED[source.format], *OPTIONAL, "weight")}
-    for slot, formats in OPTIONAL.items():
-        if named[slot] is not None and source.format not in formats:
-            rule = f"null for format={source.format.value}, which does not read it"
-            yield must(f"{key}.columns.{slot}", rule, named[slot], "Remove it.")
-    if named["tools"] is not None and source.format is Format.completion and not source.as_chat:
-        rule = "null unless a chat is rendered"
-        yield must(f"{key}.columns.tools", rule, named["tools"], f"Remove it, or set {key}.as_chat=true.")
-    given = [column for column in named.values() if column is not None]
-    for column, count in Counter(given).items():
-        if count > 1:
-            slots = [slot for slot, name in named.items() if name == column]
-            yield must(
-                f"{key}.columns.{slots[1]}", f"another column than {slots[0]}", column, "Name each once."
-            )
-        if column in columns.ignore:
-            rule = "a list without the columns that are read"
-            yield must(f"{key}.columns.ignore", rule, columns.ignore, f"Leave out {column}.")
+    yield from _unread_problems(key, source)
+    yield from _double_problems(key, source)
     if source.max_documents is not None and source.max_documents < 1:
         yield must(f"{key}.max_documents", "at least 1, or null", source.max_documents, "Leave it out.")
     if source.path == "":
@@ -69,6 +47,39 @@ def column_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
         yield must(f"{key}.tokenizer", rule, source.tokenizer, f"Remove it, or set {key}.format=ids.")
     if source.path is not None and is_address(source.path):
         yield from _address_problems(f"{key}.path", source.path)
+
+
+def _unread_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
+    """Yield the columns that are named and that the format does not read."""
+    columns, format_ = source.columns, source.format
+    for slot in {slot: None for slots in REQUIRED.values() for slot in slots}:
+        is_read, usual = slot in REQUIRED[format_], getattr(ColumnsConfig, slot)
+        if not is_read and (column := getattr(columns, slot)) != usual:
+            rule = f"'{usual}' for format={format_.value}, which does not read it"
+            yield must(f"{key}.columns.{slot}", rule, column, "Remove it, or set the source's format.")
+    for slot, formats in OPTIONAL.items():
+        if (column := getattr(columns, slot)) is not None and format_ not in formats:
+            rule = f"null for format={format_.value}, which does not read it"
+            yield must(f"{key}.columns.{slot}", rule, column, "Remove it.")
+    if columns.tools is not None and format_ is Format.completion and not source.as_chat:
+        rule = "null unless a chat is rendered"
+        yield must(f"{key}.columns.tools", rule, columns.tools, f"Remove it, or set {key}.as_chat=true.")
+
+
+def _double_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
+    """Yield the columns that are named twice, or named and ignored."""
+    columns = source.columns
+    named = {slot: getattr(columns, slot) for slot in (*REQUIRED[source.format], *OPTIONAL, "weight")}
+    given = [column for column in named.values() if column is not None]
+    for column, count in Counter(given).items():
+        if count > 1:
+            slots = [slot for slot, name in named.items() if name == column]
+            yield must(
+                f"{key}.columns.{slots[1]}", f"another column than {slots[0]}", column, "Name each once."
+            )
+        if column in columns.ignore:
+            rule = "a list without the columns that are read"
+            yield must(f"{key}.columns.ignore", rule, columns.ignore, f"Leave out {column}.")
 
 
 def _address_problems(key: str, address: str) -> Iterator[Problem]:

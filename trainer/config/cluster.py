@@ -15,23 +15,31 @@ class Scheduler(Enum):
     """Who gives out nodes."""
 
     none = "none"
+    """Nobody: this machine, or a hostfile."""
     slurm = "slurm"
+    """SLURM."""
 
 
 class Launcher(Enum):
     """Who starts the ranks of a job."""
 
     srun = "srun"
+    """One task a rank."""
     deepspeed = "deepspeed"
+    """Once a node."""
     torchrun = "torchrun"
+    """Once a node."""
 
 
 class ContainerRuntime(Enum):
     """What the ranks of a job run in."""
 
     none = "none"
+    """The environment of the one who submits."""
     apptainer = "apptainer"
+    """Apptainer, also singularity."""
     pyxis = "pyxis"
+    """enroot, through srun's own options."""
 
 
 @dataclass

@@ -12,32 +12,44 @@ class Format(Enum):
     """What a row of a source holds."""
 
     text = "text"
+    """A document; every token is supervised."""
     completion = "completion"
+    """A prompt and a completion, which alone is supervised."""
     chat = "chat"
+    """A conversation, rendered by the chat template."""
     ids = "ids"
+    """Token ids, with a mask or labels."""
 
 
 class Role(Enum):
     """What a source is for."""
 
     target = "target"
+    """Learnt."""
     replay = "replay"
+    """Older data against forgetting."""
     probe = "probe"
+    """Only evaluated."""
 
 
 class Packing(Enum):
     """How documents fill a pack of `data.seq_len` tokens."""
 
     concat = "concat"
+    """Documents one after the other, cut where a pack ends."""
     best_fit = "best_fit"
+    """Whole documents, as many as fit."""
 
 
 class LongDocuments(Enum):
     """What happens to a document longer than `data.seq_len` under best-fit packing."""
 
     error = "error"
+    """Stop, and name the longest."""
     drop = "drop"
+    """Leave it out, and count it."""
     split = "split"
+    """Cut it into pieces of a pack."""
 
 
 class TokenValue(Enum):

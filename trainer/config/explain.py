@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
+
+from trainer.config.describe import known_keys
+from trainer.config.entry import key_of
+from trainer.config.options import group_options
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _WRONG = (
@@ -72,3 +77,42 @@ def nearest(name: str, candidates: list[str]) -> str:
         near = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
         matches = [by_leaf[near[0]]] if near else []
     return f" Did you mean `{matches[0]}`?" if matches else ""
+
+
+def is_unknown(cause: BaseException, message: str) -> bool:
+    """Tell whether an error is about a key that is not there."""
+    name = type(cause).__name__
+    return (
+        name in ("ConfigAttributeError", "ConfigKeyError")
+        or "not in" in message
+        or "does not exist" in message
+    )
+
+
+def override_key(message: str, overrides: Sequence[str]) -> str | None:
+    """Return the key among the overrides that a message names."""
+    return next((key for key in map(key_of, overrides) if f"'{key}'" in message), None)
+
+
+def missing_option(missing: str) -> str:
+    """Return a sentence about a file of a group, as GROUP/OPTION, that is not there."""
+    group, _, option = missing.rpartition("/")
+    groups = group_options()
+    if group in groups:
+        return (
+            f"`{group}={option}` is not an option of the group `{group}`."
+            f"{nearest(option, groups[group])} Options: {', '.join(groups[group])}."
+        )
+    if group.startswith("hydra/"):
+        return (
+            f"`{group}={option}` is not an option of Hydra's group `{group}`, or its plugin is not installed."
+        )
+    return f"Config `{missing}` was not found.{nearest(group or option, list(groups))}"
+
+
+def nearest_group(message: str, overrides: Sequence[str]) -> str:
+    """Return a question about the first override, of a group or of the run itself, that a message names."""
+    for key in map(key_of, overrides):
+        if key in message and "." not in key:
+            return nearest(key, [*group_options(), *known_keys()])
+    return ""

@@ -10,16 +10,22 @@ class Prompts(Enum):
     """What a sample begins with."""
 
     auto = "auto"
+    """`chat` where the tokenizer has a chat template, else `text`."""
     text = "text"
+    """The token that begins a document."""
     chat = "chat"
+    """The header of a user's turn."""
 
 
 class SampleEngine(Enum):
     """What runs the model while it samples."""
 
     auto = "auto"
+    """vLLM on a GPU where it is installed, else transformers."""
     vllm = "vllm"
+    """vLLM."""
     transformers = "transformers"
+    """The loaded model itself."""
 
 
 VLLM_TEMPERATURES = (0.01, 2.0)

@@ -10,17 +10,24 @@ class Turns(Enum):
     """Which of the assistant's turns are learnt."""
 
     all = "all"
+    """All turns."""
     last = "last"
+    """The last turn only."""
 
 
 class Reasoning(Enum):
     """What becomes of the assistant's reasoning."""
 
     whole = "whole"
+    """Refuse a template that leaves some out."""
     as_rendered = "as_rendered"
+    """What the template renders; the rest is counted."""
     last = "last"
+    """That of the last turn only."""
     drop = "drop"
+    """None."""
     answer_only = "answer_only"
+    """Rendered whole; what comes after it is learnt."""
 
 
 @dataclass

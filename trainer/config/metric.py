@@ -20,7 +20,9 @@ class Direction(Enum):
     """Which values of a number are better."""
 
     minimize = "minimize"
+    """Less is better."""
     maximize = "maximize"
+    """More is better."""
 
 
 _USUAL = {

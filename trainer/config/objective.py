@@ -12,7 +12,9 @@ class ObjectiveKind(Enum):
     """What a run minimises."""
 
     causal_lm = "causal_lm"
+    """Cross-entropy of supervised tokens."""
     weighted = "weighted"
+    """Cross-entropy in which rows and turns count by their `weight`."""
 
 
 VALUES: dict[ObjectiveKind, tuple[TokenValue, ...]] = {ObjectiveKind.weighted: (TokenValue.weight,)}

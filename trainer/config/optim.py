@@ -29,10 +29,15 @@ class ScheduleName(Enum):
     """Shape of the learning rate over optimizer steps."""
 
     cosine = "cosine"
+    """Warm-up, then half a cosine."""
     linear = "linear"
+    """Warm-up, then a line."""
     constant = "constant"
+    """Warm-up, then the peak."""
     wsd = "wsd"
+    """Warm-up, stable, decay."""
     infinite = "infinite"
+    """Warm-up, cooldown, constant, anneal."""
 
 
 @dataclass
@@ -59,14 +64,18 @@ class Offload(Enum):
     """Where a part of the training state lives."""
 
     none = "none"
+    """On the GPU."""
     cpu = "cpu"
+    """In host memory."""
 
 
 class ReduceDtype(Enum):
     """Dtype of gradients on the wire."""
 
     bf16 = "bf16"
+    """Half the bytes."""
     fp32 = "fp32"
+    """Whole precision."""
 
 
 @dataclass

@@ -13,24 +13,33 @@ class Shift(Enum):
     """How far the new data is from what the base model was trained on."""
 
     weak = "weak"
+    """0.05 of the supervised tokens."""
     strong = "strong"
+    """0.25: another language or kind of text."""
 
 
 class RatioSchedule(Enum):
     """How the replay ratio moves over the run. Evidence for anything but `constant` is thin."""
 
     constant = "constant"
+    """The same ratio all along."""
     linear = "linear"
+    """To `end_ratio` on a line."""
     cosine = "cosine"
+    """To `end_ratio` on half a cosine."""
     front_loaded = "front_loaded"
+    """Twice the ratio for `front_frac` of the run."""
     piecewise = "piecewise"
+    """As `points` say."""
 
 
 class RatioController(Enum):
     """Whether the ratio answers to held-out loss."""
 
     none = "none"
+    """It does not."""
     hold = "hold"
+    """It rises when held-out loss does, and falls again."""
 
 
 @dataclass

@@ -31,10 +31,15 @@ class RunKind(Enum):
     """
 
     none = "none"
+    """No recipe."""
     full_finetune = "full_finetune"
+    """Conversations or pairs, all weights."""
     continued_pretrain = "continued_pretrain"
+    """Raw text, all weights."""
     lora = "lora"
+    """Conversations or pairs, an adapter."""
     qlora = "qlora"
+    """The same on a base in 4 bits."""
 
 
 @dataclass

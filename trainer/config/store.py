@@ -6,9 +6,9 @@ The only place, with the command line, that imports hydra. Nothing is written to
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,20 +29,37 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from trainer.config.describe import known_keys
 from trainer.config.ds_file import with_ds_file
 from trainer.config.entry import check_values, is_entry, key_of, unreadable
-from trainer.config.explain import nearest, wrong_value
+from trainer.config.exclusive import Hands, settle, touches
+from trainer.config.explain import (
+    is_unknown,
+    missing_option,
+    nearest,
+    nearest_group,
+    override_key,
+    wrong_value,
+)
+from trainer.config.options import CONF_MODULE, group_options, own_options, searchpath_folders
 from trainer.config.paths import make_absolute
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
-CONF_MODULE = "trainer.conf"
 NO_WORKING_DIRECTORY = "The working directory must be there, but was deleted. Change to another one."
 
 
-def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
+def _to_standard_error(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def compose_config(
+    overrides: Sequence[str], config_name: str = "train", say: Callable[[str], None] = _to_standard_error
+) -> RunConfig:
     """Compose groups and overrides into a checked tree of dataclasses.
 
+    Args:
+        say: Is told of every value that a person's word took the place of.
     Raises:
         ConfigError: An unknown key, group or option, or a value of the wrong type.
     """
@@ -57,7 +74,42 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
         composed = cast(DictConfig, OmegaConf.merge(composed, entries))
         # Once more against the schema: `+key=value` may add what it does not know.
         OmegaConf.merge(_schema(), OmegaConf.to_container(composed))
+        for line in settle(composed, Hands(_typed(overrides), lambda: _own_keys(config_name, others))):
+            say(line)
     return to_dataclass(with_ds_file(composed, overrides))
+
+
+def _typed(overrides: Sequence[str]) -> list[str]:
+    """Return the keys, of those that exclude each other, that words give a value to; null leaves open."""
+    found: list[str] = []
+    for word in overrides:
+        key = key_of(word)
+        # A word such as model=tiny names an option.
+        if "=" not in word or word.startswith("~") or not touches(key) or is_swept(word):
+            continue
+        value = OmegaConf.select(read_entries([word]), key)
+        found += _leaves(key, value)
+    return found
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, DictConfig):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name!s}", inner)
+    elif value is not None:
+        yield key
+
+
+def _own_keys(config_name: str, overrides: Sequence[str]) -> frozenset[str]:
+    """Return the keys that files of a person's own give: those of the folders that hydra.searchpath names."""
+    folders = searchpath_folders(overrides)
+    hydra = GlobalHydra.instance().hydra
+    if not folders or hydra is None:
+        return frozenset()
+    chosen = hydra.config_loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
+    paths = {default.config_path for default in chosen}
+    options = [option for folder in folders for option in own_options(folder)]
+    return frozenset(key for one in options if f"{one.group}/{one.name}" in paths for key in one.given)
 
 
 def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, HydraContext]:
@@ -181,7 +233,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         chosen = [word for word in overrides if _is_gate(word)]
         for word in chosen:
             merged = OmegaConf.merge(merged, {"gate": _option("gate", word.partition("=")[2])})
-        merged = OmegaConf.merge(merged, read_entries([word for word in overrides if word not in chosen]))
+        words = [word for word in overrides if word not in chosen]
+        merged = cast(DictConfig, OmegaConf.merge(merged, read_entries(words)))
+        for line in settle(merged, Hands(_typed(words))):
+            _to_standard_error(line)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -238,38 +293,10 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     return cast(dict[str, Any], plain)
 
 
-def group_options() -> dict[str, list[str]]:
-    """List every config group and its options, from the YAML files that ship with the package."""
-    from importlib import resources
-
-    root = resources.files(CONF_MODULE)
-    return {
-        group.name: sorted(f.name[:-5] for f in group.iterdir() if f.name.endswith(".yaml"))
-        for group in sorted(root.iterdir(), key=lambda entry: entry.name)
-        if group.is_dir() and not group.name.startswith("_")
-    }
-
-
-def known_keys(cls: type[Any] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of the schema."""
-    import typing
-
-    hints = typing.get_type_hints(cls)
-    for spec in dataclasses.fields(cls):
-        key = f"{prefix}{spec.name}"
-        yield key
-        hint = hints[spec.name]
-        entries = typing.get_args(hint)
-        if dataclasses.is_dataclass(hint):
-            yield from known_keys(cast(type[Any], hint), f"{key}.")
-        elif len(entries) == 2 and dataclasses.is_dataclass(entries[1]):
-            yield from known_keys(cast(type[Any], entries[1]), f"{key}.NAME.")
-
-
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Turn a hydra or omegaconf error into a sentence with the key and the nearest valid name."""
     if isinstance(error, MissingConfigException):
-        return _explain_missing(error)
+        return missing_option((error.missing_cfg_file or "").removesuffix(".yaml"))
     if isinstance(error, OverrideParseException):
         return str(unreadable(str(error.override)))
     cause: BaseException = error
@@ -287,10 +314,10 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         )
     first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     if not full_key and isinstance(error, ConfigCompositionException):
-        full_key = _override_key(str(error), overrides)
-    if full_key and full_key.startswith("hydra.") and _is_unknown(cause, first_line):
+        full_key = override_key(str(error), overrides)
+    if full_key and full_key.startswith("hydra.") and is_unknown(cause, first_line):
         return f"Unknown key `{full_key}`. See the fields of its option in Hydra's groups."
-    if full_key and _is_unknown(cause, first_line):
+    if full_key and is_unknown(cause, first_line):
         return f"Unknown key `{full_key}`.{nearest(full_key, [*known_keys(), *group_options()])}"
     given = next((word for word in overrides if key_of(word) == full_key), None)
     if not full_key:  # some messages name the value alone
@@ -302,49 +329,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return sentence
     if full_key:
         return f"`{full_key}`: {first_line.rstrip('.')}."
-    return f"{first_line.rstrip('.')}.{_nearest_group(first_line, overrides)}"
+    return f"{first_line.rstrip('.')}.{nearest_group(first_line, overrides)}"
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _is_unknown(cause: BaseException, message: str) -> bool:
-    name = type(cause).__name__
-    return (
-        name in ("ConfigAttributeError", "ConfigKeyError")
-        or "not in" in message
-        or "does not exist" in message
-    )
-
-
-def _override_key(message: str, overrides: Sequence[str]) -> str | None:
-    for override in overrides:
-        key = key_of(override)
-        if f"'{key}'" in message:
-            return key
-    return None
-
-
-def _explain_missing(error: MissingConfigException) -> str:
-    missing = (error.missing_cfg_file or "").removesuffix(".yaml")
-    group, _, option = missing.rpartition("/")
-    groups = group_options()
-    if group in groups:
-        return (
-            f"`{group}={option}` is not an option of the group `{group}`."
-            f"{nearest(option, groups[group])} Options: {', '.join(groups[group])}."
-        )
-    if group.startswith("hydra/"):
-        return (
-            f"`{group}={option}` is not an option of Hydra's group `{group}`, or its plugin is not installed."
-        )
-    return f"Config `{missing}` was not found.{nearest(group or option, list(groups))}"
-
-
-def _nearest_group(message: str, overrides: Sequence[str]) -> str:
-    for override in overrides:
-        key = key_of(override)
-        if key in message and "." not in key:
-            return nearest(key, [*group_options(), *known_keys()])
-    return ""

@@ -12,7 +12,9 @@ class ObjectiveValue(Enum):
     """Which logged value of the objective counts. Step 0, the base model, never does."""
 
     last = "last"
+    """The last one."""
     best = "best"
+    """The best of the run."""
 
 
 class SweepSampler(Enum):
@@ -21,6 +23,7 @@ class SweepSampler(Enum):
     tpe = "tpe"
     """Bergstra et al. 2011, as Optuna has it: the first ten points are random."""
     random = "random"
+    """Any point."""
 
 
 @dataclass

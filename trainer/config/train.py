@@ -103,19 +103,26 @@ class Combination(Enum):
     ties = "ties"
     """Yadav et al. 2023, arXiv:2306.01708; keeps `density` of every adapter. At the same rank, as the next ones."""
     dare_ties = "dare_ties"
+    """Yu et al. 2024, arXiv:2311.03099: drops at random and rescales, then as ties."""
     dare_linear = "dare_linear"
-    """Yu et al. 2024, arXiv:2311.03099."""
+    """The same, then as linear."""
     magnitude_prune = "magnitude_prune"
+    """Keeps the largest values, then as linear."""
 
 
 class GgufType(Enum):
     """What llama.cpp's converter writes; more kinds are made from these with `llama-quantize`."""
 
     none = "none"
+    """No such file."""
     f32 = "f32"
+    """32 bits a weight."""
     f16 = "f16"
+    """16 bits a weight."""
     bf16 = "bf16"
+    """16 bits a weight, the range of 32."""
     q8_0 = "q8_0"
+    """8.5 bits a weight."""
 
 
 @dataclass

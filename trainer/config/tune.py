@@ -12,20 +12,30 @@ class TuneMethod(Enum):
     """Which parameters train."""
 
     full = "full"
+    """Every parameter."""
     lora = "lora"
+    """Low-rank factors beside frozen matrices."""
     ia3 = "ia3"
+    """Learnt scales of keys, values and inner activations."""
     freeze = "freeze"
+    """Some layers."""
     prefix = "prefix"
+    """Keys and values of virtual tokens."""
     prompt = "prompt"
+    """Embeddings of virtual tokens."""
 
 
 class Init(Enum):
     """How what is added begins."""
 
     default = "default"
+    """The usual one of the method."""
     gaussian = "gaussian"
+    """Normal."""
     pissa = "pissa"
+    """The largest singular vectors of each weight; lora only."""
     zero = "zero"
+    """Zero; prefix only."""
 
 
 VIRTUAL = (TuneMethod.prefix, TuneMethod.prompt)
@@ -36,7 +46,9 @@ class Quantise(Enum):
     """How the frozen base is kept."""
 
     none = "none"
+    """In the dtype of training."""
     nf4 = "nf4"
+    """In 4 bits (NF4), with double quantisation."""
 
 
 @dataclass

@@ -80,7 +80,11 @@ class _Family:
     bias_keys: bool = False
     """`attention_bias` adds biases to q, k, v and o."""
     has_qk_norm: bool = False
+    is_qk_norm_whole: bool = False
+    """The norms of q and k are over all heads together and not over each."""
     has_post_norms: bool = False
+    is_fused: bool = False
+    """q, k and v are one linear layer, and gate and up another."""
     experts_key: str = ""
 
 
@@ -95,6 +99,10 @@ _FAMILIES: dict[str, _Family] = {
     "gemma3_text": _Family(
         tied=True, num_kv_heads=4, head_dim=256, bias_keys=True, has_qk_norm=True, has_post_norms=True
     ),
+    "olmo2": _Family(bias_keys=True, has_qk_norm=True, is_qk_norm_whole=True),
+    "olmo3": _Family(bias_keys=True, has_qk_norm=True, is_qk_norm_whole=True),
+    "phi3": _Family(is_fused=True),
+    "smollm3": _Family(tied=True, num_kv_heads=4, bias_keys=True),
     "mixtral": _Family(num_kv_heads=8, experts_key="num_local_experts"),
     "qwen2_moe": _Family(num_kv_heads=16, experts_key="num_experts"),
     "qwen3_moe": _Family(num_kv_heads=4, bias_keys=True, has_qk_norm=True, experts_key="num_experts"),
@@ -123,10 +131,13 @@ def decoder_shape(config: Mapping[str, Any], origin: str) -> DecoderShape:
     num_kv = sizes.optional("num_key_value_heads") if "num_key_value_heads" in config else family.num_kv_heads
     head_dim = sizes.optional("head_dim") or family.head_dim or hidden // num_heads
     q_dim, kv_dim = num_heads * head_dim, (num_kv or num_heads) * head_dim
+    heads = (
+        {"qkv_proj": q_dim + 2 * kv_dim}
+        if family.is_fused
+        else {"q_proj": q_dim, "k_proj": kv_dim, "v_proj": kv_dim}
+    )
     linears = [
-        Linear("q_proj", hidden, q_dim, num_layers),
-        Linear("k_proj", hidden, kv_dim, num_layers),
-        Linear("v_proj", hidden, kv_dim, num_layers),
+        *(Linear(name, hidden, width, num_layers) for name, width in heads.items()),
         Linear("o_proj", q_dim, hidden, num_layers),
     ]
     attention = sum(linear.num_weights for linear in linears) + num_layers * _attention_biases(
@@ -134,7 +145,8 @@ def decoder_shape(config: Mapping[str, Any], origin: str) -> DecoderShape:
     )
     mlp = _mlp(config, sizes, family, hidden, num_layers)
     norms = num_layers * hidden * (4 if family.has_post_norms else 2) + hidden
-    norms += num_layers * 2 * head_dim if family.has_qk_norm else 0
+    if family.has_qk_norm:
+        norms += num_layers * (q_dim + kv_dim if family.is_qk_norm_whole else 2 * head_dim)
     tied = config.get("tie_word_embeddings")
     tied = family.tied if tied is None else tied
     return DecoderShape(
@@ -206,8 +218,8 @@ def _mlp(config: Mapping[str, Any], sizes: _Sizes, family: _Family, hidden: int,
     """Count gate, up and down projections, or experts and their routers."""
     if not family.experts_key:
         ffn = sizes.need("intermediate_size")
-        linears = _gated("", hidden, ffn, num_layers)
-        has_biases = config["model_type"] == "llama" and config.get("mlp_bias")
+        linears = _fused(hidden, ffn, num_layers) if family.is_fused else _gated("", hidden, ffn, num_layers)
+        has_biases = config["model_type"] in ("llama", "smollm3") and config.get("mlp_bias")
         biases = num_layers * (2 * ffn + hidden) if has_biases else 0
         return _Mlp(sum(linear.num_weights for linear in linears) + biases, linears, ffn)
     num_experts, num_chosen = sizes.need(family.experts_key), sizes.need("num_experts_per_tok")
@@ -248,3 +260,7 @@ def _gated(prefix: str, hidden: int, ffn: int, count: int) -> tuple[Linear, ...]
         Linear(f"{prefix}up_proj", hidden, ffn, count),
         Linear(f"{prefix}down_proj", ffn, hidden, count),
     )
+
+
+def _fused(hidden: int, ffn: int, count: int) -> tuple[Linear, ...]:
+    return (Linear("gate_up_proj", hidden, 2 * ffn, count), Linear("down_proj", ffn, hidden, count))

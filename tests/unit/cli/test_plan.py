@@ -12,7 +12,7 @@ from trainer.errors import Exit
 
 LLAMA = ["model=benchmark", f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}"]
 NODE = [*LLAMA, "cluster.ranks_per_node=8", "plan.gpu_gib=80"]
-OLMO = {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"], "hidden_size": 48, "vocab_size": 100}
+OLMO = {"model_type": "olmo", "architectures": ["OlmoForCausalLM"], "hidden_size": 48, "vocab_size": 100}
 OLMO |= {"pad_token_id": 0, "eos_token_id": 1}
 OLMO |= {"intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2}
 
@@ -104,7 +104,7 @@ def test_an_unknown_architecture_is_built_and_that_is_said(plan, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(OLMO))
     code, text = plan("model=benchmark", f"model.path={tmp_path}")
     assert code == 0
-    assert "The architecture olmo2 is not counted from its config.json" in text
+    assert "The architecture olmo is not counted from its config.json" in text
 
 
 def test_it_needs_no_torch_and_is_little_work(here):

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.helpers.tiny import tiny_config
+from trainer.config.describe import known_keys
 from trainer.config.gate import GateRule
 from trainer.config.model import Attention
 from trainer.config.snapshot import (
@@ -19,7 +20,7 @@ from trainer.config.snapshot import (
     write_atomic,
     write_provenance,
 )
-from trainer.config.store import known_keys, load_config
+from trainer.config.store import load_config
 from trainer.errors import ConfigError
 
 

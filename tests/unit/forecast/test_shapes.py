@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.house.tree import ROOT
 from trainer.command.fitting import find_shape
 from trainer.config.model import ModelConfig
-from trainer.config.store import compose_config, group_options
+from trainer.config.options import group_options
+from trainer.config.store import compose_config
 from trainer.errors import ModelError
 from trainer.forecast.config_json import shipped_shapes
 from trainer.forecast.shapes import decoder_shape
@@ -36,6 +37,10 @@ CASES = [
     {"model_type": "gemma", "head_dim": 16},
     {"model_type": "gemma2", "head_dim": 16},
     {"model_type": "gemma3_text", "head_dim": 16, "tie_word_embeddings": False},
+    {"model_type": "olmo2"},
+    {"model_type": "olmo3", "attention_bias": True, "tie_word_embeddings": True},
+    {"model_type": "phi3", "pad_token_id": 0},
+    {"model_type": "smollm3", "pad_token_id": 0, "mlp_bias": True, "attention_bias": True},
     {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     {"model_type": "qwen2_moe", **EXPERTS, "shared_expert_intermediate_size": 40},
     {"model_type": "qwen2_moe", **EXPERTS, "shared_expert_intermediate_size": 40, "qkv_bias": False},
@@ -49,6 +54,15 @@ REAL = {
     "meta-llama/Llama-3.1-70B": 70_553_706_496,
     "Qwen/Qwen3-8B": 8_190_735_360,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    "allenai/OLMo-2-1124-7B-Instruct": 7_298_617_344,
+    "allenai/Olmo-3-1025-7B": 7_298_011_136,
+    "google/gemma-3-1b-it": 999_885_952,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "microsoft/phi-4": 14_659_507_200,
+    "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
 }
 
 
@@ -101,6 +115,8 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes(model_type):
     config |= {"intermediate_size": 64, "vocab_size": 50}
     if model_type in ("mixtral", "qwen2_moe", "qwen3_moe"):
         config |= EXPERTS | {"num_local_experts": 5, "shared_expert_intermediate_size": 16}
+    if model_type in ("phi3", "smollm3"):
+        config |= {"pad_token_id": 0}  # the one they assume is not among 50 tokens
     assert decoder_shape(config, "here").num_params == num_built(built(config))
 
 
@@ -146,7 +162,7 @@ def test_a_size_that_is_missing_or_wrong_is_named(key, value):
         decoder_shape({k: v for k, v in config.items() if k != key}, "here")
 
 
-@pytest.mark.parametrize("case", [{"model_type": "olmo2"}, {"model_type": "gpt2"}], ids=name_of)
+@pytest.mark.parametrize("case", [{"model_type": "olmo"}, {"model_type": "gpt2"}], ids=name_of)
 def test_an_unknown_architecture_is_built_on_the_meta_device(tmp_path, case):
     config = BASE | case | {"n_embd": 48, "n_layer": 3, "n_head": 6}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.wait import LIMIT_S
+from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.config.check_log import log_problems, tracked_name
 from trainer.config.log import LogConfig, MlflowConfig, TrackerKind, TrackioConfig, WandbConfig, WandbMode
 from trainer.metrics.tracker import Bookmark, Conclusion, Told
@@ -89,10 +89,12 @@ def test_wandb_is_told_again_what_a_killed_process_had_not_written(tmp_path):
     open_log(log, tmp_path, 4, records[:2]).close("preempted")
     bookmark = Bookmark.read(tmp_path, "wandb")
     bookmark.advance(Told(4, 1))  # as it is when steps 3 and 4 were told and not written
-    assert newest_step(tmp_path, bookmark.run_id) == 2
+    # wandb's own process writes on for a moment after a run is over.
+    wait_until(lambda: newest_step(tmp_path, bookmark.run_id) == 2, "the first steps in wandb's file")
     again = open_log(log, tmp_path, 4, records)
     again.close("finished")
-    assert again.num_known == 2 and newest_step(tmp_path, bookmark.run_id) == 4
+    assert again.num_known == 2
+    wait_until(lambda: newest_step(tmp_path, bookmark.run_id) == 4, "all steps in wandb's files")
 
 
 def test_mlflow_goes_on_in_its_run(tmp_path):

@@ -1,0 +1,65 @@
+"""`palimpsest init --site`: a file of the group `cluster` for the cluster that sinfo tells of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.command.init import write_new
+
+from .slurm import NodeKind, node_kinds
+
+_LATER = """\
+# account: NAME                     # who pays
+# gpu_gib: 80                       # memory of one GPU; submit compares the forecast with it
+# modules: [cuda/12.8]              # environment modules to load
+# setup: ["source /shared/env/bin/activate"]
+# nccl: {NCCL_SOCKET_IFNAME: ib0}   # the interface of the fast network
+# scratch: /scratch                 # a folder on each node for temporary files
+# container: {runtime: apptainer, image: /shared/palimpsest.sif}
+"""
+
+
+def write_site(folder: Path, name: str) -> list[str]:
+    """Write the file and return what to say of it.
+
+    Raises:
+        ConfigError: The file is there, or SLURM does not answer.
+    """
+    name = name or "ours"
+    kinds = node_kinds() if shutil.which("sinfo") else None
+    file = folder / "cluster" / f"{name}.yaml"
+    whole = Path.cwd() / folder
+    words = f"cluster={name} hydra.searchpath=[file://{whole}]"
+    head = f"# This cluster, for: palimpsest submit {words} ...\n# Every key: palimpsest explain cluster\n"
+    write_new(file, f"{head}defaults: [slurm]\n{_partition(kinds)}{_LATER}")
+    told = (
+        []
+        if kinds
+        else ["There is no sinfo that tells of a partition here: fill in partition and ranks_per_node."]
+    )
+    return [f"Written: {file}", *told, f"Then: palimpsest submit {words} ... --dry-run"]
+
+
+def _partition(kinds: Sequence[NodeKind] | None) -> str:
+    """Return the lines of the partition with most GPUs, the default one of equal ones."""
+    if not kinds:
+        return (
+            "# partition: gpu                    # as sinfo names it\nranks_per_node: 8   # GPUs of a node\n"
+        )
+    best = max(kinds, key=lambda kind: (kind.num_nodes * kind.num_gpus, kind.is_default))
+    names = ", ".join(sorted({kind.partition for kind in kinds}))
+    ranks = max(best.num_gpus, 1)
+    lines = [
+        f"partition: {best.partition}   # of {names}",
+        f"ranks_per_node: {ranks}   # {f'{best.num_gpus} GPUs a node' if best.num_gpus else 'no GPU: one rank a node'}",
+        f"cpus_per_rank: {max(best.num_cpus // ranks, 1)}   # {best.num_cpus} cores a node",
+    ]
+    if not best.num_gpus:
+        lines += ["gpus_per_node: 0", "mem: null"]
+    if best.limit_min is not None:
+        lines.append(
+            f"time_limit_min: {best.limit_min}   # the longest of the partition; a job requeues itself"
+        )
+    return "".join(f"{line}\n" for line in lines)

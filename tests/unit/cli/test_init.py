@@ -1,0 +1,209 @@
+"""`palimpsest init`: what it writes composes, plans and prepares as it is; what it cannot read is a sentence."""
+
+import json
+import os
+import shutil
+
+import pytest
+import yaml
+
+from trainer.cli import run_command
+from trainer.config.cluster import Scheduler
+from trainer.config.data import Format
+from trainer.config.model import ModelKind
+from trainer.config.store import compose_config
+from trainer.model.tiny import build_tokenizer
+
+SHAPE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SHAPE |= {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 264,
+    "max_position_embeddings": 512,
+}
+ROWS = {
+    "messages": {
+        "messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello {0}."}]
+    },
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello {0}."}]
+    },
+    "alpaca": {"instruction": "Count {0}", "input": "now", "output": "{0}"},
+    "pairs": {"prompt": "Count {0}", "completion": "{0}"},
+    "text": {"text": "A document about {0} and what follows from it."},
+}
+LOOKS = {
+    "messages": (Format.chat, False, "messages", "lora"),
+    "sharegpt": (Format.chat, False, "conversations", "lora"),
+    "alpaca": (Format.completion, True, "instruction", "lora"),
+    "pairs": (Format.completion, True, "prompt", "lora"),
+    "text": (Format.text, False, "text", "continued_pretrain"),
+}
+
+
+def write_rows(path, row, count=60):
+    lines = [json.dumps(row).replace("{0}", str(number)) for number in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Return the folder of a model without weights."""
+    folder = tmp_path / "base"
+    build_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(SHAPE))
+    return folder
+
+
+@pytest.fixture
+def init(here, capsys):
+    """Return a function that runs init and returns what it said."""
+
+    def run(*words):
+        capsys.readouterr()
+        assert run_command(["init", *words]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("layout", ROWS)
+def test_what_is_written_composes_for_every_layout(init, here, model, layout):
+    write_rows(here / f"{layout}.jsonl", ROWS[layout])
+    said = init(f"model={model}", f"data={layout}.jsonl", "name=first")
+    assert "Written: palimpsest/experiment/first.yaml" in said and "has no weights" in said
+    config = compose_config([f"hydra.searchpath=[file://{here}/palimpsest]", "experiment=first"])
+    (source,) = config.data.sources.values()
+    format_, as_chat, column, recipe = LOOKS[layout]
+    columns = {Format.chat: "messages", Format.completion: "prompt", Format.text: "text"}
+    assert (source.format, source.as_chat, config.kind.value) == (format_, as_chat, recipe)
+    assert getattr(source.columns, columns[format_]) == column
+    assert source.path == str(here / f"{layout}.jsonl") and config.data.seq_len == 512
+    assert (config.model.kind, config.model.path) == (ModelKind.pretrained, str(model))
+
+
+def test_the_commands_that_it_names_plan_and_prepare(init, here, model, capsys):
+    write_rows(here / "our chats.jsonl", ROWS["sharegpt"])
+    said = init(f"model={model}", "data=our chats.jsonl")
+    lines = [line.split() for line in said.splitlines() if line.startswith("  palimpsest ")]
+    assert [words[1] for words in lines] == ["plan", "prepare", "train"]
+    assert lines[0][2] == "experiment=our_chats"
+    text = (here / "palimpsest/experiment/our_chats.yaml").read_text()
+    assert (
+        text.startswith("# @package _global_\n# lora of ")
+        and "(ShareGPT, 1 file; the first 60 rows were read)" in text
+    )
+    plan = [*lines[0][1:], "plan.gpu_gib=80", "plan.strict=true", "cluster.ranks_per_node=1"]
+    assert run_command(plan) == 0, capsys.readouterr().err
+    assert "Fits a GPU of 80 GiB" in capsys.readouterr().out
+    prepare = [*lines[1][1:], f"data.cache_dir={here}/cache", "data.num_workers=1"]
+    assert run_command(prepare) == 0, capsys.readouterr().err
+    assert "Hello " in capsys.readouterr().out
+
+
+def test_the_experiment_gives_way_to_words_and_to_its_own_recipe(init, here):
+    write_rows(here / "a.jsonl", ROWS["text"])
+    init("model=tiny", "data=a.jsonl", "recipe=full_finetune", "folder=conf", "ignore=[]")
+    words = [f"hydra.searchpath=[file://{here}/conf]", "experiment=a"]
+    lines = []
+    config = compose_config([*words, "train.max_steps=3"], say=lines.append)
+    assert (config.model.kind, config.train.max_steps, config.train.max_epochs) == (ModelKind.tiny, 3, None)
+    assert len(lines) == 1
+
+
+def test_a_column_that_would_change_what_is_learnt_is_named_and_can_be_ignored(init, refuse, here, model):
+    write_rows(here.parent / "a.jsonl", ROWS["messages"] | {"loss_weight": 3, "history": ["x"]})
+    words = [f"model={model}", f"data={here.parent}/a.jsonl"]
+    assert "columns.ignore=[" in refuse("init", *words)
+    init(*words, "ignore=[loss_weight,history]")
+    tree = yaml.safe_load((here / "palimpsest/experiment/a.yaml").read_text())
+    assert tree["data"]["sources"]["a"]["columns"] == {"ignore": ["loss_weight", "history"]}
+
+
+WRONG = {
+    "no layout": ("model={0}/base data={0}/odd.csv", "has the columns [a, b] instead"),
+    "an empty file": ("model={0}/base data={0}/empty.jsonl", "has no row instead"),
+    "no file": ("model={0}/base data={0}/none.jsonl", "matches files, but is"),
+    "a broken turn": ("model={0}/base data={0}/broken.jsonl", "an assistant turn in every conversation"),
+    "no model": ("model={0} data={0}/a.jsonl", "folder with a config.json"),
+    "no tokenizer": ("model={0}/bare data={0}/a.jsonl", "must be a folder with a tokenizer"),
+    "no template": ("model={0}/plain data={0}/a.jsonl", "Give chat_template=FILE"),
+    "no such template": ("model={0}/base data={0}/a.jsonl chat_template=x.jinja", "there is none at x.jinja"),
+    "no data": ("model={0}/base", "`data` must be given"),
+    "no words": ("", "`model` must be given"),
+    "a strange word": ("modle={0}/base data={0}/a.jsonl", "is given 'modle="),
+    "a strange option": ("--sight", "or --site, but is given '--sight' instead"),
+    "a name with a slash": ("model={0}/base data={0}/a.jsonl name=a/b", "`name` must be letters"),
+    "a strange recipe": ("model={0}/base data={0}/a.jsonl recipe=lorra", "`recipe` must be one of"),
+    "a folder that is none": (
+        "model={0}/base data={0}/a.jsonl folder={0}/a.jsonl",
+        "`folder` must be one you can",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, name):
+    words, sentence = WRONG[name]
+    outside = model.parent
+    (outside / "odd.csv").write_text("a,b\n1,2\n")
+    (outside / "empty.jsonl").touch()
+    write_rows(outside / "a.jsonl", ROWS["messages"])
+    write_rows(outside / "broken.jsonl", {"messages": [{"role": "user", "content": "Hi?"}]})
+    shutil.copytree(model, outside / "plain", ignore=shutil.ignore_patterns("chat_template*"))
+    shutil.copytree(model, outside / "bare", ignore=shutil.ignore_patterns("*token*"))
+    assert sentence in refuse("init", *words.format(outside).split())
+
+
+def test_a_file_that_is_there_is_kept(init, here, model, capsys):
+    write_rows(here / "a.jsonl", ROWS["text"])
+    init(f"model={model}", "data=a.jsonl")
+    file = here / "palimpsest/experiment/a.yaml"
+    file.write_text("mine")
+    assert run_command(["init", f"model={model}", "data=a.jsonl"]) == 2
+    assert "is there already. Set name=OTHER" in capsys.readouterr().err and file.read_text() == "mine"
+
+
+@pytest.fixture
+def sinfo(tmp_path, monkeypatch):
+    """Return a function that puts a sinfo on the PATH that tells of these partitions."""
+
+    def put(*lines):
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "sinfo").write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+        (tmp_path / "bin" / "sinfo").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+
+    return put
+
+
+def composed_site(here, name="ours"):
+    return compose_config([f"hydra.searchpath=[file://{here}/palimpsest]", f"cluster={name}"]).cluster
+
+
+def test_a_site_file_takes_the_partition_with_most_gpus_from_sinfo(init, here, sinfo):
+    sinfo(
+        "cpu*|up|90|(null)|64|infinite", "gpu|up|4|gpu:h100:8|96|2-00:00:00", "old|up|9|gpu:v100:2|32|1:00:00"
+    )
+    assert "Written: palimpsest/cluster/ours.yaml" in init("--site")
+    cluster = composed_site(here)
+    assert (cluster.scheduler, cluster.partition, cluster.ranks_per_node) == (Scheduler.slurm, "gpu", 8)
+    assert (cluster.cpus_per_rank, cluster.time_limit_min, cluster.mem) == (12, 2880, "0")
+
+
+def test_a_site_without_gpus_gets_one_rank_a_node(init, here, sinfo):
+    sinfo("cpu*|up|90|(null)|64|infinite")
+    init("--site", "name=cpus")
+    cluster = composed_site(here, "cpus")
+    assert (cluster.ranks_per_node, cluster.num_gpus_asked, cluster.cpus_per_rank, cluster.mem) == (
+        1,
+        0,
+        64,
+        None,
+    )
+
+
+def test_a_site_file_can_be_begun_where_there_is_no_sinfo(init, here, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "fill in partition and ranks_per_node" in init("--site")
+    assert composed_site(here).ranks_per_node == 8 and composed_site(here).partition is None

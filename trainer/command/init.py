@@ -1,0 +1,271 @@
+"""`palimpsest init`: look at a model and at data and write an experiment that composes as it is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.config.describe import as_word
+from trainer.config.options import group_options
+from trainer.config.snapshot import write_atomic
+from trainer.errors import ConfigError, ModelError
+from trainer.forecast.config_json import read_config_json
+
+WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "ignore")
+SEQ_LEN = 4096
+"""Tokens of a pack where the model's context has room for them: that of the recipes."""
+BATCH_TOKENS = 131072
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_WEIGHTS = ("*.safetensors", "*.bin")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_REPLAY = (
+    "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general` above.\n"
+)
+_TEMPLATE = Path(__file__).with_name("experiment.yaml.tmpl")
+
+
+@dataclass(slots=True)
+class Wish:
+    """The words of `palimpsest init`."""
+
+    model: str = ""
+    data: str = ""
+    name: str = ""
+    recipe: str = ""
+    folder: Path = field(default_factory=lambda: Path("palimpsest"))
+    chat_template: str = ""
+    ignore: list[str] = field(default_factory=list)
+    is_site: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    choice: str
+    """Option of the group `model`; empty for a folder or a name."""
+    path: str
+    kind: str
+    context: int | None
+    can_chat: bool
+    lines: tuple[str, ...] = ()
+
+
+def read_words(words: Sequence[str]) -> Wish:
+    """Return what the words of the command line ask for.
+
+    Raises:
+        ConfigError: A word that is none of init's, or one that is missing.
+    """
+    given: dict[str, str] = {}
+    for word in (word for word in words if word != "--site"):
+        key, equals, value = word.partition("=")
+        if not equals or key not in WORDS or not value:
+            listed = ", ".join(f"{name}=..." for name in WORDS)
+            raise ConfigError(
+                f"`palimpsest init` must be given {listed} or --site, but is given '{word}' instead."
+            )
+        given[key] = value
+    wish = Wish(
+        **{key: value for key, value in given.items() if key not in ("folder", "ignore")},
+        folder=Path(given.get("folder", "palimpsest")).expanduser(),
+        ignore=[one.strip() for one in given.get("ignore", "").strip("[]").split(",") if one.strip()],
+        is_site="--site" in words,
+    )
+    if not wish.is_site or wish.model or wish.data:
+        for key in ("model", "data"):
+            if not getattr(wish, key):
+                example = "palimpsest init model=models/llama data=chats.jsonl name=first"
+                raise ConfigError(
+                    f"`{key}` must be given to `palimpsest init`, but is missing. Write: {example}"
+                )
+    if wish.name and not _NAME.fullmatch(wish.name):
+        raise ConfigError(
+            f"`name` must be letters, digits, _, - and ., but is '{wish.name}' instead. Set name=first."
+        )
+    if wish.recipe and wish.recipe not in group_options()["recipe"]:
+        listed = ", ".join(group_options()["recipe"])
+        raise ConfigError(
+            f"`recipe` must be one of {listed}, but is '{wish.recipe}' instead. Leave it out to choose."
+        )
+    return wish
+
+
+def write_experiment(wish: Wish) -> list[str]:
+    """Write the experiment and return what to say of it.
+
+    Raises:
+        TrainerError: The model, the data or the file cannot be used.
+    """
+    from trainer.data.rows.guess import guess_layout
+
+    model = _look_at_model(wish)
+    source_name = _source_name(wish.data)
+    guess = guess_layout(source_name, wish.data, model.can_chat, wish.ignore)
+    source = guess.source
+    is_talk = source.format.value in ("chat", "completion")
+    if source.format.value == "chat" and not model.can_chat:
+        raise ConfigError(
+            f"`chat_template` must be given for conversations, since {wish.model} brings no chat template. Give "
+            "chat_template=FILE, a Jinja file, or the instruct model."
+        )
+    recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
+    name = wish.name or source_name
+    file = wish.folder / "experiment" / f"{name}.yaml"
+    seq_len = min(SEQ_LEN, model.context or SEQ_LEN)
+    words = f"experiment={name} hydra.searchpath=[file://{_absolute(wish.folder)}]"
+    text = string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=name,
+        words=words,
+        what=f"{recipe} of {wish.model} ({model.kind}) on {wish.data} ({guess.title}, {guess.num_files} file"
+        f"{'' if guess.num_files == 1 else 's'}; the first {guess.num_rows} rows were read)",
+        defaults="\n".join(
+            f"  - override /{group}: {option}"
+            for group, option in (("model", model.choice), ("recipe", recipe))
+            if option
+        ),
+        model=_model_text(wish, model),
+        source=_source_text(source_name, source, guess.named, guess.lines),
+        seq_len=seq_len,
+        context=f"the model's context is {model.context}" if model.context else "at most the model's context",
+        batch=BATCH_TOKENS // seq_len * seq_len,
+        replay=""
+        if is_talk
+        else "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n",
+    )
+    write_new(file, text)
+    _compose(file, name, wish.folder)
+    said = [f"Written: {file}", *model.lines, *guess.lines, "", "Then:"]
+    return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
+
+
+def write_new(file: Path, text: str) -> None:
+    """Write a file that must not be there yet, and the folders above it.
+
+    Raises:
+        ConfigError: It is there, or cannot be written.
+    """
+    if file.exists():
+        raise ConfigError(
+            f"`name` must be that of a new file, but {file} is there already. Set name=OTHER, or remove it."
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, text)
+    except OSError as error:
+        raise ConfigError(
+            f"`folder` must be one you can write to, but {file.parent} is not: {error.strerror}. Set folder=OTHER."
+        ) from error
+
+
+def _compose(file: Path, name: str, folder: Path) -> None:
+    """Compose and check what was written; take it away again where it breaks a rule."""
+    from trainer.config.check import check_config
+    from trainer.config.store import compose_config
+
+    try:
+        check_config(compose_config([f"hydra.searchpath=[file://{_absolute(folder)}]", f"experiment={name}"]))
+    except ConfigError:
+        file.unlink()
+        raise
+
+
+def _look_at_model(wish: Wish) -> _Model:
+    """Return what the model's folder says of it; a name is looked up in the cache, among what ships, on the hub."""
+    if wish.chat_template and not Path(wish.chat_template).expanduser().is_file():
+        raise ConfigError(
+            f"`chat_template` must name a Jinja file, but there is none at {wish.chat_template}. Check the path."
+        )
+    local = Path(wish.model).expanduser()
+    if not local.exists() and wish.model in group_options()["model"]:
+        from trainer.config.store import compose_config
+
+        chosen = compose_config([f"model={wish.model}"]).model
+        kind = chosen.path or chosen.kind.value
+        return _Model(wish.model, "", kind, None, True)
+    config, _ = read_config_json(wish.model)
+    context = config.get("max_position_embeddings")
+    kind, size = str(config["model_type"]), context if isinstance(context, int) and context > 0 else None
+    if not local.exists():
+        line = "The tokenizer is not here: `palimpsest prepare` says whether it has a chat template."
+        return _Model("", wish.model, kind, size, True, (line,))
+    if local.is_file():
+        raise ModelError(
+            f"`model` must be a folder with a config.json and a tokenizer, but is the file {local} instead. Name its "
+            "folder."
+        )
+    if not any((local / one).is_file() for one in _TOKENIZERS):
+        raise ModelError(
+            f"`model` must be a folder with a tokenizer ({', '.join(_TOKENIZERS[:2])}), but {local} has none. Copy the "
+            "tokenizer's files into it."
+        )
+    has_weights = any(any(local.glob(pattern)) for pattern in _WEIGHTS)
+    lines = (
+        ()
+        if has_weights
+        else (f"{local} has no weights (*.safetensors): enough to plan and prepare, not to train.",)
+    )
+    return _Model("", _absolute(local), kind, size, bool(wish.chat_template) or _has_template(local), lines)
+
+
+def _has_template(folder: Path) -> bool:
+    if any((folder / one).exists() for one in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        settings: Any = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))
+
+
+def _model_text(wish: Wish, model: _Model) -> str:
+    lines = [] if model.choice else ["kind: pretrained", f"path: {_quoted(model.path)}"]
+    if wish.chat_template:
+        lines.append(f"chat_template: {_quoted(_absolute(Path(wish.chat_template)))}")
+    return "".join(f"{line}\n" for line in ["model:", *(f"  {line}" for line in lines)]) if lines else ""
+
+
+def _source_text(name: str, source: Any, named: dict[str, str], notes: Sequence[str]) -> str:
+    columns = {**named, **({"ignore": source.columns.ignore} if source.columns.ignore else {})}
+    is_glob = not Path(source.path).expanduser().exists()
+    path = source.path if is_glob and Path(source.path).is_absolute() else _absolute(Path(source.path))
+    lines = [
+        f"format: {source.format.value}",
+        *(["as_chat: true"] if source.as_chat else []),
+        f"path: {_quoted(path)}",
+    ]
+    if columns:
+        shown = ", ".join(f"{key}: {_quoted_all(value)}" for key, value in columns.items())
+        lines.append(f"columns: {{{shown}}}")
+    comments = [f"# {note}" for note in notes]
+    return "\n".join([f"    {name}:", *(f"      {line}" for line in [*comments, *lines])])
+
+
+def _quoted_all(value: Any) -> str:
+    return f"[{', '.join(map(_quoted, value))}]" if isinstance(value, list) else _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as YAML takes it: bare where that is safe. A `$` would begin a reference to another key."""
+    is_plain = re.fullmatch(r"[A-Za-z_/][\w./-]*", text) and as_word(text) not in (
+        "null",
+        "true",
+        "false",
+        "yes",
+        "no",
+    )
+    return text if is_plain else json.dumps(text.replace("${", "\\${"), ensure_ascii=False)
+
+
+def _absolute(path: Path) -> str:
+    return str(Path.cwd() / path.expanduser())
+
+
+def _source_name(data: str) -> str:
+    """Return a name for the source, from that of its file or folder."""
+    stem = Path(data).name.split(".")[0]
+    name = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_").lower()
+    return name if name and not name[0].isdigit() else f"data_{name}".rstrip("_")
