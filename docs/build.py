@@ -1,4 +1,4 @@
-"""Build the documentation: the pages of docs/, the configuration reference, and a check of every link.
+"""Build the documentation from the pages of docs/, and check every link of the site.
 
     python docs/build.py [FOLDER]     needs pip install -e '.[docs]'; FOLDER is build/docs, and FOLDER/site the site
 
@@ -10,7 +10,6 @@ pyproject.toml pins it, and what it does not see (pictures, pages missing from t
 from __future__ import annotations
 
 import functools
-import runpy
 import shutil
 import subprocess
 import sys
@@ -61,8 +60,6 @@ def collect(out: Path) -> list[str]:
             place = out / "docs" / file.relative_to(DOCS)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, place)
-    page = runpy.run_path(str(DOCS / "reference.py"))["page"]()
-    (out / "docs" / "configuration.md").write_text(page, encoding="utf-8")
     shutil.copy(ROOT / "mkdocs.yml", out)
     named = set(_named(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
     there = {file.name for file in (out / "docs").glob("*.md")}
@@ -83,7 +80,7 @@ def _named(entry: object) -> list[str]:
 def render(out: Path) -> list[str]:
     """Run Zensical; a warning is a problem."""
     words = [sys.executable, "-m", "zensical", "build", "--strict"]
-    done = subprocess.run(words, cwd=out, capture_output=True, text=True, env=None)
+    done = subprocess.run(words, cwd=out, capture_output=True, text=True)
     said = f"{done.stdout}{done.stderr}"
     return [said] if done.returncode or "Warning" in said else []
 

@@ -1,8 +1,9 @@
 """Write the configuration reference in Markdown, from the source of trainer/config alone.
 
-    python docs/reference.py > configuration.md
+    python docs/reference.py > docs/configuration.md
 
-A field is a heading, so that it can be linked to and searched for; what it means is the string that follows it.
+The page is committed, so that it can be read without building anything and a change of a key shows in review; a test
+holds it to the source. A key is a heading, so that it can be linked to and searched for.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ palimpsest train recipe=lora model=smollm2_135m data=chat data.sources.chat.path
 ```
 
 `group=option` takes a file of `conf/`, `section.key=value` sets one key, and the command line wins; `--cfg` prints what
-comes out. This page is written from the source when the documentation is built, so it is that of its version.
+comes out. This page is written from the source by `docs/reference.py`.
 
 ## Groups
 

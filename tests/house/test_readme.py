@@ -1,163 +1,68 @@
-"""What the README claims is what the repository holds."""
+"""The README is a page, and what it claims is what the repository holds."""
 
 import json
 import re
 
 import pytest
 
+from tests.house.test_tables import RESULTS, table_rows
 from tests.house.tree import ROOT
-from trainer.config.check import find_problems
-from trainer.config.model import Attention
-from trainer.config.store import compose_config, group_options
-from trainer.errors import ModelError
-from trainer.model.attention import choose_attention
 
-BOTH = ("continued_pretrain", "full_finetune")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-RESULTS = ROOT / "benchmarks" / "results"
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
+RECOMPUTED = {"all layers recomputed": "_full", "half of them": "_half"}
 
 
-def table_rows(first_header: str) -> list[dict[str, str]]:
-    lines = iter(README.splitlines())
-    header = next(line for line in lines if line.startswith(f"| {first_header} |"))
-    names = [cell.strip() for cell in header.strip("|").split("|")]
-    next(lines)
-    rows = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        rows.append(dict(zip(names, cells, strict=True)))
-    return rows
+def outside_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
-MATRIX = table_rows("recipe")
-METHODS = table_rows("tune")
+def test_the_readme_is_short_and_its_paragraphs_too():
+    assert len(TEXT.splitlines()) <= 150 and "@@" not in TEXT
+    for paragraph in outside_blocks(TEXT).split("\n\n"):
+        lines = [line for line in paragraph.strip().splitlines() if not line.startswith(("|", "*"))]
+        assert len(lines) <= 4, paragraph
 
 
-def method_cells() -> list[tuple[str, str, int, str]]:
-    """Return (method, recipe, ZeRO stage, what the table says)."""
-    return [(row["tune"], row["with"], stage, row[f"ZeRO-{stage}"]) for row in METHODS for stage in range(4)]
-
-
-def test_every_figure_in_the_speed_table_comes_from_a_results_file():
-    rows = table_rows("case")
-    assert len(rows) >= 5
-    for row in rows:
-        results = json.loads((RESULTS / row["file"]).read_text(encoding="utf-8"))["results"]
-        found = next(result for result in results if result["case"] == row["case"])
-        assert row["tok/s/GPU"] == f"{found['tokens_per_s_per_gpu']:,.0f}"
-        assert row["causal MFU"] == f"{100 * found['mfu']:.1f} %"
-        assert row["peak GiB"] == f"{found['memory_gib']:.1f}"
-
-
-COLUMNS = {"new text": "target", "Wikipedia": "wikipedia"} | {
-    name: name for name in ("maths", "medicine", "KL on chats")
-}
-
-
-@pytest.mark.parametrize(
-    ("heading", "key", "label"), [("shift", "summary", "arm"), ("method", "equal_target_loss", "method")]
-)
-def test_every_figure_in_the_forgetting_tables_comes_from_the_results_file(heading, key, label):
-    measured = json.loads((RESULTS / "forgetting.json").read_text(encoding="utf-8"))[key]
-    rows = table_rows(heading)
-    assert len(rows) == len(measured) >= 4
-    for row in rows:
-        (found,) = [m for m in measured if (m["shift"], m[label]) == (row["shift"], row[label])]
-        for shown, name in COLUMNS.items():
-            mean, deviation = found["changes"][name]
-            assert row[shown] == f"{mean:+.3f} ± {deviation:.3f}"
-
-
-def test_the_losses_on_gsm8k_come_from_their_measurement():
-    path = RESULTS / "gsm8k_adapters_1xH100.json"
-    results = json.loads(path.read_text(encoding="utf-8"))["results"]
-    rows = {row["adapter"]: row for row in table_rows("adapter")}
-    assert set(rows) == {result["recipe"] for result in results}
-    for result in results:
-        row = rows[result["recipe"]]
-        assert row["gate"] == result["gate"] and all(result["answers"].values())
-        for one in result["sets"]:
-            assert row[one["name"]] == f"{one['base_nats']:.4f} -> {one['tuned_nats']:.4f}"
-
-
-def test_the_size_of_a_lora_checkpoint_comes_from_its_measurement():
-    path = RESULTS / "llama3_8b_1xH100_lora_checkpoint.json"
-    (found,) = json.loads(path.read_text(encoding="utf-8"))["results"]
-    size = found["checkpoint_bytes"]
-    assert size < 600e6 and f"{size / 1e6:.0f} MB for r = 16 of an 8B model" in README
-
-
-def test_the_matrix_has_every_recipe_and_stage_once():
-    recipes = [name for name in group_options()["recipe"] if name != "none"]
-    expected = {(recipe, str(stage)) for recipe in recipes for stage in range(4)}
-    assert {(row["recipe"], row["ZeRO"]) for row in MATRIX} == expected
-    assert len(MATRIX) == len(expected)
-
-
-def test_the_table_of_methods_has_every_method_with_both_recipes_once():
-    options = set(group_options()["tune"]) - {"full", "qlora", "rslora", "lora_plus"}
-    named = [(row["tune"], row["with"]) for row in METHODS]
-    assert len(named) == len(set(named))
-    assert set(named) == {(name, recipe) for name in options for recipe in BOTH}
-
-
-@pytest.mark.parametrize(("method", "recipe", "stage", "said"), method_cells())
-def test_a_method_is_refused_in_the_config_check_where_the_table_says_so(method, recipe, stage, said):
-    words = [f"recipe={recipe}", f"tune={method}", f"zero=zero{stage}", "model=tiny"]
-    words += ["data=text", "data.sources.corpus.path=x.txt"]
-    problems = [p for p in find_problems(compose_config(words), 1) if p.is_in(("tune", "zero"))]
-    assert said in ("tested", "refused") and bool(problems) == (said == "refused"), problems
-
-
-@pytest.mark.parametrize("attention", [a for a in Attention if a.value.startswith("flash")])
-def test_flash_attention_without_a_gpu_is_refused_as_the_matrix_says(attention):
-    assert {row["any flash, no GPU"] for row in MATRIX} == {"refused"}
-    with pytest.raises(ModelError, match="Install it with"):
-        choose_attention(attention, None)
-
-
-def test_what_the_matrix_calls_measured_has_a_result_on_gpus():
-    measured = {row["ZeRO"] for row in MATRIX if row["flash_attention_2"] == "measured"}
-    ran = set()
-    for path in RESULTS.glob("llama3_8b_*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["environment"]["versions"]["flash-attn"]:
-            for result in record["results"]:
-                stage = re.search(r"zero=zero(\d)", " ".join(result["overrides"]))
-                if "failed" not in result and stage:
-                    ran.add(stage.group(1))
-    assert measured and measured <= ran
-
-
-def test_every_group_in_the_table_lists_its_options():
-    rows = table_rows("group")
-    options = group_options()
-    named = [name.strip(" `") for row in rows for name in row["group"].split(",")]
-    assert sorted(named) == sorted(options)
-    for row in rows:
-        shown = set(re.split(r"[,;]\s*", row["options"]))
-        real = {o for name in row["group"].split(",") for o in options[name.strip(" `")]} - {"none"}
-        assert shown == real, row["group"]
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_files_lead_to_files(page):
+    """As they are read where the repository is hosted; docs/build.py looks at the links of the site."""
+    for target in re.findall(r"\]\(([^)#\s]+)", outside_blocks((ROOT / page).read_text(encoding="utf-8"))):
+        assert ":" in target or ((ROOT / page).parent / target).is_file(), target
 
 
 def test_the_quickstarts_losses_come_from_its_measurement():
-    path = RESULTS / "quickstart_2_cpu_ranks.forgetting.json"
-    sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
+    sets = json.loads((RESULTS / "quickstart_2_cpu_ranks.forgetting.json").read_text(encoding="utf-8"))[
+        "sets"
+    ]
     assert {one["role"] for one in sets} == {"target", "replay"}
     for one in sets:
-        assert f"{one['base_nats']:.4f} -> {one['tuned_nats']:.4f} ({one['change_nats']:+.4f})" in README
+        assert f"{one['base_nats']:.4f} -> {one['tuned_nats']:.4f} ({one['change_nats']:+.4f})" in TEXT
 
 
-def test_held_out_losses_agree_between_gpu_and_cpu():
-    losses = []
-    for name in ("smollm2_135m_1_H200", "smollm2_135m_2_cpu_ranks"):
-        lines = (RESULTS / f"{name}.metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        losses.append([row["eval_mean"] for row in map(json.loads, lines) if "eval_mean" in row])
-        assert ", ".join(f"{loss:.4f}" for loss in losses[-1]) in README
-    assert losses[0] == pytest.approx(losses[1], abs=0.005)
+def test_the_forgetting_rows_are_those_of_the_whole_table():
+    rows = table_rows("README.md", "shift")
+    whole = table_rows("docs/forgetting.md", "shift")
+    assert len(rows) >= 4
+    for row in rows:
+        assert any(row.items() <= one.items() for one in whole), row
 
 
-def test_the_readme_has_no_placeholder_left():
-    assert "@@" not in README
+def test_the_speeds_and_the_ratio_come_from_results_files():
+    rows = table_rows("README.md", "case")
+    assert len(rows) >= 4 and any(row["to a plain loop"] for row in rows)
+    for row in rows:
+        record = json.loads((RESULTS / row["file"]).read_text(encoding="utf-8"))
+        gpus = record["environment"]["gpus"]
+        assert row["GPUs"] == f"{len(gpus)} x {gpus[0].split()[1]}"
+        by_case = {result["case"]: result for result in record["results"]}
+        found = [result for case, result in by_case.items() if "plain" not in case]
+        wanted = next((end for words, end in RECOMPUTED.items() if words in row["case"]), "")
+        found = [result for result in found if result["case"].endswith(wanted)] if wanted else found[:1]
+        assert len(found) == 1, row
+        assert row["tok/s/GPU"] == f"{found[0]['tokens_per_s_per_gpu']:,.0f}"
+        assert row["causal MFU"] == f"{100 * found[0]['mfu']:.1f} %"
+        assert row["peak GiB"] == f"{found[0]['memory_gib']:.1f}"
+        plain = by_case.get(f"{found[0]['case']} (plain loop)")
+        ratio = found[0]["tokens_per_s_per_gpu"] / plain["tokens_per_s_per_gpu"] if plain else None
+        assert row["to a plain loop"] == (f"{ratio:.3f}" if ratio else "")

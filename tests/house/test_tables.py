@@ -1,0 +1,142 @@
+"""Tables and figures of the documentation are what the repository holds."""
+
+import json
+import re
+
+import pytest
+
+from tests.house.tree import ROOT
+from trainer.config.check import find_problems
+from trainer.config.model import Attention
+from trainer.config.store import compose_config, group_options
+from trainer.errors import ModelError
+from trainer.model.attention import choose_attention
+
+BOTH = ("continued_pretrain", "full_finetune")
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def table_rows(page: str, first_header: str) -> list[dict[str, str]]:
+    lines = iter((ROOT / page).read_text(encoding="utf-8").splitlines())
+    header = next(line for line in lines if line.startswith(f"| {first_header} |"))
+    names = [cell.strip() for cell in header.strip("|").split("|")]
+    next(lines)
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rows.append(dict(zip(names, cells, strict=True)))
+    return rows
+
+
+MATRIX = table_rows("docs/models.md", "recipe")
+METHODS = table_rows("docs/models.md", "tune")
+
+
+def method_cells() -> list[tuple[str, str, int, str]]:
+    """Return (method, recipe, ZeRO stage, what the table says)."""
+    return [(row["tune"], row["with"], stage, row[f"ZeRO-{stage}"]) for row in METHODS for stage in range(4)]
+
+
+def test_every_figure_in_the_speed_table_comes_from_a_results_file():
+    rows = table_rows("docs/performance.md", "case")
+    assert len(rows) >= 5
+    for row in rows:
+        results = json.loads((RESULTS / row["file"]).read_text(encoding="utf-8"))["results"]
+        found = next(result for result in results if result["case"] == row["case"])
+        assert row["tok/s/GPU"] == f"{found['tokens_per_s_per_gpu']:,.0f}"
+        assert row["causal MFU"] == f"{100 * found['mfu']:.1f} %"
+        assert row["peak GiB"] == f"{found['memory_gib']:.1f}"
+
+
+COLUMNS = {"new text": "target", "Wikipedia": "wikipedia"} | {
+    name: name for name in ("maths", "medicine", "KL on chats")
+}
+
+
+@pytest.mark.parametrize(
+    ("heading", "key", "label"), [("shift", "summary", "arm"), ("method", "equal_target_loss", "method")]
+)
+def test_every_figure_in_the_forgetting_tables_comes_from_the_results_file(heading, key, label):
+    measured = json.loads((RESULTS / "forgetting.json").read_text(encoding="utf-8"))[key]
+    rows = table_rows("docs/forgetting.md", heading)
+    assert len(rows) == len(measured) >= 4
+    for row in rows:
+        (found,) = [m for m in measured if (m["shift"], m[label]) == (row["shift"], row[label])]
+        for shown, name in COLUMNS.items():
+            mean, deviation = found["changes"][name]
+            assert row[shown] == f"{mean:+.3f} ± {deviation:.3f}"
+
+
+def test_the_losses_on_gsm8k_come_from_their_measurement():
+    path = RESULTS / "gsm8k_adapters_1xH100.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    rows = {row["adapter"]: row for row in table_rows("docs/adapters.md", "adapter")}
+    assert set(rows) == {result["recipe"] for result in results}
+    for result in results:
+        row = rows[result["recipe"]]
+        assert row["gate"] == result["gate"] and all(result["answers"].values())
+        for one in result["sets"]:
+            assert row[one["name"]] == f"{one['base_nats']:.4f} -> {one['tuned_nats']:.4f}"
+
+
+def test_the_size_of_a_lora_checkpoint_comes_from_its_measurement():
+    path = RESULTS / "llama3_8b_1xH100_lora_checkpoint.json"
+    (found,) = json.loads(path.read_text(encoding="utf-8"))["results"]
+    size = found["checkpoint_bytes"]
+    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
+    assert size < 600e6 and f"{size / 1e6:.0f} MB for r = 16 of an 8B model" in page
+
+
+def test_the_matrix_has_every_recipe_and_stage_once():
+    recipes = [name for name in group_options()["recipe"] if name != "none"]
+    expected = {(recipe, str(stage)) for recipe in recipes for stage in range(4)}
+    assert {(row["recipe"], row["ZeRO"]) for row in MATRIX} == expected
+    assert len(MATRIX) == len(expected)
+
+
+def test_the_table_of_methods_has_every_method_with_both_recipes_once():
+    options = set(group_options()["tune"]) - {"full", "qlora", "rslora", "lora_plus"}
+    named = [(row["tune"], row["with"]) for row in METHODS]
+    assert len(named) == len(set(named))
+    assert set(named) == {(name, recipe) for name in options for recipe in BOTH}
+
+
+@pytest.mark.parametrize(("method", "recipe", "stage", "said"), method_cells())
+def test_a_method_is_refused_in_the_config_check_where_the_table_says_so(method, recipe, stage, said):
+    words = [f"recipe={recipe}", f"tune={method}", f"zero=zero{stage}", "model=tiny"]
+    words += ["data=text", "data.sources.corpus.path=x.txt"]
+    problems = [p for p in find_problems(compose_config(words), 1) if p.is_in(("tune", "zero"))]
+    assert said in ("tested", "refused") and bool(problems) == (said == "refused"), problems
+
+
+@pytest.mark.parametrize("attention", [a for a in Attention if a.value.startswith("flash")])
+def test_flash_attention_without_a_gpu_is_refused_as_the_matrix_says(attention):
+    assert {row["any flash, no GPU"] for row in MATRIX} == {"refused"}
+    with pytest.raises(ModelError, match="Install it with"):
+        choose_attention(attention, None)
+
+
+def test_what_the_matrix_calls_measured_has_a_result_on_gpus():
+    measured = {row["ZeRO"] for row in MATRIX if row["flash_attention_2"] == "measured"}
+    ran = set()
+    for path in RESULTS.glob("llama3_8b_*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["environment"]["versions"]["flash-attn"]:
+            for result in record["results"]:
+                stage = re.search(r"zero=zero(\d)", " ".join(result["overrides"]))
+                if "failed" not in result and stage:
+                    ran.add(stage.group(1))
+    assert measured and measured <= ran
+
+
+def test_held_out_losses_agree_between_gpu_and_cpu():
+    losses = []
+    page = (DOCS / "performance.md").read_text(encoding="utf-8")
+    for name in ("smollm2_135m_1_H200", "smollm2_135m_2_cpu_ranks"):
+        lines = (RESULTS / f"{name}.metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses.append([row["eval_mean"] for row in map(json.loads, lines) if "eval_mean" in row])
+        assert ", ".join(f"{loss:.4f}" for loss in losses[-1]) in page
+    assert losses[0] == pytest.approx(losses[1], abs=0.005)
