@@ -1,0 +1,143 @@
+"""Every command line in README and docs composes, and breaks no rule, as whoever copies it would find out."""
+
+import collections
+import functools
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from launch.multirun import PLUGINS
+from tests.helpers.shown_commands import shown_commands, shown_configuration
+from tests.house.tree import ROOT
+from trainer.command.invocation import frozen_config, parse
+from trainer.command.plan import CHECKED_KEYS
+from trainer.command.usage import COMMANDS
+from trainer.config.check import find_problems
+from trainer.config.check_cluster import submit_problems
+from trainer.config.store import compose_config, group_options, is_swept, load_config, to_yaml
+from trainer.errors import TrainerError
+
+FOLDERS = (".", "docs", "docker", "benchmarks")
+PAGES = sorted(str(file.relative_to(ROOT)) for name in FOLDERS for file in (ROOT / name).glob("*.md"))
+SHOWN = shown_commands(ROOT, PAGES)
+CONFIGURATION = shown_configuration(ROOT, PAGES)
+OF_WORDS = ("status", "completion", "explain", "schema", "init", "quickstart")
+"""Commands that compose no run; that there are such commands is looked at."""
+OF_A_RUN = ("evaluate", "export", "report")
+"""Commands that go on from a frozen configuration where the words name no data."""
+ELLIPSIS = "..."
+
+
+def kind_of(shown):
+    """Return how a command line can be looked at."""
+    if shown.error is not None:
+        return "refused"
+    command = shown.words[0] if shown.words else ""
+    if command in OF_WORDS or command.startswith("-"):
+        return "words"
+    if command in OF_A_RUN and not any(word.startswith("data=") for word in shown.words):
+        return "of a run"
+    return "in part" if ELLIPSIS in shown.words else "composed"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Write the files of configuration that pages show into a folder for hydra.searchpath."""
+    folder = tmp_path_factory.mktemp("site")
+    for name, text in CONFIGURATION.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composed(site, tmp_path_factory):
+    """Return a function that freezes what options of groups make, once, and reads it with other words."""
+    folder = tmp_path_factory.mktemp("frozen")
+
+    @functools.cache
+    def frozen(options):
+        # What an option leaves open is given by the words that follow.
+        path = folder / f"{len(list(folder.iterdir()))}.yaml"
+        searchpath = f"hydra.searchpath=[file://{site}]"
+        path.write_text(to_yaml(compose_config([*options, searchpath])), encoding="utf-8")
+        return path
+
+    def read(words):
+        groups = group_options()
+        options = tuple(word for word in words if word.partition("=")[0] in groups)
+        return load_config(frozen(options), [word for word in words if word not in options])
+
+    return read
+
+
+def one_value(word):
+    """Return a word with the first of several values."""
+    if not is_swept(word):
+        return word
+    value = OverridesParser.create().parse_override(word).value()
+    return f"{word.partition('=')[0]}={value.list[0] if hasattr(value, 'list') else value.start}"
+
+
+def of_hydra(words):
+    """Check the words that choose a launcher or a sweeper; return the others."""
+    known = {f"{group}={option}" for group, option, _, _ in PLUGINS}
+    for word in words:
+        if word.startswith(("hydra/launcher=", "hydra/sweeper=")):
+            assert word in known, word
+    return [word for word in words if not word.startswith("hydra")]
+
+
+@pytest.mark.parametrize("shown", [one for one in SHOWN if kind_of(one) in ("composed", "in part")], ids=str)
+def test_a_shown_command_composes_and_breaks_no_rule(shown, composed):
+    invocation = parse([word for word in shown.words if word != ELLIPSIS])
+    assert any(is_swept(word) for word in invocation.overrides) <= invocation.is_multirun
+    words = [one_value(word) for word in of_hydra(invocation.overrides)]
+    config = composed(words)
+    ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
+    problems = list(find_problems(config, ranks))
+    if invocation.command in ("plan", "doctor"):
+        problems = [found for found in problems if found.is_in(CHECKED_KEYS)]
+    if invocation.command == "submit":
+        problems += submit_problems(config.cluster, config.run_dir)
+    if kind_of(shown) == "composed":
+        assert not problems, [found.sentence for found in problems]
+
+
+@pytest.mark.parametrize("shown", [one for one in SHOWN if kind_of(one) == "of a run"], ids=str)
+def test_a_shown_command_goes_on_from_a_run(shown, composed):
+    invocation = parse([word for word in shown.words if word != ELLIPSIS])
+    assert any(word.startswith(("run_dir=", "export.adapters=")) for word in invocation.overrides)
+    with pytest.raises(TrainerError, match=r"(no|a) config\.yaml"):
+        frozen_config(invocation)
+    run = ["recipe=lora", "model=llama3_1_8b_instruct", "data=chat", "data.sources.chat.path=chats.jsonl"]
+    assert not list(find_problems(composed([*run, *invocation.overrides]), 1))
+
+
+@pytest.mark.parametrize("shown", [one for one in SHOWN if kind_of(one) == "words"], ids=str)
+def test_a_shown_command_is_one_that_there_is(shown):
+    assert shown.words[0] in COMMANDS or shown.words[0] == "--help"
+
+
+@pytest.mark.parametrize("shown", [one for one in SHOWN if kind_of(one) == "refused"], ids=str)
+def test_a_shown_error_is_what_a_person_gets(shown):
+    with pytest.raises(TrainerError) as caught:
+        compose_config(parse(shown.words).overrides)
+    assert str(caught.value) == shown.error
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGURATION))
+def test_a_shown_file_of_configuration_composes(name, composed):
+    group, option = name.split("/")
+    composed([f"{group}={option}"])
+
+
+def test_every_shown_command_was_looked_at():
+    counted = collections.Counter(kind_of(one) for one in SHOWN)
+    assert counted.total() == len(SHOWN) and counted["composed"] >= 35 and counted["of a run"] >= 12
+    assert len(CONFIGURATION) >= 2
+    # A line that the reader of blocks does not take for a command would be skipped in silence.
+    for page in PAGES:
+        covered = {number for one in SHOWN if one.page == page for number in range(one.line, one.last + 1)}
+        for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), start=1):
+            assert number in covered or not line.lstrip("$ ").startswith("palimpsest "), f"{page}:{number}"
