@@ -21,7 +21,7 @@ import yaml
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-PAGES = ("*.md", "img/*")
+PAGES = ("*.md", "*.css", "img/*")
 
 
 class _Page(HTMLParser):
