@@ -10,6 +10,7 @@ pyproject.toml pins it, and what it does not see (pictures, pages missing from t
 from __future__ import annotations
 
 import functools
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,13 @@ def main() -> None:
 
 def collect(out: Path) -> list[str]:
     """Put everything that the site is made of into a folder; return pages that the contents miss or do not have."""
-    shutil.rmtree(out, ignore_errors=True)
+    is_ours = not out.exists() or not any(out.iterdir()) or (out / "mkdocs.yml").is_file()
+    if not is_ours or (out / "docs").resolve() == DOCS:
+        sys.exit(
+            f"FOLDER must be empty, missing or of an earlier build, but is {out} instead. Name another one."
+        )
+    for name in ("docs", "site"):
+        shutil.rmtree(out / name, ignore_errors=True)
     for pattern in PAGES:
         for file in sorted(DOCS.glob(pattern)):
             place = out / "docs" / file.relative_to(DOCS)
@@ -79,10 +86,12 @@ def _named(entry: object) -> list[str]:
 
 def render(out: Path) -> list[str]:
     """Run Zensical; a warning is a problem."""
-    words = [sys.executable, "-m", "zensical", "build", "--strict"]
+    if importlib.util.find_spec("zensical") is None:
+        return ["Zensical must be installed, but is not. Run: pip install -e '.[docs]'"]
+    words = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(words, cwd=out, capture_output=True, text=True)
     said = f"{done.stdout}{done.stderr}"
-    return [said] if done.returncode or "Warning" in said else []
+    return [said.partition("Traceback")[0]] if done.returncode or "Warning" in said else []
 
 
 def dead_links(site: Path) -> list[str]:

@@ -37,7 +37,7 @@ GROUPS = {
 HEAD = """# Configuration reference
 
 ```
-palimpsest train recipe=lora model=smollm2_135m data=chat data.sources.chat.path=chats.jsonl optim.lr=2e-4 --cfg
+palimpsest train recipe=lora model=llama3_1_8b_instruct data=chat data.sources.chat.path=chats.jsonl optim.lr=2e-4 --cfg
 ```
 
 `group=option` takes a file of `conf/`, `section.key=value` sets one key, and the command line wins; `--cfg` prints what

@@ -65,7 +65,7 @@ def composed(site, tmp_path_factory):
 
     def read(words):
         groups = group_options()
-        options = tuple(word for word in words if word.partition("=")[0] in groups)
+        options = tuple(sorted(word for word in words if word.partition("=")[0] in groups))
         return load_config(frozen(options), [word for word in words if word not in options])
 
     return read
