@@ -26,6 +26,11 @@ OF_WORDS = ("status", "completion", "explain", "schema", "init", "quickstart")
 OF_A_RUN = ("evaluate", "export", "report")
 """Commands that go on from a frozen configuration where the words name no data."""
 ELLIPSIS = "..."
+MADE = """# @package _global_
+defaults: [override /recipe: lora, override /model: llama3_1_8b_instruct, override /data: chat]
+data: {sources: {chat: {path: chats.jsonl}}}
+"""
+"""What stands for the file that `palimpsest init name=NAME` would write."""
 
 
 def kind_of(shown):
@@ -44,7 +49,11 @@ def kind_of(shown):
 def site(tmp_path_factory):
     """Write the files of configuration that pages show into a folder for hydra.searchpath."""
     folder = tmp_path_factory.mktemp("site")
-    for name, text in CONFIGURATION.items():
+    made = [
+        word for one in SHOWN if one.words[:1] == ("init",) for word in one.words if word.startswith("name=")
+    ]
+    files = {f"experiment/{word.removeprefix('name=')}": MADE for word in made} | CONFIGURATION
+    for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
