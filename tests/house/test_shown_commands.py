@@ -20,7 +20,11 @@ from trainer.errors import TrainerError
 FOLDERS = (".", "docs", "docker", "benchmarks")
 PAGES = sorted(str(file.relative_to(ROOT)) for name in FOLDERS for file in (ROOT / name).glob("*.md"))
 SHOWN = shown_commands(ROOT, PAGES)
-CONFIGURATION = shown_configuration(ROOT, PAGES)
+CONFIGURATION = {
+    name: text
+    for name, text in shown_configuration(ROOT, PAGES).items()
+    if name.partition("/")[0] in group_options()
+}
 OF_WORDS = ("status", "completion", "explain", "schema", "init", "quickstart")
 """Commands that compose no run; that there are such commands is looked at."""
 OF_A_RUN = ("evaluate", "export", "report")
