@@ -27,7 +27,6 @@ from trainer.report.build import build_report
 from trainer.report.element import Html, element, join
 from trainer.report.figure import HEIGHT, WIDTH, plot
 from trainer.report.series import Series
-from trainer.report.style import STYLE
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "img"
@@ -210,15 +209,41 @@ def _arrow(places: Sequence[tuple[float, float]]) -> Html:
     return element("path", d=path + head, class_="arrow")
 
 
-COLOURS = "".join(f".p{number}{{fill:var(--s{number + 1})}}" for number in range(len(PARTS)))
-MORE_STYLE = f"{COLOURS}.box{{fill:var(--box);stroke:var(--edge)}}svg path.arrow{{stroke:var(--soft)}}"
+STYLE = """
+:root {
+  --page: #ffffff; --text: #1c2126; --soft: #59636e; --edge: #d5dae0; --box: #f4f6f8;
+  --c1: #0b62b8; --c2: #b3480b; --c3: #0f7a5c; --c4: #8a3b8f; --c5: #7a6200; --c6: #b02a4c;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #14181c; --text: #e6e9ec; --soft: #a0aab4; --edge: #3a424a; --box: #1c2228;
+    --c1: #6cb2ff; --c2: #ff9d5c; --c3: #4fd1a5; --c4: #dc9be0; --c5: #e0c04a; --c6: #ff8ba3;
+  }
+}
+text { font-size: 11px; fill: var(--text); }
+text.unit { fill: var(--soft); }
+text.name { font-size: 12px; font-weight: 600; }
+text.halo { paint-order: stroke; stroke: var(--page); stroke-width: 3px; }
+line { stroke: var(--edge); }
+line.axis { stroke: var(--soft); }
+path { fill: none; stroke: var(--line); stroke-width: 1.75; stroke-linejoin: round; }
+path.arrow { stroke: var(--soft); }
+circle { fill: transparent; }
+rect.plate { fill: var(--page); }
+rect.box { fill: var(--box); stroke: var(--edge); }
+"""
+"""Of these figures alone: a change of the report's must not draw them anew."""
+COLOURS = "".join(
+    f".s{n} {{ --line: var(--c{n}); }} text.s{n} {{ fill: var(--c{n}); }} .p{n - 1} {{ fill: var(--c{n}); }}\n"
+    for n in range(1, len(PARTS) + 1)
+)
 
 
 def _svg(width: float, height: float, described: str, *inside: Html) -> str:
     drawn = element(
         "svg",
         element("title", described),
-        element("style", Html(STYLE + MORE_STYLE)),
+        element("style", Html(STYLE + COLOURS)),
         element("rect", width=width, height=height, class_="plate"),
         join(*inside),
         xmlns="http://www.w3.org/2000/svg",

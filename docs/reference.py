@@ -79,7 +79,7 @@ def page() -> str:
         f"| `{group}` | {GROUPS.get(group, '')} | {', '.join(options)} |"
         for group, options in groups().items()
     ]
-    sections = read_sections()
+    sections = Sections()
     return HEAD + "\n".join(rows) + "\n\n" + "\n".join(_section(sections, "RunConfig", "", "Run"))
 
 
@@ -96,14 +96,19 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def read_sections() -> dict[str, Section]:
-    """Return every class of trainer/config by name."""
-    found = {}
-    for file in sorted((ROOT / "trainer" / "config").glob("*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                found[node.name] = Section(ast.get_docstring(node) or "", tuple(_fields(node)))
-    return found
+class Sections:
+    """The classes of trainer/config by name; only those that a run reaches are looked at."""
+
+    def __init__(self) -> None:
+        """Parse all files."""
+        files = sorted((ROOT / "trainer" / "config").glob("*.py"))
+        bodies = [ast.parse(file.read_text(encoding="utf-8")).body for file in files]
+        self._nodes = {node.name: node for body in bodies for node in body if isinstance(node, ast.ClassDef)}
+
+    def find(self, name: str) -> Section | None:
+        """Return a class; None where there is none of this name."""
+        node = self._nodes.get(name)
+        return Section(ast.get_docstring(node) or "", tuple(_fields(node))) if node else None
 
 
 def _fields(node: ast.ClassDef) -> Iterator[Field]:
@@ -141,9 +146,10 @@ def _default(value: ast.expr | None) -> str:
     return ast.unparse(value).strip("'") or "''"
 
 
-def _section(sections: dict[str, Section], name: str, prefix: str, title: str) -> Iterator[str]:
+def _section(sections: Sections, name: str, prefix: str, title: str) -> Iterator[str]:
     """Yield the lines of a section: its own keys, then the sections below it."""
-    section = sections[name]
+    section = sections.find(name)
+    assert section is not None, f"trainer/config must have a class {name}"
     below = {field: _section_name(sections, field.annotation) for field in section.fields}
     yield f"## {title}\n\n{_paragraphs(section.meaning)}\n"
     for field, inner in below.items():
@@ -156,13 +162,13 @@ def _section(sections: dict[str, Section], name: str, prefix: str, title: str) -
             yield from _section(sections, inner, f"{key}.", f"`{key}`")
 
 
-def _section_name(sections: dict[str, Section], annotation: str) -> str:
+def _section_name(sections: Sections, annotation: str) -> str:
     """Return the class of a field that is a section, or a mapping of sections; nothing for all else."""
     name = annotation.removeprefix("dict[str, ").removesuffix("]")
-    return name if name in sections and name.endswith(("Config", "Rule")) else ""
+    return name if name.endswith(("Config", "Rule")) and sections.find(name) else ""
 
 
-def _key(sections: dict[str, Section], field: Field, prefix: str) -> Iterator[str]:
+def _key(sections: Sections, field: Field, prefix: str) -> Iterator[str]:
     kind, enum = _kind(sections, field.annotation)
     yield f"### `{prefix}{field.name}`\n"
     yield f"{kind}; default `{field.default}`\n"
@@ -177,13 +183,13 @@ def _key(sections: dict[str, Section], field: Field, prefix: str) -> Iterator[st
         yield "\n".join(said) + "\n"
 
 
-def _kind(sections: dict[str, Section], annotation: str) -> tuple[str, Section | None]:
+def _kind(sections: Sections, annotation: str) -> tuple[str, Section | None]:
     """Return a type in words, and the enum that it is of."""
     bare = annotation.removesuffix(" | None")
     or_null = " or null" if bare != annotation else ""
     listed = re.fullmatch(r"(list|dict)\[(?:str, )?(\w+)\]", bare)
     inner = listed[2] if listed else bare
-    enum = sections.get(inner)
+    enum = sections.find(inner)
     words = f"one of {', '.join(f'`{member.default}`' for member in enum.fields)}" if enum else TYPES[inner]
     if listed:
         words = f"{'list' if listed[1] == 'list' else 'mapping of names'} of {words}"
