@@ -7,11 +7,17 @@ version of Python gives slightly other documents. Run `python -m trainer.launch.
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from pathlib import Path
 
 from trainer.config.snapshot import write_atomic
 from trainer.errors import Exit
+
+
+def corpus_path(cache_dir: Path) -> Path:
+    """Return the place of the quickstart's corpus, by the version of this Python."""
+    return cache_dir.expanduser() / "corpora" / f"python-reference-{platform.python_version()}.jsonl"
 
 
 def reference_documents() -> list[dict[str, str]]:

@@ -1,80 +1,261 @@
-"""What the quickstart shows at its end: held-out loss, speed, and the same sentence continued twice.
+"""`palimpsest quickstart`: from an empty folder to a trained, exported model, without a GPU or a model hub.
 
-Reads only what a run directory holds by contract. Started by launch/quickstart.sh.
+Every part that trains or writes weights is a command of its own, printed as a person would type it. What is there
+already is kept, so that the same words go on after an interruption.
 """
 
 from __future__ import annotations
 
-import json
+import errno
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
-from trainer.errors import Exit
-from trainer.metrics.jsonl import read
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
-PROMPT = 'In Python, the "with" statement is used to'
-NEW_TOKENS = 40
-MEASURED = "forgetting.json"
+from trainer import __version__
+from trainer.checkpoint.space import bytes_free, num_to_come
+from trainer.command.plan import forecast_without_torch
+from trainer.config.check import check_config
+from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import refuse_another
+from trainer.config.store import compose_config, to_yaml
+from trainer.dist.env import is_rank
+from trainer.errors import CheckpointError, ConfigError, Exit
+from trainer.runtime.job import as_shells_tell
+from trainer.runtime.signals import handed_on
+
+from .attempts import has_finished
+from .closing import MEASURED, in_short, show_result
+from .corpus import corpus_path, write_corpus
+
+NUM_PARTS = 7
+EXPERIMENT = "experiment=quickstart"
+SOURCE = "data.sources.python_reference.path"
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+EXPORTED = ("config.json", "adapter_config.json")
+"""Either says that an export is there: it appears whole or not at all."""
 
 
-def is_trained(run_dir: Path) -> bool:
-    """Tell whether the run reached its last step and saved it."""
-    from omegaconf import OmegaConf
+class PartStopped(Exception):
+    """A part ended with an exit code other than 0; what it printed says why."""
 
-    if not (run_dir / "config.yaml").is_file():
-        return False
-    max_steps = OmegaConf.load(run_dir / "config.yaml").train.max_steps
-    last = run_dir / "checkpoints" / f"step-{max_steps:08d}" / "manifest.json"
-    return last.is_file() and (run_dir / MEASURED).is_file()
+    def __init__(self, number: int, code: int) -> None:
+        """Keep the number of the part and its exit code."""
+        self.number, self.code = number, code
 
 
-def show(run_dir: Path, base_dir: Path) -> int:
-    """Print the result of the run; return the exit code, not 0 unless the held-out loss went down."""
-    records = read(run_dir / "metrics.jsonl")
-    if not (run_dir / MEASURED).is_file():
-        print(f"{run_dir} holds no {MEASURED}; the training did not end.")
-        return Exit.died
-    sets = json.loads((run_dir / MEASURED).read_text(encoding="utf-8"))["sets"]
-    print("  held-out loss, nats per token")
-    for one in sets:
-        print(
-            f"    {one['name']:<17} {one['base_nats']:.4f} -> {one['tuned_nats']:.4f} ({one['change_nats']:+.4f})"
-            f"  {one['role']}"
+def start_quickstart(overrides: Sequence[str], is_shown: bool) -> int:
+    """Run all parts that are not done yet, and print the result; return the exit code.
+
+    Args:
+        is_shown: Only print the resolved configuration.
+    Raises:
+        TrainerError: What can be known to be wrong, before anything is downloaded.
+    """
+    if is_rank(os.environ):
+        raise ConfigError(
+            "`quickstart` must be started alone, because it starts the ranks itself, but this is a rank of a launcher "
+            "instead. Start it from a shell: palimpsest quickstart"
         )
-    speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
-    if speeds:
-        print(f"  speed            {median(speeds):,.0f} tokens/s (median of {len(speeds)} steps)")
-    print(f"  exported model   {run_dir / 'export'}")
-    print(f"  report           {run_dir / 'report.html'}")
-    print()
-    compare(base_dir, run_dir / "export")
-    if not all(one["change_nats"] < 0 for one in sets if one["role"] == "target"):
-        print("\nThe held-out loss of the target did not go down: something is wrong.", file=sys.stderr)
-        return Exit.died
-    return Exit.done
+    words, config = _compose(overrides)
+    if is_shown:
+        print(to_yaml(config), end="")
+        return Exit.done
+    run_dir = Path(config.run_dir)
+    check_config(config, config.cluster.ranks_per_node)
+    refuse_another(config, run_dir)
+    # Nothing is looked up on a hub unless it is asked for.
+    for name in OFFLINE:
+        os.environ.setdefault(name, "1")
+    _check_room(config)
+    _make_folder(run_dir)
+    try:
+        return _run_parts(words, config)
+    except PartStopped as stopped:
+        print(
+            f"\nStopped in part {stopped.number} of {NUM_PARTS} (exit code {stopped.code}); what is above says why. "
+            "Start the same command again to go on from there.",
+            file=sys.stderr,
+        )
+        return stopped.code
+    except KeyboardInterrupt:
+        print("\nInterrupted. Start the same command again: what is done is kept.", file=sys.stderr)
+        return Exit.interrupted
 
 
-def compare(base_dir: Path, tuned_dir: Path) -> None:
-    """Continue one sentence with the model before and after, greedily."""
-    from trainer.model.embedded import continue_text
-
-    print(f"  {PROMPT} ...")
-    for label, folder in (("before", base_dir), ("after", tuned_dir)):
-        text = " ".join(continue_text(folder, PROMPT, NEW_TOKENS).split())
-        print(f"    {label:<7} {text}")
-
-
-def main() -> int:
-    """Run `is-trained RUN_DIR` (an exit code) or `show RUN_DIR BASE_DIR`."""
-    match sys.argv[1:]:
-        case ["is-trained", run_dir]:
-            return Exit.done if is_trained(Path(run_dir)) else Exit.died
-        case ["show", run_dir, base_dir]:
-            return show(Path(run_dir), Path(base_dir))
-    print("usage: python -m trainer.launch.quickstart is-trained RUN_DIR | show RUN_DIR BASE_DIR")
-    return Exit.mendable
+def _compose(overrides: Sequence[str]) -> tuple[list[str], RunConfig]:
+    """Return the words for the commands, and the configuration that they make."""
+    num_gpus = _num_gpus()
+    # One rank on a machine with one GPU, where ZeRO-3 would have nothing to shard and only cost time.
+    num_ranks, zero = (1, "zero1") if num_gpus == 1 else (2, "zero3")
+    chosen = [f"cluster.ranks_per_node={num_ranks}", f"zero={zero}"]
+    given = {word.partition("=")[0] for word in overrides}
+    words = [EXPERIMENT, *(word for word in chosen if word.partition("=")[0] not in given), *overrides]
+    config = compose_config(words)
+    source = config.data.sources.get("python_reference")
+    if source is not None and source.path is None:
+        words.insert(1, f"{SOURCE}={corpus_path(Path(config.data.cache_dir))}")
+        config = compose_config(words)
+    return words, config
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _num_gpus() -> int:
+    # As the command line has found out; see cli.py.
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return 0
+    from trainer.preflight.inventory import num_visible_gpus
+
+    num_gpus = num_visible_gpus()
+    if not num_gpus:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    return num_gpus
+
+
+def _check_room(config: RunConfig) -> None:
+    """Raise when the disk has no room for the checkpoints to come: training would say so after the model is sampled."""
+    if is_trained(config) or not config.checkpoint.enabled:
+        return
+    forecast = forecast_without_torch(config, config.cluster.ranks_per_node)
+    if forecast is None:
+        return  # training itself looks
+    run_dir = Path(config.run_dir)
+    num_kept = config.checkpoint.keep_last + int(config.checkpoint.keep_best)
+    num_new = num_to_come(run_dir, num_kept, config.checkpoint.keep_every_steps)
+    need_bytes, free_bytes = num_new * forecast.checkpoint_bytes, bytes_free(run_dir)
+    if free_bytes < need_bytes:
+        raise CheckpointError(
+            f"`run_dir` must have room for {num_new} checkpoints ({need_bytes / 1e9:.1f} GB), but {run_dir} has "
+            f"{free_bytes / 1e9:.1f} GB left instead. Free some, or set run_dir to a folder of a larger disk."
+        )
+
+
+def _make_folder(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
+        ) from error
+
+
+def _run_parts(words: list[str], config: RunConfig) -> int:
+    run_dir = Path(config.run_dir)
+    _begin(1, "Environment")
+    print(
+        f"palimpsest {__version__}, Python {platform.python_version()}, {config.cluster.ranks_per_node} rank(s)"
+    )
+
+    _begin(2, f"Base model: {_model_name(config.model)}")
+    source = _base_model(config)
+
+    corpus = corpus_path(Path(config.data.cache_dir))
+    if f"{SOURCE}={corpus}" in words:
+        _begin(3, "Corpus: the Python language reference")
+        if not corpus.is_file():
+            write_corpus(corpus)
+        print(corpus)
+    else:
+        _begin(3, "Corpus: your own")
+
+    if any(_is_generated(one.path, config) for one in config.data.sources.values()):
+        _run(4, ["replay", "generate", *words])
+    else:
+        _begin(4, "Replay: none of this run's sources is generated")
+
+    if is_trained(config):
+        _begin(5, f"Training: {in_short(run_dir)} is trained already")
+    else:
+        shutil.rmtree(run_dir / "export", ignore_errors=True)  # of an earlier training
+        _run(5, ["train", *words])
+
+    export = Path(config.export.output_dir or run_dir / "export")
+    asked = [word for word in words if word.startswith("export.")]
+    # One that is there may be of other words than these.
+    if not asked and any((export / name).is_file() for name in EXPORTED):
+        _begin(6, f"Export: {in_short(export)} is there already")
+    else:
+        _run(6, ["export", f"run_dir={in_short(run_dir)}", *asked])
+
+    _begin(7, "Result")
+    code = show_result(run_dir, source, export)
+    elapsed_s = round(_elapsed_s())
+    print(f"\nTotal time: {elapsed_s // 60} min {elapsed_s % 60} s", flush=True)
+    return code
+
+
+def is_trained(config: RunConfig) -> bool:
+    """Tell whether the run reached its end, with all that is shown of it."""
+    run_dir = Path(config.run_dir)
+    is_measured = not config.evaluate.forgetting or (run_dir / MEASURED).is_file()
+    return config.checkpoint.resume and is_measured and has_finished(run_dir)
+
+
+def _is_generated(path: str | None, config: RunConfig) -> bool:
+    """Tell whether a source is what `palimpsest replay generate` writes with this configuration."""
+    folder = config.replay.generate.output_dir
+    return path is not None and folder is not None and Path(path).is_relative_to(folder)
+
+
+def _base_model(config: RunConfig) -> str:
+    """Return what the run begins with, and print it."""
+    from trainer.model.resolve import resolve_model
+
+    cache_dir = Path(config.data.cache_dir)
+    if config.model.kind is ModelKind.embedded:
+        # A process of its own: this one would keep most of a GB that the ranks need.
+        _wait_for(2, ["trainer.model.embedded", str(cache_dir)])
+        return resolve_model(config.model, cache_dir)
+    source = resolve_model(config.model, cache_dir)
+    print(source)
+    return source
+
+
+def _model_name(model: ModelConfig) -> str:
+    return {ModelKind.embedded: "SmolLM2-135M-Instruct", ModelKind.tiny: "tiny, random weights"}.get(
+        model.kind, model.path
+    )
+
+
+def _begin(number: int, title: str) -> None:
+    print(f"\n[{number}/{NUM_PARTS} {_elapsed_s():3.0f}s] {title}", flush=True)
+
+
+def _elapsed_s() -> float:
+    """Return the age of this process: launch/quickstart.sh becomes it, so that its installation counts."""
+    return max(time.time() - float(psutil.Process().create_time()), 0.0)
+
+
+def _run(number: int, words: list[str]) -> None:
+    """Run `palimpsest` with these words."""
+    _begin(number, f"palimpsest {shlex.join(words)}")
+    _wait_for(number, ["trainer", *words])
+
+
+def _wait_for(number: int, words: list[str]) -> None:
+    """Run a module as a process of its own; signals to this one are passed on.
+
+    Raises:
+        PartStopped: It ended with another exit code than 0.
+    """
+
+    def forward(signal_number: int) -> None:
+        process.send_signal(signal_number)
+
+    with handed_on((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1), forward) as begin:
+        # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+        process = subprocess.Popen([sys.executable, "-m", *words], start_new_session=True)
+        begin()
+        code = as_shells_tell(process.wait())
+    if code:
+        raise PartStopped(number, code)

@@ -17,6 +17,7 @@ from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
 from trainer.errors import ConfigError, Exit
+from trainer.metrics.trackers import check_trackers
 
 from .attempts import last_job, measured_save_s, note
 from .render import render
@@ -89,6 +90,9 @@ def check(config: RunConfig, site: Site) -> Ready:
     if site is not None and not problems:
         problems += site_problems(config.cluster, site())
     refuse(problems)
+    # Only then has the job what is installed here.
+    if config.cluster.container.image is None and config.cluster.python is None:
+        check_trackers(config.log, Path(config.run_dir), config.cluster.environment)
     fit = fitted(config, num_ranks, can_load=False)
     forecast = forecast_without_torch(fit.config, num_ranks)
     config = fit.left_to_first_rank

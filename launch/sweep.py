@@ -130,7 +130,7 @@ class Sweep:
         """Return the configuration of a point's run."""
         if point.name not in self._configs:
             config = compose_config([*self._fixed, *point.words])
-            log = dataclasses.replace(config.log, wandb_group=config.log.wandb_group or self.record.name)
+            log = dataclasses.replace(config.log, group=config.log.group or self.record.name)
             self._configs[point.name] = dataclasses.replace(
                 config, name=f"{self.record.name}-{point.name}", run_dir=str(self.run_dir(point)), log=log
             )

@@ -95,6 +95,8 @@ def _dispatch(invocation: Invocation) -> int:
             return int(submit(config, invocation.is_dry))
         case "doctor":
             return _examine(config, invocation.config_file)
+        case "report":
+            return _report_run(config, invocation.overrides)
         case command if is_rank(os.environ):
             from trainer.command.rank import run_rank
 
@@ -104,11 +106,13 @@ def _dispatch(invocation: Invocation) -> int:
 
 
 def _of_files(invocation: Invocation) -> int | None:
-    """Run what needs no configuration of one run: status and sweeps; None for all else."""
+    """Run what needs no configuration of one run, or makes its own: status, quickstart, sweeps; None for all else."""
     if invocation.command == "status":
         from trainer.launch.status import show_status
 
         return int(show_status(invocation.overrides))
+    if invocation.command == "quickstart":
+        return _quickstart(invocation)
     if invocation.is_multirun:
         return _sweep(invocation)
     sweep = sweep_folder(invocation)
@@ -117,6 +121,18 @@ def _of_files(invocation: Invocation) -> int | None:
 
         return int(show_sweep(sweep))
     return None
+
+
+def _quickstart(invocation: Invocation) -> int:
+    """Train and export the small model, part by part."""
+    if invocation.config_file is not None:
+        raise ConfigError(
+            "`quickstart` must be given words to compose, but --config names a frozen configuration instead. Leave "
+            "it out, or go on with that run: palimpsest train --config FILE"
+        )
+    from trainer.launch.quickstart import start_quickstart
+
+    return int(start_quickstart(invocation.overrides, invocation.show_config))
 
 
 def _sweep(invocation: Invocation) -> int:
@@ -129,6 +145,25 @@ def _sweep(invocation: Invocation) -> int:
     from trainer.launch.multirun import start_sweep
 
     return int(start_sweep(invocation.command, invocation.overrides, invocation.is_dry))
+
+
+def _report_run(config: RunConfig, overrides: Sequence[str]) -> int:
+    """Write report.html; tell trackers that the command line names what they do not have."""
+    from trainer.report.announce import announce
+
+    names_trackers = any(word.startswith("log.trackers=") for word in overrides)
+    if names_trackers:
+        from trainer.command.before_ranks import check_logins
+        from trainer.config.check import check_config
+
+        check_config(config, only=("log",))
+        check_logins(config)
+    announce(Path(config.run_dir))
+    if names_trackers:
+        from trainer.run.conclusion import tell_trackers
+
+        tell_trackers(config)
+    return Exit.done
 
 
 def _examine(config: RunConfig, config_file: Path | None) -> int:
@@ -151,11 +186,6 @@ def _run_here(command: str, config: RunConfig) -> int:
             from trainer.command.export import export
 
             return export(config)
-        case "report":
-            from trainer.report.announce import announce
-
-            announce(Path(config.run_dir))
-            return Exit.done
         case "replay generate":
             from trainer.command.train import start_generation
 

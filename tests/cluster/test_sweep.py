@@ -96,7 +96,7 @@ log "$(value lr)"
     assert record(folder)["best"] == "001_lr-1e-05_seed-0"
     assert run_status(folder / "001_lr-1e-05_seed-0").num_attempts == 2
     frozen = load_config(folder / "003_lr-2e-05_seed-0" / "config.yaml")
-    assert (frozen.optim.lr, frozen.log.wandb_group) == (2e-5, "sweep")
+    assert (frozen.optim.lr, frozen.log.group) == (2e-5, "sweep")
     assert "004_lr-2e-05_seed-1 failed: ValueError: shapes differ" in shown
     assert f"Best: {folder}/001_lr-1e-05_seed-0, eval_mean 1e-05" in shown
 
@@ -212,7 +212,7 @@ def test_sweep_of_the_tiny_model(slurm, project, capsys):
     arguments = [
         *("submit", "-m", "hydra/launcher=slurm", *overrides(project, 8), f"run_dir={folder}"),
         *("cluster=slurm_cpu", "cluster.num_nodes=2", "cluster.cpus_per_rank=4", "cluster.time_limit_min=60"),
-        *("cluster.node_local_paths=[/nowhere]", "sweep.poll_s=1", "log.wandb=offline"),
+        *("cluster.node_local_paths=[/nowhere]", "sweep.poll_s=1", "log=wandb", "log.wandb.mode=offline"),
     ]
     words = [word for word in arguments if not word.startswith("optim.lr=")]
     with contextlib.chdir(project):

@@ -207,7 +207,7 @@ def test_a_frozen_configuration_comes_back_equal(experiment, tmp_path):
         f"experiment={experiment}",
         f"run_dir={tmp_path}/run",
         "+zero.extra.zero_optimization={zero_hpz_partition_size: 8}",
-        "log.wandb_tags=[a,b]",
+        "log.tags=[a,b]",
         "model.chat_template_date=2026-11-28",
     )
     path = freeze(config, Path(config.run_dir))

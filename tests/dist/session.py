@@ -14,9 +14,9 @@ from trainer.config.schema import RunConfig
 from trainer.config.store import load_config
 
 
-def make_inputs(mesh: Any, folder: str) -> None:
-    """Make the workspace; one rank."""
-    make_workspace(Path(folder))
+def make_inputs(mesh: Any, folder: str, **changes: Any) -> None:
+    """Make the workspace, its models with changes; one rank."""
+    make_workspace(Path(folder), **changes)
 
 
 def config_of(workspace: str, run_dir: str | Path, *overrides: str) -> RunConfig:

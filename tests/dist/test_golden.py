@@ -2,7 +2,8 @@
 
 A failure after a change that should not touch the numbers says that it does; `python -m tests.dist.test_golden` writes
 the values anew where they are meant to change, and the commit says why. They hold for one arithmetic: a digest of a few
-sums and products tells whether this processor and this torch round alike; elsewhere the test skips.
+sums and products tells whether this processor and this torch round alike. Elsewhere the values must be those of another
+arithmetic within rounding, which found bitsandbytes unpacking wrongly on one kind of processor.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tests.helpers.tiny import write_documents
 
 FILE = Path(__file__).resolve().parents[1] / "golden" / "losses.json"
 STEPS = 5
+FP32_ROUNDING, BF16_ROUNDING = 1e-5, 1e-2
+"""Of a value. Between an AVX2 and an AVX-512 processor they differed by up to 3e-7 and 1.1e-3."""
 REPLAY = (
     "data.sources.old.role=replay",
     "data.sources.old.format=ids",
@@ -96,11 +99,17 @@ def trained(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("name", sorted(RUNS))
 def test_every_recorded_loss_is_what_it_was_to_the_last_bit(name: str, trained: dict[str, Any]) -> None:
     golden = json.loads(FILE.read_text())
-    if trained["arithmetic"] not in golden:
-        pytest.skip(f"no golden values for this processor and torch ({trained['arithmetic']})")
-    recorded = golden[trained["arithmetic"]][name]
-    assert len(recorded["loss"]) == STEPS and len(recorded["eval_mean"]) >= 2
-    assert trained[name] == recorded
+    recorded = golden.get(trained["arithmetic"], {}).get(name)
+    assert len(trained[name]["loss"]) == STEPS and len(trained[name]["eval_mean"]) >= 2
+    if recorded is not None:
+        assert trained[name] == recorded
+        return
+    others = [one[name] for one in golden.values() if name in one]
+    assert others, f"no values of {name}: run `python -m tests.dist.test_golden`"
+    rounding = FP32_ROUNDING if "fp32" in name else BF16_ROUNDING
+    for other in others:
+        for key, values in other.items():
+            assert trained[name][key] == pytest.approx(values, rel=rounding), key
 
 
 def write_golden() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.session import config_of, loader_of, session_of, take_steps
+from tests.dist.session import config_of, loader_of, make_inputs, session_of, take_steps
 from tests.dist.test_adapters import losses, train_and_resume
 from tests.dist.test_zero import FP32, NUM_STEPS, assert_close, documents_of, plain_steps
 from trainer.checkpoint.layout import step_dir
@@ -22,6 +22,14 @@ METHODS = {
     "dora": [*QLORA, "tune.dora=true"],
     "ia3": ["tune.method=ia3", "tune.quantise=nf4", "tune.target=[k_proj,v_proj,down_proj]"],
 }
+
+
+@pytest.fixture(scope="module")
+def workspace(pool: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a workspace with rows of whole blocks: others plain bitsandbytes unpacks wrongly with AVX-512."""
+    folder = str(tmp_path_factory.mktemp("workspace"))
+    pool(1).run(make_inputs, folder=folder, hidden_size=64)
+    return folder
 
 
 def base_in_4_bits(folder: Path, dtype: torch.dtype, **options: Any) -> Any:

@@ -86,7 +86,7 @@ def test_a_resumed_run_decides_and_draws_what_the_whole_run_did(pool, workspace,
     assert after == [d for d in before if d[0] > 4]
     states = [json.loads((step_dir(r, 8) / STATE).read_text()) for r in (whole, resumed)]
     for state in states:
-        del state["attempts"], state["wandb_id"]
+        del state["attempts"]
     assert states[0] == states[1]
     assert len(states[0]["ratio_changes"]) == 4 and set(states[0]["base_losses"]) == {
         "chat",

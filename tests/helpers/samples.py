@@ -1,9 +1,8 @@
-"""A sampler of numbered words for tests of rounds and stores, and a process that runs it until it is killed."""
+"""A sampler of numbered words for tests of rounds and stores."""
 
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,18 +71,3 @@ def generate_words(
     counts = tally.to_plain()
     counts.pop("sampling_s")
     return dict(mesh.from_first(lambda: work.publish(tally.num_batches, {"key": "k", "counts": counts})))
-
-
-def main() -> None:
-    """Generate slowly; somebody kills this process on the way."""
-    import torch
-
-    from trainer.dist.mesh import alone
-
-    target, num_tokens, pause_s = sys.argv[1:]
-    mesh = alone(torch.device("cpu"))
-    generate_words(mesh, Path(target), int(num_tokens), WordSampler(float(pause_s)))
-
-
-if __name__ == "__main__":
-    main()

@@ -95,13 +95,17 @@ def tiny_config(folder: Path) -> RunConfig:
     )
 
 
-def make_workspace(folder: Path) -> Path:
-    """Write models, documents, stores and config.yaml under a folder; return the configuration's path."""
+def make_workspace(folder: Path, **changes: Any) -> Path:
+    """Write models, documents, stores and config.yaml under a folder; return the configuration's path.
+
+    Args:
+        changes: Fields of the models' configurations.
+    """
     from trainer.command.prepare import ensure_inputs
 
-    save_llama(folder / "model")
-    save_llama(folder / "tied", tie_word_embeddings=True)
-    save_llama(folder / "dropout", attention_dropout=0.2)
+    save_llama(folder / "model", **changes)
+    save_llama(folder / "tied", tie_word_embeddings=True, **changes)
+    save_llama(folder / "dropout", attention_dropout=0.2, **changes)
     write_documents(folder / "chat.jsonl", 90, seed=1, ragged=True)
     write_documents(folder / "text.jsonl", 40, seed=2, ragged=False)
     config = tiny_config(folder)

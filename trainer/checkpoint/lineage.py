@@ -7,7 +7,7 @@ A run never begins at step 0 by itself where checkpoints are, and what it leaves
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.checkpoint.layout import checkpoints_dir, find_checkpoints
@@ -18,8 +18,10 @@ from trainer.errors import CheckpointError
 
 DAMAGED = "damaged-"
 ABANDONED = "abandoned-"
+OF_TRACKERS = ("trackers", "tensorboard")
+"""How trackers know the run, and what one of them was told: another run is another one there."""
 OF_A_RUN = (
-    *("checkpoints", "metrics.jsonl", "ledger.jsonl"),
+    *("checkpoints", "metrics.jsonl", "ledger.jsonl", *OF_TRACKERS),
     *("forgetting.json", "evaluation.json", "interpolation.json", "report.html"),
 )
 """What is of one line of checkpoints: a step of the next one has the same name, and is another model."""
@@ -84,11 +86,16 @@ def abandon(run_dir: Path) -> Path | None:
     if not find_checkpoints(run_dir) and not find_damaged(run_dir):
         return None
     target = next_abandoned(run_dir)
-    target.mkdir()
-    for name in OF_A_RUN:
-        if (run_dir / name).exists():
-            os.rename(run_dir / name, target / name)
+    leave_behind(run_dir, OF_A_RUN, target)
     return target
+
+
+def leave_behind(run_dir: Path, names: Sequence[str], target: Path) -> None:
+    """Move what is there of these names into a folder, which is made if anything is."""
+    for name in names:
+        if (run_dir / name).exists():
+            target.mkdir(exist_ok=True)
+            os.rename(run_dir / name, target / name)
 
 
 def next_abandoned(run_dir: Path) -> Path:

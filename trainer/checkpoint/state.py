@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.errors import CheckpointError
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(slots=True)
@@ -49,8 +49,6 @@ class TrainState:
     """Newest held-out loss by source."""
     last_evaluated_step: int = -1
     """Step of the newest evaluation."""
-    wandb_id: str | None = None
-    """wandb run that a resumed attempt continues."""
     attempts: int = 1
     """Starts of this run, this one included."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
@@ -25,6 +27,13 @@ def check_quantiser(config: RunConfig) -> None:
         from trainer.model.tune.quantise import require_bitsandbytes
 
         require_bitsandbytes()
+
+
+def check_logins(config: RunConfig) -> None:
+    """Raise before ranks start when a tracker has no package or no login here."""
+    from trainer.metrics.trackers import check_trackers
+
+    check_trackers(config.log, Path(config.run_dir), config.cluster.environment)
 
 
 def check_benchmarks(config: RunConfig, command: str) -> None:

@@ -25,6 +25,7 @@ from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.evaluate.tasks.scores import TaskScores
 from trainer.model.tune.prompt import virtual_off
 from trainer.report.announce import announce
+from trainer.run.conclusion import tell_trackers
 from trainer.run.evaluator import build_forgetting, build_task_scores, replay_record, texts_of
 from trainer.run.session import Session, open_session
 from trainer.runtime.disk import disk_explained
@@ -39,7 +40,12 @@ def run_evaluation(config: RunConfig) -> bool:
         # Inside the stack: the other ranks hear of the sentence, not of what it explains.
         size = config.evaluate.micro_batch_size
         with shortage_explained("evaluate.micro_batch_size", size, -1), disk_explained(Path(config.run_dir)):
-            return _evaluate(open_session(config, stack))
+            session = open_session(config, stack)
+            passed = _evaluate(session)
+            if session.mesh.is_first and config.evaluate.checkpoint != BASE:
+                tell_trackers(config)
+            session.mesh.barrier()
+            return passed
 
 
 def _evaluate(session: Session) -> bool:

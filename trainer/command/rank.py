@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from trainer.command.before_ranks import check_logins
 from trainer.command.fitting import fitted_here
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
@@ -55,6 +56,7 @@ def run_rank(command: str, config: RunConfig) -> int:
         return Exit.done if run_evaluation(config) else Exit.refused
     if command != "train":
         raise ConfigError(f"`{command}` must be started alone, not by a launcher. Run: palimpsest {command}")
+    check_logins(config)
     from trainer.run.training import run_training
 
     if env.is_first:

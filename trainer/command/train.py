@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from trainer.command.before_ranks import check_benchmarks, check_draws, check_quantiser
+from trainer.command.before_ranks import check_benchmarks, check_draws, check_logins, check_quantiser
 from trainer.command.fitting import fitted_here
 from trainer.command.prepare import ensure_inputs
 from trainer.command.rank import run_rank
@@ -46,6 +46,8 @@ def start_ranks(command: str, config: RunConfig) -> int:
     config = dated(config, Path(config.run_dir))
     check_config(config, num_ranks)  # what was chosen may break a rule that was not one before
     check_quantiser(config)
+    if command == "train":
+        check_logins(config)
     check_benchmarks(config, command)
     if hosts is not None:
         listed = os.environ.get("SLURM_JOB_NODELIST")

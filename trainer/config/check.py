@@ -14,6 +14,7 @@ from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_learn import learn_problems
+from trainer.config.check_log import log_problems
 from trainer.config.check_objective import objective_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_tune import tune_problems
@@ -60,6 +61,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _schedule_problems(config.schedule)
     yield from zero_problems(config.zero, config.model.attention)
     yield from _cadence_problems(config)
+    yield from log_problems(config.log, config.data.sources)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
     yield from gate_problems(config.gate)
@@ -267,8 +269,6 @@ def _cadence_problems(config: RunConfig) -> Iterator[Problem]:
     ):
         if value < 0:
             yield must(key, "0 or more", value, "Set 0 for never.")
-    if config.log.every_steps < 1:
-        yield must("log.every_steps", "at least 1", config.log.every_steps, "Set 1.")
     if config.evaluate.patience is not None and config.evaluate.every_steps == 0:
         yield must("evaluate.every_steps", "more than 0 with patience", 0, "Set evaluate.every_steps=100.")
     for key, which in (

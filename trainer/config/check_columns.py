@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from trainer.config.data import Format, SourceConfig
+from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.config.rule import Problem, must
 
 REQUIRED = {
@@ -28,6 +28,11 @@ OPTIONAL = {
 def column_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     """Yield every broken rule."""
     columns = source.columns
+    for slot in {slot: None for slots in REQUIRED.values() for slot in slots}:
+        is_read, usual = slot in REQUIRED[source.format], getattr(ColumnsConfig, slot)
+        if not is_read and (column := getattr(columns, slot)) != usual:
+            rule = f"'{usual}' for format={source.format.value}, which does not read it"
+            yield must(f"{key}.columns.{slot}", rule, column, "Remove it, or set the source's format.")
     named = {slot: getattr(columns, slot) for slot in (*REQUIRED[source.format], *OPTIONAL, "weight")}
     for slot, formats in OPTIONAL.items():
         if named[slot] is not None and source.format not in formats:

@@ -60,6 +60,8 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "export.llama_cpp": absolute,
     "export.adapters": absolute,
     "plan.output": absolute,
+    "log.tensorboard.dir": absolute,
+    "log.trackio.dir": absolute,
     "cluster.hostfile": absolute,
     "cluster.python": program,
     "cluster.container.image": image,

@@ -8,6 +8,7 @@ from enum import Enum
 from trainer.config.cluster import ClusterConfig
 from trainer.config.data import DataConfig
 from trainer.config.gate import GateConfig
+from trainer.config.log import LogConfig
 from trainer.config.model import ModelConfig
 from trainer.config.objective import ObjectiveConfig
 from trainer.config.optim import OptimConfig, ScheduleConfig, ZeroConfig
@@ -18,7 +19,6 @@ from trainer.config.train import (
     CheckpointConfig,
     EvaluateConfig,
     ExportConfig,
-    LogConfig,
     TrainConfig,
 )
 from trainer.config.tune import TuneConfig
@@ -42,7 +42,7 @@ class RunConfig:
     """One run, complete."""
 
     name: str = "run"
-    """Name of the run; the default run directory and the wandb name come from it."""
+    """Name of the run; the default run directory and its name in trackers come from it."""
     run_dir: str = "runs/${name}"
     """Directory of the run. A directory that holds another configuration is refused. With -m that of the sweep, in
     which every point has its own."""

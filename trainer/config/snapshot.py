@@ -200,6 +200,9 @@ def _git_sha() -> str | None:
     if revision := os.environ.get("PALIMPSEST_REVISION"):
         return revision
     here = Path(__file__).resolve().parents[2]
+    # Installed from a wheel: a repository that happens to be above is somebody else's.
+    if not (here / ".git").exists():
+        return None
     try:
         result = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "HEAD"],

@@ -132,34 +132,3 @@ class ExportConfig:
     """Export although the gate refuses the checkpoint."""
     verify: bool = True
     """Reload the folder and compare its logits with those of the trained model."""
-
-
-class WandbMode(Enum):
-    """Where wandb runs go."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
-@dataclass
-class LogConfig:
-    """Console, metrics.jsonl and wandb."""
-
-    every_steps: int = 1
-    """Optimizer steps between log lines."""
-    progress: bool = True
-    """Progress bar on a terminal; plain lines are printed either way."""
-    wandb: WandbMode = WandbMode.disabled
-    """auto: online with a key and a network, else offline. Never asks."""
-    wandb_project: str = "palimpsest"
-    """wandb project."""
-    wandb_entity: str | None = None
-    """wandb team or user."""
-    wandb_group: str | None = None
-    """wandb group, for sweeps."""
-    wandb_tags: list[str] | None = None
-    """wandb tags."""
-    peak_tflops: float | None = None
-    """Dense bf16 peak of one GPU for MFU, when the table does not know it."""

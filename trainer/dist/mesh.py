@@ -108,7 +108,11 @@ def alone(device: torch.device) -> Mesh:
 
 
 def open_mesh(env: RankEnv, timeout_s: int) -> Mesh:
-    """Join the process group: NCCL on GPUs, gloo on CPUs. Collective: every rank."""
+    """Join the process group: NCCL on GPUs, gloo on CPUs. Collective: every rank.
+
+    Raises:
+        TopologyError: More ranks on this machine than it shows GPUs, or a rendezvous that cannot be.
+    """
     import deepspeed
 
     check_rendezvous(env, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
@@ -121,6 +125,12 @@ def open_mesh(env: RankEnv, timeout_s: int) -> Mesh:
     )
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", env.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu and env.local_rank >= torch.cuda.device_count():
+        raise TopologyError(
+            f"A node must have a GPU for each of its ranks, but rank {env.rank} is number {env.local_rank + 1} on its "
+            f"node and sees {torch.cuda.device_count()}. Start fewer ranks on a node, or hide all GPUs "
+            "(CUDA_VISIBLE_DEVICES=-1) to train on the processor."
+        )
     if on_gpu:
         torch.cuda.set_device(device)
     else:

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from trainer.engine.states import TAG
+from trainer.engine.states import TAG, load_state
 
 MODULE_PREFIX = "lm."
 """Name of the model inside the objective that the engine wraps."""
@@ -38,15 +37,15 @@ def stream_parameters(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _lazy_state_dict(checkpoint: Path, folder: Path) -> dict[str, Any]:
     if list(folder.glob("*_optim_states.pt")):
+        for path in sorted(folder.glob("*_states.pt")):
+            load_state(path, is_mapped=True)  # DeepSpeed's function unpickles whatever is there
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG, lazy_mode=True)
         return dict(lazy)
-    # Stage 0 writes one ordinary file. It is our own, verified by its manifest before this is called.
-    states = torch.load(
-        folder / "mp_rank_00_model_states.pt", map_location="cpu", mmap=True, weights_only=False
-    )
+    # Stage 0 writes one ordinary file.
+    states = load_state(folder / "mp_rank_00_model_states.pt", is_mapped=True)
     return dict(_without_aliases(states["module"]))
 
 

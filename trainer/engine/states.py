@@ -7,15 +7,26 @@ rank leaves the others waiting there. Here nothing touches a file before all ran
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from trainer.errors import CheckpointError
 
 TAG = "engine"
 """Folder of the shards in a checkpoint."""
+DEEPSPEEDS = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+"""All that shards hold beside tensors, numbers and texts: plain values of DeepSpeed's. Nothing else is unpickled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +106,44 @@ def read_states(folder: Path, rank: int) -> dict[str, Any]:
     """Read the states that a rank loads from a checkpoint that verified, into host memory.
 
     Raises:
-        OSError, RuntimeError: A file cannot be read.
+        OSError, RuntimeError, ValueError: A file cannot be read.
+        CheckpointError: A file holds more than data.
     """
     patterns = (f"*zero_pp_rank_{rank}_mp_rank_*.pt", "mp_rank_*_model_states.pt")
     paths = sorted(path for pattern in patterns for path in (folder / TAG).glob(pattern))
     if not paths:
         raise FileNotFoundError(f"{folder / TAG} has no shard of rank {rank}")
-    # Our own files, whose digests were compared; DeepSpeed's states hold objects that weights_only refuses.
-    return {path.name: torch.load(path, map_location="cpu", weights_only=False) for path in paths}
+    return {path.name: load_state(path) for path in paths}
+
+
+def load_state(path: Path, is_mapped: bool = False) -> Any:
+    """Read one file of a checkpoint; none of it can run as code.
+
+    Digests tell damage, not intent: whoever can write a checkpoint can write its manifest.
+
+    Args:
+        is_mapped: Leave tensors in the file until they are used.
+    Raises:
+        OSError, RuntimeError, ValueError: It cannot be read.
+        CheckpointError: It holds more than data.
+    """
+    names: set[str] = set()
+    try:
+        names = set(get_unsafe_globals_in_checkpoint(path))
+        known: list[Any] = [_named(name) for name in sorted(names & DEEPSPEEDS)]
+        with safe_globals(known):
+            return torch.load(path, map_location="cpu", mmap=is_mapped, weights_only=True)
+    except pickle.UnpicklingError as error:
+        shown = ", ".join(sorted(names - DEEPSPEEDS)) if names - DEEPSPEEDS else "what torch does not take"
+        raise CheckpointError(
+            f"{path} must hold tensors, numbers and texts alone, but names {shown}, which may be code. Palimpsest "
+            "writes no such file: do not load it with anything else, and bring the checkpoint back from its source."
+        ) from error
+
+
+def _named(name: str) -> Any:
+    module, _, cls = name.rpartition(".")
+    return getattr(importlib.import_module(module), cls)
 
 
 def seal(path: Path) -> WrittenFile:

@@ -17,7 +17,7 @@ from trainer.export.merge import WEIGHTS, read_adapter
 from trainer.model.load import read_config
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.model.tune.new_tokens import vocabulary
-from trainer.model.tune.quantise import keep_packing, load_arguments, use_float32
+from trainer.model.tune.quantise import keep_right, load_arguments, use_float32
 
 
 def write_model_files(
@@ -128,7 +128,7 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: 
     if is_packed:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         arguments = load_arguments(getattr(torch, dtype), device, is_sharded=False)
-        base = keep_packing(_load_whole(source, dtype, trust_remote_code, **arguments))
+        base = keep_right(_load_whole(source, dtype, trust_remote_code, **arguments))
     else:
         base = _load_whole(source, dtype, trust_remote_code)
     new_ids = getattr(described, "trainable_token_indices", None) or {}

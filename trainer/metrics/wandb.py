@@ -1,38 +1,37 @@
 """The only place that imports wandb, and only when a run wants it.
 
-Never asks, never hangs and never ends a run: online falls back to offline, offline to none.
+Never asks and never hangs: online falls back to offline.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import netrc
 import os
-import secrets
 import socket
-import string
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from trainer.config.train import LogConfig, WandbMode
-from trainer.errors import TrainerError
+from trainer.config.log import WandbConfig, WandbMode
+from trainer.errors import ConfigError
 from trainer.metrics.redact import redact
-from trainer.metrics.sink import Record
+from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, RunCard, Told, new_run_id
+from trainer.metrics.wandb_file import newest_step
 
 _LOG = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 2.0
 _FINISH_TIMEOUT_S = 60.0
 _OFFLINE_TIMEOUT_S = 300.0
 """No server is asked: only this machine or its disk can be slow."""
+_KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 _BAD_STATUSES = {"failed", "crashed", "non_finite"}
 
 
-class WandbSink:
-    """Sends records to one wandb run. Built by `build_wandb`.
+class WandbTracker:
+    """Sends numbers to one wandb run.
 
     Ranks:
         Rank 0 only.
@@ -42,71 +41,82 @@ class WandbSink:
         """Take a started wandb run."""
         self._run = run
 
-    def write(self, step: int, record: Record) -> None:
-        """Log one record; after a resume wandb ignores the steps that it already has."""
-        texts = redact({key: value for key, value in record.items() if isinstance(value, str)})
-        self._run.log({**record, **texts}, step=step)
+    def write(self, step: int, numbers: Numbers) -> None:
+        """Log the numbers of one step."""
+        self._run.log(dict(numbers), step=step)
 
-    def close(self, status: str) -> None:
+    def conclude(self, found: Conclusion) -> None:
+        """Put the numbers and the words into the summary, and log the table."""
+        import wandb
+
+        self._run.log({"forgetting_table": wandb.Table(columns=list(found.columns), data=list(found.rows))})
+        self._run.summary.update({**found.numbers, **found.words})
+
+    def close(self, status: str | None) -> None:
         """Finish the run and wait for the upload, but not for ever."""
-        self._run.summary["status"] = status
-        self._run.finish(exit_code=1 if status.lower() in _BAD_STATUSES else 0)
+        if status is not None:
+            self._run.summary["status"] = status
+        self._run.finish(exit_code=1 if (status or "").lower() in _BAD_STATUSES else 0)
 
 
-def new_run_id() -> str:
-    """Return a fresh wandb run id; keep it in the run directory so a resumed run goes on."""
-    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
-
-
-def build_wandb(
-    options: LogConfig,
-    run_dir: Path,
-    run_id: str,
-    name: str,
-    config: Mapping[str, Any],
-    init_timeout_s: float = 30.0,
-) -> WandbSink | None:
-    """Start or continue a wandb run; None when there is to be none or none could be started.
-
-    `config` is attached to the run with its secrets removed.
+def open_wandb(
+    options: WandbConfig, card: RunCard, bookmark: Bookmark, init_timeout_s: float = 30.0
+) -> WandbTracker:
+    """Begin a run, or go on in the one of the bookmark; online falls back to offline.
 
     Raises:
-        TrainerError: If wandb was asked for by name but is not installed.
+        Exception: wandb's own, when nothing could be started.
     """
-    mode = options.wandb
-    if mode is WandbMode.disabled:
-        return None
-    if importlib.util.find_spec("wandb") is None:
-        if mode is WandbMode.auto:
-            _LOG.info("wandb is not installed; the run is not sent anywhere.")
-            return None
-        raise TrainerError(
-            f"`log.wandb` must be disabled or auto without the wandb package, but is {mode.value} "
-            "instead. Run `pip install wandb` or set log.wandb=disabled."
-        )
-    labels = redact({"name": name, "group": options.wandb_group, "tags": options.wandb_tags or None})
+    run_id = bookmark.run_id or new_run_id()
     arguments = {
-        "dir": str(run_dir),
+        "dir": str(card.run_dir),
         "id": run_id,
         "resume": "allow",
-        "project": options.wandb_project,
-        "entity": options.wandb_entity,
-        "config": redact(config),
-        **labels,
+        "project": card.project,
+        "entity": options.entity,
+        "name": card.name,
+        "group": card.group,
+        "tags": list(card.tags) or None,
+        "config": dict(card.config),
     }
-    run_dir.mkdir(parents=True, exist_ok=True)
-    for attempt in _modes_to_try(mode):
+    card.run_dir.mkdir(parents=True, exist_ok=True)
+    *firsts, last = _modes_to_try(options.mode)
+    for attempt in firsts:
         try:
-            return WandbSink(
-                _start(attempt, arguments, init_timeout_s if attempt == "online" else _OFFLINE_TIMEOUT_S)
-            )
+            run = _start(attempt, arguments, init_timeout_s)
         except Exception as error:
             # The message of the server may quote the address, which may carry a password.
             reason = redact({"reason": f"{type(error).__name__}: {error}"})["reason"]
             _LOG.warning("wandb could not start %s: %s", attempt, reason)
             _forget_failed_start()
-    _LOG.warning("The run is not sent to wandb; metrics.jsonl has everything.")
-    return None
+        else:
+            bookmark.begin(run_id)
+            # What the server has: more may have been on its way when a process was killed.
+            bookmark.mark = min(bookmark.mark, Told.through(run.starting_step - 1))
+            return WandbTracker(run)
+    written = newest_step(card.run_dir, run_id)
+    run = _start(last, arguments, _OFFLINE_TIMEOUT_S)
+    bookmark.begin(run_id)
+    if written is not None:
+        bookmark.mark = min(bookmark.mark, Told.through(written))
+    return WandbTracker(run)
+
+
+def check_login(options: WandbConfig, environment: Mapping[str, str]) -> None:
+    """Raise when runs must be online and there are no credentials at all; does not import wandb.
+
+    Args:
+        environment: Variables of the job to come.
+    Raises:
+        ConfigError: Says how to log in.
+    """
+    if options.mode is not WandbMode.online or any(environment.get(name) for name in _KEY_VARIABLES):
+        return
+    if not _netrc_entries():
+        raise ConfigError(
+            "`log.wandb.mode` must be auto or offline without a login, but is online instead. Run `wandb login`, or "
+            "set WANDB_API_KEY."
+        )
 
 
 def _modes_to_try(mode: WandbMode) -> list[Literal["online", "offline"]]:
@@ -146,7 +156,7 @@ def _start(mode: Literal["online", "offline"], arguments: dict[str, Any], timeou
         save_code=False,
     )
     run = wandb.init(mode=mode, settings=settings, **arguments)
-    _LOG.info("wandb run %s is %s: %s", run.id, mode, run.url or run.dir)
+    _LOG.info("wandb run %s is %s: %s", run.id, mode, run.url if mode == "online" else run.dir)
     return run
 
 
@@ -173,18 +183,22 @@ def _base_url() -> str | None:
 
 def has_wandb_key(base_url: str) -> bool:
     """Tell whether wandb would find credentials without asking."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    if any(os.environ.get(name) for name in _KEY_VARIABLES):
         return True
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        entries = netrc.netrc(str(path))
-    except (OSError, netrc.NetrcParseError):
-        return False
+    entries = _netrc_entries()
     host = urlsplit(base_url).netloc
     # Since 0.31 the public server has a second address, and the entry of the first still counts.
     hosts = [host, "api.wandb.ai"] if host.endswith("forge.coreweave.com") else [host]
-    found = [entries.authenticators(host) for host in hosts]
-    return any(entry is not None and bool(entry[2]) for entry in found)
+    return any(entries.get(host, ("", "", ""))[2] for host in hosts)
+
+
+def _netrc_entries() -> dict[str, tuple[str, str, str]]:
+    """Return login, account and password by host."""
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return netrc.netrc(str(path)).hosts
+    except (OSError, netrc.NetrcParseError):
+        return {}
 
 
 def can_connect(base_url: str, timeout_s: float = _CONNECT_TIMEOUT_S) -> bool:

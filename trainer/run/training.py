@@ -20,13 +20,13 @@ from trainer.evaluate.proofs.isolation import Isolation
 from trainer.export.merge import CONFIG, describe_adapter
 from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
-from trainer.metrics.wandb import new_run_id
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
 from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
+from trainer.run.conclusion import conclusion
 from trainer.run.evaluator import build_evaluator
 from trainer.run.journal import open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
@@ -79,8 +79,6 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     objective = build_objective(config.objective, list(session.stores), build_teacher(session, mixing))
     state = saver.resume(goes_on)
     mixing.restore(state)
-    if state.wandb_id is None:
-        state.wandb_id = mesh.broadcast(new_run_id())
     journal = open_journal(
         config,
         session.run_dir,
@@ -89,8 +87,10 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         mesh.num_ranks,
         session.loaded.model.config.to_dict() if mesh.is_first else None,
         None if session.tuned.peft_config is None else session.tuned.num_trainable,
+        goes_on and config.checkpoint.enabled,
     )
     loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
+    stack.callback(journal.leave)
     stack.callback(loader.close)
     stack.callback(manual_gc.close)
     lr = functools.partial(_lr, config, mixing.num_steps)
@@ -115,6 +115,8 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         journal.close(state, status)
     if is_measured and mesh.is_first:
         announce(session.run_dir)
+        journal.conclude(conclusion(session.run_dir, config.gate))
+    journal.leave()
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason

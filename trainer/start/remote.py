@@ -207,11 +207,19 @@ def start_hosts(
         code = process.wait()
     if is_asked() and command != "train":
         return Exit.interrupted
+    return code_of_ranks(command, code, logs)
+
+
+def code_of_ranks(command: str, launcher: int, logs: Path) -> int:
+    """Return the exit code of the ranks of a command, by what they left behind and how their launcher ended.
+
+    DeepSpeed's launcher ends with 0 when what it had started was killed, and mpirun with 1 after any failure; a
+    training that is done has said so.
+    """
     told = logs / EXIT_CODE
     if told.exists():
         return int(told.read_text(encoding="utf-8"))
-    # DeepSpeed's launcher ends with 0 when what it had started was killed; a training that is done has said so.
-    return Exit.died if code < 0 or (code == 0 and command == "train") else code
+    return Exit.died if launcher < 0 or (launcher == 0 and command == "train") else launcher
 
 
 @contextlib.contextmanager

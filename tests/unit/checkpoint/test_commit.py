@@ -3,16 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.wait import LIMIT_S
+from trainer.checkpoint import commit as commit_module
 from trainer.checkpoint.commit import commit, remove_staging
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, find_checkpoints, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest, read_manifest
@@ -21,7 +19,6 @@ from trainer.dist.mesh import alone
 from trainer.engine.states import seal
 from trainer.errors import CheckpointError
 
-ROOT = Path(__file__).resolve().parents[3]
 ALONE = alone(torch.device("cpu"))
 
 
@@ -184,38 +181,6 @@ def test_only_folders_named_after_steps_are_checkpoints_and_the_newest_comes_fir
     assert not list(checkpoints_dir(tmp_path).glob(".*"))
 
 
-KILLED = """
-import os, sys, signal
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.unit.checkpoint import test_commit as helpers
-from trainer.checkpoint import commit as module
-run_dir, moment = Path(sys.argv[1]), sys.argv[2]
-
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def dying_writer(step):
-    write = helpers.writer(step)
-    def half(staging):
-        write(staging)
-        (staging / "engine" / "b.pt").write_bytes(b"torn")
-        die()
-    return half
-
-write = helpers.writer(2)
-if moment == "while writing":
-    write = dying_writer(2)
-elif moment == "before the manifest":
-    module.manifest_text = die
-elif moment == "before the rename":
-    os.rename = die
-elif moment == "before the pointer":
-    os.replace = die
-module.commit(run_dir, helpers.manifest(2), write, helpers.ALONE)
-"""
-
-
 @pytest.mark.parametrize(
     ("moment", "survives"),
     [
@@ -228,11 +193,30 @@ module.commit(run_dir, helpers.manifest(2), write, helpers.ALONE)
 def test_kill_9_in_the_middle_of_a_commit_leaves_a_valid_checkpoint(tmp_path, moment, survives):
     """A failure: something becomes visible under its final name before it is whole."""
     save(tmp_path, 1)
-    code = KILLED.format(root=str(ROOT))
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), moment], capture_output=True, text=True, timeout=LIMIT_S
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    write = writer(2)
+
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def half(staging):
+        write(staging)
+        (staging / "engine" / "b.pt").write_bytes(b"torn")
+        die()
+
+    def work():
+        match moment:
+            case "before the manifest":
+                commit_module.manifest_text = die
+            case "before the rename":
+                os.rename = die
+            case "before the pointer":
+                os.replace = die
+        commit(tmp_path, manifest(2), half if moment == "while writing" else write, ALONE)
+
+    process = get_context("fork").Process(target=work)
+    process.start()
+    process.join(LIMIT_S)
+    assert process.exitcode == -signal.SIGKILL
     folder, read = newest_verified(tmp_path, on_damage=pytest.fail)
     assert folder == step_dir(tmp_path, survives)
     assert find_damage(folder, read) is None

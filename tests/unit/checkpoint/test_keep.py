@@ -101,7 +101,6 @@ def test_the_state_makes_a_round_trip(tmp_path):
         best_loss=0.1 + 0.2,
         best_step=5,
         last_losses={"chat": 1 / 3},
-        wandb_id="x",
     )
     write_state(tmp_path / "state.json", state)
     assert read_state(tmp_path / "state.json") == state
@@ -114,8 +113,8 @@ def test_the_state_makes_a_round_trip(tmp_path):
 def test_a_state_of_another_version_is_refused(tmp_path):
     path = tmp_path / "state.json"
     write_state(path, TrainState())
-    path.write_text(path.read_text().replace('"version": 2', '"version": 9'))
-    with pytest.raises(CheckpointError, match="must be of format version 2, but is 9 instead"):
+    path.write_text(path.read_text().replace('"version": 3', '"version": 9'))
+    with pytest.raises(CheckpointError, match="must be of format version 3, but is 9 instead"):
         read_state(path)
 
 

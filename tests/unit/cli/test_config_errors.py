@@ -95,7 +95,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(refuse, override, parts
         ("model.attention=sdpaa", "auto, flash_attention_4, flash_attention_3, flash_attention_2, sdpa"),
         ("model.kernels=ligr", "auto, liger, none"),
         ("zero.offload_param=gpu", "none, cpu"),
-        ("log.wandb=on", "auto, online, offline, disabled"),
+        ("log.wandb.mode=on", "auto, online, offline"),
         ("schedule.name=cosin", "cosine, linear, constant, wsd, infinite"),
     ],
 )

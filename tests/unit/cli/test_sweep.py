@@ -91,7 +91,7 @@ def test_a_submission_hands_in_a_job_a_point_each_in_a_directory_that_tells_whic
     assert [path.name for path in here.iterdir()] == []
     frozen = load_config(folder / names[2] / "config.yaml")
     assert (frozen.optim.lr, frozen.zero.stage, frozen.run_dir) == (2e-5, 2, str(folder / names[2]))
-    assert (frozen.name, frozen.log.wandb_group) == (f"rates-{names[2]}", "rates")
+    assert (frozen.name, frozen.log.group) == (f"rates-{names[2]}", "rates")
     assert [point["job"] for point in points(folder)] == [101, 102, 103, 104]
     shown = capsys.readouterr().out
     assert "003_lr-2e-05_stage-2: job 103 (optim.lr=2e-05 zero.stage=2)" in shown
@@ -99,8 +99,8 @@ def test_a_submission_hands_in_a_job_a_point_each_in_a_directory_that_tells_whic
 
 
 def test_a_group_that_a_person_names_is_kept(slurm, folder):
-    assert submit(folder, "log.wandb_group=mine") == 0
-    assert load_config(folder / "001_lr-1e-05" / "config.yaml").log.wandb_group == "mine"
+    assert submit(folder, "log.group=mine") == 0
+    assert load_config(folder / "001_lr-1e-05" / "config.yaml").log.group == "mine"
 
 
 def test_a_dry_run_shows_every_point_and_one_script_and_changes_nothing(slurm, here, folder, capsys):
@@ -330,10 +330,10 @@ def test_a_sweep_of_no_torch(python, here, folder):
     assert done.returncode == 0, done.stderr
 
 
-def test_eight_points_are_handed_in_without_torch_and_each_is_little_work(slurm, here, folder):
-    words = [*RUN, *NODES, "cluster.node_local_paths=[/nowhere]", f"run_dir={folder}", "seed=range(0,8)"]
-    assert calls_without_torch(["submit", "-m", *words], here) < 8 * MANY_CALLS
-    assert len(slurm.read_text().splitlines()) == 8
+def test_three_points_are_handed_in_without_torch_and_each_is_little_work(slurm, here, folder):
+    words = [*RUN, *NODES, "cluster.node_local_paths=[/nowhere]", f"run_dir={folder}", "seed=range(0,3)"]
+    assert calls_without_torch(["submit", "-m", *words], here) < 3 * MANY_CALLS
+    assert len(slurm.read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,11 @@ def test_a_column_that_the_user_names_is_never_replaced(tmp_path: Path) -> None:
         ({"assistant_mask": [1]}, IDS),
         ({"position_ids": [0]}, IDS),
         ({"loss_mask": [1]}, {}),
+        ({"los_mask": [1]}, IDS),
+        ({"loss-masks": [1]}, IDS),
+        ({"completoin_mask": [1]}, IDS),
+        ({"SystemPrompt": "s"}, CHAT),
+        ({" weight ": 0.5}, CHAT),
     ],
 )
 def test_a_column_that_changes_what_is_learnt_is_not_left_out_without_a_word(
@@ -197,10 +202,18 @@ def test_a_column_that_changes_what_is_learnt_is_not_left_out_without_a_word(
     assert len(documents) == 2 and f"columns left unread as asked: {column}" in lines
 
 
+def test_a_column_whose_name_holds_a_mark_that_nobody_sees_is_not_left_out(tmp_path: Path) -> None:
+    """A byte order mark, a zero-width space: the column looks like the mask, and nothing would be masked."""
+    for column in ("c\ufeffompletion_mask", "loss_mask\u200b", "\ufeffattention_mask"):
+        with pytest.raises(DataError, match="must say what becomes of the column"):
+            read(tmp_path, [{"input_ids": [1, 2], column: [0, 1]}], **IDS)
+
+
 @pytest.mark.parametrize(
     "extra",
     [
         {"id": 5, "url": "x", "meta": {"a": 1}},
+        {"tool": "t", "height": 2, "trains": "t", "gloss_masks": [1], "systemprom": "s"},
         {"weight": 1.0, "train": True},
         {"weight": "1", "loss": "true"},
         {"history": [], "functions": None, "images": [None], "reasoning": " "},

@@ -269,7 +269,22 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
 
 def test_a_corpus_that_cleaning_empties_is_refused_with_the_reasons(tmp_path: Path) -> None:
     source = texts_source(tmp_path, ["", " "])
-    check_refused(tmp_path, source, make_tokenizer(), "none of 2", "2 too short", "s.clean")
+    check_refused(
+        tmp_path,
+        source,
+        make_tokenizer(),
+        "none of 2",
+        "2 too short",
+        "Lower data.sources.s.clean.min_chars.",
+    )
+
+
+def test_what_empties_a_corpus_without_cleaning_is_not_blamed_on_it(tmp_path: Path) -> None:
+    """The reason that took the most rows says what to do."""
+    rows = [{"prompt": "a", "completion": None}, {"prompt": "b", "completion": ""}]
+    source = SourceConfig(path=write_rows(tmp_path / "c.jsonl", rows), format=Format.completion)
+    refused = ("none of 2", "2 without a completion. Check that data.sources.s.columns.completion")
+    check_refused(tmp_path, source, make_tokenizer(), *refused)
 
 
 def test_a_missing_column_leaves_nothing_behind(tmp_path: Path) -> None:

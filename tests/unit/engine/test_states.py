@@ -1,13 +1,16 @@
 """What stands in for DeepSpeed's checkpoint engine during a save and a load."""
 
 import hashlib
+import os
+import pickle
 import resource
 import signal
 
 import pytest
 import torch
 
-from trainer.engine.states import Collector, Provider, read_states, seal, write_states
+from trainer.engine.states import Collector, Provider, load_state, read_states, seal, write_states
+from trainer.errors import CheckpointError
 
 SHARDS = {
     "mp_rank_00_model_states.pt": {"module": {"w": torch.arange(6.0)}},
@@ -50,6 +53,35 @@ def test_every_file_is_written_digested_and_read_by_its_rank(tmp_path):
 def test_shards_that_are_not_there_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no shard of rank 3"):
         read_states(tmp_path, 3)
+
+
+class Touch:
+    """Unpickled, it makes a file: the code of a stranger."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, protocol, is_mapped):
+    path = tmp_path / "engine" / "mp_rank_00_model_states.pt"
+    path.parent.mkdir()
+    torch.save({"module": Touch(tmp_path / "made")}, path, pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match="must hold tensors, numbers and texts alone"):
+        load_state(path, is_mapped)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_bare_pickle_in_the_place_of_a_checkpoint_is_not_run(tmp_path):
+    path = tmp_path / "mp_rank_00_model_states.pt"
+    path.write_bytes(pickle.dumps(Touch(tmp_path / "made")))
+    with pytest.raises(ValueError, match=r"torch\.save"):
+        load_state(path)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_disk_that_takes_no_more_speaks_for_itself(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config.train import WandbMode
+from trainer.config.log import WandbMode
 from trainer.metrics.redact import REMOVED, redact
 
 HEX_40 = "0123456789abcdef0123456789abcdef01234567"

@@ -114,7 +114,7 @@ def test_the_real_model_is_made_proved_and_published(tmp_path):
     folder = embedded.embedded_model_dir(tmp_path, lines.append)
     assert (folder / "model.safetensors").stat().st_size > 250_000_000
     assert "quantization_config" not in (folder / "config.json").read_text()
-    assert "Paris" in embedded.continue_text(folder, embedded.PROBE, 8)
+    assert "Paris" in embedded.continue_text(str(folder), embedded.PROBE, 8)
     assert leftovers(tmp_path) == [folder.name]
     assert "ready" in lines[-1]
     assert embedded.embedded_model_dir(tmp_path, never) == folder

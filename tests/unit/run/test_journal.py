@@ -85,6 +85,14 @@ def test_evaluations_name_sources_their_mean_and_the_best_step(journal, sink):
     ]
 
 
+def test_evaluations_after_the_first_tell_how_far_each_source_is_from_the_base(journal, sink):
+    base = {"a": 2.0}
+    journal.evaluation(TrainState(step=0, base_losses=base), {"a": 2.0}, 0.7)
+    journal.evaluation(TrainState(step=5, base_losses=base), {"a": 1.5, "new": 1.0}, 0.7)
+    assert not [key for key in sink.records[0][1] if key.startswith("forgetting")]
+    assert {k: v for k, v in sink.records[1][1].items() if "forgetting" in k} == {"forgetting/a": -0.5}
+
+
 @pytest.mark.parametrize(
     ("bad", "said"),
     [

@@ -5,15 +5,13 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
+from multiprocessing import get_context
 
 import pytest
 import torch
 
-from tests.helpers.ranks import ROOT
 from tests.helpers.samples import STARTED, WordSampler, generate_words, judge_of
-from tests.helpers.wait import wait_until
+from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.dist.mesh import alone
 from trainer.errors import DataError
 from trainer.sample.generate import Tally, sample_batch
@@ -44,8 +42,11 @@ def contents(target):
 
 
 def start(target, pause_s):
-    command = [sys.executable, "-m", "tests.helpers.samples", str(target), str(GOAL), str(pause_s)]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    process = get_context("fork").Process(
+        target=generate_words, args=(ALONE, target, GOAL, WordSampler(pause_s))
+    )
+    process.start()
+    return process
 
 
 def test_a_store_holds_enough_and_its_counts_add_up(whole):
@@ -68,10 +69,10 @@ def test_a_generation_killed_twice_gives_the_bytes_of_one_that_was_not(whole, tm
         wait_until(
             lambda n=num_lines: part.exists() and part.read_bytes().count(b"\n") >= n,
             f"{num_lines} batches",
-            process=process,
         )
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join(LIMIT_S)
+        assert process.exitcode == -signal.SIGKILL
         assert not target.exists(), "an unfinished store is in its place"
     # What a death in the middle of a write leaves behind.
     with part.open("ab") as file:

@@ -12,7 +12,7 @@ import pytest
 
 from trainer.errors import TopologyError
 from trainer.runtime.job import EXIT_CODE, LOG_DIR
-from trainer.start.remote import Hosts, signal_command, start_hosts
+from trainer.start.remote import Hosts, code_of_ranks, signal_command, start_hosts
 
 CONFIG = Path("/shared/runs/first/config.yaml")
 
@@ -118,19 +118,25 @@ def test_a_variable_that_would_not_arrive_as_it_is_is_refused(value):
         ("train", 1, "75", 75),
         ("train", 0, None, 1),
         ("train", 3, None, 3),
+        ("train", -9, None, 1),
         ("doctor", 0, None, 0),
         ("doctor", 1, "2", 2),
     ],
 )
-def test_the_exit_code_is_that_of_the_ranks(program, tmp_path, monkeypatch, command, launcher, told, code):
+def test_the_exit_code_is_that_of_the_ranks(tmp_path, command, launcher, told, code):
     """DeepSpeed's launcher ends with 0 when what it started was killed, and mpirun with 1 after any failure."""
-    left = "" if told is None else f"echo {told} >{tmp_path}/{EXIT_CODE};"
-    program("mpirun", f"{left} exit {launcher}")
+    if told is not None:
+        (tmp_path / EXIT_CODE).write_text(f"{told}\n")
+    assert code_of_ranks(command, launcher, tmp_path) == code
+
+
+def test_what_ranks_leave_behind_is_found_whatever_their_launcher_says(program, tmp_path, monkeypatch):
+    program("mpirun", f"echo 75 >{tmp_path}/{EXIT_CODE}; exit 1")
     program("ompi_info", "exit 0")
     (tmp_path / "hosts").write_text("node1 slots=4\nnode2 slots=4\n")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     found = hosts("openmpi", file=tmp_path / "hosts")
-    assert start_hosts(command, tmp_path / "config.yaml", found, {}, tmp_path) == code
+    assert start_hosts("train", tmp_path / "config.yaml", found, {}, tmp_path) == 75
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ names no column that is there; everything taken so is told.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
@@ -59,9 +60,11 @@ WEIGHTY: dict[Format, set[str]] = {
     Format.text: MASKS,
     Format.chat: MASKS | PROMPTS | TURNS | PAIRS | {"labels"},
     Format.completion: MASKS | PROMPTS | TURNS | PAIRS | {"labels"},
-    Format.ids: MASKS | {"labels", "position_ids", "seq_lengths", "images", "pixel_values"},
+    Format.ids: MASKS | {"labels", "attention_mask", "position_ids", "seq_lengths", "images", "pixel_values"},
 }
 """Columns that change what is learnt: not left unread without a word of the user's."""
+LONG_NAME = 8
+"""Letters of a name from which on one that is a letter off is taken for it."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     name: (1, True, "1", "1.0", "true", "True")
     for name in ("train", "loss", "weight", "weights", "loss_weight", "sample_weight")
@@ -234,14 +237,37 @@ def refuse_unread(name: str, layout: ColumnLayout, row: Row, names: Iterable[str
 
 
 def is_weighty(source: SourceConfig, column: str) -> bool:
-    """Say whether a column that is not read would change what is learnt."""
-    return column.lower() in WEIGHTY[source.format]
+    """Say whether a column that is not read would change what is learnt, by its name or one that is meant to be it.
+
+    Marks that no one sees, signs and capitals do not count; of a long name, neither does one letter (`los_mask`).
+    """
+    return any(_is_meant(column, known) for known in WEIGHTY[source.format])
+
+
+def _is_meant(column: str, known: str) -> bool:
+    name, known = _plain_name(column), _plain_name(known)
+    return name == known or (len(known) >= LONG_NAME and _is_one_edit(name, known))
+
+
+def _plain_name(column: str) -> str:
+    return "".join(sign for sign in unicodedata.normalize("NFKC", column).casefold() if sign.isalnum())
+
+
+def _is_one_edit(one: str, other: str) -> bool:
+    """Say whether one letter more, less or another makes one word of the other, or two that changed places."""
+    if len(one) > len(other):
+        one, other = other, one
+    same = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+    if len(one) == len(other):
+        swapped = one[:same] + one[same : same + 2][::-1] + one[same + 2 :]
+        return one[same + 1 :] == other[same + 1 :] or swapped == other
+    return one[same:] == other[same + 1 :]
 
 
 def _slots(layout: ColumnLayout, column: str) -> Iterator[str]:
     names = {**OPTIONAL, "tools": ("tools", "functions")}
     for key in _possible(layout.source, layout.values):
-        if column.lower() in names[key]:
+        if any(_is_meant(column, known) for known in names[key]):
             yield key
 
 

@@ -120,7 +120,7 @@ class Intake:
         if self.spool.num_tokens == 0:
             raise DataError(
                 f"{key} must have documents left after cleaning, but none of {num_rows} is: "
-                f"{describe_drops(self.counts)}. Relax data.sources.{self.name}.clean."
+                f"{describe_drops(self.counts)}. {_way_out(self.name, self.counts)}"
             )
         if self.spool.num_supervised == 0:
             raise DataError(
@@ -130,21 +130,33 @@ class Intake:
 
 
 DROPS = {
-    "no_completion": "without a completion",
-    "no_prompt": "without a prompt",
-    "no_answer": "without an answer",
-    "not_learnt": "without a turn to learn",
-    "quoted_dropped": "with special tokens that cannot be encoded as text",
-    "zero_weight": "of weight 0",
-    "too_short": "too short",
-    "too_long": "too many characters",
-    "duplicates": "duplicates",
-    "empty": "empty",
-    "long_dropped": "longer than the sequence",
+    "no_completion": ("without a completion", "Check that {source}.columns.completion names the answers."),
+    "no_prompt": ("without a prompt", "Check that {source}.columns.prompt names the prompts."),
+    "no_answer": ("without an answer", "Check that the assistant's turns hold text, and under which key."),
+    "not_learnt": (
+        "without a turn to learn",
+        "Check {source}.learn, and what the rows say of their turns (train, loss, weight).",
+    ),
+    "quoted_dropped": (
+        "with special tokens that cannot be encoded as text",
+        "Take the tokenizer's special tokens out of the rows' text.",
+    ),
+    "zero_weight": ("of weight 0", "Give rows a weight above 0, or take the weight out of data.values."),
+    "too_short": ("too short", "Lower {source}.clean.min_chars."),
+    "too_long": ("too many characters", "Raise {source}.clean.max_chars."),
+    "duplicates": ("duplicates", "Set {source}.clean.deduplicate=false."),
+    "empty": ("empty", "Check the files and {source}.columns."),
+    "long_dropped": ("longer than the sequence", "Raise data.seq_len, or set {source}.long_documents=split."),
 }
+"""Why a document is dropped: how that is said, and what to do where it takes all of them."""
 
 
 def describe_drops(counts: dict[str, int] | Counter[str]) -> str:
     """Say how many documents were dropped and why; empty if none was."""
-    drops = [f"{counts[key]:,} {why}" for key, why in DROPS.items() if counts.get(key)]
-    return ", ".join(drops)
+    return ", ".join(f"{counts[key]:,} {why}" for key, (why, _) in DROPS.items() if counts.get(key))
+
+
+def _way_out(name: str, counts: Counter[str]) -> str:
+    """Say what to do about the reason that dropped the most documents of a source."""
+    most = max(DROPS, key=lambda key: counts[key])
+    return DROPS[most][1].format(source=f"data.sources.{name}")

@@ -1,0 +1,201 @@
+"""Each tracker's real package, without a network: a killed and resumed run is one run, with one value a step."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.wait import LIMIT_S
+from trainer.config.check_log import log_problems, tracked_name
+from trainer.config.log import LogConfig, MlflowConfig, TrackerKind, TrackioConfig, WandbConfig, WandbMode
+from trainer.metrics.tracker import Bookmark, Conclusion, Told
+from trainer.metrics.trackers import begin, run_card
+from trainer.metrics.wandb_file import newest_step
+
+END = Conclusion(
+    4,
+    {"forgetting/web": -0.25, "kl_base/chat": 0.5},
+    ("set", "change"),
+    (("web", "-0.25"),),
+    {"verdict": "web fell.", "gate": "passed", "report": "/runs/a/report.html"},
+)
+
+
+def open_log(log: LogConfig, run_dir: Path, resumed_step: int, known: list[dict]):
+    (delivery,) = begin(log, run_card(log, run_dir, "run", {"optim": {"lr": 1e-5}}), resumed_step, known)
+    return delivery
+
+
+def killed_and_resumed(log: LogConfig, run_dir: Path) -> None:
+    """Log steps 1 to 3, as a process does that is then killed; go on from step 1, to the end at step 4."""
+    first = open_log(log, run_dir, -1, [])
+    for step in (1, 2, 3):
+        first.write(step, {"loss": float(step), "eval/web": 5.0})
+    first.close("preempted")
+    second = open_log(log, run_dir, 1, [{"step": 1, "time": 0.0, "loss": 1.0, "eval/web": 5.0}])
+    for step in (2, 3, 4):
+        second.write(step, {"loss": 10.0 * step, "eval/web": 5.0})
+    second.conclude(END)
+    second.close("finished")
+
+
+def test_tensorboard_shows_what_stands_after_a_resume(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killed_and_resumed(LogConfig(trackers=[TrackerKind.tensorboard]), tmp_path)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(event.step, event.value) for event in found.Scalars("loss")]
+    assert points == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+    assert [event.step for event in found.Scalars("eval/web")] == [1, 2, 3, 4]
+    assert found.Scalars("forgetting/web")[0].value == -0.25
+    text = found.Tensors("forgetting/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "gate: passed" in text and "/runs/a/report.html" in text and "| web | -0.25 |" in text
+
+
+def test_tensorboard_is_told_what_its_folder_has_lost(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = LogConfig(trackers=[TrackerKind.tensorboard])
+    records = [{"step": step, "time": 0.0, "loss": float(step)} for step in (1, 2)]
+    open_log(log, tmp_path, 2, records).close(None)
+    for file in (tmp_path / "tensorboard").iterdir():
+        file.unlink()
+    open_log(log, tmp_path, 2, records).close(None)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in found.Scalars("loss")] == [1, 2]
+
+
+def test_wandb_gets_every_step_once_over_its_offline_folders(tmp_path):
+    pytest.importorskip("wandb")
+    log = LogConfig(trackers=[TrackerKind.wandb], wandb=WandbConfig(WandbMode.offline))
+    killed_and_resumed(log, tmp_path)
+    run_id = Bookmark.read(tmp_path, "wandb").run_id
+    files = sorted(tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"forgetting/web" in content and b"report.html" in content
+    assert newest_step(tmp_path, run_id) >= 4
+
+
+def test_wandb_is_told_again_what_a_killed_process_had_not_written(tmp_path):
+    pytest.importorskip("wandb")
+    log = LogConfig(trackers=[TrackerKind.wandb], wandb=WandbConfig(WandbMode.offline))
+    records = [{"step": step, "time": 0.0, "loss": float(step)} for step in range(1, 5)]
+    open_log(log, tmp_path, 4, records[:2]).close("preempted")
+    bookmark = Bookmark.read(tmp_path, "wandb")
+    bookmark.advance(Told(4, 1))  # as it is when steps 3 and 4 were told and not written
+    assert newest_step(tmp_path, bookmark.run_id) == 2
+    again = open_log(log, tmp_path, 4, records)
+    again.close("finished")
+    assert again.num_known == 2 and newest_step(tmp_path, bookmark.run_id) == 4
+
+
+def test_mlflow_goes_on_in_its_run(tmp_path):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("alembic")
+    from mlflow.tracking import MlflowClient
+
+    log = LogConfig(trackers=[TrackerKind.mlflow], tags=["a"], group="sweep")
+    killed_and_resumed(log, tmp_path)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("palimpsest")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == Bookmark.read(tmp_path, "mlflow").run_id
+    points = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "loss")]
+    assert points == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    assert run.info.status == "FINISHED" and run.data.params["optim.lr"] == "1e-05"
+    assert run.data.metrics["forgetting/web"] == -0.25
+    assert run.data.tags["gate"] == "passed" and run.data.tags["group"] == "sweep"
+    assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["forgetting.md"]
+
+
+TRACKIO = """
+import sys
+from pathlib import Path
+from tests.unit.metrics.test_trackers import killed_and_resumed
+from trainer.config.log import LogConfig, TrackerKind, TrackioConfig
+log = LogConfig(trackers=[TrackerKind.trackio], trackio=TrackioConfig(dir=sys.argv[1]))
+killed_and_resumed(log, Path(sys.argv[2]))
+from trackio.sqlite_storage import SQLiteStorage
+(name,) = SQLiteStorage.get_runs("palimpsest")
+logs = SQLiteStorage.get_logs("palimpsest", name)
+print([(row["step"], row["loss"]) for row in logs if "loss" in row], "forgetting/web" in logs[-1])
+"""
+
+
+def test_trackio_goes_on_in_its_run(tmp_path):
+    """In a process of its own: trackio takes its folder when it is imported."""
+    if importlib.util.find_spec("trackio") is None:
+        pytest.skip("trackio is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKIO, str(tmp_path / "trackio"), str(tmp_path / "run")],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)] True"
+
+
+def test_a_missing_package_is_a_sentence_with_the_fix(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+# An isolated interpreter without site-packages has none of them.
+sys.path.insert(0, sys.argv[1])
+from trainer.config.log import LogConfig, MlflowConfig, TrackerKind
+from trainer.errors import ConfigError
+from trainer.metrics.trackers import check_trackers
+for kind in TrackerKind:
+    try:
+        check_trackers(LogConfig(trackers=[kind], mlflow=MlflowConfig(uri="http://host")), Path(sys.argv[2]), {})
+    except ConfigError as error:
+        assert f"but {kind.value} is not" in str(error) and "pip install" in str(error), error
+    else:
+        raise AssertionError(kind)
+"""
+    root = str(Path(__file__).parents[3])
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, root, str(tmp_path)], check=True, timeout=LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("mlruns", "Folders are given up by MLflow"),
+        ("file:///data/mlruns", "Folders are given up by MLflow"),
+        ("sqlite:///mlflow.db", "Write sqlite:////data/mlflow.db"),
+        ("https://me:secret@host", "must hold no password"),
+        ("http://", "an address with a host"),
+        ("http://[", "It cannot be read"),
+    ],
+)
+def test_an_address_that_mlflow_would_refuse_is_a_sentence(uri, said):
+    log = LogConfig(trackers=[TrackerKind.mlflow], mlflow=MlflowConfig(uri=uri))
+    (found,) = log_problems(log, [])
+    assert found.key == "log.mlflow.uri" and said in found.sentence and "secret" not in found.sentence
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://host:5000", "databricks", "sqlite:////data/m.db", "postgresql+psycopg2://host/db"]
+)
+def test_addresses_of_servers_and_databases_pass(uri):
+    assert not [*log_problems(LogConfig(trackers=[TrackerKind.mlflow], mlflow=MlflowConfig(uri=uri)), [])]
+
+
+def test_rules_about_trackers_hold_only_where_there_are_some():
+    log = LogConfig(project="a/b", trackio=TrackioConfig(space="board"))
+    assert not [*log_problems(log, ["a b", "a_b"])]
+    log.trackers = [TrackerKind.trackio, TrackerKind.trackio]
+    keys = [found.key for found in log_problems(log, ["a b", "a_b"])]
+    assert keys == ["log.trackers", "log.project", "log.trackio.space", "data.sources.a_b"]
+
+
+def test_every_tracker_takes_the_names():
+    assert tracked_name("eval/web-2.0_x") == "eval/web-2.0_x"
+    assert tracked_name("loss/größte Texte (neu)") == "loss/gr__te_Texte__neu_"

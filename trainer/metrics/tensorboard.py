@@ -1,0 +1,59 @@
+"""TensorBoard's event files, by torch's own writer. The only place that imports it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, RunCard, Told
+
+
+class TensorboardTracker:
+    """Writes event files of one run; each write is in the file when it returns.
+
+    Ranks:
+        Rank 0 only.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        """Open a new event file; readers drop what older ones hold from `purge_step` on."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
+        self._step = 0
+
+    def write(self, step: int, numbers: Numbers) -> None:
+        """Add one point to the curve of every number."""
+        self._step = step
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def conclude(self, found: Conclusion) -> None:
+        """Add the numbers, and the words and the table as a text."""
+        self.write(found.step, found.numbers)
+        self._writer.add_text("forgetting", found.markdown, found.step)
+        self._writer.flush()
+
+    def close(self, status: str | None) -> None:
+        """Close the file; how the run ended is a text."""
+        if status is not None:
+            self._writer.add_text("status", status, self._step)
+        self._writer.close()
+
+
+def open_tensorboard(
+    folder: Path, card: RunCard, bookmark: Bookmark, resumed_step: int
+) -> TensorboardTracker:
+    """Begin, or go on after the resumed step: what was written of later steps is dropped by TensorBoard.
+
+    The folder is of this run alone: what an abandoned one left there is dropped as well.
+    """
+    # The step of the bookmark is told once more: the process may have ended within its records.
+    first = min(bookmark.mark.step, resumed_step + 1)
+    is_new = not any(folder.glob("events.out.tfevents.*"))
+    tracker = TensorboardTracker(folder, None if is_new else max(first, 0))
+    bookmark.run_id = card.name
+    bookmark.mark = Told() if is_new else Told.through(first - 1)
+    bookmark.keep()
+    return tracker
