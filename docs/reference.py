@@ -28,7 +28,7 @@ GROUPS = {
     "zero": "DeepSpeed ZeRO; `zero.extra` takes the keys of DeepSpeed that take effect here and that no field decides; "
     "merged last",
     "checkpoint": "when to save, what to keep",
-    "log": "console, metrics.jsonl, wandb",
+    "log": "console, metrics.jsonl, trackers",
     "gate": "what a tuned model may lose and must gain: `evaluate gate=default`, `export gate=default`",
     "cluster": "nodes, launcher, site, container, time limit",
     "experiment": "whole runs",

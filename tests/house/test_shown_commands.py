@@ -25,7 +25,7 @@ CONFIGURATION = {
     for name, text in shown_configuration(ROOT, PAGES).items()
     if name.partition("/")[0] in group_options()
 }
-OF_WORDS = ("status", "completion", "explain", "schema", "init", "quickstart")
+OF_WORDS = ("status", "completion", "explain", "schema", "init")
 """Commands that compose no run; that there are such commands is looked at."""
 OF_A_RUN = ("evaluate", "export", "report")
 """Commands that go on from a frozen configuration where the words name no data."""
@@ -47,6 +47,12 @@ def kind_of(shown):
     if command in OF_A_RUN and not any(word.startswith("data=") for word in shown.words):
         return "of a run"
     return "in part" if ELLIPSIS in shown.words else "composed"
+
+
+def given(shown):
+    """Return the words without the places that a page leaves open."""
+    words = [word for word in shown.words if word != ELLIPSIS]
+    return [f"{word.removesuffix(ELLIPSIS)}FILE" if word.endswith(f"={ELLIPSIS}") else word for word in words]
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +109,11 @@ def of_hydra(words):
 
 @pytest.mark.parametrize("shown", [one for one in SHOWN if kind_of(one) in ("composed", "in part")], ids=str)
 def test_a_shown_command_composes_and_breaks_no_rule(shown, composed):
-    invocation = parse([word for word in shown.words if word != ELLIPSIS])
+    invocation = parse(given(shown))
     assert any(is_swept(word) for word in invocation.overrides) <= invocation.is_multirun
     words = [one_value(word) for word in of_hydra(invocation.overrides)]
+    if invocation.command == "quickstart":
+        words = ["experiment=quickstart", "data.sources.python_reference.path=FILE", *words]
     config = composed(words)
     ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
     problems = list(find_problems(config, ranks))
@@ -119,7 +127,7 @@ def test_a_shown_command_composes_and_breaks_no_rule(shown, composed):
 
 @pytest.mark.parametrize("shown", [one for one in SHOWN if kind_of(one) == "of a run"], ids=str)
 def test_a_shown_command_goes_on_from_a_run(shown, composed):
-    invocation = parse([word for word in shown.words if word != ELLIPSIS])
+    invocation = parse(given(shown))
     assert any(word.startswith(("run_dir=", "export.adapters=")) for word in invocation.overrides)
     with pytest.raises(TrainerError, match=r"(no|a) config\.yaml"):
         frozen_config(invocation)
