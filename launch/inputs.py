@@ -14,12 +14,14 @@ from trainer.errors import Exit, TrainerError
 
 def make_inputs(config_file: Path) -> None:
     """Make what is missing, and check what the run would draw."""
-    from trainer.command.before_ranks import check_benchmarks, check_draws
+    from trainer.command.before_ranks import check_benchmarks, check_draws, check_prompts
     from trainer.command.prepare import ensure_inputs
 
     config = load_config(config_file)
     check_benchmarks(config, "train")
-    check_draws(config, ensure_inputs(config))
+    tokenizer = ensure_inputs(config)
+    check_draws(config, tokenizer)
+    check_prompts(config, tokenizer)
 
 
 def main() -> int:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.config.metric import Direction
 from trainer.config.snapshot import SWEEP_RECORD, write_atomic
-from trainer.config.sweep import Direction, ObjectiveValue, SweepConfig
+from trainer.config.sweep import ObjectiveValue, SweepConfig
 from trainer.errors import ConfigError
 from trainer.metrics.jsonl import read
 

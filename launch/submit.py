@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
 from trainer.config.check_cluster import lead_problems, submit_problems
 from trainer.config.cluster import ContainerRuntime, Scheduler
-from trainer.config.rule import Problem, must
+from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
 from trainer.errors import ConfigError, Exit
+from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
+from trainer.evaluate.tasks.known import known_problems
 from trainer.metrics.trackers import check_trackers
 
 from .attempts import last_job, measured_save_s, note
@@ -85,6 +88,7 @@ def check(config: RunConfig, site: Site) -> Ready:
         *find_problems(config, num_ranks),
         *submit_problems(config.cluster, config.run_dir),
         *_image_problems(config),
+        *_evaluation_problems(config),
     ]
     # Any earlier problem may be why the partition has too few nodes.
     if site is not None and not problems:
@@ -156,6 +160,21 @@ def _image_problems(config: RunConfig) -> Iterator[Problem]:
             container.image,
             "Convert it with `apptainer build` or `enroot import`, or give another path.",
         )
+
+
+def _evaluation_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield what is wrong with benchmark tasks and prompts, where the job will see what is seen here."""
+    evaluate, cluster = config.evaluate, config.cluster
+    try:
+        read_prompts(evaluate.during.samples)
+    except ConfigError as error:
+        yield problem(PROMPT_FILE, str(error).removeprefix(f"`{PROMPT_FILE}` "))
+    if cluster.python is not None or cluster.container.runtime is not ContainerRuntime.none:
+        return
+    variables = {**os.environ, **cluster.environment}
+    include_path = evaluate.tasks.include_path
+    yield from known_problems("evaluate.tasks.names", evaluate.tasks.names, include_path, variables)
+    yield from known_problems("evaluate.during.tasks", evaluate.during.tasks, include_path, variables)
 
 
 def _save_time(config: RunConfig, forecast: LightForecast | None) -> tuple[float, str]:

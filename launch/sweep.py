@@ -111,7 +111,7 @@ class Sweep:
         for point in points:
             try:
                 config = self.run_config(point)
-                refuse([*sweep_problems(config.sweep, config.data)])
+                refuse([*sweep_problems(config.sweep, config.data, config.evaluate)])
                 refuse_another(config, Path(config.run_dir))
                 results.append(check(config))
             except ConfigError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 import time
@@ -17,9 +18,11 @@ from pathlib import Path
 from trainer.command.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.command.usage import DETAILS, SUBCOMMANDS, help_text
 from trainer.config.schema import RunConfig
+from trainer.config.snapshot import WORDS
 from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.dist.env import is_rank, rank_env, rank_shown
 from trainer.errors import ConfigError, Exit, TrainerError
+from trainer.metrics.redact import redact
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.job import leave_exit_code
 from trainer.runtime.libraries import libraries_held
@@ -36,6 +39,7 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # `python -m trainer`, as launchers start ranks, would take a trainer.py of the working directory for this package.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    os.environ.setdefault(WORDS, redact({"words": shlex.join(sys.argv[1:])})["words"])
     sys.exit(run_command(sys.argv[1:]))
 
 
@@ -43,7 +47,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """Run a command line and return the exit code."""
     _quieten_libraries()
     with libraries_held():
-        setup_messages()
+        setup_messages(rank_shown(os.environ))
         return _answer(arguments)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import metadata_load
 
 from tests.dist.session import config_of
 from tests.dist.test_resume import commit_other_weights
+from tests.helpers.hub_server import connected_hub
 from trainer.checkpoint.layout import FINGERPRINT, step_dir
+from trainer.cli import run_command
 from trainer.errors import SelfCheckError
 
 ROUNDING = 4 * 2.0**-8
@@ -106,7 +110,6 @@ def test_a_reloaded_export_answers_as_the_trained_model_did(pool, runs, dtype):
 
 def export_tampered(mesh: Any, run_dir: str, folder: str) -> list[Any]:
     """Return what the command line says of a flipped bit, and what export says of other weights."""
-    from trainer.cli import run_command
     from trainer.command.export import export_model
     from trainer.config.store import load_config
 
@@ -142,8 +145,6 @@ def test_a_tampered_checkpoint_is_not_exported(pool, runs, tmp_path):
 
 def test_two_trained_adapters_are_exported_as_one(pool, workspace, tmp_path, monkeypatch, capsys):
     """Two runs by their directories, one of them as an exported folder as well; the sum in the logits."""
-    from trainer.cli import run_command
-
     lora = ["tune.method=lora", "tune.r=4", "optim.lr=0.05"]
     for name, seed in (("a", 1), ("b", 2)):
         words = [*lora, f"seed={seed}"]
@@ -155,12 +156,42 @@ def test_two_trained_adapters_are_exported_as_one(pool, workspace, tmp_path, mon
     assert "An adapter of rank 8 on 14 modules" in capsys.readouterr().out
     words = ["export", "adapters=[a,b-alone]", "export.output_dir=whole", "export.merge=true", *exact]
     assert run_command(words) == 0
+    words = ["export", "adapters=[a,b]", "export.output_dir=pushed", "export.hub=my-org/pushed"]
+    assert run_command(words) == 2
+    assert "Set export.hub_base=ORG/NAME, where others find the base" in capsys.readouterr().err
+    with connected_hub(monkeypatch) as hub:
+        assert run_command([*words, "export.hub_base=my-org/base"]) == 0
+        described = json.loads(hub.files("my-org/pushed")["adapter_config.json"])
+    assert described["base_model_name_or_path"] == "my-org/base"
+    head = metadata_load(tmp_path / "pushed" / "README.md")
+    assert (head["library_name"], head["base_model_relation"]) == ("peft", "adapter")
     found = {name: plain_weights(tmp_path / name) for name in ("both", "whole")}
     assert found["both"].keys() == found["whole"].keys()
     moved = [float((found["both"][name] - tensor).abs().max()) for name, tensor in found["whole"].items()]
     assert max(moved) < 1e-5
     base = plain_weights(Path(workspace) / "model")
     assert any((base[name] - tensor).abs().max() > 1e-3 for name, tensor in found["whole"].items())
+
+
+def test_an_export_is_pushed_as_it_was_verified_and_not_made_again(runs, tmp_path, monkeypatch, capsys):
+    """The first push meets a full hub; the second sends the same folder, without writing it again."""
+    words = ["export", f"run_dir={runs['stage 0']}", f"export.output_dir={tmp_path / 'mine'}"]
+    words += ["export.hub=my-org/mine", "export.hub_base=my-org/base"]
+    with connected_hub(monkeypatch) as hub:
+        hub.uploads_left = 0
+        assert run_command(words) == 2
+        assert "answers 507" in capsys.readouterr().err
+        hub.uploads_left = None
+        assert run_command(words) == 0
+        said, held = capsys.readouterr().out, hub.files("my-org/mine")
+    assert "holds step-00000002, exported and verified before" in said and "tensors written" not in said
+    names = {path.name for path in (tmp_path / "mine").iterdir()} - {".verified.json"}
+    assert held.keys() - {".gitattributes"} == names >= {"README.md", "config.json", "tokenizer.json"}
+    card = held["README.md"].decode()
+    assert metadata_load(tmp_path / "mine" / "README.md")["base_model"] == "my-org/base"
+    assert "tensors written and read back. The trained model's logits are" in card
+    assert str(tmp_path) not in card and runs["stage 0"] not in card
+    assert run_command([*words, "export.verify=false"]) == 2
 
 
 def plain_weights(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ ABANDONED = "abandoned-"
 OF_TRACKERS = ("trackers", "tensorboard")
 """How trackers know the run, and what one of them was told: another run is another one there."""
 OF_A_RUN = (
-    *("checkpoints", "metrics.jsonl", "ledger.jsonl", *OF_TRACKERS),
+    *("checkpoints", "metrics.jsonl", "samples.jsonl", "ledger.jsonl", *OF_TRACKERS),
     *("forgetting.json", "evaluation.json", "interpolation.json", "report.html"),
 )
 """What is of one line of checkpoints: a step of the next one has the same name, and is another model."""

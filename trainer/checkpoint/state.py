@@ -40,15 +40,21 @@ class TrainState:
     bad_steps_in_a_row: int = 0
     """Such steps at the end of the run so far."""
     best_loss: float | None = None
-    """Lowest mean held-out loss in nats."""
+    """Lowest mean held-out loss in nats, by more than min_delta_nats; for patience."""
     best_step: int | None = None
-    """Step of the lowest mean held-out loss."""
+    """Step of the best checkpoint."""
+    best_metric: str = ""
+    """Number that it is the best by."""
+    best_value: float | None = None
+    """That number of it."""
     evaluations_without_gain: int = 0
     """Evaluations since the lowest loss."""
     last_losses: dict[str, float] = field(default_factory=dict)
     """Newest held-out loss by source."""
     last_evaluated_step: int = -1
     """Step of the newest evaluation."""
+    during: dict[str, Any] = field(default_factory=dict)
+    """Benchmark tasks and answers so far, as `Budget.to_plain` gives it; empty without."""
     attempts: int = 1
     """Starts of this run, this one included."""
 

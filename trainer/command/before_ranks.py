@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.config.metric import is_task_metric
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
+from trainer.errors import ConfigError, DataError
+from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
 
 
 def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
@@ -19,6 +22,24 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
+
+
+def check_prompts(config: RunConfig, tokenizer: TokenizerLike) -> None:
+    """Raise before ranks start when the chat template refuses a prompt of a person's file.
+
+    Raises:
+        ConfigError: Names the prompt and what the template says.
+    """
+    for number, prompt in enumerate(read_prompts(config.evaluate.during.samples), start=1):
+        try:
+            if prompt.messages:
+                tokenizer.render_chat(prompt.messages, None, True)
+        except DataError as error:
+            raise ConfigError(
+                f"`{PROMPT_FILE}` must hold turns that the chat template takes, but it refuses prompt {number}: "
+                f"{str(error).rstrip('.')}. Mend it, or write it as a `prompt` without evaluate.during.samples."
+                "apply_chat_template."
+            ) from error
 
 
 def check_quantiser(config: RunConfig) -> None:
@@ -38,10 +59,20 @@ def check_logins(config: RunConfig) -> None:
 
 def check_benchmarks(config: RunConfig, command: str) -> None:
     """Load the benchmark tasks before ranks start: a missing task or file is found, and data is downloaded, here."""
-    if not config.evaluate.tasks.names:
-        return
-    from trainer.evaluate.tasks.harness import check_rules, load_tasks
+    evaluate = config.evaluate
+    if command == "train":
+        read_prompts(evaluate.during.samples)
+    if evaluate.tasks.names:
+        from trainer.evaluate.tasks.harness import check_rules, load_tasks
 
-    loaded = load_tasks(config.evaluate.tasks)
-    if command == "evaluate" and config.evaluate.checkpoint != "base":
-        check_rules(config.gate.tasks, loaded)
+        loaded = load_tasks(evaluate.tasks)
+        if command == "evaluate" and evaluate.checkpoint != "base":
+            check_rules(config.gate.tasks, loaded)
+    if evaluate.during.tasks and command == "train":
+        from trainer.evaluate.tasks.harness import NAMES_DURING, load_tasks
+        from trainer.evaluate.tasks.task_metrics import better_direction
+
+        loaded = load_tasks(evaluate.tasks_during, NAMES_DURING)
+        best = config.checkpoint.best
+        if config.checkpoint.keep_best and is_task_metric(best.metric):
+            better_direction(best.metric, best.direction, loaded)

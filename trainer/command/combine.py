@@ -16,14 +16,17 @@ from trainer.export.gguf import find_converter, write_gguf
 from trainer.runtime.say import say
 
 if TYPE_CHECKING:
+    from trainer.export.base_card import BaseCard
     from trainer.export.combine import Adapter
 
 
 def combine_adapters(config: RunConfig) -> int:
     """Write the weighted combination as an adapter, or merged into the base; return the exit code."""
+    from trainer.command.card import base_of, push_export, require_base_name
     from trainer.export.combine import combined
     from trainer.export.folder import write_model_files, write_tokenizer
     from trainer.export.merge import with_base, write_adapter
+    from trainer.export.push import open_repository
     from trainer.export.weights import DTYPES, export_dtype, export_weights, publish_export
     from trainer.model.digest import base_digest
     from trainer.model.resolve import resolve_model
@@ -33,6 +36,10 @@ def combine_adapters(config: RunConfig) -> int:
     weights = export.weights or [1 / len(export.adapters)] * len(export.adapters)
     source = resolve_model(config.model, Path(config.data.cache_dir))
     converter = find_converter(export, not export.merge)
+    if not export.merge:
+        require_base_name(config, source)
+    repository = open_repository(export)
+    base = base_of(config, source)
     read = [_read(Path(name).expanduser(), export.checkpoint) for name in export.adapters]
     adapters = [(adapter, digest) for adapter, digest, _ in read]
     now = base_digest(config.model, config.tune.quantise, source, config.data.cache_dir)
@@ -63,8 +70,32 @@ def combine_adapters(config: RunConfig) -> int:
         publish_export(output_dir, fill)
         made = f"An adapter of rank {described.r} on {len(described.target_modules)} modules"
     say(console, f"{made} in {output_dir}")
+    _describe(
+        config, base, output_dir, f"It is {said} ({export.combination.value}), in {dtype}.", dtype, console
+    )
+    if repository is not None:
+        push_export(
+            repository, output_dir, [source, config.data.cache_dir], "several adapters as one", console
+        )
     write_gguf(converter, output_dir, export.gguf, None if export.merge else source, console)
     return Exit.done
+
+
+def _describe(
+    config: RunConfig, base: BaseCard, folder: Path, what: str, dtype: str, console: Console
+) -> None:
+    """Load the folder if it is to be verified, and add its model card and the list of what it holds."""
+    import torch
+
+    from trainer.command.card import seal_export, write_combined_card
+    from trainer.export.folder import require_loads
+
+    proof = "It was written and read back, and never loaded."
+    if config.export.verify:
+        require_loads(folder, torch.arange(16), dtype, config.model.trust_remote_code)
+        proof = "It was written and read back; it loads and gives finite logits."
+    write_combined_card(base, folder, what, proof, config.export.combination.value)
+    seal_export(folder, "", base, config.export.hub is not None, console)
 
 
 def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:

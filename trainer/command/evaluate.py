@@ -101,7 +101,7 @@ def _evaluate_base(session: Session) -> None:
 
 def _evaluate_tuned(session: Session, label: str, state: TrainState, task_scores: TaskScores | None) -> None:
     pieces = held_out_pieces(session.policy, session.held_out())
-    tasks = task_scores.measure_tuned() if task_scores is not None else []
+    tasks = task_scores.measure_tuned(state.step) if task_scores is not None else []
     losses = {name: found.mean for name, found in pieces.items()}
     _show(session, label, losses, [(compared.to_plain(), "tuned", "tuned_stderr") for compared in tasks])
     forgetting = build_forgetting(session)

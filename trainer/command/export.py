@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from trainer.checkpoint.named import find_checkpoint
+from trainer.command.write_export import in_dtype, write_export, writes_adapter
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise, TuneMethod
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.evaluate.proofs.fingerprint import Fingerprint
-    from trainer.export.rounding import Rounding
+    from trainer.export.base_card import BaseCard
 
 EXPORT_FACTOR = 2.0
 """How many times the rounding noise of the model an export may be away from the trained one."""
@@ -63,8 +62,9 @@ def export(config: RunConfig) -> int:
 
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
-    from trainer.export.rounding import Rounding
-    from trainer.export.weights import DTYPES, export_dtype
+    from trainer.command.card import base_of, is_verified, made_from, push_export, require_base_name
+    from trainer.export.push import open_repository
+    from trainer.export.weights import export_dtype
     from trainer.model.resolve import resolve_model
 
     check_config(config, only=("export",))
@@ -73,11 +73,42 @@ def export_model(config: RunConfig) -> int:
     output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
     source = resolve_model(config.model, Path(config.data.cache_dir))
     refuse_other_model(config, source)
-    is_adapter = _writes_adapter(config)
+    is_adapter = writes_adapter(config)
     converter = find_converter(config.export, is_adapter)
+    if is_adapter:
+        require_base_name(config, source)
+    repository = open_repository(config.export)
+    base = base_of(config, source)
     how = ", as it was trained" if config.export.dtype == "auto" else ""
-    config = _in_dtype(config, export_dtype(config.export.dtype, config.zero.dtype))
+    config = in_dtype(config, export_dtype(config.export.dtype, config.zero.dtype))
     console = Console()
+    origin = made_from(config, checkpoint, base)
+    if repository is not None and is_verified(output_dir, origin):
+        say(console, f"{output_dir} holds {checkpoint.name}, exported and verified before.")
+    else:
+        _export_verified(config, checkpoint, source, base, output_dir, origin, how, console)
+    if repository is not None:
+        places = [source, str(run_dir), str(Path(config.data.cache_dir))]
+        push_export(repository, output_dir, places, f"{checkpoint.name} of {config.name}", console)
+    write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
+    return Exit.done
+
+
+def _export_verified(
+    config: RunConfig,
+    checkpoint: Path,
+    source: str,
+    base: BaseCard,
+    output_dir: Path,
+    origin: str,
+    how: str,
+    console: Console,
+) -> None:
+    """Write the folder, compare it with what was trained, and add its model card and the list of what was verified."""
+    from trainer.command.card import seal_export, write_card
+    from trainer.export.rounding import Rounding
+    from trainer.export.weights import DTYPES
+
     say(console, f"Exporting {checkpoint.name} to {output_dir} in {config.export.dtype}{how}")
     if config.tune.quantise is not Quantise.none:
         is_whole = config.export.merge or config.export.alpha != 1
@@ -85,28 +116,33 @@ def export_model(config: RunConfig) -> int:
     rounding = Rounding(source, DTYPES[config.export.dtype])
     # A model that trained in bf16 whole was rounded so in every step.
     is_rounded_more = config.zero.dtype == "fp32" or config.tune.method is not TuneMethod.full
-    count = _write_export(
+    count = write_export(
         config, checkpoint, source, output_dir, console, rounding if is_rounded_more else None
     )
-    _verify(config, checkpoint, source, output_dir, count, console)
+    proof = _verify(config, checkpoint, source, output_dir, count, console)
     if rounding.num_lost:
         say(
             console,
             f"Of the weights that training moved, {100 * rounding.lost_share:.0f} % are the base's again when rounded "
             f"to {config.export.dtype}; export.dtype=float32 keeps them.",
         )
-    write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
-    return Exit.done
+    write_card(config, checkpoint, base, output_dir, _what(config, checkpoint), proof)
+    seal_export(output_dir, origin, base, config.export.hub is not None, console)
 
 
-def _in_dtype(config: RunConfig, dtype: str) -> RunConfig:
-    return dataclasses.replace(config, export=dataclasses.replace(config.export, dtype=dtype))
+def _what(config: RunConfig, checkpoint: Path) -> str:
+    """Say in a sentence what of a run was exported."""
+    if config.export.alpha != 1:
+        share = f"{config.export.alpha:g} x ({checkpoint.name} - base)"
+        return f"Its weights are base + {share}, in {config.export.dtype}."
+    merged = ", with the adapter added into the base" if config.export.merge else ""
+    return f"It is {checkpoint.name} of the run{merged}, in {config.export.dtype}."
 
 
 def _verify(
     config: RunConfig, checkpoint: Path, source: str, output_dir: Path, count: int, console: Console
-) -> None:
-    """Compare the folder's logits with the trained ones, where it is to be the trained model.
+) -> str:
+    """Compare the folder's logits with the trained ones, where it is to be the trained model; return what was proved.
 
     The files were read back: they hold the trained weights, rounded. Where that is more than the trained model was
     rounded itself, its logits are compared with those of the unrounded weights, and what rounding does is told.
@@ -114,21 +150,26 @@ def _verify(
     Raises:
         SelfCheckError: They are further apart than rounding moves them.
     """
-    if not config.export.verify or config.export.alpha != 1:
-        why = "" if config.export.alpha == 1 else f": with alpha {config.export.alpha:g} it is another model"
-        say(console, f"{count} tensors written and read back; logits not compared{why}.")
-        return
+    written = f"{count} tensors written and read back"
+    if not config.export.verify:
+        say(console, f"{written}; logits not compared.")
+        return f"{written}; its logits were compared with nothing."
+    if config.export.alpha != 1:
+        _require_loads(config, checkpoint, output_dir)
+        why = f"with alpha {config.export.alpha:g} it is another model"
+        say(console, f"{written}; it loads, its logits are finite; they were not compared: {why}.")
+        return f"{written}; it was loaded and gives finite logits, but it is not the model that was trained."
     is_narrowed = config.zero.dtype == "fp32" and config.export.dtype == "bfloat16"
     if is_narrowed:
         found = _compare_unrounded(config, checkpoint, source, output_dir)
     else:
         found = _compare(config, checkpoint, output_dir)
     whose = "those of the unrounded weights" if is_narrowed else "the folder's in float32"
-    say(
-        console,
-        f"{count} tensors written and read back. {found.whose.capitalize()} are {found.moved:.1e} of their spread from "
-        f"{whose}; rounding alone makes {found.noise:.1e}.",
+    proof = (
+        f"{written}. {found.whose.capitalize()} are {found.moved:.1e} of their spread from {whose}; rounding alone "
+        f"makes {found.noise:.1e}."
     )
+    say(console, proof)
     if found.narrowing is not None:
         say(
             console,
@@ -142,77 +183,16 @@ def _verify(
             f"does ({found.noise:.1e} of their spread), but they differ by {found.moved:.1e}. Do not use it; export "
             "another checkpoint."
         )
+    return proof
 
 
-def _writes_adapter(config: RunConfig) -> bool:
-    """Tell whether the export is an adapter alone rather than a whole model."""
-    from trainer.export.merge import CONFIG
+def _require_loads(config: RunConfig, checkpoint: Path, folder: Path) -> None:
+    from trainer.checkpoint.layout import FINGERPRINT
+    from trainer.evaluate.proofs.fingerprint import read_fingerprint
+    from trainer.export.folder import require_loads
 
-    is_adapter = (Path(config.run_dir) / CONFIG).is_file()
-    return is_adapter and not config.export.merge and config.export.alpha == 1
-
-
-def _write_export(
-    config: RunConfig,
-    checkpoint: Path,
-    source: str,
-    output_dir: Path,
-    console: Console,
-    rounding: Rounding | None = None,
-) -> int:
-    """Write the adapter alone, or the whole model, and return the number of tensors.
-
-    Args:
-        rounding: Told what is written where that is rounded more than the trained model was.
-    """
-    from rich.progress import track
-
-    from trainer.engine.consolidate import stream_parameters
-    from trainer.export.blend import blended
-    from trainer.export.folder import write_model_files, write_tokenizer
-    from trainer.export.merge import read_adapter, write_adapter
-    from trainer.export.weights import DTYPES, export_weights, publish_export
-    from trainer.model.tune.pissa import as_plain_lora
-
-    options = config.export
-    adapter = read_adapter(Path(config.run_dir))
-    if _writes_adapter(config):
-        counts: list[int] = []
-        trained, adapter = as_plain_lora(stream_parameters(checkpoint), adapter, Path(config.run_dir))
-
-        def fill(folder: Path) -> None:
-            counts.append(write_adapter(trained, adapter, folder, DTYPES[options.dtype]))
-            write_tokenizer(source, config.model, folder)
-
-        publish_export(output_dir, fill)
-        return counts[0]
-    stream = tuned_tensors(config, checkpoint, source)
-    if options.alpha != 1:
-        stream = blended(stream, source, options.alpha)
-    if rounding is not None:
-        stream = rounding.watch(stream)
-
-    return export_weights(
-        track(stream, description="tensors", console=console),
-        output_dir,
-        options.dtype,
-        int(options.max_shard_gb * 1e9),
-        partial(write_model_files, source, config.model, options.dtype, partial(say, console)),
-    )
-
-
-def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did."""
-    from trainer.engine.consolidate import stream_parameters
-    from trainer.export.merge import read_adapter, with_base
-    from trainer.model.tune.pissa import as_plain_lora
-
-    stream = stream_parameters(checkpoint)
-    if config.tune.method is TuneMethod.full:
-        return stream
-    run_dir = Path(config.run_dir)
-    trained, adapter = as_plain_lora(stream, read_adapter(run_dir), run_dir)
-    return with_base(trained, source, adapter)
+    tokens_T = read_fingerprint(checkpoint / FINGERPRINT).tokens_T
+    require_loads(folder, tokens_T, config.export.dtype, config.model.trust_remote_code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +221,10 @@ def _compare_unrounded(config: RunConfig, checkpoint: Path, source: str, folder:
     from trainer.checkpoint.layout import FINGERPRINT
     from trainer.evaluate.proofs.fingerprint import difference, read_fingerprint
 
-    wide, beside = _in_dtype(config, "float32"), folder.with_name(f".{folder.name}.float32")
+    wide, beside = in_dtype(config, "float32"), folder.with_name(f".{folder.name}.float32")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        _write_export(wide, checkpoint, source, beside, Console(quiet=True))
+        write_export(wide, checkpoint, source, beside, Console(quiet=True))
         found = _compare(wide, checkpoint, beside)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

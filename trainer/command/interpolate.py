@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from trainer.checkpoint.named import find_checkpoint
-from trainer.command.export import tuned_tensors
+from trainer.command.write_export import tuned_tensors
 from trainer.config.check import check_config
 from trainer.config.data import Role
 from trainer.config.record import refuse_other_inputs

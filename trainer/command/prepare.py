@@ -18,6 +18,7 @@ def prepare_data(config: RunConfig) -> None:
     """Make the token stores of all sources and print what is in them."""
     from trainer.data.prepare import prepare
     from trainer.model.load import check_context, read_config
+    from trainer.model.made_with import check_made_with
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
 
@@ -32,6 +33,9 @@ def prepare_data(config: RunConfig) -> None:
     tokenizer, vocab_size = build(), int(hf_config.vocab_size)
     if config.model.new_tokens:
         vocab_size = max(vocab_size, tokenizer.vocab_size)
+    for name, spec in config.data.sources.items():
+        if spec.tokenizer is not None:
+            check_made_with(f"data.sources.{name}.tokenizer", spec.tokenizer, config.model, tokenizer)
     prepare(config.data, tokenizer, build, vocab_size, Console())
 
 

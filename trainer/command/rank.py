@@ -47,9 +47,11 @@ def run_rank(command: str, config: RunConfig) -> int:
     check_config(config, env.world_size)
     config = dated(fitted_here(config, env.world_size, env.is_first), Path(config.run_dir))
     if command in ("train", "evaluate"):
-        from trainer.evaluate.tasks.harness import check_names
+        from trainer.evaluate.tasks.harness import NAMES_DURING, check_names
 
         check_names(config.evaluate.tasks)
+        if command == "train":
+            check_names(config.evaluate.tasks_during, NAMES_DURING)
     if command == "evaluate":
         from trainer.command.evaluate import run_evaluation
 

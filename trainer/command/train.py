@@ -7,7 +7,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from trainer.command.before_ranks import check_benchmarks, check_draws, check_logins, check_quantiser
+from trainer.command.before_ranks import (
+    check_benchmarks,
+    check_draws,
+    check_logins,
+    check_prompts,
+    check_quantiser,
+)
 from trainer.command.fitting import fitted_here
 from trainer.command.prepare import ensure_inputs
 from trainer.command.rank import run_rank
@@ -57,6 +63,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     path = config_path(run_dir)
     if command == "train":
         check_draws(config, tokenizer)
+        check_prompts(config, tokenizer)
     if hosts is not None:
         return _launch_on_hosts(config, hosts)
     if command == "train" or not path.exists():

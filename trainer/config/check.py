@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_columns import column_problems
+from trainer.config.check_during import best_problems, during_problems
 from trainer.config.check_evaluate import gate_problems, task_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
@@ -64,6 +65,8 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from log_problems(config.log, config.data.sources)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
+    yield from during_problems(config.evaluate, config.data)
+    yield from best_problems(config.checkpoint, config.evaluate, config.data)
     yield from gate_problems(config.gate)
     yield from generate_problems(config.replay.generate)
     yield from cluster_problems(config.cluster)

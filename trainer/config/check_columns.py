@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.config.paths import is_address
 from trainer.config.rule import Problem, must
 
 REQUIRED = {
@@ -14,6 +16,10 @@ REQUIRED = {
     Format.chat: ("messages",),
     Format.ids: ("input_ids",),
 }
+PASSWORD = re.compile(r"://[^/@?]*:[^/@?]*@")
+SIGNATURE = re.compile(
+    r"[?&](x-amz-signature|x-goog-signature|signature|sig|token|access_token)=", re.IGNORECASE
+)
 OPTIONAL = {
     "tools": (Format.chat, Format.completion),
     "system": (Format.chat, Format.completion),
@@ -58,3 +64,24 @@ def column_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     if source.path is not None and source.revision is not None:
         rule = "null for local files"
         yield must(f"{key}.revision", rule, source.revision, "Remove it.")
+    if source.tokenizer is not None and source.format is not Format.ids:
+        rule = "null unless format=ids, because text is tokenised by this run's tokenizer"
+        yield must(f"{key}.tokenizer", rule, source.tokenizer, f"Remove it, or set {key}.format=ids.")
+    if source.path is not None and is_address(source.path):
+        yield from _address_problems(f"{key}.path", source.path)
+
+
+def _address_problems(key: str, address: str) -> Iterator[Problem]:
+    if "::" in address:
+        rule = "one address, not one inside of another"
+        yield must(key, rule, address, "Unpack the files, or name them where they lie.")
+    if re.match("(file|local)://(?!/)", address):
+        rule = "an address from the root"
+        yield must(key, rule, address, "Write file:///FOLDER/FILE, or the path without file://.")
+    if PASSWORD.search(address):
+        rule = "an address without a password, because the configuration is kept and printed"
+        shown = PASSWORD.sub("://...@", address)
+        yield must(key, rule, shown, "Give it by the environment, for example AWS_SECRET_ACCESS_KEY.")
+    if SIGNATURE.search(address):
+        rule = "an address without a signature or token, because the configuration is kept and printed"
+        yield must(key, rule, address.partition("?")[0] + "?...", "Name the files by s3:// or gs://.")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.train import ExportConfig, GgufType
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?(?<!\.git)", re.ASCII)
+_BRANCH = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*", re.ASCII)
 
 
 def export_problems(config: RunConfig) -> Iterator[Problem]:
@@ -25,6 +29,35 @@ def export_problems(config: RunConfig) -> Iterator[Problem]:
             "Leave it out.",
         )
     yield from _combination_problems(export)
+    yield from _hub_problems(export)
+
+
+def _hub_problems(export: ExportConfig) -> Iterator[Problem]:
+    for key, value in (("export.hub", export.hub), ("export.hub_base", export.hub_base)):
+        if value is not None and not is_hub_name(value):
+            yield must(
+                key, "ORG/NAME", value, f"Set {key}=my-org/my-model, in letters, digits, '-', '_' and '.'."
+            )
+    if export.hub is None:
+        if export.hub_revision is not None:
+            yield must(
+                "export.hub_revision", "left out without export.hub", export.hub_revision, "Leave it out."
+            )
+        return
+    if export.hub_revision is not None and not _BRANCH.fullmatch(export.hub_revision):
+        yield must(
+            "export.hub_revision", "the name of a branch", export.hub_revision, "Leave it out for main."
+        )
+    if export.interpolate is not None:
+        fix = "Leave it out; push the alpha you take."
+        yield must("export.hub", "left out with export.interpolate, which writes no model", export.hub, fix)
+    if not export.verify:
+        yield must("export.verify", "true with export.hub", False, "Only what was verified is pushed.")
+
+
+def is_hub_name(text: str) -> bool:
+    """Tell whether a text can be the name of a repository on the hub."""
+    return _HUB_NAME.fullmatch(text) is not None and "--" not in text and ".." not in text
 
 
 def _combination_problems(export: ExportConfig) -> Iterator[Problem]:

@@ -14,8 +14,8 @@ from trainer.config.model import Attention
 from trainer.config.optim import Offload, ZeroConfig
 from trainer.config.rule import Problem, must
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-_TAKEN: dict[str, type] = {
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+TAKEN: dict[str, type] = {
     "comms_logger": dict,
     "csv_monitor": dict,
     "data_types": dict,
@@ -29,7 +29,7 @@ _TAKEN: dict[str, type] = {
     "wall_clock_breakdown": bool,
     "zero_optimization": dict,
 }
-_TAKEN_BY_ZERO: dict[str, type] = {
+TAKEN_BY_ZERO: dict[str, type] = {
     "allgather_bucket_size": int,
     "allgather_partitions": bool,
     "contiguous_gradients": bool,
@@ -53,7 +53,7 @@ _TAKEN_BY_ZERO: dict[str, type] = {
     "zero_quantized_nontrainable_weights": bool,
     "zero_quantized_weights": bool,
 }
-_DECIDED = {
+DECIDED = {
     "bf16": "zero.dtype",
     "communication_data_type": "zero.reduce_dtype",
     "fp16": "zero.dtype",
@@ -85,7 +85,7 @@ _DECIDED = {
     "zero_optimization.sub_group_size": "zero.sub_group_size",
 }
 """Keys of ours that decide the same."""
-_IDLE = {
+IDLE = {
     "aio": "nothing is kept on NVMe",
     "autotuning": "that is an own command of DeepSpeed's launcher; see zero=auto",
     "checkpoint": "checkpoints are written by this trainer",
@@ -128,11 +128,11 @@ def zero_problems(zero: ZeroConfig, attention: Attention) -> Iterator[Problem]:
         yield must("zero.offload_param", "none below stage 3", "cpu", "Set zero.stage=3.")
     if zero.offload_optimizer is Offload.cpu and zero.stage == 0:
         yield must("zero.offload_optimizer", "none at stage 0", "cpu", "Set zero.stage=2.")
-    yield from _added(zero.extra, "", _TAKEN)
+    yield from _added(zero.extra, "", TAKEN)
     of_zero = zero.extra.get("zero_optimization")
     if not isinstance(of_zero, Mapping):
         return
-    yield from _added(of_zero, "zero_optimization.", _TAKEN_BY_ZERO)
+    yield from _added(of_zero, "zero_optimization.", TAKEN_BY_ZERO)
     for name in ("offload_optimizer", "offload_param"):
         section = of_zero.get(name)
         if isinstance(section, Mapping) and "device" in section:
@@ -142,27 +142,28 @@ def zero_problems(zero: ZeroConfig, attention: Attention) -> Iterator[Problem]:
 def _added(section: Mapping[str, Any], prefix: str, taken: Mapping[str, type]) -> Iterator[Problem]:
     for name, value in section.items():
         key = f"{prefix}{name}"
-        if key in _DECIDED:
+        if key in DECIDED:
             yield _decided(key, value)
-        elif key in _IDLE:
-            fix = f"Remove it: {_IDLE[key]}."
+        elif key in IDLE:
+            fix = f"Remove it: {IDLE[key]}."
             yield must(f"zero.extra.{key}", "left out, since it would do nothing", value, fix)
         elif name not in taken:
-            known = {*taken, *(k.removeprefix(prefix) for k in (*_DECIDED, *_IDLE) if k.startswith(prefix))}
+            known = {*taken, *(k.removeprefix(prefix) for k in (*DECIDED, *IDLE) if k.startswith(prefix))}
             near = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.6)
             fix = f"Did you mean `{near[0]}`?" if near else f"Use one of {', '.join(sorted(taken))}."
             yield must(f"zero.extra.{key}", "a key of DeepSpeed's that takes effect here", value, fix)
-        elif not _fits(value, taken[name]):
+        elif not fits(value, taken[name]):
             yield must(
-                f"zero.extra.{key}", _KINDS[taken[name]], value, "See DeepSpeed's documentation of the key."
+                f"zero.extra.{key}", KINDS[taken[name]], value, "See DeepSpeed's documentation of the key."
             )
 
 
 def _decided(key: str, value: object) -> Problem:
-    return must(f"zero.extra.{key}", "left out", value, f"Set {_DECIDED[key]} instead.")
+    return must(f"zero.extra.{key}", "left out", value, f"Set {DECIDED[key]} instead.")
 
 
-def _fits(value: object, kind: type) -> bool:
+def fits(value: object, kind: type) -> bool:
+    """Tell whether a value is of a kind; a whole number is a number, true is none."""
     if kind is dict:
         return isinstance(value, Mapping)
     if isinstance(value, bool) or kind is bool:

@@ -120,8 +120,9 @@ class SourceConfig:
     max_epochs: float | None = None
     """Refuse a run that passes over this source more often; null allows any number and prints it."""
     path: str | None = None
-    """Local file, folder or glob (jsonl, json, parquet, arrow, csv, tsv, txt; .gz, .bz2, .xz and .zst of the text
-    kinds). Of a folder that names splits, only those files of `split` are read."""
+    """File, folder or glob (jsonl, json, parquet, arrow, csv, tsv, txt; .gz, .bz2, .xz and .zst of the text kinds),
+    here or behind an address that fsspec knows (s3://, gs://, hf://, https://, ...); a folder that `save_to_disk` of
+    the library `datasets` wrote; Megatron's .bin with its .idx. Of a folder that names splits, only `split` is read."""
     dataset: str | None = None
     """Hugging Face dataset name; give either this or `path`."""
     subset: str | None = None
@@ -130,6 +131,9 @@ class SourceConfig:
     """Split that is read, of the Hugging Face dataset or of a folder whose README or file names tell splits."""
     revision: str | None = None
     """Git revision of the Hugging Face dataset; quote it."""
+    tokenizer: str | None = None
+    """format=ids: the tokenizer that made the ids, a Hugging Face name or a folder. Every token of it must have the
+    same id in this run's. Megatron files need it; null for others says that the ids are this run's tokenizer's."""
     format: Format = Format.text
     """What a row holds."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)

@@ -99,6 +99,9 @@ class ZeroConfig:
     """Stages 1 to 3: keep optimizer state in host memory."""
     offload_param: Offload = Offload.none
     """Stage 3: keep parameters in host memory."""
+    ds_config: str | None = None
+    """Path of another trainer's DeepSpeed file: its keys are taken into the fields that say the same, `auto` leaves
+    them, a word of the command line is over it. Read when the run is composed and not needed again."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More keys of DeepSpeed's configuration: those that take effect here and that no field decides, merged last.
     Example: {zero_optimization: {zero_hpz_partition_size: 8}}."""

@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import RunConfig
+
+ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::[a-zA-Z][a-zA-Z0-9+.-]*://)")
+"""How an address begins: a protocol, or one in front of another (simplecache::s3://...)."""
 
 
 def absolute(path: str, here: Path) -> str:
@@ -21,8 +25,18 @@ def absolute(path: str, here: Path) -> str:
     return str(here / os.path.expanduser(path)) if path else path
 
 
+def is_address(path: str) -> bool:
+    """Say whether a path is an address, such as s3://bucket/folder, and no place on this machine's disks."""
+    return ADDRESS.match(path) is not None
+
+
 def pattern(path: str, here: Path) -> str:
-    """Return a file, folder or glob from the root; special characters of the working directory stand for themselves."""
+    """Return a file, folder or glob from the root; special characters of the working directory stand for themselves.
+
+    An address stays.
+    """
+    if is_address(path):
+        return path
     whole, given = absolute(path, here), os.path.expanduser(path)
     if os.path.isabs(given) or os.path.exists(whole) or not glob.has_magic(path):
         return whole
@@ -53,9 +67,11 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "model.chat_template": absolute,
     "data.sources.NAME.path": pattern,
     "data.sources.NAME.dataset": name_or_place,
+    "data.sources.NAME.tokenizer": name_or_place,
     "data.cache_dir": absolute,
     "replay.generate.output_dir": absolute,
     "evaluate.tasks.include_path": absolute,
+    "evaluate.during.samples.file": absolute,
     "export.output_dir": absolute,
     "export.llama_cpp": absolute,
     "export.adapters": absolute,

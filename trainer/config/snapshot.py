@@ -35,6 +35,8 @@ OPEN = (None, "auto")
 FILLED_IN = (*FITTED, "model.chat_template_date")
 """Keys that are filled in before a run is frozen."""
 
+WORDS = "PALIMPSEST_WORDS"
+"""Variable with the words of the command line that a person gave, for the ranks that it starts."""
 SWEEP_RECORD = "sweep.json"
 """File that makes a directory one of a sweep; its runs are in folders below."""
 
@@ -172,6 +174,7 @@ def write_provenance(run_dir: Path, **facts: Any) -> None:
         "palimpsest": installed("palimpsest-trainer"),
         "git": _git_sha(),
         "host": platform.node(),
+        "words": os.environ.get(WORDS),
         **facts,
     }
     write_atomic(run_dir / "provenance.json", json.dumps(record, indent=2, sort_keys=True) + "\n")

@@ -29,6 +29,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from trainer.config.ds_file import with_ds_file
 from trainer.config.entry import check_values, is_entry, key_of, unreadable
 from trainer.config.explain import nearest, wrong_value
 from trainer.config.paths import make_absolute
@@ -56,7 +57,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> RunC
         composed = cast(DictConfig, OmegaConf.merge(composed, entries))
         # Once more against the schema: `+key=value` may add what it does not know.
         OmegaConf.merge(_schema(), OmegaConf.to_container(composed))
-    return to_dataclass(composed)
+    return to_dataclass(with_ds_file(composed, overrides))
 
 
 def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, HydraContext]:
@@ -187,7 +188,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error, overrides)}") from error
-    return to_dataclass(cast(DictConfig, merged))
+    return to_dataclass(with_ds_file(cast(DictConfig, merged), overrides))
 
 
 def _is_gate(override: str) -> bool:

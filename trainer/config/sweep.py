@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-
-class Direction(Enum):
-    """Which objective is better."""
-
-    minimize = "minimize"
-    maximize = "maximize"
+from trainer.config.metric import Direction
 
 
 class ObjectiveValue(Enum):
@@ -33,7 +28,8 @@ class SweepConfig:
     """What `-m` compares. Everything else about a sweep is in the words of the command line."""
 
     objective: str = "eval_mean"
-    """Key of metrics.jsonl: eval_mean, eval/SOURCE, loss, loss/SOURCE, tokens_per_s, ..."""
+    """Key of metrics.jsonl: eval_mean, eval/SOURCE, loss, loss/SOURCE, forgetting, kl_mean, tasks/TASK/METRIC,
+    tokens_per_s, ..."""
     direction: Direction = Direction.minimize
     """Which objective is better."""
     value: ObjectiveValue = ObjectiveValue.last

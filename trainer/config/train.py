@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from trainer.config.during import DuringConfig
+from trainer.config.metric import Direction
 from trainer.config.tasks import TasksConfig
 
 
@@ -39,7 +41,7 @@ class EvaluateConfig:
     patience: int | None = None
     """Stop after so many evaluations without a lower mean held-out loss; null never stops."""
     min_delta_nats: float = 0.0
-    """An evaluation counts as better only if the loss falls by more than this."""
+    """For `patience`, an evaluation counts as better only if the loss falls by more than this."""
     forgetting: bool = True
     """Compare the tuned model with its base at the end of training: forgetting.json and report.html."""
     kl_packs: int = 16
@@ -50,6 +52,24 @@ class EvaluateConfig:
     checkpoint: str = "last"
     """`palimpsest evaluate`: `last`, `best`, a step number, or `base` for the model before training."""
     tasks: TasksConfig = field(default_factory=TasksConfig)
+    during: DuringConfig = field(default_factory=DuringConfig)
+
+    @property
+    def tasks_during(self) -> TasksConfig:
+        """Return the tasks that are run during training: asked as all are."""
+        return replace(self.tasks, names=self.during.tasks, limit=self.during.limit)
+
+
+@dataclass
+class BestConfig:
+    """By which number the best checkpoint is the best. The base, at step 0, never is."""
+
+    metric: str = "eval_mean"
+    """eval_mean, eval/SOURCE, forgetting (mean rise of the sources that are not target), kl_mean and kl/SET (with
+    evaluate.during.kl), or tasks/TASK/METRIC (of evaluate.during.tasks), as in metrics.jsonl. The best by a task is
+    saved when it is found; by the others it is the best of those that are saved, each of which is evaluated first."""
+    direction: Direction | None = None
+    """Which values are better; null: as the metric has it, losses low, scores as lm-eval says."""
 
 
 @dataclass
@@ -65,7 +85,8 @@ class CheckpointConfig:
     keep_every_steps: int | None = None
     """Keep every checkpoint whose step is a multiple of this for ever."""
     keep_best: bool = True
-    """Keep the checkpoint with the lowest mean held-out loss."""
+    """Keep the best checkpoint, by `best`."""
+    best: BestConfig = field(default_factory=BestConfig)
     resume: bool = True
     """Go on from the newest checkpoint that can be used; False: begin at step 0, with what is there in abandoned-N."""
 
@@ -132,3 +153,12 @@ class ExportConfig:
     """Export although the gate refuses the checkpoint."""
     verify: bool = True
     """Reload the folder and compare its logits with those of the trained model."""
+    hub: str | None = None
+    """ORG/NAME on the Hugging Face hub to push the verified folder to; made if it is not there. Needs HF_TOKEN or a
+    login, which are tried before the export is computed."""
+    hub_revision: str | None = None
+    """Branch that is pushed to, made if it is not there; null: main."""
+    hub_private: bool = True
+    """Make the repository private, and refuse one that everybody can read."""
+    hub_base: str | None = None
+    """ORG/NAME of the base on the hub, where model.path is a folder: for the model card and for adapters."""

@@ -18,11 +18,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from trainer.config.data import DataConfig, Format, SourceConfig
 from trainer.data.chat.shape import describe_shape, find_shape
-from trainer.data.rows.files import hash_files, list_files
+from trainer.data.remote.fetched import RemoteFile
+from trainer.data.rows.files import Listing, hash_files, list_files
 from trainer.data.rows.hub import open_dataset, read_dataset
 from trainer.data.rows.source import SourceRows, read_files
+from trainer.data.store.given import describe_given
 from trainer.data.store.held_back import choose_validation
 from trainer.data.store.intake import Intake
+from trainer.data.store.look import keep_look, look_at
 from trainer.data.store.overlap import check_disjoint
 from trainer.data.store.prepared import (
     adds_eos,
@@ -46,23 +49,46 @@ from trainer.data.tokens.tokenise import encode_batch, encode_parallel, num_proc
 from trainer.data.types import EncodedBatch, TokenizerLike, Unit
 from trainer.errors import DataError
 from trainer.runtime.lock import one_at_a_time
-from trainer.runtime.publish import clear_leftovers, publish_folder
+from trainer.runtime.publish import clear_leftovers, put_in_place, staged
 from trainer.runtime.say import say
 
 PARALLEL_BYTES = 8 << 20
 """Smaller sources are tokenised in this process: starting others takes longer."""
 LINE_EVERY_S = 10.0
+MIB = 1 << 20
 
 MakeTokenizer = Callable[[], TokenizerLike]
 
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows of a source, what names their content, and their size on disk."""
+    """The rows of a source, what names their content, and their size."""
 
     rows: SourceRows
     origin: Any
+    """None for files behind an address, until they were read."""
     num_bytes: int
+    listing: Listing | None = None
+
+    @property
+    def read_origin(self) -> Any:
+        """What names their content, once they were read."""
+        return self.origin if self.listing is None or self.origin is not None else hash_files(self.listing)
+
+    @property
+    def remote(self) -> list[RemoteFile]:
+        """The files behind an address."""
+        return [f for f in self.listing.files if isinstance(f, RemoteFile)] if self.listing else []
+
+    @property
+    def fetched(self) -> str:
+        """What came of the files behind an address, in words; empty for others."""
+        files = self.remote
+        if not files:
+            return ""
+        done = sum(file.sha256 is not None for file in files)
+        num_mib = sum(file.num_fetched for file in files) / MIB
+        return f"{done:,} of {len(files):,} files fetched whole, {num_mib:,.1f} of {self.num_bytes / MIB:,.1f} MiB"
 
 
 def prepare(
@@ -106,10 +132,7 @@ def prepare(
 def _notes(data: DataConfig, stores: dict[str, Store]) -> dict[str, list[str]]:
     """Return what a person should know of each source: which files were taken, and what was met in them."""
     return {
-        name: [
-            *(list_files(name, source).lines if source.path is not None else ()),
-            *stores[name].meta["notes"],
-        ]
+        name: [*look_at(name, source, data).lines, *stores[name].meta["notes"]]
         for name, source in data.sources.items()
     }
 
@@ -177,39 +200,46 @@ def _build(
     key, unit = source_key(name, source, data), unit_of(source)
     clear_leftovers(stores_folder(data))
     rows = _open_rows(name, source, data)
-    described = {
-        "origin": rows.origin,
-        "options": shaping_options(source, data),
-        "tokenizer": tokenizer.digest,
-    }
-    digest = digest_of(described)
-    target = stores_folder(data) / digest
 
-    def fill(folder: Path) -> None:
+    def describe() -> dict[str, Any]:
+        options = shaping_options(source, data)
+        return {"origin": rows.read_origin, "options": options, "tokenizer": tokenizer.digest}
+
+    def fill(folder: Path) -> str:
         encoded = _encode(rows, data, tokenizer, make_tokenizer)
         options = PackOptions(data.seq_len, effective_packing(source), source.long_documents, unit)
         spool = Spool(folder, [value.value for value in data.values])
         try:
             intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
-            _take_all(intake, encoded, console)
+            _take_all(intake, encoded, rows, console)
             intake.check()
-            notes = rows.rows.reading.to_lines()
-            _write(folder, intake, notes, held_out_frac(source, data), digest, described)
+            notes = [*rows.rows.reading.to_lines(), *([rows.fetched] if rows.remote else ())]
+            if source.format is Format.ids:
+                notes += describe_given(source, intake.counts, tokenizer)
+            digest = _write(folder, intake, notes, held_out_frac(source, data), describe())
         finally:
             spool.delete()
         _check_unchanged(name, source, data, key)
+        return digest
 
-    if _open_if_whole(target, unit, console) is None:
-        publish_folder(target, fill, partial(is_whole, unit=unit))
+    # What is behind an address is read once, so only then its content has a name.
+    digest = key if rows.origin is None else digest_of(describe())
+    if rows.origin is None or _open_if_whole(stores_folder(data) / digest, unit, console) is None:
+        with staged(stores_folder(data) / digest) as folder:
+            digest = fill(folder)
+            put_in_place(folder, stores_folder(data) / digest, partial(is_whole, unit=unit))
     write_pointer(name, key, data, tokenizer, digest)
-    return open_store(target, unit)
+    if rows.listing is not None:
+        keep_look(source, rows.listing, data)
+    return open_store(stores_folder(data) / digest, unit)
 
 
 def _open_rows(name: str, source: SourceConfig, data: DataConfig) -> _Rows:
     if source.path is not None:
-        files = list_files(name, source).files
-        rows = read_files(name, source, files, data.values)
-        return _Rows(rows, hash_files(files), sum(file.stat().st_size for file in files))
+        listing = list_files(name, source, stores_folder(data))
+        rows = _Rows(read_files(name, source, listing, data.values), None, listing.num_bytes, listing)
+        rows.origin = None if rows.remote else hash_files(listing)
+        return rows
     dataset = open_dataset(name, source, cache_folder(data) / "datasets")
     origin = [source.dataset, source.subset, source.split, source.revision, dataset._fingerprint]
     return _Rows(read_dataset(name, source, dataset, data.values), origin, int(dataset.data.nbytes))
@@ -226,46 +256,47 @@ def _encode(
     return (encode_batch(batch, source, eos, tokenizer, data.values) for batch in batches)
 
 
-def _take_all(intake: Intake, encoded: Iterable[EncodedBatch], console: Console) -> None:
-    with _progress(intake, console) as show:
+def _take_all(intake: Intake, encoded: Iterable[EncodedBatch], rows: _Rows, console: Console) -> None:
+    with _progress(intake, rows, console) as show:
         for batch in encoded:
             intake.take(batch)
             show()
 
 
 @contextmanager
-def _progress(intake: Intake, console: Console) -> Iterator[Callable[[], None]]:
+def _progress(intake: Intake, rows: _Rows, console: Console) -> Iterator[Callable[[], None]]:
     if not console.is_terminal:
-        with _plain_progress(intake, console) as show:
+        with _plain_progress(intake, rows, console) as show:
             yield show
         return
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(intake.name, total=None)
-        yield lambda: bar.update(task, description=_describe(intake))
+        yield lambda: bar.update(task, description=_describe(intake, rows))
 
 
 @contextmanager
-def _plain_progress(intake: Intake, console: Console) -> Iterator[Callable[[], None]]:
+def _plain_progress(intake: Intake, rows: _Rows, console: Console) -> Iterator[Callable[[], None]]:
     last = time.monotonic()
 
     def show() -> None:
         nonlocal last
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
-            say(console, _describe(intake))
+            say(console, _describe(intake, rows))
 
     yield show
-    say(console, _describe(intake))
+    say(console, _describe(intake, rows))
 
 
-def _describe(intake: Intake) -> str:
-    return f"{intake.name}: {intake.counts['rows']:,} rows, {intake.spool.num_tokens:,} tokens"
+def _describe(intake: Intake, rows: _Rows) -> str:
+    fetched = f"; {rows.fetched}" if rows.remote else ""
+    return f"{intake.name}: {intake.counts['rows']:,} rows, {intake.spool.num_tokens:,} tokens{fetched}"
 
 
-def _write(
-    folder: Path, intake: Intake, notes: list[str], frac: float, digest: str, described: dict[str, Any]
-) -> None:
+def _write(folder: Path, intake: Intake, notes: list[str], frac: float, described: dict[str, Any]) -> str:
+    """Write the store into a folder, and return its digest."""
+    digest = digest_of(described)
     hashes = intake.spool.hashes
     held_out = choose_validation(hashes, frac)
     meta = {
@@ -277,6 +308,7 @@ def _write(
         "split_note": _describe_split(len(hashes), int(held_out.sum()), frac),
     }
     write_store(folder, intake.spool, held_out, intake.options, meta)
+    return digest
 
 
 def _describe_split(num_documents: int, num_held_out: int, frac: float) -> str:

@@ -124,6 +124,13 @@ class ForgettingMeasurement:
             _LOG.info("The base model's evaluation is known (%s).", self._key[:12])
         return {name: losses.mean for name, losses in self._base.pieces.items()}
 
+    def divergence_means(self) -> dict[str, float]:
+        """Return the mean KL to the base in nats by set of prompts; none where the base was not evaluated."""
+        if self._base is None:
+            return {}
+        found = divergence_by_piece(self._subject.policy, self._subject.prompts, self._base.references)
+        return {name: sum(sums) / sum(counts) for name, (sums, counts) in found.items()}
+
     def compare(
         self,
         state: TrainState,

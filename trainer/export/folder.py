@@ -94,6 +94,20 @@ def folder_logits(
         return rounded_TV, compute()
 
 
+def require_loads(folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote_code: bool) -> None:
+    """Load a folder as any user would and raise if it gives no finite logits.
+
+    Raises:
+        SelfCheckError: They are not finite, or the folder does not load completely.
+    """
+    for logits_TV in folder_logits(folder, tokens_T, dtype, trust_remote_code):
+        if not bool(torch.isfinite(logits_TV).all()):
+            raise SelfCheckError(
+                f"The exported folder {folder} must give finite logits, but does not. Do not use it; choose other "
+                "weights."
+            )
+
+
 def _load_whole(folder: Path, dtype: str, trust_remote_code: bool, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -52,6 +52,8 @@ class ConsoleSink:
         """Print the training line and the evaluation line, whichever the record has."""
         if any(key.startswith("eval/") for key in record):
             self._print(evaluation_line(step, record))
+        if any(key.startswith("tasks/") for key in record):
+            self._print(task_line(step, record))
         if "loss" in record:
             self._print(training_line(step, self._total_steps, record))
         if self._bar is not None:
@@ -98,6 +100,13 @@ def training_line(step: int, total_steps: int, record: Record) -> str:
 def evaluation_line(step: int, record: Record) -> str:
     """Return the held-out losses of one evaluation, wrapped when there are many sources."""
     text = _join([f"step {step} held-out"], _by_source(record, "eval/", _SOURCE_CHARS, 4))
+    return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="    "))
+
+
+def task_line(step: int, record: Record) -> str:
+    """Return the scores of benchmark tasks, wrapped when there are many."""
+    shown = {key: value for key, value in record.items() if not key.endswith("_stderr")}
+    text = _join([f"step {step} tasks"], _by_source(shown, "tasks/", 2 * _SOURCE_CHARS, 4))
     return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="    "))
 
 

@@ -125,6 +125,7 @@ def _axes(
 ) -> Axes:
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + ([reference[1]] if reference else [])
+    ys += [y + sign * half for line in lines for (_, y), half in _intervals(line) for sign in (-1, 1)]
     low, high = min([0.0, *ys] if from_zero else ys), max(ys)
     room = max(0.0, min_span - (high - low)) / 2
     y_ticks = ticks(low - room, high + room, 5)
@@ -160,13 +161,28 @@ def _line(axes: Axes, line: Series, number: int) -> Html:
     points = thinned(line.points)
     places = [(axes.x(at), axes.y(value)) for at, value in points]
     path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    marks = []
+    marks = [
+        element(
+            "line",
+            x1=axes.x(at),
+            x2=axes.x(at),
+            y1=axes.y(value - half),
+            y2=axes.y(value + half),
+            class_="bar",
+        )
+        for (at, value), half in _intervals(line)
+    ]
     stride = -(-len(points) // MAX_HOVERS)
     for (x, y), (at, value) in list(zip(places, points, strict=True))[::stride]:
         hover = element("title", f"{line.label}: {short(value)} at {short(at)}")
         kind = "dot" if len(points) <= MAX_DOTS else "hover"
         marks.append(element("circle", hover, cx=x, cy=y, r=2.5 if kind == "dot" else 5, class_=kind))
     return element("g", element("path", d=path), *marks, class_=_colour(number))
+
+
+def _intervals(line: Series) -> list[tuple[Point, float]]:
+    """Return the points that have an interval, and half of it."""
+    return [(point, half) for point, half in zip(line.points, line.spreads, strict=False) if half > 0]
 
 
 def _end_labels(left: float, labels: list[str], ends: list[float], num_lines: int) -> list[Html]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.config.metric import FORGETTING
 from trainer.evaluate.compare import SetComparison
 from trainer.evaluate.record import Divergence, Recovery
 from trainer.report.element import Child, Html, table
@@ -72,7 +73,7 @@ def curves(record: RunRecord) -> Html:
         paragraph(
             "The dashed line is the loss before the first step, or the base model's where that was not logged."
         ),
-        figures(*drawn),
+        figures(*drawn, *_drift(record)),
     )
 
 
@@ -153,6 +154,20 @@ def _curve(record: RunRecord, name: str) -> Html | None:
         _base_value(record, found),
         min_span=MIN_SPAN_NATS,
     )
+
+
+def _drift(record: RunRecord) -> list[Html | None]:
+    """Return the distance from the base through training, as far as it was taken."""
+    rise = record.metrics.series(FORGETTING, "mean of sources")
+    kl = [record.metrics.series(f"kl/{name}", name) for name in record.metrics.names("kl/")]
+    kl = [line for line in kl if line.points]
+    unit = "nats per token"
+    return [
+        line_chart("Rise of what is not target", "optimizer step", unit, [rise], ("base", 0.0))
+        if rise.points
+        else None,
+        line_chart("KL to the base", "optimizer step", unit, kl, from_zero=True) if kl else None,
+    ]
 
 
 def _base_value(record: RunRecord, found: Series) -> tuple[str, float] | None:

@@ -10,7 +10,7 @@ from trainer.report.element import Child, Html, element, table
 from trainer.report.record import RunRecord
 from trainer.report.section import command_for, missing, paragraph, section
 
-LEFT_OUT = ("host", "inputs")
+LEFT_OUT = ("host", "inputs", "words")
 """Keys of provenance.json that say nothing about the result, or more than a person reads."""
 
 SETTINGS = (

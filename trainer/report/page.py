@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from trainer.report.answers import answers
 from trainer.report.document import document
 from trainer.report.element import Html, element
 from trainer.report.held_out import changes, curves, divergence, recovery
@@ -26,6 +27,7 @@ def build_page(record: RunRecord) -> str:
         _head(record, title),
         changes(record),
         tasks(record),
+        answers(record),
         curves(record),
         replay(record),
         training(record),

@@ -29,6 +29,8 @@ class RunRecord:
     config: dict[str, Any]
     config_digest: str | None
     provenance: dict[str, Any]
+    samples: tuple[dict[str, Any], ...] = ()
+    """Rows of samples.jsonl."""
 
     @property
     def name(self) -> str:
@@ -66,7 +68,21 @@ def read_run(run_dir: Path) -> RunRecord:
         config=_mapping(config_path),
         config_digest=digest,
         provenance=_mapping(run_dir / "provenance.json"),
+        samples=_samples(run_dir / "samples.jsonl"),
     )
+
+
+def _samples(path: Path) -> tuple[dict[str, Any], ...]:
+    rows = _rows(path)
+    wanted = {"number": int, "origin": str, "prompt": str, "answer": str, "expected": str, "has_ended": bool}
+    for line, row in enumerate(rows, start=1):
+        for key, kind in wanted.items():
+            if not isinstance(row.get(key), kind):
+                raise TrainerError(
+                    f"`{key}` of {path}:{line} must be {kind.__name__}, but is {row.get(key)!r} instead. Delete that "
+                    "line."
+                )
+    return rows
 
 
 def _rows(path: Path) -> tuple[dict[str, Any], ...]:

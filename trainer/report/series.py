@@ -20,10 +20,13 @@ class Series:
     label: str
     points: tuple[Point, ...]
     num_left_out: int = 0
+    spreads: tuple[float, ...] = ()
+    """Half of the interval of each point, 0 where there is none; empty: none has one."""
 
     def scaled(self, factor: float) -> Series:
         """Return the series in another unit."""
-        return Series(self.label, tuple((x, y * factor) for x, y in self.points), self.num_left_out)
+        points = tuple((x, y * factor) for x, y in self.points)
+        return Series(self.label, points, self.num_left_out, tuple(factor * s for s in self.spreads))
 
 
 @dataclass(frozen=True, slots=True)

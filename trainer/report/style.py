@@ -51,6 +51,7 @@ thead th { color: var(--soft); font-size: .8rem; vertical-align: bottom; }
 thead .num { white-space: normal; min-width: 4.5rem; }
 td { white-space: nowrap; }
 td code { white-space: normal; }
+code.spoken { display: block; min-width: 12rem; max-width: 24rem; white-space: pre-wrap; }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem 2rem;
   margin-bottom: 1.25rem;

@@ -1,27 +1,39 @@
-"""Benchmark tasks: base against tuned, a row a metric."""
+"""Benchmark tasks: base against tuned, a row a metric; and a curve a metric through training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from trainer.config.metric import STDERR, TASK
 from trainer.evaluate.tasks.score import TaskComparison
-from trainer.report.element import Child, Html, table
+from trainer.report.element import Child, Html, join, table
+from trainer.report.figure import line_chart
 from trainer.report.number import count, fixed, signed
 from trainer.report.record import RunRecord
-from trainer.report.section import paragraph, section
+from trainer.report.section import figures, paragraph, section
+from trainer.report.series import Series
 
 NUM_DECIMALS = 4
 ARROW = " \u2192 "
 NOT_FINITE = "not finite"
+INTERVAL = 1.96
+"""Standard errors to either side of a score that hold the true one in 95 of 100 samples of documents."""
 
 
 def tasks(record: RunRecord) -> Html | None:
     """Return the scores of benchmark tasks; None where none was run."""
     found = record.forgetting.tasks if record.forgetting is not None else ()
+    drawn = [_curve(record, name) for name in record.metrics.names(TASK) if not name.endswith(STDERR)]
+    if not found and not any(drawn):
+        return None
+    return section("tasks", "Benchmark tasks", _compared(found), _through_training(record, drawn))
+
+
+def _compared(found: Sequence[TaskComparison]) -> Html | None:
     if not found:
         return None
     header = ["Task", "Metric", "Better", "Change", "Base \u2192 tuned", "Standard errors", "Documents"]
-    return section(
-        "tasks",
-        "Benchmark tasks",
+    return join(
         paragraph(
             "Scores of lm-eval, measured by this trainer on the base and on the tuned model. The standard errors are "
             "those of each score alone; both models answered the same questions, so the change is known better."
@@ -30,6 +42,38 @@ def tasks(record: RunRecord) -> Html | None:
             header, [_row(one) for one in found], "Base and tuned model by benchmark task", num_text_columns=3
         ),
     )
+
+
+def _through_training(record: RunRecord, drawn: Sequence[Html | None]) -> Html | None:
+    if not any(drawn):
+        return None
+    limit = record.setting("evaluate.during.limit")
+    documents = f"the first {count(limit)} documents of each" if isinstance(limit, int) else "all documents"
+    put_off = [event for event in record.events if event.get("event") == "put_off"]
+    late = (
+        ""
+        if not put_off
+        else f" They were put off {count(len(put_off))} time(s): the ledger says when and why."
+    )
+    return join(
+        paragraph(
+            f"Through training, on {documents}. Bars are 95 % intervals of each score alone, 1.96 standard errors to "
+            f"either side; the dashed line is the base.{late}"
+        ),
+        figures(*drawn),
+    )
+
+
+def _curve(record: RunRecord, name: str) -> Html | None:
+    found = record.metrics.series(TASK + name, name)
+    if not found.points:
+        return None
+    errors = dict(record.metrics.series(TASK + name + STDERR).points)
+    halves = tuple(INTERVAL * errors.get(step, 0.0) for step, _ in found.points)
+    task, _, metric = name.partition("/")
+    base = ("base", found.points[0][1]) if found.points[0][0] == 0 else None
+    line = Series(metric, found.points, found.num_left_out, halves)
+    return line_chart(task, "optimizer step", metric, [line], base)
 
 
 def _row(one: TaskComparison) -> list[Child]:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from trainer.config.gate import GateConfig
+from trainer.config.metric import task_metric
 from trainer.config.schema import RunConfig
 from trainer.config.store import to_plain
 from trainer.errors import TrainerError
@@ -62,13 +63,12 @@ def tell_trackers(config: RunConfig) -> None:
 
 def _numbers(found: ForgettingRecord) -> dict[str, float]:
     numbers = {by_source("forgetting", one.name): one.change_nats for one in found.sets}
-    numbers |= {by_source("kl_base", one.prompts): one.nats for one in found.kl}
+    numbers |= {by_source("kl", one.prompts): one.nats for one in found.kl}
     for task in found.tasks:
-        name = by_source(task.task, task.metric)
         if task.tuned is not None:
-            numbers[by_source("task", name)] = task.tuned
+            numbers[task_metric(task.task, task.metric)] = task.tuned
         if task.change is not None:
-            numbers[by_source("task_change", name)] = task.change
+            numbers[by_source("tasks_change", by_source(task.task, task.metric))] = task.change
     if found.replay is not None:
         numbers["replay_share"] = found.replay.ratio_reached
     return numbers

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.state import TrainState
+from trainer.config.data import Role
+from trainer.config.metric import FORGETTING, KL_MEAN
 from trainer.config.tune import TuneConfig
 from trainer.data.store.store import data_digest
 from trainer.engine.policy import Policy
@@ -19,7 +21,8 @@ from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
 from trainer.evaluate.record import Recovery, Replay, ReplaySource
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.harness import load_everywhere
-from trainer.evaluate.tasks.scores import TaskScores
+from trainer.evaluate.tasks.scores import BASE_FILE, TaskScores
+from trainer.metrics.tracker import by_source
 from trainer.mix.mixing import Mixing
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.tune.prompt import virtual_off
@@ -37,26 +40,50 @@ class Evaluator:
         texts: Texts,
         forgetting: ForgettingMeasurement | None,
         task_scores: TaskScores | None,
+        takes_kl: bool,
     ) -> None:
-        """Take the model, the text, and what compares it with its base."""
+        """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation."""
         self._policy = policy
         self._held_out = held_out
         self._mixing = mixing
         self._texts = texts
         self._forgetting = forgetting
-        self._task_scores = task_scores
+        self.task_scores = task_scores
+        self._takes_kl = takes_kl
         self._newest: tuple[int, dict[str, PieceLosses]] = (-1, {})
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source; before the first step they are the base model's."""
         if state.step == 0 and self._forgetting is not None:
             with virtual_off(self._policy.module):
-                if self._task_scores is not None:
-                    self._task_scores.measure_base()
+                if self.task_scores is not None:
+                    self.task_scores.measure_base()
                 return self._forgetting.measure_base()
         pieces = held_out_pieces(self._policy, self._held_out)
         self._newest = (state.step, pieces)
         return {name: losses.mean for name, losses in pieces.items()}
+
+    def drift(self, state: TrainState) -> dict[str, float]:
+        """Return how far the newest evaluation is from the base, as it is logged.
+
+        The rise of each source, the mean rise of those that are no target, and KL.
+        """
+        if state.step == 0:
+            return {}
+        rises = {
+            name: loss - state.base_losses[name]
+            for name, loss in state.last_losses.items()
+            if name in state.base_losses
+        }
+        found = {by_source(FORGETTING, name): rise for name, rise in rises.items()}
+        kept = [rise for name, rise in rises.items() if self._mixing.sources[name].role is not Role.target]
+        if kept:
+            found[FORGETTING] = sum(kept) / len(kept)
+        if self._takes_kl and self._forgetting is not None:
+            kl = self._forgetting.divergence_means()
+            found |= {by_source("kl", name): nats for name, nats in kl.items()}
+            found |= {KL_MEAN: sum(kl.values()) / len(kl)} if kl else {}
+        return found
 
     def finish(self, state: TrainState, recover: Callable[[], Recovery | None]) -> bool:
         """Compare the tuned model with its base and tell whether it was; `recover` is the recovery probe."""
@@ -64,7 +91,7 @@ class Evaluator:
             return False
         if self._newest[0] != state.step:
             self.evaluate(state)
-        tasks = self._task_scores.measure_tuned() if self._task_scores is not None else []
+        tasks = self.task_scores.measure_tuned(state.step) if self.task_scores is not None else []
         replay = replay_record(self._mixing, state)
         return self._forgetting.compare(state, self._newest[1], self._texts, replay, tasks, recover)
 
@@ -78,6 +105,7 @@ def build_evaluator(session: Session, mixing: Mixing) -> Evaluator:
         texts_of(session),
         build_forgetting(session),
         build_task_scores(session),
+        session.config.evaluate.during.kl,
     )
 
 
@@ -100,13 +128,21 @@ def build_forgetting(session: Session) -> ForgettingMeasurement | None:
 
 def build_task_scores(session: Session) -> TaskScores | None:
     """Return what runs benchmark tasks, if any are asked for. Collective: every rank loads them."""
-    config, loaded = session.config, session.loaded
-    options = config.evaluate.tasks
+    config, options = session.config, session.config.evaluate.tasks
     if not options.names:
         return None
-    hf_config, tokenizer = loaded.model.config, session.tokenizer
+    base = base_identity(session)
+    tasks = load_everywhere(options, session.mesh)
+    path, cache_dir = session.run_dir / BASE_FILE, Path(config.data.cache_dir)
+    return TaskScores(path, cache_dir, tasks, task_model(session), session.tokenizer, base)
+
+
+def task_model(session: Session) -> TaskModel:
+    """Return the loaded model as benchmark tasks and prompts use it."""
+    config, loaded, tokenizer = session.config, session.loaded, session.tokenizer
+    options, hf_config = config.evaluate.tasks, loaded.model.config
     own_ends = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
-    model = TaskModel(
+    return TaskModel(
         policy=session.policy,
         hf_config=hf_config,
         pad_id=session.pad_id,
@@ -114,9 +150,6 @@ def build_task_scores(session: Session) -> TaskScores | None:
         max_length=options.max_length or _room(hf_config, config.tune) or config.data.seq_len,
         batch_tokens=options.batch_tokens,
     )
-    base = base_identity(session)
-    tasks = load_everywhere(options, session.mesh)
-    return TaskScores(session.run_dir, Path(config.data.cache_dir), tasks, model, tokenizer, base)
 
 
 def base_identity(session: Session) -> BaseIdentity:

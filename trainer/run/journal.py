@@ -14,6 +14,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.schema import RunConfig
 from trainer.config.store import to_plain
 from trainer.errors import ModelError
+from trainer.evaluate.answers import GivenAnswer
 from trainer.metrics.console import ConsoleSink
 from trainer.metrics.delivery import Delivery, close_all
 from trainer.metrics.device import describe_device, device_memory_gib
@@ -28,6 +29,7 @@ from trainer.mix.mixing import Mixing
 from trainer.run.step import StepResult
 
 _LOG = logging.getLogger(__name__)
+SAMPLES_FILE = "samples.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,13 @@ class Journal:
         mixing: Mixing,
         tokens_per_step: int,
         trackers: Sequence[Delivery] = (),
+        samples: JsonlSink | None = None,
     ) -> None:
-        """Take the sinks and trackers of rank 0, or empty ones elsewhere, and what the run draws from."""
+        """Take the sinks and trackers of rank 0, or empty ones elsewhere, and what the run draws from.
+
+        Args:
+            samples: Where answers go; None: the run has none.
+        """
         self._sinks = sinks
         self._ledger = ledger
         self._meter = meter
@@ -59,6 +66,7 @@ class Journal:
         self._tokens_per_step = tokens_per_step
         self._trackers = trackers
         self._status = "failed"
+        self._samples = samples
 
     def step(
         self, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
@@ -95,23 +103,31 @@ class Journal:
             record["replay_share"] = self._mixing.share_reached(state)
         self._write(state.step, record)
 
-    def evaluation(self, state: TrainState, losses: dict[str, float], seconds: float) -> None:
-        """Write held-out losses."""
+    def evaluation(self, state: TrainState, measured: dict[str, float], seconds: float) -> None:
+        """Write held-out losses and what else was measured with them, under the keys they have."""
         self._meter.add_evaluation(seconds)
-        if not losses:
+        if not measured:
             return
-        record: dict[str, Value] = {by_source("eval", name): loss for name, loss in losses.items()}
-        if state.step:
-            record |= {
-                by_source("forgetting", name): loss - state.base_losses[name]
-                for name, loss in losses.items()
-                if name in state.base_losses
-            }
-        record["eval_mean"] = sum(losses.values()) / len(losses)
-        record["eval_time_s"] = seconds
+        record: dict[str, Value] = {**measured, "eval_time_s": seconds}
         if state.best_step is not None:
             record["best_step"] = state.best_step
         self._write(state.step, record)
+
+    def scores(self, state: TrainState, record: dict[str, Value]) -> None:
+        """Write the scores of benchmark tasks and the time they took."""
+        self._write(state.step, record)
+
+    def answers(self, state: TrainState, answers: Sequence[GivenAnswer]) -> None:
+        """Write what prompts were answered."""
+        if self._samples is not None:
+            for answer in answers:
+                self._samples.write(state.step, dataclasses.asdict(answer))
+
+    def put_off(self, state: TrainState, why: str, is_last: bool) -> None:
+        """Record that tasks and answers were due and not done."""
+        until = "and there is no later step" if is_last else "until there is time"
+        _LOG.warning("Step %d: tasks and answers are put off, %s: %s.", state.step, until, why)
+        self._event("put_off", state, why=why)
 
     def skipped(self, state: TrainState, result: StepResult) -> None:
         """Say that a step was not applied or not finite; it never passes silently."""
@@ -153,6 +169,7 @@ class Journal:
             data_digest=state.data_digest,
             replay_ratio=state.replay_ratio,
             epochs_by_source=self._mixing.epochs_by_source(state),
+            best={"step": state.best_step, "metric": state.best_metric, "value": state.best_value},
         )
 
     def not_saved(self, state: TrainState, why: str) -> None:
@@ -169,6 +186,8 @@ class Journal:
         self._status = status
         self._event("stopped", state, reason=status, data_digest=state.data_digest)
         self._sinks.close(status)
+        if self._samples is not None:
+            self._samples.close(status)
         if self._ledger is not None:
             self._ledger.close()
 
@@ -220,22 +239,28 @@ def open_journal(
     tokens_per_step = mixing.plan.packs_per_step * config.data.seq_len
     if hf_config is None:
         return Journal(Sinks(), None, meter, mixing, tokens_per_step)
-    metrics_path = run_dir / "metrics.jsonl"
-    aside = next_abandoned(run_dir) / metrics_path.name
+    metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / SAMPLES_FILE
+    aside = next_abandoned(run_dir)
     if not goes_on:
-        leave_behind(run_dir, OF_TRACKERS, aside.parent)
+        leave_behind(run_dir, OF_TRACKERS, aside)
     resumed_step = state.step if state.attempts > 1 else -1
-    num_moved = truncate_after(metrics_path, resumed_step, aside)
-    if num_moved:
-        _LOG.warning(
-            "%d line(s) of %s after step %d are now in %s.", num_moved, metrics_path, state.step, aside
-        )
+    for path in (metrics_path, samples_path):
+        num_moved = truncate_after(path, resumed_step, aside / path.name)
+        if num_moved:
+            _LOG.warning(
+                "%d line(s) of %s after step %d are now in %s.",
+                num_moved,
+                path,
+                state.step,
+                aside / path.name,
+            )
     sinks = Sinks([JsonlSink(metrics_path)], [ConsoleSink(mixing.num_steps, config.log.progress)])
     card = run_card(config.log, run_dir, config.name, to_plain(config) | {"device": describe_device()})
     # Read after the sink has mended its end.
     trackers = begin(config.log, card, resumed_step, read(metrics_path)) if config.log.trackers else []
+    samples = JsonlSink(samples_path) if config.evaluate.during.has_samples else None
     ledger = Ledger(run_dir / "ledger.jsonl")
-    return Journal(sinks, ledger, meter, mixing, tokens_per_step, trackers)
+    return Journal(sinks, ledger, meter, mixing, tokens_per_step, trackers, samples)
 
 
 def _shape_or_none(hf_config: dict[str, Any]) -> ModelShape | None:

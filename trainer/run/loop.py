@@ -11,11 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.state import TrainState
 from trainer.engine.policy import Policy
+from trainer.metrics.tracker import by_source
 from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
 from trainer.mix.mixing import Mixing
 from trainer.objective.contract import Objective
+from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
 from trainer.run.journal import Journal, StepTimes
 from trainer.run.saver import Saver
@@ -83,6 +86,7 @@ class RunParts:
     objective: Objective
     loader: TrainLoader
     evaluator: Evaluator
+    during: DuringTraining
     mixing: Mixing
     saver: Saver
     lr: Callable[[int], float]
@@ -90,12 +94,13 @@ class RunParts:
     journal: Journal
     stop_flag: StopFlag
     gc: ManualGc
+    best: BestRule | None
+    """None: no checkpoint is kept for being the best."""
 
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
     """Run optimizer steps until the plan is met or all ranks agree to stop. Collective: every rank."""
-    if state.last_evaluated_step < 0:
-        evaluate(parts, state, cadence)
+    begin(parts, state, cadence)
     is_owed = False
     while state.step < cadence.num_steps:
         started = time.perf_counter()
@@ -116,13 +121,14 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
         parts.journal.step(state, result, lr, times, cadence.log_due(state.step))
         parts.gc.collect_if_due(state.step)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
+        measured = parts.during.measure(state, preempted)
         if not preempted and cadence.evaluate_due(state.step):
-            evaluate(parts, state, cadence)
+            measured |= evaluate(parts, state, cadence)
         out_of_patience = is_out_of_patience(state, cadence)
         stopping = preempted or out_of_patience
         # A save that was due in the middle of non-finite steps is made up for after the first sound one.
         is_owed = is_owed or cadence.save_due(state.step) or (stopping and cadence.saves)
-        is_owed = is_owed and not save(parts, state)
+        is_owed = (is_owed or is_new_best(parts, state, measured)) and not save(parts, state, measured)
         if is_owed and not state.bad_steps_in_a_row:
             return StopReason.non_finite  # sound steps, and yet the model is not: it does not come back
         if preempted:
@@ -130,6 +136,15 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
         if out_of_patience:
             return StopReason.non_finite if is_owed else StopReason.early_stop
     return StopReason.non_finite if is_owed else StopReason.finished
+
+
+def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
+    """Measure the base before the first step, and make up for what a stop left undone. Collective: every rank."""
+    if state.last_evaluated_step < 0:
+        evaluate(parts, state, cadence)
+    measured = parts.during.begin(state)
+    if is_new_best(parts, state, measured):
+        save(parts, state, measured)
 
 
 def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
@@ -148,34 +163,51 @@ def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
     state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
 
 
-def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
-    """Take held-out losses, remember the best, and let the replay ratio answer. Collective: every rank."""
+def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, float]:
+    """Take held-out losses and let patience and the replay ratio answer; return what was measured, as it is logged.
+
+    Collective: every rank.
+    """
     started = time.perf_counter()
     losses = parts.evaluator.evaluate(state)
     state.last_evaluated_step = state.step
+    measured = {by_source("eval", name): loss for name, loss in losses.items()}
     if losses:
         state.last_losses = losses
         if state.step == 0:
             state.base_losses = losses
-        mean = sum(losses.values()) / len(losses)
+        mean = measured["eval_mean"] = sum(losses.values()) / len(losses)
         best = math.inf if state.best_loss is None else state.best_loss
-        # Never true for NaN; what is not saved cannot be the best.
+        # Never true for NaN.
         if mean < best - cadence.min_delta_nats and not state.bad_steps_in_a_row:
-            state.best_loss, state.best_step = mean, state.step
+            state.best_loss = mean
             state.evaluations_without_gain = 0
         else:
             state.evaluations_without_gain += 1
-    parts.journal.evaluation(state, losses, time.perf_counter() - started)
+        measured |= parts.evaluator.drift(state)
+    parts.journal.evaluation(state, measured, time.perf_counter() - started)
     decision = parts.mixing.steer(state)
     if decision is not None:
         parts.journal.steered(state, decision)
+    return measured
 
 
-def save(parts: RunParts, state: TrainState) -> bool:
-    """Commit a checkpoint of a sound state, and tell whether it was one. Collective: every rank."""
+def is_new_best(parts: RunParts, state: TrainState, measured: dict[str, float]) -> bool:
+    """Tell whether a checkpoint is due because it is the best so far."""
+    return parts.best is not None and parts.best.saves_at_once and parts.best.improves(state, measured)
+
+
+def save(parts: RunParts, state: TrainState, measured: dict[str, float]) -> bool:
+    """Commit a checkpoint of a sound state, and tell whether it was one. Collective: every rank.
+
+    Args:
+        measured: What was measured after this very step: another one cannot be the best by it.
+    """
     started = time.perf_counter()
     why: str | None = f"{state.bad_steps_in_a_row} non-finite step(s) in a row"
     if not state.bad_steps_in_a_row:
+        if parts.best is not None:
+            parts.best.take(state, measured)
         why = parts.saver.save(state)
     if why is not None:
         parts.journal.not_saved(state, why)

@@ -10,13 +10,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainer.checkpoint.best import BestRule
+from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
+from trainer.config.metric import Direction, is_task_metric
 from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import config_digest, write_atomic, write_provenance
 from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
 from trainer.evaluate.proofs.fingerprint import probe_tokens
 from trainer.evaluate.proofs.isolation import Isolation
+from trainer.evaluate.tasks.scores import TaskScores
+from trainer.evaluate.tasks.task_metrics import better_direction
 from trainer.export.merge import CONFIG, describe_adapter
 from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
@@ -27,8 +32,9 @@ from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
 from trainer.run.conclusion import conclusion
+from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator
-from trainer.run.journal import open_journal
+from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.proofs import prove_adapter, prove_isolation
 from trainer.run.recovery import probe_recovery
@@ -79,25 +85,29 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     objective = build_objective(config.objective, list(session.stores), build_teacher(session, mixing))
     state = saver.resume(goes_on)
     mixing.restore(state)
-    journal = open_journal(
-        config,
-        session.run_dir,
-        state,
-        mixing,
-        mesh.num_ranks,
-        session.loaded.model.config.to_dict() if mesh.is_first else None,
-        None if session.tuned.peft_config is None else session.tuned.num_trainable,
-        goes_on and config.checkpoint.enabled,
-    )
+    journal = _open_journal(session, state, mixing, goes_on and config.checkpoint.enabled)
+    during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)
+    best = best_rule(config, during.task_scores)
     loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
     stack.callback(journal.leave)
     stack.callback(loader.close)
     stack.callback(manual_gc.close)
     lr = functools.partial(_lr, config, mixing.num_steps)
     parts = RunParts(
-        session.policy, objective, loader, evaluator, mixing, saver, lr, journal, stop_flag, manual_gc
+        session.policy,
+        objective,
+        loader,
+        evaluator,
+        during,
+        mixing,
+        saver,
+        lr,
+        journal,
+        stop_flag,
+        manual_gc,
+        best,
     )
-    cadence = _cadence(config, mixing.num_steps)
+    cadence = _cadence(config, mixing.num_steps, best)
     if mesh.is_first:
         _say_what_runs(session, mixing, base)
         _say_how_long(session, probed, cadence, state.step)
@@ -107,6 +117,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         reason = train(parts, state, cadence)
         status = reason.value
         if reason in (StopReason.finished, StopReason.early_stop):
+            _say_if_none_is_best(best, state)
             held_out = session.held_out()
             is_measured = evaluator.finish(
                 state, lambda: probe_recovery(parts, config, session.stores, held_out, mixing, state)
@@ -120,6 +131,20 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason
+
+
+def _open_journal(session: Session, state: TrainState, mixing: Mixing, goes_on: bool) -> Journal:
+    """Open the records of a run on rank 0; elsewhere a journal that only counts."""
+    return open_journal(
+        session.config,
+        session.run_dir,
+        state,
+        mixing,
+        session.mesh.num_ranks,
+        session.loaded.model.config.to_dict() if session.mesh.is_first else None,
+        None if session.tuned.peft_config is None else session.tuned.num_trainable,
+        goes_on,
+    )
 
 
 def build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
@@ -137,6 +162,31 @@ def build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
             )
         )
     return Saver(session.policy, session.run_dir, config.checkpoint, identity, probe, frozen)
+
+
+def best_rule(config: RunConfig, task_scores: TaskScores | None) -> BestRule | None:
+    """Return by what the best checkpoint is kept; None where none is.
+
+    Raises:
+        ConfigError: A benchmark task has no such metric.
+    """
+    options, best = config.checkpoint, config.checkpoint.best
+    if not (options.keep_best and options.enabled):
+        return None
+    if not is_task_metric(best.metric):
+        return BestRule(best.metric, best.direction or Direction.minimize, saves_at_once=False)
+    assert task_scores is not None, "checked with the configuration"
+    direction = better_direction(best.metric, best.direction, task_scores.loaded)
+    return BestRule(best.metric, direction, saves_at_once=True)
+
+
+def _say_if_none_is_best(best: BestRule | None, state: TrainState) -> None:
+    """Say at the end of a run that no checkpoint is its best, and why."""
+    if best is None or state.best_step is not None:
+        return
+    _LOG.warning(
+        "No checkpoint is the best: %s was never measured, and finite, at one. `last` is there.", best.metric
+    )
 
 
 def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
@@ -215,14 +265,14 @@ def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, 
         _LOG.info(outlook.sentence)
 
 
-def _cadence(config: RunConfig, total: int) -> Cadence:
+def _cadence(config: RunConfig, total: int, best: BestRule | None) -> Cadence:
     return Cadence(
         num_steps=total,
         log_every=config.log.every_steps,
         evaluate_every=config.evaluate.every_steps,
         save_every=config.checkpoint.every_steps,
         saves=config.checkpoint.enabled,
-        evaluate_before_save=config.checkpoint.keep_best,
+        evaluate_before_save=best is not None and not best.saves_at_once,
         max_non_finite=config.train.max_non_finite_steps,
         patience=config.evaluate.patience,
         min_delta_nats=config.evaluate.min_delta_nats,

@@ -78,10 +78,14 @@ def setup_logging(rank: int, world_size: int, log_dir: Path | None) -> None:
     logging.getLogger(__name__).debug("Rank %d of %d logs here.", rank, world_size)
 
 
-def setup_messages() -> None:
-    """Show warnings of ours, and errors of libraries, as they are: for a command that is no rank."""
+def setup_messages(rank: int) -> None:
+    """Show warnings of ours, and errors of libraries, as they are: for a command until it is a rank.
+
+    Ranks:
+        The first one's; the others read the same words and would say the same.
+    """
     console = _StandardErrorHandler()
-    console.setLevel(logging.WARNING)
+    console.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
     console.addFilter(_is_worth_the_console)
     _install([console])
 

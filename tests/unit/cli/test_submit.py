@@ -121,6 +121,18 @@ def test_it_needs_no_torch_and_is_little_work(nowhere, here):
         (["cluster.max_stuck_attempts=0"], "`cluster.max_stuck_attempts` must be at least 1"),
         (["cluster.launcher=mpirun"], "`cluster.launcher`"),
         (
+            ["evaluate.during.samples.file=/gone.txt"],
+            "must be a file of prompts, but /gone.txt cannot be read",
+        ),
+        (
+            ["evaluate.during.tasks=[a]", "evaluate.tasks.include_path=/gone"],
+            "`evaluate.tasks.include_path` must be a folder",
+        ),
+        (
+            ["checkpoint.best.metric=tasks/a/acc"],
+            "`evaluate.during.tasks` must be tasks, of which checkpoint.",
+        ),
+        (
             ["cluster.time_limit=60"],
             "Unknown key `cluster.time_limit`. Did you mean `cluster.time_limit_min`?",
         ),

@@ -47,6 +47,36 @@ def test_a_missing_folder_or_file_is_found_before_ranks_start(
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["checkpoint.best.metric=tasks/local_choice/acc_nrom"],
+            "Did you mean 'tasks/local_choice/acc_norm'?",
+        ),
+        (
+            ["evaluate.during.tasks=[local_gone]"],
+            "`evaluate.during.tasks` must name tasks that can be loaded",
+        ),
+    ],
+)
+def test_what_is_asked_of_tasks_during_training_is_found_before_ranks_start(
+    refuse, tmp_path, model, overrides, sentence
+):
+    folder = write_tasks(tmp_path / "tasks")
+    (folder / "mine" / "gone.yaml").write_text("task: local_gone\ndataset_path: nobody/nothing\n")
+    words = ["data=text", "data.sources.corpus.path=a.txt", "model.kind=pretrained", f"model.path={model}"]
+    words += [
+        f"run_dir={tmp_path}/run",
+        "train.max_steps=1",
+        "data.seq_len=64",
+        "train.global_batch_tokens=64",
+    ]
+    words += [f"evaluate.tasks.include_path={folder}", "evaluate.during.tasks=[local_choice]"]
+    assert sentence in refuse("train", *words, *overrides)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_gate_rule_about_a_task_that_will_not_run_is_found_before_ranks_start(refuse, tmp_path, model):
     words = ["data=text", "data.sources.corpus.path=a.txt", "model.kind=pretrained", f"model.path={model}"]
     words += [

@@ -121,6 +121,12 @@ RULES = [
     ("data.sources.text.max_documents", {"data.sources.text.max_documents": 0}),
     ("data.sources.text.path", {"data.sources.text.path": ""}),
     ("data.sources.text.revision", {"data.sources.text.revision": "main"}),
+    ("data.sources.text.tokenizer", {"data.sources.text.format": Format.text,
+                                    "data.sources.text.tokenizer": "gpt2"}),
+    ("data.sources.text.path", {"data.sources.text.path": "zip://a.jsonl::s3://bucket/a.zip"}),
+    ("data.sources.text.path", {"data.sources.text.path": "file://a.jsonl"}),
+    ("data.sources.text.path", {"data.sources.text.path": "s3://key:secret@bucket/a.jsonl"}),
+    ("data.sources.text.path", {"data.sources.text.path": "https://host/a.jsonl?x=1&X-Amz-Signature=ab"}),
 ]  # fmt: skip
 
 

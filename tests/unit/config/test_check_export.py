@@ -3,7 +3,10 @@
 import pytest
 
 from trainer.config.check import find_problems
+from trainer.config.check_export import export_problems
+from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config
+from trainer.config.train import ExportConfig
 
 COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.max_steps=1"]
 
@@ -29,3 +32,28 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
 def test_a_broken_rule_names_its_key(words, keys):
     problems = list(find_problems(compose_config([*COMMON, *words.split()])))
     assert [problem.key for problem in problems] == keys
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"hub": "my-org/my-model"}, []),
+        ({"hub": "my-org/my.model_2", "hub_revision": "trials/1", "hub_private": False}, []),
+        ({"hub_base": "my-org/base"}, []),
+        ({"hub": "my-model"}, ["export.hub"]),
+        ({"hub": "my-org/my-model/main"}, ["export.hub"]),
+        ({"hub": "https://huggingface.co/my-org/my-model"}, ["export.hub"]),
+        ({"hub": "my-org/my--model"}, ["export.hub"]),
+        ({"hub": "my-org/my-model.git"}, ["export.hub"]),
+        ({"hub": "my org/m\u00fcller"}, ["export.hub"]),
+        ({"hub": ""}, ["export.hub"]),
+        ({"hub": "a/b", "hub_revision": "two words"}, ["export.hub_revision"]),
+        ({"hub": "a/b", "hub_base": "./base"}, ["export.hub_base"]),
+        ({"hub_revision": "trial"}, ["export.hub_revision"]),
+        ({"hub": "a/b", "verify": False}, ["export.verify"]),
+        ({"hub": "a/b", "interpolate": "0:1:0.5"}, ["export.hub"]),
+    ],
+)
+def test_a_broken_rule_of_the_hub_names_its_key(changes, keys):
+    config = RunConfig(export=ExportConfig(**changes))
+    assert [problem.key for problem in export_problems(config)] == keys

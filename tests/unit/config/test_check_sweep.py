@@ -4,19 +4,25 @@ import pytest
 
 from trainer.config.check_sweep import METRICS, sweep_problems
 from trainer.config.data import DataConfig, Role, SourceConfig
+from trainer.config.during import DuringConfig
+from trainer.config.metric import Direction
 from trainer.config.sweep import SweepConfig
+from trainer.config.train import EvaluateConfig
 from trainer.metrics.meter import Meter
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 
 SOURCES = {"corpus": SourceConfig(), "general": SourceConfig(role=Role.replay)}
 
 
-def problems(validation_frac=0.02, **fields):
-    data = DataConfig(sources=SOURCES, validation_frac=validation_frac)
-    return list(sweep_problems(SweepConfig(**fields), data))
+def problems(validation_frac=0.02, evaluate=None, sources=SOURCES, **fields):
+    data = DataConfig(sources=sources, validation_frac=validation_frac)
+    return list(sweep_problems(SweepConfig(**fields), data, evaluate or EvaluateConfig()))
 
 
-@pytest.mark.parametrize("objective", ["eval_mean", "eval/general", "loss/corpus", "tokens_per_s", "mfu"])
+@pytest.mark.parametrize(
+    "objective",
+    ["eval_mean", "eval/general", "loss/corpus", "tokens_per_s", "mfu", "forgetting", "tasks_time_s"],
+)
 def test_a_number_that_is_logged_is_an_objective(objective):
     assert problems(objective=objective) == []
 
@@ -35,9 +41,29 @@ def test_held_out_loss_needs_held_out_documents_unless_a_source_is_only_evaluate
     assert problem.sentence.startswith(
         "`data.validation_frac` must be more than 0 for sweep.objective=eval_mean"
     )
-    data = DataConfig(sources={**SOURCES, "maths": SourceConfig(role=Role.probe)}, validation_frac=0.0)
-    assert list(sweep_problems(SweepConfig(objective="eval/maths"), data)) == []
-    assert len(list(sweep_problems(SweepConfig(objective="eval/corpus"), data))) == 1
+    probed = {**SOURCES, "maths": SourceConfig(role=Role.probe)}
+    for objective, count in (("eval/maths", 0), ("forgetting", 0), ("eval_mean", 0), ("eval/corpus", 1)):
+        assert len(problems(0.0, objective=objective, sources=probed)) == count, objective
+
+
+def test_forgetting_needs_a_source_that_is_no_target():
+    (problem,) = problems(objective="forgetting", sources={"corpus": SourceConfig()})
+    assert "where every source is a target" in problem.sentence
+
+
+def test_a_task_is_an_objective_where_it_is_run_and_in_the_direction_that_it_has():
+    """A sweep that minimizes an accuracy would name the worst point the best."""
+    during = EvaluateConfig(during=DuringConfig(tasks=["arc_easy"], kl=True))
+    acc = {"objective": "tasks/arc_easy/acc", "direction": Direction.maximize}
+    assert problems(evaluate=during, **acc) == problems(evaluate=during, objective="kl_mean") == []
+    (wrong,) = problems(evaluate=during, objective="tasks/arc_easy/acc")
+    assert "`sweep.direction` must be maximize for sweep.objective=tasks/arc_easy/acc" in wrong.sentence
+    assert problems(evaluate=during, objective="tasks/arc_easy/made_up") == [], "known where it is loaded"
+    (absent,) = problems(**acc)
+    assert absent.sentence.endswith("Set evaluate.during.tasks=[arc_easy].")
+    assert [problem.key for problem in problems(objective="kl/corpus")] == ["evaluate.during.kl"]
+    (cut,) = problems(evaluate=during, objective="tasks/arc_easy")
+    assert cut.key == "sweep.objective"
 
 
 def test_every_broken_rule_is_told():

@@ -205,7 +205,17 @@ def test_the_provenance_names_versions_and_facts_and_no_secret(tmp_path, monkeyp
     record = json.loads(text)
     assert (record["data"], record["model"], record["device"]) == ({"chat": "abc"}, "folder", "cpu")
     assert record["packages"]["torch"] and record["packages"]["deepspeed"]
-    assert set(record) == {"python", "packages", "palimpsest", "git", "host", "data", "model", "device"}
+    assert set(record) == {
+        "python",
+        "packages",
+        "palimpsest",
+        "git",
+        "host",
+        "words",
+        "data",
+        "model",
+        "device",
+    }
     for word in (*secrets, *secrets.values(), os.environ.get("HOME", "/nowhere") + "/"):
         assert word not in text
     assert [entry.name for entry in tmp_path.iterdir()] == ["provenance.json"]

@@ -13,7 +13,7 @@ import pytest
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.data.rows.document import parse_row
-from trainer.data.rows.files import list_files
+from trainer.data.rows.files import Listing, list_files
 from trainer.data.rows.source import read_files
 from trainer.data.types import (
     ChatDocument,
@@ -39,7 +39,7 @@ def read(
     """Return the documents of rows, what is said of them, and the counts of what was dropped."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig(path=str(tmp_path / "a.jsonl"), **options)
-    opened = read_files("s", source, list_files("s", source).files)
+    opened = read_files("s", source, list_files("s", source))
     counts: Counter[str] = Counter()
     documents = [parse_row(row, opened.source, counts) for batch in opened.batches() for row in batch.rows]
     return documents, opened.reading.to_lines(), +counts
@@ -295,7 +295,7 @@ def test_nulls_of_two_layouts_in_one_table_hide_neither(tmp_path: Path) -> None:
 def read_table(tmp_path: Path, table: Any, **options: Any) -> tuple[list[Document | None], list[str]]:
     pq.write_table(table, tmp_path / "a.parquet")
     source = SourceConfig(path=str(tmp_path / "a.parquet"), **options)
-    opened = read_files("s", source, [tmp_path / "a.parquet"])
+    opened = read_files("s", source, Listing([tmp_path / "a.parquet"]))
     documents = [parse_row(r, opened.source, Counter()) for batch in opened.batches() for r in batch.rows]
     return documents, opened.reading.to_lines()
 

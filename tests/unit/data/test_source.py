@@ -19,7 +19,7 @@ LINES = '{"text": "one"}\n{"text": "two"}\n'
 
 
 def read(source: SourceConfig, tmp_path: Path) -> list[Any]:
-    rows = read_files("s", source, list_files("s", source).files)
+    rows = read_files("s", source, list_files("s", source))
     columns = rows.source.columns
     column = columns.messages if source.format is Format.chat else columns.text
     return [row[column] for batch in rows.batches() for row in batch.rows]
@@ -104,7 +104,7 @@ def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path: Path) 
 
 def test_rows_carry_the_line_they_came_from(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", '{"text": "one"}\n\n{"text": "two"}\n')
-    (batch,) = read_files("s", source, list_files("s", source).files).batches()
+    (batch,) = read_files("s", source, list_files("s", source)).batches()
     assert batch.where(1) == f"{tmp_path}/a.jsonl, line 3"
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from launch.points import Goal, Point, Record, point_name, read_record, write_record
-from trainer.config.sweep import Direction, ObjectiveValue
+from trainer.config.metric import Direction
+from trainer.config.sweep import ObjectiveValue
 from trainer.errors import ConfigError
 
 LAST = Goal("eval_mean", ObjectiveValue.last, Direction.minimize)

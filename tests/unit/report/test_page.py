@@ -200,3 +200,61 @@ def test_text_is_escaped_and_elements_are_not():
         '<p title="&quot;x&quot;" hidden>&lt;b&gt;<b>a &amp; b</b></p>'
     )
     assert join("<", element("br")) == "&lt;<br/>"
+
+
+def scored(step, value, error):
+    return {"step": step, "tasks/arc/acc": value, "tasks/arc/acc_stderr": error, "tasks_share": 0.1}
+
+
+def answered(step, number, answer, has_ended=True):
+    texts = {"origin": "chat", "prompt": f"<i>Q{number}", "answer": answer, "expected": ""}
+    return {"step": step, "number": number, **texts, "num_tokens": 2, "has_ended": has_ended}
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_scores_through_training_are_a_curve_with_intervals(tmp_path):
+    run_dir = write_run(tmp_path)
+    write_rows(
+        run_dir / "metrics.jsonl", [scored(0, 0.3, 0.05), scored(50, 0.5, 0.05), scored(80, 0.45, 0.0)]
+    )
+    put_off = {"event": "put_off", "step": 40, "why": "time"}
+    (run_dir / "ledger.jsonl").write_text(json.dumps(put_off) + "\n", encoding="utf-8")
+    page = build_report(run_dir).read_text(encoding="utf-8")
+    part = page[page.index('id="tasks"') : page.index('id="curves"')]
+    assert part.count('class="bar"') == 2, "two of three scores have a standard error"
+    assert "1.96 standard errors" in part and "put off 1 time(s)" in part and "base 0.3" in part
+    assert "acc from 0.3000 to 0.4500" in part
+    # The axis holds the bars: 0.5 + 1.96 x 0.05 = 0.598.
+    assert ">0.60<" in part or ">0.6<" in part
+
+
+def test_the_distance_from_the_base_is_drawn_where_it_was_taken(tmp_path):
+    run_dir = write_run(tmp_path)
+    assert "KL to the base</b>" not in build_report(run_dir).read_text(encoding="utf-8")
+    rows = [{"step": step, "eval/a": 2.0, "kl/a": 0.1 * step, "forgetting": -0.1} for step in (1, 2)]
+    write_rows(run_dir / "metrics.jsonl", rows)
+    page = build_report(run_dir).read_text(encoding="utf-8")
+    assert "KL to the base</b>" in page and "a from 0.1000 to 0.2000" in page
+    assert "mean of sources from \u22120.1000 to \u22120.1000; base 0" in page
+
+
+def test_answers_stand_beside_those_of_the_base(tmp_path):
+    run_dir = write_run(tmp_path)
+    assert ("id", "answers") not in outline(run_dir).found
+    rows = [answered(0, 0, "b0"), answered(0, 1, "b1"), answered(5, 0, "m0"), answered(9, 0, "t0", False)]
+    write_rows(run_dir / "samples.jsonl", [*rows, answered(9, 2, "t2")])
+    text = outline(run_dir).text
+    part = text[text.index("Prompt") :]
+    for shown in ("<i>Q0", "b0", "t0 [...]", "<i>Q2", "not recorded", "Step 9"):
+        assert shown in part, shown
+    assert "m0" not in text and "those of steps 5 as well" in text and "Held-out text" not in part
+
+
+def test_a_damaged_answer_is_named_by_its_line(tmp_path):
+    run_dir = write_run(tmp_path)
+    write_rows(run_dir / "samples.jsonl", [answered(0, 0, "x"), {"step": 1, "number": 0}])
+    with pytest.raises(TrainerError, match=r"`origin` of .*samples.jsonl:2 must be str, but is None"):
+        build_report(run_dir)

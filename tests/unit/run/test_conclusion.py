@@ -27,7 +27,7 @@ def test_figures_are_named_as_in_metrics_jsonl_and_the_words_say_verdict_gate_an
     for name, rise in rises.items():
         assert found.numbers[f"forgetting/{name}"] == pytest.approx(rise)
     for one in plain["kl"]:
-        assert found.numbers[f"kl_base/{one['prompts']}"] == one["nats"]
+        assert found.numbers[f"kl/{one['prompts']}"] == one["nats"]
     assert found.numbers["replay_share"] == plain["replay"]["ratio_reached"]
     assert found.words["gate"] == "1 of 1 rules broken" and found.words["verdict"].endswith(".")
     assert found.words["report"] == str(tmp_path / "report.html")

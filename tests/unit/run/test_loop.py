@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.state import TrainState
+from trainer.config.metric import Direction
 from trainer.dist.mesh import alone
 from trainer.engine.policy import Policy
 from trainer.mix.loader import StepBatch
@@ -51,6 +53,9 @@ class Work:
         self.evaluated.append(state.step)
         return {"a": self._losses.pop(0)} if self._losses else {}
 
+    def drift(self, state):
+        return {}
+
     def save(self, state):
         if state.step in self.unfit:
             return "the weights are not finite"
@@ -74,8 +79,8 @@ class Report:
         if is_logged:
             self.logged.append(state.step)
 
-    def evaluation(self, state, losses, seconds):
-        self.evaluations.append((state.step, losses))
+    def evaluation(self, state, measured, seconds):
+        self.evaluations.append((state.step, measured))
 
     def skipped(self, state, result):
         self.skips.append(state.step)
@@ -102,6 +107,25 @@ class Stop:
         assert all(value >= 0 for value in seconds.values())
 
 
+class Tasks:
+    """Scores some steps, and what a stopped attempt owes."""
+
+    def __init__(self, scores=None, owed=None):
+        self._scores, self._owed = scores or {}, owed or {}
+        self.stops = []
+
+    def begin(self, state):
+        return dict(self._owed)
+
+    def measure(self, state, is_stopping):
+        self.stops += [state.step] if is_stopping else []
+        return {"tasks/a/acc": self._scores[state.step]} if state.step in self._scores else {}
+
+
+LOWEST = BestRule("eval_mean", Direction.minimize, saves_at_once=False)
+HIGHEST = BestRule("tasks/a/acc", Direction.maximize, saves_at_once=True)
+
+
 class Gc:
     def collect_if_due(self, step):
         return False
@@ -122,14 +146,15 @@ def cadence(**changes):
     return Cadence(**(values | changes))
 
 
-def run(state=None, norms=(), losses=(), stop=None, unfit=(), **changes):
+def run(state=None, norms=(), losses=(), stop=None, unfit=(), tasks=None, best=LOWEST, **changes):
     state = state or TrainState()
     work, report, loader, engine = Work(losses, unfit), Report(), Loader(), Engine(norms)
     work.state = state
     mesh = alone(torch.device("cpu"))
     policy = Policy(engine, mesh, False)
     objective = CausalLMObjective(["a"])
-    parts = RunParts(policy, objective, loader, work, work, work, work.lr, report, stop or Stop(), Gc())
+    during, stop = tasks or Tasks(), stop or Stop()
+    parts = RunParts(policy, objective, loader, work, during, work, work, work.lr, report, stop, Gc(), best)
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 
@@ -216,7 +241,7 @@ def test_what_is_not_saved_is_not_the_best():
     _, state, work, *_ = run(
         norms=norms, losses=[3.0, 2.0, 1.0, 1.5, 1.4, 1.3], evaluate_every=2, save_every=2
     )
-    assert work.saved == [2, 5, 6, 8, 10] and (state.best_loss, state.best_step) == (1.3, 10)
+    assert work.saved == [2, 5, 6, 8, 10] and (state.best_value, state.best_step) == (1.3, 10)
 
 
 def test_bad_steps_apart_are_counted_and_survived():
@@ -242,24 +267,68 @@ def test_a_loss_that_stops_falling_ends_the_run_with_a_checkpoint():
     reason, state, work, report, _, _ = run(losses=losses, evaluate_every=1, patience=2)
     assert reason is StopReason.early_stop
     assert state.step == 4 and work.saved == [4]
-    assert (state.best_loss, state.best_step, state.evaluations_without_gain) == (1.0, 2, 2)
+    assert (state.best_loss, state.evaluations_without_gain) == (1.0, 2)
+    assert state.best_step == 4, "what was not saved is not the best checkpoint"
     assert [step for step, _ in report.evaluations] == [0, 1, 2, 3, 4]
 
 
 def test_a_gain_below_the_least_delta_is_no_gain():
     losses = [3.0, 2.95, 2.9, 2.5]
     reason, state, *_ = run(losses=losses, evaluate_every=1, patience=2, min_delta_nats=0.2)
-    assert reason is StopReason.early_stop and state.step == 2 and state.best_step == 0
+    assert reason is StopReason.early_stop and state.step == 2 and state.best_loss == 3.0
+    assert state.best_step == 2, "the best checkpoint needs no least delta, and the base is none"
 
 
 def test_a_nan_evaluation_is_never_the_best():
-    _, state, *_ = run(losses=[2.0, math.nan, 1.5, math.nan], evaluate_every=4)
-    assert (state.best_loss, state.best_step) == (1.5, 8)
+    _, state, *_ = run(losses=[2.0, math.nan, 1.5, math.nan], evaluate_every=4, save_every=4)
+    assert (state.best_loss, state.best_value, state.best_step) == (1.5, 1.5, 8)
 
 
 def test_a_nan_before_the_first_step_does_not_hide_every_later_loss():
     _, state, *_ = run(losses=[math.nan, 2.0, 1.5], evaluate_every=5)
     assert (state.best_loss, state.best_step) == (1.5, 10)
+
+
+def test_the_best_by_a_held_out_loss_is_one_that_is_saved_anyway():
+    """Evaluated and not saved, it could not be exported."""
+    _, state, work, *_ = run(losses=[3.0, 1.0, 2.0, 1.5], evaluate_every=3, save_every=6)
+    assert work.evaluated == [0, 3, 6, 9, 10] and work.saved == [6, 10]
+    assert (state.best_step, state.best_value, state.best_metric) == (6, 2.0, "eval_mean")
+
+
+def test_the_best_by_a_task_is_saved_when_it_is_found():
+    tasks = Tasks({2: 0.5, 4: 0.5, 7: 0.75, 9: math.nan})
+    _, state, work, report, *_ = run(tasks=tasks, best=HIGHEST, save_every=4)
+    assert work.saved == report.saves == [2, 4, 7, 8, 10]
+    assert (state.best_step, state.best_value, state.best_metric) == (7, 0.75, "tasks/a/acc")
+
+
+def test_a_score_among_bad_steps_is_not_the_best():
+    _, state, work, *_ = run(norms=[1.0, math.nan], tasks=Tasks({2: 0.9, 5: 0.1}), best=HIGHEST)
+    assert work.saved == [5, 10] and (state.best_step, state.best_value) == (5, 0.1)
+
+
+def test_a_best_by_another_number_is_forgotten():
+    """Both would be compared: a loss of 1.3 with an accuracy."""
+    state = TrainState(step=4, last_evaluated_step=4, best_step=2, best_value=1.3, best_metric="eval_mean")
+    assert run(state=state, tasks=Tasks({6: 0.5}), best=HIGHEST)[1].best_step == 6
+    state = TrainState(step=4, last_evaluated_step=4, best_step=2, best_value=1.3, best_metric="eval_mean")
+    assert run(state=state, best=HIGHEST)[1].best_step is None
+    state = TrainState(step=4, last_evaluated_step=4, best_step=2, best_value=1.3, best_metric="eval_mean")
+    assert run(state=state, losses=[2.0])[1].best_step == 2
+
+
+def test_what_a_stopped_attempt_owes_may_be_the_best_of_the_step_it_stopped_at():
+    tasks = Tasks({6: 0.5})
+    _, state, work, *_ = run(stop=Stop(after=5), tasks=tasks, best=HIGHEST)
+    assert tasks.stops == [6] and work.saved == [6]
+    _, state, work, *_ = run(state=state, tasks=Tasks(owed={"tasks/a/acc": 0.9}), best=HIGHEST)
+    assert work.saved == [6, 10] and (state.best_step, state.best_value) == (6, 0.9)
+
+
+def test_without_a_best_no_checkpoint_is_made_for_it():
+    _, state, work, *_ = run(tasks=Tasks({2: 0.5}), best=None, losses=[1.0, 0.5])
+    assert work.saved == [10] and state.best_step is None
 
 
 @pytest.mark.parametrize("step", [0, 4, 9])

@@ -78,7 +78,7 @@ def test_streams_and_logging_are_as_before_afterwards(capsys):
 
 def test_our_warnings_are_shown_where_there_is_no_rank(capsys):
     with libraries_held():
-        setup_messages()
+        setup_messages(rank=0)
         logging.getLogger("trainer.data").warning("ours")
         logging.getLogger("transformers.modeling").warning("theirs")
         logging.getLogger("transformers.modeling").error("broken")

@@ -6,10 +6,9 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
-from trainer.data.formats.stream import open_text
+from trainer.data.formats.stream import DataFile, open_text
 from trainer.errors import DataError
 
 Row = dict[str, Any]
@@ -28,7 +27,7 @@ class CsvFile:
         delimiter: What its kind says; another one that the header plainly uses instead is taken and told.
     """
 
-    def __init__(self, file: Path, delimiter: str) -> None:
+    def __init__(self, file: DataFile, delimiter: str) -> None:
         csv.field_size_limit(sys.maxsize)
         self.file = file
         self.notes: Counter[str] = Counter()

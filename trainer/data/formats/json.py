@@ -6,13 +6,13 @@ nesting and at long integers; here each is a sentence.
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from trainer.data.formats.stream import open_text
+from trainer.data.formats.stream import DataFile, open_text
 from trainer.errors import DataError
 
 Row = dict[str, Any]
@@ -95,27 +95,31 @@ def _is_deeper(value: Any, limit: int) -> bool:
     return True
 
 
-def read_json_lines(file: Path) -> Iterator[tuple[int, Row]]:
+def read_json_lines(file: DataFile) -> Iterator[tuple[int, Row]]:
     """Read the rows of a file of JSON lines, each with its line; blank lines are passed over.
 
     Raises:
         DataError: If a line is not a JSON object.
     """
     with open_text(file) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = parse_json(line)
-            except JsonError as error:
-                raise DataError(
-                    f"{file}, line {number} must be a JSON object, but is {error.what} instead. Mend or "
-                    "remove the line."
-                ) from error
-            yield number, _as_row(row, f"{file}, line {number}")
+        yield from _read_lines(stream, file)
 
 
-def read_json(file: Path) -> Iterator[tuple[int, Row]]:
+def _read_lines(lines: Iterable[str], file: DataFile) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except JsonError as error:
+            raise DataError(
+                f"{file}, line {number} must be a JSON object, but is {error.what} instead. Mend or "
+                "remove the line."
+            ) from error
+        yield number, _as_row(row, f"{file}, line {number}")
+
+
+def read_json(file: DataFile) -> Iterator[tuple[int, Row]]:
     """Read one array, one object of objects (id: row), one row, or JSON lines under the wrong name.
 
     Raises:
@@ -128,7 +132,7 @@ def read_json(file: Path) -> Iterator[tuple[int, Row]]:
         content = parse_json(text)
     except JsonError as error:
         if first_line.startswith("{") and first_line.endswith("}"):
-            yield from read_json_lines(file)
+            yield from _read_lines(io.StringIO(text), file)
             return
         where = str(file) if error.line is None else f"{file}, line {error.line}"
         raise DataError(f"{where} must be valid JSON, but is {error.what} instead. Mend the file.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -13,8 +13,11 @@ from typing import Any
 
 from trainer.config.data import SourceConfig
 from trainer.data.formats.csv import CsvFile
+from trainer.data.formats.fault import first_line, raise_if_disk
 from trainer.data.formats.json import read_json, read_json_lines
-from trainer.data.formats.stream import BrokenFile
+from trainer.data.formats.mapped import MappedTables
+from trainer.data.formats.megatron import MegatronFile
+from trainer.data.formats.stream import BrokenFile, DataFile
 from trainer.data.formats.table import TableFile
 from trainer.data.formats.txt import read_texts
 from trainer.errors import DataError
@@ -40,7 +43,7 @@ class Opened:
     """What was noticed, once its rows were read."""
 
 
-def open_file(source: SourceConfig, file: Path, kind: str) -> Opened:
+def open_file(source: SourceConfig, file: DataFile, kind: str) -> Opened:
     """Open a file of a kind.
 
     Raises:
@@ -70,11 +73,42 @@ def open_file(source: SourceConfig, file: Path, kind: str) -> Opened:
                     lambda wanted, watched: _guarded(file, table.read(wanted, watched)),
                     lambda: table.notes,
                 )
+            case "megatron":
+                assert isinstance(file, Path), "behind an address it is refused"
+                packed = MegatronFile(file)
+                return Opened(
+                    file.name,
+                    str(file),
+                    "document",
+                    list(packed.columns),
+                    True,
+                    lambda wanted, watched: _guarded(file, packed.read()),
+                    lambda: packed.notes,
+                )
             case _:
                 return _open_rows(source, file, kind)
 
 
-def _open_rows(source: SourceConfig, file: Path, kind: str) -> Opened:
+def open_mapped(files: Sequence[Path], order: Sequence[Path]) -> Opened:
+    """Open Arrow files whose rows are read by an indices mapping.
+
+    Raises:
+        DataError: If they cannot be read; also later, while their rows are read.
+    """
+    tables = MappedTables(files, order)
+    folder = tables.folder
+    return Opened(
+        folder.name,
+        str(folder),
+        "row",
+        tables.columns,
+        True,
+        lambda wanted, watched: _guarded(folder, tables.read(wanted, watched)),
+        lambda: tables.notes,
+    )
+
+
+def _open_rows(source: SourceConfig, file: DataFile, kind: str) -> Opened:
     match kind:
         case "jsonl":
             rows = read_json_lines(file)
@@ -96,13 +130,13 @@ def _open_rows(source: SourceConfig, file: Path, kind: str) -> Opened:
     )
 
 
-def _guarded(file: Path, rows: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
+def _guarded(file: DataFile, rows: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
     with _told(file):
         yield from rows
 
 
 @contextmanager
-def _told(file: Path) -> Iterator[None]:
+def _told(file: DataFile) -> Iterator[None]:
     """Turn what goes wrong with the bytes of a file into a sentence."""
     try:
         yield
@@ -114,19 +148,3 @@ def _told(file: Path) -> Iterator[None]:
     except (EOFError, OSError, zlib.error, BrokenFile) as error:
         raise_if_disk(error)
         raise DataError(f"{file} cannot be read: {first_line(error)}.") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without a full stop."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
-
-
-def raise_if_disk(error: BaseException) -> None:
-    """Raise OSError if a full disk is behind an error."""
-    # A full disk is told of by whoever owns the cache folder, not as a bad file.
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and "No space left" in str(cause):
-            raise OSError(28, "No space left on device") from error
-        cause = cause.__cause__

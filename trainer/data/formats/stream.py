@@ -1,4 +1,7 @@
-"""Opens a file as text, unpacked if it is packed. A file that is cut short or goes on as something else is told."""
+"""Opens a file as text, unpacked if it is packed. A file that is cut short or goes on as something else is told.
+
+A file is a path here or an object behind an address; readers see no difference.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,31 @@ import gzip
 import io
 import lzma
 from collections.abc import Callable
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, Protocol
 
 READ_BYTES = 1 << 20
+
+
+class DataFile(Protocol):
+    """A file of rows: a `pathlib.Path`, or a file behind an address (`trainer.data.remote.fetched.RemoteFile`)."""
+
+    @property
+    def name(self) -> str:
+        """Its name without folders."""
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name, from the last dot."""
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
+        """Open it for reading from its beginning; a table can be sought in. Each call reads for itself."""
 
 
 class BrokenFile(Exception):
     """A compressed file that ends early or holds something else."""
 
 
-def open_text(file: Path, newline: str | None = None) -> IO[str]:
+def open_text(file: DataFile, newline: str | None = None) -> IO[str]:
     """Open a plain, .gz, .bz2, .xz or .zst file for reading as UTF-8; a byte order mark is dropped.
 
     Raises:
@@ -26,7 +43,7 @@ def open_text(file: Path, newline: str | None = None) -> IO[str]:
     raw: Any
     match file.suffix.lower():
         case ".gz":
-            raw = gzip.open(file, "rb")  # noqa: SIM115 - the text wrapper closes it
+            raw = gzip.open(file.open("rb"), "rb")  # noqa: SIM115 - the text wrapper closes it
         case ".zst":
             import zstandard
 
@@ -42,7 +59,7 @@ def open_text(file: Path, newline: str | None = None) -> IO[str]:
 
 
 def _buffered(
-    file: Path, make: Callable[[], Any], error: type[Exception], padding: bytes = b""
+    file: DataFile, make: Callable[[], Any], error: type[Exception], padding: bytes = b""
 ) -> io.BufferedReader:
     return io.BufferedReader(_Frames(file, make, error, padding), READ_BYTES)
 
@@ -53,7 +70,9 @@ class _Frames(io.RawIOBase):
     The libraries' own readers take a file cut short, or followed by something else, for a whole one.
     """
 
-    def __init__(self, file: Path, make: Callable[[], Any], error: type[Exception], padding: bytes) -> None:
+    def __init__(
+        self, file: DataFile, make: Callable[[], Any], error: type[Exception], padding: bytes
+    ) -> None:
         self._make = make
         self._error = error
         self._padding = padding

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from trainer.data.formats.fault import first_line, raise_if_disk
 from trainer.data.formats.json import JsonError, parse_json
+from trainer.data.formats.stream import DataFile
 from trainer.errors import DataError
 
 Row = dict[str, Any]
@@ -37,14 +39,15 @@ class TableFile:
         DataError: If it is none.
     """
 
-    def __init__(self, file: Path, kind: str) -> None:
+    def __init__(self, file: DataFile, kind: str) -> None:
         self.file = file
         self.notes: Counter[str] = Counter()
         """What was noticed, and how often; complete when the rows were read."""
         try:
-            self._data: Any = pq.ParquetFile(file) if kind == "parquet" else _open_arrow(file)
+            self._data: Any = _open_parquet(file) if kind == "parquet" else open_arrow(file)
             schema = self._data.schema_arrow if kind == "parquet" else self._data.schema
         except (pa.ArrowException, OSError, ValueError) as error:
+            raise_if_disk(error)  # of a file that is held here while it is read
             raise self._broken(kind, error) from error
         self.columns: list[str] = list(schema.names)
         self._schema = schema
@@ -85,16 +88,25 @@ class TableFile:
                 yield from _sliced(batch)
 
     def _broken(self, kind: str, error: Exception) -> DataError:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return DataError(f"{self.file} must be a readable {kind} file, but is not: {reason[0].rstrip('.')}.")
+        return DataError(f"{self.file} must be a readable {kind} file, but is not: {first_line(error)}.")
 
 
-def _open_arrow(file: Path) -> Any:
+def _open_parquet(file: DataFile) -> Any:
+    return pq.ParquetFile(file if isinstance(file, Path) else file.open("rb"))
+
+
+def open_arrow(file: DataFile) -> Any:
+    """Open an Arrow stream or file as a reader of batches.
+
+    Raises:
+        ArrowInvalid: If it is neither; also OSError.
+    """
     # Hugging Face's save_to_disk writes streams, others files.
-    source = pa.memory_map(str(file))
+    source = pa.memory_map(str(file)) if isinstance(file, Path) else pa.PythonFile(file.open("rb"))
     try:
         return pyarrow.ipc.open_stream(source)
     except pa.ArrowInvalid:
+        source.seek(0)
         reader = pyarrow.ipc.open_file(source)
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         return pa.RecordBatchReader.from_batches(reader.schema, batches)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
-from trainer.data.formats.stream import open_text
+from trainer.data.formats.stream import DataFile, open_text
 from trainer.errors import DataError
 
 BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 
 
-def read_texts(file: Path, documents: str) -> Iterator[tuple[int, str]]:
+def read_texts(file: DataFile, documents: str) -> Iterator[tuple[int, str]]:
     """Read the documents of a file, each with its line or number.
 
     Raises:

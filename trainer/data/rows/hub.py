@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config.data import SourceConfig, TokenValue
-from trainer.data.formats.opened import NumberedRow, Opened, first_line, raise_if_disk
+from trainer.data.formats.fault import first_line, raise_if_disk
+from trainer.data.formats.opened import NumberedRow, Opened
 from trainer.data.formats.table import BATCH_ROWS, check_type, plain_rows
 from trainer.data.rows.source import SourceRows
 from trainer.errors import DataError

@@ -1,6 +1,6 @@
 """Reads the rows of a source in order, in batches, each row with the place it came from.
 
-Local files are read by our own readers: those of `datasets` turn strings that look like dates into timestamps, shift
+Files are read by our own readers: those of `datasets` turn strings that look like dates into timestamps, shift
 the columns of uneven CSV rows, and do not say which line is broken.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.data import SourceConfig, TokenValue
-from trainer.data.formats.opened import NumberedRow, Opened, open_file
+from trainer.data.formats.opened import NumberedRow, Opened, open_file, open_mapped
 from trainer.data.rows.columns import (
     ColumnLayout,
     check_columns,
@@ -23,7 +23,7 @@ from trainer.data.rows.columns import (
     refuse_unread,
     required_columns,
 )
-from trainer.data.rows.files import file_kind
+from trainer.data.rows.files import Listing, kind_of
 from trainer.data.rows.reading import Reading, join_names
 from trainer.data.types import RowBatch
 from trainer.errors import DataError
@@ -143,16 +143,19 @@ class SourceRows:
 
 
 def read_files(
-    name: str, source: SourceConfig, files: list[Path], values: Collection[TokenValue] = ()
+    name: str, source: SourceConfig, listing: Listing, values: Collection[TokenValue] = ()
 ) -> SourceRows:
-    """Read the rows of local files, file after file.
+    """Read the rows of files, file after file, or as an indices mapping has them.
 
     Args:
         values: Numbers of tokens that are read where there is a column of them.
     Raises:
         DataError: If the first of them cannot be read, or has not the columns that the source names.
     """
-    opened = (open_file(source, file, str(file_kind(file))) for file in files)
+    if listing.order:
+        mapped = [file for file in listing.files if isinstance(file, Path)]
+        return SourceRows(name, source, iter([open_mapped(mapped, listing.order)]), values)
+    opened = (open_file(source, file, kind_of(file)) for file in listing.files)
     return SourceRows(name, source, opened, values)
 
 

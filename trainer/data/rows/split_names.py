@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
-from typing import Any
+from pathlib import PurePath
+from typing import Any, TypeVar
 
 from trainer.errors import DataError
+
+P = TypeVar("P", bound=PurePath)
 
 WORDS = {
     "train": "train",
@@ -26,6 +28,7 @@ WORDS = {
     "dev": "validation",
 }
 """Words in names that stand for a split, as the library `datasets` takes them."""
+README = "README.md"
 FRONT_MATTER = re.compile(r"\A\ufeff?---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 HUB_SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}")
 """How the hub names shards; the split is all of the name before, such as train_sft."""
@@ -38,17 +41,20 @@ class Asked:
     key: str
     split: str
     subset: str | None
+    path: str
 
 
-def choose_split(folder: Path, files: list[Path], asked: Asked) -> tuple[list[Path], list[str]]:
+def choose_split(folder: P, files: list[P], asked: Asked, readme: str | None) -> tuple[list[P], list[str]]:
     """Return the files of the split that is asked for, and lines that say what was chosen and left out.
 
+    Args:
+        readme: Text of the folder's README, if it has one.
     Raises:
         DataError: If there is no such split, or it is not clear which split some files belong to.
     """
-    configs = _read_configs(folder)
+    configs = _read_configs(readme)
     if configs:
-        config, wanted = _choose_config(folder, configs, asked)
+        config, wanted = _choose_config(configs, asked)
         by_split = _files_by_config(folder, files, config, asked)
         source = "its README" if len(configs) == 1 else f"its README (config '{wanted}' of {len(configs)})"
     else:
@@ -63,17 +69,17 @@ def choose_split(folder: Path, files: list[Path], asked: Asked) -> tuple[list[Pa
         if asked.split != "train":
             raise DataError(
                 f"`{asked.key}.split` must name a split of the folder, but is '{asked.split}', and neither "
-                f"a README nor names tell splits in '{folder}' instead. Name the files in {asked.key}.path."
+                f"a README nor names tell splits in '{asked.path}' instead. Name the files in {asked.key}.path."
             )
         return files, []
     if by_split.get(asked.split) == []:
         raise DataError(
-            f"`{asked.key}.path` must hold the files of the split '{asked.split}' that {source} lists, but '{folder}' "
-            f"has none that is read instead. Download them, or name files in {asked.key}.path."
+            f"`{asked.key}.path` must hold the files of the split '{asked.split}' that {source} lists, but "
+            f"'{asked.path}' has none that is read instead. Download them, or name files in {asked.key}.path."
         )
     if asked.split not in by_split:
         raise DataError(
-            f"`{asked.key}.split` must be one of [{', '.join(sorted(by_split))}], the splits of '{folder}' by "
+            f"`{asked.key}.split` must be one of [{', '.join(sorted(by_split))}], the splits of '{asked.path}' by "
             f"{source}, but is '{asked.split}' instead. Set {asked.key}.split, or name files in {asked.key}.path."
         )
     chosen = by_split[asked.split]
@@ -92,11 +98,8 @@ def _count(number: int) -> str:
 # ---- by README
 
 
-def _read_configs(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "README.md"
-    if not file.is_file():
-        return []
-    found = FRONT_MATTER.search(file.read_text(encoding="utf-8", errors="replace"))
+def _read_configs(readme: str | None) -> list[dict[str, Any]]:
+    found = None if readme is None else FRONT_MATTER.search(readme)
     if found is None:
         return []
     import yaml
@@ -109,7 +112,7 @@ def _read_configs(folder: Path) -> list[dict[str, Any]]:
     return [c for c in configs if isinstance(c, dict)] if isinstance(configs, list) else []
 
 
-def _choose_config(folder: Path, configs: list[dict[str, Any]], asked: Asked) -> tuple[dict[str, Any], str]:
+def _choose_config(configs: list[dict[str, Any]], asked: Asked) -> tuple[dict[str, Any], str]:
     names = [str(config.get("config_name", "default")) for config in configs]
     wanted = asked.subset
     if wanted is None:
@@ -118,19 +121,17 @@ def _choose_config(folder: Path, configs: list[dict[str, Any]], asked: Asked) ->
     if wanted not in names:
         raise DataError(
             f"`{asked.key}.subset` must be one of [{', '.join(names)}], the configs in the README of "
-            f"'{folder}', but is {asked.subset or 'null'} instead. Set {asked.key}.subset."
+            f"'{asked.path}', but is {asked.subset or 'null'} instead. Set {asked.key}.subset."
         )
     return configs[names.index(wanted)], wanted
 
 
-def _files_by_config(
-    folder: Path, files: list[Path], config: dict[str, Any], asked: Asked
-) -> dict[str, list[Path]]:
+def _files_by_config(folder: P, files: list[P], config: dict[str, Any], asked: Asked) -> dict[str, list[P]]:
     below = {str(file.relative_to(folder)): file for file in files}
     if "data_files" not in config:
         inner = str(config.get("data_dir", "")).strip("./")
         return _files_by_name(folder, [f for n, f in below.items() if n.startswith(inner)], asked)
-    by_split: dict[str, list[Path]] = {}
+    by_split: dict[str, list[P]] = {}
     for split, pattern in _patterns(config["data_files"]):
         found = by_split.setdefault(split, [])
         found += [file for name, file in below.items() if _matches(name, pattern) and file not in found]
@@ -166,23 +167,23 @@ def _matches(name: str, pattern: Any) -> bool:
 # ---- by name
 
 
-def _files_by_name(folder: Path, files: list[Path], asked: Asked) -> dict[str, list[Path]]:
+def _files_by_name(folder: P, files: list[P], asked: Asked) -> dict[str, list[P]]:
     """Return the files by split; none if no name tells one. A txt file is a document, whatever it is called."""
-    by_split: dict[str, list[Path]] = {}
-    unnamed: list[Path] = []
+    by_split: dict[str, list[P]] = {}
+    unnamed: list[P] = []
     for file in files:
         split = split_of(file.relative_to(folder))
         (unnamed if split is None else by_split.setdefault(split, [])).append(file)
     if by_split and unnamed:
         raise DataError(
             f"`{asked.key}.path` must hold files that all tell their split or that all tell none, but "
-            f"'{folder}' has {_count(len(unnamed))} such as '{unnamed[0].name}' beside the splits "
+            f"'{asked.path}' has {_count(len(unnamed))} such as '{unnamed[0].name}' beside the splits "
             f"[{', '.join(sorted(by_split))}] instead. Name the files, for example {asked.key}.path='FOLDER/*.jsonl'."
         )
     return by_split
 
 
-def split_of(path: Path) -> str | None:
+def split_of(path: PurePath) -> str | None:
     """Return the split that the name of a file or of its folders tells, or None."""
     if ".txt" in path.suffixes:
         return None

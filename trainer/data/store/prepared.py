@@ -1,25 +1,24 @@
 """Finds the store of a source without reading the source: what `prepare` noted is looked up by key.
 
-A key is a digest of the source's options, the tokenizer, and the names, sizes and times of its files,
-so that training hashes no content. Standard library only.
+A key is a digest of the source's options, the tokenizer, and the names, sizes and times of its files (of those behind
+an address: what their store tells of them), so that training hashes no content.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any, assert_never
 
 from trainer.config.data import DataConfig, Format, LongDocuments, Packing, Role, SourceConfig
-from trainer.data.rows.files import list_files, stat_files
+from trainer.data.store.look import look_at
+from trainer.data.store.note import read_note, write_note
 from trainer.data.store.store import FORMAT_VERSION, Store, open_store
 from trainer.data.types import TokenizerLike, Unit
 from trainer.errors import DataError
-from trainer.runtime.seal import read_sealed, sealed_text
 
 RENDERING_VERSION = 3
 """Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
@@ -68,6 +67,8 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
     fields = asdict(source)
     for key in ("path", "dataset", "subset", "split", "revision", "role", "weight", "max_epochs"):
         del fields[key]  # where it comes from, and how much of it is drawn
+    if source.tokenizer is None:
+        del fields["tokenizer"]
     fields["packing"] = packing
     if packing is Packing.concat:
         fields["long_documents"] = LongDocuments.split
@@ -96,11 +97,7 @@ def _plain(value: Any) -> Any:
 
 def source_key(name: str, source: SourceConfig, data: DataConfig) -> str:
     """Name a source as it stands on disk or on the hub, with its options and without a tokenizer."""
-    if source.path is not None:
-        origin: Any = stat_files(list_files(name, source).files)
-    else:
-        origin = [source.dataset, source.subset, source.split, source.revision]
-    return digest_of([origin, shaping_options(source, data)])
+    return digest_of([look_at(name, source, data).origin, shaping_options(source, data)])
 
 
 def pointer_file(key: str, data: DataConfig, tokenizer: TokenizerLike) -> Path:
@@ -116,20 +113,13 @@ def lock_file(name: str, source: SourceConfig, data: DataConfig, tokenizer: Toke
 
 def write_pointer(name: str, key: str, data: DataConfig, tokenizer: TokenizerLike, digest: str) -> None:
     """Note which store a source was prepared as; the note is replaced at once or not at all."""
-    file = pointer_file(key, data, tokenizer)
-    file.parent.mkdir(parents=True, exist_ok=True)
     note = {"source": name, "source_key": key, "tokenizer": tokenizer.digest, "store": digest}
-    staged = file.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        staged.write_text(sealed_text(note), encoding="utf-8")
-        staged.replace(file)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_note(pointer_file(key, data, tokenizer), note)
 
 
 def find_store(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Path | None:
     """Return the folder of the store that a source was prepared as, or None."""
-    note = _read_note(pointer_file(source_key(name, source, data), data, tokenizer))
+    note = read_note(pointer_file(source_key(name, source, data), data, tokenizer))
     store = stores_folder(data) / str(note.get("store", "none"))
     return store if store.is_dir() else None
 
@@ -168,11 +158,4 @@ def open_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Store]:
 
 def _is_prepared_otherwise(key: str, data: DataConfig) -> bool:
     notes = (cache_folder(data) / "prepared").glob("*.json")
-    return any(_read_note(note).get("source_key") == key for note in notes)
-
-
-def _read_note(file: Path) -> dict[str, Any]:
-    try:
-        return read_sealed(file)
-    except (OSError, ValueError):
-        return {}
+    return any(read_note(note).get("source_key") == key for note in notes)

@@ -149,6 +149,7 @@ def _encode(
         return _encode_marked(documents, pending, adds_eos, tokenizer, counts, names)
     else:
         marked = [_given(d) for d in documents if isinstance(d, IdsDocument)]
+        counts["ends_with_eos"] += sum(ids[-1:] == [tokenizer.eos_id] for ids, _ in marked)
     return [
         Encoded(ids, mark, value_tokens(d, mark, names))
         for d, (ids, mark) in zip(documents, marked, strict=True)

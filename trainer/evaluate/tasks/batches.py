@@ -6,7 +6,7 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer.dist.mesh import Axis
@@ -26,6 +26,8 @@ class TaskModel:
     """Longest input in tokens."""
     batch_tokens: int
     """Tokens of a batch of one rank, padding included."""
+    heed: Callable[[], None] = lambda: None
+    """Called after every batch, by all ranks together; what it raises on all of them ends the work."""
 
 
 def make_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -73,6 +73,7 @@ def continue_greedily(model: TaskModel, prompts: Sequence[Prompt], decode: Decod
         for batch, is_counted in share(batches, model.policy.mesh.data):
             answers = _continue_batch(model, [fitted[index] for index in batch], decode)
             found += zip(batch, answers, strict=True) if is_counted else []
+            model.heed()
     everything = [item for part in model.policy.mesh.gather(found) for item in part]
     return [ids for _, ids in sorted(everything, key=lambda item: item[0])]
 
@@ -81,8 +82,9 @@ def _fitted(prompt: Prompt, max_length: int) -> Prompt:
     room = max_length - prompt.max_new_tokens
     if room < 1:
         raise ConfigError(
-            f"`evaluate.tasks.max_length` must be more than the {prompt.max_new_tokens} tokens that a task generates, "
-            f"but is {max_length} instead. Raise it, or lower max_gen_toks in the task's generation_kwargs."
+            f"`evaluate.tasks.max_length` must be more than the {prompt.max_new_tokens} tokens that are generated, "
+            f"but is {max_length} instead. Raise it, or lower max_gen_toks in the task's generation_kwargs, or "
+            "evaluate.during.samples.max_new_tokens."
         )
     return replace(prompt, ids=prompt.ids[-room:])
 

@@ -32,6 +32,8 @@ from trainer.evaluate.tasks.score import TaskScore, scores_of
 from trainer.evaluate.tasks.task_files import anchored, find_broken
 from trainer.model.tokenizer import Tokenizer
 
+NAMES = "evaluate.tasks.names"
+NAMES_DURING = "evaluate.during.tasks"
 BOOTSTRAP_DRAWS = 1000
 """For the few metrics without a closed form of their standard error."""
 FEWSHOT_SEED = 1234
@@ -52,9 +54,11 @@ class LoadedTasks:
         return [*self.plain["tasks"], *self.plain["groups"]]
 
 
-def check_names(options: TasksConfig) -> None:
+def check_names(options: TasksConfig, key: str = NAMES) -> None:
     """Raise unless lm-eval is there and knows every name. Loads no data.
 
+    Args:
+        key: Where the names are from.
     Raises:
         ConfigError: Says what to install, mend, or write instead.
     """
@@ -62,7 +66,7 @@ def check_names(options: TasksConfig) -> None:
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
-            f"`evaluate.tasks.names` must be empty without lm-eval, but is {', '.join(options.names)} instead. "
+            f"`{key}` must be empty without lm-eval, but is {', '.join(options.names)} instead. "
             "Install it with: pip install 'palimpsest-trainer[eval]'."
         )
     if options.include_path is not None and not _folder(options).is_dir():
@@ -77,20 +81,22 @@ def check_names(options: TasksConfig) -> None:
         broken = find_broken(_folder(options)) if options.include_path is not None else None
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         raise ConfigError(
-            f"`evaluate.tasks.names` must name tasks of lm-eval or of include_path, but has '{name}' instead."
+            f"`{key}` must name tasks of lm-eval or of include_path, but has '{name}' instead."
             + (f" Did you mean '{near[0]}'?" if near else "")
             + (f" {broken}" if broken else "")
             + " `lm_eval ls tasks` lists lm-eval's."
         )
 
 
-def load_tasks(options: TasksConfig) -> LoadedTasks:
+def load_tasks(options: TasksConfig, key: str = NAMES) -> LoadedTasks:
     """Load tasks and their documents, which may download them.
 
+    Args:
+        key: Where the names are from.
     Raises:
         ConfigError: An unknown task, one whose data cannot be had, or one that cannot be run here.
     """
-    check_names(options)
+    check_names(options, key)
     tasks: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     with _quiet(), _lm_evals_seeds():
@@ -98,29 +104,29 @@ def load_tasks(options: TasksConfig) -> LoadedTasks:
             try:
                 found = _manager(options).load([name])
             except Exception as error:  # whatever datasets, YAML and a task's own code raise
-                raise ConfigError(_unloadable(name, error)) from error
+                raise ConfigError(_unloadable(key, name, error)) from error
             for task in set(found["tasks"]) & set(tasks):
                 raise ConfigError(
-                    f"`evaluate.tasks.names` must name every task once, but '{task}' is in '{name}' and in one named "
+                    f"`{key}` must name every task once, but '{task}' is in '{name}' and in one named "
                     "before it instead. Remove one."
                 )
             tasks |= found["tasks"]
             groups |= found["groups"]
         for name, task in tasks.items():
-            _check_runnable(name, task)
+            _check_runnable(key, name, task)
             _set_fewshot(task, options.num_fewshot)
     members = {name: group.child_names for name, group in groups.items()}
     return LoadedTasks({"tasks": tasks, "groups": groups, "group_map": members}, options)
 
 
-def load_everywhere(options: TasksConfig, mesh: Mesh) -> LoadedTasks:
+def load_everywhere(options: TasksConfig, mesh: Mesh, key: str = NAMES) -> LoadedTasks:
     """Load tasks on every rank, first on rank 0, which may download. Collective: all ranks raise if one does."""
     loaded: list[LoadedTasks] = []
     if not mesh.is_first:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
     def load() -> None:
-        loaded.append(load_tasks(options))
+        loaded.append(load_tasks(options, key))
 
     mesh.from_first(load)
     problem: Exception | None = None
@@ -241,12 +247,10 @@ def _index(folder: Path | None, with_defaults: bool) -> Any:
     return manager
 
 
-def _check_runnable(name: str, task: Any) -> None:
+def _check_runnable(key: str, name: str, task: Any) -> None:
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         why = "runs code that the model wrote" if getattr(task, "UNSAFE_CODE", False) else "shows images"
-        raise ConfigError(
-            f"`evaluate.tasks.names` must name tasks about text, but '{name}' {why} instead. Leave it out."
-        )
+        raise ConfigError(f"`{key}` must name tasks about text, but '{name}' {why} instead. Leave it out.")
     chosen = task.get_config("generation_kwargs") or {}
     samples = chosen.get("do_sample") or (chosen.get("temperature") or 0) > 0
     if task.OUTPUT_TYPE == "generate_until" and (samples or (chosen.get("num_beams") or 1) > 1):
@@ -266,10 +270,10 @@ def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
         task.set_config(key="num_fewshot", value=num_fewshot)
 
 
-def _unloadable(name: str, error: Exception) -> str:
+def _unloadable(key: str, name: str, error: Exception) -> str:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
-        f"`evaluate.tasks.names` must name tasks that can be loaded, but '{name}' cannot: {reason.rstrip('.')}. "
+        f"`{key}` must name tasks that can be loaded, but '{name}' cannot: {reason.rstrip('.')}. "
         "Download its data first, or mend its YAML; relative data_files count from the folder of the YAML."
     )
 

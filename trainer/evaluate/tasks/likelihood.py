@@ -51,6 +51,7 @@ def log_likelihoods(
         for batch, is_counted in share(batches, model.policy.mesh.data):
             scored = _score(model, [rows[index] for index in batch])
             found += scored if is_counted else []
+            model.heed()
     answers: list[Scored] = [(0.0, False)] * len(requests)
     for number, nats, is_greedy in (item for part in model.policy.mesh.gather(found) for item in part):
         answers[number] = (nats, is_greedy)

@@ -5,7 +5,10 @@ Collective: every rank calls everything here in the same order; rank 0 writes.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config.snapshot import write_atomic
@@ -19,6 +22,10 @@ from trainer.runtime.seal import read_sealed, sealed_text
 
 _LOG = logging.getLogger(__name__)
 BASE_FILE = "base_tasks.json"
+BASE_FILE_DURING = "base_tasks_during.json"
+
+Kept = tuple[list[TaskScore], float]
+"""Scores of the base, and the seconds that they took when they were measured."""
 
 
 class TaskScores:
@@ -26,35 +33,57 @@ class TaskScores:
 
     def __init__(
         self,
-        run_dir: Path,
+        path: Path,
         cache_dir: Path,
         loaded: LoadedTasks,
         model: TaskModel,
         tokenizer: Tokenizer,
         base: BaseIdentity,
     ) -> None:
-        """Find the base's scores: of this run, or in the cache of another run of the same base and tasks."""
-        self._loaded = loaded
+        """Find the base's scores: of this run, or in the cache of another run of the same base and tasks.
+
+        Args:
+            path: Of the base's scores in the run directory.
+        """
+        self.loaded = loaded
         self._model = model
         self._tokenizer = tokenizer
-        self._path = run_dir / BASE_FILE
+        self._path = path
+        self._newest: tuple[int, list[TaskScore]] | None = None
 
-        def find() -> tuple[str, str, list[TaskScore] | None]:
+        def find() -> tuple[str, str, Kept | None]:
             key = digest_of({"tasks": [base.digest, tokenizer.digest, base.dtype, tasks_digest(loaded)]})
             cache = cache_dir / "evaluations" / f"tasks-{base.shared_key(key)}.json"
-            return key, str(cache), _read(self._path, key) or _read(cache, key)
+            return key, str(cache), _read(path, key) or _read(cache, key)
 
-        self._key, cache, self._base = model.policy.mesh.from_first(find)
-        self._cache = Path(cache)
+        found: tuple[str, str, Kept | None] = model.policy.mesh.from_first(find)
+        self._key, self._cache = found[0], Path(found[1])
+        self._base = found[2]
+
+    @property
+    def base(self) -> list[TaskScore]:
+        """Return the base's scores as far as they are known."""
+        return self._base[0] if self._base is not None else []
+
+    @property
+    def base_s(self) -> float:
+        """Return the seconds that the base took when it was scored; 0 where it was not yet."""
+        return self._base[1] if self._base is not None else 0.0
 
     def measure_base(self) -> list[TaskScore]:
         """Score the model before the first step, or take what is known of it."""
-        scores: list[TaskScore] | None = self._base
-        if scores is None:
-            self._base = scores = run_tasks(self._loaded, self._model, self._tokenizer)
+        if self._base is None:
+            started = time.perf_counter()
+            scores = run_tasks(self.loaded, self._model, self._tokenizer)
+            self._base = scores, time.perf_counter() - started
         else:
             _LOG.info("The base model's task scores are known (%s).", self._key[:12])
-        record = {"key": self._key, "scores": [score.to_plain() for score in scores]}
+        scores, seconds = self._base
+        record = {
+            "key": self._key,
+            "seconds": round(seconds, 3),
+            "scores": [one.to_plain() for one in scores],
+        }
 
         def keep() -> None:
             for path in (self._path, self._cache):
@@ -64,24 +93,34 @@ class TaskScores:
         self._model.policy.mesh.from_first(keep)
         return scores
 
-    def measure_tuned(self) -> list[TaskComparison]:
+    def measure(self, step: int, heed: Callable[[], None] = lambda: None) -> list[TaskScore]:
+        """Score the model that is loaded, once after each step.
+
+        Args:
+            heed: As in `TaskModel`.
+        """
+        if self._newest is None or self._newest[0] != step:
+            model = dataclasses.replace(self._model, heed=heed)
+            self._newest = step, run_tasks(self.loaded, model, self._tokenizer)
+        return self._newest[1]
+
+    def measure_tuned(self, step: int) -> list[TaskComparison]:
         """Score the model that is loaded and return it beside the base."""
         if self._base is None:
             _LOG.warning(
                 "No task scores: this run began before its base was scored. Run palimpsest evaluate, which scores both."
             )
             return []
-        tuned = run_tasks(self._loaded, self._model, self._tokenizer)
-        return compare_scores(self._base, tuned)
+        return compare_scores(self._base[0], self.measure(step))
 
 
-def _read(path: Path, key: str) -> list[TaskScore] | None:
+def _read(path: Path, key: str) -> Kept | None:
     """Return kept scores; None where there are none, or those of other tasks or another model."""
     try:
         record = read_sealed(path)
         if record["key"] != key:
             return None
-        return [TaskScore(**score) for score in record["scores"]]
+        return [TaskScore(**score) for score in record["scores"]], float(record["seconds"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,96 @@
+"""What an export writes of a checkpoint: the adapter alone, or the whole model as a stream of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from trainer.config.schema import RunConfig
+from trainer.config.tune import TuneMethod
+from trainer.runtime.say import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.export.rounding import Rounding
+
+
+def in_dtype(config: RunConfig, dtype: str) -> RunConfig:
+    """Return the configuration with an `export.dtype`."""
+    return dataclasses.replace(config, export=dataclasses.replace(config.export, dtype=dtype))
+
+
+def writes_adapter(config: RunConfig) -> bool:
+    """Tell whether the export is an adapter alone rather than a whole model."""
+    from trainer.export.merge import CONFIG
+
+    is_adapter = (Path(config.run_dir) / CONFIG).is_file()
+    return is_adapter and not config.export.merge and config.export.alpha == 1
+
+
+def write_export(
+    config: RunConfig,
+    checkpoint: Path,
+    source: str,
+    output_dir: Path,
+    console: Console,
+    rounding: Rounding | None = None,
+) -> int:
+    """Write the adapter alone, or the whole model, and return the number of tensors.
+
+    Args:
+        rounding: Told what is written where that is rounded more than the trained model was.
+    """
+    from rich.progress import track
+
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.export.blend import blended
+    from trainer.export.folder import write_model_files, write_tokenizer
+    from trainer.export.merge import read_adapter, write_adapter
+    from trainer.export.weights import DTYPES, export_weights, publish_export
+    from trainer.model.tune.pissa import as_plain_lora
+
+    options = config.export
+    adapter = read_adapter(Path(config.run_dir))
+    if writes_adapter(config):
+        counts: list[int] = []
+        trained, adapter = as_plain_lora(stream_parameters(checkpoint), adapter, Path(config.run_dir))
+
+        def fill(folder: Path) -> None:
+            counts.append(write_adapter(trained, adapter, folder, DTYPES[options.dtype]))
+            write_tokenizer(source, config.model, folder)
+
+        publish_export(output_dir, fill)
+        return counts[0]
+    stream = tuned_tensors(config, checkpoint, source)
+    if options.alpha != 1:
+        stream = blended(stream, source, options.alpha)
+    if rounding is not None:
+        stream = rounding.watch(stream)
+
+    return export_weights(
+        track(stream, description="tensors", console=console),
+        output_dir,
+        options.dtype,
+        int(options.max_shard_gb * 1e9),
+        partial(write_model_files, source, config.model, options.dtype, partial(say, console)),
+    )
+
+
+def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did."""
+    from trainer.engine.consolidate import stream_parameters
+    from trainer.export.merge import read_adapter, with_base
+    from trainer.model.tune.pissa import as_plain_lora
+
+    stream = stream_parameters(checkpoint)
+    if config.tune.method is TuneMethod.full:
+        return stream
+    run_dir = Path(config.run_dir)
+    trained, adapter = as_plain_lora(stream, read_adapter(run_dir), run_dir)
+    return with_base(trained, source, adapter)
