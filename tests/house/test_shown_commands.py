@@ -82,8 +82,13 @@ def composed(site, tmp_path_factory):
         path.write_text(to_yaml(compose_config([*options, searchpath])), encoding="utf-8")
         return path
 
+    other = site / "ds_config.json"
+    other.write_text('{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}', encoding="utf-8")
+
     def read(words):
         groups = group_options()
+        # The one file that composing opens.
+        words = [f"zero.ds_config={other}" if word.startswith("zero.ds_config=") else word for word in words]
         options = tuple(sorted(word for word in words if word.partition("=")[0] in groups))
         return load_config(frozen(options), [word for word in words if word not in options])
 
