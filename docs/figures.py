@@ -41,11 +41,11 @@ EIGHT_GPUS = (
     "data.sources.chat.path=chats.jsonl",
 )
 CASES = {
-    "full, ZeRO-1": ("recipe=full_finetune", "zero=zero1"),
-    "full, ZeRO-2": ("recipe=full_finetune", "zero=zero2"),
-    "full, ZeRO-3": ("recipe=full_finetune", "zero=zero3"),
-    "LoRA, ZeRO-1": ("recipe=lora", "zero=zero1"),
-    "QLoRA, ZeRO-1": ("recipe=qlora", "zero=zero1"),
+    "full, ZeRO-1": ("full_finetune", 1),
+    "full, ZeRO-2": ("full_finetune", 2),
+    "full, ZeRO-3": ("full_finetune", 3),
+    "LoRA, ZeRO-1": ("lora", 1),
+    "QLoRA, ZeRO-1": ("qlora", 1),
 }
 GPU_GIB = 80.0
 PARTS = {
@@ -107,7 +107,11 @@ def ratio() -> str:
 
 def memory() -> str:
     """Return the forecast peak of one of eight GPUs, part by part."""
-    bars = {name: _parts((*EIGHT_GPUS, *words)) for name, words in CASES.items()}
+    configs = {
+        recipe: compose_config([f"recipe={recipe}", *EIGHT_GPUS])
+        for recipe in {recipe for recipe, _ in CASES.values()}
+    }
+    bars = {name: _parts(configs[recipe], stage) for name, (recipe, stage) in CASES.items()}
     scale = (WIDTH - NAME_WIDTH - 40) / GPU_GIB
     drawn, top = [], 44.0
     floor = top + len(bars) * (BAR_HEIGHT + BAR_GAP)
@@ -150,10 +154,9 @@ def memory() -> str:
     return _svg(WIDTH + 16, floor + 36, described, *drawn)
 
 
-def _parts(words: Sequence[str]) -> Parts:
+def _parts(config: RunConfig, stage: int) -> Parts:
     """Return the parts of a run's peak, nothing recomputed."""
-    config: RunConfig = compose_config(words)
-    config = with_fitted(config, config.zero.stage, 0, "bf16")
+    config = with_fitted(config, stage, 0, "bf16")
     shape, _ = find_shape(config.model)
     return forecast(
         shape, run_shape(config, config.cluster.ranks_per_node), tuned_weights(config, shape)

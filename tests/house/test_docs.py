@@ -46,13 +46,9 @@ def test_every_page_is_built_and_nothing_is_asked_of_the_network(site):
         assert not loaded, (file.name, loaded)
 
 
-@pytest.mark.parametrize(
-    ("page", "words"),
-    [("index", "know that the run they started"), ("configuration", "zero.max_live_parameters")],
-)
-def test_a_browser_shows_a_page(site, page, words, tmp_path):
-    shown, console = open_page(site / f"{page}.html", tmp_path, 1280)
-    assert words in shown and not console
+def test_a_browser_shows_a_page(site, tmp_path):
+    shown, console = open_page(site / "configuration.html", tmp_path, 1280)
+    assert "zero.max_live_parameters" in shown and not console
 
 
 def test_a_phone_shows_a_page_with_wide_tables(site):
