@@ -56,7 +56,7 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 
 roots=()
-for root in .ci benchmarks docker launch tests trainer; do
+for root in .ci benchmarks docker docs launch tests trainer; do
     [[ -d $root ]] && roots+=("$root")
 done
 mapfile -t scripts < <(find "${roots[@]}" -name '*.sh' | sort)

@@ -1,6 +1,6 @@
 """Draw forgetting against learning, from what run.py wrote; several files are several groups of arms.
 
-    python benchmarks/forgetting/plot.py benchmarks/results/forgetting*.json --out benchmarks/results/forgetting.svg
+    python benchmarks/forgetting/plot.py benchmarks/results/forgetting*.json --out docs/img/forgetting.svg
 
 A point is an arm: mean over seeds, bars one standard deviation. Right is more learnt, up is more forgotten. The line is
 base + alpha (tuned - base) of one run without replay, where its losses are there.

@@ -1,4 +1,4 @@
-"""Every method, recipe, ZeRO stage and number of ranks that the README's table of methods calls tested is trained here.
+"""Every method, recipe, ZeRO stage and number of ranks that docs/models.md calls tested is trained here.
 
 Five cells on the diagonal in the default suite; all of them with `-m slow`.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.dist.test_support_matrix import write_sources
-from tests.house.test_readme import METHODS, method_cells
+from tests.house.test_tables import METHODS, method_cells
 
 CELLS = [cell for cell in method_cells() if cell[3] == "tested"]
 DIAGONAL = [
@@ -110,7 +110,7 @@ def test_a_diagonal_of_methods_stages_and_recipes_trains(pool: Any, folder: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("method", list(dict.fromkeys(row["tune"] for row in METHODS)))
-def test_every_cell_that_the_readme_calls_tested_trains(
+def test_every_cell_that_the_matrix_calls_tested_trains(
     pool: Any, folder: Path, method: str, num_ranks: int
 ) -> None:
     """A failure in one cell only points at that method in that stage; the run's folder names it."""

