@@ -179,12 +179,11 @@ def _drop_constants(module: nn.Module, state: dict[str, Any], prefix: str, _: An
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
     apply: Any = _PackedMatmul.apply
-    output = torch.as_tensor(apply(x, layer))
-    return output if layer.bias is None else output + layer.bias.to(output.dtype)
+    return torch.as_tensor(apply(x, layer))
 
 
 class _PackedMatmul(torch.autograd.Function):
-    """x W^T, with W unpacked in forward and again in backward.
+    """x W^T + bias, both frozen, with W unpacked in forward and again in backward.
 
     Backward reads the parameter from the layer. bitsandbytes' own function keeps a view of the packed weight from
     forward to backward, and under ZeRO-3 that view keeps what was gathered: every rank would hold the whole base.
@@ -194,18 +193,32 @@ class _PackedMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
         ctx.layer = layer
-        return torch.nn.functional.linear(x, _unpacked(layer, x.dtype))
+        return base_output(layer, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None
-        return grads[0] @ _unpacked(ctx.layer, grads[0].dtype), None
+        return grads[0] @ whole_weight(ctx.layer, grads[0].dtype), None
 
 
-def _unpacked(layer: Any, dtype: torch.dtype) -> Tensor:
+def base_output(layer: Any, x: Tensor) -> Tensor:
+    """Return what a frozen linear layer makes of x, whole or in 4 bits."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return torch.nn.functional.linear(x, whole_weight(layer, x.dtype), bias)
+
+
+def whole_weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """Return the weight of a frozen linear layer: its own, or unpacked into a buffer that the caller lets go."""
+    weight = layer.weight
+    if not is_packed(weight):
+        return torch.as_tensor(weight)
+    packed, state = weight.detach().as_subclass(Tensor), weight.quant_state
+    if packed.is_cuda:
+        from trainer.model.tune.fused_nf4 import is_for, unpack_nf4
+
+        if is_for(state):
+            return unpack_nf4(packed, state).to(dtype)
     from bitsandbytes.functional import dequantize_4bit
 
-    weight = layer.weight
-    packed = weight.detach().as_subclass(Tensor).view(-1, 1)
-    return torch.as_tensor(dequantize_4bit(packed, weight.quant_state)).to(dtype)
+    return torch.as_tensor(dequantize_4bit(packed.view(-1, 1), state)).to(dtype)
