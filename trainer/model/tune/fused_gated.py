@@ -16,11 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FORWARD_TILE = (32, 128)
+FORWARD_TILE = (32, 64)
 FORWARD_WARPS = 8
 BACKWARD_TILE = (64, 64)
 BACKWARD_WARPS = 4
-BACKWARD_STAGES = 3
 CHUNK = 1024
 """Rows that a program of the backward kernel goes through."""
 
@@ -101,12 +100,14 @@ def _gated_backward_kernel(  # type: ignore[no-untyped-def]
     b_places = columns[:, None] * rank + ranks[None, :]
     b_gate = tl.load(b_gate_ptr + b_places, mask=b_inside, other=0.0)
     b_up = tl.load(b_up_ptr + b_places, mask=b_inside, other=0.0)
-    a_inside = (ranks < rank)[:, None] & (columns < width)[None, :]
-    a_places = ranks[:, None] * width + columns[None, :]
-    a = tl.load(a_ptr + a_places, mask=a_inside, other=0.0)
-    sum_gate = tl.zeros((RANKS, COLUMNS), tl.float32)
-    sum_up = tl.zeros((RANKS, COLUMNS), tl.float32)
-    sum_a = tl.zeros((RANKS, COLUMNS), tl.float32)
+    a = tl.load(
+        a_ptr + ranks[:, None] * width + columns[None, :],
+        mask=(ranks < rank)[:, None] & (columns < width)[None, :],
+        other=0.0,
+    )
+    sum_gate = tl.zeros((COLUMNS, RANKS), tl.float32)
+    sum_up = tl.zeros((COLUMNS, RANKS), tl.float32)
+    sum_a = tl.zeros((COLUMNS, RANKS), tl.float32)
     dtype = grad_gate_ptr.dtype.element_ty
     for start in range(0, CHUNK, ROWS):
         rows = chunk * CHUNK + start + tl.arange(0, ROWS)
@@ -127,19 +128,19 @@ def _gated_backward_kernel(  # type: ignore[no-untyped-def]
         grad_gate = (grad * (silu * (1 - sigmoid) + sigmoid) * up).to(dtype)
         tl.store(grad_gate_ptr + places, grad_gate, mask=inside)
         tl.store(grad_up_ptr + places, grad_up, mask=inside)
-        sum_gate += tl.dot(tl.trans(low_gate), grad_gate, input_precision="ieee")
-        sum_up += tl.dot(tl.trans(low_up), grad_up, input_precision="ieee")
-        sum_a += tl.dot(tl.trans(grad_low), inner, input_precision="ieee")
+        sum_gate += tl.dot(tl.trans(grad_gate), low_gate, input_precision="ieee")
+        sum_up += tl.dot(tl.trans(grad_up), low_up, input_precision="ieee")
+        sum_a += tl.dot(tl.trans(inner), grad_low, input_precision="ieee")
         part_gate = tl.dot(grad_gate, b_gate, input_precision="ieee") * scale_gate
         part_up = tl.dot(grad_up, b_up, input_precision="ieee") * scale_up
         part_places = tile * num_rows * (2 * rank) + low_places
         tl.store(low_parts_ptr + part_places, part_gate, mask=low_inside)
         tl.store(low_parts_ptr + rank + part_places, part_up, mask=low_inside)
     size = width * rank
-    factor_places = chunk * 3 * size + a_places
-    tl.store(factor_parts_ptr + factor_places, sum_gate * scale_gate, mask=a_inside)
-    tl.store(factor_parts_ptr + size + factor_places, sum_up * scale_up, mask=a_inside)
-    tl.store(factor_parts_ptr + 2 * size + factor_places, sum_a, mask=a_inside)
+    factor_places = chunk * 3 * size + b_places
+    tl.store(factor_parts_ptr + factor_places, sum_gate * scale_gate, mask=b_inside)
+    tl.store(factor_parts_ptr + size + factor_places, sum_up * scale_up, mask=b_inside)
+    tl.store(factor_parts_ptr + 2 * size + factor_places, sum_a, mask=b_inside)
 
 
 def fused_gated(
@@ -185,17 +186,16 @@ def fused_gated_backward(
     rows, columns = BACKWARD_TILE
     grid = (triton.cdiv(num_rows, CHUNK), triton.cdiv(width, columns))
     low_parts = gate_NF.new_empty((grid[1], num_rows, 2 * rank), dtype=torch.float32)
-    factor_parts = gate_NF.new_empty((grid[0], 3, rank, width), dtype=torch.float32)
+    factor_parts = gate_NF.new_empty((grid[0], 3, width, rank), dtype=torch.float32)
     launch: Any = _gated_backward_kernel[grid]
     launch(
         *(grad_NF, grad_low_NR, a_RF, gate_NF, up_NF, low_NS, b_gate_FR, b_up_FR, grad_gate, grad_up),
         *(low_parts, factor_parts, scale_gate, scale_up, num_rows, width, rank),
         *(CHUNK, _ranks(rank), rows, columns),
         num_warps=BACKWARD_WARPS,
-        num_stages=BACKWARD_STAGES,
     )
-    grad_b_gate, grad_b_up, grad_a = factor_parts.sum(0).to(a_RF.dtype).unbind()
-    return grad_gate, grad_up, low_parts.sum(0).to(low_NS.dtype), grad_b_gate.t(), grad_b_up.t(), grad_a
+    grad_b_gate, grad_b_up, grad_a_FR = factor_parts.sum(0).to(b_gate_FR.dtype).unbind()
+    return grad_gate, grad_up, low_parts.sum(0).to(low_NS.dtype), grad_b_gate, grad_b_up, grad_a_FR.t()
 
 
 def _ranks(rank: int) -> int:
