@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainer.config.model import Kernels
 from trainer.model.tune.adapters import ADAPTER
 from trainer.model.tune.lora import can_fuse, fuse_lora, joined, scaled_product
-from trainer.model.tune.quantise import base_output, whole_weight
+from trainer.model.tune.quantise import base_output, is_packed, whole_weight
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
 MOST_RANK = 32
@@ -170,7 +170,9 @@ def _layers(mlp: nn.Module, adapter: str) -> list[Any] | None:
     if not all(can_fuse(layer, adapter) and layer.base_layer.bias is None for layer in layers):
         return None
     ranks = {layer.r[adapter] for layer in layers}
-    return layers if len(ranks) == 1 and ranks.pop() <= MOST_RANK else None
+    dtypes = {layer.lora_A[adapter].weight.dtype for layer in layers}
+    dtypes |= {layer.base_layer.weight.dtype for layer in layers if not is_packed(layer.base_layer.weight)}
+    return layers if len(ranks) == len(dtypes) == 1 and ranks.pop() <= MOST_RANK else None
 
 
 def _is_same(mlp: nn.Module, layers: Sequence[Any], adapter: str) -> bool:

@@ -81,6 +81,28 @@ class FusedLora(torch.autograd.Function):
         return grad_x, None, None, *found
 
 
+class AddedLora(torch.autograd.Function):
+    """An adapter beside a frozen layer that computes by itself: y + scale (x A^T) B^T, rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+        """Return the sum; y is what the frozen layer made of x."""
+        x_NI = x.reshape(-1, x.shape[-1])
+        low_NR = x_NI @ a_RI.t()
+        ctx.save_for_backward(x_NI, low_NR, a_RI, b_OR)
+        ctx.scale, ctx.shape = scale, x.shape
+        return torch.addmm(y.reshape(-1, y.shape[-1]), low_NR, b_OR.t(), alpha=scale).view(y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of y, x, A and B."""
+        x_NI, low_NR, a_RI, b_OR = ctx.saved_tensors
+        grad_NO = grad.reshape(-1, grad.shape[-1])
+        grad_low_NR = scaled_product(grad_NO, b_OR, ctx.scale)
+        grad_x = (grad_low_NR @ a_RI).view(ctx.shape) if ctx.needs_input_grad[1] else None
+        return grad, grad_x, grad_low_NR.t() @ x_NI, scaled_product(grad_NO.t(), low_NR, ctx.scale), None
+
+
 class Siblings:
     """Layers with adapters that read one input, computed together when the first of them is asked."""
 
@@ -112,8 +134,13 @@ class Siblings:
             (layer.lora_A[self._adapter].weight, layer.lora_B[self._adapter].weight) for layer in self._layers
         ]
         bases = [layer.base_layer for layer in self._layers]
-        parts = [part for pair in factors for part in pair]
-        return tuple(FusedLora.apply(x, scales, bases, *parts))  # type: ignore[no-untyped-call]
+        if _joins(bases[0]):
+            parts = [part for pair in factors for part in pair]
+            return tuple(FusedLora.apply(x, scales, bases, *parts))  # type: ignore[no-untyped-call]
+        return tuple(
+            AddedLora.apply(base(x), x, a, b, scale)  # type: ignore[no-untyped-call]
+            for base, (a, b), scale in zip(bases, factors, scales, strict=True)
+        )
 
 
 def fuse_lora(model: nn.Module, adapter: str) -> int:
@@ -124,7 +151,8 @@ def fuse_lora(model: nn.Module, adapter: str) -> int:
     count = 0
     for parent in list(model.modules()):
         found = {name: child for name, child in parent.named_children() if can_fuse(child, adapter)}
-        families = [[found.pop(name) for name in names if name in found] for names in SIBLINGS]
+        joining = {name for name, child in found.items() if _joins(child.base_layer)}
+        families = [[found.pop(name) for name in names if name in joining] for names in SIBLINGS]
         for layers in [*families, *([layer] for layer in found.values())]:
             siblings = Siblings(layers, adapter)
             for layer in layers:
@@ -156,6 +184,14 @@ def can_fuse(module: nn.Module, adapter: str) -> bool:
     is_frozen = not any(p.requires_grad for p in base.parameters())
     is_plain = adapter not in layer.lora_variant and isinstance(layer.lora_dropout[adapter], nn.Identity)
     return is_frozen and is_plain and list(layer.active_adapters) == [adapter]
+
+
+def _joins(base: Any) -> bool:
+    """Tell whether a frozen layer is computed with its siblings: not in 4 bits on a CPU, where nothing is gained by it.
+
+    There its losses stay what they were to the last bit.
+    """
+    return type(base) is nn.Linear or bool(base.weight.is_cuda)
 
 
 def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
