@@ -4,7 +4,7 @@
 
 Random weights, real text in byte tokens, the same documents for all, each packed by its own packer to 4,096 tokens, two
 packs a micro-batch, nothing recomputed, LoRA r = 16 on all linear layers but the head. Each figure is the median over
-the steps after warm-up of one run. With an --out that exists it goes on: cases that are there are not run again.
+the steps after warm-up of one run. With an --out that exists it goes on with what is not there or failed.
 `--figure OUT.svg` draws what --out holds and runs nothing.
 """
 
@@ -49,7 +49,10 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"results": []}
+    record["results"] = [row for row in record["results"] if "failed" not in row]  # those are tried again
     if arguments.figure:
+        if not record["results"]:
+            parser.error(f"--out must hold results to draw, but {arguments.out} has none")
         arguments.figure.write_text(figure(record["results"]), encoding="utf-8")
         return
     if arguments.corpus is None:
@@ -91,7 +94,9 @@ def measure_ours(
         failed = failed or started(
             [*command, "train", *words], run_dir.with_suffix(".log"), arguments.limit_s
         )
-        row: dict[str, Any] = {"trainer": "ours", "method": method, "num_micros": num_micros}
+        shown = [word for word in words if "/" not in word]  # no paths of the machine
+        row: dict[str, Any] = {"case": f"ours_{method}_x{num_micros}", "overrides": shown}
+        row |= {"trainer": "ours", "method": method, "num_micros": num_micros}
         if failed:
             rows.append(row | {"failed": failed})
             continue
@@ -123,6 +128,7 @@ def measure_peer(
         step_s = statistics.median(times)
         rows.append(
             {
+                "case": f"{trainer}_{method}_x{row['num_micros']}",
                 "trainer": trainer,
                 "method": method,
                 "tokens_per_s": round(TOKENS * row["num_micros"] / step_s),
