@@ -25,11 +25,25 @@ CHUNK = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _product(left, right):  # type: ignore[no-untyped-def]
+    return tl.dot(left, right, input_precision="ieee")
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _adapted(base_ptr, places, inside, low, b, scale):  # type: ignore[no-untyped-def]
     """Return a tile of base + scale low b^T, rounded to the dtype of the base, in float32."""
     base = tl.load(base_ptr + places, mask=inside, other=0.0)
-    whole = base.to(tl.float32) + scale * tl.dot(low, tl.trans(b), input_precision="ieee")
+    whole = base.to(tl.float32) + scale * _product(low, tl.trans(b))
     return whole.to(base.dtype).to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _inner_backward(grad, gate, up, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the gradients of gate and up, and silu(gate) * up."""
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    grad_gate = (grad * (silu * (1 - sigmoid) + sigmoid) * up).to(dtype)
+    return grad_gate, (grad * silu).to(dtype), (silu.to(dtype).to(tl.float32) * up).to(dtype)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -100,11 +114,7 @@ def _gated_backward_kernel(  # type: ignore[no-untyped-def]
     b_places = columns[:, None] * rank + ranks[None, :]
     b_gate = tl.load(b_gate_ptr + b_places, mask=b_inside, other=0.0)
     b_up = tl.load(b_up_ptr + b_places, mask=b_inside, other=0.0)
-    a = tl.load(
-        a_ptr + ranks[:, None] * width + columns[None, :],
-        mask=(ranks < rank)[:, None] & (columns < width)[None, :],
-        other=0.0,
-    )
+    a_turned = tl.load(a_ptr + columns[:, None] + ranks[None, :] * width, mask=b_inside, other=0.0)
     sum_gate = tl.zeros((COLUMNS, RANKS), tl.float32)
     sum_up = tl.zeros((COLUMNS, RANKS), tl.float32)
     sum_a = tl.zeros((COLUMNS, RANKS), tl.float32)
@@ -120,27 +130,20 @@ def _gated_backward_kernel(  # type: ignore[no-untyped-def]
         grad_low = tl.load(grad_low_ptr + rows[:, None] * rank + ranks[None, :], mask=low_inside, other=0.0)
         gate = _adapted(gate_ptr, places, inside, low_gate, b_gate, scale_gate)
         up = _adapted(up_ptr, places, inside, low_up, b_up, scale_up)
-        grad = _adapted(grad_ptr, places, inside, grad_low, tl.trans(a), 1.0)
-        sigmoid = tl.sigmoid(gate)
-        silu = gate * sigmoid
-        inner = (silu.to(dtype).to(tl.float32) * up).to(dtype)
-        grad_up = (grad * silu).to(dtype)
-        grad_gate = (grad * (silu * (1 - sigmoid) + sigmoid) * up).to(dtype)
+        grad = _adapted(grad_ptr, places, inside, grad_low, a_turned, 1.0)
+        grad_gate, grad_up, inner = _inner_backward(grad, gate, up, dtype)
         tl.store(grad_gate_ptr + places, grad_gate, mask=inside)
         tl.store(grad_up_ptr + places, grad_up, mask=inside)
-        sum_gate += tl.dot(tl.trans(grad_gate), low_gate, input_precision="ieee")
-        sum_up += tl.dot(tl.trans(grad_up), low_up, input_precision="ieee")
-        sum_a += tl.dot(tl.trans(inner), grad_low, input_precision="ieee")
-        part_gate = tl.dot(grad_gate, b_gate, input_precision="ieee") * scale_gate
-        part_up = tl.dot(grad_up, b_up, input_precision="ieee") * scale_up
-        part_places = tile * num_rows * (2 * rank) + low_places
-        tl.store(low_parts_ptr + part_places, part_gate, mask=low_inside)
-        tl.store(low_parts_ptr + rank + part_places, part_up, mask=low_inside)
-    size = width * rank
-    factor_places = chunk * 3 * size + b_places
-    tl.store(factor_parts_ptr + factor_places, sum_gate * scale_gate, mask=b_inside)
-    tl.store(factor_parts_ptr + size + factor_places, sum_up * scale_up, mask=b_inside)
-    tl.store(factor_parts_ptr + 2 * size + factor_places, sum_a, mask=b_inside)
+        sum_gate += _product(tl.trans(grad_gate), low_gate)
+        sum_up += _product(tl.trans(grad_up), low_up)
+        sum_a += _product(tl.trans(inner), grad_low)
+        part_ptr = low_parts_ptr + tile * num_rows * (2 * rank) + low_places
+        tl.store(part_ptr, _product(grad_gate, b_gate) * scale_gate, mask=low_inside)
+        tl.store(part_ptr + rank, _product(grad_up, b_up) * scale_up, mask=low_inside)
+    factor_ptr = factor_parts_ptr + chunk * 3 * width * rank + b_places
+    tl.store(factor_ptr, sum_gate * scale_gate, mask=b_inside)
+    tl.store(factor_ptr + width * rank, sum_up * scale_up, mask=b_inside)
+    tl.store(factor_ptr + 2 * width * rank, sum_a, mask=b_inside)
 
 
 def fused_gated(
@@ -159,7 +162,8 @@ def fused_gated(
     rows, columns = FORWARD_TILE
     launch: Any = _gated_kernel[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))]
     launch(
-        *(gate_NF, up_NF, low_NS, b_gate_FR, b_up_FR, out, scale_gate, scale_up, num_rows, width, rank),
+        *(gate_NF, up_NF, low_NS, b_gate_FR.contiguous(), b_up_FR.contiguous(), out),
+        *(scale_gate, scale_up, num_rows, width, rank),
         *(_ranks(rank), rows, columns),
         num_warps=FORWARD_WARPS,
     )
@@ -189,7 +193,8 @@ def fused_gated_backward(
     factor_parts = gate_NF.new_empty((grid[0], 3, width, rank), dtype=torch.float32)
     launch: Any = _gated_backward_kernel[grid]
     launch(
-        *(grad_NF, grad_low_NR, a_RF, gate_NF, up_NF, low_NS, b_gate_FR, b_up_FR, grad_gate, grad_up),
+        *(grad_NF, grad_low_NR, a_RF.contiguous(), gate_NF, up_NF, low_NS),
+        *(b_gate_FR.contiguous(), b_up_FR.contiguous(), grad_gate, grad_up),
         *(low_parts, factor_parts, scale_gate, scale_up, num_rows, width, rank),
         *(CHUNK, _ranks(rank), rows, columns),
         num_warps=BACKWARD_WARPS,

@@ -142,8 +142,7 @@ def fuse_if_same(model: nn.Module, kernels: Kernels, stage: int | None, num_laye
     if stage == 3:
         return ", LoRA by peft (ZeRO-3)"
     done = f", LoRA fused into {fuse_lora(model, ADAPTER)} of {num_layers} layers"
-    num_gated = fuse_gated(model, ADAPTER) if on_gpu else 0
-    return done + (f", {num_gated} gated MLPs in one" if num_gated else "")
+    return f"{done}, {fuse_gated(model, ADAPTER)} gated MLPs in one" if on_gpu else done
 
 
 def fuse_gated(model: nn.Module, adapter: str) -> int:
