@@ -114,7 +114,7 @@ def gated_backward(
     sigmoid = torch.sigmoid(whole_gate)
     silu = whole_gate * sigmoid
     grad_gate, grad_up = grad * (silu * (1 - sigmoid) + sigmoid) * whole_up, grad * silu
-    low_gate, low_up = adapters.low_NS.split([adapters.b_gate_FR.shape[1], adapters.b_up_FR.shape[1]], dim=1)
+    low_gate, low_up = _halves(adapters)
     pairs = [
         (grad_gate, adapters.b_gate_FR, low_gate, adapters.scale_gate),
         (grad_up, adapters.b_up_FR, low_up, adapters.scale_up),
@@ -124,8 +124,13 @@ def gated_backward(
     return grad_gate, grad_up, grad_low, *grad_b, grad_low_NR.t() @ (silu * whole_up)
 
 
+def _halves(adapters: Adapters) -> tuple[Tensor, Tensor]:
+    rank = adapters.b_gate_FR.shape[1]
+    return adapters.low_NS[:, :rank], adapters.low_NS[:, rank:]
+
+
 def _adapted(gate_NF: Tensor, up_NF: Tensor, adapters: Adapters) -> tuple[Tensor, Tensor]:
-    low_gate, low_up = adapters.low_NS.split([adapters.b_gate_FR.shape[1], adapters.b_up_FR.shape[1]], dim=1)
+    low_gate, low_up = _halves(adapters)
     return (
         torch.addmm(gate_NF, low_gate, adapters.b_gate_FR.t(), alpha=adapters.scale_gate),
         torch.addmm(up_NF, low_up, adapters.b_up_FR.t(), alpha=adapters.scale_up),
