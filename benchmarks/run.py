@@ -238,10 +238,10 @@ def tokenizer_dir(work: Path) -> Path:
     return folder
 
 
-def figures(metrics: Path) -> dict[str, Any]:
+def figures(metrics: Path, warmup_steps: int = WARMUP_STEPS) -> dict[str, Any]:
     """Return medians over the steps after warm-up."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if "loss" in row and row["step"] > WARMUP_STEPS]
+    rows = [row for row in rows if "loss" in row and row["step"] > warmup_steps]
 
     def median(key: str, digits: int) -> float | None:
         values = [row[key] for row in rows if key in row]

@@ -11,7 +11,8 @@ import pytest
 
 from tests.helpers.browser import look_at, open_page
 from tests.house.tree import ROOT, parse, python_files
-from trainer.config.store import group_options, known_keys
+from trainer.config.describe import known_keys
+from trainer.config.options import group_options
 
 DOCS = ROOT / "docs"
 

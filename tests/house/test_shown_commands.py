@@ -16,7 +16,8 @@ from trainer.command.plan import CHECKED_KEYS
 from trainer.command.usage import COMMANDS
 from trainer.config.check import find_problems
 from trainer.config.check_cluster import submit_problems
-from trainer.config.store import compose_config, group_options, is_swept, read_entries, to_dataclass
+from trainer.config.options import group_options
+from trainer.config.store import compose_config, is_swept, read_entries, to_dataclass
 from trainer.errors import TrainerError
 
 FOLDERS = (".", "docs", "docker", "benchmarks")

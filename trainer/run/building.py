@@ -34,7 +34,7 @@ from trainer.model.load import (
 )
 from trainer.model.remat import apply_remat
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
-from trainer.model.tune.lora import fuse_if_same
+from trainer.model.tune.gated import fuse_if_same
 from trainer.model.tune.new_tokens import NewTokens, vocabulary
 from trainer.model.tune.pissa import begin_at_principal
 from trainer.model.tune.prompt import check_room
@@ -84,7 +84,7 @@ def build_model(
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
     if config.tune.method is TuneMethod.lora:
         loaded.kernels += fuse_if_same(
-            loaded.model, config.model.kernels, config.zero.stage, len(tuned.modules)
+            loaded.model, config.model.kernels, config.zero.stage, len(tuned.modules), on_gpu
         )
     recomputed = apply_remat(
         loaded.model,

@@ -68,8 +68,9 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
         )
         policy.engine.backward(loss, is_last=index == len(batch.micro_batches) - 1)
         sum_len_sq += micro.sum_len_sq
+    found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
     grad_norm, is_applied = policy.engine.step()
-    *sums, total_sq, votes = policy.mesh.sum([*running.to_list(), float(sum_len_sq), float(stop)])
+    *sums, total_sq, votes = policy.mesh.sum([*found, float(sum_len_sq), float(stop)])
     return StepResult(
         sums={**dict(zip(objective.sum_names, sums, strict=True)), **counts},
         means=objective.means,

@@ -15,52 +15,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config.model import Kernels
-from trainer.model.tune.adapters import ADAPTER
-from trainer.model.tune.quantise import is_packed
+from trainer.model.tune.quantise import base_output, is_packed, whole_weight
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one module that read the same input in Llama-like models."""
-PARTS = 4
-"""Tensors a layer hands to FusedLora: weight, bias, A, B."""
+PARTS = 2
+"""Factors of a layer: A, B."""
 
 
 class FusedLora(torch.autograd.Function):
     """Linear layers with adapters on one input: x W^T + scale (x A^T) B^T for each, rounded once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *parts: Any) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, scales: tuple[float, ...], bases: Sequence[Any], *factors: Tensor
+    ) -> tuple[Tensor, ...]:
         """Return one output a layer.
 
         Args:
-            parts: Frozen weight [O, I] and bias [O] or None, factors A [R, I] and B [O, R] of each layer in turn.
+            bases: Frozen layers, whole or in 4 bits, which are unpacked here and again in backward.
+            factors: A [R, I] and B [O, R] of each layer in turn.
         """
-        layers = [parts[start : start + PARTS] for start in range(0, len(parts), PARTS)]
         x_NI = x.reshape(-1, x.shape[-1])
-        a_SI = _joined([a for _, _, a, _ in layers])
+        a_SI = joined(factors[::PARTS])
         low_NS = x_NI @ a_SI.t()
         outputs, start = [], 0
-        for scale, (weight, bias, _, b) in zip(scales, layers, strict=True):
+        for scale, base, b in zip(scales, bases, factors[1::PARTS], strict=True):
             # The frozen product by itself: with B zero the output is the base's to the last bit.
-            output = nn.functional.linear(x, weight, bias)
+            output = base_output(base, x)
             low_NR = low_NS[:, start : start + b.shape[1]]
             output.view(-1, output.shape[-1]).addmm_(low_NR, b.t(), alpha=scale)
             outputs.append(output)
             start += b.shape[1]
-        ctx.save_for_backward(x_NI, low_NS, a_SI, *(part for w, _, _, b in layers for part in (w, b)))
-        ctx.scales, ctx.shape = scales, x.shape
+        ctx.save_for_backward(x_NI, low_NS, a_SI, *factors[1::PARTS])
+        ctx.scales, ctx.bases, ctx.shape = scales, bases, x.shape
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and of each A and B; those of what is frozen are None."""
-        x_NI, low_NS, a_SI, *held = ctx.saved_tensors
+        x_NI, low_NS, a_SI, *factors_b = ctx.saved_tensors
         grad_low: list[Tensor] = []
         grad_b: list[Tensor | None] = []
         grad_x, start = None, 0
-        for index, (scale, grad) in enumerate(zip(ctx.scales, grads, strict=True)):
-            weight, b_OR = held[2 * index], held[2 * index + 1]
+        for scale, grad, base, b_OR in zip(ctx.scales, grads, ctx.bases, factors_b, strict=True):
             low_NR = low_NS[:, start : start + b_OR.shape[1]]
             start += b_OR.shape[1]
             if grad is None:  # an output that nothing used
@@ -68,21 +67,22 @@ class FusedLora(torch.autograd.Function):
                 grad_b.append(None)
                 continue
             grad_NO = grad.reshape(-1, grad.shape[-1])
-            grad_low.append(_scaled_product(grad_NO, b_OR, scale))
-            grad_b.append(_scaled_product(grad_NO.t(), low_NR, scale))
+            grad_low.append(scaled_product(grad_NO, b_OR, scale))
+            grad_b.append(scaled_product(grad_NO.t(), low_NR, scale))
             if ctx.needs_input_grad[0]:
+                weight = whole_weight(base, grad_NO.dtype)
                 grad_x = grad_NO @ weight if grad_x is None else grad_x.addmm_(grad_NO, weight)
-        grad_low_NS = _joined(grad_low, dim=1)
-        grad_a = (grad_low_NS.t() @ x_NI).split([b.shape[1] for b in held[1::2]])
+        grad_low_NS = joined(grad_low, dim=1)
+        grad_a = (grad_low_NS.t() @ x_NI).split([b.shape[1] for b in factors_b])
         if grad_x is not None:
             grad_x = grad_x.addmm_(grad_low_NS, a_SI).view(ctx.shape)
         pairs = zip(grad_a, grad_b, strict=True)
-        factors = [part for a, b in pairs for part in (None, None, None if b is None else a, b)]
-        return grad_x, None, *factors
+        found = [part for a, b in pairs for part in (None if b is None else a, b)]
+        return grad_x, None, None, *found
 
 
 class AddedLora(torch.autograd.Function):
-    """An adapter beside a layer of another kind: y + scale (x A^T) B^T, rounded once."""
+    """An adapter beside a frozen layer that computes by itself: y + scale (x A^T) B^T, rounded once."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
@@ -98,9 +98,9 @@ class AddedLora(torch.autograd.Function):
         """Return the gradients of y, x, A and B."""
         x_NI, low_NR, a_RI, b_OR = ctx.saved_tensors
         grad_NO = grad.reshape(-1, grad.shape[-1])
-        grad_low_NR = _scaled_product(grad_NO, b_OR, ctx.scale)
+        grad_low_NR = scaled_product(grad_NO, b_OR, ctx.scale)
         grad_x = (grad_low_NR @ a_RI).view(ctx.shape) if ctx.needs_input_grad[1] else None
-        return grad, grad_x, grad_low_NR.t() @ x_NI, _scaled_product(grad_NO.t(), low_NR, ctx.scale), None
+        return grad, grad_x, grad_low_NR.t() @ x_NI, scaled_product(grad_NO.t(), low_NR, ctx.scale), None
 
 
 class Siblings:
@@ -134,29 +134,13 @@ class Siblings:
             (layer.lora_A[self._adapter].weight, layer.lora_B[self._adapter].weight) for layer in self._layers
         ]
         bases = [layer.base_layer for layer in self._layers]
-        if type(bases[0]) is nn.Linear:
-            parts = [
-                part
-                for base, (a, b) in zip(bases, factors, strict=True)
-                for part in (base.weight, base.bias, a, b)
-            ]
-            return tuple(FusedLora.apply(x, scales, *parts))  # type: ignore[no-untyped-call]
+        if _joins(bases[0]):
+            parts = [part for pair in factors for part in pair]
+            return tuple(FusedLora.apply(x, scales, bases, *parts))  # type: ignore[no-untyped-call]
         return tuple(
             AddedLora.apply(base(x), x, a, b, scale)  # type: ignore[no-untyped-call]
             for base, (a, b), scale in zip(bases, factors, scales, strict=True)
         )
-
-
-def fuse_if_same(model: nn.Module, kernels: Kernels, stage: int | None, num_layers: int) -> str:
-    """Compute adapters within their layers where that is the same function; return what was done, for the log.
-
-    ZeRO-3 gathers the weight of a layer by a hook on its module, which the fused forward passes by.
-    """
-    if kernels is Kernels.none:
-        return ", LoRA by peft"
-    if stage == 3:
-        return ", LoRA by peft (ZeRO-3)"
-    return f", LoRA fused into {fuse_lora(model, ADAPTER)} of {num_layers} layers"
 
 
 def fuse_lora(model: nn.Module, adapter: str) -> int:
@@ -166,9 +150,9 @@ def fuse_lora(model: nn.Module, adapter: str) -> int:
     """
     count = 0
     for parent in list(model.modules()):
-        found = {name: child for name, child in parent.named_children() if _can_fuse(child, adapter)}
-        plain = {name for name, child in found.items() if type(child.base_layer) is nn.Linear}
-        families = [[found.pop(name) for name in names if name in plain] for names in SIBLINGS]
+        found = {name: child for name, child in parent.named_children() if can_fuse(child, adapter)}
+        joining = {name for name, child in found.items() if _joins(child.base_layer)}
+        families = [[found.pop(name) for name in names if name in joining] for names in SIBLINGS]
         for layers in [*families, *([layer] for layer in found.values())]:
             siblings = Siblings(layers, adapter)
             for layer in layers:
@@ -185,7 +169,7 @@ def _forward(layer: Any, siblings: Siblings, adapter: str, x: Tensor, *args: Any
     return torch.as_tensor(type(layer).forward(layer, x, *args, **kwargs))
 
 
-def _can_fuse(module: nn.Module, adapter: str) -> bool:
+def can_fuse(module: nn.Module, adapter: str) -> bool:
     """Tell whether a layer is plain LoRA without dropout on something frozen."""
     from peft.tuners.lora.layer import LoraLayer
 
@@ -202,10 +186,19 @@ def _can_fuse(module: nn.Module, adapter: str) -> bool:
     return is_frozen and is_plain and list(layer.active_adapters) == [adapter]
 
 
-def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+def _joins(base: Any) -> bool:
+    """Tell whether a frozen layer is computed with its siblings: not in 4 bits on a CPU, where nothing is gained by it.
+
+    There its losses stay what they were to the last bit.
+    """
+    return type(base) is nn.Linear or bool(base.weight.is_cuda)
+
+
+def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Put tensors one after the other; one alone stays where it is."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=dim)
 
 
-def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     """Return scale (left @ right), rounded once."""
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)  # beta 0: the first is not read

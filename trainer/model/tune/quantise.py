@@ -167,7 +167,7 @@ def use_float32(model: nn.Module) -> nn.Module:
 def keep_right(model: nn.Module) -> nn.Module:
     """Keep plain bitsandbytes from what it does wrong or for inference only on some processors, in place.
 
-    It repacks weights for a bf16 kernel, and unpacks rows that are no whole blocks wrongly (see `_unpacked`); such
+    It repacks weights for a bf16 kernel, and unpacks rows that are no whole blocks wrongly (see `whole_weight`); such
     layers get our forward.
     """
     for layer in quantised_layers(model).values():
@@ -185,12 +185,11 @@ def _drop_constants(module: nn.Module, state: dict[str, Any], prefix: str, _: An
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
     apply: Any = _PackedMatmul.apply
-    output = torch.as_tensor(apply(x, layer))
-    return output if layer.bias is None else output + layer.bias.to(output.dtype)
+    return torch.as_tensor(apply(x, layer))
 
 
 class _PackedMatmul(torch.autograd.Function):
-    """x W^T, with W unpacked in forward and again in backward.
+    """x W^T + bias, both frozen, with W unpacked in forward and again in backward.
 
     Backward reads the parameter from the layer. bitsandbytes' own function keeps a view of the packed weight from
     forward to backward, and under ZeRO-3 that view keeps what was gathered: every rank would hold the whole base.
@@ -200,28 +199,40 @@ class _PackedMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
         ctx.layer = layer
-        return torch.nn.functional.linear(x, _unpacked(layer, x.dtype))
+        return base_output(layer, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None
-        return grads[0] @ _unpacked(ctx.layer, grads[0].dtype), None
+        return grads[0] @ whole_weight(ctx.layer, grads[0].dtype), None
 
 
-def _unpacked(layer: Any, dtype: torch.dtype) -> Tensor:
-    """Return a layer's whole weight.
+def base_output(layer: Any, x: Tensor) -> Tensor:
+    """Return what a frozen linear layer makes of x, whole or in 4 bits."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return torch.nn.functional.linear(x, whole_weight(layer, x.dtype), bias)
 
-    It is unpacked as one row: with AVX-512 bitsandbytes takes the constants of a row's blocks from the wrong place when
-    rows are no whole number of blocks (seen with 0.50.2: rows of 32, 96 and 160 are off by up to 11 where the largest
-    weight is 11; without AVX-512 and on GPUs both ways agree to the bit).
+
+def whole_weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """Return the weight of a frozen linear layer: its own, or unpacked into a buffer that the caller lets go.
+
+    Without our kernel it is unpacked as one row: with AVX-512 bitsandbytes takes the constants of a row's blocks from
+    the wrong place when rows are no whole number of blocks (seen with 0.50.2: rows of 32, 96 and 160 are off by up to
+    11 where the largest weight is 11; without AVX-512 and on GPUs both ways agree to the bit).
     """
+    weight = layer.weight
+    if not is_packed(weight):
+        return torch.as_tensor(weight)
+    packed, state = weight.detach().as_subclass(Tensor), weight.quant_state
+    if packed.is_cuda:
+        from trainer.model.tune.fused_nf4 import is_for, unpack_nf4
+
+        if is_for(state):
+            return unpack_nf4(packed, state).to(dtype)
     from bitsandbytes.functional import dequantize_blockwise
 
-    weight = layer.weight
-    state = weight.quant_state
-    packed = weight.detach().as_subclass(Tensor).view(torch.uint8).view(-1, 1)
     scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
     form = (state.blocksize, state.quant_type, (state.shape.numel(),), state.dtype)
-    unpacked = torch.ops.bitsandbytes.dequantize_4bit(packed, scales, *form)
+    unpacked = torch.ops.bitsandbytes.dequantize_4bit(packed.view(torch.uint8).view(-1, 1), scales, *form)
     return torch.as_tensor(unpacked).view(state.shape).to(dtype)
