@@ -243,7 +243,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error, overrides)}") from error
-    return to_dataclass(with_ds_file(cast(DictConfig, merged), overrides))
+    return to_dataclass(with_ds_file(merged, overrides))
 
 
 def _is_gate(override: str) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.data.formats.opened import open_file
 from trainer.data.rows.columns import LAYOUTS
 from trainer.data.rows.document import parse_row
-from trainer.data.rows.files import file_kind, list_files
+from trainer.data.rows.files import Listing, kind_of, list_files
 from trainer.data.rows.source import read_files
 from trainer.data.types import RowError
 from trainer.errors import DataError
@@ -50,7 +49,7 @@ def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str]) ->
     listing = list_files(name, asked)
     columns: list[str] = []
     for file in listing.files:
-        columns = open_file(asked, file, str(file_kind(file))).columns
+        columns = open_file(asked, file, kind_of(file)).columns
         if columns:
             break
     format_, title, layout = _known(columns, path)
@@ -61,7 +60,7 @@ def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str]) ->
         as_chat=can_chat and format_ is Format.completion,
         columns=ColumnsConfig(**named, ignore=list(ignore)),
     )
-    num_rows, lines = _parsed_sample(name, source, listing.files)
+    num_rows, lines = _parsed_sample(name, source, listing)
     return Guess(source, title, named, len(listing.files), num_rows, [*listing.lines, *lines])
 
 
@@ -78,9 +77,9 @@ def _known(columns: list[str], path: str) -> tuple[Format, str, dict[str, str]]:
     )
 
 
-def _parsed_sample(name: str, source: SourceConfig, files: list[Path]) -> tuple[int, list[str]]:
+def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[int, list[str]]:
     """Read and parse the first rows; return how many there were and what was noticed."""
-    rows = read_files(name, replace(source, max_documents=SAMPLE_ROWS), files)
+    rows = read_files(name, replace(source, max_documents=SAMPLE_ROWS), listing)
     counts: Counter[str] = Counter()
     num_rows = 0
     for batch in rows.batches():
