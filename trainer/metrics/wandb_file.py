@@ -21,6 +21,7 @@ _CHUNK = struct.Struct("<IHB")
 def newest_step(run_dir: Path, run_id: str) -> int | None:
     """Return the newest step in all files of a run, -1 where they hold none; None where they cannot be read."""
     try:
+        # The second run of a second has `-1` behind the name of its folder.
         paths = (run_dir / "wandb").glob(f"*run-*-{run_id}*/run-{run_id}.wandb")
         return max((step for path in paths for step in _steps(path.read_bytes())), default=-1)
     except Exception as error:
