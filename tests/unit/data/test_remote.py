@@ -116,11 +116,11 @@ def arrow(texts: list[str]) -> bytes:
     ("name", "content"),
     [
         ("a.jsonl", LINES),
-        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("a.json", b'[{"text": "one"}, {"text": "two"}]'),
         ("a.json", LINES),
         ("a.csv", b"text,n\none,1\ntwo,2\n"),
-        ("a.csv.gz", gzip.compress(b"sep=;\ntext;n\none;1\ntwo;2\n")),
+        ("a.csv.gz", gzip.compress(b"sep=;\ntext;n\none;1\ntwo;2\n", mtime=0)),
         ("a.parquet", parquet(["one", "two"])),
         ("a.arrow", arrow(["one", "two"])),
     ],
@@ -205,7 +205,7 @@ def test_broken_rows_are_named_with_address_and_line() -> None:
     put("memory://d/a.jsonl", LINES + b"{\n")
     with pytest.raises(DataError, match=r"memory://+d/a.jsonl, line 3 must be a JSON object"):
         read("memory://d/a.jsonl")
-    put("memory://d/b.jsonl.gz", gzip.compress(LINES)[:-9])
+    put("memory://d/b.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9])
     with pytest.raises(DataError, match=r"memory://+d/b.jsonl.gz cannot be read"):
         read("memory://d/b.jsonl.gz")
 
@@ -338,7 +338,7 @@ def test_files_of_an_s3_store_are_found_read_and_compared(
     monkeypatch.setattr(fetched, "BLOCK_BYTES", 32)
     rows = b"".join(json.dumps({"text": f"document {i}"}).encode() + b"\n" for i in range(9))
     store.objects = {
-        "b/d/train-1.jsonl.gz": gzip.compress(rows),
+        "b/d/train-1.jsonl.gz": gzip.compress(rows, mtime=0),
         "b/d/train-2.parquet": parquet(["x", "y"]),
         "b/d/test.jsonl": LINES,
         "b/e/other.jsonl": LINES,
