@@ -17,8 +17,8 @@ from pathlib import Path
 
 from trainer.command.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.command.usage import ABOUT, SUBCOMMANDS, help_text
+from trainer.config.record import WORDS
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import WORDS
 from trainer.dist.env import is_rank, rank_env, rank_shown
 from trainer.errors import ConfigError, Exit, TrainerError
 from trainer.metrics.redact import redact

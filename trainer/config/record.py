@@ -13,6 +13,8 @@ from typing import Any
 from trainer.errors import DataError
 
 FILE_NAME = "provenance.json"
+WORDS = "PALIMPSEST_WORDS"
+"""Variable with the words of the command line that a person gave, for the ranks that it starts."""
 
 
 def read_inputs(run_dir: Path) -> dict[str, Any] | None:

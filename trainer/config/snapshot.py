@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainer.config.record import WORDS
 from trainer.config.schema import RunConfig
 from trainer.config.store import load_config, to_plain, to_yaml
 from trainer.errors import ConfigError
@@ -35,8 +36,6 @@ OPEN = (None, "auto")
 FILLED_IN = (*FITTED, "model.chat_template_date")
 """Keys that are filled in before a run is frozen."""
 
-WORDS = "PALIMPSEST_WORDS"
-"""Variable with the words of the command line that a person gave, for the ranks that it starts."""
 SWEEP_RECORD = "sweep.json"
 """File that makes a directory one of a sweep; its runs are in folders below."""
 

@@ -180,7 +180,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_key(refuse, prepare, t
     prepare.rows({"text": "a"})
     (tmp_path / "file").write_text("")
     arguments = prepare.arguments("text", "model.kind=tiny", f"data.cache_dir={tmp_path}/file")
-    check(refuse(*arguments), "Set data.cache_dir.")
+    check(refuse(*(word for word in arguments if not word.startswith("model.path="))), "Set data.cache_dir.")
 
 
 def test_replay_that_was_never_generated_is_refused_with_the_command(prepare):

@@ -45,7 +45,7 @@ LINES = {
     "schema cluster.": ["cluster.container", "cluster.preflight"],
     "explain optim.l": ["optim.lr"],
     "explain optim.lr recipe=q": ["qlora"],
-    "train experiment=mi": ["mine"],
+    "train experiment=min": ["mine"],
     "train hydra.searchpath=[file://./site] cluster=our": ["ours"],
 }
 

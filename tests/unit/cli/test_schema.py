@@ -71,7 +71,7 @@ def test_a_frozen_configuration_fits(tmp_path):
         ({"data": {"sources": {"a": {"pth": "x"}}}}, "$.data.sources.a"),
         ({"gate": {"sets": {"general": {"max_rise": 1}}}}, "$.gate.sets.general"),
         ({"model": {"tiny": {"hidden_size": "x"}}}, "$.model.tiny.hidden_size"),
-        ({"log": {"wandb_tags": "a"}}, "$.log.wandb_tags"),
+        ({"log": {"tags": "a"}}, "$.log.tags"),
     ],
 )
 def test_a_wrong_key_or_value_is_found_where_it_stands(tree, place):
