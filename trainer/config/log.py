@@ -10,17 +10,24 @@ class TrackerKind(Enum):
     """Where figures of a run can be sent, beside metrics.jsonl. Each is an extra of the same name; wandb is there."""
 
     wandb = "wandb"
+    """wandb.ai or a server of your own, or files for `wandb sync`."""
     mlflow = "mlflow"
+    """A tracking server, or a database in the run directory."""
     tensorboard = "tensorboard"
+    """Event files in the run directory."""
     trackio = "trackio"
+    """A local database, or a Space of the hub."""
 
 
 class WandbMode(Enum):
     """Where wandb runs go."""
 
     auto = "auto"
+    """Online with a key and a network, else offline."""
     online = "online"
+    """Sent while it runs, offline without a network. Needs a key."""
     offline = "offline"
+    """Files for `wandb sync`."""
 
 
 @dataclass
@@ -28,8 +35,7 @@ class WandbConfig:
     """wandb. The project, the group and the tags are those of the log section."""
 
     mode: WandbMode = WandbMode.auto
-    """auto: online with a key and a network, else offline; online needs a key, and is offline without a network. Never
-    asks. offline: files for `wandb sync`."""
+    """Whether figures are sent while it runs. Never asks for a login."""
     entity: str | None = None
     """wandb team or user."""
 
