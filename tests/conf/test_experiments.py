@@ -71,6 +71,6 @@ def test_every_family_that_trains_has_an_experiment():
 
 def test_the_example_of_a_sweep_lists_its_points(offline, capsys):
     words = ["train", "-m", "experiment=smollm2_1_7b_rates", "--dry-run", "cluster.ranks_per_node=1"]
-    assert run_command(words) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().out
-    assert len(re.findall(r"00\d_lr-\S+_r-\d+", shown)) >= 6
+    code, shown = run_command(words), capsys.readouterr()
+    assert code == 0, shown.err
+    assert len(re.findall(r"00\d_lr-\S+_r-\d+", shown.err)) >= 6, shown
