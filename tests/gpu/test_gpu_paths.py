@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.wait import LIMIT_S
+from trainer.checkpoint.layout import step_dir
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -63,7 +65,7 @@ def losses(folder: Path, name: str, *overrides: str) -> list[float]:
         "train.global_batch_tokens=4096",
         "train.micro_batch_size=2",
         "optim.lr=1e-3",
-        "checkpoint.enabled=false",
+        *([] if any(word.startswith("checkpoint.") for word in overrides) else ["checkpoint.enabled=false"]),
         "log.progress=false",
         f"run_dir={folder / name}",
         *overrides,
@@ -99,3 +101,12 @@ def test_with_deterministic_kernels_a_run_repeats_to_the_last_bit(folder: Path) 
     start(["-m", "trainer", "prepare"], [*common_overrides(folder), *own])
     first, second = (losses(folder, name, "model.attention=auto", *own) for name in ("first", "second"))
     assert first == second
+
+
+@pytest.mark.parametrize("zero", ["zero2", "zero3"])
+def test_a_run_resumed_from_its_middle_ends_as_the_one_that_never_stopped(folder: Path, zero: str) -> None:
+    """A failure points at the state of an optimizer or a random generator that is not put back on a GPU."""
+    own = (f"zero={zero}", "model.attention=auto", "deterministic=true", "checkpoint.every_steps=6")
+    whole = losses(folder, f"whole-{zero}", *own)
+    shutil.copytree(step_dir(folder / f"whole-{zero}", 6), step_dir(folder / f"resumed-{zero}", 6))
+    assert losses(folder, f"resumed-{zero}", *own) == whole[6:]
