@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from trainer.errors import ModelError
+from trainer.model.body import body_of
 from trainer.model.head.ask import Ask, OwnLogits, Scores
 from trainer.model.masks import layer_masks
 
@@ -53,23 +54,3 @@ class CausalLM(nn.Module):
                 )
             return self.scores(hidden.reshape(-1, hidden.shape[-1])[ask.rows_K])[:, 0]
         return lm.get_output_embeddings()(hidden, ask=ask)
-
-
-def body_of(lm: Any) -> Any:
-    """Return the part of a causal model that makes hidden states: the model without its head.
-
-    Of some classes `base_model` is the model itself; there it is the child that holds the input embeddings.
-
-    Raises:
-        ModelError: No part does.
-    """
-    if lm.base_model is not lm:
-        return lm.base_model
-    embed = lm.get_input_embeddings()
-    for child in lm.children():
-        if child is not embed and any(module is embed for module in child.modules()):
-            return child
-    raise ModelError(
-        f"The body and the head of {type(lm).__name__} must be two modules, but no part of it holds the input "
-        "embeddings alone. This architecture is not supported."
-    )

@@ -24,6 +24,7 @@ from trainer.data.types import Pack
 from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
 from trainer.model.head.ask import Logits, OwnLogits
+from trainer.model.head.head import head_of
 from trainer.model.head.nll import Nll
 from trainer.model.masks import reach
 from trainer.model.tune.prompt import virtual_off
@@ -38,7 +39,7 @@ NOISE = 4.0
 """Times the rounding that was measured, up to which a difference is rounding."""
 HEAD_FLOOR = {torch.float64: 1e-9, torch.float32: 1e-6}
 """Largest difference of logits allowed anyway, as a share of a position's largest: one operation is another. Half a
-unit in the last place for other types."""
+unit in the last place for other types, four times that where logits are scaled and capped in them."""
 MASK_FLOOR = {torch.float64: 1e-7, torch.float32: 1e-4}
 """The same between two kernels of attention, through all layers. 2^-6 for other types."""
 
@@ -74,7 +75,8 @@ def check_head(policy: Policy, hf_config: Any, seq_len: int) -> Agreement:
         nll_T = policy.answer_raw(Nll(labels_1T[0]), **alone)[1]
     dtype = ours_TV.dtype
     own_TV, again_TV, ours_TV = (_working(logits) for logits in (own_TV, again_TV, ours_TV))
-    floor = HEAD_FLOOR.get(dtype, 2.0**-9)
+    is_bent = not head_of(policy.module).bend.is_none
+    floor = HEAD_FLOOR.get(dtype, 2.0**-7 if is_bent else 2.0**-9)
     allowed = max(NOISE * _typical(_apart(own_TV, again_TV)), floor)
     if not bool(own_TV.isfinite().all()):
         _LOG.warning("The model's logits are not finite: that its loss is made from them cannot be proved.")

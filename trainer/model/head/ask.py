@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from trainer.model.head.bend import NO_BEND, Bend
+
 IGNORE = -100
 """Label of a position without a supervised target."""
 
@@ -28,10 +30,11 @@ class Output:
     bias_V: Tensor | None
     chunk_tokens: int
     """Rows of logits that may exist at once where they are not what is asked for."""
+    bend: Bend = NO_BEND
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., H]."""
-        return nn.functional.linear(hidden, self.weight_VH, self.bias_V)
+        return self.bend.of(nn.functional.linear(hidden, self.weight_VH, self.bias_V))
 
 
 class Ask(Generic[A]):

@@ -52,7 +52,7 @@ def _divergence_step_kernel(  # type: ignore[no-untyped-def]
     tl.debug_barrier()
     tl.store(logits_ptr + ids, float("-inf"), mask=is_top)
     tl.debug_barrier()
-    largest, others = sum_row(logits_ptr, tl.max(top, 0), vocab_size, BLOCK)
+    largest, others = sum_row(logits_ptr, tl.max(top, 0), vocab_size, 1.0, 1.0, False, False, BLOCK)
     total = others + tl.sum(tl.exp(top - largest), 0)
     log_total = largest + tl.log(total)
     mass = tl.sum(probs, 0)
@@ -107,5 +107,5 @@ def fused_divergence_step(
         block,
         num_warps=num_warps(block),
     )
-    nll, grad = fused_softmax_step(logits, labels.index_fill(0, base.rows_R, SKIP), needs_grad, nll)
+    nll, grad = fused_softmax_step(logits, labels.index_fill(0, base.rows_R, SKIP), needs_grad, nll=nll)
     return nll, grad, kl

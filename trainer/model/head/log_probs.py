@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.model.head.ask import HeadAsk, Output, working_type
+from trainer.model.head.bend import Bend
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class LogProbs(HeadAsk[Tensor]):
         """Take them, a chunk of rows at a time."""
         hidden_SH = hidden.reshape(-1, hidden.shape[-1])[self.rows_S]
         found: Tensor = ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
-            hidden_SH, output.weight_VH, output.bias_V, self.targets_S, output.chunk_tokens
+            hidden_SH, output.weight_VH, output.bias_V, self.targets_S, output.chunk_tokens, output.bend
         )
         return found
 
@@ -46,24 +47,22 @@ class ChunkedLogProbs(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_S: Tensor,
         chunk_tokens: int,
+        bend: Bend,
     ) -> Tensor:
         """Return log p [S], float32, or float64 for a model in float64."""
-        output = Output(weight_VH, bias_V, chunk_tokens)
+        output = Output(weight_VH, bias_V, chunk_tokens, bend)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         ctx.is_frozen = not (needs_weight or needs_bias)
         log_probs_S = torch.empty(len(hidden_SH), dtype=working_type(hidden_SH), device=hidden_SH.device)
         units_SH = torch.empty_like(hidden_SH) if needs_hidden and ctx.is_frozen else None
         for part in _chunks(len(hidden_SH), chunk_tokens):
-            log_probs_CV = _log_softmax(output, hidden_SH[part])
+            logits_CV, log_probs_CV = _log_softmax(output, hidden_SH[part])
             targets_C1 = targets_S[part, None]
             log_probs_S[part] = log_probs_CV.gather(1, targets_C1)[:, 0]
             if units_SH is not None:
-                torch.mm(
-                    _unit_gradient(log_probs_CV, targets_C1).to(hidden_SH.dtype),
-                    weight_VH,
-                    out=units_SH[part],
-                )
-        ctx.chunk_tokens = chunk_tokens
+                grad_CV = bend.back_(_unit_gradient(log_probs_CV, targets_C1), logits_CV)
+                torch.mm(grad_CV.to(hidden_SH.dtype), weight_VH, out=units_SH[part])
+        ctx.chunk_tokens, ctx.bend = chunk_tokens, bend
         kept = (units_SH,) if ctx.is_frozen else (hidden_SH, weight_VH, bias_V, targets_S)
         ctx.save_for_backward(*kept)
         return log_probs_S
@@ -75,17 +74,18 @@ class ChunkedLogProbs(torch.autograd.Function):
         if ctx.is_frozen:
             (units_SH,) = ctx.saved_tensors
             grad_hidden = None if units_SH is None else (units_SH * weights_S1).to(units_SH.dtype)
-            return grad_hidden, None, None, None, None
+            return grad_hidden, None, None, None, None, None
         hidden_SH, weight_VH, bias_V, targets_S = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        output = Output(weight_VH, bias_V, ctx.chunk_tokens)
+        output = Output(weight_VH, bias_V, ctx.chunk_tokens, ctx.bend)
         grad_hidden = torch.empty_like(hidden_SH) if needs_hidden else None
         total = working_type(weight_VH)
         grad_weight = torch.zeros_like(weight_VH, dtype=total) if needs_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=total) if needs_bias and bias_V is not None else None
         for part in _chunks(len(hidden_SH), ctx.chunk_tokens):
-            log_probs_CV = _log_softmax(output, hidden_SH[part])
+            logits_CV, log_probs_CV = _log_softmax(output, hidden_SH[part])
             grad_CV = _unit_gradient(log_probs_CV, targets_S[part, None]).mul_(weights_S1[part])
+            ctx.bend.back_(grad_CV, logits_CV)
             if grad_bias is not None:
                 grad_bias += grad_CV.sum(0)
             narrow_CV = grad_CV.to(hidden_SH.dtype)
@@ -99,6 +99,7 @@ class ChunkedLogProbs(torch.autograd.Function):
             None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype),
             None,
             None,
+            None,
         )
 
 
@@ -106,8 +107,10 @@ def _chunks(num_rows: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, num_rows, size)]
 
 
-def _log_softmax(output: Output, hidden_CH: Tensor) -> Tensor:
-    return torch.log_softmax(output.logits(hidden_CH), dim=-1, dtype=working_type(hidden_CH))
+def _log_softmax(output: Output, hidden_CH: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and their log-softmax [C, V]."""
+    logits_CV = output.logits(hidden_CH)
+    return logits_CV, torch.log_softmax(logits_CV, dim=-1, dtype=working_type(hidden_CH))
 
 
 def _unit_gradient(log_probs_CV: Tensor, targets_C1: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.head.ask import IGNORE, HeadAsk, Output, working_type
+from trainer.model.head.bend import NO_BEND, Bend
 from trainer.model.head.divergence import TopTokens, divergence_step
 
 
@@ -32,7 +33,13 @@ class Nll(HeadAsk[tuple[Tensor, ...]]):
         """Take the losses of all rows."""
         hidden_NH = hidden.reshape(-1, hidden.shape[-1])
         found: tuple[Tensor, ...] = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, output.weight_VH, output.bias_V, self.labels_N, output.chunk_tokens, self.teacher
+            hidden_NH,
+            output.weight_VH,
+            output.bias_V,
+            self.labels_N,
+            output.chunk_tokens,
+            self.teacher,
+            output.bend,
         )
         return found
 
@@ -49,6 +56,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         labels_N: Tensor,
         chunk_tokens: int,
         base: TopTokens | None = None,
+        bend: Bend = NO_BEND,
     ) -> tuple[Tensor, ...]:
         """Return (loss_sum, nll_N), and kl_R with a base; float32, nll is 0 where the label is -100.
 
@@ -68,7 +76,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits = nn.functional.linear(hidden_NH[part], weight_VH, bias_V)
             chosen = None if base is None else base.within(start, start + chunk_tokens)
             nll_N[part], grad_logits, kl = _softmax_step(
-                logits, labels_N[part], chosen, needs_hidden or needs_weight
+                logits, labels_N[part], chosen, needs_hidden or needs_weight, bend
             )
             if kl is not None:
                 kls.append(kl)
@@ -98,7 +106,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight = grad_weight.to(ctx.weight_dtype)
         if grad_bias is not None:
             grad_bias = (grad_bias * scale).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _scale_in_place(grad: Tensor, scale: Tensor) -> None:
@@ -134,28 +142,26 @@ class _HeadGrads:
 
 
 def _softmax_step(
-    logits: Tensor, labels: Tensor, base: TopTokens | None, needs_grad: bool
+    logits: Tensor, labels: Tensor, base: TopTokens | None, needs_grad: bool, bend: Bend = NO_BEND
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return (nll [n], d loss / d logits [n, V], KL [R] with a base) of one chunk.
 
     On a GPU the logits are overwritten.
+
+    Args:
+        logits: Those of the output layer, before they are bent; the gradient is that of these.
     """
     if logits.is_cuda:
-        if base is not None:
-            from trainer.model.head.fused_divergence import fused_divergence_step
-
-            return fused_divergence_step(logits, labels, base, needs_grad)
-        from trainer.model.head.fused_softmax import fused_softmax_step
-
-        return *fused_softmax_step(logits, labels, needs_grad), None
+        return _fused_step(logits, labels, base, needs_grad, bend)
     supervised = labels != IGNORE
     targets = torch.where(supervised, labels, 0).unsqueeze(1)
-    log_probs = torch.log_softmax(logits, dim=-1, dtype=working_type(logits))
+    bent = logits if bend.is_none else bend.of(logits.to(working_type(logits)))
+    log_probs = torch.log_softmax(bent, dim=-1, dtype=working_type(logits))
     nll = torch.where(supervised, -log_probs.gather(1, targets).squeeze(1), 0.0)
     kl: Tensor | None = None
     kl_grad: Tensor | None = None
     if base is not None:
-        kl, kl_grad = divergence_step(logits[base.rows_R].to(log_probs.dtype), base, needs_grad)
+        kl, kl_grad = divergence_step(bent[base.rows_R].to(log_probs.dtype), base, needs_grad)
     if not needs_grad:
         return nll, logits, kl
     grad = log_probs.exp_()
@@ -163,4 +169,21 @@ def _softmax_step(
     grad.mul_(supervised.unsqueeze(1))
     if base is not None and kl_grad is not None:
         grad.index_add_(0, base.rows_R, kl_grad, alpha=base.beta)
-    return nll, grad.to(logits.dtype), kl
+    return nll, bend.back_(grad, bent).to(logits.dtype), kl
+
+
+def _fused_step(
+    logits: Tensor, labels: Tensor, base: TopTokens | None, needs_grad: bool, bend: Bend
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Do the same with kernels of a GPU."""
+    from trainer.model.head.fused_softmax import fused_softmax_step
+
+    if base is None:
+        return *fused_softmax_step(logits, labels, needs_grad, bend), None
+    from trainer.model.head.fused_divergence import fused_divergence_step
+
+    if bend.is_none:
+        return fused_divergence_step(logits, labels, base, needs_grad)
+    bent = bend.of(logits.float())
+    nll, grad, kl = fused_divergence_step(bent.clone(), labels, base, needs_grad)
+    return nll, bend.back_(grad, bent).to(logits.dtype) if needs_grad else logits, kl

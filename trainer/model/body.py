@@ -1,0 +1,27 @@
+"""Which part of a causal model makes its hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.errors import ModelError
+
+
+def body_of(lm: Any) -> Any:
+    """Return the part of a causal model that makes hidden states: the model without its head.
+
+    Of some classes `base_model` is the model itself; there it is the child that holds the input embeddings.
+
+    Raises:
+        ModelError: No part does.
+    """
+    if lm.base_model is not lm:
+        return lm.base_model
+    embed = lm.get_input_embeddings()
+    for child in lm.children():
+        if child is not embed and any(module is embed for module in child.modules()):
+            return child
+    raise ModelError(
+        f"The body and the head of {type(lm).__name__} must be two modules, but no part of it holds the input "
+        "embeddings alone. This architecture is not supported."
+    )
