@@ -251,7 +251,7 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         loss_chunk_tokens=model.loss_chunk_tokens,
         element_bytes=ELEMENT_BYTES[config.zero.dtype],
         is_flash=zero.dtype == "bf16"
-        and model.attention is not Attention.sdpa
+        and model.attention not in (Attention.sdpa, Attention.eager)
         and not config.tune.is_virtual,
         is_fused=model.kernels is not Kernels.none,
         overlap_comm=zero.overlap_comm,

@@ -31,11 +31,11 @@ from trainer.engine.policy import Policy
 from trainer.errors import ConfigError, DataError, Exit
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
 from trainer.export.blend import blended
-from trainer.model.attention import choose_attention
+from trainer.model.attention import choose_attention, offered
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 from trainer.model.kernels import apply_kernels
-from trainer.model.load import load_model
+from trainer.model.load import load_model, read_config
 from trainer.model.resolve import resolve_model
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.report.build import build_report
@@ -69,7 +69,8 @@ def interpolate(config: RunConfig) -> int:
     refuse_other_model(config, source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     capability = torch.cuda.get_device_capability() if device.type == "cuda" else None
-    attention = choose_attention(config.model.attention, capability, config.zero.dtype)
+    has = offered(read_config(source, config.model))
+    attention = choose_attention(config.model.attention, capability, config.zero.dtype, has=has)
     if config.tune.quantise is not Quantise.none:
         print(
             "Base and tuned model are taken in full precision, as export.merge=true writes them: not in NF4."

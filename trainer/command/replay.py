@@ -25,7 +25,7 @@ from trainer.dist.env import rank_env
 from trainer.dist.mesh import Mesh, close_mesh, open_mesh
 from trainer.errors import ConfigError
 from trainer.metrics.device import describe_device
-from trainer.model.attention import AttentionChoice
+from trainer.model.attention import AttentionChoice, offered
 from trainer.model.digest import model_digest
 from trainer.model.dtype import ELEMENT_BYTES, choose_dtype, hardware_here
 from trainer.model.load import LoadedModel, load_model, read_config
@@ -285,7 +285,8 @@ def _load(mesh: Mesh, model: ModelConfig, request: Request, dtype: str) -> Loade
     """Load the model for plain transformers; vLLM loads it itself."""
     if request.engine is SampleEngine.vllm:
         return None
-    attention = AttentionChoice("sdpa", "one query a row")
+    has = offered(read_config(request.source, model))
+    attention = AttentionChoice("sdpa" if has.has_sdpa else "eager", "one query a row")
     loaded = load_model(request.source, model, attention, dtype, None, mesh.device)
     if model.verify_weights:
         verify_weights(loaded.model, request.source, lambda parameters: contextlib.nullcontext())

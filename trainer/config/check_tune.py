@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from trainer.config.model import Attention
+from trainer.config.model import WITH_MASK
 from trainer.config.optim import Offload
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
@@ -80,12 +80,14 @@ def _virtual_problems(config: RunConfig) -> Iterator[Problem]:
     tune, asked = config.tune, config.model.attention
     if tune.virtual_tokens < 1:
         yield must("tune.virtual_tokens", "at least 1", tune.virtual_tokens, "Set tune.virtual_tokens=20.")
-    if asked not in (Attention.auto, Attention.sdpa):
+    if asked not in WITH_MASK:
         fix = (
             "Set model.attention=sdpa. (Documents of a pack share the virtual tokens: a mask can say that, the "
             "boundaries that flash attention takes cannot.)"
         )
-        yield must("model.attention", f"auto or sdpa with tune.method={tune.method.value}", asked.value, fix)
+        yield must(
+            "model.attention", f"auto, sdpa or eager with tune.method={tune.method.value}", asked.value, fix
+        )
     what = "Virtual tokens are no change of the weights, so they cannot be added into them"
     if config.export.merge:
         fix = f"Leave it out: the adapter is exported. ({what}.)"

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.config.model import Attention
+from trainer.config.model import WITH_MASK, Attention
 from trainer.config.optim import Offload, ZeroConfig
 from trainer.config.rule import Problem, must
 
@@ -119,9 +119,9 @@ def zero_problems(zero: ZeroConfig, attention: Attention) -> Iterator[Problem]:
     """Yield every broken rule."""
     if zero.stage not in (None, 0, 1, 2, 3):
         yield must("zero.stage", "0, 1, 2, 3 or null", zero.stage, "Use zero=zero2.")
-    if zero.dtype == "fp32" and attention not in (Attention.auto, Attention.sdpa):
+    if zero.dtype == "fp32" and attention not in WITH_MASK:
         fix = "Set model.attention=auto: flash attention has no float32."
-        yield must("model.attention", "auto or sdpa with zero.dtype=fp32", attention.value, fix)
+        yield must("model.attention", "auto, sdpa or eager with zero.dtype=fp32", attention.value, fix)
     if zero.dtype not in ("auto", "bf16", "fp32"):
         yield must("zero.dtype", "auto, bf16 or fp32", zero.dtype, "Set zero.dtype=auto.")
     if zero.offload_param is Offload.cpu and zero.stage != 3:

@@ -32,6 +32,13 @@ class Attention(Enum):
     """For Ampere GPUs and newer."""
     sdpa = "sdpa"
     """That of torch; also without a GPU."""
+    eager = "eager"
+    """Plain products; of models whose attention no kernel computes (gpt-oss, Gemma 2). Scores of all pairs of a pack
+    exist at once."""
+
+
+WITH_MASK = (Attention.auto, Attention.sdpa, Attention.eager)
+"""Those that take a mask of pairs, and float32."""
 
 
 class Kernels(Enum):

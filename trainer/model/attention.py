@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from trainer.config.model import Attention
 from trainer.errors import ModelError
@@ -40,8 +41,33 @@ class AttentionChoice:
         return self.name.startswith("flash")
 
 
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Which implementations the class of a model has; eager ones all have."""
+
+    name: str = "The model"
+    has_sdpa: bool = True
+    flash: frozenset[str] = frozenset(attention.value for attention in _PACKAGE)
+
+
+def offered(hf_config: Any) -> Offered:
+    """Ask the class that a configuration is loaded as; code that comes with a model is not asked, and has all."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return Offered()
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
+    flash: frozenset[str] = Offered().flash if getattr(found, "_supports_flash_attn", False) else frozenset()
+    only = getattr(found, "_compatible_flash_implementations", None)
+    return Offered(found.__name__, found._supports_sdpa, flash if only is None else flash & {*only})
+
+
 def choose_attention(
-    asked: Attention, capability: tuple[int, int] | None, dtype: str = "bf16", needs_mask: bool = False
+    asked: Attention,
+    capability: tuple[int, int] | None,
+    dtype: str = "bf16",
+    needs_mask: bool = False,
+    has: Offered | None = None,
 ) -> AttentionChoice:
     """Return the implementation to load the model with.
 
@@ -49,11 +75,20 @@ def choose_attention(
         capability: CUDA compute capability, None without a GPU.
         dtype: bf16 or fp32, which flash attention has no kernels for.
         needs_mask: Documents share virtual tokens, which a mask can say and cu_seq_lens cannot.
+        has: What the model's class has; all of them if None.
     Raises:
-        ModelError: An asked-for implementation is not installed or the GPU cannot run it.
+        ModelError: An asked-for implementation is not installed, the GPU cannot run it or the model has none.
     """
-    if asked is Attention.sdpa:
-        return AttentionChoice("sdpa", "asked for")
+    has = has or Offered()
+    plain = "sdpa" if has.has_sdpa else "eager"
+    why_plain = "" if has.has_sdpa else f"; {has.name} has no SDPA"
+    if asked is Attention.eager or (asked is Attention.sdpa and has.has_sdpa):
+        return AttentionChoice(asked.value, "asked for")
+    if asked is Attention.sdpa or (asked is not Attention.auto and asked.value not in has.flash):
+        raise ModelError(
+            f"`model.attention` must be one that {has.name} has, but is {asked.value} instead. Set "
+            "model.attention=auto."
+        )
     if asked is not Attention.auto:
         problem = _problem(asked, capability)
         fix = f"Install it with: {_INSTALL[asked]}; or set model.attention=auto."
@@ -65,20 +100,26 @@ def choose_attention(
             )
         return AttentionChoice(asked.value, "asked for")
     if capability is None:
-        return AttentionChoice("sdpa", "no GPU")
+        return AttentionChoice(plain, "no GPU" + why_plain)
     if needs_mask:
-        return AttentionChoice("sdpa", "flash attention cannot share virtual tokens between documents")
+        return AttentionChoice(
+            plain, "flash attention cannot share virtual tokens between documents" + why_plain
+        )
     if dtype == "fp32":
-        return AttentionChoice("sdpa", "flash attention cannot compute in float32")
+        return AttentionChoice(plain, "flash attention cannot compute in float32" + why_plain)
+    if not has.flash:
+        return AttentionChoice(plain, f"{has.name} has no flash attention that can be installed" + why_plain)
     # FlashAttention 3 first: fastest released on Hopper; 4 is in beta there.
     for candidate in (
         Attention.flash_attention_3,
         Attention.flash_attention_4,
         Attention.flash_attention_2,
     ):
-        if _problem(candidate, capability) is None:
+        if candidate.value in has.flash and _problem(candidate, capability) is None:
             return AttentionChoice(candidate.value, "installed")
-    return AttentionChoice("sdpa", "no flash attention is installed: it will be slow on long packs")
+    return AttentionChoice(
+        plain, f"no flash attention is installed: it will be slow on long packs{why_plain}"
+    )
 
 
 def _problem(attention: Attention, capability: tuple[int, int] | None) -> str | None:

@@ -45,7 +45,8 @@ class CausalLM(nn.Module):
             inputs, num_added = self.virtual(inputs)
         mask = inputs.get("attention_mask")
         if mask is not None and mask.ndim == 4:
-            inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"])
+            dtype = lm.get_input_embeddings().weight.dtype
+            inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"], dtype)
         hidden = body_of(lm)(use_cache=use_cache, **inputs).last_hidden_state[:, num_added:]
         if isinstance(ask, Scores):
             if self.scores is None:

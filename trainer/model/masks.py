@@ -32,8 +32,12 @@ def block_mask(segments_BT: Tensor) -> Tensor:
     return same & causal
 
 
-def layer_masks(hf_config: Any, mask: Tensor, positions_BT: Tensor) -> Tensor | dict[str, Tensor | None]:
+def layer_masks(
+    hf_config: Any, mask: Tensor, positions_BT: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor | dict[str, Tensor | None]:
     """Return what the model's body takes as `attention_mask`: one mask, or one by kind of layer.
+
+    Eager attention adds its mask to the scores, in `dtype`; one of truth values would mask nothing there.
 
     A kind that is not known here gets what it got before there were windows, the mask as it is; the proof at the start
     of a run compares the outcome with the model's own.
@@ -43,6 +47,23 @@ def layer_masks(hf_config: Any, mask: Tensor, positions_BT: Tensor) -> Tensor | 
         positions_BT: Place of each token in its document, from which windows and chunks are counted.
     """
     config = hf_config.get_text_config()
+    masks = _by_layer(config, mask, positions_BT)
+    if getattr(config, "_attn_implementation", None) != "eager":
+        return masks
+    if isinstance(masks, Tensor):
+        return _added(masks, dtype)
+    added = {id(each): _added(each, dtype) for each in masks.values() if each is not None}
+    return {kind: None if each is None else added[id(each)] for kind, each in masks.items()}
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to scores: 0 where attention is allowed, the least number elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, torch.finfo(dtype).min
+    )
+
+
+def _by_layer(config: Any, mask: Tensor, positions_BT: Tensor) -> Tensor | dict[str, Tensor | None]:
     kinds = layer_kinds(config)
     window, chunk = _size(config, "sliding_window"), _size(config, "attention_chunk_size")
     if kinds is None:

@@ -19,7 +19,7 @@ from trainer.engine.batch import BatchShape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.engine.engine import Engine, build_engine, gathered
 from trainer.metrics.device import describe_device, device_memory_gib
-from trainer.model.attention import choose_attention
+from trainer.model.attention import choose_attention, offered
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 from trainer.model.kernels import apply_kernels
@@ -58,12 +58,17 @@ def build_model(
     run_dir = Path(config.run_dir)
     on_gpu = mesh.device.type == "cuda"
     capability = torch.cuda.get_device_capability(mesh.device) if on_gpu else None
+    hf_config = read_config(source, config.model)
     attention = choose_attention(
-        config.model.attention, capability, config.zero.dtype, needs_mask=config.tune.is_virtual
+        config.model.attention,
+        capability,
+        config.zero.dtype,
+        needs_mask=config.tune.is_virtual,
+        has=offered(hf_config),
     )
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
-    check_trainable(read_config(source, config.model), source)
+    check_trainable(hf_config, source)
     loaded = load_model(
         source, config.model, attention, config.zero.dtype, zero3_config, mesh.device, config.tune.quantise
     )

@@ -4,7 +4,7 @@ import pytest
 
 from trainer.config.model import Attention, ModelConfig
 from trainer.errors import ModelError
-from trainer.model.attention import AttentionChoice, choose_attention
+from trainer.model.attention import AttentionChoice, choose_attention, offered
 
 FLASH = [Attention.flash_attention_4, Attention.flash_attention_3, Attention.flash_attention_2]
 
@@ -67,3 +67,23 @@ def test_float32_takes_sdpa_and_refuses_flash_attention_that_was_asked_for():
 def test_virtual_tokens_take_sdpa_whatever_is_installed():
     choice = choose_attention(Attention.auto, (9, 0), needs_mask=True)
     assert choice.name == "sdpa" and "virtual tokens" in choice.reason
+
+
+def test_a_model_whose_class_has_no_sdpa_gets_eager_attention_and_that_is_said():
+    pytest.importorskip("torch")
+    from transformers import Gemma2Config, GptOssConfig, LlamaConfig
+
+    assert offered(LlamaConfig()).has_sdpa
+    gemma, gpt_oss = offered(Gemma2Config()), offered(GptOssConfig())
+    choice = choose_attention(Attention.auto, None, has=gemma)
+    assert choice == AttentionChoice("eager", "no GPU; Gemma2ForCausalLM has no SDPA")
+    with pytest.raises(
+        ModelError, match=r"one that Gemma2ForCausalLM has, but is sdpa instead. Set model.attention=auto"
+    ):
+        choose_attention(Attention.sdpa, None, has=gemma)
+    assert gpt_oss.flash <= {
+        "flash_attention_4"
+    }  # its sinks; what the hub would have to be asked for is not taken
+    with pytest.raises(ModelError, match="GptOssForCausalLM has, but is flash_attention_2"):
+        choose_attention(Attention.flash_attention_2, (9, 0), has=gpt_oss)
+    assert choose_attention(Attention.eager, (9, 0), has=offered(LlamaConfig())).name == "eager"

@@ -222,3 +222,13 @@ def test_the_body_of_a_model_is_what_holds_its_embeddings():
     assert model.base_model is model and body_of(model) is model.model
     model, _ = build("mistral")
     assert body_of(model) is model.model
+
+
+def test_eager_attention_adds_a_mask_of_numbers():
+    """A failure points at truth values: added to scores they mask nothing."""
+    config = MistralConfig(sliding_window=2)
+    seen = layer_masks(config, block_mask(SEGMENTS), POSITIONS)
+    config._attn_implementation = "eager"
+    added = layer_masks(config, block_mask(SEGMENTS), POSITIONS, torch.bfloat16)
+    assert added.dtype is torch.bfloat16 and torch.equal(added == 0, seen)
+    assert float(added[~seen].max()) == torch.finfo(torch.bfloat16).min
