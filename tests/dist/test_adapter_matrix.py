@@ -1,6 +1,6 @@
 """Every method, recipe, ZeRO stage and number of ranks that docs/models.md calls tested is trained here.
 
-Five cells on the diagonal in the default suite; all of them with `-m slow`.
+Five cells on the diagonal, and all of them: with `-m slow`. The default suite has those of test_support_matrix.py.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def check_run(run_dir: Path, recipe: str, method: str) -> None:
     assert (run_dir / "adapter_config.json").is_file() == (method != "freeze")
 
 
+@pytest.mark.slow
 def test_a_diagonal_of_methods_stages_and_recipes_trains(pool: Any, folder: Path) -> None:
     assert {(*cell, "tested") for cell in DIAGONAL} <= set(CELLS)
     pool(2).run(train_all, folder=str(folder), cells=[list(cell) for cell in DIAGONAL])

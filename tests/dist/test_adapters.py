@@ -114,7 +114,7 @@ def trained(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) 
 
 
 # One rank is where ranks cannot differ: two show the methods that differ most, and the rest waits for `-m slow`.
-EVERY = [(method, 2) for method in ("lora", "dora", "prefix", "freeze")]
+EVERY = [(method, 2) for method in ("lora", "prefix")]
 LATER = [
     (method, num_ranks) for method in METHODS for num_ranks in (1, 2) if (method, num_ranks) not in EVERY
 ]
@@ -241,7 +241,7 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("method", "stage", "model"),
     [
-        ("lora", 0, "tied"),
+        pytest.param("lora", 0, "tied", marks=pytest.mark.slow),
         ("lora", 1, "tied"),
         ("lora", 3, "model"),
         pytest.param("dora", 2, "model", marks=pytest.mark.slow),
@@ -249,7 +249,7 @@ def plain_logits(folder: Path, tokens_T: torch.Tensor) -> torch.Tensor:
         pytest.param("pissa", 1, "model", marks=pytest.mark.slow),
         pytest.param("lora, head", 3, "tied", marks=pytest.mark.slow),
         pytest.param("lora, head", 1, "model", marks=pytest.mark.slow),
-        ("prefix", 3, "model"),
+        pytest.param("prefix", 3, "model", marks=pytest.mark.slow),
         pytest.param("prompt", 2, "tied", marks=pytest.mark.slow),
         pytest.param("rslora, two modules", 0, "model", marks=pytest.mark.slow),
         pytest.param("ia3", 3, "model", marks=pytest.mark.slow),

@@ -86,7 +86,9 @@ def test_a_whole_model_is_trained_evaluated_and_exported_in_float32(sources: Pat
     assert "fp32" in forgetting["run"]["dtype"]
 
 
-@pytest.mark.parametrize("recipe", ["lora", pytest.param("qlora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("lora", "qlora")]
+)
 def test_an_adapter_is_trained_and_exported_in_float32(sources: Path, recipe: str) -> None:
     """Alone and merged, wide and narrow: what rounding does is told, and nothing that is right is refused."""
     run_dir = f"run_dir={sources}/{recipe}-2"

@@ -49,7 +49,9 @@ def go_on(mesh: Any, workspace: str, folder: str, stage: int, change: float) -> 
     assert training.run_training(config_for(workspace, again, stage)).value == "finished"
 
 
-@pytest.mark.parametrize(("stage", "change"), [(3, 0.5), (1, float("nan"))])
+@pytest.mark.parametrize(
+    ("stage", "change"), [pytest.param(3, 0.5, marks=pytest.mark.slow), (1, float("nan"))]
+)
 def test_a_newest_checkpoint_that_is_not_sound_is_set_aside_and_the_one_before_goes_on(
     pool, workspace, tmp_path, stage, change
 ):

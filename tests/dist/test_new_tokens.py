@@ -93,7 +93,7 @@ def trained(mesh: Any, workspace: str, data: str, model: str, run_dir: str, stag
     return results
 
 
-@pytest.mark.parametrize("model", ["model", "tied"])
+@pytest.mark.parametrize("model", ["model", pytest.param("tied", marks=pytest.mark.slow)])
 def test_new_tokens_take_the_steps_of_plain_peft(pool, workspace, data, model, tmp_path):
     """One stage off: rows are not reduced, or not one parameter where the head is tied. All off: the rows are not read
     or written where peft has them.

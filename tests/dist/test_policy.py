@@ -143,7 +143,7 @@ def expected(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory
     return pool(1).run(reference, workspace=workspace, run_dir=run_dir)[0]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_log_probs_and_scores_take_the_steps_of_plain_torch_at_every_stage(
     pool, workspace, expected, num_ranks, tmp_path
 ):

@@ -244,9 +244,9 @@ def measured(mesh: Any, run_dir: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("stage", "model"),
     [
-        (3, "tied"),
+        (1, "model"),
+        pytest.param(3, "tied", marks=pytest.mark.slow),
         pytest.param(0, "tied", marks=pytest.mark.slow),
-        pytest.param(1, "model", marks=pytest.mark.slow),
         pytest.param(2, "tied", marks=pytest.mark.slow),
     ],
 )

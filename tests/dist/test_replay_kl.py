@@ -163,7 +163,7 @@ def expected(pool: Any, workspace: str, data: str, tmp_path_factory: pytest.Temp
     return pool(1).run(plain_torch, workspace=workspace, data=data, run_dir=run_dir)[0]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_stage_and_number_of_ranks_takes_the_steps_of_plain_torch(
     pool, workspace, data, expected, num_ranks, tmp_path
 ):

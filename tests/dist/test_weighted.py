@@ -111,7 +111,7 @@ def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[l
     return found
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_weighted_steps_are_those_of_plain_torch_at_every_stage(pool, workspace, data, num_ranks, tmp_path):
     """Two ranks alone off: the sum of weights is not that of all ranks. Accumulated alone: nor of all micro-batches."""
     run_dir = str(tmp_path / "plain")

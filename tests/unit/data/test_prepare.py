@@ -490,6 +490,7 @@ def test_a_damaged_store_is_made_again(tmp_path: Path) -> None:
     assert open_prepared("s", data.sources["s"], data, make_tokenizer()).train.num_tokens == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GSM8K.exists(), reason=f"needs {GSM8K}")
 def test_gsm8k_fills_its_packs_to_99_percent(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in GSM8K.read_text().splitlines()]

@@ -77,9 +77,7 @@ def test_a_model_whose_class_has_no_sdpa_gets_eager_attention_and_that_is_said()
     gemma, gpt_oss = offered(Gemma2Config()), offered(GptOssConfig())
     choice = choose_attention(Attention.auto, None, has=gemma)
     assert choice == AttentionChoice("eager", "no GPU; Gemma2ForCausalLM has no SDPA")
-    with pytest.raises(
-        ModelError, match="one that Gemma2ForCausalLM has, but is sdpa instead"
-    ):
+    with pytest.raises(ModelError, match="one that Gemma2ForCausalLM has, but is sdpa instead"):
         choose_attention(Attention.sdpa, None, has=gemma)
     assert gpt_oss.flash <= {
         "flash_attention_4"
