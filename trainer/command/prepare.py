@@ -53,7 +53,7 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     from trainer.model.tokenizer import configured_tokenizer
 
     source = resolve_model(config.model, Path(config.data.cache_dir))
-    check_trainable(read_config(source, config.model), source)
+    check_trainable(read_config(source, config.model), source, config.tune.quantise)
     tokenizer = configured_tokenizer(config.model, source)
     try:
         found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]

@@ -15,6 +15,7 @@ from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.export.merge import WEIGHTS, read_adapter
 from trainer.model.load import read_config
+from trainer.model.packed import forget_packing
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.model.tune.new_tokens import vocabulary
 from trainer.model.tune.quantise import keep_right, load_arguments, use_float32
@@ -31,6 +32,7 @@ def write_model_files(
     from transformers import GenerationConfig
 
     config = read_config(source, model)
+    forget_packing(config)
     config.dtype = dtype
     config.use_cache = True
     num_ids = write_tokenizer(source, model, folder)

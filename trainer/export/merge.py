@@ -96,6 +96,12 @@ def with_base(
             f"`model.path` must be a folder with safetensors files to add an adapter to, but {source} has none "
             "instead. Download the base model and give its folder."
         )
+    packed = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    if packed is not None:
+        raise ModelError(
+            f"`model.path` must be in full precision to write what trained into it, but the weights of {source} are "
+            f"packed instead ({packed.get('quant_method')}). Export the adapter alone, or train from such a folder."
+        )
     trained = dict(stream)
     adapter = {name: trained.pop(name) for name in list(trained) if FACTORS.search(name)}
     parts = _by_module(adapter)

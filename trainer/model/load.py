@@ -17,6 +17,7 @@ from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.lean import import_models
+from trainer.model.packed import check_packing, fit_nf4, is_nf4, now_whole, packing_of, reading_nf4, unpacking
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -66,22 +67,13 @@ def read_config(source: str, model: ModelConfig) -> Any:
     return config
 
 
-def check_trainable(config: Any, source: str) -> None:
+def check_trainable(config: Any, source: str, quantise: Quantise) -> None:
     """Refuse a model that would train as another than its config.json says.
 
     Raises:
-        ModelError: Its weights are packed, or a loss of its routers would belong to training.
+        ModelError: Its weights are packed in a way that is not read, or a loss of its routers would belong to training.
     """
-    packed = _of_text(config, "quantization_config")
-    if packed is not None:
-        method = (
-            packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
-        )
-        name = getattr(method, "value", method) or "without a name"
-        raise ModelError(
-            f"`model.path` must be a model in full precision, but the config.json of {source} names the quantisation "
-            f"{name} instead. Give the model that it was made from: an adapter is merged into that one."
-        )
+    check_packing(packing_of(config), source, quantise)
     weight = router_loss(config)
     if weight and _of_text(config, "output_router_logits"):
         raise ModelError(
@@ -137,6 +129,7 @@ def load_model(
 
     disable_progress_bar()  # of reading files; what is downloaded is here by now
     config = read_config(source, model)
+    packing = packing_of(config)
     packs_now = quantise is not Quantise.none
     shards_now = zero3_config is not None and not packs_now
     keep_alive = announce_zero3(zero3_config if shards_now else None)
@@ -150,13 +143,21 @@ def load_model(
         if packs_now:
             pack(loaded, _DTYPES[dtype], zero3_config is not None)
             adopt(loaded)
+    elif is_nf4(packing):
+        loaded = _load_pretrained(source, model, arguments | reading_nf4(device), False, device)
+        fit_nf4(loaded, _DTYPES[dtype], zero3_config is not None)
+        adopt(loaded)
     elif packs_now:
         arguments |= load_arguments(_DTYPES[dtype], device, zero3_config is not None)
         loaded = _load_pretrained(source, model, arguments, False, device)
         _check_shapes(loaded, config, model.trust_remote_code)
         adopt(loaded)
     else:
+        if packing is not None:
+            arguments |= unpacking(packing)
         loaded = _load_pretrained(source, model, arguments, not shards_now, device)
+        if packing is not None:
+            now_whole(loaded)
         if not shards_now:
             loaded = loaded.to(device)
     del keep_alive
@@ -213,7 +214,7 @@ def _load_pretrained(
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     }
     problems["missing_keys"] = [key for key in problems["missing_keys"] if key not in _tied_names(loaded)]
-    if not problems["unexpected_keys"]:
+    if not problems["unexpected_keys"] and "quantization_config" not in arguments:
         problems["unexpected_keys"] = _unexpected_in_files(source, loaded)
     broken = {kind: keys for kind, keys in problems.items() if keys}
     if broken:

@@ -27,9 +27,11 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     from transformers import AutoModelForCausalLM
 
     from trainer.model.load import read_config
+    from trainer.model.packed import forget_packing
     from trainer.model.tune.adapted import is_linear
 
     config = read_config(source, model)
+    forget_packing(config)
     try:
         with torch.device("meta"):
             built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)

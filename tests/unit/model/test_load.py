@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from tests.helpers.tiny import save_llama
 from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.tune import Quantise
 from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.load import check_trainable, load_model, read_config, router_loss, weight_files
@@ -146,21 +147,6 @@ def test_files_that_cannot_be_read_are_a_sentence(models, tmp_path, damage):
         load(folder)
 
 
-PACKED = [
-    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
-    ({"quant_method": "mxfp4"}, "mxfp4"),
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-    ({"bits": 4}, "without a name"),
-]
-
-
-@pytest.mark.parametrize(("packed", "named"), PACKED)
-def test_packed_weights_are_refused_by_name(packed, named):
-    config = AutoConfig.for_model("llama", quantization_config=packed)
-    with pytest.raises(ModelError, match=rf"must be a model in full precision.*{named} instead.*merged into"):
-        check_trainable(config, "folder")
-
-
 @pytest.mark.parametrize(
     ("options", "weight", "is_refused"),
     [
@@ -174,5 +160,5 @@ def test_a_loss_of_routers_that_would_belong_to_training_is_refused(options, wei
     assert router_loss(config) == weight
     said = r"`output_router_logits` must be false.*0\.02 times"
     with pytest.raises(ModelError, match=said) if is_refused else contextlib.nullcontext():
-        check_trainable(config, "folder")
+        check_trainable(config, "folder", Quantise.none)
     assert router_loss(AutoConfig.for_model("llama")) == 0

@@ -1,0 +1,147 @@
+"""Folders with packed weights: read whole, read as they are, or refused by name; never trained as something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
+
+from trainer.config.model import ModelConfig  # noqa: E402
+from trainer.config.tune import Quantise  # noqa: E402
+from trainer.errors import ModelError  # noqa: E402
+from trainer.model.attention import AttentionChoice  # noqa: E402
+from trainer.model.load import check_trainable, load_model  # noqa: E402
+
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+DOUBLE = {**NF4, "bnb_4bit_use_double_quant": True}
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+"""What the 16 codes of MXFP4 mean (OCP Microscaling Formats, table of E2M1)."""
+
+
+def load(folder: Path, attention: str = "sdpa", quantise: Quantise = Quantise.none) -> Any:
+    choice = AttentionChoice(attention, "asked for")
+    device = torch.device("cpu")
+    return load_model(
+        str(folder), ModelConfig(path=str(folder)), choice, "fp32", None, device, quantise
+    ).model
+
+
+@pytest.mark.parametrize(
+    ("packing", "quantise", "said"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "none", "names the quantisation gptq instead.*merged into"),
+        ({"quant_method": "compressed-tensors"}, "nf4", "names the quantisation compressed-tensors instead"),
+        ({"bits": 4}, "none", "names the quantisation one without a name instead"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            "nf4",
+            "bitsandbytes without double quantisation",
+        ),
+        (NF4, "nf4", "bitsandbytes without double quantisation, or not in NF4"),
+        (DOUBLE, "none", "`tune.quantise` must be nf4 for folder.*Set recipe=qlora"),
+        ({"quant_method": "fp8"}, "nf4", "`tune.quantise` must be none for folder, whose weights are in fp8"),
+        ({"quant_method": "mxfp4"}, "nf4", "whose weights are in mxfp4.*rounded twice"),
+    ],
+)
+def test_what_is_not_read_is_refused_by_name(packing: dict[str, Any], quantise: str, said: str) -> None:
+    config = AutoConfig.for_model("llama", quantization_config=packing)
+    with pytest.raises(ModelError, match=said):
+        check_trainable(config, "folder", Quantise[quantise])
+
+
+@pytest.mark.parametrize(
+    ("packing", "quantise"),
+    [({"quant_method": "fp8"}, "none"), ({"quant_method": "mxfp4"}, "none"), (DOUBLE, "nf4")],
+)
+def test_what_is_read_is_not_refused(packing: dict[str, Any], quantise: str) -> None:
+    check_trainable(AutoConfig.for_model("llama", quantization_config=packing), "folder", Quantise[quantise])
+
+
+def test_weights_in_blocks_of_fp8_become_what_they_stand_for(tmp_path: Path) -> None:
+    """A failure points at scales that are divided by instead of multiplied with, or that meet another block."""
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "vocab_size": 64}
+    config = AutoConfig.for_model("llama", **shape, num_attention_heads=4, num_key_value_heads=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tensors = load_file(str(tmp_path / "model.safetensors"))
+    meant = {}
+    for name in [name for name in tensors if "_proj" in name]:
+        scales = 0.01 * (1 + torch.arange(4.0)).reshape(2, 2)
+        coded = (50 * torch.randn(256, 256)).to(torch.float8_e4m3fn)
+        tensors[name], tensors[f"{name}_scale_inv"] = coded, scales
+        meant[name] = coded.float() * scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    save_file(tensors, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    describe(tmp_path, {"quant_method": "fp8", "weight_block_size": [128, 128]})
+    model = load(tmp_path)
+    found = model.state_dict()
+    assert len(meant) == 7 and all(torch.equal(found[name], value) for name, value in meant.items())
+    assert not hasattr(model.config, "quantization_config") and found.keys() == found.keys() - {"scale"}
+    assert all("scale" not in name for name in found)
+
+
+def test_experts_in_mxfp4_become_what_they_stand_for(tmp_path: Path) -> None:
+    """A failure points at the order of nibbles, at an exponent's bias of 127, or at rows that are columns."""
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "vocab_size": 64,
+        "head_dim": 16,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("gpt_oss", **shape, **heads, num_local_experts=2, num_experts_per_tok=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tensors = load_file(str(tmp_path / "model.safetensors"))
+    meant = {}
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        num_experts, width, rows = tensors.pop(name).shape
+        codes = torch.randint(0, 256, (num_experts, rows, width // 32, 16), dtype=torch.uint8)
+        exponents = torch.randint(118, 124, (num_experts, rows, width // 32), dtype=torch.uint8)
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = codes, exponents
+        values = torch.stack([FP4[(codes & 15).long()], FP4[(codes >> 4).long()]], -1).flatten(-2)
+        scaled = values * torch.exp2(exponents.float() - 127)[..., None]
+        meant[name] = scaled.reshape(num_experts, rows, width).transpose(1, 2)
+    save_file(tensors, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    describe(tmp_path, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens", "lm_head"]})
+    model = load(tmp_path, "eager")
+    found = model.state_dict()
+    assert len(meant) == 2
+    for name, value in meant.items():
+        assert torch.equal(found[name].float(), value), name
+    assert not hasattr(model.config, "quantization_config")
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+
+
+def test_a_folder_in_nf4_is_read_as_it_is(tmp_path: Path) -> None:
+    """A failure points at a second rounding: the packed bits must be the folder's."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    from trainer.model.tune.quantise import quantised_layers, whole_weight
+
+    shape = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 64}
+    config = AutoConfig.for_model("llama", **shape, num_attention_heads=4, num_key_value_heads=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "whole")
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    packed = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", quantization_config=options, device_map="cpu"
+    )
+    packed.save_pretrained(tmp_path / "nf4")
+    theirs, ours = quantised_layers(packed), quantised_layers(load(tmp_path / "nf4", quantise=Quantise.nf4))
+    assert theirs.keys() == ours.keys() and len(ours) == 7
+    for name, layer in ours.items():
+        bits, same = (one.weight.detach().as_subclass(torch.Tensor) for one in (layer, theirs[name]))
+        assert torch.equal(bits.view(torch.uint8), same.view(torch.uint8)), name
+        assert torch.equal(whole_weight(layer, torch.float32), whole_weight(theirs[name], torch.float32))
+
+
+def describe(folder: Path, packing: dict[str, Any]) -> None:
+    """Write into a folder's configuration how its weights are packed."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": packing}))

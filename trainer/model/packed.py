@@ -1,0 +1,112 @@
+"""Folders whose weights are packed: made whole while they are read, kept as they are for QLoRA, or refused.
+
+Source: MXFP4 (gpt-oss) and FP8 in blocks (DeepSeek, Qwen) are unpacked by transformers, tensor by tensor; NF4 is what
+bitsandbytes writes (QLoRA, arXiv:2305.14314).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trainer.config.tune import Quantise
+from trainer.errors import ModelError
+from trainer.model.tune.quantise import quantised_layers, require_bitsandbytes
+
+WHOLE = ("mxfp4", "fp8")
+"""Methods whose weights become whole ones while they are read."""
+
+
+def packing_of(hf_config: Any) -> dict[str, Any] | None:
+    """Return how the weights of a folder are packed, by its configuration; None where they are whole."""
+    for part in (hf_config, hf_config.get_text_config()):
+        found = getattr(part, "quantization_config", None)
+        if found is not None:
+            return dict(found) if isinstance(found, dict) else dict(found.to_dict())
+    return None
+
+
+def method_of(packing: dict[str, Any]) -> str:
+    """Return the name of a method, in lower case."""
+    name = packing.get("quant_method")
+    return str(getattr(name, "value", name) or "one without a name").lower()
+
+
+def check_packing(packing: dict[str, Any] | None, source: str, quantise: Quantise) -> None:
+    """Refuse weights that would train as others than the folder holds.
+
+    Raises:
+        ModelError: Packed by a method that is not read here, or not with this tuning.
+    """
+    if packing is None:
+        return
+    method = method_of(packing)
+    if method in WHOLE:
+        if quantise is not Quantise.none:
+            raise ModelError(
+                f"`tune.quantise` must be none for {source}, whose weights are in {method}, but is nf4 instead: they "
+                "would be rounded twice. Leave it out, or give the folder in full precision."
+            )
+        return
+    is_nf4 = (
+        method == "bitsandbytes"
+        and packing.get("load_in_4bit")
+        and packing.get("bnb_4bit_quant_type") == "nf4"
+    )
+    if is_nf4 and packing.get("bnb_4bit_use_double_quant"):
+        if quantise is Quantise.none:
+            raise ModelError(
+                f"`tune.quantise` must be nf4 for {source}, whose weights are in NF4, but is none instead. Set "
+                "recipe=qlora, or give the folder in full precision."
+            )
+        return
+    what = f"{method} without double quantisation, or not in NF4" if method == "bitsandbytes" else method
+    raise ModelError(
+        f"`model.path` must be a folder in full precision, or in MXFP4, FP8 or NF4 with double quantisation, but the "
+        f"config.json of {source} names the quantisation {what} instead. Give the model that it was made from: an "
+        "adapter is merged into that one."
+    )
+
+
+def is_nf4(packing: dict[str, Any] | None) -> bool:
+    """Tell whether the files hold what QLoRA makes."""
+    return packing is not None and method_of(packing) == "bitsandbytes"
+
+
+def forget_packing(hf_config: Any) -> None:
+    """Take the packing out of a configuration, of which the weights are whole now, in place."""
+    for part in (hf_config, hf_config.get_text_config()):
+        vars(part).pop("quantization_config", None)
+
+
+def unpacking(packing: dict[str, Any]) -> dict[str, Any]:
+    """Return what from_pretrained needs to make weights of `WHOLE` whole."""
+    from transformers import FineGrainedFP8Config, Mxfp4Config
+
+    kinds: dict[str, Any] = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
+    return {"quantization_config": kinds[method_of(packing)](dequantize=True)}
+
+
+def now_whole(model: Any) -> None:
+    """Let a model that was unpacked say so, in place: it is saved, cast and shown as any other."""
+    forget_packing(model.config)
+    for key in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if key in vars(model):
+            delattr(model, key)
+
+
+def reading_nf4(device: torch.device) -> dict[str, Any]:
+    """Return what from_pretrained needs for files in NF4, which it reads as they are."""
+    require_bitsandbytes()
+    return {"device_map": {"": str(device)}}
+
+
+def fit_nf4(model: Any, dtype: torch.dtype, is_sharded: bool) -> None:
+    """Let layers that were read in NF4 compute in a type, and be held in it where ZeRO-3 shards them, in place."""
+    for layer in quantised_layers(model).values():
+        layer.compute_dtype, weight = dtype, layer.weight
+        weight.quant_state.dtype = dtype
+        if is_sharded:
+            weight.data = weight.data.view(dtype)
+            weight.quant_storage = layer.quant_storage = dtype
