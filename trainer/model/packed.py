@@ -108,5 +108,5 @@ def fit_nf4(model: Any, dtype: torch.dtype, is_sharded: bool) -> None:
         layer.compute_dtype, weight = dtype, layer.weight
         weight.quant_state.dtype = dtype
         if is_sharded:
-            weight.data = weight.data.view(dtype)
+            weight.data = weight.data.flatten().view(dtype)[:, None]
             weight.quant_storage = layer.quant_storage = dtype

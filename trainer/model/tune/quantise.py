@@ -134,10 +134,16 @@ def held_bytes(model: nn.Module) -> int:
 
 
 def holds(parameter: Any, expected: Tensor) -> bool:
-    """Tell whether a whole parameter is a tensor, or what quantising that tensor gives, to the last bit."""
+    """Tell whether a whole parameter is a tensor, or what quantising that tensor gives, to the last bit.
+
+    Of a folder in NF4 the tensor holds the packed bits themselves.
+    """
     if not is_packed(parameter):
         actual = parameter.detach().cpu()
         return torch.equal(actual, expected.to(actual.dtype))
+    if expected.dtype is torch.uint8:
+        bits = parameter.detach().as_subclass(Tensor).view(torch.uint8).cpu()
+        return torch.equal(bits.flatten(), expected.flatten())
     from bitsandbytes.functional import quantize_4bit
 
     state = parameter.quant_state
