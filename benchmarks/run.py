@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nf4_folder import write_folder
+
 HERE = Path(__file__).resolve().parent
 WARMUP_STEPS = 4
 PACKAGES = (
@@ -95,6 +97,11 @@ CASES: dict[str, list[str]] = {
     "qlora_zero1_4096x2_full": [
         *("tune=qlora", "tune.r=16", "data.seq_len=4096", "zero=zero1"),
         *("train.micro_batch_size=2", "model.checkpoint_layers=-1", "weights=saved"),
+    ],
+    # A base that is in NF4 on disk: a 70B fits a disk and one GPU.
+    "qlora_nf4_folder_4096x1": [
+        *("tune=qlora", "tune.r=16", "data.seq_len=4096", "zero=zero1", "weights=nf4"),
+        "train.micro_batch_size=1",
     ],
     # One GPU: 16 bytes a parameter do not leave room for activations, so every layer is recomputed.
     "one_gpu_zero3_4096x1_full": ["zero=zero3", "data.seq_len=4096", "model.checkpoint_layers=-1"],
@@ -191,6 +198,11 @@ def case_overrides(case: str, arguments: argparse.Namespace, work: Path) -> list
     source = [f"model.path={arguments.shape}"]
     if "weights=saved" in CASES[case]:
         source = ["model.kind=pretrained", f"model.path={saved_weights(arguments.shape, work)}"]
+    if "weights=nf4" in CASES[case]:
+        folder = work / "nf4"
+        if not folder.exists():
+            write_folder(arguments.shape, folder)
+        source = ["model.kind=pretrained", f"model.path={folder}"]
     values = dict(word.split("=", 1) for word in own)
     tokens = int(values["data.seq_len"]) * int(values.get("train.micro_batch_size", "1")) * arguments.gpus
     return [

@@ -30,3 +30,36 @@ def test_fused_loss_head_equals_float32_cross_entropy(vocab_size: int, chunk_tok
     for actual, wanted in ((hidden.grad, plain_hidden.grad), (weight.grad, plain_weight.grad)):
         error = (actual.float() - wanted).norm() / wanted.norm()
         assert error < 2**-7
+
+
+@pytest.mark.parametrize("vocab_size", [257, 49152])
+@pytest.mark.parametrize(("scale", "cap"), [(0.125, None), (1.0, 30.0), (4.0, 5.0), (-0.5, None)])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_logits_are_scaled_and_capped_inside_the_kernel(
+    vocab_size: int, scale: float, cap: float | None, teacher: bool
+) -> None:
+    """A failure points at the derivative of tanh in the kernel; a teacher is compared with bent logits too."""
+    from trainer.model.head.bend import Bend
+    from trainer.model.head.divergence import TopTokens
+    from trainer.model.head.nll import _softmax_step
+
+    torch.manual_seed(0)
+    logits = 6 * torch.randn(40, vocab_size, device="cuda")
+    labels = torch.randint(0, vocab_size, (40,), device="cuda")
+    labels[::7] = -100
+    base = None
+    if teacher:
+        rows = torch.tensor([row for row in range(40) if row % 7 and row % 3 == 0])
+        says = torch.log_softmax(3 * torch.randn(len(rows), vocab_size, device="cuda"), -1).topk(32)
+        base = TopTokens(rows.cuda(), rows.numpy(), says.indices, says.values, 0.7)
+    bend = Bend(scale, cap)
+    on_cpu = None
+    if base is not None:
+        on_cpu = TopTokens(rows, rows.numpy(), base.ids_RK.cpu(), base.log_probs_RK.cpu().double(), 0.7)
+    wanted = _softmax_step(logits.cpu().double(), labels.cpu(), on_cpu, True, bend)
+    found = _softmax_step(logits.clone(), labels, base, True, bend)
+    for got, meant in zip(found, wanted, strict=True):
+        assert (got is None) == (meant is None)
+        if got is not None:
+            off = float((got.cpu().double() - meant).norm() / meant.norm())
+            assert off < 1e-5, off
