@@ -205,5 +205,13 @@ def test_a_site_without_gpus_gets_one_rank_a_node(init, here, sinfo):
 
 def test_a_site_file_can_be_begun_where_there_is_no_sinfo(init, here, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert "fill in partition and ranks_per_node" in init("--site")
+    assert "The site was not asked: there is no sinfo here. Fill in partition" in init("--site")
     assert composed_site(here).ranks_per_node == 8 and composed_site(here).partition is None
+
+
+def test_a_site_file_is_begun_where_sinfo_does_not_answer_and_the_first_line_says_why(init, here, sinfo):
+    sinfo("nothing")
+    (here.parent / "bin" / "sinfo").write_text("#!/bin/sh\necho 'sinfo: error: down' >&2; echo more >&2; exit 1\n")
+    said = init("--site")
+    assert "The site was not asked: sinfo does not answer (down). Fill in" in said and "more" not in said
+    assert composed_site(here).ranks_per_node == 8
