@@ -48,6 +48,19 @@ def test_a_key_like_no_other_is_named_without_a_guess(refuse):
     assert refuse("train", "+qqqqq=1") == "Unknown key `qqqqq`."
 
 
+def test_a_key_like_none_of_its_section_is_told_with_the_keys_of_the_section(refuse):
+    said = refuse("train", "evaluate.during.samples.prompts=p.txt")
+    keys = "file, num, max_new_tokens, apply_chat_template"
+    assert said.endswith(f"Keys of `evaluate.during.samples`: {keys}.")
+
+
+def test_all_words_that_cannot_be_are_told_together(refuse):
+    said = refuse("train", *CORPUS, "data.seq_len=ab", "optim.lrr=3", "train.micro_batch_size=x").splitlines()
+    assert said[0] == "The configuration has 3 problems:" and len(said) == 4
+    for key in ("data.seq_len", "optim.lrr", "train.micro_batch_size"):
+        assert any(f"`{key}`" in line for line in said[1:])
+
+
 def test_a_misspelt_key_of_a_source_is_named(refuse):
     assert "Unknown key `data.sources.corpus.pth`." in refuse(
         "train", "data=text", "data.sources.corpus.pth=x"

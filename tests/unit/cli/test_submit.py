@@ -77,7 +77,9 @@ def test_a_dry_run_prints_the_script_and_changes_nothing(slurm, here, tmp_path, 
 def test_without_slurm_the_script_can_still_be_seen(nowhere, capsys):
     assert run_command(["submit", *RUN, "--dry-run"]) == 0
     shown = capsys.readouterr()
-    assert "#SBATCH --nodes=2\n" in shown.out and "The site was not asked: there is no SLURM here." in shown.err
+    assert (
+        "#SBATCH --nodes=2\n" in shown.out and "The site was not asked: there is no SLURM here." in shown.err
+    )
 
 
 def test_it_needs_no_torch_and_is_little_work(nowhere, here):
