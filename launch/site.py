@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def write_site(folder: Path, name: str) -> list[str]:
     kinds, why = _ask_site()
     file = folder / "cluster" / f"{name}.yaml"
     whole = Path.cwd() / folder
-    words = f"cluster={name} hydra.searchpath=[file://{whole}]"
+    words = shlex.join([f"cluster={name}", f"hydra.searchpath=[file://{whole}]"])
     head = f"# This cluster, for: palimpsest submit {words} ...\n# Every key: palimpsest explain cluster\n"
     write_new(file, f"{head}defaults: [slurm]\n{_partition(kinds)}{_LATER}")
     told = [] if kinds else [f"The site was not asked: {why}. Fill in partition and ranks_per_node."]

@@ -14,6 +14,7 @@ from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
 from trainer.config.check_cluster import lead_problems, submit_problems
 from trainer.config.cluster import ContainerRuntime, Scheduler
+from trainer.config.many import many
 from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
@@ -236,8 +237,8 @@ def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lea
     """Yield what a person should know of the submission."""
     cluster = config.cluster
     yield (
-        f"{config.name}: {num_ranks} ranks on {cluster.num_nodes} nodes, started by {cluster.launcher.value}; told to "
-        f"save {lead_s} s before the limit of {cluster.time_limit_min} minutes."
+        f"{config.name}: {many(num_ranks, 'rank')} on {many(cluster.num_nodes, 'node')}, started by "
+        f"{cluster.launcher.value}; told to save {lead_s} s before the limit of {cluster.time_limit_min} minutes."
     )
     if forecast is None:
         yield "Memory is not forecast: this architecture needs torch for that. See `palimpsest plan`."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ def write_experiment(wish: Wish) -> list[str]:
     file = wish.folder / "experiment" / f"{name}.yaml"
     tokens = count_tokens(model.folder, guess.holding)
     sizes = choose_sizes(guess.holding, tokens, model.context, find_cards().count)
-    words = f"experiment={name} hydra.searchpath=[file://{_absolute(wish.folder)}]"
+    words = shlex.join([f"experiment={name}", f"hydra.searchpath=[file://{_absolute(wish.folder)}]"])
     text = string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,
         words=words,

@@ -105,7 +105,10 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(refuse, override, parts
 @pytest.mark.parametrize(
     ("override", "allowed"),
     [
-        ("model.attention=sdpaa", "auto, flash_attention_4, flash_attention_3, flash_attention_2, sdpa"),
+        (
+            "model.attention=sdpaa",
+            "auto, flash_attention_4, flash_attention_3, flash_attention_2, sdpa, eager",
+        ),
         ("model.kernels=ligr", "auto, liger, none"),
         ("zero.offload_param=gpu", "none, cpu"),
         ("log.wandb.mode=on", "auto, online, offline"),

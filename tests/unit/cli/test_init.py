@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 
 import pytest
@@ -87,7 +88,8 @@ def test_what_is_written_composes_for_every_layout(init, here, model, layout):
 def test_the_commands_that_it_names_plan_and_prepare(init, here, model, capsys):
     write_rows(here / "our chats.jsonl", ROWS["sharegpt"])
     said = init(f"model={model}", "data=our chats.jsonl")
-    lines = [line.split() for line in said.splitlines() if line.startswith("  palimpsest ")]
+    lines = [shlex.split(line) for line in said.splitlines() if line.startswith("  palimpsest ")]
+    assert all("'hydra.searchpath=[file://" in line for line in said.splitlines() if "searchpath" in line)
     assert [words[1] for words in lines] == ["plan", "prepare", "train"]
     assert lines[0][2] == "experiment=our_chats"
     text = (here / "palimpsest/experiment/our_chats.yaml").read_text()

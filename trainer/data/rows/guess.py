@@ -143,7 +143,7 @@ def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[H
             break
     holding.is_whole = holding.num_rows < SAMPLE_ROWS and holding.num_chars <= SAMPLE_CHARS
     told = [
-        f"{count} of the first {holding.num_rows} rows: {what.replace('_', ' ')}"
+        f"{count} of the first {many(holding.num_rows, 'row')}: {what.replace('_', ' ')}"
         for what, count in counts.items()
         if count
     ]
