@@ -41,7 +41,13 @@ OF_THE_HUB = ("hub", "hub_revision", "hub_private", "gguf", "llama_cpp", "despit
 
 def base_of(config: RunConfig, source: str) -> BaseCard:
     """Return what is known of the base of a run; where the export is to be pushed, also what the hub says."""
-    return read_base_card(source, _hub_name(config, source), is_online=config.export.hub is not None)
+    base = read_base_card(source, _hub_name(config, source), is_online=config.export.hub is not None)
+    if base.said_by is not None or config.model.kind is not ModelKind.embedded:
+        return base
+    from trainer.model.embedded import LICENSE, PACKAGE
+
+    said_by = f"package {PACKAGE.partition('=')[0]}"
+    return dataclasses.replace(base, license=LICENSE, license_name=None, license_link=None, said_by=said_by)
 
 
 def require_base_name(config: RunConfig, source: str) -> None:

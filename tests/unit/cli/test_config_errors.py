@@ -61,6 +61,23 @@ def test_all_words_that_cannot_be_are_told_together(refuse):
         assert any(f"`{key}`" in line for line in said[1:])
 
 
+def test_a_tracker_without_its_package_is_refused_before_torch_is_loaded(here):
+    code = """
+import importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "trackio" else found(name, *rest)
+from trainer.cli import run_command
+assert run_command(sys.argv[1:]) == 2 and "torch" not in sys.modules
+"""
+    words = ["train", *CORPUS, "model=tiny", "train.max_steps=1", "log.trackers=[trackio]"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0 and "but trackio is not: there is no package trackio" in done.stderr, (
+        done.stderr
+    )
+
+
 def test_a_misspelt_key_of_a_source_is_named(refuse):
     assert "Unknown key `data.sources.corpus.pth`." in refuse(
         "train", "data=text", "data.sources.corpus.pth=x"
