@@ -6,6 +6,7 @@ config.yaml. Loads no torch.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 
-from trainer.config.store import compose_config, compose_sweep, is_swept
+from trainer.config.store import compose_config, compose_sweep, is_swept, to_standard_error
 from trainer.errors import ConfigError, Exit
 
 from .local_launcher import LocalLauncher, LocalLauncherConf
@@ -45,8 +46,10 @@ def start_sweep(command: str, words: Sequence[str], is_dry: bool) -> int:
     register()
     words = _without_repeats([*_default_launcher(command, words), *words])
     _check_words(words)
-    base = compose_config([word for word in words if not is_swept(word)])
-    sweep = Sweep(words, base, is_dry)
+    # A value that a word replaces is told once, and not again by every point.
+    say = functools.cache(to_standard_error)
+    base = compose_config([word for word in words if not is_swept(word)], say=say)
+    sweep = Sweep(words, base, is_dry, say)
     config, context = compose_sweep([*words, f"hydra.sweep.dir={_quoted(str(sweep.folder))}"])
     launcher = str(config.hydra.runtime.choices["hydra/launcher"])
     if launcher not in LAUNCHERS or (command == "submit" and launcher != "slurm"):

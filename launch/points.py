@@ -35,6 +35,12 @@ class Point:
         """Return its overrides."""
         return [f"{key}={value}" for key, value in self.params.items()]
 
+    def hidden(self, line: str) -> str:
+        """Return a line without the values that only this point has."""
+        for key in self.params:
+            line = re.sub(rf"(?<![\w.]){re.escape(key)}=\S+", f"{key}=...", line)
+        return line
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:

@@ -24,6 +24,7 @@ from trainer import __version__
 from trainer.checkpoint.space import bytes_free, num_to_come
 from trainer.command.plan import forecast_without_torch
 from trainer.config.check import check_config
+from trainer.config.many import many
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import refuse_another
@@ -153,7 +154,7 @@ def _run_parts(words: list[str], config: RunConfig) -> int:
     run_dir = Path(config.run_dir)
     _begin(1, "Environment")
     print(
-        f"palimpsest {__version__}, Python {platform.python_version()}, {config.cluster.ranks_per_node} rank(s)"
+        f"palimpsest {__version__}, Python {platform.python_version()}, {many(config.cluster.ranks_per_node, 'rank')}"
     )
 
     _begin(2, f"Base model: {_model_name(config.model)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.command.init import write_new
 
-from .slurm import NodeKind, node_kinds
+from .slurm import NodeKind, SlurmSilent, node_kinds
 
 _LATER = """\
 # account: NAME                     # who pays
@@ -25,24 +26,30 @@ def write_site(folder: Path, name: str) -> list[str]:
     """Write the file and return what to say of it.
 
     Raises:
-        ConfigError: The file is there, or SLURM does not answer.
+        ConfigError: The file is there.
     """
     name = name or "ours"
-    kinds = node_kinds() if shutil.which("sinfo") else None
+    kinds, why = _ask_site()
     file = folder / "cluster" / f"{name}.yaml"
     whole = Path.cwd() / folder
-    words = f"cluster={name} hydra.searchpath=[file://{whole}]"
+    words = shlex.join([f"cluster={name}", f"hydra.searchpath=[file://{whole}]"])
     head = f"# This cluster, for: palimpsest submit {words} ...\n# Every key: palimpsest explain cluster\n"
     write_new(file, f"{head}defaults: [slurm]\n{_partition(kinds)}{_LATER}")
-    told = (
-        []
-        if kinds
-        else ["There is no sinfo that tells of a partition here: fill in partition and ranks_per_node."]
-    )
+    told = [] if kinds else [f"The site was not asked: {why}. Fill in partition and ranks_per_node."]
     return [f"Written: {file}", *told, f"Then: palimpsest submit {words} ... --dry-run"]
 
 
-def _partition(kinds: Sequence[NodeKind] | None) -> str:
+def _ask_site() -> tuple[list[NodeKind], str]:
+    """Return the site's nodes, and why there are none to tell of."""
+    if shutil.which("sinfo") is None:
+        return [], "there is no sinfo here"
+    try:
+        return node_kinds(), "sinfo tells of no partition that is up"
+    except SlurmSilent as silent:
+        return [], f"sinfo does not answer ({silent.reason})"
+
+
+def _partition(kinds: Sequence[NodeKind]) -> str:
     """Return the lines of the partition with most GPUs, the default one of equal ones."""
     if not kinds:
         return (

@@ -25,6 +25,15 @@ ENDED = (
 _FOREIGN = ("SLURM_", "SBATCH_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "PALIMPSEST_")
 
 
+class SlurmSilent(ConfigError):
+    """SLURM is installed here and does not answer."""
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        """Take the sentence, and the reason alone for whoever goes on without an answer."""
+        super().__init__(sentence)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class NodeKind:
     """Nodes of a partition that are alike."""
@@ -47,7 +56,7 @@ def node_kinds() -> list[NodeKind]:
     """Ask sinfo for the partitions that are up.
 
     Raises:
-        ConfigError: The controller does not answer.
+        SlurmSilent: The controller does not answer.
     """
     text = _ask(["sinfo", "--noheader", "--format=%P|%a|%D|%G|%c|%l"])
     return parse_sinfo(text)
@@ -195,16 +204,19 @@ def _ask(command: list[str]) -> str:
             command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=True
         )
     except subprocess.CalledProcessError as error:
-        reason = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
-        reason = reason.removeprefix(f"{command[0]}: ").removeprefix("error: ")
+        said = [line.strip().removeprefix(f"{command[0]}: ") for line in error.stderr.splitlines()]
+        said = [line.removeprefix("error: ") for line in said if line] or [f"exit code {error.returncode}"]
         if command[0] == "sinfo":
-            raise ConfigError(
-                f"SLURM must answer `sinfo` here, but it says instead: {reason}. Start this on a login node, or say "
-                "where its settings are: export SLURM_CONF=FILE."
+            # The lines after the first say where else the same was tried, in vain.
+            raise SlurmSilent(
+                f"SLURM must answer `sinfo` here, but it says instead: {said[0]}. Start this on a login node, or say "
+                "where its settings are: export SLURM_CONF=FILE.",
+                said[0],
             ) from error
-        raise ConfigError(f"`{command[0]}` refused: {reason}") from error
+        raise ConfigError(f"`{command[0]}` refused: {'; '.join(said)}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(
-            f"SLURM must answer `{command[0]}` within {TIMEOUT_S} s, but does not. Is the controller up?"
+        raise SlurmSilent(
+            f"SLURM must answer `{command[0]}` within {TIMEOUT_S} s, but does not. Is the controller up?",
+            f"no answer to {command[0]} within {TIMEOUT_S} s",
         ) from error
     return done.stdout

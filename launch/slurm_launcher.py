@@ -36,24 +36,23 @@ class SlurmLauncher(PointLauncher[Ready]):
     """Submits points, waits for their jobs through requeues, and returns their objectives."""
 
     __module__ = MODULE
+    _site: Site
 
     def __init__(self, wait: bool) -> None:
         """Take whether to wait for the jobs."""
         self._waits = wait
-        self._site: Site = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take the sweep; wait also where the sweeper needs objectives."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self._site = find_site(self.sweep.base, self.sweep.is_dry)
-        if self._site is not None:
-            # Once, before any point: a controller that does not answer is one problem.
-            self._site()
+        # Once, before any point: a controller that does not answer is one problem.
+        self._site()
         self._waits = self._waits or config.hydra.sweeper._target_ != f"{MODULE}.GridSweeper"
 
     def check(self, config: RunConfig) -> Ready:
         """Check a point as a submission of its own."""
-        return check(config, self._site)
+        return check(config, self._site, self.sweep.is_dry)
 
     def show(self, checked: Ready) -> None:
         """Print the script of one point."""

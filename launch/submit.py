@@ -14,6 +14,7 @@ from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
 from trainer.config.check_cluster import lead_problems, submit_problems
 from trainer.config.cluster import ContainerRuntime, Scheduler
+from trainer.config.many import many
 from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, write_atomic
@@ -24,11 +25,11 @@ from trainer.metrics.trackers import check_trackers
 
 from .attempts import last_job, measured_save_s, note
 from .render import render
-from .slurm import ENDED, NodeKind, hand_in, has_slurm, job_state, node_kinds, site_problems
+from .slurm import ENDED, NodeKind, SlurmSilent, hand_in, has_slurm, job_state, node_kinds, site_problems
 from .words import Job
 
-Site = Callable[[], list[NodeKind]] | None
-"""Asks for the partitions, once; None where there is no SLURM."""
+Site = Callable[[], list[NodeKind] | str]
+"""Asks for the partitions, once; a dry run is told why there is no answer."""
 SCRIPT = "job.sh"
 LEAST_LEAD_S = 120
 """SLURM may send its signal up to a minute early, and looks at the clock twice a minute."""
@@ -50,7 +51,7 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     Raises:
         ConfigError: Lists every rule that is broken.
     """
-    ready = check(config, find_site(config, is_dry))
+    ready = check(config, find_site(config, is_dry), is_dry)
     if is_dry:
         print(ready.script, end="")
         print("\n".join(ready.says), file=sys.stderr)
@@ -63,7 +64,7 @@ def submit(config: RunConfig, is_dry: bool) -> int:
 
 
 def find_site(config: RunConfig, is_dry: bool) -> Site:
-    """Return what may be asked of SLURM; of a machine without it nothing, which is enough for a dry run.
+    """Return what asks SLURM; a dry run does without an answer.
 
     Raises:
         ConfigError: There is no SLURM here to submit to.
@@ -74,11 +75,23 @@ def find_site(config: RunConfig, is_dry: bool) -> Site:
             "`palimpsest submit` must run where SLURM's sbatch and sinfo are on the PATH, but they are not here. "
             "Log in to the cluster, or print the script with --dry-run."
         )
-    return functools.cache(node_kinds) if can_submit else None
+    if not can_submit:
+        return lambda: "there is no SLURM here"
+    return functools.cache(_kinds_or_reason if is_dry else node_kinds)
 
 
-def check(config: RunConfig, site: Site) -> Ready:
+def _kinds_or_reason() -> list[NodeKind] | str:
+    try:
+        return node_kinds()
+    except SlurmSilent as silent:
+        return f"sinfo does not answer ({silent.reason})"
+
+
+def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
     """Check a run against all rules, the site and the memory forecast, and render its script.
+
+    Args:
+        is_dry: What is not on this machine is only said: the script may be meant for another.
 
     Raises:
         ConfigError: Lists every rule that is broken.
@@ -87,13 +100,14 @@ def check(config: RunConfig, site: Site) -> Ready:
     problems = [
         *find_problems(config, num_ranks),
         *submit_problems(config.cluster, config.run_dir),
-        *_image_problems(config),
+        *([] if is_dry else _image_problems(config)),
         *_evaluation_problems(config),
     ]
-    # Any earlier problem may be why the partition has too few nodes.
-    if site is not None and not problems:
-        problems += site_problems(config.cluster, site())
     refuse(problems)
+    # Any earlier problem may be why the partition has too few nodes.
+    kinds = site()
+    if not isinstance(kinds, str):
+        refuse([*site_problems(config.cluster, kinds)])
     # Only then has the job what is installed here.
     if config.cluster.container.image is None and config.cluster.python is None:
         check_trackers(config.log, Path(config.run_dir), config.cluster.environment)
@@ -105,7 +119,8 @@ def check(config: RunConfig, site: Site) -> Ready:
     refuse([*_memory_problems(config, forecast), *lead_problems(config.cluster, lead_s, save_s, origin)])
     script = render(config.cluster, _job(config, lead_s))
     said = [
-        *_says(config, num_ranks, forecast, lead_s, site is not None),
+        *_says(config, num_ranks, forecast, lead_s),
+        *_unseen(config, kinds),
         *([DTYPE_LEFT] if fit.dtype else []),
         *([fit.sentence] if fit.reason else []),
     ]
@@ -147,17 +162,23 @@ def _refuse_doubles(run_dir: Path) -> None:
         )
 
 
-def _image_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield a problem when the image is a file that is not there."""
+def _missing_image(config: RunConfig) -> str:
+    """Return the image where it is a file that is not there."""
     container = config.cluster.container
     if container.runtime is ContainerRuntime.none or not container.image:
-        return
+        return ""
     is_file = container.image.startswith(("/", ".", "~")) or container.image.endswith((".sif", ".sqsh"))
-    if is_file and not Path(container.image).expanduser().exists():
+    return container.image if is_file and not Path(container.image).expanduser().exists() else ""
+
+
+def _image_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem when the image is a file that is not there."""
+    image = _missing_image(config)
+    if image:
         yield must(
             "cluster.container.image",
             "an image that is there",
-            container.image,
+            image,
             "Convert it with `apptainer build` or `enroot import`, or give another path.",
         )
 
@@ -203,14 +224,21 @@ def _memory_problems(config: RunConfig, forecast: LightForecast | None) -> Itera
     )
 
 
-def _says(
-    config: RunConfig, num_ranks: int, forecast: LightForecast | None, lead_s: int, was_asked: bool
-) -> Iterator[str]:
+def _unseen(config: RunConfig, kinds: list[NodeKind] | str) -> Iterator[str]:
+    """Yield what could not be looked at from here, which only a dry run does without."""
+    if isinstance(kinds, str):
+        yield f"The site was not asked: {kinds}. Partition, GPUs of a node and limits were not checked."
+    image = _missing_image(config)
+    if image:
+        yield f"The image {image} was not found on this machine (cluster.container.image): submit where it is."
+
+
+def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lead_s: int) -> Iterator[str]:
     """Yield what a person should know of the submission."""
     cluster = config.cluster
     yield (
-        f"{config.name}: {num_ranks} ranks on {cluster.num_nodes} nodes, started by {cluster.launcher.value}; told to "
-        f"save {lead_s} s before the limit of {cluster.time_limit_min} minutes."
+        f"{config.name}: {many(num_ranks, 'rank')} on {many(cluster.num_nodes, 'node')}, started by "
+        f"{cluster.launcher.value}; told to save {lead_s} s before the limit of {cluster.time_limit_min} minutes."
     )
     if forecast is None:
         yield "Memory is not forecast: this architecture needs torch for that. See `palimpsest plan`."
@@ -224,5 +252,3 @@ def _says(
             f"Memory: {forecast.need_gib - config.plan.reserve_gib:.1f} GiB on a GPU; set cluster.gpu_gib to have it "
             "compared."
         )
-    if not was_asked:
-        yield "There is no SLURM here: partition, GPUs of a node and limits were not checked."

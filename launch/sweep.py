@@ -39,9 +39,13 @@ class SweepStopped(Exception):
 class Sweep:
     """What the points of a sweep share. Handed to Hydra as the task, which our launchers never call."""
 
-    def __init__(self, words: Sequence[str], base: RunConfig, is_dry: bool) -> None:
+    def __init__(
+        self, words: Sequence[str], base: RunConfig, is_dry: bool, say: Callable[[str], None]
+    ) -> None:
         """Take the words of the command line and what they make without those that are swept.
 
+        Args:
+            say: Says a line that it has not said before.
         Raises:
             ConfigError: The directory holds something else.
         """
@@ -66,6 +70,7 @@ class Sweep:
         # The folder's name tells more than the default one.
         name = self.folder.name if base.name == RunConfig.name else base.name
         self.record = Record(name, Goal.of(base.sweep), points)
+        self._say = say
         self._configs: dict[str, RunConfig] = {}
         self._lock = contextlib.ExitStack()
         self._is_locked = False
@@ -129,7 +134,9 @@ class Sweep:
     def run_config(self, point: Point) -> RunConfig:
         """Return the configuration of a point's run."""
         if point.name not in self._configs:
-            config = compose_config([*self._fixed, *point.words])
+            config = compose_config(
+                [*self._fixed, *point.words], say=lambda line: self._say(point.hidden(line))
+            )
             log = dataclasses.replace(config.log, group=config.log.group or self.record.name)
             self._configs[point.name] = dataclasses.replace(
                 config, name=f"{self.record.name}-{point.name}", run_dir=str(self.run_dir(point)), log=log

@@ -14,6 +14,7 @@ from trainer.checkpoint.layout import MANIFEST, STATE
 from trainer.checkpoint.state import read_state
 from trainer.command.fitting import EMBEDDED
 from trainer.command.write_export import writes_adapter
+from trainer.config.many import many
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
@@ -40,7 +41,13 @@ OF_THE_HUB = ("hub", "hub_revision", "hub_private", "gguf", "llama_cpp", "despit
 
 def base_of(config: RunConfig, source: str) -> BaseCard:
     """Return what is known of the base of a run; where the export is to be pushed, also what the hub says."""
-    return read_base_card(source, _hub_name(config, source), is_online=config.export.hub is not None)
+    base = read_base_card(source, _hub_name(config, source), is_online=config.export.hub is not None)
+    if base.said_by is not None or config.model.kind is not ModelKind.embedded:
+        return base
+    from trainer.model.embedded import LICENSE, PACKAGE
+
+    said_by = f"package {PACKAGE.partition('=')[0]}"
+    return dataclasses.replace(base, license=LICENSE, license_name=None, license_link=None, said_by=said_by)
 
 
 def require_base_name(config: RunConfig, source: str) -> None:
@@ -186,9 +193,9 @@ def push_export(repository: Repository, folder: Path, places: list[str], what: s
                     f"{folder / name} must not tell of a folder of this machine when it is pushed, but names {place}. "
                     "Take it out of the base's own files, and export again."
                 )
-    say(console, f"Pushing {len(files)} verified files to {repository.name} ({repository.branch})")
+    say(console, f"Pushing {many(len(files), 'verified file')} to {repository.name} ({repository.branch})")
     done = push(repository, folder, files, f"Palimpsest: {what}")
-    say(console, f"{done.url}: {done.num_files} files, each compared with the one in {folder}.")
+    say(console, f"{done.url}: {many(done.num_files, 'file')}, each compared with the one in {folder}.")
     if done.removed:
         say(console, f"Removed there, weights of an earlier push: {', '.join(done.removed)}.")
     if done.others:

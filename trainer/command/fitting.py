@@ -160,7 +160,7 @@ def _said(fit: Fitted, hardware: Hardware, are_ranks_here: bool) -> Iterator[str
 
 def known_shape(config: RunConfig) -> DecoderShape | None:
     """Return the model's counts; None where only torch can count the model or what trains of it."""
-    found, origin = _config_json(config.model)
+    found, origin = config_json(config.model)
     return decoder_shape(found, origin) if knows(found) and not needs_names(config.tune) else None
 
 
@@ -194,7 +194,7 @@ def tuned_weights(config: RunConfig, shape: DecoderShape) -> Weights:
     if trained is None:
         from trainer.model.meta import meta_trained
 
-        trained = meta_trained(_config_json(config.model)[0], tune, num_new_tokens)
+        trained = meta_trained(config_json(config.model)[0], tune, num_new_tokens)
     if not trained.num_trainable:
         names = ", ".join(sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears}))
         raise ConfigError(
@@ -206,7 +206,7 @@ def tuned_weights(config: RunConfig, shape: DecoderShape) -> Weights:
 
 def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     """Return the counts of the configured model and where they are from."""
-    config, origin = _config_json(model)
+    config, origin = config_json(model)
     if knows(config):
         return decoder_shape(config, origin), origin
     from trainer.model.meta import meta_shape
@@ -216,7 +216,7 @@ def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     return meta_shape(source, model), f"{origin}, built on the meta device"
 
 
-def _config_json(model: ModelConfig) -> tuple[dict[str, Any], str]:
+def config_json(model: ModelConfig) -> tuple[dict[str, Any], str]:
     """Return the contents of the model's config.json and where they are from."""
     match model.kind:
         case ModelKind.tiny:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.describe import as_word
+from trainer.config.many import many
+from trainer.config.model import ModelKind
 from trainer.config.options import group_options
 from trainer.config.snapshot import write_atomic
 from trainer.errors import ConfigError, ModelError
-from trainer.forecast.config_json import read_config_json
+from trainer.forecast.card import find_cards
+from trainer.forecast.config_json import read_config_json, shipped_shapes
 
 WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "ignore")
-SEQ_LEN = 4096
-"""Tokens of a pack where the model's context has room for them: that of the recipes."""
-BATCH_TOKENS = 131072
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -51,6 +52,10 @@ class _Model:
     kind: str
     context: int | None
     can_chat: bool
+    says: str
+    """What was found of it."""
+    folder: Path | None = None
+    """Where it is a folder of this machine."""
     lines: tuple[str, ...] = ()
 
 
@@ -100,6 +105,7 @@ def write_experiment(wish: Wish) -> list[str]:
     Raises:
         TrainerError: The model, the data or the file cannot be used.
     """
+    from trainer.command.first_look import choose_sizes, count_tokens, say_choice, say_data
     from trainer.data.rows.guess import guess_layout
 
     model = _look_at_model(wish)
@@ -115,13 +121,14 @@ def write_experiment(wish: Wish) -> list[str]:
     recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
-    seq_len = min(SEQ_LEN, model.context or SEQ_LEN)
-    words = f"experiment={name} hydra.searchpath=[file://{_absolute(wish.folder)}]"
+    tokens = count_tokens(model.folder, guess.holding)
+    sizes = choose_sizes(guess.holding, tokens, model.context, find_cards().count)
+    words = shlex.join([f"experiment={name}", f"hydra.searchpath=[file://{_absolute(wish.folder)}]"])
     text = string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,
         words=words,
-        what=f"{recipe} of {wish.model} ({model.kind}) on {wish.data} ({guess.title}, {guess.num_files} file"
-        f"{'' if guess.num_files == 1 else 's'}; the first {guess.num_rows} rows were read)",
+        what=f"{recipe} of {wish.model} ({model.kind}) on {wish.data} ({guess.title}, {many(guess.num_files, 'file')}; "
+        f"{guess.holding.rows_read})",
         defaults="\n".join(
             f"  - override /{group}: {option}"
             for group, option in (("model", model.choice), ("recipe", recipe))
@@ -129,17 +136,37 @@ def write_experiment(wish: Wish) -> list[str]:
         ),
         model=_model_text(wish, model),
         source=_source_text(source_name, source, guess.named, guess.lines),
-        seq_len=seq_len,
-        context=f"the model's context is {model.context}" if model.context else "at most the model's context",
-        batch=BATCH_TOKENS // seq_len * seq_len,
+        seq_len=sizes.seq_len,
+        context=sizes.because,
+        batch=sizes.batch_tokens,
+        steps=f"about {many(sizes.num_steps, 'step')} an epoch",
+        lr=_lr_of(recipe),
         replay=""
         if is_talk
         else "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n",
     )
     write_new(file, text)
     _compose(file, name, wish.folder)
-    said = [f"Written: {file}", *model.lines, *guess.lines, "", "Then:"]
+    why = "as asked" if wish.recipe else "for conversations and pairs" if is_talk else "for text"
+    said = [
+        model.says,
+        say_data(wish.data, guess, tokens),
+        say_choice(recipe, why, sizes),
+        f"Written: {file}",
+        *model.lines,
+        *guess.lines,
+        "",
+        "Then:",
+    ]
     return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
+
+
+def _lr_of(recipe: str) -> str:
+    """Return the learning rate that a recipe sets, as YAML reads it for a number."""
+    from trainer.config.store import compose_config
+
+    mantissa, _, exponent = f"{compose_config([f'recipe={recipe}']).optim.lr:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def write_new(file: Path, text: str) -> None:
@@ -175,6 +202,9 @@ def _compose(file: Path, name: str, folder: Path) -> None:
 
 def _look_at_model(wish: Wish) -> _Model:
     """Return what the model's folder says of it; a name is looked up in the cache, among what ships, on the hub."""
+    from trainer.command.first_look import say_model
+    from trainer.command.fitting import config_json
+
     if wish.chat_template and not Path(wish.chat_template).expanduser().is_file():
         raise ConfigError(
             f"`chat_template` must name a Jinja file, but there is none at {wish.chat_template}. Check the path."
@@ -185,13 +215,16 @@ def _look_at_model(wish: Wish) -> _Model:
 
         chosen = compose_config([f"model={wish.model}"]).model
         kind = chosen.path or chosen.kind.value
-        return _Model(wish.model, "", kind, None, True)
+        is_here = chosen.kind in (ModelKind.tiny, ModelKind.embedded) or chosen.path in shipped_shapes()
+        known = config_json(chosen)[0] if is_here else {}
+        says = say_model(wish.model, known, _context(known), "with a chat template")
+        return _Model(wish.model, "", kind, _context(known), True, says)
     config, _ = read_config_json(wish.model)
-    context = config.get("max_position_embeddings")
-    kind, size = str(config["model_type"]), context if isinstance(context, int) and context > 0 else None
+    kind, size = str(config["model_type"]), _context(config)
     if not local.exists():
+        says = say_model(wish.model, config, size, "its tokenizer not here")
         line = "The tokenizer is not here: `palimpsest prepare` says whether it has a chat template."
-        return _Model("", wish.model, kind, size, True, (line,))
+        return _Model("", wish.model, kind, size, True, says, lines=(line,))
     if local.is_file():
         raise ModelError(
             f"`model` must be a folder with a config.json and a tokenizer, but is the file {local} instead. Name its "
@@ -208,7 +241,14 @@ def _look_at_model(wish: Wish) -> _Model:
         if has_weights
         else (f"{local} has no weights (*.safetensors): enough to plan and prepare, not to train.",)
     )
-    return _Model("", _absolute(local), kind, size, bool(wish.chat_template) or _has_template(local), lines)
+    can_chat = bool(wish.chat_template) or _has_template(local)
+    says = say_model(wish.model, config, size, f"with{'' if can_chat else 'out'} a chat template")
+    return _Model("", _absolute(local), kind, size, can_chat, says, local, lines)
+
+
+def _context(config: dict[str, Any]) -> int | None:
+    context = config.get("max_position_embeddings")
+    return context if isinstance(context, int) and context > 0 else None
 
 
 def _has_template(folder: Path) -> bool:

@@ -176,7 +176,7 @@ TOPICS: dict[str, Topic] = {
         (
             "palimpsest export run_dir=runs/first export.merge=true",
             "palimpsest export run_dir=runs/first interpolate=0:1:0.1",
-            "palimpsest export adapters=[runs/a,runs/b] export.output_dir=both",
+            "palimpsest export 'adapters=[runs/a,runs/b]' export.output_dir=both",
         ),
         (
             *("run_dir", "export.checkpoint", "export.output_dir", "export.dtype", "export.merge"),

@@ -17,7 +17,7 @@ from trainer.command.before_ranks import (
 from trainer.command.fitting import fitted_here
 from trainer.command.prepare import ensure_inputs
 from trainer.command.rank import run_rank
-from trainer.config.check import check_config
+from trainer.config.check import check_config, find_problems
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path, dated, freeze
 from trainer.config.store import load_config, to_yaml
@@ -46,14 +46,14 @@ def start_ranks(command: str, config: RunConfig) -> int:
             "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
             "this machine alone."
         )
+    if command == "train" and not any(find_problems(config)):
+        check_logins(config)  # Before GPUs are counted, which loads torch; with problems, those are told.
     num_ranks = count_ranks(config.cluster) if hosts is None else hosts.num_ranks
     check_config(config, num_ranks)
     config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
     config = dated(config, Path(config.run_dir))
     check_config(config, num_ranks)  # what was chosen may break a rule that was not one before
     check_quantiser(config)
-    if command == "train":
-        check_logins(config)
     check_benchmarks(config, command)
     if hosts is not None:
         listed = os.environ.get("SLURM_JOB_NODELIST")

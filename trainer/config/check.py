@@ -24,7 +24,7 @@ from trainer.config.data import Format, Packing, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import ScheduleConfig, ScheduleName
 from trainer.config.plan import PlanConfig
-from trainer.config.rule import Problem, must, problem
+from trainer.config.rule import Problem, must, problem, problems_shown
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
@@ -44,9 +44,7 @@ def check_config(
 def refuse(problems: Sequence[Problem]) -> None:
     """Raise one ConfigError that lists the problems, if there are any."""
     if problems:
-        lines = "\n".join(f"  - {found.sentence}" for found in problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"The configuration has {count}:\n{lines}")
+        raise ConfigError(problems_shown([found.sentence for found in problems]))
 
 
 def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainer.config.check import refuse
 from trainer.config.ds_sections import Found, PackCounts, batch_tokens, read_sections
 from trainer.config.entry import key_of
+from trainer.config.many import many
 from trainer.config.rule import Problem, problem
 from trainer.errors import ConfigError
 
@@ -143,7 +144,7 @@ def _shown(value: Any) -> str:
 
 
 def _sentence(path: Path, taken: Sequence[str], kept: Sequence[str], found: Found) -> str:
-    lines = [f"{KEY}={path}: {len(taken)} values taken, {len(found.ignored)} keys left out."]
+    lines = [f"{KEY}={path}: {many(len(taken), 'value')} taken, {many(len(found.ignored), 'key')} left out."]
     lines += [f"  taken     {one}" for one in taken]
     lines += [f"  kept      {one}" for one in kept]
     if found.open:

@@ -31,6 +31,8 @@ _WRONG = (
     (re.compile(r"An item is already at"), "given without Hydra's '+', since it is there"),
     (re.compile(r"Could not override '(?P<value>.*)'"), "a key or a group"),
 )
+MAX_LISTED = 12
+"""Keys of a section that are named where none is like the one asked for."""
 _NAMES = {
     "int": "a number",
     "float": "a number",
@@ -77,6 +79,21 @@ def nearest(name: str, candidates: list[str]) -> str:
         near = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
         matches = [by_leaf[near[0]]] if near else []
     return f" Did you mean `{matches[0]}`?" if matches else ""
+
+
+def nearest_key(key: str) -> str:
+    """Return what to try instead of a key that is not there: one like it, or all keys of its section."""
+    known = [*known_keys(), *group_options()]
+    section, _, leaf = key.rpartition(".")
+    beside = [name.rpartition(".")[2] for name in known if section and name.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean `{section}.{near[0]}`?"
+    if not 0 < len(beside) <= MAX_LISTED:
+        return nearest(key, known)
+    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+    question = f" Did you mean `{elsewhere[0]}`?" if elsewhere else ""
+    return f"{question} Keys of `{section}`: {', '.join(beside)}."
 
 
 def is_unknown(cause: BaseException, message: str) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from trainer.config.many import many
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,12 @@ class Problem:
     def is_in(self, sections: tuple[str, ...]) -> bool:
         """Tell whether the key is one of these, or below one of them."""
         return any(self.key == section or self.key.startswith(f"{section}.") for section in sections)
+
+
+def problems_shown(sentences: Sequence[str]) -> str:
+    """Return the sentences of problems under their count."""
+    lines = "\n".join(f"  - {sentence}" for sentence in sentences)
+    return f"The configuration has {many(len(sentences), 'problem')}:\n{lines}"
 
 
 def problem(key: str, rest: str) -> Problem:

@@ -29,7 +29,6 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from trainer.config.describe import known_keys
 from trainer.config.ds_file import with_ds_file
 from trainer.config.entry import check_values, is_entry, key_of, unreadable
 from trainer.config.exclusive import Hands, settle, touches
@@ -38,31 +37,43 @@ from trainer.config.explain import (
     missing_option,
     nearest,
     nearest_group,
+    nearest_key,
     override_key,
     wrong_value,
 )
 from trainer.config.options import CONF_MODULE, group_options, own_options, searchpath_folders
 from trainer.config.paths import make_absolute
 from trainer.config.schema import RunConfig
+from trainer.config.together import all_told, word_error
 from trainer.errors import ConfigError
 
 NO_WORKING_DIRECTORY = "The working directory must be there, but was deleted. Change to another one."
 
 
-def _to_standard_error(line: str) -> None:
+def to_standard_error(line: str) -> None:
+    """Say a line beside the output proper."""
     print(line, file=sys.stderr, flush=True)
 
 
 def compose_config(
-    overrides: Sequence[str], config_name: str = "train", say: Callable[[str], None] = _to_standard_error
+    overrides: Sequence[str], config_name: str = "train", say: Callable[[str], None] = to_standard_error
 ) -> RunConfig:
-    """Compose groups and overrides into a checked tree of dataclasses.
+    """Compose groups and overrides into a checked tree of dataclasses; all words that cannot be are told together.
 
     Args:
         say: Is told of every value that a person's word took the place of.
     Raises:
         ConfigError: An unknown key, group or option, or a value of the wrong type.
     """
+    lines: list[str] = []
+    config = all_told(overrides, lambda words: _composed(words, config_name, lines.append))
+    for line in lines:
+        say(line)
+    return config
+
+
+def _composed(overrides: Sequence[str], config_name: str, say: Callable[[str], None]) -> RunConfig:
+    """Compose once; the first word that cannot be is an error."""
     with _composing(overrides):
         others = [word for word in overrides if not is_entry(word)]
         for word in others:
@@ -142,7 +153,7 @@ def _composing(overrides: Sequence[str]) -> Iterator[None]:
     except yaml.YAMLError as error:
         raise ConfigError(f"A configuration file is not valid YAML: {_one_line(error)}.") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(_explain(error, overrides)) from error
+        raise word_error(_explain(error, overrides), overrides) from error
 
 
 @functools.cache
@@ -236,7 +247,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         words = [word for word in overrides if word not in chosen]
         merged = cast(DictConfig, OmegaConf.merge(merged, read_entries(words)))
         for line in settle(merged, Hands(_typed(words))):
-            _to_standard_error(line)
+            to_standard_error(line)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -318,7 +329,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if full_key and full_key.startswith("hydra.") and is_unknown(cause, first_line):
         return f"Unknown key `{full_key}`. See the fields of its option in Hydra's groups."
     if full_key and is_unknown(cause, first_line):
-        return f"Unknown key `{full_key}`.{nearest(full_key, [*known_keys(), *group_options()])}"
+        return f"Unknown key `{full_key}`.{nearest_key(full_key)}"
     given = next((word for word in overrides if key_of(word) == full_key), None)
     if not full_key:  # some messages name the value alone
         value = first_line.rpartition("value: ")[2]

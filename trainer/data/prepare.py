@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from trainer.config.data import DataConfig, Format, SourceConfig
+from trainer.config.many import many
 from trainer.data.chat.shape import describe_shape, find_shape
 from trainer.data.remote.fetched import RemoteFile
 from trainer.data.rows.files import Listing, hash_files, list_files
@@ -291,7 +292,7 @@ def _plain_progress(intake: Intake, rows: _Rows, console: Console) -> Iterator[C
 
 def _describe(intake: Intake, rows: _Rows) -> str:
     fetched = f"; {rows.fetched}" if rows.remote else ""
-    return f"{intake.name}: {intake.counts['rows']:,} rows, {intake.spool.num_tokens:,} tokens{fetched}"
+    return f"{intake.name}: {many(intake.counts['rows'], 'row')}, {many(intake.spool.num_tokens, 'token')}{fetched}"
 
 
 def _write(folder: Path, intake: Intake, notes: list[str], frac: float, described: dict[str, Any]) -> str:

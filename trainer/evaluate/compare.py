@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 NUM_RESAMPLES = 10_000
+MIN_DOCUMENTS = 5
+"""Fewer give no interval: resampling them draws the same few again and again, and looks surer than it is."""
 LEVEL = 0.95
 """Share of resamples inside the interval."""
 CHUNK_DRAWS = 1 << 20
@@ -30,7 +32,7 @@ CHUNK_DRAWS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MeanWithInterval:
-    """A mean over tokens; `low` and `high` are None where one document gives no interval."""
+    """A mean over tokens; `low` and `high` are None with fewer than MIN_DOCUMENTS."""
 
     mean: float
     low: float | None
@@ -45,7 +47,7 @@ class SetComparison:
 
     Units:
         `*_nats` per supervised token; `*_bits_per_byte` per byte of supervised text, None where unknown.
-        `change_low` and `change_high` bound 95 %; both are None where one document gives no interval.
+        `change_low` and `change_high` bound 95 %; both are None with fewer than MIN_DOCUMENTS documents.
     """
 
     name: str
@@ -162,8 +164,8 @@ def _scored(name: str, sums: dict[str, npt.NDArray[Any]], count_key: str, count_
 def _interval(
     sum_D: Floats, count_D: Floats, num_resamples: int, seed: int
 ) -> tuple[float | None, float | None]:
-    """Return the percentile interval of sum over count; one document says nothing about others."""
-    if len(count_D) < 2:
+    """Return the percentile interval of sum over count; few documents say nothing about others."""
+    if len(count_D) < MIN_DOCUMENTS:
         return None, None
     values_KD = np.stack([sum_D, count_D])
     totals_KR = np.concatenate(list(_resampled_totals(values_KD, num_resamples, seed)), axis=1)

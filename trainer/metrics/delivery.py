@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from trainer.config.check_log import tracked_name
+from trainer.config.many import many
 from trainer.metrics.redact import redact
 from trainer.metrics.sink import Record
 from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, Told, Tracker
@@ -24,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 
 CLOSE_S = 60.0
 """Longest wait for a tracker at the end of a run."""
+_QUIET_S = 2.0
+"""Of that wait, what is not worth a line."""
 _TRIES = 12
 """Tries of a record, some eight minutes, before it is left out: one that is never taken must not hold up the others."""
 _LONGEST_PAUSE_S = 60.0
@@ -87,22 +90,30 @@ class Delivery:
         self._has_ended = True
         self._status = status
         self._is_ending.set()
-        self._thread.join(self._close_s)
+        self._thread.join(min(_QUIET_S, self._close_s))
+        if self._thread.is_alive():
+            _LOG.warning(
+                "Waiting for %s to take the last of %s, at most %.0f s.",
+                self._name,
+                many(self._waiting.qsize(), "waiting record") if self._waiting.qsize() else "the run",
+                self._close_s,
+            )
+            self._thread.join(max(self._close_s - _QUIET_S, 0.0))
         missing = self._num_left_out + self._waiting.qsize()
         if self._thread.is_alive():
             _LOG.warning(
-                "%s does not answer and is left alone after %.0f s with %d record(s) not sent, the newest of them or "
+                "%s does not answer and is left alone after %.0f s with %s not sent, the newest of them or "
                 "its end. metrics.jsonl has everything.",
                 self._name,
                 self._close_s,
-                missing,
+                many(missing, "record"),
             )
         elif missing:
             _LOG.warning(
-                "%s was not sent %d record(s), after %d failure(s). metrics.jsonl has everything.",
+                "%s was not sent %s, after %s. metrics.jsonl has everything.",
                 self._name,
-                missing,
-                self._num_failures,
+                many(missing, "record"),
+                many(self._num_failures, "failure"),
             )
 
     def _deliver(self) -> None:

@@ -30,14 +30,21 @@ def check_trackers(log: LogConfig, run_dir: Path, environment: Mapping[str, str]
     Raises:
         ConfigError: Names the tracker and the fix.
     """
+    missing: dict[TrackerKind, str] = {}
     for kind in log.trackers:
         for package in _packages(kind, log, run_dir):
             if importlib.util.find_spec(package) is None:
-                extra = "wandb" if kind is TrackerKind.wandb else f"'palimpsest-trainer[{kind.value}]'"
-                raise ConfigError(
-                    f"`log.trackers` must name trackers that are installed, but {kind.value} is not: there is no "
-                    f"package {package}. Run `pip install {extra}`, or take {kind.value} out of log.trackers."
-                )
+                missing.setdefault(kind, package)
+    if missing:
+        names = " and ".join(kind.value for kind in missing)
+        extras = [
+            "wandb" if one is TrackerKind.wandb else f"'palimpsest-trainer[{one.value}]'" for one in missing
+        ]
+        lacks = f"there is no package {' and no package '.join(missing.values())}"
+        raise ConfigError(
+            f"`log.trackers` must name trackers that are installed, but {names} {'is' if len(missing) == 1 else 'are'} "
+            f"not: {lacks}. Run `pip install {' '.join(extras)}`, or take {names} out of log.trackers."
+        )
     known = {**os.environ, **environment}
     if TrackerKind.wandb in log.trackers:
         check_login(log.wandb, known)

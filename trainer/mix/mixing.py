@@ -13,6 +13,7 @@ from rich.table import Table
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import DataConfig, Role, SourceConfig
+from trainer.config.many import many
 from trainer.config.replay import RatioController, ReplayConfig
 from trainer.config.train import TrainConfig
 from trainer.data.store.store import Store
@@ -150,7 +151,7 @@ class Mixing:
 
     def table(self) -> Table:
         """Return what the run will draw, a row a pool."""
-        table = Table(title=f"Mixture over {self.num_steps:,} steps", title_justify="left")
+        table = Table(title=f"Mixture over {many(self.num_steps, 'step')}", title_justify="left")
         for column in ("sources", "role"):
             table.add_column(column, overflow="fold")
         for column in ("share", "supervised tokens", "passes"):

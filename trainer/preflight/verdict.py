@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.config.many import many
 from trainer.config.rule import observed
 from trainer.preflight.facts import Check, ClockFacts, FolderFacts, NodeFacts, NodeProblem, RankFacts, Row
 
@@ -254,7 +255,7 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Expected) -> tuple[Row, 
     if least is not None and asked.need_bytes is not None and least < asked.need_bytes:
         text = observed(
             f"run_dir on {where}",
-            f"a disk with room for {asked.num_checkpoints} checkpoints, {asked.need_bytes / 1e9:.3g} GB",
+            f"a disk with room for {many(asked.num_checkpoints, 'checkpoint')}, {asked.need_bytes / 1e9:.3g} GB",
             f"{asked.run_dir} with {least / 1e9:.3g} GB",
             "Choose a larger disk or lower checkpoint.keep_last.",
         )
@@ -263,7 +264,7 @@ def judge_folder(folders: Sequence[FolderFacts], asked: Expected) -> tuple[Row, 
     result = f"{asked.run_dir}: visible after {late:.1f} s" if len(folders) > 1 else asked.run_dir
     result += f", {least / 1e9:.3g} GB free" if least is not None else ""
     if asked.need_bytes is not None:
-        result += f", {asked.need_bytes / 1e9:.3g} needed for {asked.num_checkpoints} checkpoint(s)"
+        result += f", {asked.need_bytes / 1e9:.3g} needed for {many(asked.num_checkpoints, 'checkpoint')}"
     elif asked.num_checkpoints:
         result += "; the size of a checkpoint is not forecast"
     return Row(Check.run_dir, len(folders), result, bool(problems)), problems

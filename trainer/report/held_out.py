@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.metric import FORGETTING
-from trainer.evaluate.compare import SetComparison
+from trainer.evaluate.compare import MIN_DOCUMENTS, SetComparison
 from trainer.evaluate.record import Divergence, Recovery
 from trainer.report.element import Child, Html, table
 from trainer.report.figure import line_chart
@@ -40,14 +40,16 @@ def changes(record: RunRecord) -> Html:
     has_bits = any(one.base_bits_per_byte is not None for one in found.sets)
     if has_bits:
         header.append("Base \u2192 tuned, bits per byte")
-    header += ["Documents", "Tokens"]
+    header += ["Documents and parts", "Tokens"]
     return section(
         "changes",
         heading,
         paragraph(
             "Loss is the mean negative log-likelihood of a supervised token; lower is better. Both models "
             "scored the same documents, and the interval resamples documents in pairs: where it includes 0, "
-            "no change was seen."
+            f"no change was seen. Fewer than {MIN_DOCUMENTS} documents give no interval. Of a document that is "
+            "cut at the end of a pack each part counts as one: parts of one document are alike, and make the interval "
+            "narrower than it should be."
         ),
         table(
             header,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainer.config.many import many
 from trainer.config.metric import STDERR, TASK
 from trainer.evaluate.tasks.score import TaskComparison
 from trainer.report.element import Child, Html, join, table
@@ -53,7 +54,7 @@ def _through_training(record: RunRecord, drawn: Sequence[Html | None]) -> Html |
     late = (
         ""
         if not put_off
-        else f" They were put off {count(len(put_off))} time(s): the ledger says when and why."
+        else f" They were put off {many(len(put_off), 'time')}: the ledger says when and why."
     )
     return join(
         paragraph(

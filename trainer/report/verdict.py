@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trainer.evaluate.compare import SetComparison
+from trainer.evaluate.compare import MIN_DOCUMENTS, SetComparison
 from trainer.report.number import decimals_for, fixed, signed
 
 ORDER = ("target", "replay", "probe")
@@ -47,7 +47,7 @@ def in_a_word(one: SetComparison) -> str:
 def between(low: float | None, high: float | None, num_decimals: int) -> str:
     """Return an interval in words."""
     if low is None or high is None:
-        return "no interval: one document"
+        return f"no interval: fewer than {MIN_DOCUMENTS} documents"
     return f"{fixed(low, num_decimals)} to {fixed(high, num_decimals)}"
 
 

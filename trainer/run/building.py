@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainer.config.many import many
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
@@ -156,14 +157,14 @@ def _say_what_was_built(
     for line in describe_tuned(tuned, config.tune.method):
         _LOG.info(line)
     _LOG.info(
-        "%d rank(s) on %s, ZeRO-%d %s, %d packs of %d tokens a step = %d micro-step(s) of %d a rank.",
-        num_ranks,
+        "%s on %s, ZeRO-%d %s, %s of %d tokens a step = %s of %d a rank.",
+        many(num_ranks, "rank"),
         describe_device(),
         config.zero.stage,
         config.zero.dtype,
-        shape.packs_per_step,
+        many(shape.packs_per_step, "pack"),
         shape.seq_len,
-        shape.num_micro_steps,
+        many(shape.num_micro_steps, "micro-step"),
         shape.micro_batch_size,
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.checkpoint.lineage import OF_TRACKERS, leave_behind, next_abandoned
 from trainer.checkpoint.state import TrainState
+from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.config.store import to_plain
 from trainer.errors import ModelError
@@ -248,8 +249,8 @@ def open_journal(
         num_moved = truncate_after(path, resumed_step, aside / path.name)
         if num_moved:
             _LOG.warning(
-                "%d line(s) of %s after step %d are now in %s.",
-                num_moved,
+                "%s of %s after step %d are now in %s.",
+                many(num_moved, "line"),
                 path,
                 state.step,
                 aside / path.name,

@@ -13,6 +13,7 @@ from enum import Enum
 
 from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.state import TrainState
+from trainer.config.many import many
 from trainer.engine.policy import Policy
 from trainer.metrics.tracker import by_source
 from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
@@ -204,7 +205,7 @@ def save(parts: RunParts, state: TrainState, measured: dict[str, float]) -> bool
         measured: What was measured after this very step: another one cannot be the best by it.
     """
     started = time.perf_counter()
-    why: str | None = f"{state.bad_steps_in_a_row} non-finite step(s) in a row"
+    why: str | None = f"{many(state.bad_steps_in_a_row, 'non-finite step')} in a row"
     if not state.bad_steps_in_a_row:
         if parts.best is not None:
             parts.best.take(state, measured)

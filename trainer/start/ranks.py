@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from trainer.config.cluster import ClusterConfig
+from trainer.config.many import many
 from trainer.dist.hosts import parse_hostfile
 from trainer.errors import ConfigError, TopologyError
 from trainer.start.local import free_port
@@ -25,8 +26,8 @@ def count_ranks(cluster: ClusterConfig) -> int:
     asked = cluster.ranks_per_node
     if asked > num_gpus > 0 and os.environ.get("DS_ACCELERATOR") != "cpu":
         raise TopologyError(
-            f"`cluster.ranks_per_node` must be at most the {num_gpus} GPU(s) that this process sees, but is {asked} "
-            "instead. Ask for fewer, or name more of them in CUDA_VISIBLE_DEVICES."
+            f"`cluster.ranks_per_node` must be at most the {many(num_gpus, 'GPU')} that this process sees, but is "
+            f"{asked} instead. Ask for fewer, or name more of them in CUDA_VISIBLE_DEVICES."
         )
     return asked or max(num_gpus, 1)
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The run first, written by `palimpsest submit`. Submit again rather than edit: every attempt of the job reads
+# first, written by `palimpsest submit`. Submit again rather than edit: every attempt of the job reads
 # this file, and the frozen config.yaml beside it.
 #
 # Name in the queue.

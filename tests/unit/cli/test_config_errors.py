@@ -48,6 +48,36 @@ def test_a_key_like_no_other_is_named_without_a_guess(refuse):
     assert refuse("train", "+qqqqq=1") == "Unknown key `qqqqq`."
 
 
+def test_a_key_like_none_of_its_section_is_told_with_the_keys_of_the_section(refuse):
+    said = refuse("train", "evaluate.during.samples.prompts=p.txt")
+    keys = "file, num, max_new_tokens, apply_chat_template"
+    assert said.endswith(f"Keys of `evaluate.during.samples`: {keys}.")
+
+
+def test_all_words_that_cannot_be_are_told_together(refuse):
+    said = refuse("train", *CORPUS, "data.seq_len=ab", "optim.lrr=3", "train.micro_batch_size=x").splitlines()
+    assert said[0] == "The configuration has 3 problems:" and len(said) == 4
+    for key in ("data.seq_len", "optim.lrr", "train.micro_batch_size"):
+        assert any(f"`{key}`" in line for line in said[1:])
+
+
+def test_a_tracker_without_its_package_is_refused_before_torch_is_loaded(here):
+    code = """
+import importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "trackio" else found(name, *rest)
+from trainer.cli import run_command
+assert run_command(sys.argv[1:]) == 2 and "torch" not in sys.modules
+"""
+    words = ["train", *CORPUS, "model=tiny", "train.max_steps=1", "log.trackers=[trackio]"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0 and "but trackio is not: there is no package trackio" in done.stderr, (
+        done.stderr
+    )
+
+
 def test_a_misspelt_key_of_a_source_is_named(refuse):
     assert "Unknown key `data.sources.corpus.pth`." in refuse(
         "train", "data=text", "data.sources.corpus.pth=x"
@@ -92,7 +122,10 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(refuse, override, parts
 @pytest.mark.parametrize(
     ("override", "allowed"),
     [
-        ("model.attention=sdpaa", "auto, flash_attention_4, flash_attention_3, flash_attention_2, sdpa"),
+        (
+            "model.attention=sdpaa",
+            "auto, flash_attention_4, flash_attention_3, flash_attention_2, sdpa, eager",
+        ),
         ("model.kernels=ligr", "auto, liger, none"),
         ("zero.offload_param=gpu", "none, cpu"),
         ("log.wandb.mode=on", "auto, online, offline"),

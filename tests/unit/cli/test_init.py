@@ -2,16 +2,19 @@
 
 import json
 import os
+import shlex
 import shutil
 
 import pytest
 import yaml
 
 from trainer.cli import run_command
+from trainer.command.first_look import Tokens, choose_sizes
 from trainer.config.cluster import Scheduler
 from trainer.config.data import Format
 from trainer.config.model import ModelKind
 from trainer.config.store import compose_config
+from trainer.data.rows.guess import Holding
 from trainer.model.tiny import build_tokenizer
 
 SHAPE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -85,13 +88,13 @@ def test_what_is_written_composes_for_every_layout(init, here, model, layout):
 def test_the_commands_that_it_names_plan_and_prepare(init, here, model, capsys):
     write_rows(here / "our chats.jsonl", ROWS["sharegpt"])
     said = init(f"model={model}", "data=our chats.jsonl")
-    lines = [line.split() for line in said.splitlines() if line.startswith("  palimpsest ")]
+    lines = [shlex.split(line) for line in said.splitlines() if line.startswith("  palimpsest ")]
+    assert all("'hydra.searchpath=[file://" in line for line in said.splitlines() if "searchpath" in line)
     assert [words[1] for words in lines] == ["plan", "prepare", "train"]
     assert lines[0][2] == "experiment=our_chats"
     text = (here / "palimpsest/experiment/our_chats.yaml").read_text()
     assert (
-        text.startswith("# @package _global_\n# lora of ")
-        and "(ShareGPT, 1 file; the first 60 rows were read)" in text
+        text.startswith("# @package _global_\n# lora of ") and "(ShareGPT, 1 file; all 60 rows read)" in text
     )
     plan = [*lines[0][1:], "plan.gpu_gib=80", "plan.strict=true", "cluster.ranks_per_node=1"]
     assert run_command(plan) == 0, capsys.readouterr().err
@@ -118,6 +121,24 @@ def test_a_column_that_would_change_what_is_learnt_is_named_and_can_be_ignored(i
     init(*words, "ignore=[loss_weight,history]")
     tree = yaml.safe_load((here / "palimpsest/experiment/a.yaml").read_text())
     assert tree["data"]["sources"]["a"]["columns"] == {"ignore": ["loss_weight", "history"]}
+
+
+def test_sizes_fit_what_it_looked_at_and_it_says_so(init, here, model):
+    """60 documents of 60 letters, each a token: 3600 tokens, 7 whole packs of 512, one of them a step."""
+    write_rows(here / "a.jsonl", {"text": "x" * 60})
+    said = init(f"model={model}", "data=a.jsonl", "recipe=lora")
+    assert "llama, 2 layers, 35,488 parameters, context 512, with a chat template." in said
+    assert "a.jsonl is text (format: text, read from text); all 60 rows read, with about 3,600 tokens" in said
+    assert "the longest document has about 60." in said
+    assert "Chosen: recipe lora (as asked); data.seq_len=512" in said and "about 7 steps an epoch" in said
+    text = (here / "palimpsest/experiment/a.yaml").read_text()
+    assert "global_batch_tokens: 512 " in text and "# optim: {lr: 1.0e-4}" in text
+
+
+def test_what_has_many_tokens_gets_the_recipes_sizes():
+    holding = Holding(num_rows=10_000, is_whole=False, num_chars=20_000_000)
+    sizes = choose_sizes(holding, Tokens(900, 5_000_000, True), None, num_gpus=8)
+    assert (sizes.seq_len, sizes.batch_tokens) == (4096, 131072)
 
 
 WRONG = {
@@ -205,5 +226,15 @@ def test_a_site_without_gpus_gets_one_rank_a_node(init, here, sinfo):
 
 def test_a_site_file_can_be_begun_where_there_is_no_sinfo(init, here, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert "fill in partition and ranks_per_node" in init("--site")
+    assert "The site was not asked: there is no sinfo here. Fill in partition" in init("--site")
     assert composed_site(here).ranks_per_node == 8 and composed_site(here).partition is None
+
+
+def test_a_site_file_is_begun_where_sinfo_does_not_answer_and_the_first_line_says_why(init, here, sinfo):
+    sinfo("nothing")
+    (here.parent / "bin" / "sinfo").write_text(
+        "#!/bin/sh\necho 'sinfo: error: down' >&2; echo more >&2; exit 1\n"
+    )
+    said = init("--site")
+    assert "The site was not asked: sinfo does not answer (down). Fill in" in said and "more" not in said
+    assert composed_site(here).ranks_per_node == 8

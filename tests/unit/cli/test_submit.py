@@ -77,7 +77,9 @@ def test_a_dry_run_prints_the_script_and_changes_nothing(slurm, here, tmp_path, 
 def test_without_slurm_the_script_can_still_be_seen(nowhere, capsys):
     assert run_command(["submit", *RUN, "--dry-run"]) == 0
     shown = capsys.readouterr()
-    assert "#SBATCH --nodes=2\n" in shown.out and "There is no SLURM here" in shown.err
+    assert (
+        "#SBATCH --nodes=2\n" in shown.out and "The site was not asked: there is no SLURM here." in shown.err
+    )
 
 
 def test_it_needs_no_torch_and_is_little_work(nowhere, here):
@@ -153,6 +155,40 @@ def test_all_problems_are_shown_together(slurm, refuse):
 
 def test_a_machine_without_slurm_is_a_sentence(nowhere, refuse):
     assert "must run where SLURM's sbatch and sinfo are on the PATH" in refuse("submit", *RUN)
+
+
+SILENT = """#!/bin/sh
+echo 'sinfo: error: resolve_ctls_from_dns_srv: res_nsearch error: Host name lookup failure' >&2
+echo 'sinfo: error: fetch_config: DNS SRV lookup failed' >&2
+exit 1
+"""
+
+
+def test_a_dry_run_goes_on_where_sinfo_does_not_answer_and_says_so_in_a_line(slurm, here, tmp_path, capsys):
+    (tmp_path / "bin" / "sinfo").write_text(SILENT)
+    assert run_command([*local(tmp_path), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "#SBATCH --nodes=2\n" in shown.out
+    (line,) = [line for line in shown.err.splitlines() if "The site was not asked" in line]
+    assert line == (
+        "The site was not asked: sinfo does not answer (resolve_ctls_from_dns_srv: res_nsearch error: Host name lookup "
+        "failure). Partition, GPUs of a node and limits were not checked."
+    )
+
+
+def test_a_submission_is_refused_where_sinfo_does_not_answer(slurm, here, tmp_path, capsys):
+    (tmp_path / "bin" / "sinfo").write_text(SILENT)
+    assert run_command(local(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "SLURM must answer `sinfo` here, but it says instead: resolve_ctls" in said and "fetch" not in said
+    assert not slurm.exists()
+
+
+def test_a_dry_run_only_says_that_the_image_is_not_here(slurm, here, tmp_path, capsys):
+    image = ["cluster=slurm_apptainer", "cluster.container.image=/shared/none.sif"]
+    words = [word for word in local(tmp_path) if word != "cluster=slurm"]
+    assert run_command([*words, *image, "--dry-run"]) == 0
+    assert "The image /shared/none.sif was not found on this machine" in capsys.readouterr().err
 
 
 def test_what_sbatch_says_is_shown(slurm, here, tmp_path, capsys):

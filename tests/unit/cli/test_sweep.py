@@ -81,6 +81,15 @@ def num_calls(folder):
     return len((folder / "calls").read_text().splitlines())
 
 
+def test_what_a_word_replaces_is_said_once_and_not_by_every_point(slurm, here, folder, capsys):
+    assert submit(folder, "recipe=continued_pretrain", "train.max_steps=3,4", "--dry-run") == 0
+    shown = capsys.readouterr().err
+    lines = [line for line in shown.splitlines() if "takes the place" in line and "max_steps=..." in line]
+    assert lines == ["train.max_steps=... of the command line takes the place of train.max_epochs=1.0."]
+    assert submit(folder, "recipe=continued_pretrain", "train.max_steps=3", "--dry-run") == 0
+    assert capsys.readouterr().err.count("takes the place") == 1
+
+
 def test_a_submission_hands_in_a_job_a_point_each_in_a_directory_that_tells_which(
     slurm, here, folder, capsys
 ):

@@ -90,6 +90,18 @@ def test_a_txt_file_is_one_document_or_its_lines_or_its_paragraphs(
     assert read(source, tmp_path) == expected
 
 
+@pytest.mark.parametrize(("documents", "num_told"), [("file", 1), ("line", 0)])
+def test_a_txt_file_that_is_read_as_one_document_is_told_in_a_line(
+    documents: str, num_told: int, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "a.txt", "a\nb\n")
+    source.txt_documents = documents
+    rows = read_files("s", source, list_files("s", source))
+    assert list(rows.batches())
+    lines = [line for line in rows.reading.to_lines() if "data.sources.NAME.txt_documents" in line]
+    assert len(lines) == num_told
+
+
 def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)

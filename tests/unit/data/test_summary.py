@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Console
 
 from tests.helpers.tokenizers import make_tokenizer
-from trainer.config.data import DataConfig, SourceConfig
+from trainer.config.data import DataConfig, LongDocuments, Packing, SourceConfig
 from trainer.data.prepare import prepare
-from trainer.data.store.summary import SAMPLE_TOKENS, render_sample
+from trainer.data.store.summary import SAMPLE_TOKENS, describe_store, render_sample
 from trainer.data.types import Pack
 
 
@@ -40,6 +40,23 @@ def test_a_long_sample_shows_both_ends_and_says_how_much_is_left_out() -> None:
     shown = render_sample(piece, make_tokenizer(), in_colour=False).plain
     assert f"... {10_001 - SAMPLE_TOKENS:,} tokens ..." in shown
     assert shown.startswith("q") and shown.endswith("\u27e6a\u27e7")
+
+
+def test_documents_that_were_cut_are_told_with_pieces_and_tokens(tmp_path: Path) -> None:
+    """In packs of 64: 150 tokens are 3 pieces, 70 are 2; a document of 8 is whole. EOS ends each."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "x" * length}) + "\n" for length in (149, 69, 7)))
+    source = SourceConfig(path=str(path), packing=Packing.best_fit, long_documents=LongDocuments.split)
+    cache = str(tmp_path / "cache")
+    data = DataConfig(sources={"s": source}, seq_len=64, validation_frac=0.0, cache_dir=cache, num_workers=1)
+    tokenizer = make_tokenizer()
+    cells = describe_store(
+        prepare(data, tokenizer, lambda: tokenizer, None, Console(file=io.StringIO()))["s"]
+    )
+    assert (cells["documents"], cells["tokens"], cells["longest document"]) == ("3", "228", "150 tokens")
+    assert cells["training packs"] == "4 (228 tokens)"
+    said = "2 documents longer than a pack cut into 5 pieces of 220 tokens together, all kept"
+    assert said in cells["dropped, and other counts"]
 
 
 def test_a_terminal_gets_a_bar_and_the_table_names_every_source(tmp_path: Path) -> None:

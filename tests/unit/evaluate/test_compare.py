@@ -76,6 +76,13 @@ def test_the_same_numbers_give_the_same_interval_whatever_is_drawn_at_once(monke
     assert compare_set("s", "probe", base, tuned, targets, seed=1) != whole
 
 
+def test_fewer_than_five_documents_have_no_interval():
+    """Two documents, each with its own change, would give an interval between the two changes."""
+    assert mean_with_interval("s", BASE[:4], TARGETS[:4]).low is None
+    assert mean_with_interval("s", BASE[:5], TARGETS[:5]).low is not None
+    assert compare_set("s", "probe", BASE[:4], TUNED[:4], TARGETS[:4]).change_low is None
+
+
 def test_one_document_has_no_interval_rather_than_one_of_no_width():
     found = compare_set("s", "probe", BASE[:1], TUNED[:1], TARGETS[:1])
     assert (found.change_low, found.change_high) == (None, None)

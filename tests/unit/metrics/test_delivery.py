@@ -105,7 +105,7 @@ def test_what_a_tracker_never_took_is_counted_and_said(tmp_path, caplog):
         for step in (1, 2, 3):
             delivery.write(step, {"loss": 1.0})
         delivery.close("failed")
-    assert "file was not sent 3 record(s), after" in caplog.messages[-1]
+    assert "file was not sent 3 records, after" in caplog.messages[-1]
     assert Bookmark.read(tmp_path, "file").mark == Told()
 
 
@@ -117,6 +117,7 @@ def test_a_tracker_that_hangs_is_left_alone(tmp_path, caplog):
         patch.setattr(logging.getLogger("trainer"), "propagate", True)
         delivery.write(1, {"loss": 1.0})
         delivery.close("finished")
+    assert caplog.messages[-2].startswith("Waiting for file to take the last of ")
     assert "file does not answer and is left alone" in caplog.messages[-1]
     answer.set()
 

@@ -161,6 +161,12 @@ for kind in TrackerKind:
         assert f"but {kind.value} is not" in str(error) and "pip install" in str(error), error
     else:
         raise AssertionError(kind)
+try:
+    check_trackers(LogConfig(trackers=[TrackerKind.wandb, TrackerKind.trackio]), Path(sys.argv[2]), {})
+except ConfigError as error:
+    assert "but wandb and trackio are not: there is no package wandb and no package trackio" in str(error), error
+else:
+    raise AssertionError("both are missing")
 """
     root = str(Path(__file__).parents[3])
     subprocess.run([sys.executable, "-I", "-S", "-c", code, root, str(tmp_path)], check=True, timeout=LIMIT_S)

@@ -225,7 +225,7 @@ def test_scores_through_training_are_a_curve_with_intervals(tmp_path):
     page = build_report(run_dir).read_text(encoding="utf-8")
     part = page[page.index('id="tasks"') : page.index('id="curves"')]
     assert part.count('class="bar"') == 2, "two of three scores have a standard error"
-    assert "1.96 standard errors" in part and "put off 1 time(s)" in part and "base 0.3" in part
+    assert "1.96 standard errors" in part and "put off 1 time:" in part and "base 0.3" in part
     assert "acc from 0.3000 to 0.4500" in part
     # The axis holds the bars: 0.5 + 1.96 x 0.05 = 0.598.
     assert ">0.60<" in part or ">0.6<" in part

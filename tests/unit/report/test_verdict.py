@@ -34,7 +34,7 @@ def test_an_interval_around_0_is_no_change_seen():
 
 def test_one_document_is_said_to_have_no_interval():
     assert verdict([changed("chat", "probe", 0.1, None, None)]) == (
-        "chat rose by 0.100 nats (no interval: one document)."
+        "chat rose by 0.100 nats (no interval: fewer than 5 documents)."
     )
 
 

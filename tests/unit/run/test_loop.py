@@ -216,7 +216,7 @@ def test_a_save_that_is_due_among_bad_steps_waits_for_a_sound_one():
     reason, _, work, report, _, _ = run(norms=norms, save_every=2)
     assert reason is StopReason.finished
     assert work.saved == [4, 6, 8, 10]
-    assert report.unsaved == [(2, "1 non-finite step(s) in a row"), (3, "2 non-finite step(s) in a row")]
+    assert report.unsaved == [(2, "1 non-finite step in a row"), (3, "2 non-finite steps in a row")]
 
 
 def test_a_run_that_ends_among_bad_steps_has_not_finished():
@@ -227,7 +227,7 @@ def test_a_run_that_ends_among_bad_steps_has_not_finished():
 def test_a_stop_among_bad_steps_saves_nothing():
     reason, state, work, report, _, _ = run(norms=[1.0, 1.0, math.nan], stop=Stop(after=2), save_every=2)
     assert reason is StopReason.preempted and state.step == 3
-    assert work.saved == [2] and report.unsaved == [(3, "1 non-finite step(s) in a row")]
+    assert work.saved == [2] and report.unsaved == [(3, "1 non-finite step in a row")]
 
 
 def test_weights_that_are_not_finite_after_sound_steps_end_the_run():

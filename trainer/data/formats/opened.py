@@ -26,6 +26,9 @@ Row = dict[str, Any]
 NumberedRow = tuple[int, Row]
 
 
+AS_ONE = "txt file read as one document (data.sources.NAME.txt_documents: line or paragraph splits it)"
+
+
 @dataclass(slots=True)
 class Opened:
     """A file of rows: the columns of its first row, or of all if it is a table, and how to read it."""
@@ -127,6 +130,7 @@ def _open_rows(source: SourceConfig, file: DataFile, kind: str) -> Opened:
         list(first[0][1]) if first else [],
         False,
         lambda wanted, watched: chain(first, rows),
+        lambda: Counter([AS_ONE] if kind == "txt" and source.txt_documents == "file" else []),
     )
 
 

@@ -7,17 +7,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.config.many import many
 from trainer.data.formats.opened import open_file
 from trainer.data.rows.columns import LAYOUTS
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, kind_of, list_files
 from trainer.data.rows.source import read_files
-from trainer.data.types import RowError
+from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, RowError
 from trainer.errors import DataError
 
-SAMPLE_ROWS = 200
+SAMPLE_ROWS = 10_000
+SAMPLE_CHARS = 20_000_000
+"""No more rows are read after so many characters."""
 ORDER = (Format.chat, Format.completion, Format.ids, Format.text)
 """Formats as they are tried: rows of chats may have a column `text` beside the conversation."""
+
+
+@dataclass(slots=True)
+class Holding:
+    """How much the rows of the sample hold."""
+
+    num_rows: int = 0
+    is_whole: bool = True
+    """Whether there is no row beside them."""
+    num_chars: int = 0
+    longest: str = ""
+    """Text of the longest document."""
+    longest_turns: int = 0
+    """Its turns, where the chat template renders it."""
+    num_ids: int = 0
+    """Tokens, where rows hold those."""
+    longest_ids: int = 0
+
+    @property
+    def rows_read(self) -> str:
+        """Return how many rows were read, in words."""
+        return f"{'all' if self.is_whole else 'the first'} {many(self.num_rows, 'row')} read"
+
+    def add(self, document: Document, as_chat: bool) -> None:
+        """Count a document."""
+        if isinstance(document, IdsDocument):
+            self.num_ids += len(document.ids)
+            self.longest_ids = max(self.longest_ids, len(document.ids))
+            return
+        turns = 0
+        if isinstance(document, ChatDocument):
+            text = "\n".join(str(message["content"]) for message in document.messages)
+            turns = len(document.messages)
+        elif isinstance(document, CompletionDocument):
+            text, turns = document.prompt + document.completion, 2 if as_chat else 0
+        else:
+            text = document.text
+        self.num_chars += len(text)
+        if len(text) > len(self.longest):
+            self.longest, self.longest_turns = text, turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +72,12 @@ class Guess:
     """What people call the layout."""
     named: dict[str, str]
     """Columns that are not those of the default names, by key."""
+    read: list[str]
+    """Columns that hold the documents."""
     num_files: int
-    num_rows: int
-    """Rows of the sample, which were parsed."""
     lines: list[str]
     """What was noticed."""
+    holding: Holding
 
 
 def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str]) -> Guess:
@@ -60,8 +104,9 @@ def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str]) ->
         as_chat=can_chat and format_ is Format.completion,
         columns=ColumnsConfig(**named, ignore=list(ignore)),
     )
-    num_rows, lines = _parsed_sample(name, source, listing)
-    return Guess(source, title, named, len(listing.files), num_rows, [*listing.lines, *lines])
+    holding, lines = _parsed_sample(name, source, listing)
+    read = list(layout.values())
+    return Guess(source, title, named, read, len(listing.files), [*listing.lines, *lines], holding)
 
 
 def _known(columns: list[str], path: str) -> tuple[Format, str, dict[str, str]]:
@@ -77,24 +122,29 @@ def _known(columns: list[str], path: str) -> tuple[Format, str, dict[str, str]]:
     )
 
 
-def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[int, list[str]]:
-    """Read and parse the first rows; return how many there were and what was noticed."""
+def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[Holding, list[str]]:
+    """Read and parse the first rows; return what they hold and what was noticed."""
     rows = read_files(name, replace(source, max_documents=SAMPLE_ROWS), listing)
     counts: Counter[str] = Counter()
-    num_rows = 0
+    holding = Holding()
     for batch in rows.batches():
         for number, row in zip(batch.numbers, batch.rows, strict=True):
-            num_rows += 1
+            holding.num_rows += 1
             try:
-                parse_row(row, rows.source, counts)
+                document = parse_row(row, rows.source, counts)
             except RowError as error:
                 where = f"{batch.file}, {batch.unit} {number},"
                 raise DataError(
                     f"`data` must {error.rule}, but {where} is {error.value} instead. {error.fix}"
                 ) from error
+            if document is not None:
+                holding.add(document, source.as_chat)
+        if holding.num_chars > SAMPLE_CHARS:
+            break
+    holding.is_whole = holding.num_rows < SAMPLE_ROWS and holding.num_chars <= SAMPLE_CHARS
     told = [
-        f"{count} of the first {num_rows} rows: {what.replace('_', ' ')}"
+        f"{count} of the first {many(holding.num_rows, 'row')}: {what.replace('_', ' ')}"
         for what, count in counts.items()
         if count
     ]
-    return num_rows, [*rows.reading.lines, *told]
+    return holding, [*rows.reading.lines, *told]

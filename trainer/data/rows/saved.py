@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.config.many import many
 from trainer.data.rows.reading import join_names
 from trainer.data.rows.split_names import Asked
 from trainer.errors import DataError
@@ -59,8 +60,7 @@ def find_saved(folder: Path, asked: Asked) -> SavedRows | None:
         title = f"a Dataset saved to disk{f', split {split!r}' if split else ''}"
     else:
         return None
-    count = "1 file" if len(saved.files) == 1 else f"{len(saved.files):,} files"
-    return SavedRows(saved.files, saved.order, [f"{title}: {count}", *saved.lines])
+    return SavedRows(saved.files, saved.order, [f"{title}: {many(len(saved.files), 'file')}", *saved.lines])
 
 
 def _of_split(folder: Path, asked: Asked) -> SavedRows:

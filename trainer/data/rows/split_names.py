@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import PurePath
 from typing import Any, TypeVar
 
+from trainer.config.many import many
 from trainer.errors import DataError
 
 P = TypeVar("P", bound=PurePath)
@@ -84,15 +85,11 @@ def choose_split(folder: P, files: list[P], asked: Asked, readme: str | None) ->
         )
     chosen = by_split[asked.split]
     left = len(files) - len(chosen)
-    lines = [f"split '{asked.split}' by {source}: {_count(len(chosen))}"]
+    lines = [f"split '{asked.split}' by {source}: {many(len(chosen), 'file')}"]
     if left:
         others = ", ".join(sorted(name for name in by_split if name != asked.split)) or "none"
-        lines = [f"{lines[0]}; {_count(left)} of the folder not read (other splits: {others})"]
+        lines = [f"{lines[0]}; {many(left, 'file')} of the folder not read (other splits: {others})"]
     return chosen, lines
-
-
-def _count(number: int) -> str:
-    return "1 file" if number == 1 else f"{number:,} files"
 
 
 # ---- by README
@@ -177,7 +174,7 @@ def _files_by_name(folder: P, files: list[P], asked: Asked) -> dict[str, list[P]
     if by_split and unnamed:
         raise DataError(
             f"`{asked.key}.path` must hold files that all tell their split or that all tell none, but "
-            f"'{asked.path}' has {_count(len(unnamed))} such as '{unnamed[0].name}' beside the splits "
+            f"'{asked.path}' has {many(len(unnamed), 'file')} such as '{unnamed[0].name}' beside the splits "
             f"[{', '.join(sorted(by_split))}] instead. Name the files, for example {asked.key}.path='FOLDER/*.jsonl'."
         )
     return by_split

@@ -5,6 +5,7 @@ Problems are collected, not raised one by one, so that a message can say how man
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -29,7 +30,8 @@ class Intake:
     vocab_size: int | None
     counts: Counter[str] = field(default_factory=Counter)
     """rows; normalized, stripped, null_turns, padding_ids, empty_prompts; no_completion, no_prompt, zero_weight,
-    too_short, too_long, duplicates, empty, long_dropped, long_split."""
+    too_short, too_long, duplicates, empty, long_dropped, long_split.
+    long_pieces and long_tokens are of the documents that were split."""
     longest: int = 0
     """Tokens of the longest unit, dropped ones included."""
     _problems: Counter[str] = field(default_factory=Counter)
@@ -72,6 +74,8 @@ class Intake:
         match self.options.long_documents:
             case LongDocuments.split:
                 self.counts["long_split"] += 1
+                self.counts["long_pieces"] += math.ceil(length / self.options.seq_len)
+                self.counts["long_tokens"] += length
                 return True
             case LongDocuments.drop:
                 self.counts["long_dropped"] += 1

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.config.many import many
 from trainer.data.chat.notes import describe_chats
 from trainer.data.store.intake import describe_drops
 from trainer.data.store.store import TRAIN, VALIDATION, SplitStore, Store
@@ -44,16 +45,23 @@ def describe_store(store: Store) -> dict[str, str]:
     both = {key: train[key] + held_out[key] for key in train if key.startswith("num_")}
     share = both["num_supervised"] / max(both["num_tokens"], 1)
     return {
-        "documents": f"{both['num_documents']:,}",
+        "documents": f"{both['num_documents']:,}"
+        + (f" ({held_out['num_documents']:,} held out)" if held_out["num_documents"] else ""),
         "tokens": f"{both['num_tokens']:,}",
         "supervised tokens": f"{both['num_supervised']:,} ({share:.0%})",
         "fill of packs": f"{fill_frac(train if train['num_packs'] else held_out):.2%}",
         **_describe_values(store),
         "longest document": f"{store.meta['longest']:,} tokens",
-        "training packs": f"{train['num_packs']:,}",
-        "held-out packs": f"{held_out['num_packs']:,}",
+        "training packs": _describe_split(train),
+        "held-out packs": _describe_split(held_out),
         "dropped, and other counts": describe_notes(store.meta),
     }
+
+
+def _describe_split(split: dict[str, Any]) -> str:
+    if not split["num_packs"]:
+        return "0"
+    return f"{split['num_packs']:,} ({many(split['num_tokens'], 'token')})"
 
 
 def _describe_values(store: Store) -> dict[str, str]:
@@ -72,11 +80,29 @@ def describe_notes(meta: dict[str, Any]) -> str:
     counts = meta["counts"]
     changed = [
         f"{counts[key]:,} {key.replace('_', ' ')}"
-        for key in ("normalized", "stripped", "null_turns", "padding_ids", "empty_prompts", "long_split")
+        for key in ("normalized", "stripped", "null_turns", "padding_ids", "empty_prompts")
         if counts.get(key)
     ]
-    notes = [describe_drops(counts), *changed, *describe_chats(counts), meta.get("split_note", "")]
+    notes = [
+        describe_drops(counts),
+        *changed,
+        _describe_cuts(counts),
+        *describe_chats(counts),
+        meta.get("split_note", ""),
+    ]
     return "; ".join(note for note in notes if note) or "-"
+
+
+def _describe_cuts(counts: dict[str, int]) -> str:
+    """Say how many documents are longer than a pack and how they were cut; empty if none was."""
+    if not counts.get("long_split"):
+        return ""
+    into = (
+        f" cut into {many(counts['long_pieces'], 'piece')} of {counts['long_tokens']:,} tokens together"
+        if "long_pieces" in counts
+        else " cut"
+    )
+    return f"{many(counts['long_split'], 'document')} longer than a pack{into}, all kept"
 
 
 def print_report(

@@ -1,0 +1,132 @@
+"""What `palimpsest init` saw of a model and of data, in lines, and the sizes that it chooses because of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.many import many
+from trainer.data.rows.guess import Guess, Holding
+from trainer.errors import ModelError
+from trainer.forecast.shapes import decoder_shape, knows
+
+SEQ_LEN = 4096
+"""Tokens of a pack where data and the model's context have room for them: that of the recipes."""
+LEAST_SEQ_LEN = 512
+BATCH_TOKENS = 131072
+STEPS = 20
+"""Steps of an epoch that there should be before a step takes BATCH_TOKENS."""
+CHARS_A_TOKEN = 3
+"""Where no tokenizer.json is here; a little less than English has, so that more tokens are expected than there are."""
+TEMPLATE_TOKENS, TURN_TOKENS = 64, 16
+"""Room for what a chat template writes of its own, and for what it writes around a turn."""
+MAX_CHARS = 1_000_000
+"""Characters of the longest document that are encoded; the rest is taken to be like them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What an experiment sets, and why."""
+
+    seq_len: int
+    batch_tokens: int
+    because: str
+    """Why packs are as long as they are."""
+    num_steps: int
+    """Steps of an epoch, about; of what was read where that is not all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of the data, with those of a chat template only guessed."""
+
+    longest: int
+    total: int
+    is_counted: bool
+    """Whether the model's tokenizer was asked."""
+
+
+def count_tokens(folder: Path | None, holding: Holding) -> Tokens:
+    """Return the tokens of what was read; without torch, so of the tokenizer's own file only."""
+    if holding.num_ids:
+        return Tokens(holding.longest_ids, holding.num_ids, True)
+    text = holding.longest[:MAX_CHARS]
+    rate, is_counted = 1 / CHARS_A_TOKEN, False
+    file = folder / "tokenizer.json" if folder is not None else None
+    if text and file is not None and file.is_file():
+        from tokenizers import Tokenizer
+
+        rate, is_counted = len(Tokenizer.from_file(str(file)).encode(text).ids) / len(text), True
+    return Tokens(math.ceil(len(holding.longest) * rate), math.ceil(holding.num_chars * rate), is_counted)
+
+
+def choose_sizes(holding: Holding, tokens: Tokens, context: int | None, num_gpus: int) -> Sizes:
+    """Return packs that hold the longest document, and steps of which an epoch has several."""
+    most = min(SEQ_LEN, context or SEQ_LEN)
+    around = TEMPLATE_TOKENS + TURN_TOKENS * holding.longest_turns if holding.longest_turns else 0
+    seq_len = most
+    while holding.is_whole and seq_len // 2 >= max(LEAST_SEQ_LEN, tokens.longest + around):
+        seq_len //= 2
+    if seq_len < most:
+        because = f"the longest document has about {tokens.longest:,} tokens"
+    else:
+        because = f"the model's context is {context}" if context else "at most the model's context"
+    # One rank a GPU of this machine, each of which has a pack of a step.
+    unit = max(num_gpus, 1)
+    num_packs = max(tokens.total // seq_len, 1)
+    a_step = min(BATCH_TOKENS // seq_len, num_packs // STEPS) // unit * unit
+    a_step = max(a_step, unit)
+    return Sizes(seq_len, a_step * seq_len, because, max(math.ceil(num_packs / a_step), 1))
+
+
+def say_data(data: str, guess: Guess, tokens: Tokens) -> str:
+    """Return what was found in the data."""
+    holding = guess.holding
+    columns = ", ".join(guess.read)
+    asked = "" if tokens.is_counted else f", at {CHARS_A_TOKEN} characters a token"
+    beside = " without the chat template" if holding.longest_turns else ""
+    return (
+        f"Data: {data} is {guess.title} (format: {guess.source.format.value}"
+        f"{f', read from {columns}' if columns else ''}); {holding.rows_read}, with about {tokens.total:,} tokens; "
+        f"the longest document has about {tokens.longest:,}{beside}{asked}."
+    )
+
+
+def say_model(name: str, config: dict[str, Any], context: int | None, template: str) -> str:
+    """Return what was found of the model.
+
+    Args:
+        config: The contents of its config.json; empty where there is none here.
+    """
+    return f"Model: {name}: {', '.join([*_shape(config), *([f'context {context:,}'] if context else []), template])}."
+
+
+def say_choice(recipe: str, why: str, sizes: Sizes) -> str:
+    """Return what was chosen because of it."""
+    return (
+        f"Chosen: recipe {recipe} ({why}); data.seq_len={sizes.seq_len} ({sizes.because}); "
+        f"train.global_batch_tokens={sizes.batch_tokens} (about "
+        f"{many(sizes.num_steps, 'step')} an epoch)."
+    )
+
+
+def _shape(config: dict[str, Any]) -> Iterator[str]:
+    if not config:
+        return
+    yield str(config["model_type"])
+    if knows(config):
+        try:
+            shape = decoder_shape(config, "config.json")
+        except ModelError:
+            # `plan` says what is wrong with it.
+            return
+        size = shape.num_params
+        unit, word = (1e9, " billion") if size >= 1e9 else (1e6, " million")
+        shown = f"{size / unit:.3g}{word}" if size >= 1e6 else f"{size:,}"
+        yield f"{shape.num_layers} layers"
+        yield f"{shown} parameters"
+    elif isinstance(config.get("num_hidden_layers"), int):
+        yield f"{config['num_hidden_layers']} layers"
