@@ -63,6 +63,11 @@ def check_combinable(adapters: Sequence[Adapter]) -> None:
     """
     for adapter in adapters:
         others = sorted(name for name in adapter.tensors if ".lora_A." not in name and ".lora_B." not in name)
+        others += sorted(
+            name
+            for name, tensor in adapter.tensors.items()
+            if ".lora_A." in name and len(tensor) != adapter.config.r
+        )  # of experts: a rank for each
         patterns = [name for name in ("rank_pattern", "alpha_pattern") if getattr(adapter.config, name, None)]
         if getattr(adapter.config, "peft_type", None) != "LORA" or others or patterns:
             found = f"holds {others[0]}" if others else f"has {(patterns or ['another method'])[0]}"
@@ -92,8 +97,17 @@ def combined(
         tensors |= {f"{module}.{name}": tensor for name, tensor in made.items()}
     config = _described(adapters[0])
     config.r, config.lora_alpha = described.r, described.lora_alpha
-    config.target_modules = modules
+    config.target_modules, config.target_parameters = _named(modules, adapters)
     return tensors, config
+
+
+def _named(modules: Sequence[str], adapters: Sequence[Adapter]) -> tuple[list[str], list[str] | None]:
+    """Return by which names peft finds the layers: as modules, or as parameters where an adapter has them so."""
+    parameters = sorted(
+        {name for a in adapters for name in getattr(a.config, "target_parameters", None) or ()}
+    )
+    ends = tuple(f".{name}" for name in parameters)
+    return [name for name in modules if not f".{name}.weight".endswith(ends)], parameters or None
 
 
 def _described(adapter: Adapter) -> Any:
@@ -119,7 +133,7 @@ def _combine_layer(
     for name, adapter, found in zip(names, adapters, factors, strict=True):
         config = _described(adapter)
         config.target_modules, config.modules_to_save, config.inference_mode = {"layer"}, None, True
-        config.lora_dropout = 0.0
+        config.lora_dropout, config.target_parameters = 0.0, None
         if tuner is None:
             tuner = LoraModel(nn.ModuleDict({"layer": linear}), config, name)
         else:

@@ -27,7 +27,7 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     from transformers import AutoModelForCausalLM
 
     from trainer.model.load import read_config
-    from trainer.model.tune.adapted import is_linear
+    from trainer.model.tune.targets import is_linear
 
     config = read_config(source, model)
     try:
