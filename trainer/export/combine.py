@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainer.config.train import Combination
 from trainer.errors import ModelError, SelfCheckError
+from trainer.export.experts import has_experts
 from trainer.export.merge import PEFT_PREFIX, WEIGHTS, read_adapter
 from trainer.model.tune.adapters import ADAPTER
 
@@ -63,12 +64,9 @@ def check_combinable(adapters: Sequence[Adapter]) -> None:
     """
     for adapter in adapters:
         others = sorted(name for name in adapter.tensors if ".lora_A." not in name and ".lora_B." not in name)
-        others += sorted(
-            name
-            for name, tensor in adapter.tensors.items()
-            if ".lora_A." in name and len(tensor) != adapter.config.r
-        )  # of experts: a rank for each
         patterns = [name for name in ("rank_pattern", "alpha_pattern") if getattr(adapter.config, name, None)]
+        if not others and not patterns and has_experts(adapter.config, adapter.tensors):
+            patterns = ["factors of experts, a rank for each"]
         if getattr(adapter.config, "peft_type", None) != "LORA" or others or patterns:
             found = f"holds {others[0]}" if others else f"has {(patterns or ['another method'])[0]}"
             raise ModelError(

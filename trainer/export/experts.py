@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.model.experts import expert_tensors
 from trainer.model.tune.adapters import ADAPTER
-from trainer.model.tune.targets import expert_tensors
 
 
 @dataclass(frozen=True, slots=True)

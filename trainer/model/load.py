@@ -70,7 +70,7 @@ def check_trainable(config: Any, source: str) -> None:
     """Refuse a model that would train as another than its config.json says.
 
     Raises:
-        ModelError: Its weights are packed, or a loss of its routers would belong to training.
+        ModelError: Its weights are packed.
     """
     packed = _of_text(config, "quantization_config")
     if packed is not None:
@@ -82,19 +82,16 @@ def check_trainable(config: Any, source: str) -> None:
             f"`model.path` must be a model in full precision, but the config.json of {source} names the quantisation "
             f"{name} instead. Give the model that it was made from: an adapter is merged into that one."
         )
-    weight = router_loss(config)
-    if weight and _of_text(config, "output_router_logits"):
-        raise ModelError(
-            f"`output_router_logits` must be false in the config.json of {source}, but is true instead: transformers "
-            f"would add {weight:g} times a loss of its routers in training, which is not done here. To train without "
-            "that loss, set it to false in a copy of the folder."
-        )
 
 
 def router_loss(config: Any) -> float:
-    """Return the weight that the configuration gives a loss that evens out the use of experts; 0 without one."""
+    """Return the weight of a loss that evens out the use of experts in training; 0 without one.
+
+    transformers adds it where the configuration has `output_router_logits`, and so do we.
+    """
     value = _of_text(config, "router_aux_loss_coef")
-    return float(value) if isinstance(value, int | float) else 0.0
+    is_on = bool(_of_text(config, "output_router_logits"))
+    return float(value) if is_on and isinstance(value, int | float) else 0.0
 
 
 def _of_text(config: Any, key: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from trainer.errors import ConfigError
+from trainer.model.experts import expert_tensors, size_of
 from trainer.model.tune.quantise import num_weights
-from trainer.model.tune.targets import expert_tensors
 
 
 def adapted(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -62,7 +62,7 @@ def without_adapter(model: Any, only_experts: bool) -> tuple[tuple[str, int, boo
     found = []
     for name, parameter in model.named_parameters():
         plain = name.replace(".base_layer", "")
-        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        is_matrix = len(size_of(parameter)) > 1
         if (
             (id(parameter) in experts if only_experts else is_matrix)
             and not parameter.requires_grad

@@ -147,6 +147,7 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
     with torch.random.fork_rng(), warnings.catch_warnings():
         # That whole names find more layers than the description does is what they are for.
         warnings.filterwarnings("ignore", "While injecting the PEFT adapters", RuntimeWarning)
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # ours, of the layers
         torch.manual_seed(seed)
         try:
             if names:

@@ -15,10 +15,8 @@ from torch import nn
 
 from trainer.config.tune import ALL_LINEAR, EXPERTS, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
-from trainer.model.tune.quantise import is_packed
-
-MOST_SMALL = 0.01
-"""Share of the weights of linear layers that may be in layers smaller than the rank: gates, not projections."""
+from trainer.forecast.adapter_sizes import has_few_small
+from trainer.model.experts import expert_tensors, size_of
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -26,18 +24,6 @@ def is_linear(module: nn.Module) -> bool:
     if not isinstance(module, nn.Linear):
         return False
     return type(module).forward is nn.Linear.forward or type(module).__module__.startswith("bitsandbytes.")
-
-
-def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that hold several matrices in one by name: [experts, a, b]."""
-    convolution = nn.modules.conv._ConvNd
-    return {
-        f"{name}.{key}": parameter
-        for name, module in model.named_modules()
-        if name and not isinstance(module, convolution)
-        for key, parameter in module.named_parameters(recurse=False)
-        if len(getattr(parameter, "ds_shape", parameter.shape)) == 3 and not is_packed(parameter)
-    }
 
 
 def linear_targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
@@ -89,7 +75,7 @@ def expert_targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
             f"`tune.target` must leave out {EXPERTS} for {model.config.model_type}, which has no tensors of experts, "
             f"but is {tune.target} instead. Set tune.target=[{ALL_LINEAR}]."
         )
-    sides = {name: min(getattr(p, "ds_shape", p.shape)[1:]) for name, p in found.items()}
+    sides = {name: min(size_of(p)[1:]) for name, p in found.items()}
     smallest = min(sides, key=lambda name: sides[name])
     if tune.r > sides[smallest]:
         raise ConfigError(
@@ -142,9 +128,8 @@ def _large_enough(linear: dict[str, Any], names: list[str], tune: TuneConfig) ->
     if tune.method is not TuneMethod.lora:
         return names
     large = [name for name in names if _room(linear[name]) >= tune.r]
-    sizes = {name: linear[name].in_features * linear[name].out_features for name in names}
-    num_small = sum(sizes.values()) - sum(sizes[name] for name in large)
-    return large if num_small <= MOST_SMALL * sum(sizes.values()) else names
+    sides = [(linear[name].in_features, linear[name].out_features, 1) for name in names]
+    return large if has_few_small(sides, tune.r) else names
 
 
 def _refuse_none(model: Any, tune: TuneConfig, key: str, shown: str, known: set[str]) -> None:
