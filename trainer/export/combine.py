@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from trainer.config.train import Combination
 from trainer.errors import ModelError, SelfCheckError
-from trainer.export.experts import has_experts
 from trainer.export.merge import PEFT_PREFIX, WEIGHTS, read_adapter
 from trainer.model.tune.adapters import ADAPTER
+from trainer.model.tune.expert_places import has_experts
 
 TOLERANCE = 1e-4
 """Relative; of a concatenation in float32 against the weighted sum of what the adapters do to a random input."""
@@ -104,8 +104,7 @@ def _named(modules: Sequence[str], adapters: Sequence[Adapter]) -> tuple[list[st
     parameters = sorted(
         {name for a in adapters for name in getattr(a.config, "target_parameters", None) or ()}
     )
-    ends = tuple(f".{name}" for name in parameters)
-    return [name for name in modules if not f".{name}.weight".endswith(ends)], parameters or None
+    return [name for name in modules if f"{name}.weight" not in parameters], parameters or None
 
 
 def _described(adapter: Adapter) -> Any:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import ModelError, SelfCheckError
-from trainer.export.experts import add_experts, expert_places, has_experts
 from trainer.model.load import tensor_reader, weight_files
 from trainer.model.tune.adapters import ADAPTER
+from trainer.model.tune.expert_places import add_experts, expert_places, has_experts
 from trainer.model.tune.new_tokens import PEFT_ROWS, ROWS, grown
 from trainer.model.tune.prompt import ENCODER
 from trainer.model.tune.whole import with_tied_copies

@@ -66,10 +66,10 @@ def balance_of(model: Any, weight: float) -> Balance:
         ModelError: Its class has no such loss.
     """
     loss = getattr(sys.modules[type(model).__module__], FUNCTION, None)
-    sizes = [getattr(model, key, None) for key in SIZES]
-    if loss is None or not all(isinstance(size, int) for size in sizes):
+    num_experts, num_chosen = (getattr(model, key, None) for key in SIZES)
+    if loss is None or not (isinstance(num_experts, int) and isinstance(num_chosen, int)):
         raise ModelError(
             f"`output_router_logits` must be false for {type(model).__name__}, but is true instead: its class says not "
             "how the routers' loss is worked out. To train without that loss, set it to false in a copy of the folder."
         )
-    return Balance(loss, *sizes, weight)  # type: ignore[arg-type]
+    return Balance(loss, num_experts, num_chosen, weight)

@@ -50,6 +50,8 @@ class CausalLM(nn.Module):
         lm = cast(Any, self.lm)
         is_token_N = inputs.pop("is_token_N", None)
         use_cache = inputs.get("past_key_values") is not None
+        if self.balance is not None:
+            inputs["output_router_logits"] = torch.is_grad_enabled() and not isinstance(ask, OwnLogits)
         if isinstance(ask, OwnLogits):
             return lm(use_cache=use_cache, **inputs).logits
         num_added = 0
@@ -58,8 +60,6 @@ class CausalLM(nn.Module):
         mask = inputs.get("attention_mask")
         if mask is not None and mask.ndim == 4:
             inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"])
-        if self.balance is not None and torch.is_grad_enabled():
-            inputs["output_router_logits"] = True
         found = body_of(lm)(use_cache=use_cache, **inputs)
         if self.balance is not None and torch.is_grad_enabled():
             self.balance.add(found.router_logits, is_token_N)

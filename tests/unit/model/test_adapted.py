@@ -72,7 +72,11 @@ def test_dense_and_shared_layers_that_peft_takes_for_experts_are_adapted_as_laye
     assert counted(name for name, *_ in found.left_out) == (
         "experts.down_proj 1, experts.gate_up_proj 1, gate 1"
     )
-    assert found.peft_config.target_parameters == ["down_proj.weight", "gate_proj.weight", "up_proj.weight"]
+    assert found.peft_config.target_parameters == [
+        f"model.layers.{place}.{name}_proj.weight"
+        for place in ("0.mlp", "1.mlp.shared_experts")
+        for name in ("down", "gate", "up")
+    ]
     assert not any(
         name.endswith(("gate_proj", "up_proj", "down_proj")) for name in found.peft_config.target_modules
     )

@@ -28,7 +28,7 @@ from trainer.model.tune.adapted import (
 from trainer.model.tune.new_tokens import NewTokens, add_new_tokens
 from trainer.model.tune.prompt import VirtualTokens, make_virtual_tokens, virtual_off
 from trainer.model.tune.quantise import held_tensors, num_weights
-from trainer.model.tune.targets import expert_targets, linear_targets, moved_by_peft, short_names
+from trainer.model.tune.targets import expert_targets, linear_targets, moved_by_peft
 from trainer.model.tune.whole import train_whole
 
 ADAPTER = "default"
@@ -165,8 +165,7 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
     if tune.init is Init.pissa:
         peft_config.init_lora_weights = tune.init.value  # for readers; begin_at_principal fills the factors
     if moved or experts:
-        parameters = [*(f"{name}.weight" for name in moved), *experts]
-        peft_config.target_parameters = short_names(parameters, model)
+        peft_config.target_parameters = sorted([*(f"{name}.weight" for name in moved), *experts])
         peft_config.lora_dropout = 0.0  # peft reads no parameters beside one, which is of training alone
     modules, tensors = adapted(model)
     refuse_others(names, experts, modules, tensors)

@@ -103,26 +103,6 @@ def moved_by_peft(model: Any, names: Iterable[str]) -> set[str]:
     return {name for name in names if _last_word(name) in words}
 
 
-def short_names(parameters: Iterable[str], model: nn.Module) -> list[str]:
-    """Return endings by which peft finds exactly these parameters, as short as two or three words where they allow it.
-
-    Args:
-        parameters: Names in the model without an adapter.
-    """
-    wanted = set(parameters)
-    everything = {name.replace(".base_layer", "") for name, _ in model.named_parameters()}
-    found: set[str] = set()
-    for name in wanted:
-        words = name.split(".")
-        ends = (".".join(words[-count:]) for count in (2, 3) if count < len(words))
-        found.add(next((end for end in ends if _finds(end, everything) <= wanted), name))
-    return sorted(found)
-
-
-def _finds(ending: str, names: set[str]) -> set[str]:
-    return {name for name in names if name.endswith(f".{ending}")}
-
-
 def _large_enough(linear: dict[str, Any], names: list[str], tune: TuneConfig) -> list[str]:
     """Leave out layers smaller than the rank where they are few weights, such as gates of one row."""
     if tune.method is not TuneMethod.lora:

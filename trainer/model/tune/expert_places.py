@@ -45,8 +45,7 @@ def expert_places(source: str, peft_config: Any) -> dict[str, Place]:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source).get_text_config())
         alone = copy.deepcopy(peft_config)
-        ends = tuple(f".{end}" for end in peft_config.target_parameters)
-        alone.target_parameters = [n for n in expert_tensors(model) if f".{n}".endswith(ends)]
+        alone.target_parameters = [n for n in expert_tensors(model) if n in peft_config.target_parameters]
         alone.target_modules, alone.modules_to_save, alone.trainable_token_indices = [], None, None
         inject_adapter_in_model(alone, model, adapter_name=ADAPTER)
     found = {}
