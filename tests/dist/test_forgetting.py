@@ -207,7 +207,7 @@ def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> l
     with session_of(config) as session:
         mixing = session.mixing()
         loader = loader_of(session)
-        parts = RunParts(session.policy, None, loader, None, None, mixing, *[None] * 6)
+        parts = RunParts(session.policy, None, loader, None, None, mixing, *[None] * 7)
         before = held_out_losses(session.policy, session.held_out())
         state = TrainState(last_losses=before, base_losses={"general": before["general"] - 1.0})
         found = probe_recovery(parts, config, session.stores, session.held_out(), mixing, state)

@@ -15,7 +15,7 @@ from trainer.config.check import check_config
 from trainer.config.model import Attention, Kernels
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
+from trainer.config.tune import Quantise, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
 from trainer.forecast.adapter_sizes import NF4_BYTES, AdapterSize, adapters
 from trainer.forecast.advice import smallest_change
@@ -23,6 +23,7 @@ from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
 from trainer.forecast.printed import adapter_table, memory_table, parameter_table, run_sentence, verdict
 from trainer.forecast.shapes import DecoderShape
+from trainer.forecast.tuned import named_targets
 from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
@@ -91,8 +92,9 @@ def show_plan(config: RunConfig) -> bool:
 
 def _targets(tune: TuneConfig) -> list[str] | None:
     """Return the last names of the adapted layers; None for all, and for a pattern, which needs the model's names."""
-    is_named = tune.method is TuneMethod.lora and tune.target_pattern is None and tune.target != [ALL_LINEAR]
-    return [name.rsplit(".", 1)[-1] for name in tune.target] if is_named else None
+    is_named = tune.method is TuneMethod.lora and tune.target_pattern is None
+    found = named_targets(tune) if is_named else None
+    return None if found is None else [name.rsplit(".", 1)[-1] for name in found] or None
 
 
 @dataclass(frozen=True, slots=True)

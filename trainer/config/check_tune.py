@@ -10,7 +10,7 @@ from trainer.config.model import WITH_MASK
 from trainer.config.optim import Offload
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
-from trainer.config.tune import ALL_LINEAR, Init, Quantise, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, EXPERTS, Init, Quantise, TuneConfig, TuneMethod
 
 
 def tune_problems(config: RunConfig) -> Iterator[Problem]:
@@ -35,7 +35,7 @@ def tune_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _ia3_problems(tune: TuneConfig) -> Iterator[Problem]:
     strangers = [name for name in tune.feedforward if name not in tune.target]
-    if ALL_LINEAR in tune.target or tune.target_pattern is not None or not tune.target:
+    if {ALL_LINEAR, EXPERTS} & set(tune.target) or tune.target_pattern is not None or not tune.target:
         fix = "Set tune.target=[k_proj,v_proj,down_proj]."
         yield must("tune.target", "a list of module names for tune.method=ia3", tune.target, fix)
     elif strangers:
@@ -165,12 +165,27 @@ def _lora_problems(tune: TuneConfig) -> Iterator[Problem]:
         )
     if not tune.target and tune.target_pattern is None:
         yield must("tune.target", "a list of modules", tune.target, f"Set tune.target=[{ALL_LINEAR}].")
-    if ALL_LINEAR in tune.target and len(tune.target) > 1:
-        yield must(
-            "tune.target", f"{ALL_LINEAR} alone or names", tune.target, f"Set tune.target=[{ALL_LINEAR}]."
-        )
+    if ALL_LINEAR in tune.target and set(tune.target) - {ALL_LINEAR, EXPERTS}:
+        rule = f"{ALL_LINEAR} alone, or with {EXPERTS}, or names"
+        yield must("tune.target", rule, tune.target, f"Set tune.target=[{ALL_LINEAR}].")
     if tune.target_pattern is not None:
         yield from _pattern_problems("tune.target_pattern", tune.target_pattern)
+    elif EXPERTS in tune.target:
+        yield from _expert_problems(tune)
+
+
+def _expert_problems(tune: TuneConfig) -> Iterator[Problem]:
+    """Yield what factors of experts cannot go with: peft adds them to the weights, not to what goes through them."""
+    fix = f"Or leave {EXPERTS} out of tune.target."
+    rule = f"with {EXPERTS} in tune.target"
+    if tune.dropout:
+        yield must("tune.dropout", f"0 {rule}", tune.dropout, f"Set tune.dropout=0. {fix}")
+    if tune.dora:
+        yield must("tune.dora", f"false {rule}", True, f"Set tune.dora=false. {fix}")
+    if tune.init is Init.pissa:
+        yield must(
+            "tune.init", f"default or gaussian {rule}", tune.init.value, f"Set tune.init=default. {fix}"
+        )
 
 
 def _pattern_problems(key: str, pattern: str) -> Iterator[Problem]:

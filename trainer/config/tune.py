@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 ALL_LINEAR = "all_linear"
+EXPERTS = "experts"
 
 
 class TuneMethod(Enum):
@@ -70,7 +71,10 @@ class TuneConfig:
     dropout: float = 0.0
     """lora: dropout before the factors."""
     target: list[str] = field(default_factory=lambda: [ALL_LINEAR])
-    """lora, ia3: names of modules, such as [q_proj, v_proj]; [all_linear]: every linear layer but the head."""
+    """lora, ia3: names of modules, such as [q_proj, v_proj]; [all_linear]: every linear layer but the head, the shared
+    experts of a mixture in, without routers, and without gates smaller than the rank. lora: `experts` beside them, such
+    as [all_linear, experts], adds the tensors that hold all experts of a layer; every forward then makes such a tensor
+    anew, so recompute layers (model.checkpoint_layers=-1)."""
     feedforward: list[str] = field(default_factory=lambda: ["down_proj"])
     """ia3: those of `target` whose input is scaled instead of their output."""
     target_pattern: str | None = None

@@ -20,6 +20,7 @@ from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.dist.mesh import Mesh
 from trainer.engine.engine import Engine
 from trainer.engine.model_inputs import labels_of, model_inputs, move
+from trainer.model.balance import Balance
 from trainer.model.head.ask import Ask, Logits, Scores
 from trainer.model.head.divergence import TopTokens
 from trainer.model.head.log_probs import LogProbs
@@ -63,13 +64,23 @@ class Policy:
         """Return what this rank computes on."""
         return self.mesh.device
 
+    @property
+    def balance(self) -> Balance | None:
+        """Return what works out the routers' loss; None where it is no part of training."""
+        found = getattr(self.module, "balance", None)
+        return found if isinstance(found, Balance) else None
+
     def evaluating(self) -> AbstractContextManager[None]:
         """Run without gradients and dropout, then go back to training."""
         return self.engine.evaluating()
 
     def answer(self, ask: Ask[A], micro: MicroBatch) -> A:
         """Ask something about a micro-batch."""
-        return self.engine.forward(ask, **model_inputs(micro, self.device, self.is_flash))
+        inputs = model_inputs(micro, self.device, self.is_flash)
+        if self.balance is not None and micro.num_tokens:
+            is_token_BT = micro.units_S[micro.segments_BT] >= 0
+            inputs["is_token_N"] = move(torch.from_numpy(is_token_BT.reshape(-1)), self.device)
+        return self.engine.forward(ask, **inputs)
 
     def answer_raw(self, ask: Ask[A], **inputs: Any) -> A:
         """Ask something about inputs that are no pack: a document with the model's own mask, a generation."""

@@ -20,6 +20,7 @@ from trainer.config.train import Combination
 from trainer.errors import ModelError, SelfCheckError
 from trainer.export.merge import PEFT_PREFIX, WEIGHTS, read_adapter
 from trainer.model.tune.adapters import ADAPTER
+from trainer.model.tune.expert_places import has_experts
 
 TOLERANCE = 1e-4
 """Relative; of a concatenation in float32 against the weighted sum of what the adapters do to a random input."""
@@ -64,6 +65,8 @@ def check_combinable(adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         others = sorted(name for name in adapter.tensors if ".lora_A." not in name and ".lora_B." not in name)
         patterns = [name for name in ("rank_pattern", "alpha_pattern") if getattr(adapter.config, name, None)]
+        if not others and not patterns and has_experts(adapter.config, adapter.tensors):
+            patterns = ["factors of experts, a rank for each"]
         if getattr(adapter.config, "peft_type", None) != "LORA" or others or patterns:
             found = f"holds {others[0]}" if others else f"has {(patterns or ['another method'])[0]}"
             raise ModelError(
@@ -92,8 +95,16 @@ def combined(
         tensors |= {f"{module}.{name}": tensor for name, tensor in made.items()}
     config = _described(adapters[0])
     config.r, config.lora_alpha = described.r, described.lora_alpha
-    config.target_modules = modules
+    config.target_modules, config.target_parameters = _named(modules, adapters)
     return tensors, config
+
+
+def _named(modules: Sequence[str], adapters: Sequence[Adapter]) -> tuple[list[str], list[str] | None]:
+    """Return by which names peft finds the layers: as modules, or as parameters where an adapter has them so."""
+    parameters = sorted(
+        {name for a in adapters for name in getattr(a.config, "target_parameters", None) or ()}
+    )
+    return [name for name in modules if f"{name}.weight" not in parameters], parameters or None
 
 
 def _described(adapter: Adapter) -> Any:
@@ -119,7 +130,7 @@ def _combine_layer(
     for name, adapter, found in zip(names, adapters, factors, strict=True):
         config = _described(adapter)
         config.target_modules, config.modules_to_save, config.inference_mode = {"layer"}, None, True
-        config.lora_dropout = 0.0
+        config.lora_dropout, config.target_parameters = 0.0, None
         if tuner is None:
             tuner = LoraModel(nn.ModuleDict({"layer": linear}), config, name)
         else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainer.errors import ModelError, SelfCheckError
 from trainer.model.load import tensor_reader, weight_files
 from trainer.model.tune.adapters import ADAPTER
+from trainer.model.tune.expert_places import add_experts, expert_places, has_experts
 from trainer.model.tune.new_tokens import PEFT_ROWS, ROWS, grown
 from trainer.model.tune.prompt import ENCODER
 from trainer.model.tune.whole import with_tied_copies
@@ -105,11 +106,15 @@ def with_base(
     trained = dict(stream)
     adapter = {name: trained.pop(name) for name in list(trained) if FACTORS.search(name)}
     parts = _by_module(adapter)
+    places = expert_places(source, peft_config) if has_experts(peft_config, adapter) else {}
     with tensor_reader() as read:
         for name, file in files.items():
             rows = trained.pop(f"{name.removesuffix('weight')}{ROWS}", None)
-            part = parts.pop(name.removesuffix(".weight"), None)
-            if part is not None:
+            place = places.get(name)
+            part = parts.pop(name.removesuffix(".weight") if place is None else place.module, None)
+            if part is not None and place is not None:
+                yield name, add_experts(read(file, name), part, place, peft_config)
+            elif part is not None:
                 yield name, _add_in(name, read(file, name), part, peft_config)
             elif rows is not None:
                 first_id = min(peft_config.trainable_token_indices[name.removesuffix(".weight")])
@@ -145,8 +150,9 @@ def _add_in(name: str, weight: Tensor, part: dict[str, Tensor], peft_config: Any
     linear.weight = nn.Parameter(weight.float(), requires_grad=False)
     alone = copy.deepcopy(peft_config)
     alone.target_modules, alone.modules_to_save = ["layer"], None
-    if hasattr(alone, "trainable_token_indices"):
-        alone.trainable_token_indices = None
+    for key in ("trainable_token_indices", "target_parameters"):
+        if hasattr(alone, key):
+            setattr(alone, key, None)
     if hasattr(alone, "feedforward_modules"):
         is_inner = name.removesuffix(".weight") in alone.feedforward_modules
         alone.feedforward_modules = ["layer"] if is_inner else []

@@ -7,7 +7,7 @@ Source: LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from trainer.forecast.memory import NF4_CONSTANT_BYTES, NF4_PACKED_BYTES, RunShape, Weights, forecast
@@ -53,16 +53,31 @@ def checkpoint_bytes(element_bytes: int) -> int:
     return element_bytes + 4 + 4 + 4
 
 
-def chosen(shape: DecoderShape, targets: Collection[str] | None = None) -> list[Linear]:
-    """Return the linear layers whose last name is among the targets; None takes all."""
+MOST_SMALL = 0.01
+"""Share of the weights of linear layers that may be in layers smaller than the rank: gates, not projections."""
+
+
+def has_few_small(sides: Iterable[tuple[int, int, int]], r: int) -> bool:
+    """Tell whether layers smaller than the rank, given as (in, out, count), are few enough weights to go without."""
+    small = total = 0
+    for num_in, num_out, count in sides:
+        total += num_in * num_out * count
+        small += num_in * num_out * count if min(num_in, num_out) < r else 0
+    return small <= MOST_SMALL * total
+
+
+def chosen(shape: DecoderShape, targets: Collection[str] | None = None, r: int = 1) -> list[Linear]:
+    """Return the linear layers whose last name is among the targets; None takes all but gates smaller than the rank."""
     if targets is None:
+        if has_few_small(((one.num_in, one.num_out, one.count) for one in shape.linears), r):
+            return [linear for linear in shape.linears if min(linear.num_in, linear.num_out) >= r]
         return list(shape.linears)
     return [linear for linear in shape.linears if linear.name.rsplit(".", 1)[-1] in targets]
 
 
 def num_adapter_params(shape: DecoderShape, r: int, targets: Collection[str] | None = None) -> int:
     """Return the parameters of LoRA with rank r."""
-    return sum(r * (linear.num_in + linear.num_out) * linear.count for linear in chosen(shape, targets))
+    return sum(r * (linear.num_in + linear.num_out) * linear.count for linear in chosen(shape, targets, r))
 
 
 def adapter_weights(
@@ -73,7 +88,7 @@ def adapter_weights(
     element_bytes: int = 2,
 ) -> Weights:
     """Return what trains and what is frozen. The base is in the dtype of training, or its linear layers in NF4."""
-    num_targets = sum(linear.count for linear in chosen(shape, targets))
+    num_targets = sum(linear.count for linear in chosen(shape, targets, r))
     weights = Weights(
         num_trainable=num_adapter_params(shape, r, targets),
         frozen_bytes=shape.num_params * element_bytes,

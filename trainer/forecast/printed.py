@@ -38,6 +38,9 @@ def parameter_table(shape: DecoderShape) -> Table:
     if shape.is_tied:
         table.add_row("head", "tied", "")
     table.add_row("total", f"{shape.num_params:,}", "", style="bold")
+    if shape.idle:
+        share = 100 * shape.num_active / shape.num_params
+        table.add_row("  of them active for a token", f"{shape.num_active:,}", f"{share:.1f} %")
     return table
 
 

@@ -51,7 +51,9 @@ class DecoderShape:
     routed_copies: float = 0.0
     """Copies of a token's hidden state made for its experts, mean over layers."""
     experts: int = 0
-    """Those of `mlp` that are experts."""
+    """Those of `mlp` that are experts; all of them are held in memory."""
+    idle: int = 0
+    """Those of `experts` that a token does not go to."""
     has_qk_norm: bool = False
     has_post_norms: bool = False
     notes: tuple[str, ...] = field(default=())
@@ -61,6 +63,11 @@ class DecoderShape:
     def num_params(self) -> int:
         """Return all parameters, a tied head once."""
         return self.embeddings + self.attention + self.mlp + self.norms + self.head
+
+    @property
+    def num_active(self) -> int:
+        """Return the parameters that a token goes to."""
+        return self.num_params - self.idle
 
     @property
     def is_tied(self) -> bool:
@@ -166,6 +173,7 @@ def decoder_shape(config: Mapping[str, Any], origin: str) -> DecoderShape:
         ffn_width=mlp.ffn_width,
         routed_copies=mlp.routed_copies,
         experts=mlp.experts,
+        idle=mlp.idle,
         has_qk_norm=family.has_qk_norm,
         has_post_norms=family.has_post_norms,
         notes=mlp.notes,
@@ -179,6 +187,7 @@ class _Mlp:
     ffn_width: float
     routed_copies: float = 0.0
     experts: int = 0
+    idle: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -250,6 +259,7 @@ def _mlp(config: Mapping[str, Any], sizes: _Sizes, family: _Family, hidden: int,
         width / num_layers,
         2 * num_chosen * num_sparse / num_layers,
         experts,
+        experts // num_experts * max(num_experts - num_chosen, 0),
         ("Memory of mixtures of experts is an estimate: none was measured.",),
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.config.tune import ALL_LINEAR, Quantise, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, EXPERTS, Quantise, TuneConfig, TuneMethod
 from trainer.forecast.adapter_sizes import chosen, in_nf4
 from trainer.forecast.memory import Weights, full_weights
 from trainer.forecast.shapes import DecoderShape, Linear
@@ -30,13 +30,13 @@ class Trained:
 
 def named_targets(tune: TuneConfig) -> list[str] | None:
     """Return the names of the adapted linear layers; None for all."""
-    return None if tune.target == [ALL_LINEAR] else list(tune.target)
+    return None if ALL_LINEAR in tune.target else [name for name in tune.target if name != EXPERTS]
 
 
 def needs_names(tune: TuneConfig) -> bool:
     """Tell whether counting takes the names of the model's modules and not only their shapes."""
     has_targets = tune.method in (TuneMethod.lora, TuneMethod.ia3)
-    by_path = tune.target_pattern is not None or any("." in name for name in tune.target)
+    by_path = tune.target_pattern is not None or any("." in name or name == EXPERTS for name in tune.target)
     return tune.method is TuneMethod.freeze or bool(tune.modules_to_save) or (has_targets and by_path)
 
 
@@ -51,7 +51,7 @@ def count_trained(shape: DecoderShape, tune: TuneConfig, num_new_tokens: int = 0
     if needs_names(tune):
         return None
     rows = num_new_tokens * shape.hidden_size * (1 if shape.is_tied else 2)
-    linears = chosen(shape, named_targets(tune))
+    linears = chosen(shape, named_targets(tune), tune.r if tune.method is TuneMethod.lora else 1)
     match tune.method:
         case TuneMethod.lora:
             added = sum(_lora(linear, tune) for linear in linears)

@@ -6,11 +6,7 @@ Recompute is never counted: this is MFU, not hardware utilisation.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from trainer.errors import ModelError
 
 # Dense bf16 FLOP/s as the vendors state it, without sparsity. A100, H100 SXM and H200 are those of
 # performance.md; the others were not checked here. `log.peak_tflops` is for what is not listed.
@@ -49,35 +45,12 @@ class ModelShape:
     """The sizes that decide the FLOPs of a token."""
 
     num_matmul_params: int
-    """Weights that every token is multiplied with: lm_head in, embedding out."""
+    """Weights that a token is multiplied with: lm_head in, embedding out, of experts the share it is sent to."""
     num_layers: int
     q_dim: int
     """Attention heads x head dimension."""
     num_params: int
-    """All weights, embedding and norms in; biases are left out."""
-
-
-def shape_from_config(hf_config: Mapping[str, Any]) -> ModelShape:
-    """Return the shape of a dense Llama-like model from its Hugging Face configuration.
-
-    Raises:
-        ModelError: If a size is missing, or the model is a mixture of experts.
-    """
-    if hf_config.get("num_local_experts") or hf_config.get("num_experts"):
-        raise ModelError("FLOPs are known for dense models only, but the model has experts.")
-    hidden = _size(hf_config, "hidden_size")
-    ffn = _size(hf_config, "intermediate_size")
-    num_layers = _size(hf_config, "num_hidden_layers")
-    num_heads = _size(hf_config, "num_attention_heads")
-    vocab = _size(hf_config, "vocab_size")
-    num_kv_heads = hf_config.get("num_key_value_heads") or num_heads
-    head_dim = hf_config.get("head_dim") or hidden // num_heads
-    q_dim, kv_dim = num_heads * head_dim, num_kv_heads * head_dim
-    per_layer = hidden * (q_dim + 2 * kv_dim) + q_dim * hidden + 3 * hidden * ffn
-    num_matmul_params = num_layers * per_layer + vocab * hidden
-    embedding = 0 if hf_config.get("tie_word_embeddings", False) else vocab * hidden
-    norms = (2 * num_layers + 1) * hidden
-    return ModelShape(num_matmul_params, num_layers, q_dim, num_matmul_params + embedding + norms)
+    """All weights."""
 
 
 def flops_per_token(
@@ -117,13 +90,3 @@ def peak_flops(device_name: str) -> float | None:
 def mfu(tokens_per_s_per_gpu: float, flops_of_token: float, peak: float) -> float:
     """Return model FLOPs utilisation as a fraction of the peak."""
     return tokens_per_s_per_gpu * flops_of_token / peak
-
-
-def _size(hf_config: Mapping[str, Any], key: str) -> int:
-    value = hf_config.get(key)
-    if not isinstance(value, int) or value <= 0:
-        raise ModelError(
-            f"`{key}` of the model's config.json must be a positive integer, but is {value!r} "
-            "instead. Use a Llama-like model, or read tokens per second instead of MFU."
-        )
-    return value

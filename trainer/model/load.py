@@ -17,7 +17,7 @@ from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.lean import import_models
-from trainer.model.packed import check_packing, fit_nf4, is_nf4, now_whole, packing_of, reading_nf4, unpacking
+from trainer.model.packed import fit_nf4, is_nf4, now_whole, packing_of, reading_nf4, unpacking
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -67,26 +67,14 @@ def read_config(source: str, model: ModelConfig) -> Any:
     return config
 
 
-def check_trainable(config: Any, source: str, quantise: Quantise) -> None:
-    """Refuse a model that would train as another than its config.json says.
-
-    Raises:
-        ModelError: Its weights are packed in a way that is not read, or a loss of its routers would belong to training.
-    """
-    check_packing(packing_of(config), source, quantise)
-    weight = router_loss(config)
-    if weight and _of_text(config, "output_router_logits"):
-        raise ModelError(
-            f"`output_router_logits` must be false in the config.json of {source}, but is true instead: transformers "
-            f"would add {weight:g} times a loss of its routers in training, which is not done here. To train without "
-            "that loss, set it to false in a copy of the folder."
-        )
-
-
 def router_loss(config: Any) -> float:
-    """Return the weight that the configuration gives a loss that evens out the use of experts; 0 without one."""
+    """Return the weight of a loss that evens out the use of experts in training; 0 without one.
+
+    transformers adds it where the configuration has `output_router_logits`, and so do we.
+    """
     value = _of_text(config, "router_aux_loss_coef")
-    return float(value) if isinstance(value, int | float) else 0.0
+    is_on = bool(_of_text(config, "output_router_logits"))
+    return float(value) if is_on and isinstance(value, int | float) else 0.0
 
 
 def _of_text(config: Any, key: str) -> Any:

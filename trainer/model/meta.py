@@ -26,9 +26,10 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from trainer.model.experts import count_weights
     from trainer.model.load import read_config
     from trainer.model.packed import forget_packing
-    from trainer.model.tune.adapted import is_linear
+    from trainer.model.tune.targets import is_linear
 
     config = read_config(source, model)
     forget_packing(config)
@@ -41,7 +42,7 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
             f"{' '.join(str(error).split())[:200]}. Use an architecture that this transformers knows."
         ) from error
     output = built.get_output_embeddings()
-    counts = _count_by_kind(built, output)
+    counts, weights = _count_by_kind(built, output), count_weights(built)
     linears: dict[tuple[str, int, int], int] = {}
     for name, module in built.named_modules():
         if is_linear(module) and module is not output:
@@ -62,7 +63,8 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
         num_heads=num_heads,
         linears=tuple(Linear(*key, count) for key, count in linears.items()),
         ffn_width=_ffn_width(text, hidden),
-        experts=sum(p.numel() for p in built.parameters() if p.ndim == 3),
+        experts=weights.num_experts,
+        idle=weights.num_idle,
         notes=(NOTE.format(kind=config.model_type),),
         embeddings=counts["embeddings"],
         attention=counts["attention"],

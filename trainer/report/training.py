@@ -25,6 +25,10 @@ def training(record: RunRecord) -> Html:
         losses += [metrics.series(f"loss/{name}", name) for name in names[:MAX_SOURCES]]
     note = f"The first {MAX_SOURCES} of {len(names)} sources." if len(names) > MAX_SOURCES else ""
     speed, mfu = metrics.series("tokens_per_s", "all ranks"), metrics.series("mfu", "MFU").scaled(100)
+    shares = [
+        metrics.series(f"experts_{which}_share", f"{which} expert").scaled(100)
+        for which in ("busiest", "idlest")
+    ]
     drawn = [
         _chart("Training loss", "nats per token", losses, note=note),
         _chart("Learning rate", "learning rate", [metrics.series("lr", "learning rate")], from_zero=True),
@@ -32,6 +36,7 @@ def training(record: RunRecord) -> Html:
         _chart("Throughput", "tokens per second", [speed], from_zero=True),
         _chart("Model FLOPs utilisation", "% of peak", [mfu], from_zero=True),
         _chart("Memory of a rank", "GiB, peak", [metrics.series("memory_gib", "memory")], from_zero=True),
+        _chart("Use of experts", "% of a layer's tokens, mean over layers", shares, from_zero=True),
     ]
     shown = [one for one in drawn if one is not None]
     events = _events_in_words(record)

@@ -19,20 +19,23 @@ from trainer.dist.mesh import Mesh
 from trainer.engine.batch import BatchShape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.engine.engine import Engine, build_engine, gathered
+from trainer.errors import ModelError
 from trainer.metrics.device import describe_device, device_memory_gib
 from trainer.model.attention import choose_attention, offered
+from trainer.model.balance import balance_of
 from trainer.model.causal import CausalLM
+from trainer.model.experts import describe_mixture
 from trainer.model.head.head import install_loss_head
 from trainer.model.kernels import apply_kernels
 from trainer.model.load import (
     LoadedModel,
     announce_zero3,
     check_context,
-    check_trainable,
     load_model,
     read_config,
     router_loss,
 )
+from trainer.model.packed import check_packing, packing_of
 from trainer.model.remat import apply_remat
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
 from trainer.model.tune.gated import fuse_if_same
@@ -69,7 +72,7 @@ def build_model(
     )
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
-    check_trainable(hf_config, source, config.tune.quantise)
+    check_packing(packing_of(hf_config), source, config.tune.quantise)
     loaded = load_model(
         source, config.model, attention, config.zero.dtype, zero3_config, mesh.device, config.tune.quantise
     )
@@ -79,6 +82,7 @@ def build_model(
     num_verified = 0
     if config.model.verify_weights and config.model.kind is not ModelKind.random:
         num_verified = verify_weights(loaded.model, source, gathered)
+    mixture = describe_mixture(loaded.model, config.zero.dtype, config.tune.quantise is not Quantise.none)
     keep_alive = announce_zero3(zero3_config)
     tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
     del keep_alive
@@ -101,7 +105,7 @@ def build_model(
     engine = _build_engine(config, loaded.model, tuned, ds_config, on_gpu)
     if mesh.is_first:
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
-    _say_what_was_built(config, loaded, tuned, shape, mesh.num_ranks, len(recomputed), num_verified)
+    _say_what_was_built(config, loaded, tuned, shape, mesh.num_ranks, len(recomputed), num_verified, mixture)
     return loaded, tuned, engine
 
 
@@ -113,7 +117,14 @@ def _build_engine(
     if tuned.virtual is not None:
         embeddings |= {id(p) for p in tuned.virtual.parameters()}
     install_loss_head(model, config.model.loss_chunk_tokens)
-    objective = CausalLM(model, tuned.virtual)
+    weight = router_loss(model.config)
+    balance = balance_of(model, weight) if weight else None
+    if balance is not None and tuned.virtual is not None:
+        raise ModelError(
+            "`output_router_logits` must be false in the model's config.json with virtual tokens, but is true instead: "
+            "its loss of routers is not worked out for them. Set it to false in a copy of the folder."
+        )
+    objective = CausalLM(model, tuned.virtual, balance=balance)
     groups = decay_groups(
         objective.named_parameters(),
         config.optim.weight_decay,
@@ -134,6 +145,7 @@ def _say_what_was_built(
     num_ranks: int,
     num_recomputed: int,
     num_verified: int,
+    mixture: list[str],
 ) -> None:
     """Log the model, what trains of it, and how it is spread over ranks."""
     _LOG.info(
@@ -147,14 +159,12 @@ def _say_what_was_built(
         num_recomputed,
         num_verified,
     )
-    if router_loss(loaded.model.config):
-        _LOG.info("The routers' own loss is not part of training, as the model's config.json has it.")
     if config.tune.quantise is not Quantise.none:
         _LOG.info(
             "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
             held_bytes(loaded.model) / 1e6,
         )
-    for line in describe_tuned(tuned, config.tune.method):
+    for line in [*mixture, *describe_tuned(tuned, config.tune.method)]:
         _LOG.info(line)
     _LOG.info(
         "%s on %s, ZeRO-%d %s, %s of %d tokens a step = %s of %d a rank.",

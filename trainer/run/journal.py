@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainer.checkpoint.lineage import OF_TRACKERS, leave_behind, next_abandoned
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.config.store import to_plain
-from trainer.errors import ModelError
+from trainer.dist.mesh import Mesh
 from trainer.evaluate.answers import GivenAnswer
 from trainer.metrics.console import ConsoleSink
 from trainer.metrics.delivery import Delivery, close_all
 from trainer.metrics.device import describe_device, device_memory_gib
-from trainer.metrics.flops import ModelShape, peak_flops, shape_from_config
+from trainer.metrics.flops import ModelShape, peak_flops
 from trainer.metrics.jsonl import JsonlSink, Ledger, read, truncate_after
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sinks, Value
@@ -70,9 +69,19 @@ class Journal:
         self._samples = samples
 
     def step(
-        self, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
+        self,
+        state: TrainState,
+        result: StepResult,
+        lr: float,
+        times: StepTimes,
+        is_logged: bool,
+        spread: Mapping[str, float] | None = None,
     ) -> None:
-        """Add a step to the window; write the window when it is logged."""
+        """Add a step to the window; write the window when it is logged.
+
+        Args:
+            spread: How evenly tokens were spread over experts in the window.
+        """
         self._meter.add(
             times.step_s,
             self._tokens_per_step,
@@ -97,6 +106,7 @@ class Journal:
             "tokens_seen": state.tokens_seen,
             "skipped_steps": state.skipped_steps,
         }
+        record |= spread or {}
         for source, count in state.targets_by_source.items():
             record[by_source("targets_seen", source)] = count
         if self._mixing.has_replay:
@@ -218,13 +228,14 @@ def open_journal(
     run_dir: Path,
     state: TrainState,
     mixing: Mixing,
-    num_ranks: int,
-    hf_config: dict[str, Any] | None,
+    mesh: Mesh,
+    shape: ModelShape | None,
     num_adapter_params: int | None,
     goes_on: bool,
 ) -> Journal:
-    """Open the sinks on rank 0, which is told the model's configuration; elsewhere a journal only counts.
+    """Open the sinks on rank 0; elsewhere a journal only counts.
 
+    `shape` is what the MFU is worked out from, None where it is not known.
     `num_adapter_params` are the trainable weights beside a frozen base, for the MFU; None without an adapter. Unless
     the run `goes_on`, it begins anew in every tracker.
 
@@ -232,13 +243,13 @@ def open_journal(
     """
     peak = config.log.peak_tflops
     meter = Meter(
-        num_ranks,
-        None if hf_config is None else _shape_or_none(hf_config),
+        mesh.num_ranks,
+        shape,
         peak * 1e12 if peak else peak_flops(describe_device()),
         num_adapter_params,
     )
     tokens_per_step = mixing.plan.packs_per_step * config.data.seq_len
-    if hf_config is None:
+    if not mesh.is_first:
         return Journal(Sinks(), None, meter, mixing, tokens_per_step)
     metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / SAMPLES_FILE
     aside = next_abandoned(run_dir)
@@ -262,12 +273,3 @@ def open_journal(
     samples = JsonlSink(samples_path) if config.evaluate.during.has_samples else None
     ledger = Ledger(run_dir / "ledger.jsonl")
     return Journal(sinks, ledger, meter, mixing, tokens_per_step, trackers, samples)
-
-
-def _shape_or_none(hf_config: dict[str, Any]) -> ModelShape | None:
-    """Return the sizes that MFU needs; a model we cannot count has no MFU in its log lines."""
-    try:
-        return shape_from_config(hf_config)
-    except ModelError as error:
-        _LOG.info("MFU is not reported: %s", error)
-        return None

@@ -18,6 +18,7 @@ from trainer.engine.policy import Policy
 from trainer.metrics.tracker import by_source
 from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
 from trainer.mix.mixing import Mixing
+from trainer.model.experts import ExpertLoad, spread
 from trainer.objective.contract import Objective
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
@@ -97,6 +98,8 @@ class RunParts:
     gc: ManualGc
     best: BestRule | None
     """None: no checkpoint is kept for being the best."""
+    experts: ExpertLoad
+    """Listens to which experts tokens are sent to."""
 
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
@@ -119,7 +122,9 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
         left = cadence.evaluations_from(state.step)
         times = StepTimes(time.perf_counter() - started, data_wait_s, left)
         parts.stop_flag.has_taken(step_s=times.step_s)
-        parts.journal.step(state, result, lr, times, cadence.log_due(state.step))
+        is_logged = cadence.log_due(state.step)
+        shares = spread_of_experts(parts) if is_logged else None
+        parts.journal.step(state, result, lr, times, is_logged, shares)
         parts.gc.collect_if_due(state.step)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
         measured = parts.during.measure(state, preempted)
@@ -146,6 +151,19 @@ def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
     measured = parts.during.begin(state)
     if is_new_best(parts, state, measured):
         save(parts, state, measured)
+
+
+def spread_of_experts(parts: RunParts) -> dict[str, float]:
+    """Return how evenly tokens went to experts since the last call, and the mean of the routers' loss where it trains.
+
+    Nothing without experts. Collective: every rank.
+    """
+    load, balance = parts.experts, parts.policy.balance
+    if not load.sizes:
+        return {}
+    seen = (0.0, 0) if balance is None else balance.take_seen()
+    loss_sum, count, *counts = parts.policy.mesh.sum([*seen, *load.take()])
+    return spread(counts, load.sizes) | ({"router_loss": loss_sum / count} if count else {})
 
 
 def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:

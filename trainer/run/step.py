@@ -66,6 +66,9 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
         loss = functools.reduce(
             operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts)
         )
+        balance = None if policy.balance is None else policy.balance.take()
+        if balance is not None:  # a mean by itself: over the step it is the mean over micro-batches and ranks
+            loss = loss + balance / len(batch.micro_batches)
         policy.engine.backward(loss, is_last=index == len(batch.micro_batches) - 1)
         sum_len_sq += micro.sum_len_sq
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it

@@ -27,6 +27,7 @@ from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
+from trainer.model.experts import ExpertLoad
 from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
@@ -40,6 +41,7 @@ from trainer.run.proofs import prove_adapter, prove_isolation
 from trainer.run.recovery import probe_recovery
 from trainer.run.saver import RunIdentity, Saver, make_room
 from trainer.run.session import Session, open_session
+from trainer.run.sizes import model_shape
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.job import deadline, is_requeued
@@ -106,6 +108,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         stop_flag,
         manual_gc,
         best,
+        ExpertLoad(session.loaded.model),
     )
     cadence = _cadence(config, mixing.num_steps, best)
     if mesh.is_first:
@@ -140,8 +143,8 @@ def _open_journal(session: Session, state: TrainState, mixing: Mixing, goes_on: 
         session.run_dir,
         state,
         mixing,
-        session.mesh.num_ranks,
-        session.loaded.model.config.to_dict() if session.mesh.is_first else None,
+        session.mesh,
+        model_shape(session.loaded.model, session.loaded.num_parameters) if session.mesh.is_first else None,
         None if session.tuned.peft_config is None else session.tuned.num_trainable,
         goes_on,
     )

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trainer.config.tune import TuneConfig, TuneMethod
 from trainer.errors import ConfigError
 from trainer.model.tune.adapted import counted, counted_layers
-from trainer.model.tune.adapters import apply_tuning
+from trainer.model.tune.adapters import apply_tuning, describe_tuned
 
 SHAPE = {
     "vocab_size": 40,
@@ -50,58 +50,95 @@ def test_experts_and_routers_without_an_adapter_are_counted_with_their_parameter
     _, found = tuned("mixtral", EXPERTS)
     assert counted_layers(found.modules) == "k_proj 2, o_proj 2, q_proj 2, v_proj 2"
     assert (
-        counted(name for name, _ in found.left_out) == "experts.down_proj 2, experts.gate_up_proj 2, gate 2"
+        counted(name for name, *_ in found.left_out) == "experts.down_proj 2, experts.gate_up_proj 2, gate 2"
     )
     # Two layers of four experts with three matrices of 16 x 24, and a router of 4 x 16.
-    assert sum(size for _, size in found.left_out) == 2 * (4 * 3 * 16 * 24 + 4 * 16)
+    assert sum(size for _, size, _ in found.left_out) == 2 * (4 * 3 * 16 * 24 + 4 * 16)
 
 
 def test_named_layers_leave_out_experts_only():
     _, found = tuned("mixtral", EXPERTS, target=["q_proj"])
     assert found.described == "2 linear layers (q_proj 2)"
-    assert counted(name for name, _ in found.left_out) == "experts.down_proj 2, experts.gate_up_proj 2"
+    assert counted(name for name, *_ in found.left_out) == "experts.down_proj 2, experts.gate_up_proj 2"
 
 
-def test_layers_that_peft_takes_for_experts_are_refused_unless_named():
-    with pytest.raises(ConfigError) as caught:
-        tuned("glm4_moe", GLM)
-    said = str(caught.value)
-    assert "['all_linear'] has down_proj 2, gate_proj 2, up_proj 2 without an adapter instead" in said
-    assert "experts.down_proj 1, experts.gate_up_proj 1" in said
-    assert "tune.target=[k_proj,o_proj,q_proj,v_proj] to leave both out" in said
-    _, attention = tuned("glm4_moe", GLM, target=["k_proj", "o_proj", "q_proj", "v_proj"])
-    assert attention.tensors == () and len(attention.modules) == 8
-    _, named = tuned("glm4_moe", GLM, target=["q_proj", "gate_proj", "up_proj", "down_proj"])
+DENSE_AND_SHARED = "down_proj 2, gate_proj 2, k_proj 2, o_proj 2, q_proj 2, up_proj 2, v_proj 2"
+"""One dense layer, one shared expert and attention in both layers."""
+
+
+def test_dense_and_shared_layers_that_peft_takes_for_experts_are_adapted_as_layers():
+    _, found = tuned("glm4_moe", GLM)
+    assert found.described == f"14 linear layers ({DENSE_AND_SHARED})"
+    assert counted(name for name, *_ in found.left_out) == (
+        "experts.down_proj 1, experts.gate_up_proj 1, gate 1"
+    )
+    assert found.peft_config.target_parameters == [
+        f"model.layers.{place}.{name}_proj.weight"
+        for place in ("0.mlp", "1.mlp.shared_experts")
+        for name in ("down", "gate", "up")
+    ]
+    assert not any(
+        name.endswith(("gate_proj", "up_proj", "down_proj")) for name in found.peft_config.target_modules
+    )
+
+
+def test_experts_are_adapted_when_they_are_asked_for():
+    _, found = tuned("glm4_moe", GLM, target=["all_linear", "experts"])
+    assert found.described == (
+        f"14 linear layers ({DENSE_AND_SHARED}) and 2 tensors of experts (experts.down_proj 1, experts.gate_up_proj 1)"
+    )
+    assert counted(name for name, *_ in found.left_out) == "gate 1"
+    _, named = tuned("glm4_moe", GLM, target=["q_proj", "experts"])
     assert named.described == (
         "2 linear layers (q_proj 2) and 2 tensors of experts (experts.down_proj 1, experts.gate_up_proj 1)"
     )
-    assert named.tensors == (
-        "model.layers.1.mlp.experts.down_proj",
-        "model.layers.1.mlp.experts.gate_up_proj",
+    _, alone = tuned("mixtral", EXPERTS, target=["experts"])
+    assert alone.described == "4 tensors of experts (experts.down_proj 2, experts.gate_up_proj 2)"
+
+
+def test_gates_smaller_than_the_rank_are_left_out_and_counted():
+    _, found = tuned(
+        "qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 64}
     )
+    assert "shared_expert_gate" not in counted_layers(found.modules)
+    assert "shared_expert_gate 2" in counted(name for name, *_ in found.left_out)
+
+
+def test_what_is_left_out_is_said_in_one_line():
+    _, found = tuned("mixtral", EXPERTS)
+    said = describe_tuned(found, TuneMethod.lora)
+    assert said[1:] == [
+        "Without an adapter: 9,344 parameters in 6 tensors (experts.down_proj 2, experts.gate_up_proj 2, gate 2). "
+        "tune.target=[all_linear,experts] would adapt the experts too; routers stay as they are."
+    ]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("model_type", "options", "said"),
     [
-        ({"target": ["gate_proj"]}, r"`tune` must be what peft can add to glm4_moe.*without also targeting"),
-        ({"target_pattern": r".*\.mlp\..*_proj"}, r"`tune.target_pattern` must name layers that peft adapts"),
         (
-            {"target": ["gate_proj", "up_proj", "down_proj"], "dropout": 0.1},
-            r"`tune` must be what peft can add to glm4_moe",
+            "glm4_moe",
+            {"dora": True},
+            r"`tune.dora` must be false on down_proj 2, gate_proj 2, up_proj 2 of glm4_moe",
+        ),
+        ("llama", {"target": ["all_linear", "experts"]}, r"`tune.target` must leave out experts for llama"),
+        (
+            "glm4_moe",
+            {"target": ["w1"]},
+            r"which finds none. Set tune.target=\[all_linear\], or \[all_linear,experts\]",
         ),
     ],
 )
-def test_what_peft_refuses_is_a_sentence(options, said):
+def test_what_cannot_be_adapted_is_a_sentence(model_type, options, said):
     with pytest.raises(ConfigError, match=said):
-        tuned("glm4_moe", GLM, **options)
+        tuned(model_type, GLM if model_type == "glm4_moe" else {}, **options)
 
 
 @pytest.mark.parametrize("model_type", ["phimoe", "llama4_text"])
 def test_routers_that_are_made_of_linear_layers_are_not_adapted(model_type):
     model, found = tuned(model_type, {**EXPERTS, "intermediate_size_mlp": 24})
     assert not any("router" in name for name in found.modules)
-    assert "router" in counted(name for name, _ in found.left_out)
+    assert "router" in counted(name for name, *_ in found.left_out)
     assert any("router" in name for name, _ in model.named_modules())
 
 

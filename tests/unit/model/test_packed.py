@@ -17,7 +17,8 @@ from trainer.config.model import ModelConfig  # noqa: E402
 from trainer.config.tune import Quantise  # noqa: E402
 from trainer.errors import ModelError  # noqa: E402
 from trainer.model.attention import AttentionChoice  # noqa: E402
-from trainer.model.load import check_trainable, load_model  # noqa: E402
+from trainer.model.load import load_model  # noqa: E402
+from trainer.model.packed import check_packing, packing_of  # noqa: E402
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 DOUBLE = {**NF4, "bnb_4bit_use_double_quant": True}
@@ -53,7 +54,7 @@ def load(folder: Path, attention: str = "sdpa", quantise: Quantise = Quantise.no
 def test_what_is_not_read_is_refused_by_name(packing: dict[str, Any], quantise: str, said: str) -> None:
     config = AutoConfig.for_model("llama", quantization_config=packing)
     with pytest.raises(ModelError, match=said):
-        check_trainable(config, "folder", Quantise[quantise])
+        check_packing(packing_of(config), "folder", Quantise[quantise])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,9 @@ def test_what_is_not_read_is_refused_by_name(packing: dict[str, Any], quantise: 
     [({"quant_method": "fp8"}, "none"), ({"quant_method": "mxfp4"}, "none"), (DOUBLE, "nf4")],
 )
 def test_what_is_read_is_not_refused(packing: dict[str, Any], quantise: str) -> None:
-    check_trainable(AutoConfig.for_model("llama", quantization_config=packing), "folder", Quantise[quantise])
+    check_packing(
+        packing_of(AutoConfig.for_model("llama", quantization_config=packing)), "folder", Quantise[quantise]
+    )
 
 
 def test_weights_in_blocks_of_fp8_become_what_they_stand_for(tmp_path: Path) -> None:

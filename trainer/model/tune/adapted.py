@@ -1,28 +1,17 @@
-"""What an adapter sits on: read from the model after peft has put it in, not from what was asked of peft.
-
-peft writes `gate_proj`, `up_proj` and `down_proj` of mixtures of experts as parameters of the experts: it finds them
-there, and no longer on dense and shared layers of the same names.
-"""
+"""What an adapter sits on: read from the model after peft has put it in, not from what was asked of peft."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from trainer.config.tune import TuneConfig
 from trainer.errors import ConfigError
+from trainer.model.experts import expert_tensors, size_of
 from trainer.model.tune.quantise import num_weights
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Tell whether a module is a linear layer and nothing more, whole or in 4 bits; routers are made of them."""
-    if not isinstance(module, nn.Linear):
-        return False
-    return type(module).forward is nn.Linear.forward or type(module).__module__.startswith("bitsandbytes.")
 
 
 def adapted(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -39,35 +28,29 @@ def adapted(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(modules), tuple(tensors)
 
 
-def refuse_moved(
-    asked: Sequence[str], modules: Sequence[str], tensors: Sequence[str], tune: TuneConfig
+def refuse_others(
+    names: Iterable[str], experts: Iterable[str], modules: Iterable[str], tensors: Iterable[str]
 ) -> None:
-    """Raise where peft put an adapter elsewhere than asked, unless tune.target names the kinds it moved.
+    """Raise where peft put an adapter elsewhere than asked.
 
     Raises:
-        ConfigError: Layers that were asked for have no adapter.
+        ConfigError: Layers or tensors have one without being asked for, or have none.
     """
-    lost = [name for name in asked if name not in set(modules)]
-    kinds = {_last_word(name) for name in lost}
-    if not lost or (tune.target_pattern is None and kinds <= set(tune.target)):
+    asked, done = {*names, *experts}, {*modules, *tensors}
+    if asked == done:
         return
-    kept = sorted({_last_word(name) for name in modules})
-    key, shown = (
-        ("tune.target", tune.target) if tune.target_pattern is None else ("tune.target_pattern", "it")
-    )
+    lost, more = sorted(asked - done), sorted(done - asked)
     raise ConfigError(
-        f"`{key}` must name layers that peft adapts in this model, but {shown} has {counted_layers(lost)} without an "
-        f"adapter instead: peft takes these names for tensors of its experts ({counted(tensors)}). Set "
-        f"tune.target=[{','.join(kept)}] to leave both out, or "
-        f"tune.target=[{','.join(sorted({*kept, *kinds}))}] to adapt the experts."
+        f"`tune.target` must be what peft adapts, but it passes by {', '.join(lost[:3]) or 'nothing'} and adds "
+        f"{', '.join(more[:3]) or 'nothing'} instead. Name other layers, or report this model with the version of peft."
     )
 
 
-def without_adapter(model: Any, only_experts: bool) -> tuple[tuple[str, int], ...]:
-    """Return the name and size of every frozen matrix outside embeddings and head that has no factors.
+def without_adapter(model: Any, only_experts: bool) -> tuple[tuple[str, int, bool], ...]:
+    """Return name, size and whether it is of experts of every frozen matrix without factors, but embeddings and head.
 
     Args:
-        only_experts: Look at tensors of several matrices only.
+        only_experts: Look at them only.
     """
     head = model.get_output_embeddings()
     modules, tensors = adapted(model)
@@ -75,17 +58,18 @@ def without_adapter(model: Any, only_experts: bool) -> tuple[tuple[str, int], ..
     skipped = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) or m is head for p in m.parameters()
     }
+    experts = {id(parameter) for parameter in expert_tensors(model).values()}
     found = []
     for name, parameter in model.named_parameters():
         plain = name.replace(".base_layer", "")
-        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > (2 if only_experts else 1)
+        is_matrix = len(size_of(parameter)) > 1
         if (
-            is_matrix
+            (id(parameter) in experts if only_experts else is_matrix)
             and not parameter.requires_grad
             and id(parameter) not in skipped
             and plain not in covered
         ):
-            found.append((plain, num_weights(parameter)))
+            found.append((plain, num_weights(parameter), id(parameter) in experts))
     return tuple(found)
 
 
@@ -103,7 +87,3 @@ def counted_layers(modules: Iterable[str]) -> str:
 def _kind(parameter: str) -> str:
     words = parameter.split(".")
     return words[-2] if words[-1] in ("weight", "bias") and len(words) > 1 else ".".join(words[-2:])
-
-
-def _last_word(name: str) -> str:
-    return name.rsplit(".", 1)[-1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config.tune import ALL_LINEAR, Init, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, EXPERTS, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
 from trainer.model.tune.adapted import (
     adapted,
     counted,
     counted_layers,
-    is_linear,
-    refuse_moved,
+    refuse_others,
     without_adapter,
 )
 from trainer.model.tune.new_tokens import NewTokens, add_new_tokens
 from trainer.model.tune.prompt import VirtualTokens, make_virtual_tokens, virtual_off
 from trainer.model.tune.quantise import held_tensors, num_weights
+from trainer.model.tune.targets import expert_targets, linear_targets, moved_by_peft
 from trainer.model.tune.whole import train_whole
 
 ADAPTER = "default"
@@ -48,8 +49,9 @@ class Tuned:
     """Names of the linear layers that the adapter sits on."""
     tensors: tuple[str, ...] = ()
     """Names of the parameters of experts that it sits on: several matrices in one."""
-    left_out: tuple[tuple[str, int], ...] = ()
-    """Names and sizes of the frozen matrices without factors: of experts; with tune.target=[all_linear], all."""
+    left_out: tuple[tuple[str, int, bool], ...] = ()
+    """Names and sizes of the frozen matrices without factors, and whether they are experts: of experts alone, or with
+    all_linear, all."""
     virtual: VirtualTokens | None = None
     """What puts virtual tokens before documents; no part of the model."""
 
@@ -59,6 +61,11 @@ class Tuned:
         layers = f"{len(self.modules)} linear layers ({counted_layers(self.modules)})"
         experts = f"{len(self.tensors)} tensors of experts ({counted(self.tensors)})"
         return " and ".join([layers] * bool(self.modules) + [experts] * bool(self.tensors))
+
+    @property
+    def has_idle_experts(self) -> bool:
+        """Tell whether experts of a mixture have no adapter."""
+        return not self.tensors and any(is_expert for *_, is_expert in self.left_out)
 
     @property
     def is_partial(self) -> bool:
@@ -74,9 +81,13 @@ def describe_tuned(tuned: Tuned, method: TuneMethod) -> list[str]:
     where = f": {method.value} on {tuned.described}" if tuned.modules or tuned.tensors else ""
     lines = [f"Training {tuned.num_trainable:,} of {tuned.num_total:,} parameters ({share:.2f} %){where}."]
     if tuned.left_out:
-        size = sum(size for _, size in tuned.left_out)
-        kinds = counted(name for name, _ in tuned.left_out)
+        size = sum(size for _, size, _ in tuned.left_out)
+        kinds = counted(name for name, *_ in tuned.left_out)
         lines.append(f"Without an adapter: {size:,} parameters in {len(tuned.left_out)} tensors ({kinds}).")
+        if tuned.has_idle_experts:
+            lines[-1] += (
+                f" tune.target=[{ALL_LINEAR},{EXPERTS}] would adapt the experts too; routers stay as they are."
+            )
     return lines
 
 
@@ -106,32 +117,45 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens 
     parameters = [*model.parameters(), *(virtual.parameters() if virtual is not None else ())]
     sizes = [(p.requires_grad, num_weights(p)) for p in parameters]
     num_trainable = sum(size for trains, size in sizes if trains)
-    left_out: tuple[tuple[str, int], ...] = ()
+    left_out: tuple[tuple[str, int, bool], ...] = ()
     if tune.method is TuneMethod.lora:
-        left_out = without_adapter(model, only_experts=tune.target != [ALL_LINEAR])
+        left_out = without_adapter(model, only_experts=ALL_LINEAR not in tune.target)
     total = sum(size for _, size in sizes)
     return Tuned(num_trainable, total, peft_config, modules, tensors, left_out, virtual)
 
 
 def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
-    """Inject the factors and return peft's description, and the layers and tensors that have some."""
+    """Inject the factors; return their description for plain peft, and the layers and tensors that have some."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = _targets(model, tune)
-    peft_config = LoraConfig(
-        r=tune.r,
-        lora_alpha=tune.scale_alpha,
-        lora_dropout=tune.dropout,
-        target_modules=sorted(names),
-        use_rslora=tune.rslora,
-        use_dora=tune.dora,
-        init_lora_weights="gaussian" if tune.init is Init.gaussian else True,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng():
+    names, experts = linear_targets(model, tune), expert_targets(model, tune)
+    moved = moved_by_peft(model, names)
+    if moved and tune.dora:
+        raise ConfigError(
+            f"`tune.dora` must be false on {counted_layers(moved)} of {model.config.model_type}, but is true instead: "
+            "peft reads these layers as parameters, which it has no DoRA for. Set tune.dora=false."
+        )
+    options: dict[str, Any] = {
+        "r": tune.r,
+        "lora_alpha": tune.scale_alpha,
+        "use_rslora": tune.rslora,
+        "init_lora_weights": "gaussian" if tune.init is Init.gaussian else True,
+        "task_type": "CAUSAL_LM",
+    }
+    kept = sorted(set(names) - moved)
+    peft_config = LoraConfig(target_modules=kept, lora_dropout=tune.dropout, use_dora=tune.dora, **options)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # That whole names find more layers than the description does is what they are for.
+        warnings.filterwarnings("ignore", "While injecting the PEFT adapters", RuntimeWarning)
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # ours, of the layers
         torch.manual_seed(seed)
         try:
-            inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+            if names:
+                whole: dict[str, Any] = {f"{name}.lora_A.weight": None for name in names}
+                inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER, state_dict=whole)
+            if experts:
+                alone = LoraConfig(target_modules=[], target_parameters=list(experts), **options)
+                inject_adapter_in_model(alone, model, adapter_name=ADAPTER)
         except (ValueError, NotImplementedError, TypeError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise ConfigError(
@@ -140,61 +164,24 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
             ) from error
     if tune.init is Init.pissa:
         peft_config.init_lora_weights = tune.init.value  # for readers; begin_at_principal fills the factors
+    if moved or experts:
+        peft_config.target_parameters = sorted([*(f"{name}.weight" for name in moved), *experts])
+        peft_config.lora_dropout = 0.0  # peft reads no parameters beside one, which is of training alone
     modules, tensors = adapted(model)
-    refuse_moved(names, modules, tensors, tune)
+    refuse_others(names, experts, modules, tensors)
     return peft_config, modules, tensors
 
 
 def _add_ia3(model: Any, tune: TuneConfig) -> tuple[Any, tuple[str, ...]]:
     from peft import IA3Config, inject_adapter_in_model
 
-    names = _targets(model, tune)
+    names = linear_targets(model, tune)
     inner = [name for name in names if name.rsplit(".", 1)[-1] in tune.feedforward]
     peft_config = IA3Config(
         target_modules=sorted(names), feedforward_modules=sorted(inner), task_type="CAUSAL_LM"
     )
     inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
     return peft_config, names
-
-
-def _targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
-    """Return the full names of the linear layers to adapt."""
-    head = model.get_output_embeddings()
-    linear = {name: module for name, module in model.named_modules() if is_linear(module)}
-    if tune.target_pattern is not None:
-        key, shown = "tune.target_pattern", tune.target_pattern
-        chosen = [name for name in linear if re.fullmatch(tune.target_pattern, name)]
-    else:
-        key, shown = "tune.target", str(tune.target)
-        if tune.target == [ALL_LINEAR]:
-            chosen = [name for name, module in linear.items() if module is not head]
-        else:
-            hits = [{n for n in linear if n == t or n.endswith(f".{t}")} for t in tune.target]
-            chosen = [n for n in linear if all(hits) and any(n in hit for hit in hits)]
-    if not chosen:
-        kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear if linear[name] is not head}))
-        if not kinds:
-            raise ConfigError(
-                f"`tune.method` must be another than {tune.method.value} for {model.config.model_type}, which has no "
-                "linear layers but its head in transformers. Set tune=full."
-            )
-        raise ConfigError(
-            f"`{key}` must name linear layers of the model ({kinds}), but is {shown} instead, which finds none. Set "
-            f"tune.target=[{ALL_LINEAR}]."
-        )
-    if any(linear[name] is head for name in chosen):
-        raise ConfigError(
-            f"`{key}` must leave out the output layer, but is {shown} instead, which finds it. Name other layers, or "
-            f"set tune.target=[{ALL_LINEAR}]."
-        )
-    smallest = min(chosen, key=lambda name: min(linear[name].in_features, linear[name].out_features))
-    room = min(linear[smallest].in_features, linear[smallest].out_features)
-    if tune.method is TuneMethod.lora and tune.r > room:
-        raise ConfigError(
-            f"`tune.r` must be at most the smaller side of every adapted layer ({room} of {smallest}), but is "
-            f"{tune.r} instead. Set tune.r={room} at most, or name other layers."
-        )
-    return tuple(chosen)
 
 
 def _freeze(model: Any, tune: TuneConfig) -> None:

@@ -1,0 +1,124 @@
+"""What is read of a mixture of experts: weights that a token goes to, and how tokens are spread."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from trainer.model.experts import ExpertLoad, count_weights, describe_mixture, expert_tensors, spread
+from trainer.run.sizes import model_shape
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ATTENTION = 2 * 16 * 16 + 2 * 16 * 8
+EXPERT = 3 * 16 * 24
+
+
+def built(model_type, options, device="cpu"):
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**SHAPE, **options}))
+
+
+def test_a_dense_model_is_multiplied_with_all_but_its_embeddings():
+    counts = count_weights(built("llama", {}, "meta"))
+    assert counts.num_matmul == 2 * (ATTENTION + EXPERT) + 40 * 16
+    assert counts.num_experts == counts.num_idle == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_token_of_a_mixture_is_multiplied_with_the_experts_it_goes_to(tied):
+    model = built("mixtral", {**MIXTRAL, "tie_word_embeddings": tied}, "meta")
+    counts = count_weights(model)
+    # Of four experts two; the router is 4 x 16, and a tied head is a product all the same.
+    assert counts.num_matmul == 2 * (ATTENTION + 2 * EXPERT + 4 * 16) + 40 * 16
+    assert counts.num_experts == 2 * 4 * EXPERT and counts.num_idle == 2 * 2 * EXPERT
+    shape = model_shape(model, 12345)
+    assert shape is not None
+    assert (shape.num_matmul_params, shape.num_layers, shape.q_dim) == (counts.num_matmul, 2, 16)
+
+
+def test_convolutions_are_no_experts():
+    model = nn.ModuleDict({"conv": nn.Conv1d(4, 4, 3)})
+    assert expert_tensors(model) == {}
+
+
+def test_tokens_of_each_expert_are_counted_in_training_alone():
+    model = built("mixtral", MIXTRAL)
+    load = ExpertLoad(model)
+    assert load.sizes == [4, 4]
+    with torch.no_grad():
+        model(input_ids=torch.arange(10)[None])
+    assert load.take() == [0.0] * 8
+    model(input_ids=torch.arange(10)[None])
+    counts = load.take()
+    # Ten tokens go to two experts in each of two layers.
+    assert sum(counts[:4]) == sum(counts[4:]) == 20 and load.take() == [0.0] * 8
+
+
+def test_the_spread_is_a_mean_over_layers_that_were_heard():
+    assert spread([6.0, 2.0, 0.0, 0.0, 0.0, 0.0, 3.0, 5.0], [2, 2, 2, 2]) == {
+        "experts_busiest_share": pytest.approx((6 / 8 + 5 / 8) / 2),
+        "experts_idlest_share": pytest.approx((2 / 8 + 3 / 8) / 2),
+        "experts_without_tokens": 0.0,
+    }
+    assert spread([4.0, 0.0], [2])["experts_without_tokens"] == 1
+    assert spread([0.0, 0.0], [2]) == {} and spread([], []) == {}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("glm4_moe", {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}),
+        ("gpt_oss", MIXTRAL),
+        ("phimoe", MIXTRAL),
+        ("ernie4_5_moe", {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 8}),
+    ],
+)
+def test_the_choice_of_other_families_is_heard(model_type, options):
+    model = built(model_type, options)
+    load = ExpertLoad(model)
+    model(input_ids=torch.arange(10)[None])
+    counts, sizes = load.take(), load.sizes
+    assert len(sizes) >= 1 and spread(counts, sizes)
+    assert count_weights(model).num_idle == count_weights(model).num_experts // 2
+
+
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_shared_experts": 1}
+
+
+def test_a_mixture_says_what_is_active_what_is_rounded_and_what_stays():
+    model = built("glm4_moe", {**ROUTED, "first_k_dense_replace": 1}, "meta")
+    sentences = describe_mixture(model, "bf16", is_packed=True)
+    # One layer of four experts of three matrices of 16 x 8, two bytes a weight.
+    assert sentences[0] == (
+        "Mixture of experts: a token goes to 2 of 4 experts of a layer; 1,536 parameters are experts, 768 of them "
+        "active."
+    )
+    assert sentences[1] == "No loss evens out the use of experts: the model's config.json has none."
+    assert "stay in bf16: 3.072e-06 GB in all" in sentences[2]
+    assert sentences[3].startswith("1 weights that transformers keeps in float32 (gate.weight 1) are bf16")
+    assert sentences[3].startswith(
+        "1 tensors that steer the choice of experts have no gradient (gate.e_score_corr"
+    )
+    assert len(describe_mixture(model, "fp32", is_packed=False)) == 3
+
+
+def test_a_dense_model_and_a_router_with_gradient_say_nothing_of_that():
+    assert describe_mixture(built("llama", {}, "meta"), "bf16", is_packed=False) == []
+    said = describe_mixture(built("gpt_oss", MIXTRAL, "meta"), "bf16", is_packed=False)
+    assert len(said) == 2 and said[1].endswith("has none switched on (output_router_logits is false).")
+    config = {**MIXTRAL, "output_router_logits": True, "router_aux_loss_coef": 0.02}
+    assert describe_mixture(built("mixtral", config, "meta"), "fp32", is_packed=False)[1] == (
+        "The loss includes 0.02 times the routers' own loss, as output_router_logits of config.json says."
+    )

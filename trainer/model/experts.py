@@ -1,0 +1,229 @@
+"""Mixtures of experts, read from the loaded model: what holds experts, what a token is multiplied with, who is chosen.
+
+Shapes: N tokens, K experts a token goes to, L layers with experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ADDED = re.compile(r"\.(lora_|ia3_)")
+"""Parameters that an adapter adds."""
+
+
+def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that hold several matrices in one, [experts, a, b], by name."""
+    convolution = nn.modules.conv._ConvNd
+    return {
+        f"{name}.{key}": parameter
+        for name, module in model.named_modules()
+        if name and not isinstance(module, convolution)
+        for key, parameter in module.named_parameters(recurse=False)
+        if len(size_of(parameter)) == 3
+    }
+
+
+def size_of(parameter: Any) -> tuple[int, ...]:
+    """Return the shape of a parameter: packed, sharded or plain."""
+    state = getattr(parameter, "quant_state", None)
+    return tuple(getattr(parameter, "ds_shape", parameter.shape) if state is None else state.shape)
+
+
+def num_chosen(config: Any) -> int | None:
+    """Return how many experts a token goes to beside shared ones; None where the configuration does not say."""
+    text = config.get_text_config()
+    for key in ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Weights of a model without what an adapter added; biases and norms are left out of the products."""
+
+    num_matmul: int
+    """Those a token is multiplied with: the head in, the embedding out, experts in the share it goes to."""
+    num_experts: int
+    """All weights of experts."""
+    num_idle: int
+    """Those of them that a token does not go to."""
+
+
+def count_weights(model: Any) -> Counts:
+    """Count the weights of a loaded model by what a token does with them.
+
+    Where the configuration does not say how many experts a token goes to, it goes to all.
+    """
+    chosen = num_chosen(model.config)
+    experts = {id(parameter): size_of(parameter) for parameter in expert_tensors(model).values()}
+    matmul = num_experts = idle = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            shape = size_of(parameter)
+            if len(shape) < 2 or ADDED.search(f".{name}.{key}"):
+                continue
+            size = torch.Size(shape).numel()
+            matmul += size
+            if id(parameter) in experts:
+                num_experts += size
+                idle += 0 if chosen is None else size // shape[0] * max(shape[0] - chosen, 0)
+    return Counts(matmul - idle, num_experts, idle)
+
+
+def describe_mixture(model: Any, dtype: str, is_packed: bool) -> list[str]:
+    """Return what a person should know of a mixture; nothing of a dense model. To be asked before anything is frozen.
+
+    Args:
+        dtype: What is computed in, `bf16` or `fp32`.
+        is_packed: The linear layers are in 4 bits.
+    """
+    tensors = expert_tensors(model)
+    if not tensors:
+        return []
+    counts, chosen = count_weights(model), num_chosen(model.config)
+    numbers = sorted({size_of(parameter)[0] for parameter in tensors.values()})
+    shown = f"{chosen} of" if chosen else "an unknown number of the"
+    lines = [
+        f"Mixture of experts: a token goes to {shown} {' or '.join(map(str, numbers))} experts of a layer; "
+        f"{counts.num_experts:,} parameters are experts, {counts.num_experts - counts.num_idle:,} of them active."
+    ]
+    lines.append(_router_loss_line(model.config))
+    if is_packed:
+        size = counts.num_experts * (2 if dtype == "bf16" else 4)
+        lines.append(
+            f"The experts are no linear layers and stay in {dtype}: {size / 1e9:.4g} GB in all, beside the base in NF4."
+        )
+    exact = kept_in_float32(model)
+    if exact and dtype == "bf16":
+        lines.append(
+            f"{len(exact)} weights that transformers keeps in float32 ({_kinds(exact)}) are bf16 in the forward pass, "
+            "because DeepSpeed holds parameters in one dtype: each is off by at most 0.2 %. The optimizer's copies of "
+            "those that train are float32."
+        )
+    biases = choice_biases(model)
+    if biases:
+        lines.append(
+            f"{len(biases)} tensors that steer the choice of experts have no gradient ({_kinds(biases)}): they stay "
+            "as they are in the base, and nothing evens out the use of experts by them."
+        )
+    return lines
+
+
+def _router_loss_line(config: Any) -> str:
+    text = config.get_text_config()
+    weight, is_on = (getattr(text, key, None) for key in ("router_aux_loss_coef", "output_router_logits"))
+    if weight and is_on:
+        return f"The loss includes {weight:g} times the routers' own loss, as output_router_logits of config.json says."
+    return "No loss evens out the use of experts: the model's config.json has none" + (
+        " switched on (output_router_logits is false)." if weight else "."
+    )
+
+
+def kept_in_float32(model: Any) -> list[str]:
+    """Return the parameters that transformers keeps in float32 whatever the model's dtype, by its own list of names."""
+    words = [word.replace("*", ".*") for word in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
+    found = re.compile("|".join(words)) if words else None
+    return [name for name, p in model.named_parameters() if p.requires_grad and found and found.search(name)]
+
+
+def choice_biases(model: nn.Module) -> list[str]:
+    """Return the saved tensors of one number an expert that no gradient reaches: buffers, and frozen from the start."""
+    sizes = {size_of(parameter)[0] for parameter in expert_tensors(model).values()}
+    found = []
+    for name, module in model.named_modules():
+        saved = module.named_buffers(recurse=False)
+        fixed = [(key, b) for key, b in saved if key not in module._non_persistent_buffers_set]
+        fixed += [(key, p) for key, p in module.named_parameters(recurse=False) if key.endswith("bias")]
+        for key, tensor in fixed:
+            shape = size_of(tensor)
+            is_one_each = shape[-1:] and shape[-1] in sizes and torch.Size(shape).numel() == shape[-1]
+            if is_one_each and tensor.is_floating_point() and not tensor.requires_grad:
+                found.append(f"{name}.{key}")
+    return found
+
+
+def _kinds(names: list[str]) -> str:
+    kinds = Counter(".".join(name.replace(".base_layer", "").split(".")[-2:]) for name in names)
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+
+
+class ExpertLoad:
+    """Counts which experts tokens are sent to while a model trains, without waiting for the device.
+
+    A module of experts is told of the choice by a tensor of whole numbers [N, K]; one that is told otherwise is not
+    counted.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Listen to every module that holds experts, in place."""
+        owners = {name.rpartition(".")[0]: size_of(found)[0] for name, found in expert_tensors(model).items()}
+        self._sizes = list(owners.values())
+        self._counts: list[Tensor | None] = [None] * len(owners)
+        for place, name in enumerate(owners):
+            hook = _Listener(self._counts, place, self._sizes[place])
+            model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return the experts of every layer that has some."""
+        return self._sizes
+
+    def take(self) -> list[float]:
+        """Return the tokens of every expert since the last call, layer after layer. Waits for the device."""
+        found: list[float] = []
+        for place, size in enumerate(self._sizes):
+            counts = self._counts[place]
+            found += [0.0] * size if counts is None else [float(count) for count in counts.tolist()]
+            if counts is not None:
+                counts.zero_()
+        return found
+
+
+def spread(counts: list[float], sizes: list[int]) -> dict[str, float]:
+    """Return the share of the busiest and of the idlest expert, means over layers, and how many got no token.
+
+    Even is one over the number of experts. Nothing where no layer was told of a choice.
+    """
+    layers, start = [], 0
+    for size in sizes:
+        layers.append(counts[start : start + size])
+        start += size
+    heard = [(layer, sum(layer)) for layer in layers if sum(layer)]
+    if not heard:
+        return {}
+    return {
+        "experts_busiest_share": sum(max(layer) / total for layer, total in heard) / len(heard),
+        "experts_idlest_share": sum(min(layer) / total for layer, total in heard) / len(heard),
+        "experts_without_tokens": float(sum(layer.count(0.0) for layer, _ in heard)),
+    }
+
+
+class _Listener:
+    """A hook before the forward of a module of experts."""
+
+    def __init__(self, counts: list[Tensor | None], place: int, num_experts: int) -> None:
+        self._counts, self._place, self._num_experts = counts, place, num_experts
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        found = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        index_NK = next((t for t in found if t.ndim == 2 and not t.is_floating_point()), None)
+        if index_NK is None or index_NK.dtype == torch.bool:
+            return
+        index = index_NK.detach().reshape(-1).long()
+        counts = self._counts[self._place]
+        if counts is None:
+            counts = torch.zeros(self._num_experts, dtype=torch.int64, device=index.device)
+            self._counts[self._place] = counts
+        counts.index_add_(0, index, torch.ones_like(index))
