@@ -18,6 +18,7 @@ from trainer.runtime.say import say
 if TYPE_CHECKING:
     from trainer.export.base_card import BaseCard
     from trainer.export.combine import Adapter
+    from trainer.model.base_files import BaseFiles
 
 
 def combine_adapters(config: RunConfig) -> int:
@@ -25,9 +26,10 @@ def combine_adapters(config: RunConfig) -> int:
     from trainer.command.card import base_of, push_export, require_base_name
     from trainer.export.combine import combined
     from trainer.export.folder import write_model_files, write_tokenizer
-    from trainer.export.merge import with_base, write_adapter
+    from trainer.export.merge import for_whole, with_base, write_adapter
     from trainer.export.push import open_repository
     from trainer.export.weights import DTYPES, export_dtype, export_weights, publish_export
+    from trainer.model.base_files import open_base
     from trainer.model.digest import base_digest
     from trainer.model.resolve import resolve_model
 
@@ -40,7 +42,8 @@ def combine_adapters(config: RunConfig) -> int:
         require_base_name(config, source)
     repository = open_repository(export)
     base = base_of(config, source)
-    read = [_read(Path(name).expanduser(), export.checkpoint) for name in export.adapters]
+    files = open_base(source, config.model)
+    read = [_read(Path(name).expanduser(), export.checkpoint, files) for name in export.adapters]
     adapters = [(adapter, digest) for adapter, digest, _ in read]
     now = base_digest(config.model, config.tune.quantise, source, config.data.cache_dir)
     _check_bases(adapters, export.adapters, source, now)
@@ -54,7 +57,7 @@ def combine_adapters(config: RunConfig) -> int:
     described.base_model_name_or_path = source
     if export.merge:
         count = export_weights(
-            with_base(tensors.items(), source, described),
+            files.as_files(with_base(tensors.items(), files, described)),
             output_dir,
             dtype,
             int(export.max_shard_gb * 1e9),
@@ -64,7 +67,8 @@ def combine_adapters(config: RunConfig) -> int:
     else:
 
         def fill(folder: Path) -> None:
-            write_adapter(tensors.items(), described, folder, DTYPES[dtype])
+            trained, adapter = for_whole(tensors.items(), described, files)
+            write_adapter(trained, adapter, folder, DTYPES[dtype])
             write_tokenizer(source, config.model, folder)
 
         publish_export(output_dir, fill)
@@ -98,7 +102,7 @@ def _describe(
     seal_export(folder, "", base, config.export.hub is not None, console)
 
 
-def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
+def _read(folder: Path, which: str, base: BaseFiles) -> tuple[Adapter, str | None, bool]:
     """Return the adapter of a run directory or an exported folder, its base's digest if known, and if it is float32."""
     from trainer.checkpoint.manifest import read_manifest
     from trainer.config.snapshot import config_path
@@ -110,6 +114,7 @@ def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
 
     if not config_path(folder).exists():
         adapter = read_folder(folder)
+        adapter.tensors = {base.text_name(name) or name: tensor for name, tensor in adapter.tensors.items()}
         return adapter, None, any(tensor.itemsize > 2 for tensor in adapter.tensors.values())
     config = read_adapter(folder)
     if config is None:
@@ -119,9 +124,9 @@ def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
         )
     checkpoint = find_checkpoint(folder, which)
     stream, plain = as_plain_lora(stream_parameters(checkpoint), config, folder)
-    base = read_manifest(checkpoint).facts.get("base")
+    digest = read_manifest(checkpoint).facts.get("base")
     is_wide = load_config(config_path(folder), []).zero.dtype == "fp32"
-    return Adapter(str(folder), dict(stream), plain), None if base is None else str(base), is_wide
+    return Adapter(str(folder), dict(stream), plain), None if digest is None else str(digest), is_wide
 
 
 def _check_bases(adapters: list[tuple[Adapter, str | None]], names: list[str], source: str, now: str) -> None:

@@ -20,6 +20,7 @@ from trainer.engine.ds_config import deepspeed_dict
 from trainer.engine.engine import Engine, build_engine, gathered
 from trainer.metrics.device import describe_device, device_memory_gib
 from trainer.model.attention import choose_attention
+from trainer.model.base_files import open_base
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 from trainer.model.kernels import apply_kernels
@@ -72,7 +73,7 @@ def build_model(
     _check_fits(config, loaded, stores, new_tokens)
     num_verified = 0
     if config.model.verify_weights and config.model.kind is not ModelKind.random:
-        num_verified = verify_weights(loaded.model, source, gathered)
+        num_verified = verify_weights(loaded.model, open_base(source, config.model), gathered)
     keep_alive = announce_zero3(zero3_config)
     tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
     del keep_alive
