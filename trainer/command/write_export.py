@@ -75,11 +75,7 @@ def write_export(
         stream = blended(stream, base, options.alpha)
     if rounding is not None:
         stream = rounding.watch(stream)
-    is_whole = writes_whole(config, base)
-    if is_whole or not base.is_multimodal:
-        for sentence in base.sentences():
-            say(console, sentence)
-        stream = base.as_files(stream)
+    stream, is_whole = under_file_names(stream, options.text_only, base, console)
     return export_weights(
         track(stream, description="tensors", console=console),
         output_dir,
@@ -91,9 +87,18 @@ def write_export(
     )
 
 
-def writes_whole(config: RunConfig, base: BaseFiles) -> bool:
-    """Tell whether what a base has beside its language part is written too."""
-    return base.is_multimodal and not config.export.text_only
+def under_file_names(
+    stream: Iterator[tuple[str, Tensor]], text_only: bool, base: BaseFiles, console: Console
+) -> tuple[Iterator[tuple[str, Tensor]], bool]:
+    """Return a model's tensors as the base's files name them, and whether they are more than a language model's."""
+    if text_only and base.is_multimodal:
+        say(console, "The language model alone is written, under the names of transformers.")
+        return stream, False
+    for sentence in base.sentences():
+        say(console, sentence)
+    if text_only:
+        say(console, "The base is a language model alone: export.text_only changes nothing.")
+    return base.as_files(stream), base.is_multimodal
 
 
 def tuned_tensors(config: RunConfig, checkpoint: Path, base: BaseFiles) -> Iterator[tuple[str, Tensor]]:

@@ -71,13 +71,16 @@ class BaseFiles:
         layout: Layout | None = None,
         modules: Mapping[str, str] | None = None,
         skeleton: Any = None,
+        is_partial: bool = False,
     ) -> None:
         """Take tensors by name; without a layout the model's names are those of the files.
 
         Args:
             modules: Name in the whole of each module of its language part, where only that trains.
             skeleton: The whole model without memory, which transformers' conversions ask for sizes.
+            is_partial: The files are not here, and would hold more than the language part.
         """
+        self._is_partial = is_partial
         self.source = source
         self._files = files
         self._layout = Layout({name: name for name in files}) if layout is None else layout
@@ -182,7 +185,8 @@ class BaseFiles:
     def sentences(self) -> list[str]:
         """Return what a person should know before a model is written under the files' names."""
         if not self._files:
-            return ["The base has no safetensors files here: tensors have the names of transformers."]
+            alone = "; its language model is written alone" if self._is_partial else ""
+            return [f"The base has no safetensors files here: tensors have the names of transformers{alone}."]
         said = []
         if self._layout.kept:
             kinds = Counter(name.removeprefix("model.").partition(".")[0] for name in self._layout.kept)
@@ -203,9 +207,9 @@ class BaseFiles:
 def open_base(source: str, model: ModelConfig) -> BaseFiles:
     """Return the files of a base in the names of the model that trains; an empty one where they are not here."""
     files = {} if model.kind is ModelKind.random else weight_files(source, model.revision)
-    if not files:
-        return BaseFiles(source, {}, Layout())
     config = read_whole_config(source, model)
+    if not files:
+        return BaseFiles(source, {}, is_partial=whole_class(config) is not None)
     whole, text = _without_memory(config, model.trust_remote_code)
     modules = None if text is whole else whole_names(whole, text)
     return BaseFiles(source, files, _layout(whole, text, files), modules, whole)
