@@ -123,14 +123,17 @@ def with_base(
 def for_whole(
     trained: Iterable[tuple[str, Tensor]], peft_config: Any, base: BaseFiles
 ) -> tuple[Iterable[tuple[str, Tensor]], Any]:
-    """Return an adapter of a language part under the names of the whole base, which peft is given to read it."""
+    """Return an adapter of a language part under the names of the whole base.
+
+    They are full names, so that nothing of what sees is meant, and peft refuses a model of another class.
+    """
     if not base.is_multimodal:
         return trained, peft_config
     described = copy.deepcopy(peft_config)
     for key in ("target_modules", "target_parameters", "modules_to_save", "feedforward_modules"):
         names = getattr(described, key, None)
         if names and not isinstance(names, str):
-            setattr(described, key, sorted({whole for name in names for whole in base.peft_names(name)}))
+            setattr(described, key, sorted(map(base.whole_name, names)))
     rows = getattr(described, "trainable_token_indices", None)
     if rows:
         described.trainable_token_indices = {base.whole_name(name): ids for name, ids in rows.items()}

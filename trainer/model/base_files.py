@@ -20,7 +20,7 @@ from torch import Tensor
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
 from trainer.model.load import read_whole_config
-from trainer.model.multimodal import renamed, text_class, text_part, whole_class, whole_names
+from trainer.model.multimodal import renamed, text_part, whole_class, whole_names
 from trainer.model.tensor_files import tensor_reader, weight_files
 
 
@@ -104,15 +104,6 @@ class BaseFiles:
     def whole_name(self, name: str) -> str:
         """Return the name in the whole model of a module or tensor of the one that trains."""
         return name if self._modules is None else renamed(name, self._modules) or name
-
-    def peft_names(self, name: str) -> list[str]:
-        """Return the names of a module in the whole, and in what AutoModelForCausalLM makes of the folder."""
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-        config, whole = self._skeleton.config, self.whole_name(name)
-        shown = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-        is_text_alone = shown == text_class(config.get_text_config()).__name__
-        return [whole, name] if is_text_alone and whole != name else [whole]
 
     def text_name(self, name: str) -> str | None:
         """Return the name in the model that trains; None for what is no part of it."""

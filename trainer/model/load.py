@@ -70,8 +70,8 @@ def read_whole_config(source: str, model: ModelConfig) -> Any:
     if not remote and (encoder_like or wrong_head or not known) and whole_class(config) is None:
         shown = names[0] if names else config.model_type
         raise ModelError(
-            f"`model.path` must be a causal language model or have one as its text part, but {source} is {shown} "
-            "instead. Choose a ...ForCausalLM model."
+            f"`model.path` must be a causal language model, but {source} is {shown} instead. Choose a "
+            "...ForCausalLM model, or one that has such a model as its text part."
         )
     return config
 
