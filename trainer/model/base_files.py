@@ -25,7 +25,7 @@ from trainer.model.tensor_files import tensor_reader, weight_files
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _FileTensor:
     """A tensor of a file that is converted with others."""
 
     file_name: str
@@ -40,13 +40,13 @@ class _Conversion:
 
     converter: Any
     first: str
-    sources: list[_Source]
+    sources: list[_FileTensor]
     targets: tuple[str, ...] = ()
     can_reverse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class _Places:
     """Where each tensor of a model is in its files; names of the whole model."""
 
     plain: dict[str, str] = field(default_factory=dict)
@@ -68,12 +68,12 @@ class BaseFiles:
         self,
         source: str,
         files: Mapping[str, Path],
-        layout: Layout | None = None,
+        places: _Places | None = None,
         modules: Mapping[str, str] | None = None,
         skeleton: Any = None,
         is_partial: bool = False,
     ) -> None:
-        """Take tensors by name; without a layout the model's names are those of the files.
+        """Take tensors by name; without places the model's names are those of the files.
 
         Args:
             modules: Name in the whole of each module of its language part, where only that trains.
@@ -83,11 +83,11 @@ class BaseFiles:
         self._is_partial = is_partial
         self.source = source
         self._files = files
-        self._layout = Layout({name: name for name in files}) if layout is None else layout
+        self._places = _Places({name: name for name in files}) if places is None else places
         self._modules = modules
         self._texts = None if modules is None else {whole: text for text, whole in modules.items()}
         self._skeleton = skeleton
-        names = [*self._layout.plain, *self._layout.conversions]
+        names = [*self._places.plain, *self._places.conversions]
         found = ((name, self.text_name(name)) for name in names)
         self._wholes = {text: whole for whole, text in found if text is not None}
 
@@ -111,7 +111,7 @@ class BaseFiles:
 
     def file_of(self, name: str) -> tuple[str, Path] | None:
         """Return name and file of a tensor that is in the files as it is; None for one that is converted."""
-        key = self._layout.plain.get(self._wholes.get(name, ""))
+        key = self._places.plain.get(self._wholes.get(name, ""))
         return None if key is None else (key, self._files[key])
 
     @contextmanager
@@ -121,10 +121,10 @@ class BaseFiles:
 
             def read_one(name: str) -> Tensor:
                 whole = self._wholes[name]
-                key = self._layout.plain.get(whole)
+                key = self._places.plain.get(whole)
                 if key is not None:
                     return read(self._files[key], key)
-                found = self._layout.conversions[whole]
+                found = self._places.conversions[whole]
                 tensors = {s.file_name: read(self._files[s.file_name], s.file_name) for s in found.sources}
                 return _forward(found, tensors, self._skeleton)[whole]
 
@@ -136,16 +136,16 @@ class BaseFiles:
         Raises:
             ModelError: A parameter of the base is not among the tensors.
         """
-        layout, done, waiting = self._layout, set[str](), dict[str, Tensor]()
+        places, done, waiting = self._places, set[str](), dict[str, Tensor]()
         for name, tensor in stream:
             whole = self.whole_name(name)
-            whole = layout.firsts.get(whole, whole)
+            whole = places.firsts.get(whole, whole)
             if whole in done:
                 continue
             done.add(whole)
-            found = layout.conversions.get(whole)
+            found = places.conversions.get(whole)
             if found is None or not found.can_reverse:
-                for key in (layout.plain.get(whole, whole), *layout.copies.get(whole, ())):
+                for key in (places.plain.get(whole, whole), *places.copies.get(whole, ())):
                     yield key, tensor
                 continue
             waiting[whole] = tensor
@@ -154,13 +154,13 @@ class BaseFiles:
                 names = {s.inside: s.file_name for s in found.sources}
                 for inside, part in _reverse(found, parts, self._skeleton).items():
                     yield names[inside], part
-        missing = [name for name in (*layout.plain, *layout.conversions) if name not in done]
+        missing = [name for name in (*places.plain, *places.conversions) if name not in done]
         self._refuse_lost([*missing, *waiting])
-        yield from self._copies([layout.plain[name] for name in missing] + list(layout.kept))
+        yield from self._copies([places.plain[name] for name in missing] + list(places.kept))
 
     def _refuse_lost(self, names: Iterable[str]) -> None:
         """Raise for a parameter that was not written; what is no parameter is copied."""
-        lost = [name for name in names if name in self._layout.parameters or name in self._layout.conversions]
+        lost = [name for name in names if name in self._places.parameters or name in self._places.conversions]
         lost = [name for name in lost if self.text_name(name) is not None]
         if lost:
             raise ModelError(
@@ -179,14 +179,14 @@ class BaseFiles:
             alone = "; its language model is written alone" if self._is_partial else ""
             return [f"The base has no safetensors files here: tensors have the names of transformers{alone}."]
         said = []
-        if self._layout.kept:
-            kinds = Counter(name.removeprefix("model.").partition(".")[0] for name in self._layout.kept)
+        if self._places.kept:
+            kinds = Counter(name.removeprefix("model.").partition(".")[0] for name in self._places.kept)
             shown = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(4))
             more = ", ..." if len(kinds) > 4 else ""
             said.append(
-                f"{len(self._layout.kept)} tensors of the base did not train and stay: {shown}{more}."
+                f"{len(self._places.kept)} tensors of the base did not train and stay: {shown}{more}."
             )
-        stuck = sorted({c.first for c in self._layout.conversions.values() if not c.can_reverse})
+        stuck = sorted({c.first for c in self._places.conversions.values() if not c.can_reverse})
         if stuck:
             said.append(
                 f"{len(stuck)} tensors keep transformers' names, such as {stuck[0]}: it cannot take back how it made "
@@ -203,7 +203,7 @@ def open_base(source: str, model: ModelConfig) -> BaseFiles:
         return BaseFiles(source, {}, is_partial=whole_class(config) is not None)
     whole, text = _without_memory(config, model.trust_remote_code)
     modules = None if text is whole else whole_names(whole, text)
-    return BaseFiles(source, files, _layout(whole, text, files), modules, whole)
+    return BaseFiles(source, files, _place(whole, text, files), modules, whole)
 
 
 def _without_memory(config: Any, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -219,7 +219,7 @@ def _without_memory(config: Any, trust_remote_code: bool) -> tuple[Any, Any]:
     return whole, text_part(whole)
 
 
-def _layout(whole: Any, text: Any, files: Mapping[str, Path]) -> Layout:
+def _place(whole: Any, text: Any, files: Mapping[str, Path]) -> _Places:
     """Ask transformers' rules where each tensor of the files goes."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key
@@ -245,7 +245,7 @@ def _layout(whole: Any, text: Any, files: Mapping[str, Path]) -> Layout:
             plain[target] = name
         else:
             found = by_target.setdefault(target, _Conversion(converter, target, []))
-            found.sources.append(_Source(name, inside, pattern))
+            found.sources.append(_FileTensor(name, inside, pattern))
     for found in by_target.values():
         _prove(found, files, whole)
     ours = {id(tensor) for tensor in text.state_dict(keep_vars=True).values()}
@@ -259,7 +259,7 @@ def _layout(whole: Any, text: Any, files: Mapping[str, Path]) -> Layout:
     for name in copies:
         plain[name], *copies[name] = copies[name]
     parameters = frozenset(name for name, _ in whole.named_parameters(remove_duplicate=False))
-    return Layout(plain, conversions, tuple(unknown + kept), firsts, copies, parameters)
+    return _Places(plain, conversions, tuple(unknown + kept), firsts, copies, parameters)
 
 
 def _apply(renamings: Iterable[Any], name: str) -> str:
