@@ -59,6 +59,8 @@ class _Places:
     copies: dict[str, list[str]] = field(default_factory=dict)
     """Further tensors of the files that are the same one, by its first name."""
     parameters: frozenset[str] = frozenset()
+    stuck: tuple[str, ...] = ()
+    """Tensors of the model that cannot become those of the files again."""
 
 
 class BaseFiles:
@@ -186,11 +188,11 @@ class BaseFiles:
             said.append(
                 f"{len(self._places.kept)} tensors of the base did not train and stay: {shown}{more}."
             )
-        stuck = sorted({c.first for c in self._places.conversions.values() if not c.can_reverse})
-        if stuck:
+        if self._places.stuck:
+            count, first = len(self._places.stuck), self._places.stuck[0]
             said.append(
-                f"{len(stuck)} tensors keep transformers' names, such as {stuck[0]}: it cannot take back how it made "
-                "them of the base's files."
+                f"{count} tensors keep transformers' names, such as {first}: it cannot take back how it made them of "
+                "the base's files."
             )
         return said
 
@@ -252,6 +254,7 @@ def _place(whole: Any, text: Any, files: Mapping[str, Path]) -> _Places:
     kept = [plain.pop(name) for name in list(plain) if id(state[name]) not in ours]
     for first in [first for first in by_target if id(state[first]) not in ours]:
         kept += [source.file_name for source in by_target.pop(first).sources]
+    stuck = tuple(first for first, found in by_target.items() if not found.can_reverse)
     conversions = {target: found for found in by_target.values() for target in found.targets}
     firsts, copies = _same(state), dict[str, list[str]]()
     for name in [name for name in plain if name in firsts]:
@@ -259,7 +262,7 @@ def _place(whole: Any, text: Any, files: Mapping[str, Path]) -> _Places:
     for name in copies:
         plain[name], *copies[name] = copies[name]
     parameters = frozenset(name for name, _ in whole.named_parameters(remove_duplicate=False))
-    return _Places(plain, conversions, tuple(unknown + kept), firsts, copies, parameters)
+    return _Places(plain, conversions, tuple(unknown + kept), firsts, copies, parameters, stuck)
 
 
 def _apply(renamings: Iterable[Any], name: str) -> str:
@@ -297,9 +300,9 @@ def _prove(found: _Conversion, files: Mapping[str, Path], whole: Any) -> None:
         empty = {
             source.file_name: read(files[source.file_name], source.file_name) for source in found.sources
         }
-    made = _forward(found, empty, whole)
-    found.targets = tuple(made)
     try:
+        made = _forward(found, empty, whole)
+        found.targets = tuple(made)
         back = _reverse(found, made, whole)
     except Exception:  # a rule without a way back says so in many ways
         return

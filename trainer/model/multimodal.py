@@ -59,6 +59,7 @@ def text_part(whole: Any) -> Any:
     """
     config = whole.config.get_text_config()
     kind = text_class(config)
+    config.architectures = [kind.__name__]
     for module in whole.modules():
         if type(module) is kind:
             return _like(whole, module)

@@ -98,3 +98,24 @@ def test_a_checkpoint_without_a_parameter_of_the_base_is_refused(tmp_path):
     del tensors["model.norm.weight"]
     with pytest.raises(ModelError, match=r"must hold every parameter of .*, but has no model.norm.weight"):
         list(opened(tmp_path).as_files(tensors.items()))
+
+
+def test_what_cannot_be_taken_back_keeps_the_name_of_transformers_and_is_told(tmp_path):
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **SHAPE, **EXPERTS)).save_pretrained(
+        tmp_path
+    )
+    tensors = load_file(tmp_path / "model.safetensors")
+    fused, lost = "model.layers.0.mlp.experts.gate_up_proj", FIRST_EXPERT["mixtral"]
+    save_file(
+        {n: t for n, t in tensors.items() if n != lost},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    base = opened(tmp_path)
+    assert base.sentences() == [
+        f"1 tensors keep transformers' names, such as {fused}: it cannot take back how it made them of the base's "
+        "files."
+    ]
+    whole = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **SHAPE, **EXPERTS))
+    written = dict(base.as_files(whole.named_parameters()))
+    assert fused in written and "model.layers.1.block_sparse_moe.experts.0.w1.weight" in written

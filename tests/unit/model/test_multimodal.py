@@ -1,5 +1,7 @@
 """Models that also see: their language part is loaded alone, and written back into the whole."""
 
+import contextlib
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from tests.helpers.multimodal import KINDS, save_multimodal
 from tests.helpers.tiny import save_llama
 from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.tune import Quantise
 from trainer.errors import ModelError
 from trainer.export.folder import folder_logits, write_model_files
 from trainer.export.merge import for_whole, write_adapter
@@ -16,6 +19,8 @@ from trainer.model.attention import AttentionChoice
 from trainer.model.base_files import BaseFiles, open_base
 from trainer.model.load import load_model, read_config, read_whole_config
 from trainer.model.multimodal import whole_class
+from trainer.model.tune.quantise import quantised_layers
+from trainer.model.verify_weights import NUM_MATRICES, verify_weights
 
 CLASSES = {"gemma3": "Gemma3ForCausalLM", "mistral3": "MistralForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM"}
 TOKENS_1T = torch.arange(20, 60)[None]
@@ -148,6 +153,15 @@ def test_an_adapter_is_read_by_peft_on_the_whole_and_leaves_what_sees_alone(base
     if kind == "qwen3_5":
         with pytest.raises(ValueError, match="not found in the base model"):
             PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+
+
+def test_the_language_part_is_packed_into_4_bits_and_compared_with_the_files(base):
+    _, folder, _ = base
+    config = ModelConfig(path=str(folder))
+    attention, cpu = AttentionChoice("sdpa", ""), torch.device("cpu")
+    model = load_model(str(folder), config, attention, "fp32", None, cpu, Quantise.nf4).model
+    assert model.is_loaded_in_4bit and all("model." in name for name in quantised_layers(model))
+    assert verify_weights(model, opened(folder), lambda _: contextlib.nullcontext()) == NUM_MATRICES
 
 
 def test_a_folder_without_weights_says_that_the_language_model_is_written_alone(base, tmp_path):
