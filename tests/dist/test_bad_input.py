@@ -56,7 +56,9 @@ def refusal_of(workspace: str, run_dir: Path, *overrides: str) -> str:
 
 def refusals(mesh: Any, workspace: str, folder: str) -> dict[str, str]:
     from tests.helpers.tiny import save_llama
+    from trainer.config.model import ModelConfig
     from trainer.engine.engine import gathered
+    from trainer.model.base_files import open_base
     from trainer.model.verify_weights import verify_weights
 
     top = Path(folder)
@@ -83,9 +85,11 @@ def refusals(mesh: Any, workspace: str, folder: str) -> dict[str, str]:
     save_llama(top / "other", seed=9)
     source = f"{workspace}/model"
     with session_of(config_of(workspace, top / "run whole", "zero.stage=3")) as session:
-        answers["verified"] = str(verify_weights(session.loaded.model, source, gathered))
+        answers["verified"] = str(
+            verify_weights(session.loaded.model, open_base(source, ModelConfig()), gathered)
+        )
         try:
-            verify_weights(session.loaded.model, str(top / "other"), gathered)
+            verify_weights(session.loaded.model, open_base(str(top / "other"), ModelConfig()), gathered)
         except TrainerError as error:
             answers["verify"] = f"{type(error).__name__}: {error}"
     # Random weights are not those of the files, and are not meant to be.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,18 +16,20 @@ from trainer.export.gguf import find_converter, write_gguf
 from trainer.runtime.say import say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainer.export.base_card import BaseCard
     from trainer.export.combine import Adapter
+    from trainer.model.base_files import BaseFiles
 
 
 def combine_adapters(config: RunConfig) -> int:
     """Write the weighted combination as an adapter, or merged into the base; return the exit code."""
     from trainer.command.card import base_of, push_export, require_base_name
     from trainer.export.combine import combined
-    from trainer.export.folder import write_model_files, write_tokenizer
-    from trainer.export.merge import with_base, write_adapter
     from trainer.export.push import open_repository
-    from trainer.export.weights import DTYPES, export_dtype, export_weights, publish_export
+    from trainer.export.weights import export_dtype
+    from trainer.model.base_files import open_base
     from trainer.model.digest import base_digest
     from trainer.model.resolve import resolve_model
 
@@ -40,7 +42,8 @@ def combine_adapters(config: RunConfig) -> int:
         require_base_name(config, source)
     repository = open_repository(export)
     base = base_of(config, source)
-    read = [_read(Path(name).expanduser(), export.checkpoint) for name in export.adapters]
+    files = open_base(source, config.model)
+    read = [_read(Path(name).expanduser(), export.checkpoint, files) for name in export.adapters]
     adapters = [(adapter, digest) for adapter, digest, _ in read]
     now = base_digest(config.model, config.tune.quantise, source, config.data.cache_dir)
     _check_bases(adapters, export.adapters, source, now)
@@ -52,23 +55,7 @@ def combine_adapters(config: RunConfig) -> int:
         [adapter for adapter, _ in adapters], weights, export.combination, export.density
     )
     described.base_model_name_or_path = source
-    if export.merge:
-        count = export_weights(
-            with_base(tensors.items(), source, described),
-            output_dir,
-            dtype,
-            int(export.max_shard_gb * 1e9),
-            partial(write_model_files, source, config.model, dtype, partial(say, console)),
-        )
-        made = f"The base with all of them added in: {count} tensors"
-    else:
-
-        def fill(folder: Path) -> None:
-            write_adapter(tensors.items(), described, folder, DTYPES[dtype])
-            write_tokenizer(source, config.model, folder)
-
-        publish_export(output_dir, fill)
-        made = f"An adapter of rank {described.r} on {len(described.target_modules)} modules"
+    made = _write(config, tensors, described, files, output_dir, dtype, console)
     say(console, f"{made} in {output_dir}")
     _describe(
         config, base, output_dir, f"It is {said} ({export.combination.value}), in {dtype}.", dtype, console
@@ -79,6 +66,43 @@ def combine_adapters(config: RunConfig) -> int:
         )
     write_gguf(converter, output_dir, export.gguf, None if export.merge else source, console)
     return Exit.done
+
+
+def _write(
+    config: RunConfig,
+    tensors: dict[str, Tensor],
+    described: Any,
+    files: BaseFiles,
+    output_dir: Path,
+    dtype: str,
+    console: Console,
+) -> str:
+    """Write the combination alone, or the base with it, and say which."""
+    from trainer.command.write_export import under_file_names
+    from trainer.export.folder import write_model_files, write_tokenizer
+    from trainer.export.merge import for_whole, with_base, write_adapter
+    from trainer.export.weights import DTYPES, export_weights, publish_export
+
+    export, source = config.export, files.source
+    if export.merge:
+        merged = with_base(tensors.items(), files, described)
+        stream, is_whole = under_file_names(merged, export.text_only, files, console)
+        count = export_weights(
+            stream,
+            output_dir,
+            dtype,
+            int(export.max_shard_gb * 1e9),
+            partial(write_model_files, source, config.model, dtype, partial(say, console), is_whole=is_whole),
+        )
+        return f"The base with all of them added in: {count} tensors"
+
+    def fill(folder: Path) -> None:
+        trained, adapter = for_whole(tensors.items(), described, files)
+        write_adapter(trained, adapter, folder, DTYPES[dtype])
+        write_tokenizer(source, config.model, folder)
+
+    publish_export(output_dir, fill)
+    return f"An adapter of rank {described.r} on {len(described.target_modules)} modules"
 
 
 def _describe(
@@ -98,7 +122,7 @@ def _describe(
     seal_export(folder, "", base, config.export.hub is not None, console)
 
 
-def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
+def _read(folder: Path, which: str, base: BaseFiles) -> tuple[Adapter, str | None, bool]:
     """Return the adapter of a run directory or an exported folder, its base's digest if known, and if it is float32."""
     from trainer.checkpoint.manifest import read_manifest
     from trainer.config.snapshot import config_path
@@ -110,6 +134,7 @@ def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
 
     if not config_path(folder).exists():
         adapter = read_folder(folder)
+        adapter.tensors = {base.text_name(name) or name: tensor for name, tensor in adapter.tensors.items()}
         return adapter, None, any(tensor.itemsize > 2 for tensor in adapter.tensors.values())
     config = read_adapter(folder)
     if config is None:
@@ -119,9 +144,9 @@ def _read(folder: Path, which: str) -> tuple[Adapter, str | None, bool]:
         )
     checkpoint = find_checkpoint(folder, which)
     stream, plain = as_plain_lora(stream_parameters(checkpoint), config, folder)
-    base = read_manifest(checkpoint).facts.get("base")
+    digest = read_manifest(checkpoint).facts.get("base")
     is_wide = load_config(config_path(folder), []).zero.dtype == "fp32"
-    return Adapter(str(folder), dict(stream), plain), None if base is None else str(base), is_wide
+    return Adapter(str(folder), dict(stream), plain), None if digest is None else str(digest), is_wide
 
 
 def _check_bases(adapters: list[tuple[Adapter, str | None]], names: list[str], source: str, now: str) -> None:

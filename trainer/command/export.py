@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from trainer.evaluate.proofs.fingerprint import Fingerprint
     from trainer.export.base_card import BaseCard
+    from trainer.model.base_files import BaseFiles
 
 EXPORT_FACTOR = 2.0
 """How many times the rounding noise of the model an export may be away from the trained one."""
@@ -65,6 +66,7 @@ def export_model(config: RunConfig) -> int:
     from trainer.command.card import base_of, is_verified, made_from, push_export, require_base_name
     from trainer.export.push import open_repository
     from trainer.export.weights import export_dtype
+    from trainer.model.base_files import open_base
     from trainer.model.resolve import resolve_model
 
     check_config(config, only=("export",))
@@ -86,7 +88,9 @@ def export_model(config: RunConfig) -> int:
     if repository is not None and is_verified(output_dir, origin):
         say(console, f"{output_dir} holds {checkpoint.name}, exported and verified before.")
     else:
-        _export_verified(config, checkpoint, source, base, output_dir, origin, how, console)
+        _export_verified(
+            config, checkpoint, open_base(source, config.model), base, output_dir, origin, how, console
+        )
     if repository is not None:
         places = [source, str(run_dir), str(Path(config.data.cache_dir))]
         push_export(repository, output_dir, places, f"{checkpoint.name} of {config.name}", console)
@@ -97,7 +101,7 @@ def export_model(config: RunConfig) -> int:
 def _export_verified(
     config: RunConfig,
     checkpoint: Path,
-    source: str,
+    files: BaseFiles,
     base: BaseCard,
     output_dir: Path,
     origin: str,
@@ -113,13 +117,13 @@ def _export_verified(
     if config.tune.quantise is not Quantise.none:
         is_whole = config.export.merge or config.export.alpha != 1
         say(console, PACKED_WHOLE if is_whole else PACKED_ADAPTER)
-    rounding = Rounding(source, DTYPES[config.export.dtype])
+    rounding = Rounding(files, DTYPES[config.export.dtype])
     # A model that trained in bf16 whole was rounded so in every step.
     is_rounded_more = config.zero.dtype == "fp32" or config.tune.method is not TuneMethod.full
     count = write_export(
-        config, checkpoint, source, output_dir, console, rounding if is_rounded_more else None
+        config, checkpoint, files, output_dir, console, rounding if is_rounded_more else None
     )
-    proof = _verify(config, checkpoint, source, output_dir, count, console)
+    proof = _verify(config, checkpoint, files, output_dir, count, console)
     if rounding.num_lost:
         say(
             console,
@@ -140,7 +144,7 @@ def _what(config: RunConfig, checkpoint: Path) -> str:
 
 
 def _verify(
-    config: RunConfig, checkpoint: Path, source: str, output_dir: Path, count: int, console: Console
+    config: RunConfig, checkpoint: Path, files: BaseFiles, output_dir: Path, count: int, console: Console
 ) -> str:
     """Compare the folder's logits with the trained ones, where it is to be the trained model; return what was proved.
 
@@ -161,9 +165,9 @@ def _verify(
         return f"{written}; it was loaded and gives finite logits, but it is not the model that was trained."
     is_narrowed = config.zero.dtype == "fp32" and config.export.dtype == "bfloat16"
     if is_narrowed:
-        found = _compare_unrounded(config, checkpoint, source, output_dir)
+        found = _compare_unrounded(config, checkpoint, files, output_dir)
     else:
-        found = _compare(config, checkpoint, output_dir)
+        found = _compare(config, checkpoint, files, output_dir)
     whose = "those of the unrounded weights" if is_narrowed else "the folder's in float32"
     proof = (
         f"{written}. {found.whose.capitalize()} are {found.moved:.1e} of their spread from {whose}; rounding alone "
@@ -212,7 +216,7 @@ class _Compared:
     """Those of the narrower weights, where `exact_KV` is of unrounded ones."""
 
 
-def _compare_unrounded(config: RunConfig, checkpoint: Path, source: str, folder: Path) -> _Compared:
+def _compare_unrounded(config: RunConfig, checkpoint: Path, files: BaseFiles, folder: Path) -> _Compared:
     """Compare the trained logits with those of the same export in float32, and that with the folder.
 
     The weights of the folder are those, rounded: bit by bit, as they were read back. So a difference from the trained
@@ -224,15 +228,15 @@ def _compare_unrounded(config: RunConfig, checkpoint: Path, source: str, folder:
     wide, beside = in_dtype(config, "float32"), folder.with_name(f".{folder.name}.float32")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        write_export(wide, checkpoint, source, beside, Console(quiet=True))
-        found = _compare(wide, checkpoint, beside)
+        write_export(wide, checkpoint, files, beside, Console(quiet=True))
+        found = _compare(wide, checkpoint, files, beside)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     _, narrow_KV = _folder_logits(config, folder, read_fingerprint(checkpoint / FINGERPRINT), "bfloat16")
     return dataclasses.replace(found, narrowing=difference(found.exact_KV, narrow_KV))
 
 
-def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> _Compared:
+def _compare(config: RunConfig, checkpoint: Path, files: BaseFiles, folder: Path) -> _Compared:
     """Compare the logits of a folder with those of what was trained.
 
     What was trained on a base in 4 bits and merged into the whole one is not the trained model any more: there it is
@@ -253,7 +257,7 @@ def _compare(config: RunConfig, checkpoint: Path, folder: Path) -> _Compared:
     rounded_KV, exact_KV = _folder_logits(config, folder, saved, "bfloat16" if is_bf16 else "float32")
     noise, trained = difference(exact_KV, rounded_KV), difference(exact_KV, saved.logits_KV)
     if is_packed and not is_adapter:
-        beside_KV = _beside_whole_base(config, checkpoint, saved.tokens_T)[-len(exact_KV) :]
+        beside_KV = _beside_whole_base(config, checkpoint, files, saved.tokens_T)[-len(exact_KV) :]
         whose = "the logits of the whole base with the adapter beside it"
         return _Compared(difference(exact_KV, beside_KV), whose, noise, exact_KV, trained)
     return _Compared(trained, "the trained model's logits", noise, exact_KV)
@@ -270,7 +274,7 @@ def _folder_logits(config: RunConfig, folder: Path, saved: Fingerprint, dtype: s
     return found[0][-kept:], found[1][-kept:]
 
 
-def _beside_whole_base(config: RunConfig, checkpoint: Path, tokens_T: Tensor) -> Tensor:
+def _beside_whole_base(config: RunConfig, checkpoint: Path, files: BaseFiles, tokens_T: Tensor) -> Tensor:
     """Return the logits of the base in full precision with a checkpoint's adapter in plain peft, float32."""
     import tempfile
 
@@ -278,9 +282,10 @@ def _beside_whole_base(config: RunConfig, checkpoint: Path, tokens_T: Tensor) ->
 
     from trainer.engine.consolidate import stream_parameters
     from trainer.export.folder import folder_logits
-    from trainer.export.merge import read_adapter, write_adapter
+    from trainer.export.merge import for_whole, read_adapter, write_adapter
 
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
         adapter = read_adapter(Path(config.run_dir))
-        write_adapter(stream_parameters(checkpoint), adapter, Path(folder), torch.float32)
+        trained, adapter = for_whole(stream_parameters(checkpoint), adapter, files)
+        write_adapter(trained, adapter, Path(folder), torch.float32)
         return folder_logits(Path(folder), tokens_T, "float32", config.model.trust_remote_code)[1]

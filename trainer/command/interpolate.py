@@ -32,6 +32,7 @@ from trainer.errors import ConfigError, DataError, Exit
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
 from trainer.export.blend import blended
 from trainer.model.attention import choose_attention, offered
+from trainer.model.base_files import open_base
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 from trainer.model.kernels import apply_kernels
@@ -81,9 +82,9 @@ def interpolate(config: RunConfig) -> int:
     install_loss_head(loaded, config.model.loss_chunk_tokens)
     policy = Policy(undivided(CausalLM(loaded)), alone(device), attention.is_flash)
     held_out = _held_out(config, source)
-    points = []
+    points, base = [], open_base(source, config.model)
     for alpha in track(alphas, description="interpolating", console=Console()):
-        _set_weights(parameters, blended(tuned_tensors(config, checkpoint, source), source, alpha))
+        _set_weights(parameters, blended(tuned_tensors(config, checkpoint, base), base, alpha))
         pieces = held_out_pieces(policy, held_out)
         points.append(_point(config, alpha, {name: found.mean for name, found in pieces.items()}))
     best = suggest(points)

@@ -48,13 +48,13 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     check_generated(config)
     from trainer.data.store.prepared import find_store
     from trainer.data.store.store import open_store
-    from trainer.model.load import read_config
+    from trainer.model.load import read_whole_config
     from trainer.model.packed import check_packing, packing_of
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
 
     source = resolve_model(config.model, Path(config.data.cache_dir))
-    check_packing(packing_of(read_config(source, config.model)), source, config.tune.quantise)
+    check_packing(packing_of(read_whole_config(source, config.model)), source, config.tune.quantise)
     tokenizer = configured_tokenizer(config.model, source)
     try:
         found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]

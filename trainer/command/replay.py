@@ -26,6 +26,7 @@ from trainer.dist.mesh import Mesh, close_mesh, open_mesh
 from trainer.errors import ConfigError
 from trainer.metrics.device import describe_device
 from trainer.model.attention import AttentionChoice, offered
+from trainer.model.base_files import open_base
 from trainer.model.digest import model_digest
 from trainer.model.dtype import ELEMENT_BYTES, choose_dtype, hardware_here
 from trainer.model.load import LoadedModel, load_model, read_config
@@ -289,5 +290,7 @@ def _load(mesh: Mesh, model: ModelConfig, request: Request, dtype: str) -> Loade
     attention = AttentionChoice("sdpa" if has.has_sdpa else "eager", "one query a row")
     loaded = load_model(request.source, model, attention, dtype, None, mesh.device)
     if model.verify_weights:
-        verify_weights(loaded.model, request.source, lambda parameters: contextlib.nullcontext())
+        verify_weights(
+            loaded.model, open_base(request.source, model), lambda parameters: contextlib.nullcontext()
+        )
     return loaded

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.export.rounding import Rounding
+    from trainer.model.base_files import BaseFiles
 
 
 def in_dtype(config: RunConfig, dtype: str) -> RunConfig:
@@ -36,7 +37,7 @@ def writes_adapter(config: RunConfig) -> bool:
 def write_export(
     config: RunConfig,
     checkpoint: Path,
-    source: str,
+    base: BaseFiles,
     output_dir: Path,
     console: Console,
     rounding: Rounding | None = None,
@@ -44,6 +45,7 @@ def write_export(
     """Write the adapter alone, or the whole model, and return the number of tensors.
 
     Args:
+        base: Under whose files' names a whole model is written.
         rounding: Told what is written where that is rounded more than the trained model was.
     """
     from rich.progress import track
@@ -51,15 +53,16 @@ def write_export(
     from trainer.engine.consolidate import stream_parameters
     from trainer.export.blend import blended
     from trainer.export.folder import write_model_files, write_tokenizer
-    from trainer.export.merge import read_adapter, write_adapter
+    from trainer.export.merge import for_whole, read_adapter, write_adapter
     from trainer.export.weights import DTYPES, export_weights, publish_export
     from trainer.model.tune.pissa import as_plain_lora
 
-    options = config.export
+    options, source = config.export, base.source
     adapter = read_adapter(Path(config.run_dir))
     if writes_adapter(config):
         counts: list[int] = []
         trained, adapter = as_plain_lora(stream_parameters(checkpoint), adapter, Path(config.run_dir))
+        trained, adapter = for_whole(trained, adapter, base)
 
         def fill(folder: Path) -> None:
             counts.append(write_adapter(trained, adapter, folder, DTYPES[options.dtype]))
@@ -67,22 +70,38 @@ def write_export(
 
         publish_export(output_dir, fill)
         return counts[0]
-    stream = tuned_tensors(config, checkpoint, source)
+    stream = tuned_tensors(config, checkpoint, base)
     if options.alpha != 1:
-        stream = blended(stream, source, options.alpha)
+        stream = blended(stream, base, options.alpha)
     if rounding is not None:
         stream = rounding.watch(stream)
-
+    stream, is_whole = under_file_names(stream, options.text_only, base, console)
     return export_weights(
         track(stream, description="tensors", console=console),
         output_dir,
         options.dtype,
         int(options.max_shard_gb * 1e9),
-        partial(write_model_files, source, config.model, options.dtype, partial(say, console)),
+        partial(
+            write_model_files, source, config.model, options.dtype, partial(say, console), is_whole=is_whole
+        ),
     )
 
 
-def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[tuple[str, Tensor]]:
+def under_file_names(
+    stream: Iterator[tuple[str, Tensor]], text_only: bool, base: BaseFiles, console: Console
+) -> tuple[Iterator[tuple[str, Tensor]], bool]:
+    """Return a model's tensors as the base's files name them, and whether they are more than a language model's."""
+    if text_only and base.is_multimodal:
+        say(console, "The language model alone is written, under the names of transformers.")
+        return stream, False
+    for sentence in base.sentences():
+        say(console, sentence)
+    if text_only:
+        say(console, "The base is a language model alone: export.text_only changes nothing.")
+    return base.as_files(stream), base.is_multimodal
+
+
+def tuned_tensors(config: RunConfig, checkpoint: Path, base: BaseFiles) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did."""
     from trainer.engine.consolidate import stream_parameters
     from trainer.export.merge import read_adapter, with_base
@@ -93,4 +112,4 @@ def tuned_tensors(config: RunConfig, checkpoint: Path, source: str) -> Iterator[
         return stream
     run_dir = Path(config.run_dir)
     trained, adapter = as_plain_lora(stream, read_adapter(run_dir), run_dir)
-    return with_base(trained, source, adapter)
+    return with_base(trained, base, adapter)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.train import ExportConfig, GgufType
+from trainer.config.tune import TuneMethod
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?(?<!\.git)", re.ASCII)
 _BRANCH = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*", re.ASCII)
@@ -28,6 +29,10 @@ def export_problems(config: RunConfig) -> Iterator[Problem]:
             export.gguf.value,
             "Leave it out.",
         )
+    trains_beside = config.tune.method not in (TuneMethod.full, TuneMethod.freeze) or bool(export.adapters)
+    if export.text_only and trains_beside and not export.merge and export.alpha == 1:
+        fix = "Set export.merge=true, or leave it out."
+        yield must("export.text_only", "false for an adapter, which belongs to the whole base", True, fix)
     yield from _combination_problems(export)
     yield from _hub_problems(export)
 

@@ -143,6 +143,9 @@ class ExportConfig:
     """Write base + alpha (tuned - base): 1 is the tuned model, 0 the base. Range: [0, 1]."""
     interpolate: str | None = None
     """START:STOP:STEP of alphas to evaluate instead of writing a model; `palimpsest export interpolate=0:1:0.1`."""
+    text_only: bool = False
+    """A model that also sees or hears: write its language model alone, as a folder of its own. False writes the whole:
+    what is not language is the base's."""
     gguf: GgufType = GgufType.none
     """Write a GGUF file beside the safetensors, by llama.cpp's own converter."""
     llama_cpp: str | None = None

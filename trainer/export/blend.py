@@ -10,37 +10,38 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from trainer.errors import ModelError
-from trainer.model.load import tensor_reader, weight_files
+from trainer.model.base_files import BaseFiles
 
 
-def blended(stream: Iterable[tuple[str, Tensor]], source: str, alpha: float) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tuned tensor moved back to the base of a local folder, in the tuned one's dtype.
+def blended(
+    stream: Iterable[tuple[str, Tensor]], base: BaseFiles, alpha: float
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tuned tensor moved back to the base, in the tuned one's dtype.
 
     Args:
         alpha: 1 is the tuned model, 0 the base.
     Raises:
         ModelError: The base has no safetensors files here, or is of another architecture or vocabulary.
     """
-    files = weight_files(source)
-    if not files:
+    source, known = base.source, set(base.names)
+    if not known:
         raise ModelError(
             f"`model.path` must be a folder with safetensors files for an interpolation, but {source} has none "
             "instead. Download the base model and give its folder."
         )
-    with tensor_reader() as read:
+    with base.reader() as read:
         for name, tuned in stream:
-            file = files.get(name)
-            if file is None:
+            if name not in known:
                 raise ModelError(
                     f"The base model {source} must have the tensors of the tuned one for an interpolation, but has no "
                     f"{name}: another architecture. Give the base that the run began with as model.path."
                 )
-            base = read(file, name)
-            if base.shape != tuned.shape:
+            before = read(name)
+            if before.shape != tuned.shape:
                 raise ModelError(
                     f"The base model {source} must have the tuned one's shapes for an interpolation, but {name} is "
-                    f"{list(base.shape)} there and {list(tuned.shape)} here: another size or vocabulary. Give the "
+                    f"{list(before.shape)} there and {list(tuned.shape)} here: another size or vocabulary. Give the "
                     "base that the run began with as model.path."
                 )
-            wide = base.float()
+            wide = before.float()
             yield name, (wide + alpha * (tuned.float() - wide)).to(tuned.dtype)

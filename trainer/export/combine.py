@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 """Relative; of a concatenation in float32 against the weighted sum of what the adapters do to a random input."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Adapter:
     """A trained LoRA adapter."""
 

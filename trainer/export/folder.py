@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,31 +15,47 @@ from torch import nn
 from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.export.merge import WEIGHTS, read_adapter
-from trainer.model.load import read_config
+from trainer.model.load import read_config, read_whole_config
+from trainer.model.multimodal import text_part, whole_class
 from trainer.model.packed import forget_packing
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.model.tune.new_tokens import vocabulary
 from trainer.model.tune.quantise import keep_right, load_arguments, use_float32
 
+PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+"""Files of what prepares the inputs of a model that also sees or hears."""
+
 
 def write_model_files(
-    source: str, model: ModelConfig, dtype: str, say: Callable[[str], None], folder: Path
+    source: str,
+    model: ModelConfig,
+    dtype: str,
+    say: Callable[[str], None],
+    folder: Path,
+    is_whole: bool = False,
 ) -> None:
     """Write config, generation config, tokenizer and chat template beside exported weights.
 
     Args:
         say: Told of the token that ends answers in the chat template, if generation did not stop at it.
+        is_whole: The folder also sees or hears as the base does, and gets what prepares its inputs.
     """
     from transformers import GenerationConfig
 
-    config = read_config(source, model)
+    config = read_whole_config(source, model) if is_whole else read_config(source, model)
     forget_packing(config)
-    config.dtype = dtype
-    config.use_cache = True
+    text = config.get_text_config()
+    config.dtype = text.dtype = dtype
+    text.use_cache = True
     num_ids = write_tokenizer(source, model, folder)
     if model.new_tokens:
-        config.vocab_size = max(config.vocab_size, num_ids)
+        text.vocab_size = max(text.vocab_size, num_ids)
     config.save_pretrained(folder)
+    if is_whole and not _copy_processor(source, model, folder):
+        say(
+            f"{source} has no file of a processor ({', '.join(PROCESSOR)}), so the export has none: it reads text "
+            "alone until one of the base's origin is put beside it."
+        )
     try:
         generation = GenerationConfig.from_pretrained(source, revision=model.revision)
     except OSError:
@@ -50,6 +67,20 @@ def write_model_files(
         generation.eos_token_id = [*stops, end]
         say(f"Generation also stops at {written.turn_end}, which ends answers in the chat template.")
     generation.save_pretrained(folder)
+
+
+def _copy_processor(source: str, model: ModelConfig, folder: Path) -> bool:
+    """Copy what prepares images and sound, byte by byte; tell whether there was any."""
+    from transformers.utils.hub import cached_file
+
+    options: Any = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    found = [cached_file(source, name, revision=model.revision, **options) for name in PROCESSOR]
+    for path in filter(None, found):
+        shutil.copy(path, folder)
+    return any(found)
 
 
 def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:
@@ -73,7 +104,7 @@ def folder_logits(
     model = _load_adapter(folder, dtype, trust_remote_code, is_packed)
     has_adapter = model is not None
     if model is None:
-        model = _load_whole(folder, dtype, trust_remote_code)
+        model = _text_of(_load_whole(folder, dtype, trust_remote_code))
     if not is_packed:  # what is packed was put where it stays
         model = model.to(_device_for(model))
     model.eval()
@@ -115,7 +146,8 @@ def _load_whole(folder: Path, dtype: str, trust_remote_code: bool, **arguments: 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model, info = AutoModelForCausalLM.from_pretrained(
+    config = read_whole_config(str(folder), ModelConfig(trust_remote_code=trust_remote_code))
+    model, info = (whole_class(config) or AutoModelForCausalLM).from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
@@ -129,6 +161,11 @@ def _load_whole(folder: Path, dtype: str, trust_remote_code: bool, **arguments: 
             f"{sorted(info[broken[0]])[:4]}."
         )
     return model
+
+
+def _text_of(model: Any) -> Any:
+    """Return what reads text in a model: of one that also sees or hears, the language part."""
+    return model if whole_class(model.config) is None else text_part(model)
 
 
 def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: bool) -> Any:
@@ -148,8 +185,8 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: 
     else:
         base = _load_whole(source, dtype, trust_remote_code)
     new_ids = getattr(described, "trainable_token_indices", None) or {}
-    num_rows = vocabulary(base.config.vocab_size, next(iter(new_ids.values()), ()))
-    if num_rows > base.config.vocab_size:
+    num_rows = vocabulary(base.config.get_text_config().vocab_size, next(iter(new_ids.values()), ()))
+    if num_rows > base.config.get_text_config().vocab_size:
         base.resize_token_embeddings(num_rows, mean_resizing=False)
     with warnings.catch_warnings():  # peft asks transformers by an older name
         warnings.simplefilter("ignore", FutureWarning)
@@ -168,7 +205,7 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: 
         raise SelfCheckError(
             f"The adapter in {folder} must load completely in peft, but {len(wrong)} of {len(loaded)} tensors differ."
         )
-    return model
+    return model if model.active_peft_config.is_prompt_learning else _text_of(model.get_base_model())
 
 
 def _device_for(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ Streams: one tensor of the base at a time. Adding in is peft's own arithmetic, i
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import ModelError, SelfCheckError
-from trainer.model.load import tensor_reader, weight_files
+from trainer.model.base_files import BaseFiles
 from trainer.model.tune.adapters import ADAPTER
 from trainer.model.tune.expert_places import add_experts, expert_places, has_experts
 from trainer.model.tune.new_tokens import PEFT_ROWS, ROWS, grown
@@ -81,9 +82,9 @@ def read_adapter(folder: Path) -> Any:
 
 
 def with_base(
-    stream: Iterable[tuple[str, Tensor]], source: str, peft_config: Any
+    stream: Iterable[tuple[str, Tensor]], base: BaseFiles, peft_config: Any
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of the base's files with what was trained in its place, or added in; float32 where it was.
+    """Yield every tensor of the base with what was trained in its place, or added in; float32 where it was.
 
     Args:
         stream: What trained, in the model's names.
@@ -91,44 +92,65 @@ def with_base(
     Raises:
         ModelError: The base has no files here, or a trained tensor has no place in them.
     """
-    files = weight_files(source)
-    if not files:
+    if not base.names:
         raise ModelError(
-            f"`model.path` must be a folder with safetensors files to add an adapter to, but {source} has none "
+            f"`model.path` must be a folder with safetensors files to add an adapter to, but {base.source} has none "
             "instead. Download the base model and give its folder."
         )
-    packed = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    packed = json.loads((Path(base.source) / "config.json").read_text(encoding="utf-8")).get(
+        "quantization_config"
+    )
     if packed is not None:
         raise ModelError(
-            f"`model.path` must be in full precision to write what trained into it, but the weights of {source} are "
-            f"packed instead ({packed.get('quant_method')}). Export the adapter alone, or train from such a folder."
+            "`model.path` must be in full precision to write what trained into it, but the weights of "
+            f"{base.source} are packed instead ({packed.get('quant_method')}). Export the adapter alone, or train from such a folder."
         )
     trained = dict(stream)
     adapter = {name: trained.pop(name) for name in list(trained) if FACTORS.search(name)}
     parts = _by_module(adapter)
-    places = expert_places(source, peft_config) if has_experts(peft_config, adapter) else {}
-    with tensor_reader() as read:
-        for name, file in files.items():
+    places = expert_places(base.source, peft_config) if has_experts(peft_config, adapter) else {}
+    with base.reader() as read:
+        for name in base.names:
             rows = trained.pop(f"{name.removesuffix('weight')}{ROWS}", None)
             place = places.get(name)
             part = parts.pop(name.removesuffix(".weight") if place is None else place.module, None)
             if part is not None and place is not None:
-                yield name, add_experts(read(file, name), part, place, peft_config)
+                yield name, add_experts(read(name), part, place, peft_config)
             elif part is not None:
-                yield name, _add_in(name, read(file, name), part, peft_config)
+                yield name, _add_in(name, read(name), part, peft_config)
             elif rows is not None:
                 first_id = min(peft_config.trainable_token_indices[name.removesuffix(".weight")])
-                yield name, grown(read(file, name), rows, first_id)
+                yield name, grown(read(name), rows, first_id)
             elif name in trained:
                 yield name, trained.pop(name)
             else:
-                yield name, read(file, name)
+                yield name, read(name)
     lost = sorted([*parts, *trained])
     if lost:
         raise ModelError(
-            f"The base model {source} must have the tensors that were trained, but has no {lost[0]}: another "
-            "architecture, or names that transformers changes while loading. Export the adapter alone."
+            f"The base model {base.source} must have the tensors that were trained, but has no {lost[0]}: another "
+            "architecture, or parameters in several matrices. Export the adapter alone."
         )
+
+
+def for_whole(
+    trained: Iterable[tuple[str, Tensor]], peft_config: Any, base: BaseFiles
+) -> tuple[Iterable[tuple[str, Tensor]], Any]:
+    """Return an adapter of a language part under the names of the whole base.
+
+    They are full names, so that nothing of what sees is meant, and peft refuses a model of another class.
+    """
+    if not base.is_multimodal:
+        return trained, peft_config
+    described = copy.deepcopy(peft_config)
+    for key in ("target_modules", "target_parameters", "modules_to_save", "feedforward_modules"):
+        names = getattr(described, key, None)
+        if names and not isinstance(names, str):
+            setattr(described, key, sorted(map(base.whole_name, names)))
+    rows = getattr(described, "trainable_token_indices", None)
+    if rows:
+        described.trainable_token_indices = {base.whole_name(name): ids for name, ids in rows.items()}
+    return ((base.whole_name(name), tensor) for name, tensor in trained), described
 
 
 def _by_module(trained: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -142,8 +164,6 @@ def _by_module(trained: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _add_in(name: str, weight: Tensor, part: dict[str, Tensor], peft_config: Any) -> Tensor:
     """Return one layer's weight with its adapter merged by peft, float32."""
-    import copy
-
     from peft import inject_adapter_in_model
 
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

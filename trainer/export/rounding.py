@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from trainer.model.load import tensor_reader, weight_files
+from trainer.model.base_files import BaseFiles
 
 
 class Rounding:
     """Counts, of the weights that differ from the base's, those that no longer do once both are rounded."""
 
-    def __init__(self, source: str, dtype: torch.dtype) -> None:
-        """Take the base's folder, which may have no safetensors files: then nothing is counted."""
-        self._files = weight_files(source)
+    def __init__(self, base: BaseFiles, dtype: torch.dtype) -> None:
+        """Take the base, which may have no safetensors files: then nothing is counted."""
+        self._base = base
         self._dtype = dtype
         self.num_moved = 0
         self.num_lost = 0
@@ -27,11 +27,11 @@ class Rounding:
 
     def watch(self, stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield the same tensors, counted."""
-        with tensor_reader() as read:
+        known = set(self._base.names)
+        with self._base.reader() as read:
             for name, tensor in stream:
-                file = self._files.get(name)
-                if file is not None and tensor.is_floating_point():
-                    self._count(tensor, read(file, name))
+                if name in known and tensor.is_floating_point():
+                    self._count(tensor, read(name))
                 yield name, tensor
 
     def _count(self, tuned: Tensor, base: Tensor) -> None:

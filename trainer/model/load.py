@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,9 @@ from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.lean import import_models
+from trainer.model.multimodal import text_config_of, text_part, whole_class
 from trainer.model.packed import fit_nf4, is_nf4, now_whole, packing_of, reading_nf4, unpacking
+from trainer.model.tensor_files import weight_files
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -35,7 +35,17 @@ class LoadedModel:
 
 
 def read_config(source: str, model: ModelConfig) -> Any:
-    """Read config.json and refuse what is not a causal language model.
+    """Return the configuration of what trains: of a model that also sees or hears, that of its language part.
+
+    Raises:
+        ModelError: No config, or an architecture without a causal head.
+    """
+    config = read_whole_config(source, model)
+    return config if whole_class(config) is None else text_config_of(config)
+
+
+def read_whole_config(source: str, model: ModelConfig) -> Any:
+    """Read config.json and refuse what has no causal language model in it.
 
     Raises:
         ModelError: No config, or an architecture without a causal head.
@@ -58,11 +68,11 @@ def read_config(source: str, model: ModelConfig) -> Any:
     names = getattr(config, "architectures", None) or []
     wrong_head = names and not any("CausalLM" in n or "LMHead" in n for n in names)
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not remote and (encoder_like or wrong_head or not known):
+    if not remote and (encoder_like or wrong_head or not known) and whole_class(config) is None:
         shown = names[0] if names else config.model_type
         raise ModelError(
             f"`model.path` must be a causal language model, but {source} is {shown} instead. Choose a "
-            "...ForCausalLM model."
+            "...ForCausalLM model, or one that has such a model as its text part."
         )
     return config
 
@@ -117,7 +127,7 @@ def load_model(
 
     disable_progress_bar()  # of reading files; what is downloaded is here by now
     config = read_config(source, model)
-    packing = packing_of(config)
+    packing = packing_of(read_whole_config(source, model))
     packs_now = quantise is not Quantise.none
     shards_now = zero3_config is not None and not packs_now
     keep_alive = announce_zero3(zero3_config if shards_now else None)
@@ -177,12 +187,16 @@ def _make_random(
 def _load_pretrained(
     source: str, model: ModelConfig, arguments: dict[str, Any], direct: bool, device: torch.device
 ) -> Any:
+    """Return the causal model of the files; of a model that also sees or hears, its language part alone."""
     from transformers import AutoModelForCausalLM
 
     if direct and device.type == "cuda":
         arguments = arguments | {"device_map": {"": str(device)}}
+    whole, attention = whole_class(read_whole_config(source, model)), arguments["attn_implementation"]
+    if whole is not None:  # what sees may refuse an attention that the language part can do
+        arguments = arguments | {"attn_implementation": "eager"}
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded, info = (whole or AutoModelForCausalLM).from_pretrained(
             # Mismatched sizes are reported, and refused below, instead of raised as a bare RuntimeError.
             source,
             revision=model.revision,
@@ -212,7 +226,26 @@ def _load_pretrained(
             f"{', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}. The run would train random weights; "
             "use files that fit this transformers version."
         )
-    return loaded
+    return loaded if whole is None else _with_attention(text_part(loaded), attention, source)
+
+
+def _with_attention(text: Any, attention: str, source: str) -> Any:
+    """Give the language part the attention that was chosen.
+
+    Raises:
+        ModelError: It cannot use it.
+    """
+    try:
+        text.set_attn_implementation(attention)
+        found = text.config._attn_implementation
+    except (ValueError, ImportError) as error:
+        found = " ".join(str(error).split())[:200]
+    if found != attention:
+        raise ModelError(
+            f"`model.attention` must be one that the language part of {source} can use, but is {attention} instead "
+            f"({found}). Set model.attention=sdpa."
+        )
+    return text
 
 
 def _check_shapes(loaded: Any, config: Any, trust_remote_code: bool) -> None:
@@ -248,48 +281,18 @@ def _unexpected_in_files(source: str, model: Any) -> list[str]:
         return []
     known = set(model.state_dict().keys()) | _tied_names(model)
     prefix = f"{model.base_model_prefix}."
-    ignorable = ("rotary_emb.inv_freq",)
+    ignorable = re.compile(
+        "|".join([r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())])
+    )
     return sorted(
         name
         for name in names
-        if name not in known and prefix + name not in known and not name.endswith(ignorable)
+        if name not in known and prefix + name not in known and not ignorable.search(name)
     )
 
 
 def _is_converted(model: Any) -> bool:
-    """Tell whether transformers renames or merges tensors of this architecture while loading."""
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    """Tell whether transformers renames or merges tensors of this class, or of a part of it, while loading."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
 
-    return bool(get_checkpoint_conversion_mapping(model.config.model_type))
-
-
-def weight_files(source: str) -> dict[str, Path]:
-    """Return tensor name -> safetensors file of a local model folder; empty when it is not local."""
-    folder = Path(source)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: folder / file for name, file in weight_map.items()}
-    single = folder / "model.safetensors"
-    if not single.exists():
-        return {}
-    from safetensors import safe_open
-
-    with safe_open(str(single), framework="pt") as tensors:
-        return {name: single for name in tensors.keys()}  # noqa: SIM118
-
-
-@contextlib.contextmanager
-def tensor_reader() -> Iterator[Callable[[Path, str], torch.Tensor]]:
-    """Give a function that reads one tensor of a safetensors file; every file is opened once, and closed at the end."""
-    from safetensors import safe_open
-
-    with contextlib.ExitStack() as stack:
-        opened: dict[Path, Any] = {}
-
-        def read(file: Path, name: str) -> torch.Tensor:
-            if file not in opened:
-                opened[file] = stack.enter_context(safe_open(str(file), framework="pt"))
-            return torch.as_tensor(opened[file].get_tensor(name))
-
-        yield read
+    return bool(get_model_conversion_mapping(model, add_legacy=False))

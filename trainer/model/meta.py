@@ -84,12 +84,15 @@ def meta_trained(config: Mapping[str, Any], tune: TuneConfig, num_new_tokens: in
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from trainer.model.multimodal import text_config_of, whole_class
     from trainer.model.tune.adapters import apply_tuning
     from trainer.model.tune.new_tokens import NewTokens
 
     try:
+        found = AutoConfig.for_model(**config)
+        found = found if whole_class(found) is None else text_config_of(found)
         with torch.device("meta"):
-            built: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+            built: Any = AutoModelForCausalLM.from_config(found)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(
             f"`model.path` must be a model that transformers can build to count tune.method={tune.method.value}, but "

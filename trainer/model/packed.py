@@ -6,6 +6,8 @@ bitsandbytes writes (QLoRA, arXiv:2305.14314).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +80,14 @@ def forget_packing(hf_config: Any) -> None:
     """Take the packing out of a configuration, of which the weights are whole now, in place."""
     for part in (hf_config, hf_config.get_text_config()):
         vars(part).pop("quantization_config", None)
+
+
+def names_when_whole(files: Mapping[str, Path], packing: dict[str, Any] | None) -> dict[str, Path]:
+    """Return the tensors that files would hold if their weights were whole: scales gone, codes under the weight's name."""
+    if packing is None or is_nf4(packing):
+        return dict(files)
+    scales = ("_scale_inv", "_scales", "_scale")
+    return {name.removesuffix("_blocks"): file for name, file in files.items() if not name.endswith(scales)}
 
 
 def unpacking(packing: dict[str, Any]) -> dict[str, Any]:

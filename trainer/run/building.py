@@ -23,6 +23,7 @@ from trainer.errors import ModelError
 from trainer.metrics.device import describe_device, device_memory_gib
 from trainer.model.attention import choose_attention, offered
 from trainer.model.balance import balance_of
+from trainer.model.base_files import open_base
 from trainer.model.causal import CausalLM
 from trainer.model.experts import describe_mixture
 from trainer.model.head.head import install_loss_head
@@ -33,9 +34,10 @@ from trainer.model.load import (
     check_context,
     load_model,
     read_config,
+    read_whole_config,
     router_loss,
 )
-from trainer.model.packed import check_packing, packing_of
+from trainer.model.packed import check_packing, is_nf4, packing_of
 from trainer.model.remat import apply_remat
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
 from trainer.model.tune.gated import fuse_if_same
@@ -72,7 +74,8 @@ def build_model(
     )
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
-    check_packing(packing_of(hf_config), source, config.tune.quantise)
+    packing = packing_of(read_whole_config(source, config.model))
+    check_packing(packing, source, config.tune.quantise)
     loaded = load_model(
         source, config.model, attention, config.zero.dtype, zero3_config, mesh.device, config.tune.quantise
     )
@@ -80,8 +83,9 @@ def build_model(
         _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
     _check_fits(config, loaded, stores, new_tokens)
     num_verified = 0
-    if config.model.verify_weights and config.model.kind is not ModelKind.random:
-        num_verified = verify_weights(loaded.model, source, gathered)
+    is_there = packing is None or is_nf4(packing)  # in its files, as it trains
+    if config.model.verify_weights and config.model.kind is not ModelKind.random and is_there:
+        num_verified = verify_weights(loaded.model, open_base(source, config.model), gathered)
     mixture = describe_mixture(loaded.model, config.zero.dtype, config.tune.quantise is not Quantise.none)
     keep_alive = announce_zero3(zero3_config)
     tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)

@@ -6,6 +6,8 @@ from safetensors.torch import save_file
 
 from trainer.errors import ModelError
 from trainer.export.blend import blended
+from trainer.model.base_files import BaseFiles
+from trainer.model.tensor_files import weight_files
 
 BASE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 TUNED = {"a": BASE["a"] + 2, "b": torch.full((4,), 3.0)}
@@ -14,7 +16,7 @@ TUNED = {"a": BASE["a"] + 2, "b": torch.full((4,), 3.0)}
 @pytest.fixture
 def base(tmp_path):
     save_file(BASE, tmp_path / "model.safetensors")
-    return str(tmp_path)
+    return BaseFiles(str(tmp_path), weight_files(str(tmp_path)))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
@@ -39,4 +41,4 @@ def test_another_architecture_is_refused(base):
 
 def test_a_base_without_safetensors_is_refused(tmp_path):
     with pytest.raises(ModelError, match="must be a folder with safetensors files for an interpolation"):
-        list(blended(TUNED.items(), str(tmp_path), 0.5))
+        list(blended(TUNED.items(), BaseFiles(str(tmp_path), {}), 0.5))

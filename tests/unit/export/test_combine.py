@@ -6,10 +6,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import save_llama
+from trainer.config.model import ModelConfig
 from trainer.config.train import Combination
 from trainer.errors import ModelError
 from trainer.export.combine import combined, read_folder
 from trainer.export.merge import with_base, write_adapter
+from trainer.model.base_files import open_base
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -75,7 +77,7 @@ def test_a_concatenation_merged_into_the_base_is_the_sum_of_the_changes(base, tm
         base, tmp_path / "b", 2, r=2, use_rslora=True, target_modules=["q_proj", "down_proj"]
     )
     tensors, described = combined([read_folder(first), read_folder(second)], [0.6, 2.0], Combination.cat, 0.5)
-    merged = dict(with_base(tensors.items(), str(base), described))
+    merged = dict(with_base(tensors.items(), open_base(str(base), ModelConfig()), described))
     plain = AutoModelForCausalLM.from_pretrained(base).state_dict()
     expected = {name: tensor.clone() for name, tensor in plain.items()}
     for folder, weight in ((first, 0.6), (second, 2.0)):

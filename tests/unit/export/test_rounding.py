@@ -5,6 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.export.rounding import Rounding
+from trainer.model.base_files import BaseFiles
+from trainer.model.tensor_files import weight_files
 
 # bf16 has 8 bits of mantissa: beside 1 its steps are 2**-8 below and 2**-7 above.
 BASE = torch.tensor([1.0, 1.0, 1.0, 1.0, -2.0])
@@ -15,7 +17,7 @@ TUNED = torch.tensor([1.0, 1.0 + 2.0**-9, 1.0 + 2.0**-7, 1.0 - 2.0**-10, -2.5])
 def base(tmp_path):
     tensors = {"a": BASE.bfloat16(), "grown": torch.zeros(2, 2), "other": torch.zeros(3)}
     save_file(tensors, str(tmp_path / "model.safetensors"))
-    return str(tmp_path)
+    return BaseFiles(str(tmp_path), weight_files(str(tmp_path)))
 
 
 def counted(base, dtype, tensors):
@@ -47,4 +49,4 @@ def test_new_rows_other_shapes_and_strangers_are_left_out(base):
 
 
 def test_a_base_without_files_counts_nothing(tmp_path):
-    assert counted(str(tmp_path), torch.bfloat16, {"a": TUNED}) == (0, 0)
+    assert counted(BaseFiles(str(tmp_path), {}), torch.bfloat16, {"a": TUNED}) == (0, 0)

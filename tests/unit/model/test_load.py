@@ -12,7 +12,8 @@ from tests.helpers.tiny import save_llama
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
-from trainer.model.load import load_model, read_config, router_loss, weight_files
+from trainer.model.load import load_model, read_config, router_loss
+from trainer.model.tensor_files import weight_files
 
 UP = "model.layers.1.mlp.up_proj.weight"
 CPU = torch.device("cpu")

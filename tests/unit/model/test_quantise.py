@@ -15,6 +15,7 @@ from trainer.errors import ConfigError, ModelError, SelfCheckError
 from trainer.forecast.adapter_sizes import adapter_weights
 from trainer.forecast.shapes import decoder_shape
 from trainer.model.attention import AttentionChoice
+from trainer.model.base_files import open_base
 from trainer.model.load import load_model
 from trainer.model.tune.adapters import frozen_checksum
 from trainer.model.tune.quantise import held_bytes, held_tensors, num_weights, quantised_layers
@@ -173,7 +174,7 @@ def test_an_evaluation_does_not_pack_the_weights_anew(folder):
 
 def test_packed_weights_are_compared_with_what_packing_their_file_gives(folder):
     model = load(folder).model
-    assert verify_weights(model, str(folder), nothing_to_gather) == 8
+    assert verify_weights(model, open_base(str(folder), ModelConfig()), nothing_to_gather) == 8
 
     def shift(tensors):
         for name in tensors:
@@ -181,7 +182,7 @@ def test_packed_weights_are_compared_with_what_packing_their_file_gives(folder):
 
     change(folder, shift)
     with pytest.raises(SelfCheckError, match=r"The loaded parameter .*proj.weight must equal"):
-        verify_weights(model, str(folder), nothing_to_gather)
+        verify_weights(model, open_base(str(folder), ModelConfig()), nothing_to_gather)
 
 
 BROKEN = {

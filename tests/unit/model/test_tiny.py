@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.tiny import SHAPE
 from trainer.config.model import ModelConfig
 from trainer.errors import ModelError
-from trainer.model.load import weight_files
+from trainer.model.tensor_files import weight_files
 from trainer.model.tiny import SPECIALS, build_tokenizer, tiny_model_dir
 from trainer.model.tokenizer import configured_tokenizer
 

@@ -8,7 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny import save_llama
+from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
+from trainer.model.base_files import open_base
 from trainer.model.verify_weights import NUM_MATRICES, verify_weights
 
 
@@ -30,7 +32,7 @@ def verify(model, source):
         asked.extend(parameters)
         return contextlib.nullcontext()
 
-    return verify_weights(model, str(source), gather), asked
+    return verify_weights(model, open_base(str(source), ModelConfig(path=str(source))), gather), asked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -68,5 +70,6 @@ def test_names_without_the_prefix_of_the_base_model_are_found(folder, tmp_path):
     assert verify(load(folder), tmp_path)[0] == NUM_MATRICES
 
 
-def test_nothing_is_compared_with_files_that_are_not_there(folder):
-    assert verify(load(folder), "Qwen/Qwen3-8B") == (0, [])
+def test_nothing_is_compared_with_files_that_are_not_there(folder, tmp_path):
+    shutil.copy(folder / "config.json", tmp_path)
+    assert verify(load(folder), tmp_path) == (0, [])
