@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.dist.mesh import Mesh
 from trainer.engine.engine import Engine
-from trainer.engine.model_inputs import labels_of, model_inputs, move
+from trainer.engine.model_inputs import labels_of, model_inputs, move, row_inputs
 from trainer.model.head.ask import Ask, Logits, Scores
 from trainer.model.head.divergence import TopTokens
 from trainer.model.head.log_probs import LogProbs
@@ -52,6 +52,8 @@ class Policy:
     mesh: Mesh
     is_flash: bool
     """Attention takes cu_seq_lens and no mask."""
+    in_rows: bool = False
+    """Every piece of a pack is a row of its own, and the model makes its own masks."""
 
     @property
     def module(self) -> nn.Module:
@@ -69,6 +71,8 @@ class Policy:
 
     def answer(self, ask: Ask[A], micro: MicroBatch) -> A:
         """Ask something about a micro-batch."""
+        if self.in_rows:
+            return self.engine.forward(ask, **row_inputs(micro, self.device))
         return self.engine.forward(ask, **model_inputs(micro, self.device, self.is_flash))
 
     def answer_raw(self, ask: Ask[A], **inputs: Any) -> A:
