@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
@@ -37,16 +36,11 @@ def cache_argument(body: Any) -> str:
     Raises:
         ModelError: Under none that is known.
     """
-    return _cache_argument(type(body))
-
-
-@functools.cache
-def _cache_argument(body: type) -> str:
-    named = inspect.signature(body.forward).parameters  # type: ignore[attr-defined]
+    named = inspect.signature(type(body).forward).parameters
     for name in ("past_key_values", "cache"):
         if name in named:
             return name
     raise ModelError(
-        f"A model must take a cache as `past_key_values` or `cache` to generate text, but {body.__name__} takes "
+        f"A model must take a cache as `past_key_values` or `cache` to generate text, but {type(body).__name__} takes "
         f"{', '.join(name for name in named if 'cache' in name) or 'none'} instead. Generate with the exported model."
     )
