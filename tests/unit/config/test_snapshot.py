@@ -53,7 +53,7 @@ def test_a_run_from_before_documents_could_be_rows_goes_on_packed(config, tmp_pa
     assert packed_as_begun(config, run_dir).data.packing is PackingMode.packed
     assert load_config(freeze(config, run_dir)).data.packing is PackingMode.packed
     freeze(with_packing_mode(config, PackingMode.packed), run_dir)
-    with pytest.raises(ConfigError, match="data.packing: packed -> none"):
+    with pytest.raises(ConfigError, match=r"data\.packing: packed -> none"):
         freeze(with_packing_mode(config, PackingMode.none), run_dir)
 
 
