@@ -47,15 +47,14 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     """
     config = dated(config, Path(config.run_dir))
     check_generated(config)
-    from trainer.run.packing import with_packing
-
-    config = with_packing(config)
     from trainer.data.store.prepared import find_store
     from trainer.data.store.store import open_store
     from trainer.model.load import check_trainable, read_config
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
+    from trainer.run.packing import with_packing
 
+    config = with_packing(config)
     source = resolve_model(config.model, Path(config.data.cache_dir))
     check_trainable(read_config(source, config.model), source, config.tune.quantise)
     tokenizer = configured_tokenizer(config.model, source)

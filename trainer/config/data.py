@@ -187,7 +187,8 @@ class DataConfig:
     seq_len: int = 2048
     """Tokens in a pack. Range: 8 to the model's context length."""
     packing: PackingMode = PackingMode.auto
-    """Whether documents share rows. `none` trains any model; `packed` is faster, and refused where it is not exact."""
+    """Whether documents share rows. `none` trains any model; `packed` fills a step better, and is
+    refused where documents would see each other."""
     validation_frac: float = 0.02
     """Share of documents held out, chosen by a hash of the document. Range: [0, 0.5]."""
     max_validation_packs: int = 64

@@ -15,6 +15,8 @@ from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
 from trainer.evaluate.proofs.agreement import check_head, check_rows
 from trainer.evaluate.proofs.isolation import check_isolation
+from trainer.evaluate.tasks.batches import TaskModel
+from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
 from trainer.model.carry import carried_by
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
@@ -156,6 +158,22 @@ def test_what_carries_something_along_a_row_is_known_before_it_is_loaded_and_pro
     check_head(policy, config, SEQ_LEN)
     assert check_isolation(policy, 64, SEQ_LEN).moved == 0
     assert check_rows(policy, config, SEQ_LEN) < 1e-5
+
+
+@pytest.mark.parametrize("model_type", CARRYING)
+def test_answers_with_a_cache_are_those_without(model_type):
+    """Prompts of two lengths, so that one is padded on the left: a state that is not kept, or holds padding, shows."""
+    policy = policy_of(model_type, in_rows=True)
+    lm = policy.module.lm.eval()
+    prompts = [[5, 9, 17, 3, 8, 21], [33, 7, 12]]
+    model = TaskModel(policy, lm.config, 0, frozenset(), 64, 64)
+    answers = continue_greedily(model, [Prompt(ids, 5, ()) for ids in prompts], lambda ids: "")
+    for ids, answer in zip(prompts, answers, strict=True):
+        whole = list(ids)
+        for _ in range(5):
+            logits = lm(input_ids=torch.tensor([whole]), use_cache=False).logits[0, -1]
+            whole.append(int(logits.argmax()))
+        assert answer == whole[len(ids) :]
 
 
 @pytest.mark.parametrize("model_type", CARRYING)
