@@ -143,9 +143,10 @@ def test_one_rank_and_two_with_zero3_train_as_plain_transformers_does(pool, made
 def test_a_model_that_can_do_both_has_the_same_held_out_losses_in_rows_and_packed(pool, made, tmp_path):
     found = {}
     for packing in ("none", "packed"):
-        words = [f"data.packing={packing}", *["data.sources.text.packing=best_fit"] * (packing == "packed")]
+        words = [f"data.packing={packing}"]
         run_dir = str(tmp_path / packing)
         if packing == "packed":
+            words += ["data.sources.chat.packing=best_fit", "data.sources.text.packing=best_fit"]
             pool(1).run(prepare, folder=made, overrides=words)
         found[packing] = pool(1).run(steps, folder=made, model="llama", run_dir=run_dir, overrides=words)[0]
     assert found["none"]["in_rows"] and not found["packed"]["in_rows"]
