@@ -16,8 +16,9 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     """Raise before ranks start when the run would draw what the stores do not hold."""
     from trainer.data.store.prepared import open_all
     from trainer.mix.mixing import Mixing
+    from trainer.run.packing import with_packing
 
-    stores = open_all(config.data, tokenizer)
+    stores = open_all(with_packing(config, says=False).data, tokenizer)
     packs_per_step = config.train.global_batch_tokens // config.data.seq_len
     mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:

@@ -24,7 +24,7 @@ from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import Quantise
-from trainer.data.store.prepared import open_all
+from trainer.data.store.prepared import in_rows, open_all
 from trainer.dist.mesh import alone
 from trainer.engine.engine import undivided
 from trainer.engine.policy import Policy
@@ -42,6 +42,7 @@ from trainer.model.tokenizer import configured_tokenizer
 from trainer.report.build import build_report
 from trainer.report.interpolation import FILE_NAME
 from trainer.run.identity import refuse_other_model
+from trainer.run.packing import with_packing
 from trainer.runtime.say import say
 
 WITHIN = 0.01
@@ -63,6 +64,7 @@ class AlphaPoint:
 def interpolate(config: RunConfig) -> int:
     """Evaluate every alpha, write interpolation.json and the report, and print the one to take."""
     check_config(config, only=("export",))
+    config = with_packing(config, says=False)
     alphas = parse_alphas(config.export.interpolate or "")
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
@@ -80,7 +82,7 @@ def interpolate(config: RunConfig) -> int:
     apply_kernels(loaded, config.model.kernels, device.type == "cuda")
     parameters = dict(loaded.named_parameters())
     install_loss_head(loaded, config.model.loss_chunk_tokens)
-    policy = Policy(undivided(CausalLM(loaded)), alone(device), attention.is_flash)
+    policy = Policy(undivided(CausalLM(loaded)), alone(device), attention.is_flash, in_rows(config.data))
     held_out = _held_out(config, source)
     points, base = [], open_base(source, config.model)
     for alpha in track(alphas, description="interpolating", console=Console()):

@@ -21,9 +21,10 @@ def prepare_data(config: RunConfig) -> None:
     from trainer.model.made_with import check_made_with
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
+    from trainer.run.packing import with_packing
 
     check_config(config)
-    config = dated(config, Path(config.run_dir))
+    config = with_packing(dated(config, Path(config.run_dir)))
     check_generated(config)
     check_samples_whole(config)
     source = resolve_model(config.model, Path(config.data.cache_dir))
@@ -52,7 +53,9 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     from trainer.model.packed import check_packing, packing_of
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
+    from trainer.run.packing import with_packing
 
+    config = with_packing(config)
     source = resolve_model(config.model, Path(config.data.cache_dir))
     check_packing(packing_of(read_whole_config(source, config.model)), source, config.tune.quantise)
     tokenizer = configured_tokenizer(config.model, source)

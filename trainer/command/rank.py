@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer.command.before_ranks import check_logins
 from trainer.command.fitting import fitted_here
 from trainer.config.check import check_config
+from trainer.config.data import PackingMode
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated, freeze
 from trainer.dist.env import rank_env
@@ -46,6 +47,10 @@ def run_rank(command: str, config: RunConfig) -> int:
         return Exit.done if run_generation(config) else _say_stopped_generation(env.is_first)
     check_config(config, env.world_size)
     config = dated(fitted_here(config, env.world_size, env.is_first), Path(config.run_dir))
+    if config.data.packing is PackingMode.auto:
+        from trainer.run.packing import with_packing
+
+        config = with_packing(config, env.is_first)
     if command in ("train", "evaluate"):
         from trainer.evaluate.tasks.harness import NAMES_DURING, check_names
 

@@ -20,7 +20,7 @@ from trainer.config.check_objective import objective_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
-from trainer.config.data import Format, Packing, SourceConfig
+from trainer.config.data import Format, Packing, PackingMode, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import ScheduleConfig, ScheduleName
 from trainer.config.plan import PlanConfig
@@ -146,6 +146,13 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
     if data.num_workers < 0:
         yield must("data.num_workers", "0 (all cores) or more", data.num_workers, "Set 0.")
     for name, source in data.sources.items():
+        if data.packing is PackingMode.none and source.packing is not None:
+            yield must(
+                f"data.sources.{name}.packing",
+                "left out with data.packing=none",
+                source.packing.value,
+                "Set it to null, or set data.packing=packed.",
+            )
         yield from _source_problems(f"data.sources.{name}", source)
         yield from column_problems(f"data.sources.{name}", source)
         yield from learn_problems(f"data.sources.{name}", source)

@@ -41,8 +41,19 @@ class Packing(Enum):
     """Whole documents, as many as fit."""
 
 
+class PackingMode(Enum):
+    """Whether documents share a row of the model."""
+
+    auto = "auto"
+    """none where layers of the model carry something from one document to the next, else packed; said at start."""
+    packed = "packed"
+    """A pack is one row, in which each document sees only itself; `packing` of a source says how they fill it."""
+    none = "none"
+    """A document is a row of its own. A pack holds as many of about one length as fit, and cuts none that fits."""
+
+
 class LongDocuments(Enum):
-    """What happens to a document longer than `data.seq_len` under best-fit packing."""
+    """What happens to a document longer than `data.seq_len` where it is not cut at the end of a pack."""
 
     error = "error"
     """Stop, and name the longest."""
@@ -160,8 +171,9 @@ class SourceConfig:
     """Cleaning options."""
     packing: Packing | None = None
     """Packing of this source; default: concat for text and ids, best_fit for chat and completion."""
-    long_documents: LongDocuments = LongDocuments.error
-    """best_fit only: what happens to documents longer than `data.seq_len`."""
+    long_documents: LongDocuments | None = None
+    """best_fit, and data.packing=none: what happens to documents longer than `data.seq_len`. null is error, and split
+    for text and ids with data.packing=none, which concat would have cut as well."""
     max_documents: int | None = None
     """Read at most so many documents; for trials."""
 
@@ -174,6 +186,9 @@ class DataConfig:
     """Sources by name; the name is used in logs and reports."""
     seq_len: int = 2048
     """Tokens in a pack. Range: 8 to the model's context length."""
+    packing: PackingMode = PackingMode.auto
+    """Whether documents share rows. `none` trains any model; `packed` fills a step better, and is
+    refused where documents would see each other."""
     validation_frac: float = 0.02
     """Share of documents held out, chosen by a hash of the document. Range: [0, 0.5]."""
     max_validation_packs: int = 64

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainer.config.data import PackingMode
 from trainer.config.record import WORDS
 from trainer.config.schema import RunConfig
 from trainer.config.store import load_config, to_plain, to_yaml
@@ -33,7 +34,7 @@ FITTED = ("zero.stage", "model.checkpoint_layers", "zero.dtype")
 """Keys that command/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
 OPEN = (None, "auto")
 """Values of FITTED that are to be filled in."""
-FILLED_IN = (*FITTED, "model.chat_template_date")
+FILLED_IN = (*FITTED, "model.chat_template_date", "data.packing")
 """Keys that are filled in before a run is frozen."""
 
 SWEEP_RECORD = "sweep.json"
@@ -57,7 +58,7 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     """
     refuse_another(config, run_dir)
     path = config_path(run_dir)
-    config = dated(as_begun(config, run_dir), run_dir)
+    config = dated(as_begun(packed_as_begun(config, run_dir), run_dir), run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomic(path, to_yaml(config))
@@ -91,6 +92,19 @@ def with_fitted(config: RunConfig, stage: int | None, layers: int | None, dtype:
         zero=dataclasses.replace(config.zero, stage=stage, dtype=dtype),
         model=dataclasses.replace(config.model, checkpoint_layers=layers),
     )
+
+
+def packed_as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Return the configuration with `data.packing` as the run began where it is auto; unchanged for a new run."""
+    if config.data.packing is not PackingMode.auto:
+        return config
+    old = _begun_with(run_dir)
+    return config if old is None else with_packing_mode(config, old.data.packing)
+
+
+def with_packing_mode(config: RunConfig, mode: PackingMode) -> RunConfig:
+    """Return the configuration with this `data.packing`."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, packing=mode))
 
 
 def dated(config: RunConfig, run_dir: Path) -> RunConfig:
@@ -127,7 +141,12 @@ def _begun_with(run_dir: Path) -> RunConfig | None:
     """Return the frozen configuration once anything was trained; a start that failed leaves the directory free."""
     path = config_path(run_dir)
     has_begun = any((run_dir / name).exists() for name in ("metrics.jsonl", "checkpoints"))
-    return load_config(path) if has_begun and path.exists() else None
+    if not (has_begun and path.exists()):
+        return None
+    old = load_config(path)
+    # Frozen before there was a choice: packed.
+    is_old = old.data.packing is PackingMode.auto
+    return with_packing_mode(old, PackingMode.packed) if is_old else old
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -32,9 +32,11 @@ from trainer.data.store.prepared import (
     adds_eos,
     cache_folder,
     digest_of,
+    effective_long,
     effective_packing,
     find_store,
     held_out_frac,
+    in_rows,
     lock_file,
     shaping_options,
     source_key,
@@ -208,7 +210,9 @@ def _build(
 
     def fill(folder: Path) -> str:
         encoded = _encode(rows, data, tokenizer, make_tokenizer)
-        options = PackOptions(data.seq_len, effective_packing(source), source.long_documents, unit)
+        options = PackOptions(
+            data.seq_len, effective_packing(source), effective_long(source, data), unit, in_rows(data)
+        )
         spool = Spool(folder, [value.value for value in data.values])
         try:
             intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)

@@ -1,16 +1,18 @@
 """A micro-batch on the device, in the layout that the attention implementation wants.
 
-Shapes: B packs, T sequence.
+Shapes: B packs, T sequence, N = B*T, R rows of width W.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.data.pack.collate import MicroBatch
+from trainer.data.pack.pack import row_width
 from trainer.model.masks import block_mask
 
 
@@ -40,6 +42,39 @@ def model_inputs(batch: MicroBatch, device: torch.device, flash: bool) -> dict[s
     else:
         inputs["attention_mask"] = block_mask(move(torch.from_numpy(batch.segments_BT), device))
     return inputs
+
+
+def row_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
+    """Move a micro-batch to the device with a row for every piece, for models that carry something along a row.
+
+    The rows of a pack go through the model together. Padding stands at their end, so that no document sees any in
+    layers that look back; the model is given nothing else and makes its own masks.
+
+    Returns:
+        `rows`, token ids [R, W] of each call of the model, and `place_N`, where among the positions of all calls each
+        position of the packs is; padding of packs has no place and is given that of the first token.
+    """
+    num_packs, seq_len = batch.tokens_BT.shape
+    place_BT = np.zeros((num_packs, seq_len), dtype=np.int64)
+    calls = [range(num_packs)] if batch.is_one_call else [range(pack, pack + 1) for pack in range(num_packs)]
+    rows: list[Tensor] = []
+    before = 0
+    for packs in calls:
+        lengths = [length for pack in packs for length in batch.lengths_B[pack]]
+        width = int(row_width(max(lengths), seq_len))
+        # Any token pads: nothing that counts sees it.
+        tokens_RW = np.full((len(lengths), width), batch.tokens_BT[packs[0], 0], dtype=np.int64)
+        row = 0
+        for pack in packs:
+            start = 0
+            for length in batch.lengths_B[pack]:
+                piece = slice(start, start + length)
+                tokens_RW[row, :length] = batch.tokens_BT[pack, piece]
+                place_BT[pack, piece] = before + row * width + np.arange(length)
+                row, start = row + 1, start + length
+        rows.append(move(torch.from_numpy(tokens_RW), device))
+        before += tokens_RW.size
+    return {"rows": rows, "place_N": move(torch.from_numpy(place_BT.reshape(-1)), device)}
 
 
 def labels_of(batch: MicroBatch, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.dist.mesh import Mesh
 from trainer.engine.engine import Engine
-from trainer.engine.model_inputs import labels_of, model_inputs, move
+from trainer.engine.model_inputs import labels_of, model_inputs, move, row_inputs
 from trainer.model.balance import Balance
 from trainer.model.head.ask import Ask, Logits, Scores
 from trainer.model.head.divergence import TopTokens
@@ -53,6 +53,8 @@ class Policy:
     mesh: Mesh
     is_flash: bool
     """Attention takes cu_seq_lens and no mask."""
+    in_rows: bool = False
+    """Every piece of a pack is a row of its own, and the model makes its own masks."""
 
     @property
     def module(self) -> nn.Module:
@@ -76,7 +78,11 @@ class Policy:
 
     def answer(self, ask: Ask[A], micro: MicroBatch) -> A:
         """Ask something about a micro-batch."""
-        inputs = model_inputs(micro, self.device, self.is_flash)
+        inputs = (
+            row_inputs(micro, self.device)
+            if self.in_rows
+            else model_inputs(micro, self.device, self.is_flash)
+        )
         if self.balance is not None and micro.num_tokens:
             is_token_BT = micro.units_S[micro.segments_BT] >= 0
             inputs["is_token_N"] = move(torch.from_numpy(is_token_BT.reshape(-1)), self.device)

@@ -103,7 +103,8 @@ def with_base(
     if packed is not None:
         raise ModelError(
             "`model.path` must be in full precision to write what trained into it, but the weights of "
-            f"{base.source} are packed instead ({packed.get('quant_method')}). Export the adapter alone, or train from such a folder."
+            f"{base.source} are packed instead ({packed.get('quant_method')}). Export the adapter alone, or train from "
+            "a folder in full precision."
         )
     trained = dict(stream)
     adapter = {name: trained.pop(name) for name in list(trained) if FACTORS.search(name)}

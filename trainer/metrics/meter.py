@@ -20,6 +20,7 @@ class _Window:
     step_time_s: float = 0.0
     data_wait_s: float = 0.0
     num_tokens: int = 0
+    num_padding: int = 0
     num_targets: int = 0
     sum_len_sq: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Meter:
         num_targets_global: int,
         sum_len_sq_global: float,
         data_wait_s: float,
+        num_padding_global: int = 0,
     ) -> None:
         """Add one optimizer step.
 
@@ -67,6 +69,7 @@ class Meter:
         window.step_time_s += step_time_s
         window.data_wait_s += data_wait_s
         window.num_tokens += num_tokens_global
+        window.num_padding += num_padding_global
         window.num_targets += num_targets_global
         window.sum_len_sq += sum_len_sq_global
         self._num_steps_seen += 1
@@ -120,6 +123,7 @@ class Meter:
         }
         if window.num_tokens > 0:
             speed["targets_frac"] = window.num_targets / window.num_tokens
+            speed["padding_frac"] = window.num_padding / window.num_tokens
             if self._shape is not None and self._peak_flops is not None:
                 mean_len = window.sum_len_sq / window.num_tokens
                 for key, causal in (("mfu", True), ("mfu_non_causal", False)):

@@ -33,6 +33,7 @@ class StepBatch:
     num_targets_by_source: dict[str, int]
     num_tokens_by_source: dict[str, int]
     num_tokens_global: int
+    """Positions that models compute, padding among them."""
     digest: str
     """Of the tokens, marks and pieces of all packs on all ranks, in order."""
     replay_ratio: float
@@ -108,7 +109,7 @@ class TrainLoader:
             num_targets_global=sum(targets.values()),
             num_targets_by_source=targets,
             num_tokens_by_source=tokens,
-            num_tokens_global=len(refs) * self._stores[0].seq_len,
+            num_tokens_global=sum(int(self._stores[ref.source].pack_positions[ref.pack]) for ref in refs),
             digest=step_digest(refs, self._stores),
             replay_ratio=self._plan.ratio(step),
             after=after,

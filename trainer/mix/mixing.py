@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from trainer.checkpoint.state import TrainState
@@ -68,7 +69,7 @@ class Mixing:
         self.num_steps = num_steps(
             sum(pool.num_packs for pool in self.plan.pools if not pool.is_replay),
             packs_per_step,
-            data.seq_len,
+            _mean_positions(sources, stores, data.seq_len),
             train.max_steps,
             train.max_epochs,
             train.max_tokens,
@@ -210,6 +211,15 @@ def _pools(sources: Mapping[str, SourceConfig], stores: Mapping[str, Store], rol
 def _pool(names: list[str], numbers: Sequence[int], targets: list[Any], role: Role, weight: float) -> Pool:
     label = "+".join(names[i] for i in numbers)
     return Pool(label, role is Role.replay, weight, numbers, [targets[i] for i in numbers])
+
+
+def _mean_positions(sources: Mapping[str, SourceConfig], stores: Mapping[str, Store], seq_len: int) -> float:
+    """Return the positions that a model computes of a pack that is trained on, padding among them."""
+    found = [
+        store.train.pack_positions for name, store in stores.items() if sources[name].role is not Role.probe
+    ]
+    num_packs = sum(map(len, found))
+    return sum(int(each.sum(dtype=np.int64)) for each in found) / num_packs if num_packs else float(seq_len)
 
 
 def _watched(data: DataConfig, replay: ReplayConfig) -> list[str]:

@@ -204,7 +204,7 @@ def _in_parts_of_one(pools: Sequence[Pool], roles: Sequence[Sequence[int]]) -> l
 def num_steps(
     target_packs: int,
     packs_per_step: int,
-    seq_len: int,
+    pack_tokens: float,
     max_steps: int | None,
     max_epochs: float | None,
     max_tokens: int | None,
@@ -213,12 +213,12 @@ def num_steps(
     """Return the optimizer steps of the run from whichever length was given; at least one.
 
     Epochs are passes over the packs of role=target. `added_frac` is the share of the whole run that comes
-    on top (replay.additive); without it replay takes the place of target tokens.
+    on top (replay.additive); without it replay takes the place of target tokens. `pack_tokens` are those of a pack.
     """
     if max_steps is not None:
         steps = float(max_steps)
     elif max_tokens is not None:
-        steps = max_tokens / (packs_per_step * seq_len)
+        steps = max_tokens / (packs_per_step * pack_tokens)
     else:
         assert max_epochs is not None
         steps = max_epochs * target_packs / packs_per_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from trainer.errors import ModelError
@@ -24,4 +25,22 @@ def body_of(lm: Any) -> Any:
     raise ModelError(
         f"The body and the head of {type(lm).__name__} must be two modules, but no part of it holds the input "
         "embeddings alone. This architecture is not supported."
+    )
+
+
+def cache_argument(body: Any) -> str:
+    """Return the name under which a body takes a cache of what it has read.
+
+    Many bodies take any name, and read nothing under most.
+
+    Raises:
+        ModelError: Under none that is known.
+    """
+    named = inspect.signature(type(body).forward).parameters
+    for name in ("past_key_values", "cache"):
+        if name in named:
+            return name
+    raise ModelError(
+        f"A model must take a cache as `past_key_values` or `cache` to generate text, but {type(body).__name__} takes "
+        f"{', '.join(name for name in named if 'cache' in name) or 'none'} instead. Generate with the exported model."
     )

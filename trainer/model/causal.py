@@ -1,18 +1,19 @@
 """A Hugging Face causal model as the engine holds it: packed inputs and a question in, the answer out.
 
-Shapes: B packs, T sequence, K chosen positions.
+Shapes: B packs, T sequence, N positions of all packs, R rows of width W, H hidden.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.errors import ModelError
 from trainer.model.balance import Balance
-from trainer.model.body import body_of
+from trainer.model.body import body_of, cache_argument
 from trainer.model.head.ask import Ask, OwnLogits, Scores
 from trainer.model.masks import layer_masks
 
@@ -43,28 +44,22 @@ class CausalLM(nn.Module):
 
         Args:
             inputs: What the model takes; a cache in `past_key_values` is filled in place. A mask of pairs
-                becomes one for each kind of layer. `is_token_N` tells the routers' loss what is no padding.
+                becomes one for each kind of layer. Or `rows` and `place_N` of engine/model_inputs.py.
+                `is_token_N` tells the routers' loss what is no padding.
         Raises:
             ModelError: Scores are asked of a model without a score head.
         """
         lm = cast(Any, self.lm)
-        is_token_N = inputs.pop("is_token_N", None)
         use_cache = inputs.get("past_key_values") is not None
-        if self.balance is not None:
-            inputs["output_router_logits"] = torch.is_grad_enabled() and not isinstance(ask, OwnLogits)
         if isinstance(ask, OwnLogits):
-            return lm(use_cache=use_cache, **inputs).logits
-        num_added = 0
-        if self.virtual is not None:
-            inputs, num_added = self.virtual(inputs)
-        mask = inputs.get("attention_mask")
-        if mask is not None and mask.ndim == 4:
-            dtype = lm.get_input_embeddings().weight.dtype
-            inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"], dtype)
-        found = body_of(lm)(use_cache=use_cache, **inputs)
-        if self.balance is not None and torch.is_grad_enabled():
-            self.balance.add(found.router_logits, is_token_N)
-        hidden = found.last_hidden_state[:, num_added:]
+            silent = {} if self.balance is None else {"output_router_logits": False}
+            return lm(use_cache=use_cache, **silent, **inputs).logits
+        is_token_N = inputs.pop("is_token_N", None)
+        if "rows" in inputs:
+            hidden = self._of_rows(is_token_N=is_token_N, **inputs)
+        else:
+            hidden, routers = self._hidden(inputs, use_cache)
+            self._weigh(routers, is_token_N)
         if isinstance(ask, Scores):
             if self.scores is None:
                 raise ModelError(
@@ -72,3 +67,37 @@ class CausalLM(nn.Module):
                 )
             return self.scores(hidden.reshape(-1, hidden.shape[-1])[ask.rows_K])[:, 0]
         return lm.get_output_embeddings()(hidden, ask=ask)
+
+    def _of_rows(self, rows: Sequence[Tensor], place_N: Tensor, is_token_N: Tensor | None) -> Tensor:
+        """Return hidden states [1, N, H] in the order of the packs, of rows [R, W] that the model sees one by one."""
+        found = [self._hidden({"input_ids": tokens_RW}, use_cache=False) for tokens_RW in rows]
+        if is_token_N is not None:
+            is_token_M = torch.zeros(sum(map(torch.numel, rows)), dtype=torch.bool, device=place_N.device)
+            is_token_M[place_N[is_token_N]] = True
+            self._weigh(
+                tuple(map(torch.cat, zip(*(routers for _, routers in found), strict=True))), is_token_M
+            )
+        return torch.cat([hidden.flatten(0, 1) for hidden, _ in found])[place_N][None]
+
+    def _weigh(self, routers: tuple[Tensor, ...], is_token_N: Tensor | None) -> None:
+        """Tell the routers' loss what the routers of each layer said."""
+        if self.balance is not None and torch.is_grad_enabled():
+            self.balance.add(routers, is_token_N)
+
+    def _hidden(self, inputs: dict[str, Any], use_cache: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return hidden states of what is given, those of virtual tokens apart, and logits of routers if they count."""
+        lm, num_added = cast(Any, self.lm), 0
+        if self.balance is not None:
+            inputs["output_router_logits"] = torch.is_grad_enabled()
+        if self.virtual is not None:
+            inputs, num_added = self.virtual(inputs)
+        mask = inputs.get("attention_mask")
+        if mask is not None and mask.ndim == 4:
+            dtype = lm.get_input_embeddings().weight.dtype
+            inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"], dtype)
+        body = body_of(lm)
+        if use_cache:
+            inputs[cache_argument(body)] = inputs.pop("past_key_values")
+        found = body(use_cache=use_cache, **inputs)
+        hidden: Tensor = found.last_hidden_state
+        return hidden[:, num_added:], getattr(found, "router_logits", None) or ()

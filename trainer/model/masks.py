@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FULL = ("full_attention", "indexed_attention", "minimax_m3_sparse")
-_SLIDING = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
-_CHUNKED = ("chunked_attention",)
+FULL = ("full_attention", "indexed_attention", "minimax_m3_sparse")
+SLIDING = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
+CHUNKED = ("chunked_attention",)
 _RECURRENT = ("linear_attention", "conv")
 """Layers that take a mask of padding or none, never one of pairs."""
 
@@ -70,13 +70,13 @@ def _by_layer(config: Any, mask: Tensor, positions_BT: Tensor) -> Tensor | dict[
         if window is not None:
             return _within_window(mask, positions_BT, window)
         return mask if chunk is None else _within_chunk(mask, positions_BT, chunk)
-    if not kinds <= {*_FULL, *_SLIDING, *_CHUNKED, *_RECURRENT}:
+    if not kinds <= {*FULL, *SLIDING, *CHUNKED, *_RECURRENT}:
         return mask
     masks: dict[str, Tensor | None] = {}
     for kind in kinds:
-        if kind in _SLIDING and window is not None:
+        if kind in SLIDING and window is not None:
             masks[kind] = _within_window(mask, positions_BT, window)
-        elif kind in _CHUNKED and chunk is not None:
+        elif kind in CHUNKED and chunk is not None:
             masks[kind] = _within_chunk(mask, positions_BT, chunk)
         else:
             masks[kind] = None if kind in _RECURRENT else mask

@@ -83,7 +83,7 @@ def forget_packing(hf_config: Any) -> None:
 
 
 def names_when_whole(files: Mapping[str, Path], packing: dict[str, Any] | None) -> dict[str, Path]:
-    """Return the tensors that files would hold if their weights were whole: scales gone, codes under the weight's name."""
+    """Return the tensors that files would hold if weights were whole: no scales, and codes under the weight's name."""
     if packing is None or is_nf4(packing):
         return dict(files)
     scales = ("_scale_inv", "_scales", "_scale")

@@ -50,7 +50,6 @@ class Journal:
         ledger: Ledger | None,
         meter: Meter,
         mixing: Mixing,
-        tokens_per_step: int,
         trackers: Sequence[Delivery] = (),
         samples: JsonlSink | None = None,
     ) -> None:
@@ -63,7 +62,6 @@ class Journal:
         self._ledger = ledger
         self._meter = meter
         self._mixing = mixing
-        self._tokens_per_step = tokens_per_step
         self._trackers = trackers
         self._status = "failed"
         self._samples = samples
@@ -84,10 +82,11 @@ class Journal:
         """
         self._meter.add(
             times.step_s,
-            self._tokens_per_step,
+            result.num_tokens,
             result.num_targets,
             result.sum_len_sq,
             times.data_wait_s,
+            result.num_padding,
         )
         self._meter.add_sums(result.sums)
         if not is_logged:
@@ -248,9 +247,8 @@ def open_journal(
         peak * 1e12 if peak else peak_flops(describe_device()),
         num_adapter_params,
     )
-    tokens_per_step = mixing.plan.packs_per_step * config.data.seq_len
     if not mesh.is_first:
-        return Journal(Sinks(), None, meter, mixing, tokens_per_step)
+        return Journal(Sinks(), None, meter, mixing)
     metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / SAMPLES_FILE
     aside = next_abandoned(run_dir)
     if not goes_on:
@@ -272,4 +270,4 @@ def open_journal(
     trackers = begin(config.log, card, resumed_step, read(metrics_path)) if config.log.trackers else []
     samples = JsonlSink(samples_path) if config.evaluate.during.has_samples else None
     ledger = Ledger(run_dir / "ledger.jsonl")
-    return Journal(sinks, ledger, meter, mixing, tokens_per_step, trackers, samples)
+    return Journal(sinks, ledger, meter, mixing, trackers, samples)

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from trainer.config.tune import Init, TuneMethod
-from trainer.evaluate.proofs.agreement import check_packing
+from trainer.evaluate.proofs.agreement import check_packing, check_rows
 from trainer.evaluate.proofs.frozen import FrozenCheck, check_heard, check_silent
 from trainer.evaluate.proofs.isolation import Isolation, check_isolation
 from trainer.model.masks import reach
@@ -22,6 +22,14 @@ def prove_isolation(session: Session) -> Isolation:
     window = reach(hf_config)
     vocab_size = hf_config.get_text_config().vocab_size
     probed = check_isolation(session.policy, vocab_size, seq_len, window)
+    if session.policy.in_rows:
+        _LOG.info(
+            "Isolation: every document is a row of its own; changing one moved the others' logits by %.1e of the "
+            "largest; beside a longer one they are what they are alone to %.1e.",
+            probed.moved,
+            check_rows(session.policy, hf_config, seq_len),
+        )
+        return probed
     apart = check_packing(session.policy, hf_config, seq_len)
     _LOG.info(
         "Isolation: changing a document moved the others' logits by %.1e of the largest; in a pack they are what they "

@@ -11,9 +11,9 @@ from pathlib import Path
 from trainer.checkpoint.layout import find_checkpoints
 from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import fitted_values, with_fitted
+from trainer.config.snapshot import fitted_values, with_fitted, with_packing_mode
 from trainer.data.store.overlap import check_disjoint
-from trainer.data.store.prepared import find_all
+from trainer.data.store.prepared import find_all, in_rows
 from trainer.data.store.store import Store, open_store
 from trainer.dist.env import rank_env
 from trainer.dist.mesh import Mesh, close_mesh, open_mesh
@@ -32,6 +32,7 @@ from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 from trainer.model.tune.adapters import Tuned
 from trainer.run.building import build_model
 from trainer.run.identity import known_base
+from trainer.run.packing import with_packing
 from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
 
 _LOG = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> S
     stack.push(close_mesh)
     # Nodes may differ in their GPUs or processors: what the first one made of them is what was frozen.
     config = with_fitted(config, *mesh.from_first(lambda: fitted_values(config)))
+    config = with_packing_mode(config, mesh.from_first(lambda: with_packing(config, says=False).data.packing))
     setup_logging(env.rank, env.world_size, mesh.from_first(lambda: attempt_dir(run_dir)))
     seed_everything(config.seed, mesh.rank)
     choose_kernels(config.deterministic)
@@ -119,7 +121,7 @@ def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> S
         mesh.data.size,
     )
     loaded, tuned, engine = build_model(config, source, stores, mesh, shape, tokenizer.new)
-    policy = Policy(engine, mesh, loaded.attention.is_flash)
+    policy = Policy(engine, mesh, loaded.attention.is_flash, in_rows(config.data))
     adopt_library_loggers()
     check_head(policy, loaded.model.config, config.data.seq_len)
     return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape)

@@ -34,6 +34,10 @@ class StepResult:
     grad_norm: float
     is_applied: bool
     stop_votes: int
+    num_tokens: int = 0
+    """Positions computed over all ranks, padding among them."""
+    num_padding: int = 0
+    """Those of them that hold no token of a document."""
 
     @property
     def loss(self) -> float:
@@ -82,6 +86,8 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
         grad_norm=grad_norm,
         is_applied=is_applied,
         stop_votes=round(votes),
+        num_tokens=batch.num_tokens_global,
+        num_padding=batch.num_tokens_global - sum(batch.num_tokens_by_source.values()),
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.helpers.tiny import tiny_config
 from trainer.config.check import check_config, find_problems
 from trainer.config.check_values import value_problems
-from trainer.config.data import Format, Packing, TokenValue
+from trainer.config.data import Format, Packing, PackingMode, TokenValue
 from trainer.config.gate import GateRule, TaskRule
 from trainer.config.learn import LearnConfig
 from trainer.config.model import Attention, ModelKind
@@ -55,6 +55,8 @@ RULES = [
     ("data.sources.text.as_chat", {"data.sources.text.as_chat": True}),
     ("data.sources.text.packing", {"data.sources.text.format": Format.chat,
                                    "data.sources.text.packing": Packing.concat}),
+    ("data.sources.text.packing", {"data.packing": PackingMode.none, "data.sources.text.packing": Packing.concat,
+                                   "data.sources.chat.packing": None}),
     ("data.sources.text.txt_documents", {"data.sources.text.txt_documents": "page"}),
     ("data.sources.text.clean.max_chars", {"data.sources.text.clean.min_chars": 5,
                                            "data.sources.text.clean.max_chars": 4}),

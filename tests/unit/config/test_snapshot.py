@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.helpers.tiny import tiny_config
+from trainer.config.data import PackingMode
 from trainer.config.describe import known_keys
 from trainer.config.gate import GateRule
 from trainer.config.model import Attention
@@ -17,6 +18,8 @@ from trainer.config.snapshot import (
     dated,
     differences,
     freeze,
+    packed_as_begun,
+    with_packing_mode,
     write_atomic,
     write_provenance,
 )
@@ -39,6 +42,19 @@ def changed(config, key, value):
     assert getattr(target, name) != value, f"{key} is {value} already"
     setattr(target, name, value)
     return result
+
+
+def test_a_run_from_before_documents_could_be_rows_goes_on_packed(config, tmp_path):
+    """Its frozen configuration does not say; what is resumed from it was packed, whatever the model."""
+    run_dir = tmp_path / "run"
+    freeze(config, run_dir)
+    begun(run_dir)
+    assert config.data.packing is PackingMode.auto
+    assert packed_as_begun(config, run_dir).data.packing is PackingMode.packed
+    assert load_config(freeze(config, run_dir)).data.packing is PackingMode.packed
+    freeze(with_packing_mode(config, PackingMode.packed), run_dir)
+    with pytest.raises(ConfigError, match=r"data\.packing: packed -> none"):
+        freeze(with_packing_mode(config, PackingMode.none), run_dir)
 
 
 MAY = [

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.pack import pack
-from trainer.data.pack.pack import Layout, best_fit, concat, cut_long, pack_targets
+from trainer.data.pack.pack import (
+    Layout,
+    as_rows,
+    best_fit,
+    concat,
+    cut_long,
+    pack_targets,
+    positions_of_rows,
+)
 
 SEQ_LEN = 16
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
@@ -76,6 +84,35 @@ def test_best_fit_packs_are_ordered_by_their_first_document(lengths: list[int]) 
     firsts = [layout.piece_start[a] for a, _ in pack_ranges(layout)]
     assert firsts == sorted(firsts)
     assert all((np.diff(layout.piece_start[a:b]) > 0).all() for a, b in pack_ranges(layout))
+
+
+@given(SHORT)
+def test_rows_keep_every_document_whole_and_exactly_once_and_fit_the_space(lengths: list[int]) -> None:
+    layout = as_rows(np.array(lengths, dtype=np.int32), SEQ_LEN)
+    check_layout(layout, sum(lengths))
+    starts = np.cumsum([0, *lengths])[:-1]
+    assert sorted(layout.piece_start.tolist()) == starts.tolist()
+    positions = positions_of_rows(layout, SEQ_LEN)
+    for computed, (first, last) in zip(positions.tolist(), pack_ranges(layout), strict=True):
+        pieces = layout.piece_len[first:last]
+        width = min(-(-int(pieces.max()) // 8) * 8, SEQ_LEN)
+        assert computed == width * len(pieces) <= SEQ_LEN
+        assert (np.diff(layout.piece_start[first:last]) > 0).all()
+    firsts = [layout.piece_start[first] for first, _ in pack_ranges(layout)]
+    assert firsts == sorted(firsts)
+
+
+def test_rows_of_a_pack_are_of_about_one_length() -> None:
+    """By hand: rows of 16 hold one document each, those of at most 8 tokens stand two beside each other."""
+    layout = as_rows(np.array([3, 16, 8, 9, 5], dtype=np.int32), SEQ_LEN)
+    assert [layout.piece_len[a:b].tolist() for a, b in pack_ranges(layout)] == [[3], [16], [8, 5], [9]]
+    assert positions_of_rows(layout, SEQ_LEN).tolist() == [8, 16, 16, 16]
+
+
+def test_little_of_rows_of_mixed_lengths_is_padding() -> None:
+    lengths = np.random.default_rng(0).integers(8, 2049, 5000).astype(np.int32)
+    computed = int(positions_of_rows(as_rows(lengths, 2048), 2048).sum(dtype=np.int64))
+    assert 0.98 < lengths.sum(dtype=np.int64) / computed <= 1
 
 
 @given(LENGTHS)

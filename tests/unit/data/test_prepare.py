@@ -28,6 +28,7 @@ from trainer.config.data import (
     Format,
     LongDocuments,
     Packing,
+    PackingMode,
     Role,
     SourceConfig,
     TokenValue,
@@ -249,6 +250,32 @@ def test_long_documents_are_cut_and_all_their_tokens_kept_if_asked(tmp_path: Pat
     packed = sum(len(store.train.pack(i).tokens) for i in range(store.train.num_packs))
     assert packed == store.train.num_tokens == 6 + 101 + 11 + 71
     assert store.meta["counts"]["long_split"] == 2
+
+
+# ---- rows
+
+
+def test_documents_that_are_rows_are_whole_beside_others_of_their_length(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    source = texts_source(tmp_path, ["a" * 30, "b" * 5, "c" * 28, "d" * 60, "e" * 6])
+    store = run(make_data(tmp_path, source, packing=PackingMode.none), tokenizer)
+    lengths = [store.train.pack(i).lengths for i in range(store.train.num_packs)]
+    # 64 positions a pack: rows of 32 for 31 and 29 tokens, of 64 for 61, of 8 for 6 and 7.
+    assert lengths == [[31, 29], [6, 7], [61]]
+    assert store.train.in_rows and store.train.pack_positions.tolist() == [64, 16, 64]
+    packed = run(make_data(tmp_path, source, packing=PackingMode.packed), tokenizer)
+    assert packed.digest != store.digest and not packed.train.in_rows
+    assert packed.digest == run(make_data(tmp_path, source), tokenizer).digest
+
+
+def test_long_texts_are_split_into_rows_and_long_chats_refused_unless_it_is_said(tmp_path: Path) -> None:
+    source = texts_source(tmp_path, ["short", "x" * 100])
+    store = run(make_data(tmp_path, source, packing=PackingMode.none), make_tokenizer())
+    assert store.meta["counts"]["long_split"] == 1
+    assert sum(len(store.train.pack(i).tokens) for i in range(store.train.num_packs)) == 6 + 101
+    source.long_documents = LongDocuments.error
+    with pytest.raises(DataError, match="must hold every document"):
+        run(make_data(tmp_path, source, packing=PackingMode.none), make_tokenizer())
 
 
 # ---- bad input

@@ -45,7 +45,7 @@ def sink():
 
 @pytest.fixture
 def journal(sink, tmp_path):
-    return Journal(Sinks([sink]), Ledger(tmp_path / "ledger.jsonl"), Meter(1), Mixed(), 64)
+    return Journal(Sinks([sink]), Ledger(tmp_path / "ledger.jsonl"), Meter(1), Mixed())
 
 
 def events(tmp_path):
@@ -59,7 +59,7 @@ class Base:
 def result(loss=2.0, targets=4, norm=0.5, applied=True, teacher=None, **kl):
     sums = {"nll/a": loss * targets, "nll/b": 0.0, "targets": targets, "targets/a": targets, "targets/b": 0}
     means = CausalLMObjective(["a", "b"], teacher).means
-    return StepResult(sums | kl, means, targets, 100.0, norm, applied, 0)
+    return StepResult(sums | kl, means, targets, 100.0, norm, applied, 0, num_tokens=64, num_padding=16)
 
 
 def test_steps_between_log_lines_are_in_the_next_one(journal, sink):
@@ -74,6 +74,7 @@ def test_steps_between_log_lines_are_in_the_next_one(journal, sink):
     assert "loss/b" not in record
     assert (record["lr"], record["grad_norm"], record["tokens_seen"]) == (0.2, 0.5, 128)
     assert record["tokens_per_s"] == pytest.approx(64) and record["data_wait_frac"] == pytest.approx(0.25)
+    assert record["padding_frac"] == pytest.approx(0.25)
     assert record["targets_seen/a"] == 4 and record["skipped_steps"] == 0
 
 
@@ -116,7 +117,7 @@ def test_the_ledger_tells_the_life_of_an_attempt(journal, sink, tmp_path):
 
 
 def test_other_ranks_count_and_write_nothing():
-    journal = Journal(Sinks(), None, Meter(2), Mixed(), 64)
+    journal = Journal(Sinks(), None, Meter(2), Mixed())
     state = TrainState(step=1)
     journal.started(state)
     journal.step(state, result(), 0.1, StepTimes(1.0, 0.0), is_logged=True)

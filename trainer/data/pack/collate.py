@@ -38,6 +38,10 @@ class MicroBatch:
     """Unit of each segment in [0, U), ascending over the micro-batch; -1 for padding, and for rows that fill up."""
     values_BT: dict[str, npt.NDArray[np.float32]]
     """Numbers of the target tokens, by name: shifted as the labels are, 0 where there is none."""
+    lengths_B: list[list[int]]
+    """Tokens of the pieces of each pack, padding apart."""
+    is_one_call: bool = False
+    """Where every piece is a row of its own, all packs go through the model together instead of one by one."""
     attached: object | None = None
     """What the objective reads beside the tokens, such as what a teacher says of them."""
 
@@ -52,7 +56,9 @@ class MicroBatch:
         return int(self.units_S.max(initial=-1)) + 1
 
 
-def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id: int) -> MicroBatch:
+def collate(
+    packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id: int, is_one_call: bool = False
+) -> MicroBatch:
     """Lay packs out with labels already shifted inside each document.
 
     The label of a position is the next token of the same document if that token is supervised; the
@@ -106,4 +112,6 @@ def collate(packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id:
         sum_len_sq=sum_len_sq,
         units_S=np.asarray(units, dtype=np.int64),
         values_BT=values,
+        lengths_B=[list(pack.lengths) for pack in packs],
+        is_one_call=is_one_call,
     )

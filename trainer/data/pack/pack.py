@@ -1,8 +1,8 @@
 """Lays documents out in packs of at most `seq_len` tokens. Pure numpy: lengths in, a layout out.
 
 A piece is a run of tokens of one document that sees only itself. `concat` cuts the stream at pack
-ends; `best_fit` cuts nothing, and keeps the pieces of a unit side by side in one pack. Neither reorders
-the tokens on disk: a layout points into them.
+ends; `best_fit` cuts nothing, and keeps the pieces of a unit side by side in one pack; `as_rows` puts pieces
+of about one length together. None reorders the tokens on disk: a layout points into them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.data.types import Bools, Bytes, Int32s, Int64s
 
 BLOCK_TOKENS = 1 << 22
 NUM_TRIED = 8
 ENOUGH_WASTE = 0.005
+ROW_MULTIPLE = 8
+"""Rows are as wide as a multiple of this: matrix kernels want one."""
 
 
 @dataclass(slots=True)
@@ -95,6 +98,41 @@ def best_fit(lengths: Int32s, seq_len: int, unit_pieces: Int32s | None = None) -
     return Layout(starts[pieces], lengths[pieces].astype(np.int32), pack_offset, counts.astype(np.int32))
 
 
+def as_rows(lengths: Int32s, seq_len: int) -> Layout:
+    """Put pieces together that fit a rectangle of `seq_len` positions as rows, cutting none.
+
+    Longest first, so that the rows of a pack are of about one length and little of them is padding. Packs come out in
+    the order of their first piece, pieces within a pack in their order, as of `best_fit`.
+
+    Args:
+        lengths: Tokens of each piece, at most `seq_len`.
+    """
+    assert len(lengths) == 0 or 0 < lengths.min() <= lengths.max() <= seq_len, "lengths out of range"
+    descending = np.argsort(-lengths, kind="stable")
+    pack_of = np.empty(len(lengths), dtype=np.int64)
+    num_packs, first = 0, 0
+    while first < len(descending):
+        count = max(seq_len // int(row_width(lengths[descending[first]], seq_len)), 1)
+        pack_of[descending[first : first + count]] = num_packs
+        num_packs, first = num_packs + 1, first + count
+    order, pack_offset = _in_order(pack_of, num_packs)
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    return Layout(starts[order], lengths[order].astype(np.int32), pack_offset)
+
+
+def row_width(longest: npt.ArrayLike, seq_len: int) -> Int64s:
+    """Return the positions of a row whose longest piece is so long."""
+    return np.minimum(-(-np.asarray(longest, dtype=np.int64) // ROW_MULTIPLE) * ROW_MULTIPLE, seq_len)
+
+
+def positions_of_rows(layout: Layout, seq_len: int) -> Int32s:
+    """Return the positions that a model computes of each pack whose pieces are rows, int32 [packs]."""
+    if not layout.num_packs:
+        return np.empty(0, dtype=np.int32)
+    longest = np.maximum.reduceat(layout.piece_len, layout.pack_offset[:-1])
+    return (row_width(longest, seq_len) * np.diff(layout.pack_offset)).astype(np.int32)
+
+
 def sum_runs(values: Int32s, runs: Int32s) -> Int32s:
     """Sum values by runs of those that stand one after the other; `runs` holds how many are in each, at least one."""
     if len(runs) == 0:
@@ -112,8 +150,13 @@ def _fill(lengths: Int32s, seq_len: int) -> tuple[Int64s, Int64s]:
         other = _assign_in_turn(lengths, seq_len)
         if other.max() + 1 < num_packs:
             pack_of, num_packs = other, int(other.max()) + 1
-    first = np.full(num_packs, len(lengths), dtype=np.int64)
-    np.minimum.at(first, pack_of, np.arange(len(lengths)))
+    return _in_order(pack_of, num_packs)
+
+
+def _in_order(pack_of: Int64s, num_packs: int) -> tuple[Int64s, Int64s]:
+    """Return what belongs to which pack, packs in the order of their first one, and where each begins and ends."""
+    first = np.full(num_packs, len(pack_of), dtype=np.int64)
+    np.minimum.at(first, pack_of, np.arange(len(pack_of)))
     rank = np.empty(num_packs, dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(num_packs)
     pack_of = rank[pack_of]

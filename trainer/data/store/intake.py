@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainer.config.data import LongDocuments, Packing
+from trainer.config.data import LongDocuments
 from trainer.data.pack.pack import sum_runs
 from trainer.data.store.spool import Spool
 from trainer.data.store.writer import PackOptions
@@ -69,7 +69,7 @@ class Intake:
             # Half of it would be another unit.
             self.counts["long_dropped"] += 1
             return False
-        if self.options.packing is Packing.concat:
+        if self.options.is_stream:
             return True
         match self.options.long_documents:
             case LongDocuments.split:

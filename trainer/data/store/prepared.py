@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, assert_never
 
-from trainer.config.data import DataConfig, Format, LongDocuments, Packing, Role, SourceConfig
+from trainer.config.data import DataConfig, Format, LongDocuments, Packing, PackingMode, Role, SourceConfig
 from trainer.data.store.look import look_at
 from trainer.data.store.note import read_note, write_note
 from trainer.data.store.store import FORMAT_VERSION, Store, open_store
@@ -39,6 +39,19 @@ def effective_packing(source: SourceConfig) -> Packing:
     if source.packing is not None:
         return source.packing
     return Packing.concat if source.format in (Format.text, Format.ids) else Packing.best_fit
+
+
+def in_rows(data: DataConfig) -> bool:
+    """Tell whether every document is to be a row of its own; `auto` is settled before (run/packing.py)."""
+    return data.packing is PackingMode.none
+
+
+def effective_long(source: SourceConfig, data: DataConfig) -> LongDocuments:
+    """Return what happens to documents longer than a sequence, chosen by the format where that is left open."""
+    if source.long_documents is not None:
+        return source.long_documents
+    is_stream = source.format in (Format.text, Format.ids)
+    return LongDocuments.split if in_rows(data) and is_stream else LongDocuments.error
 
 
 def adds_eos(source: SourceConfig, data: DataConfig) -> bool:
@@ -69,8 +82,9 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         del fields[key]  # where it comes from, and how much of it is drawn
     if source.tokenizer is None:
         del fields["tokenizer"]
-    fields["packing"] = packing
-    if packing is Packing.concat:
+    fields["packing"] = PackingMode.none if in_rows(data) else packing
+    fields["long_documents"] = effective_long(source, data)
+    if packing is Packing.concat and not in_rows(data):
         fields["long_documents"] = LongDocuments.split
     return {
         "version": FORMAT_VERSION,

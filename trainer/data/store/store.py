@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.pack.pack import Layout
+from trainer.data.pack.pack import Layout, positions_of_rows
 from trainer.data.store.pack_arrays import SUPERVISED, PackArrays, pack_value_file
 from trainer.data.types import Float64s, Int32s, Pack, Unit
 from trainer.errors import DataError
@@ -65,6 +65,12 @@ class SplitStore:
         self._pack_digests = np.fromfile(self._checked(DIGESTS), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
         ends = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
         self.pack_tokens: Int32s = np.diff(ends[offset]).astype(np.int32)
+        self.in_rows = bool(split.get("in_rows", False))
+        """Every piece of a pack is a row of its own."""
+        self.pack_positions: Int32s = np.full(self.num_packs, self.seq_len, dtype=np.int32)
+        """Positions that a model computes of each pack, padding among them."""
+        if self.in_rows:
+            self.pack_positions = positions_of_rows(self._arrays.layout, self.seq_len)
         self.pack_units: Int32s = np.diff(self._arrays.unit_offset).astype(np.int32)
         """Units of each pack; of a cut document each part is one."""
         self.pack_value_sums: dict[str, Float64s] = {

@@ -50,6 +50,7 @@ def describe_store(store: Store) -> dict[str, str]:
         "tokens": f"{both['num_tokens']:,}",
         "supervised tokens": f"{both['num_supervised']:,} ({share:.0%})",
         "fill of packs": f"{fill_frac(train if train['num_packs'] else held_out):.2%}",
+        **_describe_rows(store),
         **_describe_values(store),
         "longest document": f"{store.meta['longest']:,} tokens",
         "training packs": _describe_split(train),
@@ -62,6 +63,14 @@ def _describe_split(split: dict[str, Any]) -> str:
     if not split["num_packs"]:
         return "0"
     return f"{split['num_packs']:,} ({many(split['num_tokens'], 'token')})"
+
+
+def _describe_rows(store: Store) -> dict[str, str]:
+    """Return what of the rows is padding, where every document is a row of its own."""
+    split = store.train if store.train.num_packs else store.validation
+    if not split.in_rows:
+        return {}
+    return {"padding of rows": f"{1 - split.num_tokens / max(int(split.pack_positions.sum()), 1):.2%}"}
 
 
 def _describe_values(store: Store) -> dict[str, str]:

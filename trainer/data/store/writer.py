@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config.data import LongDocuments, Packing
-from trainer.data.pack.pack import Layout, best_fit, concat, cut_long, pack_targets
+from trainer.data.pack.pack import Layout, as_rows, best_fit, concat, cut_long, pack_targets
 from trainer.data.store.pack_arrays import (
     SUPERVISED,
     TOKENS,
@@ -57,17 +57,25 @@ class PackOptions:
     long_documents: LongDocuments
     unit: Unit = Unit.document
     """Only documents are ever cut; other units are packed by best fit."""
+    in_rows: bool = False
+    """Every document is to be a row of its own; `packing` says nothing then."""
 
     def lay_out(self, lengths: Int32s, unit_pieces: Int32s) -> Layout:
         """Return where pieces of these lengths go."""
         if self.unit is not Unit.document:
+            assert not self.in_rows, "rows are laid out for documents only"
             return best_fit(lengths, self.seq_len, unit_pieces)
         assert len(lengths) == len(unit_pieces), "a document is one piece"
-        if self.packing is Packing.concat:
+        if self.is_stream:
             return concat(lengths, self.seq_len)
         if self.long_documents is LongDocuments.split:
             lengths = cut_long(lengths, self.seq_len)
-        return best_fit(lengths, self.seq_len)
+        return as_rows(lengths, self.seq_len) if self.in_rows else best_fit(lengths, self.seq_len)
+
+    @property
+    def is_stream(self) -> bool:
+        """Tell whether documents are cut where a pack ends, whatever their length."""
+        return self.packing is Packing.concat and not self.in_rows
 
 
 @contextmanager
@@ -161,6 +169,7 @@ def _write_split(
         array.close()
     return {
         "seq_len": options.seq_len,
+        **({"in_rows": True} if options.in_rows else {}),
         "dtype": dtype.str,
         "num_documents": int(np.count_nonzero(wanted)),
         "num_pieces": len(layout.piece_len),

@@ -23,6 +23,7 @@ from trainer.data.pack.collate import collate
 from trainer.data.types import Pack
 from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
+from trainer.evaluate.proofs.called import called
 from trainer.model.head.ask import Logits, OwnLogits
 from trainer.model.head.head import head_of
 from trainer.model.head.nll import Nll
@@ -136,7 +137,7 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
     if not near <= 4 * floor:
         raise SelfCheckError(
             f"A document in a pack must be what it is alone, but its logits differ by {near:.1e} of the largest "
-            f"instead (allowed: {4 * floor:.1e}). {_layers(hf_config)} Choose another model; where rounding alone may "
+            f"instead (allowed: {4 * floor:.1e}). {_layers(hf_config)} Set data.packing=none; where rounding alone may "
             "do that (many layers of experts in bf16), set train.isolation_probe=false."
         )
     if not is_beyond:
@@ -151,22 +152,40 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
     return max(near, far)
 
 
+def check_rows(policy: Policy, hf_config: Any, seq_len: int) -> float:
+    """Compare a document beside a longer one, and so padded, with the same alone. Collective: every rank.
+
+    Raises:
+        SelfCheckError: The document is not what it is alone.
+    """
+    num_tokens = min(max(seq_len // 2, 1), NUM_TOKENS)
+    lengths = [num_tokens, num_tokens + max(num_tokens // 2, 1)]
+    tokens_1T = _tokens(sum(lengths), hf_config.get_text_config().vocab_size, policy.device)
+    pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
+    micro = collate([pack], [0], sum(lengths), 0)
+    kept_K = torch.arange(num_tokens, device=policy.device)
+    with policy.evaluating(), virtual_off(policy.module):
+        beside_KV = _called(lambda: policy.logits(micro, kept_K))
+        alone_KV = _called(lambda: policy.answer_raw(Logits(), input_ids=tokens_1T[:, :num_tokens]))
+    apart = _typical(_apart(_working(alone_KV), _working(beside_KV)))
+    allowed = 4 * MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
+    if not apart <= allowed:
+        raise SelfCheckError(
+            f"A document must be what it is alone when padding stands behind it, but its logits differ by {apart:.1e} "
+            f"of the largest instead (allowed: {allowed:.1e}). {_layers(hf_config)} Choose another model; where "
+            "rounding alone may do that (many layers of experts in bf16), set train.isolation_probe=false."
+        )
+    return apart
+
+
 def _called(call: Callable[[], Tensor], whose: str = "The body of the model") -> Tensor:
     """Return logits [., V] of one call.
 
     Raises:
         SelfCheckError: The model cannot be called so.
     """
-    try:
+    with called(whose):
         logits = call()
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SelfCheckError(
-            f"{whose} must run on token ids and return logits, but ends with {type(error).__name__} instead: {reason}. "
-            "This architecture is not supported yet."
-        ) from error
     return torch.as_tensor(logits).reshape(-1, logits.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""Prove on the loaded model that documents in a pack do not see each other.
+"""Prove on the loaded model that documents in a pack do not see each other, in one row or in rows of their own.
 
 Three documents in one pack; the middle one is changed. The logits of the other two must not move, and
 those of the middle one must, or the probe itself is broken. Documents are longer than any window, chunk or
@@ -19,11 +19,13 @@ from trainer.data.pack.collate import MicroBatch, collate
 from trainer.data.types import Pack
 from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
+from trainer.evaluate.proofs.called import called
 
 TOLERANCE = 2.0**-9
 """Largest allowed movement as a share of the largest logit: half a unit in the last place of bf16."""
 
 
+APART = "Set data.packing=none, which gives every document a row of its own, and no packing of a source."
 NUM_TOKENS = 192
 NUM_KEPT = 64
 """Positions of a document whose logits are looked at: half of them at its beginning, half spread out."""
@@ -74,10 +76,12 @@ def check_isolation(policy: Policy, vocab_size: int, seq_len: int, window: int =
             "its input. Check the weights and model.attention."
         )
     if not share <= TOLERANCE:
+        where = "of one batch" if policy.in_rows else "in one pack"
+        fix = "Choose another model." if policy.in_rows else APART
         raise SelfCheckError(
-            f"Documents in one pack see each other: changing one moved the logits of others by {share:.2e} "
+            f"Documents {where} see each other: changing one moved the logits of others by {share:.2e} "
             f"of the largest logit (allowed: {TOLERANCE:.1e}). Layers of this model carry something over from one "
-            "document to the next, which is not separated yet. Choose another model."
+            f"document to the next. {fix}"
         )
     return Isolation(share, forward_s, num_tokens)
 
@@ -94,8 +98,13 @@ def _kept(lengths: list[int]) -> torch.Tensor:
 
 
 def _logits(policy: Policy, tokens: np.ndarray, lengths: list[int], kept_K: torch.Tensor) -> torch.Tensor:
-    """Return logits [K, V] in float32 of one pack."""
+    """Return logits [K, V] in float32 of one pack.
+
+    Raises:
+        SelfCheckError: The model cannot be called so.
+    """
     pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=lengths)
     micro: MicroBatch = collate([pack], [0], len(tokens), 0)
-    with policy.evaluating():
+    fix = "This architecture is not supported yet." if policy.in_rows else f"It may not take masks. {APART}"
+    with policy.evaluating(), called("The body of the model", fix):
         return policy.logits(micro, kept_K.to(policy.device)).float()

@@ -79,7 +79,7 @@ def _score(model: TaskModel, rows: Sequence[_Row]) -> list[tuple[int, float, boo
     packs = [
         Pack(np.array(row.tokens), np.zeros(len(row.tokens), dtype=bool), [len(row.tokens)]) for row in rows
     ]
-    micro = collate(packs, [0] * len(packs), width, model.pad_id)
+    micro = collate(packs, [0] * len(packs), width, model.pad_id, is_one_call=True)
     keep: list[int] = []
     where_P: list[int] = []
     targets_P: list[int] = []
