@@ -151,6 +151,11 @@ def _notes(
             f"{weights.num_frozen * run.element_bytes / GIB:.2f} in {config.zero.dtype}. Embeddings, norms and the "
             "head stay so. ZeRO-3 shards it when all of it is read, and keeps the constants whole."
         )
+        if shape.experts:
+            size = shape.experts * run.element_bytes / 1e9
+            notes.append(
+                f"Experts are no linear layers and stay in {config.zero.dtype}: {size:.4g} GB of the base."
+            )
     if config.tune.method is TuneMethod.lora and config.tune.target_pattern is not None:
         notes.append("The table over r takes `tune.target_pattern` for all linear layers.")
     if not config.cluster.ranks_per_node and not cards.count:

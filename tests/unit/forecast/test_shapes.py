@@ -120,6 +120,13 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes(model_type):
     assert decoder_shape(config, "here").num_params == num_built(built(config))
 
 
+def test_a_token_of_a_mixture_goes_to_the_experts_it_is_sent_to_and_memory_holds_all():
+    config = BASE | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 1}
+    shape = decoder_shape(config, "here")
+    assert shape.idle == shape.experts * 3 // 4 and shape.num_active == shape.num_params - shape.idle
+    assert decoder_shape(BASE | {"model_type": "llama"}, "here").idle == 0
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_real_shapes_have_the_parameters_their_publishers_say(name):
     config = shipped_shapes()[name]
