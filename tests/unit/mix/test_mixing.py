@@ -37,7 +37,10 @@ def stores():
     return {
         name: SimpleNamespace(
             train=SimpleNamespace(
-                pack_targets=np.full(count, SEQ_LEN - 4 if ROLES[name] is Role.target else 30, dtype=np.int32)
+                pack_targets=np.full(
+                    count, SEQ_LEN - 4 if ROLES[name] is Role.target else 30, dtype=np.int32
+                ),
+                pack_positions=np.full(count, SEQ_LEN, dtype=np.int32),
             )
         )
         for name, count in NUM_PACKS.items()
