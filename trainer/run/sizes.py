@@ -21,7 +21,9 @@ def model_shape(model: Any, num_params: int) -> ModelShape | None:
     head_dim = getattr(text, "head_dim", None)
     if not head_dim and num_heads:
         head_dim = getattr(text, "hidden_size", 0) // num_heads
-    keys = [getattr(text, key, None) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
+    keys: list[Any] = [
+        getattr(text, key, None) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    ]
     if all(keys):
         head_dim = sum(keys) / 2
     if not (num_layers and num_heads and head_dim):
