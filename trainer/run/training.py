@@ -91,9 +91,8 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)
     best = best_rule(config, during.task_scores)
     loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
-    stack.callback(journal.leave)
-    stack.callback(loader.close)
-    stack.callback(manual_gc.close)
+    for leave in (journal.leave, loader.close, manual_gc.close):
+        stack.callback(leave)
     lr = functools.partial(_lr, config, mixing.num_steps)
     parts = RunParts(
         session.policy,

@@ -108,7 +108,7 @@ def test_a_mixture_says_what_is_active_what_is_rounded_and_what_stays():
     assert sentences[1] == "No loss evens out the use of experts: the model's config.json has none."
     assert "stay in bf16: 3.072e-06 GB in all" in sentences[2]
     assert sentences[3].startswith("1 weights that transformers keeps in float32 (gate.weight 1) are bf16")
-    assert sentences[3].startswith(
+    assert sentences[4].startswith(
         "1 tensors that steer the choice of experts have no gradient (gate.e_score_corr"
     )
     assert len(describe_mixture(model, "fp32", is_packed=False)) == 3
