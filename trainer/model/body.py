@@ -44,3 +44,9 @@ def cache_argument(body: Any) -> str:
         f"A model must take a cache as `past_key_values` or `cache` to generate text, but {type(body).__name__} takes "
         f"{', '.join(name for name in named if 'cache' in name) or 'none'} instead. Generate with the exported model."
     )
+
+
+def keeps_state_alone(body: Any) -> bool:
+    """Tell whether a body has no attention: it takes no places of tokens, and what it has read is no keys by name."""
+    named = inspect.signature(type(body).forward).parameters
+    return "position_ids" not in named and "past_key_values" not in named

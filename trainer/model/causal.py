@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ModelError
 from trainer.model.balance import Balance
-from trainer.model.body import body_of, cache_argument
+from trainer.model.body import body_of, cache_argument, keeps_state_alone
 from trainer.model.head.ask import Ask, OwnLogits, Scores
 from trainer.model.masks import layer_masks
 
@@ -98,6 +98,9 @@ class CausalLM(nn.Module):
         body = body_of(lm)
         if use_cache:
             inputs[cache_argument(body)] = inputs.pop("past_key_values")
+            if mask is not None and keeps_state_alone(body):
+                # A state has no keys to mask: only padding among what is given counts, and Mamba 1 takes no wider mask.
+                inputs["attention_mask"] = mask[:, -inputs["input_ids"].shape[1] :]
         found = body(use_cache=use_cache, **inputs)
         hidden: Tensor = found.last_hidden_state
         return hidden[:, num_added:], getattr(found, "router_logits", None) or ()
