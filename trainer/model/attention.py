@@ -59,7 +59,10 @@ def offered(hf_config: Any) -> Offered:
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
     flash: frozenset[str] = Offered().flash if getattr(found, "_supports_flash_attn", False) else frozenset()
     only = getattr(found, "_compatible_flash_implementations", None)
-    return Offered(found.__name__, found._supports_sdpa, flash if only is None else flash & {*only})
+    # SDPA leaves a cap on scores out, and transformers 5.17 offers it to Gemma 2 all the same.
+    caps = getattr(hf_config, "attn_logit_softcapping", None) is not None
+    has_sdpa = found._supports_sdpa and not caps
+    return Offered(found.__name__, has_sdpa, flash if only is None else flash & {*only})
 
 
 def choose_attention(

@@ -87,6 +87,8 @@ def build_model(
     if config.model.verify_weights and config.model.kind is not ModelKind.random and is_there:
         num_verified = verify_weights(loaded.model, open_base(source, config.model), gathered)
     mixture = describe_mixture(loaded.model, config.zero.dtype, config.tune.quantise is not Quantise.none)
+    # Before an adapter wraps what they are put into.
+    loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
     keep_alive = announce_zero3(zero3_config)
     tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
     del keep_alive
@@ -95,7 +97,6 @@ def build_model(
             loaded.model, tuned.modules, config.tune, config.seed, run_dir, mesh.from_first
         )
         _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
-    loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
     if config.tune.method is TuneMethod.lora:
         loaded.kernels += fuse_if_same(
             loaded.model, config.model.kernels, config.zero.stage, len(tuned.modules), on_gpu

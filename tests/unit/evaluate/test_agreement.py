@@ -12,7 +12,7 @@ from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
 from trainer.evaluate.proofs.agreement import check_head, check_packing
 from trainer.model.causal import CausalLM
-from trainer.model.head.head import install_loss_head
+from trainer.model.head.head import head_of, install_loss_head
 
 SHAPE = {
     "vocab_size": 264,
@@ -26,13 +26,17 @@ SHAPE = {
 }
 
 
-def policy_of(model_type="llama", dtype=torch.float32, change=None, **options):
+def policy_of(model_type="llama", dtype=torch.float32, change=None, later=None, **options):
+    """Return a policy of a random model, changed before its head is installed, or later, when nobody looks."""
     torch.manual_seed(0)
+    attention = options.pop("attn_implementation", "sdpa")
     config = AutoConfig.for_model(model_type, **{**SHAPE, **options})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype)
     if change is not None:
         change(model)
     install_loss_head(model, 50)
+    if later is not None:
+        later(model)
     policy = Policy(undivided(CausalLM(model)), alone(torch.device("cpu")), False)
     return policy, model.config
 
@@ -73,23 +77,45 @@ def test_plain_models_agree_with_themselves(model_type, dtype):
         (lambda logits: logits + logits.roll(1, -1), "something else"),
     ],
 )
-def test_logits_that_are_changed_after_the_head_stop_the_run(dtype, function, said):
-    policy, config = policy_of(dtype=dtype, change=after_the_head(function))
+def test_logits_that_are_changed_in_a_way_that_was_not_found_stop_the_run(dtype, function, said):
+    policy, config = policy_of(dtype=dtype, later=after_the_head(function))
     with pytest.raises(SelfCheckError, match=said):
         check_head(policy, config, 256)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("model_type", "options", "named"),
+    "function",
     [
-        ("granite", {"logits_scaling": 8.0}, r"multiply them by 0\.125 .*logits_scaling=8\.0"),
-        ("cohere", {"logit_scale": 0.25}, r"multiply them by 0\.25 .*logit_scale=0\.25"),
-        ("nanochat", {}, "soft cap.*final_logit_softcapping"),
+        lambda logits: logits * 0.125,
+        lambda logits: logits * 1.02,
+        lambda logits: 5 * torch.tanh(logits / 5),
+        lambda logits: 3 * torch.tanh(0.5 * logits / 3),
     ],
 )
-def test_families_that_change_their_logits_are_told_with_the_key_that_says_so(model_type, options, named):
+def test_a_change_that_was_found_is_in_the_loss(dtype, function):
+    policy, config = policy_of(dtype=dtype, change=after_the_head(function))
+    assert check_head(policy, config, 256).logits <= (1e-6 if dtype is torch.float32 else 2.0**-7)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "scale", "cap"),
+    [
+        ("granite", {"logits_scaling": 8.0}, 0.125, None),
+        ("cohere", {"logit_scale": 0.25}, 0.25, None),
+        ("nanochat", {"final_logit_softcapping": 15.0}, 1.0, 15.0),
+        ("gemma2", {"final_logit_softcapping": 30.0, "attn_implementation": "eager"}, 1.0, 30.0),
+    ],
+)
+def test_families_that_change_their_logits_agree_with_themselves(model_type, options, scale, cap):
     policy, config = policy_of(model_type, **options)
-    with pytest.raises(SelfCheckError, match=named):
+    assert check_head(policy, config, 256).logits <= 1e-6
+    assert (head_of(policy.module).bend.scale, head_of(policy.module).bend.cap) == (scale, cap)
+
+
+def test_the_key_that_may_say_so_is_named():
+    policy, config = policy_of("granite", later=after_the_head(lambda logits: logits * 3), logits_scaling=8.0)
+    with pytest.raises(SelfCheckError, match=r"multiply them by 3 .*logits_scaling=8\.0"):
         check_head(policy, config, 256)
 
 

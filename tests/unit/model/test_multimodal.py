@@ -19,6 +19,7 @@ from trainer.model.attention import AttentionChoice
 from trainer.model.base_files import BaseFiles, open_base
 from trainer.model.load import load_model, read_config, read_whole_config
 from trainer.model.multimodal import whole_class
+from trainer.model.packed import check_packing, packing_of
 from trainer.model.tune.quantise import quantised_layers
 from trainer.model.verify_weights import NUM_MATRICES, verify_weights
 
@@ -171,15 +172,15 @@ def test_a_folder_without_weights_says_that_the_language_model_is_written_alone(
     assert said.endswith("tensors have the names of transformers; its language model is written alone.")
 
 
-def test_a_packed_whole_is_refused_as_one(base, tmp_path):
-    from trainer.model.load import check_trainable
-
+def test_how_a_whole_is_packed_is_known_of_its_language_part(base, tmp_path):
+    """A failure points at the text's configuration, which says nothing of it: FP8 would train as it is."""
     _, folder, _ = base
     config = read_whole_config(str(folder), ModelConfig())
-    config.quantization_config = {"quant_method": "fp8"}
+    config.quantization_config = {"quant_method": "gptq"}
     config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="names the quantisation fp8 instead"):
-        check_trainable(read_config(str(tmp_path), ModelConfig()), str(tmp_path))
+    packing = packing_of(read_whole_config(str(tmp_path), ModelConfig()))
+    with pytest.raises(ModelError, match="names the quantisation gptq instead"):
+        check_packing(packing, str(tmp_path), Quantise.none)
 
 
 def test_a_language_model_alone_has_no_whole(tmp_path):
