@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.config.model import Kernels
 from trainer.errors import ModelError
+from trainer.model.experts import expert_tensors
 
 
 def apply_kernels(model: Any, asked: Kernels, on_gpu: bool) -> str:
@@ -45,4 +46,17 @@ def apply_kernels(model: Any, asked: Kernels, on_gpu: bool) -> str:
             f"`model.kernels` must be none for the architecture {model_type}, but is liger instead."
         )
     _apply_liger_kernel_to_instance(model=model, fused_linear_cross_entropy=False, cross_entropy=False)
-    return "liger"
+    return "liger" + (", experts by transformers" if _give_back_experts(model) else "")
+
+
+def _give_back_experts(model: Any) -> bool:
+    """Leave experts to transformers, in place; tell whether there are any.
+
+    Liger 0.8.5 tries many settings of its kernel for each shape: a mixture of 128 experts had not made its first step
+    after two minutes on an H200, and made it at once without (benchmarks/results/qwen3_30b_a3b_6_layers_1xH200.json).
+    """
+    owners = {name.rpartition(".")[0] for name in expert_tensors(model)}
+    for owner in owners:
+        for key in ("forward", "_get_name"):
+            vars(model.get_submodule(owner)).pop(key, None)
+    return bool(owners)

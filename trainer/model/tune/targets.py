@@ -41,7 +41,8 @@ def linear_targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
     else:
         key, shown = "tune.target", str(tune.target)
         if named == [ALL_LINEAR]:
-            chosen = _large_enough(linear, [n for n in linear if linear[n] is not head], tune)
+            possible = [n for n in linear if linear[n] is not head and not _goes_round(model, n, tune)]
+            chosen = _large_enough(linear, possible, tune)
         else:
             hits = [{n for n in linear if n == t or n.endswith(f".{t}")} for t in named]
             chosen = [n for n in linear if all(hits) and any(n in hit for hit in hits)]
@@ -101,6 +102,20 @@ def moved_by_peft(model: Any, names: Iterable[str]) -> set[str]:
         if word not in (asked.target_modules or ()):
             words.add(word)
     return {name for name in names if _last_word(name) in words}
+
+
+def _goes_round(model: Any, name: str, tune: TuneConfig) -> bool:
+    """Tell whether peft refuses a layer because kernels of the model read its weight and go round its forward."""
+    if tune.method is not TuneMethod.lora:
+        return False
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, _last_word(name))  # type: ignore[no-untyped-call, unused-ignore]
+    except ValueError:
+        return True
+    return False
 
 
 def _large_enough(linear: dict[str, Any], names: list[str], tune: TuneConfig) -> list[str]:
