@@ -36,8 +36,6 @@ def start_ranks(command: str, config: RunConfig) -> int:
     Raises:
         TrainerError: What can be known to be wrong before ranks start.
     """
-    from trainer.run.packing import with_packing
-
     hosts: Hosts | None = None
     if command == "train":
         cluster, hosts = with_hosts(config.cluster)
@@ -53,6 +51,8 @@ def start_ranks(command: str, config: RunConfig) -> int:
     num_ranks = count_ranks(config.cluster) if hosts is None else hosts.num_ranks
     check_config(config, num_ranks)
     config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
+    from trainer.run.packing import with_packing
+
     config = with_packing(dated(config, Path(config.run_dir)))
     check_config(config, num_ranks)  # what was chosen may break a rule that was not one before
     check_quantiser(config)

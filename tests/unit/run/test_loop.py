@@ -12,6 +12,7 @@ from trainer.dist.mesh import alone
 from trainer.engine.policy import Policy
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
+from trainer.model.experts import ExpertLoad
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 
@@ -73,7 +74,7 @@ class Report:
         self.logged, self.all_steps, self.skips, self.saves, self.evaluations = [], [], [], [], []
         self.unsaved = []
 
-    def step(self, state, result, lr, times, is_logged):
+    def step(self, state, result, lr, times, is_logged, shares=None):
         assert times.step_s >= times.data_wait_s >= 0
         self.all_steps.append(state.step)
         if is_logged:
@@ -154,7 +155,10 @@ def run(state=None, norms=(), losses=(), stop=None, unfit=(), tasks=None, best=L
     policy = Policy(engine, mesh, False)
     objective = CausalLMObjective(["a"])
     during, stop = tasks or Tasks(), stop or Stop()
-    parts = RunParts(policy, objective, loader, work, during, work, work, work.lr, report, stop, Gc(), best)
+    dense = ExpertLoad(torch.nn.Linear(1, 1))
+    parts = RunParts(
+        policy, objective, loader, work, during, work, work, work.lr, report, stop, Gc(), best, dense
+    )
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 
