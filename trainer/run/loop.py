@@ -158,9 +158,10 @@ def spread_of_experts(parts: RunParts) -> dict[str, float]:
 
     Nothing without experts. Collective: every rank.
     """
-    load, balance = parts.experts, parts.policy.balance
+    load = parts.experts
     if not load.sizes:
         return {}
+    balance = parts.policy.balance
     seen = (0.0, 0) if balance is None else balance.take_seen()
     loss_sum, count, *counts = parts.policy.mesh.sum([*seen, *load.take()])
     return spread(counts, load.sizes) | ({"router_loss": loss_sum / count} if count else {})
