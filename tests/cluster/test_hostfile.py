@@ -91,7 +91,8 @@ def runner_words(runner, slurm, hosts, project, monkeypatch):
     return [], hosts
 
 
-@pytest.mark.parametrize("runner", [pytest.param("openmpi", marks=pytest.mark.slow), "slurm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["openmpi", "slurm"])
 def test_other_runners_train_save_at_a_signal_and_hand_variables_on(
     slurm, hosts, project, tmp_path, monkeypatch, runner
 ):
