@@ -65,6 +65,8 @@ def held_out_losses(*arguments, **options):
 class SummingEngine:
     """Answers every supervised position with the value of its label."""
 
+    module = torch.nn.Identity()
+
     def __init__(self):
         self.num_calls = 0
 
