@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.config.model import Attention
 from trainer.errors import ModelError
+from trainer.model.lean import import_models
 
 _INSTALL = {
     Attention.flash_attention_4: "pip install flash-attn-4",
@@ -53,6 +54,8 @@ class Offered:
 def offered(hf_config: Any) -> Offered:
     """Ask the class that a configuration is loaded as; code that comes with a model is not asked, and has all."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    import_models()
 
     if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return Offered()

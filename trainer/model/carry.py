@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.model.lean import import_models
 from trainer.model.masks import CHUNKED, FULL, SLIDING
 
 _NO_MEMORY = frozenset({*FULL, *SLIDING, *CHUNKED, "attention", "mlp", "moe", "dense", "sparse"})
@@ -21,6 +22,8 @@ def carried_by(hf_config: Any) -> str | None:
     transformers tells caches that cannot be wound back. Code that comes with a model has no class here.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    import_models()
 
     text = hf_config.get_text_config()
     found: set[str] = set()

@@ -13,6 +13,7 @@ import torch
 
 from trainer.errors import ModelError
 from trainer.model.body import body_of
+from trainer.model.lean import import_models
 
 
 def whole_class(config: Any) -> Any:
@@ -24,6 +25,7 @@ def whole_class(config: Any) -> Any:
     if getattr(config, "is_encoder_decoder", False) or not names or _is_causal(names):
         return None
     text = config.get_text_config()
+    import_models()
     found = getattr(transformers, names[0], None)
     if text is config or text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or found is None:
         return None

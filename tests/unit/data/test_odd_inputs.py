@@ -18,7 +18,7 @@ from trainer.config.check import check_config
 from trainer.config.data import ColumnsConfig, DataConfig, Format, TokenValue
 from trainer.config.store import compose_config
 from trainer.data.prepare import prepare
-from trainer.errors import DataError, TrainerError
+from trainer.errors import ConfigError, DataError, TrainerError
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -128,7 +128,7 @@ def outcome_of_overrides(seed: int, folder: Path) -> str:
         prepared(config.data)
     except TrainerError as error:
         assert str(error).rstrip().endswith((".", "?")), f"{chosen}: {error}"
-        return type(error).__name__
+        return "ConfigError" if isinstance(error, ConfigError) else type(error).__name__
     return "read"
 
 

@@ -167,7 +167,9 @@ def use_float32(model: nn.Module) -> nn.Module:
     """Compute in float32 with the very weights the packed ones stand for, by bitsandbytes' own layers."""
     for layer in quantised_layers(model).values():
         layer.compute_dtype = torch.float32
-    return nn.Module.float(model)  # that of transformers refuses, for the weights in 4 bits, which stay as they are
+    return nn.Module.float(
+        model
+    )  # that of transformers refuses, for the weights in 4 bits, which stay as they are
 
 
 def keep_right(model: nn.Module) -> nn.Module:
