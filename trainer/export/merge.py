@@ -97,13 +97,10 @@ def with_base(
             f"`model.path` must be a folder with safetensors files to add an adapter to, but {base.source} has none "
             "instead. Download the base model and give its folder."
         )
-    packed = json.loads((Path(base.source) / "config.json").read_text(encoding="utf-8")).get(
-        "quantization_config"
-    )
-    if packed is not None:
+    if base.packing is not None:
         raise ModelError(
             "`model.path` must be in full precision to write what trained into it, but the weights of "
-            f"{base.source} are packed instead ({packed.get('quant_method')}). Export the adapter alone, or train from "
+            f"{base.source} are packed instead ({base.packing}). Export the adapter alone, or train from "
             "a folder in full precision."
         )
     trained = dict(stream)

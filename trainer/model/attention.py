@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config.model import Attention
 from trainer.errors import ModelError
-from trainer.model.lean import import_models
+from trainer.model.lean import causal_class
 
 _INSTALL = {
     Attention.flash_attention_4: "pip install flash-attn-4",
@@ -53,13 +53,9 @@ class Offered:
 
 def offered(hf_config: Any) -> Offered:
     """Ask the class that a configuration is loaded as; code that comes with a model is not asked, and has all."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    import_models()
-
-    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    found = causal_class(hf_config)
+    if found is None:
         return Offered()
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
     flash: frozenset[str] = Offered().flash if getattr(found, "_supports_flash_attn", False) else frozenset()
     only = getattr(found, "_compatible_flash_implementations", None)
     # SDPA leaves a cap on scores out, and transformers 5.17 offers it to Gemma 2 all the same.

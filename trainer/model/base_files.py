@@ -21,7 +21,7 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
 from trainer.model.load import read_whole_config
 from trainer.model.multimodal import renamed, text_part, whole_class, whole_names
-from trainer.model.packed import forget_packing, names_when_whole, packing_of
+from trainer.model.packed import forget_packing, method_of, names_when_whole, packing_of
 from trainer.model.tensor_files import tensor_reader, weight_files
 
 
@@ -75,6 +75,7 @@ class BaseFiles:
         modules: Mapping[str, str] | None = None,
         skeleton: Any = None,
         is_partial: bool = False,
+        packing: str | None = None,
     ) -> None:
         """Take tensors by name; without places the model's names are those of the files.
 
@@ -82,9 +83,10 @@ class BaseFiles:
             modules: Name in the whole of each module of its language part, where only that trains.
             skeleton: The whole model without memory, which transformers' conversions ask for sizes.
             is_partial: The files are not here, and would hold more than the language part.
+            packing: The method by which the files' weights are packed.
         """
         self._is_partial = is_partial
-        self.source = source
+        self.source, self.packing = source, packing
         self._files = files
         self._places = _Places({name: name for name in files}) if places is None else places
         self._modules = modules
@@ -202,13 +204,15 @@ def open_base(source: str, model: ModelConfig) -> BaseFiles:
     """Return the files of a base in the names of the model that trains; an empty one where they are not here."""
     files = {} if model.kind is ModelKind.random else weight_files(source, model.revision)
     config = read_whole_config(source, model)
-    files = names_when_whole(files, packing_of(config))
+    packing = packing_of(config)
+    files = names_when_whole(files, packing)
     forget_packing(config)
     if not files:
         return BaseFiles(source, {}, is_partial=whole_class(config) is not None)
     whole, text = _without_memory(config, model.trust_remote_code)
     modules = None if text is whole else whole_names(whole, text)
-    return BaseFiles(source, files, _place(whole, text, files), modules, whole)
+    method = None if packing is None else method_of(packing)
+    return BaseFiles(source, files, _place(whole, text, files), modules, whole, packing=method)
 
 
 def _without_memory(config: Any, trust_remote_code: bool) -> tuple[Any, Any]:

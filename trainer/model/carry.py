@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.model.lean import import_models
+from trainer.model.lean import causal_class
 from trainer.model.masks import CHUNKED, FULL, SLIDING
 
 _NO_MEMORY = frozenset({*FULL, *SLIDING, *CHUNKED, "attention", "mlp", "moe", "dense", "sparse"})
@@ -21,10 +21,6 @@ def carried_by(hf_config: Any) -> str | None:
     Asks the kinds of its layers, of which one that is not known here counts, and the class for the mark by which
     transformers tells caches that cannot be wound back. Code that comes with a model has no class here.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    import_models()
-
     text = hf_config.get_text_config()
     found: set[str] = set()
     for key in ("layer_types", "layers_block_type"):
@@ -32,8 +28,7 @@ def carried_by(hf_config: Any) -> str | None:
     if others := sorted(found - _NO_MEMORY):
         return f"layers of the kind {' and '.join(others)}"
     for config in (hf_config, text):
-        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-            found_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            if getattr(found_class, "_is_stateful", False):
-                return f"the layers of {found_class.__name__}"
+        found_class = causal_class(config)
+        if getattr(found_class, "_is_stateful", False):
+            return f"the layers of {found_class.__name__}"
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def import_models() -> None:
     """Import what all models of transformers share, without scipy.
@@ -18,3 +20,12 @@ def import_models() -> None:
         import transformers.modeling_utils
     finally:
         transformers.utils.is_scipy_available = asked
+
+
+def causal_class(hf_config: Any) -> Any:
+    """Return the class that a configuration is loaded as; None for one that transformers has no causal class of."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    import_models()
+    known = type(hf_config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)] if known else None

@@ -40,8 +40,12 @@ def read_config(source: str, model: ModelConfig) -> Any:
     Raises:
         ModelError: No config, or an architecture without a causal head.
     """
-    config = read_whole_config(source, model)
-    return config if whole_class(config) is None else text_config_of(config)
+    return trained_part(read_whole_config(source, model))
+
+
+def trained_part(whole: Any) -> Any:
+    """Return the configuration of what trains, of that of a folder."""
+    return whole if whole_class(whole) is None else text_config_of(whole)
 
 
 def read_whole_config(source: str, model: ModelConfig) -> Any:
@@ -126,8 +130,8 @@ def load_model(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of reading files; what is downloaded is here by now
-    config = read_config(source, model)
-    packing = packing_of(read_whole_config(source, model))
+    whole = read_whole_config(source, model)
+    config, packing = trained_part(whole), packing_of(whole)
     packs_now = quantise is not Quantise.none
     shards_now = zero3_config is not None and not packs_now
     keep_alive = announce_zero3(zero3_config if shards_now else None)

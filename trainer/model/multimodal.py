@@ -13,7 +13,7 @@ import torch
 
 from trainer.errors import ModelError
 from trainer.model.body import body_of
-from trainer.model.lean import import_models
+from trainer.model.lean import causal_class, import_models
 
 
 def whole_class(config: Any) -> Any:
@@ -38,9 +38,7 @@ def _is_causal(names: list[str]) -> bool:
 
 def text_class(text_config: Any) -> Any:
     """Return the causal class of a text configuration."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)]
+    return causal_class(text_config)
 
 
 def text_config_of(config: Any) -> Any:

@@ -33,9 +33,9 @@ from trainer.model.load import (
     announce_zero3,
     check_context,
     load_model,
-    read_config,
     read_whole_config,
     router_loss,
+    trained_part,
 )
 from trainer.model.packed import check_packing, is_nf4, packing_of
 from trainer.model.remat import apply_remat
@@ -64,7 +64,8 @@ def build_model(
     run_dir = Path(config.run_dir)
     on_gpu = mesh.device.type == "cuda"
     capability = torch.cuda.get_device_capability(mesh.device) if on_gpu else None
-    hf_config = read_config(source, config.model)
+    whole = read_whole_config(source, config.model)
+    hf_config = trained_part(whole)
     attention = choose_attention(
         config.model.attention,
         capability,
@@ -74,7 +75,7 @@ def build_model(
     )
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
-    packing = packing_of(read_whole_config(source, config.model))
+    packing = packing_of(whole)
     check_packing(packing, source, config.tune.quantise)
     loaded = load_model(
         source, config.model, attention, config.zero.dtype, zero3_config, mesh.device, config.tune.quantise

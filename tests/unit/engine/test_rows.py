@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.helpers.multimodal import DELTA
 from trainer.data.pack.collate import collate
 from trainer.data.types import Pack
 from trainer.dist.mesh import alone
@@ -39,13 +40,6 @@ MAMBA = {
     "mamba_d_state": 8,
     "mamba_n_groups": 1,
     "mamba_chunk_size": 16,
-}
-DELTA = {
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "layer_types": ["linear_attention", "full_attention"],
 }
 CARRYING = {
     "qwen3_next": {**EXPERTS, **DELTA, "shared_expert_intermediate_size": 16},

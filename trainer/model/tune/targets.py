@@ -41,7 +41,8 @@ def linear_targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
     else:
         key, shown = "tune.target", str(tune.target)
         if named == [ALL_LINEAR]:
-            possible = [n for n in linear if linear[n] is not head and not _goes_round(model, n, tune)]
+            closed = _refused_words(model, linear) if tune.method is TuneMethod.lora else set()
+            possible = [n for n in linear if linear[n] is not head and _last_word(n) not in closed]
             chosen = _large_enough(linear, possible, tune)
         else:
             hits = [{n for n in linear if n == t or n.endswith(f".{t}")} for t in named]
@@ -104,18 +105,18 @@ def moved_by_peft(model: Any, names: Iterable[str]) -> set[str]:
     return {name for name in names if _last_word(name) in words}
 
 
-def _goes_round(model: Any, name: str, tune: TuneConfig) -> bool:
-    """Tell whether peft refuses a layer because kernels of the model read its weight and go round its forward."""
-    if tune.method is not TuneMethod.lora:
-        return False
+def _refused_words(model: Any, names: Iterable[str]) -> set[str]:
+    """Return the last words of layers that peft refuses: kernels of the model read their weight, not their forward."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
-    try:
-        _check_lora_target_modules_mamba(LoraConfig(), model, _last_word(name))  # type: ignore[no-untyped-call, unused-ignore]
-    except ValueError:
-        return True
-    return False
+    asked, refused = LoraConfig(), set()
+    for word in {_last_word(name) for name in names}:
+        try:
+            _check_lora_target_modules_mamba(asked, model, word)  # type: ignore[no-untyped-call, unused-ignore]
+        except ValueError:
+            refused.add(word)
+    return refused
 
 
 def _large_enough(linear: dict[str, Any], names: list[str], tune: TuneConfig) -> list[str]:
