@@ -75,8 +75,7 @@ def build_model(
     )
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
-    packing = packing_of(whole)
-    check_packing(packing, source, config.tune.quantise)
+    check_packing(packing := packing_of(whole), source, config.tune.quantise)
     loaded = load_model(
         source, config.model, attention, config.zero.dtype, zero3_config, mesh.device, config.tune.quantise
     )
