@@ -158,6 +158,10 @@ def _verify(
     if not config.export.verify:
         say(console, f"{written}; logits not compared.")
         return f"{written}; its logits were compared with nothing."
+    from trainer.export.folder import how_to_load
+
+    if (note := how_to_load(files.source, config.model)) is not None:
+        say(console, note)
     if config.export.alpha != 1:
         _require_loads(config, checkpoint, output_dir)
         why = f"with alpha {config.export.alpha:g} it is another model"

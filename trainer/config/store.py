@@ -81,10 +81,11 @@ def _composed(overrides: Sequence[str], config_name: str, say: Callable[[str], N
         composed = compose(config_name=config_name, overrides=others)
         # Hydra cannot add an entry to a typed mapping, and a new source or gate rule is one.
         OmegaConf.set_struct(composed, False)
-        entries = read_entries([word for word in overrides if is_entry(word)])
-        composed = cast(DictConfig, OmegaConf.merge(composed, entries))
-        # Once more against the schema: `+key=value` may add what it does not know.
-        OmegaConf.merge(_schema(), OmegaConf.to_container(composed))
+        entries = [word for word in overrides if is_entry(word)]
+        if entries:
+            composed.merge_with(read_entries(entries))
+        if any(word.startswith("+") for word in others):  # Hydra adds what the schema does not know, too
+            OmegaConf.merge(_schema(), OmegaConf.to_container(composed))
         for line in settle(composed, Hands(_typed(overrides), lambda: _own_keys(config_name, others))):
             say(line)
     return to_dataclass(with_ds_file(composed, overrides))
@@ -240,12 +241,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a frozen config.yaml, check it against the schema, and apply `key=value` overrides."""
     try:
         loaded = OmegaConf.load(path)
-        merged = OmegaConf.merge(_schema(), loaded)
+        merged = cast(DictConfig, OmegaConf.merge(_schema(), loaded))
         chosen = [word for word in overrides if _is_gate(word)]
         for word in chosen:
-            merged = OmegaConf.merge(merged, {"gate": _option("gate", word.partition("=")[2])})
+            merged.merge_with({"gate": _option("gate", word.partition("=")[2])})
         words = [word for word in overrides if word not in chosen]
-        merged = cast(DictConfig, OmegaConf.merge(merged, read_entries(words)))
+        if words:
+            merged.merge_with(read_entries(words))
         for line in settle(merged, Hands(_typed(words))):
             to_standard_error(line)
     except OSError as error:

@@ -15,6 +15,7 @@ from torch import nn
 from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.export.merge import WEIGHTS, read_adapter
+from trainer.model.attention import caps_scores
 from trainer.model.load import read_config, read_whole_config
 from trainer.model.multimodal import text_part, whole_class
 from trainer.model.packed import forget_packing
@@ -127,6 +128,18 @@ def folder_logits(
         return rounded_TV, compute()
 
 
+def how_to_load(source: str, model: ModelConfig) -> str | None:
+    """Say what a person has to give when they load a folder of this base; None if nothing."""
+    from transformers import __version__
+
+    if not caps_scores(read_config(source, model)):
+        return None
+    return (
+        "Load it with attn_implementation='eager' or flash attention, as this comparison does: SDPA leaves out the "
+        f"cap on attention scores that this model has, and transformers {__version__} may choose it by itself."
+    )
+
+
 def require_loads(folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote_code: bool) -> None:
     """Load a folder as any user would and raise if it gives no finite logits.
 
@@ -147,6 +160,8 @@ def _load_whole(folder: Path, dtype: str, trust_remote_code: bool, **arguments: 
 
     logging.disable_progress_bar()
     config = read_whole_config(str(folder), ModelConfig(trust_remote_code=trust_remote_code))
+    if caps_scores(config.get_text_config()):
+        arguments["attn_implementation"] = "eager"
     model, info = (whole_class(config) or AutoModelForCausalLM).from_pretrained(
         folder,
         dtype=getattr(torch, dtype),

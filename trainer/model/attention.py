@@ -49,19 +49,45 @@ class Offered:
     name: str = "The model"
     has_sdpa: bool = True
     flash: frozenset[str] = frozenset(attention.value for attention in _PACKAGE)
+    head_dims: tuple[int, ...] = ()
+    """Sizes of its heads; kernels of flash attention are built for some."""
 
 
 def offered(hf_config: Any) -> Offered:
     """Ask the class that a configuration is loaded as; code that comes with a model is not asked, and has all."""
     found = causal_class(hf_config)
     if found is None:
-        return Offered()
+        return Offered(head_dims=_head_dims(hf_config))
     flash: frozenset[str] = Offered().flash if getattr(found, "_supports_flash_attn", False) else frozenset()
     only = getattr(found, "_compatible_flash_implementations", None)
-    # SDPA leaves a cap on scores out, and transformers 5.17 offers it to Gemma 2 all the same.
-    caps = getattr(hf_config, "attn_logit_softcapping", None) is not None
-    has_sdpa = found._supports_sdpa and not caps
-    return Offered(found.__name__, has_sdpa, flash if only is None else flash & {*only})
+    has_sdpa = found._supports_sdpa and not caps_scores(hf_config)
+    flash = flash if only is None else flash & {*only}
+    return Offered(found.__name__, has_sdpa, flash, _head_dims(hf_config))
+
+
+def caps_scores(hf_config: Any) -> bool:
+    """Tell whether SDPA would compute another model: it leaves a cap on scores out, and who offers it may not know.
+
+    transformers 5.17 offers it to Gemma 2.
+    """
+    return getattr(hf_config, "attn_logit_softcapping", None) is not None
+
+
+def _head_dims(hf_config: Any) -> tuple[int, ...]:
+    """Return the sizes of heads that a configuration names, of each layer where they differ."""
+    # transformers 5.24 answers for a layer; before, a second key names the heads of global layers.
+    layers = hf_config.per_layer_config if getattr(hf_config, "is_heterogeneous", False) else [hf_config]
+    found = {_head_dim(layer) for layer in layers} | {getattr(hf_config, "global_head_dim", None)}
+    return tuple(sorted(size for size in found if isinstance(size, int)))
+
+
+def _head_dim(layer: Any) -> int | None:
+    rope, rest = (getattr(layer, f"qk_{part}_head_dim", None) for part in ("rope", "nope"))
+    if rope and rest:  # latent attention
+        return int(rope + rest)
+    heads, width = getattr(layer, "num_attention_heads", None), getattr(layer, "hidden_size", None)
+    named = getattr(layer, "head_dim", None)
+    return width // heads if named is None and isinstance(width, int) and isinstance(heads, int) else named
 
 
 def choose_attention(
@@ -92,15 +118,7 @@ def choose_attention(
             "model.attention=auto."
         )
     if asked is not Attention.auto:
-        problem = _problem(asked, capability)
-        fix = f"Install it with: {_INSTALL[asked]}; or set model.attention=auto."
-        if problem is None and dtype == "fp32":
-            problem, fix = "it cannot compute in float32", "Set model.attention=auto, or zero.dtype=bf16."
-        if problem is not None:
-            raise ModelError(
-                f"`model.attention` must be usable here, but is {asked.value} instead: {problem}. {fix}"
-            )
-        return AttentionChoice(asked.value, "asked for")
+        return _asked_for(asked, capability, dtype, has.head_dims)
     if capability is None:
         return AttentionChoice(plain, "no GPU" + why_plain)
     if needs_mask:
@@ -112,16 +130,59 @@ def choose_attention(
     if not has.flash:
         return AttentionChoice(plain, f"{has.name} has no flash attention that can be installed" + why_plain)
     # FlashAttention 3 first: fastest released on Hopper; 4 is in beta there.
+    refusals = []
     for candidate in (
         Attention.flash_attention_3,
         Attention.flash_attention_4,
         Attention.flash_attention_2,
     ):
         if candidate.value in has.flash and _problem(candidate, capability) is None:
-            return AttentionChoice(candidate.value, "installed")
-    return AttentionChoice(
-        plain, f"no flash attention is installed: it will be slow on long packs{why_plain}"
-    )
+            refusal = _refusal(candidate, has.head_dims)
+            if refusal is None:
+                return AttentionChoice(candidate.value, "installed")
+            refusals.append(f"{candidate.value}: {refusal}")
+    why = "; ".join(refusals) or "no flash attention is installed"
+    return AttentionChoice(plain, f"{why}: it will be slow on long packs{why_plain}")
+
+
+def _asked_for(
+    asked: Attention, capability: tuple[int, int] | None, dtype: str, head_dims: tuple[int, ...]
+) -> AttentionChoice:
+    """Return a flash attention that is asked for, or raise with what keeps it from computing here."""
+    problem = _problem(asked, capability)
+    fix = f"Install it with: {_INSTALL[asked]}; or set model.attention=auto."
+    if problem is None:
+        problem, fix = _refusal(asked, head_dims), "Set model.attention=auto."
+    if problem is None and dtype == "fp32":
+        problem, fix = "it cannot compute in float32", "Set model.attention=auto, or zero.dtype=bf16."
+    if problem is not None:
+        raise ModelError(
+            f"`model.attention` must be usable here, but is {asked.value} instead: {problem}. {fix}"
+        )
+    return AttentionChoice(asked.value, "asked for")
+
+
+def _refusal(attention: Attention, head_dims: tuple[int, ...]) -> str | None:
+    """Compute with heads of these sizes once, forward and backward, and return why that cannot be, or None.
+
+    FlashAttention 2 has no kernel for heads above 256 (Gemma 4's global layers have 512), and builds may have fewer.
+    """
+    import torch
+    from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
+
+    for size in head_dims:
+        qkv = [
+            torch.zeros(1, 16, 1, size, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+            for _ in range(3)
+        ]
+        try:
+            (flash, *_), _ = lazy_import_flash_attention(attention.value)
+            found = flash(*qkv, causal=True)
+            (found[0] if isinstance(found, tuple) else found).sum().backward()
+        except Exception as error:  # of a compiled extension: any kind
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            return f"it does not compute heads of {size} here ({reason})"
+    return None
 
 
 def _problem(attention: Attention, capability: tuple[int, int] | None) -> str | None:

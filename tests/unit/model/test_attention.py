@@ -4,7 +4,7 @@ import pytest
 
 from trainer.config.model import Attention, ModelConfig
 from trainer.errors import ModelError
-from trainer.model.attention import AttentionChoice, choose_attention, offered
+from trainer.model.attention import AttentionChoice, caps_scores, choose_attention, offered
 
 FLASH = [Attention.flash_attention_4, Attention.flash_attention_3, Attention.flash_attention_2]
 
@@ -85,3 +85,23 @@ def test_a_model_whose_class_has_no_sdpa_gets_eager_attention_and_that_is_said()
     with pytest.raises(ModelError, match="GptOssForCausalLM has, but is flash_attention_2"):
         choose_attention(Attention.flash_attention_2, (9, 0), has=gpt_oss)
     assert choose_attention(Attention.eager, (9, 0), has=offered(LlamaConfig())).name == "eager"
+
+
+def test_the_sizes_of_heads_are_read_where_a_family_writes_them():
+    pytest.importorskip("torch")
+    from transformers import DeepseekV3Config, Gemma4TextConfig, LlamaConfig, Qwen3Config
+
+    assert offered(LlamaConfig(hidden_size=96, num_attention_heads=4)).head_dims == (24,)
+    assert offered(Qwen3Config(hidden_size=96, num_attention_heads=4, head_dim=64)).head_dims == (64,)
+    assert offered(Gemma4TextConfig(head_dim=32, global_head_dim=64)).head_dims == (32, 64)
+    assert offered(DeepseekV3Config(qk_nope_head_dim=12, qk_rope_head_dim=4)).head_dims == (16,)
+
+
+def test_a_cap_on_scores_keeps_sdpa_away_whatever_the_class_says():
+    pytest.importorskip("torch")
+    from transformers import Gemma2Config, LlamaConfig
+
+    assert caps_scores(Gemma2Config()) and not caps_scores(Gemma2Config(attn_logit_softcapping=None))
+    assert not caps_scores(LlamaConfig())
+    # No Llama caps its scores; a configuration that asks for it stands for a class that knows of caps and SDPA.
+    assert not offered(LlamaConfig(attn_logit_softcapping=50.0)).has_sdpa
