@@ -1,8 +1,8 @@
 """Rank processes for tests: started once, then handed one function after the other.
 
-Importing DeepSpeed takes most of a short test, so a `Ranks` pool keeps its processes and their process
-group; every function builds its own model and engine. A rank that fails, dies or hangs takes the whole
-pool with it, and the next call starts a fresh one.
+Importing DeepSpeed takes most of a short test, so one process of a session imports it and every rank is forked from
+that, and a `Ranks` pool keeps its processes and their process group; every function builds its own model and engine.
+A rank that fails, dies or hangs takes the whole pool with it, and the next call starts a fresh one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import ctypes
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from tests.helpers.wait import LIMIT_S
 from trainer.start.local import held_port
 
 ROOT = Path(__file__).resolve().parents[2]
+STARTING = multiprocessing.get_context("forkserver")
+STARTING.set_forkserver_preload(["tests.helpers.imported"])
 FOREIGN = ("OMPI_", "PMI_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 
 
@@ -39,7 +43,8 @@ class Ranks:
     def __init__(self, num_ranks: int, folder: Path) -> None:
         self.num_ranks = num_ranks
         self._folder = folder
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: list[multiprocessing.context.ForkServerProcess] = []
+        self._connections: list[Connection] = []
         self._held = contextlib.ExitStack()
         self._num_calls = 0
 
@@ -51,49 +56,42 @@ class Ranks:
         answers = [self._folder / f"answer-{self._num_calls}-{rank}.json" for rank in range(self.num_ranks)]
         module = Path(function.__code__.co_filename).resolve().relative_to(ROOT).with_suffix("")
         name = f"{'.'.join(module.parts)}:{function.__qualname__}"
-        for process, answer in zip(self._processes, answers, strict=True):
-            request = {"function": name, "arguments": arguments, "answer": str(answer)}
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
+        for connection, answer in zip(self._connections, answers, strict=True):
+            # A rank that is gone is found where its answer is waited for.
+            with contextlib.suppress(BrokenPipeError):
+                connection.send({"function": name, "arguments": arguments, "answer": str(answer)})
         self._wait(answers, name, time.monotonic() + timeout_s)
         return [json.loads(answer.read_text())["value"] for answer in answers]
 
     def close(self) -> None:
         """Kill every rank."""
         for process in self._processes:
-            if process.poll() is None:
+            assert process.pid is not None
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self._processes = []
+            process.kill()
+            process.join()
+        for connection in self._connections:
+            connection.close()
+        self._processes, self._connections = [], []
         self._held.close()
 
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        base = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
-        base |= {
+        base = own_environment() | {
             "WORLD_SIZE": str(self.num_ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._held.enter_context(held_port())),
-            "DS_ACCELERATOR": "cpu",
-            "DS_LOG_LEVEL": "warning",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
         }
         for rank in range(self.num_ranks):
-            with self._log(rank).open("w") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.helpers.ranks"],
-                    env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    cwd=ROOT,
-                    start_new_session=True,
-                )
+            ours, theirs = STARTING.Pipe()
+            environment = base | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = STARTING.Process(target=serve, args=(theirs, environment, str(self._log(rank))))
+            with only(own_environment()):
+                process.start()
+            theirs.close()
             self._processes.append(process)
+            self._connections.append(ours)
 
     def _wait(self, answers: list[Path], name: str, deadline: float) -> None:
         while True:
@@ -113,8 +111,8 @@ class Ranks:
             if answer.exists():
                 error = json.loads(answer.read_text()).get("error")
                 found += [f"rank {rank}: {error}"] if error else []
-            elif process.poll() is not None:
-                found.append(f"rank {rank} died with {process.returncode}")
+            elif process.exitcode is not None:
+                found.append(f"rank {rank} died with {process.exitcode}")
         return found
 
     def _fail(self, message: str) -> None:
@@ -126,30 +124,39 @@ class Ranks:
         return self._folder / f"rank-{rank}.log"
 
 
-def run_ranks(
-    function: Callable[..., Any],
-    num_ranks: int,
-    arguments: dict[str, Any],
-    folder: Path,
-    timeout_s: float = LIMIT_S,
-) -> list[Any]:
-    """Start ranks for one function and end them; return each rank's JSON value."""
-    ranks = Ranks(num_ranks, folder)
+def own_environment() -> dict[str, str]:
+    """Return what ranks find in their environment, wherever the tests are started."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    settings = {"DS_ACCELERATOR": "cpu", "DS_LOG_LEVEL": "warning", "OMP_NUM_THREADS": "1"}
+    return kept | settings | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+@contextlib.contextmanager
+def only(environment: dict[str, str]) -> Iterator[None]:
+    """Let a process start with this environment: the one that imports reads it before it is told of a rank."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
     try:
-        return ranks.run(function, timeout_s, **arguments)
+        forkserver.ensure_running()
+        yield
     finally:
-        ranks.close()
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def serve() -> None:
-    """Run as one rank: join the group once, then answer requests until stdin closes."""
+def serve(requests: Connection, environment: dict[str, str], log: str) -> None:
+    """Run as one rank: join the group once, then answer requests until there are no more."""
+    os.setsid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves no ranks
-    from trainer.model.lean import import_models
-
-    import_models()
-    import peft  # noqa: F401
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
     import torch
-    from transformers.models.llama import modeling_llama  # noqa: F401
 
     from trainer.dist.env import rank_env
     from trainer.dist.mesh import close_mesh, open_mesh
@@ -165,21 +172,22 @@ def serve() -> None:
     # Sessions of this process share its group; everything else of session.py is used as it is.
     session.open_mesh = lambda env, timeout_s: mesh  # type: ignore[assignment]
     session.close_mesh = lambda *error: None  # type: ignore[assignment]
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(f"== {request['function']} {request['arguments']}", flush=True)
-        module, _, name = request["function"].partition(":")
-        try:
-            function = getattr(importlib.import_module(module), name)
-            answer = {"value": function(mesh, **request["arguments"])}
-        except BaseException:
-            answer = {"error": traceback.format_exc()}
-        path = Path(request["answer"])
-        staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(answer))
-        staged.replace(path)
+    with contextlib.suppress(EOFError):
+        while True:
+            answer_to(mesh, requests.recv())
     close_mesh()
 
 
-if __name__ == "__main__":
-    serve()
+def answer_to(mesh: Any, request: dict[str, Any]) -> None:
+    """Call the function of a request and write its answer, whole."""
+    print(f"== {request['function']} {request['arguments']}", flush=True)
+    module, _, name = request["function"].partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        answer = {"value": function(mesh, **request["arguments"])}
+    except BaseException:
+        answer = {"error": traceback.format_exc()}
+    path = Path(request["answer"])
+    staged = path.with_suffix(".tmp")
+    staged.write_text(json.dumps(answer))
+    staged.replace(path)
