@@ -34,7 +34,7 @@ def move_out() -> None:
 move_out()
 # A machine that is busy draws examples slowly, and one of them may take seconds.
 hypothesis.settings.register_profile(
-    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "patient", max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
 

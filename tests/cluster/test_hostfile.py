@@ -32,13 +32,29 @@ def hosts(slurm, tmp_path, monkeypatch):
         pytest.skip(str(error))
 
 
-def test_a_signal_to_the_launcher_saves_on_all_hosts_and_the_same_command_goes_on(hosts, project):
-    run_dir = project / "hostfile"
-    command = [
-        *(sys.executable, "-m", "trainer", "train", *overrides(project, NUM_STEPS), f"run_dir={run_dir}"),
+def on_hosts(project, run_dir, hosts, num_steps):
+    """Return the command that trains on both hosts."""
+    return [
+        *(sys.executable, "-m", "trainer", "train", *overrides(project, num_steps), f"run_dir={run_dir}"),
         *("cluster=hostfile", f"cluster.hostfile={hosts}", "cluster.environment.MARK=seen"),
         *("cluster.environment.OMP_NUM_THREADS='1'", f"cluster.environment.PATH={os.environ['PATH']}"),
     ]
+
+
+def test_a_run_trains_on_all_hosts_with_the_variables_of_its_configuration(hosts, project):
+    run_dir = project / "short"
+    done = subprocess.run(on_hosts(project, run_dir, hosts, 2), cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (start,) = [event for event in read(run_dir / "ledger.jsonl") if event["event"] == "started"]
+    assert (start["attempt"], start["step"], start["world_size"]) == (1, 0, 2)
+    assert [step for step, _, _ in trace(run_dir)] == [1, 2]
+    assert "MARK=seen" in (run_dir / "environment").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_saves_on_all_hosts_and_the_same_command_goes_on(hosts, project):
+    run_dir = project / "hostfile"
+    command = on_hosts(project, run_dir, hosts, NUM_STEPS)
 
     def start(log):
         output = (project / log).open("w")
@@ -62,7 +78,6 @@ def test_a_signal_to_the_launcher_saves_on_all_hosts_and_the_same_command_goes_o
         (1, 0, 2),
         (2, stopped, 2),
     ]
-    assert "MARK=seen" in (run_dir / "environment").read_text().splitlines()
 
 
 def ranks_at_step_3(run_dir, process, seen):

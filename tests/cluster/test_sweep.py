@@ -119,6 +119,7 @@ log "$(value lr)"
     assert [point["objective"] for point in record(folder)["points"]] == [1e-5, 1e-5, 2e-5, 2e-5]
 
 
+@pytest.mark.slow
 def test_optuna_chooses_six_points_in_batches_and_goes_on_from_those_it_finds(words, slurm, tmp_path, capsys):
     """A rate above 1e-3 fails. The sweep is started a second time, and tries first what has failed."""
     pytest.importorskip("optuna")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +10,18 @@ import pytest
 
 from tests.dist.session import config_of, session_of
 from tests.dist.test_support_matrix import overrides_of, write_sources
-from tests.helpers.ranks import FOREIGN, ROOT
+from tests.helpers.ranks import run_apart
 from trainer.config.snapshot import config_path
 from trainer.config.store import load_config
 from trainer.model.dtype import NO_BF16
 
-COMMANDS = """
-import json, sys
-from trainer.cli import run_command
-for words in json.load(sys.stdin):
-    print("$", *words, flush=True)
-    code = run_command(words)
-    if code:
-        sys.exit(f"{words} ended with {code}")
-"""
-
 
 def run(folder: Path, *processes: list[list[str]]) -> dict[str, str]:
     """Run the commands of each process, and return what each printed, by its first word and the last."""
-    environ = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
-    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", NO_BF16: "1"}
     shown = {}
     for commands in processes:
-        done = subprocess.run(
-            [sys.executable, "-c", COMMANDS],
-            input=json.dumps(commands),
-            env=environ,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout
-        parts = [part.partition("\n") for part in done.stdout.split("$ ")[1:]]
+        said = run_apart(commands, folder, **{NO_BF16: "1"})
+        parts = [part.partition("\n") for part in said.split("$ ")[1:]]
         shown |= {f"{words.split()[0]} {words.split()[-1]}": text for words, _, text in parts}
     return shown
 
@@ -66,7 +42,7 @@ def test_a_whole_model_is_trained_evaluated_and_exported_in_float32(sources: Pat
     run_dir = f"run_dir={sources}/full_finetune-2"
     shown = run(
         sources,
-        [["train", *words_of(sources, "full_finetune"), run_dir]],
+        [[command, *words_of(sources, "full_finetune"), run_dir] for command in ("prepare", "train")],
         [["evaluate", run_dir]],
         [
             ["export", run_dir, "export.output_dir=wide"],
@@ -97,7 +73,8 @@ def test_an_adapter_is_trained_and_exported_in_float32(sources: Path, recipe: st
         for dtype in ("auto", "bfloat16"):
             words_here = [*words, f"export.dtype={dtype}", f"export.output_dir={recipe}-{name}-{dtype}"]
             commands.append(["export", run_dir, *words_here])
-    shown = run(sources, [["train", *words_of(sources, recipe), run_dir]], commands)
+    first = [[command, *words_of(sources, recipe), run_dir] for command in ("prepare", "train")]
+    shown = run(sources, first, commands)
     assert load_config(config_path(sources / f"{recipe}-2")).zero.dtype == "fp32"
     for name in ("alone", "merged"):
         assert "in float32, as it was trained" in shown[f"export export.output_dir={recipe}-{name}-auto"]

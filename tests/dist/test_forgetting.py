@@ -216,6 +216,7 @@ def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> l
     return [found and dataclasses.asdict(found), before, after]
 
 
+@pytest.mark.slow
 def test_the_recovery_probe_trains_on_replay_and_measures_the_set_that_rose(pool, workspace, data, tmp_path):
     """A set that does not fall: the probe trains on target data, or its steps are not applied."""
     arguments = {"workspace": workspace, "data": data, "run_dir": str(tmp_path)}

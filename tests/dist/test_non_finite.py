@@ -68,7 +68,14 @@ def assert_skipped(results: list[Any], kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "method"), [(1, "full"), (1, "lora"), (2, "full"), (3, "full")], ids=lambda value: str(value)
+    ("stage", "method"),
+    [
+        (1, "lora"),
+        (3, "full"),
+        pytest.param(1, "full", marks=pytest.mark.slow),
+        pytest.param(2, "full", marks=pytest.mark.slow),
+    ],
+    ids=lambda value: str(value),
 )
 def test_one_poisoned_batch_of_one_rank_is_skipped_by_all_in_bf16(pool, workspace, tmp_path, stage, method):
     """Parameters moved or not finite: the optimizer stepped on bad gradients. The next step not sound: the
@@ -86,10 +93,8 @@ def test_one_poisoned_batch_of_one_rank_is_skipped_by_all_in_bf16(pool, workspac
     ("stage", "dtype"),
     [
         (0, "bf16"),
-        (0, "fp32"),
-        (1, "fp32"),
         (2, "fp32"),
-        (3, "fp32"),
+        *(pytest.param(stage, "fp32", marks=pytest.mark.slow) for stage in (0, 1, 3)),
     ],
 )
 def test_one_poisoned_batch_is_skipped_at_stage_0_and_in_fp32(pool, workspace, tmp_path, stage, dtype):

@@ -143,9 +143,16 @@ def expected(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory
     return pool(1).run(reference, workspace=workspace, run_dir=run_dir)[0]
 
 
-@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize(
+    ("num_ranks", "stages"),
+    [
+        (2, [1, 3]),
+        pytest.param(2, [0, 2], marks=pytest.mark.slow),
+        pytest.param(1, [0, 1, 2, 3], marks=pytest.mark.slow),
+    ],
+)
 def test_log_probs_and_scores_take_the_steps_of_plain_torch_at_every_stage(
-    pool, workspace, expected, num_ranks, tmp_path
+    pool, workspace, expected, num_ranks, stages, tmp_path
 ):
     """LoRA alone off: the gradient kept from the forward pass. ZeRO-3 alone: the head's weight in the backward pass."""
     counts, by_method = expected
@@ -154,7 +161,7 @@ def test_log_probs_and_scores_take_the_steps_of_plain_torch_at_every_stage(
         # One micro-batch is recomputed and accumulated, or not, in turn.
         variants = [
             [*method, f"zero.stage={stage}", f"model.checkpoint_layers={-1 if stage % 2 else 0}"]
-            for stage in range(4)
+            for stage in stages
         ]
         answers = pool(num_ranks).run(
             trained,
@@ -164,7 +171,7 @@ def test_log_probs_and_scores_take_the_steps_of_plain_torch_at_every_stage(
             counts=counts,
         )
         for answer in answers:
-            for stage, records in enumerate(answer):
+            for stage, records in zip(stages, answer, strict=True):
                 for step, (found, wanted) in enumerate(zip(records, steps, strict=True)):
                     for key in ("loss", "grad_norm"):
                         apart = abs(found[key] - wanted[key]) / abs(wanted[key])

@@ -257,6 +257,7 @@ def nearness(mesh: Any, workspace: str, data: str, run_dir: str) -> list[list[fl
     return found
 
 
+@pytest.mark.slow
 def test_a_larger_beta_keeps_the_model_nearer_to_its_base_on_replay_it_has_not_seen(
     pool, workspace, data, tmp_path
 ):
@@ -381,6 +382,7 @@ def test_a_build_that_fails_leaves_nothing_and_every_rank_says_why(pool, workspa
         assert len(answers["whole left"]) == 1 and answers["known left"] == answers["whole left"]
 
 
+@pytest.mark.slow
 def test_another_base_number_of_tokens_or_set_of_packs_is_another_reference(pool, workspace, data, tmp_path):
     for path in references(data):
         shutil.rmtree(path)
@@ -397,8 +399,7 @@ def test_another_base_number_of_tokens_or_set_of_packs_is_another_reference(pool
 @pytest.mark.parametrize(
     ("stage", "quantise"),
     [
-        (1, "none"),
-        pytest.param(3, "none", marks=pytest.mark.slow),
+        *(pytest.param(stage, "none", marks=pytest.mark.slow) for stage in (1, 3)),
         pytest.param(1, "nf4", marks=pytest.mark.slow),
         pytest.param(3, "nf4", marks=pytest.mark.slow),
     ],

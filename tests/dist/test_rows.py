@@ -123,7 +123,7 @@ def plain(mesh: Any, folder: str, model: str, run_dir: str) -> dict[str, Any]:
     return {"loss": loss.item(), "grad_norm": norm, "held_out": held_out}
 
 
-@pytest.mark.parametrize("model", ["lfm2", "mamba2"])
+@pytest.mark.parametrize("model", ["lfm2", pytest.param("mamba2", marks=pytest.mark.slow)])
 def test_one_rank_and_two_with_zero3_train_as_plain_transformers_does(pool, made, tmp_path, model):
     expected = pool(1).run(plain, folder=made, model=model, run_dir=str(tmp_path / "plain"))[0]
     one = pool(1).run(steps, folder=made, model=model, run_dir=str(tmp_path / "one"), overrides=[])[0]
@@ -175,6 +175,7 @@ def train_twice(mesh: Any, folder: str, run_dirs: list[str]) -> None:
     assert run_training(config_for(folder, "lfm2", resumed, *words)).value == "finished"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_never_stopped(pool, made, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     pool(2).run(train_twice, folder=made, run_dirs=[str(whole), str(resumed)])

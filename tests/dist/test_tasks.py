@@ -167,6 +167,7 @@ def test_the_gate_reads_task_scores_and_says_by_how_much_they_are_broken(pool, r
     assert "FAIL" in said and "0.2500" in said and "Gate: 1 of 1 rules broken." in said
 
 
+@pytest.mark.slow
 def test_a_base_that_was_never_scored_is_scored_before_the_checkpoint_is_loaded(pool, run_dir, tmp_path):
     """A difference: the base is scored with the tuned weights."""
     before = compared(run_dir)
@@ -185,6 +186,7 @@ def test_a_base_that_was_never_scored_is_scored_before_the_checkpoint_is_loaded(
         assert one["tuned"] == pytest.approx(before[key]["tuned"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluating_without_tasks_keeps_what_is_known_of_the_checkpoint(pool, run_dir):
     before = compared(run_dir)
     (code, _, _), _ = pool(2).run(evaluate, run_dir=str(run_dir), overrides=["evaluate.tasks.names=[]"])

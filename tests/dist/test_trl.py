@@ -110,6 +110,7 @@ def train_with_trl(model: Path, documents: Path, output: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed: extra `test`")
+@pytest.mark.slow
 def test_twenty_steps_equal_those_of_trl_on_the_same_batches(pool, workspace, tmp_path):
     """The first step differs: labels are shifted or masked otherwise, or the loss is not a mean over the
     supervised tokens of the whole step. Later ones only: optimizer, decay groups, clipping or learning rate.

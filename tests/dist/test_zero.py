@@ -115,7 +115,7 @@ def expected(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory
     return pool(1).run(reference, workspace=workspace, run_dir=run_dir)[0]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_zero_stage_takes_the_steps_of_plain_torch_in_fp32(
     pool, workspace, expected, num_ranks, tmp_path
 ):
@@ -141,6 +141,7 @@ def test_zero_stages_agree_in_bf16_within_its_rounding(pool, workspace, tmp_path
         assert_close(other, records[0], BF16_LOSS, BF16_NORM)
 
 
+@pytest.mark.slow
 def test_stage_0_in_bf16_takes_the_steps_of_stage_1(pool, workspace, tmp_path):
     """A failure at the second step: DeepSpeed's optimizer for stage 0 has stepped before the first one.
 

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -124,6 +125,60 @@ class Ranks:
         return self._folder / f"rank-{rank}.log"
 
 
+def run_apart(commands: list[list[str]], folder: Path, **variables: str) -> str:
+    """Run commands in a process of their own, which is the only rank where they train, and return what they print.
+
+    Raises:
+        RankFailure: One does not end with 0.
+    """
+    with held_port() as port, tempfile.NamedTemporaryFile("r") as log:
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        rank |= {"MASTER_PORT": str(port)}
+        arguments = (commands, rank, str(folder), own_environment() | variables, log.name)
+        process = STARTING.Process(target=do_commands, args=arguments)
+        with only(own_environment()):
+            process.start()
+        process.join(LIMIT_S)
+        process.kill()
+        shown = log.read()
+        if process.exitcode != 0:
+            raise RankFailure(f"ended with {process.exitcode}: {shown[-5000:]}")
+    return shown
+
+
+def do_commands(
+    commands: list[list[str]], rank: dict[str, str], folder: str, environment: dict[str, str], log: str
+) -> None:
+    """Be the process that runs commands."""
+    settle_in(folder, environment, log)
+    from trainer.cli import run_command
+
+    for words in commands:
+        print("$", *words)
+        for name, value in rank.items():
+            os.environ.pop(name, None)
+            if words[0] == "train":
+                os.environ[name] = value
+        if code := run_command(words):
+            sys.exit(int(code))
+
+
+def settle_in(folder: str, environment: dict[str, str], log: str) -> None:
+    """Make a forked process look like one that was started, which writes to a file."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves no ranks
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def own_environment() -> dict[str, str]:
     """Return what ranks find in their environment, wherever the tests are started."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
@@ -147,22 +202,11 @@ def only(environment: dict[str, str]) -> Iterator[None]:
 
 def serve(requests: Connection, environment: dict[str, str], log: str) -> None:
     """Run as one rank: join the group once, then answer requests until there are no more."""
-    os.setsid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves no ranks
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(ROOT)
-    import torch
-
+    settle_in(str(ROOT), environment, log)
     from trainer.dist.env import rank_env
     from trainer.dist.mesh import close_mesh, open_mesh
     from trainer.run import session, training
 
-    torch.set_num_threads(1)
     mesh = open_mesh(rank_env(os.environ), timeout_s=int(LIMIT_S))
     # What is loaded now stays. Without it a collection takes 0.4 s, and every session makes two.
     gc.collect()

@@ -107,6 +107,7 @@ def test_a_submission_hands_in_a_job_a_point_each_in_a_directory_that_tells_whic
     assert f"See: palimpsest status {folder}" in shown
 
 
+@pytest.mark.slow
 def test_a_group_that_a_person_names_is_kept(slurm, folder):
     assert submit(folder, "log.group=mine") == 0
     assert load_config(folder / "001_lr-1e-05" / "config.yaml").log.group == "mine"
@@ -149,6 +150,7 @@ def test_started_again_it_submits_neither_what_is_in_the_queue_nor_what_has_fini
     assert f"{second.name}: job 102 is pending" in shown and f"{fourth.name} has finished before" in shown
 
 
+@pytest.mark.slow
 def test_more_values_add_points_and_keep_the_names_of_the_old_ones(slurm, folder):
     assert submit(folder) == 0
     assert submit(folder, "optim.lr=5e-6,2e-5") == 0
@@ -245,6 +247,7 @@ def test_a_sweep_without_any_objective_is_a_sentence(python, here, folder, capsy
     assert "has an objective. 001_lr-0.001: Error: no data." in shown and "Traceback" not in shown
 
 
+@pytest.mark.slow
 def test_optuna_learns_from_the_points_of_an_earlier_start(python, here, folder, capsys):
     pytest.importorskip("optuna")
     words = ["hydra/sweeper=optuna", "optim.lr=tag(log,interval(1e-5,1e-2))", "zero=choice(zero1,zero2)"]
@@ -294,6 +297,7 @@ def test_what_to_sweep_over_may_stand_in_a_file(python, tmp_path, here, folder):
     ]
 
 
+@pytest.mark.slow
 def test_a_source_and_a_key_that_is_also_fixed_may_be_swept(python, here, folder):
     words = ["data.sources.corpus.path=a.txt,b.txt", "seed=3", "zero.extra.steps_per_print=7"]
     assert train(folder, *words, "seed=4,5") == 0

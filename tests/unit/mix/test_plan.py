@@ -19,7 +19,7 @@ from trainer.mix.loader import TrainLoader, step_digest
 from trainer.mix.plan import ONE, Cursor, DataPlan, Pool, num_steps
 
 SEQ_LEN = 64
-planning = settings(max_examples=40)
+planning = settings(max_examples=25)
 
 
 def pools_of(targets, replay, weights=None, replay_weights=None):
@@ -171,7 +171,7 @@ def planned(change_at=None):
     return plan_of(pools, 144, lambda step: 0.1 if change_at is None or step < change_at else 0.2, seed=3)
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
 @pytest.mark.parametrize("change_at", [None, 3])
 def test_ranks_accumulation_and_prefetch_never_change_what_a_step_consumes(micro_batch_size, change_at):
     """A failure: a resumed or compared run on other hardware trains on other data. Also when the schedule
