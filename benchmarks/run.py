@@ -34,6 +34,8 @@ PACKAGES = (
     "flash-attn",
     "flash-attn-3",
     "liger-kernel",
+    "flash-linear-attention",
+    "tilelang",
     "triton",
 )
 LORA = ("tune=lora", "tune.r=16", "data.seq_len=4096")
