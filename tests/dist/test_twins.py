@@ -44,7 +44,7 @@ def shape_of(name: str) -> dict[str, Any]:
     return shipped_shapes()[model.values.get("path") or model.values.get("model.path") or EMBEDDED]
 
 
-def write_rows(path: Path, format_name: str, columns: Any) -> None:
+def write_rows(path: Path, format_name: str, columns: Any, is_weighted: bool) -> None:
     """Write rows of a format, each of other words."""
     lines: list[dict[str, Any]] = []
     for index in range(24):
@@ -52,10 +52,12 @@ def write_rows(path: Path, format_name: str, columns: Any) -> None:
             f"Question {index}: what is {index} and {index}?",
             f"It is {2 * index}. " * (1 + index % 3),
         )
-        turns = [
+        turns: list[dict[str, Any]] = [
             {"role": "user", "content": said},
-            {"role": "assistant", "content": more, "weight": 1 + index % 2},
+            {"role": "assistant", "content": more},
         ]
+        if is_weighted:
+            turns[1]["weight"] = 1 + index % 2
         lines.append(
             {"messages": turns}
             if format_name == "chat"
@@ -87,7 +89,7 @@ def train_twin(mesh: Any, name: str, folder: str) -> dict[str, Any]:
     words.append(f"data.cache_dir={folder}/cache")
     for source, spec in compose_config(words).data.sources.items():
         file = Path(folder) / f"{source}.jsonl"
-        write_rows(file, spec.format.value, spec.columns)
+        write_rows(file, spec.format.value, spec.columns, "weighted" in name)
         at = f"data.sources.{source}"
         words += [f"{at}.path={file}", f"{at}.dataset=null", f"{at}.subset=null"]
     config = compose_config(words)

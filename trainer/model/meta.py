@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.config.model import Attention, ModelConfig
@@ -29,33 +30,28 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
         ModelError: transformers cannot build it, or it says no sizes.
     """
     from trainer.model.attention import offered
-    from trainer.model.carry import carried_by
     from trainer.model.experts import count_weights, expert_tensors, num_chosen
-    from trainer.model.packed import method_of, packing_of
-    from trainer.model.tune.targets import is_linear
+    from trainer.model.packed import packing_of
+    from trainer.model.tune.targets import is_linear, read_by_weight
 
     whole, config = _configs(found, source, model)
-    packing, carried, has = packing_of(whole), carried_by(config), offered(config)
+    packing, has = packing_of(whole), offered(config)
     built = _built(config, source, model)
     output = built.get_output_embeddings()
     counts, weights = _count_by_kind(built, output), count_weights(built)
-    linears: dict[tuple[str, int, int], int] = {}
-    for name, module in built.named_modules():
-        if is_linear(module) and module is not output:
-            key = (name.rsplit(".", 1)[-1], module.in_features, module.out_features)
-            linears[key] = linears.get(key, 0) + 1
+    layers = {name: one for name, one in built.named_modules() if is_linear(one) and one is not output}
+    passed = read_by_weight(built, layers)
+    linears = Counter(
+        (name.rsplit(".", 1)[-1], one.in_features, one.out_features)
+        for name, one in layers.items()
+        if name not in passed
+    )
     text = config.get_text_config()
     hidden, num_layers = _size(text, "hidden_size"), _size(text, "num_hidden_layers")
     num_heads = _size(text, "num_attention_heads")
     head_dim = getattr(text, "head_dim", None) or hidden // num_heads
     num_kv = getattr(text, "num_key_value_heads", None) or num_heads
     num_sparse = len({name.rpartition(".")[0] for name in expert_tensors(built)})
-    notes = [NOTE.format(kind=config.model_type)]
-    notes += [LANGUAGE_NOTE.format(kind=whole.model_type)] if config is not whole else []
-    notes += [MIXTURE_NOTE] if weights.num_experts else []
-    notes += [CARRIES.format(layers=carried[0].upper() + carried[1:])] if carried else []
-    if packing is not None:
-        notes.append(WHOLE.format(method=method_of(packing), gib=2 * sum(counts.values()) / 1024**3))
     return DecoderShape(
         model_type=config.model_type,
         hidden_size=hidden,
@@ -73,7 +69,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
         has_post_norms=_num_wide_norms(built, hidden) >= 4 * num_layers,
         has_flash=Attention.flash_attention_2.value in has.flash,
         has_sdpa=has.has_sdpa,
-        notes=tuple(notes),
+        notes=tuple(_notes(whole, config, packing, weights.num_experts, sum(counts.values()))),
         embeddings=counts["embeddings"],
         attention=counts["attention"],
         mlp=counts["mlp"],
@@ -105,6 +101,25 @@ def meta_trained(
         tuned = apply_tuning(built, tune, 0, new if num_new_tokens else None)
     num_own = sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) in own)
     return Trained(tuned.num_trainable - num_own, num_own, len(tuned.modules))
+
+
+def _notes(
+    whole: Any, config: Any, packing: dict[str, Any] | None, num_experts: int, num_params: int
+) -> Iterator[str]:
+    """Yield what the counts leave open."""
+    from trainer.model.carry import carried_by
+    from trainer.model.packed import method_of
+
+    yield NOTE.format(kind=config.model_type)
+    if config is not whole:
+        yield LANGUAGE_NOTE.format(kind=whole.model_type)
+    if num_experts:
+        yield MIXTURE_NOTE
+    carried = carried_by(config)
+    if carried:
+        yield CARRIES.format(layers=carried[0].upper() + carried[1:])
+    if packing is not None:
+        yield WHOLE.format(method=method_of(packing), gib=2 * num_params / 1024**3)
 
 
 def _configs(found: Mapping[str, Any], source: str, model: ModelConfig) -> tuple[Any, Any]:

@@ -155,7 +155,7 @@ def test_routers_that_are_made_of_linear_layers_are_not_adapted(model_type):
 )
 def test_layers_whose_weight_is_read_past_an_adapter_get_none(model_type, options, passed):
     sizes = {
-        "mamba_n_heads": 8,
+        "mamba_n_heads": 4,
         "mamba_d_head": 8,
         "mamba_d_state": 8,
         "num_local_experts": 2,

@@ -133,7 +133,7 @@ def read_by_weight(model: Any, names: Iterable[str]) -> set[str]:
 
 
 @functools.cache
-def _source(kind: type) -> str:
+def _source(kind: Any) -> str:
     """Return the code of a class and of those it is made from, without torch's own."""
     texts = []
     for one in kind.__mro__:
