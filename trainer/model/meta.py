@@ -128,13 +128,19 @@ def _configs(found: Mapping[str, Any], source: str, model: ModelConfig) -> tuple
     Raises:
         ModelError: transformers does not know it, or there is no causal model in it.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     from trainer.model.load import check_causal, read_whole_config, trained_part
 
     if model.trust_remote_code and found.get("auto_map"):
         whole = read_whole_config(source, model)
     else:
+        if found.get("model_type") not in CONFIG_MAPPING:
+            raise ModelError(
+                f"`model.path` must be a model that transformers can build, but {source} is {found.get('model_type')} "
+                "instead. Use an architecture that this transformers knows, or set model.trust_remote_code=true where "
+                "its code comes with it."
+            )
         try:
             whole = AutoConfig.for_model(**found)
         except (ValueError, TypeError, KeyError) as error:
