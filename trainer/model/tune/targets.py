@@ -127,7 +127,8 @@ def read_by_weight(model: Any, names: Iterable[str]) -> set[str]:
     for name in names:
         owner, _, last = name.rpartition(".")
         read = rf"self\.{re.escape(last)}\.weight\b(?!\.(dtype|device|shape))"
-        if re.search(read, _source(type(model.get_submodule(owner)))):
+        kind: Any = type(model.get_submodule(owner))
+        if re.search(read, _source(kind)):
             found.add(name)
     return found
 
