@@ -102,6 +102,8 @@ class _Family:
     is_qk_norm_whole: bool = False
     """The norms of q and k are over all heads together and not over each."""
     has_post_norms: bool = False
+    caps_scores: bool = False
+    """Scores of attention are bent, which SDPA leaves out."""
     is_fused: bool = False
     """q, k and v are one linear layer, and gate and up another."""
     experts_key: str = ""
@@ -114,7 +116,9 @@ _FAMILIES: dict[str, _Family] = {
     "qwen2": _Family(num_kv_heads=32, qkv_bias=True),
     "qwen3": _Family(num_kv_heads=32, head_dim=128, bias_keys=True, has_qk_norm=True),
     "gemma": _Family(tied=True, num_kv_heads=16, head_dim=256, bias_keys=True),
-    "gemma2": _Family(tied=True, num_kv_heads=4, head_dim=256, bias_keys=True, has_post_norms=True),
+    "gemma2": _Family(
+        tied=True, num_kv_heads=4, head_dim=256, bias_keys=True, has_post_norms=True, caps_scores=True
+    ),
     "gemma3_text": _Family(
         tied=True, num_kv_heads=4, head_dim=256, bias_keys=True, has_qk_norm=True, has_post_norms=True
     ),
@@ -203,7 +207,7 @@ def decoder_shape(config: Mapping[str, Any], origin: str) -> DecoderShape:
         idle=mlp.idle,
         has_qk_norm=family.has_qk_norm,
         has_post_norms=family.has_post_norms,
-        has_sdpa=config.get("attn_logit_softcapping") is None,
+        has_sdpa=not config.get("attn_logit_softcapping", family.caps_scores),
         notes=mlp.notes if whole is config else (LANGUAGE_NOTE.format(kind=whole["model_type"]), *mlp.notes),
     )
 

@@ -155,7 +155,9 @@ def test_eager_attention_keeps_the_scores_that_torch_saves(dtype, element_bytes)
 
 
 def test_eager_attention_is_counted_where_a_model_has_no_other():
-    softcapped = replace(LLAMA, has_sdpa=False)
+    softcapped = decoder_shape(
+        json.loads(LLAMA_JSON.read_text(encoding="utf-8")) | {"attn_logit_softcapping": 50.0}, "capped"
+    )
     run = replace(BIG, stage=1, is_flash=False, micro_batch_size=1, seq_len=2048, checkpoint_layers=-1)
     assert [attention_of(LLAMA, run), attention_of(softcapped, run)] == ["SDPA", "eager attention"]
     assert attention_of(LLAMA, replace(run, is_eager=True)) == "eager attention"
