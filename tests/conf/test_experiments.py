@@ -16,6 +16,7 @@ HEAD = re.compile(
     r"\((?P<command>palimpsest plan experiment=\S+ plan\.gpu_gib=\d+)\)\.$"
 )
 FAMILIES = {"llama", "qwen2", "qwen3", "mistral", "gemma3_text", "olmo2", "olmo3", "phi3", "smollm3"}
+FAMILIES |= {"qwen3_moe", "gemma3", "mistral3", "gpt_oss", "granitemoehybrid", "glm4_moe"}
 
 
 def option(name):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.check import find_problems
-from trainer.config.model import Attention, Kernels, ModelConfig, ModelKind
+from trainer.config.model import WITH_MASK, Attention, Kernels, ModelConfig, ModelKind
 from trainer.config.optim import Offload
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import as_begun, with_fitted
-from trainer.config.tune import ALL_LINEAR
+from trainer.config.tune import ALL_LINEAR, TuneMethod
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import ConfigError
@@ -191,10 +191,11 @@ def tuned_weights(config: RunConfig, shape: DecoderShape) -> Weights:
     tune = config.tune
     num_new_tokens = len(config.model.new_tokens)
     trained = count_trained(shape, tune, num_new_tokens)
-    if trained is None:
+    found = config_json(config.model)[0]
+    if trained is None or (tune.method is TuneMethod.lora and not knows(found)):
         from trainer.model.meta import meta_trained
 
-        trained = meta_trained(config_json(config.model)[0], tune, num_new_tokens)
+        trained = meta_trained(found, tune, num_new_tokens, config.model)
     if not trained.num_trainable:
         names = ", ".join(sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears}))
         raise ConfigError(
@@ -213,7 +214,7 @@ def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
 
     local = Path(model.path).expanduser()
     source = str(local) if local.exists() else model.path
-    return meta_shape(source, model), f"{origin}, built on the meta device"
+    return meta_shape(config, source, model), f"{origin}, built on the meta device"
 
 
 def config_json(model: ModelConfig) -> tuple[dict[str, Any], str]:
@@ -253,6 +254,8 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         is_flash=zero.dtype == "bf16"
         and model.attention not in (Attention.sdpa, Attention.eager)
         and not config.tune.is_virtual,
+        names_flash=model.attention not in WITH_MASK,
+        is_eager=model.attention is Attention.eager,
         is_fused=model.kernels is not Kernels.none,
         overlap_comm=zero.overlap_comm,
         reduce_bucket_size=zero.reduce_bucket_size,

@@ -17,10 +17,21 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import Quantise, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
+from trainer.forecast.activations import score_bytes
 from trainer.forecast.adapter_sizes import NF4_BYTES, AdapterSize, adapters
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
-from trainer.forecast.memory import GIB, Peak, RunShape, Weights, forecast, full_weights
+from trainer.forecast.memory import (
+    EAGER,
+    FLASH,
+    GIB,
+    Peak,
+    RunShape,
+    Weights,
+    attention_of,
+    forecast,
+    full_weights,
+)
 from trainer.forecast.printed import adapter_table, memory_table, parameter_table, run_sentence, verdict
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.tuned import named_targets
@@ -138,7 +149,7 @@ def _notes(
     config: RunConfig, shape: DecoderShape, run: RunShape, cards: Cards, weights: Weights
 ) -> list[str]:
     """Return what the numbers leave open."""
-    notes = list(shape.notes)
+    notes, attention = list(shape.notes), attention_of(shape, run)
     if config.tune.method is not TuneMethod.full:
         share = weights.num_trainable / (weights.num_frozen + weights.num_trainable)
         notes.append(
@@ -162,8 +173,10 @@ def _notes(
         notes.append("There is no GPU here, so one rank a node is counted: set cluster.ranks_per_node.")
     if config.plan.gpu_gib is config.cluster.gpu_gib is cards.gib is None:
         notes.append(f"There is no GPU here, so one of {DEFAULT_GIB:.0f} GiB is assumed: set plan.gpu_gib.")
+    if attention == EAGER:
+        notes.append(_eager_note(shape, run))
     is_auto = (
-        run.is_flash and config.model.attention is Attention.auto,
+        attention == FLASH and config.model.attention is Attention.auto,
         config.model.kernels is Kernels.auto,
     )
     if any(is_auto):
@@ -185,6 +198,17 @@ def _notes(
         "and offload are counted the same way, but were not measured."
     )
     return notes
+
+
+def _eager_note(shape: DecoderShape, run: RunShape) -> str:
+    size = score_bytes(shape, run.micro_batch_size * run.seq_len**2, run.element_bytes)
+    why = (
+        "" if shape.has_sdpa else ", because the model has no SDPA, nor the flash attention of the extra gpu"
+    )
+    return (
+        f"Eager attention is counted{why}: the scores of all pairs of a pack are {size / GIB:.1f} GiB in a layer that "
+        "is not recomputed, and grow with the square of data.seq_len."
+    )
 
 
 def _write_figure(

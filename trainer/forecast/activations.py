@@ -36,9 +36,23 @@ def layer_bytes(shape: DecoderShape, element_bytes: int, is_flash: bool, is_fuse
     return elements * element_bytes + extra
 
 
-def mask_bytes(micro_batch_size: int, seq_len: int, is_flash: bool, element_bytes: int) -> float:
-    """Return the bias that SDPA makes of the block mask in every layer; flash attention has none."""
-    return 0.0 if is_flash else float(micro_batch_size * seq_len * seq_len * element_bytes)
+def mask_bytes(pairs: int, is_flash: bool, element_bytes: int) -> float:
+    """Return the bias that SDPA makes of the block mask in every layer; flash attention has none.
+
+    Args:
+        pairs: Pairs of tokens of all packs of a micro-batch: packs x length x length.
+    """
+    return 0.0 if is_flash else float(pairs * element_bytes)
+
+
+def score_bytes(shape: DecoderShape, pairs: int, element_bytes: int) -> float:
+    """Return what eager attention keeps of a layer: a softmax in float32 and, where that is another, in the dtype."""
+    return float(shape.num_heads * pairs * (4 + (element_bytes if element_bytes < 4 else 0)))
+
+
+def score_backward_bytes(shape: DecoderShape, pairs: int, element_bytes: int) -> float:
+    """Return the gradients of eager attention's scores that exist at once: of the softmax and of what it is of."""
+    return float(shape.num_heads * pairs * (element_bytes + 4))
 
 
 def checkpoint_bytes(shape: DecoderShape, element_bytes: int) -> float:

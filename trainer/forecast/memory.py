@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.forecast.activations import checkpoint_bytes, layer_backward_bytes, layer_bytes, mask_bytes
+from trainer.forecast.activations import (
+    checkpoint_bytes,
+    layer_backward_bytes,
+    layer_bytes,
+    mask_bytes,
+    score_backward_bytes,
+    score_bytes,
+)
 from trainer.forecast.shapes import DecoderShape
 
 GIB = 1024**3
@@ -37,6 +44,11 @@ class RunShape:
     element_bytes: int = 2
     """Bytes of a parameter: 2 in bf16, 4 in fp32."""
     is_flash: bool = True
+    """Flash attention, where the model has what `auto` finds."""
+    names_flash: bool = False
+    """A flash attention is asked for by name, and so one that the model has."""
+    is_eager: bool = False
+    """Eager attention, whatever the model has."""
     is_fused: bool = True
     """Norms and gated MLPs by Liger."""
     overlap_comm: bool = True
@@ -125,6 +137,16 @@ class Peak:
 def full_weights(shape: DecoderShape) -> Weights:
     """Return the weights of full fine-tuning."""
     return Weights(shape.num_params)
+
+
+FLASH, SDPA, EAGER = "flash attention", "SDPA", "eager attention"
+
+
+def attention_of(shape: DecoderShape, run: RunShape) -> str:
+    """Return the attention that a run of this model takes."""
+    if run.is_flash and (shape.has_flash or run.names_flash):
+        return FLASH
+    return SDPA if shape.has_sdpa and not run.is_eager else EAGER
 
 
 def forecast(shape: DecoderShape, run: RunShape, weights: Weights) -> Peak:
@@ -248,7 +270,8 @@ def _gathered(shape: DecoderShape, run: RunShape, weights: Weights) -> float:
     # Packed weights are gathered as elements of the other parameters' dtype.
     num_packed_away = round(weights.num_packed * (1 - NF4_PACKED_BYTES / run.element_bytes))
     everything = weights.num_trainable + weights.num_frozen - num_packed_away
-    largest = shape.vocab_size * shape.hidden_size
+    # Embeddings, or the experts of a layer, which are one module.
+    largest = max(shape.vocab_size * shape.hidden_size, shape.experts // shape.num_layers)
     live = min(max(run.max_live_parameters, largest), everything)
     return unpacked + (live + min(run.prefetch_bucket_size, everything)) * run.element_bytes
 
@@ -271,14 +294,17 @@ class _Layers:
         asked = run.checkpoint_layers
         count = shape.num_layers if asked < 0 else min(asked, shape.num_layers)
         adapter = weights.adapter_width * run.element_bytes
-        per_token = layer_bytes(shape, run.element_bytes, run.is_flash, run.is_fused) + adapter
-        one = per_token * run.num_tokens + mask_bytes(
-            run.micro_batch_size, run.seq_len, run.is_flash, run.element_bytes
-        )
+        attention = attention_of(shape, run)
+        is_flash, pairs = attention == FLASH, run.micro_batch_size * run.seq_len**2
+        per_token = layer_bytes(shape, run.element_bytes, is_flash, run.is_fused) + adapter
+        one = per_token * run.num_tokens + mask_bytes(pairs, is_flash, run.element_bytes)
         inputs = checkpoint_bytes(shape, run.element_bytes) * run.num_tokens
+        working = layer_backward_bytes(shape, run.element_bytes) * run.num_tokens
+        if attention == EAGER:
+            one += score_bytes(shape, pairs, run.element_bytes)
+            working += score_backward_bytes(shape, pairs, run.element_bytes)
         # The input of the final norm comes after the layers.
         saved = count * inputs + (shape.num_layers - count) * one + inputs
-        working = layer_backward_bytes(shape, run.element_bytes) * run.num_tokens
         return cls(saved, one if count else 0.0, working, one)
 
 

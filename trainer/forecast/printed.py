@@ -8,7 +8,7 @@ from rich.table import Table
 
 from trainer.forecast.adapter_sizes import AdapterSize, checkpoint_bytes
 from trainer.forecast.advice import Advice
-from trainer.forecast.memory import GIB, Peak, RunShape
+from trainer.forecast.memory import GIB, Peak, RunShape, attention_of
 from trainer.forecast.shapes import DecoderShape
 
 _ROWS = {
@@ -69,7 +69,7 @@ def run_sentence(shape: DecoderShape, run: RunShape) -> str:
     return (
         f"{_plural(run.world_size, 'rank')}, {run.micro_batch_size} x {run.seq_len:,} tokens a rank, "
         f"{_plural(run.num_micro_steps, 'micro-step')} in {dtype}, {count} of {shape.num_layers} layers recomputed, "
-        f"{'flash attention' if run.is_flash else 'SDPA'}, {'Liger' if run.is_fused else 'no fused'} kernels."
+        f"{attention_of(shape, run)}, {'Liger' if run.is_fused else 'no fused'} kernels."
     )
 
 

@@ -55,7 +55,6 @@ def read_whole_config(source: str, model: ModelConfig) -> Any:
         ModelError: No config, or an architecture without a causal head.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
         config = AutoConfig.from_pretrained(
@@ -67,7 +66,20 @@ def read_whole_config(source: str, model: ModelConfig) -> Any:
         raise ModelError(
             f"`model.path` must be a model folder or name, but {source} cannot be read: {first}{hint}"
         ) from error
-    remote = bool(model.trust_remote_code and getattr(config, "auto_map", None))
+    check_causal(config, source, bool(model.trust_remote_code and getattr(config, "auto_map", None)))
+    return config
+
+
+def check_causal(config: Any, source: str, remote: bool = False) -> None:
+    """Refuse a configuration with no causal language model in it.
+
+    Args:
+        remote: Code that comes with the model says what it is.
+    Raises:
+        ModelError: An architecture without a causal head.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     encoder_like = getattr(config, "is_encoder_decoder", False)
     names = getattr(config, "architectures", None) or []
     wrong_head = names and not any("CausalLM" in n or "LMHead" in n for n in names)
@@ -78,7 +90,6 @@ def read_whole_config(source: str, model: ModelConfig) -> Any:
             f"`model.path` must be a causal language model, but {source} is {shown} instead. Choose a "
             "...ForCausalLM model, or one that has such a model as its text part."
         )
-    return config
 
 
 def router_loss(config: Any) -> float:

@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.config.model import ModelConfig
+from trainer.config.model import Attention, ModelConfig
 from trainer.config.tune import TuneConfig
 from trainer.errors import ModelError
-from trainer.forecast.shapes import DecoderShape, Linear
+from trainer.forecast.shapes import LANGUAGE_NOTE, MIXTURE_NOTE, DecoderShape, Linear
 from trainer.forecast.tuned import Trained
 
 NOTE = (
     "The architecture {kind} is not counted from its config.json: it was built on the meta device with transformers. "
-    "Its activations are those of a Llama of the same sizes."
+    "Its activations are those of a Llama whose MLP has the weights that a token meets outside attention."
 )
+CARRIES = (
+    "{layers} are counted as a Llama's MLP of their weights, as their kernels come near: without these plain torch "
+    "keeps many times more. Documents are rows of their own (data.packing), which takes no more than a pack."
+)
+WHOLE = "The files hold weights in {method}, which are made whole as they are read: {gib:.1f} GiB in bf16."
 
 
-def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
-    """Build a model without memory and count it.
+def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> DecoderShape:
+    """Build a model of the contents of a config.json without memory and count it.
 
     Raises:
         ModelError: transformers cannot build it, or it says no sizes.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    from trainer.model.attention import offered
+    from trainer.model.experts import count_weights, expert_tensors, num_chosen
+    from trainer.model.packed import packing_of
+    from trainer.model.tune.targets import is_linear, read_by_weight
 
-    from trainer.model.experts import count_weights
-    from trainer.model.load import read_config
-    from trainer.model.packed import forget_packing
-    from trainer.model.tune.targets import is_linear
-
-    config = read_config(source, model)
-    forget_packing(config)
-    try:
-        with torch.device("meta"):
-            built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
-        raise ModelError(
-            f"`model.path` must be a model that transformers can build, but {source} is not instead: "
-            f"{' '.join(str(error).split())[:200]}. Use an architecture that this transformers knows."
-        ) from error
+    whole, config = _configs(found, source, model)
+    packing, has = packing_of(whole), offered(config)
+    built = _built(config, source, model)
     output = built.get_output_embeddings()
     counts, weights = _count_by_kind(built, output), count_weights(built)
-    linears: dict[tuple[str, int, int], int] = {}
-    for name, module in built.named_modules():
-        if is_linear(module) and module is not output:
-            key = (name.rsplit(".", 1)[-1], module.in_features, module.out_features)
-            linears[key] = linears.get(key, 0) + 1
+    layers = {name: one for name, one in built.named_modules() if is_linear(one) and one is not output}
+    passed = read_by_weight(built, layers)
+    linears = Counter(
+        (name.rsplit(".", 1)[-1], one.in_features, one.out_features)
+        for name, one in layers.items()
+        if name not in passed
+    )
     text = config.get_text_config()
     hidden, num_layers = _size(text, "hidden_size"), _size(text, "num_hidden_layers")
     num_heads = _size(text, "num_attention_heads")
     head_dim = getattr(text, "head_dim", None) or hidden // num_heads
     num_kv = getattr(text, "num_key_value_heads", None) or num_heads
+    num_sparse = len({name.rpartition(".")[0] for name in expert_tensors(built)})
     return DecoderShape(
         model_type=config.model_type,
         hidden_size=hidden,
@@ -62,10 +61,15 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
         kv_dim=num_kv * head_dim,
         num_heads=num_heads,
         linears=tuple(Linear(*key, count) for key, count in linears.items()),
-        ffn_width=_ffn_width(text, hidden),
+        ffn_width=max(counts["mlp"] - weights.num_idle, 0) / (3 * hidden * num_layers),
+        routed_copies=2 * (num_chosen(config) or 0) * num_sparse / num_layers,
         experts=weights.num_experts,
         idle=weights.num_idle,
-        notes=(NOTE.format(kind=config.model_type),),
+        has_qk_norm=any("attn" in name or "attention" in name for name, _ in _norms(built)),
+        has_post_norms=_num_wide_norms(built, hidden) >= 4 * num_layers,
+        has_flash=Attention.flash_attention_2.value in has.flash,
+        has_sdpa=has.has_sdpa,
+        notes=tuple(_notes(whole, config, packing, weights.num_experts, sum(counts.values()))),
         embeddings=counts["embeddings"],
         attention=counts["attention"],
         mlp=counts["mlp"],
@@ -74,7 +78,9 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     )
 
 
-def meta_trained(config: Mapping[str, Any], tune: TuneConfig, num_new_tokens: int = 0) -> Trained:
+def meta_trained(
+    found: Mapping[str, Any], tune: TuneConfig, num_new_tokens: int = 0, model: ModelConfig | None = None
+) -> Trained:
     """Build a model of a config.json without memory, tune it as a run would, and count what trains.
 
     Raises:
@@ -82,29 +88,87 @@ def meta_trained(config: Mapping[str, Any], tune: TuneConfig, num_new_tokens: in
         ConfigError: It cannot be tuned so.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    from trainer.model.multimodal import text_config_of, whole_class
     from trainer.model.tune.adapters import apply_tuning
     from trainer.model.tune.new_tokens import NewTokens
 
-    try:
-        found = AutoConfig.for_model(**config)
-        found = found if whole_class(found) is None else text_config_of(found)
-        with torch.device("meta"):
-            built: Any = AutoModelForCausalLM.from_config(found)
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
-        raise ModelError(
-            f"`model.path` must be a model that transformers can build to count tune.method={tune.method.value}, but "
-            f"{config.get('model_type')} is not instead: {' '.join(str(error).split())[:200]}. Name modules by their "
-            "last names, or use an architecture that this transformers knows."
-        ) from error
+    model = model or ModelConfig()
+    source = model.path or str(found.get("model_type"))
+    built = _built(_configs(found, source, model)[1], source, model)
     own = {id(parameter) for parameter in built.parameters()}
     with torch.device("meta"):
         new = NewTokens(built.config.get_text_config().vocab_size, ((0,),) * num_new_tokens)
         tuned = apply_tuning(built, tune, 0, new if num_new_tokens else None)
     num_own = sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) in own)
     return Trained(tuned.num_trainable - num_own, num_own, len(tuned.modules))
+
+
+def _notes(
+    whole: Any, config: Any, packing: dict[str, Any] | None, num_experts: int, num_params: int
+) -> Iterator[str]:
+    """Yield what the counts leave open."""
+    from trainer.model.carry import carried_by
+    from trainer.model.packed import method_of
+
+    yield NOTE.format(kind=config.model_type)
+    if config is not whole:
+        yield LANGUAGE_NOTE.format(kind=whole.model_type)
+    if num_experts:
+        yield MIXTURE_NOTE
+    carried = carried_by(config)
+    if carried:
+        yield CARRIES.format(layers=carried[0].upper() + carried[1:])
+    if packing is not None:
+        yield WHOLE.format(method=method_of(packing), gib=2 * num_params / 1024**3)
+
+
+def _configs(found: Mapping[str, Any], source: str, model: ModelConfig) -> tuple[Any, Any]:
+    """Return the configuration of a folder and that of what trains of it; code is read that comes with the model.
+
+    Raises:
+        ModelError: transformers does not know it, or there is no causal model in it.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    from trainer.model.load import check_causal, read_whole_config, trained_part
+
+    if model.trust_remote_code and found.get("auto_map"):
+        whole = read_whole_config(source, model)
+    else:
+        if found.get("model_type") not in CONFIG_MAPPING:
+            raise ModelError(
+                f"`model.path` must be a model that transformers can build, but {source} is {found.get('model_type')} "
+                "instead. Use an architecture that this transformers knows, or set model.trust_remote_code=true where "
+                "its code comes with it."
+            )
+        try:
+            whole = AutoConfig.for_model(**found)
+        except (ValueError, TypeError, KeyError) as error:
+            raise _not_built(source, error) from error
+        check_causal(whole, source)
+    return whole, trained_part(whole)
+
+
+def _built(config: Any, source: str, model: ModelConfig) -> Any:
+    """Return a model without memory, its weights whole."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trainer.model.packed import forget_packing
+
+    forget_packing(config)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise _not_built(source, error) from error
+
+
+def _not_built(source: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"`model.path` must be a model that transformers can build, but {source} is not instead: "
+        f"{' '.join(str(error).split())[:200]}. Use an architecture that this transformers knows."
+    )
 
 
 def _count_by_kind(built: Any, output: Any) -> dict[str, int]:
@@ -131,12 +195,13 @@ def _count_by_kind(built: Any, output: Any) -> dict[str, int]:
     return counts
 
 
-def _ffn_width(config: Any, hidden: int) -> float:
-    experts = getattr(config, "num_experts_per_tok", None)
-    width = (getattr(config, "moe_intermediate_size", None) if experts else None) or getattr(
-        config, "intermediate_size", None
-    )
-    return float((width or 4 * hidden) * (experts or 1))
+def _norms(built: Any) -> list[tuple[str, Any]]:
+    return [(name, one) for name, one in built.named_modules() if "norm" in type(one).__name__.lower()]
+
+
+def _num_wide_norms(built: Any, hidden: int) -> int:
+    """Return how many norms are over whole hidden states."""
+    return sum([one.numel() for one in norm.parameters()][:1] == [hidden] for _, norm in _norms(built))
 
 
 def _size(config: Any, key: str) -> int:

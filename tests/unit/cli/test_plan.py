@@ -145,7 +145,7 @@ def test_bad_input_is_a_sentence_and_exit_code_2(refuse, monkeypatch, overrides,
     [
         ("{", "cannot be read"),
         ('{"model_type": "llama"}', "`hidden_size` of"),
-        ('{"model_type": "no_such_kind"}', "cannot be read"),
+        ('{"model_type": "no_such_kind"}', "is no_such_kind instead"),
         ("{}", "name its `model_type`"),
     ],
 )

@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from tests.house.tree import ROOT
 from trainer.command.fitting import fitted, run_shape
 from trainer.config.store import compose_config
-from trainer.forecast.activations import layer_bytes, mask_bytes
+from trainer.forecast.activations import layer_bytes, mask_bytes, score_bytes
 from trainer.forecast.adapter_sizes import adapter_weights
-from trainer.forecast.memory import GIB, RunShape, forecast, full_weights
+from trainer.forecast.memory import GIB, RunShape, attention_of, forecast, full_weights
 from trainer.forecast.shapes import decoder_shape
 
 LLAMA_JSON = ROOT / "benchmarks/shapes/llama3_8b/config.json"
@@ -128,7 +131,48 @@ def test_without_fused_kernels_and_flash_attention_more_is_kept():
     assert layer_bytes(LLAMA, 2, is_flash=True, is_fused=False) == fused + 4 * 2 * 4096 + 2 * 14336
     # k and v repeated to all heads.
     assert layer_bytes(LLAMA, 2, is_flash=False, is_fused=True) == fused + 2 * 2 * (4096 - 1024)
-    assert mask_bytes(2, 4096, is_flash=False, element_bytes=2) == 2 * 4096**2 * 2
+    assert mask_bytes(2 * 4096**2, is_flash=False, element_bytes=2) == 2 * 4096**2 * 2
+
+
+@pytest.mark.parametrize(("dtype", "element_bytes"), [(torch.bfloat16, 2), (torch.float32, 4)])
+def test_eager_attention_keeps_the_scores_that_torch_saves(dtype, element_bytes):
+    length = 256
+    query = torch.randn(1, 32, length, 8, dtype=dtype, requires_grad=True)
+    mask, saved = torch.zeros(1, 1, length, length, dtype=dtype), {}
+    module = SimpleNamespace(num_key_value_groups=4, training=True)
+    keys = torch.randn(1, 8, length, 8, dtype=dtype, requires_grad=True)
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.nbytes() > length * length * 32:  # one of scores
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found, _ = eager_attention_forward(module, query, keys, keys, mask, 1.0)
+    assert sum(saved.values()) == score_bytes(LLAMA, length**2, element_bytes)
+    assert found.requires_grad
+
+
+def test_eager_attention_is_counted_where_a_model_has_no_other():
+    softcapped = decoder_shape(
+        json.loads(LLAMA_JSON.read_text(encoding="utf-8")) | {"attn_logit_softcapping": 50.0}, "capped"
+    )
+    run = replace(BIG, stage=1, is_flash=False, micro_batch_size=1, seq_len=2048, checkpoint_layers=-1)
+    assert [attention_of(LLAMA, run), attention_of(softcapped, run)] == ["SDPA", "eager attention"]
+    assert attention_of(LLAMA, replace(run, is_eager=True)) == "eager attention"
+    # A layer made anew: 32 heads of 2048 x 2048 scores in float32 and bf16, and as much of gradients.
+    weights, run = adapter_weights(LLAMA, 8), replace(run, loss_chunk_tokens=64)
+    peaks = [forecast(shape, run, weights) for shape in (LLAMA, softcapped)]
+    assert {peak.moment for peak in peaks} == {"backward of a layer"}
+    assert peaks[1].parts.activations - peaks[0].parts.activations == 32 * 2048**2 * (6 + 6)
+    no_flash = replace(softcapped, has_flash=False)
+    flash = replace(run, is_flash=True)
+    assert [attention_of(softcapped, flash), attention_of(no_flash, flash)] == [
+        "flash attention",
+        "eager attention",
+    ]
+    assert attention_of(no_flash, replace(flash, names_flash=True)) == "flash attention"
 
 
 @pytest.mark.parametrize(

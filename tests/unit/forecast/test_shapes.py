@@ -13,7 +13,7 @@ from trainer.config.options import group_options
 from trainer.config.store import compose_config
 from trainer.errors import ModelError
 from trainer.forecast.config_json import shipped_shapes
-from trainer.forecast.shapes import decoder_shape
+from trainer.forecast.shapes import decoder_shape, knows
 from trainer.model.meta import meta_shape
 
 BASE = {
@@ -63,6 +63,23 @@ REAL = {
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
     "microsoft/phi-4": 14_659_507_200,
     "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
+    # Without the 0.44 billion of what sees.
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": 23_572_403_200,
+    "google/gemma-3-4b-it": 3_880_263_168,
+    # Experts whole; without the layer of GLM that predicts a second token.
+    "openai/gpt-oss-20b": 20_914_757_184,
+    "ibm-granite/granite-4.0-h-tiny": 6_939_037_248,
+    "zai-org/GLM-4.5-Air": 106_852_245_504,
+}
+ACTIVE = {
+    # The 3.6 and 12 billion that publishers tell of, and embeddings: 579,133,440 and twice 620,756,992.
+    "openai/gpt-oss-20b": 4_193_246_784,
+    "zai-org/GLM-4.5-Air": 13_424_123_904,
+    "ibm-granite/granite-4.0-h-tiny": 1_465_470_528,
+    "Qwen/Qwen3-30B-A3B": 3_353_032_704,
 }
 
 
@@ -128,9 +145,35 @@ def test_a_token_of_a_mixture_goes_to_the_experts_it_is_sent_to_and_memory_holds
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_shapes_have_the_parameters_their_publishers_say(name):
-    config = shipped_shapes()[name]
-    assert decoder_shape(config, name).num_params == REAL[name]
+def test_real_shapes_have_the_parameters_their_publishers_say(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    shape, _ = find_shape(ModelConfig(path=name))
+    assert shape.num_params == REAL[name]
+    assert shape.num_active == ACTIVE.get(name, REAL[name])
+
+
+def test_a_part_that_says_all_sizes_is_counted_without_building_it():
+    found = shipped_shapes()
+    assert knows(found["mistralai/Mistral-Small-3.1-24B-Instruct-2503"])
+    # Gemma 3 leaves its vocabulary and heads to transformers.
+    assert not knows(found["google/gemma-3-4b-it"])
+
+
+def test_what_is_built_tells_of_its_attention_its_layers_and_its_files():
+    shape, _ = find_shape(ModelConfig(path="openai/gpt-oss-20b"))
+    assert not shape.has_sdpa and not shape.has_flash
+    # 4 of 32 experts of 2880 a token, and the router; 4 copies in and 4 out.
+    assert shape.ffn_width == pytest.approx(4 * 2880 + 32 / 3, rel=0.01) and shape.routed_copies == 8
+    assert any(
+        "weights in mxfp4, which are made whole as they are read: 39.0 GiB" in note for note in shape.notes
+    )
+    gemma, _ = find_shape(ModelConfig(path="google/gemma-3-4b-it"))
+    assert gemma.has_post_norms and gemma.has_qk_norm and gemma.ffn_width == 10240 and gemma.is_tied
+    assert any(note.startswith("Of gemma3 only the language part is counted") for note in gemma.notes)
+    granite, _ = find_shape(ModelConfig(path="ibm-granite/granite-4.0-h-tiny"))
+    assert any(
+        note.startswith("Layers of the kind") and "rows of their own" in note for note in granite.notes
+    )
 
 
 @pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"])
@@ -173,7 +216,7 @@ def test_a_size_that_is_missing_or_wrong_is_named(key, value):
 def test_an_unknown_architecture_is_built_on_the_meta_device(tmp_path, case):
     config = BASE | case | {"n_embd": 48, "n_layer": 3, "n_head": 6}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shape = meta_shape(str(tmp_path), ModelConfig(path=str(tmp_path)))
+    shape = meta_shape(config, str(tmp_path), ModelConfig(path=str(tmp_path)))
     model = built(config)
     assert shape.num_params == num_built(model)
     assert shape.num_layers == 3 and shape.hidden_size == 48

@@ -142,6 +142,32 @@ def test_routers_that_are_made_of_linear_layers_are_not_adapted(model_type):
     assert any("router" in name for name, _ in model.named_modules())
 
 
+@pytest.mark.parametrize(
+    ("model_type", "options", "passed"),
+    [
+        (
+            "granitemoehybrid",
+            {"layer_types": ["mamba", "attention"], "position_embedding_type": "nope"},
+            "out_proj",
+        ),
+        ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}, "dt_proj"),
+    ],
+)
+def test_layers_whose_weight_is_read_past_an_adapter_get_none(model_type, options, passed):
+    sizes = {
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "num_local_experts": 2,
+        "num_experts": 2,
+    }
+    _, found = tuned(model_type, {**sizes, **options, "num_experts_per_tok": 1})
+    assert passed not in counted_layers(found.modules) and "in_proj" in counted_layers(found.modules)
+    assert passed in counted(name for name, *_ in found.left_out)
+    with pytest.raises(ConfigError, match=rf"reads the weight of model\.layers\.0\.mamba\.{passed} past"):
+        tuned(model_type, {**sizes, **options, "num_experts_per_tok": 1}, target=[passed])
+
+
 def test_a_model_without_linear_layers_is_told_to_train_whole():
     with pytest.raises(
         ConfigError, match=r"another than lora for gpt2, which has no linear layers.*tune=full"

@@ -7,6 +7,9 @@ layer is asked for by its whole name while injecting, and the folder for others 
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -42,13 +45,22 @@ def linear_targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
         key, shown = "tune.target", str(tune.target)
         if named == [ALL_LINEAR]:
             closed = _refused_words(model, linear) if tune.method is TuneMethod.lora else set()
-            possible = [n for n in linear if linear[n] is not head and _last_word(n) not in closed]
+            passed = read_by_weight(model, linear)
+            possible = [
+                n for n in linear if linear[n] is not head and _last_word(n) not in closed and n not in passed
+            ]
             chosen = _large_enough(linear, possible, tune)
         else:
             hits = [{n for n in linear if n == t or n.endswith(f".{t}")} for t in named]
             chosen = [n for n in linear if all(hits) and any(n in hit for hit in hits)]
     if not chosen and (named or tune.target_pattern is not None):
         _refuse_none(model, tune, key, shown, {n for n in linear if linear[n] is not head})
+    if passed := read_by_weight(model, chosen):
+        raise ConfigError(
+            f"`{key}` must name layers that {type(model).__name__} calls, but is {shown} instead, and it reads the "
+            f"weight of {min(passed)} past what stands beside it. Leave that one out, or set "
+            f"tune.target=[{ALL_LINEAR}]."
+        )
     if any(linear[name] is head for name in chosen):
         raise ConfigError(
             f"`{key}` must leave out the output layer, but is {shown} instead, which finds it. Name other layers, or "
@@ -103,6 +115,33 @@ def moved_by_peft(model: Any, names: Iterable[str]) -> set[str]:
         if word not in (asked.target_modules or ()):
             words.add(word)
     return {name for name in names if _last_word(name) in words}
+
+
+def read_by_weight(model: Any, names: Iterable[str]) -> set[str]:
+    """Return those names of layers whose weight is read by the module that holds them, in place of a call.
+
+    An adapter beside such a layer is gone round. Mamba's layers hand weights to kernels (`self.out_proj.weight`), peft
+    knows of some model types only.
+    """
+    found = set()
+    for name in names:
+        owner, _, last = name.rpartition(".")
+        read = rf"self\.{re.escape(last)}\.weight\b(?!\.(dtype|device|shape))"
+        kind: Any = type(model.get_submodule(owner))
+        if re.search(read, _source(kind)):
+            found.add(name)
+    return found
+
+
+@functools.cache
+def _source(kind: Any) -> str:
+    """Return the code of a class and of those it is made from, without torch's own."""
+    texts = []
+    for one in kind.__mro__:
+        if one is not object and not one.__module__.startswith("torch."):
+            with contextlib.suppress(OSError, TypeError):
+                texts.append(inspect.getsource(one))
+    return "\n".join(texts)
 
 
 def _refused_words(model: Any, names: Iterable[str]) -> set[str]:
