@@ -9,6 +9,7 @@ import numpy as np
 from trainer.config.tune import Init, TuneMethod
 from trainer.evaluate.proofs.agreement import check_packing, check_rows
 from trainer.evaluate.proofs.frozen import FrozenCheck, check_heard, check_silent
+from trainer.evaluate.proofs.gradient import check_gradient
 from trainer.evaluate.proofs.isolation import Isolation, check_isolation
 from trainer.model.masks import reach
 from trainer.run.session import Session
@@ -41,6 +42,12 @@ def prove_isolation(session: Session) -> Isolation:
         else f"; the model's window is {window} tokens" + (", longer than a pack" * (window >= seq_len)),
     )
     return probed
+
+
+def prove_gradient(session: Session) -> float:
+    """Stop unless the gradient of the loss is the one of the model's own code; return how far they are apart."""
+    loaded = session.loaded
+    return check_gradient(session.policy, loaded.own_code, loaded.model.config, session.config.data.seq_len)
 
 
 def prove_adapter(session: Session, probe: np.ndarray) -> FrozenCheck | None:
