@@ -39,7 +39,8 @@ def prove_isolation(session: Session) -> Isolation:
         apart,
         ""
         if not window
-        else f"; the model's window is {window} tokens" + (", longer than a pack" * (window >= seq_len)),
+        else f"; the model's longest window, chunk or convolution is {window} tokens"
+        + (", longer than a pack" * (window >= seq_len)),
     )
     return probed
 
