@@ -27,7 +27,7 @@ from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
-from trainer.model.experts import ExpertLoad
+from trainer.model.expert_load import ExpertLoad
 from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
