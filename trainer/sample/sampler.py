@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from trainer.config.generate import GenerateConfig
+from trainer.model.body import cache_argument
+from trainer.model.cache import empty_cache
 from trainer.sample.prompts import Draft, PromptPlan
 
 CPU_BATCH = 16
@@ -35,7 +37,13 @@ class TransformersSampler:
     def __init__(
         self, model: Any, plan: PromptPlan, options: GenerateConfig, batch_size: int, device: torch.device
     ) -> None:
+        """Take the model.
+
+        Raises:
+            ModelError: It keeps what it has read in a way that is not known.
+        """
         self._model = model.eval()
+        self._cache_name = cache_argument(model)
         self._plan = plan
         self._options = options
         self._batch_size = batch_size
@@ -47,11 +55,11 @@ class TransformersSampler:
         options = self._options
         generator = torch.Generator(self._device).manual_seed(batch_seed(options.seed, number))
         drafts = [Draft(self._plan, options.max_new_tokens) for _ in range(self._batch_size)]
-        # The header is the same in every row: it is read once and its cache repeated.
-        output = self._model(self._tensor([self._plan.header]), use_cache=True)
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(len(drafts))
-        logits_BV = output.logits[:, -1].repeat_interleave(len(drafts), dim=0)
+        # The header is the same in every row: it is read once and what is kept of it repeated. By choosing rows, which
+        # states of recurrent layers can and no method else of theirs.
+        cache = empty_cache(self._model.config)
+        logits_BV = self._read(self._tensor([self._plan.header]), cache).repeat_interleave(len(drafts), dim=0)
+        cache.reorder_cache(self._tensor([0] * len(drafts)))
         live = drafts
         while True:
             if should_stop():
@@ -62,14 +70,15 @@ class TransformersSampler:
             if not growing:
                 return drafts
             if 2 * len(growing) <= len(live):  # finished rows go when they are half: a copy of the cache
-                cache.batch_select_indices(self._tensor(growing))
+                cache.reorder_cache(self._tensor(growing))
                 live = [live[row] for row in growing]
                 follow = [follow[row] for row in growing]
-            output = self._model(
-                self._tensor([[token] for token in follow]), past_key_values=cache, use_cache=True
-            )
-            cache = output.past_key_values
-            logits_BV = output.logits[:, -1]
+            logits_BV = self._read(self._tensor([[token] for token in follow]), cache)
+
+    def _read(self, tokens_BT: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Return the logits after the last token of each row; the cache is filled in place."""
+        output = self._model(tokens_BT, use_cache=True, **{self._cache_name: cache})
+        return torch.as_tensor(output.logits[:, -1])
 
     def _tensor(self, values: list[Any]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
