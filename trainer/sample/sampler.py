@@ -10,13 +10,14 @@ and with temperature 1 and top_p 1 a token is drawn from exactly the model's dis
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from trainer.config.generate import GenerateConfig
-from trainer.model.body import cache_argument
+from trainer.model.body import body_of, cache_argument, keeps_state_alone
 from trainer.model.cache import empty_cache
 from trainer.sample.prompts import Draft, PromptPlan
 
@@ -44,6 +45,7 @@ class TransformersSampler:
         """
         self._model = model.eval()
         self._cache_name = cache_argument(model)
+        self._takes_places = not keeps_state_alone(body_of(model))
         self._plan = plan
         self._options = options
         self._batch_size = batch_size
@@ -58,10 +60,12 @@ class TransformersSampler:
         # The header is the same in every row: it is read once and what is kept of it repeated. By choosing rows, which
         # states of recurrent layers can and no method else of theirs.
         cache = empty_cache(self._model.config)
-        logits_BV = self._read(self._tensor([self._plan.header]), cache).repeat_interleave(len(drafts), dim=0)
+        logits_BV = self._read(self._tensor([self._plan.header]), cache, 0).repeat_interleave(
+            len(drafts), dim=0
+        )
         cache.reorder_cache(self._tensor([0] * len(drafts)))
         live = drafts
-        while True:
+        for place in itertools.count(len(self._plan.header)):
             if should_stop():
                 return None
             tokens_B = draw(logits_BV, options.temperature, options.top_p, generator)
@@ -73,11 +77,20 @@ class TransformersSampler:
                 cache.reorder_cache(self._tensor(growing))
                 live = [live[row] for row in growing]
                 follow = [follow[row] for row in growing]
-            logits_BV = self._read(self._tensor([[token] for token in follow]), cache)
+            logits_BV = self._read(self._tensor([[token] for token in follow]), cache, place)
+        raise AssertionError("every draft ends")
 
-    def _read(self, tokens_BT: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Return the logits after the last token of each row; the cache is filled in place."""
-        output = self._model(tokens_BT, use_cache=True, **{self._cache_name: cache})
+    def _read(self, tokens_BT: torch.Tensor, cache: Any, place: int) -> torch.Tensor:
+        """Return the logits after the last token of each row; the cache is filled in place.
+
+        Args:
+            place: Of the first token in its row: a model whose first layer keeps no keys may count wrongly itself.
+        """
+        options = {self._cache_name: cache}
+        if self._takes_places:
+            places_T = torch.arange(place, place + tokens_BT.shape[1], device=self._device)
+            options["position_ids"] = places_T.expand(len(tokens_BT), -1)
+        output = self._model(tokens_BT, use_cache=True, **options)
         return torch.as_tensor(output.logits[:, -1])
 
     def _tensor(self, values: list[Any]) -> torch.Tensor:
