@@ -35,7 +35,7 @@ def watching(model: nn.Module, moved: float = 0.0) -> Iterator[dict[str, Tensor]
         if EMBEDDINGS in seen:
             return given_BTH
         seen[EMBEDDINGS] = _shaken(given_BTH.detach(), moved).requires_grad_()
-        return seen[EMBEDDINGS]
+        return seen[EMBEDDINGS].clone()  # some bodies scale it in place, which no leaf allows
 
     def before(name: str) -> Any:
         def note(module: nn.Module, args: Any, kwargs: Any) -> None:

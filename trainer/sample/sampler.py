@@ -123,13 +123,15 @@ def batch_seed(seed: int, number: int) -> int:
 def choose_batch_size(
     hf_config: Any, num_tokens: int, gpu_bytes: int | None, num_parameters: int, element_bytes: int = 2
 ) -> int:
-    """Return a batch that fits beside the weights: a power of two up to 256; 16 without a GPU.
+    """Return a batch that fits beside the weights: a power of two up to 256; 16 without a GPU, or without keys.
+
+    What a model of states alone keeps of a row has no name that all configurations share.
 
     Args:
         num_tokens: Longest sequence, prompt included.
         gpu_bytes: All of the GPU's memory, so that two GPUs of a kind choose the same; None without one.
     """
-    if gpu_bytes is None:
+    if gpu_bytes is None or not cache_bytes(hf_config):
         return CPU_BATCH
     # Growing the cache by a token holds one layer twice; count the cache twice for the allocator's gaps.
     cache = 2 * cache_bytes(hf_config, element_bytes) * num_tokens
@@ -140,8 +142,10 @@ def choose_batch_size(
 
 
 def cache_bytes(hf_config: Any, element_bytes: int = 2) -> int:
-    """Return the bytes of one token's keys and values, in bf16 unless said otherwise."""
-    heads = int(hf_config.num_attention_heads)
+    """Return the bytes of one token's keys and values, in bf16 unless said otherwise; 0 without attention."""
+    heads = int(getattr(hf_config, "num_attention_heads", None) or 0)
+    if not heads:
+        return 0
     head_size = int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
     kv_heads = int(getattr(hf_config, "num_key_value_heads", None) or heads)
     return 2 * element_bytes * int(hf_config.num_hidden_layers) * kv_heads * head_size

@@ -109,6 +109,11 @@ def test_a_head_that_hands_back_another_gradient_stops_the_run():
         check_gradient(policy, OwnCode(policy.module.lm), config, 256)
 
 
+def test_families_that_scale_around_their_output_layer_or_in_place_have_their_own_gradient():
+    assert proved(None, "granite", logits_scaling=8.0, embedding_multiplier=12.0)[0] <= 1e-5
+    assert proved(None, "ctrl", n_embd=32, dff=64, n_layer=2, n_head=4, n_positions=512)[0] <= 1e-5
+
+
 def test_a_layer_that_drops_out_by_itself_is_compared_without_recomputing_it(caplog):
     shape = {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.5, "max_position_embeddings": 512}
     found, _, _ = proved(None, "opt", recomputes=True, **shape)

@@ -170,3 +170,7 @@ def test_a_model_whose_states_are_kept_otherwise_is_refused():
     plan = PromptPlan(is_chat=False, header=[5], bridge=[], stops=[])
     with pytest.raises(ModelError, match=r"must take a cache as .* but RwkvForCausalLM takes"):
         TransformersSampler(AutoModelForCausalLM.from_config(config), plan, GenerateConfig(), 2, CPU)
+
+
+def test_a_model_without_keys_gets_a_small_batch_on_any_gpu():
+    assert choose_batch_size(AutoConfig.for_model("mamba2"), 512, 141 << 30, 10**9) == 16

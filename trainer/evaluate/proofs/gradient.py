@@ -28,6 +28,7 @@ from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
 from trainer.evaluate.proofs.called import called
 from trainer.model.head.ask import OwnLogits, working_type
+from trainer.model.head.head import head_of
 from trainer.model.head.nll import Nll
 from trainer.model.own_code import OwnCode
 from trainer.model.tune.prompt import virtual_off
@@ -78,7 +79,10 @@ def check_gradient(policy: Policy, own_code: OwnCode, hf_config: Any, seq_len: i
     for place in reversed([place for place in own.places if place in ours.places]):
         if own.places[place].numel() > ours.places[place].numel():
             continue  # another layout; the places around it tell
-        apart = _apart(own.places[place], ours.places[place])
+        found = ours.places[place]
+        if place == HEAD and not head_of(policy.module).bend.is_none:
+            found = _fitted(own.places[place], found)
+        apart = _apart(own.places[place], found)
         allowed = max(NOISE * _apart(own.places[place], again.places[place]), floor)
         if not apart <= allowed:
             _refuse(f"in {_described(place, after, hf_config)}", apart, allowed, num_kernels, num_recomputed)
@@ -179,6 +183,16 @@ def _apart(own: Tensor, other: Tensor) -> float:
     if not shares.numel():
         return float(other_TH.abs().max() > 0)
     return float("nan") if shares.isnan().any() else float(shares.median())
+
+
+def _fitted(own: Tensor, other: Tensor) -> Tensor:
+    """Return a gradient times what brings it nearest: some models scale what goes into the output layer, we after it.
+
+    A wrong scale is seen at the layer before.
+    """
+    other_TH, own_TH = (g.double().reshape(-1, g.shape[-1]) for g in (other, own))
+    other_TH = other_TH[: len(own_TH)]
+    return other_TH * ((own_TH * other_TH).sum() / other_TH.square().sum().clamp(min=1e-30))
 
 
 def _share(own: Tensor, other: Tensor, least: float) -> float:
