@@ -253,6 +253,7 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         is_flash=zero.dtype == "bf16"
         and model.attention not in (Attention.sdpa, Attention.eager)
         and not config.tune.is_virtual,
+        is_eager=model.attention is Attention.eager,
         is_fused=model.kernels is not Kernels.none,
         overlap_comm=zero.overlap_comm,
         reduce_bucket_size=zero.reduce_bucket_size,

@@ -41,6 +41,15 @@ def mask_bytes(micro_batch_size: int, seq_len: int, is_flash: bool, element_byte
     return 0.0 if is_flash else float(micro_batch_size * seq_len * seq_len * element_bytes)
 
 
+def score_bytes(micro_batch_size: int, seq_len: int, num_heads: int, element_bytes: int) -> float:
+    """Return what a layer of eager attention keeps of its scores: their softmax in fp32, and that in the run's dtype.
+
+    Counted from the source of transformers (eager_attention_forward), not measured. In fp32 both are one tensor.
+    """
+    kept = 4 if element_bytes == 4 else 4 + element_bytes
+    return float(micro_batch_size * num_heads * seq_len * seq_len * kept)
+
+
 def checkpoint_bytes(shape: DecoderShape, element_bytes: int) -> float:
     """Return what a recomputed layer keeps of a token: its input."""
     return shape.hidden_size * element_bytes

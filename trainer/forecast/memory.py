@@ -12,7 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.forecast.activations import checkpoint_bytes, layer_backward_bytes, layer_bytes, mask_bytes
+from trainer.forecast.activations import (
+    checkpoint_bytes,
+    layer_backward_bytes,
+    layer_bytes,
+    mask_bytes,
+    score_bytes,
+)
 from trainer.forecast.shapes import DecoderShape
 
 GIB = 1024**3
@@ -37,6 +43,8 @@ class RunShape:
     element_bytes: int = 2
     """Bytes of a parameter: 2 in bf16, 4 in fp32."""
     is_flash: bool = True
+    is_eager: bool = False
+    """Attention is computed by the model's own eager code."""
     is_fused: bool = True
     """Norms and gated MLPs by Liger."""
     overlap_comm: bool = True
@@ -275,6 +283,8 @@ class _Layers:
         one = per_token * run.num_tokens + mask_bytes(
             run.micro_batch_size, run.seq_len, run.is_flash, run.element_bytes
         )
+        if run.is_eager or (shape.caps_scores and not run.is_flash):
+            one += score_bytes(run.micro_batch_size, run.seq_len, shape.num_heads, run.element_bytes)
         inputs = checkpoint_bytes(shape, run.element_bytes) * run.num_tokens
         # The input of the final norm comes after the layers.
         saved = count * inputs + (shape.num_layers - count) * one + inputs

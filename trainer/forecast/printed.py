@@ -66,10 +66,12 @@ def run_sentence(shape: DecoderShape, run: RunShape) -> str:
     asked = run.checkpoint_layers
     count = shape.num_layers if asked < 0 else min(asked, shape.num_layers)
     dtype = "bf16" if run.element_bytes == 2 else "float32"
+    is_eager = run.is_eager or (shape.caps_scores and not run.is_flash)
+    attention = "eager attention" if is_eager else "flash attention" if run.is_flash else "SDPA"
     return (
         f"{_plural(run.world_size, 'rank')}, {run.micro_batch_size} x {run.seq_len:,} tokens a rank, "
         f"{_plural(run.num_micro_steps, 'micro-step')} in {dtype}, {count} of {shape.num_layers} layers recomputed, "
-        f"{'flash attention' if run.is_flash else 'SDPA'}, {'Liger' if run.is_fused else 'no fused'} kernels."
+        f"{attention}, {'Liger' if run.is_fused else 'no fused'} kernels."
     )
 
 

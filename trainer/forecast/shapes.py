@@ -56,6 +56,8 @@ class DecoderShape:
     """Those of `experts` that a token does not go to."""
     has_qk_norm: bool = False
     has_post_norms: bool = False
+    caps_scores: bool = False
+    """Scores of attention are bent, which SDPA cannot: without flash attention it is eager."""
     notes: tuple[str, ...] = field(default=())
     """What the counts leave open, for the reader."""
 
@@ -90,6 +92,7 @@ class _Family:
     is_qk_norm_whole: bool = False
     """The norms of q and k are over all heads together and not over each."""
     has_post_norms: bool = False
+    caps_scores: bool = False
     is_fused: bool = False
     """q, k and v are one linear layer, and gate and up another."""
     experts_key: str = ""
@@ -102,7 +105,9 @@ _FAMILIES: dict[str, _Family] = {
     "qwen2": _Family(num_kv_heads=32, qkv_bias=True),
     "qwen3": _Family(num_kv_heads=32, head_dim=128, bias_keys=True, has_qk_norm=True),
     "gemma": _Family(tied=True, num_kv_heads=16, head_dim=256, bias_keys=True),
-    "gemma2": _Family(tied=True, num_kv_heads=4, head_dim=256, bias_keys=True, has_post_norms=True),
+    "gemma2": _Family(
+        tied=True, num_kv_heads=4, head_dim=256, bias_keys=True, has_post_norms=True, caps_scores=True
+    ),
     "gemma3_text": _Family(
         tied=True, num_kv_heads=4, head_dim=256, bias_keys=True, has_qk_norm=True, has_post_norms=True
     ),
@@ -176,6 +181,7 @@ def decoder_shape(config: Mapping[str, Any], origin: str) -> DecoderShape:
         idle=mlp.idle,
         has_qk_norm=family.has_qk_norm,
         has_post_norms=family.has_post_norms,
+        caps_scores=bool(config.get("attn_logit_softcapping", family.caps_scores)),
         notes=mlp.notes,
     )
 

@@ -8,7 +8,7 @@ import pytest
 from tests.house.tree import ROOT
 from trainer.command.fitting import fitted, run_shape
 from trainer.config.store import compose_config
-from trainer.forecast.activations import layer_bytes, mask_bytes
+from trainer.forecast.activations import layer_bytes, mask_bytes, score_bytes
 from trainer.forecast.adapter_sizes import adapter_weights
 from trainer.forecast.memory import GIB, RunShape, forecast, full_weights
 from trainer.forecast.shapes import decoder_shape
@@ -129,6 +129,26 @@ def test_without_fused_kernels_and_flash_attention_more_is_kept():
     # k and v repeated to all heads.
     assert layer_bytes(LLAMA, 2, is_flash=False, is_fused=True) == fused + 2 * 2 * (4096 - 1024)
     assert mask_bytes(2, 4096, is_flash=False, element_bytes=2) == 2 * 4096**2 * 2
+    # The softmax of 32 heads' scores in float32, and once more in bf16.
+    assert score_bytes(2, 4096, 32, 2) == 2 * 32 * 4096**2 * 6 and score_bytes(1, 64, 4, 4) == 4 * 64**2 * 4
+
+
+def test_a_run_of_eager_attention_holds_the_scores_of_a_layer():
+    """Asked for, or because scores are capped and there is no flash attention."""
+    record = json.loads(LLAMA_JSON.read_text(encoding="utf-8"))
+    capped = decoder_shape(record | {"attn_logit_softcapping": 50.0}, "capped")
+    run = RunShape(3, 8, 1, 4096, 1, 0, 1024, is_flash=False)
+    sdpa, asked, of_capped, flash = (
+        forecast(shape, replace(run, **changes), full_weights(shape)).gib
+        for shape, changes in (
+            (LLAMA, {}),
+            (LLAMA, {"is_eager": True}),
+            (capped, {}),
+            (capped, {"is_flash": True}),
+        )
+    )
+    assert asked - sdpa == pytest.approx(32 * score_bytes(1, 4096, 32, 2) / GIB)
+    assert of_capped == asked and flash < sdpa
 
 
 @pytest.mark.parametrize(
