@@ -17,6 +17,13 @@ from trainer.run.session import Session
 _LOG = logging.getLogger(__name__)
 
 
+def prove_model(session: Session) -> Isolation:
+    """Stop unless documents are alone and the gradient is the model's own."""
+    probed = prove_isolation(session)
+    prove_gradient(session)
+    return probed
+
+
 def prove_isolation(session: Session) -> Isolation:
     """Stop unless documents of a pack are what they are alone."""
     hf_config, seq_len = session.loaded.model.config, session.config.data.seq_len

@@ -32,7 +32,7 @@ from trainer.model.head.head import head_of
 from trainer.model.head.nll import Nll
 from trainer.model.own_code import OwnCode
 from trainer.model.tune.prompt import virtual_off
-from trainer.model.watch import EMBEDDINGS, HEAD, early_parameters, recomputing, watching
+from trainer.model.flow import EMBEDDINGS, HEAD, early_parameters, recomputing, watching
 
 _LOG = logging.getLogger(__name__)
 
