@@ -27,12 +27,12 @@ from trainer.data.types import Pack
 from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
 from trainer.evaluate.proofs.called import called
+from trainer.model.flow import EMBEDDINGS, HEAD, early_parameters, recomputing, watching
 from trainer.model.head.ask import OwnLogits, working_type
 from trainer.model.head.head import head_of
 from trainer.model.head.nll import Nll
 from trainer.model.own_code import OwnCode
 from trainer.model.tune.prompt import virtual_off
-from trainer.model.flow import EMBEDDINGS, HEAD, early_parameters, recomputing, watching
 
 _LOG = logging.getLogger(__name__)
 
