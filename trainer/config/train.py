@@ -27,7 +27,8 @@ class TrainConfig:
     max_non_finite_steps: int = 3
     """Stop after so many skipped or non-finite steps in a row. 0 stops at the first."""
     isolation_probe: bool = True
-    """Before the first step: perturb one document and assert that the others' logits do not move."""
+    """Before the first step: perturb one document and assert that the others' logits do not move, and that the gradient
+    of the loss is that of the model's own code."""
 
 
 @dataclass

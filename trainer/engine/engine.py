@@ -81,6 +81,21 @@ class Engine:
         finally:
             self._ds.train()
 
+    @contextlib.contextmanager
+    def differentiating(self) -> Iterator[nn.Module]:
+        """Give the module to ask for gradients of what flows through it: without dropout, and none of a parameter kept.
+
+        DeepSpeed is passed by, so that nothing is reduced; ZeRO-3 gathers by hooks on the module. Use
+        `torch.autograd.grad`. Collective under ZeRO-3.
+        """
+        self._ds.eval()
+        try:
+            yield self.module
+        finally:
+            self._ds.train()
+            if self.stage == 3:  # its hooks keep what a backward pass that ended early had gathered
+                self._ds.empty_partition_cache()
+
     def states(self) -> dict[str, Any]:
         """Return this rank's shards of what trains, by file name, without touching a disk. Collective.
 

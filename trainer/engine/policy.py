@@ -78,6 +78,10 @@ class Policy:
 
     def answer(self, ask: Ask[A], micro: MicroBatch) -> A:
         """Ask something about a micro-batch."""
+        return self.engine.forward(ask, **self.inputs(micro))
+
+    def inputs(self, micro: MicroBatch) -> dict[str, Any]:
+        """Return what the model takes of a micro-batch, on the device."""
         inputs = (
             row_inputs(micro, self.device)
             if self.in_rows
@@ -86,7 +90,7 @@ class Policy:
         if self.balance is not None and micro.num_tokens:
             is_token_BT = micro.units_S[micro.segments_BT] >= 0
             inputs["is_token_N"] = move(torch.from_numpy(is_token_BT.reshape(-1)), self.device)
-        return self.engine.forward(ask, **inputs)
+        return inputs
 
     def answer_raw(self, ask: Ask[A], **inputs: Any) -> A:
         """Ask something about inputs that are no pack: a document with the model's own mask, a generation."""

@@ -1,6 +1,6 @@
 """Mixtures of experts, read from the loaded model: what holds experts, what a token is multiplied with, who is chosen.
 
-Shapes: N tokens, K experts a token goes to, L layers with experts.
+Which experts tokens are sent to while a model trains is counted in expert_load.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 ADDED = re.compile(r"\.(lora_|ia3_)")
 """Parameters that an adapter adds."""
@@ -155,75 +155,3 @@ def choice_biases(model: nn.Module) -> list[str]:
 def _kinds(names: list[str]) -> str:
     kinds = Counter(".".join(name.replace(".base_layer", "").split(".")[-2:]) for name in names)
     return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
-
-
-class ExpertLoad:
-    """Counts which experts tokens are sent to while a model trains, without waiting for the device.
-
-    A module of experts is told of the choice by a tensor of whole numbers [N, K]; one that is told otherwise is not
-    counted.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        """Listen to every module that holds experts, in place."""
-        owners = {name.rpartition(".")[0]: size_of(found)[0] for name, found in expert_tensors(model).items()}
-        self._sizes = list(owners.values())
-        self._counts: list[Tensor | None] = [None] * len(owners)
-        for place, name in enumerate(owners):
-            hook = _Listener(self._counts, place, self._sizes[place])
-            model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Return the experts of every layer that has some."""
-        return self._sizes
-
-    def take(self) -> list[float]:
-        """Return the tokens of every expert since the last call, layer after layer. Waits for the device."""
-        found: list[float] = []
-        for place, size in enumerate(self._sizes):
-            counts = self._counts[place]
-            found += [0.0] * size if counts is None else [float(count) for count in counts.tolist()]
-            if counts is not None:
-                counts.zero_()
-        return found
-
-
-def spread(counts: list[float], sizes: list[int]) -> dict[str, float]:
-    """Return the share of the busiest and of the idlest expert, means over layers, and how many got no token.
-
-    Even is one over the number of experts. Nothing where no layer was told of a choice.
-    """
-    layers, start = [], 0
-    for size in sizes:
-        layers.append(counts[start : start + size])
-        start += size
-    heard = [(layer, sum(layer)) for layer in layers if sum(layer)]
-    if not heard:
-        return {}
-    return {
-        "experts_busiest_share": sum(max(layer) / total for layer, total in heard) / len(heard),
-        "experts_idlest_share": sum(min(layer) / total for layer, total in heard) / len(heard),
-        "experts_without_tokens": float(sum(layer.count(0.0) for layer, _ in heard)),
-    }
-
-
-class _Listener:
-    """A hook before the forward of a module of experts."""
-
-    def __init__(self, counts: list[Tensor | None], place: int, num_experts: int) -> None:
-        self._counts, self._place, self._num_experts = counts, place, num_experts
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled():
-            return
-        found = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        index_NK = next((t for t in found if t.ndim == 2 and not t.is_floating_point()), None)
-        if index_NK is None or index_NK.dtype == torch.bool:
-            return
-        index = index_NK.detach().reshape(-1).long()
-        counts = self._counts[self._place]
-        if counts is None:
-            counts = torch.zeros(self._num_experts, dtype=torch.int64, device=index.device)
-            self._counts[self._place] = counts
-        counts.index_add_(0, index, torch.ones_like(index))

@@ -16,6 +16,7 @@ from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.lean import import_models
 from trainer.model.multimodal import text_config_of, text_part, whole_class
+from trainer.model.own_code import OwnCode
 from trainer.model.packed import fit_nf4, is_nf4, now_whole, packing_of, reading_nf4, unpacking
 from trainer.model.tensor_files import weight_files
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
@@ -31,6 +32,8 @@ class LoadedModel:
     attention: AttentionChoice
     source: str
     num_parameters: int
+    own_code: OwnCode
+    """What it runs without the kernels that are put in later."""
     kernels: str = "none"
 
 
@@ -176,7 +179,7 @@ def load_model(
     del keep_alive
     loaded.config.use_cache = False
     count = sum(map(num_weights, loaded.parameters()))
-    return LoadedModel(loaded, attention, source, count)
+    return LoadedModel(loaded, attention, source, count, OwnCode(loaded))
 
 
 def announce_zero3(zero3_config: dict[str, Any] | None) -> Any:

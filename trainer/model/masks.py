@@ -19,6 +19,11 @@ SLIDING = ("sliding_attention", "compressed_sparse_attention", "heavily_compress
 CHUNKED = ("chunked_attention",)
 _RECURRENT = ("linear_attention", "conv")
 """Layers that take a mask of padding or none, never one of pairs."""
+_SPANS = (
+    *("window", "chunk", "local_att", "block_size", "index_topk", "compress_rate"),
+    *("conv_kernel", "conv1d", "d_conv", "l_cache"),
+)
+"""Words in the keys of how far layers look back, or of how much they handle at once."""
 
 
 def block_mask(segments_BT: Tensor) -> Tensor:
@@ -89,31 +94,31 @@ def layer_kinds(hf_config: Any) -> set[str] | None:
     return set(kinds) if kinds else None
 
 
-def reach(hf_config: Any) -> int:
+def reach(hf_config: Any, below: int | None = None) -> int:
     """Return the tokens of the longest window, chunk or convolution that the configuration names; 0 without one.
 
     Read from every whole number whose key says so, used or not: a longer probe costs little.
+
+    Args:
+        below: Leave out those of so many tokens and more: a number that nothing uses, such as the length of a chunk in
+            generation, must not hide a window that packs are longer than.
     """
-    config = hf_config.get_text_config()
-    words = (
-        "sliding_window",
-        "window_size",
-        "chunk_size",
-        "conv_kernel",
-        "d_conv",
-        "conv_l_cache",
-        "l_cache",
-    )
-    return max(
-        (
-            value
-            for key, value in config.to_dict().items()
-            if isinstance(value, int)
-            and not isinstance(value, bool)
-            and any(word in key.lower() for word in words)
-        ),
-        default=0,
-    )
+    found: list[int] = []
+    _spans(hf_config.get_text_config().to_dict(), False, found)
+    return max((span for span in found if below is None or span < below), default=0)
+
+
+def _spans(value: Any, is_span: bool, found: list[int]) -> None:
+    """Collect the whole numbers under keys that tell of a span, in lists and dictionaries too."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            says_so = any(word in str(key).lower() for word in _SPANS) and "layers" not in str(key)
+            _spans(inner, is_span or says_so, found)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _spans(inner, is_span, found)
+    elif is_span and isinstance(value, int) and not isinstance(value, bool):
+        found.append(value)
 
 
 def _declares(config: Any, key: str) -> bool:

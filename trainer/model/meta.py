@@ -67,7 +67,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
         idle=weights.num_idle,
         has_qk_norm=any("attn" in name or "attention" in name for name, _ in _norms(built)),
         has_post_norms=_num_wide_norms(built, hidden) >= 4 * num_layers,
-        has_flash=Attention.flash_attention_2.value in has.flash,
+        has_flash=Attention.flash_attention_2.value in has.flash and max(has.head_dims, default=0) <= 256,
         has_sdpa=has.has_sdpa,
         notes=tuple(_notes(whole, config, packing, weights.num_experts, sum(counts.values()))),
         embeddings=counts["embeddings"],

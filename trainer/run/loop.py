@@ -18,7 +18,7 @@ from trainer.engine.policy import Policy
 from trainer.metrics.tracker import by_source
 from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
 from trainer.mix.mixing import Mixing
-from trainer.model.experts import ExpertLoad, spread
+from trainer.model.expert_load import ExpertLoad, spread
 from trainer.objective.contract import Objective
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator

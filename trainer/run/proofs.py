@@ -9,11 +9,19 @@ import numpy as np
 from trainer.config.tune import Init, TuneMethod
 from trainer.evaluate.proofs.agreement import check_packing, check_rows
 from trainer.evaluate.proofs.frozen import FrozenCheck, check_heard, check_silent
+from trainer.evaluate.proofs.gradient import check_gradient
 from trainer.evaluate.proofs.isolation import Isolation, check_isolation
 from trainer.model.masks import reach
 from trainer.run.session import Session
 
 _LOG = logging.getLogger(__name__)
+
+
+def prove_model(session: Session) -> Isolation:
+    """Stop unless documents are alone and the gradient is the model's own."""
+    probed = prove_isolation(session)
+    prove_gradient(session)
+    return probed
 
 
 def prove_isolation(session: Session) -> Isolation:
@@ -38,9 +46,16 @@ def prove_isolation(session: Session) -> Isolation:
         apart,
         ""
         if not window
-        else f"; the model's window is {window} tokens" + (", longer than a pack" * (window >= seq_len)),
+        else f"; the model's longest window, chunk or convolution is {window} tokens"
+        + (", longer than a pack" * (window >= seq_len)),
     )
     return probed
+
+
+def prove_gradient(session: Session) -> float:
+    """Stop unless the gradient of the loss is the one of the model's own code; return how far they are apart."""
+    loaded = session.loaded
+    return check_gradient(session.policy, loaded.own_code, loaded.model.config, session.config.data.seq_len)
 
 
 def prove_adapter(session: Session, probe: np.ndarray) -> FrozenCheck | None:

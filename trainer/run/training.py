@@ -27,7 +27,7 @@ from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
-from trainer.model.experts import ExpertLoad
+from trainer.model.expert_load import ExpertLoad
 from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
@@ -37,7 +37,7 @@ from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator
 from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
-from trainer.run.proofs import prove_adapter, prove_isolation
+from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
 from trainer.run.saver import RunIdentity, Saver, make_room
 from trainer.run.session import Session, open_session
@@ -77,7 +77,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     config, mesh = session.config, session.mesh
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
-    probed = prove_isolation(session) if config.train.isolation_probe else None
+    probed = prove_model(session) if config.train.isolation_probe else None
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None

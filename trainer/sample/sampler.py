@@ -10,12 +10,15 @@ and with temperature 1 and top_p 1 a token is drawn from exactly the model's dis
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from trainer.config.generate import GenerateConfig
+from trainer.model.body import body_of, cache_argument, keeps_state_alone
+from trainer.model.cache import empty_cache
 from trainer.sample.prompts import Draft, PromptPlan
 
 CPU_BATCH = 16
@@ -35,7 +38,14 @@ class TransformersSampler:
     def __init__(
         self, model: Any, plan: PromptPlan, options: GenerateConfig, batch_size: int, device: torch.device
     ) -> None:
+        """Take the model.
+
+        Raises:
+            ModelError: It keeps what it has read in a way that is not known.
+        """
         self._model = model.eval()
+        self._cache_name = cache_argument(model)
+        self._takes_places = not keeps_state_alone(body_of(model))
         self._plan = plan
         self._options = options
         self._batch_size = batch_size
@@ -47,13 +57,15 @@ class TransformersSampler:
         options = self._options
         generator = torch.Generator(self._device).manual_seed(batch_seed(options.seed, number))
         drafts = [Draft(self._plan, options.max_new_tokens) for _ in range(self._batch_size)]
-        # The header is the same in every row: it is read once and its cache repeated.
-        output = self._model(self._tensor([self._plan.header]), use_cache=True)
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(len(drafts))
-        logits_BV = output.logits[:, -1].repeat_interleave(len(drafts), dim=0)
+        # The header is the same in every row: it is read once and what is kept of it repeated. By choosing rows, which
+        # states of recurrent layers can and no method else of theirs.
+        cache = empty_cache(self._model.config)
+        logits_BV = self._read(self._tensor([self._plan.header]), cache, 0).repeat_interleave(
+            len(drafts), dim=0
+        )
+        cache.reorder_cache(self._tensor([0] * len(drafts)))
         live = drafts
-        while True:
+        for place in itertools.count(len(self._plan.header)):
             if should_stop():
                 return None
             tokens_B = draw(logits_BV, options.temperature, options.top_p, generator)
@@ -62,14 +74,24 @@ class TransformersSampler:
             if not growing:
                 return drafts
             if 2 * len(growing) <= len(live):  # finished rows go when they are half: a copy of the cache
-                cache.batch_select_indices(self._tensor(growing))
+                cache.reorder_cache(self._tensor(growing))
                 live = [live[row] for row in growing]
                 follow = [follow[row] for row in growing]
-            output = self._model(
-                self._tensor([[token] for token in follow]), past_key_values=cache, use_cache=True
-            )
-            cache = output.past_key_values
-            logits_BV = output.logits[:, -1]
+            logits_BV = self._read(self._tensor([[token] for token in follow]), cache, place)
+        raise AssertionError("every draft ends")
+
+    def _read(self, tokens_BT: torch.Tensor, cache: Any, place: int) -> torch.Tensor:
+        """Return the logits after the last token of each row; the cache is filled in place.
+
+        Args:
+            place: Of the first token in its row: a model whose first layer keeps no keys may count wrongly itself.
+        """
+        options = {self._cache_name: cache}
+        if self._takes_places:
+            places_T = torch.arange(place, place + tokens_BT.shape[1], device=self._device)
+            options["position_ids"] = places_T.expand(len(tokens_BT), -1)
+        output = self._model(tokens_BT, use_cache=True, **options)
+        return torch.as_tensor(output.logits[:, -1])
 
     def _tensor(self, values: list[Any]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
@@ -101,13 +123,15 @@ def batch_seed(seed: int, number: int) -> int:
 def choose_batch_size(
     hf_config: Any, num_tokens: int, gpu_bytes: int | None, num_parameters: int, element_bytes: int = 2
 ) -> int:
-    """Return a batch that fits beside the weights: a power of two up to 256; 16 without a GPU.
+    """Return a batch that fits beside the weights: a power of two up to 256; 16 without a GPU, or without keys.
+
+    What a model of states alone keeps of a row has no name that all configurations share.
 
     Args:
         num_tokens: Longest sequence, prompt included.
         gpu_bytes: All of the GPU's memory, so that two GPUs of a kind choose the same; None without one.
     """
-    if gpu_bytes is None:
+    if gpu_bytes is None or not cache_bytes(hf_config):
         return CPU_BATCH
     # Growing the cache by a token holds one layer twice; count the cache twice for the allocator's gaps.
     cache = 2 * cache_bytes(hf_config, element_bytes) * num_tokens
@@ -118,8 +142,10 @@ def choose_batch_size(
 
 
 def cache_bytes(hf_config: Any, element_bytes: int = 2) -> int:
-    """Return the bytes of one token's keys and values, in bf16 unless said otherwise."""
-    heads = int(hf_config.num_attention_heads)
+    """Return the bytes of one token's keys and values, in bf16 unless said otherwise; 0 without attention."""
+    heads = int(getattr(hf_config, "num_attention_heads", None) or 0)
+    if not heads:
+        return 0
     head_size = int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
     kv_heads = int(getattr(hf_config, "num_key_value_heads", None) or heads)
     return 2 * element_bytes * int(hf_config.num_hidden_layers) * kv_heads * head_size

@@ -15,12 +15,14 @@ from trainer.engine.engine import undivided
 from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
 from trainer.evaluate.proofs.agreement import check_head, check_rows
+from trainer.evaluate.proofs.gradient import check_gradient
 from trainer.evaluate.proofs.isolation import check_isolation
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
 from trainer.model.carry import carried_by
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
+from trainer.model.own_code import OwnCode
 
 SHAPE = {
     "vocab_size": 64,
@@ -152,6 +154,7 @@ def test_what_carries_something_along_a_row_is_known_before_it_is_loaded_and_pro
     check_head(policy, config, SEQ_LEN)
     assert check_isolation(policy, 64, SEQ_LEN).moved == 0
     assert check_rows(policy, config, SEQ_LEN) < 1e-5
+    assert check_gradient(policy, OwnCode(policy.module.lm), config, SEQ_LEN) < 1e-4
 
 
 @pytest.mark.parametrize("model_type", CARRYING)

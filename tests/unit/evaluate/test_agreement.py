@@ -156,6 +156,14 @@ def test_a_window_that_is_not_in_the_masks_stops_the_run(dtype):
     check_packing(policy, config, 32)  # this run would not see it
 
 
+def test_a_longer_number_that_nothing_uses_hides_no_window():
+    policy, config = policy_of("mistral", sliding_window=230, chunk_size=4096)
+    policy.module.lm.config = copy.copy(config)
+    policy.module.lm.config.sliding_window = None
+    with pytest.raises(SelfCheckError, match="window of 230 tokens"):
+        check_packing(policy, config, 512)
+
+
 def test_a_document_that_hears_the_one_before_it_stops_the_run():
     policy, config = policy_of("lfm2", layer_types=["conv", "full_attention"])
     with pytest.raises(SelfCheckError, match=r"must be what it is alone.*conv"):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer.model.experts import ExpertLoad, count_weights, describe_mixture, expert_tensors, spread
+from trainer.model.expert_load import ExpertLoad, spread
+from trainer.model.experts import count_weights, describe_mixture, expert_tensors
 from trainer.run.sizes import model_shape
 
 SHAPE = {
@@ -92,6 +93,64 @@ def test_the_choice_of_other_families_is_heard(model_type, options):
     counts, sizes = load.take(), load.sizes
     assert len(sizes) >= 1 and spread(counts, sizes)
     assert count_weights(model).num_idle == count_weights(model).num_experts // 2
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("llama4_text", {**MIXTRAL, "intermediate_size_mlp": 24}),
+        ("jetmoe", {**MIXTRAL, "kv_channels": 8}),
+        ("granitemoe", MIXTRAL),
+    ],
+)
+def test_the_choice_of_families_whose_experts_are_told_otherwise_is_heard(model_type, options):
+    """Scores that are 0 but for the chosen experts, and how many tokens each gets, instead of the chosen ones."""
+    model = built(model_type, options)
+    load = ExpertLoad(model)
+    model(input_ids=torch.arange(10)[None])
+    counts = load.take()
+    assert [sum(counts[start : start + 4]) for start in range(0, len(counts), 4)] == [20.0] * len(load.sizes)
+
+
+class Block(nn.Module):
+    """Three experts; tokens go where a function says."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.experts, self.choose = Experts(), choose
+        self.gate = nn.Linear(2, 3)
+
+    def forward(self, hidden):
+        return self.experts(hidden, self.choose(self.gate(hidden)))
+
+
+class Experts(nn.Module):
+    """One tensor of three matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.Parameter(torch.zeros(3, 2, 2))
+
+    def forward(self, hidden, choice):
+        return hidden
+
+
+CHOICES = {
+    "chosen": (lambda logits: torch.tensor([[0, 1], [0, 2]]), [2.0, 1.0, 1.0]),
+    "counts": (lambda logits: [2, 0, 0], [2.0, 0.0, 0.0]),
+    "neither": (lambda logits: logits, [0.0, 0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("how", CHOICES)
+def test_a_choice_that_cannot_be_seen_is_said_once(how, caplog):
+    choose, expected = CHOICES[how]
+    model = nn.Sequential(Block(choose))
+    load = ExpertLoad(model)
+    for _ in range(2):
+        model(torch.ones(2, 2))
+        assert load.take() == expected
+    assert caplog.text.count("cannot be seen (0.experts)") == (how == "neither")
 
 
 ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_shared_experts": 1}

@@ -144,6 +144,15 @@ def test_reach_is_the_longest_window_chunk_or_convolution(model_type, options, e
     assert reach(AutoConfig.for_model(model_type, **options)) == expected
 
 
+def test_reach_leaves_out_what_packs_are_not_longer_than():
+    """A window of 4096 that nothing uses hides no chunk of 256; other families name theirs otherwise."""
+    config = AutoConfig.for_model("mistral", sliding_window=4096, chunk_size=256, local_attention=128)
+    assert [reach(config, below) for below in (8192, 2048, 200, 100)] == [4096, 256, 128, 0]
+    config = AutoConfig.for_model("recurrent_gemma", attention_window_size=64, conv1d_width=4)
+    assert [reach(config, below) for below in (128, 64)] == [64, 4]
+    assert reach(AutoConfig.for_model("deepseek_v4", compress_rates={"a": 4, "b": 128}), 200) >= 128
+
+
 def build(model_type):
     """Return two copies of a model in float64, the second for plain transformers."""
     torch.manual_seed(0)

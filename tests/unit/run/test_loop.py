@@ -12,7 +12,7 @@ from trainer.dist.mesh import alone
 from trainer.engine.policy import Policy
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
-from trainer.model.experts import ExpertLoad
+from trainer.model.expert_load import ExpertLoad
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 

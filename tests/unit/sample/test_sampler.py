@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.tiny import save_llama
+from tests.unit.engine.test_rows import CARRYING, SHAPE
 from trainer.config.generate import GenerateConfig
+from trainer.errors import ModelError
 from trainer.sample.prompts import PromptPlan
 from trainer.sample.sampler import TransformersSampler, batch_seed, choose_batch_size, draw
 
@@ -125,3 +127,50 @@ def test_the_batch_fits_the_gpu_and_is_modest_without_one():
     assert choose_batch_size(llama_8b, 1100, 24 * gib, 8_000_000_000) == 16
     assert choose_batch_size(llama_8b, 1100, 16 * gib, 8_000_000_000) == 1
     assert choose_batch_size(llama_8b, 100, 141 * gib, 100_000_000) == 256
+
+
+class Checked(TransformersSampler):
+    """Compares what is said of every row with what the model says of the row's whole text."""
+
+    text_BT = torch.empty(1, 0, dtype=torch.long)
+    sizes: frozenset = frozenset()
+
+    def _read(self, tokens_BT, cache, place):
+        if not self.sizes:
+            choose = cache.reorder_cache
+
+            def chosen(rows_B):
+                self.text_BT = self.text_BT[rows_B]
+                choose(rows_B)
+
+            cache.reorder_cache = chosen
+        self.sizes |= {len(tokens_BT)}
+        self.text_BT = torch.cat([self.text_BT, tokens_BT], dim=1)
+        logits_BV = super()._read(tokens_BT, cache, place)
+        whole_BV = self._model(self.text_BT, use_cache=False).logits[:, -1]
+        torch.testing.assert_close(logits_BV, whole_BV, atol=1e-3, rtol=1e-3)
+        return logits_BV
+
+
+@pytest.mark.parametrize("model_type", CARRYING)
+def test_models_with_states_in_place_of_keys_sample_what_they_say_of_the_whole_text(model_type):
+    """A failure: a state is lost, or belongs to another row, when the header is repeated or ended rows go."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **{**SHAPE, **CARRYING[model_type]})
+    )
+    plan = PromptPlan(is_chat=False, header=[5, 6, 7, 8, 9, 10], bridge=[], stops=list(range(11)))
+    sampler = Checked(model, plan, GenerateConfig(max_new_tokens=12), 12, CPU)
+    assert sampler.sample(0, never) is not None
+    assert sampler.sizes - {1, 12}, "some rows have gone"
+
+
+def test_a_model_whose_states_are_kept_otherwise_is_refused():
+    config = AutoConfig.for_model("rwkv", vocab_size=40, hidden_size=16, num_hidden_layers=2)
+    plan = PromptPlan(is_chat=False, header=[5], bridge=[], stops=[])
+    with pytest.raises(ModelError, match=r"must take a cache as .* but RwkvForCausalLM takes"):
+        TransformersSampler(AutoModelForCausalLM.from_config(config), plan, GenerateConfig(), 2, CPU)
+
+
+def test_a_model_without_keys_gets_a_small_batch_on_any_gpu():
+    assert choose_batch_size(AutoConfig.for_model("mamba2"), 512, 141 << 30, 10**9) == 16

@@ -115,8 +115,8 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
     Raises:
         SelfCheckError: The document is not what it is alone.
     """
-    window = reach(hf_config)
-    is_beyond = 0 < window < seq_len - 8
+    window = reach(hf_config, seq_len - 8)
+    is_beyond = window > 0
     before = max(1, min(32, seq_len - window - 16 if is_beyond else seq_len // 8))
     num_tokens = min(seq_len - before, max(NUM_TOKENS, window + 64) if is_beyond else NUM_TOKENS)
     tokens_1T = _tokens(before + num_tokens, hf_config.get_text_config().vocab_size, policy.device)
@@ -155,18 +155,21 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
 def check_rows(policy: Policy, hf_config: Any, seq_len: int) -> float:
     """Compare a document beside a longer one, and so padded, with the same alone. Collective: every rank.
 
+    It is longer than any window, chunk or convolution of the model that two of them in a pack can be longer than.
+
     Raises:
         SelfCheckError: The document is not what it is alone.
     """
-    num_tokens = min(max(seq_len // 2, 1), NUM_TOKENS)
+    window = reach(hf_config, 2 * seq_len // 5 - 64)
+    num_tokens = min(max(2 * seq_len // 5, 1), max(NUM_TOKENS, window + 64))
     lengths = [num_tokens, num_tokens + max(num_tokens // 2, 1)]
     tokens_1T = _tokens(sum(lengths), hf_config.get_text_config().vocab_size, policy.device)
     pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
     micro = collate([pack], [0], sum(lengths), 0)
-    kept_K = torch.arange(num_tokens, device=policy.device)
+    kept_K = torch.linspace(0, num_tokens - 1, min(num_tokens, NUM_KEPT), device=policy.device).long()
     with policy.evaluating(), virtual_off(policy.module):
         beside_KV = _called(lambda: policy.logits(micro, kept_K))
-        alone_KV = _called(lambda: policy.answer_raw(Logits(), input_ids=tokens_1T[:, :num_tokens]))
+        alone_KV = _called(lambda: policy.answer_raw(Logits(kept_K), input_ids=tokens_1T[:, :num_tokens]))
     apart = _typical(_apart(_working(alone_KV), _working(beside_KV)))
     allowed = 4 * MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
     if not apart <= allowed:

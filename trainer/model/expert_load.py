@@ -1,0 +1,160 @@
+"""How tokens spread over experts while a model trains, heard from the modules that choose and that compute.
+
+Shapes: N tokens, K experts a token goes to, E experts of a layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model.experts import expert_tensors, size_of
+
+_LOG = logging.getLogger(__name__)
+
+WRAPPED = re.compile(r"(\.base_layer)+$")
+"""What an adapter on experts puts behind their name."""
+
+
+class ExpertLoad:
+    """Counts which experts tokens are sent to while a model trains, without waiting for the device.
+
+    Heard is what a module of experts is told: the chosen ones as whole numbers [N, K], or how many tokens each gets.
+    Where it is told neither, what the modules beside it last gave: such numbers, or scores [N, E] that are 0 but for
+    the chosen ones. A choice that is told otherwise is not counted, and that is said.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Listen to every module that holds experts and to those beside it, in place."""
+        owners = {name.rpartition(".")[0]: size_of(found)[0] for name, found in expert_tensors(model).items()}
+        self._sizes = list(owners.values())
+        self._listeners = [_Listener(size) for size in self._sizes]
+        self._names = list(owners)
+        self._has_told = False
+        for name, listener in zip(owners, self._listeners, strict=True):
+            model.get_submodule(name).register_forward_pre_hook(listener.before_experts, with_kwargs=True)
+            block, _, within = WRAPPED.sub("", name).rpartition(".")
+            for key, beside in model.get_submodule(block).named_children():
+                if key != within:
+                    beside.register_forward_hook(listener.after_beside)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return the experts of every layer that has some."""
+        return self._sizes
+
+    def take(self) -> list[float]:
+        """Return the tokens of every expert since the last call, layer after layer. Waits for the device."""
+        found: list[float] = []
+        unheard = []
+        for name, listener in zip(self._names, self._listeners, strict=True):
+            counts = listener.counts
+            found += [0.0] * listener.num_experts if counts is None else counts.tolist()
+            if counts is not None:
+                counts.zero_()
+            elif listener.is_deaf:
+                unheard.append(name)
+        if unheard and not self._has_told:
+            self._has_told = True
+            _LOG.warning(
+                "How tokens spread over the experts of %d of %d layers cannot be seen (%s): neither they nor their "
+                "router say which are chosen.",
+                len(unheard),
+                len(self._sizes),
+                unheard[0],
+            )
+        return [float(count) for count in found]
+
+
+def spread(counts: list[float], sizes: list[int]) -> dict[str, float]:
+    """Return the share of the busiest and of the idlest expert, means over layers, and how many got no token.
+
+    Even is one over the number of experts. Nothing where no layer was told of a choice.
+    """
+    layers, start = [], 0
+    for size in sizes:
+        layers.append(counts[start : start + size])
+        start += size
+    heard = [(layer, sum(layer)) for layer in layers if sum(layer)]
+    if not heard:
+        return {}
+    return {
+        "experts_busiest_share": sum(max(layer) / total for layer, total in heard) / len(heard),
+        "experts_idlest_share": sum(min(layer) / total for layer, total in heard) / len(heard),
+        "experts_without_tokens": float(sum(layer.count(0.0) for layer, _ in heard)),
+    }
+
+
+class _Listener:
+    """Hears the choice of one layer."""
+
+    def __init__(self, num_experts: int) -> None:
+        self.num_experts = num_experts
+        self.counts: Tensor | None = None
+        self.is_deaf = False
+        """Its experts were asked without a choice that is understood."""
+        self._beside: Tensor | None = None
+        self._is_scores: bool | None = None
+        """Whether the first scores were those of chosen experts; looked at once, which waits for the device."""
+
+    def before_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count what the experts are told, or what was said beside them."""
+        if not torch.is_grad_enabled():
+            return
+        given = [*args, *kwargs.values()]
+        rows = next((value.shape[0] for value in given if isinstance(value, Tensor) and value.ndim == 2), 0)
+        found = next((c for value in given if (c := self._chosen(value, rows)) is not None), self._beside)
+        self._beside = None
+        if found is None:
+            self.is_deaf = True
+        elif self.counts is None:
+            self.counts = found
+        else:
+            self.counts += found
+
+    def after_beside(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Remember the choice that a module beside the experts gave, if it is one."""
+        if not torch.is_grad_enabled():
+            return
+        parts = list(_tensors(output))
+        found = [c for part in parts if (c := self._chosen(part, 0)) is not None]
+        found = found or [c for part in parts if (c := self._scored(part)) is not None]
+        self._beside = found[0] if found else self._beside
+
+    def _chosen(self, value: Any, rows: int) -> Tensor | None:
+        """Return the tokens of every expert [E], told by the chosen ones [N, K] or as such; None for anything else."""
+        if isinstance(value, list | tuple) and len(value) == self.num_experts and rows:
+            if all(type(count) is int for count in value) and sum(value) == rows:
+                return torch.tensor(value)
+            return None
+        if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
+            return None
+        if value.ndim != 2:
+            return None
+        index = value.detach().reshape(-1).long()
+        counts = torch.zeros(self.num_experts, dtype=torch.int64, device=index.device)
+        return counts.index_add_(0, index, torch.ones_like(index))
+
+    def _scored(self, value: Tensor) -> Tensor | None:
+        """Return the tokens of every expert [E], told by scores [N, E] of which most are exactly 0, as many of each."""
+        if value.ndim != 2 or value.shape[1] != self.num_experts or not value.is_floating_point():
+            return None
+        is_chosen_NE = value.detach() != 0
+        if self._is_scores is None:
+            chosen_N = is_chosen_NE.sum(1)
+            self._is_scores = (
+                bool((chosen_N == chosen_N[:1]).all()) and 0 < int(chosen_N[0]) < self.num_experts
+            )
+        return is_chosen_NE.sum(0) if self._is_scores else None
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        yield from (part for part in output if isinstance(part, Tensor))
