@@ -30,6 +30,7 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     from trainer.model.load import read_config
     from trainer.model.packed import forget_packing
     from trainer.model.tune.targets import is_linear
+    from trainer.model.widths import attention_widths
 
     config = read_config(source, model)
     forget_packing(config)
@@ -51,15 +52,14 @@ def meta_shape(source: str, model: ModelConfig) -> DecoderShape:
     text = config.get_text_config()
     hidden, num_layers = _size(text, "hidden_size"), _size(text, "num_hidden_layers")
     num_heads = _size(text, "num_attention_heads")
-    head_dim = getattr(text, "head_dim", None) or hidden // num_heads
-    num_kv = getattr(text, "num_key_value_heads", None) or num_heads
+    q_dim, kv_dim = attention_widths(text) or (hidden, hidden)
     return DecoderShape(
         model_type=config.model_type,
         hidden_size=hidden,
         num_layers=num_layers,
         vocab_size=_size(text, "vocab_size"),
-        q_dim=num_heads * head_dim,
-        kv_dim=num_kv * head_dim,
+        q_dim=int(q_dim),
+        kv_dim=int(kv_dim),
         num_heads=num_heads,
         linears=tuple(Linear(*key, count) for key, count in linears.items()),
         ffn_width=_ffn_width(text, hidden),

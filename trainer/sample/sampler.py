@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from trainer.config.generate import GenerateConfig
+from trainer.model.widths import attention_widths
 from trainer.sample.prompts import Draft, PromptPlan
 
 CPU_BATCH = 16
@@ -119,7 +120,5 @@ def choose_batch_size(
 
 def cache_bytes(hf_config: Any, element_bytes: int = 2) -> int:
     """Return the bytes of one token's keys and values, in bf16 unless said otherwise."""
-    heads = int(hf_config.num_attention_heads)
-    head_size = int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
-    kv_heads = int(getattr(hf_config, "num_key_value_heads", None) or heads)
-    return 2 * element_bytes * int(hf_config.num_hidden_layers) * kv_heads * head_size
+    widths = attention_widths(hf_config) or (hf_config.hidden_size, hf_config.hidden_size)
+    return int(2 * element_bytes * int(hf_config.num_hidden_layers) * widths[1])
