@@ -145,7 +145,9 @@ def plain_logits(model: Any, ids_1T: Any) -> Any:
     # The language part of Llama 4 is a causal model of its own; the whole cannot read without an image.
     part = getattr(model, "language_model", None)
     speaks = part if hasattr(part, "lm_head") else model
-    keys = [k for k in inspect.signature(speaks.forward).parameters if k.endswith("token_type_ids")]
+    # Gemma asks for them in training where it also sees; GPT-2 would add an embedding.
+    sees = hasattr(model.config, "vision_config")
+    keys = [k for k in inspect.signature(speaks.forward).parameters if sees and k.endswith("token_type_ids")]
     return speaks(
         input_ids=ids_1T, use_cache=False, **{key: torch.zeros_like(ids_1T) for key in keys}
     ).logits[0]

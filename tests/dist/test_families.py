@@ -52,7 +52,10 @@ def measured(pool: Any, folder: Path, shared: Path, family: str) -> dict[str, An
     if "mixture" in row["kind"] and row.get("lora") == ask.EQUAL:
         with_experts = asked(pool, 1, ask.check_lora, "lora", **place, target="all_linear,experts")
         row |= {f"{key}_with_experts": value for key, value in with_experts.items()}
-    return row
+    return {
+        key: value.replace(f"{folder}/", "") if isinstance(value, str) else value
+        for key, value in row.items()
+    }
 
 
 def asked(

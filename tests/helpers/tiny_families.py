@@ -145,7 +145,7 @@ FAMILIES: dict[str, Family] = {
     "Gemma 3n, language model": Family(
         "gemma3n_text", SHARED_KV | {"activation_sparsity_pattern": [0.0] * 4, "intermediate_size": [128] * 4}
     ),
-    "Gemma 4, language model": Family("gemma4_text", SHARED_KV),
+    "Gemma 4, language model": Family("gemma4_text", SHARED_KV | {"global_head_dim": 32}),
     "VaultGemma": Family("vaultgemma"),
     # Mixtures of experts.
     "Mixtral": Family("mixtral"),
@@ -205,8 +205,11 @@ FAMILIES: dict[str, Family] = {
     "RecurrentGemma": Family("recurrent_gemma", {"num_hidden_layers": 3}),
     "xLSTM": Family("xlstm"),
     # Models that also see: their language part trains.
-    "Gemma 3": Family("gemma3"),
-    "Gemma 4": Family("gemma4", {"audio_config": None}),
+    # Four layers: of 20 names of layers or more peft keeps the last words, which the tower that sees has too.
+    "Gemma 3": Family(
+        "gemma3", {"text_config": {"num_hidden_layers": 4, "layer_types": SLIDES["layer_types"] * 2}}
+    ),
+    "Gemma 4": Family("gemma4", {"audio_config": None, "text_config": {"global_head_dim": 32}}),
     "Mistral Small 3.1": Family("mistral3", {"text_config": {"sliding_window": None}}),
     "Ministral 3": Family("mistral3", {"text_config": {"model_type": "ministral3"}}),
     "Llama 4": Family("llama4", {"text_config": CHUNKS}),

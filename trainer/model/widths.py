@@ -1,7 +1,7 @@
 """How wide attention is, from a configuration whose layers may differ.
 
-Gemma 4 has wider heads in its full layers. transformers 5.24 holds such a size once a layer, and raises where it is asked
-for of all.
+Gemma 4 has wider heads in its full layers. transformers 5.24 holds such a size once a layer, and raises where it is
+asked for of all.
 """
 
 from __future__ import annotations
