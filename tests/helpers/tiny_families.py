@@ -85,6 +85,11 @@ SHARED_KV = {
     "num_hidden_layers": 4,
     "num_kv_shared_layers": 2,
 }
+THREE = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "num_hidden_layers": 3,
+    "num_kv_shared_layers": 1,
+}
 CHUNKS = {
     "num_hidden_layers": 4,
     "layer_types": ["chunked_attention", "full_attention"] * 2,
@@ -107,7 +112,6 @@ FAMILIES: dict[str, Family] = {
     "OLMo": Family("olmo"),
     "OLMo 2": Family("olmo2"),
     "SmolLM3": Family("smollm3", {"no_rope_layers": [1, 0]}),
-    "GLM-4 9B": Family("glm"),
     "GLM-4 0414": Family("glm4"),
     "ERNIE 4.5": Family("ernie4_5"),
     "Hunyuan": Family("hunyuan_v1_dense", WIDE),
@@ -119,13 +123,11 @@ FAMILIES: dict[str, Family] = {
     "Nemotron-4": Family("nemotron"),
     "StableLM": Family("stablelm"),
     "Falcon": Family("falcon", {"new_decoder_architecture": True, "num_kv_heads": GROUPS}),
-    "DiffLlama": Family("diffllama"),
     "GPT-2": Family("gpt2"),
     "GPT-J": Family("gptj"),
     "GPT-NeoX and Pythia": Family("gpt_neox"),
     "BLOOM": Family("bloom"),
     "OPT": Family("opt"),
-    "MPT": Family("mpt"),
     # Windows on all layers or some.
     "Mistral 7B v0.1": Family("mistral"),
     "Ministral 8B": Family("ministral", SLIDES | WIDE),
@@ -133,7 +135,6 @@ FAMILIES: dict[str, Family] = {
     "StarCoder2": Family("starcoder2", {"sliding_window": WINDOW, "use_bias": True}),
     "OLMo 3": Family("olmo3"),
     "EXAONE 4": Family("exaone4"),
-    "CWM": Family("cwm", {"bos_token_id": 2}),
     # Logits or attention scaled or capped.
     "Granite 3": Family(
         "granite", {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "attention_multiplier": 0.25, **TIED}
@@ -145,7 +146,7 @@ FAMILIES: dict[str, Family] = {
     "Gemma 3n, language model": Family(
         "gemma3n_text", SHARED_KV | {"activation_sparsity_pattern": [0.0] * 4, "intermediate_size": [128] * 4}
     ),
-    "Gemma 4, language model": Family("gemma4_text", SHARED_KV | {"global_head_dim": 32}),
+    "Gemma 4, language model": Family("gemma4_text", THREE | {"global_head_dim": 32}),
     "VaultGemma": Family("vaultgemma"),
     # Mixtures of experts.
     "Mixtral": Family("mixtral"),
@@ -176,13 +177,11 @@ FAMILIES: dict[str, Family] = {
     "EXAONE MoE": Family("exaone_moe"),
     "Solar Open": Family("solar_open"),
     "AFMoE (Trinity)": Family("afmoe"),
-    "LongCat-Flash": Family("longcat_flash", {"zero_expert_num": 4}),
     # Hybrids and recurrent models.
     "Qwen3-Next": Family("qwen3_next"),
     "Qwen3.5, language model": Family("qwen3_5_text"),
     "Kimi Linear": Family("kimi_linear"),
     "OLMo Hybrid": Family("olmo_hybrid"),
-    "MiniMax-Text": Family("minimax"),
     "Granite 4": Family(
         "granitemoehybrid",
         {"layer_types": ["mamba", "attention"], "logits_scaling": 8.0, "position_embedding_type": "nope"},
@@ -202,8 +201,6 @@ FAMILIES: dict[str, Family] = {
         {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     ),
     "Zamba2": Family("zamba2"),
-    "RecurrentGemma": Family("recurrent_gemma", {"num_hidden_layers": 3}),
-    "xLSTM": Family("xlstm"),
     # Models that also see: their language part trains.
     # Four layers: of 20 names of layers or more peft keeps the last words, which the tower that sees has too.
     "Gemma 3": Family(

@@ -85,7 +85,8 @@ def find_bend(lm: nn.Module) -> Bend:
                 bent = lm(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
         except (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError):
             return NO_BEND
-    if not seen or bent.shape[-1] != len(probe_V):
+    # OPT goes round its body, to the decoder in it.
+    if not seen or seen[0].shape[-1] != hidden_BTH.shape[-1] or bent.shape[-1] != len(probe_V):
         return NO_BEND
     ratio_H = seen[0].double().reshape(-1, 3)[-1] / hidden_BTH[0, -1]
     before = float(ratio_H[0])
