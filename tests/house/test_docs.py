@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from tests.helpers.browser import look_at, open_page
+from tests.helpers.tiny_families import FAMILIES
 from tests.house.tree import ROOT, parse, python_files
 from trainer.config.describe import known_keys
 from trainer.config.options import group_options
@@ -80,6 +82,13 @@ def test_the_configuration_reference_is_that_of_the_source():
         group: [option for option in options if option != "none"]
         for group, options in group_options().items()
     }
+
+
+def test_the_table_of_families_is_what_was_measured():
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
+    assert text == load("matrix").page(text), "run: python docs/matrix.py"
+    results = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text(encoding="utf-8"))
+    assert [row["family"] for row in results["results"]] == list(FAMILIES)
 
 
 def test_figures_are_what_the_code_draws():

@@ -140,7 +140,9 @@ def for_whole(
     """
     if not base.is_multimodal:
         return trained, peft_config
-    described = copy.deepcopy(peft_config)
+    described, trained = copy.deepcopy(peft_config), list(trained)
+    if getattr(described, "target_modules", None):
+        described.target_modules = _whole_targets(_by_module(dict(trained)), described)
     for key in ("target_modules", "target_parameters", "modules_to_save", "feedforward_modules"):
         names = getattr(described, key, None)
         if names and not isinstance(names, str):
@@ -149,6 +151,13 @@ def for_whole(
     if rows:
         described.trainable_token_indices = {base.whole_name(name): ids for name, ids in rows.items()}
     return ((base.whole_name(name), tensor) for name, tensor in trained), described
+
+
+def _whole_targets(modules: Iterable[str], peft_config: Any) -> list[str]:
+    """Return the layers with an adapter by full name: of 20 or more peft keeps the last words alone."""
+    parameters = set(getattr(peft_config, "target_parameters", None) or ())
+    words = tuple(f".{word}" for word in peft_config.target_modules)
+    return [m for m in modules if f".{m}".endswith(words) and f"{m}.weight" not in parameters]
 
 
 def _by_module(trained: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any
 from trainer.config.model import Attention
 from trainer.errors import ModelError
 from trainer.model.lean import causal_class
+from trainer.model.widths import head_dims
 
 _INSTALL = {
     Attention.flash_attention_4: "pip install flash-attn-4",
@@ -57,12 +58,12 @@ def offered(hf_config: Any) -> Offered:
     """Ask the class that a configuration is loaded as; code that comes with a model is not asked, and has all."""
     found = causal_class(hf_config)
     if found is None:
-        return Offered(head_dims=_head_dims(hf_config))
+        return Offered(head_dims=head_dims(hf_config))
     flash: frozenset[str] = Offered().flash if getattr(found, "_supports_flash_attn", False) else frozenset()
     only = getattr(found, "_compatible_flash_implementations", None)
     has_sdpa = found._supports_sdpa and not caps_scores(hf_config)
     flash = flash if only is None else flash & {*only}
-    return Offered(found.__name__, has_sdpa, flash, _head_dims(hf_config))
+    return Offered(found.__name__, has_sdpa, flash, head_dims(hf_config))
 
 
 def caps_scores(hf_config: Any) -> bool:
@@ -71,23 +72,6 @@ def caps_scores(hf_config: Any) -> bool:
     transformers 5.17 offers it to Gemma 2.
     """
     return getattr(hf_config, "attn_logit_softcapping", None) is not None
-
-
-def _head_dims(hf_config: Any) -> tuple[int, ...]:
-    """Return the sizes of heads that a configuration names, of each layer where they differ."""
-    # transformers 5.24 answers for a layer; before, a second key names the heads of global layers.
-    layers = hf_config.per_layer_config if getattr(hf_config, "is_heterogeneous", False) else [hf_config]
-    found = {_head_dim(layer) for layer in layers} | {getattr(hf_config, "global_head_dim", None)}
-    return tuple(sorted(size for size in found if isinstance(size, int)))
-
-
-def _head_dim(layer: Any) -> int | None:
-    rope, rest = (getattr(layer, f"qk_{part}_head_dim", None) for part in ("rope", "nope"))
-    if rope and rest:  # latent attention
-        return int(rope + rest)
-    heads, width = getattr(layer, "num_attention_heads", None), getattr(layer, "hidden_size", None)
-    named = getattr(layer, "head_dim", None)
-    return width // heads if named is None and isinstance(width, int) and isinstance(heads, int) else named
 
 
 def choose_attention(

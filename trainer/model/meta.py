@@ -33,6 +33,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     from trainer.model.experts import count_weights, expert_tensors, num_chosen
     from trainer.model.packed import packing_of
     from trainer.model.tune.targets import is_linear, read_by_weight
+    from trainer.model.widths import attention_widths
 
     whole, config = _configs(found, source, model)
     packing, has = packing_of(whole), offered(config)
@@ -49,16 +50,15 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     text = config.get_text_config()
     hidden, num_layers = _size(text, "hidden_size"), _size(text, "num_hidden_layers")
     num_heads = _size(text, "num_attention_heads")
-    head_dim = getattr(text, "head_dim", None) or hidden // num_heads
-    num_kv = getattr(text, "num_key_value_heads", None) or num_heads
+    q_dim, kv_dim = attention_widths(text) or (hidden, hidden)
     num_sparse = len({name.rpartition(".")[0] for name in expert_tensors(built)})
     return DecoderShape(
         model_type=config.model_type,
         hidden_size=hidden,
         num_layers=num_layers,
         vocab_size=_size(text, "vocab_size"),
-        q_dim=num_heads * head_dim,
-        kv_dim=num_kv * head_dim,
+        q_dim=int(q_dim),
+        kv_dim=int(kv_dim),
         num_heads=num_heads,
         linears=tuple(Linear(*key, count) for key, count in linears.items()),
         ffn_width=max(counts["mlp"] - weights.num_idle, 0) / (3 * hidden * num_layers),

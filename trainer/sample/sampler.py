@@ -19,6 +19,7 @@ import torch
 from trainer.config.generate import GenerateConfig
 from trainer.model.body import body_of, cache_argument, keeps_state_alone
 from trainer.model.cache import empty_cache
+from trainer.model.widths import attention_widths
 from trainer.sample.prompts import Draft, PromptPlan
 
 CPU_BATCH = 16
@@ -143,9 +144,7 @@ def choose_batch_size(
 
 def cache_bytes(hf_config: Any, element_bytes: int = 2) -> int:
     """Return the bytes of one token's keys and values, in bf16 unless said otherwise; 0 without attention."""
-    heads = int(getattr(hf_config, "num_attention_heads", None) or 0)
-    if not heads:
+    if not getattr(hf_config, "num_attention_heads", None):
         return 0
-    head_size = int(getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
-    kv_heads = int(getattr(hf_config, "num_key_value_heads", None) or heads)
-    return 2 * element_bytes * int(hf_config.num_hidden_layers) * kv_heads * head_size
+    widths = attention_widths(hf_config) or (hf_config.hidden_size, hf_config.hidden_size)
+    return int(2 * element_bytes * int(hf_config.num_hidden_layers) * widths[1])
