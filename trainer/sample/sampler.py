@@ -87,11 +87,11 @@ class TransformersSampler:
         Args:
             place: Of the first token in its row: a model whose first layer keeps no keys may count wrongly itself.
         """
-        options = {self._cache_name: cache}
+        given = {self._cache_name: cache}
         if self._takes_places:
             places_T = torch.arange(place, place + tokens_BT.shape[1], device=self._device)
-            options["position_ids"] = places_T.expand(len(tokens_BT), -1)
-        output = self._model(tokens_BT, use_cache=True, **options)
+            given["position_ids"] = places_T.expand(len(tokens_BT), -1)
+        output = self._model(tokens_BT, use_cache=True, **given)
         return torch.as_tensor(output.logits[:, -1])
 
     def _tensor(self, values: list[Any]) -> torch.Tensor:
