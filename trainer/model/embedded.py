@@ -118,7 +118,6 @@ def _make(staging: Path, target: Path, progress: Progress) -> None:
     try:
         gguf = _fetch_gguf(source, progress)
         _convert(gguf, made, progress)
-        _open_to_readers(made)
         put_in_place(made, target, keeps=Path.is_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -304,13 +303,6 @@ def _continue(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> s
         ids_1T = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
     new_ids = ids_1T[0, inputs["input_ids"].shape[1] :]
     return str(tokenizer.decode(new_ids, skip_special_tokens=True))
-
-
-def _open_to_readers(folder: Path) -> None:
-    """Let whoever may read the configuration read every file."""
-    mode = (folder / "config.json").stat().st_mode
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        file.chmod(mode)  # safetensors writes 0600 whatever the umask says
 
 
 def main() -> int:
