@@ -208,14 +208,20 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from warning about, and drawing bars for, what is meant here."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # The reader of GGUF files draws a bar that nobody can turn off.
+    module: Any = modeling_gguf_pytorch_utils
+    original = module.tqdm
+    module.tqdm = functools.partial(original, disable=True)
     try:
         yield
     finally:
+        module.tqdm = original
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -5,6 +5,7 @@ Collective everywhere: every rank, same order.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,16 @@ class Evaluator:
         forgetting: ForgettingMeasurement | None,
         task_scores: TaskScores | None,
         takes_kl: bool,
+        heed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation."""
+        """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation.
+
+        Args:
+            heed: Called between batches; raises on all ranks where one is asked to stop.
+        """
         self._policy = policy
         self._held_out = held_out
+        self._heed = heed
         self._mixing = mixing
         self._texts = texts
         self._forgetting = forgetting
@@ -57,7 +64,7 @@ class Evaluator:
         if state.step == 0 and self._forgetting is not None:
             with virtual_off(self._policy.module):
                 if self.task_scores is not None:
-                    self.task_scores.measure_base()
+                    self.task_scores.measure_base(self._heed)
                 return self._forgetting.measure_base()
         pieces = held_out_pieces(self._policy, self._held_out)
         self._newest = (state.step, pieces)
@@ -91,21 +98,22 @@ class Evaluator:
             return False
         if self._newest[0] != state.step:
             self.evaluate(state)
-        tasks = self.task_scores.measure_tuned(state.step) if self.task_scores is not None else []
+        tasks = self.task_scores.measure_tuned(state.step, self._heed) if self.task_scores is not None else []
         replay = replay_record(self._mixing, state)
         return self._forgetting.compare(state, self._newest[1], self._texts, replay, tasks, recover)
 
 
-def build_evaluator(session: Session, mixing: Mixing) -> Evaluator:
-    """Build what measures a run. Collective: every rank."""
+def build_evaluator(session: Session, mixing: Mixing, heed: Callable[[], None]) -> Evaluator:
+    """Build what measures a run; `heed` as in Evaluator. Collective: every rank."""
     return Evaluator(
         session.policy,
-        session.held_out(),
+        dataclasses.replace(session.held_out(), heed=heed),
         mixing,
         texts_of(session),
-        build_forgetting(session),
+        build_forgetting(session, heed),
         build_task_scores(session),
         session.config.evaluate.during.kl,
+        heed,
     )
 
 
@@ -114,14 +122,17 @@ def texts_of(session: Session) -> Texts:
     return Texts(session.stores, session.tokenizer)
 
 
-def build_forgetting(session: Session) -> ForgettingMeasurement | None:
+def build_forgetting(
+    session: Session, heed: Callable[[], None] = lambda: None
+) -> ForgettingMeasurement | None:
     """Return the measurement of the base against the tuned model, if there is text to measure on."""
     config = session.config
     has_text = any(store.validation.num_packs for store in session.stores.values())
     if not config.evaluate.forgetting or not (has_text or config.evaluate.tasks.names):
         return None
     prompts = prompts_for_kl(config.data, config.evaluate.kl_packs, texts_of(session), session.pad_id)
-    subject = Subject(session.policy, session.held_out(), prompts)
+    held_out, prompts = (dataclasses.replace(one, heed=heed) for one in (session.held_out(), prompts))
+    subject = Subject(session.policy, held_out, prompts)
     base, digest = base_identity(session), data_digest(session.stores)
     return ForgettingMeasurement(session.run_dir, config.name, subject, base, config.data, digest)
 

@@ -35,6 +35,7 @@ from trainer.report.announce import announce
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator
+from trainer.run.heed import GivenUp, heeding
 from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.proofs import prove_adapter, prove_isolation
@@ -81,7 +82,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None
-    evaluator = build_evaluator(session, mixing)
+    evaluator = build_evaluator(session, mixing, heeding(mesh, stop_flag))
     saver = build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
     objective = build_objective(config.objective, list(session.stores), build_teacher(session, mixing))
@@ -121,9 +122,13 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         if reason in (StopReason.finished, StopReason.early_stop):
             _say_if_none_is_best(best, state)
             held_out = session.held_out()
-            is_measured = evaluator.finish(
-                state, lambda: probe_recovery(parts, config, session.stores, held_out, mixing, state)
-            )
+            try:
+                is_measured = evaluator.finish(
+                    state, lambda: probe_recovery(parts, config, session.stores, held_out, mixing, state)
+                )
+            except GivenUp:
+                reason = StopReason.preempted
+                status = reason.value
     finally:
         journal.close(state, status)
     if is_measured and mesh.is_first:
