@@ -275,6 +275,7 @@ def _source_text(name: str, source: Any, named: dict[str, str], notes: Sequence[
     lines = [
         f"format: {source.format.value}",
         *(["as_chat: true"] if source.as_chat else []),
+        *([f"txt_documents: {source.txt_documents}"] if source.txt_documents != "file" else []),
         f"path: {_quoted(path)}",
     ]
     if columns:

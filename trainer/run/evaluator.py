@@ -6,15 +6,17 @@ Collective everywhere: every rank, same order.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
+from trainer.config.many import many
 from trainer.config.metric import FORGETTING, KL_MEAN
+from trainer.config.schema import RunConfig
 from trainer.config.tune import TuneConfig
-from trainer.data.store.store import data_digest
+from trainer.data.store.store import Store, data_digest
 from trainer.engine.policy import Policy
 from trainer.evaluate.base import BaseIdentity
 from trainer.evaluate.forgetting import ForgettingMeasurement, Subject, Texts, prompts_for_kl
@@ -135,6 +137,35 @@ def build_forgetting(
     subject = Subject(session.policy, held_out, prompts)
     base, digest = base_identity(session), data_digest(session.stores)
     return ForgettingMeasurement(session.run_dir, config.name, subject, base, config.data, digest)
+
+
+def why_no_comparison(config: RunConfig, stores: Mapping[str, Store]) -> str | None:
+    """Say why a run will not be compared with its base, and what to do; None where it will be, or is not to be."""
+    evaluate = config.evaluate
+    if (
+        not evaluate.forgetting
+        or evaluate.tasks.names
+        or any(s.validation.num_packs for s in stores.values())
+    ):
+        return None
+    counts = {name: store.train.num_documents for name, store in stores.items()}
+    held = ", ".join(f"{name} has {many(count, 'document')}" for name, count in counts.items())
+    whole = [
+        name for name in stores if config.data.sources[name].txt_documents == "file" and counts[name] == 1
+    ]
+    if not config.data.validation_frac:
+        fix = "Set data.validation_frac=0.02."
+    elif whole:
+        fix = (
+            f"A txt file is one document: split it with data.sources.{whole[0]}.txt_documents=paragraph (or line), or "
+            "give more documents."
+        )
+    else:
+        fix = "Give more documents, or raise data.validation_frac."
+    return (
+        f"No comparison with the base at the end of this run: nothing is held out to measure it on ({held}; "
+        f"data.validation_frac={config.data.validation_frac:g}). {fix}"
+    )
 
 
 def build_task_scores(session: Session) -> TaskScores | None:

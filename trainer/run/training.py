@@ -34,7 +34,7 @@ from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
-from trainer.run.evaluator import build_evaluator
+from trainer.run.evaluator import build_evaluator, why_no_comparison
 from trainer.run.heed import GivenUp, heeding
 from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
@@ -131,13 +131,21 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
                 status = reason.value
     finally:
         journal.close(state, status)
-    if is_measured and mesh.is_first:
-        announce(session.run_dir)
-        journal.conclude(conclusion(session.run_dir, config.gate))
+    if mesh.is_first and reason in (StopReason.finished, StopReason.early_stop):
+        _conclude(session, journal, is_measured)
     journal.leave()
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason
+
+
+def _conclude(session: Session, journal: Journal, is_measured: bool) -> None:
+    """Write the report of a run that is over and say what changed, or why that is not known; rank 0."""
+    if (why := why_no_comparison(session.config, session.stores)) is not None:
+        print(why)
+    announce(session.run_dir)
+    if is_measured:
+        journal.conclude(conclusion(session.run_dir, session.config.gate))
 
 
 def _open_journal(session: Session, state: TrainState, mixing: Mixing, goes_on: bool) -> Journal:
@@ -250,6 +258,8 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
     Console().print(mixing.table())
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
+    if (why := why_no_comparison(session.config, session.stores)) is not None:
+        _LOG.warning(why)
 
 
 def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, step: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.config.many import many
 from trainer.data.formats.opened import open_file
+from trainer.data.formats.txt import BLANK_LINES
 from trainer.data.rows.columns import LAYOUTS
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, kind_of, list_files
@@ -105,8 +106,25 @@ def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str]) ->
         columns=ColumnsConfig(**named, ignore=list(ignore)),
     )
     holding, lines = _parsed_sample(name, source, listing)
+    if format_ is Format.text and holding.num_rows == 1 and holding.is_whole:
+        source, holding, told = _split_one(name, source, listing, holding)
+        lines += told
     read = list(layout.values())
     return Guess(source, title, named, read, len(listing.files), [*listing.lines, *lines], holding)
+
+
+def _split_one(
+    name: str, source: SourceConfig, listing: Listing, holding: Holding
+) -> tuple[SourceConfig, Holding, list[str]]:
+    """Return a source whose only document is split into paragraphs where it can be, what it holds, and why."""
+    alone = "it is one document, of which none can be held out to compare the trained model with its base"
+    is_txt = [kind_of(file) for file in listing.files] == ["txt"]
+    if is_txt and BLANK_LINES.search(holding.longest.strip()):
+        split = replace(source, txt_documents="paragraph")
+        found, lines = _parsed_sample(name, split, listing)
+        return split, found, [*lines, f"{alone}: split at blank lines (txt_documents: paragraph)"]
+    fix = "set txt_documents: line, or give more documents" if is_txt else "give more documents"
+    return source, holding, [f"{alone}: {fix}"]
 
 
 def _known(columns: list[str], path: str) -> tuple[Format, str, dict[str, str]]:
