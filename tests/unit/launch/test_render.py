@@ -284,10 +284,10 @@ def test_a_module_that_cannot_be_loaded_ends_the_attempt_with_a_sentence(tmp_pat
 
 
 def test_an_image_sees_what_the_run_reads_and_the_home_of_the_hub():
-    job = dataclasses.replace(JOB, reads=("/shared/data",), hub_folders=(Path("/home/a b/hf"),))
+    job = dataclasses.replace(JOB, reads=("/shared/data",), hub_folders=(Path("/shared/a b/hf"),))
     script = script_of(*CASES["pyxis"], job=job)
-    assert "/shared/data:/shared/data" in script and "/home/a b/hf:/home/a b/hf" in script
-    assert "mkdir -p /shared/runs/first /shared/project /shared/cache '/home/a b/hf'\n" in script
-    assert "export HF_HOME=${HF_HOME:-'/home/a b/hf'}\n" in script
+    assert "/shared/data:/shared/data" in script and "/shared/a b/hf:/shared/a b/hf" in script
+    assert "mkdir -p /shared/runs/first /shared/project /shared/cache '/shared/a b/hf'\n" in script
+    assert "export HF_HOME=${HF_HOME:-'/shared/a b/hf'}\n" in script
     script = script_of(*CASES["apptainer"], "cluster.environment.HF_HOME=/shared/hf", job=job)
     assert "--bind=/shared/data " in script and "HF_HOME:-" not in script
