@@ -118,17 +118,13 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     status, is_measured = "failed", False
     try:
         reason = train(parts, state, cadence)
-        status = reason.value
         if reason in (StopReason.finished, StopReason.early_stop):
             _say_if_none_is_best(best, state)
-            held_out = session.held_out()
             try:
-                is_measured = evaluator.finish(
-                    state, lambda: probe_recovery(parts, config, session.stores, held_out, mixing, state)
-                )
+                is_measured = _compare(session, parts, state)
             except GivenUp:
                 reason = StopReason.preempted
-                status = reason.value
+        status = reason.value
     finally:
         journal.close(state, status)
     if mesh.is_first and reason in (StopReason.finished, StopReason.early_stop):
@@ -137,6 +133,18 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason
+
+
+def _compare(session: Session, parts: RunParts, state: TrainState) -> bool:
+    """Compare what was trained with its base; tell whether it was. Collective: every rank.
+
+    Raises:
+        GivenUp: A rank was asked to stop meanwhile; another start compares.
+    """
+    held_out, config = session.held_out(), session.config
+    return parts.evaluator.finish(
+        state, lambda: probe_recovery(parts, config, session.stores, held_out, parts.mixing, state)
+    )
 
 
 def _conclude(session: Session, journal: Journal, is_measured: bool) -> None:
