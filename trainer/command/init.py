@@ -105,7 +105,7 @@ def write_experiment(wish: Wish) -> list[str]:
     Raises:
         TrainerError: The model, the data or the file cannot be used.
     """
-    from trainer.command.first_look import choose_sizes, count_tokens, say_choice, say_data
+    from trainer.command.first_look import choose_sizes, count_tokens, say_choice, say_data, say_refused
     from trainer.data.rows.guess import guess_layout
 
     model = _look_at_model(wish)
@@ -145,6 +145,7 @@ def write_experiment(wish: Wish) -> list[str]:
         if is_talk
         else "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n",
     )
+    refused = say_refused(model.folder, wish.chat_template, guess) if model.folder is not None else []
     write_new(file, text)
     _compose(file, name, wish.folder)
     why = "as asked" if wish.recipe else "for conversations and pairs" if is_talk else "for text"
@@ -155,8 +156,9 @@ def write_experiment(wish: Wish) -> list[str]:
         f"Written: {file}",
         *model.lines,
         *guess.lines,
+        *refused,
         "",
-        "Then:",
+        "Mend that first, in the file that was written or in the data. Then:" if refused else "Then:",
     ]
     return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
 

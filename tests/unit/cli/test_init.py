@@ -252,3 +252,16 @@ def test_one_text_of_paragraphs_is_split_so_that_some_can_be_held_out(init, here
 def test_one_text_that_cannot_be_split_so_is_told(init, here, model):
     (here / "book.txt").write_text("A text without paragraphs.")
     assert "one document, of which none can be held out" in init(f"model={model}", "data=book.txt")
+
+
+def test_rows_that_the_template_leaves_out_are_told_with_the_fix_before_prepare_refuses_them(
+    init, here, model
+):
+    """The template of this model knows of no tools."""
+    tool = {"type": "function", "function": {"name": "weather", "description": "Look.", "parameters": {}}}
+    write_rows(here / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
+    said = init(f"model={model}", "data=tools.jsonl")
+    assert "`palimpsest prepare` refuses 3 of 3 rows with tools, reasoning or other roles:" in said
+    assert "tools.jsonl, line 1" in said and "Mend that first" in said
+    write_rows(here / "plain.jsonl", ROWS["messages"], count=3)
+    assert "Mend that first" not in init(f"model={model}", "data=plain.jsonl")
