@@ -24,9 +24,7 @@ WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "ignore")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_REPLAY = (
-    "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general` above.\n"
-)
+_REPLAY = "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n"
 _TEMPLATE = Path(__file__).with_name("experiment.yaml.tmpl")
 
 
@@ -141,9 +139,7 @@ def write_experiment(wish: Wish) -> list[str]:
         batch=sizes.batch_tokens,
         steps=f"about {many(sizes.num_steps, 'step')} an epoch",
         lr=_lr_of(recipe),
-        replay=""
-        if is_talk
-        else "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n",
+        replay="" if is_talk else _REPLAY,
     )
     refused = say_refused(model.folder, wish.chat_template, guess) if model.folder is not None else []
     write_new(file, text)
