@@ -47,7 +47,7 @@ EXPORTED = ("config.json", "adapter_config.json")
 
 
 class PartStopped(Exception):
-    """A part ended with an exit code other than 0; what it printed says why."""
+    """A part ended with an exit code other than 0, and what it printed says why; or a signal asked to stop."""
 
     def __init__(self, number: int, code: int) -> None:
         """Keep the number of the part and its exit code."""
@@ -247,10 +247,12 @@ def _wait_for(number: int, words: list[str]) -> None:
     """Run a module as a process of its own; signals to this one are passed on.
 
     Raises:
-        PartStopped: It ended with another exit code than 0.
+        PartStopped: It ended with another exit code than 0, or was done when a signal asked to stop.
     """
+    told: list[int] = []
 
     def forward(signal_number: int) -> None:
+        told.append(signal_number)
         process.send_signal(signal_number)
 
     with handed_on((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1), forward) as begin:
@@ -258,5 +260,5 @@ def _wait_for(number: int, words: list[str]) -> None:
         process = subprocess.Popen([sys.executable, "-m", *words], start_new_session=True)
         begin()
         code = as_shells_tell(process.wait())
-    if code:
-        raise PartStopped(number, code)
+    if code or told:
+        raise PartStopped(number, code or Exit.preempted)

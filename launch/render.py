@@ -23,6 +23,11 @@ from .words import (
     pyxis,
 )
 
+_NO_MODULE = (
+    '"Error: \\`cluster.modules\\` must name modules of this site, but $module cannot be loaded on $(hostname) '
+    '(exit code $code) instead. \\`module avail\\` lists what there is."'
+)
+
 
 def render(cluster: ClusterConfig, job: Job) -> str:
     """Return the sbatch script."""
@@ -33,7 +38,7 @@ def render(cluster: ClusterConfig, job: Job) -> str:
         directives="\n".join(_directives(cluster, job)),
         limit_s=cluster.time_limit_min * 60,
         max_stuck=cluster.max_stuck_attempts,
-        environment="\n".join(_environment(cluster)),
+        environment="\n".join(_environment(cluster, job)),
         rendezvous=_rendezvous(cluster),
         folders=_folders(cluster, job),
         package=_package(cluster, job),
@@ -93,11 +98,17 @@ def _quoted(value: str) -> str:
     return f'"{value}"' if " " in value else value
 
 
-def _environment(cluster: ClusterConfig) -> Iterator[str]:
+def _environment(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     """Yield modules, variables and the site's own lines."""
     if cluster.modules:
         yield "# Modules of the site."
-        yield f"module load {shlex.join(cluster.modules)}"
+        yield f"for module in {shlex.join(cluster.modules)}; do"
+        yield f'{INDENT}module load "$module" && continue'
+        yield f"{INDENT}code=$?"
+        yield f"{INDENT}say {_NO_MODULE}"
+        yield INDENT + """note ended "\\"code\\":2,\\"newest\\":\\"$newest\\"\""""
+        yield f"{INDENT}exit 2"
+        yield "done"
     if cluster.setup:
         yield "# Lines of cluster.setup."
         yield from cluster.setup
@@ -109,6 +120,9 @@ def _environment(cluster: ClusterConfig) -> Iterator[str]:
     own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     variables = {**own, **cluster.environment, **cluster.nccl}
     yield from (f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+    if job.hub_folders and "HF_HOME" not in variables:
+        yield "# An image may have another home."
+        yield f"export HF_HOME=${{HF_HOME:-{shlex.quote(str(job.hub_folders[0]))}}}"
 
 
 def _rendezvous(cluster: ClusterConfig) -> str:

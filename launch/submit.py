@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from trainer.command.fitting import DTYPE_LEFT, fitted
 from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
-from trainer.config.check_cluster import lead_problems, submit_problems
+from trainer.config.check_cluster import lead_problems, local_problem, submit_problems
 from trainer.config.cluster import ContainerRuntime, Scheduler
 from trainer.config.many import many
 from trainer.config.rule import Problem, must, problem
@@ -24,9 +25,10 @@ from trainer.evaluate.tasks.known import known_problems
 from trainer.metrics.trackers import check_trackers
 
 from .attempts import last_job, measured_save_s, note
+from .places import hub_folders, local_problems, missing_problems, mounted
 from .render import render
 from .slurm import ENDED, NodeKind, SlurmSilent, hand_in, has_slurm, job_state, node_kinds, site_problems
-from .words import Job
+from .words import Job, is_contained, own_folders
 
 Site = Callable[[], list[NodeKind] | str]
 """Asks for the partitions, once; a dry run is told why there is no answer."""
@@ -100,7 +102,8 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
     problems = [
         *find_problems(config, num_ranks),
         *submit_problems(config.cluster, config.run_dir),
-        *([] if is_dry else _image_problems(config)),
+        *local_problems(config),
+        *([] if is_dry else [*_image_problems(config), *_place_problems(config)]),
         *_evaluation_problems(config),
     ]
     refuse(problems)
@@ -117,10 +120,12 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
     save_s, origin = _save_time(config, forecast)
     lead_s = config.cluster.signal_lead_s or max(LEAST_LEAD_S, round(60 + 2 * save_s))
     refuse([*_memory_problems(config, forecast), *lead_problems(config.cluster, lead_s, save_s, origin)])
-    script = render(config.cluster, _job(config, lead_s))
+    job = _job(config, lead_s)
+    script = render(config.cluster, job)
     said = [
         *_says(config, num_ranks, forecast, lead_s),
-        *_unseen(config, kinds),
+        *_mounts_said(config, job),
+        *_unseen(config, kinds, is_dry),
         *([DTYPE_LEFT] if fit.dtype else []),
         *([fit.sentence] if fit.reason else []),
     ]
@@ -128,7 +133,7 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
 
 
 def _job(config: RunConfig, lead_s: int) -> Job:
-    return Job(
+    job = Job(
         name=config.name,
         run_dir=Path(config.run_dir),
         work_dir=Path.cwd(),
@@ -136,6 +141,10 @@ def _job(config: RunConfig, lead_s: int) -> Job:
         python=config.cluster.python or sys.executable,
         signal_lead_s=lead_s,
     )
+    if not is_contained(config.cluster):
+        return job
+    job = dataclasses.replace(job, hub_folders=hub_folders(config, os.environ))
+    return dataclasses.replace(job, reads=tuple(mounted(config, own_folders(job))))
 
 
 def hand_over(ready: Ready) -> int:
@@ -183,6 +192,12 @@ def _image_problems(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _place_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield what is wrong with the places that a job reads, on the machine that hands it in."""
+    yield from missing_problems(config)
+    yield from local_problem(config.cluster, "working directory", str(Path.cwd()))
+
+
 def _evaluation_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what is wrong with benchmark tasks and prompts, where the job will see what is seen here."""
     evaluate, cluster = config.evaluate, config.cluster
@@ -224,13 +239,28 @@ def _memory_problems(config: RunConfig, forecast: LightForecast | None) -> Itera
     )
 
 
-def _unseen(config: RunConfig, kinds: list[NodeKind] | str) -> Iterator[str]:
+def _mounts_said(config: RunConfig, job: Job) -> Iterator[str]:
+    """Yield what the image sees beside the run's own folders and those that are listed."""
+    reads = [f"{folder} ({key})" for folder, key in mounted(config, own_folders(job)).items()]
+    hub = [f"{folder} (the cache of the hub)" for folder in job.hub_folders]
+    if reads or hub:
+        yield f"Mounted in the image, because the configuration reads them: {', '.join([*reads, *hub])}."
+
+
+def _unseen(config: RunConfig, kinds: list[NodeKind] | str, is_dry: bool) -> Iterator[str]:
     """Yield what could not be looked at from here, which only a dry run does without."""
     if isinstance(kinds, str):
         yield f"The site was not asked: {kinds}. Partition, GPUs of a node and limits were not checked."
     image = _missing_image(config)
     if image:
         yield f"The image {image} was not found on this machine (cluster.container.image): submit where it is."
+    if is_dry:
+        yield from (
+            f"{one.sentence} Not checked further: it may be on the cluster."
+            for one in missing_problems(config)
+        )
+        for one in local_problem(config.cluster, "working directory", str(Path.cwd())):
+            yield one.sentence
 
 
 def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lead_s: int) -> Iterator[str]:

@@ -25,6 +25,10 @@ class Job:
     cache_dir: Path
     python: str
     signal_lead_s: int
+    hub_folders: tuple[Path, ...] = ()
+    """Caches of the hub that ranks in an image read, HF_HOME first; made where they are missing."""
+    reads: tuple[str, ...] = ()
+    """Folders that ranks in an image read beside these."""
 
 
 class Template(string.Template):
@@ -44,14 +48,14 @@ def python(cluster: ClusterConfig, job: Job) -> str:
 
 
 def own_folders(job: Job) -> list[Path]:
-    """Return the folders that every run reads or writes, each once."""
-    return [*dict.fromkeys((job.run_dir, job.work_dir, job.cache_dir))]
+    """Return the folders that every run reads or writes and that may be new, each once."""
+    return [*dict.fromkeys((job.run_dir, job.work_dir, job.cache_dir, *job.hub_folders))]
 
 
 def mounts(cluster: ClusterConfig, job: Job) -> list[str]:
     """Return the folders to see inside; the run's own, and the nodes' scratch, are the same inside as outside."""
     scratch = [cluster.scratch] if cluster.scratch else []
-    return [*dict.fromkeys([*map(str, own_folders(job)), *scratch]), *cluster.container.mounts]
+    return [*dict.fromkeys([*map(str, own_folders(job)), *job.reads, *scratch]), *cluster.container.mounts]
 
 
 def apptainer(cluster: ClusterConfig, job: Job) -> list[str]:

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from trainer.checkpoint.layout import MANIFEST, STATE
 from trainer.checkpoint.state import read_state
-from trainer.command.fitting import EMBEDDED
 from trainer.command.write_export import writes_adapter
 from trainer.config.many import many
 from trainer.config.model import ModelKind
@@ -26,6 +25,7 @@ from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.export.base_card import BaseCard, hub_name_of, read_base_card
 from trainer.export.merge import CONFIG
 from trainer.export.push import Repository, file_digest, push
+from trainer.model.embedded import EMBEDDED
 from trainer.report.model_card import Exported, SourceFacts, build_card
 from trainer.report.record import RunRecord, read_run
 from trainer.report.series import Metrics

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.many import many
+from trainer.config.model import ModelConfig
 from trainer.data.rows.guess import Guess, Holding
 from trainer.errors import ModelError
 from trainer.forecast.shapes import decoder_shape, knows
@@ -102,6 +103,33 @@ def say_model(name: str, config: dict[str, Any], context: int | None, template: 
         config: The contents of its config.json; empty where there is none here.
     """
     return f"Model: {name}: {', '.join([*_shape(config), *([f'context {context:,}'] if context else []), template])}."
+
+
+def say_refused(folder: Path, chat_template: str, guess: Guess) -> list[str]:
+    """Return what `prepare` would refuse of rows that not every chat template renders; loads torch where there are any.
+
+    Args:
+        chat_template: A file that takes the place of the model's own; empty for that.
+    """
+    rows, source = guess.holding.peculiar, guess.holding.read_as
+    if not rows or source is None:
+        return []
+    from trainer.data.tokens.tokenise import encode_batch
+    from trainer.data.types import RowBatch
+    from trainer.model.tokenizer import configured_tokenizer
+
+    tokenizer = configured_tokenizer(ModelConfig(chat_template=chat_template or None), str(folder))
+    lines: dict[str, str] = {}
+    num_refused = 0
+    for file, unit, number, row in rows:
+        found = encode_batch(RowBatch(file, unit, [number], [row]), source, False, tokenizer)
+        num_refused += len(found.problems)
+        for one in found.problems:
+            lines.setdefault(one.rule, f"{one.where} must {one.rule}, but is {one.value} instead. {one.fix}")
+    if not lines:
+        return []
+    of = f"{num_refused} of {many(len(rows), 'row')} with tools, reasoning or other roles"
+    return [f"`palimpsest prepare` refuses {of}:", *lines.values()]
 
 
 def say_choice(recipe: str, why: str, sizes: Sizes) -> str:

@@ -36,8 +36,8 @@ from trainer.model.dtype import (
     choose_dtype,
     hardware_here,
 )
+from trainer.model.embedded import EMBEDDED
 
-EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY_VOCAB = 264
 STAGES = (1, 2, 3)
 """What a null `zero.stage` chooses from, cheapest first: gathering a frozen base in every layer costs LoRA a third of

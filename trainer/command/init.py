@@ -24,9 +24,7 @@ WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "ignore")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_REPLAY = (
-    "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general` above.\n"
-)
+_REPLAY = "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n"
 _TEMPLATE = Path(__file__).with_name("experiment.yaml.tmpl")
 
 
@@ -105,7 +103,7 @@ def write_experiment(wish: Wish) -> list[str]:
     Raises:
         TrainerError: The model, the data or the file cannot be used.
     """
-    from trainer.command.first_look import choose_sizes, count_tokens, say_choice, say_data
+    from trainer.command.first_look import choose_sizes, count_tokens, say_choice, say_data, say_refused
     from trainer.data.rows.guess import guess_layout
 
     model = _look_at_model(wish)
@@ -141,10 +139,9 @@ def write_experiment(wish: Wish) -> list[str]:
         batch=sizes.batch_tokens,
         steps=f"about {many(sizes.num_steps, 'step')} an epoch",
         lr=_lr_of(recipe),
-        replay=""
-        if is_talk
-        else "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n",
+        replay="" if is_talk else _REPLAY,
     )
+    refused = say_refused(model.folder, wish.chat_template, guess) if model.folder is not None else []
     write_new(file, text)
     _compose(file, name, wish.folder)
     why = "as asked" if wish.recipe else "for conversations and pairs" if is_talk else "for text"
@@ -155,8 +152,9 @@ def write_experiment(wish: Wish) -> list[str]:
         f"Written: {file}",
         *model.lines,
         *guess.lines,
+        *refused,
         "",
-        "Then:",
+        "Mend that first, in the file that was written or in the data. Then:" if refused else "Then:",
     ]
     return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
 
@@ -275,6 +273,7 @@ def _source_text(name: str, source: Any, named: dict[str, str], notes: Sequence[
     lines = [
         f"format: {source.format.value}",
         *(["as_chat: true"] if source.as_chat else []),
+        *([f"txt_documents: {source.txt_documents}"] if source.txt_documents != "file" else []),
         f"path: {_quoted(path)}",
     ]
     if columns:

@@ -52,7 +52,7 @@ def write_export(
 
     from trainer.engine.consolidate import stream_parameters
     from trainer.export.blend import blended
-    from trainer.export.folder import write_model_files, write_tokenizer
+    from trainer.export.folder import say_stops, write_model_files, write_tokenizer
     from trainer.export.merge import for_whole, read_adapter, write_adapter
     from trainer.export.weights import DTYPES, export_weights, publish_export
     from trainer.model.tune.pissa import as_plain_lora
@@ -67,6 +67,7 @@ def write_export(
         def fill(folder: Path) -> None:
             counts.append(write_adapter(trained, adapter, folder, DTYPES[options.dtype]))
             write_tokenizer(source, config.model, folder)
+            say_stops(source, config.model, partial(say, console), folder)
 
         publish_export(output_dir, fill)
         return counts[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 
@@ -153,14 +154,24 @@ def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[Problem]:
             cluster.container.image,
             "Set cluster.container.image=FILE.",
         )
+    yield from local_problem(cluster, "run_dir", run_dir)
+
+
+def local_problem(cluster: ClusterConfig, key: str, path: str) -> Iterator[Problem]:
+    """Yield a problem where a path is on a node's own disk."""
     for folder in cluster.node_local_paths:
-        if (run_dir.rstrip("/") + "/").startswith(folder.rstrip("/") + "/"):
+        if is_below(path, folder):
             yield must(
-                "run_dir",
+                key,
                 f"on a disk that all nodes share, and {folder} is each node's own",
-                run_dir,
+                path,
                 "Choose a shared folder, or change cluster.node_local_paths if this one is shared here.",
             )
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Tell whether a path is a folder or in it, by their names."""
+    return (posixpath.normpath(path).rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
 
 
 def lead_problems(cluster: ClusterConfig, lead_s: int, save_s: float, origin: str) -> Iterator[Problem]:

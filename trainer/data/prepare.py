@@ -150,7 +150,7 @@ def _say_shape(data: DataConfig, tokenizer: TokenizerLike, console: Console) -> 
             say(
                 console,
                 f"Answers end with {end}, which is not the tokenizer's EOS: `palimpsest export` adds it to "
-                "eos_token_id of generation_config.json.",
+                "generation_config.json of a whole model, and says what to give where an adapter is used.",
             )
 
 

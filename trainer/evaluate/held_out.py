@@ -27,6 +27,8 @@ class HeldOut:
     max_packs: int
     micro_batch_size: int
     pad_id: int
+    heed: Callable[[], None] = lambda: None
+    """Called by every rank before each batch; may raise on all of them, to give up."""
 
     def batches(self, data: Axis) -> list[list[PackRef]]:
         """Return the batches of a place on the data axis; those with less to do repeat a pack that is not counted."""
@@ -66,6 +68,7 @@ def held_out_pieces(
     found: list[tuple[int, int, list[float], list[int]]] = []
     with policy.evaluating():
         for refs in held_out.batches(policy.mesh.data):
+            held_out.heed()
             micro = read_batch(held_out.stores, refs, held_out.pad_id)
             found += _by_piece(policy.nll(micro).nll_N.double().cpu().numpy(), micro, refs)
             on_batch()

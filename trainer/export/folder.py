@@ -41,8 +41,6 @@ def write_model_files(
         say: Told of the token that ends answers in the chat template, if generation did not stop at it.
         is_whole: The folder also sees or hears as the base does, and gets what prepares its inputs.
     """
-    from transformers import GenerationConfig
-
     config = read_whole_config(source, model) if is_whole else read_config(source, model)
     forget_packing(config)
     text = config.get_text_config()
@@ -57,6 +55,33 @@ def write_model_files(
             f"{source} has no file of a processor ({', '.join(PROCESSOR)}), so the export has none: it reads text "
             "alone until one of the base's origin is put beside it."
         )
+    generation, stops, end = _stops(source, model, config, folder)
+    if end is not None:
+        generation.eos_token_id = stops
+        say(f"Generation also stops at {end}, which ends answers in the chat template.")
+    generation.save_pretrained(folder)
+
+
+def say_stops(source: str, model: ModelConfig, say: Callable[[str], None], folder: Path) -> None:
+    """Tell of the token that ends answers where the base does not stop at it: no file beside an adapter can say so.
+
+    Args:
+        folder: Of the adapter, with its tokenizer.
+    """
+    _, stops, end = _stops(source, model, read_config(source, model), folder)
+    if end is not None:
+        listed = ", ".join(map(str, stops))
+        say(
+            f"Generation must also stop at {end}, which ends answers in the chat template: the base does not, and "
+            f"peft and vLLM take generation_config.json from the base. Give eos_token_id=[{listed}] to generate(), or "
+            f"stop_token_ids=[{stops[-1]}] to vLLM."
+        )
+
+
+def _stops(source: str, model: ModelConfig, config: Any, folder: Path) -> tuple[Any, list[int], str | None]:
+    """Return the base's generation config, where generation must stop, and what is added for that; None for nothing."""
+    from transformers import GenerationConfig
+
     try:
         generation = GenerationConfig.from_pretrained(source, revision=model.revision)
     except OSError:
@@ -64,10 +89,9 @@ def write_model_files(
     written = configured_tokenizer(ModelConfig(trust_remote_code=model.trust_remote_code), str(folder))
     end, stops = written.turn_end_id, generation.eos_token_id
     stops = [stops] if isinstance(stops, int) else list(stops or [])
-    if end is not None and end not in stops:
-        generation.eos_token_id = [*stops, end]
-        say(f"Generation also stops at {written.turn_end}, which ends answers in the chat template.")
-    generation.save_pretrained(folder)
+    if end is None or end in stops:
+        return generation, stops, None
+    return generation, [*stops, end], written.turn_end
 
 
 def _copy_processor(source: str, model: ModelConfig, folder: Path) -> bool:

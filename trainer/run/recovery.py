@@ -18,6 +18,7 @@ from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
 from trainer.mix.plan import DataPlan
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+from trainer.run.heed import GivenUp
 from trainer.run.loop import RunParts
 from trainer.run.step import train_step
 
@@ -61,7 +62,9 @@ def probe_recovery(
     try:
         for step in range(config.evaluate.recovery_steps):
             parts.policy.engine.set_lr(LR_FRAC * config.optim.lr)
-            train_step(parts.policy, objective, loader.take(step), stop=False)
+            result = train_step(parts.policy, objective, loader.take(step), parts.stop_flag.requested)
+            if result.stop_votes:
+                raise GivenUp
     finally:
         loader.close()
     after = held_out_pieces(parts.policy, held_out)

@@ -34,7 +34,8 @@ from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
-from trainer.run.evaluator import build_evaluator
+from trainer.run.evaluator import build_evaluator, why_no_comparison
+from trainer.run.heed import GivenUp, heeding
 from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.proofs import prove_adapter, prove_model
@@ -81,7 +82,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None
-    evaluator = build_evaluator(session, mixing)
+    evaluator = build_evaluator(session, mixing, heeding(mesh, stop_flag))
     saver = build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
     objective = build_objective(config.objective, list(session.stores), build_teacher(session, mixing))
@@ -117,22 +118,42 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     status, is_measured = "failed", False
     try:
         reason = train(parts, state, cadence)
-        status = reason.value
         if reason in (StopReason.finished, StopReason.early_stop):
             _say_if_none_is_best(best, state)
-            held_out = session.held_out()
-            is_measured = evaluator.finish(
-                state, lambda: probe_recovery(parts, config, session.stores, held_out, mixing, state)
-            )
+            try:
+                is_measured = _compare(session, parts, state)
+            except GivenUp:
+                reason = StopReason.preempted
+        status = reason.value
     finally:
         journal.close(state, status)
-    if is_measured and mesh.is_first:
-        announce(session.run_dir)
-        journal.conclude(conclusion(session.run_dir, config.gate))
+    if mesh.is_first and reason in (StopReason.finished, StopReason.early_stop):
+        _conclude(session, journal, is_measured)
     journal.leave()
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason
+
+
+def _compare(session: Session, parts: RunParts, state: TrainState) -> bool:
+    """Compare what was trained with its base; tell whether it was. Collective: every rank.
+
+    Raises:
+        GivenUp: A rank was asked to stop meanwhile; another start compares.
+    """
+    held_out, config = session.held_out(), session.config
+    return parts.evaluator.finish(
+        state, lambda: probe_recovery(parts, config, session.stores, held_out, parts.mixing, state)
+    )
+
+
+def _conclude(session: Session, journal: Journal, is_measured: bool) -> None:
+    """Write the report of a run that is over and say what changed, or why that is not known; rank 0."""
+    if (why := why_no_comparison(session.config, session.stores)) is not None:
+        print(why)
+    announce(session.run_dir)
+    if is_measured:
+        journal.conclude(conclusion(session.run_dir, session.config.gate))
 
 
 def _open_journal(session: Session, state: TrainState, mixing: Mixing, goes_on: bool) -> Journal:
@@ -245,6 +266,8 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
     Console().print(mixing.table())
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
+    if (why := why_no_comparison(session.config, session.stores)) is not None:
+        _LOG.warning(why)
 
 
 def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, step: int) -> None:

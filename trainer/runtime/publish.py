@@ -3,7 +3,8 @@
     .NAME.TOKEN.tmp    being filled, or on its way out: may be half a folder, and goes
     .NAME.TOKEN.old    what NAME was, whole, while another takes its place
 
-stage -> fill -> fsync files and folders -> NAME becomes .old -> .tmp becomes NAME -> fsync the parent -> .old goes.
+stage -> fill -> private files as the umask says -> fsync files and folders -> NAME becomes .old -> .tmp becomes NAME ->
+fsync the parent -> .old goes.
 After a crash NAME is the old folder or the new one, whole. Only between the two renames there is no NAME: whoever
 publishes there next, or clears up, brings the old one back. Readers do not, because a writer may be at work.
 """
@@ -15,6 +16,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +26,8 @@ STALE_S = 24 * 3600
 """Nothing is written to a folder for so long that somebody still fills."""
 TRIES = 20
 """Of a swap. Each that fails has met another process that published to the same place at the same moment."""
+PRIVATE = 0o600
+"""Mode of what was a temporary file, whatever the umask says."""
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<kind>tmp|old)", re.DOTALL)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
@@ -63,6 +67,7 @@ def put_in_place(staging: Path, target: Path, keeps: Callable[[Path], bool] = la
         OSError: What stood there still does, unless the parent alone could not be synced.
     """
     target = _real(target)
+    _follow_umask(staging)
     _sync_tree(staging)
     aside = _beside(target, "old")
     try:
@@ -157,6 +162,18 @@ def _newest_s(folder: Path) -> float:
         return max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
     except OSError:
         return time.time()
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give files that a library wrote for their owner alone, as safetensors does, the mode of any other new file."""
+    probe = folder / f".{uuid.uuid4().hex[:12]}.mode"
+    probe.touch()
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path, _, files in os.walk(folder):
+        for file in (Path(path) / name for name in files):
+            if not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) == PRIVATE:
+                file.chmod(usual)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -113,7 +113,13 @@ note started "\"newest\":\"$newest\",\"nodes\":\"$SLURM_JOB_NODELIST\",\"restart
 say "Attempt $attempt of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, from ${newest:-the start}."
 
 # Modules of the site.
-module load cuda/12.8 nccl
+for module in cuda/12.8 nccl; do
+    module load "$module" && continue
+    code=$?
+    say "Error: \`cluster.modules\` must name modules of this site, but $module cannot be loaded on $(hostname) (exit code $code) instead. \`module avail\` lists what there is."
+    note ended "\"code\":2,\"newest\":\"$newest\""
+    exit 2
+done
 # Lines of cluster.setup.
 ulimit -l unlimited
 # Variables of the ranks; srun hands on all that is exported here.

@@ -238,3 +238,30 @@ def test_a_site_file_is_begun_where_sinfo_does_not_answer_and_the_first_line_say
     said = init("--site")
     assert "The site was not asked: sinfo does not answer (down). Fill in" in said and "more" not in said
     assert composed_site(here).ranks_per_node == 8
+
+
+def test_one_text_of_paragraphs_is_split_so_that_some_can_be_held_out(init, here, model):
+    """Of one document nothing is held out, and the run ends without a comparison."""
+    (here / "book.txt").write_text("A first paragraph.\n\nAnother one\nof two lines.\n\n\nThe last.\n")
+    said = init(f"model={model}", "data=book.txt")
+    assert "split at blank lines (txt_documents: paragraph)" in said and "all 3 rows read" in said
+    written = yaml.safe_load((here / "palimpsest" / "experiment" / "book.yaml").read_text())
+    assert written["data"]["sources"]["book"]["txt_documents"] == "paragraph"
+
+
+def test_one_text_that_cannot_be_split_so_is_told(init, here, model):
+    (here / "book.txt").write_text("A text without paragraphs.")
+    assert "one document, of which none can be held out" in init(f"model={model}", "data=book.txt")
+
+
+def test_rows_that_the_template_leaves_out_are_told_with_the_fix_before_prepare_refuses_them(
+    init, here, model
+):
+    """The template of this model knows of no tools."""
+    tool = {"type": "function", "function": {"name": "weather", "description": "Look.", "parameters": {}}}
+    write_rows(here / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
+    said = init(f"model={model}", "data=tools.jsonl")
+    assert "`palimpsest prepare` refuses 3 of 3 rows with tools, reasoning or other roles:" in said
+    assert "tools.jsonl, line 1" in said and "Mend that first" in said
+    write_rows(here / "plain.jsonl", ROWS["messages"], count=3)
+    assert "Mend that first" not in init(f"model={model}", "data=plain.jsonl")

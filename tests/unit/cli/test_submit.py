@@ -12,9 +12,10 @@ from trainer.config.store import load_config
 from trainer.metrics.jsonl import read
 
 LLAMA = ["model=benchmark", f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}"]
-DATA = ["data=text", "data.sources.corpus.path=corpus.txt", "train.max_steps=10"]
+DATA = ["data=text", "data.sources.corpus.path=../corpus.txt", "train.max_steps=10"]
 NODES = ["cluster=slurm", "cluster.num_nodes=2", "train.global_batch_tokens=262144", "cluster.gpu_gib=141"]
-RUN = [*LLAMA, *DATA, *NODES, "run_dir=/proc/shared/first"]  # nobody can make that
+OWN = "cluster.node_local_paths=[/node,/dev/shm]"  # not where the tests write
+RUN = [*LLAMA, *DATA, *NODES, OWN, "run_dir=/proc/shared/first"]  # nobody can make that
 SINFO = "main*|up|4|gpu:h100:8|128|1-00:00:00"
 
 
@@ -23,6 +24,7 @@ def slurm(here, tmp_path, monkeypatch):
     """Put sinfo, sbatch and squeue on the PATH; return the file that notes submissions."""
     folder, calls = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
+    (tmp_path / "corpus.txt").write_text("a text")
     for name, body in (
         ("sinfo", f"echo '{SINFO}'"),
         ("sbatch", f'echo "$*" >>{calls}; env | grep -E "^(SBATCH|SLURM)_" >>{calls}; echo 4711'),
@@ -97,8 +99,8 @@ def test_it_needs_no_torch_and_is_little_work(nowhere, here):
         (["cluster.num_nodes=8"], "`cluster.num_nodes` must be at most the 4 such nodes of partition main"),
         (["train.global_batch_tokens=100000"], "`train.global_batch_tokens` must be a multiple of ranks"),
         (
-            ["run_dir=/tmp/first"],
-            "`run_dir` must be on a disk that all nodes share, and /tmp is each node's own",
+            ["run_dir=/node/first"],
+            "`run_dir` must be on a disk that all nodes share, and /node is each node's own",
         ),
         (["run_dir=/dev/shm/first"], "and /dev/shm is each node's own, but is '/dev/shm/first' instead."),
         (["cluster.time_limit_min=2"], "`cluster.time_limit_min` must be more than"),
@@ -214,7 +216,7 @@ def test_a_sites_own_folder_is_found_through_the_search_path(nowhere, tmp_path, 
     words = [word for word in RUN if word != "cluster=slurm"]
     assert run_command(["submit", search, "cluster=ours", *words, "--dry-run"]) == 0
     script = capsys.readouterr().out
-    for line in ("#SBATCH --partition=h100", "#SBATCH --account=physics", "module load cuda/12.8"):
+    for line in ("#SBATCH --partition=h100", "#SBATCH --account=physics", "for module in cuda/12.8; do"):
         assert f"{line}\n" in script
     assert "export NCCL_SOCKET_IFNAME=ib0\n" in script and "export HF_HOME=/shared/hf\n" in script
 
@@ -228,3 +230,81 @@ def test_the_dtype_is_left_to_the_nodes_whatever_the_login_node_has(
     assert load_config(tmp_path / "run" / "config.yaml").zero.dtype == "auto"
     assert run_command(local(tmp_path, "zero.dtype=fp32", "--dry-run")) == 0
     assert "zero.dtype=auto" not in capsys.readouterr().err
+
+
+PYXIS = ["cluster=slurm_pyxis", "cluster.container.image=/shared/images/first.sqsh"]
+
+
+def contained(tmp_path, *overrides):
+    """Return the words of a dry run in an image."""
+    words = [word for word in local(tmp_path) if not word.startswith(("cluster=", "data.sources", "model"))]
+    return [*words, *PYXIS, *overrides, "--dry-run"]
+
+
+def mounts(script):
+    """Return the folders that the ranks see."""
+    (words,) = {line.strip() for line in script.split() if line.startswith("--container-mounts=")}
+    return [pair.split(":")[0] for pair in words.partition("=")[2].split(",")]
+
+
+def test_an_image_sees_the_folder_of_the_corpus_and_the_cache_of_the_hub(
+    nowhere, tmp_path, capsys, monkeypatch
+):
+    """Nothing else than the script says what ranks see, so that a corpus that is left out is missing there."""
+    monkeypatch.setenv("HF_HOME", "/shared/hub")
+    corpus = "data.sources.corpus.path=/shared/data/corpus.jsonl"
+    assert run_command(contained(tmp_path, corpus, "model=llama3_1_8b")) == 0
+    shown = capsys.readouterr()
+    assert {"/shared/data", "/shared/hub"} < set(mounts(shown.out))
+    said = "because the configuration reads them: /shared/data (data.sources.corpus.path), /shared/hub (the cache of"
+    assert said in shown.err
+    assert (
+        "`data.sources.corpus.path` must be there when a run is submitted, but is '/shared/data/corpus.jsonl'"
+        in (shown.err)
+    )
+
+
+def test_an_image_sees_what_links_lead_to_and_nothing_twice(nowhere, here, tmp_path, capsys):
+    """A snapshot of the hub holds links to another folder; what is below a mounted folder needs no mount."""
+    model, blobs, far = tmp_path / "model", tmp_path / "blobs", tmp_path / "far"
+    for folder in (model, blobs, far):
+        folder.mkdir()
+    shape = ROOT / "benchmarks/shapes/llama3_8b/config.json"
+    (blobs / "abc").write_text(shape.read_text())
+    (model / "config.json").symlink_to(blobs / "abc")
+    (far / "rows.jsonl").write_text("{}")
+    (here / "rows.jsonl").symlink_to(far / "rows.jsonl")
+    (far / "template.jinja").write_text("x")
+    words = ["model=benchmark", f"model.path={model}", "data.sources.corpus.path=rows.jsonl"]
+    words += [f"model.chat_template={far}/template.jinja", "data.sources.other={path: /listed/a/*.txt}"]
+    words += ["cluster.container.mounts=[/listed,/lustre/x:/data]", "data.sources.inside={path: /data/b.txt}"]
+    assert run_command(contained(tmp_path, *words)) == 0
+    shown = capsys.readouterr()
+    seen = mounts(shown.out)
+    assert {str(model), str(blobs), str(far), str(here), "/listed"} < set(seen)
+    assert len(seen) == len(set(seen)) and not {"/listed/a", "/data", "/lustre/x/b.txt"} & set(seen)
+    assert "`data.sources.inside.path`" in shown.err, "it is looked for on this side of the mount"
+
+
+def test_a_source_that_is_not_there_is_said_by_a_dry_run_and_refused_by_submit(slurm, here, tmp_path, capsys):
+    gone = "data.sources.corpus.path=/gone/*.jsonl"
+    sentence = (
+        "`data.sources.corpus.path` must be there when a run is submitted, but is '/gone/*.jsonl' instead."
+    )
+    assert run_command([*local(tmp_path, gone), "--dry-run"]) == 0
+    assert sentence in capsys.readouterr().err
+    assert run_command(local(tmp_path, gone)) == 2
+    assert sentence in capsys.readouterr().err and not slurm.exists()
+
+
+def test_what_only_one_node_would_see_is_refused(slurm, here, tmp_path, capsys):
+    """All of this test is below tmp_path."""
+    words = [*local(tmp_path), f"cluster.node_local_paths=[{tmp_path}]", "run_dir=/shared/run"]
+    words.append(f"data.cache_dir={tmp_path}/cache")
+    for more in (["--dry-run"], []):
+        assert run_command([*words, *more]) == 2
+        said = capsys.readouterr().err
+        assert "`run_dir`" not in said
+        for key in ("data.sources.corpus.path", "data.cache_dir"):
+            assert f"`{key}` must be on a disk that all nodes share" in said
+        assert ("`working directory` must be on a disk that all nodes share" in said) == (not more)

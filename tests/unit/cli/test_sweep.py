@@ -14,7 +14,7 @@ from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.cli import run_command
 from trainer.config.store import load_config
 
-RUN = ["data=text", "data.sources.corpus.path=corpus.txt", "train.max_steps=10"]
+RUN = ["data=text", "data.sources.corpus.path=../corpus.txt", "train.max_steps=10"]
 NODES = ["cluster=slurm", "cluster.num_nodes=2", "train.global_batch_tokens=262144"]
 # Trains nothing: logs ten times the learning rate as the objective; a seed of 7 fails.
 PYTHON = """\
@@ -47,6 +47,7 @@ def slurm(here, tmp_path, monkeypatch):
     """Put SLURM's commands on the PATH; return the file that notes submissions. Jobs are numbered from 101 on."""
     folder, calls = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
+    (tmp_path / "corpus.txt").write_text("a text")
     calls.touch()
     for name, body in (
         ("sinfo", f"echo asked >>{tmp_path}/asked; echo 'main*|up|4|gpu:h100:8|128|1-00:00:00'"),

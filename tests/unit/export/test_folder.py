@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.tiny import save_llama
 from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
-from trainer.export.folder import folder_logits, write_model_files
+from trainer.export.folder import folder_logits, say_stops, write_model_files, write_tokenizer
 from trainer.model.tokenizer import configured_tokenizer
 
 
@@ -65,6 +65,25 @@ def test_generation_stops_at_the_token_that_ends_answers_in_the_chat_template(so
     out.mkdir()
     write_model_files(str(source), model, "float32", pytest.fail, out)
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 1
+
+
+def test_an_adapter_has_no_file_for_it_so_its_users_are_told_where_generation_must_stop(source, tmp_path):
+    """peft and vLLM read generation_config.json of the base."""
+    template, out = tmp_path / "template.jinja", tmp_path / "out"
+    template.write_text("{% for m in messages %}{{ m.content + '<|im_end|>\n' }}{% endfor %}")
+    model = ModelConfig(path=str(source), chat_template=str(template))
+    out.mkdir()
+    write_tokenizer(str(source), model, out)
+    said = []
+    say_stops(str(source), model, said.append, out)
+    end = AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<|im_end|>")
+    assert (
+        len(said) == 1 and f"Give eos_token_id=[1, {end}] to generate(), or stop_token_ids=[{end}]" in said[0]
+    )
+    assert not (out / "generation_config.json").exists()
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    write_tokenizer(str(source), model, out)
+    say_stops(str(source), model, pytest.fail, out)
 
 
 def test_logits_of_a_folder_are_those_of_its_model(source):

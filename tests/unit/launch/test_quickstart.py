@@ -118,8 +118,10 @@ def test_a_rank_of_a_launcher_does_not_start_ranks_again(monkeypatch):
         ("exit 2", 2),
         # What Ctrl-C does: it comes to us alone, and the part is told.
         ("trap 'exit 75' INT; kill -INT $PPID; while :; do sleep 0.05; done", 75),
+        # It was done when the signal came: what follows would take minutes.
+        ("trap 'exit 0' INT; kill -INT $PPID; while :; do sleep 0.05; done", 75),
     ],
-    ids=["fails", "Ctrl-C"],
+    ids=["fails", "Ctrl-C", "Ctrl-C at the end"],
 )
 def test_a_part_that_stops_ends_the_quickstart_with_its_code(tmp_path, monkeypatch, capfd, script, code):
     python = tmp_path / "python"

@@ -1,5 +1,6 @@
 """Batch scripts as files, checked by bash and shellcheck; to renew them: PALIMPSEST_UPDATE_GOLDEN=1."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -258,6 +259,35 @@ def test_an_image_keeps_to_its_own_packages_unless_the_site_says_otherwise():
     script = script_of(
         *CASES["apptainer"], "cluster.environment.PYTHONPATH=/extra", "cluster.modules=[python]"
     )
-    module, unset = script.index("module load python"), script.index("\nunset PYTHONPATH PYTHONHOME\n")
+    module, unset = script.index("for module in python; do"), script.index("\nunset PYTHONPATH PYTHONHOME\n")
     assert module < unset < script.index("export PYTHONPATH=/extra")
     assert "unset PYTHONPATH" not in script_of("cluster=slurm")
+
+
+def test_a_module_that_cannot_be_loaded_ends_the_attempt_with_a_sentence(tmp_path):
+    """A renamed one would let the job go on without it."""
+    text = script_of("cluster=slurm_cpu", "cluster.modules=[gcc/13,cuda/12.8]")
+    begin = text.index("for module in")
+    part = text[begin : text.index("done\n", begin) + 5]
+    stubs = (
+        'say() { echo "$*"; }; note() { echo "note $1 $2"; }; newest=; '
+        'module() { echo "$*"; [[ $2 == gcc/13 ]]; }\n'
+    )
+    done = subprocess.run(["bash", "-uc", f"{stubs}{part}echo went on"], capture_output=True, text=True)
+    assert done.returncode == 2 and "went on" not in done.stdout
+    loads, failed, said, noted = done.stdout.splitlines()
+    assert (loads, failed) == ("load gcc/13", "load cuda/12.8")
+    assert said.startswith(
+        "Error: `cluster.modules` must name modules of this site, but cuda/12.8 cannot be loaded on"
+    )
+    assert noted == 'note ended "code":2,"newest":""'
+
+
+def test_an_image_sees_what_the_run_reads_and_the_home_of_the_hub():
+    job = dataclasses.replace(JOB, reads=("/shared/data",), hub_folders=(Path("/shared/a b/hf"),))
+    script = script_of(*CASES["pyxis"], job=job)
+    assert "/shared/data:/shared/data" in script and "/shared/a b/hf:/shared/a b/hf" in script
+    assert "mkdir -p /shared/runs/first /shared/project /shared/cache '/shared/a b/hf'\n" in script
+    assert "export HF_HOME=${HF_HOME:-'/shared/a b/hf'}\n" in script
+    script = script_of(*CASES["apptainer"], "cluster.environment.HF_HOME=/shared/hf", job=job)
+    assert "--bind=/shared/data " in script and "HF_HOME:-" not in script

@@ -118,3 +118,14 @@ def test_the_real_model_is_made_proved_and_published(tmp_path):
     assert leftovers(tmp_path) == [folder.name]
     assert "ready" in lines[-1]
     assert embedded.embedded_model_dir(tmp_path, never) == folder
+
+
+def test_no_bar_is_drawn_while_weights_are_converted(capsys):
+    """A log that is no terminal would be full of them."""
+    from transformers import modeling_gguf_pytorch_utils as loading
+
+    before = loading.tqdm
+    with embedded._quiet():
+        assert list(loading.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert loading.tqdm is before
+    assert capsys.readouterr().err == ""

@@ -8,8 +8,9 @@ from huggingface_hub import ModelCard, metadata_load
 from tests.helpers.run_files import write_run
 from trainer.evaluate.gate import GateResult
 from trainer.export.base_card import BaseCard
-from trainer.report.model_card import Exported, SourceFacts, build_card
-from trainer.report.record import read_run
+from trainer.report.model_card import Exported, SourceFacts, _settings, build_card
+from trainer.report.record import RunRecord, read_run
+from trainer.report.series import Metrics
 
 BASE = BaseCard("Qwen/Qwen3-8B", "Qwen/Qwen3-8B", "apache-2.0", said_by="README.md", languages=("en", "de"))
 SOURCES = {
@@ -134,3 +135,14 @@ def test_no_path_and_no_secret_is_in_it(card, monkeypatch):
     for private in ("jane", "secret-project", "hf_abc", "sk-abc", "/srv", "/scratch"):
         assert private not in text, private
     assert "https://huggingface.co/Qwen/Qwen3-8B" in text
+
+
+def test_settings_have_the_alpha_that_was_taken_and_the_name_of_the_template_without_its_folder(tmp_path):
+    """Both are chosen by leaving them out or by a path, and change what the adapter is."""
+    config = {
+        "tune": {"method": "lora", "r": 16, "alpha": None},
+        "model": {"chat_template": "/shared/me/own.jinja"},
+    }
+    shown = _settings(RunRecord(tmp_path, None, Metrics(tmp_path / "metrics.jsonl"), (), config, None, {}))
+    assert "| `tune.alpha` | `32 (twice tune.r)` |" in shown
+    assert "| `model.chat_template` | `own.jinja` |" in shown and "/shared" not in shown

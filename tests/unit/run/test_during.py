@@ -23,7 +23,7 @@ class Tasks:
         self._clock, self._seconds, self._known_s = clock, seconds, known_s
         self.base, self.base_s, self.steps = ["known"] if known_s else [], known_s, []
 
-    def measure_base(self):
+    def measure_base(self, heed):
         if not self._known_s:
             self._clock.sleep(self._seconds)
             self.base_s = self._seconds

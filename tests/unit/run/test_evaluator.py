@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role, SourceConfig
-from trainer.run.evaluator import Evaluator
+from trainer.config.store import compose_config
+from trainer.run.evaluator import Evaluator, why_no_comparison
 
 ROLES = {"new": Role.target, "old": Role.replay, "maths": Role.probe}
 
@@ -27,3 +28,33 @@ def test_every_source_has_its_rise_and_the_mean_is_of_what_is_not_to_be_learnt()
 
 def test_the_base_itself_has_forgotten_nothing():
     assert evaluator().drift(TrainState(step=0, base_losses={"old": 2.0}, last_losses={"old": 2.0})) == {}
+
+
+def stores(**documents):
+    """Return stores of which nothing is held out, with so many documents."""
+    return {
+        name: SimpleNamespace(
+            train=SimpleNamespace(num_documents=count), validation=SimpleNamespace(num_packs=0)
+        )
+        for name, count in documents.items()
+    }
+
+
+def test_a_run_that_will_not_be_compared_with_its_base_is_told_why_and_what_to_do():
+    config = compose_config(["data=text", "data.sources.corpus.path=book.txt"])
+    assert why_no_comparison(config, stores(corpus=1)) == (
+        "No comparison with the base at the end of this run: nothing is held out to measure it on (corpus has 1 "
+        "document; data.validation_frac=0.02). A txt file is one document: split it with "
+        "data.sources.corpus.txt_documents=paragraph (or line), or give more documents."
+    )
+    config.data.validation_frac = 0.0
+    assert "Set data.validation_frac=0.02." in why_no_comparison(config, stores(corpus=50))
+
+
+def test_a_run_that_is_compared_or_is_not_to_be_is_told_nothing():
+    config = compose_config(["data=text", "data.sources.corpus.path=book.txt"])
+    held = stores(corpus=50)
+    held["corpus"].validation.num_packs = 1
+    assert why_no_comparison(config, held) is None
+    config.evaluate.forgetting = False
+    assert why_no_comparison(config, stores(corpus=1)) is None

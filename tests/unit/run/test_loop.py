@@ -14,6 +14,7 @@ from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
 from trainer.model.expert_load import ExpertLoad
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+from trainer.run.heed import GivenUp, heeding
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 
 
@@ -367,3 +368,48 @@ def test_evaluations_that_are_left_are_those_that_are_due(num_steps, evaluate_ev
     for step in range(1, num_steps + 1):
         due = sum(cadence.evaluate_due(later) for later in range(step, num_steps + 1))
         assert cadence.evaluations_from(step) == due, step
+
+
+class Interrupted(Work):
+    """Is asked to stop in the middle of an evaluation after these steps."""
+
+    def __init__(self, *given_up):
+        super().__init__()
+        self.given_up = given_up
+
+    def evaluate(self, state):
+        if state.step in self.given_up:
+            raise GivenUp
+        return super().evaluate(state)
+
+
+@pytest.mark.parametrize(
+    ("given_up", "saved"),
+    [(0, []), (5, [5]), (10, [10])],
+    ids=["of the base", "on the way", "after the last step"],
+)
+def test_a_signal_in_the_middle_of_an_evaluation_saves_what_was_trained_and_stops(
+    monkeypatch, given_up, saved
+):
+    work = Interrupted(given_up)
+    monkeypatch.setattr(f"{__name__}.Work", lambda *_: work)
+    reason, state, _, report, _, _ = run(evaluate_every=5)
+    assert reason is StopReason.preempted and state.step == given_up
+    assert work.saved == report.saves == saved
+
+
+def test_an_evaluation_that_a_signal_cut_off_after_the_last_step_is_made_up_for(monkeypatch):
+    """Otherwise the comparison with the base would have no newest losses."""
+    state = TrainState(step=10, last_evaluated_step=5)
+    reason, state, work, _, loader, _ = run(state, evaluate_every=5)
+    assert reason is StopReason.finished and loader.taken == []
+    assert work.evaluated == [10] and state.last_evaluated_step == 10
+
+
+def test_what_heeds_a_signal_raises_between_batches():
+    mesh, stop = alone(torch.device("cpu")), Stop(after=2)
+    heed = heeding(mesh, stop)
+    heed()
+    heed()
+    with pytest.raises(GivenUp):
+        heed()

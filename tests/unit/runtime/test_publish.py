@@ -7,8 +7,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.helpers.wait import LIMIT_S
+from tests.house.tree import ROOT
 from trainer.runtime.publish import clear_leftovers, publish_folder, put_in_place, staged
 
 OLD = {"a": "old", "deep/b": "old too", "deep/only": "old"}
@@ -117,7 +120,7 @@ def test_everything_is_on_disk_before_its_name_and_the_old_one_goes_last(tmp_pat
         done = list(calls)
     kinds = [kind for kind, _ in done]
     first = kinds.index("rename")
-    synced = {path for _, path in done[:first]}
+    synced = {path for kind, path in done[:first] if kind == "fsync"}
     assert synced == {staging, *(staging / name for name in (*NEW, "deep", "deep/er"))}
     aside, into = done[first][1], done[first + 1][1]
     assert aside[0] == target and into == (staging, target)
@@ -230,3 +233,37 @@ def test_only_what_nobody_writes_any_more_is_cleared_and_nothing_of_others(tmp_p
     clear_leftovers(tmp_path, older_s=0)
     assert names(tmp_path) == sorted(["out", *(path.name for path in foreign)])
     clear_leftovers(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("umask", "usual"), [(0o022, 0o644), (0o027, 0o640)])
+def test_files_that_a_library_writes_for_their_owner_alone_follow_the_umask(tmp_path, umask, usual):
+    """safetensors writes through a private temporary file; weights that a group cannot read are of no use to it."""
+
+    def fill(folder):
+        (folder / "deep").mkdir()
+        save_file({"a": torch.zeros(1)}, str(folder / "deep" / "model.safetensors"))
+        (folder / "plain").write_text("a")
+        (folder / "script").write_text("a")
+        (folder / "script").chmod(0o700)  # on purpose
+
+    before = os.umask(umask)
+    try:
+        publish_folder(tmp_path / "export", fill)
+    finally:
+        os.umask(before)
+    modes = {f.name: f.stat().st_mode & 0o777 for f in (tmp_path / "export").rglob("*") if f.is_file()}
+    assert modes == {"model.safetensors": usual, "plain": usual, "script": 0o700}
+
+
+def test_no_file_of_safetensors_is_written_beside_a_folder_that_is_published():
+    """save_file leaves a private file, which only publishing opens: all who call it fill such a folder."""
+    callers = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "trainer").rglob("*.py")
+        if "save_file(" in path.read_text()
+    }
+    assert callers == {
+        "trainer/evaluate/proofs/fingerprint.py",  # of a checkpoint
+        "trainer/export/merge.py",
+        "trainer/export/weights.py",
+    }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.config.many import many
+from trainer.data.chat.settle import REASONING_KEYS
 from trainer.data.formats.opened import open_file
+from trainer.data.formats.txt import BLANK_LINES
 from trainer.data.rows.columns import LAYOUTS
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, kind_of, list_files
@@ -19,6 +21,7 @@ from trainer.errors import DataError
 SAMPLE_ROWS = 10_000
 SAMPLE_CHARS = 20_000_000
 """No more rows are read after so many characters."""
+MOST_PECULIAR = 64
 ORDER = (Format.chat, Format.completion, Format.ids, Format.text)
 """Formats as they are tried: rows of chats may have a column `text` beside the conversation."""
 
@@ -35,6 +38,10 @@ class Holding:
     """Text of the longest document."""
     longest_turns: int = 0
     """Its turns, where the chat template renders it."""
+    peculiar: list[tuple[str, str, int, dict[str, object]]] = field(default_factory=list)
+    """Rows with tools, reasoning or turns of other roles, which not every template renders: file, unit, number, row."""
+    read_as: SourceConfig | None = None
+    """The source with the columns that were found by their usual names."""
     num_ids: int = 0
     """Tokens, where rows hold those."""
     longest_ids: int = 0
@@ -105,8 +112,37 @@ def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str]) ->
         columns=ColumnsConfig(**named, ignore=list(ignore)),
     )
     holding, lines = _parsed_sample(name, source, listing)
+    if format_ is Format.text and holding.num_rows == 1 and holding.is_whole:
+        source, holding, told = _split_one(name, source, listing, holding)
+        lines += told
     read = list(layout.values())
     return Guess(source, title, named, read, len(listing.files), [*listing.lines, *lines], holding)
+
+
+def _split_one(
+    name: str, source: SourceConfig, listing: Listing, holding: Holding
+) -> tuple[SourceConfig, Holding, list[str]]:
+    """Return a source whose only document is split into paragraphs where it can be, what it holds, and why."""
+    alone = "it is one document, of which none can be held out to compare the trained model with its base"
+    is_txt = [kind_of(file) for file in listing.files] == ["txt"]
+    if is_txt and BLANK_LINES.search(holding.longest.strip()):
+        split = replace(source, txt_documents="paragraph")
+        found, lines = _parsed_sample(name, split, listing)
+        return split, found, [*lines, f"{alone}: split at blank lines (txt_documents: paragraph)"]
+    fix = "set txt_documents: line, or give more documents" if is_txt else "give more documents"
+    return source, holding, [f"{alone}: {fix}"]
+
+
+def _is_peculiar(document: Document) -> bool:
+    if not isinstance(document, ChatDocument):
+        return False
+    keys = {*REASONING_KEYS, "tool_calls", "function_call"}
+    return bool(document.tools) or any(
+        keys & set(one)
+        or one["role"] not in ("system", "user", "assistant")
+        or "<think>" in str(one["content"])
+        for one in document.messages
+    )
 
 
 def _known(columns: list[str], path: str) -> tuple[Format, str, dict[str, str]]:
@@ -126,7 +162,7 @@ def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[H
     """Read and parse the first rows; return what they hold and what was noticed."""
     rows = read_files(name, replace(source, max_documents=SAMPLE_ROWS), listing)
     counts: Counter[str] = Counter()
-    holding = Holding()
+    holding = Holding(read_as=rows.source)
     for batch in rows.batches():
         for number, row in zip(batch.numbers, batch.rows, strict=True):
             holding.num_rows += 1
@@ -139,6 +175,8 @@ def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[H
                 ) from error
             if document is not None:
                 holding.add(document, source.as_chat)
+                if len(holding.peculiar) < MOST_PECULIAR and _is_peculiar(document):
+                    holding.peculiar.append((str(batch.file), batch.unit, number, row))
         if holding.num_chars > SAMPLE_CHARS:
             break
     holding.is_whole = holding.num_rows < SAMPLE_ROWS and holding.num_chars <= SAMPLE_CHARS

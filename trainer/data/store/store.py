@@ -48,6 +48,7 @@ class SplitStore:
         self.unit = Unit(meta["unit"])
         self.values: tuple[str, ...] = tuple(meta.get("values", ()))
         self.num_tokens = int(split["num_tokens"])
+        self.num_documents = int(split["num_documents"])
         self.num_targets = int(split["num_targets"])
         self._folder, self._name, self._files = folder, name, meta["arrays"]
         start, length, offset, targets = map(self._load, ARRAYS)

@@ -70,11 +70,12 @@ class TaskScores:
         """Return the seconds that the base took when it was scored; 0 where it was not yet."""
         return self._base[1] if self._base is not None else 0.0
 
-    def measure_base(self) -> list[TaskScore]:
-        """Score the model before the first step, or take what is known of it."""
+    def measure_base(self, heed: Callable[[], None] = lambda: None) -> list[TaskScore]:
+        """Score the model before the first step, or take what is known of it; `heed` as in `TaskModel`."""
         if self._base is None:
             started = time.perf_counter()
-            scores = run_tasks(self.loaded, self._model, self._tokenizer)
+            model = dataclasses.replace(self._model, heed=heed)
+            scores = run_tasks(self.loaded, model, self._tokenizer)
             self._base = scores, time.perf_counter() - started
         else:
             _LOG.info("The base model's task scores are known (%s).", self._key[:12])
@@ -104,14 +105,14 @@ class TaskScores:
             self._newest = step, run_tasks(self.loaded, model, self._tokenizer)
         return self._newest[1]
 
-    def measure_tuned(self, step: int) -> list[TaskComparison]:
-        """Score the model that is loaded and return it beside the base."""
+    def measure_tuned(self, step: int, heed: Callable[[], None] = lambda: None) -> list[TaskComparison]:
+        """Score the model that is loaded and return it beside the base; `heed` as in `TaskModel`."""
         if self._base is None:
             _LOG.warning(
                 "No task scores: this run began before its base was scored. Run palimpsest evaluate, which scores both."
             )
             return []
-        return compare_scores(self._base[0], self.measure(step))
+        return compare_scores(self._base[0], self.measure(step, heed))
 
 
 def _read(path: Path, key: str) -> Kept | None:

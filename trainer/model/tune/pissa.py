@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from trainer.config.snapshot import write_atomic
 from trainer.config.tune import TuneConfig
 from trainer.errors import ModelError, SelfCheckError
 from trainer.model.tune.adapters import ADAPTER
@@ -116,12 +116,7 @@ def _write(path: Path, layers: dict[str, Any], tune: TuneConfig, seed: int) -> N
         root = (values / _scale(tune)).sqrt()
         tensors[f"{name}.A"] = (root[:, None] * right).to(weight.dtype).contiguous().cpu()
         tensors[f"{name}.B"] = (left * root).to(weight.dtype).contiguous().cpu()
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, str(staged))
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_atomic(path, save(tensors))  # save_file would leave it to its owner alone
 
 
 def _largest(weight: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
