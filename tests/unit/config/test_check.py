@@ -38,7 +38,7 @@ RULES = [
     ("name", {"name": ""}),
     ("name", {"name": "a/b"}),
     ("run_dir", {"run_dir": ""}),
-    ("model.path", {"model.path": ""}),
+    ("model", {"model.path": ""}),
     ("model.path", {"model.path": "", "model.kind": ModelKind.random}),
     ("model.checkpoint_layers", {"model.checkpoint_layers": -2}),
     ("model.loss_chunk_tokens", {"model.loss_chunk_tokens": 0}),

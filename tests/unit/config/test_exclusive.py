@@ -139,7 +139,7 @@ def test_the_command_line_replaces_what_a_persons_own_file_says(own):
 
 def test_two_in_one_own_file_are_refused(own):
     config, _ = composed(*CHAT, *own("train: {max_steps: 7, max_epochs: 1}\n"))
-    assert [problem.key for problem in find_problems(config)] == ["train"]
+    assert [problem.key for problem in find_problems(config)] == ["model", "train"]
 
 
 def test_a_frozen_configuration_shows_the_result_and_gives_way_to_words(tmp_path, capsys):
