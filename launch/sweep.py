@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from trainer.config.check import refuse
 from trainer.config.check_sweep import sweep_problems
+from trainer.config.override import is_swept
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path, refuse_another
-from trainer.config.store import compose_config, is_swept
+from trainer.config.store import compose_config
 from trainer.errors import ConfigError, Exit
 from trainer.runtime.lock import run_lock
 

@@ -93,7 +93,7 @@ def _model_problems(model: ModelConfig) -> Iterator[Problem]:
         names = ", ".join(name for name in group_options()["model"] if name != "none")
         yield problem(
             "model",
-            f"must be given, but is missing. Set model=NAME (one of {names}) or model.path=FOLDER.",
+            f"must be given, but is none instead. Set model=NAME (one of {names}) or model.path=FOLDER.",
         )
     if model.kind is ModelKind.random and not model.path:
         yield must("model.path", "a name or folder for model.kind=random", "", "Set model.path=FOLDER.")

@@ -18,7 +18,7 @@ import yaml
 from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
-GLOBAL = "# @package _global_"
+PACKAGE = "# @package "
 _OVERRIDE = "override /"
 
 
@@ -101,9 +101,12 @@ def read_option(group: str, file: Traversable) -> Option:
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} must hold keys and values, but holds a {type(tree).__name__} instead.")
     lines = text.splitlines()
-    is_global = bool(lines) and lines[0].startswith(GLOBAL)
+    named = lines[0].removeprefix(PACKAGE) if lines and lines[0].startswith(PACKAGE) else None
+    package = ".".join(
+        group if part == "_group_" else part for part in (named or "_group_").split(".") if part != "_global_"
+    )
     purpose = []
-    for line in lines[1:] if is_global else lines:
+    for line in lines if named is None else lines[1:]:
         if not line.startswith("#"):
             break
         purpose.append(line.lstrip("# "))
@@ -114,7 +117,7 @@ def read_option(group: str, file: Traversable) -> Option:
         for key, value in entry.items()
         if str(key).startswith(_OVERRIDE)
     }
-    values = dict(_flat(tree, "" if is_global else f"{group}."))
+    values = dict(_flat(tree, f"{package}." if package else ""))
     return Option(group, file.name.removesuffix(".yaml"), " ".join(purpose), choices, values)
 
 

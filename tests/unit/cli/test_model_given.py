@@ -7,7 +7,7 @@ from trainer.config.check import find_problems
 from trainer.config.store import compose_config
 
 DATA = ["data=text", "data.sources.corpus.path=a.jsonl", "train.max_steps=1"]
-SENTENCE = "`model` must be given, but is missing. Set model=NAME (one of benchmark, gemma3_1b_it, "
+SENTENCE = "`model` must be given, but is none instead. Set model=NAME (one of benchmark, gemma3_1b_it, "
 NODE = ["cluster=slurm_cpu", "cluster.node_local_paths=[/nowhere]", "run_dir=/proc/shared/first"]
 
 
@@ -23,7 +23,11 @@ def test_a_submission_asks_for_it(refuse):
 
 def test_it_stands_among_the_other_problems(refuse):
     message = refuse("train", *DATA, "optim.lr=0")
-    assert message.startswith("The configuration has 2 problems:") and SENTENCE in message and "`optim.lr`" in message
+    assert (
+        message.startswith("The configuration has 2 problems:")
+        and SENTENCE in message
+        and "`optim.lr`" in message
+    )
 
 
 def test_an_experiment_or_a_file_of_ones_own_gives_it(tmp_path):

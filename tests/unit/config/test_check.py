@@ -151,7 +151,7 @@ def test_a_rate_that_is_not_a_number_is_refused(config, key):
 
 
 def test_the_problems_of_the_defaults_are_those_a_person_has_to_decide():
-    assert [problem.key for problem in find_problems(RunConfig())] == ["model.path", "data.sources", "train"]
+    assert [problem.key for problem in find_problems(RunConfig())] == ["model", "data.sources", "train"]
 
 
 def test_all_problems_are_raised_together_with_their_number(config):
