@@ -24,7 +24,6 @@ from trainer.mix.controller import Decision, decide
 from trainer.mix.plan import Cursor, DataPlan, Pool, RatioOfStep, num_steps
 from trainer.mix.ratio import mean_ratio, ratio_at, starting_ratio
 
-
 STEPS_A_PASS = 8
 """Steps that a pass over little data is to have at least, so that the rate has a course."""
 
