@@ -68,9 +68,7 @@ class Sweep:
             )
         known = read_record(self.folder)
         points = [] if known is None else known.points
-        # The folder's name tells more than the default one.
-        name = self.folder.name if base.name == RunConfig.name else base.name
-        self.record = Record(name, Goal.of(base.sweep), points)
+        self.record = Record(base.name, Goal.of(base.sweep), points)
         self._say = say
         self._configs: dict[str, RunConfig] = {}
         self._lock = contextlib.ExitStack()

@@ -59,9 +59,9 @@ def keep_own(
     """
     wanted = {key: value for one in own for key, value in one.values.items() if value != {}}
     for key, value in wanted.items():
-        before = _raw(config, key)
+        before = raw(config, key)
         OmegaConf.update(config, key, value, merge=True)
-        if _raw(config, key) == before:
+        if raw(config, key) == before:
             continue
         if key in typed():
             OmegaConf.update(config, key, before, merge=True)
@@ -69,7 +69,7 @@ def keep_own(
             yield f"{key}={as_word(value)} of your own file takes the place of {key}={as_word(before)}."
 
 
-def _raw(config: DictConfig, key: str) -> Any:
+def raw(config: DictConfig, key: str) -> Any:
     """Return what a key holds, interpolations as they are written."""
     above, _, leaf = key.rpartition(".")
     parent = OmegaConf.select(config, above) if above else config

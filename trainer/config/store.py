@@ -41,7 +41,7 @@ from trainer.config.explain import (
 )
 from trainer.config.options import CONF_MODULE, Option, group_options, searchpath_folders
 from trainer.config.override import check_word, is_swept, read_entries, readable, typed, typed_keys
-from trainer.config.own import chosen_options, keep_own
+from trainer.config.own import chosen_options, keep_own, raw
 from trainer.config.paths import make_absolute
 from trainer.config.schema import RunConfig
 from trainer.config.together import all_told, word_error
@@ -93,7 +93,15 @@ def _composed(overrides: Sequence[str], config_name: str, say: Callable[[str], N
             composed, Hands(typed(overrides), lambda: [key for one in own for key in one.given])
         ):
             say(line)
+        _name_after_folder(composed, overrides)
     return to_dataclass(with_ds_file(composed, overrides))
+
+
+def _name_after_folder(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Give a run of which only the directory was said the name of that."""
+    is_said = config.name != RunConfig.name or any(key_of(word) == "name" for word in overrides)
+    if not is_said and "${name}" not in str(raw(config, "run_dir")):
+        config.name = Path(str(config.run_dir)).absolute().name or RunConfig.name
 
 
 def _own_options(config_name: str, overrides: Sequence[str]) -> tuple[Option, ...]:
