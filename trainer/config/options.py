@@ -34,6 +34,8 @@ class Option:
     """Options of other groups that it chooses."""
     values: dict[str, Any]
     """What it sets itself, by dotted key."""
+    parents: tuple[str, ...] = ()
+    """Options of its group that it goes on from."""
 
     @property
     def given(self) -> list[str]:
@@ -110,7 +112,9 @@ def read_option(group: str, file: Traversable) -> Option:
         if not line.startswith("#"):
             break
         purpose.append(line.lstrip("# "))
-    entries = [entry for entry in tree.pop("defaults", []) if isinstance(entry, dict)]
+    defaults = tree.pop("defaults", [])
+    entries = [entry for entry in defaults if isinstance(entry, dict)]
+    parents = tuple(entry for entry in defaults if isinstance(entry, str) and entry != "_self_")
     choices = {
         str(key).removeprefix(_OVERRIDE): str(value)
         for entry in entries
@@ -118,7 +122,7 @@ def read_option(group: str, file: Traversable) -> Option:
         if str(key).startswith(_OVERRIDE)
     }
     values = dict(_flat(tree, f"{package}." if package else ""))
-    return Option(group, file.name.removesuffix(".yaml"), " ".join(purpose), choices, values)
+    return Option(group, file.name.removesuffix(".yaml"), " ".join(purpose), choices, values, parents)
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
