@@ -239,6 +239,9 @@ def _run_here(command: str, config: RunConfig) -> int:
             prepare_data(config)
             return Exit.done
         case "export":
+            from trainer.command.before_ranks import check_place
+
+            check_place(config)
             from trainer.command.export import export
 
             return export(config)

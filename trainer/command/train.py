@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.command.before_ranks import (
     check_benchmarks,
     check_draws,
+    check_files,
     check_logins,
     check_prompts,
     check_quantiser,
@@ -46,8 +47,12 @@ def start_ranks(command: str, config: RunConfig) -> int:
             "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
             "this machine alone."
         )
-    if command == "train" and not any(find_problems(config)):
-        check_logins(config)  # Before GPUs are counted, which loads torch; with problems, those are told.
+    if not any(
+        find_problems(config)
+    ):  # Before GPUs are counted, which loads torch; with problems, those are told.
+        check_files(config, command)
+        if command == "train":
+            check_logins(config)
     num_ranks = count_ranks(config.cluster) if hosts is None else hosts.num_ranks
     check_config(config, num_ranks)
     _warn(config)

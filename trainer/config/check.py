@@ -166,12 +166,12 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     if (source.path is None) == (source.dataset is None):
-        given = "both" if source.path is not None else "neither"
-        yield problem(
-            key,
-            f"must have one of `path` and `dataset`, but has {given} instead. "
-            f"Set {key}.path=FILES or {key}.dataset=NAME.",
-        )
+        if source.path is None:
+            rest = f"must be given, but is null instead. Set {key}.path=FILES, or {key}.dataset=NAME."
+            yield problem(f"{key}.path", rest)
+        else:
+            rest = f"must have one of `path` and `dataset`, but has both instead. Set {key}.dataset=null."
+            yield problem(key, rest)
     if source.as_chat and source.format is not Format.completion:
         yield must(
             f"{key}.as_chat",

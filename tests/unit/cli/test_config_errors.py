@@ -134,7 +134,20 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(refuse, override, parts
 )
 def test_a_misspelt_choice_lists_the_allowed_ones(refuse, override, allowed):
     key, value = override.split("=")
-    assert refuse("train", override) == f"`{key}`: Invalid value '{value}', expected one of [{allowed}]."
+    said = refuse("train", override)
+    assert said.startswith(f"`{key}` must be one of {allowed}, but is '{value}' instead.")
+
+
+def test_a_misspelt_word_of_a_list_is_told_with_the_nearest(refuse):
+    said = refuse("train", *CORPUS, "log.trackers=[wnadb]")
+    assert said.startswith(
+        "`log.trackers[0]` must be one of wandb, mlflow, tensorboard, trackio, but is 'wnadb'"
+    )
+    assert said.endswith(" Did you mean `wandb`?")
+
+
+def test_a_misspelt_command_is_told_with_the_nearest(refuse):
+    assert "Unknown command `trian`. Did you mean `train`?" in refuse("trian", *CORPUS)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +187,7 @@ def test_problems_across_sections_are_reported_together_and_counted(refuse):
     assert first == "The configuration has 6 problems:"
     keys = [line.removeprefix("  - ").split("`")[1] for line in problems]
     assert keys == [
-        "model", "data.sources.corpus", "train.max_steps", "optim.lr", "zero.offload_param", "evaluate.every_steps"
+        "model", "data.sources.corpus.path", "train.max_steps", "optim.lr", "zero.offload_param", "evaluate.every_steps"
     ]  # fmt: skip
     assert all(line.endswith(".") for line in problems)
 

@@ -50,7 +50,7 @@ RULES = [
     ("data.num_workers", {"data.num_workers": -1}),
     ("data.values", {"data.values": [TokenValue.weight]}),
     ("data.sources.text.columns.weight", {"data.sources.text.columns.weight": "w"}),
-    ("data.sources.chat", {"data.sources.chat.path": None}),
+    ("data.sources.chat.path", {"data.sources.chat.path": None}),
     ("data.sources.chat", {"data.sources.chat.dataset": "a/b"}),
     ("data.sources.text.as_chat", {"data.sources.text.as_chat": True}),
     ("data.sources.text.packing", {"data.sources.text.format": Format.chat,
