@@ -97,7 +97,7 @@ def find_runs(folder: Path) -> list[Path]:
     if folder.is_file():
         raise ConfigError(
             f"`palimpsest status` must be given a run directory or a folder of them, but {folder} is a file instead. "
-            f"Give {folder.parent}."
+            f"Give {folder.absolute().parent}."
         )
     if (folder / "config.yaml").is_file():
         return [folder]
