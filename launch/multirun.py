@@ -17,7 +17,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 
-from trainer.config.store import compose_config, compose_sweep, is_swept, to_standard_error
+from trainer.config.override import is_swept
+from trainer.config.store import compose_config, compose_sweep, to_standard_error
 from trainer.errors import ConfigError, Exit
 
 from .local_launcher import LocalLauncher, LocalLauncherConf

@@ -55,14 +55,16 @@ def show_status(words: Sequence[str]) -> int:
         ConfigError: A word is no run directory, and no folder with run directories.
     """
     folders = [Path(word.removeprefix("run_dir=")).expanduser() for word in words or ["runs"]]
-    found = [pair for folder in folders for pair in _with_goals(folder)]
-    jobs = [job for job in (last_job(run) for run, _ in found) if job is not None]
+    found = [(run, goal, _shown(run, folder)) for folder in folders for run, goal in _with_goals(folder)]
+    jobs = [job for job in (last_job(run) for run, *_ in found) if job is not None]
     states = job_states(jobs) or {}
     statuses = [
-        dataclasses.replace(run_status(run, states), objective=None if goal is None else goal.measure(run))
-        for run, goal in found
+        dataclasses.replace(
+            run_status(run, states), name=name, objective=None if goal is None else goal.measure(run)
+        )
+        for run, goal, name in found
     ]
-    names = {goal.objective for _, goal in found if goal is not None}
+    names = {goal.objective for _, goal, _ in found if goal is not None}
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
@@ -75,10 +77,15 @@ def show_status(words: Sequence[str]) -> int:
 
 def _with_goals(folder: Path) -> list[tuple[Path, Goal | None]]:
     """Return the runs of a folder, and what they are compared by if it is a sweep's, whose points may wait still."""
-    sweep = read_record(folder)
+    sweep = None if folder.is_file() else read_record(folder)
     if sweep is None:
         return [(run, None) for run in find_runs(folder)]
     return [(folder / point.name, sweep.goal) for point in sweep.points]
+
+
+def _shown(run: Path, folder: Path) -> str:
+    """Return the name of a run with the folders that lead to it, such as that of its sweep."""
+    return run.name if run == folder else str(run.relative_to(folder))
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -87,6 +94,11 @@ def find_runs(folder: Path) -> list[Path]:
     Raises:
         ConfigError: There is none.
     """
+    if folder.is_file():
+        raise ConfigError(
+            f"`palimpsest status` must be given a run directory or a folder of them, but {folder} is a file instead. "
+            f"Give {folder.absolute().parent}."
+        )
     if (folder / "config.yaml").is_file():
         return [folder]
     found = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.yaml"))

@@ -266,6 +266,8 @@ def _unseen(config: RunConfig, kinds: list[NodeKind] | str, is_dry: bool) -> Ite
 def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lead_s: int) -> Iterator[str]:
     """Yield what a person should know of the submission."""
     cluster = config.cluster
+    if config.model.warning is not None:
+        yield config.model.warning
     yield (
         f"{config.name}: {many(num_ranks, 'rank')} on {many(cluster.num_nodes, 'node')}, started by "
         f"{cluster.launcher.value}; told to save {lead_s} s before the limit of {cluster.time_limit_min} minutes."

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from trainer.config.check import refuse
 from trainer.config.check_sweep import sweep_problems
+from trainer.config.override import is_swept
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path, refuse_another
-from trainer.config.store import compose_config, is_swept
+from trainer.config.store import compose_config
 from trainer.errors import ConfigError, Exit
 from trainer.runtime.lock import run_lock
 
@@ -67,9 +68,7 @@ class Sweep:
             )
         known = read_record(self.folder)
         points = [] if known is None else known.points
-        # The folder's name tells more than the default one.
-        name = self.folder.name if base.name == RunConfig.name else base.name
-        self.record = Record(name, Goal.of(base.sweep), points)
+        self.record = Record(base.name, Goal.of(base.sweep), points)
         self._say = say
         self._configs: dict[str, RunConfig] = {}
         self._lock = contextlib.ExitStack()

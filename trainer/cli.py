@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer import __version__
 from trainer.command.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.command.usage import ABOUT, SUBCOMMANDS, help_text
 from trainer.config.record import WORDS
@@ -71,6 +72,8 @@ def _answer(arguments: Sequence[str]) -> int:
 def _told(arguments: Sequence[str]) -> str | None:
     """Return what a command line asks to be told, of the configuration or of a command; None where it runs one."""
     words = list(arguments)
+    if words == ["--version"]:
+        return f"palimpsest {__version__}"
     asks = [word for word in words if word in HELP]
     if not words or asks or words[0] == "help":
         from trainer.command.help_page import command_help
@@ -236,6 +239,9 @@ def _run_here(command: str, config: RunConfig) -> int:
             prepare_data(config)
             return Exit.done
         case "export":
+            from trainer.command.before_ranks import check_place
+
+            check_place(config)
             from trainer.command.export import export
 
             return export(config)

@@ -30,6 +30,7 @@ commit() { mkdir -p "$run_dir/checkpoints/step-$(printf %08d "$1")"; }
 RUN = (
     "cluster=slurm_cpu",
     "cluster.cpus_per_rank=1",
+    "model=tiny",
     "data=text",
     "data.sources.corpus.path=a",
     "train.max_steps=9",

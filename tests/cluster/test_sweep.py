@@ -37,6 +37,7 @@ log() {
 NODES = ("cluster=slurm_cpu", "cluster.cpus_per_rank=1", "cluster.num_nodes=2", "cluster.time_limit_min=60")
 RUN = (
     *NODES,
+    "model=tiny",
     "data=text",
     "data.sources.corpus.path=a",
     "train.max_steps=9",

@@ -48,8 +48,8 @@ def complete(*overrides):
     for source in config.data.sources.values():
         if source.path is None and source.dataset is None:
             source.path = "/data/documents.jsonl"
-    if config.model.kind is ModelKind.random and not config.model.path:
-        config.model.path = "/models/shape"
+    if config.model.kind in (ModelKind.pretrained, ModelKind.random) and not config.model.path:
+        config.model.path = "/models/ours"
     if config.train.max_steps is config.train.max_epochs is config.train.max_tokens is None:
         config.train.max_steps = 1
     return config

@@ -21,6 +21,7 @@ def overrides(project: Path, num_steps: int) -> list[str]:
     """Return a run of the tiny model on the project's corpus; fp32, so that losses can be compared exactly."""
     return [
         *(
+            "model=tiny",
             "data=text",
             f"data.sources.corpus.path={project}/corpus.txt",
             "data.sources.corpus.txt_documents=line",

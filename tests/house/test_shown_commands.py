@@ -12,13 +12,14 @@ from omegaconf import OmegaConf
 from launch.multirun import PLUGINS
 from tests.helpers.shown_commands import shown_commands, shown_configuration
 from tests.house.tree import ROOT
+from trainer.command import doctor, plan
 from trainer.command.invocation import frozen_config, parse
-from trainer.command.plan import CHECKED_KEYS
 from trainer.command.usage import COMMANDS
 from trainer.config.check import find_problems
 from trainer.config.check_cluster import submit_problems
 from trainer.config.options import group_options
-from trainer.config.store import compose_config, is_swept, read_entries, to_dataclass
+from trainer.config.override import is_swept, read_entries
+from trainer.config.store import compose_config, to_dataclass
 from trainer.errors import TrainerError
 
 FOLDERS = (".", "docs", "docker", "benchmarks")
@@ -126,7 +127,8 @@ def test_a_shown_command_composes_and_breaks_no_rule(shown, composed):
     ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
     problems = list(find_problems(config, ranks))
     if invocation.command in ("plan", "doctor"):
-        problems = [found for found in problems if found.is_in(CHECKED_KEYS)]
+        read = plan.CHECKED_KEYS if invocation.command == "plan" else doctor.CHECKED_KEYS
+        problems = [found for found in problems if found.is_in(read)]
     if invocation.command == "submit":
         # The checkout may lie on a node's own disk.
         cluster = dataclasses.replace(config.cluster, node_local_paths=["/nowhere"])

@@ -7,12 +7,14 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from trainer.checkpoint.layout import find_checkpoints
 from trainer.checkpoint.manifest import Manifest, read_manifest
-from trainer.dist.mesh import Mesh
 from trainer.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from trainer.dist.mesh import Mesh
 
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 """Waits between tries to read where the disk fails: what passes by then is no damage."""

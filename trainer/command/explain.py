@@ -36,7 +36,7 @@ def explain(words: Sequence[str]) -> str:
     if equals:
         found = [option for option in options if option.word == asked]
         if found:
-            return "\n".join(_of_option(found[0]))
+            return "\n".join(_of_option(found[0], options))
         # What a person would type of a key is explained as the key.
         asked = group if group not in group_options() else asked
     field = find_field(asked)
@@ -87,12 +87,27 @@ def _of_group(group: str, listed: Sequence[Option]) -> Iterator[str]:
         yield from _said(option.name, option.purpose, 24)
 
 
-def _of_option(option: Option) -> Iterator[str]:
+def _of_option(option: Option, options: Sequence[Option]) -> Iterator[str]:
     yield from textwrap.wrap(f"{option.word}: {option.purpose}".rstrip(": "), width(), subsequent_indent="  ")
-    for group, name in option.choices.items():
-        yield f"  {group}={name}"
-    for key, value in option.values.items():
-        yield f"  {key}={as_word(value)}"
+    said: set[str] = set()
+    for number, one in enumerate(_lineage(option, options)):
+        settings = {
+            key: as_word(value) for key, value in (one.choices | one.values).items() if key not in said
+        }
+        if number and settings:
+            yield f"  from {one.word}:"
+        for key, value in settings.items():
+            yield f"  {'  ' if number else ''}{key}={value}"
+        said |= set(settings)
+
+
+def _lineage(option: Option, options: Sequence[Option]) -> Iterator[Option]:
+    """Yield an option and those that it goes on from; what an earlier one says counts."""
+    yield option
+    for name in reversed(option.parents):
+        parent = next((one for one in options if (one.group, one.name) == (option.group, name)), None)
+        if parent is not None:
+            yield from _lineage(parent, options)
 
 
 def _of_field(field: KeyField, asked: str, options: Sequence[Option], words: Sequence[str]) -> Iterator[str]:

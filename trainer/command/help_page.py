@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from trainer.command.topics import TOPICS
+from trainer.command.topics import TOPICS, Topic
 from trainer.command.usage import COMMANDS, SUBCOMMANDS
 from trainer.config.describe import KeyField, Section, fields, find_sections, sections
+from trainer.config.options import shipped_options
 
 LEAST_WIDTH, MOST_WIDTH = 60, 120
 KEY_WIDTH = 34
@@ -46,7 +48,7 @@ def command_help(command: str, shows_all: bool) -> str:
     if shows_all:
         lines += [line for name in topic.sections for line in _whole_sections(name)]
     elif topic.keys:
-        lines += ["", *key_rows([fields()[key] for key in topic.keys], is_whole=False)]
+        lines += ["", *key_rows(_own_fields(topic), is_whole=False)]
         shown = ", ".join(name or RUN for name in topic.sections)
         if shown:
             more = (
@@ -54,6 +56,18 @@ def command_help(command: str, shows_all: bool) -> str:
             )
             lines += ["", *_wrapped(more, "  ")]
     return "\n".join(lines)
+
+
+def _own_fields(topic: Topic) -> Iterator[KeyField]:
+    """Yield the keys of a topic, with the values of the experiment that the command runs where it has one."""
+    words = (f"experiment={topic.experiment}",)
+    values = {
+        key: value for one in shipped_options() if one.word in words for key, value in one.values.items()
+    }
+    if "name" in values:
+        values["run_dir"] = f"runs/{values['name']}"
+    for key in topic.keys:
+        yield dataclasses.replace(fields()[key], default=values.get(key, fields()[key].default))
 
 
 def key_rows(found: Iterable[KeyField], is_whole: bool) -> Iterator[str]:

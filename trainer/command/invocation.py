@@ -35,7 +35,9 @@ def parse(arguments: Sequence[str]) -> Invocation:
     words = list(arguments)
     command = words.pop(0) if words and "=" not in words[0] and words[0][:1] not in "-+~" else "train"
     if command not in COMMANDS:
-        raise ConfigError(f"Unknown command `{command}`. Commands: {', '.join(COMMANDS)}.")
+        near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
+        meant = f" Did you mean `{near[0]}`?" if near else ""
+        raise ConfigError(f"Unknown command `{command}`.{meant} Commands: {', '.join(COMMANDS)}.")
     if command in SUBCOMMANDS:
         command = f"{command} {_second_word(command, words)}"
     config_file: Path | None = None

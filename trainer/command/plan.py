@@ -93,6 +93,8 @@ def show_plan(config: RunConfig) -> bool:
     where = ", ".join(_targets(config.tune) or ["all linear layers"])
     say(console, f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
+    if config.model.warning is not None:
+        say(console, config.model.warning, "bold")
     if fit.dtype is not None:
         say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
     for note in _notes(config, shape, run, cards, weights):

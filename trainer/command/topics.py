@@ -20,6 +20,8 @@ class Topic:
     groups: tuple[str, ...] = ()
     """Groups that a person chooses from for it."""
     text: str = ""
+    experiment: str = ""
+    """What the command runs, whose values are shown as defaults."""
 
 
 _DATA = (
@@ -86,6 +88,7 @@ TOPICS: dict[str, Topic] = {
         ("run_dir", "train.max_steps", "optim.lr", "replay.ratio", "data.cache_dir"),
         _TRAINING,
         text=_QUICKSTART,
+        experiment="quickstart",
     ),
     "prepare": Topic(
         f"palimpsest prepare {WORDS}",

@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.command.before_ranks import (
     check_benchmarks,
     check_draws,
+    check_files,
     check_logins,
     check_prompts,
     check_quantiser,
@@ -20,7 +21,7 @@ from trainer.command.rank import run_rank
 from trainer.config.check import check_config, find_problems
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path, dated, freeze
-from trainer.config.store import load_config, to_yaml
+from trainer.config.store import load_config, to_standard_error, to_yaml
 from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError, Exit
 from trainer.model.dtype import NO_BF16
@@ -46,10 +47,15 @@ def start_ranks(command: str, config: RunConfig) -> int:
             "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
             "this machine alone."
         )
-    if command == "train" and not any(find_problems(config)):
-        check_logins(config)  # Before GPUs are counted, which loads torch; with problems, those are told.
+    if not any(
+        find_problems(config)
+    ):  # Before GPUs are counted, which loads torch; with problems, those are told.
+        check_files(config, command)
+        if command == "train":
+            check_logins(config)
     num_ranks = count_ranks(config.cluster) if hosts is None else hosts.num_ranks
     check_config(config, num_ranks)
+    _warn(config)
     config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
     from trainer.run.packing import with_packing
 
@@ -86,12 +92,19 @@ def start_generation(config: RunConfig) -> int:
             "replay generate ..."
         )
     check_config(config, only=CHECKED_KEYS)
+    _warn(config)
     if show_finished(config):
         return Exit.done
     with tempfile.TemporaryDirectory(prefix="palimpsest-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(config), encoding="utf-8")
         return _launch("replay generate", path, count_ranks(config.cluster), config.cluster.master_port)
+
+
+def _warn(config: RunConfig) -> None:
+    """Say aloud that weights are random, where they are."""
+    if config.model.warning is not None:
+        to_standard_error(config.model.warning)
 
 
 def _launch(command: str, config_file: Path, num_ranks: int, master_port: int) -> int:

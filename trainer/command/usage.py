@@ -43,7 +43,8 @@ def help_text() -> str:
     return (
         "palimpsest: adapt open-weight language models on DeepSpeed, and keep what they knew.\n\n"
         "usage: palimpsest COMMAND [group=option ...] [section.key=value ...] [--cfg] [--config FILE]\n"
-        "       palimpsest COMMAND --help [--all]     the keys that matter to a command\n\n"
+        "       palimpsest COMMAND --help [--all]     the keys that matter to a command\n"
+        "       palimpsest --version\n\n"
         f"commands:\n{commands}\n\n"
         f"config groups (group=option):\n{groups}\n\n"
         "  --cfg            print the resolved configuration and stop\n"

@@ -23,6 +23,7 @@ from trainer.config.check_zero import zero_problems
 from trainer.config.data import Format, Packing, PackingMode, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import ScheduleConfig, ScheduleName
+from trainer.config.options import group_options
 from trainer.config.plan import PlanConfig
 from trainer.config.rule import Problem, must, problem, problems_shown
 from trainer.config.schema import RunConfig
@@ -88,9 +89,14 @@ def is_day(text: str) -> bool:
 def _model_problems(model: ModelConfig) -> Iterator[Problem]:
     if model.kind is ModelKind.tiny:
         yield from _tiny_problems(model.tiny)
-    needs_path = model.kind in (ModelKind.pretrained, ModelKind.random)
-    if needs_path and not model.path:
-        yield must("model.path", "a model name or folder", model.path, "Set model.path=FOLDER or model=tiny.")
+    if model.kind is ModelKind.pretrained and not model.path:
+        names = ", ".join(name for name in group_options()["model"] if name != "none")
+        yield problem(
+            "model",
+            f"must be given, but is none instead. Set model=NAME (one of {names}) or model.path=FOLDER.",
+        )
+    if model.kind is ModelKind.random and not model.path:
+        yield must("model.path", "a name or folder for model.kind=random", "", "Set model.path=FOLDER.")
     if model.chat_template_date is not None and not is_day(model.chat_template_date):
         yield must(
             "model.chat_template_date",
@@ -160,12 +166,12 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _source_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     if (source.path is None) == (source.dataset is None):
-        given = "both" if source.path is not None else "neither"
-        yield problem(
-            key,
-            f"must have one of `path` and `dataset`, but has {given} instead. "
-            f"Set {key}.path=FILES or {key}.dataset=NAME.",
-        )
+        if source.path is None:
+            rest = f"must be given, but is null instead. Set {key}.path=FILES, or {key}.dataset=NAME."
+            yield problem(f"{key}.path", rest)
+        else:
+            rest = f"must have one of `path` and `dataset`, but has both instead. Set {key}.dataset=null."
+            yield problem(key, rest)
     if source.as_chat and source.format is not Format.completion:
         yield must(
             f"{key}.as_chat",

@@ -31,6 +31,7 @@ _WRONG = (
     (re.compile(r"An item is already at"), "given without Hydra's '+', since it is there"),
     (re.compile(r"Could not override '(?P<value>.*)'"), "a key or a group"),
 )
+_CHOICE = re.compile(r"Invalid value '(?P<value>.*)', expected one of \[(?P<words>.*)\]")
 MAX_LISTED = 12
 """Keys of a section that are named where none is like the one asked for."""
 _NAMES = {
@@ -50,6 +51,13 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
         message: The first line of what OmegaConf says.
         given: The override that gave it, if one did.
     """
+    choice = _CHOICE.search(message)
+    if choice is not None:
+        words = choice["words"].split(", ")
+        return (
+            f"`{key}` must be one of {choice['words']}, but is '{choice['value']}' instead."
+            f"{nearest(choice['value'], words)}"
+        )
     for pattern, rule in _WRONG:
         found = pattern.search(message)
         if found is None:

@@ -111,3 +111,13 @@ class ModelConfig:
         }
     )
     """Shape of the `tiny` model."""
+
+    @property
+    def warning(self) -> str | None:
+        """Return what to say aloud of weights that nothing has trained; None where there are others."""
+        if self.kind not in (ModelKind.tiny, ModelKind.random):
+            return None
+        return (
+            f"WARNING: `model.kind` is {self.kind.name}: the weights are random, and what the run makes is of no use "
+            "but for tests. Set model=NAME or model.path=FOLDER for a model that has learnt something."
+        )

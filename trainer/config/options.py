@@ -18,7 +18,7 @@ import yaml
 from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
-GLOBAL = "# @package _global_"
+PACKAGE = "# @package "
 _OVERRIDE = "override /"
 
 
@@ -34,6 +34,8 @@ class Option:
     """Options of other groups that it chooses."""
     values: dict[str, Any]
     """What it sets itself, by dotted key."""
+    parents: tuple[str, ...] = ()
+    """Options of its group that it goes on from."""
 
     @property
     def given(self) -> list[str]:
@@ -101,21 +103,26 @@ def read_option(group: str, file: Traversable) -> Option:
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} must hold keys and values, but holds a {type(tree).__name__} instead.")
     lines = text.splitlines()
-    is_global = bool(lines) and lines[0].startswith(GLOBAL)
+    named = lines[0].removeprefix(PACKAGE) if lines and lines[0].startswith(PACKAGE) else None
+    package = ".".join(
+        group if part == "_group_" else part for part in (named or "_group_").split(".") if part != "_global_"
+    )
     purpose = []
-    for line in lines[1:] if is_global else lines:
+    for line in lines if named is None else lines[1:]:
         if not line.startswith("#"):
             break
         purpose.append(line.lstrip("# "))
-    entries = [entry for entry in tree.pop("defaults", []) if isinstance(entry, dict)]
+    defaults = tree.pop("defaults", [])
+    entries = [entry for entry in defaults if isinstance(entry, dict)]
+    parents = tuple(entry for entry in defaults if isinstance(entry, str) and entry != "_self_")
     choices = {
         str(key).removeprefix(_OVERRIDE): str(value)
         for entry in entries
         for key, value in entry.items()
         if str(key).startswith(_OVERRIDE)
     }
-    values = dict(_flat(tree, "" if is_global else f"{group}."))
-    return Option(group, file.name.removesuffix(".yaml"), " ".join(purpose), choices, values)
+    values = dict(_flat(tree, f"{package}." if package else ""))
+    return Option(group, file.name.removesuffix(".yaml"), " ".join(purpose), choices, values, parents)
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -47,7 +47,8 @@ class RunConfig:
     """One run, complete."""
 
     name: str = "run"
-    """Name of the run; the default run directory and its name in trackers come from it."""
+    """Name of the run in reports, cards, jobs and trackers; the default run directory comes from it. Where only run_dir
+    is given, its last part."""
     run_dir: str = "runs/${name}"
     """Directory of the run. A directory that holds another configuration is refused. With -m that of the sweep, in
     which every point has its own."""

@@ -1,6 +1,6 @@
 """Compose the configuration with Hydra and turn its errors into one sentence with the nearest name.
 
-The only place, with the command line, that imports hydra. Nothing is written to disk here.
+Nothing is written to disk here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from hydra import compose, initialize_config_module
 from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -31,7 +29,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trainer.config.ds_file import with_ds_file
 from trainer.config.entry import check_values, is_entry, key_of, unreadable
-from trainer.config.exclusive import Hands, settle, touches
+from trainer.config.exclusive import Hands, settle
 from trainer.config.explain import (
     is_unknown,
     missing_option,
@@ -41,7 +39,9 @@ from trainer.config.explain import (
     override_key,
     wrong_value,
 )
-from trainer.config.options import CONF_MODULE, group_options, own_options, searchpath_folders
+from trainer.config.options import CONF_MODULE, Option, group_options, searchpath_folders
+from trainer.config.override import check_word, is_swept, read_entries, readable, typed, typed_keys
+from trainer.config.own import chosen_options, keep_own, raw
 from trainer.config.paths import make_absolute
 from trainer.config.schema import RunConfig
 from trainer.config.together import all_told, word_error
@@ -75,9 +75,9 @@ def compose_config(
 def _composed(overrides: Sequence[str], config_name: str, say: Callable[[str], None]) -> RunConfig:
     """Compose once; the first word that cannot be is an error."""
     with _composing(overrides):
-        others = [word for word in overrides if not is_entry(word)]
+        others = [readable(word) for word in overrides if not is_entry(word)]
         for word in others:
-            _check_word(word)
+            check_word(word)
         composed = compose(config_name=config_name, overrides=others)
         # Hydra cannot add an entry to a typed mapping, and a new source or gate rule is one.
         OmegaConf.set_struct(composed, False)
@@ -86,42 +86,32 @@ def _composed(overrides: Sequence[str], config_name: str, say: Callable[[str], N
             composed.merge_with(read_entries(entries))
         if any(word.startswith("+") for word in others):  # Hydra adds what the schema does not know, too
             OmegaConf.merge(_schema(), OmegaConf.to_container(composed))
-        for line in settle(composed, Hands(_typed(overrides), lambda: _own_keys(config_name, others))):
+        own = _own_options(config_name, others)
+        for line in keep_own(composed, own, lambda: typed_keys(overrides)) if own else ():
             say(line)
+        for line in settle(
+            composed, Hands(typed(overrides), lambda: [key for one in own for key in one.given])
+        ):
+            say(line)
+        _name_after_folder(composed, overrides)
     return to_dataclass(with_ds_file(composed, overrides))
 
 
-def _typed(overrides: Sequence[str]) -> list[str]:
-    """Return the keys, of those that exclude each other, that words give a value to; null leaves open."""
-    found: list[str] = []
-    for word in overrides:
-        key = key_of(word)
-        # A word such as model=tiny names an option.
-        if "=" not in word or word.startswith("~") or not touches(key) or is_swept(word):
-            continue
-        value = OmegaConf.select(read_entries([word]), key)
-        found += _leaves(key, value)
-    return found
+def _name_after_folder(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Give a run of which only the directory was said the name of that."""
+    is_said = config.name != RunConfig.name or any(key_of(word) == "name" for word in overrides)
+    if not is_said and "${name}" not in str(raw(config, "run_dir")):
+        config.name = Path(str(config.run_dir)).absolute().name or RunConfig.name
 
 
-def _leaves(key: str, value: Any) -> Iterator[str]:
-    if isinstance(value, DictConfig):
-        for name, inner in value.items():
-            yield from _leaves(f"{key}.{name!s}", inner)
-    elif value is not None:
-        yield key
-
-
-def _own_keys(config_name: str, overrides: Sequence[str]) -> frozenset[str]:
-    """Return the keys that files of a person's own give: those of the folders that hydra.searchpath names."""
+def _own_options(config_name: str, overrides: Sequence[str]) -> tuple[Option, ...]:
+    """Return what is chosen of the files of a person's own, those of the folders that hydra.searchpath names."""
     folders = searchpath_folders(overrides)
     hydra = GlobalHydra.instance().hydra
     if not folders or hydra is None:
-        return frozenset()
+        return ()
     chosen = hydra.config_loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
-    paths = {default.config_path for default in chosen}
-    options = [option for folder in folders for option in own_options(folder)]
-    return frozenset(key for one in options if f"{one.group}/{one.name}" in paths for key in one.given)
+    return chosen_options(folders, [str(default.config_path) for default in chosen])
 
 
 def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, HydraContext]:
@@ -131,7 +121,7 @@ def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, HydraContext]:
         ConfigError: As compose_config; for a key that is swept only its syntax is looked at.
     """
     # A new entry that is swept is only carried along.
-    words = [word for word in overrides if not is_entry(word) or is_swept(word)]
+    words = [readable(word) for word in overrides if not is_entry(word) or is_swept(word)]
     with _composing(overrides):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -169,74 +159,6 @@ def _schema() -> DictConfig:
     return cast(DictConfig, OmegaConf.structured(RunConfig))
 
 
-def is_swept(override: str) -> bool:
-    """Tell whether an override gives several values, in Hydra's words; what cannot be read gives one."""
-    try:
-        return OverridesParser.create().parse_override(override).is_sweep_override()
-    except HydraException:
-        return False
-
-
-def read_entries(overrides: Sequence[str]) -> DictConfig:
-    """Return what overrides say, as nested mappings. Values are YAML as in a file; one in brackets is Hydra's.
-
-    Raises:
-        ConfigError: A word that is no KEY=VALUE, or a value that cannot be read.
-    """
-    read = OmegaConf.create()
-    for word in overrides:
-        key, value = key_of(word), word.partition("=")[2]
-        if "=" not in word or not all(part.strip() for part in key.split(".")):
-            raise unreadable(word)
-        if word.startswith("~"):
-            raise ConfigError(
-                f"`{key}` must be given, but '{word}' would remove it instead. Set another value, or leave it out."
-            )
-        one = OmegaConf.create()
-        try:
-            if value.startswith(("{", "[")):
-                OmegaConf.update(one, key, OverridesParser.create().parse_override(word).value())
-            else:
-                one = OmegaConf.from_dotlist([f"{key}={value}"])
-        except (yaml.YAMLError, HydraException) as error:
-            raise unreadable(word) from error
-        above = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
-        for name, found in ((name, OmegaConf.select(read, name)) for name in above):
-            if found is not None and not isinstance(found, DictConfig):
-                # The merge would put a mapping in its place.
-                raise ConfigError(
-                    f"`{name}` must be a mapping for `{word}`, but is '{found}' too. Leave one out."
-                )
-        read = cast(DictConfig, OmegaConf.merge(read, one))
-    return read
-
-
-def _check_word(word: str) -> None:
-    """Refuse what Hydra would answer in its own words: no key, a package, or a group that is given no name."""
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-    except HydraException:
-        return  # explained where Hydra raises it
-    group = parsed.key_or_group
-    if not group:
-        raise unreadable(word)
-    if parsed.package is not None:
-        raise ConfigError(
-            f"`{group}` must be given without Hydra's '@', but is '{word}' instead. Write {group}=VALUE."
-        )
-    groups = group_options()
-    value = parsed.value()
-    names = value if isinstance(value, list) else [value]
-    if group not in groups or parsed.is_delete() or isinstance(value, dict) or parsed.is_sweep_override():
-        return
-    if not names or not all(isinstance(name, str | QuotedString) for name in names):
-        none = f"Set {group}=none." if "none" in groups[group] else "Leave it out for the default."
-        raise ConfigError(
-            f"`{group}` must be the name of an option, but is {word.partition('=')[2]} instead. {none} Options: "
-            f"{', '.join(groups[group])}."
-        )
-
-
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a frozen config.yaml, check it against the schema, and apply `key=value` overrides."""
     try:
@@ -248,7 +170,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         words = [word for word in overrides if word not in chosen]
         if words:
             merged.merge_with(read_entries(words))
-        for line in settle(merged, Hands(_typed(words))):
+        for line in settle(merged, Hands(typed(words))):
             to_standard_error(line)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
@@ -311,7 +233,12 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, MissingConfigException):
         return missing_option((error.missing_cfg_file or "").removesuffix(".yaml"))
     if isinstance(error, OverrideParseException):
-        return str(unreadable(str(error.override)))
+        key = key_of(str(error.override))
+        return (
+            str(unreadable(str(error.override)))
+            if key.isascii()
+            else f"Unknown key `{key}`.{nearest_key(key)}"
+        )
     cause: BaseException = error
     while cause.__cause__ is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__

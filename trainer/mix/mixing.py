@@ -24,6 +24,9 @@ from trainer.mix.controller import Decision, decide
 from trainer.mix.plan import Cursor, DataPlan, Pool, RatioOfStep, num_steps
 from trainer.mix.ratio import mean_ratio, ratio_at, starting_ratio
 
+STEPS_A_PASS = 8
+"""Steps that a pass over little data is to have at least, so that the rate has a course."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passes:
@@ -162,6 +165,25 @@ class Mixing:
             cells = (f"{row.share:.1%}", f"{row.targets:,.0f}", f"{row.epochs:.2f}")
             table.add_row(row.pool.name, role.value, *cells)
         return table
+
+    def too_large_a_step(self, train: TrainConfig, num_ranks: int) -> str | None:
+        """Return what to say of steps that pass over the new data several times; None where none does."""
+        num_packs = sum(pool.num_packs for pool in self.plan.pools if not pool.is_replay)
+        share = 1.0 - (self.mean_ratio if self.has_replay else 0.0)
+        a_step = share * self.plan.packs_per_step / num_packs
+        in_all = self.num_steps * a_step
+        asked = train.max_epochs
+        if (in_all < 2 * asked) if asked is not None else a_step < 2:
+            return None
+        unit = num_ranks * train.micro_batch_size
+        packs = max(num_packs // (STEPS_A_PASS * unit), 1) * unit
+        fitting = packs * train.global_batch_tokens // self.plan.packs_per_step
+        instead = "" if asked is None else f" instead of train.max_epochs={asked:g}"
+        return (
+            f"WARNING: `train.global_batch_tokens` is {train.global_batch_tokens}, and a step of so many tokens passes "
+            f"{a_step:.3g} times over the {many(num_packs, 'pack')} that there are to learn from: {in_all:.3g} passes "
+            f"in {many(self.num_steps, 'step')}{instead}. Set train.global_batch_tokens={fitting}, or add data."
+        )
 
     def epochs_by_source(self, state: TrainState) -> dict[str, float]:
         """Return packs drawn a pack there is."""

@@ -264,6 +264,9 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
         described = describe_adapter(session.tuned.peft_config, session.loaded.source)
         write_atomic(session.run_dir / CONFIG, described)
     Console().print(mixing.table())
+    too_large = mixing.too_large_a_step(session.config.train, session.mesh.num_ranks)
+    if too_large is not None:
+        _LOG.warning("%s", too_large)
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
     if (why := why_no_comparison(session.config, session.stores)) is not None:

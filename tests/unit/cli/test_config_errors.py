@@ -11,7 +11,7 @@ from tests.helpers.ranks import ROOT
 from trainer.cli import run_command
 from trainer.command.usage import COMMANDS
 
-CORPUS = ["data=text", "data.sources.corpus.path=a.jsonl"]
+CORPUS = ["model=tiny", "data=text", "data.sources.corpus.path=a.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_a_misspelt_key_or_group_is_named_with_the_nearest_one(refuse, override,
 
 def test_a_base_in_4_bits_without_bitsandbytes_is_refused_before_ranks_start(refuse, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    said = refuse("train", *CORPUS, "model=tiny", "recipe=qlora")
+    said = refuse("train", *CORPUS, "recipe=qlora")
     assert said.startswith("`tune.quantise` must be none without bitsandbytes, but is nf4 instead")
     assert said.endswith("Install it with: pip install 'palimpsest-trainer[qlora]'")
 
 
 def test_a_base_in_4_bits_that_should_train_is_refused(refuse):
-    said = refuse("train", *CORPUS, "model=tiny", "recipe=full_finetune", "tune.quantise=nf4")
+    said = refuse("train", *CORPUS, "recipe=full_finetune", "tune.quantise=nf4")
     assert "`tune.quantise` must be none with tune.method=full, but is 'nf4' instead. Set tune=qlora" in said
 
 
@@ -69,7 +69,7 @@ importlib.util.find_spec = lambda name, *rest: None if name == "trackio" else fo
 from trainer.cli import run_command
 assert run_command(sys.argv[1:]) == 2 and "torch" not in sys.modules
 """
-    words = ["train", *CORPUS, "model=tiny", "train.max_steps=1", "log.trackers=[trackio]"]
+    words = ["train", *CORPUS, "train.max_steps=1", "log.trackers=[trackio]"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=here)
@@ -134,7 +134,20 @@ def test_a_value_of_the_wrong_type_is_named_with_its_key(refuse, override, parts
 )
 def test_a_misspelt_choice_lists_the_allowed_ones(refuse, override, allowed):
     key, value = override.split("=")
-    assert refuse("train", override) == f"`{key}`: Invalid value '{value}', expected one of [{allowed}]."
+    said = refuse("train", override)
+    assert said.startswith(f"`{key}` must be one of {allowed}, but is '{value}' instead.")
+
+
+def test_a_misspelt_word_of_a_list_is_told_with_the_nearest(refuse):
+    said = refuse("train", *CORPUS, "log.trackers=[wnadb]")
+    assert said.startswith(
+        "`log.trackers[0]` must be one of wandb, mlflow, tensorboard, trackio, but is 'wnadb'"
+    )
+    assert said.endswith(" Did you mean `wandb`?")
+
+
+def test_a_misspelt_command_is_told_with_the_nearest(refuse):
+    assert "Unknown command `trian`. Did you mean `train`?" in refuse("trian", *CORPUS)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +161,7 @@ def test_a_misspelt_choice_lists_the_allowed_ones(refuse, override, allowed):
     ],
 )
 def test_a_mandatory_value_that_is_missing_is_asked_for(refuse, option, fix):
-    rest = CORPUS if option.startswith("model") else []
+    rest = CORPUS[1:] if option.startswith("model") else ["model=tiny"]
     message = refuse("prepare", *rest, option, "train.max_steps=1")
     assert message.startswith("The configuration has 1 problem:\n  - `") and fix in message
 
@@ -171,10 +184,10 @@ def test_problems_across_sections_are_reported_together_and_counted(refuse):
         "evaluate.patience=2",
     )
     first, *problems = message.splitlines()
-    assert first == "The configuration has 5 problems:"
+    assert first == "The configuration has 6 problems:"
     keys = [line.removeprefix("  - ").split("`")[1] for line in problems]
     assert keys == [
-        "data.sources.corpus", "train.max_steps", "optim.lr", "zero.offload_param", "evaluate.every_steps"
+        "model", "data.sources.corpus.path", "train.max_steps", "optim.lr", "zero.offload_param", "evaluate.every_steps"
     ]  # fmt: skip
     assert all(line.endswith(".") for line in problems)
 
@@ -375,7 +388,7 @@ def test_a_sweep_is_text_although_yaml_takes_it_for_a_number(word):
     ],
 )
 def test_a_divergence_that_cannot_be_is_refused_before_anything_is_read(refuse, overrides, parts):
-    message = refuse("train", *CORPUS, "model=tiny", "train.max_steps=1", *overrides)
+    message = refuse("train", *CORPUS, "train.max_steps=1", *overrides)
     assert all(part in message for part in parts), message
 
 
@@ -386,7 +399,6 @@ def test_a_terminal_that_is_not_utf_8_gets_replaced_characters(here):
         "trainer",
         "prepare",
         *CORPUS,
-        "model=tiny",
         "name='\u0436\u27e6'",
         "--cfg",
     ]

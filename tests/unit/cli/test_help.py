@@ -42,8 +42,32 @@ def test_help_of_a_command_fits_a_terminal(say, command):
     assert lines[0].startswith(f"palimpsest {command}: ") and len(lines) <= 65
     wide = [line for line in lines if len(line) > 80 and line not in TOPICS[command].text.splitlines()]
     assert wide == []
-    for key in TOPICS[command].keys:
+    for key in TOPICS[command].keys if command != "quickstart" else ():
         assert f"  {key}={fields()[key].default_text}" in shown
+
+
+def test_help_of_quickstart_shows_what_quickstart_takes(say):
+    shown = say("quickstart", "--help")
+    for word in ("run_dir=runs/quickstart", "train.max_steps=12", "optim.lr=0.0002", "replay.ratio=0.1"):
+        assert f"  {word} " in shown, word
+
+
+def test_an_option_is_explained_with_what_it_inherits(say):
+    lines = say("explain", "recipe=qlora").splitlines()
+    assert "  tune=qlora" in lines and "    tune=lora" not in lines, "what it says itself counts"
+    assert lines.index("  from recipe=lora:") < lines.index("  from recipe=full_finetune:")
+    assert "    train.max_epochs=2" in lines and "    data.seq_len=4096" in lines and "    zero=auto" in lines
+    assert (
+        "    optim.lr=0.0001" in lines
+        and "    optim.lr=1e-05" not in lines
+        and lines.count("    kind=lora") == 0
+    )
+
+
+def test_the_version_is_said(say):
+    from trainer import __version__
+
+    assert say("--version") == f"palimpsest {__version__}\n"
 
 
 def test_help_of_all_keys_says_all_of_each(say):

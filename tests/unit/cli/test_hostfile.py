@@ -4,6 +4,7 @@ import pytest
 
 ARGUMENTS = [
     "train",
+    "model=tiny",
     "data=text",
     "data.sources.corpus.path=corpus.txt",
     "train.max_steps=1",

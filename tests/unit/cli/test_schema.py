@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from trainer.cli import run_command
 from trainer.config.describe import NAME, fields, sections
 from trainer.config.json_schema import json_schema
-from trainer.config.options import GLOBAL, group_options
+from trainer.config.options import PACKAGE, group_options
 from trainer.config.store import compose_config, to_yaml
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -48,7 +48,7 @@ def test_every_file_that_ships_fits_the_schema_of_its_place():
     assert len(FILES) > 40
     groups = set(group_options())
     for path in FILES:
-        is_global = path.read_text(encoding="utf-8").startswith(GLOBAL)
+        is_global = path.read_text(encoding="utf-8").startswith(f"{PACKAGE}_global_")
         assert path.parent.name in groups
         assert errors("" if is_global else path.parent.name, loaded(path)) == [], path
 

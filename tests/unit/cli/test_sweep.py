@@ -14,7 +14,7 @@ from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.cli import run_command
 from trainer.config.store import load_config
 
-RUN = ["data=text", "data.sources.corpus.path=../corpus.txt", "train.max_steps=10"]
+RUN = ["model=tiny", "data=text", "data.sources.corpus.path=../corpus.txt", "train.max_steps=10"]
 NODES = ["cluster=slurm", "cluster.num_nodes=2", "train.global_batch_tokens=262144"]
 # Trains nothing: logs ten times the learning rate as the objective; a seed of 7 fails.
 PYTHON = """\

@@ -38,7 +38,7 @@ RULES = [
     ("name", {"name": ""}),
     ("name", {"name": "a/b"}),
     ("run_dir", {"run_dir": ""}),
-    ("model.path", {"model.path": ""}),
+    ("model", {"model.path": ""}),
     ("model.path", {"model.path": "", "model.kind": ModelKind.random}),
     ("model.checkpoint_layers", {"model.checkpoint_layers": -2}),
     ("model.loss_chunk_tokens", {"model.loss_chunk_tokens": 0}),
@@ -50,7 +50,7 @@ RULES = [
     ("data.num_workers", {"data.num_workers": -1}),
     ("data.values", {"data.values": [TokenValue.weight]}),
     ("data.sources.text.columns.weight", {"data.sources.text.columns.weight": "w"}),
-    ("data.sources.chat", {"data.sources.chat.path": None}),
+    ("data.sources.chat.path", {"data.sources.chat.path": None}),
     ("data.sources.chat", {"data.sources.chat.dataset": "a/b"}),
     ("data.sources.text.as_chat", {"data.sources.text.as_chat": True}),
     ("data.sources.text.packing", {"data.sources.text.format": Format.chat,
@@ -151,7 +151,7 @@ def test_a_rate_that_is_not_a_number_is_refused(config, key):
 
 
 def test_the_problems_of_the_defaults_are_those_a_person_has_to_decide():
-    assert [problem.key for problem in find_problems(RunConfig())] == ["model.path", "data.sources", "train"]
+    assert [problem.key for problem in find_problems(RunConfig())] == ["model", "data.sources", "train"]
 
 
 def test_all_problems_are_raised_together_with_their_number(config):

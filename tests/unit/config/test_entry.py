@@ -4,7 +4,8 @@ does not take."""
 import pytest
 
 from trainer.config.entry import is_entry, mapping_keys
-from trainer.config.store import compose_config, load_config, read_entries, to_yaml
+from trainer.config.override import read_entries
+from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.errors import ConfigError
 
 
@@ -109,7 +110,7 @@ def test_a_value_that_no_mapping_takes_is_a_sentence(word, said):
         ("recipe=null", "`recipe` must be the name of an option, but is null instead. Set recipe=none."),
         (
             "model=null",
-            "`model` must be the name of an option, but is null instead. Leave it out for the default.",
+            "`model` must be the name of an option, but is null instead. Set model=NAME. Options:",
         ),
         ("optim=3", "`optim` must be the name of an option, but is 3 instead."),
         ("optim=[1]", "`optim` must be the name of an option, but is [1] instead."),

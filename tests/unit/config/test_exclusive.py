@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from trainer.command.explain import explain
 from trainer.config.check import find_problems
 from trainer.config.data import SourceConfig
 from trainer.config.exclusive import EXCLUSIVE, partners
@@ -79,7 +80,7 @@ def test_a_typed_subset_stays_beside_a_typed_path():
 
 
 def test_a_typed_model_folder_replaces_the_tiny_model():
-    config, lines = composed(*CHAT, "model.path=org/some")
+    config, lines = composed(*CHAT, "model=tiny", "model.path=org/some")
     assert config.model.kind is ModelKind.pretrained and "model.kind=tiny" in lines[0]
     shape, lines = composed(*CHAT, "model=benchmark", "model.path=org/some")
     assert shape.model.kind is ModelKind.random and lines == [], "a shape stands beside its folder"
@@ -139,7 +140,7 @@ def test_the_command_line_replaces_what_a_persons_own_file_says(own):
 
 def test_two_in_one_own_file_are_refused(own):
     config, _ = composed(*CHAT, *own("train: {max_steps: 7, max_epochs: 1}\n"))
-    assert [problem.key for problem in find_problems(config)] == ["train"]
+    assert [problem.key for problem in find_problems(config)] == ["model", "train"]
 
 
 def test_a_frozen_configuration_shows_the_result_and_gives_way_to_words(tmp_path, capsys):
@@ -152,3 +153,49 @@ def test_a_frozen_configuration_shows_the_result_and_gives_way_to_words(tmp_path
     later = load_config(file, ["train.max_epochs=1"])
     assert (later.train.max_steps, later.train.max_epochs) == (None, 1.0)
     assert "takes the place of train.max_steps=6" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """Return a function that writes files of a person's own and returns the word that leads to them."""
+
+    def write(**files):
+        for name, text in files.items():
+            group, option = name.split("__")
+            (tmp_path / group).mkdir(exist_ok=True)
+            (tmp_path / group / f"{option}.yaml").write_text(text)
+        return f"hydra.searchpath=[file://{tmp_path}]"
+
+    return write
+
+
+MINE = "seq_len: 8192\nsources: {mine: {path: a.jsonl}}\n"
+
+
+def test_a_persons_own_option_wins_over_a_recipe_that_comes_later(own_data, capsys):
+    words = [own_data(data__mine=MINE), "data=mine", "recipe=continued_pretrain"]
+    config, lines = composed(*words)
+    assert config.data.seq_len == 8192
+    assert lines == ["data.seq_len=8192 of your own file takes the place of data.seq_len=4096."]
+    assert "8192" in next(line for line in explain(["data.seq_len", *words]).splitlines() if "here" in line)
+
+
+def test_words_win_over_a_persons_own_option_and_a_debug_option_does_what_it_is_asked_for(own_data):
+    search = own_data(
+        data__mine=MINE, experiment__mine="# @package _global_\ntrain: {max_epochs: 3}\noptim: {lr: 1.0e-3}\n"
+    )
+    words = [search, "data=mine", "recipe=continued_pretrain", "experiment=mine"]
+    config, lines = composed(*words, "data.seq_len=1024", "debug=one_step")
+    assert config.data.seq_len == 1024 and lines == []
+    assert (config.train.max_steps, config.train.max_epochs, config.optim.lr) == (1, None, 1e-3)
+
+
+def test_a_later_file_of_ones_own_wins_over_an_earlier_one(own_data):
+    search = own_data(data__mine=MINE, experiment__mine="# @package _global_\ndata: {seq_len: 512}\n")
+    config, lines = composed(search, "data=mine", "recipe=continued_pretrain", "experiment=mine")
+    assert config.data.seq_len == 512 and lines == []
+
+
+def test_an_own_option_of_a_shipped_name_is_refused_since_it_would_not_be_read(own_data):
+    with pytest.raises(ConfigError, match=r"`data=text` must be the name of one option"):
+        composed(own_data(data__text=MINE), "data=text")

@@ -75,3 +75,20 @@ def test_a_gate_is_chosen_for_a_frozen_configuration(tmp_path):
         assert rules["general"].max_rise_nats == 0.2 and rules["target"].min_drop_nats == 0.0
     with pytest.raises(ConfigError, match="`gate=defualt` is not an option of the group `gate`"):
         load_config(path, ["gate=defualt"])
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["run_dir=runs/first"], "first"),
+        (["run_dir=runs/first/"], "first"),
+        (["run_dir=runs/first", "name=mine"], "mine"),
+        (["run_dir=runs/first", "name=run"], "run"),
+        (["run_dir=/elsewhere/${name}"], "run"),
+        (["name=mine"], "mine"),
+        ([], "run"),
+        (["experiment=llama3_1_8b_lora", "run_dir=runs/first"], "llama3_1_8b_lora"),
+    ],
+)
+def test_a_run_of_which_only_the_directory_is_said_is_named_after_it(words, name):
+    assert compose_config(words).name == name

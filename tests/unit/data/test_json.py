@@ -21,6 +21,13 @@ def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
+@pytest.mark.parametrize("text", ['{"a": 1', '{"a": "bc', '{"a": ', '{"a": [1'])
+@pytest.mark.parametrize("after", ["", "\n", "\r\n"])
+def test_a_line_cut_at_its_end_is_told_so_with_the_column(text, after):
+    with pytest.raises(JsonError, match=rf"cut at column {len(text.rstrip())}, before its end"):
+        parse_json(text + after)
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

@@ -18,7 +18,7 @@ MODELS = {
     "tied": {"model_type": "llama", "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
 }
-COMMON = ["data=text", "data.sources.corpus.path=x.txt", "train.max_steps=1"]
+COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.max_steps=1"]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SCALES = ["k_proj", "v_proj", "down_proj"]
 
@@ -61,7 +61,7 @@ WORDS = [
 @pytest.mark.parametrize("own", MODELS.values(), ids=MODELS)
 def test_every_method_trains_what_peft_trains(own, words):
     config = SIZES | own
-    tune = compose_config([*COMMON, "model=tiny", *words.split()]).tune
+    tune = compose_config([*COMMON, *words.split()]).tune
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         wrapped = get_peft_model(model, peft_config(words))
@@ -78,7 +78,7 @@ def test_every_method_trains_what_peft_trains(own, words):
 )
 @pytest.mark.parametrize(("dtype", "element_bytes"), [("bf16", 2), ("fp32", 4)])
 def test_frozen_layers_are_left_out_and_trained_ones_counted_once(words, dtype, element_bytes):
-    config = compose_config([*COMMON, "model=tiny", f"zero.dtype={dtype}", *words.split()])
+    config = compose_config([*COMMON, f"zero.dtype={dtype}", *words.split()])
     built = meta_trained({"model_type": "llama", "vocab_size": 264, **config.model.tiny}, config.tune)
     layer = 2 * 64 + 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
     expected = 2 * layer if "=2" in words else 2 * (2 * 64 + 3 * 64 * 128) + 64
@@ -93,7 +93,7 @@ def test_frozen_layers_are_left_out_and_trained_ones_counted_once(words, dtype, 
 @pytest.mark.parametrize("own", MODELS.values(), ids=MODELS)
 def test_new_tokens_count_a_row_in_every_matrix_they_have(own):
     config = SIZES | own
-    tune = compose_config([*COMMON, "model=tiny", "tune=lora", "tune.r=4"]).tune
+    tune = compose_config([*COMMON, "tune=lora", "tune.r=4"]).tune
     counted = count_trained(decoder_shape(config, "here"), tune, 3)
     assert counted == meta_trained(config, tune, 3)
     without = count_trained(decoder_shape(config, "here"), tune)

@@ -162,6 +162,21 @@ def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     assert "must be given a run directory" in capsys.readouterr().err
 
 
+def test_a_file_is_refused_with_its_folder(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("name: a\n")
+    assert run_command(["status", f"{tmp_path}/config.yaml"]) == 2
+    assert f"config.yaml is a file instead. Give {tmp_path}." in capsys.readouterr().err
+
+
+def test_points_are_shown_with_the_folder_of_their_sweep(tmp_path, capsys):
+    for name in ("sweep/001_lr-1", "alone"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("name: a\n")
+    assert run_command(["status", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "sweep/001_lr-1 " in shown and "\nalone " in f"\n{shown}"
+
+
 def test_no_torch_is_loaded(begun):
     code = (
         "import sys\nfor name in ('torch', 'transformers', 'deepspeed'):\n    sys.modules[name] = None\n"

@@ -211,3 +211,23 @@ def test_a_divergence_on_replay_that_is_never_drawn_is_refused(config):
         DataError, match=r"`replay.kl.beta` must be 0 for a run that draws no replay, but is 0.5"
     ):
         mix(config).replay_to_draw()
+
+
+def test_a_step_that_passes_over_the_data_several_times_is_told_with_the_size_that_fits(config):
+    config.train.max_steps, config.train.max_epochs = None, 2.0
+    config.replay.ratio = 0.0
+    config.train.global_batch_tokens = 4000 * SEQ_LEN
+    said = mix(config, 4000).too_large_a_step(config.train, num_ranks=2)
+    # 400 packs to learn from, a step of 4000: ten passes, and an eighth of them is 50 packs.
+    assert "passes 10 times over the 400 packs" in said
+    assert "10 passes in 1 step instead of train.max_epochs=2" in said
+    assert f"Set train.global_batch_tokens={50 * SEQ_LEN}, " in said
+
+
+def test_steps_within_a_pass_are_not_told_of(config):
+    config.train.max_steps, config.train.max_epochs = None, 2.0
+    config.replay.ratio = 0.0
+    assert mix(config, 300).too_large_a_step(config.train, num_ranks=2) is None
+    config.train.max_steps, config.train.max_epochs = 100, None
+    assert mix(config, 700).too_large_a_step(config.train, num_ranks=2) is None
+    assert "1e+03" not in mix(config, 800).too_large_a_step(config.train, num_ranks=2)

@@ -47,6 +47,12 @@ def parse_json(text: str) -> Any:
             parse_float=_real,
         )
     except json.JSONDecodeError as error:
+        kept = text.rstrip()
+        if kept and (error.pos >= len(kept) or error.msg.startswith("Unterminated")):
+            end = len(kept) - kept.rfind("\n") - 1
+            raise JsonError(
+                f"not valid JSON (cut at column {end}, before its end)", kept.count("\n") + 1
+            ) from error
         raise JsonError(f"not valid JSON (column {error.colno}: {error.msg})", error.lineno) from error
     except RecursionError:
         raise JsonError(f"JSON nested more than {MAX_DEPTH} deep") from None
