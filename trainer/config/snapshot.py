@@ -26,7 +26,7 @@ from trainer.errors import ConfigError
 MAY_DIFFER = (
     *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "gate.", "plan.", "sweep.", "run_dir"),
     *("data.cache_dir", "data.num_workers", "model.verify_weights", "train.isolation_probe"),
-    "replay.generate.",
+    *("replay.generate.", "name"),
 )
 """Key prefixes that do not change what is trained; a resumed run may change them."""
 

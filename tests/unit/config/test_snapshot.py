@@ -67,6 +67,7 @@ MAY = [
     ("plan.gpu_gib", 80.0),
     ("sweep.trials", 5),
     ("run_dir", "/elsewhere"),
+    ("name", "other"),
     ("data.cache_dir", "/elsewhere"),
     ("data.num_workers", 3),
     ("model.verify_weights", False),
@@ -75,7 +76,6 @@ MAY = [
 ]
 MUST_NOT = [
     ("seed", 7),
-    ("name", "other"),
     ("model.path", "other"),
     ("model.attention", Attention.sdpa),
     ("data.seq_len", 128),
