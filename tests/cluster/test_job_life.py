@@ -32,7 +32,7 @@ RUN = (
     "cluster.cpus_per_rank=1",
     "model=tiny",
     "data=text",
-    "data.sources.corpus.path=a",
+    f"data.sources.corpus.path={__file__}",  # any file: nothing is read of it
     "train.max_steps=9",
 )
 TWO_NODES = (*RUN, "cluster.num_nodes=2")

@@ -39,7 +39,7 @@ RUN = (
     *NODES,
     "model=tiny",
     "data=text",
-    "data.sources.corpus.path=a",
+    f"data.sources.corpus.path={__file__}",  # any file: nothing is read of it
     "train.max_steps=9",
     "cluster.node_local_paths=[/nowhere]",
     "sweep.poll_s=0.3",

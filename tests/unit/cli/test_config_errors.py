@@ -32,7 +32,8 @@ def test_a_misspelt_key_or_group_is_named_with_the_nearest_one(refuse, override,
     assert refuse("train", override) == f"Unknown key `{key}`. Did you mean `{nearest}`?\n".rstrip()
 
 
-def test_a_base_in_4_bits_without_bitsandbytes_is_refused_before_ranks_start(refuse, monkeypatch):
+def test_a_base_in_4_bits_without_bitsandbytes_is_refused_before_ranks_start(refuse, here, monkeypatch):
+    (here / "a.jsonl").touch()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     said = refuse("train", *CORPUS, "recipe=qlora")
     assert said.startswith("`tune.quantise` must be none without bitsandbytes, but is nf4 instead")
@@ -69,6 +70,7 @@ importlib.util.find_spec = lambda name, *rest: None if name == "trackio" else fo
 from trainer.cli import run_command
 assert run_command(sys.argv[1:]) == 2 and "torch" not in sys.modules
 """
+    (here / "a.jsonl").touch()
     words = ["train", *CORPUS, "train.max_steps=1", "log.trackers=[trackio]"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *words]
@@ -252,9 +254,17 @@ def test_an_override_beside_a_configuration_file_is_checked_too(refuse, tmp_path
     assert "Unknown key `optim.lrr`" in refuse("train", "--config", str(path), "optim.lrr=1")
 
 
-@pytest.mark.parametrize("command", ["trains", "Train", "prepare-data"])
-def test_an_unknown_command_gets_the_list_of_commands(refuse, command):
-    expected = f"Unknown command `{command}`. Commands: {', '.join(COMMANDS)}."
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        ("trains", " Did you mean `train`?"),
+        ("Train", " Did you mean `train`?"),
+        ("prepare-data", " Did you mean `prepare`?"),
+        ("fly", ""),
+    ],
+)
+def test_an_unknown_command_gets_the_nearest_and_the_list_of_commands(refuse, command, meant):
+    expected = f"Unknown command `{command}`.{meant} Commands: {', '.join(COMMANDS)}."
     assert refuse(command) == refuse(command, "optim.lr=1") == expected
 
 

@@ -131,7 +131,7 @@ def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
         (["plan.reserve_gib=-1"], "`plan.reserve_gib` must be 0 or more"),
         (["plan.gpu=80"], "Unknown key `plan.gpu`."),
         (["zero.stage=4"], "`zero.stage` must be 0, 1, 2, 3 or null"),
-        (["zero=zero0"], "`zero.stage` must be 1 or more in bf16 with gradient accumulation"),
+        (["zero=zero0", "model=tiny"], "`zero.stage` must be 1 or more in bf16 with gradient accumulation"),
         (["train.global_batch_tokens=1000"], "`train.global_batch_tokens` must be a multiple"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_config_json_that_says_too_little_is_refused(refuse, tmp_path, text, s
 def test_a_figure_that_cannot_be_written_is_refused(refuse, tmp_path):
     (tmp_path / "file").write_text("")
     assert "`plan.output` must be a file you can write" in refuse(
-        "plan", f"plan.output={tmp_path / 'file' / 'a.svg'}"
+        "plan", "model=tiny", f"plan.output={tmp_path / 'file' / 'a.svg'}"
     )
 
 

@@ -188,7 +188,7 @@ def test_the_shape_of_the_benchmarks_is_llama_3_8b():
     )
 
 
-@pytest.mark.parametrize("option", [o for o in group_options()["model"] if o != "benchmark"])
+@pytest.mark.parametrize("option", [o for o in group_options()["model"] if o not in ("benchmark", "none")])
 def test_every_model_option_has_a_shape_without_a_network(option, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     shape, _ = find_shape(compose_config([f"model={option}"]).model)
