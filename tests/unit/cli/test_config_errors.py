@@ -32,10 +32,10 @@ def test_a_misspelt_key_or_group_is_named_with_the_nearest_one(refuse, override,
     assert refuse("train", override) == f"Unknown key `{key}`. Did you mean `{nearest}`?\n".rstrip()
 
 
-def test_a_base_in_4_bits_without_bitsandbytes_is_refused_before_ranks_start(refuse, here, monkeypatch):
-    (here / "a.jsonl").touch()
+def test_a_base_in_4_bits_without_bitsandbytes_is_refused_before_ranks_start(refuse, tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").touch()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    said = refuse("train", *CORPUS, "recipe=qlora")
+    said = refuse("train", *CORPUS, f"data.sources.corpus.path={tmp_path}/a.jsonl", "recipe=qlora")
     assert said.startswith("`tune.quantise` must be none without bitsandbytes, but is nf4 instead")
     assert said.endswith("Install it with: pip install 'palimpsest-trainer[qlora]'")
 

@@ -65,7 +65,8 @@ def test_what_is_asked_of_tasks_during_training_is_found_before_ranks_start(
 ):
     folder = write_tasks(tmp_path / "tasks")
     (folder / "mine" / "gone.yaml").write_text("task: local_gone\ndataset_path: nobody/nothing\n")
-    words = ["data=text", f"data.sources.corpus.path={__file__}", f"model.path={model}"]
+    (tmp_path / "a.txt").touch()
+    words = ["data=text", f"data.sources.corpus.path={tmp_path}/a.txt", f"model.path={model}"]
     words += [
         f"run_dir={tmp_path}/run",
         "train.max_steps=1",
@@ -78,7 +79,8 @@ def test_what_is_asked_of_tasks_during_training_is_found_before_ranks_start(
 
 
 def test_a_gate_rule_about_a_task_that_will_not_run_is_found_before_ranks_start(refuse, tmp_path, model):
-    words = ["data=text", f"data.sources.corpus.path={__file__}", f"model.path={model}"]
+    (tmp_path / "a.txt").touch()
+    words = ["data=text", f"data.sources.corpus.path={tmp_path}/a.txt", f"model.path={model}"]
     words += [
         f"run_dir={tmp_path}/run",
         "train.max_steps=1",
