@@ -12,12 +12,14 @@ from pathlib import Path
 from trainer.config.check_cluster import is_below, local_problem
 from trainer.config.cluster import ClusterConfig, ContainerRuntime
 from trainer.config.model import ModelKind
-from trainer.config.paths import is_address
+from trainer.config.paths import is_address, places_in
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 
 MOST_LOOKED_AT = 10_000
 """Files of a folder that are looked at for links: submit answers at once."""
+NOT_READ = ("run_dir", "data.cache_dir", "replay.generate.", "export.", "plan.", "cluster.")
+"""Places that training does not read, or that are looked at for themselves."""
 HUB_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
 
 
@@ -35,25 +37,13 @@ class ReadPlace:
 
 def read_places(config: RunConfig) -> Iterator[ReadPlace]:
     """Yield every place on disk that training reads or writes beside its run directory; names of a hub are none."""
-    model, evaluate, log = config.model, config.evaluate, config.log
-    if model.kind in (ModelKind.pretrained, ModelKind.random):
-        yield from _places("model.path", model.path)
-    yield from _places("model.tokenizer", model.tokenizer)
-    yield from _places("model.chat_template", model.chat_template)
-    for name, source in config.data.sources.items():
-        for key in ("path", "dataset", "tokenizer"):
-            yield from _places(f"data.sources.{name}.{key}", getattr(source, key))
-    yield from _places("evaluate.tasks.include_path", evaluate.tasks.include_path)
-    yield from _places("evaluate.during.samples.file", evaluate.during.samples.file)
-    for key, folder in (("tensorboard", log.tensorboard.dir), ("trackio", log.trackio.dir)):
-        if folder:
-            yield ReadPlace(f"log.{key}.dir", folder, is_own=True)
+    has_files = config.model.kind in (ModelKind.pretrained, ModelKind.random)
+    for key, typed, path in places_in(config):
+        if key.startswith(NOT_READ) or not path.startswith("/") or is_address(path):
+            continue
+        if key != "model.path" or has_files:
+            yield ReadPlace(typed, path, is_own=key.startswith("log."))
     yield from _of_deepspeed(config.zero.extra, "zero.extra")
-
-
-def _places(key: str, path: str | None) -> Iterator[ReadPlace]:
-    if path and path.startswith("/") and not is_address(path):
-        yield ReadPlace(key, path)
 
 
 def _of_deepspeed(value: object, key: str) -> Iterator[ReadPlace]:

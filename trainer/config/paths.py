@@ -85,11 +85,22 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
 """Keys that are places on this side, one or a list of them. Those on nodes or inside an image are written whole."""
 
 
+def places_in(config: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """Yield (key of PLACES, key as typed, path) of every place that a configuration names, in the order of PLACES."""
+    for key in PLACES:
+        *sections, name = key.split(".")
+        for typed, owner in _owners(config, sections):
+            value = getattr(owner, name)
+            for one in value if isinstance(value, list) else [value]:
+                if one:
+                    yield key, f"{typed}{name}", one
+
+
 def make_absolute(config: RunConfig, here: Path) -> None:
     """Replace every place of a configuration, in place, by one from the root."""
     for key, whole in PLACES.items():
         *sections, name = key.split(".")
-        for owner in _owners(config, sections):
+        for _, owner in _owners(config, sections):
             value = getattr(owner, name)
             if isinstance(value, list):
                 setattr(owner, name, [whole(one, here) for one in value])
@@ -98,15 +109,15 @@ def make_absolute(config: RunConfig, here: Path) -> None:
     config.zero.extra = _extra(config.zero.extra, here)
 
 
-def _owners(section: Any, names: list[str]) -> Iterator[Any]:
-    """Yield the sections that a dotted key leads to; NAME is every entry of a mapping."""
+def _owners(section: Any, names: list[str], typed: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the sections that a dotted key leads to, each with its key as typed; NAME is every entry of a mapping."""
     if not names:
-        yield section
+        yield typed, section
         return
-    inner = list(section.values()) if names[0] == "NAME" else [getattr(section, names[0])]
-    for one in inner:
+    inner = section if names[0] == "NAME" else {names[0]: getattr(section, names[0])}
+    for name, one in inner.items():
         if dataclasses.is_dataclass(one) or isinstance(one, dict):
-            yield from _owners(one, names[1:])
+            yield from _owners(one, names[1:], f"{typed}{name}.")
 
 
 def _extra(value: Any, here: Path, key: str = "") -> Any:

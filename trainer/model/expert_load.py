@@ -98,7 +98,8 @@ class _Listener:
         self.counts: Tensor | None = None
         self.is_deaf = False
         """Its experts were asked without a choice that is understood."""
-        self._beside: Tensor | None = None
+        self._beside: dict[nn.Module, list[Tensor]] = {}
+        """What modules beside the experts gave that may tell of a choice; looked at where the experts are told none."""
         self._is_scores: bool | None = None
         """Whether the first scores were those of chosen experts; looked at once, which waits for the device."""
 
@@ -108,8 +109,10 @@ class _Listener:
             return
         given = [*args, *kwargs.values()]
         rows = next((value.shape[0] for value in given if isinstance(value, Tensor) and value.ndim == 2), 0)
-        found = next((c for value in given if (c := self._chosen(value, rows)) is not None), self._beside)
-        self._beside = None
+        found = next((c for value in given if (c := self._chosen(value, rows)) is not None), None)
+        beside, self._beside = list(self._beside.values()), {}
+        if found is None:
+            found = next((c for parts in reversed(beside) if (c := self._told(parts)) is not None), None)
         if found is None:
             self.is_deaf = True
         elif self.counts is None:
@@ -118,13 +121,25 @@ class _Listener:
             self.counts += found
 
     def after_beside(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Remember the choice that a module beside the experts gave, if it is one."""
+        """Keep what a module beside the experts gave, if it may be a choice."""
         if not torch.is_grad_enabled():
             return
-        parts = list(_tensors(output))
-        found = [c for part in parts if (c := self._chosen(part, 0)) is not None]
-        found = found or [c for part in parts if (c := self._scored(part)) is not None]
-        self._beside = found[0] if found else self._beside
+        parts = [
+            part.detach()
+            for part in _tensors(output)
+            if part.ndim == 2 and (part.shape[1] == self.num_experts or not part.is_floating_point())
+        ]
+        if parts:
+            self._beside.pop(module, None)  # the newest is the last
+            self._beside[module] = parts
+
+    def _told(self, parts: list[Tensor]) -> Tensor | None:
+        """Return the tokens of every expert [E], told by what one module beside the experts gave."""
+        for told in (lambda part: self._chosen(part, 0), self._scored):
+            found = next((c for part in parts if (c := told(part)) is not None), None)
+            if found is not None:
+                return found
+        return None
 
     def _chosen(self, value: Any, rows: int) -> Tensor | None:
         """Return the tokens of every expert [E], told by the chosen ones [N, K] or as such; None for anything else."""

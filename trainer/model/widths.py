@@ -33,14 +33,19 @@ def _head_dim(layer: Any) -> int | None:
     rope, rest = (getattr(layer, f"qk_{part}_head_dim", None) for part in ("rope", "nope"))
     if rope and rest:  # latent attention
         return int(rope + rest)
-    heads, width = getattr(layer, "num_attention_heads", None), getattr(layer, "hidden_size", None)
-    named = getattr(layer, "head_dim", None)
-    return width // heads if named is None and isinstance(width, int) and isinstance(heads, int) else named
+    return _plain(layer) or None
+
+
+def _plain(layer: Any) -> int:
+    """Return the size of heads that is named, or follows from their number; 0 for neither."""
+    heads = getattr(layer, "num_attention_heads", None)
+    width = getattr(layer, "hidden_size", None) or 0
+    return getattr(layer, "head_dim", None) or (width // heads if isinstance(heads, int) and heads else 0)
 
 
 def _of_layer(config: Any) -> tuple[int, int]:
     num_heads = getattr(config, "num_attention_heads", None)
     if not isinstance(num_heads, int) or num_heads < 1:
         return 0, 0
-    head_dim = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", None) or 0) // num_heads
+    head_dim = _plain(config)
     return num_heads * head_dim, (getattr(config, "num_key_value_heads", None) or num_heads) * head_dim
