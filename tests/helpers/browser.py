@@ -1,5 +1,6 @@
 """Opens a page in headless Chromium and tells what is shown. Needs no Python package."""
 
+import functools
 import html
 import itertools
 import json
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.helpers.debian import NotInstalled, install
 from tests.helpers.wait import LIMIT_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -54,11 +56,17 @@ class Seen:
     console: list[str]
 
 
+@functools.cache
 def find_browser():
-    for name in NAMES:
-        if path := shutil.which(name):
-            return path
-    pytest.skip(f"no browser: none of {', '.join(NAMES)} is on PATH")
+    """Return the path of a browser, which is installed where none is and that can be done."""
+    found = filter(None, map(shutil.which, NAMES))
+    if path := next(found, None):
+        return path
+    try:
+        install(NAMES[:1], NAMES[:1])
+    except NotInstalled as error:
+        pytest.skip(f"no browser: {error}")
+    return shutil.which(NAMES[0])
 
 
 def open_page(file, tmp_path, width, dark=False):

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from tests.helpers.debian import NotInstalled, install
 from tests.helpers.wait import LIMIT_S, wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "ip", "unshare")
@@ -82,23 +83,10 @@ def check_possible(programs: Sequence[str] = PROGRAMS, packages: Sequence[str] =
     """
     if os.geteuid() != 0:
         raise NoCluster("a SLURM cluster in network namespaces needs root")
-    if all(map(shutil.which, programs)):
-        return
-    if shutil.which("apt-get") is None:
-        raise NoCluster(f"one of {', '.join(programs)} is missing, and there is no apt-get")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    with Path(f"{LOCK}-packages").open("w") as lock:
-        # apt-get does not wait for that of another session, which may want the same.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for attempt in (command, ["apt-get", "update", "-qq"], command):
-            if all(map(shutil.which, programs)):
-                return
-            with contextlib.suppress(subprocess.SubprocessError):
-                subprocess.run(attempt, env=environment, capture_output=True, timeout=LIMIT_S)
-        if all(map(shutil.which, programs)):
-            return
-    raise NoCluster(f"apt-get could not install {', '.join(packages)}")
+    try:
+        install(programs, packages)
+    except NotInstalled as error:
+        raise NoCluster(str(error)) from error
 
 
 class SlurmCluster:

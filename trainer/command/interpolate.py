@@ -33,6 +33,7 @@ from trainer.evaluate.held_out import HeldOut, held_out_pieces
 from trainer.export.blend import blended
 from trainer.model.attention import choose_attention, offered
 from trainer.model.base_files import open_base
+from trainer.model.carry import carried_by
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 from trainer.model.kernels import apply_kernels
@@ -82,7 +83,10 @@ def interpolate(config: RunConfig) -> int:
     apply_kernels(loaded, config.model.kernels, device.type == "cuda")
     parameters = dict(loaded.named_parameters())
     install_loss_head(loaded, config.model.loss_chunk_tokens)
-    policy = Policy(undivided(CausalLM(loaded)), alone(device), attention.is_flash, in_rows(config.data))
+    carries = carried_by(loaded.config) is not None
+    policy = Policy(
+        undivided(CausalLM(loaded)), alone(device), attention.is_flash, in_rows(config.data), carries
+    )
     held_out = _held_out(config, source)
     points, base = [], open_base(source, config.model)
     for alpha in track(alphas, description="interpolating", console=Console()):

@@ -16,17 +16,24 @@ from trainer.data.pack.pack import row_width
 from trainer.model.masks import block_mask
 
 
-def model_inputs(batch: MicroBatch, device: torch.device, flash: bool) -> dict[str, Any]:
+def model_inputs(
+    batch: MicroBatch, device: torch.device, flash: bool, carries: bool = False
+) -> dict[str, Any]:
     """Move a micro-batch to the device in the layout the attention implementation wants.
 
     Flash attention gets one row of all packs with explicit int32 `cu_seq_lens` and a Python-int
     maximum, so that transformers need not look for boundaries with a device synchronisation in
     every layer. SDPA gets a block-diagonal causal mask, of which the objective makes those of windows.
+
+    Args:
+        carries: Layers carry something along a row. Kernels of convolutions and scans take `seq_idx`, the document of
+            each token, and those of linear attention `cu_seq_lens_q`; code without kernels heeds neither.
     """
     tokens = torch.from_numpy(batch.tokens_BT)
     positions = torch.from_numpy(batch.positions_BT)
+    segments = torch.from_numpy(batch.segments_BT)
     if flash:
-        tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
+        tokens, positions, segments = (each.reshape(1, -1) for each in (tokens, positions, segments))
     inputs: dict[str, Any] = {
         "input_ids": move(tokens, device),
         "position_ids": move(positions, device),
@@ -40,7 +47,9 @@ def model_inputs(batch: MicroBatch, device: torch.device, flash: bool) -> dict[s
             "max_length_k": batch.max_seq_len,
         }
     else:
-        inputs["attention_mask"] = block_mask(move(torch.from_numpy(batch.segments_BT), device))
+        inputs["attention_mask"] = block_mask(move(segments, device))
+    if carries:
+        inputs["seq_idx"] = move(segments.int(), device)
     return inputs
 
 

@@ -55,6 +55,8 @@ class Policy:
     """Attention takes cu_seq_lens and no mask."""
     in_rows: bool = False
     """Every piece of a pack is a row of its own, and the model makes its own masks."""
+    carries: bool = False
+    """Layers carry something along a row, so their kernels are told of documents too."""
 
     @property
     def module(self) -> nn.Module:
@@ -85,7 +87,7 @@ class Policy:
         inputs = (
             row_inputs(micro, self.device)
             if self.in_rows
-            else model_inputs(micro, self.device, self.is_flash)
+            else model_inputs(micro, self.device, self.is_flash, self.carries)
         )
         if self.balance is not None and micro.num_tokens:
             is_token_BT = micro.units_S[micro.segments_BT] >= 0

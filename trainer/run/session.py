@@ -23,6 +23,7 @@ from trainer.engine.policy import Policy
 from trainer.evaluate.held_out import HeldOut
 from trainer.evaluate.proofs.agreement import check_head
 from trainer.mix.mixing import Mixing
+from trainer.model.carry import carried_by
 from trainer.model.digest import base_digest
 from trainer.model.load import (
     LoadedModel,
@@ -121,7 +122,8 @@ def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> S
         mesh.data.size,
     )
     loaded, tuned, engine = build_model(config, source, stores, mesh, shape, tokenizer.new)
-    policy = Policy(engine, mesh, loaded.attention.is_flash, in_rows(config.data))
+    carries = carried_by(loaded.model.config) is not None
+    policy = Policy(engine, mesh, loaded.attention.is_flash, in_rows(config.data), carries)
     adopt_library_loggers()
     check_head(policy, loaded.model.config, config.data.seq_len)
     return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape)

@@ -76,10 +76,16 @@ def test_wandb_gets_every_step_once_over_its_offline_folders(tmp_path):
     log = LogConfig(trackers=[TrackerKind.wandb], wandb=WandbConfig(WandbMode.offline))
     killed_and_resumed(log, tmp_path)
     run_id = Bookmark.read(tmp_path, "wandb").run_id
-    files = sorted(tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
-    content = b"".join(path.read_bytes() for path in files)
-    assert b"forgetting/web" in content and b"report.html" in content
-    assert newest_step(tmp_path, run_id) >= 4
+
+    def has_all() -> bool:
+        # The second run of a second has `-1` behind the name of its folder.
+        files = sorted(tmp_path.glob(f"wandb/offline-run-*-{run_id}*/run-{run_id}.wandb"))
+        content = b"".join(path.read_bytes() for path in files)
+        return (
+            b"forgetting/web" in content and b"report.html" in content and newest_step(tmp_path, run_id) >= 4
+        )
+
+    wait_until(has_all, "the end of the run in wandb's files")  # its own process writes on for a moment
 
 
 def test_wandb_is_told_again_what_a_killed_process_had_not_written(tmp_path):

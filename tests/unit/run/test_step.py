@@ -177,6 +177,17 @@ def test_sdpa_gets_rows_and_a_mask_of_blocks():
     assert labels_of(micro, CPU).shape == (2, 8)
 
 
+@pytest.mark.parametrize(
+    ("flash", "expected"),
+    [(True, [[0, 0, 0, 1, 1, 2, 2, 2, *[3] * 8]]), (False, [[0, 0, 0, 1, 1, 2, 2, 2], [3] * 8])],
+)
+def test_kernels_of_states_and_convolutions_are_told_the_document_of_each_token(flash, expected):
+    micro = micro_of([[3, 2], [8]], [0, 0])
+    assert "seq_idx" not in model_inputs(micro, CPU, flash)
+    told = model_inputs(micro, CPU, flash, carries=True)["seq_idx"]
+    assert told.dtype == torch.int32 and told.tolist() == expected
+
+
 class DivergingEngine(CountingEngine):
     """Loss 2 at every supervised token and KL 5 at every row with a base."""
 
