@@ -53,6 +53,26 @@ def test_plain_models_have_their_own_gradient(model_type, dtype, recomputes):
     assert all(p.grad is None for p in policy.module.parameters()) and policy.module.training
 
 
+class WritesOver(torch.autograd.Function):
+    """The same tensor; the gradient is written over the one that is given, as Liger's norms do on a GPU."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        found = grads[0].clone()
+        grads[0].zero_()
+        return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_kernel_may_use_the_memory_of_the_gradient_that_it_is_given(dtype):
+    found, _, _ = proved(lambda model: patched(model.model.norm, WritesOver.apply), dtype=dtype)
+    assert found <= (1e-5 if dtype is torch.float32 else 2.0**-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_kernel_that_is_wrong_backward_alone_stops_the_run_and_its_layer_is_named(dtype, number):

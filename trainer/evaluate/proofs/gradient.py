@@ -161,14 +161,29 @@ def _slopes(
         with recomputing(module if recomputes else nn.Module()) as num_recomputed:
             with watching(cast(Any, module).lm, moved) as seen:
                 loss = loss_of(module)
+            places = _kept(seen)
             found = torch.autograd.grad(loss, [*seen.values(), *early.values()], allow_unused=True)
     if policy.balance is not None:  # the routers' own loss is no part of this
         policy.balance.take()
         policy.balance.take_seen()
-    gradients = dict(zip([*seen, *early], found, strict=True))
-    places = {place: g for place in seen if (g := gradients[place]) is not None}
-    parameters = {name: g for name in early if (g := gradients[name]) is not None}
-    return Slopes(float(loss.detach()), places, parameters), num_recomputed
+    parameters = {name: g for name, g in zip(early, found[len(seen) :], strict=True) if g is not None}
+    in_order = {place: places[place] for place in seen if place in places}
+    return Slopes(float(loss.detach()), in_order, parameters), num_recomputed
+
+
+def _kept(seen: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return where copies of the gradients will be: a kernel may write its own over the one that it is given.
+
+    Liger 0.8.5's norms do, of which the output layer's input comes.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def keep(place: str) -> Callable[[Tensor], None]:
+        return lambda gradient: kept.__setitem__(place, gradient.clone())
+
+    for place, tensor in seen.items():
+        tensor.register_hook(keep(place))
+    return kept
 
 
 def _apart(own: Tensor, other: Tensor) -> float:
