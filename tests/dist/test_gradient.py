@@ -65,6 +65,29 @@ def test_the_gradient_is_proved_at_every_stage_and_changes_no_step(pool, workspa
     assert_proved(variants, pool(2).run(proved_and_stepped, **arguments)[0])
 
 
+def save_known(mesh: Any, folder: str) -> None:
+    """Save a mixture of a class whose layers DeepSpeed reduces as a whole under ZeRO-3."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    from trainer.model.tiny import build_tokenizer
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "head_dim": 8}
+    counts = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4}
+    config = Qwen3MoeConfig(vocab_size=264, num_experts_per_tok=2, decoder_sparse_step=1, **sizes, **counts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+
+
+def test_the_gradient_of_a_mixture_that_deepspeed_knows_is_proved_under_zero3(pool, workspace, tmp_path):
+    pool(1).run(save_known, folder=str(tmp_path / "known"))
+    variants = [["zero.stage=3", f"model.path={tmp_path}/known"]]
+    arguments = {"workspace": workspace, "run_dir": str(tmp_path), "variants": variants}
+    assert_proved(variants, pool(2).run(proved_and_stepped, **arguments)[0])
+
+
 @pytest.mark.slow
 def test_the_gradient_of_a_mixture_is_proved(pool, workspace, mixture, tmp_path):
     variants = [[*words, mixture] for words in FEW_EXPERTS]

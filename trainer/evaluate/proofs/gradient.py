@@ -182,7 +182,7 @@ def _kept(seen: dict[str, Tensor]) -> dict[str, Tensor]:
         return lambda gradient: kept.__setitem__(place, gradient.clone())
 
     for place, tensor in seen.items():
-        tensor.register_hook(keep(place))
+        tensor.register_hook(keep(place))  # type: ignore[no-untyped-call, unused-ignore]
     return kept
 
 
