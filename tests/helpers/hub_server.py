@@ -208,6 +208,9 @@ def connected_hub(monkeypatch):
     """Yield an empty hub that the client of this process talks to, with a token that may write."""
     with hub_server() as (hub, url):
         monkeypatch.setattr(constants, "ENDPOINT", url)
+        # Made of the address when it is imported; files would be asked for at the hub itself, again and again.
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         # The client of Xet's own protocol is compiled and speaks to Xet's servers alone.
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
