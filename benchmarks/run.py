@@ -35,6 +35,7 @@ PACKAGES = (
     "flash-attn-3",
     "liger-kernel",
     "flash-linear-attention",
+    "causal-conv1d",
     "tilelang",
     "triton",
 )
