@@ -70,8 +70,8 @@ def probe(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
 
     real = policy.model_inputs
 
-    def plain_causal(batch: Any, device: torch.device, flash: bool) -> dict[str, Any]:
-        inputs = real(batch, device, flash)
+    def plain_causal(*arguments: Any) -> dict[str, Any]:
+        inputs = real(*arguments)
         mask = inputs["attention_mask"]
         return inputs | {"attention_mask": torch.ones_like(mask).tril()}
 

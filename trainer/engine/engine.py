@@ -91,7 +91,7 @@ class Engine:
         self._ds.eval()
         # Of mixtures that DeepSpeed knows (Mixtral, Qwen2-MoE, Qwen3-MoE) ZeRO-3 reduces a layer's gradients by a hook
         # on the layer, which also runs where none of a parameter is asked for: it fails, or makes and reduces zeros.
-        handles = getattr(self._ds.optimizer, "_leaf_module_hooks", ())
+        handles = getattr(self._ds.optimizer, "_leaf_module_hooks", ()) if self.stage == 3 else ()
         hooks = [(found, handle.id) for handle in handles if (found := handle.hooks_dict_ref()) is not None]
         taken = [(found, number, found.pop(number)) for found, number in hooks if number in found]
         try:
