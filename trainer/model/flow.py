@@ -55,6 +55,20 @@ def watching(model: nn.Module, moved: float = 0.0) -> Iterator[dict[str, Tensor]
             hook.remove()
 
 
+@contextlib.contextmanager
+def shaking(model: nn.Module) -> Iterator[None]:
+    """Move what the input embeddings of a CausalLM give by one unit in the last place: every later operation rounds anew."""
+
+    def moved(module: nn.Module, args: Any, given_BTH: Tensor) -> Tensor:
+        return _shaken(given_BTH, torch.finfo(given_BTH.dtype).eps)
+
+    hook = cast(Any, model).lm.get_input_embeddings().register_forward_hook(moved)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that transformers can recompute, by name."""
     from transformers.modeling_layers import GradientCheckpointingLayer

@@ -138,6 +138,43 @@ def test_logits_that_are_not_finite_are_said_and_left_to_the_loop(caplog):
     assert "cannot be proved" in caplog.text
 
 
+def round_anew(model):
+    """Let attention round otherwise where it is given a mask, as another kernel does: a unit in the last place."""
+    for layer in model.model.layers:
+        inner = layer.self_attn.forward
+
+        def forward(*args, inner=inner, **inputs):
+            output, weights = inner(*args, **inputs)
+            if inputs.get("attention_mask") is not None:
+                signs = torch.randint(0, 2, output.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+                output = output * (1 + torch.finfo(output.dtype).eps * signs).to(output.dtype)
+            return output, weights
+
+        layer.self_attn.forward = forward
+
+
+def see_all(model):
+    """Let every token see all earlier ones, whatever mask is given."""
+    inner = model.model.forward
+
+    def forward(*args, **inputs):
+        if inputs.get("attention_mask") is not None:
+            inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"]).tril()
+        return inner(*args, **inputs)
+
+    model.model.forward = forward
+
+
+def test_rounding_of_many_layers_is_no_difference_and_a_leak_through_them_is():
+    """It grows with the layers: no constant is above that of every model and below every leak."""
+    sizes = {"num_hidden_layers": 32, "initializer_range": 0.3}
+    policy, config = policy_of("llama", torch.bfloat16, round_anew, **sizes)
+    assert 2.0**-4 < check_packing(policy, config, 256) < 0.5
+    policy, config = policy_of("llama", torch.bfloat16, later=see_all, **sizes)
+    with pytest.raises(SelfCheckError, match="A document in a pack must be what it is alone"):
+        check_packing(policy, config, 256)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seq_len", [48, 64, 200, 256])
 def test_a_window_that_the_configuration_tells_is_kept(dtype, seq_len):
