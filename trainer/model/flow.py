@@ -57,7 +57,7 @@ def watching(model: nn.Module, moved: float = 0.0) -> Iterator[dict[str, Tensor]
 
 @contextlib.contextmanager
 def shaking(model: nn.Module) -> Iterator[None]:
-    """Move what the input embeddings of a CausalLM give by one unit in the last place: every later operation rounds anew."""
+    """Move what the embeddings of a CausalLM give by one unit in the last place: every later operation rounds anew."""
 
     def moved(module: nn.Module, args: Any, given_BTH: Tensor) -> Tensor:
         return _shaken(given_BTH, torch.finfo(given_BTH.dtype).eps)
