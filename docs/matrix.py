@@ -1,4 +1,4 @@
-"""Write the table of model families into docs/models.md, from what was measured.
+"""Write the tables of model families into docs/models.md, from what was measured.
 
     python docs/matrix.py
 
@@ -9,6 +9,7 @@ the page to them.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,46 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"
 BEGIN, END = "<!-- written by docs/matrix.py -->\n", "<!-- to here -->\n"
-COLUMNS = ("family", "model_type", "kind", "trains", "packs", "LoRA covers", "exports to", "tested")
+TRAINED = ("family", "model_type", "kind", "packs", "LoRA covers", "exports to", "tested")
+REFUSED = ("family", "model_type", "what the trainer says")
 
 
 def main() -> None:
-    """Put the table between its marks in the page."""
+    """Put the tables between their marks in the page."""
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def page(text: str) -> str:
-    """Return the page with the table that the results make."""
+    """Return the page with the tables that the results make: families that train, and those that are refused."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(_cells(row) for row in rows)]
-    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    train = [row for row in rows if row["trains"] == "equal"]
+    refused = [row for row in rows if row["trains"] != "equal"]
+    tables = [
+        f"These {len(train)} train as transformers does:\n\n{_table(TRAINED, map(_cells, train))}",
+        f"These {len(refused)} are refused:\n\n{_table(REFUSED, map(_said, refused))}" if refused else "",
+    ]
+    return f"{before}{BEGIN}\n{chr(10).join(filter(None, tables))}\n{END}{after}"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ("---",) * len(head), *rows))
+
+
+def _said(row: dict[str, Any]) -> tuple[str, ...]:
+    said = row["trains"].removeprefix("refused: ").replace("|", "/")
+    return row["family"], f"`{row['model_type']}`", f"{said} (transformers {row['versions']['transformers']})"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    trains = row["trains"]
-    begins = (row["family"], f"`{row['model_type']}`", row["kind"])
-    if trains != "equal":
-        return (
-            *begins,
-            trains.replace("|", "/"),
-            "",
-            "",
-            "",
-            f"transformers {row['versions']['transformers']}",
-        )
     carried = row["carried"].removeprefix("layers of the kind ").removeprefix("the layers of ")
+    packs = f"a row each ({carried})" if carried else "yes"
     return (
-        *begins,
-        "yes",
-        f"a row each ({carried})" if carried else "yes",
+        row["family"],
+        f"`{row['model_type']}`",
+        row["kind"],
+        packs,
         _lora(row),
         _exports(row),
         _tested(row),
