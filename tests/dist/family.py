@@ -261,9 +261,10 @@ def check_training(mesh: Any, folder: str) -> dict[str, Any]:
 
 
 def _carried(session: Any) -> str:
-    from trainer.model.carry import carried_by
+    from trainer.model.carry import carried_by, takes_no_pairs
 
-    return carried_by(session.loaded.model.config) or ""
+    config = session.loaded.model.config
+    return carried_by(config) or "ALiBi" * takes_no_pairs(config)
 
 
 def train(config: Any) -> list[dict[str, float]]:

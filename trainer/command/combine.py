@@ -93,6 +93,7 @@ def _write(
             dtype,
             int(export.max_shard_gb * 1e9),
             partial(write_model_files, source, config.model, dtype, partial(say, console), is_whole=is_whole),
+            exact=files.exact,
         )
         return f"The base with all of them added in: {count} tensors"
 

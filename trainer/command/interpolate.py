@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.checkpoint.named import find_checkpoint
 from trainer.command.write_export import tuned_tensors
@@ -81,7 +81,7 @@ def interpolate(config: RunConfig) -> int:
         )
     loaded = load_model(source, config.model, attention, config.zero.dtype, None, device).model
     apply_kernels(loaded, config.model.kernels, device.type == "cuda")
-    parameters = dict(loaded.named_parameters())
+    tensors = dict[str, Tensor]([*loaded.named_parameters(), *loaded.named_buffers()])
     install_loss_head(loaded, config.model.loss_chunk_tokens)
     carries = carried_by(loaded.config) is not None
     policy = Policy(
@@ -90,7 +90,7 @@ def interpolate(config: RunConfig) -> int:
     held_out = _held_out(config, source)
     points, base = [], open_base(source, config.model)
     for alpha in track(alphas, description="interpolating", console=Console()):
-        _set_weights(parameters, blended(tuned_tensors(config, checkpoint, base), base, alpha))
+        _set_weights(tensors, blended(tuned_tensors(config, checkpoint, base), base, alpha))
         pieces = held_out_pieces(policy, held_out)
         points.append(_point(config, alpha, {name: found.mean for name, found in pieces.items()}))
     best = suggest(points)
@@ -158,11 +158,11 @@ def _held_out(config: RunConfig, source: str) -> HeldOut:
     )
 
 
-def _set_weights(parameters: dict[str, nn.Parameter], stream: Iterator[tuple[str, Tensor]]) -> None:
+def _set_weights(tensors: dict[str, Tensor], stream: Iterator[tuple[str, Tensor]]) -> None:
     with torch.no_grad():
         for name, tensor in stream:
-            if name in parameters:
-                parameters[name].copy_(tensor)
+            if name in tensors:
+                tensors[name].copy_(tensor)
 
 
 def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> AlphaPoint:

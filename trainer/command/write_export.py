@@ -85,6 +85,7 @@ def write_export(
         partial(
             write_model_files, source, config.model, options.dtype, partial(say, console), is_whole=is_whole
         ),
+        exact=base.exact,
     )
 
 

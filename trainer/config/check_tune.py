@@ -26,6 +26,12 @@ def tune_problems(config: RunConfig) -> Iterator[Problem]:
         case TuneMethod.freeze:
             yield from _freeze_problems(tune)
     yield from _start_problems(config)
+    rate = config.train.router_bias_rate
+    if not (math.isfinite(rate) and rate >= 0):
+        yield must("train.router_bias_rate", "0 or more", rate, "Set 0.001, or 0 to leave the bias as it is.")
+    elif rate and tune.method is not TuneMethod.full:
+        rule = f"0 with tune.method={tune.method.value}, which does not save the bias"
+        yield must("train.router_bias_rate", rule, rate, "Set it to 0, or set tune=full.")
     if tune.quantise is not Quantise.none:
         yield from _quantise_problems(config)
     if tune.method is not TuneMethod.full and config.replay.kl.beta and config.zero.stage == 0:

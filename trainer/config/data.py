@@ -45,7 +45,8 @@ class PackingMode(Enum):
     """Whether documents share a row of the model."""
 
     auto = "auto"
-    """none where layers of the model carry something from one document to the next, else packed; said at start."""
+    """none where layers of the model carry something from one document to the next, or take no mask of pairs of tokens;
+    else packed. Said at start."""
     packed = "packed"
     """A pack is one row, in which each document sees only itself; `packing` of a source says how they fill it."""
     none = "none"

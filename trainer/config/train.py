@@ -26,6 +26,11 @@ class TrainConfig:
     """Length in tokens (all tokens of the packs, supervised or not)."""
     max_non_finite_steps: int = 3
     """Stop after so many skipped or non-finite steps in a row. 0 stops at the first."""
+    router_bias_rate: float = 0.0
+    """For mixtures whose routers have a bias without a gradient instead of a loss that evens out the use of experts
+    (DeepSeek-V3, GLM-4.5, MiniMax-M2, Kimi): after each step the bias of an expert that got fewer tokens than the mean
+    of its layer rises by this, that of one that got more falls. 0: it stays as in the base. DeepSeek-V3 was pre-trained
+    with 0.001 (arXiv:2412.19437). All weights must train."""
     isolation_probe: bool = True
     """Before the first step: perturb one document and assert that the others' logits do not move, and that the gradient
     of the loss is that of the model's own code."""

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from trainer.engine.states import TAG, load_state
+from trainer.model.choice_bias import HELD
 
 MODULE_PREFIX = "lm."
 """Name of the model inside the objective that the engine wraps."""
@@ -28,7 +29,7 @@ def stream_parameters(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     folder = checkpoint / TAG
     seen: set[int] = set()
     for name, lazy in _lazy_state_dict(checkpoint, folder).items():
-        if id(lazy) in seen:
+        if id(lazy) in seen or name == HELD:
             continue
         seen.add(id(lazy))
         tensor = lazy if isinstance(lazy, Tensor) else lazy.contiguous()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from trainer.engine.states import TAG, Collector, Provider
 from trainer.errors import ConfigError
+from trainer.model.calling import calling_parts
 from trainer.model.head.ask import Ask
 
 _LOG = logging.getLogger(__name__)
@@ -159,6 +160,8 @@ class Engine:
 class _Undivided(nn.Module):
     """Stands where DeepSpeed's engine stands, for a model that is only evaluated."""
 
+    optimizer = None
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
@@ -204,6 +207,8 @@ def build_engine(
     # Stage 1 in bf16 prints its memory twelve times, and collects garbage each time: two seconds on a CPU.
     bf16_optimizer.see_memory_usage = lambda *args, **options: None
     _import_muon()
+    if ds_config["zero_optimization"]["stage"] == 3:
+        _gather_whole(model)
     is_flat = not added and flat.is_for(model, ds_config)
     if is_flat:
         ds_config.pop("data_types", None)  # flat gradients add up in float32 without another optimizer class
@@ -233,6 +238,20 @@ def build_engine(
         optimizer.state.clear()
         engine.optimizer.refresh_fp32_params()
     return Engine(engine, stage)
+
+
+def _gather_whole(model: nn.Module) -> None:
+    """Let ZeRO-3 gather layers whole which call more of their parts than a forward: those parts it would not gather.
+
+    Gemma 3n's do.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    classes = calling_parts(model)
+    if classes:
+        set_z3_leaf_modules(model, classes)
+        names = " and ".join(found.__name__ for found in classes)
+        _LOG.info("ZeRO-3 gathers each %s whole: it calls methods of its parts.", names)
 
 
 def _import_muon() -> None:

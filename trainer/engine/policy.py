@@ -21,6 +21,8 @@ from trainer.dist.mesh import Mesh
 from trainer.engine.engine import Engine
 from trainer.engine.model_inputs import labels_of, model_inputs, move, row_inputs
 from trainer.model.balance import Balance
+from trainer.model.choice_bias import ChoiceBias
+from trainer.model.expert_load import ExpertLoad
 from trainer.model.head.ask import Ask, Logits, Scores
 from trainer.model.head.divergence import TopTokens
 from trainer.model.head.log_probs import LogProbs
@@ -74,6 +76,18 @@ class Policy:
         found = getattr(self.module, "balance", None)
         return found if isinstance(found, Balance) else None
 
+    @property
+    def expert_load(self) -> ExpertLoad | None:
+        """Return what counts the tokens of experts; None without experts."""
+        found = getattr(self.module, "expert_load", None)
+        return found if isinstance(found, ExpertLoad) else None
+
+    @property
+    def choice_bias(self) -> ChoiceBias | None:
+        """Return what moves the biases of routers; None where they stay."""
+        found = getattr(self.module, "choice_bias", None)
+        return found if isinstance(found, ChoiceBias) else None
+
     def evaluating(self) -> AbstractContextManager[None]:
         """Run without gradients and dropout, then go back to training."""
         return self.engine.evaluating()
@@ -89,7 +103,7 @@ class Policy:
             if self.in_rows
             else model_inputs(micro, self.device, self.is_flash, self.carries)
         )
-        if self.balance is not None and micro.num_tokens:
+        if (self.balance is not None or self.expert_load is not None) and micro.num_tokens:
             is_token_BT = micro.units_S[micro.segments_BT] >= 0
             inputs["is_token_N"] = move(torch.from_numpy(is_token_BT.reshape(-1)), self.device)
         return inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ def export_weights(
     max_shard_bytes: int,
     write_rest: Callable[[Path], None],
     on_tensor: Callable[[str], None] = lambda name: None,
+    exact: Collection[str] = (),
 ) -> int:
     """Write a model folder, whole or not at all, and return the number of tensors.
 
@@ -41,13 +42,17 @@ def export_weights(
 
     Args:
         write_rest: Writes config, tokenizer and the like into the staging folder.
+        exact: Names of tensors that are float32 whatever the dtype of the others.
     Raises:
         CheckpointError: The folder exists and is not ours to replace, or cannot be written.
     """
     digests: dict[str, str] = {}
 
+    def dtype_of(name: str) -> torch.dtype:
+        return torch.float32 if name in exact else DTYPES[dtype]
+
     def fill(staging: Path) -> None:
-        digests.update(_write_shards(stream, staging, DTYPES[dtype], max_shard_bytes, on_tensor))
+        digests.update(_write_shards(stream, staging, dtype_of, max_shard_bytes, on_tensor))
         write_rest(staging)
         _read_back(staging, digests)
 
@@ -84,7 +89,7 @@ def _refuse_foreign(folder: Path) -> bool:
 def _write_shards(
     stream: Iterable[tuple[str, Tensor]],
     folder: Path,
-    dtype: torch.dtype,
+    dtype_of: Callable[[str], torch.dtype],
     max_shard_bytes: int,
     on_tensor: Callable[[str], None],
 ) -> dict[str, str]:
@@ -103,7 +108,7 @@ def _write_shards(
         pending, pending_bytes = {}, 0
 
     for name, tensor in stream:
-        value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        value = tensor.to(dtype_of(name)) if tensor.is_floating_point() else tensor
         value = value.clone() if value.data_ptr() == tensor.data_ptr() else value
         num_bytes = value.numel() * value.element_size()
         if pending and pending_bytes + num_bytes > max_shard_bytes:

@@ -14,24 +14,34 @@ from __future__ import annotations
 from trainer.forecast.shapes import DecoderShape
 
 
-def layer_bytes(shape: DecoderShape, element_bytes: int, is_flash: bool, is_fused: bool) -> float:
+def layer_bytes(
+    shape: DecoderShape, element_bytes: int, is_flash: bool, is_fused: bool, trains_experts: bool = True
+) -> float:
     """Return what one layer keeps of a token, its input in.
 
     Without fused kernels transformers' norms keep an fp32 copy beside the result, and the gated MLP keeps the
     activation too. SDPA with a mask repeats k and v to all heads. Both are counted from the source, not measured.
+
+    Args:
+        trains_experts: Experts of a mixture train, or adapters on them. If not, what goes into their matrices is not
+            kept: the copies of a token for its experts, and the product of gate and up. Gate, activation and up are,
+            and what comes out, which the weights of the choice have their gradient of.
     """
     hidden, q, kv = shape.hidden_size, shape.q_dim, shape.kv_dim
     num_norms = 4 if shape.has_post_norms else 2
     elements: float = 2 * num_norms * hidden  # input and result of each norm
     elements += 2 * q + 2 * kv  # q, k, v and attention's output
     elements += q + kv if shape.has_qk_norm else 0
-    elements += 3 * shape.ffn_width + shape.routed_copies * hidden
+    elements += 3 * shape.ffn_width + shape.routed_copies * hidden / (1 if trains_experts else 2)
     if not is_flash:
         elements += 2 * (q - kv)
     extra = 4.0 * shape.num_heads  # softmax statistics
     if not is_fused:
         normed = num_norms * hidden + (q + kv if shape.has_qk_norm else 0)
         extra += 4 * normed
+    if shape.routed_copies:  # transformers computes experts: no kernel of a gated MLP does
+        elements += shape.ffn_width if trains_experts else 0
+    elif not is_fused:
         elements += shape.ffn_width
     return elements * element_bytes + extra
 

@@ -94,6 +94,7 @@ def adapter_weights(
         frozen_bytes=shape.num_params * element_bytes,
         num_frozen=shape.num_params,
         adapter_width=r * num_targets // shape.num_layers,
+        trains_experts=False,
     )
     return in_nf4(shape, weights, element_bytes) if base_in_nf4 else weights
 

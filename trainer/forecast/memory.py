@@ -88,6 +88,8 @@ class Weights:
     """The largest linear layer in bf16, when the base is kept in 4 bits."""
     num_packed: int = 0
     """Those of the frozen parameters that are kept in 4 bits."""
+    trains_experts: bool = True
+    """Experts of a mixture train, or adapters on them."""
 
     @property
     def is_full(self) -> bool:
@@ -296,7 +298,8 @@ class _Layers:
         adapter = weights.adapter_width * run.element_bytes
         attention = attention_of(shape, run)
         is_flash, pairs = attention == FLASH, run.micro_batch_size * run.seq_len**2
-        per_token = layer_bytes(shape, run.element_bytes, is_flash, run.is_fused) + adapter
+        kept = layer_bytes(shape, run.element_bytes, is_flash, run.is_fused, weights.trains_experts)
+        per_token = kept + adapter
         one = per_token * run.num_tokens + mask_bytes(pairs, is_flash, run.element_bytes)
         inputs = checkpoint_bytes(shape, run.element_bytes) * run.num_tokens
         working = layer_backward_bytes(shape, run.element_bytes) * run.num_tokens

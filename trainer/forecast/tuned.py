@@ -75,8 +75,16 @@ def weights_of(shape: DecoderShape, tune: TuneConfig, trained: Trained, element_
         frozen_bytes=num_frozen * element_bytes,
         num_frozen=num_frozen,
         adapter_width=width // shape.num_layers,
+        trains_experts=_trains_experts(tune),
     )
     return weights if tune.quantise is Quantise.none else in_nf4(shape, weights, element_bytes)
+
+
+def _trains_experts(tune: TuneConfig) -> bool:
+    """Tell whether experts of a mixture may train, or have adapters; a pattern is taken to find them."""
+    has_targets = tune.method in (TuneMethod.lora, TuneMethod.ia3)
+    is_named = tune.target_pattern is not None or EXPERTS in tune.target
+    return tune.method in (TuneMethod.full, TuneMethod.freeze) or (has_targets and is_named)
 
 
 def _lora(linear: Linear, tune: TuneConfig) -> int:

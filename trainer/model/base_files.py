@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
+from trainer.model.experts import choice_biases
 from trainer.model.load import read_whole_config
 from trainer.model.multimodal import renamed, text_part, whole_class, whole_names
 from trainer.model.packed import forget_packing, method_of, names_when_whole, packing_of
@@ -114,6 +115,14 @@ class BaseFiles:
         """Return the name in the model that trains; None for what is no part of it."""
         return name if self._texts is None else renamed(name, self._texts)
 
+    @property
+    def exact(self) -> frozenset[str]:
+        """Return names, in files and model, of biases of the choice of experts: in bf16 many would be the same."""
+        found, plain = [] if self._skeleton is None else choice_biases(self._skeleton), self._places.plain
+        return frozenset(
+            n for name in found for n in (name, plain.get(name, name), self.text_name(name) or name)
+        )
+
     def file_of(self, name: str) -> tuple[str, Path] | None:
         """Return name and file of a tensor that is in the files as it is; None for one that is converted."""
         key = self._places.plain.get(self._wholes.get(name, ""))
@@ -207,9 +216,9 @@ def open_base(source: str, model: ModelConfig) -> BaseFiles:
     packing = packing_of(config)
     files = names_when_whole(files, packing)
     forget_packing(config)
-    if not files:
-        return BaseFiles(source, {}, is_partial=whole_class(config) is not None)
     whole, text = _without_memory(config, model.trust_remote_code)
+    if not files:
+        return BaseFiles(source, {}, skeleton=text, is_partial=whole_class(config) is not None)
     modules = None if text is whole else whole_names(whole, text)
     method = None if packing is None else method_of(packing)
     return BaseFiles(source, files, _place(whole, text, files), modules, whole, packing=method)

@@ -1,4 +1,6 @@
-"""Which architectures carry something from one document of a row to the next that no mask of pairs stops.
+"""Which architectures want a row for every document.
+
+Those that carry something along a row, which no mask of pairs stops, and those that take no such mask.
 
 Known from the configuration and the class, before data is prepared and weights are loaded. That documents of a pack do
 not see each other is proved when a run starts, of every model.
@@ -6,6 +8,8 @@ not see each other is proved when a run starts, of every model.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Any
 
 from trainer.model.lean import causal_class
@@ -31,4 +35,28 @@ def carried_by(hf_config: Any) -> str | None:
         found_class = causal_class(config)
         if getattr(found_class, "_is_stateful", False):
             return f"the layers of {found_class.__name__}"
+    return None
+
+
+def takes_no_pairs(hf_config: Any) -> bool:
+    """Tell whether an architecture takes no mask of pairs: it counts the places of tokens by a mask of padding (ALiBi).
+
+    BLOOM, and Falcon where its configuration says so. Asked is the function by which such code of transformers places
+    tokens, and whether its first argument is that mask: MPT's is not, and takes masks of pairs.
+    """
+    places = getattr(
+        sys.modules.get(getattr(causal_class(hf_config), "__module__", "")), "build_alibi_tensor", None
+    )
+    if places is None or "attention_mask" not in inspect.signature(places).parameters:
+        return False
+    return bool(getattr(hf_config, "alibi", True))
+
+
+def why_in_rows(hf_config: Any) -> str | None:
+    """Say why documents of a model are to be rows of their own; None where they may share one."""
+    carried = carried_by(hf_config)
+    if carried is not None:
+        return f"{carried} carry something from one document to the next"
+    if takes_no_pairs(hf_config):
+        return f"{hf_config.model_type} counts places of tokens by a mask of padding (ALiBi) and takes none of pairs"
     return None

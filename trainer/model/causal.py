@@ -5,7 +5,9 @@ Shapes: B packs, T sequence, N positions of all packs, R rows of width W, H hidd
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from trainer.errors import ModelError
 from trainer.model.balance import Balance
 from trainer.model.body import body_of, cache_argument, keeps_state_alone
+from trainer.model.choice_bias import ChoiceBias
+from trainer.model.expert_load import ExpertLoad
 from trainer.model.head.ask import Ask, OwnLogits, Scores
 from trainer.model.masks import layer_masks
 
@@ -27,17 +31,23 @@ class CausalLM(nn.Module):
         virtual: nn.Module | None = None,
         scores: nn.Module | None = None,
         balance: Balance | None = None,
+        expert_load: ExpertLoad | None = None,
+        choice_bias: ChoiceBias | None = None,
     ) -> None:
         """Take the model, what puts virtual tokens before its documents, and a layer [H -> 1] that scores positions.
 
         Args:
             balance: Works out the routers' loss of what is asked with a gradient; None: it is no part of training.
+            expert_load: Counts where tokens of what is asked with a gradient are sent.
+            choice_bias: Moves the biases of routers between steps, by those counts.
         """
         super().__init__()
         self.lm = lm
         self.virtual = virtual
         self.scores = scores
         self.balance = balance
+        self.expert_load = expert_load
+        self.choice_bias = choice_bias
 
     def forward(self, ask: Ask[Any], **inputs: Any) -> Any:
         """Answer a question about packed text; `Engine.forward` gives the answer its type.
@@ -45,7 +55,7 @@ class CausalLM(nn.Module):
         Args:
             inputs: What the model takes; a cache in `past_key_values` is filled in place. A mask of pairs
                 becomes one for each kind of layer. Or `rows` and `place_N` of engine/model_inputs.py.
-                `is_token_N` tells the routers' loss what is no padding.
+                `is_token_N` tells the routers' loss, and what counts the tokens of experts, what is no padding.
         Raises:
             ModelError: Scores are asked of a model without a score head.
         """
@@ -58,7 +68,7 @@ class CausalLM(nn.Module):
         if "rows" in inputs:
             hidden = self._of_rows(is_token_N=is_token_N, **inputs)
         else:
-            hidden, routers = self._hidden(inputs, use_cache)
+            hidden, routers = self._hidden(inputs, use_cache, is_token_N)
             self._weigh(routers, is_token_N)
         if isinstance(ask, Scores):
             if self.scores is None:
@@ -70,13 +80,19 @@ class CausalLM(nn.Module):
 
     def _of_rows(self, rows: Sequence[Tensor], place_N: Tensor, is_token_N: Tensor | None) -> Tensor:
         """Return hidden states [1, N, H] in the order of the packs, of rows [R, W] that the model sees one by one."""
-        found = [self._hidden({"input_ids": tokens_RW}, use_cache=False) for tokens_RW in rows]
-        if is_token_N is not None:
-            is_token_M = torch.zeros(sum(map(torch.numel, rows)), dtype=torch.bool, device=place_N.device)
-            is_token_M[place_N[is_token_N]] = True
-            self._weigh(
-                tuple(map(torch.cat, zip(*(routers for _, routers in found), strict=True))), is_token_M
-            )
+        sizes = [tokens_RW.numel() for tokens_RW in rows]
+        is_token_M, masks = None, [None] * len(rows)
+        if is_token_N is not None:  # padding of packs has the place of a token, and adds nothing there
+            ones_M = torch.zeros(sum(sizes), dtype=torch.int64, device=place_N.device)
+            is_token_M = ones_M.index_add_(0, place_N, is_token_N.long()) > 0
+            masks = list(is_token_M.split(sizes))
+        found = [
+            self._hidden({"input_ids": tokens_RW}, use_cache=False, is_token_N=mask)
+            for tokens_RW, mask in zip(rows, masks, strict=True)
+        ]
+        if is_token_M is not None:
+            routers = tuple(map(torch.cat, zip(*(routers for _, routers in found), strict=True)))
+            self._weigh(routers, is_token_M)
         return torch.cat([hidden.flatten(0, 1) for hidden, _ in found])[place_N][None]
 
     def _weigh(self, routers: tuple[Tensor, ...], is_token_N: Tensor | None) -> None:
@@ -84,7 +100,15 @@ class CausalLM(nn.Module):
         if self.balance is not None and torch.is_grad_enabled():
             self.balance.add(routers, is_token_N)
 
-    def _hidden(self, inputs: dict[str, Any], use_cache: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _heard(self, is_token_N: Tensor | None) -> AbstractContextManager[None]:
+        """Count the tokens of experts meanwhile, of what trains: asked with a gradient, and told what is padding."""
+        if self.expert_load is None or is_token_N is None or not torch.is_grad_enabled():
+            return contextlib.nullcontext()
+        return self.expert_load.hearing(is_token_N)
+
+    def _hidden(
+        self, inputs: dict[str, Any], use_cache: bool, is_token_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return hidden states of what is given, those of virtual tokens apart, and logits of routers if they count."""
         lm, num_added = cast(Any, self.lm), 0
         if self.balance is not None:
@@ -101,6 +125,7 @@ class CausalLM(nn.Module):
             if mask is not None and keeps_state_alone(body):
                 # A state has no keys to mask: only padding among what is given counts, and Mamba 1 takes no wider mask.
                 inputs["attention_mask"] = mask[:, -inputs["input_ids"].shape[1] :]
-        found = body(use_cache=use_cache, **inputs)
+        with self._heard(is_token_N):
+            found = body(use_cache=use_cache, **inputs)
         hidden: Tensor = found.last_hidden_state
         return hidden[:, num_added:], getattr(found, "router_logits", None) or ()

@@ -5,6 +5,7 @@ Shapes: N tokens, K experts a token goes to, E experts of a layer.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator
@@ -26,16 +27,19 @@ class ExpertLoad:
 
     Heard is what a module of experts is told: the chosen ones as whole numbers [N, K], or how many tokens each gets.
     Where it is told neither, what the modules beside it last gave: such numbers, or scores [N, E] that are 0 but for
-    the chosen ones. A choice that is told otherwise is not counted, and that is said.
+    the chosen ones. A choice that is told otherwise is not counted, and that is said. Counted is inside `hearing`
+    alone, so a layer that is recomputed in the backward pass counts once.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Listen to every module that holds experts and to those beside it, in place."""
         owners = {name.rpartition(".")[0]: size_of(found)[0] for name, found in expert_tensors(model).items()}
         self._sizes = list(owners.values())
-        self._listeners = [_Listener(size) for size in self._sizes]
+        self._heard = _Heard()
+        self._listeners = [_Listener(size, self._heard) for size in self._sizes]
         self._names = list(owners)
         self._has_told = False
+        self._before_step = [0.0] * sum(self._sizes)
         for name, listener in zip(owners, self._listeners, strict=True):
             model.get_submodule(name).register_forward_pre_hook(listener.before_experts, with_kwargs=True)
             block, _, within = WRAPPED.sub("", name).rpartition(".")
@@ -48,15 +52,39 @@ class ExpertLoad:
         """Return the experts of every layer that has some."""
         return self._sizes
 
+    @property
+    def names(self) -> list[str]:
+        """Return the name of the module of experts of every such layer."""
+        return self._names
+
+    @contextlib.contextmanager
+    def hearing(self, is_token_N: Tensor | None) -> Iterator[None]:
+        """Count what experts are told while this lasts.
+
+        Args:
+            is_token_N: What is no padding. Padding counts where this is None, and where experts are told no more than
+                how many tokens each gets.
+        """
+        self._heard.is_on, self._heard.is_token_N = True, is_token_N
+        try:
+            yield
+        finally:
+            self._heard.is_on, self._heard.is_token_N = False, None
+
+    def take_step(self) -> list[float]:
+        """Return the tokens of every expert since the last call of this or of `take`. Waits for the device."""
+        now, before = self._counts(), self._before_step
+        self._before_step = now
+        return [count - earlier for count, earlier in zip(now, before, strict=True)]
+
     def take(self) -> list[float]:
         """Return the tokens of every expert since the last call, layer after layer. Waits for the device."""
-        found: list[float] = []
+        found = self._counts()
+        self._before_step = [0.0] * len(found)
         unheard = []
         for name, listener in zip(self._names, self._listeners, strict=True):
-            counts = listener.counts
-            found += [0.0] * listener.num_experts if counts is None else counts.tolist()
-            if counts is not None:
-                counts.zero_()
+            if listener.counts is not None:
+                listener.counts.zero_()
             elif listener.is_deaf:
                 unheard.append(name)
         if unheard and not self._has_told:
@@ -68,7 +96,17 @@ class ExpertLoad:
                 len(self._sizes),
                 unheard[0],
             )
-        return [float(count) for count in found]
+        return found
+
+    def _counts(self) -> list[float]:
+        """Return the tokens of every expert since they were last taken."""
+        heard = [listener.counts for listener in self._listeners if listener.counts is not None]
+        flat = iter(torch.cat([counts.to(heard[0].device) for counts in heard]).tolist() if heard else ())
+        return [
+            0.0 if listener.counts is None else float(next(flat))
+            for listener in self._listeners
+            for _ in range(listener.num_experts)
+        ]
 
 
 def spread(counts: list[float], sizes: list[int]) -> dict[str, float]:
@@ -90,11 +128,19 @@ def spread(counts: list[float], sizes: list[int]) -> dict[str, float]:
     }
 
 
+class _Heard:
+    """What all listeners go by."""
+
+    is_on = False
+    is_token_N: Tensor | None = None
+
+
 class _Listener:
     """Hears the choice of one layer."""
 
-    def __init__(self, num_experts: int) -> None:
+    def __init__(self, num_experts: int, heard: _Heard) -> None:
         self.num_experts = num_experts
+        self._heard = heard
         self.counts: Tensor | None = None
         self.is_deaf = False
         """Its experts were asked without a choice that is understood."""
@@ -105,7 +151,7 @@ class _Listener:
 
     def before_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count what the experts are told, or what was said beside them."""
-        if not torch.is_grad_enabled():
+        if not self._heard.is_on:
             return
         given = [*args, *kwargs.values()]
         rows = next((value.shape[0] for value in given if isinstance(value, Tensor) and value.ndim == 2), 0)
@@ -122,7 +168,7 @@ class _Listener:
 
     def after_beside(self, module: nn.Module, args: Any, output: Any) -> None:
         """Keep what a module beside the experts gave, if it may be a choice."""
-        if not torch.is_grad_enabled():
+        if not self._heard.is_on:
             return
         parts = [
             part.detach()
@@ -152,8 +198,12 @@ class _Listener:
         if value.ndim != 2:
             return None
         index = value.detach().reshape(-1).long()
+        is_counted = torch.ones_like(value, dtype=torch.int64)
+        is_token_N = self._mask(value)
+        if is_token_N is not None:
+            is_counted *= is_token_N[:, None]
         counts = torch.zeros(self.num_experts, dtype=torch.int64, device=index.device)
-        return counts.index_add_(0, index, torch.ones_like(index))
+        return counts.index_add_(0, index, is_counted.reshape(-1))
 
     def _scored(self, value: Tensor) -> Tensor | None:
         """Return the tokens of every expert [E], told by scores [N, E] of which most are exactly 0, as many of each."""
@@ -165,7 +215,15 @@ class _Listener:
             self._is_scores = (
                 bool((chosen_N == chosen_N[:1]).all()) and 0 < int(chosen_N[0]) < self.num_experts
             )
-        return is_chosen_NE.sum(0) if self._is_scores else None
+        if not self._is_scores:
+            return None
+        is_token_N = self._mask(value)
+        return (is_chosen_NE if is_token_N is None else is_chosen_NE & is_token_N[:, None]).sum(0)
+
+    def _mask(self, value: Tensor) -> Tensor | None:
+        """Return which rows of a choice are no padding; None where all count, or they are not the tokens."""
+        is_token_N = self._heard.is_token_N
+        return None if is_token_N is None or len(is_token_N) != len(value) else is_token_N
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

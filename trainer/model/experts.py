@@ -80,12 +80,13 @@ def count_weights(model: Any) -> Counts:
     return Counts(matmul - idle, num_experts, idle)
 
 
-def describe_mixture(model: Any, dtype: str, is_packed: bool) -> list[str]:
+def describe_mixture(model: Any, dtype: str, is_packed: bool, bias_rate: float = 0.0) -> list[str]:
     """Return what a person should know of a mixture; nothing of a dense model. To be asked before anything is frozen.
 
     Args:
         dtype: What is computed in, `bf16` or `fp32`.
         is_packed: The linear layers are in 4 bits.
+        bias_rate: By how much tensors that steer the choice of experts move a step; 0: they stay.
     """
     tensors = expert_tensors(model)
     if not tensors:
@@ -113,8 +114,13 @@ def describe_mixture(model: Any, dtype: str, is_packed: bool) -> list[str]:
     biases = choice_biases(model)
     if biases:
         lines.append(
-            f"{len(biases)} tensors that steer the choice of experts have no gradient ({_kinds(biases)}): they stay "
-            "as they are in the base, and nothing evens out the use of experts by them."
+            f"{len(biases)} tensors that steer the choice of experts have no gradient ({_kinds(biases)}): "
+            + (
+                f"after each step they move by {bias_rate:g} towards experts that got fewer tokens than the mean."
+                if bias_rate
+                else "they stay as they are in the base, and nothing evens out the use of experts by them "
+                "(train.router_bias_rate)."
+            )
         )
     return lines
 
@@ -133,7 +139,7 @@ def kept_in_float32(model: Any) -> list[str]:
     """Return the parameters that transformers keeps in float32 whatever the model's dtype, by its own list of names."""
     words = [word.replace("*", ".*") for word in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
     found = re.compile("|".join(words)) if words else None
-    return [name for name, p in model.named_parameters() if p.requires_grad and found and found.search(name)]
+    return [name for name, _ in model.named_parameters() if found and found.search(name)]
 
 
 def choice_biases(model: nn.Module) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from types import FunctionType
 from typing import Any
 
 from trainer.config.model import Kernels
@@ -60,3 +62,38 @@ def _give_back_experts(model: Any) -> bool:
         for key in ("forward", "_get_name"):
             vars(model.get_submodule(owner)).pop(key, None)
     return bool(owners)
+
+
+def missing_kernels(model: Any) -> list[str]:
+    """Return the packages whose kernels would compute layers of a model that plain torch computes without them.
+
+    transformers wraps such functions, and the wrapper knows its package and whether that was found. Of a transformers
+    whose wrappers say neither, none.
+    """
+    modules = {type(module).__module__ for module in model.modules()}
+    functions = [
+        value
+        for name in modules
+        for value in vars(sys.modules.get(name, object)).values()
+        if isinstance(value, FunctionType) and value.__closure__
+    ]
+    found = set[str]()
+    for function in functions:
+        held = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        if {"package", "is_new_implementation"} <= held.keys() and not held[
+            "is_new_implementation"
+        ].cell_contents:
+            found.add(str(held["package"].cell_contents))
+    return sorted("flash-linear-attention" if name == "fla" else name.replace("_", "-") for name in found)
+
+
+def say_missing_kernels(model: Any, on_gpu: bool) -> str | None:
+    """Return what a person should know of a GPU that computes layers slowly; None where it does not."""
+    packages = missing_kernels(model) if on_gpu else []
+    if not packages:
+        return None
+    listed = " ".join(packages)
+    return (
+        f"Layers of this model are computed in plain torch, right but slow: their kernels are not installed. Install "
+        f"them with: pip install {listed}"
+    )

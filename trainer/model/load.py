@@ -81,9 +81,14 @@ def check_causal(config: Any, source: str, remote: bool = False) -> None:
     Raises:
         ModelError: An architecture without a causal head.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     encoder_like = getattr(config, "is_encoder_decoder", False)
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # sees what comes next, unless told not to
+        encoder_like = encoder_like or getattr(config, "is_decoder", None) is False
     names = getattr(config, "architectures", None) or []
     wrong_head = names and not any("CausalLM" in n or "LMHead" in n for n in names)
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

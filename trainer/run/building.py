@@ -25,9 +25,11 @@ from trainer.model.attention import choose_attention, offered
 from trainer.model.balance import balance_of
 from trainer.model.base_files import open_base
 from trainer.model.causal import CausalLM
+from trainer.model.choice_bias import choice_bias_of
+from trainer.model.expert_load import ExpertLoad
 from trainer.model.experts import describe_mixture
 from trainer.model.head.head import install_loss_head
-from trainer.model.kernels import apply_kernels
+from trainer.model.kernels import apply_kernels, say_missing_kernels
 from trainer.model.load import (
     LoadedModel,
     announce_zero3,
@@ -86,7 +88,9 @@ def build_model(
     is_there = packing is None or is_nf4(packing)  # in its files, as it trains
     if config.model.verify_weights and config.model.kind is not ModelKind.random and is_there:
         num_verified = verify_weights(loaded.model, open_base(source, config.model), gathered)
-    mixture = describe_mixture(loaded.model, config.zero.dtype, config.tune.quantise is not Quantise.none)
+    rate = config.train.router_bias_rate
+    packs_now = config.tune.quantise is not Quantise.none
+    mixture = describe_mixture(loaded.model, config.zero.dtype, packs_now, rate)
     # Before an adapter wraps what they are put into.
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
     keep_alive = announce_zero3(zero3_config)
@@ -129,7 +133,10 @@ def _build_engine(
             "`output_router_logits` must be false in the model's config.json with virtual tokens, but is true instead: "
             "its loss of routers is not worked out for them. Set it to false in a copy of the folder."
         )
-    objective = CausalLM(model, tuned.virtual, balance=balance)
+    load, rate = ExpertLoad(model), config.train.router_bias_rate
+    bias = choice_bias_of(model, load, rate) if rate else None
+    heard = load if load.sizes else None
+    objective = CausalLM(model, tuned.virtual, balance=balance, expert_load=heard, choice_bias=bias)
     groups = decay_groups(
         objective.named_parameters(),
         config.optim.weight_decay,
@@ -169,7 +176,8 @@ def _say_what_was_built(
             "The base is in NF4 with double quantisation: %.4g MB on this rank, embeddings and norms included.",
             held_bytes(loaded.model) / 1e6,
         )
-    for line in [*mixture, *describe_tuned(tuned, config.tune.method)]:
+    slow = say_missing_kernels(loaded.model, torch.cuda.is_available())
+    for line in [*([slow] if slow else ()), *mixture, *describe_tuned(tuned, config.tune.method)]:
         _LOG.info(line)
     _LOG.info(
         "%s on %s, ZeRO-%d %s, %s of %d tokens a step = %s of %d a rank.",

@@ -18,7 +18,7 @@ from trainer.engine.policy import Policy
 from trainer.metrics.tracker import by_source
 from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
 from trainer.mix.mixing import Mixing
-from trainer.model.expert_load import ExpertLoad, spread
+from trainer.model.expert_load import spread
 from trainer.objective.contract import Objective
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
@@ -99,8 +99,6 @@ class RunParts:
     gc: ManualGc
     best: BestRule | None
     """None: no checkpoint is kept for being the best."""
-    experts: ExpertLoad
-    """Listens to which experts tokens are sent to."""
 
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
@@ -110,6 +108,8 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
     except GivenUp:
         return StopReason.preempted  # nothing was trained that is not saved
     is_owed = False
+    if parts.policy.expert_load is not None:
+        parts.policy.expert_load.take()  # of proofs
     while state.step < cadence.num_steps:
         started = time.perf_counter()
         batch = parts.loader.take(state.step)
@@ -177,8 +177,8 @@ def spread_of_experts(parts: RunParts) -> dict[str, float]:
 
     Nothing without experts. Collective: every rank.
     """
-    load = parts.experts
-    if not load.sizes:
+    load = parts.policy.expert_load
+    if load is None:
         return {}
     balance = parts.policy.balance
     seen = (0.0, 0) if balance is None else balance.take_seen()

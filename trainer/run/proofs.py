@@ -8,6 +8,7 @@ import numpy as np
 
 from trainer.config.tune import Init, TuneMethod
 from trainer.evaluate.proofs.agreement import check_packing, check_rows
+from trainer.evaluate.proofs.choice import check_choice
 from trainer.evaluate.proofs.frozen import FrozenCheck, check_heard, check_silent
 from trainer.evaluate.proofs.gradient import check_gradient
 from trainer.evaluate.proofs.isolation import Isolation, check_isolation
@@ -56,6 +57,13 @@ def prove_gradient(session: Session) -> float:
     """Stop unless the gradient of the loss is the one of the model's own code; return how far they are apart."""
     loaded = session.loaded
     return check_gradient(session.policy, loaded.own_code, loaded.model.config, session.config.data.seq_len)
+
+
+def prove_choice(session: Session) -> None:
+    """Stop unless the biases of routers that move are heard, where some do."""
+    if session.policy.choice_bias is not None:
+        text = session.loaded.model.config.get_text_config()
+        check_choice(session.policy, text.vocab_size, session.config.data.seq_len)
 
 
 def prove_adapter(session: Session, probe: np.ndarray) -> FrozenCheck | None:

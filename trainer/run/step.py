@@ -61,6 +61,7 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
 
     Every part is a sum, divided once by a count over all micro-batches and ranks; the count comes from the plan, so it
     needs no communication. Times the ranks that see different data, because DeepSpeed averages gradients over them.
+    Biases of routers that move do so after the update of a sound step, by the tokens of experts over all of it.
     """
     counts = objective.counts(batch)
     running = Sums(objective.sum_names, policy.device)
@@ -77,8 +78,10 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
         sum_len_sq += micro.sum_len_sq
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
     grad_norm, is_applied = policy.engine.step()
-    *sums, total_sq, votes = policy.mesh.sum([*found, float(sum_len_sq), float(stop)])
-    return StepResult(
+    loads = [] if policy.choice_bias is None or policy.expert_load is None else policy.expert_load.take_step()
+    totals = policy.mesh.sum([float(sum_len_sq), float(stop), *found, *loads])
+    (total_sq, votes), sums, loads = totals[:2], totals[2 : 2 + len(found)], totals[2 + len(found) :]
+    result = StepResult(
         sums={**dict(zip(objective.sum_names, sums, strict=True)), **counts},
         means=objective.means,
         num_targets=batch.num_targets_global,
@@ -89,6 +92,9 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
         num_tokens=batch.num_tokens_global,
         num_padding=batch.num_tokens_global - sum(batch.num_tokens_by_source.values()),
     )
+    if policy.choice_bias is not None and result.is_sound:
+        policy.choice_bias.move(loads)
+    return result
 
 
 def _divided(part: Part, counts: Mapping[str, float], num_averaged: int) -> Tensor:

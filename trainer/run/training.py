@@ -27,7 +27,6 @@ from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
-from trainer.model.expert_load import ExpertLoad
 from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
@@ -38,7 +37,7 @@ from trainer.run.evaluator import build_evaluator, why_no_comparison
 from trainer.run.heed import GivenUp, heeding
 from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
-from trainer.run.proofs import prove_adapter, prove_model
+from trainer.run.proofs import prove_adapter, prove_choice, prove_model
 from trainer.run.recovery import probe_recovery
 from trainer.run.saver import RunIdentity, Saver, make_room
 from trainer.run.session import Session, open_session
@@ -79,6 +78,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
     probed = prove_model(session) if config.train.isolation_probe else None
+    prove_choice(session)
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None
@@ -108,7 +108,6 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         stop_flag,
         manual_gc,
         best,
-        ExpertLoad(session.loaded.model),
     )
     cadence = _cadence(config, mixing.num_steps, best)
     if mesh.is_first:

@@ -137,6 +137,7 @@ def write_model(folder, model_type, architectures, **more):
     ("model_type", "architecture"),
     [
         ("bert", "BertForMaskedLM"),
+        ("bert", "BertLMHeadModel"),
         ("t5", "T5ForConditionalGeneration"),
         ("llama", "LlamaForSequenceClassification"),
         ("vit", "ViTForImageClassification"),

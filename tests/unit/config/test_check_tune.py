@@ -12,6 +12,10 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
 @pytest.mark.parametrize(
     ("words", "key"),
     [
+        ("train.router_bias_rate=-0.001", "train.router_bias_rate"),
+        ("train.router_bias_rate=nan", "train.router_bias_rate"),
+        ("tune=lora train.router_bias_rate=0.001", "train.router_bias_rate"),
+        ("tune=freeze train.router_bias_rate=0.001 tune.last_layers=1", "train.router_bias_rate"),
         ("tune=lora tune.r=0", "tune.r"),
         ("tune=lora tune.alpha=-1", "tune.alpha"),
         ("tune=lora tune.alpha=nan", "tune.alpha"),

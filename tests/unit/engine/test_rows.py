@@ -19,7 +19,7 @@ from trainer.evaluate.proofs.gradient import check_gradient
 from trainer.evaluate.proofs.isolation import check_isolation
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
-from trainer.model.carry import carried_by
+from trainer.model.carry import carried_by, takes_no_pairs
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 from trainer.model.own_code import OwnCode
@@ -79,7 +79,7 @@ CARRYING = {
         "use_mamba_kernels": False,
     },
 }
-PLAIN = {"llama": {}, "mistral": {"sliding_window": 12}}
+PLAIN = {"llama": {}, "mistral": {"sliding_window": 12}, "bloom": {}}
 LENGTHS = [[9, 24, 17], [30, 8]]
 """Of two packs; the second is shorter, and no row of either is as wide as the other's."""
 SEQ_LEN = 64
@@ -151,6 +151,7 @@ def test_what_carries_something_along_a_row_is_known_before_it_is_loaded_and_pro
     policy = policy_of(model_type, in_rows=True)
     config = policy.module.lm.config
     assert (carried_by(config) is not None) == (model_type in CARRYING)
+    assert takes_no_pairs(config) == (model_type == "bloom")
     check_head(policy, config, SEQ_LEN)
     assert check_isolation(policy, 64, SEQ_LEN).moved == 0
     assert check_rows(policy, config, SEQ_LEN) < 1e-5

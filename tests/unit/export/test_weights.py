@@ -45,6 +45,13 @@ def test_tensors_come_back_cast_and_sharded(tmp_path, max_shard_bytes):
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+def test_tensors_that_must_be_exact_are_float32_among_narrow_ones(tmp_path):
+    tensors = {"bias": torch.tensor([14.001, 14.002]), "weight": torch.tensor([14.001, 14.002])}
+    export_weights(iter(tensors.items()), tmp_path / "out", "bfloat16", 10**9, write_rest, exact={"bias"})
+    found, _ = load(tmp_path / "out")
+    assert torch.equal(found["bias"], tensors["bias"]) and found["weight"].dtype == torch.bfloat16
+
+
 def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path):
     for num in (5, 2):
         export_weights(stream(num), tmp_path / "out", "float32", 450, write_rest)

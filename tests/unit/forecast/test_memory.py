@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from tests.house.tree import ROOT
 from trainer.command.fitting import fitted, run_shape
@@ -152,6 +154,62 @@ def test_eager_attention_keeps_the_scores_that_torch_saves(dtype, element_bytes)
         found, _ = eager_attention_forward(module, query, keys, keys, mask, 1.0)
     assert sum(saved.values()) == score_bytes(LLAMA, length**2, element_bytes)
     assert found.requires_grad
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_experts_keep_what_torch_saves(trains):
+    """Of frozen ones what goes into their matrices is not kept."""
+    num_tokens, hidden, width, chosen = 64, 32, 16, 2
+    options = {
+        "hidden_size": hidden,
+        "moe_intermediate_size": width,
+        "num_experts": 4,
+        "num_experts_per_tok": chosen,
+    }
+    config = AutoConfig.for_model("qwen3_moe", **options)
+    config._experts_implementation = "grouped_mm"
+    experts = Qwen3MoeExperts(config).requires_grad_(trains)
+    hidden_NH = torch.randn(num_tokens, hidden, requires_grad=True)
+    weights_NK = torch.rand(num_tokens, chosen, requires_grad=True)
+    index_NK = torch.arange(num_tokens * chosen).view(num_tokens, chosen) % 4
+    own, saved = {p.untyped_storage().data_ptr() for p in experts.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        experts(hidden_NH, index_NK, weights_NK)
+    mixture = replace(LLAMA, hidden_size=hidden, ffn_width=chosen * width, routed_copies=2 * chosen)
+    without = replace(mixture, ffn_width=0, routed_copies=0)
+    counted = [layer_bytes(shape, 4, True, True, trains) for shape in (mixture, without)]
+    weights_of_choice = num_tokens * chosen * 4
+    assert sum(saved.values()) == num_tokens * (counted[0] - counted[1]) + weights_of_choice
+
+
+def test_lora_beside_frozen_experts_takes_what_was_measured_and_what_another_kernel_did_not_keep():
+    """Liger's kernel, which did the experts of that run, keeps neither their activation nor what comes out of them."""
+    path = ROOT / "benchmarks/shapes/qwen3_30b_a3b/config.json"
+    shape = decoder_shape(json.loads(path.read_text(encoding="utf-8")), "qwen3_30b_a3b")
+    record = json.loads(
+        (ROOT / "benchmarks/results/qwen3_30b_a3b_1xH200_lora.json").read_text(encoding="utf-8")
+    )
+    num_tokens = 2 * 4096
+    run = replace(
+        BIG,
+        stage=1,
+        world_size=1,
+        micro_batch_size=2,
+        seq_len=4096,
+        checkpoint_layers=0,
+        loss_chunk_tokens=4096,
+    )
+    found = forecast(shape, run, adapter_weights(shape, 16)).gib
+    not_kept = num_tokens * shape.num_layers * (shape.ffn_width + 8 * shape.hidden_size) * 2 / GIB
+    assert found == pytest.approx(100.0, abs=0.05) and not_kept == pytest.approx(16.5, abs=0.05)
+    assert found - not_kept == pytest.approx(record["results"][0]["memory_gib"], rel=0.05)
 
 
 def test_eager_attention_is_counted_where_a_model_has_no_other():

@@ -55,6 +55,23 @@ def test_experts_are_read_as_one_and_written_one_by_one(kind, tmp_path):
         assert torch.equal(written[name], tensor * 2), name
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("glm4_moe", "model.layers.1.mlp.gate.e_score_correction_bias"),
+        ("minimax_m2", "model.layers.1.block_sparse_moe.e_score_correction_bias"),
+        ("ernie4_5_moe", "model.layers.1.mlp.moe_statics.e_score_correction_bias"),
+        ("mixtral", None),
+    ],
+)
+def test_what_steers_the_choice_of_experts_is_known_by_the_names_of_files(kind, name, tmp_path):
+    routed = {"n_routed_experts": 4, "moe_num_experts": 4, "moe_k": 2, "head_dim": 8}
+    config = AutoConfig.for_model(kind, **SHAPE, **EXPERTS, **routed)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    files, exact = load_file(tmp_path / "model.safetensors"), opened(tmp_path).exact
+    assert (name in files and name in exact) if name else not exact
+
+
 def test_an_output_layer_under_an_older_name_is_read_and_written_so(tmp_path):
     config = AutoConfig.for_model("gpt_neox", **SHAPE)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)

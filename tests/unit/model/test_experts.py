@@ -54,17 +54,34 @@ def test_convolutions_are_no_experts():
     assert expert_tensors(model) == {}
 
 
-def test_tokens_of_each_expert_are_counted_in_training_alone():
+def heard(load, model, ids=None, is_token_N=None):
+    with load.hearing(is_token_N):
+        model(input_ids=torch.arange(10)[None] if ids is None else ids)
+
+
+def test_tokens_of_each_expert_are_counted_while_it_is_heard():
     model = built("mixtral", MIXTRAL)
     load = ExpertLoad(model)
     assert load.sizes == [4, 4]
-    with torch.no_grad():
-        model(input_ids=torch.arange(10)[None])
-    assert load.take() == [0.0] * 8
     model(input_ids=torch.arange(10)[None])
+    assert load.take() == [0.0] * 8
+    heard(load, model)
     counts = load.take()
     # Ten tokens go to two experts in each of two layers.
     assert sum(counts[:4]) == sum(counts[4:]) == 20 and load.take() == [0.0] * 8
+
+
+def test_padding_is_left_out_and_steps_are_told_apart():
+    model = built("mixtral", MIXTRAL)
+    load = ExpertLoad(model)
+    is_token_N = torch.arange(10) < 7
+    heard(load, model, is_token_N=is_token_N)
+    first = load.take_step()
+    heard(load, model, ids=torch.arange(7)[None])
+    assert sum(first) == 2 * 2 * 7 and load.take_step() == first
+    heard(load, model)
+    assert sum(load.take()) == 2 * 2 * (7 + 7 + 10)
+    assert load.take_step() == [0.0] * 8
 
 
 def test_the_spread_is_a_mean_over_layers_that_were_heard():
@@ -89,7 +106,7 @@ def test_the_spread_is_a_mean_over_layers_that_were_heard():
 def test_the_choice_of_other_families_is_heard(model_type, options):
     model = built(model_type, options)
     load = ExpertLoad(model)
-    model(input_ids=torch.arange(10)[None])
+    heard(load, model)
     counts, sizes = load.take(), load.sizes
     assert len(sizes) >= 1 and spread(counts, sizes)
     assert count_weights(model).num_idle == count_weights(model).num_experts // 2
@@ -107,7 +124,7 @@ def test_the_choice_of_families_whose_experts_are_told_otherwise_is_heard(model_
     """Scores that are 0 but for the chosen experts, and how many tokens each gets, instead of the chosen ones."""
     model = built(model_type, options)
     load = ExpertLoad(model)
-    model(input_ids=torch.arange(10)[None])
+    heard(load, model)
     counts = load.take()
     assert [sum(counts[start : start + 4]) for start in range(0, len(counts), 4)] == [20.0] * len(load.sizes)
 
@@ -148,7 +165,8 @@ def test_a_choice_that_cannot_be_seen_is_said_once(how, caplog):
     model = nn.Sequential(Block(choose))
     load = ExpertLoad(model)
     for _ in range(2):
-        model(torch.ones(2, 2))
+        with load.hearing(None):
+            model(torch.ones(2, 2))
         assert load.take() == expected
     assert caplog.text.count("cannot be seen (0.experts)") == (how == "neither")
 

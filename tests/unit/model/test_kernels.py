@@ -4,10 +4,13 @@ import importlib.util
 from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from tests.helpers.tiny_families import FAMILIES, tiny_config
 from trainer.config.model import Kernels
 from trainer.errors import ModelError
-from trainer.model.kernels import apply_kernels
+from trainer.model.kernels import apply_kernels, missing_kernels, say_missing_kernels
 
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 
@@ -39,3 +42,21 @@ def test_an_architecture_that_liger_does_not_know_is_left_alone_or_refused_by_na
     assert apply_kernels(model, Kernels.auto, on_gpu=True) == "none (liger does not know strange)"
     with pytest.raises(ModelError, match="must be none for the architecture strange, but is liger"):
         apply_kernels(model, Kernels.liger, on_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "packages"),
+    [
+        ("Llama 3", {}),
+        ("Mamba-2", {"causal_conv1d": "causal-conv1d", "mamba_ssm": "mamba-ssm"}),
+        ("Qwen3.5, language model", {"causal_conv1d": "causal-conv1d", "fla": "flash-linear-attention"}),
+    ],
+)
+def test_a_gpu_that_computes_layers_in_plain_torch_is_told_what_to_install(family, packages):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config(FAMILIES[family]))
+    missing = [name for key, name in packages.items() if importlib.util.find_spec(key) is None]
+    assert missing_kernels(model) == missing
+    said = say_missing_kernels(model, on_gpu=True)
+    assert said is None if not missing else str(said).endswith(f"pip install {' '.join(missing)}")
+    assert say_missing_kernels(model, on_gpu=False) is None

@@ -12,7 +12,6 @@ from trainer.dist.mesh import alone
 from trainer.engine.policy import Policy
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
-from trainer.model.expert_load import ExpertLoad
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.heed import GivenUp, heeding
 from trainer.run.loop import Cadence, RunParts, StopReason, train
@@ -20,6 +19,8 @@ from trainer.run.loop import Cadence, RunParts, StopReason, train
 
 class Engine:
     """Takes steps with the gradient norms it is given; then with norm 1."""
+
+    module = torch.nn.Identity()
 
     def __init__(self, norms=()):
         self._norms = list(norms)
@@ -156,10 +157,7 @@ def run(state=None, norms=(), losses=(), stop=None, unfit=(), tasks=None, best=L
     policy = Policy(engine, mesh, False)
     objective = CausalLMObjective(["a"])
     during, stop = tasks or Tasks(), stop or Stop()
-    dense = ExpertLoad(torch.nn.Linear(1, 1))
-    parts = RunParts(
-        policy, objective, loader, work, during, work, work, work.lr, report, stop, Gc(), best, dense
-    )
+    parts = RunParts(policy, objective, loader, work, during, work, work, work.lr, report, stop, Gc(), best)
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 

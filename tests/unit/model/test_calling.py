@@ -1,0 +1,53 @@
+"""Layers that call methods of their parts are found by their code."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.tiny_families import FAMILIES, tiny_config
+from trainer.model.calling import calling_parts
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("Gemma 3n, language model", ["Gemma3nTextDecoderLayer"]),
+        ("Llama 3", []),
+        ("GLM-4.5", []),
+        ("Mamba-2", []),
+    ],
+)
+def test_of_known_families_only_gemma_3n_calls_so(family, names):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config(FAMILIES[family]))
+    assert [kind.__name__ for kind in calling_parts(model)] == names
+
+
+class Part(nn.Module):
+    def __init__(self, num):
+        super().__init__()
+        self.weights = nn.ParameterList(torch.zeros(1) for _ in range(num))
+
+    def turned(self, x):
+        return -x
+
+
+class Layer(nn.Module):
+    def __init__(self, num):
+        super().__init__()
+        self.part = Part(num)
+
+    def forward(self, x):
+        return self.part.turned(x)
+
+
+class Plain(Layer):
+    def forward(self, x):
+        return self.part.to("cpu")(x)
+
+
+def test_a_part_without_parameters_and_methods_that_all_modules_have_do_not_count():
+    assert calling_parts(nn.Sequential(Layer(1), Layer(1))) == [Layer]
+    assert calling_parts(nn.Sequential(Layer(0))) == []
+    assert calling_parts(nn.Sequential(Plain(1))) == []
