@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from trainer.engine.states import TAG, load_state
+from trainer.engine.spread_layout import SPREAD, Spread
+from trainer.engine.states import MODULE_PREFIX, TAG, load_state
+from trainer.errors import CheckpointError
 
-MODULE_PREFIX = "lm."
-"""Name of the model inside the objective that the engine wraps."""
+MODEL_FILE = "mp_rank_00_model_states.pt"
 
 
 def stream_parameters(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, full tensor) of a checkpoint in the model's own names; shared tensors once.
 
     Trained tensors come as the fp32 master weights.
+
+    Raises:
+        CheckpointError: Experts were spread over ranks, and the shards do not hold all of them.
     """
     folder = checkpoint / TAG
+    if (model_file := folder / MODEL_FILE).exists():  # ZeRO-3 has other files
+        states = load_state(model_file, is_mapped=True)
+        if SPREAD in states:
+            yield from _spread_parameters(folder, states, Spread.of(states[SPREAD]))
+            return
     seen: set[int] = set()
     for name, lazy in _lazy_state_dict(checkpoint, folder).items():
         if id(lazy) in seen:
@@ -45,7 +57,7 @@ def _lazy_state_dict(checkpoint: Path, folder: Path) -> dict[str, Any]:
             lazy = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG, lazy_mode=True)
         return dict(lazy)
     # Stage 0 writes one ordinary file.
-    states = load_state(folder / "mp_rank_00_model_states.pt", is_mapped=True)
+    states = load_state(folder / MODEL_FILE, is_mapped=True)
     return dict(_without_aliases(states["module"]))
 
 
@@ -57,3 +69,65 @@ def _without_aliases(module: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         if key not in seen:
             seen.add(key)
             yield name, tensor
+
+
+def _spread_parameters(folder: Path, states: dict[str, Any], spread: Spread) -> Iterator[tuple[str, Tensor]]:
+    """Yield the same of a model whose experts were spread over ranks: DeepSpeed's function takes no groups of them."""
+    parts = _parts(folder, states["param_shapes"], spread)
+    for name, part in parts.items():
+        if not spread.is_expert(name):
+            yield spread.base_name(name), part.of(part.shards)
+
+    def whole(name: str) -> Tensor:
+        part, size = parts[name], spread.size
+        return torch.cat([part.of(part.shards[rank::size]) for rank in range(size)])
+
+    for layer in spread.layers:
+        for name, make in layer.tensors(whole).items():
+            yield name, make().contiguous()
+    for name in states["buffer_names"]:
+        if name in states["module"]:
+            yield spread.base_name(name.removeprefix(MODULE_PREFIX)), states["module"][name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where a parameter is in the flat shards of its group."""
+
+    name: str
+    shape: torch.Size
+    begin: int
+    shards: Sequence[Tensor]
+    """Of every rank, in order."""
+
+    def of(self, shards: Sequence[Tensor]) -> Tensor:
+        """Return the parameter, cut out of shards that follow one another."""
+        begin, end, found = self.begin, self.begin + self.shape.numel(), []
+        for shard in shards:
+            found.append(shard[max(begin, 0) : max(end, 0)])
+            begin, end = begin - shard.numel(), end - shard.numel()
+        if end > 0:
+            raise CheckpointError(
+                f"The shards of a checkpoint must hold all of {self.name}, but end {end} numbers before it does "
+                "instead. Bring the checkpoint back from its source."
+            )
+        return torch.cat(found).view(self.shape)
+
+
+def _parts(folder: Path, groups: Sequence[dict[str, torch.Size]], spread: Spread) -> dict[str, _Part]:
+    """Return where every trained parameter is, by its name below the causal model; files stay on disk."""
+    files = {int(re.findall(r"zero_pp_rank_(\d+)_", p.name)[0]): p for p in folder.glob("*_optim_states.pt")}
+    loaded = [load_state(files[rank], is_mapped=True)["optimizer_state_dict"] for rank in sorted(files)]
+    if not loaded or len(loaded) % spread.size:
+        raise CheckpointError(
+            f"{folder} must hold a shard of every rank, a multiple of {spread.size}, but holds {len(loaded)} instead. "
+            "Bring the checkpoint back from its source."
+        )
+    parts = {}
+    for index, shapes in enumerate(groups):
+        begin, shards = 0, [state["single_partition_of_fp32_groups"][index] for state in loaded]
+        for key, shape in shapes.items():
+            name = key.removeprefix(MODULE_PREFIX)
+            parts[name] = _Part(name, torch.Size(shape), begin, shards)
+            begin += torch.Size(shape).numel()
+    return parts

@@ -56,6 +56,8 @@ class RunShape:
     prefetch_bucket_size: int = 440_000_000
     max_live_parameters: int = 3_000_000_000
     sub_group_size: int = 1_000_000_000
+    expert_parallel: int = 1
+    """Ranks that share the experts of a layer."""
     offload_optimizer: bool = False
     offload_param: bool = False
 
@@ -71,8 +73,9 @@ class RunShape:
 
     @property
     def is_refused(self) -> bool:
-        """Tell whether training refuses this: bf16 at stage 0 with gradient accumulation."""
-        return self.stage == 0 and self.accumulates and self.element_bytes == 2
+        """Tell whether training refuses this: bf16 at stage 0 with accumulation, or where experts cannot be spread."""
+        adds_in_bf16 = self.stage == 0 and self.accumulates and self.element_bytes == 2
+        return adds_in_bf16 or (self.expert_parallel > 1 and (self.stage in (0, 3) or self.offload_optimizer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class Weights:
     """The largest linear layer in bf16, when the base is kept in 4 bits."""
     num_packed: int = 0
     """Those of the frozen parameters that are kept in 4 bits."""
+    num_experts: int = 0
+    """Those of the trained parameters that are experts, which `zero.expert_parallel` spreads over ranks."""
 
     @property
     def is_full(self) -> bool:
@@ -136,7 +141,7 @@ class Peak:
 
 def full_weights(shape: DecoderShape) -> Weights:
     """Return the weights of full fine-tuning."""
-    return Weights(shape.num_params)
+    return Weights(shape.num_params, num_experts=shape.experts)
 
 
 FLASH, SDPA, EAGER = "flash attention", "SDPA", "eager attention"
@@ -224,7 +229,9 @@ def states_of(run: RunShape, weights: Weights) -> States:
     """
     n, w, e = weights.num_trainable, run.world_size, run.element_bytes
     share = 1 if run.stage < 3 else w
-    sharded = n * e + weights.frozen_bytes - weights.constant_bytes
+    # What a rank holds of what trains below stage 3; shards of the optimizer add up to as much wherever experts are.
+    held = n - weights.num_experts * (1 - 1 / run.expert_parallel)
+    sharded = held * e + weights.frozen_bytes - weights.constant_bytes
     parameters = 0.0 if run.offload_param else sharded / share + weights.constant_bytes
     if run.stage == 0:
         # DeepSpeed wraps bf16 with fp32 copies of every gradient; fp32 has torch's optimizer as it is.
@@ -239,7 +246,7 @@ def states_of(run: RunShape, weights: Weights) -> States:
         kept = n * grad / w
         return States(parameters, optimizer, kept, kept, kept, group * (grad + (4 if grad == 2 else 0)))
     if run.stage == 1 and run.accumulates and e == 2:
-        return States(parameters, optimizer, n * 4, n * (4 + e), n * (4 + e), 0.0)
+        return States(parameters, optimizer, held * 4, held * (4 + e), held * (4 + e), 0.0)
     flat = n / w * (4 if run.accumulates else e + (4 if e == 2 else 0))
     kept = n * grad / w if run.accumulates else 0.0
     return States(parameters, optimizer, kept, n * grad / w, n * grad / w, flat)
