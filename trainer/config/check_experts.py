@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from trainer.config.optim import Offload
+from trainer.config.optim import Offload, ZeroConfig
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.tune import TuneMethod
+from trainer.errors import ConfigError
 
 KEY = "zero.expert_parallel"
 UNTRIED = ("gradient_predivide_factor", "prescale_gradients", "zero_optimization")
@@ -48,3 +49,19 @@ def expert_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
             shown = dict(zero.extra[key]) if isinstance(zero.extra[key], Mapping) else zero.extra[key]
             fix = f"Remove it, {off}. (It was never tried with experts that are spread.)"
             yield must(f"zero.extra.{key}", f"left out with {KEY}={size}", shown, fix)
+
+
+def check_has_experts(zero: ZeroConfig, num_experts: int, model_type: str) -> None:
+    """Refuse to spread the experts of a model that has none.
+
+    Args:
+        num_experts: Parameters of experts.
+    Raises:
+        ConfigError: It has none.
+    """
+    if zero.expert_parallel > 1 and not num_experts:
+        raise ConfigError(
+            must(
+                KEY, f"1 for {model_type}, which has no experts", zero.expert_parallel, f"Set {KEY}=1."
+            ).sentence
+        )
