@@ -96,6 +96,7 @@ def test_spread_experts_take_the_steps_of_plain_torch(pool, workspace, mixture, 
         [base, "zero.stage=1"],
         [*spread, "zero.stage=1"],
         [*spread, "zero.stage=2", "model.checkpoint_layers=-1"],
+        [*spread, "zero.stage=3"],
     ]
     results = pool(2).run(trained, workspace=workspace, run_dir=str(tmp_path / "ours"), variants=variants)
     for records in results[0]:
@@ -127,7 +128,7 @@ def test_spread_experts_in_bf16_are_within_its_rounding(pool, workspace, mixture
         assert_close(records, whole, 4 * BF16_LOSS, 4 * BF16_NORM)
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_spread_experts_resume_bitwise_and_export_under_the_bases_names(
     pool, workspace, mixture, stage, tmp_path
 ):

@@ -36,14 +36,15 @@ def expert_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
             f"Set {KEY}={fits}.",
         )
     off = f"or {KEY}=1"
-    if zero.stage in (0, 3):
-        yield must("zero.stage", f"1 or 2 with {KEY}={size}", zero.stage, f"Set zero=zero2, {off}.")
+    if zero.stage == 0:
+        yield must("zero.stage", f"1, 2 or 3 with {KEY}={size}", zero.stage, f"Set zero=zero2, {off}.")
     if config.tune.method is not TuneMethod.full:
         method = config.tune.method.value
         yield must("tune.method", f"full with {KEY}={size}", method, f"Set tune=full, {off}.")
-    if zero.offload_optimizer is Offload.cpu:
-        fix = f"Set zero.offload_optimizer=none, {off}. (Experts that are spread were never tried in host memory.)"
-        yield must("zero.offload_optimizer", f"none with {KEY}={size}", "cpu", fix)
+    for name in ("offload_optimizer", "offload_param"):
+        if getattr(zero, name) is Offload.cpu:
+            fix = f"Set zero.{name}=none, {off}. (Experts that are spread were never tried in host memory.)"
+            yield must(f"zero.{name}", f"none with {KEY}={size}", "cpu", fix)
     for key in UNTRIED:
         if key in zero.extra:
             shown = dict(zero.extra[key]) if isinstance(zero.extra[key], Mapping) else zero.extra[key]

@@ -33,7 +33,8 @@ def stream_parameters(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
         CheckpointError: Experts were spread over ranks, and the shards do not hold all of them.
     """
     folder = checkpoint / TAG
-    if (model_file := folder / MODEL_FILE).exists():  # ZeRO-3 has other files
+    model_file = next(iter(sorted(folder.glob("*mp_rank_00_model_states.pt"))), None)
+    if model_file is not None:  # of rank 0, or of all
         states = load_state(model_file, is_mapped=True)
         if SPREAD in states:
             yield from _spread_parameters(folder, states, Spread.of(states[SPREAD]))
@@ -97,21 +98,26 @@ class _Part:
     name: str
     shape: torch.Size
     begin: int
+    """Below stage 3 in the shards of all ranks one after the other; at stage 3 in each."""
     shards: Sequence[Tensor]
     """Of every rank, in order."""
+    is_in_each: bool
+    """Stage 3: every rank has a piece of it."""
 
     def of(self, shards: Sequence[Tensor]) -> Tensor:
-        """Return the parameter, cut out of shards that follow one another."""
-        begin, end, found = self.begin, self.begin + self.shape.numel(), []
+        """Return the parameter, cut out of the shards of those ranks that share it."""
+        count, begin, found = self.shape.numel(), self.begin, []
+        size = -(-count // len(shards)) if self.is_in_each else count
         for shard in shards:
-            found.append(shard[max(begin, 0) : max(end, 0)])
-            begin, end = begin - shard.numel(), end - shard.numel()
-        if end > 0:
+            found.append(shard[max(begin, 0) : max(begin + size, 0)])
+            begin -= 0 if self.is_in_each else shard.numel()
+        flat = torch.cat(found)
+        if flat.numel() < count:
             raise CheckpointError(
-                f"The shards of a checkpoint must hold all of {self.name}, but end {end} numbers before it does "
+                f"The shards of a checkpoint must hold all {count} numbers of {self.name}, but hold {flat.numel()} "
                 "instead. Bring the checkpoint back from its source."
             )
-        return torch.cat(found).view(self.shape)
+        return flat[:count].view(self.shape)
 
 
 def _parts(folder: Path, groups: Sequence[dict[str, torch.Size]], spread: Spread) -> dict[str, _Part]:
@@ -123,11 +129,14 @@ def _parts(folder: Path, groups: Sequence[dict[str, torch.Size]], spread: Spread
             f"{folder} must hold a shard of every rank, a multiple of {spread.size}, but holds {len(loaded)} instead. "
             "Bring the checkpoint back from its source."
         )
+    is_in_each = "fp32_flat_groups" in loaded[0]
+    key = "fp32_flat_groups" if is_in_each else "single_partition_of_fp32_groups"
     parts = {}
     for index, shapes in enumerate(groups):
-        begin, shards = 0, [state["single_partition_of_fp32_groups"][index] for state in loaded]
-        for key, shape in shapes.items():
-            name = key.removeprefix(MODULE_PREFIX)
-            parts[name] = _Part(name, torch.Size(shape), begin, shards)
-            begin += torch.Size(shape).numel()
+        begin, shards = 0, [state[key][index] for state in loaded]
+        for full_name, shape in shapes.items():
+            name, count = full_name.removeprefix(MODULE_PREFIX), torch.Size(shape).numel()
+            parts[name] = _Part(name, torch.Size(shape), begin, shards, is_in_each)
+            num_sharing = len(loaded) // (spread.size if spread.is_expert(name) else 1)
+            begin += -(-count // num_sharing) if is_in_each else count
     return parts

@@ -143,7 +143,7 @@ class Engine:
                 )
         finally:
             self._ds.checkpoint_engine = provider.inner
-        if self._spread is not None:
+        if self._spread is not None and self.stage < 3:
             self._ds.optimizer.update_lp_params()  # experts are in the shards of the optimizer alone
 
     @contextlib.contextmanager
@@ -203,7 +203,8 @@ def _is_finite(parameter: nn.Parameter) -> bool:
     values = parameter.detach()
     if hasattr(parameter, "ds_tensor"):
         shard, num_values = parameter.ds_tensor, int(getattr(parameter, "ds_numel", 0))
-        begin = torch_dist.get_rank() * shard.numel() if torch_dist.is_initialized() else 0
+        group = getattr(parameter, "ds_process_group", None)  # experts that are spread have one of their own
+        begin = torch_dist.get_rank(group) * shard.numel() if torch_dist.is_initialized() else 0
         values = shard.detach()[: max(min(shard.numel(), num_values - begin), 0)]
     if not values.numel():
         return True

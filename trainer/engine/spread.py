@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 
 from trainer.config.many import many
 from trainer.dist.mesh import Mesh
+from trainer.engine.engine import gathered
 from trainer.engine.spread_layout import DOWN, GATE, UP, Spread, SpreadLayer
 from trainer.errors import ConfigError, ModelError, SelfCheckError
+from trainer.model.experts import size_of
 from trainer.model.load import router_loss
 
 _LOG = logging.getLogger(__name__)
@@ -79,8 +82,8 @@ def check_spread(size: int, hf_config: Any) -> None:
 def spread_experts(model: Any, size: int, mesh: Mesh, on_gpu: bool) -> Spread:
     """Replace the layers of experts of a causal model, in place, and prove each. Collective: every rank.
 
-    Until here every rank holds the whole model. Each replaced layer must answer, forward and backward, as the model's
-    own block did on this rank before.
+    Until here every rank holds the whole model, below ZeRO-3. Each replaced layer must answer, forward and backward, as
+    the model's own block did on this rank before.
 
     Raises:
         ModelError: Its layers are others than its architecture says, or a part of it is frozen.
@@ -103,7 +106,12 @@ def spread_experts(model: Any, size: int, mesh: Mesh, on_gpu: bool) -> Spread:
     layers = tuple(_layer(model, spec) for spec in specs)
     probes = [_Probe(model.get_submodule(spec.moe_module_name), spec.hidden_size, mesh) for spec in specs]
     with torch.random.fork_rng(devices=[]):  # parameters are made, and filled with ours
-        auto.replace_moe_layers(specs, ep_size=size, ep_rank=mesh.rank % size)
+        shard = _sharding(model)
+        for spec in specs:
+            # Not by `replace_moe_layers`: it also rewires what records routers, which fails with transformers 5.24.
+            block, _ = auto._replace_moe_layer_without_retarget(spec, size, mesh.rank % size)
+            if shard is not None:
+                shard(block)
     del auto
     gc.collect()  # the replaced blocks, of which every rank held all
     if on_gpu:
@@ -129,6 +137,27 @@ def spread_experts(model: Any, size: int, mesh: Mesh, on_gpu: bool) -> Spread:
         *apart,
     )
     return Spread(size, layers)
+
+
+def _sharding(model: nn.Module) -> Callable[[Any], None] | None:
+    """Return what shards a replaced layer's experts over the ranks that hold the same ones; None below ZeRO-3."""
+    from deepspeed.utils import groups
+
+    converts = (getattr(p, "convert_to_zero_parameters", None) for p in model.parameters())
+    convert = next((found for found in converts if found is not None), None)
+    if convert is None:
+        return None
+
+    def shard(block: Any) -> None:
+        experts = [*block.experts.parameters()]
+        for parameter in experts:
+            parameter.ds_zero_partition_process_group = groups._get_expert_data_parallel_group(
+                block.ep_group_name
+            )
+        convert(param_list=experts)
+        gc.collect()  # sharded parameters hold on to themselves
+
+    return shard
 
 
 def spread_groups(groups: list[dict[str, Any]], spread: Spread | None) -> list[dict[str, Any]]:
@@ -157,7 +186,7 @@ def _layer(model: Any, spec: Any) -> SpreadLayer:
     first, second = (getattr(experts, name, None) for name in (spec.expert_w1_name, spec.expert_w2_name))
     layout = None
     if spec.expert_storage == "fused_3d" and spec.expert_w3_name is None and None not in (first, second):
-        layout = classify_fused_gate_up_layout(tuple(first.shape), tuple(second.shape))
+        layout = classify_fused_gate_up_layout(size_of(first), size_of(second))
     if layout is None:
         raise ModelError(
             f"The experts of {path} must be two tensors, gate with up and down, to be spread over ranks, but are "
@@ -183,7 +212,7 @@ def _settle(block: Any) -> None:
             delattr(block, name)  # a second name, for recording what the router says
     for name in (GATE, DOWN, UP):
         parameter = block.get_parameter(name)
-        parameter.whole_shape = (block.num_experts, *parameter.shape[1:])
+        parameter.whole_shape = (block.num_experts, *size_of(parameter)[1:])
 
 
 class _Probe:
@@ -206,7 +235,7 @@ class _Probe:
         was = block.training
         block.eval()
         given_1TH = self._given_1TH.clone().requires_grad_()
-        with torch.enable_grad():
+        with gathered([*block.parameters()]), torch.enable_grad():
             answer = block(given_1TH)
             answer = answer[0] if isinstance(answer, tuple) else answer
             (slope_1TH,) = torch.autograd.grad(answer, given_1TH, self._slope_1TH.reshape(answer.shape))
