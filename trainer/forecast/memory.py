@@ -75,7 +75,8 @@ class RunShape:
     def is_refused(self) -> bool:
         """Tell whether training refuses this: bf16 at stage 0 with accumulation, or where experts cannot be spread."""
         adds_in_bf16 = self.stage == 0 and self.accumulates and self.element_bytes == 2
-        return adds_in_bf16 or (self.expert_parallel > 1 and (self.stage in (0, 3) or self.offload_optimizer))
+        offloads = self.offload_optimizer or self.offload_param
+        return adds_in_bf16 or (self.expert_parallel > 1 and (self.stage == 0 or offloads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +230,8 @@ def states_of(run: RunShape, weights: Weights) -> States:
     """
     n, w, e = weights.num_trainable, run.world_size, run.element_bytes
     share = 1 if run.stage < 3 else w
-    # What a rank holds of what trains below stage 3; shards of the optimizer add up to as much wherever experts are.
-    held = n - weights.num_experts * (1 - 1 / run.expert_parallel)
+    # Shards add up to as much wherever experts are: at stage 3 of everything, below it of the optimizer's state.
+    held = n - (weights.num_experts * (1 - 1 / run.expert_parallel) if run.stage < 3 else 0)
     sharded = held * e + weights.frozen_bytes - weights.constant_bytes
     parameters = 0.0 if run.offload_param else sharded / share + weights.constant_bytes
     if run.stage == 0:
@@ -276,9 +277,10 @@ def _gathered(shape: DecoderShape, run: RunShape, weights: Weights) -> float:
         return unpacked
     # Packed weights are gathered as elements of the other parameters' dtype.
     num_packed_away = round(weights.num_packed * (1 - NF4_PACKED_BYTES / run.element_bytes))
-    everything = weights.num_trainable + weights.num_frozen - num_packed_away
+    experts = shape.experts // run.expert_parallel  # those that this rank computes with
+    everything = weights.num_trainable + weights.num_frozen - num_packed_away - (shape.experts - experts)
     # Embeddings, or the experts of a layer, which are one module.
-    largest = max(shape.vocab_size * shape.hidden_size, shape.experts // shape.num_layers)
+    largest = max(shape.vocab_size * shape.hidden_size, experts // shape.num_layers)
     live = min(max(run.max_live_parameters, largest), everything)
     return unpacked + (live + min(run.prefetch_bucket_size, everything)) * run.element_bytes
 

@@ -13,8 +13,8 @@ def problems(*words, ranks=None):
     return {found.key: found.sentence for found in find_problems(config, ranks)}
 
 
-def test_spread_experts_of_a_full_run_at_stages_1_and_2_break_no_rule():
-    for stage in (1, 2):
+def test_spread_experts_of_a_full_run_at_stages_1_to_3_break_no_rule():
+    for stage in (1, 2, 3):
         assert not problems(f"zero.stage={stage}", "train.global_batch_tokens=65536", ranks=4)
 
 
@@ -24,10 +24,16 @@ def test_spread_experts_of_a_full_run_at_stages_1_and_2_break_no_rule():
         (["zero.expert_parallel=0"], 2, "zero.expert_parallel", "1 (off) or more", "=1."),
         ([], 1, "zero.expert_parallel", "1 on one rank", "=1."),
         (["zero.expert_parallel=4"], 6, "zero.expert_parallel", "a divisor of the 6 ranks", "=3."),
-        (["zero=zero3"], 2, "zero.stage", "1 or 2", "zero=zero2"),
-        (["zero=zero0"], 2, "zero.stage", "1 or 2", "zero=zero2"),
+        (["zero=zero0"], 2, "zero.stage", "1, 2 or 3", "zero=zero2"),
         (["tune=lora"], 2, "tune.method", "full", "tune=full"),
         (["zero.offload_optimizer=cpu"], 2, "zero.offload_optimizer", "none", "zero.offload_optimizer=none"),
+        (
+            ["zero=zero3", "zero.offload_param=cpu"],
+            2,
+            "zero.offload_param",
+            "none",
+            "zero.offload_param=none",
+        ),
         (
             ["zero.extra.zero_optimization.round_robin_gradients=true"],
             2,
