@@ -262,6 +262,7 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         prefetch_bucket_size=zero.prefetch_bucket_size,
         max_live_parameters=zero.max_live_parameters,
         sub_group_size=zero.sub_group_size,
+        expert_parallel=zero.expert_parallel,
         offload_optimizer=zero.offload_optimizer is Offload.cpu,
         offload_param=zero.offload_param is Offload.cpu,
     )

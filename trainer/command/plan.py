@@ -12,6 +12,7 @@ from rich.console import Console
 from trainer.checkpoint.space import BYTES_PER_PARAMETER
 from trainer.command.fitting import DTYPE_LEFT, find_shape, fitted, known_shape, run_shape, tuned_weights
 from trainer.config.check import check_config
+from trainer.config.check_experts import check_has_experts
 from trainer.config.model import Attention, Kernels
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
@@ -63,6 +64,7 @@ def show_plan(config: RunConfig) -> bool:
     num_ranks = config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
     check_config(config, num_ranks, only=CHECKED_KEYS)
     shape, origin = find_shape(config.model)
+    check_has_experts(config.zero, shape.experts, shape.model_type)
     gpu_gib = config.gpu_gib or cards.gib or DEFAULT_GIB
     hardware = Hardware(cards.capability or LEAST_CAPABILITY, False, is_hidden(os.environ))
     fit = fitted(config, num_ranks, can_load=True, here_gib=gpu_gib, hardware=hardware)
@@ -132,6 +134,7 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
     shape = known_shape(config)
     if shape is None:
         return None
+    check_has_experts(config.zero, shape.experts, shape.model_type)
     gpu_gib = config.gpu_gib
     config = fitted(config, num_ranks, can_load=False).config
     run = run_shape(config, num_ranks)
@@ -190,6 +193,11 @@ def _notes(
         host_bytes = 16 * weights.num_trainable / config.cluster.num_nodes
         notes.append(
             f"Optimizer state and fp32 gradients take {host_bytes / GIB:.0f} GiB of host memory on each node."
+        )
+    if run.expert_parallel > 1:
+        notes.append(
+            f"The experts of a layer are counted as shared by {run.expert_parallel} ranks; the buffers in which tokens "
+            "travel between them are not counted."
         )
     if config.zero.extra:
         notes.append("`zero.extra` is not part of the forecast.")

@@ -12,6 +12,7 @@ from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_columns import column_problems
 from trainer.config.check_during import best_problems, during_problems
 from trainer.config.check_evaluate import gate_problems, task_problems
+from trainer.config.check_experts import expert_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_learn import learn_problems
@@ -60,6 +61,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from _optim_problems(config)
     yield from _schedule_problems(config.schedule)
     yield from zero_problems(config.zero, config.model.attention)
+    yield from expert_problems(config, world_size)
     yield from _cadence_problems(config)
     yield from log_problems(config.log, config.data.sources)
     yield from _plan_problems(config.plan)

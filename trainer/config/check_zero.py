@@ -55,6 +55,7 @@ TAKEN_BY_ZERO: dict[str, type] = {
 }
 DECIDED = {
     "bf16": "zero.dtype",
+    "expert_parallel": "zero.expert_parallel",
     "communication_data_type": "zero.reduce_dtype",
     "fp16": "zero.dtype",
     "gradient_accumulation_steps": "train.global_batch_tokens",
@@ -93,14 +94,13 @@ IDLE = {
     "data_efficiency": "data are read by this trainer",
     "dataloader_drop_last": "data are read by this trainer",
     "disable_python_gc": "the loop collects garbage itself",
-    "expert_parallel": "experts are not spread over ranks",
     "gradient_allreduce_op": "the loss is divided for a mean over ranks",
     "hybrid_engine": "samples are made by replay generate",
     "managed_gradient_accumulation": "the loop says which micro-batch is the last",
     "pipeline": "there are no pipeline stages",
     "sequence_parallel_size": "packs are not spread over ranks",
     "tensor_parallel": "layers are not spread over ranks",
-    "use_data_before_expert_parallelism": "experts are not spread over ranks",
+    "use_data_before_expert_parallelism": "neighbouring ranks share experts",
     "weight_quantization": "that is for inference; see tune.quantise",
     "zero_allow_untested_optimizer": "the optimizer is this trainer's",
     "zero_force_ds_cpu_optimizer": "the optimizer is this trainer's",

@@ -104,6 +104,8 @@ def read_sections(file: Mapping[str, Any], name: str) -> Found:
                 found.batch = dataclasses.replace(found.batch, accumulation=found.value(key, value, int))
             case "communication_data_type":
                 _read_reduction(found, key, value)
+            case "expert_parallel":
+                _read_experts(found, found.section(key, value))
             case "optimizer":
                 _read_optimizer(found, found.section(key, value))
             case _:
@@ -139,6 +141,14 @@ def _read_unknown(found: Found, whole: str) -> None:
         found.refuse(whole, "a key of DeepSpeed's", "another word", f"Did you mean `{near[0]}`?")
     else:
         found.ignored[whole] = "it is no key of DeepSpeed's that takes effect here"
+
+
+def _read_experts(found: Found, section: Mapping[str, Any]) -> None:
+    size = found.value("expert_parallel.autoep_size", section.get("autoep_size", 1), int)
+    if section.get("enabled") is True and size is not None:
+        found.values["zero.expert_parallel"] = size
+    for key in section.keys() - {"enabled", "autoep_size"}:
+        found.ignored[f"expert_parallel.{key}"] = "layers of experts are set up by this trainer"
 
 
 def _read_zero(found: Found, section: Mapping[str, Any]) -> None:

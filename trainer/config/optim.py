@@ -104,6 +104,11 @@ class ZeroConfig:
     """Stage 3: elements the optimizer updates at once."""
     reduce_dtype: ReduceDtype = ReduceDtype.bf16
     """Dtype of gradient reduction between ranks. Accumulation is fp32 either way."""
+    expert_parallel: int = 1
+    """Ranks that share the experts of a layer, neighbours; 1 keeps all experts of a layer together. Each then holds
+    and trains one part of them, and tokens travel to the ranks of their experts instead of weights to the tokens.
+    Stages 1 to 3, all weights of Mixtral, Qwen2-MoE, Qwen3-MoE, Qwen3.5-MoE, DeepSeek-V2 and V3, MiniMax-M3. Below
+    stage 3 a rank reads the whole model before it keeps its part. Divides the ranks, and the experts of a layer."""
     offload_optimizer: Offload = Offload.none
     """Stages 1 to 3: keep optimizer state in host memory."""
     offload_param: Offload = Offload.none

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
-from trainer.engine.states import TAG, Collector, Provider
+from trainer.engine.spread_layout import SPREAD, Spread
+from trainer.engine.states import MODULE_PREFIX, TAG, Collector, Provider
 from trainer.errors import ConfigError
 from trainer.model.calling import calling_parts
 from trainer.model.head.ask import Ask
@@ -30,14 +31,15 @@ A = TypeVar("A")
 class Engine:
     """A model, its optimizer and their ZeRO state. Every method with collectives needs every rank."""
 
-    def __init__(self, ds: Any, stage: int) -> None:
-        """Take what deepspeed.initialize returned."""
+    def __init__(self, ds: Any, stage: int, spread: Spread | None = None) -> None:
+        """Take what deepspeed.initialize returned, and how experts are spread over ranks, if they are."""
         self._ds = ds
         self.stage = stage
         self.module: nn.Module = ds.module
+        self._spread = spread
         self._is_partial = not all(p.requires_grad for p in self.module.parameters())
-        if self._is_partial:
-            ds.module_state_dict = self._trained_state
+        if self._is_partial or spread is not None:
+            ds.module_state_dict = self._kept_state
 
     def forward(self, ask: Ask[A], **inputs: Any) -> A:
         """Run the model on packed inputs and return its answer. Collective under ZeRO-3."""
@@ -112,10 +114,16 @@ class Engine:
         collector = Collector(self._ds.checkpoint_engine)
         self._ds.checkpoint_engine = collector
         self._ds._copy_recovery_script = lambda path: None  # theirs reads our files as well; ours is `export`
+        described = {} if self._spread is None else {SPREAD: self._spread.described()}
         try:
-            self._ds.save_checkpoint(
-                TAG, tag=TAG, save_latest=False, exclude_frozen_parameters=self._is_partial
-            )
+            with self._by_shards():
+                self._ds.save_checkpoint(
+                    TAG,
+                    tag=TAG,
+                    client_state=described,
+                    save_latest=False,
+                    exclude_frozen_parameters=self._is_partial,
+                )
         finally:
             self._ds.checkpoint_engine = collector.inner
         return collector.states
@@ -128,24 +136,42 @@ class Engine:
         """Take over the states that `read_states` read from a checkpoint, at the same world size. Collective."""
         provider = Provider(self._ds.checkpoint_engine, states)
         self._ds.checkpoint_engine = provider
+        is_whole = not self._is_partial and self._spread is None
         try:
-            self._ds.load_checkpoint(
-                str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=not self._is_partial
-            )
+            with self._by_shards():
+                self._ds.load_checkpoint(
+                    str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=is_whole
+                )
         finally:
             self._ds.checkpoint_engine = provider.inner
+        if self._spread is not None and self.stage < 3:
+            self._ds.optimizer.update_lp_params()  # experts are in the shards of the optimizer alone
 
-    def _trained_state(self, **options: Any) -> dict[str, Any]:
-        """Return the module's part of a checkpoint without what is frozen.
+    @contextlib.contextmanager
+    def _by_shards(self) -> Iterator[None]:
+        """Let DeepSpeed save and load experts as it does all else: by shards, and not each in a file of its own."""
+        had = getattr(self._ds, "has_moe_layers", False)
+        self._ds.has_moe_layers = False
+        try:
+            yield
+        finally:
+            self._ds.has_moe_layers = had
+
+    def _kept_state(self, **options: Any) -> dict[str, Any]:
+        """Return the module's part of a checkpoint, without what is frozen and without experts that are spread.
 
         DeepSpeed leaves frozen parameters out by one name each: the second name of a tied matrix, half a gigabyte for a
         1B model, and the constants of weights in 4 bits stayed in.
         """
-        trained = {
-            name for name, p in self.module.named_parameters(remove_duplicate=False) if p.requires_grad
-        }
-        state = type(self._ds).module_state_dict(self._ds, **options)
-        return {name: value for name, value in state.items() if name in trained}
+        state: dict[str, Any] = type(self._ds).module_state_dict(self._ds, **options)
+        if self._is_partial:
+            named = self.module.named_parameters(remove_duplicate=False)
+            trained = {name for name, p in named if p.requires_grad}
+            state = {name: value for name, value in state.items() if name in trained}
+        if self._spread is not None:
+            is_expert = self._spread.is_expert
+            state = {n: value for n, value in state.items() if not is_expert(n.removeprefix(MODULE_PREFIX))}
+        return state
 
     def _plain_norm(self) -> float | None:
         """Return the gradient norm where DeepSpeed reports none: fp32 at stage 0."""
@@ -180,7 +206,8 @@ def _is_finite(parameter: nn.Parameter) -> bool:
     values = parameter.detach()
     if hasattr(parameter, "ds_tensor"):
         shard, num_values = parameter.ds_tensor, int(getattr(parameter, "ds_numel", 0))
-        begin = torch_dist.get_rank() * shard.numel() if torch_dist.is_initialized() else 0
+        group = getattr(parameter, "ds_process_group", None)  # experts that are spread have one of their own
+        begin = torch_dist.get_rank(group) * shard.numel() if torch_dist.is_initialized() else 0
         values = shard.detach()[: max(min(shard.numel(), num_values - begin), 0)]
     if not values.numel():
         return True
@@ -190,12 +217,17 @@ def _is_finite(parameter: nn.Parameter) -> bool:
 
 
 def build_engine(
-    model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any], added: Sequence[str] = ()
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ds_config: dict[str, Any],
+    added: Sequence[str] = (),
+    spread: Spread | None = None,
 ) -> Engine:
     """Initialize DeepSpeed. Collective: every rank.
 
     Args:
         added: Keys of its configuration that a person added.
+        spread: How experts are spread over ranks, if they are.
     Raises:
         ConfigError: DeepSpeed refuses a configuration with such keys.
     """
@@ -209,7 +241,7 @@ def build_engine(
     _import_muon()
     if ds_config["zero_optimization"]["stage"] == 3:
         _gather_whole(model)
-    is_flat = not added and flat.is_for(model, ds_config)
+    is_flat = not added and spread is None and flat.is_for(model, ds_config)
     if is_flat:
         ds_config.pop("data_types", None)  # flat gradients add up in float32 without another optimizer class
     try:
@@ -237,7 +269,7 @@ def build_engine(
         # stages.
         optimizer.state.clear()
         engine.optimizer.refresh_fp32_params()
-    return Engine(engine, stage)
+    return Engine(engine, stage, spread)
 
 
 def _gather_whole(model: nn.Module) -> None:

@@ -21,6 +21,8 @@ from trainer.errors import CheckpointError
 
 TAG = "engine"
 """Folder of the shards in a checkpoint."""
+MODULE_PREFIX = "lm."
+"""Name of the model inside the objective that the engine wraps."""
 DEEPSPEEDS = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",

@@ -56,6 +56,8 @@ class RunShape:
     prefetch_bucket_size: int = 440_000_000
     max_live_parameters: int = 3_000_000_000
     sub_group_size: int = 1_000_000_000
+    expert_parallel: int = 1
+    """Ranks that share the experts of a layer."""
     offload_optimizer: bool = False
     offload_param: bool = False
 
@@ -71,8 +73,10 @@ class RunShape:
 
     @property
     def is_refused(self) -> bool:
-        """Tell whether training refuses this: bf16 at stage 0 with gradient accumulation."""
-        return self.stage == 0 and self.accumulates and self.element_bytes == 2
+        """Tell whether training refuses this: bf16 at stage 0 with accumulation, or where experts cannot be spread."""
+        adds_in_bf16 = self.stage == 0 and self.accumulates and self.element_bytes == 2
+        offloads = self.offload_optimizer or self.offload_param
+        return adds_in_bf16 or (self.expert_parallel > 1 and (self.stage == 0 or offloads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class Weights:
     """Those of the frozen parameters that are kept in 4 bits."""
     trains_experts: bool = True
     """Experts of a mixture train, or adapters on them."""
+    num_experts: int = 0
+    """Those of the trained parameters that are experts, which `zero.expert_parallel` spreads over ranks."""
 
     @property
     def is_full(self) -> bool:
@@ -138,7 +144,7 @@ class Peak:
 
 def full_weights(shape: DecoderShape) -> Weights:
     """Return the weights of full fine-tuning."""
-    return Weights(shape.num_params)
+    return Weights(shape.num_params, num_experts=shape.experts)
 
 
 FLASH, SDPA, EAGER = "flash attention", "SDPA", "eager attention"
@@ -226,7 +232,9 @@ def states_of(run: RunShape, weights: Weights) -> States:
     """
     n, w, e = weights.num_trainable, run.world_size, run.element_bytes
     share = 1 if run.stage < 3 else w
-    sharded = n * e + weights.frozen_bytes - weights.constant_bytes
+    # Shards add up to as much wherever experts are: at stage 3 of everything, below it of the optimizer's state.
+    held = n - (weights.num_experts * (1 - 1 / run.expert_parallel) if run.stage < 3 else 0)
+    sharded = held * e + weights.frozen_bytes - weights.constant_bytes
     parameters = 0.0 if run.offload_param else sharded / share + weights.constant_bytes
     if run.stage == 0:
         # DeepSpeed wraps bf16 with fp32 copies of every gradient; fp32 has torch's optimizer as it is.
@@ -241,7 +249,7 @@ def states_of(run: RunShape, weights: Weights) -> States:
         kept = n * grad / w
         return States(parameters, optimizer, kept, kept, kept, group * (grad + (4 if grad == 2 else 0)))
     if run.stage == 1 and run.accumulates and e == 2:
-        return States(parameters, optimizer, n * 4, n * (4 + e), n * (4 + e), 0.0)
+        return States(parameters, optimizer, held * 4, held * (4 + e), held * (4 + e), 0.0)
     flat = n / w * (4 if run.accumulates else e + (4 if e == 2 else 0))
     kept = n * grad / w if run.accumulates else 0.0
     return States(parameters, optimizer, kept, n * grad / w, n * grad / w, flat)
@@ -271,9 +279,10 @@ def _gathered(shape: DecoderShape, run: RunShape, weights: Weights) -> float:
         return unpacked
     # Packed weights are gathered as elements of the other parameters' dtype.
     num_packed_away = round(weights.num_packed * (1 - NF4_PACKED_BYTES / run.element_bytes))
-    everything = weights.num_trainable + weights.num_frozen - num_packed_away
+    experts = shape.experts // run.expert_parallel  # those that this rank computes with
+    everything = weights.num_trainable + weights.num_frozen - num_packed_away - (shape.experts - experts)
     # Embeddings, or the experts of a layer, which are one module.
-    largest = max(shape.vocab_size * shape.hidden_size, shape.experts // shape.num_layers)
+    largest = max(shape.vocab_size * shape.hidden_size, experts // shape.num_layers)
     live = min(max(run.max_live_parameters, largest), everything)
     return unpacked + (live + min(run.prefetch_bucket_size, everything)) * run.element_bytes
 

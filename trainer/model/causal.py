@@ -85,7 +85,7 @@ class CausalLM(nn.Module):
         if is_token_N is not None:  # padding of packs has the place of a token, and adds nothing there
             ones_M = torch.zeros(sum(sizes), dtype=torch.int64, device=place_N.device)
             is_token_M = ones_M.index_add_(0, place_N, is_token_N.long()) > 0
-            masks = list(is_token_M.split(sizes))
+            masks = list(is_token_M.split(sizes))  # type: ignore[no-untyped-call, unused-ignore]
         found = [
             self._hidden({"input_ids": tokens_RW}, use_cache=False, is_token_N=mask)
             for tokens_RW, mask in zip(rows, masks, strict=True)

@@ -55,8 +55,10 @@ class ChoiceBias(nn.Module):
         # Whole numbers below 2^53: the sign is exact, and the same on every rank.
         signs = torch.cat([torch.sign(count.sum() - len(count) * count) for count in counts])
         self.exact += self.rate * signs.to(device=self.exact.device, dtype=self.exact.dtype)
-        for bias, values in zip(self.biases, self.exact.split([len(count) for count in counts]), strict=True):
-            bias.copy_(values.view_as(bias))
+        start = 0
+        for bias, count in zip(self.biases, counts, strict=True):
+            bias.copy_(self.exact[start : start + len(count)].view_as(bias))
+            start += len(count)
 
 
 def choice_bias_of(model: nn.Module, load: ExpertLoad, rate: float) -> ChoiceBias:

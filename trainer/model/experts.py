@@ -30,7 +30,10 @@ def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def size_of(parameter: Any) -> tuple[int, ...]:
-    """Return the shape of a parameter: packed, sharded or plain."""
+    """Return the shape of a parameter: packed, sharded or plain; of one rank's part of experts, that of all of them."""
+    whole = getattr(parameter, "whole_shape", None)
+    if whole is not None:
+        return tuple(whole)
     state = getattr(parameter, "quant_state", None)
     return tuple(getattr(parameter, "ds_shape", parameter.shape) if state is None else state.shape)
 

@@ -19,6 +19,7 @@ from trainer.dist.mesh import Mesh
 from trainer.engine.batch import BatchShape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.engine.engine import Engine, build_engine, gathered
+from trainer.engine.spread import check_spread, spread_experts, spread_groups
 from trainer.errors import ModelError
 from trainer.metrics.device import describe_device, device_memory_gib
 from trainer.model.attention import choose_attention, offered
@@ -68,6 +69,7 @@ def build_model(
     capability = torch.cuda.get_device_capability(mesh.device) if on_gpu else None
     whole = read_whole_config(source, config.model)
     hf_config = trained_part(whole)
+    check_spread(config.zero.expert_parallel, hf_config)
     attention = choose_attention(
         config.model.attention,
         capability,
@@ -111,7 +113,7 @@ def build_model(
         config.model.checkpoint_spread,
         has_prefix=config.tune.method is TuneMethod.prefix,
     )
-    engine = _build_engine(config, loaded.model, tuned, ds_config, on_gpu)
+    engine = _build_engine(config, loaded.model, tuned, ds_config, mesh)
     if mesh.is_first:
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
     _say_what_was_built(config, loaded, tuned, shape, mesh.num_ranks, len(recomputed), num_verified, mixture)
@@ -119,9 +121,11 @@ def build_model(
 
 
 def _build_engine(
-    config: RunConfig, model: Any, tuned: Tuned, ds_config: dict[str, Any], on_gpu: bool
+    config: RunConfig, model: Any, tuned: Tuned, ds_config: dict[str, Any], mesh: Mesh
 ) -> Engine:
     """Put the objective around the model and hand both to DeepSpeed. Collective: every rank."""
+    on_gpu, size = mesh.device.type == "cuda", config.zero.expert_parallel
+    spread = spread_experts(model, size, mesh, on_gpu) if size > 1 else None
     embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
     if tuned.virtual is not None:
         embeddings |= {id(p) for p in tuned.virtual.parameters()}
@@ -145,8 +149,8 @@ def _build_engine(
         lambda name: FACTOR_B.search(name) is not None,
         config.tune.lora_plus_ratio,
     )
-    optimizer = build_optimizer(groups, config.optim, on_gpu)
-    return build_engine(objective, optimizer, ds_config, tuple(config.zero.extra))
+    optimizer = build_optimizer(spread_groups(groups, spread), config.optim, on_gpu)
+    return build_engine(objective, optimizer, ds_config, tuple(config.zero.extra), spread)
 
 
 def _say_what_was_built(

@@ -123,6 +123,21 @@ def test_offload_leaves_no_optimizer_state_on_the_gpu():
     assert forecast(LLAMA, replace(run, offload_param=True), full_weights(LLAMA)).parts.parameters == 0
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_spread_experts_leave_a_rank_its_part_of_weights_and_the_same_state(stage):
+    path = ROOT / "benchmarks/shapes/qwen3_30b_a3b/config.json"
+    shape = decoder_shape(json.loads(path.read_text(encoding="utf-8")), "qwen3_30b_a3b")
+    run = replace(BIG, stage=stage)
+    whole, spread = (
+        forecast(shape, replace(run, expert_parallel=size), full_weights(shape)).parts for size in (1, 4)
+    )
+    assert whole.parameters - spread.parameters == shape.experts * 2 * 3 / 4
+    assert spread.optimizer == whole.optimizer
+    assert not replace(run, expert_parallel=4).is_refused
+    assert replace(run, stage=0, expert_parallel=4).is_refused
+    assert replace(run, offload_optimizer=True, expert_parallel=4).is_refused
+
+
 def test_a_layer_of_llama_keeps_139_kb_a_token():
     assert layer_bytes(LLAMA, 2, is_flash=True, is_fused=True) == 2 * 69_632 + 4 * 32
 
