@@ -45,7 +45,7 @@ class ChoiceBias(nn.Module):
         """Return what the model reads, a tensor a layer."""
         return [module.get_buffer(name) for module, name in self._owners]
 
-    def move(self, tokens_E: Sequence[float]) -> None:
+    def adjust(self, tokens_E: Sequence[float]) -> None:
         """Move every bias by the rate, or not at all where an expert got just the mean.
 
         Args:

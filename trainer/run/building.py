@@ -95,18 +95,7 @@ def build_model(
     mixture = describe_mixture(loaded.model, config.zero.dtype, packs_now, rate)
     # Before an adapter wraps what they are put into.
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
-    keep_alive = announce_zero3(zero3_config)
-    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
-    del keep_alive
-    if config.tune.init is Init.pissa:
-        moved = begin_at_principal(
-            loaded.model, tuned.modules, config.tune, config.seed, run_dir, mesh.from_first
-        )
-        _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
-    if config.tune.method is TuneMethod.lora:
-        loaded.kernels += fuse_if_same(
-            loaded.model, config.model.kernels, config.zero.stage, len(tuned.modules), on_gpu
-        )
+    tuned = _tune(config, loaded, mesh, new_tokens, zero3_config)
     recomputed = apply_remat(
         loaded.model,
         config.model.checkpoint_layers,
@@ -118,6 +107,31 @@ def build_model(
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
     _say_what_was_built(config, loaded, tuned, shape, mesh.num_ranks, len(recomputed), num_verified, mixture)
     return loaded, tuned, engine
+
+
+def _tune(
+    config: RunConfig,
+    loaded: LoadedModel,
+    mesh: Mesh,
+    new_tokens: NewTokens | None,
+    zero3_config: dict[str, Any] | None,
+) -> Tuned:
+    """Put adapters around a model, or freeze what does not train, in place. Collective: every rank."""
+    keep_alive = announce_zero3(zero3_config)
+    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
+    del keep_alive
+    if config.tune.init is Init.pissa:
+        run_dir = Path(config.run_dir)
+        moved = begin_at_principal(
+            loaded.model, tuned.modules, config.tune, config.seed, run_dir, mesh.from_first
+        )
+        _LOG.info("PiSSA moves the base's logits by %.1e of their spread: rounding.", moved)
+    if config.tune.method is TuneMethod.lora:
+        on_gpu = mesh.device.type == "cuda"
+        loaded.kernels += fuse_if_same(
+            loaded.model, config.model.kernels, config.zero.stage, len(tuned.modules), on_gpu
+        )
+    return tuned
 
 
 def _build_engine(

@@ -93,7 +93,7 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
         num_padding=batch.num_tokens_global - sum(batch.num_tokens_by_source.values()),
     )
     if policy.choice_bias is not None and result.is_sound:
-        policy.choice_bias.move(loads)
+        policy.choice_bias.adjust(loads)
     return result
 
 

@@ -52,7 +52,7 @@ def test_the_bias_of_an_expert_with_few_tokens_rises_and_of_one_with_many_falls(
     before = [values.clone() for values in bias.biases]
     assert len(before) == 2 and bias.places == [slice(0, 4), slice(4, 8)]
     # Means of 5 and of 2.25 tokens an expert.
-    bias.move([8.0, 5.0, 7.0, 0.0, 2.0, 2.0, 2.0, 3.0])
+    bias.adjust([8.0, 5.0, 7.0, 0.0, 2.0, 2.0, 2.0, 3.0])
     moved = [(now - old).tolist() for now, old in zip(bias.biases, before, strict=True)]
     assert moved[0] == pytest.approx([-0.001, 0.0, -0.001, 0.001])
     assert moved[1] == pytest.approx([0.001, 0.001, 0.001, -0.001])
@@ -67,14 +67,14 @@ def test_steps_that_bf16_would_lose_add_up():
     bias = with_bias(model).choice_bias
     assert gate.e_score_correction_bias.dtype == torch.bfloat16  # its neighbours are 1/16 away
     for _ in range(40):
-        bias.move([0.0, 2.0, 2.0, 4.0] * 2)
+        bias.adjust([0.0, 2.0, 2.0, 4.0] * 2)
     assert gate.e_score_correction_bias.tolist() == [8.0625, 8.0, 8.0, 7.96875]
     assert bias.exact[:4].tolist() == pytest.approx([8.04, 8.0, 8.0, 7.96], abs=1e-4)
 
 
 def test_a_checkpoint_holds_the_exact_values():
     whole = with_bias(built("glm4_moe", GLM))
-    whole.choice_bias.move([1.0, 0.0, 0.0, 0.0] * 2)
+    whole.choice_bias.adjust([1.0, 0.0, 0.0, 0.0] * 2)
     other = with_bias(built("glm4_moe", GLM))
     other.load_state_dict(whole.state_dict())
     assert torch.equal(other.choice_bias.exact, whole.choice_bias.exact)
