@@ -29,8 +29,8 @@ def moved(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]], po
             policy, loader = session.policy, loader_of(session)
             objective, engine = CausalLMObjective(loader.names), session.policy.engine
             before, steps, counts = policy.choice_bias.exact.tolist(), [], []
-            move, forward = policy.choice_bias.move, engine.forward
-            policy.choice_bias.move = functools.partial(told, move, counts)
+            move, forward = policy.choice_bias.adjust, engine.forward
+            policy.choice_bias.adjust = functools.partial(told, move, counts)
             for step in range(3):
                 engine.set_lr(1e-3)
                 if step == poisoned and mesh.rank == mesh.num_ranks - 1:

@@ -23,7 +23,12 @@ def config_of(folder, record, asked=PackingMode.auto, of_source=None):
 
 BLOOM = {"model_type": "bloom", "architectures": ["BloomForCausalLM"]}
 FALCON = {"model_type": "falcon", "architectures": ["FalconForCausalLM"]}
-LFM2 = {"model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"], "layer_types": ["conv", "full_attention"]}
+LFM2 = {
+    "model_type": "lfm2",
+    "architectures": ["Lfm2ForCausalLM"],
+    "num_hidden_layers": 2,
+    "layer_types": ["conv", "full_attention"],
+}
 
 
 @pytest.mark.parametrize(
