@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.command.fitting import DTYPE_LEFT, fitted
+from trainer.command.missing_here import source_problems
 from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
 from trainer.config.check_cluster import lead_problems, local_problem, submit_problems
@@ -22,7 +23,7 @@ from trainer.config.snapshot import freeze, write_atomic
 from trainer.errors import ConfigError, Exit
 from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
 from trainer.evaluate.tasks.known import known_problems
-from trainer.metrics.trackers import check_trackers
+from trainer.metrics.trackers import tracker_problems
 
 from .attempts import last_job, measured_save_s, note
 from .places import hub_folders, local_problems, missing_problems, mounted
@@ -105,15 +106,13 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
         *local_problems(config),
         *([] if is_dry else [*_image_problems(config), *_place_problems(config)]),
         *_evaluation_problems(config),
+        *_tracker_problems(config),
     ]
     refuse(problems)
     # Any earlier problem may be why the partition has too few nodes.
     kinds = site()
     if not isinstance(kinds, str):
         refuse([*site_problems(config.cluster, kinds)])
-    # Only then has the job what is installed here.
-    if config.cluster.container.image is None and config.cluster.python is None:
-        check_trackers(config.log, Path(config.run_dir), config.cluster.environment)
     fit = fitted(config, num_ranks, can_load=False)
     forecast = forecast_without_torch(fit.config, num_ranks)
     config = fit.left_to_first_rank
@@ -194,7 +193,12 @@ def _image_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _place_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what is wrong with the places that a job reads, on the machine that hands it in."""
-    yield from missing_problems(config)
+    gone = [*missing_problems(config)]
+    yield from gone
+    if not is_contained(config.cluster):
+        for one in source_problems(config):
+            if not any(other.key == one.key or other.key.startswith(f"{one.key}.") for other in gone):
+                yield one
     yield from local_problem(config.cluster, "working directory", str(Path.cwd()))
 
 
@@ -211,6 +215,12 @@ def _evaluation_problems(config: RunConfig) -> Iterator[Problem]:
     include_path = evaluate.tasks.include_path
     yield from known_problems("evaluate.tasks.names", evaluate.tasks.names, include_path, variables)
     yield from known_problems("evaluate.during.tasks", evaluate.during.tasks, include_path, variables)
+
+
+def _tracker_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield what trackers lack here, where the job has what is installed here."""
+    if config.cluster.container.image is None and config.cluster.python is None:
+        yield from tracker_problems(config.log, Path(config.run_dir), config.cluster.environment)
 
 
 def _save_time(config: RunConfig, forecast: LightForecast | None) -> tuple[float, str]:

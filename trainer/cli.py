@@ -234,14 +234,16 @@ def _run_here(command: str, config: RunConfig) -> int:
     """Run a command that a person typed: alone, or by starting ranks."""
     match command:
         case "prepare":
+            from trainer.command.missing_here import refuse_missing
             from trainer.command.prepare import prepare_data
 
+            refuse_missing(config, command)
             prepare_data(config)
             return Exit.done
         case "export":
-            from trainer.command.before_ranks import check_place
+            from trainer.command.missing_here import refuse_missing
 
-            check_place(config)
+            refuse_missing(config, command)
             from trainer.command.export import export
 
             return export(config)

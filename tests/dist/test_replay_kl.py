@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +245,7 @@ def test_a_resumed_run_is_bitwise_the_same_and_a_lost_reference_is_made_from_the
 def nearness(mesh: Any, workspace: str, data: str, run_dir: str) -> list[list[float]]:
     """Return (KL to the base on held-out replay, loss on the target) after training at several betas."""
     from trainer.evaluate.held_out import HeldOut
-    from trainer.evaluate.kl import divergence_by_piece, take_references
+    from trainer.evaluate.kl import divergence_by_document, take_references
 
     found = []
     for beta in (0, 1, 20):
@@ -252,7 +254,7 @@ def nearness(mesh: Any, workspace: str, data: str, run_dir: str) -> list[list[fl
             prompts = HeldOut(["old"], [session.stores["old"].validation], 8, 1, session.pad_id)
             before = take_references(session.policy, prompts)
             records, _ = take_steps(session)
-            kl = divergence_by_piece(session.policy, prompts, before)["old"]
+            kl = divergence_by_document(session.policy, prompts, before)["old"]
             found.append([sum(kl[0]) / sum(kl[1]), records[0]["loss"], records[-1]["loss"]])
     return found
 
@@ -323,7 +325,9 @@ def test_a_base_that_is_asked_says_what_the_reference_says(pool, workspace, data
 
 def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
     """Let builds of the reference fail in several ways and say what they raised and left."""
+    from trainer.run.heed import GivenUp
     from trainer.run.training import build_teacher
+    from trainer.runtime.signals import StopFlag
     from trainer.teacher import cached, reference
 
     answers: dict[str, Any] = {}
@@ -332,7 +336,7 @@ def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, An
         mixing = session.mixing()
         try:
             answers[name] = build_teacher(session, mixing).reference.num_positions
-        except (DataError, RuntimeError) as error:
+        except (DataError, RuntimeError, GivenUp) as error:
             answers[name] = f"{type(error).__name__}: {error}"
         mesh.barrier()
         answers[f"{name} left"] = [path.name for path in references(data)]
@@ -362,6 +366,12 @@ def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, An
         session.policy.engine.forward = breaks
         attempt("break", session)
         session.policy.engine.forward = forward
+        with StopFlag() as flag:
+            if mesh.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            session.stop_flag = flag
+            attempt("stop", session)
+            session.stop_flag = None
         attempt("whole", session)
         session.policy.engine.forward = breaks  # not called again
         attempt("known", session)
@@ -377,7 +387,14 @@ def test_a_build_that_fails_leaves_nothing_and_every_rank_says_why(pool, workspa
         assert "rank 1" in answers["write"] and "No space left" in answers["write"]
         assert answers["room"].startswith("DataError: `data.cache_dir` must have room for the base model's")
         assert answers["break"] == "RuntimeError: broken"
-        assert answers["write left"] == answers["room left"] == answers["break left"] == []
+        assert answers["stop"] == "GivenUp: ", "a signal to one rank ends the asking on all"
+        assert (
+            answers["write left"]
+            == answers["room left"]
+            == answers["break left"]
+            == answers["stop left"]
+            == []
+        )
         assert answers["whole"] == answers["known"] > 100
         assert len(answers["whole left"]) == 1 and answers["known left"] == answers["whole left"]
 

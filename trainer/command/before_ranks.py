@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.checkpoint.layout import step_dir
-from trainer.command.prepare import check_generated
 from trainer.config.metric import is_task_metric
-from trainer.config.paths import is_address
+from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
-from trainer.data.rows.files import list_files
 from trainer.data.types import TokenizerLike
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
@@ -27,33 +24,6 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
-
-
-def check_files(config: RunConfig, command: str) -> None:
-    """Raise before anything heavy is loaded when the files of a source, or the checkpoint to evaluate, are missing."""
-    run_dir, which = Path(config.run_dir), config.evaluate.checkpoint
-    # One that is there is verified by the ranks, once.
-    if command == "evaluate" and which.isdigit() and not step_dir(run_dir, int(which)).is_dir():
-        from trainer.checkpoint.named import find_checkpoint
-
-        find_checkpoint(run_dir, which)
-    if command == "train":
-        check_generated(config)
-        for name, source in config.data.sources.items():
-            if source.path is not None and not is_address(source.path):
-                list_files(name, source)  # says which are missing
-
-
-def check_place(config: RunConfig) -> None:
-    """Raise before anything is loaded when there can be no folder of the export."""
-    if config.export.output_dir is None:
-        return
-    folder = Path(config.export.output_dir)
-    file = next((place for place in (folder, *folder.parents) if place.is_file()), None)
-    if file is not None:
-        raise ConfigError(
-            f"`export.output_dir` must be a folder, but {file} is a file instead. Set export.output_dir=FOLDER."
-        )
 
 
 def check_prompts(config: RunConfig, tokenizer: TokenizerLike) -> None:
@@ -75,18 +45,20 @@ def check_prompts(config: RunConfig, tokenizer: TokenizerLike) -> None:
 
 
 def check_quantiser(config: RunConfig) -> None:
-    """Raise before ranks start when the base is to be quantised and nothing here can."""
+    """Raise before ranks start when the base is to be quantised and the package for it cannot be loaded."""
     if config.tune.quantise is not Quantise.none:
-        from trainer.model.tune.quantise import require_bitsandbytes
+        from trainer.model.tune.quantiser import require_bitsandbytes
 
         require_bitsandbytes()
 
 
 def check_logins(config: RunConfig) -> None:
-    """Raise before ranks start when a tracker has no package or no login here."""
-    from trainer.metrics.trackers import check_trackers
+    """Raise when a tracker has no package or no login here."""
+    from trainer.metrics.trackers import tracker_problems
 
-    check_trackers(config.log, Path(config.run_dir), config.cluster.environment)
+    lacking = [*tracker_problems(config.log, Path(config.run_dir), config.cluster.environment)]
+    if lacking:
+        raise told_together([one.sentence for one in lacking])
 
 
 def check_benchmarks(config: RunConfig, command: str) -> None:

@@ -50,19 +50,6 @@ def base_of(config: RunConfig, source: str) -> BaseCard:
     return dataclasses.replace(base, license=LICENSE, license_name=None, license_link=None, said_by=said_by)
 
 
-def require_base_name(config: RunConfig, source: str) -> None:
-    """Raise when an adapter is to be pushed and its base has no name on the hub.
-
-    Raises:
-        ConfigError: Says how to give one.
-    """
-    if config.export.hub is not None and _hub_name(config, source) is None:
-        raise ConfigError(
-            f"`export.hub_base` must be given where an adapter is pushed whose base is a folder ({Path(source).name}), "
-            "but is not. Set export.hub_base=ORG/NAME, where others find the base, or export.merge=true."
-        )
-
-
 def _hub_name(config: RunConfig, source: str) -> str | None:
     if config.export.hub_base is not None:
         return config.export.hub_base

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def combine_adapters(config: RunConfig) -> int:
     """Write the weighted combination as an adapter, or merged into the base; return the exit code."""
-    from trainer.command.card import base_of, push_export, require_base_name
+    from trainer.command.card import base_of, push_export
     from trainer.export.combine import combined
     from trainer.export.push import open_repository
     from trainer.export.weights import export_dtype
@@ -38,8 +38,6 @@ def combine_adapters(config: RunConfig) -> int:
     weights = export.weights or [1 / len(export.adapters)] * len(export.adapters)
     source = resolve_model(config.model, Path(config.data.cache_dir))
     converter = find_converter(export, not export.merge)
-    if not export.merge:
-        require_base_name(config, source)
     repository = open_repository(export)
     base = base_of(config, source)
     files = open_base(source, config.model)

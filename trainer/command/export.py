@@ -63,7 +63,7 @@ def export(config: RunConfig) -> int:
 
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
-    from trainer.command.card import base_of, is_verified, made_from, push_export, require_base_name
+    from trainer.command.card import base_of, is_verified, made_from, push_export
     from trainer.export.push import open_repository
     from trainer.export.weights import export_dtype
     from trainer.model.base_files import open_base
@@ -77,8 +77,6 @@ def export_model(config: RunConfig) -> int:
     refuse_other_model(config, source)
     is_adapter = writes_adapter(config)
     converter = find_converter(config.export, is_adapter)
-    if is_adapter:
-        require_base_name(config, source)
     repository = open_repository(config.export)
     base = base_of(config, source)
     how = ", as it was trained" if config.export.dtype == "auto" else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.config.check import check_config
+from trainer.config.rule import Problem, problem
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated
 from trainer.data.types import TokenizerLike
@@ -75,18 +76,26 @@ def check_generated(config: RunConfig) -> None:
     Raises:
         DataError: Says which command makes the samples.
     """
+    for found in not_generated(config).values():
+        raise DataError(found.sentence)
+
+
+def not_generated(config: RunConfig) -> dict[str, Problem]:
+    """Return the sources that `palimpsest replay generate` writes and has not, with a problem that says so."""
     from trainer.sample.samples import SAMPLES
 
     folder = config.replay.generate.output_dir
-    if folder is None:
-        return
-    samples = Path(folder) / SAMPLES
-    for name, source in config.data.sources.items():
-        if source.path is not None and Path(source.path) == samples and not samples.exists():
-            raise DataError(
-                f"`data.sources.{name}` must have been sampled before training, but {samples} is missing. Run: "
-                "palimpsest replay generate with the same overrides."
-            )
+    if folder is None or (samples := Path(folder) / SAMPLES).exists():
+        return {}
+    return {
+        name: problem(
+            f"data.sources.{name}",
+            f"must have been sampled before training, but {samples} is missing. Run: palimpsest replay generate with "
+            "the same overrides.",
+        )
+        for name, source in config.data.sources.items()
+        if source.path is not None and Path(source.path) == samples
+    }
 
 
 def check_samples_whole(config: RunConfig) -> None:

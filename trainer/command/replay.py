@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,8 +32,10 @@ from trainer.model.digest import model_digest
 from trainer.model.dtype import ELEMENT_BYTES, choose_dtype, hardware_here
 from trainer.model.load import LoadedModel, load_model, read_config
 from trainer.model.resolve import resolve_model
+from trainer.model.tensor_by_tensor import looking_up
 from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 from trainer.model.verify_weights import verify_weights
+from trainer.run.heed import GivenUp, heeding
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.log import adopt_library_loggers, setup_logging
 from trainer.runtime.signals import StopFlag
@@ -47,8 +50,6 @@ _LOG = logging.getLogger(__name__)
 
 SAMPLES_VERSION = 1
 """Raise it when the same options give other samples: a new number makes new stores."""
-CHECKED_KEYS = ("model", "cluster", "replay.generate")
-"""What this command reads of the configuration; data and training may be left out."""
 WAIT_S = 2.0
 
 
@@ -183,7 +184,10 @@ def _generate(
     if mesh.device.type == "cuda":
         gpu_bytes = int(torch.cuda.get_device_properties(mesh.device).total_memory)
     dtype: str = mesh.from_first(lambda: _dtype(request.engine, mesh.device))
-    loaded = _load(mesh, config.model, request, dtype)
+    try:
+        loaded = _load(mesh, config.model, request, dtype, heeding(mesh, stop_flag))
+    except GivenUp:
+        return None
     batch_size = options.batch_size or choose_batch_size(
         read_config(request.source, config.model),
         _longest(request.plan, options),
@@ -282,13 +286,20 @@ def _dtype(engine: SampleEngine, device: torch.device) -> str:
     return choose_dtype(hardware_here()).name
 
 
-def _load(mesh: Mesh, model: ModelConfig, request: Request, dtype: str) -> LoadedModel | None:
-    """Load the model for plain transformers; vLLM loads it itself."""
+def _load(
+    mesh: Mesh, model: ModelConfig, request: Request, dtype: str, heed: Callable[[], None]
+) -> LoadedModel | None:
+    """Load the model for plain transformers; vLLM loads it itself. Collective: every rank.
+
+    Raises:
+        GivenUp: A rank was asked to stop meanwhile.
+    """
     if request.engine is SampleEngine.vllm:
         return None
     has = offered(read_config(request.source, model))
     attention = AttentionChoice("sdpa" if has.has_sdpa else "eager", "one query a row")
-    loaded = load_model(request.source, model, attention, dtype, None, mesh.device)
+    with looking_up(heed):
+        loaded = load_model(request.source, model, attention, dtype, None, mesh.device)
     if model.verify_weights:
         verify_weights(
             loaded.model, open_base(request.source, model), lambda parameters: contextlib.nullcontext()

@@ -10,12 +10,11 @@ from pathlib import Path
 from trainer.command.before_ranks import (
     check_benchmarks,
     check_draws,
-    check_files,
-    check_logins,
     check_prompts,
     check_quantiser,
 )
 from trainer.command.fitting import fitted_here
+from trainer.command.missing_here import refuse_missing
 from trainer.command.prepare import ensure_inputs
 from trainer.command.rank import run_rank
 from trainer.config.check import check_config, find_problems
@@ -47,13 +46,12 @@ def start_ranks(command: str, config: RunConfig) -> int:
             "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
             "this machine alone."
         )
-    if not any(
-        find_problems(config)
-    ):  # Before GPUs are counted, which loads torch; with problems, those are told.
-        check_files(config, command)
-        if command == "train":
-            check_logins(config)
+    is_sound = not any(find_problems(config))
+    if is_sound:  # before GPUs are counted, which loads torch; a broken rule is told with their number
+        refuse_missing(config, command)
     num_ranks = count_ranks(config.cluster) if hosts is None else hosts.num_ranks
+    if not is_sound:
+        refuse_missing(config, command, num_ranks)
     check_config(config, num_ranks)
     _warn(config)
     config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
@@ -83,15 +81,15 @@ def start_ranks(command: str, config: RunConfig) -> int:
 
 def start_generation(config: RunConfig) -> int:
     """Show the store that is there, or start the ranks that sample it; they read a frozen configuration."""
-    from trainer.command.replay import CHECKED_KEYS, show_finished
-
     if config.cluster.num_nodes > 1:
         raise ConfigError(
             "`cluster.num_nodes` must be 1 for `palimpsest replay generate`, but is "
             f"{config.cluster.num_nodes} instead. Start the ranks with: deepspeed --hostfile FILE --module trainer "
             "replay generate ..."
         )
-    check_config(config, only=CHECKED_KEYS)
+    refuse_missing(config, "replay generate")
+    from trainer.command.replay import show_finished
+
     _warn(config)
     if show_finished(config):
         return Exit.done

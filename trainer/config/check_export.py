@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from pathlib import PurePath
 
-from trainer.config.rule import Problem, must
+from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 from trainer.config.train import ExportConfig, GgufType
 from trainer.config.tune import TuneMethod
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?(?<!\.git)", re.ASCII)
+_IN_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]+/?\Z", re.ASCII)
 _BRANCH = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*", re.ASCII)
 
 
@@ -29,12 +32,33 @@ def export_problems(config: RunConfig) -> Iterator[Problem]:
             export.gguf.value,
             "Leave it out.",
         )
-    trains_beside = config.tune.method not in (TuneMethod.full, TuneMethod.freeze) or bool(export.adapters)
-    if export.text_only and trains_beside and not export.merge and export.alpha == 1:
+    is_adapter = exports_adapter(config)
+    if export.text_only and is_adapter:
         fix = "Set export.merge=true, or leave it out."
         yield must("export.text_only", "false for an adapter, which belongs to the whole base", True, fix)
     yield from _combination_problems(export)
     yield from _hub_problems(export)
+    if export.hub is not None and export.hub_base is None and export.interpolate is None and is_adapter:
+        yield from _base_problems(config.model)
+
+
+def exports_adapter(config: RunConfig) -> bool:
+    """Tell whether what is exported of a run, or of several, is an adapter alone rather than a whole model."""
+    export = config.export
+    trains_beside = config.tune.method not in (TuneMethod.full, TuneMethod.freeze) or bool(export.adapters)
+    return trains_beside and not export.merge and export.alpha == 1
+
+
+def _base_problems(model: ModelConfig) -> Iterator[Problem]:
+    """Yield a problem where others would not find the base of an adapter that is pushed."""
+    is_named = bool(model.path) or model.kind is ModelKind.tiny  # without one another rule speaks
+    if is_named and model.kind is not ModelKind.embedded and name_on_hub(model.path) is None:
+        name = PurePath(model.path).name or model.kind.value
+        yield problem(
+            "export.hub_base",
+            f"must be given where an adapter is pushed whose base is a folder ({name}), but is not. Set "
+            "export.hub_base=ORG/NAME, where others find the base, or export.merge=true.",
+        )
 
 
 def _hub_problems(export: ExportConfig) -> Iterator[Problem]:
@@ -63,6 +87,17 @@ def _hub_problems(export: ExportConfig) -> Iterator[Problem]:
 def is_hub_name(text: str) -> bool:
     """Tell whether a text can be the name of a repository on the hub."""
     return _HUB_NAME.fullmatch(text) is not None and "--" not in text and ".." not in text
+
+
+def name_on_hub(path: str) -> str | None:
+    """Return the name on the hub of a name, or of a folder of the hub's cache; None for another folder.
+
+    A folder that is there counts as one by its path from the root, as a configuration has it.
+    """
+    cached = _IN_CACHE.search(path)
+    if cached is not None:
+        return "/".join(cached.groups())
+    return path if is_hub_name(path) else None
 
 
 def _combination_problems(export: ExportConfig) -> Iterator[Problem]:

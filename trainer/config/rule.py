@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config.many import many
+from trainer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ def problems_shown(sentences: Sequence[str]) -> str:
     """Return the sentences of problems under their count."""
     lines = "\n".join(f"  - {sentence}" for sentence in sentences)
     return f"The configuration has {many(len(sentences), 'problem')}:\n{lines}"
+
+
+def told_together(sentences: Sequence[str]) -> ConfigError:
+    """Return the error of sentences: one speaks for itself, several stand under their count."""
+    return ConfigError(sentences[0] if len(sentences) == 1 else problems_shown(sentences))
 
 
 def problem(key: str, rest: str) -> Problem:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from trainer.config.entry import key_of
-from trainer.config.rule import problems_shown
+from trainer.config.rule import told_together
 from trainer.errors import ConfigError
 
 T = TypeVar("T")
@@ -49,4 +49,4 @@ def all_told(words: Sequence[str], compose: Callable[[Sequence[str]], T]) -> T:
             word = error.word
         except ConfigError:
             break  # It may be about what was left out.
-    raise ConfigError(problems_shown(sentences)) if len(sentences) > 1 else first
+    raise told_together(sentences) if len(sentences) > 1 else first

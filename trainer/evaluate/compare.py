@@ -1,7 +1,8 @@
 """Compare a tuned model with its base on held-out documents: mean changes with bootstrap intervals.
 
 Numpy only. Both models score the same documents, so an interval resamples documents, each with both of its
-scores: how much documents differ from each other cancels out, which two separate intervals would not do.
+scores: how much documents differ from each other cancels out, which two separate intervals would not do. A document
+that was cut into pieces is one, with the sums of its pieces.
 
 Shapes: D documents, K numbers summed per document, R resamples.
 """
@@ -66,6 +67,21 @@ class SetComparison:
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         return asdict(self)
+
+
+def by_document(documents_P: Ints, values_P: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Add up numbers of pieces over the pieces of each document, in the order of the documents' numbers.
+
+    What is drawn again must be drawn as a whole: pieces of one document rise and fall together.
+
+    Shapes: P pieces.
+    Source: clustered standard errors (Miller 2024, arXiv:2411.00640, section 2.2); here whole clusters are resampled.
+    """
+    assert values_P.shape == documents_P.shape, "a number for each piece"
+    place_P = np.unique(documents_P, return_inverse=True)[1]
+    sums_D = np.zeros(int(place_P.max(initial=-1)) + 1, dtype=values_P.dtype)
+    np.add.at(sums_D, place_P, values_P)
+    return sums_D
 
 
 def compare_set(

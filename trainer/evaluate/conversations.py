@@ -6,6 +6,7 @@ import json
 from importlib import resources
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.config.data import Format, SourceConfig
 from trainer.data.tokens.tokenise import encode_batch
@@ -42,3 +43,7 @@ class ChatPrompts:
     def pack(self, index: int) -> Pack:
         """Return one conversation."""
         return self._packs[index]
+
+    def documents_of(self, index: int) -> npt.NDArray[np.int64]:
+        """Return the number of the conversation for its one piece."""
+        return np.array([index], dtype=np.int64)

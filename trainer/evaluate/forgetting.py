@@ -23,10 +23,10 @@ from trainer.data.store.store import SplitStore, Store
 from trainer.data.types import TokenizerLike
 from trainer.engine.policy import Policy
 from trainer.evaluate.base import BaseEvaluation, BaseIdentity, DamagedBase, read_base, write_base
-from trainer.evaluate.compare import SetComparison, compare_set, mean_with_interval
+from trainer.evaluate.compare import SetComparison, by_document, compare_set, mean_with_interval
 from trainer.evaluate.conversations import ChatPrompts
 from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
-from trainer.evaluate.kl import TOP, divergence_by_piece, take_references
+from trainer.evaluate.kl import TOP, divergence_by_document, take_references
 from trainer.evaluate.record import (
     FILE_NAME,
     Divergence,
@@ -128,7 +128,7 @@ class ForgettingMeasurement:
         """Return the mean KL to the base in nats by set of prompts; none where the base was not evaluated."""
         if self._base is None:
             return {}
-        found = divergence_by_piece(self._subject.policy, self._subject.prompts, self._base.references)
+        found = divergence_by_document(self._subject.policy, self._subject.prompts, self._base.references)
         return {name: sum(sums) / sum(counts) for name, (sums, counts) in found.items()}
 
     def compare(
@@ -150,7 +150,7 @@ class ForgettingMeasurement:
         if base is None:
             _LOG.warning("No forgetting report: this run began before its base was evaluated.")
             return False
-        divergences = divergence_by_piece(subject.policy, subject.prompts, base.references)
+        divergences = divergence_by_document(subject.policy, subject.prompts, base.references)
         recovery = recover()
 
         def write() -> None:
@@ -194,13 +194,14 @@ class ForgettingMeasurement:
 
     def _compare_set(self, name: str, base: PieceLosses, tuned: PieceLosses, texts: Texts) -> SetComparison:
         split = texts.stores[name].validation
+        documents_P, bytes_P = _of_pieces(split, self._data.max_validation_packs, texts.tokenizer)
         return compare_set(
             name,
             self._data.sources[name].role.value,
-            base.nll_P,
-            tuned.nll_P,
-            base.targets_P,
-            _bytes_of_pieces(split, self._data.max_validation_packs, texts.tokenizer),
+            by_document(documents_P, base.nll_P),
+            by_document(documents_P, tuned.nll_P),
+            by_document(documents_P, base.targets_P),
+            by_document(documents_P, bytes_P),
         )
 
 
@@ -235,15 +236,18 @@ def _divergence(name: str, sums: list[float], counts: list[int]) -> Divergence:
     return Divergence(name, found.mean, found.low, found.high, found.num_tokens, found.num_documents)
 
 
-def _bytes_of_pieces(split: SplitStore, max_packs: int, tokenizer: TokenizerLike) -> npt.NDArray[np.int64]:
-    """Return the UTF-8 bytes of the supervised text of each piece that has any."""
-    found = []
+def _of_pieces(
+    split: SplitStore, max_packs: int, tokenizer: TokenizerLike
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the document of each piece with supervised text, and the UTF-8 bytes of that text."""
+    documents, num_bytes = [], []
     for index in range(min(split.num_packs, max_packs)):
         pack = split.pack(index)
         start = 0
-        for length in pack.lengths:
+        for length, document in zip(pack.lengths, split.documents_of(index).tolist(), strict=True):
             tokens = pack.tokens[start + 1 : start + length][pack.supervised[start + 1 : start + length]]
             if len(tokens):
-                found.append(len(tokenizer.decode(tokens.tolist()).encode("utf-8")))
+                documents.append(document)
+                num_bytes.append(len(tokenizer.decode(tokens.tolist()).encode("utf-8")))
             start += length
-    return np.array(found, dtype=np.int64)
+    return np.array(documents, dtype=np.int64), np.array(num_bytes, dtype=np.int64)

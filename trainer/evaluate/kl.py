@@ -55,11 +55,11 @@ def take_references(policy: Policy, held_out: HeldOut) -> References:
     return {key: value for part in policy.mesh.gather(mine) for key, value in part.items()}
 
 
-def divergence_by_piece(
+def divergence_by_document(
     policy: Policy, held_out: HeldOut, references: References
 ) -> dict[str, tuple[list[float], list[int]]]:
-    """Return the summed KL in nats and the positions of every piece, by set. Collective: every rank gets all."""
-    mine: list[tuple[str, int, list[float], list[int]]] = []
+    """Return the summed KL in nats and the positions of every document, by set. Collective: every rank gets all."""
+    mine: list[tuple[str, int, list[int], list[float], list[int]]] = []
     for key, piece_Q, logits in _positions(policy, held_out):
         reference = references.get(key)
         if reference is None:  # the base was evaluated on fewer packs
@@ -76,13 +76,21 @@ def divergence_by_piece(
         )
         pieces = np.unique(piece_Q)
         sums = [float(kl_Q[piece_Q == piece].sum()) for piece in pieces]
-        mine.append((*key, sums, [int((piece_Q == piece).sum()) for piece in pieces]))
-    found: dict[str, tuple[list[float], list[int]]] = {}
-    for name, _, sums, counts in sorted(item for part in policy.mesh.gather(mine) for item in part):
-        so_far = found.setdefault(name, ([], []))
-        so_far[0].extend(sums)
-        so_far[1].extend(counts)
-    return found
+        counts = [int((piece_Q == piece).sum()) for piece in pieces]
+        mine.append((*key, pieces.tolist(), sums, counts))
+    stores = dict(zip(held_out.names, held_out.stores, strict=True))
+    found: dict[str, dict[int, list[float]]] = {}
+    for name, pack, pieces, sums, counts in sorted(
+        item for part in policy.mesh.gather(mine) for item in part
+    ):
+        documents, so_far = stores[name].documents_of(pack), found.setdefault(name, {})
+        for piece, kl, count in zip(pieces, sums, counts, strict=True):
+            of = so_far.setdefault(int(documents[piece]), [0.0, 0])
+            of[0], of[1] = of[0] + kl, of[1] + count
+    return {
+        name: ([kl for kl, _ in of.values()], [int(count) for _, count in of.values()])
+        for name, of in found.items()
+    }
 
 
 def _divergence(logits_QV: Tensor, reference: Reference, part: slice) -> npt.NDArray[np.float64]:
@@ -117,6 +125,9 @@ def _packs(
 ) -> list[tuple[tuple[str, int], npt.NDArray[np.int32]]]:
     """Return ((set, pack), piece of each supervised position) of each row; none are supervised in a filler."""
     return [
-        ((held_out.names[ref.source], ref.pack), segments_T[labels_T != IGNORE].astype(np.int32))
+        (
+            (held_out.names[ref.source], ref.pack),
+            (segments_T - segments_T[0])[labels_T != IGNORE].astype(np.int32),
+        )
         for ref, segments_T, labels_T in zip(refs, micro.segments_BT, micro.labels_BT, strict=True)
     ]

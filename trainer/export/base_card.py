@@ -9,10 +9,9 @@ from typing import Any
 
 import yaml
 
-from trainer.config.check_export import is_hub_name
+from trainer.config.check_export import name_on_hub
 
 _FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_IN_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]+/?\Z", re.ASCII)
 _TEXTS = (
     (r"apache license\s+version 2\.0", "apache-2.0"),
     (r"llama 3\.3 community license", "llama3.3"),
@@ -82,10 +81,8 @@ def _from_hub(name: str, file: str, is_online: bool) -> Path | None:
 
 def hub_name_of(source: str) -> str | None:
     """Return the name on the hub of a name, or of a folder of the hub's cache; None for another folder."""
-    cached = _IN_CACHE.search(source)
-    if cached is not None:
-        return "/".join(cached.groups())
-    return source if is_hub_name(source) and not Path(source).exists() else None
+    name = name_on_hub(source)
+    return None if name == source and Path(source).exists() else name
 
 
 def _front_matter(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.config.rule import Problem, problem
 from trainer.config.train import ExportConfig
 from trainer.errors import ConfigError, SelfCheckError, TrainerError
 
@@ -54,15 +55,10 @@ def open_repository(export: ExportConfig) -> Repository | None:
     """
     if export.hub is None:
         return None
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import HfApi
 
-    if constants.HF_HUB_OFFLINE:
-        raise ConfigError(
-            "`export.hub` must reach the hub, but HF_HUB_OFFLINE=1 (or TRANSFORMERS_OFFLINE=1) forbids it here. Unset "
-            "it, or leave export.hub out: the folder is written all the same."
-        )
-    if get_token() is None:
-        raise ConfigError(f"`export.hub` must have a token of the hub, but there is none here. {_LOGIN}")
+    for found in login_problems(export):
+        raise ConfigError(found.sentence)
     api, name = HfApi(), export.hub
     with _explained(name):
         api.whoami()
@@ -79,6 +75,22 @@ def open_repository(export: ExportConfig) -> Repository | None:
         with _explained(name):
             api.create_branch(name, branch=branch, exist_ok=True)
     return Repository(name, branch)
+
+
+def login_problems(export: ExportConfig) -> Iterator[Problem]:
+    """Yield a problem where a push is asked for and there is no token, or no way to the hub; asks nothing of it."""
+    if export.hub is None:
+        return
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        yield problem(
+            "export.hub",
+            "must reach the hub, but HF_HUB_OFFLINE=1 (or TRANSFORMERS_OFFLINE=1) forbids it here. Unset it, or leave "
+            "export.hub out: the folder is written all the same.",
+        )
+    elif get_token() is None:
+        yield problem("export.hub", f"must have a token of the hub, but there is none here. {_LOGIN}")
 
 
 def push(repository: Repository, folder: Path, digests: Mapping[str, str], message: str) -> Pushed:

@@ -5,30 +5,28 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.config.log import LogConfig, TrackerKind
-from trainer.errors import ConfigError
+from trainer.config.rule import Problem, must, problem
 from trainer.metrics.delivery import Delivery
 from trainer.metrics.mlflow import mlflow_uri, open_mlflow
 from trainer.metrics.redact import redact
 from trainer.metrics.tensorboard import open_tensorboard
 from trainer.metrics.tracker import Bookmark, RunCard, Tracker
 from trainer.metrics.trackio import open_trackio
-from trainer.metrics.wandb import check_login, open_wandb
+from trainer.metrics.wandb import login_problems, open_wandb
 
 _LOG = logging.getLogger(__name__)
 
 
-def check_trackers(log: LogConfig, run_dir: Path, environment: Mapping[str, str]) -> None:
-    """Raise when a tracker that was asked for has no package or no login; imports none of them.
+def tracker_problems(log: LogConfig, run_dir: Path, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a problem where a tracker that was asked for has no package or no login; imports none of them.
 
     Args:
         environment: Variables of the job beside those of this process.
-    Raises:
-        ConfigError: Names the tracker and the fix.
     """
     missing: dict[TrackerKind, str] = {}
     for kind in log.trackers:
@@ -41,18 +39,17 @@ def check_trackers(log: LogConfig, run_dir: Path, environment: Mapping[str, str]
             "wandb" if one is TrackerKind.wandb else f"'palimpsest-trainer[{one.value}]'" for one in missing
         ]
         lacks = f"there is no package {' and no package '.join(missing.values())}"
-        raise ConfigError(
-            f"`log.trackers` must name trackers that are installed, but {names} {'is' if len(missing) == 1 else 'are'} "
-            f"not: {lacks}. Run `pip install {' '.join(extras)}`, or take {names} out of log.trackers."
+        yield problem(
+            "log.trackers",
+            f"must name trackers that are installed, but {names} {'is' if len(missing) == 1 else 'are'} not: {lacks}. "
+            f"Run `pip install {' '.join(extras)}`, or take {names} out of log.trackers.",
         )
     known = {**os.environ, **environment}
     if TrackerKind.wandb in log.trackers:
-        check_login(log.wandb, known)
+        yield from login_problems(log.wandb, known)
     if TrackerKind.trackio in log.trackers and log.trackio.space is not None and not _has_hub_token(known):
-        raise ConfigError(
-            "`log.trackio.space` must be null without a login to the Hugging Face hub, but is "
-            f"'{log.trackio.space}' instead. Run `hf auth login`, or set HF_TOKEN."
-        )
+        rule = "null without a login to the Hugging Face hub"
+        yield must("log.trackio.space", rule, log.trackio.space, "Run `hf auth login`, or set HF_TOKEN.")
 
 
 def begin(log: LogConfig, card: RunCard, resumed_step: int, records: list[dict[str, Any]]) -> list[Delivery]:

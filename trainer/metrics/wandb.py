@@ -10,13 +10,13 @@ import netrc
 import os
 import socket
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from trainer.config.log import WandbConfig, WandbMode
-from trainer.errors import ConfigError
+from trainer.config.rule import Problem, problem
 from trainer.metrics.redact import redact
 from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, RunCard, Told, new_run_id
 from trainer.metrics.wandb_file import newest_step
@@ -102,20 +102,18 @@ def open_wandb(
     return WandbTracker(run)
 
 
-def check_login(options: WandbConfig, environment: Mapping[str, str]) -> None:
-    """Raise when runs must be online and there are no credentials at all; does not import wandb.
+def login_problems(options: WandbConfig, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a problem where runs must be online and there are no credentials at all; does not import wandb.
 
     Args:
         environment: Variables of the job to come.
-    Raises:
-        ConfigError: Says how to log in.
     """
     if options.mode is not WandbMode.online or any(environment.get(name) for name in _KEY_VARIABLES):
         return
     if not _netrc_entries():
-        raise ConfigError(
-            "`log.wandb.mode` must be auto or offline without a login, but is online instead. Run `wandb login`, or "
-            "set WANDB_API_KEY."
+        yield problem(
+            "log.wandb.mode",
+            "must be auto or offline without a login, but is online instead. Run `wandb login`, or set WANDB_API_KEY.",
         )
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config.model import ModelConfig, ModelKind
@@ -32,15 +33,23 @@ NUM_SAMPLED = 8
 """Blocks of a large file that are read again every time, beside the first, which names the tensors."""
 
 
-def base_digest(model: ModelConfig, quantise: Quantise, source: str, cache_dir: str) -> str:
+def base_digest(
+    model: ModelConfig,
+    quantise: Quantise,
+    source: str,
+    cache_dir: str,
+    look: Callable[[], None] = lambda: None,
+) -> str:
     """Return what names a base: the digest of its files, or the recipe of random weights; and how it is packed.
 
+    Args:
+        look: Called between blocks of large files that are read whole; it may raise.
     Raises:
         ModelError: There are no weights to read.
     """
     if model.kind is ModelKind.random:
         return _named([Path(source, CONFIG).read_text(encoding="utf-8"), model.seed])
-    digest = model_digest(source, model.revision, Path(cache_dir))
+    digest = model_digest(source, model.revision, Path(cache_dir), look)
     return digest if quantise is Quantise.none else _named([digest, NF4])
 
 
@@ -48,7 +57,12 @@ def _named(parts: list[str | int]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def model_digest(source: str, revision: str | None = None, cache_dir: Path | None = None) -> str:
+def model_digest(
+    source: str,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    look: Callable[[], None] = lambda: None,
+) -> str:
     """Return the SHA-256 over config.json and the weight files of a folder or Hugging Face name.
 
     Weights that are only on the hub are downloaded into its cache, where loading the model finds them.
@@ -56,13 +70,14 @@ def model_digest(source: str, revision: str | None = None, cache_dir: Path | Non
     Args:
         cache_dir: Where the blocks of large files are noted, so that a second call reads some of them only; None
             reads everything.
+        look: See `base_digest`.
     Raises:
         ModelError: There are no weights to read.
     """
     folder = Path(source) if Path(source).is_dir() else _snapshot(source, revision)
     try:
         names = sorted([CONFIG, *_weight_names(folder)])
-        lines = [f"{name}:{_file_digest(folder / name, cache_dir)}\n" for name in names]
+        lines = [f"{name}:{_file_digest(folder / name, cache_dir, look)}\n" for name in names]
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(source, error) from error
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -93,7 +108,7 @@ def _snapshot(source: str, revision: str | None) -> Path:
         raise _unreadable(source, error) from error
 
 
-def _file_digest(file: Path, cache_dir: Path | None) -> str:
+def _file_digest(file: Path, cache_dir: Path | None, look: Callable[[], None]) -> str:
     path = file.resolve(strict=True)
     stat = path.stat()
     if cache_dir is None or stat.st_size <= SMALL_BYTES:
@@ -114,16 +129,17 @@ def _file_digest(file: Path, cache_dir: Path | None) -> str:
         pass
     except (OSError, ValueError, KeyError) as error:
         _LOG.warning("The digest kept of %s cannot be used (%s): the file is read whole again.", path, error)
-    digest, blocks = _read_whole(path)
+    digest, blocks = _read_whole(path, look)
     _remember(note, digest, blocks)
     return digest
 
 
-def _read_whole(path: Path) -> tuple[str, list[str]]:
+def _read_whole(path: Path, look: Callable[[], None]) -> tuple[str, list[str]]:
     """Return the SHA-256 of a file and the digests of its blocks."""
     digest, blocks = hashlib.sha256(), []
     with path.open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
+            look()
             digest.update(block)
             blocks.append(part_digest(block).hex())
     return digest.hexdigest(), blocks

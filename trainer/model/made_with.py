@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from trainer.config.model import ModelConfig
 from trainer.errors import DataError
+from trainer.model.on_disk import NOTHING_THERE, is_missing, no_maker
 from trainer.model.tokenizer import Tokenizer
 
 
@@ -22,17 +23,14 @@ def check_made_with(key: str, name: str, model: ModelConfig, tokenizer: Tokenize
     if name in (model.tokenizer, model.path):
         return
     try:
-        if name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists():
-            raise FileNotFoundError("no such file or folder")
+        if is_missing(name):
+            raise FileNotFoundError(NOTHING_THERE)
         made = AutoTokenizer.from_pretrained(
             str(Path(name).expanduser()), trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # transformers raises whatever its many parsers raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
-            f"`{key}` must name a folder or a Hugging Face model with the tokenizer that made the ids, but is '{name}' "
-            f"instead: {lines[0].rstrip('.')}. Check the name, or download it first."
-        ) from error
+        raise DataError(f"`{key}` {no_maker(name, lines[0])}") from error
     here, there = tokenizer.hf.get_vocab(), made.get_vocab()
     other = sorted((there[token], token) for token in there if here.get(token) != there[token])
     if other:

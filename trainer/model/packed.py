@@ -14,7 +14,8 @@ import torch
 
 from trainer.config.tune import Quantise
 from trainer.errors import ModelError
-from trainer.model.tune.quantise import quantised_layers, require_bitsandbytes
+from trainer.model.tune.quantise import quantised_layers
+from trainer.model.tune.quantiser import require_bitsandbytes
 
 WHOLE = ("mxfp4", "fp8")
 """Methods whose weights become whole ones while they are read."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
+from trainer.model.on_disk import is_missing, no_model
 
 
 def resolve_model(model: ModelConfig, cache_dir: Path) -> str:
@@ -24,10 +25,6 @@ def resolve_model(model: ModelConfig, cache_dir: Path) -> str:
             return str(embedded_model_dir(cache_dir))
         case _:
             path = Path(model.path).expanduser()
-            looks_local = model.path.startswith(("/", ".", "~"))
-            if looks_local and not path.exists():
-                raise ModelError(
-                    f"`model.path` must be a model name or an existing folder, but is '{model.path}' "
-                    "instead. Check the path."
-                )
+            if is_missing(model.path):
+                raise ModelError(f"`model.path` {no_model(model.path)}")
             return str(path) if path.exists() else model.path

@@ -20,6 +20,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from trainer.config.model import ModelConfig
 from trainer.errors import DataError, ModelError
+from trainer.model.on_disk import NOTHING_THERE, is_missing, no_template, no_tokenizer
 from trainer.model.tune.new_tokens import NewTokens, add_to_tokenizer
 
 Offsets = list[tuple[int, int]]
@@ -278,8 +279,8 @@ def configured_tokenizer(model: ModelConfig, resolved: str) -> Tokenizer:
     path = model.tokenizer or resolved
     looks_local = path.startswith(("/", ".", "~"))
     local = Path(path).expanduser()
-    if looks_local and not local.exists():
-        raise ModelError(_message(path, "no such file or folder"))
+    if is_missing(path):
+        raise ModelError(_unloadable(path, NOTHING_THERE))
     try:
         hf = AutoTokenizer.from_pretrained(
             str(local) if looks_local else path,
@@ -288,25 +289,19 @@ def configured_tokenizer(model: ModelConfig, resolved: str) -> Tokenizer:
         )
     except Exception as error:  # transformers raises whatever its many parsers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(_message(path, reason)) from error
+        raise ModelError(_unloadable(path, reason)) from error
     if model.chat_template is not None:
         hf.chat_template = _read_template(model.chat_template)
     day = model.chat_template_date
     return Tokenizer(hf, model.new_tokens, None if day is None else datetime.date.fromisoformat(day))
 
 
-def _message(path: str, reason: str) -> str:
-    return (
-        "`model.tokenizer` (or `model.path`, where no tokenizer is given) must name a folder or a "
-        f"Hugging Face model with a tokenizer, but is '{path}' instead: {reason.rstrip('.')}. Check "
-        "the name, or download the model first."
-    )
+def _unloadable(path: str, reason: str) -> str:
+    return f"`model.tokenizer` {no_tokenizer(path, reason)}"
 
 
 def _read_template(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(
-            f"`model.chat_template` must name a readable Jinja file, but is '{path}' instead: {error}."
-        ) from error
+        raise ModelError(f"`model.chat_template` {no_template(path, error)}") from error

@@ -40,16 +40,15 @@ def changes(record: RunRecord) -> Html:
     has_bits = any(one.base_bits_per_byte is not None for one in found.sets)
     if has_bits:
         header.append("Base \u2192 tuned, bits per byte")
-    header += ["Documents and parts", "Tokens"]
+    header += ["Documents", "Tokens"]
     return section(
         "changes",
         heading,
         paragraph(
             "Loss is the mean negative log-likelihood of a supervised token; lower is better. Both models "
             "scored the same documents, and the interval resamples documents in pairs: where it includes 0, "
-            f"no change was seen. Fewer than {MIN_DOCUMENTS} documents give no interval. Of a document that is "
-            "cut at the end of a pack each part counts as one: parts of one document are alike, and make the interval "
-            "narrower than it should be."
+            f"no change was seen. A document that was cut into parts is drawn whole. Fewer than {MIN_DOCUMENTS} "
+            "documents give no interval."
         ),
         table(
             header,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from trainer.data.store.store import Store, check_vocabulary
 from trainer.dist.mesh import Mesh
 from trainer.engine.batch import BatchShape
 from trainer.engine.ds_config import deepspeed_dict
-from trainer.engine.engine import Engine, build_engine, gathered
+from trainer.engine.engine import Engine, build_engine, gathered, looking_up_at_gathers
 from trainer.engine.spread import check_spread, spread_experts, spread_groups
 from trainer.errors import ModelError
 from trainer.metrics.device import describe_device, device_memory_gib
@@ -42,6 +44,7 @@ from trainer.model.load import (
 )
 from trainer.model.packed import check_packing, is_nf4, packing_of
 from trainer.model.remat import apply_remat
+from trainer.model.tensor_by_tensor import looking_up
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
 from trainer.model.tune.gated import fuse_if_same
 from trainer.model.tune.new_tokens import NewTokens, vocabulary
@@ -62,34 +65,25 @@ def build_model(
     mesh: Mesh,
     shape: BatchShape,
     new_tokens: NewTokens | None,
+    heed: Callable[[], None],
 ) -> tuple[LoadedModel, Tuned, Engine]:
-    """Load the model and hand it to DeepSpeed. Collective: every rank."""
+    """Load the model and hand it to DeepSpeed. Collective: every rank.
+
+    Args:
+        heed: Called by every rank between tensors and between stages; may raise on all of them, to give up.
+    """
     run_dir = Path(config.run_dir)
     on_gpu = mesh.device.type == "cuda"
-    capability = torch.cuda.get_device_capability(mesh.device) if on_gpu else None
     whole = read_whole_config(source, config.model)
     hf_config = trained_part(whole)
     check_spread(config.zero.expert_parallel, hf_config)
-    attention = choose_attention(
-        config.model.attention,
-        capability,
-        config.zero.dtype,
-        needs_mask=config.tune.is_virtual,
-        has=offered(hf_config),
-    )
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
     check_packing(packing := packing_of(whole), source, config.tune.quantise)
-    loaded = load_model(
-        source, config.model, attention, config.zero.dtype, zero3_config, mesh.device, config.tune.quantise
-    )
-    if on_gpu:
-        _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
+    loaded = _load(config, source, hf_config, mesh, zero3_config, heed)
     _check_fits(config, loaded, stores, new_tokens)
-    num_verified = 0
-    is_there = packing is None or is_nf4(packing)  # in its files, as it trains
-    if config.model.verify_weights and config.model.kind is not ModelKind.random and is_there:
-        num_verified = verify_weights(loaded.model, open_base(source, config.model), gathered)
+    num_verified = _verify(config, loaded, packing is None or is_nf4(packing))
+    heed()
     rate = config.train.router_bias_rate
     packs_now = config.tune.quantise is not Quantise.none
     mixture = describe_mixture(loaded.model, config.zero.dtype, packs_now, rate)
@@ -102,6 +96,7 @@ def build_model(
         config.model.checkpoint_spread,
         has_prefix=config.tune.method is TuneMethod.prefix,
     )
+    heed()
     engine = _build_engine(config, loaded.model, tuned, ds_config, mesh)
     if mesh.is_first:
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
@@ -132,6 +127,46 @@ def _tune(
             loaded.model, config.model.kernels, config.zero.stage, len(tuned.modules), on_gpu
         )
     return tuned
+
+
+def _load(
+    config: RunConfig,
+    source: str,
+    hf_config: Any,
+    mesh: Mesh,
+    zero3_config: dict[str, Any] | None,
+    heed: Callable[[], None],
+) -> LoadedModel:
+    """Read the weights, heeding signals before every tensor; with ZeRO-3 before every gather into which one is read."""
+    on_gpu, dtype = mesh.device.type == "cuda", config.zero.dtype
+    attention = choose_attention(
+        config.model.attention,
+        torch.cuda.get_device_capability(mesh.device) if on_gpu else None,
+        dtype,
+        needs_mask=config.tune.is_virtual,
+        has=offered(hf_config),
+    )
+    gathers: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if zero3_config is not None:
+        gathers = looking_up_at_gathers(heed)
+    with looking_up(heed), gathers:
+        loaded = load_model(
+            source, config.model, attention, dtype, zero3_config, mesh.device, config.tune.quantise
+        )
+    if on_gpu:
+        _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
+    return loaded
+
+
+def _verify(config: RunConfig, loaded: LoadedModel, is_there: bool) -> int:
+    """Compare weights with their files; return how many tensors. Collective at ZeRO-3.
+
+    Args:
+        is_there: The files hold the weights as they train.
+    """
+    if not (config.model.verify_weights and config.model.kind is not ModelKind.random and is_there):
+        return 0
+    return verify_weights(loaded.model, open_base(loaded.source, config.model), gathered)
 
 
 def _build_engine(

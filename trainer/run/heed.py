@@ -1,4 +1,4 @@
-"""Giving up what is being measured where a rank is asked to stop: it can be measured again."""
+"""Giving up what is being loaded or measured where a rank is asked to stop: it can be done again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from trainer.runtime.signals import StopFlag
 
 
 class GivenUp(Exception):
-    """A rank was asked to stop in the middle of a measurement; all ranks raise it at the same batch."""
+    """A rank was asked to stop in the middle of a measurement, or before it; all ranks raise it at the same place."""
 
 
-def heeding(mesh: Mesh, stop_flag: StopFlag) -> Callable[[], None]:
-    """Return what is called between batches, by every rank, and raises GivenUp on all where one is asked to stop."""
+def heeding(mesh: Mesh, stop_flag: StopFlag | None) -> Callable[[], None]:
+    """Return what every rank calls between batches or tensors, and raises GivenUp on all where one is asked to stop.
+
+    Without a flag it does nothing.
+    """
+    if stop_flag is None:
+        return lambda: None
 
     def heed() -> None:
         if mesh.sum([float(stop_flag.requested)])[0]:

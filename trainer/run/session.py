@@ -16,7 +16,7 @@ from trainer.data.store.overlap import check_disjoint
 from trainer.data.store.prepared import find_all, in_rows
 from trainer.data.store.store import Store, open_store
 from trainer.dist.env import rank_env
-from trainer.dist.mesh import Mesh, close_mesh, open_mesh
+from trainer.dist.mesh import Mesh, alone, close_mesh, open_mesh
 from trainer.dist.seed import choose_kernels, seed_everything
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.policy import Policy
@@ -32,9 +32,11 @@ from trainer.model.resolve import resolve_model
 from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 from trainer.model.tune.adapters import Tuned
 from trainer.run.building import build_model
+from trainer.run.heed import heeding
 from trainer.run.identity import known_base
 from trainer.run.packing import with_packing
 from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
+from trainer.runtime.signals import StopFlag
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class Session:
     tuned: Tuned
     policy: Policy
     shape: BatchShape
+    stop_flag: StopFlag | None = None
+    """Heeded in what takes long before training; None: signals do what they did before."""
     _base: str | None = None
 
     @property
@@ -63,12 +67,23 @@ class Session:
         """Return the token that fills packs; its positions carry no loss."""
         return self.tokenizer.pad_id or 0
 
+    def heed(self) -> None:
+        """Raise GivenUp on all ranks where one is asked to stop. Collective: every rank."""
+        heeding(self.mesh, self.stop_flag)()
+
     def base_digest(self) -> str:
-        """Return what names the weights that training began with. Collective: every rank."""
+        """Return what names the weights that training began with. Collective: every rank.
+
+        Raises:
+            GivenUp: A rank was asked to stop meanwhile; where it is the first, which reads them, that ends at once.
+        """
         if self._base is None:
             model, source = self.config.model, self.loaded.source
             quantise, cache_dir = self.config.tune.quantise, self.config.data.cache_dir
-            self._base = str(self.mesh.from_first(lambda: base_digest(model, quantise, source, cache_dir)))
+            look = heeding(alone(self.mesh.device), self.stop_flag)
+            digest = self.mesh.from_first(lambda: base_digest(model, quantise, source, cache_dir, look))
+            self._base = str(digest)
+            self.heed()
         return self._base
 
     def mixing(self) -> Mixing:
@@ -88,13 +103,17 @@ class Session:
         )
 
 
-def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> Session:
+def open_session(
+    config: RunConfig, stack: ExitStack, goes_on: bool = True, stop_flag: StopFlag | None = None
+) -> Session:
     """Join the ranks and build data, model and engine, in this order. The configuration is checked already.
 
     Args:
         goes_on: What the run directory holds is gone on from or measured, so that it must be of these inputs.
+        stop_flag: Heeded while the model is loaded; None: signals do what they did before.
     Raises:
         DataError: They are others.
+        GivenUp: A rank was asked to stop meanwhile; all ranks raise it.
     """
     env = rank_env(os.environ)
     run_dir = Path(config.run_dir)
@@ -121,12 +140,14 @@ def open_session(config: RunConfig, stack: ExitStack, goes_on: bool = True) -> S
         config.train.micro_batch_size,
         mesh.data.size,
     )
-    loaded, tuned, engine = build_model(config, source, stores, mesh, shape, tokenizer.new)
+    heed = heeding(mesh, stop_flag)
+    heed()
+    loaded, tuned, engine = build_model(config, source, stores, mesh, shape, tokenizer.new, heed)
     carries = carried_by(loaded.model.config) is not None
     policy = Policy(engine, mesh, loaded.attention.is_flash, in_rows(config.data), carries)
     adopt_library_loggers()
     check_head(policy, loaded.model.config, config.data.seq_len)
-    return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape)
+    return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape, stop_flag)
 
 
 def _refuse_other_inputs(config: RunConfig, stores: dict[str, Store], tokenizer: str, source: str) -> None:

@@ -34,7 +34,7 @@ from trainer.report.announce import announce
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator, why_no_comparison
-from trainer.run.heed import GivenUp, heeding
+from trainer.run.heed import GivenUp
 from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.proofs import prove_adapter, prove_choice, prove_model
@@ -60,6 +60,9 @@ NO_REPLAY = (
 )
 
 
+NOT_BEGUN = "A signal asked to stop before the first step: nothing was trained, and nothing is saved."
+
+
 def run_training(config: RunConfig) -> StopReason:
     """Train as configured. Collective: every rank calls it with the same configuration."""
     with ExitStack() as stack:
@@ -70,7 +73,12 @@ def run_training(config: RunConfig) -> StopReason:
         size, layers = config.train.micro_batch_size, config.model.checkpoint_layers
         with shortage_explained("train.micro_batch_size", size, layers), disk_explained(Path(config.run_dir)):
             resumes = config.checkpoint.resume and config.checkpoint.enabled
-            return _train(open_session(config, stack, resumes), stop_flag, stack)
+            try:
+                session = open_session(config, stack, resumes, stop_flag)
+                return _train(session, stop_flag, stack)
+            except GivenUp:
+                _LOG.info(NOT_BEGUN)
+                return StopReason.preempted
 
 
 def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReason:
@@ -82,12 +90,13 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None
-    evaluator = build_evaluator(session, mixing, heeding(mesh, stop_flag))
+    evaluator = build_evaluator(session, mixing, session.heed)
     saver = build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
     objective = build_objective(config.objective, list(session.stores), build_teacher(session, mixing))
     state = saver.resume(goes_on)
     mixing.restore(state)
+    session.heed()
     journal = _open_journal(session, state, mixing, goes_on and config.checkpoint.enabled)
     during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)
     best = best_rule(config, during.task_scores)
@@ -212,7 +221,11 @@ def _say_if_none_is_best(best: BestRule | None, state: TrainState) -> None:
 
 
 def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
-    """Return who says what the base thinks of replay; None without replay.kl. Collective: every rank."""
+    """Return who says what the base thinks of replay; None without replay.kl. Collective: every rank.
+
+    Raises:
+        GivenUp: A rank was asked to stop while the base was asked.
+    """
     config = session.config
     kl = config.replay.kl
     if not kl.beta:
@@ -223,7 +236,9 @@ def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
         return AdapterBase(kl.beta, kl.top, replay)
     question = Question(session.base_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
     packs = mixing.replay_to_draw()
-    reference = open_reference(session.policy, config.data, session.stores, packs, question, session.pad_id)
+    reference = open_reference(
+        session.policy, config.data, session.stores, packs, question, session.pad_id, session.heed
+    )
     return CachedBase(kl.beta, reference)
 
 

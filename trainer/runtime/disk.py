@@ -44,6 +44,14 @@ def disk_explained(run_dir: Path | None) -> Iterator[None]:
         ) from error
 
 
+def why_not_writable(folder: Path) -> str | None:
+    """Return why nothing can be written into a folder; None where it can, also where it has to be made first."""
+    there = next((place for place in (folder, *folder.parents) if os.path.exists(place)), Path("."))
+    if not there.is_dir():
+        return f"{there} is a file"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+
+
 def disk_errno(error: BaseException) -> int | None:
     """Return the error number of a disk that is full or fails; None for anything else."""
     number = error.errno if isinstance(error, OSError) else None

@@ -87,11 +87,14 @@ def open_reference(
     packs: Mapping[int, Int64s],
     question: Question,
     pad_id: int,
+    heed: Callable[[], None] = lambda: None,
 ) -> BaseReference:
     """Return what the base says of replay packs, by number of the source; ask it when nobody has before.
 
     The policy must be the base: call this before a checkpoint is loaded, resumed runs included.
 
+    Args:
+        heed: Called by every rank after each batch that the base is asked; may raise on all of them, to give up.
     Raises:
         DataError: The disk has no room, or a rank cannot write there.
     """
@@ -111,6 +114,12 @@ def open_reference(
         with ExitStack() as stack:
             stack.enter_context(cache_explained(data.cache_dir, "the base model's log-probabilities"))
             mesh.from_first(lambda: clear_leftovers(references))
+            show = stack.enter_context(_progress(num_packs, mesh.is_first))
+
+            def on_batch(done: int) -> None:
+                show(done)
+                heed()
+
             work: Path = mesh.from_first(lambda: stack.enter_context(staged(folder)))
             write_reference(
                 policy,
@@ -120,7 +129,7 @@ def open_reference(
                 question.micro_batch_size,
                 pad_id,
                 work,
-                stack.enter_context(_progress(num_packs, mesh.is_first)),
+                on_batch,
             )
             mesh.from_first(lambda: publish(work, folder, described, mesh.num_ranks))
     return BaseReference(folder, {source: place for place, source in enumerate(packs)})

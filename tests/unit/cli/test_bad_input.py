@@ -146,23 +146,27 @@ def write_model(folder, model_type, architectures, **more):
 def test_a_model_that_is_not_causal_is_refused_before_the_data_is_read(
     prepare, tmp_path, model_type, architecture
 ):
+    prepare.rows({"text": "a"})
     path = write_model(tmp_path / "other", model_type, [architecture])
     parts = ("`model.path` must be a causal language model", f"is {architecture} instead", "ForCausalLM")
     check(prepare.refused("text", path), *parts)
 
 
 def test_a_model_folder_that_is_not_there_is_named(prepare):
+    prepare.rows({"text": "a"})
     check(prepare.refused("text", "model.path=./nope"), "`model.path`", "/nope' instead. Check the path.")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_config_json_that_says_nothing_is_refused(prepare, tmp_path, text):
+    prepare.rows({"text": "a"})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(text)
     check(prepare.refused("text", f"model.path={tmp_path}/other"), "`model.path`", "cannot be read")
 
 
 def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(prepare, tmp_path):
+    prepare.rows({"text": "a"})
     path = write_model(tmp_path / "other", "strange", None, auto_map={"AutoConfig": "strange.Config"})
     marker = tmp_path / "was-run"
     code = f"open({str(marker)!r}, 'w')\nfrom transformers import PretrainedConfig\n"
@@ -172,6 +176,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(prepare, tmp_p
 
 
 def test_a_model_with_code_of_its_own_names_the_key_that_allows_it(prepare, tmp_path):
+    prepare.rows({"text": "a"})
     path = write_model(tmp_path / "other", "strange", None, auto_map={"AutoConfig": "strange.Config"})
     (tmp_path / "other" / "strange.py").write_text("")
     check(prepare.refused("text", path), "model.trust_remote_code")

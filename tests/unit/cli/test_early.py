@@ -1,5 +1,6 @@
 """What costs nothing to look at is looked at before anything heavy is loaded."""
 
+import os
 import subprocess
 import sys
 
@@ -7,31 +8,38 @@ import pytest
 
 from trainer.config.store import compose_config, to_yaml
 
+WORDS = ["model=tiny", "data=text", "train.max_steps=4"]
+
 
 @pytest.fixture
 def run_dir(tmp_path):
     """Return a run directory with a frozen configuration and one checkpoint's folder, of step 3."""
     (tmp_path / "a.txt").write_text("text")
-    words = ["model=tiny", "data=text", f"data.sources.corpus.path={tmp_path}/a.txt", "train.max_steps=4"]
+    words = [*WORDS, f"data.sources.corpus.path={tmp_path}/a.txt"]
     folder = tmp_path / "run"
     (folder / "checkpoints" / "step-00000003").mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(compose_config([*words, f"run_dir={folder}"])))
     return folder
 
 
-def refused(*words):
-    """Return what a command says that can load no torch."""
+def refused(*words, lacks=()):
+    """Return what a command says that can load no torch, nor what it is to lack."""
     code = (
-        "import sys\nfor name in ('torch', 'transformers', 'deepspeed'):\n    sys.modules[name] = None\n"
+        f"import sys\nfor name in {('torch', 'transformers', 'deepspeed', *lacks)!r}:\n    sys.modules[name] = None\n"
         "from trainer.cli import run_command\nsys.exit(run_command(sys.argv[1:]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    secret = ("HF_TOKEN", "WANDB_API_KEY", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    environment = {name: value for name, value in os.environ.items() if name not in secret}
+    environment |= {"HF_HOME": "/nowhere", "NETRC": "/nowhere/netrc"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 2, done.stderr
     return done.stderr
 
 
 def test_data_that_is_not_there(tmp_path):
-    words = ["model=tiny", "data=text", f"data.sources.corpus.path={tmp_path}/none.txt", "train.max_steps=4"]
+    words = [*WORDS, f"data.sources.corpus.path={tmp_path}/none.txt"]
     assert "none.txt" in refused("train", *words, f"run_dir={tmp_path}/new")
 
 
@@ -41,4 +49,83 @@ def test_a_checkpoint_that_is_not_there(run_dir):
 
 def test_a_place_of_an_export_that_is_a_file(run_dir):
     said = refused("export", f"run_dir={run_dir}", f"export.output_dir={run_dir}/config.yaml/x")
-    assert f"`export.output_dir` must be a folder, but {run_dir}/config.yaml is a file instead." in said
+    place = f"{run_dir}/config.yaml"
+    assert (
+        f"`export.output_dir` must be a folder you can write to, but {place}/x is not: {place} is a file"
+        in said
+    )
+
+
+def test_all_that_is_missing_is_told_at_once(tmp_path):
+    """A person mends a typo in a path, the packages and the login in one go, not in nine starts."""
+    (tmp_path / "file").touch()
+    words = [
+        "data=text",
+        "train.max_steps=4",
+        "recipe=qlora",
+        "model.kind=pretrained",
+        f"model.path={tmp_path}/gone",
+    ]
+    words += [f"data.sources.corpus.path={tmp_path}/none.txt", f"data.sources.more.path={tmp_path}/nothing"]
+    words += [f"run_dir={tmp_path}/file/run", "log.trackers=[trackio,wandb]", "log.wandb.mode=online"]
+    words += ["evaluate.tasks.names=[arc_easy]", f"evaluate.during.samples.file={tmp_path}/prompts.txt"]
+    words += ["model.chat_template=gone.jinja", f"data.cache_dir={tmp_path}/file"]
+    said = refused("train", *words, lacks=("bitsandbytes", "trackio", "lm_eval"))
+    for sentence in (
+        f"`model.path` must be a model name or an existing folder, but is '{tmp_path}/gone'",
+        "`model.chat_template` must name a readable Jinja file",
+        "`data.sources.corpus.path` must name a file, a folder or a glob that matches files",
+        "`data.sources.more.path` must name a file, a folder or a glob that matches files",
+        f"`run_dir` must be a folder you can write to, but {tmp_path}/file/run is not: {tmp_path}/file is a file.",
+        f"`data.cache_dir` must be a folder you can write to, but {tmp_path}/file is not: {tmp_path}/file is a file.",
+        "`log.trackers` must name trackers that are installed, but trackio is not: there is no package trackio.",
+        "`log.wandb.mode` must be auto or offline without a login",
+        "`tune.quantise` must be none without bitsandbytes, but is nf4 instead",
+        "`evaluate.tasks.names` must be empty without lm-eval, but is 'arc_easy' instead.",
+        "`evaluate.during.samples.file` must be a file of prompts",
+    ):
+        assert f"  - {sentence}" in said, (sentence, said)
+    assert "The configuration has 11 problems:" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_run_directory_that_may_not_be_written_to(run_dir, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    words = [*WORDS, f"data.sources.corpus.path={tmp_path}/a.txt", f"run_dir={tmp_path}/locked/run"]
+    assert f"{tmp_path}/locked cannot be written to. Set run_dir." in refused("train", *words)
+
+
+def test_all_that_an_export_lacks_is_told_at_once(run_dir):
+    words = [f"run_dir={run_dir}", f"export.output_dir={run_dir}/config.yaml", "export.hub=my-org/mine"]
+    words += ["tune.method=lora", "export.gguf=f16", f"export.llama_cpp={run_dir}"]
+    said = refused("export", *words)
+    assert "The configuration has 4 problems:" in said
+    for sentence in (
+        "`export.hub_base` must be given where an adapter is pushed whose base is a folder (tiny), but is not. Set",
+        "`export.output_dir` must be a folder you can write to, but",
+        "`export.hub` must have a token of the hub, but there is none here.",
+        "`export.llama_cpp` must be a checkout of llama.cpp, but",
+    ):
+        assert f"  - {sentence}" in said, (sentence, said)
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ([], "must name the tokenizer that made the token ids of 'a.bin', but is null"),
+        (
+            ["data.sources.corpus.tokenizer=./gone"],
+            "that made the ids, but is '{here}/gone' instead: no such file",
+        ),
+    ],
+)
+def test_the_tokenizer_of_megatrons_ids_that_is_not_named_or_not_there(
+    tmp_path, monkeypatch, command, given, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.bin", "a.idx"):
+        (tmp_path / name).touch()
+    words = [*WORDS, f"data.sources.corpus.path={tmp_path}/a.bin", "data.sources.corpus.format=ids", *given]
+    said = refused(command, *words, f"run_dir={tmp_path}/run")
+    assert "`data.sources.corpus.tokenizer` must name" in said and sentence.format(here=tmp_path) in said

@@ -60,3 +60,27 @@ def test_a_broken_rule_names_its_key(words, keys):
 def test_a_broken_rule_of_the_hub_names_its_key(changes, keys):
     config = RunConfig(export=ExportConfig(**changes))
     assert [problem.key for problem in export_problems(config)] == keys
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        ("model.path=/data/base tune=lora", ["export.hub_base"]),
+        ("model.kind=tiny tune=lora", ["export.hub_base"]),
+        ("model.path=/data/base tune=lora export.hub_base=my-org/base", []),
+        ("model.path=/data/base tune=lora export.merge=true", []),
+        ("model.path=/data/base tune=lora export.alpha=0.5", []),
+        ("model.path=/data/base", []),
+        ("model.path=my-org/base tune=lora", []),
+        ("model.path=/hf/hub/models--my-org--base/snapshots/0a1b tune=lora", []),
+        ("model.kind=embedded tune=lora", []),
+    ],
+)
+def test_an_adapter_that_is_pushed_has_a_base_that_others_find(words, keys):
+    common = ["data=text", "data.sources.corpus.path=x.txt", "train.max_steps=1", "export.hub=my-org/mine"]
+    kind = [] if "model.kind" in words else ["model.kind=pretrained"]
+    problems = list(find_problems(compose_config([*common, *kind, *words.split()])))
+    assert [problem.key for problem in problems] == keys
+    folder = words.split()[0].rpartition("/")[2]
+    said = f"`export.hub_base` must be given where an adapter is pushed whose base is a folder ({folder})"
+    assert not keys or "tiny" in words or problems[0].sentence.startswith(said)

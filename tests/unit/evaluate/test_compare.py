@@ -9,7 +9,7 @@ import pytest
 
 from trainer.errors import DataError
 from trainer.evaluate import compare
-from trainer.evaluate.compare import compare_set, mean_with_interval
+from trainer.evaluate.compare import by_document, compare_set, mean_with_interval
 
 TARGETS = np.array([12, 7, 30, 4, 19, 8, 25, 11])
 BASE = np.array([40.0, 11.0, 95.0, 20.0, 44.0, 31.0, 60.0, 29.0])
@@ -58,6 +58,29 @@ def test_the_true_change_lies_inside_the_interval_about_95_times_in_100():
         found = compare_set("s", "probe", *documents(80, 0.05, seed), num_resamples=1000)
         num_inside += found.change_low <= 0.05 <= found.change_high
     assert 0.91 <= num_inside / 300 <= 0.985
+
+
+def test_pieces_of_a_document_are_drawn_together():
+    """Worked out by hand. Six documents of two alike pieces, three of which rose by 1 and three fell by 1.
+
+    Of six documents drawn, k rose: the change is (2 k - 6) / 6, and k is binomial. P(k = 0) = 1/64 is below 2.5 %,
+    P(k <= 1) = 7/64 above: the interval ends at (2 - 6) / 6 = -2/3. Pieces drawn one by one would be twelve, with
+    P(k <= 2) = 79/4096 = 1.9 % and P(k <= 3) = 7.3 %: it would end at (6 - 12) / 12 = -1/2, as if twelve were known.
+    """
+    changes_P = np.repeat([1.0, 1.0, 1.0, -1.0, -1.0, -1.0], 2)
+    documents_P = np.repeat(np.arange(6), 2)
+    ones_P = np.ones(12, dtype=np.int64)
+    apart = mean_with_interval("s", changes_P, ones_P)
+    assert (apart.low, apart.high, apart.num_documents) == (-0.5, 0.5, 12)
+    whole = mean_with_interval("s", by_document(documents_P, changes_P), by_document(documents_P, ones_P))
+    assert (whole.low, whole.high) == pytest.approx((-2 / 3, 2 / 3)) and whole.num_documents == 6
+    assert whole.mean == apart.mean == 0 and whole.num_tokens == 12
+
+
+def test_numbers_of_pieces_are_added_up_by_document_wherever_they_lie():
+    found = by_document(np.array([7, 2, 7, 9, 2]), np.array([1.0, 2.0, 4.0, 8.0, 16.0]))
+    assert found.tolist() == [18.0, 5.0, 8.0]
+    assert by_document(np.array([], dtype=np.int64), np.array([])).tolist() == []
 
 
 def test_pairing_makes_the_interval_much_narrower_than_two_separate_ones():

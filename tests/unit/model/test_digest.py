@@ -107,7 +107,7 @@ def test_bits_that_rot_below_the_file_system_are_found_when_their_block_is_sampl
 def test_one_rotten_block_of_many_is_found_within_some_starts(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(bytes(40 * BLOCK_BYTES))
-    _, blocks = _read_whole(file)
+    _, blocks = _read_whole(file, lambda: None)
     assert _still_there(file, blocks)
     blocks[23] = "0" * 32
     # Missed by 8 of 40 in 60 starts: once in 600,000 runs of this test.
@@ -135,3 +135,21 @@ def test_a_folder_without_weights_is_named(model):
     (model / "config.json").unlink()
     with pytest.raises(ModelError, match="cannot be read"):
         model_digest(str(model))
+
+
+def test_a_look_between_blocks_may_end_the_reading_and_nothing_is_noted(large, tmp_path):
+    """A signal during the minutes that 140 GB take."""
+    seen = []
+
+    def look():
+        seen.append(1)
+        if len(seen) == 3:
+            raise InterruptedByTest
+
+    with pytest.raises(InterruptedByTest):
+        model_digest(str(large), None, tmp_path / "cache", look)
+    assert len(seen) == 3 and not (tmp_path / "cache").exists()
+
+
+class InterruptedByTest(Exception):
+    """What a look raises."""

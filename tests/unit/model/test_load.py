@@ -13,6 +13,7 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.load import load_model, read_config, router_loss
+from trainer.model.tensor_by_tensor import looking_up
 from trainer.model.tensor_files import weight_files
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -157,3 +158,22 @@ def test_files_that_cannot_be_read_are_a_sentence(models, tmp_path, damage):
 def test_a_loss_of_routers_belongs_to_training_where_the_configuration_says_so(options, weight):
     assert router_loss(AutoConfig.for_model("mixtral", **options)) == weight
     assert router_loss(AutoConfig.for_model("llama")) == 0
+
+
+def test_a_look_between_tensors_may_end_the_loading(models):
+    """It is called before each of them, and by no other load."""
+    seen = []
+    model = ModelConfig(path=str(models / "plain"))
+    arguments = (str(models / "plain"), model, AttentionChoice("sdpa", "asked for"), "fp32", None, CPU)
+    with looking_up(lambda: seen.append(1)):
+        loaded = load_model(*arguments)
+    assert len(seen) == len(dict(loaded.model.named_parameters()))
+
+    def give_up():
+        raise KeyError("asked to stop")
+
+    with pytest.raises(KeyError, match="asked to stop"), looking_up(give_up):
+        load_model(*arguments)
+    count = len(seen)
+    load_model(*arguments)
+    assert len(seen) == count

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from trainer.data.pack.pack import Layout, positions_of_rows
 from trainer.data.store.pack_arrays import SUPERVISED, PackArrays, pack_value_file
-from trainer.data.types import Float64s, Int32s, Pack, Unit
+from trainer.data.types import Float64s, Int32s, Int64s, Pack, Unit
 from trainer.errors import DataError
 from trainer.runtime.seal import DIGEST_BYTES, file_digest, read_sealed
 
@@ -32,6 +32,8 @@ HASHES = "document_hashes.npy"
 ARRAYS = ("piece_start.npy", "piece_len.npy", "pack_offset.npy", "pack_targets.npy")
 UNIT_PIECES = "unit_pieces.npy"
 """Pieces of each unit in pack order, where a unit is not a document."""
+DOCUMENTS = "piece_document.npy"
+"""Document of each piece in pack order, where held-out documents were cut."""
 
 
 class SplitStore:
@@ -53,6 +55,9 @@ class SplitStore:
         self._folder, self._name, self._files = folder, name, meta["arrays"]
         start, length, offset, targets = map(self._load, ARRAYS)
         units = None if self.unit is Unit.document else self._load(UNIT_PIECES)
+        self._documents: Int64s | None = None
+        if name == VALIDATION and self.unit is Unit.document and len(length) > self.num_documents:
+            self._documents = self._load(DOCUMENTS)
         # Small beside the tokens, and read at random: held in memory.
         self._arrays = PackArrays(
             folder / name,
@@ -86,6 +91,8 @@ class SplitStore:
     def _checked(self, array: str) -> Path:
         """Return the place of an array of the split after comparing it with its digest."""
         file = self._folder / self._name / array
+        if f"{self._name}/{array}" not in self._files:
+            raise ValueError(f"{self._name}/{array} is missing")
         if file_digest(file) != self._files[f"{self._name}/{array}"]["sha256"]:
             raise ValueError(f"{self._name}/{array} is not as it was written")
         return file
@@ -125,6 +132,20 @@ class SplitStore:
             where = " or ".join(f"{self._name}/{file}" for file in self._arrays.files)
             raise damaged_store(self._folder, f"pack {index} in {where} is not as it was written")
         return pack
+
+    def documents_of(self, index: int) -> Int64s:
+        """Return a number for each piece of a pack, the same for parts of one document (held-out ones), int64 [pieces].
+
+        Where several pieces are a unit, it is the unit's.
+        """
+        layout = self._arrays.layout
+        first, last = layout.pack_offset[index : index + 2].tolist()
+        if self._documents is not None:
+            return self._documents[first:last]
+        if layout.unit_pieces is None:
+            return np.arange(first, last)
+        units = slice(*self._arrays.unit_offset[index : index + 2].tolist())
+        return np.repeat(np.arange(units.start, units.stop), layout.unit_pieces[units])
 
     def piece(self, index: int) -> Pack:
         """Return one isolated piece as a pack of its own; reports show these.

@@ -33,6 +33,7 @@ from trainer.data.store.spool import Spool
 from trainer.data.store.store import (
     ARRAYS,
     DIGESTS,
+    DOCUMENTS,
     FORMAT_VERSION,
     HASHES,
     META,
@@ -160,6 +161,9 @@ def _write_split(
     small[HASHES] = np.sort(spool.hashes[wanted])
     if layout.unit_pieces is not None:
         small[UNIT_PIECES] = layout.unit_pieces
+    elif name == VALIDATION and len(layout.piece_len) > len(lengths):
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        small[DOCUMENTS] = np.searchsorted(starts, layout.piece_start, side="right") - 1
     sums = _write_digests(_ArrayFile(folder, f"{name}/{DIGESTS}", arrays), packs)
     small |= {pack_value_file(value): np.array(sums[value], dtype=np.float64) for value in spool.values}
     for file, value in small.items():

@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import functools
 import hashlib
-import importlib.util
 import io
 import json
 import logging
@@ -28,6 +27,7 @@ from trainer.dist.mesh import Mesh
 from trainer.dist.seed import capture_rng, restore_rng
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.tasks.batches import TaskModel
+from trainer.evaluate.tasks.known import harness_problems
 from trainer.evaluate.tasks.score import TaskScore, scores_of
 from trainer.evaluate.tasks.task_files import anchored, find_broken
 from trainer.model.tokenizer import Tokenizer
@@ -64,16 +64,8 @@ def check_names(options: TasksConfig, key: str = NAMES) -> None:
     """
     if not options.names:
         return
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(
-            f"`{key}` must be empty without lm-eval, but is {', '.join(options.names)} instead. "
-            "Install it with: pip install 'palimpsest-trainer[eval]'."
-        )
-    if options.include_path is not None and not _folder(options).is_dir():
-        raise ConfigError(
-            "`evaluate.tasks.include_path` must be a folder with task YAML files, but is "
-            f"'{options.include_path}' instead, where there is no folder. Check the path."
-        )
+    for lacking in harness_problems(key, options.names, options.include_path):
+        raise ConfigError(lacking.sentence)
     known = _manager(options).all_tasks
     for name in options.names:
         if name in known:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from trainer.config.rule import Problem, must
+from trainer.config.rule import Problem, must, problem
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 LOCAL = ("json", "csv", "text", "parquet", "arrow")
@@ -32,16 +32,12 @@ def known_problems(
     """
     if not names:
         return
-    found = importlib.util.find_spec("lm_eval")
-    if found is None or not found.submodule_search_locations:
-        fix = "Install it with: pip install 'palimpsest-trainer[eval]'."
-        yield must(key, "empty without lm-eval", ", ".join(names), fix)
+    lacking = [*harness_problems(key, names, include_path)]
+    if lacking:
+        yield from lacking
         return
-    own = [] if include_path is None else [Path(include_path)]
-    if own and not own[0].is_dir():
-        yield must("evaluate.tasks.include_path", "a folder with task YAML files", include_path, "Check it.")
-        return
-    folders = [*own, Path(found.submodule_search_locations[0]) / "tasks"]
+    own = [] if include_path is None else [Path(include_path).expanduser()]
+    folders = [*own, Path(_package()) / "tasks"]
     files, left = find_names(names, folders)
     if left:
         known = _all_names(folders)
@@ -55,6 +51,25 @@ def known_problems(
             )
     if any(variables.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE):
         yield from _missing_data(key, files, variables)
+
+
+def harness_problems(key: str, names: Sequence[str], include_path: str | None) -> Iterator[Problem]:
+    """Yield a problem where names are asked for and lm-eval, or the folder of one's own tasks, is not there."""
+    if names and not _package():
+        fix = "Install it with: pip install 'palimpsest-trainer[eval]'."
+        yield must(key, "empty without lm-eval", ", ".join(names), fix)
+    if names and include_path is not None and not Path(include_path).expanduser().is_dir():
+        yield problem(
+            "evaluate.tasks.include_path",
+            f"must be a folder with task YAML files, but is '{include_path}' instead, where there is no folder. "
+            "Check the path.",
+        )
+
+
+def _package() -> str:
+    """Return the folder of lm-eval; empty where it is not installed."""
+    found = importlib.util.find_spec("lm_eval")
+    return (found.submodule_search_locations or [""])[0] if found is not None else ""
 
 
 def find_names(names: Sequence[str], folders: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:

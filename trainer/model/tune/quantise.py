@@ -6,35 +6,17 @@ Source: QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ModelError
+from trainer.model.tune.quantiser import require_bitsandbytes
 
 NF4 = "nf4, double quantisation, blocks of 64"
 """What changes the base's answers beside its files; part of what names a base."""
-INSTALL = "pip install 'palimpsest-trainer[qlora]'"
-
-
-def require_bitsandbytes() -> None:
-    """Raise when bitsandbytes is not there.
-
-    Raises:
-        ConfigError: Says how to install it.
-    """
-    # It advises a kernel for inference on CPUs, which training has no use for.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        import bitsandbytes  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ConfigError(
-            "`tune.quantise` must be none without bitsandbytes, but is nf4 instead "
-            f"({' '.join(str(error).split())[:200]}). Install it with: {INSTALL}"
-        ) from error
 
 
 def load_arguments(dtype: torch.dtype, device: torch.device, is_sharded: bool) -> dict[str, Any]:

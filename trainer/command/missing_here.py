@@ -1,0 +1,141 @@
+"""What a command needs and this machine has not, all of it told at once, with the broken rules; loads no torch.
+
+Each is independent of the others: whoever has mended one does not meet the next at the next start.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from trainer.checkpoint.layout import step_dir
+from trainer.command.prepare import not_generated
+from trainer.config.check import find_problems
+from trainer.config.check_export import exports_adapter
+from trainer.config.paths import is_address
+from trainer.config.rule import Problem, problem, problems_shown, told_together
+from trainer.config.schema import RunConfig
+from trainer.config.tune import Quantise
+from trainer.data.rows.files import list_files
+from trainer.errors import ConfigError, TrainerError
+from trainer.evaluate.prompt_file import read_prompts
+from trainer.evaluate.tasks.known import harness_problems
+from trainer.export.gguf import find_converter
+from trainer.export.push import login_problems
+from trainer.metrics.trackers import tracker_problems
+from trainer.model.on_disk import NOTHING_THERE, is_missing, model_problems, no_maker
+from trainer.model.tune.quantiser import quantiser_problems
+from trainer.runtime.disk import why_not_writable
+
+READ = {"export": ("export",), "replay generate": ("model", "cluster", "replay.generate")}
+"""Sections and keys that a command reads of the configuration, where it does not read all."""
+
+
+def refuse_missing(config: RunConfig, command: str, world_size: int | None = None) -> None:
+    """Raise one error that lists every broken rule and everything that is not here.
+
+    Args:
+        world_size: Ranks of the run where they are known.
+    Raises:
+        ConfigError: A single thing that is missing speaks for itself.
+    """
+    only = READ.get(command)
+    rules = [rule for rule in find_problems(config, world_size) if only is None or rule.is_in(only)]
+    broken = {rule.key for rule in rules}
+    absent = [one.sentence for one in missing(config, command) if one.key not in broken]
+    if rules:
+        raise ConfigError(problems_shown([*(rule.sentence for rule in rules), *absent]))
+    if absent:
+        raise told_together(absent)
+
+
+def missing(config: RunConfig, command: str) -> list[Problem]:
+    """Return what the command needs and is not on this machine."""
+    found = [*model_problems(config.model)]
+    match command:
+        case "prepare":
+            found += [*source_problems(config), *_cache_problems(config)]
+        case "train":
+            found += [
+                *source_problems(config),
+                *_prompt_problems(config),
+                *_package_problems(config, command),
+            ]
+            found += [*tracker_problems(config.log, Path(config.run_dir), config.cluster.environment)]
+            found += [*_folder_problems("run_dir", config.run_dir), *_cache_problems(config)]
+        case "evaluate":
+            found += [*_checkpoint_problems(config), *_package_problems(config, command)]
+            found += [*_folder_problems("run_dir", config.run_dir), *_cache_problems(config)]
+        case "export":
+            found += [*_export_problems(config)]
+        case "replay generate":
+            target = config.replay.generate.output_dir
+            found += [*_folder_problems("replay.generate.output_dir", target), *_cache_problems(config)]
+    return list(dict.fromkeys(found))
+
+
+def source_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem for every source whose files, or whose tokenizer, are not there or cannot be taken."""
+    to_sample = not_generated(config)
+    for name, source in config.data.sources.items():
+        key = f"data.sources.{name}"
+        if name in to_sample:
+            yield to_sample[name]
+        elif source.path is not None and not is_address(source.path):
+            yield from _raised(key, partial(list_files, name, source))
+        if source.tokenizer is not None and is_missing(source.tokenizer):
+            yield problem(f"{key}.tokenizer", no_maker(source.tokenizer, NOTHING_THERE))
+
+
+def _prompt_problems(config: RunConfig) -> Iterator[Problem]:
+    yield from _raised("evaluate.during.samples.file", lambda: read_prompts(config.evaluate.during.samples))
+
+
+def _package_problems(config: RunConfig, command: str) -> Iterator[Problem]:
+    """Yield a problem for every package that is asked for and not installed."""
+    if config.tune.quantise is not Quantise.none:
+        yield from quantiser_problems()
+    evaluate, own = config.evaluate, config.evaluate.tasks.include_path
+    yield from harness_problems("evaluate.tasks.names", evaluate.tasks.names, own)
+    if command == "train":
+        yield from harness_problems("evaluate.during.tasks", evaluate.during.tasks, own)
+
+
+def _checkpoint_problems(config: RunConfig) -> Iterator[Problem]:
+    run_dir, which = Path(config.run_dir), config.evaluate.checkpoint
+    # One that is there is verified by the ranks, once.
+    if which.isdigit() and not step_dir(run_dir, int(which)).is_dir():
+        from trainer.checkpoint.named import find_checkpoint
+
+        yield from _raised("evaluate.checkpoint", lambda: find_checkpoint(run_dir, which))
+
+
+def _export_problems(config: RunConfig) -> Iterator[Problem]:
+    export = config.export
+    yield from _folder_problems("export.output_dir", export.output_dir)
+    yield from login_problems(export)
+    yield from _raised("export.gguf", lambda: find_converter(export, exports_adapter(config)))
+
+
+def _folder_problems(key: str, folder: str | None) -> Iterator[Problem]:
+    """Yield a problem where nothing can be written into a folder."""
+    why = None if not folder else why_not_writable(Path(folder).expanduser().absolute())
+    if why is not None:
+        yield problem(key, f"must be a folder you can write to, but {folder} is not: {why}. Set {key}.")
+
+
+def _cache_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem where there can be no cache; one that is only read may hold everything already."""
+    if not Path(config.data.cache_dir).is_dir():
+        yield from _folder_problems("data.cache_dir", config.data.cache_dir)
+
+
+def _raised(key: str, look: Callable[[], object]) -> Iterator[Problem]:
+    """Yield what a look raises as a problem: of the key that its sentence begins with, else of this one."""
+    try:
+        look()
+    except TrainerError as error:
+        named = re.match(r"`([^`]+)`", str(error))
+        yield Problem(named[1] if named else key, str(error))
