@@ -5,7 +5,14 @@ import pytest
 from trainer.config.check import find_problems
 from trainer.config.store import compose_config
 
-BASE = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "run_dir=/nowhere", "zero=zero2"]
+BASE = [
+    "model=tiny",
+    "data=text",
+    "data.sources.corpus.path=x.txt",
+    "run_dir=/nowhere",
+    "zero=zero2",
+    "train.max_steps=4",
+]
 
 
 def problems(*words, ranks=None):
