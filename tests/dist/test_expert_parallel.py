@@ -128,15 +128,26 @@ def test_spread_experts_in_bf16_are_within_its_rounding(pool, workspace, mixture
         assert_close(records, whole, 4 * BF16_LOSS, 4 * BF16_NORM)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
+@pytest.mark.parametrize(
+    ("family", "stage", "num_ranks"),
+    [
+        ("Qwen3-MoE", 2, 2),
+        ("Qwen3-MoE", 3, 2),
+        pytest.param("Qwen3-MoE", 1, 2, marks=pytest.mark.slow),
+        pytest.param("Qwen3-MoE", 2, 4, marks=pytest.mark.slow),
+        pytest.param("Qwen3-MoE", 3, 4, marks=pytest.mark.slow),
+        pytest.param("DeepSeek-V3 and R1", 2, 2, marks=pytest.mark.slow),
+        pytest.param("Qwen1.5-MoE and Qwen2-MoE", 3, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_spread_experts_resume_bitwise_and_export_under_the_bases_names(
-    pool, workspace, mixture, stage, tmp_path
+    pool, workspace, mixture, family, stage, num_ranks, tmp_path
 ):
     """A resumed run that differs: experts of other ranks were not restored. An export that is far off: they are in
     another order, or gate and up are.
     """
-    words = [mixture("Qwen3-MoE"), "zero.expert_parallel=2", f"zero.stage={stage}"]
-    pool(2).run(train_twice, workspace=workspace, folder=str(tmp_path), overrides=words)
+    words = [mixture(family), "zero.expert_parallel=2", f"zero.stage={stage}"]
+    pool(num_ranks).run(train_twice, workspace=workspace, folder=str(tmp_path), overrides=words)
     whole, resumed = losses(tmp_path / "whole"), losses(tmp_path / "resumed")
     assert sorted(resumed) == [4, 5, 6] and {step: whole[step] for step in resumed} == resumed
     code, moved, names, files, _ = pool(1).run(exported, run_dir=str(tmp_path / "resumed"), merge=False)[0]
