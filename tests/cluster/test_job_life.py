@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from launch.status import run_status
-from tests.helpers.submitted import Submitted
+from tests.helpers.submitted import ANY_FILE, Submitted
 from trainer.cli import run_command
 from trainer.dist.env import job_port
 from trainer.dist.hosts import expand_hosts
@@ -32,7 +32,7 @@ RUN = (
     "cluster.cpus_per_rank=1",
     "model=tiny",
     "data=text",
-    f"data.sources.corpus.path={__file__}",  # any file: nothing is read of it
+    f"data.sources.corpus.path={ANY_FILE}",
     "train.max_steps=9",
 )
 TWO_NODES = (*RUN, "cluster.num_nodes=2")

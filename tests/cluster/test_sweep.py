@@ -15,7 +15,7 @@ from launch.attempts import last_job
 from launch.slurm import job_states
 from launch.status import run_status
 from tests.helpers.ctrl_c import listen_to_ctrl_c
-from tests.helpers.submitted import overrides
+from tests.helpers.submitted import ANY_FILE, overrides
 from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.cli import run_command
 from trainer.config.store import load_config
@@ -39,7 +39,7 @@ RUN = (
     *NODES,
     "model=tiny",
     "data=text",
-    f"data.sources.corpus.path={__file__}",  # any file: nothing is read of it
+    f"data.sources.corpus.path={ANY_FILE}",
     "train.max_steps=9",
     "cluster.node_local_paths=[/nowhere]",
     "sweep.poll_s=0.3",

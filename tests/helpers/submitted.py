@@ -16,6 +16,9 @@ from trainer.metrics.jsonl import read
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
 
+ANY_FILE = Path(__file__).parents[2] / "benchmarks" / "results" / "quickstart_2_cpu_ranks.metrics.jsonl"
+"""Of a kind that is read; nothing is read of it where nothing trains."""
+
 
 def overrides(project: Path, num_steps: int) -> list[str]:
     """Return a run of the tiny model on the project's corpus; fp32, so that losses can be compared exactly."""

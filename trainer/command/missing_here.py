@@ -5,7 +5,6 @@ Each is independent of the others: whoever has mended one does not meet the next
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from trainer.command.prepare import not_generated
 from trainer.config.check import find_problems
 from trainer.config.check_export import exports_adapter
 from trainer.config.paths import is_address
-from trainer.config.rule import Problem, problem, problems_shown, told_together
+from trainer.config.rule import Problem, problem, problems_shown, said, told_together
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
 from trainer.data.rows.files import list_files
@@ -137,5 +136,4 @@ def _raised(key: str, look: Callable[[], object]) -> Iterator[Problem]:
     try:
         look()
     except TrainerError as error:
-        named = re.match(r"`([^`]+)`", str(error))
-        yield Problem(named[1] if named else key, str(error))
+        yield said(key, str(error))

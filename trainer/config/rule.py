@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,12 @@ def problems_shown(sentences: Sequence[str]) -> str:
 def told_together(sentences: Sequence[str]) -> ConfigError:
     """Return the error of sentences: one speaks for itself, several stand under their count."""
     return ConfigError(sentences[0] if len(sentences) == 1 else problems_shown(sentences))
+
+
+def said(key: str, sentence: str) -> Problem:
+    """Return the problem of a sentence that is whole: of the key that it begins with, else of this one."""
+    named = re.match(r"`([^`]+)`", sentence)
+    return Problem(named[1] if named else key, sentence)
 
 
 def problem(key: str, rest: str) -> Problem:

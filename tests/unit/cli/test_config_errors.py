@@ -215,7 +215,7 @@ def test_a_global_batch_that_does_not_divide_gets_the_nearest_that_does(refuse, 
         f"train.global_batch_tokens={asked}",
     )
     assert "ranks x micro batch x seq_len = 8 x 1 x 2048 = 16384" in message
-    assert message.endswith(f"but is {asked} instead. Set train.global_batch_tokens={nearest}.")
+    assert f"but is {asked} instead. Set train.global_batch_tokens={nearest}." in message
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_global_batch_that_does_not_divide_gets_the_nearest_that_does(refuse, 
 )
 def test_extra_may_not_override_what_we_derive(refuse, key, value, ours):
     message = refuse("prepare", *CORPUS, "train.max_steps=1", f"+zero.extra.{key}={value}")
-    assert f"`zero.extra.{key}` must be left out" in message and message.endswith(f"Set {ours} instead.")
+    assert f"`zero.extra.{key}` must be left out" in message and f"Set {ours} instead." in message
 
 
 @pytest.mark.parametrize(
