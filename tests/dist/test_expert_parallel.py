@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.session import config_of, loader_of, session_of, take_steps
+from tests.dist.session import config_of, loader_of, session_of
 from tests.dist.test_adapters import exported, losses, train_twice
+from tests.dist.test_mixtures import trained
 from tests.dist.test_zero import BF16_LOSS, BF16_NORM, assert_close, documents_of, plain_steps
 from tests.helpers.tiny_families import FAMILIES, tiny_config
 from trainer.errors import ConfigError, SelfCheckError
@@ -55,14 +56,6 @@ def mixture(pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[family]
 
     return get
-
-
-def trained(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]]) -> Any:
-    results = []
-    for index, overrides in enumerate(variants):
-        with session_of(config_of(workspace, f"{run_dir}/{index}", *overrides)) as session:
-            results.append(take_steps(session, NUM_STEPS))
-    return results
 
 
 def plain_torch(mesh: Any, workspace: str, run_dir: str, overrides: list[str]) -> Any:

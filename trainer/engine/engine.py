@@ -186,8 +186,6 @@ class Engine:
 class _Undivided(nn.Module):
     """Stands where DeepSpeed's engine stands, for a model that is only evaluated."""
 
-    optimizer = None
-
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module

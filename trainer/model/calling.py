@@ -29,17 +29,9 @@ def calling_parts(model: nn.Module) -> list[type[nn.Module]]:
             continue
         for part_name, method in _CALL.findall(code):
             part = module._modules.get(part_name)
-            is_own = (
-                part is not None
-                and not hasattr(nn.Module, method)
-                and callable(getattr(type(part), method, None))
-            )
-            if (
-                part is not None
-                and is_own
-                and not isinstance(part, nn.ModuleList | nn.ModuleDict | nn.ParameterDict)
-            ):
-                has_parameters = next(part.parameters(), None) is not None
-                if has_parameters:
-                    found[kind] = None
+            if part is None or isinstance(part, nn.ModuleList | nn.ModuleDict | nn.ParameterDict):
+                continue
+            is_own = not hasattr(nn.Module, method) and callable(getattr(type(part), method, None))
+            if is_own and next(part.parameters(), None) is not None:
+                found[kind] = None
     return list(found)

@@ -136,7 +136,7 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
         with shaking(policy.module):
             again_KV = _called(lambda: policy.answer_raw(Logits(kept_K), **_alone(tokens_1T[:, before:])))
     floor = MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
-    bound = max(4 * floor, NOISE * _typical(_apart(_working(alone_KV), _working(again_KV))))
+    bound = _allowed(alone_KV, again_KV)
     apart_K = _apart(_working(alone_KV), _working(packed_KV))
     is_far_K = kept_K >= window if is_beyond else torch.zeros_like(kept_K, dtype=torch.bool)
     near = _typical(apart_K[~is_far_K])
@@ -179,8 +179,7 @@ def check_rows(policy: Policy, hf_config: Any, seq_len: int) -> float:
         with shaking(policy.module):
             again_KV = _called(lambda: policy.answer_raw(Logits(kept_K), input_ids=tokens_1T[:, :num_tokens]))
     apart = _typical(_apart(_working(alone_KV), _working(beside_KV)))
-    measured = _typical(_apart(_working(alone_KV), _working(again_KV)))
-    allowed = max(4 * MASK_FLOOR.get(alone_KV.dtype, 2.0**-6), NOISE * measured)
+    allowed = _allowed(alone_KV, again_KV)
     if not apart <= allowed:
         raise SelfCheckError(
             f"A document must be what it is alone when padding stands behind it, but its logits differ by {apart:.1e} "
@@ -226,6 +225,12 @@ def _apart(own_TV: Tensor, other_TV: Tensor) -> Tensor:
 def _typical(values: Tensor) -> float:
     """Return the median, which a token that rounding sends to another expert does not move; NaN if any is."""
     return float("nan") if values.isnan().any() else float(values.median())
+
+
+def _allowed(alone_KV: Tensor, again_KV: Tensor) -> float:
+    """Return up to where a difference is rounding, by that of a document whose every operation rounded anew."""
+    measured = _typical(_apart(_working(alone_KV), _working(again_KV)))
+    return max(4 * MASK_FLOOR.get(alone_KV.dtype, 2.0**-6), NOISE * measured)
 
 
 def _suspect(own_TV: Tensor, ours_TV: Tensor, hf_config: Any) -> str:
