@@ -36,27 +36,37 @@ RUN = (
     "train.max_steps=9",
 )
 TWO_NODES = (*RUN, "cluster.num_nodes=2")
-# A shell cannot trap what was ignored when it started, as Python can: it starts itself again when it has "loaded".
-# As ranks of ours all stop together, and none is ended by srun because another one was a little faster. SIGTERM, which
-# SLURM sends at the time limit, does not make them save.
-SAVE_ON_SIGNAL = """
-[[ ${LISTENS-} ]] || {
-    echo loading
-    until [[ -e ${LOADS_UNTIL:-/} ]]; do sleep 0.1; done
-    exec env --default-signal=USR1 LISTENS=1 "$0" "$@"
-}
-stop() {
-    trap "" TERM USR1
-    ((SLURM_PROCID)) || commit "$attempt"
-    touch "$run_dir/stops-$attempt-$SLURM_PROCID"
-    until (($(ls "$run_dir"/stops-"$attempt"-* | wc -l) == SLURM_NTASKS)); do sleep 0.1; done
-    exit 75
-}
-trap "" TERM
-trap stop USR1
-((attempt > 1)) && exit 0
-echo "rank $SLURM_PROCID listens"
-while :; do sleep 0.1; done
+# Python, as ranks are: a shell cannot trap what was ignored when it started, and one that starts itself anew with the
+# signal's default is ended by one that comes before its trap. As ranks of ours all stop together, and none is ended by
+# srun because another one was a little faster. SIGTERM, which SLURM sends at the time limit, does not make them save.
+SAVE_ON_SIGNAL = f"""
+exec {sys.executable} -S - "$run_dir" "$attempt" <<'END'
+import os, signal, sys, time
+from pathlib import Path
+
+run_dir, attempt, rank = Path(sys.argv[1]), int(sys.argv[2]), int(os.environ["SLURM_PROCID"])
+
+def wait(condition):
+    while not condition():
+        time.sleep(0.1)
+
+def stop(*_):
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if rank == 0:
+        (run_dir / f"checkpoints/step-{{attempt:08d}}").mkdir(parents=True)
+    (run_dir / f"stops-{{attempt}}-{{rank}}").touch()
+    wait(lambda: len([*run_dir.glob(f"stops-{{attempt}}-*")]) == int(os.environ["SLURM_NTASKS"]))
+    os._exit(75)
+
+print("loading", flush=True)
+wait(Path(os.environ.get("LOADS_UNTIL", "/")).exists)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGUSR1, stop)
+if attempt > 1:
+    os._exit(0)
+print("rank", rank, "listens", flush=True)
+wait(lambda: False)
+END
 """
 
 
