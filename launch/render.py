@@ -18,6 +18,7 @@ from .words import (
     in_double_quotes,
     is_contained,
     lines,
+    nodes_times,
     own_folders,
     python,
     pyxis,
@@ -56,6 +57,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
         gres = ",".join(filter(None, (f"gpu:{cluster.num_gpus_asked}", gres)))
     per_rank = cluster.cpus_per_rank
     starts_ranks = cluster.launcher is Launcher.srun
+    least, most = cluster.nodes_asked
     num_tasks = cluster.ranks_per_node if starts_ranks else 1
     cores = per_rank and per_rank * cluster.ranks_per_node // num_tasks
     log = job.run_dir / "logs" / "job-%j.out"
@@ -70,7 +72,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
         ("Reserved nodes.", "reservation", cluster.reservation),
         ("Features that nodes must have.", "constraint", cluster.constraint),
         ("Nodes to stay away from.", "exclude", cluster.exclude),
-        ("Nodes.", "nodes", cluster.num_nodes),
+        ("Nodes.", "nodes", cluster.num_nodes if least == most else f"{least}-{most}"),
         ("One task a rank." if starts_ranks else "One launcher a node.", "ntasks-per-node", num_tasks),
         ("CPU cores of a task.", "cpus-per-task", cores),
         ("GPUs of a node.", "gres", gres),
@@ -201,12 +203,12 @@ def _says(quoted: str) -> str:
 
 def _ranks(cluster: ClusterConfig, job: Job) -> str:
     """Return the function that starts the ranks, and what its words mean."""
-    nodes, per_node = cluster.num_nodes, cluster.ranks_per_node
-    num_tasks = nodes * per_node if cluster.launcher is Launcher.srun else nodes
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={num_tasks}", f"--ntasks-per-node={num_tasks // nodes}"]
+    tasks = cluster.ranks_per_node if cluster.launcher is Launcher.srun else 1
+    srun = ["srun", f"--nodes={nodes_times(cluster)}", f"--ntasks={nodes_times(cluster, tasks)}"]
+    srun.append(f"--ntasks-per-node={tasks}")
     if cluster.cpus_per_rank:
         # srun does not take it over from sbatch.
-        srun.append(f"--cpus-per-task={cluster.cpus_per_rank * nodes * per_node // num_tasks}")
+        srun.append(f"--cpus-per-task={cluster.cpus_per_rank * cluster.ranks_per_node // tasks}")
     if cluster.num_gpus_asked:
         # Every rank sees all GPUs of its node, and takes the one of its local rank.
         srun.append("--gpu-bind=none")
@@ -229,7 +231,7 @@ def _ranks(cluster: ClusterConfig, job: Job) -> str:
 
 
 def _launcher_words(cluster: ClusterConfig) -> list[str]:
-    nodes, per_node = cluster.num_nodes, cluster.ranks_per_node
+    nodes, per_node = nodes_times(cluster), cluster.ranks_per_node
     match cluster.launcher:
         case Launcher.srun:
             return ["-m", "trainer"]

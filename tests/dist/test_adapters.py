@@ -10,11 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.dist.session import config_of, session_of, take_steps
 from tests.dist.test_zero import FP32, NUM_STEPS, assert_close, documents_of, plain_steps
 from trainer.checkpoint.layout import step_dir
+from trainer.checkpoint.shard_file import split_key
 
 METHODS = {
     "lora": ["tune.method=lora", "tune.r=4"],
@@ -210,12 +212,13 @@ def exported(mesh: Any, run_dir: str, merge: bool) -> list[Any]:
     ]
     code = export_model(load_config(path / "config.yaml", overrides))
     names = [name for name, _ in stream_parameters(step_dir(path, 6))]
-    # DeepSpeed's own file as well: it kept the second name of a frozen tied matrix.
-    held = [
-        name
-        for file in (step_dir(path, 6) / "engine").glob("*model_states.pt")
-        for name in torch.load(file, weights_only=False)["module"]
-    ]
+    held = sorted(
+        {
+            split_key(key)[1]
+            for file in (step_dir(path, 6) / "shards").iterdir()
+            for key in safetensors.torch.load_file(file)
+        }
+    )
     saved = read_fingerprint(step_dir(path, 6) / "fingerprint.safetensors")
     logits = plain_logits(folder, saved.tokens_T)[-len(saved.logits_KV) :]
     return [

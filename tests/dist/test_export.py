@@ -116,7 +116,7 @@ def export_tampered(mesh: Any, run_dir: str, folder: str) -> list[Any]:
     flipped, other = Path(folder) / "flipped", Path(folder) / "other"
     for copy in (flipped, other):
         shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("export"))
-    shard = step_dir(flipped, 2) / "engine" / "mp_rank_00_model_states.pt"
+    shard = step_dir(flipped, 2) / "shards" / "rank-00000.safetensors"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))

@@ -24,7 +24,7 @@ def forge(run_dir: Path, change: float) -> None:
     """Commit the newest checkpoint anew with other logits in its fingerprint: it verifies, and is not what it says."""
     from safetensors.torch import load_file, save_file
 
-    from trainer.engine.states import seal
+    from trainer.checkpoint.commit import seal
 
     source = step_dir(run_dir, 6)
 
@@ -75,7 +75,7 @@ def start_over(mesh: Any, workspace: str, folder: str) -> list[str]:
     config = config_for(workspace, run_dir, 1)
     assert training.run_training(config).value == "finished"
     for step in (3, 6):
-        path = next((step_dir(run_dir, step) / "engine").iterdir())
+        path = next((step_dir(run_dir, step) / "shards").iterdir())
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,38 +67,11 @@ def assert_bitwise(whole: Path, resumed: Path, seen: int | None = 6 * 4 * 64) ->
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return a digest of what every file of a checkpoint holds; pickles of equal values differ in bytes."""
-    import torch
-
-    found = {}
-    for name, (_, digest) in read_manifest(folder).files.items():
-        if name == STATE:
-            continue
-        if name.endswith(".pt"):
-            flat = [*flatten(torch.load(folder / name, weights_only=False), "")]
-            assert sum(":tensor" in line for line in flat) > 2
-            digest = hashlib.sha256("\n".join(flat).encode()).hexdigest()
-        found[name] = digest
-    assert {name.split("/")[0].split("-rank")[0] for name in found} >= {"engine", "rng", FINGERPRINT}
+    """Return the digest of every file of a checkpoint."""
+    files = read_manifest(folder).files
+    found = {name: digest for name, (_, digest) in files.items() if name != STATE}
+    assert {name.split("/")[0].split("-rank")[0] for name in found} >= {"shards", "rng", FINGERPRINT}
     return found
-
-
-def flatten(value: Any, key: str) -> Iterator[str]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        raw = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        yield f"{key}:tensor {value.dtype} {list(value.shape)} {hashlib.sha256(raw).hexdigest()}"
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from flatten(item, f"{key}.{name}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from flatten(item, f"{key}[{index}]")
-    elif type(value).__module__.startswith("deepspeed") and hasattr(value, "__dict__"):
-        yield from flatten(vars(value), key)
-    else:
-        yield f"{key}={value!r}"
 
 
 def test_resume_after_three_steps_is_bitwise_identical_at_two_ranks(pool, workspace, tmp_path):
@@ -111,9 +82,6 @@ def test_resume_after_three_steps_is_bitwise_identical_at_two_ranks(pool, worksp
     pool(2).run(train_twice, workspace=workspace, folder=str(tmp_path), stages=[1, 2, 3])
     for stage in (1, 2, 3):
         assert_bitwise(tmp_path / f"whole-{stage}", tmp_path / f"resumed-{stage}")
-    refusal = pool(1).run(resume_alone, workspace=workspace, run_dir=str(tmp_path / "whole-1"))[0]
-    assert "the number of ranks that saved it (2), but has 1 instead" in refusal
-    assert "Start as many ranks as saved it" in refusal
 
 
 OFFLOADED = ["zero.offload_optimizer=cpu"]
@@ -145,14 +113,13 @@ def test_resume_is_bitwise_identical_in_fp32_offloaded_tied_and_with_frozen_weig
 
 
 def test_resume_at_stage_0_is_bitwise_identical_and_other_runs_are_refused(pool, workspace, tmp_path):
-    """As above; stage 0 is saved by another path of DeepSpeed."""
+    """As above; at stage 0 every rank holds all."""
     pool(1).run(train_twice, workspace=workspace, folder=str(tmp_path), stages=[0])
     assert_bitwise(tmp_path / "whole-0", tmp_path / "resumed-0")
     answers = pool(1).run(refusals, workspace=workspace, run_dir=str(tmp_path / "whole-0"))[0]
-    assert "with `zero.stage` that saved it (0), but has 3 instead" in answers["stage"]
     assert "with the data that saved it" in answers["data"] and "other" in answers["data"]
     assert "with the configuration that saved it" in answers["config"]
-    for kind in ("stage", "data", "config"):
+    for kind in ("data", "config"):
         assert answers[kind].startswith("CheckpointError")
         assert "or give another run_dir." in answers[kind]
     assert answers["weights"].startswith("CheckpointError")
@@ -173,19 +140,10 @@ def refusal_of(saver: Any) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def resume_alone(mesh: Any, workspace: str, run_dir: str) -> str:
-    config = config_for(workspace, Path(run_dir), 1)
-    with session_of(config) as session:
-        return refusal_of(saver_of(session))
-
-
 def refusals(mesh: Any, workspace: str, run_dir: str) -> dict[str, str]:
     config = config_for(workspace, Path(run_dir), 0)
     answers = {}
     with session_of(config) as session:
-        session.policy.engine.stage = 3
-        answers["stage"] = refusal_of(saver_of(session))
-        session.policy.engine.stage = 0
         stores = {name: dataclasses.replace(s, digest="other") for name, s in session.stores.items()}
         answers["data"] = refusal_of(saver_of(session, stores=stores))
         other = dataclasses.replace(config, seed=5)
@@ -200,18 +158,21 @@ def refusals(mesh: Any, workspace: str, run_dir: str) -> dict[str, str]:
 
 def commit_other_weights(run_dir: Path, mesh: Any) -> None:
     """Commit a checkpoint that verifies, whose weights are not those that its fingerprint saw."""
-    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
 
-    from trainer.engine.states import seal
+    from trainer.checkpoint.commit import seal
 
     source = step_dir(run_dir, 6)
 
     def write(staging: Path) -> list[Any]:
         shutil.copytree(source, staging, dirs_exist_ok=True)
-        path = staging / "engine" / "mp_rank_00_model_states.pt"
-        states = torch.load(path, weights_only=False)
-        states["module"]["lm.lm_head.weight"] *= 1.5
-        torch.save(states, path)
+        path = staging / "shards" / "rank-00000.safetensors"
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata()
+        tensors = load_file(path)
+        tensors["weight/lm_head.weight@0"] *= 1.5
+        save_file(tensors, path, metadata=facts)
         return [seal(f) for f in staging.rglob("*") if f.is_file() and f.name != "manifest.json"]
 
     commit(run_dir, dataclasses.replace(read_manifest(source), step=7, files={}), write, mesh)

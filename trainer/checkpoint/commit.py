@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, step_dir
 from trainer.checkpoint.manifest import Manifest, manifest_text
@@ -26,23 +29,24 @@ _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Written(Protocol):
-    """A file a rank wrote: its path, size and digest."""
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file this rank wrote."""
 
-    @property
-    def path(self) -> Path:
-        """Where it is."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-
-    @property
-    def sha256(self) -> str:
-        """Its digest."""
+    path: Path
+    num_bytes: int
+    sha256: str
 
 
-def commit(run_dir: Path, manifest: Manifest, write: Callable[[Path], list[Written]], mesh: Mesh) -> Path:
+def seal(path: Path) -> WrittenFile:
+    """Fsync a written file and return its size and SHA-256, read back from the file system."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return WrittenFile(path, path.stat().st_size, digest)
+
+
+def commit(run_dir: Path, manifest: Manifest, write: Callable[[Path], list[WrittenFile]], mesh: Mesh) -> Path:
     """Write a checkpoint whole or not at all. Collective: every rank.
 
     Args:
@@ -85,7 +89,7 @@ def _agree(mesh: Mesh, error: Exception | None, target: Path) -> None:
     raise CheckpointError(f"The checkpoint {target} could not be written: {problems[0][0]}. {fix}") from error
 
 
-def _gather_files(mesh: Mesh, written: list[Written], staging: Path) -> dict[str, tuple[int, str]]:
+def _gather_files(mesh: Mesh, written: list[WrittenFile], staging: Path) -> dict[str, tuple[int, str]]:
     mine = {str(f.path.relative_to(staging)): (f.num_bytes, f.sha256) for f in written}
     files: dict[str, tuple[int, str]] = {}
     for part in mesh.gather(mine):

@@ -8,8 +8,8 @@ from pathlib import Path
 from trainer.checkpoint.layout import find_checkpoints
 from trainer.errors import CheckpointError
 
-BYTES_PER_PARAMETER = {"bf16": 14, "fp32": 16}
-"""Checkpoint bytes of a trained parameter: weights, master weights and two Adam moments."""
+BYTES_PER_PARAMETER = 12
+"""Checkpoint bytes of a trained parameter: float32 weights and two Adam moments."""
 
 
 def num_to_come(run_dir: Path, num_kept: int, keep_every_steps: int | None) -> int:
@@ -22,9 +22,9 @@ def num_to_come(run_dir: Path, num_kept: int, keep_every_steps: int | None) -> i
     return num_kept + 1 - min(num_there, num_kept)
 
 
-def check_space(run_dir: Path, num_trainable: int, dtype: str, num_to_come: int) -> None:
+def check_space(run_dir: Path, num_trainable: int, num_to_come: int) -> None:
     """Raise when the disk has no room for the checkpoints that will be written before others are removed."""
-    need_bytes = num_to_come * num_trainable * BYTES_PER_PARAMETER[dtype]
+    need_bytes = num_to_come * num_trainable * BYTES_PER_PARAMETER
     free_bytes = bytes_free(run_dir)
     if free_bytes < need_bytes:
         raise CheckpointError(

@@ -13,11 +13,11 @@ from rich.table import Table
 from trainer.checkpoint.layout import STATE
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.named import find_checkpoint
+from trainer.checkpoint.shards import open_shards
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.store import data_digest
-from trainer.engine.states import read_states
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
@@ -61,7 +61,7 @@ def _evaluate(session: Session) -> bool:
     if task_scores is not None:
         with virtual_off(session.policy.module):
             task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
-    session.policy.engine.load(folder, read_states(folder, mesh.rank))
+    session.policy.engine.load(open_shards(folder))
     _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores)
     if not config.gate.has_rules:
         return True

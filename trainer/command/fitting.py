@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.config.begun import may_be_uneven
 from trainer.config.check import find_problems
 from trainer.config.model import WITH_MASK, Attention, Kernels, ModelConfig, ModelKind
 from trainer.config.optim import Offload
@@ -238,9 +239,8 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
     """
     zero, model = config.zero, config.model
     assert zero.stage is not None and model.checkpoint_layers is not None, "fitted() comes first"
-    batch = batch_shape(
-        config.train.global_batch_tokens, config.data.seq_len, config.train.micro_batch_size, num_ranks
-    )
+    train, seq_len, is_movable = config.train, config.data.seq_len, may_be_uneven(config)
+    batch = batch_shape(train.global_batch_tokens, seq_len, train.micro_batch_size, num_ranks, is_movable)
     deepspeed_dict(zero, config.optim, batch, on_gpu=True)
     return RunShape(
         stage=zero.stage,

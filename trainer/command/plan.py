@@ -146,7 +146,7 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
         limit_gib = gpu_gib - config.plan.reserve_gib
         found_change = smallest_change(shape, run, weights, limit_gib, config.cluster.num_nodes)
         advice = None if found_change is None else " ".join(found_change.overrides)
-    size = weights.num_trainable * BYTES_PER_PARAMETER[config.zero.dtype]
+    size = weights.num_trainable * BYTES_PER_PARAMETER
     return LightForecast(need_gib, gpu_gib, fits, advice, size)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 
+from trainer.config.begun import may_be_uneven
 from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_columns import column_problems
 from trainer.config.check_during import best_problems, during_problems
@@ -221,6 +222,8 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
         return
     ranks = world_size or config.cluster.num_nodes * config.cluster.ranks_per_node
     unit = max(ranks, 1) * train.micro_batch_size * max(seq_len, 1)
+    if may_be_uneven(config) and train.global_batch_tokens % max(seq_len, 1) == 0:
+        return
     if train.global_batch_tokens < unit or train.global_batch_tokens % unit:
         nearest = max(round(train.global_batch_tokens / unit), 1) * unit
         yield must(

@@ -17,15 +17,29 @@ class BatchShape:
     world_size: int
     seq_len: int
 
+    @property
+    def num_places(self) -> int:
+        """Return the packs that a step has room for; more than it has where ranks do not divide them."""
+        return self.micro_batch_size * self.num_micro_steps * self.world_size
 
-def batch_shape(global_batch_tokens: int, seq_len: int, micro_batch_size: int, world_size: int) -> BatchShape:
+
+def batch_shape(
+    global_batch_tokens: int,
+    seq_len: int,
+    micro_batch_size: int,
+    world_size: int,
+    may_be_uneven: bool = False,
+) -> BatchShape:
     """Derive packs a step and gradient accumulation from the global batch.
 
+    Args:
+        may_be_uneven: Some ranks may have fewer packs in a step than others, as when nodes are taken away.
     Raises:
-        TopologyError: The ranks do not divide the batch.
+        TopologyError: The ranks do not divide the batch, and must.
     """
     unit = seq_len * micro_batch_size * world_size
-    if global_batch_tokens < unit or global_batch_tokens % unit:
+    is_even = global_batch_tokens >= unit and global_batch_tokens % unit == 0
+    if not is_even and not (may_be_uneven and global_batch_tokens % seq_len == 0):
         nearest = max(round(global_batch_tokens / unit), 1) * unit
         raise TopologyError(
             f"`train.global_batch_tokens` must be a multiple of ranks x micro batch x seq_len = "
@@ -35,7 +49,7 @@ def batch_shape(global_batch_tokens: int, seq_len: int, micro_batch_size: int, w
     return BatchShape(
         packs_per_step=global_batch_tokens // seq_len,
         micro_batch_size=micro_batch_size,
-        num_micro_steps=global_batch_tokens // unit,
+        num_micro_steps=-(-global_batch_tokens // unit),
         world_size=world_size,
         seq_len=seq_len,
     )

@@ -10,22 +10,36 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
+from trainer.checkpoint.shard_file import BUFFER, Fragment
+from trainer.checkpoint.shards import Shards
+from trainer.engine.flat_state import flat_states, spread_masters, whole_shapes
 from trainer.engine.spread_layout import SPREAD, Spread
-from trainer.engine.states import MODULE_PREFIX, TAG, Collector, Provider
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.model.calling import calling_parts
 from trainer.model.head.ask import Ask
 
 _LOG = logging.getLogger(__name__)
 
+MODULE_PREFIX = "lm."
+"""Name of the model inside the objective that the engine wraps."""
 A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A rank's part of what is saved."""
+
+    fragments: list[Fragment]
+    """Views of the engine's own tensors: write them before the next step."""
+    facts: dict[str, Any]
+    """What there is to know beside tensors, as plain values."""
 
 
 class Engine:
@@ -38,8 +52,6 @@ class Engine:
         self.module: nn.Module = ds.module
         self._spread = spread
         self._is_partial = not all(p.requires_grad for p in self.module.parameters())
-        if self._is_partial or spread is not None:
-            ds.module_state_dict = self._kept_state
 
     def forward(self, ask: Ask[A], **inputs: Any) -> A:
         """Run the model on packed inputs and return its answer. Collective under ZeRO-3."""
@@ -106,72 +118,64 @@ class Engine:
             if self.stage == 3:  # its hooks keep what a backward pass that ended early had gathered
                 self._ds.empty_partition_cache()
 
-    def states(self) -> dict[str, Any]:
-        """Return this rank's shards of what trains, by file name, without touching a disk. Collective.
-
-        They hold the engine's own tensors: write them before the next step.
-        """
-        collector = Collector(self._ds.checkpoint_engine)
-        self._ds.checkpoint_engine = collector
-        self._ds._copy_recovery_script = lambda path: None  # theirs reads our files as well; ours is `export`
-        described = {} if self._spread is None else {SPREAD: self._spread.described()}
-        try:
-            with self._by_shards():
-                self._ds.save_checkpoint(
-                    TAG,
-                    tag=TAG,
-                    client_state=described,
-                    save_latest=False,
-                    exclude_frozen_parameters=self._is_partial,
-                )
-        finally:
-            self._ds.checkpoint_engine = collector.inner
-        return collector.states
+    def held(self) -> Held:
+        """Return this rank's part of what trains and of what else a model remembers, without touching a disk."""
+        flats = flat_states(self._ds, self.stage, MODULE_PREFIX, self._spread)
+        is_first = not torch_dist.is_initialized() or torch_dist.get_rank() == 0
+        if self.stage == 0 and not is_first:  # every rank holds all
+            return Held([], {})
+        facts: dict[str, Any] = {}
+        facts["scalars"] = {piece.name: flat.scalars() for flat in flats for piece in flat.pieces}
+        fragments = [fragment for flat in flats for fragment in flat.fragments()]
+        if is_first:
+            facts["shapes"] = whole_shapes(self._ds, MODULE_PREFIX)
+            fragments += [Fragment(BUFFER, name, 0, value) for name, value in self._buffers().items()]
+            if self._spread is not None:
+                facts[SPREAD] = self._spread.described()
+        return Held(fragments, facts)
 
     def has_finite_weights(self) -> bool:
         """Tell whether this rank's part of what trains holds only finite numbers; at stages below 3 its part is all."""
         return all(_is_finite(p) for p in self.module.parameters() if p.requires_grad)
 
-    def load(self, folder: Path, states: dict[str, Any]) -> None:
-        """Take over the states that `read_states` read from a checkpoint, at the same world size. Collective."""
-        provider = Provider(self._ds.checkpoint_engine, states)
-        self._ds.checkpoint_engine = provider
-        is_whole = not self._is_partial and self._spread is None
-        try:
-            with self._by_shards():
-                self._ds.load_checkpoint(
-                    str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=is_whole
-                )
-        finally:
-            self._ds.checkpoint_engine = provider.inner
-        if self._spread is not None and self.stage < 3:
-            self._ds.optimizer.update_lp_params()  # experts are in the shards of the optimizer alone
+    def fill(self, shards: Shards) -> None:
+        """Take over what a checkpoint holds, whatever ranks and stage wrote it. `settle` must follow; no collective.
 
-    @contextlib.contextmanager
-    def _by_shards(self) -> Iterator[None]:
-        """Let DeepSpeed save and load experts as it does all else: by shards, and not each in a file of its own."""
-        had = getattr(self._ds, "has_moe_layers", False)
-        self._ds.has_moe_layers = False
-        try:
-            yield
-        finally:
-            self._ds.has_moe_layers = had
-
-    def _kept_state(self, **options: Any) -> dict[str, Any]:
-        """Return the module's part of a checkpoint, without what is frozen and without experts that are spread.
-
-        DeepSpeed leaves frozen parameters out by one name each: the second name of a tied matrix, half a gigabyte for a
-        1B model, and the constants of weights in 4 bits stayed in.
+        Raises:
+            CheckpointError: It holds other parameters, or not all of these.
+            OSError, SafetensorError: A file cannot be read.
         """
-        state: dict[str, Any] = type(self._ds).module_state_dict(self._ds, **options)
+        own = whole_shapes(self._ds, MODULE_PREFIX)
+        if {name: tuple(shape) for name, shape in own.items()} != shards.shapes:
+            differ = sorted(set(own) ^ set(shards.shapes)) or list(own)
+            raise CheckpointError(
+                f"A checkpoint must hold what trains here, but {differ[0]} is not in both or has another shape. Go on "
+                "with the model, the adapter and the `zero.expert_parallel` that it was saved with."
+            )
+        for flat in flat_states(self._ds, self.stage, MODULE_PREFIX, self._spread):
+            flat.fill(shards)
+        for name, value in self._buffers().items():
+            with torch.no_grad():
+                value.copy_(shards.buffer(name))
+
+    def settle(self) -> None:
+        """Let the model compute with what was filled in on all ranks. Collective."""
+        spread_masters(self._ds, self.stage)
+
+    def load(self, shards: Shards) -> None:
+        """Take over what a checkpoint holds, and compute with it. Collective; raises as `fill` does."""
+        self.fill(shards)
+        self.settle()
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Return what the model remembers beside parameters, by name; nothing of a base that is frozen."""
         if self._is_partial:
-            named = self.module.named_parameters(remove_duplicate=False)
-            trained = {name for name, p in named if p.requires_grad}
-            state = {name: value for name, value in state.items() if name in trained}
-        if self._spread is not None:
-            is_expert = self._spread.is_expert
-            state = {n: value for n, value in state.items() if not is_expert(n.removeprefix(MODULE_PREFIX))}
-        return state
+            return {}
+        return {
+            name.removeprefix(MODULE_PREFIX): buffer
+            for name, buffer in self.module.named_buffers()
+            if _is_persistent(self.module, name)
+        }
 
     def _plain_norm(self) -> float | None:
         """Return the gradient norm where DeepSpeed reports none: fp32 at stage 0."""
@@ -197,6 +201,11 @@ class _Undivided(nn.Module):
 def undivided(model: nn.Module) -> Engine:
     """Return an engine that evaluates a model of this process, without DeepSpeed, optimizer or other ranks."""
     return Engine(_Undivided(model), stage=0)
+
+
+def _is_persistent(module: nn.Module, name: str) -> bool:
+    owner, _, key = name.rpartition(".")
+    return key not in module.get_submodule(owner)._non_persistent_buffers_set
 
 
 def _is_finite(parameter: nn.Parameter) -> bool:

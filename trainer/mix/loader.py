@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from trainer.data.pack.collate import MicroBatch
-from trainer.data.pack.refs import PackRef, read_micro_batch
+from trainer.data.pack.refs import FILLER, PackRef, read_batch
 from trainer.data.store.store import SplitStore
 from trainer.data.types import Unit
 from trainer.dist.mesh import Axis
@@ -96,7 +96,9 @@ class TrainLoader:
         after = self._plan.cursor
         mine = self._share(refs)
         size = self._micro_batch_size
-        micro_batches = [self._read_micro_batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+        micro_batches = [
+            self._read_micro_batch(mine[i : i + size], refs[0]) for i in range(0, len(mine), size)
+        ]
         targets, tokens, units = (dict.fromkeys(self.names, 0) for _ in range(3))
         for ref in refs:
             name, store = self.names[ref.source], self._stores[ref.source]
@@ -129,21 +131,25 @@ class TrainLoader:
         return found
 
     def _share(self, refs: Sequence[PackRef]) -> list[PackRef]:
-        """Return this rank's packs: a run of them as they come, or about as many pairs or groups as others get."""
+        """Return this rank's packs: a run of them as they come, or about as many pairs or groups as others get.
+
+        Every rank gets as many; where there are too few, fillers, which come last.
+        """
+        unit = self._micro_batch_size * self._data.size
+        padded = [*refs, *[FILLER] * (-len(refs) % unit)]
         stores = [self._stores[ref.source] for ref in refs]
         if all(store.unit is Unit.document for store in stores):
-            size = len(refs) // self._data.size
-            return list(refs[self._data.rank * size : (self._data.rank + 1) * size])
-        num_units = [
-            0 if store.unit is Unit.document else int(store.pack_units[ref.pack])
-            for store, ref in zip(stores, refs, strict=True)
-        ]
-        return [refs[pack] for pack in deal(num_units, self._data.size)[self._data.rank]]
+            size = len(padded) // self._data.size
+            return padded[self._data.rank * size : (self._data.rank + 1) * size]
+        num_units = [0] * len(padded)
+        for index, (store, ref) in enumerate(zip(stores, refs, strict=True)):
+            num_units[index] = 0 if store.unit is Unit.document else int(store.pack_units[ref.pack])
+        return [padded[pack] for pack in deal(num_units, self._data.size)[self._data.rank]]
 
-    def _read_micro_batch(self, refs: Sequence[PackRef]) -> MicroBatch:
-        micro = read_micro_batch(self._stores, refs, self._pad_id)
+    def _read_micro_batch(self, refs: Sequence[PackRef], filler: PackRef) -> MicroBatch:
+        micro = read_batch(self._stores, refs, self._pad_id, filler)
         if self._attach is not None:
-            micro.attached = self._attach(micro, refs)
+            micro.attached = self._attach(micro, [filler if ref is FILLER else ref for ref in refs])
         return micro
 
     def close(self) -> None:

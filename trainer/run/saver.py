@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoint.commit import Written, commit, remove_staging
+from trainer.checkpoint.commit import WrittenFile, commit, remove_staging, seal
 from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
 from trainer.checkpoint.lineage import abandon, choose
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.prune import Retention, prune
+from trainer.checkpoint.shards import open_shards, write_shards
 from trainer.checkpoint.space import check_space, num_to_come
 from trainer.checkpoint.state import TrainState, read_state, write_state
 from trainer.checkpoint.verify import patiently
 from trainer.config.train import CheckpointConfig
-from trainer.dist.seed import capture_rng, restore_rng
+from trainer.dist.seed import capture_rng, restore_rng, seed_everything
 from trainer.engine.policy import Policy
-from trainer.engine.states import read_states, seal, write_states
 from trainer.errors import CheckpointError, SelfCheckError
 from trainer.evaluate.proofs.fingerprint import (
     Fingerprint,
@@ -61,8 +61,13 @@ class Saver:
         identity: RunIdentity,
         probe: np.ndarray,
         frozen: FrozenCheck | None,
+        seed: int,
     ) -> None:
-        """Take what is saved and where, the text of its fingerprint, and the check of what must not move."""
+        """Take what is saved and where, the text of its fingerprint, and the check of what must not move.
+
+        Args:
+            seed: Of the run, for random numbers where those of a checkpoint are of other ranks.
+        """
         self._policy = policy
         self._mesh = policy.mesh
         self._engine = policy.engine
@@ -71,6 +76,7 @@ class Saver:
         self._identity = identity
         self._probe = probe
         self._frozen = frozen
+        self._seed = seed
         self._lineage = Lineage(self._mesh.broadcast(uuid.uuid4().hex[:12]), 1, None)
 
     def save(self, state: TrainState) -> str | None:
@@ -85,10 +91,10 @@ class Saver:
         is_finite = fingerprint.is_finite and self._engine.has_finite_weights()
         if not all(self._mesh.gather(is_finite)):
             return "the weights, or the model's answers, are not finite"
-        states = self._engine.states()
+        held = self._engine.held()
 
-        def write(staging: Path) -> list[Written]:
-            files: list[Written] = list(write_states(states, staging))
+        def write(staging: Path) -> list[WrittenFile]:
+            files = write_shards(staging, self._mesh.rank, held.fragments, held.facts)
             rng_path = staging / rng_file(self._mesh.rank)
             rng_path.write_text(json.dumps(capture_rng()), encoding="utf-8")
             files.append(seal(rng_path))
@@ -110,8 +116,8 @@ class Saver:
         """Load the newest checkpoint that can be used, prove it, and return where the run stands.
 
         Raises:
-            CheckpointError: Saved by another number of ranks, ZeRO stage, configuration or data; or there are
-                checkpoints, and none can be used: a run does not start over by itself.
+            CheckpointError: Saved with another configuration or data; or there are checkpoints, and none can be used: a
+                run does not start over by itself.
         """
         if not self._options.enabled:
             return TrainState()
@@ -144,7 +150,7 @@ class Saver:
         read: _Read | None = None
         problem: str | None = None
         try:
-            read = patiently(lambda: _read(folder, self._mesh.rank))
+            read = patiently(lambda: self._read(folder, manifest))
         except CheckpointError:
             raise
         except Exception as error:
@@ -153,19 +159,45 @@ class Saver:
             return problem
         if not read.fingerprint.is_finite or read.state.bad_steps_in_a_row:
             return "it was saved while numbers were not finite"
-        self._engine.load(folder, read.states)
+        self._engine.settle()
+        is_alike = self._is_alike(manifest)
         tokens = read.fingerprint.tokens_T.numpy()
         now = take_fingerprint(self._policy, tokens)
         try:
-            moved = check_same(read.fingerprint, now, manifest.facts.get("device") == describe_device())
+            is_exact = is_alike and manifest.facts.get("device") == describe_device()
+            moved = check_same(read.fingerprint, now, is_exact)
         except SelfCheckError as error:
             problem = str(error)
         if (problem := self._first_of(problem)) is not None:
             return problem
         _LOG.info("%s answers as it was saved: logits moved by %.1e.", folder.name, moved)
-        restore_rng(read.rng)
+        if is_alike:
+            restore_rng(read.rng)
+        else:
+            seed_everything(self._seed + read.state.step, self._mesh.rank)
+            _LOG.info(
+                "It was saved by %d ranks at ZeRO-%d, and goes on with %d at ZeRO-%d: the same tokens, numbers within "
+                "rounding; dropout draws anew.",
+                manifest.world_size,
+                manifest.zero_stage,
+                self._mesh.num_ranks,
+                self._engine.stage,
+            )
         loaded.append(read.state)
         return None
+
+    def _read(self, folder: Path, manifest: Manifest) -> _Read:
+        """Read this rank's part of a checkpoint that verified, weights and optimizer into the engine; no collective."""
+        self._engine.fill(open_shards(folder))
+        rng = None
+        if self._is_alike(manifest):
+            rng = json.loads((folder / rng_file(self._mesh.rank)).read_text(encoding="utf-8"))
+        return _Read(rng, read_state(folder / STATE), read_fingerprint(folder / FINGERPRINT))
+
+    def _is_alike(self, manifest: Manifest) -> bool:
+        """Tell whether as many ranks at the same stage saved a checkpoint: then it goes on bit for bit."""
+        saved = (manifest.world_size, manifest.zero_stage)
+        return saved == (self._mesh.num_ranks, self._engine.stage)
 
     def _first_of(self, problem: str | None) -> str | None:
         """Return the problem of the first rank that has one. Collective."""
@@ -186,10 +218,7 @@ class Saver:
         )
 
     def _check_resumable(self, folder: Path, manifest: Manifest) -> None:
-        ranks = self._mesh.num_ranks
         checks = (
-            ("the number of ranks", manifest.world_size, ranks, "Start as many ranks as saved it"),
-            ("`zero.stage`", manifest.zero_stage, self._engine.stage, "Resume with the saved stage"),
             ("the data", manifest.data_digest, self._identity.data_digest, "Prepare the same data"),
             (
                 "the base model",
@@ -209,31 +238,19 @@ class Saver:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What a rank read of a checkpoint."""
+    """What a rank read of a checkpoint beside its shards."""
 
-    states: dict[str, Any]
     rng: Any
+    """None: another number of ranks or another stage saved it."""
     state: TrainState
     fingerprint: Fingerprint
 
 
-def _read(folder: Path, rank: int) -> _Read:
-    """Read a rank's files of a checkpoint that verified."""
-    return _Read(
-        states=read_states(folder, rank),
-        rng=json.loads((folder / rng_file(rank)).read_text(encoding="utf-8")),
-        state=read_state(folder / STATE),
-        fingerprint=read_fingerprint(folder / FINGERPRINT),
-    )
-
-
-def make_room(
-    run_dir: Path, options: CheckpointConfig, goes_on: bool, num_trainable: int, dtype: str
-) -> None:
+def make_room(run_dir: Path, options: CheckpointConfig, goes_on: bool, num_trainable: int) -> None:
     """Remove what a killed save left, and raise when the disk has no room for the checkpoints to come; one rank."""
     remove_staging(run_dir)
     num_kept = options.keep_last + int(options.keep_best)
     num_new = num_kept + 1  # what is given up makes no room
     if goes_on:
         num_new = num_to_come(run_dir, num_kept, options.keep_every_steps)
-    check_space(run_dir, num_trainable, dtype, num_new)
+    check_space(run_dir, num_trainable, num_new)

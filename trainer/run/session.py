@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.layout import find_checkpoints
+from trainer.config.begun import may_be_uneven
 from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import fitted_values, with_fitted, with_packing_mode
@@ -35,6 +36,7 @@ from trainer.run.building import build_model
 from trainer.run.heed import heeding
 from trainer.run.identity import known_base
 from trainer.run.packing import with_packing
+from trainer.run.uneven import check_uneven
 from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
 from trainer.runtime.signals import StopFlag
 
@@ -134,12 +136,7 @@ def open_session(
     if goes_on:
         mesh.from_first(lambda: _refuse_other_inputs(config, stores, tokenizer.digest, source))
     mesh.from_first(lambda: check_disjoint(stores))
-    shape = batch_shape(
-        config.train.global_batch_tokens,
-        config.data.seq_len,
-        config.train.micro_batch_size,
-        mesh.data.size,
-    )
+    shape = _batch_shape(config, mesh)
     heed = heeding(mesh, stop_flag)
     heed()
     loaded, tuned, engine = build_model(config, source, stores, mesh, shape, tokenizer.new, heed)
@@ -147,7 +144,20 @@ def open_session(
     policy = Policy(engine, mesh, loaded.attention.is_flash, in_rows(config.data), carries)
     adopt_library_loggers()
     check_head(policy, loaded.model.config, config.data.seq_len)
+    check_uneven(shape, policy)
     return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape, stop_flag)
+
+
+def _batch_shape(config: RunConfig, mesh: Mesh) -> BatchShape:
+    """Spread the packs of a step over ranks; unevenly only in a run that may be moved. Collective: every rank."""
+    train = config.train
+    return batch_shape(
+        train.global_batch_tokens,
+        config.data.seq_len,
+        train.micro_batch_size,
+        mesh.data.size,
+        may_be_uneven=mesh.from_first(lambda: may_be_uneven(config)),
+    )
 
 
 def _refuse_other_inputs(config: RunConfig, stores: dict[str, Store], tokenizer: str, source: str) -> None:

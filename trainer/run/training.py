@@ -188,11 +188,9 @@ def build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
     frozen = prove_adapter(session, probe)
     if config.checkpoint.enabled:
         session.mesh.from_first(
-            lambda: make_room(
-                session.run_dir, config.checkpoint, goes_on, session.tuned.num_trainable, config.zero.dtype
-            )
+            lambda: make_room(session.run_dir, config.checkpoint, goes_on, session.tuned.num_trainable)
         )
-    return Saver(session.policy, session.run_dir, config.checkpoint, identity, probe, frozen)
+    return Saver(session.policy, session.run_dir, config.checkpoint, identity, probe, frozen, config.seed)
 
 
 def best_rule(config: RunConfig, task_scores: TaskScores | None) -> BestRule | None:

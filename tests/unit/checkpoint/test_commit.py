@@ -11,12 +11,11 @@ import torch
 
 from tests.helpers.wait import LIMIT_S
 from trainer.checkpoint import commit as commit_module
-from trainer.checkpoint.commit import commit, remove_staging
+from trainer.checkpoint.commit import commit, remove_staging, seal
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, find_checkpoints, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest, read_manifest
 from trainer.checkpoint.verify import find_damage, newest_verified
 from trainer.dist.mesh import alone
-from trainer.engine.states import seal
 from trainer.errors import CheckpointError
 
 ALONE = alone(torch.device("cpu"))

@@ -122,11 +122,11 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_p
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(450e9))
     run_dir = tmp_path / "not" / "there"
-    check_space(run_dir, 8_000_000_000, "bf16", num_to_come=4)
+    check_space(run_dir, 8_000_000_000, num_to_come=4)
     with pytest.raises(CheckpointError) as caught:
-        check_space(run_dir, 8_000_000_000, "fp32", num_to_come=4)
+        check_space(run_dir, 8_000_000_000, num_to_come=5)
     assert str(caught.value) == (
-        f"`run_dir` must have room for 4 checkpoints (512.0 GB), but {run_dir} has 450.0 GB left instead. "
+        f"`run_dir` must have room for 5 checkpoints (480.0 GB), but {run_dir} has 450.0 GB left instead. "
         "Choose a larger disk or lower checkpoint.keep_last."
     )
 

@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint.commit import commit
+from trainer.checkpoint.commit import commit, seal
 from trainer.checkpoint.layout import MANIFEST, STATE, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.named import find_checkpoint
 from trainer.checkpoint.state import TrainState, write_state
 from trainer.dist.mesh import alone
-from trainer.engine.states import seal
 from trainer.errors import CheckpointError
 
 ALONE = alone(torch.device("cpu"))

@@ -12,6 +12,7 @@ from trainer.config.data import PackingMode
 from trainer.config.describe import known_keys
 from trainer.config.gate import GateRule
 from trainer.config.model import Attention
+from trainer.config.optim import Offload, ReduceDtype
 from trainer.config.snapshot import (
     MAY_DIFFER,
     config_digest,
@@ -73,6 +74,17 @@ MAY = [
     ("model.verify_weights", False),
     ("train.isolation_probe", False),
     ("replay.generate.num_tokens", 5),
+    ("train.micro_batch_size", 2),
+    ("model.checkpoint_layers", 1),
+    ("zero.stage", 3),
+    ("zero.overlap_comm", False),
+    ("zero.reduce_bucket_size", 7),
+    ("zero.prefetch_bucket_size", 7),
+    ("zero.max_live_parameters", 7),
+    ("zero.max_reuse_distance", 7),
+    ("zero.persistence_threshold", 7),
+    ("zero.sub_group_size", 7),
+    ("zero.offload_optimizer", Offload.cpu),
 ]
 MUST_NOT = [
     ("seed", 7),
@@ -85,7 +97,7 @@ MUST_NOT = [
     ("train.max_steps", 9),
     ("optim.betas", [0.9, 0.99]),
     ("schedule.warmup_steps", None),
-    ("zero.stage", 3),
+    ("zero.reduce_dtype", ReduceDtype.fp32),
     ("zero.extra", {"wall_clock_breakdown": True}),
 ]
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from trainer.data.pack.collate import IGNORE
 from trainer.data.store.pack_arrays import digest_of_pack
 from trainer.data.types import Pack, Unit
 from trainer.dist.mesh import Axis
@@ -101,6 +102,27 @@ def test_ranks_share_a_step_without_overlap_and_count_it_alike(make):
             for source, count in zip(micro.source_B, micro.num_targets_B, strict=True):
                 by_source["ab"[source]] += count
     assert by_source == first.num_targets_by_source
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(3, 1), (5, 1), (3, 2), (8, 3), (16, 1)])
+def test_ranks_that_do_not_divide_a_step_get_as_many_micro_batches_and_every_pack_counts_once(
+    make, world_size, micro_batch_size
+):
+    """Eight packs; what fills up is read of the step's own packs and has no target."""
+    whole = make(0, 1).read(4)
+    shares = [make(rank, world_size, micro_batch_size).read(4) for rank in range(world_size)]
+    rounds = -(-8 // (world_size * micro_batch_size))
+    targets, tokens = [], set()
+    for share in shares:
+        assert share.digest == whole.digest and share.num_targets_global == whole.num_targets_global
+        assert [len(micro.source_B) for micro in share.micro_batches] == [micro_batch_size] * rounds
+        for micro in share.micro_batches:
+            targets += [count for count in micro.num_targets_B if count]
+            tokens |= {row.tobytes() for row in micro.tokens_BT}
+            assert [(row != IGNORE).sum() for row in micro.labels_BT] == micro.num_targets_B
+    of_whole = [micro for micro in whole.micro_batches]
+    assert sorted(targets) == sorted(count for micro in of_whole for count in micro.num_targets_B if count)
+    assert tokens == {row.tobytes() for micro in of_whole for row in micro.tokens_BT}
 
 
 def test_an_error_of_reading_ahead_comes_with_its_own_step(make, monkeypatch):

@@ -36,10 +36,14 @@ def read_micro_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_
     return collate(packs, [ref.source for ref in refs], stores[0].seq_len, pad_id)
 
 
-def read_batch(stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int) -> MicroBatch:
-    """Read a batch; fillers, which come last, become the first pack there is with every label ignored."""
-    first = next(i for i, store in enumerate(stores) if store.num_packs)
-    real = [PackRef(first, 0, 0) if ref is FILLER else ref for ref in refs]
+def read_batch(
+    stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int, filler: PackRef | None = None
+) -> MicroBatch:
+    """Read a batch; fillers, which come last, become a pack with every label ignored: the first there is by default."""
+    if filler is None:
+        first = next(i for i, store in enumerate(stores) if store.num_packs)
+        filler = PackRef(first, 0, 0)
+    real = [filler if ref is FILLER else ref for ref in refs]
     micro = read_micro_batch(stores, real, pad_id)
     rows_S = micro.cu_seq_lens[:-1] // micro.labels_BT.shape[1]
     for row, ref in enumerate(refs):
