@@ -147,6 +147,7 @@ def spread_masters(ds: Any, stage: int) -> None:
     """Give the model what the masters hold. Collective: every rank."""
     optimizer = ds.optimizer
     if stage == 3:
+        optimizer.checkpoint_event_prologue()  # what is gathered still, for reuse, would keep its old values
         for flat, master, parts in zip(
             optimizer.fp16_partitioned_groups_flat,
             optimizer.fp32_partitioned_groups_flat,
