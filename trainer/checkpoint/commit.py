@@ -46,31 +46,59 @@ def seal(path: Path) -> WrittenFile:
     return WrittenFile(path, path.stat().st_size, digest)
 
 
+class Commit:
+    """A checkpoint that is being written: whole in its place after `finish`, or not at all."""
+
+    def __init__(self, run_dir: Path, manifest: Manifest, mesh: Mesh) -> None:
+        """Make its staging folder. Collective: every rank.
+
+        Args:
+            manifest: Without files; they are gathered from what the ranks report.
+        Raises:
+            CheckpointError: The first rank cannot make it.
+        """
+        self._target = step_dir(run_dir, manifest.step)
+        self._manifest, self._mesh = manifest, mesh
+        self._stack = contextlib.ExitStack()
+        made, error = attempt(
+            lambda: self._stack.enter_context(staged(self._target)) if mesh.is_first else None
+        )
+        _agree(mesh, error, self._target)
+        self.staging: Path = mesh.broadcast(made)
+        """Where all ranks write, without a collective, because another one may have failed by then."""
+
+    def finish(self, written: list[WrittenFile] | None, error: Exception | None) -> Path:
+        """Publish what all ranks wrote, if all did, and return its place. Collective: every rank.
+
+        Raises:
+            CheckpointError: No space, or any rank failed; the staging folder is gone then.
+        """
+        mesh, target = self._mesh, self._target
+        with self._stack:
+            _agree(mesh, error, target)
+            files = _gather_files(mesh, written or [], self.staging)
+            if mesh.is_first:
+                whole = dataclasses.replace(self._manifest, files=files)
+                _, error = attempt(lambda: _publish(self.staging, target, whole))
+            _agree(mesh, error, target)
+        return target
+
+
 def commit(run_dir: Path, manifest: Manifest, write: Callable[[Path], list[WrittenFile]], mesh: Mesh) -> Path:
     """Write a checkpoint whole or not at all. Collective: every rank.
 
     Args:
         manifest: Without files; they are gathered from what the ranks report.
-        write: Writes this rank's files under the folder it is given and returns them; without a collective, because
-            another rank may have failed by then.
+        write: Writes this rank's files under the folder it is given and returns them; without a collective.
     Raises:
         CheckpointError: No space, or any rank failed; the staging folder is gone then.
     """
-    target = step_dir(run_dir, manifest.step)
-    with contextlib.ExitStack() as stack:
-        made, error = _attempt(lambda: stack.enter_context(staged(target)) if mesh.is_first else None)
-        _agree(mesh, error, target)
-        staging: Path = mesh.broadcast(made)
-        written, error = _attempt(lambda: write(staging))
-        _agree(mesh, error, target)
-        files = _gather_files(mesh, written or [], staging)
-        if mesh.is_first:
-            _, error = _attempt(lambda: _publish(staging, target, dataclasses.replace(manifest, files=files)))
-        _agree(mesh, error, target)
-    return target
+    begun = Commit(run_dir, manifest, mesh)
+    return begun.finish(*attempt(lambda: write(begun.staging)))
 
 
-def _attempt(act: Callable[[], _T]) -> tuple[_T | None, Exception | None]:
+def attempt(act: Callable[[], _T]) -> tuple[_T | None, Exception | None]:
+    """Return what a call returns, or what it raised."""
     try:
         return act(), None
     except Exception as error:

@@ -86,6 +86,9 @@ class CheckpointConfig:
     """False for benchmarks and trials: nothing is written, resumed or exported."""
     every_steps: int = 500
     """Optimizer steps between checkpoints; 0: only at the end."""
+    background: bool = True
+    """Write while training goes on, from a copy of weights and optimizer in host memory: steps wait for the copy alone.
+    Where a node has no room for it, and with false, steps wait until all is on disk."""
     keep_last: int = 2
     """Newest verified checkpoints kept. At least 1."""
     keep_every_steps: int | None = None

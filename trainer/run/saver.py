@@ -5,8 +5,11 @@ Collective everywhere: every rank, same order.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import platform
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,40 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoint.commit import WrittenFile, commit, remove_staging, seal
+from trainer.checkpoint.commit import Commit, WrittenFile, remove_staging, seal
 from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
-from trainer.checkpoint.lineage import abandon, choose
 from trainer.checkpoint.manifest import Lineage, Manifest
+from trainer.checkpoint.pending import HostCopies, PendingWrite
 from trainer.checkpoint.prune import Retention, prune
-from trainer.checkpoint.shards import open_shards, write_shards
+from trainer.checkpoint.shards import write_shards
 from trainer.checkpoint.space import check_space, num_to_come
-from trainer.checkpoint.state import TrainState, read_state, write_state
-from trainer.checkpoint.verify import patiently
+from trainer.checkpoint.state import TrainState, write_state
 from trainer.config.train import CheckpointConfig
-from trainer.dist.seed import capture_rng, restore_rng, seed_everything
+from trainer.dist.seed import capture_rng
 from trainer.engine.policy import Policy
-from trainer.errors import CheckpointError, SelfCheckError
+from trainer.errors import CheckpointError
 from trainer.evaluate.proofs.fingerprint import (
-    Fingerprint,
-    check_same,
-    read_fingerprint,
     take_fingerprint,
     write_fingerprint,
 )
 from trainer.evaluate.proofs.frozen import FrozenCheck
 from trainer.metrics.device import describe_device
+from trainer.run.resumer import Resumer, RunIdentity
+from trainer.runtime.host_memory import bytes_available
 
 _LOG = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class RunIdentity:
-    """What a checkpoint must have been saved with to be gone on from."""
-
-    config_digest: str
-    data_digest: str
-    base_digest: str | None
-    """Names the frozen weights where checkpoints leave them out; else None."""
+_ROOM = 1.25
+"""Times the size of a copy that must be free in host memory."""
 
 
 class Saver:
@@ -77,14 +71,26 @@ class Saver:
         self._probe = probe
         self._frozen = frozen
         self._seed = seed
+        self._copies = HostCopies()
+        self._pending: _Pending | None = None
         self._lineage = Lineage(self._mesh.broadcast(uuid.uuid4().hex[:12]), 1, None)
 
-    def save(self, state: TrainState) -> str | None:
-        """Commit a checkpoint and remove superseded ones; return why nothing was saved of an unsound model.
+    @property
+    def is_written(self) -> bool:
+        """Tell whether this rank has written what was begun, so that it can be settled once all have."""
+        return self._pending is not None and self._pending.write.is_done
+
+    def begin(self, state: TrainState, in_background: bool) -> str | None:
+        """Begin to save; return why nothing is saved of an unsound model. `settle` must follow. Collective.
 
         Never one whose frozen parameters moved. All collectives come before the first file: a rank that cannot write
         says so to all, and nobody waits.
+
+        Args:
+            in_background: Write a copy while training goes on; else the engine's own tensors, all of it before this
+                returns.
         """
+        started = time.perf_counter()
         if self._frozen is not None:
             self._frozen.check()
         fingerprint = take_fingerprint(self._policy, self._probe)
@@ -92,11 +98,16 @@ class Saver:
         if not all(self._mesh.gather(is_finite)):
             return "the weights, or the model's answers, are not finite"
         held = self._engine.held()
+        fragments = self._copies.take(held.fragments) if in_background else held.fragments
+        state, rng = copy.deepcopy(state), json.dumps(capture_rng())
+        manifest = self._manifest(state)
+        begun = Commit(self._run_dir, manifest, self._mesh)
 
-        def write(staging: Path) -> list[WrittenFile]:
-            files = write_shards(staging, self._mesh.rank, held.fragments, held.facts)
+        def write() -> list[WrittenFile]:
+            staging = begun.staging
+            files = write_shards(staging, self._mesh.rank, fragments, held.facts)
             rng_path = staging / rng_file(self._mesh.rank)
-            rng_path.write_text(json.dumps(capture_rng()), encoding="utf-8")
+            rng_path.write_text(rng, encoding="utf-8")
             files.append(seal(rng_path))
             if self._mesh.is_first:
                 write_state(staging / STATE, state)
@@ -104,105 +115,69 @@ class Saver:
                 files += [seal(staging / STATE), seal(staging / FINGERPRINT)]
             return files
 
-        manifest = self._manifest(state)
-        commit(self._run_dir, manifest, write, self._mesh)
-        if self._mesh.is_first:
-            best_step = state.best_step if self._options.keep_best else None
-            retention = Retention(self._options.keep_last, self._options.keep_every_steps, best_step)
-            prune(self._run_dir, manifest, retention)
+        pending = PendingWrite(write)
+        if not in_background:
+            pending.wait()
+        self._pending = _Pending(begun, manifest, pending, state, started, time.perf_counter() - started)
         return None
 
-    def resume(self, goes_on: bool) -> TrainState:
-        """Load the newest checkpoint that can be used, prove it, and return where the run stands.
+    def settle(self) -> Saved | None:
+        """Wait for what was begun and put it in its place, and remove superseded ones; None where nothing was begun.
+
+        Collective: every rank.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        problem = None
+        try:
+            pending.begun.finish(*pending.write.wait())
+        except CheckpointError as error:
+            problem = str(error)
+        if problem is None and self._mesh.is_first:
+            best_step = pending.state.best_step if self._options.keep_best else None
+            retention = Retention(self._options.keep_last, self._options.keep_every_steps, best_step)
+            prune(self._run_dir, pending.manifest, retention)
+        return Saved(pending.state, time.perf_counter() - pending.started, pending.stall_s, problem)
+
+    def save(self, state: TrainState) -> str | None:
+        """Commit a checkpoint; return why nothing was saved of an unsound model. Collective: every rank.
 
         Raises:
-            CheckpointError: Saved with another configuration or data; or there are checkpoints, and none can be used: a
-                run does not start over by itself.
+            CheckpointError: It cannot be written.
         """
+        why = self.begin(state, in_background=False)
+        if why is None and (saved := self.settle()) is not None and saved.problem is not None:
+            raise CheckpointError(saved.problem)
+        return why
+
+    def has_room_for_copy(self) -> bool:
+        """Tell whether the host memory of every node has room for a copy of what its ranks save. Collective."""
+        held = self._engine.held().fragments
+        need = sum(fragment.values.numel() * fragment.values.element_size() for fragment in held)
+        found = self._mesh.gather((platform.node(), need, bytes_available()))
+        nodes = {name: (0, left) for name, _, left in found}
+        for name, size, left in found:
+            so_far, least = nodes[name]
+            nodes[name] = (so_far + size, min(least, left))
+        short = {name: pair for name, pair in nodes.items() if pair[0] * _ROOM > pair[1]}
+        if short and self._mesh.is_first:
+            name, (size, left) = next(iter(short.items()))
+            _LOG.warning(
+                "Saves are not made beside the training: %s has %.1f GB of host memory left, and a copy takes %.1f GB.",
+                name,
+                left / 1e9,
+                size / 1e9,
+            )
+        return not short
+
+    def resume(self, goes_on: bool) -> TrainState:
+        """Load what the run directory holds and return where the run stands; as `Resumer.resume`. Collective."""
         if not self._options.enabled:
             return TrainState()
-        if not goes_on:
-            left = self._mesh.from_first(lambda: abandon(self._run_dir))
-            if left is not None and self._mesh.is_first:
-                _LOG.warning("checkpoint.resume=false: begins at step 0. What was here is kept in %s.", left)
-            return TrainState()
-        loaded: list[TrainState] = []
-
-        def load(folder: Path, manifest: Manifest) -> str | None:
-            self._check_resumable(folder, manifest)
-            return self._load(folder, manifest, loaded)
-
-        found = choose(self._run_dir, self._mesh, load, _LOG.warning)
-        if found is None:
-            return TrainState()
-        folder, manifest = found
-        state = loaded[-1]
-        state.attempts += 1
-        self._lineage = Lineage(manifest.lineage.run, state.attempts, folder.name)
-        _LOG.info("Resumed %s: step %d, %d tokens seen.", folder.name, state.step, state.tokens_seen)
+        resumer = Resumer(self._policy, self._run_dir, self._identity, self._seed)
+        state, self._lineage = resumer.resume(goes_on, self._lineage)
         return state
-
-    def _load(self, folder: Path, manifest: Manifest, loaded: list[TrainState]) -> str | None:
-        """Take a checkpoint over and add its state to `loaded`, or return why it cannot be used. Collective.
-
-        Every file is read before the first collective, so that all ranks agree on what one cannot read.
-        """
-        read: _Read | None = None
-        problem: str | None = None
-        try:
-            read = patiently(lambda: self._read(folder, manifest))
-        except CheckpointError:
-            raise
-        except Exception as error:
-            problem = f"rank {self._mesh.rank} cannot read it: {type(error).__name__}: {error}"
-        if (problem := self._first_of(problem)) is not None or read is None:
-            return problem
-        if not read.fingerprint.is_finite or read.state.bad_steps_in_a_row:
-            return "it was saved while numbers were not finite"
-        self._engine.settle()
-        is_alike = self._is_alike(manifest)
-        tokens = read.fingerprint.tokens_T.numpy()
-        now = take_fingerprint(self._policy, tokens)
-        try:
-            is_exact = is_alike and manifest.facts.get("device") == describe_device()
-            moved = check_same(read.fingerprint, now, is_exact)
-        except SelfCheckError as error:
-            problem = str(error)
-        if (problem := self._first_of(problem)) is not None:
-            return problem
-        _LOG.info("%s answers as it was saved: logits moved by %.1e.", folder.name, moved)
-        if is_alike:
-            restore_rng(read.rng)
-        else:
-            seed_everything(self._seed + read.state.step, self._mesh.rank)
-            _LOG.info(
-                "It was saved by %d ranks at ZeRO-%d, and goes on with %d at ZeRO-%d: the same tokens, numbers within "
-                "rounding; dropout draws anew.",
-                manifest.world_size,
-                manifest.zero_stage,
-                self._mesh.num_ranks,
-                self._engine.stage,
-            )
-        loaded.append(read.state)
-        return None
-
-    def _read(self, folder: Path, manifest: Manifest) -> _Read:
-        """Read this rank's part of a checkpoint that verified, weights and optimizer into the engine; no collective."""
-        self._engine.fill(open_shards(folder))
-        rng = None
-        if self._is_alike(manifest):
-            rng = json.loads((folder / rng_file(self._mesh.rank)).read_text(encoding="utf-8"))
-        return _Read(rng, read_state(folder / STATE), read_fingerprint(folder / FINGERPRINT))
-
-    def _is_alike(self, manifest: Manifest) -> bool:
-        """Tell whether as many ranks at the same stage saved a checkpoint: then it goes on bit for bit."""
-        saved = (manifest.world_size, manifest.zero_stage)
-        return saved == (self._mesh.num_ranks, self._engine.stage)
-
-    def _first_of(self, problem: str | None) -> str | None:
-        """Return the problem of the first rank that has one. Collective."""
-        found: list[str | None] = self._mesh.gather(problem)
-        return next((text for text in found if text), None)
 
     def _manifest(self, state: TrainState) -> Manifest:
         facts: dict[str, Any] = {"device": describe_device(), "base": self._identity.base_digest}
@@ -217,33 +192,31 @@ class Saver:
             facts=facts,
         )
 
-    def _check_resumable(self, folder: Path, manifest: Manifest) -> None:
-        checks = (
-            ("the data", manifest.data_digest, self._identity.data_digest, "Prepare the same data"),
-            (
-                "the base model",
-                manifest.facts.get("base"),
-                self._identity.base_digest,
-                "Give the same base weights",
-            ),
-            ("the configuration", manifest.config_digest, self._identity.config_digest, "Use the same one"),
-        )
-        for what, saved, now, fix in checks:
-            if saved != now:
-                raise CheckpointError(
-                    f"{folder} must be resumed with {what} that saved it ({saved}), but has {now} instead. "
-                    f"{fix}, or give another run_dir."
-                )
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What came of a save."""
+
+    state: TrainState
+    """Where the run stood when it began."""
+    seconds: float
+    """Until it was in its place."""
+    stall_s: float
+    """For which steps waited."""
+    problem: str | None
+    """Why it could not be written; the checkpoints before it are untouched."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """What a rank read of a checkpoint beside its shards."""
+class _Pending:
+    """What was begun, and is not settled."""
 
-    rng: Any
-    """None: another number of ranks or another stage saved it."""
+    begun: Commit
+    manifest: Manifest
+    write: PendingWrite
     state: TrainState
-    fingerprint: Fingerprint
+    started: float
+    stall_s: float
 
 
 def make_room(run_dir: Path, options: CheckpointConfig, goes_on: bool, num_trainable: int) -> None:

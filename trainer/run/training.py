@@ -39,7 +39,8 @@ from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.proofs import prove_adapter, prove_choice, prove_model
 from trainer.run.recovery import probe_recovery
-from trainer.run.saver import RunIdentity, Saver, make_room
+from trainer.run.resumer import RunIdentity
+from trainer.run.saver import Saver, make_room
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
 from trainer.runtime.disk import disk_explained
