@@ -9,6 +9,14 @@ from dataclasses import dataclass
 from trainer.checkpoint.state import TrainState
 from trainer.config.metric import Direction
 
+Best = tuple[str, float | None, int | None]
+"""By which number, its value, and the step."""
+
+
+def best_of(state: TrainState) -> Best:
+    """Return the best checkpoint that a state knows of."""
+    return state.best_metric, state.best_value, state.best_step
+
 
 @dataclass(frozen=True, slots=True)
 class BestRule:

@@ -26,6 +26,7 @@ from trainer.metrics.tracker import Conclusion, by_source
 from trainer.metrics.trackers import begin, run_card
 from trainer.mix.controller import Decision
 from trainer.mix.mixing import Mixing
+from trainer.run.saver import Saved
 from trainer.run.step import StepResult
 
 _LOG = logging.getLogger(__name__)
@@ -166,13 +167,20 @@ class Journal:
         )
         self._event("steered", state, **dataclasses.asdict(decision))
 
-    def saved(self, state: TrainState, seconds: float) -> None:
+    def saved(self, saved: Saved) -> None:
         """Record a checkpoint and everything consumed up to it."""
-        _LOG.info("Step %d: checkpoint committed in %.1f s.", state.step, seconds)
+        state = saved.state
+        _LOG.info(
+            "Step %d: checkpoint committed in %.1f s; steps waited %.1f s.",
+            state.step,
+            saved.seconds,
+            saved.stall_s,
+        )
         self._event(
             "saved",
             state,
-            seconds=round(seconds, 3),
+            seconds=round(saved.seconds, 3),
+            stall_s=round(saved.stall_s, 3),
             tokens_seen=state.tokens_seen,
             targets_by_source=dict(state.targets_by_source),
             tokens_by_source=dict(state.tokens_by_source),

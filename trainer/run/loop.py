@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from trainer.checkpoint.best import BestRule
+from trainer.checkpoint.best import BestRule, best_of
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
 from trainer.engine.policy import Policy
+from trainer.errors import CheckpointError
 from trainer.metrics.tracker import by_source
 from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
 from trainer.mix.mixing import Mixing
@@ -99,10 +100,19 @@ class RunParts:
     gc: ManualGc
     best: BestRule | None
     """None: no checkpoint is kept for being the best."""
+    saves_in_background: bool = False
+    """Steps wait only until what is saved is copied into host memory."""
 
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
     """Run optimizer steps until the plan is met or all ranks agree to stop. Collective: every rank."""
+    reason = run_steps(parts, state, cadence)
+    settle(parts, state, is_last=True)
+    return reason
+
+
+def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
+    """Run them, and leave a save that goes on beside them. Collective: every rank."""
     try:
         begin(parts, state, cadence)
     except GivenUp:
@@ -117,8 +127,10 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
         lr = parts.lr(state.step)
         parts.policy.engine.set_lr(lr)
         stop = parts.stop_flag.requested
-        result = train_step(parts.policy, parts.objective, batch, stop)
+        result = train_step(parts.policy, parts.objective, batch, stop, parts.saver.is_written)
         advance(state, result, batch)
+        if result.written_votes == parts.policy.mesh.num_ranks:
+            settle(parts, state)
         if not result.is_sound:
             parts.journal.skipped(state, result)
             if state.bad_steps_in_a_row > cadence.max_non_finite:
@@ -135,8 +147,10 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
         out_of_patience = is_out_of_patience(state, cadence)
         stopping = preempted or out_of_patience
         # A save that was due in the middle of non-finite steps is made up for after the first sound one.
-        is_owed = is_owed or cadence.save_due(state.step) or (stopping and cadence.saves)
-        is_owed = (is_owed or is_new_best(parts, state, measured)) and not save(parts, state, measured)
+        is_owed = is_owed or cadence.save_due(state.step) or parts.saver.is_due_again(state.step)
+        is_owed = is_owed or (stopping and cadence.saves) or is_new_best(parts, state, measured)
+        is_last = stopping or state.step == cadence.num_steps
+        is_owed = is_owed and not save(parts, state, measured, is_last)
         if is_owed and not state.bad_steps_in_a_row:
             return StopReason.non_finite  # sound steps, and yet the model is not: it does not come back
         if preempted:
@@ -236,25 +250,48 @@ def is_new_best(parts: RunParts, state: TrainState, measured: dict[str, float]) 
     return parts.best is not None and parts.best.saves_at_once and parts.best.improves(state, measured)
 
 
-def save(parts: RunParts, state: TrainState, measured: dict[str, float]) -> bool:
-    """Commit a checkpoint of a sound state, and tell whether it was one. Collective: every rank.
+def save(parts: RunParts, state: TrainState, measured: dict[str, float], is_last: bool = True) -> bool:
+    """Save a sound state, and tell whether it is one; wait for the disk if it is the last. Collective: every rank.
 
     Args:
         measured: What was measured after this very step: another one cannot be the best by it.
+    Raises:
+        CheckpointError: The last one cannot be written.
     """
-    started = time.perf_counter()
+    settle(parts, state)
     why: str | None = f"{many(state.bad_steps_in_a_row, 'non-finite step')} in a row"
     if not state.bad_steps_in_a_row:
+        best_so_far = best_of(state)
         if parts.best is not None:
             parts.best.take(state, measured)
-        why = parts.saver.save(state)
+        why = parts.saver.begin(state, best_so_far, parts.saves_in_background and not is_last)
     if why is not None:
         parts.journal.not_saved(state, why)
         return False
-    seconds = time.perf_counter() - started
-    parts.stop_flag.has_taken(save_s=seconds)
-    parts.journal.saved(state, seconds)
+    if is_last or not parts.saves_in_background:
+        settle(parts, state, is_last)
     return True
+
+
+def settle(parts: RunParts, state: TrainState, is_last: bool = False) -> None:
+    """Put what was being saved in its place, or tell why not and when it is tried again. Collective: every rank.
+
+    Raises:
+        CheckpointError: It cannot be written, and is the last.
+    """
+    saved = parts.saver.settle()
+    if saved is None:
+        return
+    if saved.problem is None:
+        parts.stop_flag.has_taken(save_s=saved.seconds)
+        parts.journal.saved(saved)
+        return
+    if is_last:
+        raise CheckpointError(saved.problem)
+    if state.best_step == saved.state.step:  # it is not there
+        state.best_metric, state.best_value, state.best_step = saved.best_before
+    again = parts.saver.try_again(state.step)
+    parts.journal.not_saved(saved.state, f"{saved.problem} It is tried again after step {again}.")
 
 
 def is_out_of_patience(state: TrainState, cadence: Cadence) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.checkpoint.best import Best, best_of
 from trainer.checkpoint.commit import Commit, WrittenFile, remove_staging, seal
 from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
 from trainer.checkpoint.manifest import Lineage, Manifest
@@ -40,6 +41,8 @@ from trainer.runtime.host_memory import bytes_available
 
 _LOG = logging.getLogger(__name__)
 
+MOST_STEPS = 64
+"""Between two tries to write what could not be written."""
 _ROOM = 1.25
 """Times the size of a copy that must be free in host memory."""
 
@@ -73,6 +76,8 @@ class Saver:
         self._seed = seed
         self._copies = HostCopies()
         self._pending: _Pending | None = None
+        self._num_failed = 0
+        self._again_at: int | None = None
         self._lineage = Lineage(self._mesh.broadcast(uuid.uuid4().hex[:12]), 1, None)
 
     @property
@@ -80,13 +85,14 @@ class Saver:
         """Tell whether this rank has written what was begun, so that it can be settled once all have."""
         return self._pending is not None and self._pending.write.is_done
 
-    def begin(self, state: TrainState, in_background: bool) -> str | None:
+    def begin(self, state: TrainState, best_before: Best, in_background: bool) -> str | None:
         """Begin to save; return why nothing is saved of an unsound model. `settle` must follow. Collective.
 
         Never one whose frozen parameters moved. All collectives come before the first file: a rank that cannot write
         says so to all, and nobody waits.
 
         Args:
+            best_before: What was the best before it, and is again if it cannot be written.
             in_background: Write a copy while training goes on; else the engine's own tensors, all of it before this
                 returns.
         """
@@ -118,7 +124,9 @@ class Saver:
         pending = PendingWrite(write)
         if not in_background:
             pending.wait()
-        self._pending = _Pending(begun, manifest, pending, state, started, time.perf_counter() - started)
+        self._pending = _Pending(
+            begun, manifest, pending, state, best_before, started, time.perf_counter() - started
+        )
         return None
 
     def settle(self) -> Saved | None:
@@ -134,11 +142,24 @@ class Saver:
             pending.begun.finish(*pending.write.wait())
         except CheckpointError as error:
             problem = str(error)
+        if problem is None:
+            self._num_failed, self._again_at = 0, None
         if problem is None and self._mesh.is_first:
             best_step = pending.state.best_step if self._options.keep_best else None
             retention = Retention(self._options.keep_last, self._options.keep_every_steps, best_step)
             prune(self._run_dir, pending.manifest, retention)
-        return Saved(pending.state, time.perf_counter() - pending.started, pending.stall_s, problem)
+        seconds = time.perf_counter() - pending.started
+        return Saved(pending.state, seconds, pending.stall_s, problem, pending.best_before)
+
+    def try_again(self, step: int) -> int:
+        """Return the step after which what could not be written is tried again: later after every failure."""
+        self._num_failed += 1
+        self._again_at = step + min(2 ** (self._num_failed - 1), MOST_STEPS)
+        return self._again_at
+
+    def is_due_again(self, step: int) -> bool:
+        """Tell whether a save that failed is to be tried again after a step."""
+        return self._again_at is not None and step >= self._again_at
 
     def save(self, state: TrainState) -> str | None:
         """Commit a checkpoint; return why nothing was saved of an unsound model. Collective: every rank.
@@ -146,7 +167,7 @@ class Saver:
         Raises:
             CheckpointError: It cannot be written.
         """
-        why = self.begin(state, in_background=False)
+        why = self.begin(state, best_of(state), in_background=False)
         if why is None and (saved := self.settle()) is not None and saved.problem is not None:
             raise CheckpointError(saved.problem)
         return why
@@ -205,6 +226,8 @@ class Saved:
     """For which steps waited."""
     problem: str | None
     """Why it could not be written; the checkpoints before it are untouched."""
+    best_before: Best = ("", None, None)
+    """What was the best before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +238,7 @@ class _Pending:
     manifest: Manifest
     write: PendingWrite
     state: TrainState
+    best_before: Best
     started: float
     stall_s: float
 

@@ -6,6 +6,7 @@ Knows nothing of time, files or logs, and no objective.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ class StepResult:
     grad_norm: float
     is_applied: bool
     stop_votes: int
+    """Ranks that were asked to stop."""
+    written_votes: int = 0
+    """Ranks that have written what a save began."""
     num_tokens: int = 0
     """Positions computed over all ranks, padding among them."""
     num_padding: int = 0
@@ -56,8 +60,12 @@ class StepResult:
         return self.is_applied and math.isfinite(self.grad_norm) and not self.unsound
 
 
-def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: bool) -> StepResult:
+def train_step(
+    policy: Policy, objective: Objective, batch: StepBatch, stop: bool, is_written: bool = False
+) -> StepResult:
     """Run all micro-batches of a step and update once. Collective: every rank.
+
+    Whether this rank is asked to stop, and whether it has written what a save began, go along with the sums.
 
     Every part is a sum, divided once by a count over all micro-batches and ranks; the count comes from the plan, so it
     needs no communication. Times the ranks that see different data, because DeepSpeed averages gradients over them.
@@ -79,8 +87,10 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
     grad_norm, is_applied = policy.engine.step()
     loads = [] if policy.choice_bias is None or policy.expert_load is None else policy.expert_load.take_step()
-    totals = policy.mesh.sum([float(sum_len_sq), float(stop), *found, *loads])
-    (total_sq, votes), sums, loads = totals[:2], totals[2 : 2 + len(found)], totals[2 + len(found) :]
+    told = [float(sum_len_sq), float(stop), float(is_written)]
+    totals = iter(policy.mesh.sum([*told, *found, *loads]))
+    total_sq, votes, written = itertools.islice(totals, len(told))
+    sums, loads = list(itertools.islice(totals, len(found))), list(totals)
     result = StepResult(
         sums={**dict(zip(objective.sum_names, sums, strict=True)), **counts},
         means=objective.means,
@@ -89,6 +99,7 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
         grad_norm=grad_norm,
         is_applied=is_applied,
         stop_votes=round(votes),
+        written_votes=round(written),
         num_tokens=batch.num_tokens_global,
         num_padding=batch.num_tokens_global - sum(batch.num_tokens_by_source.values()),
     )

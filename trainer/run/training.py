@@ -118,6 +118,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         stop_flag,
         manual_gc,
         best,
+        config.checkpoint.enabled and config.checkpoint.background and saver.has_room_for_copy(),
     )
     cadence = _cadence(config, mixing.num_steps, best)
     if mesh.is_first:

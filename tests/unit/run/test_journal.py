@@ -11,6 +11,7 @@ from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sinks
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.journal import Journal, StepTimes
+from trainer.run.saver import Saved
 from trainer.run.step import StepResult
 
 
@@ -106,11 +107,12 @@ def test_a_skipped_step_is_said_aloud_and_noted(journal, tmp_path, caplog, bad, 
 def test_the_ledger_tells_the_life_of_an_attempt(journal, sink, tmp_path):
     state = TrainState(step=4, tokens_seen=9, data_digest="d", targets_by_source={"a": 2}, attempts=3)
     journal.started(state, world_size=2)
-    journal.saved(state, 1.23456)
+    journal.saved(Saved(state, 1.23456, 0.25, None))
     journal.close(state, "finished")
     started, saved, stopped = events(tmp_path)
     assert (started["event"], started["attempt"], started["world_size"]) == ("started", 3, 2)
     assert (saved["event"], saved["seconds"], saved["data_digest"]) == ("saved", 1.235, "d")
+    assert saved["stall_s"] == 0.25
     assert saved["targets_by_source"] == {"a": 2}
     assert (stopped["event"], stopped["reason"], stopped["step"]) == ("stopped", "finished", 4)
     assert sink.status == "finished"

@@ -1,5 +1,7 @@
 """The loop with small parts of its own: why a run ends, and what happens when."""
 
+import copy
+import dataclasses
 import math
 
 import pytest
@@ -10,11 +12,13 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.metric import Direction
 from trainer.dist.mesh import alone
 from trainer.engine.policy import Policy
+from trainer.errors import CheckpointError
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.heed import GivenUp, heeding
 from trainer.run.loop import Cadence, RunParts, StopReason, train
+from trainer.run.saver import Saved
 
 
 class Engine:
@@ -47,10 +51,11 @@ class Loader:
 
 
 class Work:
-    def __init__(self, losses=(), unfit=()):
+    def __init__(self, losses=(), unfit=(), full=(), slow=0):
         self._losses = list(losses)
-        self.evaluated, self.saved = [], []
-        self.state, self.unfit = None, unfit
+        self.evaluated, self.saved, self.begun = [], [], []
+        self.state, self.unfit, self.full, self.slow = None, unfit, full, slow
+        self._pending, self._looks, self.again_at = None, 0, None
 
     def evaluate(self, state):
         self.evaluated.append(state.step)
@@ -59,10 +64,37 @@ class Work:
     def drift(self, state):
         return {}
 
-    def save(self, state):
+    def begin(self, state, best_before, in_background):
+        assert self._pending is None, "one save after the other"
         if state.step in self.unfit:
             return "the weights are not finite"
-        self.saved.append(state.step)
+        self._pending = Saved(copy.deepcopy(state), 1.0, 0.1, None, best_before)
+        self.begun.append((state.step, in_background))
+
+    @property
+    def is_written(self):
+        """A write takes as many steps as it is asked this."""
+        if self._pending is None:
+            return False
+        self._looks += 1
+        return self._looks % (self.slow + 1) == 0
+
+    def settle(self):
+        saved, self._pending = self._pending, None
+        if saved is None:
+            return None
+        if saved.state.step in self.full:
+            return dataclasses.replace(saved, problem="The disk is full.")
+        self.again_at = None
+        self.saved.append(saved.state.step)
+        return saved
+
+    def try_again(self, step):
+        self.again_at = step + 2
+        return self.again_at
+
+    def is_due_again(self, step):
+        return self.again_at is not None and step >= self.again_at
 
     def steer(self, state):
         return None
@@ -88,8 +120,8 @@ class Report:
     def skipped(self, state, result):
         self.skips.append(state.step)
 
-    def saved(self, state, seconds):
-        self.saves.append(state.step)
+    def saved(self, saved):
+        self.saves.append(saved.state.step)
 
     def not_saved(self, state, why):
         self.unsaved.append((state.step, why))
@@ -149,15 +181,29 @@ def cadence(**changes):
     return Cadence(**(values | changes))
 
 
-def run(state=None, norms=(), losses=(), stop=None, unfit=(), tasks=None, best=LOWEST, **changes):
+def run(
+    state=None,
+    norms=(),
+    losses=(),
+    stop=None,
+    unfit=(),
+    tasks=None,
+    best=LOWEST,
+    full=(),
+    slow=None,
+    **changes,
+):
+    """Run the loop; with `slow`, writes go on beside it for so many steps."""
     state = state or TrainState()
-    work, report, loader, engine = Work(losses, unfit), Report(), Loader(), Engine(norms)
+    work = Work(losses, unfit, full, slow or 0)
+    report, loader, engine = Report(), Loader(), Engine(norms)
     work.state = state
     mesh = alone(torch.device("cpu"))
     policy = Policy(engine, mesh, False)
     objective = CausalLMObjective(["a"])
     during, stop = tasks or Tasks(), stop or Stop()
     parts = RunParts(policy, objective, loader, work, during, work, work, work.lr, report, stop, Gc(), best)
+    parts.saves_in_background = slow is not None
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 
@@ -245,6 +291,46 @@ def test_what_is_not_saved_is_not_the_best():
         norms=norms, losses=[3.0, 2.0, 1.0, 1.5, 1.4, 1.3], evaluate_every=2, save_every=2
     )
     assert work.saved == [2, 5, 6, 8, 10] and (state.best_value, state.best_step) == (1.3, 10)
+
+
+def test_steps_go_on_beside_a_save_until_the_next_one_and_the_last_is_waited_for():
+    reason, _, work, report, _, _ = run(slow=1, save_every=4)
+    assert reason is StopReason.finished
+    assert work.begun == [(4, True), (8, True), (10, False)] and work.saved == report.saves == [4, 8, 10]
+    # So slow that each is waited for by the next.
+    reason, _, work, report, _, _ = run(slow=99, save_every=3)
+    assert work.begun == [(3, True), (6, True), (9, True), (10, False)]
+    assert work.saved == report.saves == [3, 6, 9, 10]
+
+
+def test_a_signal_finishes_the_save_that_goes_on_and_makes_its_own_at_once():
+    reason, _, work, *_ = run(slow=99, save_every=3, stop=Stop(after=4))
+    assert reason is StopReason.preempted
+    assert work.begun == [(3, True), (5, False)] and work.saved == [3, 5]
+
+
+def test_a_run_that_ends_among_bad_steps_keeps_the_save_that_goes_on():
+    reason, _, work, *_ = run(norms=[1.0] * 4 + [math.nan] * 9, slow=99, save_every=4, max_non_finite=1)
+    assert reason is StopReason.non_finite and work.saved == [4]
+
+
+@pytest.mark.parametrize("slow", [None, 0])
+def test_a_save_that_fails_is_told_and_tried_again_while_training_goes_on(slow):
+    reason, state, work, report, _, _ = run(
+        full=(2, 4, 5), slow=slow, save_every=2, losses=[9.0, 5.0, 4.0, 3.0, 3.5, 3.4], evaluate_every=2
+    )
+    assert reason is StopReason.finished and work.saved[-1] == 10 and not set(work.saved) & {2, 4, 5}
+    told = [step for step, _ in report.unsaved]
+    assert told[0] == 2 and set(told) <= {2, 4, 5}
+    assert "The disk is full. It is tried again after step" in report.unsaved[0][1]
+    assert (state.best_value, state.best_step) == (3.0, 6), "what is not there is not the best"
+
+
+def test_the_last_save_must_be_written():
+    with pytest.raises(CheckpointError, match="The disk is full"):
+        run(full=(10,), slow=1)
+    with pytest.raises(CheckpointError, match="The disk is full"):
+        run(full=(5,), slow=1, stop=Stop(after=4))
 
 
 def test_bad_steps_apart_are_counted_and_survived():
