@@ -104,7 +104,6 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
     for leave in (journal.leave, loader.close, manual_gc.close):
         stack.callback(leave)
-    lr = functools.partial(_lr, config, mixing.num_steps)
     parts = RunParts(
         session.policy,
         objective,
@@ -113,7 +112,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         during,
         mixing,
         saver,
-        lr,
+        functools.partial(_lr, config, mixing.num_steps),
         journal,
         stop_flag,
         manual_gc,
