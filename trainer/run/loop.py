@@ -22,7 +22,7 @@ from trainer.model.expert_load import spread
 from trainer.objective.contract import Objective
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
-from trainer.run.heed import GivenUp
+from trainer.run.heed import GivenUp, before_training, in_step, measuring, saving
 from trainer.run.journal import Journal, StepTimes
 from trainer.run.saver import Saver
 from trainer.run.step import StepResult, train_step
@@ -116,8 +116,9 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
         data_wait_s = time.perf_counter() - started
         lr = parts.lr(state.step)
         parts.policy.engine.set_lr(lr)
-        stop = parts.stop_flag.requested
-        result = train_step(parts.policy, parts.objective, batch, stop)
+        num_micro = len(batch.micro_batches)
+        at = in_step(parts.stop_flag, state.step + 1, cadence.num_steps, num_micro, cadence.saves)
+        result = train_step(parts.policy, parts.objective, batch, lambda: parts.stop_flag.requested, at)
         advance(state, result, batch)
         if not result.is_sound:
             parts.journal.skipped(state, result)
@@ -148,6 +149,7 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
 
 def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
     """Measure the base before the first step, and make up for what a stop left undone. Collective: every rank."""
+    parts.stop_flag.when = before_training("and gives up what it measures before its first step")
     if state.last_evaluated_step < 0:
         evaluate(parts, state, cadence)
     elif state.step == cadence.num_steps != state.last_evaluated_step:
@@ -163,6 +165,7 @@ def measure(
     parts: RunParts, state: TrainState, cadence: Cadence, preempted: bool
 ) -> tuple[dict[str, float], bool]:
     """Measure what is due after a step; return it, and whether ranks are to stop. Collective: every rank."""
+    parts.stop_flag.when = measuring(state.step, cadence.saves)
     measured = parts.during.measure(state, preempted)
     if preempted or not cadence.evaluate_due(state.step):
         return measured, preempted
@@ -243,6 +246,7 @@ def save(parts: RunParts, state: TrainState, measured: dict[str, float]) -> bool
         measured: What was measured after this very step: another one cannot be the best by it.
     """
     started = time.perf_counter()
+    parts.stop_flag.when = saving(state.step)
     why: str | None = f"{many(state.bad_steps_in_a_row, 'non-finite step')} in a row"
     if not state.bad_steps_in_a_row:
         if parts.best is not None:

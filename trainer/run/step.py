@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -56,8 +56,17 @@ class StepResult:
         return self.is_applied and math.isfinite(self.grad_norm) and not self.unsound
 
 
-def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: bool) -> StepResult:
+def train_step(
+    policy: Policy,
+    objective: Objective,
+    batch: StepBatch,
+    stop: Callable[[], bool],
+    at: Callable[[int], None] = lambda index: None,
+) -> StepResult:
     """Run all micro-batches of a step and update once. Collective: every rank.
+
+    `stop` is asked at the end of the step, so that a signal in the middle of it is not heard a step later; `at` is told
+    before each micro-batch which one it is.
 
     Every part is a sum, divided once by a count over all micro-batches and ranks; the count comes from the plan, so it
     needs no communication. Times the ranks that see different data, because DeepSpeed averages gradients over them.
@@ -67,6 +76,7 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
     running = Sums(objective.sum_names, policy.device)
     sum_len_sq = 0
     for index, micro in enumerate(batch.micro_batches):
+        at(index)
         parts = objective.terms(policy, micro, running)
         loss = functools.reduce(
             operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts)
@@ -79,7 +89,7 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
     grad_norm, is_applied = policy.engine.step()
     loads = [] if policy.choice_bias is None or policy.expert_load is None else policy.expert_load.take_step()
-    totals = policy.mesh.sum([float(sum_len_sq), float(stop), *found, *loads])
+    totals = policy.mesh.sum([float(sum_len_sq), float(stop()), *found, *loads])
     (total_sq, votes), sums, loads = totals[:2], totals[2 : 2 + len(found)], totals[2 + len(found) :]
     result = StepResult(
         sums={**dict(zip(objective.sum_names, sums, strict=True)), **counts},
