@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.config.describe import known_keys
 from trainer.config.entry import key_of
-from trainer.config.options import group_options
+from trainer.config.options import OWN, group_options
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _WRONG = (
@@ -123,16 +125,37 @@ def missing_option(missing: str) -> str:
     """Return a sentence about a file of a group, as GROUP/OPTION, that is not there."""
     group, _, option = missing.rpartition("/")
     groups = group_options()
+    if group in groups and (folder := _own_folder(group, option)) is not None:
+        word = shlex.quote(f"hydra.searchpath=[file://{folder}]")
+        return (
+            f"`{group}={option}` must be given with the folder that it lies in, but {folder / group / option}.yaml is "
+            f"looked for among what ships instead. Add {word}"
+        )
     if group in groups:
         return (
             f"`{group}={option}` is not an option of the group `{group}`."
-            f"{nearest(option, groups[group])} Options: {', '.join(groups[group])}."
+            f"{nearest(option, [*groups[group], *_own_options(group)])} Options: {', '.join(groups[group])}."
         )
     if group.startswith("hydra/"):
         return (
             f"`{group}={option}` is not an option of Hydra's group `{group}`, or its plugin is not installed."
         )
     return f"Config `{missing}` was not found.{nearest(group or option, list(groups))}"
+
+
+def _own_options(group: str) -> list[str]:
+    """Return the names of a person's own options of a group, where `palimpsest init` writes them."""
+    return [file.stem for file in sorted(Path(OWN, group).glob("*.yaml"))]
+
+
+def _own_folder(group: str, option: str) -> Path | None:
+    """Return the folder of a person's own options here that holds one; None where none does."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return None
+    folders = (here / OWN, here)
+    return next((one for one in folders if (one / group / f"{option}.yaml").is_file()), None)
 
 
 def nearest_group(message: str, overrides: Sequence[str]) -> str:
