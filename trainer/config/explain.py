@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.config.describe import known_keys
 from trainer.config.entry import key_of
+from trainer.config.foreign import HINTS, OPTIONS, WORDS, key_for
 from trainer.config.options import OWN, group_options
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -56,9 +57,10 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
     choice = _CHOICE.search(message)
     if choice is not None:
         words = choice["words"].split(", ")
+        meant = WORDS.get(key.rpartition(".")[2], {}).get(choice["value"].lower())
         return (
             f"`{key}` must be one of {choice['words']}, but is '{choice['value']}' instead."
-            f"{nearest(choice['value'], words)}"
+            f"{f' Did you mean `{meant}`?' if meant else nearest(choice['value'], words)}"
         )
     for pattern, rule in _WRONG:
         found = pattern.search(message)
@@ -92,9 +94,17 @@ def nearest(name: str, candidates: list[str]) -> str:
 
 
 def nearest_key(key: str) -> str:
-    """Return what to try instead of a key that is not there: one like it, or all keys of its section."""
+    """Return what to try instead of a key that is not there: one like it, or all keys of its section.
+
+    For a name of another trainer's it is the key that is here in its place.
+    """
     known = [*known_keys(), *group_options()]
     section, _, leaf = key.rpartition(".")
+    ours = key_for(key)
+    if ours is not None:
+        others = [f"`{name}`" for name in known if name.rpartition(".")[2] == leaf]
+        hint = f" {HINTS[ours]}" if ours in HINTS else ""
+        return f" Did you mean {' or '.join([f'`{ours}`', *others])}?{hint}"
     beside = [name.rpartition(".")[2] for name in known if section and name.rpartition(".")[0] == section]
     near = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)
     if near:
@@ -132,9 +142,11 @@ def missing_option(missing: str) -> str:
             f"looked for among what ships instead. Add {word}"
         )
     if group in groups:
+        meant = OPTIONS.get(group, {}).get(option.lower())
+        near = nearest(option, [*groups[group], *_own_options(group)])
         return (
             f"`{group}={option}` is not an option of the group `{group}`."
-            f"{nearest(option, [*groups[group], *_own_options(group)])} Options: {', '.join(groups[group])}."
+            f"{f' Did you mean `{meant}`?' if meant else near} Options: {', '.join(groups[group])}."
         )
     if group.startswith("hydra/"):
         return (
@@ -162,5 +174,7 @@ def nearest_group(message: str, overrides: Sequence[str]) -> str:
     """Return a question about the first override, of a group or of the run itself, that a message names."""
     for key in map(key_of, overrides):
         if key in message and "." not in key:
+            if key_for(key) is not None:
+                return nearest_key(key)
             return nearest(key, [*group_options(), *known_keys()])
     return ""

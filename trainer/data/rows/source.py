@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from trainer.config.data import SourceConfig, TokenValue
 from trainer.data.formats.opened import NumberedRow, Opened, open_file, open_mapped
+from trainer.data.rows.absent_column import check_columns
 from trainer.data.rows.columns import (
     ColumnLayout,
-    check_columns,
     is_weighty,
     optional_columns,
     recognise,
@@ -96,7 +96,8 @@ class SourceRows:
             self._ignored |= set(file.columns) & set(source.columns.ignore)
         for number, row in _keyed(name, file.read(wanted, watched)):
             if not file.is_table and any(column not in row for column in required.values()):
-                check_columns(name, source, f"{file.label} (row {number})", list(row), required)
+                where = f"{file.label} (row {number})"
+                check_columns(name, source, where, list(row), required, self._num_rows == 0)
             if unread := row.keys() - passed:
                 refuse_unread(name, self._layout, row, sorted(unread), f"{file.place}, {file.unit} {number},")
                 self.reading.unread |= unread
