@@ -54,7 +54,7 @@ def measuring(step: int, saves: bool) -> str:
 
 def saving(step: int) -> str:
     """Return the answer to a signal that comes while a checkpoint is written."""
-    return f"once the checkpoint of step {step} is whole, and after one step more, the run ends."
+    return f"once the checkpoint of step {step} is whole the run ends, at the latest after one step more."
 
 
 COMPARING = "the comparison with the base is given up, and the run ends; the trained model is saved where it saves any."
@@ -63,4 +63,4 @@ COMPARING = "the comparison with the base is given up, and the run ends; the tra
 def _ends(saves: bool) -> str:
     """Return how a run ends, and what of it stays."""
     kept = "a checkpoint is saved" if saves else "nothing is saved (checkpoint.enabled=false)"
-    return f"{kept} and the run ends. Ctrl-C once more ends it at once, without a save."
+    return f"{kept} and the run ends. A second Ctrl-C ends it at once, without a save."

@@ -218,8 +218,8 @@ def test_the_answer_in_a_step_tells_how_far_it_is():
     at = in_step(stop, 3, 10, 64, True)
     at(11)
     assert stop.when == (
-        "after step 3 of 10, now in its micro-batch 12 of 64, a checkpoint is saved and the run ends. Ctrl-C once "
-        "more ends it at once, without a save."
+        "after step 3 of 10, now in its micro-batch 12 of 64, a checkpoint is saved and the run ends. A second "
+        "Ctrl-C ends it at once, without a save."
     )
 
 
