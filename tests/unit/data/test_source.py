@@ -141,7 +141,7 @@ def test_max_documents_stops_reading_there(tmp_path: Path) -> None:
         ),
         ("a.csv", "body,n\nx,1\n", "body, n", "Say which it is: data.sources.s.columns.text=COLUMN."),
         ("a.csv", "body,id\nx,1\n", "body, id", "Say which it is: data.sources.s.columns.text=body."),
-        ("a.csv", "texts,id\nx,1\n", "texts, id", "Did you mean data.sources.s.columns.text=texts?"),
+        ("a.csv", "texts,id\nx,1\n", "texts, id", "Set data.sources.s.columns.text=texts, if that is it."),
         ("a.jsonl", LINES + '{"body": "x"}\n', "body", "Mend or remove that row."),
     ],
 )
@@ -193,9 +193,9 @@ def test_a_broken_file_is_named_with_the_line(name: str, content: str, said: str
     ("name", "data", "said"),
     [
         ("a.txt", b"caf\xe9 ", "must be UTF-8"),
-        ("a.jsonl.gz", b"no gzip", "cannot be read"),
+        ("a.jsonl.gz", b"no gzip", "must be compressed as its name says"),
         ("a.jsonl.gz", gzip.compress(LINES.encode() * 99, mtime=0)[:-12], "cannot be read"),
-        ("a.jsonl.zst", b"no zstd", "cannot be read"),
+        ("a.jsonl.zst", b"no zstd", "must be compressed as its name says"),
         ("a.jsonl.zst", zstandard.compress(LINES.encode() * 99)[:-2], "cannot be read"),
     ],
 )

@@ -83,7 +83,7 @@ def _hint(name: str, source: SourceConfig, columns: Collection[str], absent: dic
             return f"Its rows look like {title}: set {shown}."
     near = {key: found[0] for key, column in absent.items() if (found := _near(column, columns))}
     if len(near) == len(absent):
-        return f"Did you mean {_words(of_source, {f'columns.{key}': found for key, found in near.items()})}?"
+        return f"Set {_words(of_source, {f'columns.{key}': found for key, found in near.items()})}, if that is it."
     read = [column for column in columns if not _is_aside(column)]
     if not read or not absent.keys() & required_columns(source).keys():
         return ""
