@@ -88,7 +88,7 @@ def open_steps(arguments: argparse.Namespace, stack: ExitStack) -> tuple[Any, An
     stack.callback(loader.close)
     session.policy.engine.set_lr(1e-5)
     taken = iter(range(1000))
-    return session, lambda: train_step(session.policy, objective, loader.read(next(taken)), False)
+    return session, lambda: train_step(session.policy, objective, loader.read(next(taken)), lambda: False)
 
 
 def measure(variant: str, session: Any, step: Any, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def show_result(run_dir: Path, source: str, export: Path) -> int:
         )
         return Exit.died
     sets = json.loads((run_dir / MEASURED).read_text(encoding="utf-8"))["sets"]
-    print("  held-out loss, nats per token")
+    print("  held-out loss, nats per token (e^loss is the perplexity)")
     for one in sets:
         print(
             f"    {one['name']:<17} {one['base_nats']:.4f} -> {one['tuned_nats']:.4f} ({one['change_nats']:+.4f})"

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.errors import ConfigError, Exit
 from trainer.metrics.jsonl import read
 from trainer.runtime.say import say
@@ -27,8 +28,9 @@ CODES: Mapping[int, str] = {
     Exit.mendable: "must be mended",
     Exit.refused: "refused",
     Exit.non_finite: "not finite",
-    Exit.preempted: "saved, stopped",
 }
+STOPPED = "stopped, "
+"""How the state of a run begins that was told to stop; then what is saved of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
     attempts = read_attempts(run_dir)
     step = max((int(record.get("step", 0)) for record in metrics), default=0)
     state = _state(run_dir, attempts, states)
-    has_ended = state in (*ENDS.values(), *CODES.values(), "gave up")
+    has_ended = state in (*ENDS.values(), *CODES.values(), "gave up") or state.startswith(STOPPED)
     return RunStatus(
         name=run_dir.name,
         state=state,
@@ -147,6 +149,8 @@ def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) 
         return queued.lower()
     if attempts.gave_up:
         return "gave up"
+    if attempts.last_code == Exit.preempted:
+        return _stopped(run_dir)
     if attempts.last_code is not None:
         return CODES.get(attempts.last_code, f"failed ({attempts.last_code})")
     if queued is not None:
@@ -155,8 +159,14 @@ def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) 
     if starts and (not stops or stops[-1]["time"] < starts[-1]["time"]):
         return "begun"
     if stops:
-        return ENDS.get(stops[-1]["reason"], "saved, stopped")
+        return ENDS.get(stops[-1]["reason"]) or _stopped(run_dir)
     return "submitted" if attempts.job is not None else "not begun"
+
+
+def _stopped(run_dir: Path) -> str:
+    """Return the state of a run that was told to stop: a signal may come before there is anything to save."""
+    newest = next(iter(find_checkpoints(run_dir)), None)
+    return STOPPED + (f"step {step_of(newest)} saved" if newest is not None else "nothing saved")
 
 
 def _num_steps(run_dir: Path) -> int | None:

@@ -68,7 +68,7 @@ def take_steps(session: Any, num_steps: int, total: int = 8) -> list[dict[str, f
     records = []
     for step in range(num_steps):
         session.policy.engine.set_lr(config.optim.lr * lr_factor(step, total, config.schedule))
-        result = train_step(session.policy, objective, loader.read(step), stop=False)
+        result = train_step(session.policy, objective, loader.read(step), stop=lambda: False)
         assert result.is_sound
         records.append({"loss": result.loss, "grad_norm": result.grad_norm})
     loader.close()

@@ -38,7 +38,7 @@ def poisoned_steps(mesh: Any, workspace: str, run_dir: str, overrides: list[str]
             before = answers_of(session)
             engine.set_lr(1e-3)
             engine.forward = poisoned if step == 1 else forward
-            result = train_step(session.policy, objective, loader.read(step), stop=False)
+            result = train_step(session.policy, objective, loader.read(step), stop=lambda: False)
             engine.forward = forward
             moved = float((answers_of(session) - before).abs().max())
             records.append([result.is_applied, result.is_sound, result.loss, result.grad_norm, moved])

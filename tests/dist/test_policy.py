@@ -128,7 +128,9 @@ def trained(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]], 
                 records = []
                 for step, count in enumerate(counts):
                     session.policy.engine.set_lr(1e-3)
-                    result = train_step(session.policy, OfDocuments(count), loader.read(step), stop=False)
+                    result = train_step(
+                        session.policy, OfDocuments(count), loader.read(step), stop=lambda: False
+                    )
                     records.append({"loss": result.loss, "grad_norm": result.grad_norm})
                 loader.close()
                 results.append(records)

@@ -76,7 +76,7 @@ def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     records = []
     for step in range(NUM_STEPS):
         session.policy.engine.set_lr(config.optim.lr * lr_factor(step, NUM_STEPS, config.schedule))
-        result = train_step(session.policy, objective, loader.read(step), stop=False)
+        result = train_step(session.policy, objective, loader.read(step), stop=lambda: False)
         assert result.is_sound
         means = {mean.name: mean.of(result.sums) for mean in result.means}
         if config.replay.kl.beta:

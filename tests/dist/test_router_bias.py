@@ -35,7 +35,7 @@ def moved(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]], po
                 engine.set_lr(1e-3)
                 if step == poisoned and mesh.rank == mesh.num_ranks - 1:
                     engine.forward = functools.partial(broken, forward)
-                train_step(policy, objective, loader.read(step), stop=False)
+                train_step(policy, objective, loader.read(step), stop=lambda: False)
                 engine.forward = forward
                 steps.append(policy.choice_bias.exact.tolist())
             loader.close()

@@ -91,7 +91,7 @@ def take_steps(session: Any, objective: Any) -> list[dict[str, float]]:
     config, loader, records = session.config, loader_of(session), []
     for step in range(NUM_STEPS):
         session.policy.engine.set_lr(config.optim.lr * lr_factor(step, NUM_STEPS, config.schedule))
-        result = train_step(session.policy, objective, loader.read(step), stop=False)
+        result = train_step(session.policy, objective, loader.read(step), stop=lambda: False)
         assert result.is_sound
         by_source = {mean.name: mean.of(result.sums) for mean in result.means}
         assert set(by_source) == {"loss", "loss/chat", "loss/text"}

@@ -27,6 +27,7 @@ from trainer.model.tune.prompt import virtual_off
 from trainer.report.announce import announce
 from trainer.run.conclusion import tell_trackers
 from trainer.run.evaluator import build_forgetting, build_task_scores, replay_record, texts_of
+from trainer.run.proofs import prove_head
 from trainer.run.session import Session, open_session
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.shortage import shortage_explained
@@ -41,6 +42,7 @@ def run_evaluation(config: RunConfig) -> bool:
         size = config.evaluate.micro_batch_size
         with shortage_explained("evaluate.micro_batch_size", size, -1), disk_explained(Path(config.run_dir)):
             session = open_session(config, stack)
+            prove_head(session)
             passed = _evaluate(session)
             if session.mesh.is_first and config.evaluate.checkpoint != BASE:
                 tell_trackers(config)

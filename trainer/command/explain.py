@@ -16,6 +16,7 @@ from trainer.config.describe import (
     sections,
 )
 from trainer.config.exclusive import partners
+from trainer.config.foreign import key_for
 from trainer.config.options import Option, group_options, own_options, searchpath_folders, shipped_options
 from trainer.errors import ConfigError
 
@@ -53,6 +54,7 @@ def _unknown(asked: str, group: str, name: str, options: Sequence[Option]) -> Co
     words = tuple(option.word for option in options)
     near = nearest_keys(asked, (*group_options(), *words)) if not name or group not in group_options() else []
     near = near or nearest_keys(asked, words)
+    near = [ours] if (ours := key_for(asked)) is not None else near
     meant = f" Did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else ""
     return ConfigError(
         f"`{asked}` must be a key, a section, a group or one of its options, but is none of them instead.{meant} "

@@ -14,7 +14,7 @@ from typing import Any
 from trainer.config.describe import as_word
 from trainer.config.many import many
 from trainer.config.model import ModelKind
-from trainer.config.options import group_options
+from trainer.config.options import OWN, group_options
 from trainer.config.snapshot import write_atomic
 from trainer.errors import ConfigError, ModelError
 from trainer.forecast.card import find_cards
@@ -36,7 +36,7 @@ class Wish:
     data: str = ""
     name: str = ""
     recipe: str = ""
-    folder: Path = field(default_factory=lambda: Path("palimpsest"))
+    folder: Path = field(default_factory=lambda: Path(OWN))
     chat_template: str = ""
     ignore: list[str] = field(default_factory=list)
     is_site: bool = False
@@ -74,7 +74,7 @@ def read_words(words: Sequence[str]) -> Wish:
         given[key] = value
     wish = Wish(
         **{key: value for key, value in given.items() if key not in ("folder", "ignore")},
-        folder=Path(given.get("folder", "palimpsest")).expanduser(),
+        folder=Path(given.get("folder", OWN)).expanduser(),
         ignore=[one.strip() for one in given.get("ignore", "").strip("[]").split(",") if one.strip()],
         is_site="--site" in words,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.command.usage import COMMANDS, SUBCOMMANDS
+from trainer.config.foreign import key_for
 from trainer.errors import ConfigError
 
 OF_EVALUATION = ("run_dir=", "evaluate.", "gate", "interpolate=")
@@ -59,13 +60,20 @@ def parse(arguments: Sequence[str]) -> Invocation:
                 words.pop(0)
         elif word.startswith("-"):
             raise ConfigError(
-                f"Unknown option `{word}`. Options: --config FILE, --cfg, --dry-run, -m, --help."
+                f"Unknown option `{word}`.{_as_key(word)} Options: --config FILE, --cfg, --dry-run, -m, --help."
             )
         else:
             overrides.append(_in_export(word) if command == "export" else word)
     if is_multirun:
         _check_multirun(command, config_file, show_config)
     return Invocation(command, overrides, config_file, show_config, is_dry, is_multirun)
+
+
+def _as_key(option: str) -> str:
+    """Return how a key is given, where an option of another trainer's was."""
+    key, equals, value = option.lstrip("-").partition("=")
+    ours = key_for(key) or (key if "." in key else None)
+    return "" if ours is None else f" Keys are given without dashes: {ours}={value if equals else 'VALUE'}."
 
 
 def _check_multirun(command: str, config_file: Path | None, show_config: bool) -> None:

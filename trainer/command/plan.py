@@ -33,7 +33,7 @@ from trainer.forecast.memory import (
     forecast,
     full_weights,
 )
-from trainer.forecast.printed import adapter_table, memory_table, parameter_table, run_sentence, verdict
+from trainer.forecast.printed import Gpu, adapter_table, memory_table, parameter_table, run_sentence, verdict
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.tuned import named_targets
 from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
@@ -55,7 +55,7 @@ CHECKED_KEYS = (
 
 
 def show_plan(config: RunConfig) -> bool:
-    """Print the forecast of a run and write its figure; tell whether the run fits.
+    """Print the forecast of a run and write its figure where one is asked for; tell whether the run fits.
 
     Raises:
         TrainerError: The configuration or the model's config.json cannot be used.
@@ -77,11 +77,14 @@ def show_plan(config: RunConfig) -> bool:
     shown = {stage: peak for stage, peak in peaks.items() if not stages[stage].is_refused}
     full = {stage: forecast(shape, of, full_weights(shape)) for stage, of in stages.items()}
     lora = adapters(shape, run, _targets(config.tune))
-    fits = peaks[run.stage].gib <= gpu_gib - reserve_gib
+    gpu = Gpu(gpu_gib, reserve_gib, is_assumed=config.gpu_gib is cards.gib is None)
+    fits = peaks[run.stage].gib <= gpu.free_gib
     advice = None
-    if not fits:
-        advice = smallest_change(shape, run, weights, gpu_gib - reserve_gib, config.cluster.num_nodes)
-    output = _write_figure(config, shape, lora, full)
+    if gpu.spare_gib(peaks[run.stage]) < gpu.margin_gib:
+        wanted_gib = gpu.free_gib - (gpu.margin_gib if fits else 0.0)
+        advice = smallest_change(shape, run, weights, wanted_gib, config.cluster.num_nodes)
+    if config.plan.output is not None:
+        _write_figure(config.plan.output, shape, lora, full)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -91,7 +94,7 @@ def show_plan(config: RunConfig) -> bool:
     say(console, "Peak memory of one GPU in GiB", "bold")
     say(console, run_sentence(shape, run))
     console.print(memory_table(shown, run, reserve_gib, gpu_gib), "")
-    say(console, verdict(peaks[run.stage], reserve_gib, gpu_gib, advice), "bold")
+    say(console, verdict(peaks[run.stage], gpu, advice), "bold")
     where = ", ".join(_targets(config.tune) or ["all linear layers"])
     say(console, f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
@@ -101,7 +104,8 @@ def show_plan(config: RunConfig) -> bool:
         say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
     for note in _notes(config, shape, run, cards, weights):
         say(console, f"- {note}")
-    say(console, f"Figure: {output}")
+    if config.plan.output is not None:
+        say(console, f"Figure: {config.plan.output}")
     return fits
 
 
@@ -221,11 +225,9 @@ def _eager_note(shape: DecoderShape, run: RunShape) -> str:
     )
 
 
-def _write_figure(
-    config: RunConfig, shape: DecoderShape, lora: list[AdapterSize], full: dict[int, Peak]
-) -> Path:
-    """Write the SVG whole or not at all; return its path."""
-    output = Path(config.plan.output or Path(config.run_dir) / "plan.svg").expanduser().absolute()
+def _write_figure(path: str, shape: DecoderShape, lora: list[AdapterSize], full: dict[int, Peak]) -> None:
+    """Write the SVG whole or not at all."""
+    output = Path(path).expanduser().absolute()
     millions = Series("trainable", tuple((float(row.r), row.num_params / 1e6) for row in lora))
     memory = [
         Series("LoRA, ZeRO 0/1", tuple((float(row.r), row.peak_gib) for row in lora)),
@@ -245,4 +247,3 @@ def _write_figure(
         raise ConfigError(
             f"`plan.output` must be a file you can write, but {output} is not: {error.strerror}. Set plan.output."
         ) from error
-    return output

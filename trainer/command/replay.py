@@ -136,8 +136,9 @@ def show_finished(config: RunConfig) -> bool:
 def run_generation(config: RunConfig) -> bool:
     """Generate as configured; return False when a signal ended it early. Collective: every rank."""
     with ExitStack() as stack:
-        stop_flag = stack.enter_context(StopFlag())
         env = rank_env(os.environ)
+        stop_flag = stack.enter_context(StopFlag(tells=env.is_first))
+        stop_flag.when = "after the samples that are under way, which are kept; the same command goes on."
         setup_logging(env.rank, env.world_size, None)
         mesh = open_mesh(env, config.cluster.comm_timeout_s)
         stack.push(close_mesh)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.config.describe import known_keys
 from trainer.config.entry import key_of
-from trainer.config.options import group_options
+from trainer.config.foreign import HINTS, OPTIONS, WORDS, key_for
+from trainer.config.options import OWN, group_options
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 _WRONG = (
@@ -54,9 +57,10 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
     choice = _CHOICE.search(message)
     if choice is not None:
         words = choice["words"].split(", ")
+        meant = WORDS.get(key.rpartition(".")[2], {}).get(choice["value"].lower())
         return (
             f"`{key}` must be one of {choice['words']}, but is '{choice['value']}' instead."
-            f"{nearest(choice['value'], words)}"
+            f"{f' Did you mean `{meant}`?' if meant else nearest(choice['value'], words)}"
         )
     for pattern, rule in _WRONG:
         found = pattern.search(message)
@@ -90,9 +94,17 @@ def nearest(name: str, candidates: list[str]) -> str:
 
 
 def nearest_key(key: str) -> str:
-    """Return what to try instead of a key that is not there: one like it, or all keys of its section."""
+    """Return what to try instead of a key that is not there: one like it, or all keys of its section.
+
+    For a name of another trainer's it is the key that is here in its place.
+    """
     known = [*known_keys(), *group_options()]
     section, _, leaf = key.rpartition(".")
+    ours = key_for(key)
+    if ours is not None:
+        others = [f"`{name}`" for name in known if name.rpartition(".")[2] == leaf]
+        hint = f" {HINTS[ours]}" if ours in HINTS else ""
+        return f" Did you mean {' or '.join([f'`{ours}`', *others])}?{hint}"
     beside = [name.rpartition(".")[2] for name in known if section and name.rpartition(".")[0] == section]
     near = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.6)
     if near:
@@ -123,10 +135,18 @@ def missing_option(missing: str) -> str:
     """Return a sentence about a file of a group, as GROUP/OPTION, that is not there."""
     group, _, option = missing.rpartition("/")
     groups = group_options()
+    if group in groups and (folder := _own_folder(group, option)) is not None:
+        word = shlex.quote(f"hydra.searchpath=[file://{folder}]")
+        return (
+            f"`{group}={option}` must be given with the folder that it lies in, but {folder / group / option}.yaml is "
+            f"looked for among what ships instead. Add {word}"
+        )
     if group in groups:
+        meant = OPTIONS.get(group, {}).get(option.lower())
+        near = nearest(option, [*groups[group], *_own_options(group)])
         return (
             f"`{group}={option}` is not an option of the group `{group}`."
-            f"{nearest(option, groups[group])} Options: {', '.join(groups[group])}."
+            f"{f' Did you mean `{meant}`?' if meant else near} Options: {', '.join(groups[group])}."
         )
     if group.startswith("hydra/"):
         return (
@@ -135,9 +155,26 @@ def missing_option(missing: str) -> str:
     return f"Config `{missing}` was not found.{nearest(group or option, list(groups))}"
 
 
+def _own_options(group: str) -> list[str]:
+    """Return the names of a person's own options of a group, where `palimpsest init` writes them."""
+    return [file.stem for file in sorted(Path(OWN, group).glob("*.yaml"))]
+
+
+def _own_folder(group: str, option: str) -> Path | None:
+    """Return the folder of a person's own options here that holds one; None where none does."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return None
+    folders = (here / OWN, here)
+    return next((one for one in folders if (one / group / f"{option}.yaml").is_file()), None)
+
+
 def nearest_group(message: str, overrides: Sequence[str]) -> str:
     """Return a question about the first override, of a group or of the run itself, that a message names."""
     for key in map(key_of, overrides):
         if key in message and "." not in key:
+            if key_for(key) is not None:
+                return nearest_key(key)
             return nearest(key, [*group_options(), *known_keys()])
     return ""

@@ -19,6 +19,8 @@ from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
 PACKAGE = "# @package "
+OWN = "palimpsest"
+"""Folder that `palimpsest init` writes options of a person's own into, where no other is said."""
 _OVERRIDE = "override /"
 
 

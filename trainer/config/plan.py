@@ -16,4 +16,4 @@ class PlanConfig:
     strict: bool = False
     """Exit with code 3 when the run does not fit."""
     output: str | None = None
-    """File of the figure, an SVG; null writes RUN_DIR/plan.svg."""
+    """File to draw LoRA over its ranks into, an SVG; null draws nothing."""

@@ -43,6 +43,7 @@ from trainer.config.options import CONF_MODULE, Option, group_options, searchpat
 from trainer.config.override import check_word, is_swept, read_entries, readable, typed, typed_keys
 from trainer.config.own import chosen_options, keep_own, raw
 from trainer.config.paths import make_absolute
+from trainer.config.rates import is_others, said_of
 from trainer.config.schema import RunConfig
 from trainer.config.together import all_told, word_error
 from trainer.errors import ConfigError
@@ -89,12 +90,14 @@ def _composed(overrides: Sequence[str], config_name: str, say: Callable[[str], N
         own = _own_options(config_name, others)
         for line in keep_own(composed, own, lambda: typed_keys(overrides)) if own else ():
             say(line)
-        for line in settle(
-            composed, Hands(typed(overrides), lambda: [key for one in own for key in one.given])
-        ):
+        given = [key for one in own for key in one.given]
+        for line in settle(composed, Hands(typed(overrides), lambda: given)):
             say(line)
         _name_after_folder(composed, overrides)
-    return to_dataclass(with_ds_file(composed, overrides))
+    config = to_dataclass(with_ds_file(composed, overrides))
+    if is_others(config) and "optim.lr" not in (*given, *typed_keys(overrides)):
+        say(said_of(config))
+    return config
 
 
 def _name_after_folder(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -111,7 +111,6 @@ def prepare(
     """
     for name, source in data.sources.items():
         _check_tokenizer(name, source, data, tokenizer)
-    _say_shape(data, tokenizer, console)
     stores: dict[str, Store] = {}
     for name, source in data.sources.items():
         store = _find(name, source, data, tokenizer, console)
@@ -128,6 +127,7 @@ def prepare(
             check_vocabulary(name, store, vocab_size)
         stores[name] = store
     check_disjoint(stores)
+    _say_shape(data, tokenizer, console)
     print_report(stores, _notes(data, stores), tokenizer, console)
     return stores
 
@@ -141,7 +141,10 @@ def _notes(data: DataConfig, stores: dict[str, Store]) -> dict[str, list[str]]:
 
 
 def _say_shape(data: DataConfig, tokenizer: TokenizerLike, console: Console) -> None:
-    """Say once what the chat template has no place for, before any row is read."""
+    """Say once what the chat template has no place for, beside what was met in the rows.
+
+    A row that is refused because of it says so itself; before another error it would be noise.
+    """
     if any(source.format is Format.chat or source.as_chat for source in data.sources.values()):
         for line in describe_shape(find_shape(tokenizer)):
             say(console, line)
@@ -318,9 +321,9 @@ def _write(folder: Path, intake: Intake, notes: list[str], frac: float, describe
 
 def _describe_split(num_documents: int, num_held_out: int, frac: float) -> str:
     if frac > 0 and num_held_out == 0:
-        return f"nothing held out: {num_documents} document is too few"
+        return f"nothing held out: {many(num_documents, 'document')} {'is' if num_documents == 1 else 'are'} too few"
     if frac > 0 and num_held_out == 1 and num_documents * frac < 1:
-        return f"1 of {num_documents} documents held out, more than data.validation_frac"
+        return f"1 of {num_documents} documents held out, since data.validation_frac={frac:g} of them is less than one"
     return ""
 
 

@@ -5,7 +5,8 @@ Shapes: N tokens of a micro-batch, P pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,9 @@ from trainer.data.pack.refs import FILLER, PackRef, read_batch, spread
 from trainer.data.store.store import SplitStore
 from trainer.dist.mesh import Axis
 from trainer.engine.policy import Policy
+from trainer.metrics.pace import Pace
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,15 @@ class HeldOut:
             for pack in range(min(store.num_packs, self.max_packs))
         ]
         return spread(refs, data, self.micro_batch_size)
+
+    def walk(self, data: Axis, what: str) -> Iterator[list[PackRef]]:
+        """Yield those batches; before each all ranks may give up, and where it takes long a line says how far it is."""
+        batches = self.batches(data)
+        pace = Pace(len(batches), _LOG.info)
+        for index, refs in enumerate(batches):
+            self.heed()
+            pace.at(index, f"{what}, batch {index + 1} of {len(batches)}")
+            yield refs
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +80,7 @@ def held_out_pieces(
     """
     found: list[tuple[int, int, list[float], list[int]]] = []
     with policy.evaluating():
-        for refs in held_out.batches(policy.mesh.data):
-            held_out.heed()
+        for refs in held_out.walk(policy.mesh.data, "Held-out loss"):
             micro = read_batch(held_out.stores, refs, held_out.pad_id)
             found += _by_piece(policy.nll(micro).nll_N.double().cpu().numpy(), micro, refs)
             on_batch()

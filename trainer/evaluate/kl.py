@@ -115,8 +115,7 @@ def _positions(
 
 
 def _batches(policy: Policy, held_out: HeldOut) -> Iterator[tuple[list[PackRef], MicroBatch]]:
-    for refs in held_out.batches(policy.mesh.data):
-        held_out.heed()
+    for refs in held_out.walk(policy.mesh.data, "Divergence from the base"):
         yield refs, read_batch(held_out.stores, refs, held_out.pad_id)
 
 

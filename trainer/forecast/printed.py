@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -11,6 +12,8 @@ from trainer.forecast.advice import Advice
 from trainer.forecast.memory import GIB, Peak, RunShape, attention_of
 from trainer.forecast.shapes import DecoderShape
 
+ERROR_FRAC = 0.03
+"""Share of a GPU's memory that a forecast may be off by: tests hold it within so much of measured peaks."""
 _ROWS = {
     "parameters": "parameters",
     "gradients": "gradients",
@@ -73,19 +76,58 @@ def run_sentence(shape: DecoderShape, run: RunShape) -> str:
     )
 
 
-def verdict(peak: Peak, reserve_gib: float, gpu_gib: float, advice: Advice | None) -> str:
-    """Return whether the run fits, and what makes it fit."""
-    spare = gpu_gib - reserve_gib - peak.gib
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What a forecast is compared with, in GiB."""
+
+    gib: float
+    reserve_gib: float
+    is_assumed: bool = False
+    """Nobody said what GPU it is, and there is none here."""
+
+    @property
+    def free_gib(self) -> float:
+        """Return what tensors can have."""
+        return self.gib - self.reserve_gib
+
+    @property
+    def margin_gib(self) -> float:
+        """Return what the forecast may be off by."""
+        return ERROR_FRAC * self.gib
+
+    def spare_gib(self, peak: Peak) -> float:
+        """Return what is left beside a peak; negative where it does not fit."""
+        return self.free_gib - peak.gib
+
+    def __str__(self) -> str:
+        """Name it."""
+        assumed = " (assumed, since no GPU is known: set plan.gpu_gib)" if self.is_assumed else ""
+        return f"a GPU of {self.gib:.0f} GiB{assumed}"
+
+
+def verdict(peak: Peak, gpu: Gpu, advice: Advice | None) -> str:
+    """Return whether the run fits, and what makes it fit, or fit with more to spare than the forecast is exact to."""
+    spare = gpu.spare_gib(peak)
+    changed = (
+        ""
+        if advice is None
+        else f"{' '.join(advice.overrides)} ({gpu.spare_gib(advice.peak):.1f} GiB to spare)"
+    )
+    if spare >= gpu.margin_gib:
+        return f"Fits {gpu} with {spare:.1f} GiB to spare."
     if spare >= 0:
-        return f"Fits a GPU of {gpu_gib:.0f} GiB with {spare:.1f} GiB to spare."
-    start = f"Does not fit a GPU of {gpu_gib:.0f} GiB: {-spare:.1f} GiB too much."
-    if advice is None:
+        more = f" Smallest change that leaves more: {changed}." if changed else ""
+        return (
+            f"Fits {gpu} with only {spare:.1f} GiB to spare: less than {100 * ERROR_FRAC:g} % of it, which the "
+            f"forecast may be off by. It may end for lack of memory.{more}"
+        )
+    start = f"Does not fit {gpu}: {-spare:.1f} GiB too much."
+    if not changed:
         return (
             f"{start} No ZeRO stage, recomputation, micro-batch or number of nodes up to 64 times these makes it "
             "fit: shorten data.seq_len, or take a smaller model."
         )
-    left = gpu_gib - reserve_gib - advice.peak.gib
-    return f"{start} Smallest change that fits: {' '.join(advice.overrides)} ({left:.1f} GiB to spare)."
+    return f"{start} Smallest change that fits: {changed}."
 
 
 def adapter_table(shape: DecoderShape, rows: Sequence[AdapterSize], full: Mapping[int, Peak]) -> Table:

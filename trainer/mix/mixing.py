@@ -182,7 +182,8 @@ class Mixing:
         return (
             f"WARNING: `train.global_batch_tokens` is {train.global_batch_tokens}, and a step of so many tokens passes "
             f"{a_step:.3g} times over the {many(num_packs, 'pack')} that there are to learn from: {in_all:.3g} passes "
-            f"in {many(self.num_steps, 'step')}{instead}. Set train.global_batch_tokens={fitting}, or add data."
+            f"in {many(self.num_steps, 'step')}{instead}. Set train.global_batch_tokens={fitting}, or add data; "
+            "`palimpsest init model=... data=...` writes an experiment whose sizes fit the data."
         )
 
     def epochs_by_source(self, state: TrainState) -> dict[str, float]:

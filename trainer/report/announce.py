@@ -8,6 +8,8 @@ from trainer.evaluate.record import FILE_NAME, read_forgetting
 from trainer.report.build import build_report
 from trainer.report.verdict import verdict
 
+NATS = "(Nats a token: natural logarithms of probability. 0.1 less, and the right token is about 10 % more likely.)"
+
 
 def announce(run_dir: Path) -> None:
     """Build the report and say in a sentence what changed; rank 0."""
@@ -15,6 +17,7 @@ def announce(run_dir: Path) -> None:
     found = read_forgetting(run_dir / FILE_NAME)
     if found is not None:
         print(f"Held-out loss against the base: {verdict(found.sets)}")
+        print(NATS)
         for one in found.tasks:
             print(f"Task {one.task}, {one.metric}: {_shown(one.base)} -> {_shown(one.tuned)}")
     print(f"Report: {report}", flush=True)

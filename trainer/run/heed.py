@@ -1,4 +1,4 @@
-"""Giving up what is being loaded or measured where a rank is asked to stop: it can be done again."""
+"""Giving up what is being loaded or measured where a rank is asked to stop, and what a signal is answered with."""
 
 from __future__ import annotations
 
@@ -25,3 +25,42 @@ def heeding(mesh: Mesh, stop_flag: StopFlag | None) -> Callable[[], None]:
             raise GivenUp
 
     return heed
+
+
+SOON = "within seconds"
+
+
+def before_training(when: str) -> str:
+    """Return the answer to a signal that comes before the first step of a start."""
+    return f"the run ends {when}; this start has trained nothing yet that would have to be saved."
+
+
+def in_step(
+    stop_flag: StopFlag, step: int, num_steps: int, num_micro: int, saves: bool
+) -> Callable[[int], None]:
+    """Return what prepares, before each micro-batch of a step, the answer to a signal: how far the step is."""
+
+    def at(index: int) -> None:
+        where = f"now in its micro-batch {index + 1} of {num_micro}"
+        stop_flag.when = f"after step {step} of {num_steps}, {where}, {_ends(saves)}"
+
+    return at
+
+
+def measuring(step: int, saves: bool) -> str:
+    """Return the answer to a signal that comes while something is measured after a step."""
+    return f"what is measured after step {step} is given up, {_ends(saves)}"
+
+
+def saving(step: int) -> str:
+    """Return the answer to a signal that comes while a checkpoint is written."""
+    return f"once the checkpoint of step {step} is whole the run ends, at the latest after one step more."
+
+
+COMPARING = "the comparison with the base is given up, and the run ends; the trained model is saved where it saves any."
+
+
+def _ends(saves: bool) -> str:
+    """Return how a run ends, and what of it stays."""
+    kept = "a checkpoint is saved" if saves else "nothing is saved (checkpoint.enabled=false)"
+    return f"{kept} and the run ends. A second Ctrl-C ends it at once, without a save."

@@ -23,10 +23,10 @@ from trainer.model.expert_load import spread
 from trainer.objective.contract import Objective
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
-from trainer.run.heed import GivenUp
+from trainer.run.heed import GivenUp, before_training, in_step, measuring, saving
 from trainer.run.journal import Journal, StepTimes
 from trainer.run.saver import Saver
-from trainer.run.step import StepResult, train_step
+from trainer.run.step import Care, StepResult, train_step
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.signals import StopFlag
 
@@ -126,8 +126,10 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         data_wait_s = time.perf_counter() - started
         lr = parts.lr(state.step)
         parts.policy.engine.set_lr(lr)
-        stop = parts.stop_flag.requested
-        result = train_step(parts.policy, parts.objective, batch, stop, parts.saver.is_written)
+        num_micro = len(batch.micro_batches)
+        at = in_step(parts.stop_flag, state.step + 1, cadence.num_steps, num_micro, cadence.saves)
+        care = Care(at, lambda: parts.saver.is_written)
+        result = train_step(parts.policy, parts.objective, batch, lambda: parts.stop_flag.requested, care)
         advance(state, result, batch)
         if result.written_votes == parts.policy.mesh.num_ranks:
             settle(parts, state)
@@ -162,6 +164,7 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
 
 def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
     """Measure the base before the first step, and make up for what a stop left undone. Collective: every rank."""
+    parts.stop_flag.when = before_training("and gives up what it measures before its first step")
     if state.last_evaluated_step < 0:
         evaluate(parts, state, cadence)
     elif state.step == cadence.num_steps != state.last_evaluated_step:
@@ -177,6 +180,7 @@ def measure(
     parts: RunParts, state: TrainState, cadence: Cadence, preempted: bool
 ) -> tuple[dict[str, float], bool]:
     """Measure what is due after a step; return it, and whether ranks are to stop. Collective: every rank."""
+    parts.stop_flag.when = measuring(state.step, cadence.saves)
     measured = parts.during.measure(state, preempted)
     if preempted or not cadence.evaluate_due(state.step):
         return measured, preempted
@@ -258,6 +262,7 @@ def save(parts: RunParts, state: TrainState, measured: dict[str, float], is_last
     Raises:
         CheckpointError: The last one cannot be written.
     """
+    parts.stop_flag.when = saving(state.step)
     settle(parts, state)
     why: str | None = f"{many(state.bad_steps_in_a_row, 'non-finite step')} in a row"
     if not state.bad_steps_in_a_row:

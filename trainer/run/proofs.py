@@ -7,39 +7,89 @@ import logging
 import numpy as np
 
 from trainer.config.tune import Init, TuneMethod
-from trainer.evaluate.proofs.agreement import check_packing, check_rows
-from trainer.evaluate.proofs.choice import check_choice
+from trainer.evaluate.proofs.agreement import (
+    check_head,
+    check_packing,
+    check_rows,
+    head_work,
+    packing_work,
+    rows_work,
+)
+from trainer.evaluate.proofs.called import BeforePass, at_once
+from trainer.evaluate.proofs.choice import check_choice, choice_work
+from trainer.evaluate.proofs.course import Course, Proof
 from trainer.evaluate.proofs.frozen import FrozenCheck, check_heard, check_silent
-from trainer.evaluate.proofs.gradient import check_gradient
-from trainer.evaluate.proofs.isolation import Isolation, check_isolation
+from trainer.evaluate.proofs.gradient import check_gradient, gradient_work
+from trainer.evaluate.proofs.isolation import Isolation, check_isolation, isolation_work
 from trainer.model.masks import reach
+from trainer.run.heed import SOON
 from trainer.run.session import Session
 
 _LOG = logging.getLogger(__name__)
 
 
-def prove_model(session: Session) -> Isolation:
-    """Stop unless documents are alone and the gradient is the model's own."""
-    probed = prove_isolation(session)
-    prove_gradient(session)
+def prove_model(session: Session) -> Isolation | None:
+    """Prove what a run needs of its model; return what isolation showed, None without `train.isolation_probe`.
+
+    Raises:
+        SelfCheckError: Something is not as it must be.
+        GivenUp: A rank was asked to stop meanwhile.
+    """
+    session.expect("before the next pass of the proofs")
+    course = Course(_planned(session), session.heed, _LOG.info)
+    prove_head(session, course.begin())
+    probed = None
+    if session.config.train.isolation_probe:
+        probed = prove_isolation(session, course)
+        prove_gradient(session, course.begin())
+    if session.policy.choice_bias is not None:
+        text = session.loaded.model.config.get_text_config()
+        check_choice(session.policy, text.vocab_size, session.config.data.seq_len, course.begin())
+    session.expect(SOON)
     return probed
 
 
-def prove_isolation(session: Session) -> Isolation:
+def _planned(session: Session) -> list[Proof]:
+    """Return the proofs of a run in their order."""
+    hf_config, seq_len = session.loaded.model.config, session.config.data.seq_len
+    planned = [Proof("that the loss is made from its own logits", head_work(seq_len))]
+    if session.config.train.isolation_probe:
+        in_rows = session.policy.in_rows
+        alone = (rows_work if in_rows else packing_work)(hf_config, seq_len)
+        planned += [
+            Proof("that documents do not see each other", isolation_work(seq_len, reach(hf_config))),
+            Proof(f"that one is what it is alone {'beside' if in_rows else 'in a pack with'} others", alone),
+            Proof("that the gradient is that of its own code", gradient_work(seq_len)),
+        ]
+    if session.policy.choice_bias is not None:
+        planned.append(Proof("that the biases of its routers are heard", choice_work(seq_len)))
+    return planned
+
+
+def prove_head(session: Session, before_pass: BeforePass = at_once) -> None:
+    """Stop unless the loss is made from the model's own logits."""
+    check_head(session.policy, session.loaded.model.config, session.config.data.seq_len, before_pass)
+
+
+def prove_isolation(session: Session, course: Course | None = None) -> Isolation:
     """Stop unless documents of a pack are what they are alone."""
     hf_config, seq_len = session.loaded.model.config, session.config.data.seq_len
+
+    def begin() -> BeforePass:
+        return at_once if course is None else course.begin()
+
     window = reach(hf_config)
     vocab_size = hf_config.get_text_config().vocab_size
-    probed = check_isolation(session.policy, vocab_size, seq_len, window)
+    probed = check_isolation(session.policy, vocab_size, seq_len, window, begin())
     if session.policy.in_rows:
         _LOG.info(
             "Isolation: every document is a row of its own; changing one moved the others' logits by %.1e of the "
             "largest; beside a longer one they are what they are alone to %.1e.",
             probed.moved,
-            check_rows(session.policy, hf_config, seq_len),
+            check_rows(session.policy, hf_config, seq_len, begin()),
         )
         return probed
-    apart = check_packing(session.policy, hf_config, seq_len)
+    apart = check_packing(session.policy, hf_config, seq_len, begin())
     _LOG.info(
         "Isolation: changing a document moved the others' logits by %.1e of the largest; in a pack they are what they "
         "are alone to %.1e%s.",
@@ -53,17 +103,10 @@ def prove_isolation(session: Session) -> Isolation:
     return probed
 
 
-def prove_gradient(session: Session) -> float:
+def prove_gradient(session: Session, before_pass: BeforePass = at_once) -> float:
     """Stop unless the gradient of the loss is the one of the model's own code; return how far they are apart."""
-    loaded = session.loaded
-    return check_gradient(session.policy, loaded.own_code, loaded.model.config, session.config.data.seq_len)
-
-
-def prove_choice(session: Session) -> None:
-    """Stop unless the biases of routers that move are heard, where some do."""
-    if session.policy.choice_bias is not None:
-        text = session.loaded.model.config.get_text_config()
-        check_choice(session.policy, text.vocab_size, session.config.data.seq_len)
+    loaded, seq_len = session.loaded, session.config.data.seq_len
+    return check_gradient(session.policy, loaded.own_code, loaded.model.config, seq_len, before_pass)
 
 
 def prove_adapter(session: Session, probe: np.ndarray) -> FrozenCheck | None:

@@ -62,7 +62,7 @@ def probe_recovery(
     try:
         for step in range(config.evaluate.recovery_steps):
             parts.policy.engine.set_lr(LR_FRAC * config.optim.lr)
-            result = train_step(parts.policy, objective, loader.take(step), parts.stop_flag.requested)
+            result = train_step(parts.policy, objective, loader.take(step), lambda: parts.stop_flag.requested)
             if result.stop_votes:
                 raise GivenUp
     finally:

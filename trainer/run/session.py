@@ -22,7 +22,6 @@ from trainer.dist.seed import choose_kernels, seed_everything
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.policy import Policy
 from trainer.evaluate.held_out import HeldOut
-from trainer.evaluate.proofs.agreement import check_head
 from trainer.mix.mixing import Mixing
 from trainer.model.carry import carried_by
 from trainer.model.digest import base_digest
@@ -33,7 +32,7 @@ from trainer.model.resolve import resolve_model
 from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 from trainer.model.tune.adapters import Tuned
 from trainer.run.building import build_model
-from trainer.run.heed import heeding
+from trainer.run.heed import before_training, heeding
 from trainer.run.identity import known_base
 from trainer.run.packing import with_packing
 from trainer.run.uneven import check_uneven
@@ -72,6 +71,11 @@ class Session:
     def heed(self) -> None:
         """Raise GivenUp on all ranks where one is asked to stop. Collective: every rank."""
         heeding(self.mesh, self.stop_flag)()
+
+    def expect(self, when: str) -> None:
+        """Prepare the answer to a signal that comes before the first step: when the run ends then."""
+        if self.stop_flag is not None:
+            self.stop_flag.when = before_training(when)
 
     def base_digest(self) -> str:
         """Return what names the weights that training began with. Collective: every rank.
@@ -143,7 +147,6 @@ def open_session(
     carries = carried_by(loaded.model.config) is not None
     policy = Policy(engine, mesh, loaded.attention.is_flash, in_rows(config.data), carries)
     adopt_library_loggers()
-    check_head(policy, loaded.model.config, config.data.seq_len)
     check_uneven(shape, policy)
     return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape, stop_flag)
 

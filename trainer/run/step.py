@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -60,12 +60,29 @@ class StepResult:
         return self.is_applied and math.isfinite(self.grad_norm) and not self.unsound
 
 
+@dataclass(frozen=True, slots=True)
+class Care:
+    """What a step tells beside its numbers, and is told."""
+
+    at: Callable[[int], None] = lambda index: None
+    """Told before each micro-batch which one it is."""
+    is_written: Callable[[], bool] = lambda: False
+    """Asked at the end whether this rank has written what a save began."""
+
+
+CARELESS = Care()
+
+
 def train_step(
-    policy: Policy, objective: Objective, batch: StepBatch, stop: bool, is_written: bool = False
+    policy: Policy,
+    objective: Objective,
+    batch: StepBatch,
+    stop: Callable[[], bool],
+    care: Care = CARELESS,
 ) -> StepResult:
     """Run all micro-batches of a step and update once. Collective: every rank.
 
-    Whether this rank is asked to stop, and whether it has written what a save began, go along with the sums.
+    `stop` is asked at the end of the step, so that a signal in the middle of it is not heard a step later.
 
     Every part is a sum, divided once by a count over all micro-batches and ranks; the count comes from the plan, so it
     needs no communication. Times the ranks that see different data, because DeepSpeed averages gradients over them.
@@ -75,6 +92,7 @@ def train_step(
     running = Sums(objective.sum_names, policy.device)
     sum_len_sq = 0
     for index, micro in enumerate(batch.micro_batches):
+        care.at(index)
         parts = objective.terms(policy, micro, running)
         loss = functools.reduce(
             operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts)
@@ -87,7 +105,7 @@ def train_step(
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
     grad_norm, is_applied = policy.engine.step()
     loads = [] if policy.choice_bias is None or policy.expert_load is None else policy.expert_load.take_step()
-    told = [float(sum_len_sq), float(stop), float(is_written)]
+    told = [float(sum_len_sq), float(stop()), float(care.is_written())]
     totals = iter(policy.mesh.sum([*told, *found, *loads]))
     total_sq, votes, written = itertools.islice(totals, len(told))
     sums, loads = list(itertools.islice(totals, len(found))), list(totals)

@@ -34,10 +34,10 @@ from trainer.report.announce import announce
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator, why_no_comparison
-from trainer.run.heed import GivenUp
+from trainer.run.heed import COMPARING, SOON, GivenUp, before_training
 from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import Cadence, RunParts, StopReason, train
-from trainer.run.proofs import prove_adapter, prove_choice, prove_model
+from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
 from trainer.run.resumer import RunIdentity
 from trainer.run.saver import Saver, make_room
@@ -67,8 +67,10 @@ NOT_BEGUN = "A signal asked to stop before the first step: nothing was trained, 
 def run_training(config: RunConfig) -> StopReason:
     """Train as configured. Collective: every rank calls it with the same configuration."""
     with ExitStack() as stack:
-        stop_flag = stack.enter_context(StopFlag(deadline(os.environ)))
-        if rank_env(os.environ).is_first:
+        is_first = rank_env(os.environ).is_first
+        stop_flag = stack.enter_context(StopFlag(deadline(os.environ), tells=is_first))
+        stop_flag.when = before_training(SOON)
+        if is_first:
             stack.enter_context(run_lock(Path(config.run_dir)))
         # Inside the stack: the other ranks hear of the sentence, not of what it explains.
         size, layers = config.train.micro_batch_size, config.model.checkpoint_layers
@@ -86,8 +88,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     config, mesh = session.config, session.mesh
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
-    probed = prove_model(session) if config.train.isolation_probe else None
-    prove_choice(session)
+    probed = prove_model(session)
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None
@@ -124,9 +125,10 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         _say_what_runs(session, mixing, base)
         _say_how_long(session, probed, cadence, state.step)
     journal.started(state, world_size=mesh.num_ranks, num_steps=mixing.num_steps)
-    status, is_measured = "failed", False
+    begun_at, status, is_measured = state.step, "failed", False
     try:
         reason = train(parts, state, cadence)
+        _say_if_not_begun(reason, begun_at, state)
         if reason in (StopReason.finished, StopReason.early_stop):
             _say_if_none_is_best(best, state)
             try:
@@ -144,6 +146,11 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     return reason
 
 
+def _say_if_not_begun(reason: StopReason, begun_at: int, state: TrainState) -> None:
+    if reason is StopReason.preempted and state.step == begun_at:
+        _LOG.info(NOT_BEGUN)
+
+
 def _compare(session: Session, parts: RunParts, state: TrainState) -> bool:
     """Compare what was trained with its base; tell whether it was. Collective: every rank.
 
@@ -151,6 +158,7 @@ def _compare(session: Session, parts: RunParts, state: TrainState) -> bool:
         GivenUp: A rank was asked to stop meanwhile; another start compares.
     """
     held_out, config = session.held_out(), session.config
+    parts.stop_flag.when = COMPARING
     return parts.evaluator.finish(
         state, lambda: probe_recovery(parts, config, session.stores, held_out, parts.mixing, state)
     )

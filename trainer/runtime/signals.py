@@ -1,11 +1,13 @@
 """Turn signals into a flag that the loop reads between steps, or hand them on to what this process starts.
 
-Handlers of the flag only set it: saving inside one could meet a rank in the middle of a collective.
+Handlers of the flag only set it, and write a line that was prepared: saving inside one could meet a rank in the middle
+of a collective, and logging or printing the very stream that the signal came into.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -14,6 +16,8 @@ from typing import Any
 
 _SAFETY = 1.5
 """Times the longest save and step so far that must be left before the deadline."""
+SOON = "what is under way ends as soon as it can."
+"""What is said where nobody said more."""
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -24,12 +28,16 @@ class StopFlag:
         Every rank. A signal may reach one rank only, so ranks must agree before they act on it.
     """
 
-    def __init__(self, deadline: float | None = None) -> None:
+    def __init__(self, deadline: float | None = None, tells: bool = False) -> None:
         """Start without a request and without handlers.
 
         Args:
             deadline: Seconds since 1970 at which this process is killed, if it is known.
+            tells: Answer the first signal at once with a line on standard error: the first rank.
         """
+        self.when = SOON
+        """What the line says: when this process will act on the signal, and what becomes of the run."""
+        self._tells = tells
         self._reason: str | None = None
         self._deadline = deadline
         self._save_s = 0.0
@@ -79,6 +87,9 @@ class StopFlag:
                 raise KeyboardInterrupt
         if self._reason is None:
             self._reason = signal.Signals(number).name
+            if self._tells:
+                with contextlib.suppress(OSError):  # nobody reads it any more
+                    os.write(2, f"Stop asked ({self._reason}): {self.when}\n".encode(errors="replace"))
 
 
 @contextlib.contextmanager

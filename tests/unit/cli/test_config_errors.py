@@ -10,6 +10,10 @@ import yaml
 from tests.helpers.ranks import ROOT
 from trainer.cli import run_command
 from trainer.command.usage import COMMANDS
+from trainer.config import foreign
+from trainer.config.data import Format
+from trainer.config.describe import known_keys
+from trainer.config.options import group_options
 
 CORPUS = ["model=tiny", "data=text", "data.sources.corpus.path=a.jsonl"]
 
@@ -30,6 +34,74 @@ CORPUS = ["model=tiny", "data=text", "data.sources.corpus.path=a.jsonl"]
 )
 def test_a_misspelt_key_or_group_is_named_with_the_nearest_one(refuse, override, key, nearest):
     assert refuse("train", override) == f"Unknown key `{key}`. Did you mean `{nearest}`?\n".rstrip()
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [
+        ("learning_rate=1e-4", "optim.lr"),
+        ("optim.learning_rate=1e-4", "optim.lr"),
+        ("train.per_device_train_batch_size=1", "train.micro_batch_size"),
+        ("train.gradient_accumulation_steps=4", "train.global_batch_tokens"),
+        ("train.num_train_epochs=1", "train.max_epochs"),
+        ("warmup_ratio=0.1", "schedule.warmup_frac"),
+        ("lr_scheduler_type=cosine", "schedule.name"),
+        ("max_seq_length=512", "data.seq_len"),
+        ("bf16=true", "zero.dtype"),
+        ("output_dir=x", "run_dir"),
+        ("save_steps=10", "checkpoint.every_steps"),
+        ("log.logging_steps=10", "log.every_steps"),
+        ("lora_r=8", "tune.r"),
+        ("base_model=x", "model.path"),
+        ("model.model_name_or_path=x", "model.path"),
+        ("sequence_len=512", "data.seq_len"),
+        ("data.val_set_size=0.1", "data.validation_frac"),
+    ],
+)
+def test_a_name_of_another_trainer_is_told_with_ours(refuse, word, ours):
+    said = refuse("train", *CORPUS, word)
+    assert said.startswith(f"Unknown key `{word.partition('=')[0]}`. Did you mean `{ours}`")
+
+
+def test_a_name_that_is_also_a_key_of_another_section_is_told_with_both(refuse):
+    said = refuse("train", *CORPUS, "output_dir=x")
+    assert "Did you mean `run_dir` or `" in said and "`export.output_dir`" in said
+
+
+def test_what_counts_otherwise_there_is_said(refuse):
+    said = refuse("train", *CORPUS, "gradient_accumulation_steps=4")
+    assert said.endswith(
+        "It counts tokens of a step over all ranks, accumulated ones too: sequences x data.seq_len."
+    )
+    said = refuse("train", "--learning_rate=1e-4")
+    assert said.startswith(
+        "Unknown option `--learning_rate=1e-4`. Keys are given without dashes: optim.lr=1e-4."
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [
+        ("data=pairs", "prompt_completion"),
+        ("data=sharegpt", "chat"),
+        ("recipe=sft", "full_finetune"),
+        ("recipe=cpt", "continued_pretrain"),
+        ("data.sources.corpus.format=pairs", "completion"),
+        ("data.sources.corpus.format=sharegpt", "chat"),
+    ],
+)
+def test_a_word_that_people_guess_is_told_with_the_option_it_means(refuse, word, ours):
+    assert f"Did you mean `{ours}`?" in refuse("train", *CORPUS, word)
+
+
+def test_every_foreign_name_leads_to_a_key_and_is_none_itself():
+    known = set(known_keys())
+    assert set(foreign.KEYS.values()) <= known and not known & foreign.KEYS.keys()
+    assert set(foreign.HINTS) <= set(foreign.KEYS.values())
+    for group, words in foreign.OPTIONS.items():
+        options = group_options()[group]
+        assert set(words.values()) <= set(options) and not set(words) & set(options), group
+    assert set(foreign.WORDS["format"].values()) == {one.value for one in Format}
 
 
 def test_a_base_in_4_bits_without_bitsandbytes_is_refused_before_ranks_start(refuse, tmp_path, monkeypatch):

@@ -265,3 +265,18 @@ def test_rows_that_the_template_leaves_out_are_told_with_the_fix_before_prepare_
     assert "tools.jsonl, line 1" in said and "Mend that first" in said
     write_rows(here / "plain.jsonl", ROWS["messages"], count=3)
     assert "Mend that first" not in init(f"model={model}", "data=plain.jsonl")
+
+
+@pytest.mark.parametrize("verb", ["plan", "train", "prepare"])
+def test_an_experiment_that_init_wrote_is_found_by_its_error(here, capsys, verb):
+    """The first thing to type after `palimpsest init` is its name alone."""
+    (here / "palimpsest/experiment").mkdir(parents=True)
+    (here / "palimpsest/experiment/first.yaml").write_text("name: first\n")
+    assert run_command([verb, "experiment=first"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "Error: `experiment=first` must be given with the folder that it lies in, but "
+        f"{here}/palimpsest/experiment/first.yaml is looked for among what ships instead. Add "
+        f"'hydra.searchpath=[file://{here}/palimpsest]'"
+    )
+    assert run_command([verb, "experiment=frist"]) == 2
+    assert "Did you mean `first`?" in capsys.readouterr().err

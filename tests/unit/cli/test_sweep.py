@@ -227,7 +227,7 @@ def test_a_signal_stops_the_run_and_the_sweep_which_goes_on_later(python, here, 
     _, said = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 75
     assert "Stopped by a signal. Points left: 2. Start the same command again to go on." in said
-    assert [point["state"] for point in points(folder)] == ["saved, stopped", "not begun"]
+    assert [point["state"] for point in points(folder)] == ["stopped, nothing saved", "not begun"]
     (folder / "go").touch()
     assert subprocess.run(command, capture_output=True, timeout=LIMIT_S).returncode == 0
     assert [point["state"] for point in points(folder)] == ["finished", "finished"]

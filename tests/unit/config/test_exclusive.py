@@ -199,3 +199,42 @@ def test_a_later_file_of_ones_own_wins_over_an_earlier_one(own_data):
 def test_an_own_option_of_a_shipped_name_is_refused_since_it_would_not_be_read(own_data):
     with pytest.raises(ConfigError, match=r"`data=text` must be the name of one option"):
         composed(own_data(data__text=MINE), "data=text")
+
+
+@pytest.mark.parametrize("recipe", ["lora", "qlora"])
+@pytest.mark.parametrize("tune", ["full", "freeze"])
+def test_a_rate_that_a_recipe_chose_for_an_adapter_is_not_kept_for_weights(recipe, tune):
+    words = [*CHAT, f"recipe={recipe}", f"tune={tune}"]
+    with pytest.raises(ConfigError) as caught:
+        composed(*words)
+    assert str(caught.value) == (
+        f"`optim.lr` must be chosen for tune.method={tune}, but is 0.0001 instead, which recipe={recipe} chose for an "
+        "adapter. Set recipe=full_finetune, or optim.lr=1e-05."
+    )
+    config, lines = composed(*words, "optim.lr=1e-4")
+    assert (config.optim.lr, lines) == (1e-4, []), "a person may choose the same"
+    assert composed(*CHAT, "recipe=full_finetune", f"tune={tune}")[1] == []
+
+
+def test_a_rate_that_a_recipe_chose_for_other_parameters_is_told_of():
+    _, lines = composed(*CHAT, "recipe=full_finetune", "tune=lora")
+    assert lines == [
+        "optim.lr=1e-05 is what recipe=full_finetune chose for other parameters; for tune.method=lora 1e-4 is usual. "
+        "Set optim.lr to say which."
+    ]
+    assert composed(*CHAT, "recipe=lora", "tune=prompt")[1][0].endswith(
+        "3e-2 is usual. Set optim.lr to say which."
+    )
+    assert composed(*CHAT, "recipe=lora", "tune=dora")[1] == []
+    assert composed(*CHAT, "tune=lora")[1] == [], "no recipe chose anything"
+    assert composed(*CHAT, "recipe=full_finetune", "tune=lora", "optim={lr: 1e-5}")[1] == []
+
+
+def test_a_rate_of_an_own_file_is_its_own(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = (
+        "# @package _global_\ndefaults: [override /recipe: lora]\ntune: {method: full}\noptim: {lr: 1.0e-4}\n"
+    )
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    config, lines = composed(*CHAT, f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    assert config.optim.lr == 1e-4 and not [line for line in lines if "chose for" in line]

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.data.chat.notes import describe_chats
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, list_files
 from trainer.data.rows.source import read_files
+from trainer.data.store.intake import describe_drops
 from trainer.data.types import (
     ChatDocument,
     CompletionDocument,
@@ -275,6 +277,24 @@ def test_rows_without_a_completion_or_a_question_are_dropped_and_counted(tmp_pat
     assert counts == {"no_completion": 3, "no_prompt": 1}
     rows = [{"prompt": TURNS[:1], "completion": [{"role": "assistant", "content": None}]}]
     assert read(tmp_path, rows, **AS_CHAT)[2] == {"no_completion": 1}
+
+
+def test_a_conversation_that_asks_nothing_is_dropped_and_counted(tmp_path: Path) -> None:
+    """One turn of a bot trained without a word, as if the model had begun to speak by itself."""
+    rows = [
+        {"messages": [{"role": "bot", "content": "b"}]},
+        {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "b"}]},
+        {"messages": TURNS},
+        {"messages": [{"role": "assistant", "content": "Hello."}, *TURNS]},
+        {"messages": [SYSTEM, TURNS[1]]},
+    ]
+    documents, _, counts = read(tmp_path, rows, **CHAT)
+    assert [document is None for document in documents] == [True, True, False, False, False]
+    assert counts == {"no_question": 2, "other_roles": 1}
+    assert describe_drops(counts) == "2 of the assistant alone, without a question"
+    assert describe_chats(counts) == [
+        "1 turns of the roles bot, model, chatgpt, function or observation, read as the assistant or a tool"
+    ]
 
 
 def test_nulls_of_two_layouts_in_one_table_hide_neither(tmp_path: Path) -> None:

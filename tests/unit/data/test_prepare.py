@@ -567,3 +567,33 @@ def test_role_weight_and_passes_shape_no_store(tmp_path: Path) -> None:
         source = texts_source(tmp_path, ["a text", "more text"], **options)
         digests.add(run(make_data(tmp_path, source), make_tokenizer()).digest)
     assert len(digests) == 1
+
+
+def test_nothing_is_printed_before_what_a_person_has_to_mend(tmp_path: Path) -> None:
+    """What the chat template has no place for was told first, of rows that are not even read."""
+    path = tmp_path / "chats.jsonl"
+    path.write_text('{"messages": [\n')
+    shown = io.StringIO()
+    tokenizer = make_tokenizer()
+    with pytest.raises(DataError, match=r"`data.sources.s`: .*chats.jsonl, line 1 must be a JSON object"):
+        run(make_data(tmp_path, SourceConfig(path=str(path), format=Format.chat)), tokenizer, show=shown)
+    assert shown.getvalue() == ""
+    write_rows(path, [{"messages": TURNS}])
+    run(make_data(tmp_path, SourceConfig(path=str(path), format=Format.chat)), tokenizer, show=shown)
+    assert "The chat template has no place for" in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["one"], "nothing held out: 1 document is too few"),
+        (["one", "one"], "nothing held out: 2 documents are too few"),
+        (
+            ["one", "two"],
+            "1 of 2 documents held out, since data.validation_frac=0.02 of them is less than one",
+        ),
+    ],
+)
+def test_a_share_of_few_documents_is_told_in_words(tmp_path: Path, texts: list[str], said: str) -> None:
+    data = make_data(tmp_path, texts_source(tmp_path, texts), validation_frac=0.02)
+    assert run(data, make_tokenizer()).meta["split_note"] == said

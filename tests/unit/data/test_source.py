@@ -131,21 +131,40 @@ def test_max_documents_stops_reading_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "columns"),
+    ("name", "content", "columns", "fix"),
     [
-        ("a.jsonl", '{"body": "x", "n": 1}\n', "body, n"),
-        ("a.csv", "body,n\nx,1\n", "body, n"),
-        ("a.jsonl", LINES + '{"body": "x"}\n', "body"),
+        (
+            "a.jsonl",
+            '{"body": "x", "n": 1}\n',
+            "body, n",
+            "Say which it is: data.sources.s.columns.text=COLUMN.",
+        ),
+        ("a.csv", "body,n\nx,1\n", "body, n", "Say which it is: data.sources.s.columns.text=COLUMN."),
+        ("a.csv", "body,id\nx,1\n", "body, id", "Say which it is: data.sources.s.columns.text=body."),
+        ("a.csv", "texts,id\nx,1\n", "texts, id", "Set data.sources.s.columns.text=texts, if that is it."),
+        ("a.jsonl", LINES + '{"body": "x"}\n', "body", "Mend or remove that row."),
     ],
 )
-def test_a_missing_column_is_named_beside_those_there_are(
-    name: str, content: str, columns: str, tmp_path: Path
+def test_a_missing_column_is_named_beside_those_there_are_with_what_to_set(
+    name: str, content: str, columns: str, fix: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
         read(write(tmp_path / name, content), tmp_path)
     message = str(caught.value)
     assert message.startswith(f"`data.sources.s.columns.text` must name a column of {name}")
-    assert message.endswith(f"but is 'text' instead; the columns are [{columns}].")
+    assert message.endswith(f"but is 'text' instead; the columns are [{columns}]. {fix}")
+
+
+@pytest.mark.parametrize("format_", [Format.chat, Format.completion])
+def test_two_columns_of_other_names_are_told_as_prompt_and_answer(format_: Format, tmp_path: Path) -> None:
+    """A file of questions and answers in another language: the fix is to be copied."""
+    source = write(tmp_path / "a.csv", "id,frage,antwort\n1,Wer?,Ich.\n")
+    source.format = format_
+    with pytest.raises(DataError) as caught:
+        read(source, tmp_path)
+    as_chat = "data.sources.s.format=completion data.sources.s.as_chat=true " * (format_ is Format.chat)
+    columns = "data.sources.s.columns.prompt=frage data.sources.s.columns.completion=antwort"
+    assert f"such as {as_chat}{columns}; data=prompt_completion is such a source." in str(caught.value)
 
 
 def test_an_optional_column_that_no_row_has_is_a_mistake(tmp_path: Path) -> None:
@@ -174,9 +193,9 @@ def test_a_broken_file_is_named_with_the_line(name: str, content: str, said: str
     ("name", "data", "said"),
     [
         ("a.txt", b"caf\xe9 ", "must be UTF-8"),
-        ("a.jsonl.gz", b"no gzip", "cannot be read"),
+        ("a.jsonl.gz", b"no gzip", "must be compressed as its name says"),
         ("a.jsonl.gz", gzip.compress(LINES.encode() * 99, mtime=0)[:-12], "cannot be read"),
-        ("a.jsonl.zst", b"no zstd", "cannot be read"),
+        ("a.jsonl.zst", b"no zstd", "must be compressed as its name says"),
         ("a.jsonl.zst", zstandard.compress(LINES.encode() * 99)[:-2], "cannot be read"),
     ],
 )

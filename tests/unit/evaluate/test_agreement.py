@@ -10,7 +10,8 @@ from trainer.dist.mesh import alone
 from trainer.engine.engine import undivided
 from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
-from trainer.evaluate.proofs.agreement import check_head, check_packing
+from trainer.evaluate.proofs.agreement import check_head, check_packing, head_work, packing_work
+from trainer.evaluate.proofs.isolation import check_isolation, isolation_work
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import head_of, install_loss_head
 
@@ -205,3 +206,32 @@ def test_a_document_that_hears_the_one_before_it_stops_the_run():
     policy, config = policy_of("lfm2", layer_types=["conv", "full_attention"])
     with pytest.raises(SelfCheckError, match=r"must be what it is alone.*conv"):
         check_packing(policy, config, 256)
+
+
+def passes_of(check, policy, *arguments):
+    """Return the tokens of each pass of a check, as it tells them, and how often the model ran."""
+    works, calls = [], []
+    hook = policy.module.lm.model.register_forward_hook(lambda *seen: calls.append(1))
+    check(policy, *arguments, before_pass=works.append)
+    hook.remove()
+    assert len(calls) == len(works)
+    return works
+
+
+def test_proofs_of_a_model_that_is_right_send_no_token_twice_to_measure_rounding(monkeypatch):
+    """On a slow processor each pass takes minutes; packs of 512 tokens."""
+    policy, config = policy_of("llama")
+    assert passes_of(check_head, policy, config, 512) == [64, 64, 64]
+    assert head_work(512) == 3 * 64
+    works = passes_of(check_packing, policy, config, 512)
+    assert works == [224, 192] and sum(works) == packing_work(config, 512)
+    assert passes_of(check_isolation, policy, 264, 512) == [192, 192, 192], "a short pass is timed twice"
+    monkeypatch.setattr("trainer.evaluate.proofs.isolation.HELD_UP_S", 0.0)
+    works = passes_of(check_isolation, policy, 264, 512)
+    assert works == [192, 192] and sum(works) == isolation_work(512, 0)
+
+
+def test_rounding_is_measured_where_more_is_found_than_is_allowed_anyway():
+    sizes = {"num_hidden_layers": 32, "initializer_range": 0.3}
+    policy, config = policy_of("llama", torch.bfloat16, round_anew, **sizes)
+    assert passes_of(check_packing, policy, config, 256) == [224, 192, 192]

@@ -7,7 +7,7 @@ from tests.unit.evaluate.test_agreement import after_the_head, policy_of
 from trainer.config.model import Remat
 from trainer.errors import SelfCheckError
 from trainer.evaluate.proofs.agreement import check_head
-from trainer.evaluate.proofs.gradient import check_gradient
+from trainer.evaluate.proofs.gradient import check_gradient, gradient_work
 from trainer.model.own_code import OwnCode
 from trainer.model.remat import apply_remat
 
@@ -153,3 +153,10 @@ def test_own_code_takes_kernels_out_and_puts_them_back():
         assert mlp.forward is kernel and file.apply_rotary_pos_emb is function
     finally:
         file.apply_rotary_pos_emb = rotary
+
+
+def test_the_gradient_of_a_model_that_is_right_takes_one_pass_of_each_side():
+    policy, config = policy_of("llama")
+    works = []
+    check_gradient(policy, OwnCode(policy.module.lm), config, 512, works.append)
+    assert works == [3 * 64, 3 * 64] and sum(works) == gradient_work(512)

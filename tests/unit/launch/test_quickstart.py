@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.house.tree import ROOT
 from trainer.config.store import compose_config
 from trainer.errors import CheckpointError, ConfigError, Exit
 from trainer.launch import closing, corpus, quickstart
@@ -80,6 +81,12 @@ def test_a_target_loss_that_did_not_go_down_fails_the_quickstart(tmp_path, monke
     assert show("down") == Exit.done
     shown = capsys.readouterr().out
     assert "2.0000 -> 1.5000" in shown and "2.0000 -> 2.1000" in shown
+    heading = shown.splitlines()[0]
+    assert heading == "  held-out loss, nats per token (e^loss is the perplexity)"
+    for page in ("README.md", "docs/quickstart.md"):
+        assert f"\n{heading}\n" in (ROOT / page).read_text(encoding="utf-8"), (
+            "the block shown there is what is printed"
+        )
     assert "exported model   down/export\n" in shown and "report           down/report.html\n" in shown
     assert show("up") == Exit.died
     assert show("nan") == Exit.died

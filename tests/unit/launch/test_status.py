@@ -9,6 +9,7 @@ import pytest
 from launch.attempts import note, read_attempts
 from launch.status import find_runs, run_status, show_status
 from tests.helpers.run_files import write_run
+from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
 from trainer.metrics.jsonl import JsonlSink, Ledger
 
@@ -89,17 +90,36 @@ def test_what_the_checks_of_the_nodes_found_is_told_before_what_the_console_says
         (0, "finished"),
         (2, "must be mended"),
         (4, "not finite"),
-        (75, "saved, stopped"),
+        (75, "stopped, step 20 saved"),
         (137, "failed (137)"),
     ],
 )
 def test_the_scripts_last_line_is_the_state(begun, code, state):
+    for step in (10, 20):
+        step_dir(begun, step).mkdir(parents=True)
     note(begun, "ended", attempt=2, job=7, code=code, newest="")
     status = run_status(begun)
     assert status.state == state
     assert (status.last_error is None) == (code == 0)
     note(begun, "gave_up", attempt=3, job=7, newest="")
     assert run_status(begun).state == "gave up"
+
+
+@pytest.mark.parametrize("has_script", [True, False])
+def test_a_run_that_was_stopped_before_it_saved_anything_says_so(tmp_path, has_script):
+    """A signal while the base was measured: the ledger tells of a start and of a stop, and no checkpoint is there."""
+    run_dir = tmp_path / "early"
+    run_dir.mkdir()
+    ledger = Ledger(run_dir / "ledger.jsonl")
+    ledger.write("started", 0, attempt=1, num_steps=100)
+    ledger.write("stopped", 0, reason="preempted")
+    ledger.close()
+    if has_script:
+        note(run_dir, "started", attempt=1, job=7, newest="")
+        note(run_dir, "ended", attempt=1, job=7, code=75, newest="")
+    assert run_status(run_dir).state == "stopped, nothing saved"
+    step_dir(run_dir, 3).mkdir(parents=True)
+    assert run_status(run_dir).state == "stopped, step 3 saved"
 
 
 def test_a_submitted_job_that_never_ran_and_one_without_slurm(tmp_path):

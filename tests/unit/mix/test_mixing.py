@@ -222,6 +222,7 @@ def test_a_step_that_passes_over_the_data_several_times_is_told_with_the_size_th
     assert "passes 10 times over the 400 packs" in said
     assert "10 passes in 1 step instead of train.max_epochs=2" in said
     assert f"Set train.global_batch_tokens={50 * SEQ_LEN}, " in said
+    assert "`palimpsest init model=... data=...` writes an experiment whose sizes fit" in said
 
 
 def test_steps_within_a_pass_are_not_told_of(config):

@@ -16,7 +16,7 @@ from trainer.errors import CheckpointError
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
-from trainer.run.heed import GivenUp, heeding
+from trainer.run.heed import GivenUp, heeding, in_step
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.saver import Saved
 
@@ -236,6 +236,37 @@ def test_a_request_to_stop_saves_at_once_and_ends_as_preempted():
     assert state.step == 4 and loader.taken == [0, 1, 2, 3]
     assert work.saved == [4] and report.logged == [1, 2, 3, 4]
     assert work.evaluated == [0], "evaluating would spend the seconds that are left for saving"
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_what_a_signal_is_answered_with_says_where_the_run_is_and_what_becomes_of_it(saves):
+    class Told(Stop):
+        said = ()
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "when":
+                super().__setattr__("said", (*self.said, value))
+
+    stop = Told(after=1)
+    reason, *_ = run(stop=stop, saves=saves)
+    assert reason is StopReason.preempted
+    assert stop.said[0].startswith(
+        "the run ends and gives up what it measures before its first step; this start"
+    )
+    then = "a checkpoint is saved" if saves else "nothing is saved (checkpoint.enabled=false)"
+    assert f"what is measured after step 2 is given up, {then} and the run ends." in stop.said[-1 - saves]
+    assert not saves or stop.said[-1].startswith("once the checkpoint of step 2 is whole")
+
+
+def test_the_answer_in_a_step_tells_how_far_it_is():
+    stop = Stop()
+    at = in_step(stop, 3, 10, 64, True)
+    at(11)
+    assert stop.when == (
+        "after step 3 of 10, now in its micro-batch 12 of 64, a checkpoint is saved and the run ends. A second "
+        "Ctrl-C ends it at once, without a save."
+    )
 
 
 def test_a_request_to_stop_in_the_last_step_is_a_finished_run():

@@ -16,7 +16,7 @@ from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.objective.contract import Part, Sums
-from trainer.run.step import StepResult, train_step
+from trainer.run.step import Care, StepResult, train_step
 from trainer.teacher.cached import CachedBase
 from trainer.teacher.reference import BaseRows
 
@@ -64,7 +64,9 @@ class CountingEngine:
 
 
 def take(engine, batch, mesh=ALONE, stop=False, teacher=None):
-    return train_step(Policy(engine, mesh, False), CausalLMObjective(["a", "b"], teacher), batch, stop)
+    return train_step(
+        Policy(engine, mesh, False), CausalLMObjective(["a", "b"], teacher), batch, lambda: stop
+    )
 
 
 def test_a_step_divides_once_by_the_targets_of_all_micro_batches_and_updates_once():
@@ -136,6 +138,21 @@ def test_losses_are_added_to_the_source_of_their_pack_in_double_precision():
     assert sums.to_list() == [2.0, 1.0 + 2.0**-40, 2.5]
 
 
+def test_a_signal_in_the_middle_of_a_step_is_heard_at_its_end_and_each_micro_batch_is_told():
+    engine, told, asked = CountingEngine(), [], []
+
+    def stop():
+        asked.append(list(engine.calls))
+        return True
+
+    micros = [micro_of([[8]], [0]), micro_of([[2]], [1])]
+    policy, objective = Policy(engine, ALONE, False), CausalLMObjective(["a", "b"], None)
+    care = Care(lambda i: told.append((i, len(engine.calls))), lambda: len(asked) == 1)
+    result = train_step(policy, objective, batch_of(*micros), stop, care)
+    assert result.stop_votes == result.written_votes == 1 and told == [(0, 0), (1, 2)]
+    assert len(asked) == 1 and asked[0][-1] == "step"
+
+
 class TwoParts:
     """A loss of 3 a micro-batch over all targets, and of 8 over the packs of the step."""
 
@@ -150,7 +167,7 @@ class TwoParts:
 
 def test_every_part_of_a_loss_has_its_own_denominator_which_may_be_less_than_one():
     engine = CountingEngine()
-    train_step(Policy(engine, ALONE, False), TwoParts(), batch_of(micro_of([[8]], [0])), False)
+    train_step(Policy(engine, ALONE, False), TwoParts(), batch_of(micro_of([[8]], [0])), lambda: False)
     assert engine.calls == [("backward", 3 / 6 + 8 / 0.5, True), "step"]
 
 

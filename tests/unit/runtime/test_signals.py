@@ -20,6 +20,18 @@ def test_a_signal_sets_the_flag_and_its_name(name: str) -> None:
         assert (flag.requested, flag.reason) == (True, name)
 
 
+def test_the_first_signal_is_answered_at_once_with_what_was_prepared(capfd) -> None:
+    with StopFlag(tells=True) as flag:
+        flag.when = "after step 3 of 10 the run ends."
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == "Stop asked (SIGTERM): after step 3 of 10 the run ends.\n"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err == "", "one line"
+    with StopFlag() as flag:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == "", "the first rank speaks for all"
+
+
 def test_the_first_signal_is_the_reason() -> None:
     with StopFlag() as flag:
         os.kill(os.getpid(), signal.SIGUSR1)

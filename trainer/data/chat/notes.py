@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 NOTES = {
+    "other_roles": "turns of the roles bot, model, chatgpt, function or observation, read as the assistant or a tool",
     "function_calls": "turns with the old function_call, read as tool_calls",
     "flat_calls": "tool calls without a function inside, read as one",
     "null_arguments": "tool calls without arguments, read as {}",

@@ -12,6 +12,9 @@ import lzma
 from collections.abc import Callable
 from typing import IO, Any, Literal, Protocol
 
+from trainer.data.formats.magic import COMPRESSED, HEAD_BYTES, kind_of_head
+from trainer.errors import DataError
+
 READ_BYTES = 1 << 20
 
 
@@ -38,30 +41,59 @@ def open_text(file: DataFile, newline: str | None = None) -> IO[str]:
     """Open a plain, .gz, .bz2, .xz or .zst file for reading as UTF-8; a byte order mark is dropped.
 
     Raises:
+        DataError: By its first bytes it is something else than text, or than its name says.
         BrokenFile: While reading, if a compressed file is damaged or cut short.
     """
+    packed: Any = file.open("rb")
     raw: Any
-    match file.suffix.lower():
+    suffix = file.suffix.lower()
+    _check_packed(file, suffix, packed)
+    match suffix:
         case ".gz":
-            raw = gzip.open(file.open("rb"), "rb")  # noqa: SIM115 - the text wrapper closes it
+            raw = gzip.open(packed, "rb")  # noqa: SIM115 - the text wrapper closes it
         case ".zst":
             import zstandard
 
             make = zstandard.ZstdDecompressor().decompressobj
-            raw = _buffered(file, make, zstandard.ZstdError)
+            raw = _buffered(packed, make, zstandard.ZstdError)
         case ".bz2":
-            raw = _buffered(file, bz2.BZ2Decompressor, OSError)
+            raw = _buffered(packed, bz2.BZ2Decompressor, OSError)
         case ".xz":
-            raw = _buffered(file, lzma.LZMADecompressor, lzma.LZMAError, padding=b"\0")
+            raw = _buffered(packed, lzma.LZMADecompressor, lzma.LZMAError, padding=b"\0")
         case _:
-            raw = file.open("rb")
+            raw = packed
+    _check_text(file, suffix, raw)
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline)
 
 
+def _check_packed(file: DataFile, suffix: str, packed: Any) -> None:
+    """Raise where the name says that a file is compressed and its first bytes do not."""
+    start = COMPRESSED.get(suffix)
+    head = packed.peek(HEAD_BYTES)[:HEAD_BYTES] if start is not None else b""
+    if not head or start is None or head.startswith(start[: len(head)]):
+        return
+    kind = kind_of_head(head, file)
+    what = "something else" if kind is None else kind.what
+    raise DataError(
+        f"{file} must be compressed as its name says ({suffix}), but is {what} instead. Take {suffix} off its name "
+        "where it holds rows as they are, or make the file anew."
+    )
+
+
+def _check_text(file: DataFile, suffix: str, raw: Any) -> None:
+    """Raise where what is read is known for something else than text by its first bytes."""
+    kind = kind_of_head(raw.peek(HEAD_BYTES)[:HEAD_BYTES], None if suffix in COMPRESSED else file)
+    if kind is not None:
+        inside = "hold text inside" if suffix in COMPRESSED else "be text"
+        raise DataError(
+            f"{file} must {inside}, but is {kind.what} instead, whatever its name says. {kind.fix}"
+        )
+
+
 def _buffered(
-    file: DataFile, make: Callable[[], Any], error: type[Exception], padding: bytes = b""
+    packed: Any, make: Callable[[], Any], error: type[Exception], padding: bytes = b""
 ) -> io.BufferedReader:
-    return io.BufferedReader(_Frames(file, make, error, padding), READ_BYTES)
+    return io.BufferedReader(_Frames(packed, make, error, padding), READ_BYTES)
 
 
 class _Frames(io.RawIOBase):
@@ -70,13 +102,11 @@ class _Frames(io.RawIOBase):
     The libraries' own readers take a file cut short, or followed by something else, for a whole one.
     """
 
-    def __init__(
-        self, file: DataFile, make: Callable[[], Any], error: type[Exception], padding: bytes
-    ) -> None:
+    def __init__(self, packed: Any, make: Callable[[], Any], error: type[Exception], padding: bytes) -> None:
         self._make = make
         self._error = error
         self._padding = padding
-        self._stream = file.open("rb")
+        self._stream = packed
         self._frame: Any = None
         self._packed = b""
         self._unpacked = b""

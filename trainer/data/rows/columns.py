@@ -182,39 +182,6 @@ def _optional(
     return taken
 
 
-def check_columns(
-    name: str, source: SourceConfig, where: str, columns: Collection[str], wanted: dict[str, str]
-) -> None:
-    """Refuse a row or table without a column that it must have.
-
-    Raises:
-        DataError: If one of `wanted` (config key: name) is not there.
-    """
-    for key, column in wanted.items():
-        if column not in columns:
-            raise DataError(
-                f"`data.sources.{name}.columns.{key}` must name a column of {where}, but is '{column}' "
-                f"instead; the columns are [{', '.join(map(_shown, columns))}].{_hint(name, source, columns)}"
-            )
-
-
-def _shown(column: str) -> str:
-    is_plain = column.isprintable() and column == column.strip()
-    return column if is_plain else repr(column)
-
-
-def _hint(name: str, source: SourceConfig, columns: Collection[str]) -> str:
-    for format_, layouts in LAYOUTS.items():
-        for title, layout in layouts[:1] if format_ is Format.text else layouts:
-            if format_ is source.format or not set(layout.values()) <= set(columns):
-                continue
-            shown = f"data.sources.{name}.format={format_.value}"
-            if format_ is Format.completion:
-                shown += f" data.sources.{name}.as_chat=true"
-            return f" Its rows look like {title}: set {shown}."
-    return ""
-
-
 def refuse_unread(name: str, layout: ColumnLayout, row: Row, names: Iterable[str], where: str) -> None:
     """Refuse to leave columns of a row unread that change what is learnt.
 

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig, TokenValue
 from trainer.data.formats.json import JsonError, parse_json
-from trainer.data.rows.message import MEND, ROLES, parse_message, short, valid_text
+from trainer.data.rows.message import MEND, ROLES, SELDOM, parse_message, short, valid_text
 from trainer.data.rows.weight import WEIGHT, refuse_null, row_weight
 from trainer.data.types import (
     ChatDocument,
@@ -35,7 +35,8 @@ def parse_row(
         values: The numbers of tokens that its document has to carry.
 
     Counts:
-        no_completion, no_prompt: rows dropped; empty_prompts, null_turns, padding_ids: what was met in others.
+        no_completion, no_prompt, no_question: rows dropped; empty_prompts, null_turns, other_roles, padding_ids: what
+        was met in others.
 
     Raises:
         RowError: If the row does not hold it.
@@ -61,7 +62,11 @@ def _parse(
             return _parse_completion(row, columns, counts)
         case Format.chat:
             raw = _list(row, columns.messages, "messages")
-            return _chat(_turns(raw, counts, values), row, columns)
+            document = _chat(_turns(raw, counts, values), row, columns)
+            if any(turn["role"] != "assistant" and turn["content"].strip() for turn in document.messages):
+                return document
+            counts["no_question"] += 1
+            return None
         case Format.ids:
             return _parse_ids(row, columns, counts)
         case _:
@@ -121,6 +126,8 @@ def _turns(raw: list[Any], counts: Counter[str], values: Collection[TokenValue])
     if TokenValue.weight in values:
         for turn in said:
             refuse_null(turn)
+    if other := sum(isinstance(turn, dict) and turn.get("role", turn.get("from")) in SELDOM for turn in said):
+        counts["other_roles"] += other
     return [parse_message(_one_layout(turn)) for turn in said]
 
 

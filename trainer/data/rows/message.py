@@ -24,6 +24,9 @@ ROLES = {
     "ipython": "ipython",
 }
 
+SELDOM = frozenset(("chatgpt", "model", "bot", "observation", "function", "function_response"))
+"""Those of them that are told of where they are met: in other data they are something else."""
+
 
 def parse_message(raw: Any) -> Message:
     """Return a turn as {role, content, ...}.

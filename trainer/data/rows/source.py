@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.config.data import SourceConfig, TokenValue
 from trainer.data.formats.opened import NumberedRow, Opened, open_file, open_mapped
+from trainer.data.rows.absent_column import check_columns
 from trainer.data.rows.columns import (
     ColumnLayout,
-    check_columns,
     is_weighty,
     optional_columns,
     recognise,
@@ -27,6 +27,8 @@ from trainer.data.rows.files import Listing, kind_of
 from trainer.data.rows.reading import Reading, join_names
 from trainer.data.types import RowBatch
 from trainer.errors import DataError
+
+T = TypeVar("T")
 
 BATCH_ROWS = 1000
 BATCH_CHARS = 1 << 20
@@ -44,9 +46,9 @@ class SourceRows:
     ) -> None:
         self._name = name
         self._asked = source
-        self._opened = opened
+        self._opened = _keyed(name, opened)
         self._first: list[Opened] = []
-        for file in opened:
+        for file in self._opened:
             self._first.append(file)
             if file.columns:
                 break
@@ -92,9 +94,10 @@ class SourceRows:
             watched = [c for c in file.columns if c not in passed and is_weighty(source, c)]
             self.reading.unread |= set(file.columns) - passed
             self._ignored |= set(file.columns) & set(source.columns.ignore)
-        for number, row in file.read(wanted, watched):
+        for number, row in _keyed(name, file.read(wanted, watched)):
             if not file.is_table and any(column not in row for column in required.values()):
-                check_columns(name, source, f"{file.label} (row {number})", list(row), required)
+                where = f"{file.label} (row {number})"
+                check_columns(name, source, where, list(row), required, self._num_rows == 0)
             if unread := row.keys() - passed:
                 refuse_unread(name, self._layout, row, sorted(unread), f"{file.place}, {file.unit} {number},")
                 self.reading.unread |= unread
@@ -140,6 +143,16 @@ class SourceRows:
         if self.source.columns.ignore:
             ignored = join_names(sorted(self.source.columns.ignore))
             self.reading.lines.append(f"columns left unread as asked: {ignored}")
+
+
+def _keyed(name: str, items: Iterator[T]) -> Iterator[T]:
+    """Put the key of the source before what readers say of its files, who do not know it."""
+    try:
+        yield from items
+    except DataError as error:
+        if str(error).startswith("`"):
+            raise
+        raise DataError(f"`data.sources.{name}`: {error}") from error
 
 
 def read_files(

@@ -29,8 +29,8 @@ class Intake:
     deduplicate: bool
     vocab_size: int | None
     counts: Counter[str] = field(default_factory=Counter)
-    """rows; normalized, stripped, null_turns, padding_ids, empty_prompts; no_completion, no_prompt, zero_weight,
-    too_short, too_long, duplicates, empty, long_dropped, long_split.
+    """rows; normalized, stripped, null_turns, other_roles, padding_ids, empty_prompts; no_completion, no_prompt,
+    no_question, zero_weight, too_short, too_long, duplicates, empty, long_dropped, long_split.
     long_pieces and long_tokens are of the documents that were split."""
     longest: int = 0
     """Tokens of the longest unit, dropped ones included."""
@@ -137,6 +137,10 @@ DROPS = {
     "no_completion": ("without a completion", "Check that {source}.columns.completion names the answers."),
     "no_prompt": ("without a prompt", "Check that {source}.columns.prompt names the prompts."),
     "no_answer": ("without an answer", "Check that the assistant's turns hold text, and under which key."),
+    "no_question": (
+        "of the assistant alone, without a question",
+        "Check the roles of the turns: whoever asks must be user, human, system or tool.",
+    ),
     "not_learnt": (
         "without a turn to learn",
         "Check {source}.learn, and what the rows say of their turns (train, loss, weight).",

@@ -23,7 +23,7 @@ from trainer.data.pack.collate import collate
 from trainer.data.types import Pack
 from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
-from trainer.evaluate.proofs.called import called
+from trainer.evaluate.proofs.called import BeforePass, anywhere, at_once, called
 from trainer.model.flow import shaking
 from trainer.model.head.ask import Logits, OwnLogits
 from trainer.model.head.head import head_of
@@ -35,6 +35,8 @@ _LOG = logging.getLogger(__name__)
 
 NUM_TOKENS = 192
 """Tokens of a probe of a model without windows."""
+HEAD_TOKENS = 64
+"""Tokens of the document whose logits and loss are compared: what the head does to one, it does to all."""
 NUM_KEPT = 96
 """Positions of a long document whose logits are compared."""
 NOISE = 4.0
@@ -58,43 +60,57 @@ class Agreement:
     """In nats."""
 
 
-def check_head(policy: Policy, hf_config: Any, seq_len: int) -> Agreement:
+def head_work(seq_len: int) -> int:
+    """Return the tokens that `check_head` sends through the model."""
+    return 3 * min(seq_len, HEAD_TOKENS)
+
+
+def check_head(policy: Policy, hf_config: Any, seq_len: int, before_pass: BeforePass = at_once) -> Agreement:
     """Compare logits and loss of one short document with the model's own forward. Collective: every rank.
 
-    Without virtual tokens, which are no part of the model.
+    Without virtual tokens, which are no part of the model. How far two calls of the model's own forward are apart is
+    measured only where more is found than rounding of any model.
 
     Raises:
         SelfCheckError: They differ by more than rounding, or the model's own forward cannot be called.
     """
-    num_tokens = min(seq_len, NUM_TOKENS)
+    num_tokens = min(seq_len, HEAD_TOKENS)
     tokens_1T = _tokens(num_tokens, hf_config.get_text_config().vocab_size, policy.device)
     labels_1T = torch.cat([tokens_1T[:, 1:], tokens_1T[:, :1]], dim=1)
     alone = _alone(tokens_1T)
-    with policy.evaluating(), virtual_off(policy.module):
-        own_TV, again_TV = (
-            _called(lambda: policy.answer_raw(OwnLogits(), input_ids=tokens_1T), "The model's own forward")
-            for _ in range(2)
+
+    def own() -> Tensor:
+        before_pass(num_tokens)
+        logits_TV = _called(
+            lambda: policy.answer_raw(OwnLogits(), input_ids=tokens_1T), "The model's own forward"
         )
+        return _working(logits_TV)
+
+    with policy.evaluating(), virtual_off(policy.module):
+        own_TV = own()
+        before_pass(num_tokens)
         ours_TV = _called(lambda: policy.answer_raw(Logits(), **alone))
+        before_pass(num_tokens)
         nll_T = policy.answer_raw(Nll(labels_1T[0]), **alone)[1]
-    dtype = ours_TV.dtype
-    own_TV, again_TV, ours_TV = (_working(logits) for logits in (own_TV, again_TV, ours_TV))
-    is_bent = not head_of(policy.module).bend.is_none
-    floor = HEAD_FLOOR.get(dtype, 2.0**-7 if is_bent else 2.0**-9)
-    allowed = max(NOISE * _typical(_apart(own_TV, again_TV)), floor)
+        dtype, ours_TV = ours_TV.dtype, _working(ours_TV)
+        own_nll_T = torch.nn.functional.cross_entropy(own_TV, labels_1T[0], reduction="none")
+        found = _typical(_apart(own_TV, ours_TV))
+        loss = _typical((own_nll_T - nll_T.to(own_nll_T.dtype)).abs())
+        of_loss = max(1.0, _typical(own_TV.abs().amax(-1))) * 4
+        is_bent = not head_of(policy.module).bend.is_none
+        allowed = HEAD_FLOOR.get(dtype, 2.0**-7 if is_bent else 2.0**-9)
+        if anywhere(policy.mesh, not (found <= allowed and loss <= allowed * of_loss)):
+            allowed = max(NOISE * _typical(_apart(own_TV, own())), allowed)
     if not bool(own_TV.isfinite().all()):
         _LOG.warning("The model's logits are not finite: that its loss is made from them cannot be proved.")
         return Agreement(float("nan"), float("nan"))
-    found = _typical(_apart(own_TV, ours_TV))
     if not found <= allowed:
         raise SelfCheckError(
             f"The model's own logits must be those that the loss is computed from, but differ by {found:.1e} of the "
             f"largest instead (allowed: {allowed:.1e}). {_suspect(own_TV, ours_TV, hf_config)} This architecture is "
             "not supported yet."
         )
-    own_nll_T = torch.nn.functional.cross_entropy(own_TV, labels_1T[0], reduction="none")
-    loss = _typical((own_nll_T - nll_T.to(own_nll_T.dtype)).abs())
-    allowed_loss = allowed * max(1.0, _typical(own_TV.abs().amax(-1))) * 4
+    allowed_loss = allowed * of_loss
     if not loss <= allowed_loss:
         raise SelfCheckError(
             f"The loss must be the cross-entropy of the model's own logits, but is {loss:.1e} nats off instead "
@@ -109,7 +125,20 @@ def check_head(policy: Policy, hf_config: Any, seq_len: int) -> Agreement:
     return Agreement(found, loss)
 
 
-def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
+def _packed_lengths(hf_config: Any, seq_len: int) -> tuple[int, int, int]:
+    """Return the model's longest window, tokens of the document before, and of the one that is compared."""
+    window = reach(hf_config, seq_len - 8)
+    before = max(1, min(32, seq_len - window - 16 if window else seq_len // 8))
+    return window, before, min(seq_len - before, max(NUM_TOKENS, window + 64) if window else NUM_TOKENS)
+
+
+def packing_work(hf_config: Any, seq_len: int) -> int:
+    """Return the tokens that `check_packing` sends through the model."""
+    _, before, num_tokens = _packed_lengths(hf_config, seq_len)
+    return before + 2 * num_tokens
+
+
+def check_packing(policy: Policy, hf_config: Any, seq_len: int, before_pass: BeforePass = at_once) -> float:
     """Compare a document behind another in a pack with the same alone under the model's own masks.
 
     The document is longer than any window of the model where packs of this run are. What differs before the window
@@ -118,10 +147,8 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
     Raises:
         SelfCheckError: The document is not what it is alone.
     """
-    window = reach(hf_config, seq_len - 8)
+    window, before, num_tokens = _packed_lengths(hf_config, seq_len)
     is_beyond = window > 0
-    before = max(1, min(32, seq_len - window - 16 if is_beyond else seq_len // 8))
-    num_tokens = min(seq_len - before, max(NUM_TOKENS, window + 64) if is_beyond else NUM_TOKENS)
     tokens_1T = _tokens(before + num_tokens, hf_config.get_text_config().vocab_size, policy.device)
     lengths = [before, num_tokens]
     pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
@@ -130,16 +157,19 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
     if is_beyond:
         kept = np.union1d(kept, np.arange(window, num_tokens))
     kept_K = torch.from_numpy(kept).to(policy.device)
+
+    def alone() -> Tensor:
+        before_pass(num_tokens)
+        return _called(lambda: policy.answer_raw(Logits(kept_K), **_alone(tokens_1T[:, before:])))
+
     with policy.evaluating(), virtual_off(policy.module):
+        before_pass(before + num_tokens)
         packed_KV = _called(lambda: policy.logits(micro, kept_K + before))
-        alone_KV = _called(lambda: policy.answer_raw(Logits(kept_K), **_alone(tokens_1T[:, before:])))
-        with shaking(policy.module):
-            again_KV = _called(lambda: policy.answer_raw(Logits(kept_K), **_alone(tokens_1T[:, before:])))
-    floor = MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
-    bound = _allowed(alone_KV, again_KV)
-    apart_K = _apart(_working(alone_KV), _working(packed_KV))
-    is_far_K = kept_K >= window if is_beyond else torch.zeros_like(kept_K, dtype=torch.bool)
-    near = _typical(apart_K[~is_far_K])
+        alone_KV = alone()
+        apart_K = _apart(_working(alone_KV), _working(packed_KV))
+        is_far_K = kept_K >= window if is_beyond else torch.zeros_like(kept_K, dtype=torch.bool)
+        near = _typical(apart_K[~is_far_K])
+        bound = _allowed(policy, near, alone_KV, alone)
     if not near <= bound:
         raise SelfCheckError(
             f"A document in a pack must be what it is alone, but its logits differ by {near:.1e} of the largest "
@@ -148,6 +178,7 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
         )
     if not is_beyond:
         return near
+    floor = MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
     far, allowed = _typical(apart_K[is_far_K]), max(NOISE * near, floor)
     if not far <= allowed:
         raise SelfCheckError(
@@ -158,7 +189,19 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int) -> float:
     return max(near, far)
 
 
-def check_rows(policy: Policy, hf_config: Any, seq_len: int) -> float:
+def _row_tokens(hf_config: Any, seq_len: int) -> int:
+    """Return the tokens of the document that `check_rows` compares."""
+    window = reach(hf_config, 2 * seq_len // 5 - 64)
+    return min(max(2 * seq_len // 5, 1), max(NUM_TOKENS, window + 64))
+
+
+def rows_work(hf_config: Any, seq_len: int) -> int:
+    """Return the tokens that `check_rows` sends through the model, padding among them."""
+    num_tokens = _row_tokens(hf_config, seq_len)
+    return 2 * (num_tokens + max(num_tokens // 2, 1)) + num_tokens
+
+
+def check_rows(policy: Policy, hf_config: Any, seq_len: int, before_pass: BeforePass = at_once) -> float:
     """Compare a document beside a longer one, and so padded, with the same alone. Collective: every rank.
 
     It is longer than any window, chunk or convolution of the model that two of them in a pack can be longer than.
@@ -166,20 +209,23 @@ def check_rows(policy: Policy, hf_config: Any, seq_len: int) -> float:
     Raises:
         SelfCheckError: The document is not what it is alone.
     """
-    window = reach(hf_config, 2 * seq_len // 5 - 64)
-    num_tokens = min(max(2 * seq_len // 5, 1), max(NUM_TOKENS, window + 64))
+    num_tokens = _row_tokens(hf_config, seq_len)
     lengths = [num_tokens, num_tokens + max(num_tokens // 2, 1)]
     tokens_1T = _tokens(sum(lengths), hf_config.get_text_config().vocab_size, policy.device)
     pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
     micro = collate([pack], [0], sum(lengths), 0)
     kept_K = torch.linspace(0, num_tokens - 1, min(num_tokens, NUM_KEPT), device=policy.device).long()
+
+    def alone() -> Tensor:
+        before_pass(num_tokens)
+        return _called(lambda: policy.answer_raw(Logits(kept_K), input_ids=tokens_1T[:, :num_tokens]))
+
     with policy.evaluating(), virtual_off(policy.module):
+        before_pass(2 * max(lengths))
         beside_KV = _called(lambda: policy.logits(micro, kept_K))
-        alone_KV = _called(lambda: policy.answer_raw(Logits(kept_K), input_ids=tokens_1T[:, :num_tokens]))
-        with shaking(policy.module):
-            again_KV = _called(lambda: policy.answer_raw(Logits(kept_K), input_ids=tokens_1T[:, :num_tokens]))
-    apart = _typical(_apart(_working(alone_KV), _working(beside_KV)))
-    allowed = _allowed(alone_KV, again_KV)
+        alone_KV = alone()
+        apart = _typical(_apart(_working(alone_KV), _working(beside_KV)))
+        allowed = _allowed(policy, apart, alone_KV, alone)
     if not apart <= allowed:
         raise SelfCheckError(
             f"A document must be what it is alone when padding stands behind it, but its logits differ by {apart:.1e} "
@@ -227,10 +273,17 @@ def _typical(values: Tensor) -> float:
     return float("nan") if values.isnan().any() else float(values.median())
 
 
-def _allowed(alone_KV: Tensor, again_KV: Tensor) -> float:
-    """Return up to where a difference is rounding, by that of a document whose every operation rounded anew."""
-    measured = _typical(_apart(_working(alone_KV), _working(again_KV)))
-    return max(4 * MASK_FLOOR.get(alone_KV.dtype, 2.0**-6), NOISE * measured)
+def _allowed(policy: Policy, found: float, alone_KV: Tensor, alone: Callable[[], Tensor]) -> float:
+    """Return up to where a difference is rounding, by that of a document whose every operation rounded anew.
+
+    Measured only where more was found on any rank than what is allowed anyway. Collective: every rank.
+    """
+    floor = 4 * MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
+    if not anywhere(policy.mesh, not found <= floor):
+        return floor
+    with shaking(policy.module):
+        again_KV = alone()
+    return max(floor, NOISE * _typical(_apart(_working(alone_KV), _working(again_KV))))
 
 
 def _suspect(own_TV: Tensor, ours_TV: Tensor, hf_config: Any) -> str:

@@ -1,13 +1,26 @@
-"""What a model that cannot be called as this trainer calls it ends with: a sentence."""
+"""A pass of a model in a proof: what is done before it, and the sentence that one ends with that cannot be made."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
+from trainer.dist.mesh import Mesh
 from trainer.errors import SelfCheckError
+
+BeforePass = Callable[[int], None]
+"""Called by every rank before a pass of the model, with its tokens; a backward pass counts as two more."""
+
+
+def at_once(work: int) -> None:
+    """Do nothing before a pass."""
+
+
+def anywhere(mesh: Mesh, is_so: bool) -> bool:
+    """Tell whether something is so on any rank. Collective: every rank."""
+    return mesh.sum([float(is_so)])[0] > 0
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from trainer.data.types import Pack
 from trainer.engine.model_inputs import labels_of
 from trainer.engine.policy import Policy
 from trainer.errors import SelfCheckError
-from trainer.evaluate.proofs.called import called
+from trainer.evaluate.proofs.called import BeforePass, at_once, called
 from trainer.model.choice_bias import ChoiceBias
 from trainer.model.head.nll import Nll
 
@@ -29,7 +29,12 @@ ABOVE_ALL = 1e4
 """Added to a bias: scores of experts are at most a few hundred."""
 
 
-def check_choice(policy: Policy, vocab_size: int, seq_len: int) -> None:
+def choice_work(seq_len: int) -> int:
+    """Return the tokens that `check_choice` sends through the model."""
+    return min(seq_len, NUM_TOKENS)
+
+
+def check_choice(policy: Policy, vocab_size: int, seq_len: int, before_pass: BeforePass = at_once) -> None:
     """Raise the bias of the last expert of each layer and count the tokens that are sent to it. Collective: every rank.
 
     Raises:
@@ -38,12 +43,13 @@ def check_choice(policy: Policy, vocab_size: int, seq_len: int) -> None:
     bias, load = policy.choice_bias, policy.expert_load
     if bias is None or load is None:
         return
-    width = min(seq_len, NUM_TOKENS)
+    width = choice_work(seq_len)
     num_tokens = width - width // 4
     tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens)
     pack = Pack(tokens, np.ones(num_tokens, dtype=bool), [num_tokens // 2, num_tokens - num_tokens // 2])
     micro = collate([pack], [0], width, 0)
     load.take()
+    before_pass(width)
     with _raised(bias), policy.engine.differentiating() as module, called("The model, with a gradient,"):
         module(Nll(labels_of(micro, policy.device).reshape(-1)), **policy.inputs(micro))
     if policy.balance is not None:

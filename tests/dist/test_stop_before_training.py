@@ -1,4 +1,7 @@
-"""A signal while weights are read ends the run between two tensors, on all ranks; nothing of it is left."""
+"""A signal while weights are read, or proofs are made, ends the run between two tensors or passes, on all ranks.
+
+Nothing of it is left.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +37,20 @@ def counted(holder: Any, name: str, tells: bool) -> Any:
         setattr(holder, name, whole)
 
 
-def stop_and_go_on(mesh: Any, workspace: str, run_dir: str, stage: int) -> list[Any]:
-    """Stop the last rank in the middle of a tensor, then give the same command again; return what came of both."""
+def stop_and_go_on(mesh: Any, workspace: str, run_dir: str, stage: int, proves: bool = False) -> list[Any]:
+    """Stop the last rank in the middle of a tensor or a proof, then give the same command again; return what came."""
     import deepspeed
     from transformers import core_model_loading
 
     from trainer.cli import run_command
+    from trainer.engine.policy import Policy
 
     words = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={run_dir}", f"zero.stage={stage}"]
     words += ["train.max_steps=1", "evaluate.every_steps=0", "evaluate.forgetting=false"]
     place = (
         (core_model_loading, "set_param_for_module") if stage < 3 else (deepspeed.zero, "GatheredParameters")
     )
+    place = (Policy, "answer_raw") if proves else place
     said = io.StringIO()
     with counted(*place, tells=mesh.rank == mesh.num_ranks - 1) as calls, contextlib.redirect_stderr(said):
         code = run_command(words)
@@ -53,6 +58,23 @@ def stop_and_go_on(mesh: Any, workspace: str, run_dir: str, stage: int) -> list[
     left = sorted(path.name for path in Path(run_dir).iterdir())
     mesh.barrier()
     return [code, len(calls), said.getvalue(), left, run_command(words)]
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 1), (2, 3)])
+def test_a_signal_to_one_rank_ends_the_proofs_on_all(pool, workspace, tmp_path, num_ranks, stage):
+    """It was heard before the first step, which is many passes later."""
+    run_dir = str(tmp_path / "run")
+    arguments = {"workspace": workspace, "run_dir": run_dir, "stage": stage, "proves": True}
+    found = pool(num_ranks).run(stop_and_go_on, **arguments)
+    for code, num_passes, _, left, again in found:
+        assert (code, num_passes) == (75, AT), "no rank goes on to the next pass"
+        assert not {"checkpoints", "metrics.jsonl", "ledger.jsonl"} & set(left)
+        assert again == 0, "the same command goes on"
+    said = found[0][2]
+    assert (
+        "Proving the loaded model before it is used: that the loss is made from its own logits, that" in said
+    )
+    assert "A signal asked to stop before the first step: nothing was trained, and nothing is saved." in said
 
 
 @pytest.mark.parametrize(("num_ranks", "stage"), [(1, 1), (2, 1), (2, 3)])

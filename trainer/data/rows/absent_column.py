@@ -1,0 +1,111 @@
+"""Refuses rows without a column that must be there, and says what to set for the columns that are. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection
+from difflib import get_close_matches
+
+from trainer.config.data import Format, SourceConfig
+from trainer.data.rows.columns import LAYOUTS, required_columns
+from trainer.errors import DataError
+
+ASIDE = {
+    "id",
+    "idx",
+    "index",
+    "uuid",
+    "source",
+    "url",
+    "date",
+    "time",
+    "timestamp",
+    "lang",
+    "language",
+    "hash",
+}
+ASIDE |= {
+    "category",
+    "topic",
+    "label",
+    "score",
+    "split",
+    "model",
+    "num",
+    "count",
+    "length",
+    "license",
+    "author",
+}
+"""Words in the names of columns that are not proposed for what is learnt."""
+
+
+def check_columns(
+    name: str,
+    source: SourceConfig,
+    where: str,
+    columns: Collection[str],
+    wanted: dict[str, str],
+    is_like_others: bool = True,
+) -> None:
+    """Refuse a row or table without a column that it must have.
+
+    Args:
+        is_like_others: Its columns are those of the file, as of a table or the first row, and not only of one row.
+    Raises:
+        DataError: If one of `wanted` (config key: name) is not there.
+    """
+    absent = {key: column for key, column in wanted.items() if column not in columns}
+    for key, column in absent.items():
+        fix = _hint(name, source, columns, absent) if is_like_others else "Mend or remove that row."
+        raise DataError(
+            f"`data.sources.{name}.columns.{key}` must name a column of {where}, but is '{column}' "
+            f"instead; the columns are [{', '.join(map(_shown, columns))}]. {fix}".rstrip()
+        )
+
+
+def _shown(column: str) -> str:
+    is_plain = column.isprintable() and column == column.strip()
+    return column if is_plain else repr(column)
+
+
+def _hint(name: str, source: SourceConfig, columns: Collection[str], absent: dict[str, str]) -> str:
+    """Return what to set for rows with these columns: a layout that they look like, or the columns one by one."""
+    of_source = f"data.sources.{name}"
+    for format_, layouts in LAYOUTS.items():
+        for title, layout in layouts[:1] if format_ is Format.text else layouts:
+            if format_ is source.format or not set(layout.values()) <= set(columns):
+                continue
+            shown = f"{of_source}.format={format_.value}"
+            if format_ is Format.completion:
+                shown += f" {of_source}.as_chat=true"
+            return f"Its rows look like {title}: set {shown}."
+    near = {key: found[0] for key, column in absent.items() if (found := _near(column, columns))}
+    if len(near) == len(absent):
+        return f"Set {_words(of_source, {f'columns.{key}': found for key, found in near.items()})}, if that is it."
+    read = [column for column in columns if not _is_aside(column)]
+    if not read or not absent.keys() & required_columns(source).keys():
+        return ""
+    if len(read) == 1 or source.format in (Format.text, Format.ids):
+        key = next(iter(required_columns(source)))
+        return f"Say which it is: {_words(of_source, {f'columns.{key}': read[0] if len(read) == 1 else 'COLUMN'})}."
+    words = {} if source.format is Format.completion else {"format": "completion", "as_chat": "true"}
+    words |= {"columns.prompt": read[0], "columns.completion": read[-1]}
+    return (
+        f"Say which hold the prompt and the answer, such as {_words(of_source, words)}; data=prompt_completion is such "
+        "a source."
+    )
+
+
+def _near(wanted: str, columns: Collection[str]) -> list[str]:
+    return get_close_matches(wanted, columns, 1, cutoff=0.75)
+
+
+def _words(of_source: str, values: dict[str, str]) -> str:
+    return " ".join(shlex.quote(f"{of_source}.{key}={value}") for key, value in values.items())
+
+
+def _is_aside(column: str) -> bool:
+    """Say whether a column is, by its name, no text that is learnt: what a person seldom means."""
+    return bool(ASIDE & set(re.split(r"[^a-z]+", column.lower())))
