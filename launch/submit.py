@@ -19,7 +19,7 @@ from trainer.config.cluster import ContainerRuntime, Scheduler
 from trainer.config.many import many
 from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import freeze, write_atomic
+from trainer.config.snapshot import freeze, holds_values, write_atomic
 from trainer.errors import ConfigError, Exit
 from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
 from trainer.evaluate.tasks.known import known_problems
@@ -151,7 +151,7 @@ def hand_over(ready: Ready) -> int:
     run_dir = Path(ready.config.run_dir)
     freeze(ready.config, run_dir)
     (run_dir / "logs").mkdir(exist_ok=True)
-    write_atomic(run_dir / SCRIPT, ready.script)
+    write_atomic(run_dir / SCRIPT, ready.script, is_private=holds_values(ready.config))
     # The script counts attempts without progress from here on; it may run before sbatch has returned.
     note(run_dir, "submitted")
     job_id = hand_in(run_dir / SCRIPT)

@@ -18,8 +18,9 @@ from trainer.command.missing_here import refuse_missing
 from trainer.command.prepare import ensure_inputs
 from trainer.command.rank import run_rank
 from trainer.config.check import check_config, find_problems
+from trainer.config.reference import variables_named
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import config_path, dated, freeze
+from trainer.config.snapshot import config_path, dated, freeze, holds_values, write_atomic
 from trainer.config.store import load_config, to_standard_error, to_yaml
 from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError, Exit
@@ -75,7 +76,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     if command == "train" or not path.exists():
         return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
     changed = run_dir / f"{command}.yaml"
-    changed.write_text(to_yaml(config), encoding="utf-8")
+    write_atomic(changed, to_yaml(config), is_private=holds_values(config))
     return _launch(command, changed, num_ranks, config.cluster.master_port)
 
 
@@ -118,6 +119,8 @@ def _launch_on_hosts(config: RunConfig, hosts: Hosts) -> int:
     cluster = config.cluster
     ours = ("DS_ACCELERATOR", NO_BF16, "TOKENIZERS_PARALLELISM", "NCCL_", "TORCH_NCCL_")
     variables = {name: value for name, value in os.environ.items() if name.startswith(ours)}
+    # What the frozen configuration names, the ranks look up again.
+    variables |= {name: os.environ[name] for name in variables_named(config) if name in os.environ}
     variables |= {**cluster.environment, **cluster.nccl}
     frozen = freeze(config, Path(config.run_dir))
     logs = attempt_dir(Path(config.run_dir))
