@@ -24,6 +24,7 @@ from trainer.errors import ConfigError, Exit
 from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
 from trainer.evaluate.tasks.known import known_problems
 from trainer.metrics.trackers import tracker_problems
+from trainer.runtime.lock import refuse_in_use
 
 from .attempts import last_job, measured_save_s, note
 from .places import hub_folders, local_problems, missing_problems, mounted
@@ -149,6 +150,7 @@ def _job(config: RunConfig, lead_s: int) -> Job:
 def hand_over(ready: Ready) -> int:
     """Freeze the configuration, write the script and submit it; return the job."""
     run_dir = Path(ready.config.run_dir)
+    refuse_in_use(run_dir)
     freeze(ready.config, run_dir)
     (run_dir / "logs").mkdir(exist_ok=True)
     write_atomic(run_dir / SCRIPT, ready.script, is_private=holds_values(ready.config))
