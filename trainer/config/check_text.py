@@ -39,9 +39,7 @@ def text_problems(section: Any, key: str = "") -> Iterator[Problem]:
             rule = "a text without control characters" + (" but ends of lines and tabs" if allowed else "")
             yield must(key, rule, section, "Take them out.")
     elif dataclasses.is_dataclass(section) or isinstance(section, dict):
-        is_mapping = isinstance(section, dict)
-        pairs = section.items() if is_mapping else vars(section).items()
-        for name, value in pairs:
+        for name, value in (section if isinstance(section, dict) else vars(section)).items():
             if any(map(is_control, str(name))):
                 yield must(key, "a mapping of names without control characters", str(name), "Take them out.")
             else:

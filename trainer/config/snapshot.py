@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainer.config.address import shown_address
 from trainer.config.data import PackingMode
 from trainer.config.record import WORDS
 from trainer.config.reference import Reference
@@ -41,11 +41,6 @@ FILLED_IN = (*FITTED, "model.chat_template_date", "data.packing")
 
 SWEEP_RECORD = "sweep.json"
 """File that makes a directory one of a sweep; its runs are in folders below."""
-
-_WITH_PASSWORD = re.compile(
-    r"://(?!\$\{)[^/?#\s@'\"]+@|[?&][^=\s&]*(?i:sig|token|key|secret|password|credential)[^=\s&]*="
-)
-"""Of an address: a user with a password, or words that sign it."""
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "flash-attn", "liger-kernel")
 
@@ -84,7 +79,8 @@ def make_run_dir(run_dir: Path) -> None:
 def holds_values(config: RunConfig) -> bool:
     """Tell whether a configuration has values in it that others must not read: of variables, or in an address."""
     given = [one for one in config.cluster.environment.values() if not isinstance(one, Reference)]
-    return bool(given) or _WITH_PASSWORD.search(to_yaml(config)) is not None
+    text = to_yaml(config)
+    return bool(given) or shown_address(text) != text
 
 
 def as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
