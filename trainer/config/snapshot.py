@@ -22,7 +22,7 @@ from trainer.config.data import PackingMode
 from trainer.config.record import WORDS
 from trainer.config.reference import Reference
 from trainer.config.schema import RunConfig
-from trainer.config.store import load_config, to_plain, to_yaml
+from trainer.config.store import load_config, sealed, to_plain, to_yaml
 from trainer.errors import ConfigError
 
 MAY_DIFFER = (
@@ -63,7 +63,7 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     config = dated(as_begun(packed_as_begun(config, run_dir), run_dir), run_dir)
     try:
         make_run_dir(run_dir)
-        write_atomic(path, to_yaml(config), is_private=holds_values(config))
+        write_atomic(path, sealed(to_yaml(config)), is_private=holds_values(config))
     except OSError as error:
         raise ConfigError(
             f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
@@ -51,6 +52,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.together import all_told, word_error
 from trainer.errors import ConfigError
 
+_SEAL = "# sha256: "
 NO_WORKING_DIRECTORY = "The working directory must be there, but was deleted. Change to another one."
 
 
@@ -166,6 +168,7 @@ def _schema() -> DictConfig:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a frozen config.yaml, check it against the schema, and apply `key=value` overrides."""
     try:
+        _check_seal(path)
         loaded = OmegaConf.load(path)
         merged = cast(DictConfig, OmegaConf.merge(_schema(), loaded))
         chosen = [word for word in overrides if _is_gate(word)]
@@ -183,6 +186,21 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error, overrides)}") from error
     return to_dataclass(with_ds_file(merged, overrides))
+
+
+def sealed(text: str) -> str:
+    """Return a YAML text that ends with a digest of itself, as a comment."""
+    return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _check_seal(path: Path) -> None:
+    """Raise where a file has a digest of itself and is another; one without is a person's own."""
+    text, found, digest = path.read_text(encoding="utf-8").rpartition(_SEAL)
+    if found and hashlib.sha256(text.encode()).hexdigest() != digest.strip():
+        raise ConfigError(
+            f"{path} must be as it was frozen, but was changed or damaged since. Bring it back from a copy, or give "
+            f"another value as KEY=VALUE; to use it as it is, delete the line that begins with {_SEAL.strip()}."
+        )
 
 
 def _is_gate(override: str) -> bool:
