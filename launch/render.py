@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator
 from importlib import resources
 
+from trainer.config.check_text import check_texts
 from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, gres_gpus
+from trainer.config.reference import variables_named
 from trainer.dist.env import JOB_PORTS
 
 from .preflight import render_preflight
@@ -15,6 +18,8 @@ from .words import (
     Job,
     Template,
     apptainer,
+    from_environment,
+    in_directive,
     in_double_quotes,
     is_contained,
     lines,
@@ -28,10 +33,22 @@ _NO_MODULE = (
     '"Error: \\`cluster.modules\\` must name modules of this site, but $module cannot be loaded on $(hostname) '
     '(exit code $code) instead. \\`module avail\\` lists what there is."'
 )
+_NO_VARIABLE = (
+    '"Error: \\`cluster.environment\\` must name variables that the job is given, but $name is not set on $(hostname) '
+    'instead. Export it in the shell that submits, and let sbatch hand it on (SBATCH_EXPORT)."'
+)
+_NOT_OURS = "is not a folder of this user: a new one is made."
 
 
 def render(cluster: ClusterConfig, job: Job) -> str:
-    """Return the sbatch script."""
+    """Return the sbatch script.
+
+    Raises:
+        ConfigError: A text has control characters, which would begin a line of their own.
+    """
+    check_texts(
+        {"cluster": cluster, "job": {name: str(value) for name, value in dataclasses.asdict(job).items()}}
+    )
     template = resources.files("trainer.launch").joinpath("job.sh.tmpl").read_text(encoding="utf-8")
     return Template(template).substitute(
         name=job.name,
@@ -60,7 +77,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     least, most = cluster.nodes_asked
     num_tasks = cluster.ranks_per_node if starts_ranks else 1
     cores = per_rank and per_rank * cluster.ranks_per_node // num_tasks
-    log = job.run_dir / "logs" / "job-%j.out"
+    log = str(job.run_dir / "logs").replace("%", "%%") + "/job-%j.out"
     lines: list[tuple[str, str, object]] = [
         ("Name in the queue.", "job-name", job.name),
         ("Relative paths of the configuration begin here.", "chdir", job.work_dir),
@@ -85,7 +102,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
             continue
         if comment:
             yield f"# {comment}"
-        yield f"#SBATCH --{option}={_quoted(str(value))}"
+        yield f"#SBATCH --{option}={in_directive(str(value))}"
     if cluster.exclusive:
         yield "# No other job on these nodes."
         yield "#SBATCH --exclusive"
@@ -94,10 +111,6 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     if cluster.sbatch_options:
         yield "# The site's own."
     yield from (f"#SBATCH {option}" for option in cluster.sbatch_options)
-
-
-def _quoted(value: str) -> str:
-    return f'"{value}"' if " " in value else value
 
 
 def _environment(cluster: ClusterConfig, job: Job) -> Iterator[str]:
@@ -121,7 +134,16 @@ def _environment(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     # -m would take a trainer.py of the working directory for the package.
     own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     variables = {**own, **cluster.environment, **cluster.nccl}
-    yield from (f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+    named = variables_named([cluster.environment, cluster.nccl])
+    if named:
+        yield "# Variables that cluster.environment names: their values are the job's own and stand in no file."
+        yield f"for name in {' '.join(named)}; do"
+        yield f"{INDENT}[[ ${{!name+set}} ]] && continue"
+        yield f"{INDENT}say {_NO_VARIABLE}"
+        yield INDENT + """note ended "\\"code\\":2,\\"newest\\":\\"$newest\\"\""""
+        yield f"{INDENT}exit 2"
+        yield "done"
+    yield from (f"export {name}={from_environment(value)}" for name, value in variables.items())
     if job.hub_folders and "HF_HOME" not in variables:
         yield "# An image may have another home."
         yield f"export HF_HOME=${{HF_HOME:-{shlex.quote(str(job.hub_folders[0]))}}}"
@@ -260,10 +282,7 @@ def _on_node(cluster: ClusterConfig) -> tuple[str, str]:
     # Until Python listens, a signal would end it; an ignored one stays ignored in launchers, who do not listen.
     steps = ['trap "" USR1']
     if cluster.scratch:
-        steps += [
-            f'export TMPDIR={shlex.quote(cluster.scratch)}/palimpsest-"$SLURM_JOB_ID"',
-            'mkdir -p "$TMPDIR"',
-        ]
+        steps += _own_scratch(shlex.quote(cluster.scratch))
     if cluster.launcher is Launcher.srun:
         steps.append('exec "$@"')
         return "# Runs on every node. USR1 is ignored until Python listens to it.", "; ".join(steps)
@@ -273,3 +292,20 @@ def _on_node(cluster: ClusterConfig) -> tuple[str, str]:
         "# it does not end the launcher; the ranks listen to it."
     )
     return comment, "; ".join(steps)
+
+
+def _own_scratch(scratch: str) -> list[str]:
+    """Return what makes a folder of the job that nobody else can write to: others may know its name before it is there.
+
+    Args:
+        scratch: The folder of a node, quoted.
+    """
+    is_own = '[[ ! -L $TMPDIR && -d $TMPDIR && -O $TMPDIR ]] && chmod 700 "$TMPDIR"'
+    say = f'echo "$(hostname): $TMPDIR {_NOT_OURS}" >&2'
+    return [
+        f"mkdir -p {scratch}",
+        f'export TMPDIR={scratch}/palimpsest-"$SLURM_JOB_ID"',
+        # Of all ranks of a node one makes it.
+        f'mkdir -m 700 "$TMPDIR" 2>/dev/null || {{ {is_own}; }} || '
+        f'{{ {say}; TMPDIR=$(mktemp -d "$TMPDIR.XXXXXXXX") || exit 2; }}',
+    ]

@@ -19,11 +19,12 @@ from trainer.config.cluster import ContainerRuntime, Scheduler
 from trainer.config.many import many
 from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import freeze, write_atomic
+from trainer.config.snapshot import freeze, holds_values, write_atomic
 from trainer.errors import ConfigError, Exit
 from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
 from trainer.evaluate.tasks.known import known_problems
 from trainer.metrics.trackers import tracker_problems
+from trainer.runtime.lock import refuse_in_use
 
 from .attempts import last_job, measured_save_s, note
 from .places import hub_folders, local_problems, missing_problems, mounted
@@ -149,9 +150,10 @@ def _job(config: RunConfig, lead_s: int) -> Job:
 def hand_over(ready: Ready) -> int:
     """Freeze the configuration, write the script and submit it; return the job."""
     run_dir = Path(ready.config.run_dir)
+    refuse_in_use(run_dir)
     freeze(ready.config, run_dir)
     (run_dir / "logs").mkdir(exist_ok=True)
-    write_atomic(run_dir / SCRIPT, ready.script)
+    write_atomic(run_dir / SCRIPT, ready.script, is_private=holds_values(ready.config))
     # The script counts attempts without progress from here on; it may run before sbatch has returned.
     note(run_dir, "submitted")
     job_id = hand_in(run_dir / SCRIPT)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.cluster import ClusterConfig, ContainerRuntime
+from trainer.config.reference import Reference, shell_pieces
 
 INDENT = "    "
 
@@ -93,6 +94,20 @@ def pyxis(cluster: ClusterConfig, job: Job) -> list[str]:
 def in_double_quotes(text: str) -> str:
     """Quote a text whose variables are not to be expanded."""
     return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
+
+
+def in_directive(value: str) -> str:
+    """Quote a value of an #SBATCH line as sbatch reads it, to which # begins a comment, in quotes too."""
+    escaped = re.sub(r"([\\\"'#])", r"\\\1", value)
+    return f'"{escaped}"' if " " in value else escaped
+
+
+def from_environment(value: str) -> str:
+    """Quote a value of a variable; one that names the environment is left to that of the job."""
+    pieces = shell_pieces(value) if isinstance(value, Reference) else None
+    if pieces is None:
+        return shlex.quote(value)
+    return "".join(f'"${{{piece}}}"' if is_name else shlex.quote(piece) for piece, is_name in pieces)
 
 
 def lines(words: Sequence[str]) -> str:

@@ -18,13 +18,14 @@ from pathlib import Path
 from trainer import __version__
 from trainer.command.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.command.usage import ABOUT, SUBCOMMANDS, help_text
+from trainer.config.floors import check_floors
 from trainer.config.record import WORDS
 from trainer.config.schema import RunConfig
 from trainer.dist.env import is_rank, rank_env, rank_shown
 from trainer.errors import ConfigError, Exit, TrainerError
-from trainer.metrics.redact import redact
+from trainer.metrics.redact import REMOVED, redact
 from trainer.runtime.disk import disk_explained
-from trainer.runtime.job import leave_exit_code
+from trainer.runtime.job import leave_exit_code, take_over
 from trainer.runtime.libraries import libraries_held
 from trainer.runtime.log import setup_messages
 
@@ -41,8 +42,20 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # `python -m trainer`, as launchers start ranks, would take a trainer.py of the working directory for this package.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    os.environ.setdefault(WORDS, redact({"words": shlex.join(sys.argv[1:])})["words"])
+    take_over(os.environ)
+    os.environ.setdefault(WORDS, _words_shown(sys.argv[1:]))
     sys.exit(run_command(sys.argv[1:]))
+
+
+def _words_shown(arguments: Sequence[str]) -> str:
+    """Return the words of a command line as they are written down: without values of variables, and what is secret."""
+    words = [
+        f"{word.partition('=')[0]}={REMOVED}"
+        if word.lstrip("+").startswith("cluster.environment") and "${oc.env:" not in word
+        else word
+        for word in arguments
+    ]
+    return str(redact({"words": shlex.join(words)})["words"])
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -134,6 +147,7 @@ def _dispatch(invocation: Invocation) -> int:
     code = _of_files(invocation)
     if code is not None:
         return code
+    check_floors()
     config = _load(invocation)
     if invocation.show_config:
         from trainer.config.store import to_yaml

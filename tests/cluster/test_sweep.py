@@ -82,6 +82,7 @@ log "$(value lr)"
     shown = capsys.readouterr().out
     folder = tmp_path / "sweep"
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lease",
         ".lock",
         "001_lr-1e-05_seed-0",
         "002_lr-1e-05_seed-1",

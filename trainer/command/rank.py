@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.config.snapshot import dated, freeze
 from trainer.dist.env import rank_env
 from trainer.errors import ConfigError, Exit
 from trainer.runtime.job import leave_exit_code
+from trainer.runtime.lock import run_lock
 
 EXITS = {
     "finished": Exit.done,
@@ -66,9 +68,11 @@ def run_rank(command: str, config: RunConfig) -> int:
     check_logins(config)
     from trainer.run.training import run_training
 
-    if env.is_first:
-        freeze(config, Path(config.run_dir))
-    reason = run_training(config).value
+    with contextlib.ExitStack() as stack:
+        if env.is_first:
+            stack.enter_context(run_lock(Path(config.run_dir)))
+            freeze(config, Path(config.run_dir))
+        reason = run_training(config).value
     if env.is_first and reason in END_SENTENCES:
         newest = newest_in_words(Path(config.run_dir))
         print(

@@ -18,12 +18,14 @@ from trainer.command.missing_here import refuse_missing
 from trainer.command.prepare import ensure_inputs
 from trainer.command.rank import run_rank
 from trainer.config.check import check_config, find_problems
+from trainer.config.reference import variables_named
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import config_path, dated, freeze
+from trainer.config.snapshot import config_path, dated, freeze, holds_values, write_atomic
 from trainer.config.store import load_config, to_standard_error, to_yaml
 from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError, Exit
 from trainer.model.dtype import NO_BF16
+from trainer.runtime.lock import LEASE, locked_for_ranks, refuse_in_use
 from trainer.runtime.log import attempt_dir
 from trainer.start.local import only_rank, start_local
 from trainer.start.ranks import count_ranks, with_hosts
@@ -46,6 +48,8 @@ def start_ranks(command: str, config: RunConfig) -> int:
             "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
             "this machine alone."
         )
+    if command == "train":
+        refuse_in_use(Path(config.run_dir))
     is_sound = not any(find_problems(config))
     if is_sound:  # before GPUs are counted, which loads torch; a broken rule is told with their number
         refuse_missing(config, command)
@@ -70,12 +74,15 @@ def start_ranks(command: str, config: RunConfig) -> int:
     if command == "train":
         check_draws(config, tokenizer)
         check_prompts(config, tokenizer)
-    if hosts is not None:
-        return _launch_on_hosts(config, hosts)
-    if command == "train" or not path.exists():
+    if command == "train":
+        with locked_for_ranks(run_dir):
+            if hosts is not None:
+                return _launch_on_hosts(config, hosts)
+            return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
+    if not path.exists():
         return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
     changed = run_dir / f"{command}.yaml"
-    changed.write_text(to_yaml(config), encoding="utf-8")
+    write_atomic(changed, to_yaml(config), is_private=holds_values(config))
     return _launch(command, changed, num_ranks, config.cluster.master_port)
 
 
@@ -116,8 +123,10 @@ def _launch(command: str, config_file: Path, num_ranks: int, master_port: int) -
 def _launch_on_hosts(config: RunConfig, hosts: Hosts) -> int:
     """Check the hosts and train on them; return the exit code."""
     cluster = config.cluster
-    ours = ("DS_ACCELERATOR", NO_BF16, "TOKENIZERS_PARALLELISM", "NCCL_", "TORCH_NCCL_")
+    ours = ("DS_ACCELERATOR", NO_BF16, LEASE, "TOKENIZERS_PARALLELISM", "NCCL_", "TORCH_NCCL_")
     variables = {name: value for name, value in os.environ.items() if name.startswith(ours)}
+    # What the frozen configuration names, the ranks look up again.
+    variables |= {name: os.environ[name] for name in variables_named(config) if name in os.environ}
     variables |= {**cluster.environment, **cluster.nccl}
     frozen = freeze(config, Path(config.run_dir))
     logs = attempt_dir(Path(config.run_dir))

@@ -75,8 +75,8 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
 
 
 def _run_problems(config: RunConfig) -> Iterator[Problem]:
-    if not config.name or "/" in config.name:
-        yield must("name", "a name without '/'", config.name, "Set name=my-run.")
+    if config.name in ("", ".", "..") or "/" in config.name:
+        yield must("name", "a name without '/', and none of a folder above", config.name, "Set name=my-run.")
     if not config.run_dir:
         yield must("run_dir", "a folder", config.run_dir, "Set run_dir=runs/my-run.")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Scheduler, gres_gpus
 from trainer.config.preflight import PreflightConfig
+from trainer.config.reference import Reference, references, shell_pieces
 from trainer.config.rule import Problem, must
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -170,6 +171,7 @@ def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[Problem]:
         )
     if cluster.scratch is not None and not cluster.scratch.startswith("/"):
         yield must("cluster.scratch", "a folder from /", cluster.scratch, "Write the whole path.")
+    yield from _named_problems(cluster)
     for option in cluster.sbatch_options:
         if not option.startswith("-"):
             yield must(
@@ -183,6 +185,21 @@ def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[Problem]:
             "Set cluster.container.image=FILE.",
         )
     yield from local_problem(cluster, "run_dir", run_dir)
+
+
+def _named_problems(cluster: ClusterConfig) -> Iterator[Problem]:
+    """Yield what names the environment in a way that a shell cannot: a value would stand in the script."""
+    for section, values in (("environment", cluster.environment), ("nccl", cluster.nccl)):
+        for name, value in values.items():
+            if isinstance(value, Reference) and shell_pieces(value) is None:
+                yield must(
+                    f"cluster.{section}.{name}",
+                    "text and ${oc.env:NAME}, nothing else of OmegaConf, to be handed to a job",
+                    value,
+                    "Export the whole value as one variable.",
+                )
+    for line in references(cluster.setup):
+        yield must("cluster.setup", "lines of shell, which name variables as $NAME", line, "Write $NAME.")
 
 
 def local_problem(cluster: ClusterConfig, key: str, path: str) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from trainer.config.foreign import HINTS, OPTIONS, WORDS, key_for
 from trainer.config.options import OWN, group_options
 
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+_SET = "a variable of the environment that is set"
 _WRONG = (
     (re.compile(r"Value '(?P<value>.*)' of type '.*' could not be converted to (?P<kind>\w+)"), ""),
     (re.compile(r"[Ff]ield '.*' is not Optional"), "other than null"),
@@ -26,10 +27,7 @@ _WRONG = (
     (re.compile(r"Invalid value assigned: (?P<type>\w+) is not a ListConfig"), "a list"),
     (re.compile(r"Cannot convert '(?P<type>\w+)' to string: '(?P<value>.*)'"), "text"),
     (re.compile(r"Interpolation key '(?P<value>.*)' not found"), "a value, or ${KEY} of a key that there is"),
-    (
-        re.compile(r"Environment variable '(?P<value>.*)' not found"),
-        "a variable of the environment that is set",
-    ),
+    (re.compile(r"Environment variable '(?P<value>.*)' not found"), _SET),
     (re.compile(r"does not support deletion"), "left as it is"),
     (re.compile(r"An item is already at"), "given without Hydra's '+', since it is there"),
     (re.compile(r"Could not override '(?P<value>.*)'"), "a key or a group"),
@@ -78,7 +76,8 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
             value = given.partition("=")[2] or given
         if value is None:
             return f"`{key}` must be {rule}, but is {_NAMES.get(named.get('type') or '', 'something else')} instead."
-        return f"`{key}` must be {rule}, but is '{value}' instead."
+        fix = f" Export {value}." if rule == _SET else ""
+        return f"`{key}` must be {rule}, but is '{value}' instead.{fix}"
     return None
 
 

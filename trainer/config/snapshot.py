@@ -17,10 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainer.config.address import shown_address
 from trainer.config.data import PackingMode
 from trainer.config.record import WORDS
+from trainer.config.reference import Reference
 from trainer.config.schema import RunConfig
-from trainer.config.store import load_config, to_plain, to_yaml
+from trainer.config.store import load_config, sealed, to_plain, to_yaml
 from trainer.errors import ConfigError
 
 MAY_DIFFER = (
@@ -69,13 +71,25 @@ def freeze(config: RunConfig, run_dir: Path) -> Path:
     path = config_path(run_dir)
     config = dated(as_begun(packed_as_begun(config, run_dir), run_dir), run_dir)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, to_yaml(config))
+        make_run_dir(run_dir)
+        write_atomic(path, sealed(to_yaml(config)), is_private=holds_values(config))
     except OSError as error:
         raise ConfigError(
             f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
         ) from error
     return path
+
+
+def make_run_dir(run_dir: Path) -> None:
+    """Make a run directory for its owner and group alone; one that is there keeps the mode that it was given."""
+    run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+
+def holds_values(config: RunConfig) -> bool:
+    """Tell whether a configuration has values in it that others must not read: of variables, or in an address."""
+    given = [one for one in config.cluster.environment.values() if not isinstance(one, Reference)]
+    text = to_yaml(config)
+    return bool(given) or shown_address(text) != text
 
 
 def as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
@@ -158,13 +172,18 @@ def _begun_with(run_dir: Path) -> RunConfig | None:
     return with_packing_mode(old, PackingMode.packed) if is_old else old
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a small file whole or not at all: stage, fsync, rename."""
+def write_atomic(path: Path, content: str | bytes, is_private: bool = False) -> None:
+    """Write a small file whole or not at all: stage, fsync, rename.
+
+    Args:
+        is_private: For its owner alone; else as the umask says.
+    """
     staged = path.with_name(
         f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     )  # not by process: other nodes write here too
     try:
-        with staged.open("wb") as file:
+        mode = 0o600 if is_private else 0o666
+        with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

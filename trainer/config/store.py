@@ -6,9 +6,12 @@ Nothing is written to disk here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +30,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from trainer.config.check_text import check_texts
 from trainer.config.ds_file import with_ds_file
 from trainer.config.entry import check_values, is_entry, key_of, unreadable
 from trainer.config.exclusive import Hands, settle
@@ -44,10 +48,12 @@ from trainer.config.override import check_word, is_swept, read_entries, readable
 from trainer.config.own import chosen_options, keep_own, raw
 from trainer.config.paths import make_absolute
 from trainer.config.rates import is_others, said_of
+from trainer.config.reference import Reference, as_given, keep_references
 from trainer.config.schema import RunConfig
 from trainer.config.together import all_told, word_error
 from trainer.errors import ConfigError
 
+_SEAL = "# sha256: "
 NO_WORKING_DIRECTORY = "The working directory must be there, but was deleted. Change to another one."
 
 
@@ -165,6 +171,7 @@ def _schema() -> DictConfig:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a frozen config.yaml, check it against the schema, and apply `key=value` overrides."""
     try:
+        _check_seal(path)
         loaded = OmegaConf.load(path)
         merged = cast(DictConfig, OmegaConf.merge(_schema(), loaded))
         chosen = [word for word in overrides if _is_gate(word)]
@@ -182,6 +189,21 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error, overrides)}") from error
     return to_dataclass(with_ds_file(merged, overrides))
+
+
+def sealed(text: str) -> str:
+    """Return a YAML text that ends with a digest of itself, as a comment."""
+    return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _check_seal(path: Path) -> None:
+    """Raise where a file has a digest of itself and is another; one without is a person's own."""
+    text, found, digest = path.read_text(encoding="utf-8").rpartition(_SEAL)
+    if found and hashlib.sha256(text.encode()).hexdigest() != digest.strip():
+        raise ConfigError(
+            f"{path} must be as it was frozen, but was changed or damaged since. Bring it back from a copy, or give "
+            f"another value as KEY=VALUE; to use it as it is, delete the line that begins with {_SEAL.strip()}."
+        )
 
 
 def _is_gate(override: str) -> bool:
@@ -212,23 +234,35 @@ def to_dataclass(config: DictConfig) -> RunConfig:
         raise ConfigError(_explain(error, ())) from error
     if not isinstance(result, RunConfig):
         raise ConfigError("The primary configuration must begin its defaults list with run_schema.")
+    keep_references(result, OmegaConf.to_container(config))
     try:
         make_absolute(result, Path.cwd())
     except FileNotFoundError as error:
         raise ConfigError(NO_WORKING_DIRECTORY) from error
     check_values(result)
+    check_texts(result)
     return result
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return the resolved configuration as YAML."""
-    return str(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+    """Return the resolved configuration as YAML; what names the environment stands as it was given."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(as_given(config))))
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as nested dicts with enums by name."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    return cast(dict[str, Any], plain)
+    """Return the configuration as nested dicts with enums by name; what names the environment as it was given."""
+    return cast(dict[str, Any], _plain(config))
+
+
+def _plain(section: Any) -> Any:
+    if isinstance(section, Enum):
+        return section.name
+    if isinstance(section, Reference):
+        return section.raw
+    if isinstance(section, list | tuple):
+        return [_plain(one) for one in section]
+    pairs = vars(section) if dataclasses.is_dataclass(section) else section
+    return {name: _plain(one) for name, one in pairs.items()} if isinstance(pairs, dict) else section
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

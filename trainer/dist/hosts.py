@@ -8,6 +8,8 @@ import re
 from trainer.errors import TopologyError
 
 _COMMA = re.compile(r",(?![^\[]*\])")
+_HOST = re.compile(r"[A-Za-z0-9][\w.:@%-]*", re.ASCII)
+"""What ssh and a shell take for a name, and never for an option or a command."""
 _BRACKETS = re.compile(r"\[([^\]]*)\]")
 
 
@@ -58,6 +60,7 @@ def parse_hostfile(text: str, name: str) -> dict[str, int]:
         if not words:
             continue
         slots = re.fullmatch(r"slots=([1-9]\d*)", words[1]) if len(words) == 2 else None
+        slots = slots if _HOST.fullmatch(words[0]) else None
         if slots is None or words[0] in hosts:
             problem = "names a host again" if words[0] in hosts else f"is '{line.strip()}' instead"
             raise TopologyError(

@@ -6,7 +6,9 @@ A line torn by a killed process is dropped when the file is opened again or read
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -17,6 +19,8 @@ from typing import Any, TextIO
 from trainer.errors import TrainerError
 from trainer.metrics.sink import Record
 
+_LOG = logging.getLogger(__name__)
+_CHAIN = ',"chain":"'
 # JSON has no word for these, and a bare NaN breaks strict readers.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -50,18 +54,29 @@ class JsonlSink:
 class Ledger:
     """Appends events to ledger.jsonl; each is on disk when `write` returns.
 
+    Every line ends with a digest of itself and of the line before: one that was changed, or is missing, is found.
+
     Ranks:
         Rank 0 only.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file for appending, after its torn last line, if any, is cut off."""
+        """Open the file for appending, after its torn last line, if any, is cut off; say which line was changed."""
         self._file = _opened(path)
+        lines = path.read_bytes().splitlines()
+        number = changed_line(path)
+        if number is not None:
+            _LOG.warning(
+                "%s:%d is not as it was written: what it says of the run may not be true.", path, number
+            )
+        self._chain = _chain_of(lines[-1]) if lines else ""
 
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one event; fields are plain JSON values."""
         with _named(self._file.name):
-            self._file.write(_encode({"event": event, "step": step, "time": time.time(), **fields}))
+            body = _encode({"event": event, "step": step, "time": time.time(), **fields})[:-2]
+            self._chain = _chained(self._chain, body)
+            self._file.write(f'{body}{_CHAIN}{self._chain}"}}\n')
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -69,6 +84,30 @@ class Ledger:
         """Close the file."""
         with _named(self._file.name):
             self._file.close()
+
+
+def changed_line(path: Path) -> int | None:
+    """Return the number of the first line of a ledger that is not as it was written, or follows one that is missing."""
+    chain = ""
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
+        body, found, rest = line.decode("utf-8", errors="replace").rpartition(_CHAIN)
+        before, chain = chain, _chain_of(line)
+        if not found and not before:
+            continue  # of a version without
+        if not found or rest != f'{chain}"}}' or chain != _chained(before, body):
+            return number
+    return None
+
+
+def _chained(before: str, body: str) -> str:
+    return hashlib.sha256(f"{before}{body}".encode()).hexdigest()[:32]
+
+
+def _chain_of(line: bytes) -> str:
+    """Return the digest at the end of a line; nothing where there is none."""
+    return (
+        line.decode("utf-8", errors="replace").rpartition(_CHAIN)[2][:32] if _CHAIN.encode() in line else ""
+    )
 
 
 def read(path: Path) -> list[dict[str, Any]]:

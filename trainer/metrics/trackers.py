@@ -13,7 +13,7 @@ from trainer.config.log import LogConfig, TrackerKind
 from trainer.config.rule import Problem, must, problem
 from trainer.metrics.delivery import Delivery
 from trainer.metrics.mlflow import mlflow_uri, open_mlflow
-from trainer.metrics.redact import redact
+from trainer.metrics.redact import REMOVED, redact
 from trainer.metrics.tensorboard import open_tensorboard
 from trainer.metrics.tracker import Bookmark, RunCard, Tracker
 from trainer.metrics.trackio import open_trackio
@@ -109,6 +109,11 @@ def _has_hub_token(environment: Mapping[str, str]) -> bool:
 
 def run_card(log: LogConfig, run_dir: Path, name: str, config: Mapping[str, Any]) -> RunCard:
     """Return what trackers are told of a run, without its secrets."""
+    cluster = dict(config.get("cluster") or {})
+    # A value of a variable needs neither a name nor a look to be a secret; what names the environment has none in it.
+    variables = dict(cluster.get("environment") or {})
+    shown = {key: value if "${oc.env:" in str(value) else REMOVED for key, value in variables.items()}
+    config = {**config, "cluster": {**cluster, "environment": shown}} if variables else config
     labels = redact({"name": name, "project": log.project, "group": log.group, "tags": log.tags})
     return RunCard(
         run_dir, labels["name"], labels["project"], labels["group"], tuple(labels["tags"]), redact(config)

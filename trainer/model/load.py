@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -229,6 +230,11 @@ def _load_pretrained(
         )
     except torch.OutOfMemoryError:
         raise
+    except pickle.UnpicklingError as error:  # whose own words advise to run it
+        raise ModelError(
+            f"The weights of {source} must be tensors alone, but its .bin or .pt files hold what may be code instead. "
+            "It was not run. Get safetensors, or name another model.path."
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"The weights of {source} (model.safetensors or its shards) cannot be loaded: "

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ModelError
 from trainer.runtime.publish import publish_folder
+from trainer.runtime.seal import file_digest, read_sealed, sealed_text
+
+_LOG = logging.getLogger(__name__)
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MADE = "made.json"
+"""Digests of the other files of a folder."""
 SPECIALS = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -25,9 +31,14 @@ def tiny_model_dir(cache_dir: Path, shape: dict[str, int], seed: int) -> Path:
     if _is_there(target):
         return target
 
+    if target.exists():
+        _LOG.warning("The tiny model in %s is not as it was made: it is made again.", target)
+
     def fill(folder: Path) -> None:
         build_tokenizer().save_pretrained(folder)
         _save_model(folder, shape, seed)
+        files = {path.name: file_digest(path) for path in folder.iterdir()}
+        (folder / MADE).write_text(sealed_text({"files": files}), encoding="utf-8")
 
     try:
         publish_folder(target, fill, keeps=_is_there)
@@ -39,7 +50,12 @@ def tiny_model_dir(cache_dir: Path, shape: dict[str, int], seed: int) -> Path:
 
 
 def _is_there(folder: Path) -> bool:
-    return (folder / "config.json").exists()
+    """Tell whether the folder holds every file as it was made."""
+    try:
+        files = read_sealed(folder / MADE)["files"]
+        return all(file_digest(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def build_tokenizer() -> Any:

@@ -22,11 +22,14 @@ from trainer.config.model import ModelConfig
 from trainer.errors import DataError, ModelError
 from trainer.model.on_disk import NOTHING_THERE, is_missing, no_template, no_tokenizer
 from trainer.model.tune.new_tokens import NewTokens, add_to_tokenizer
+from trainer.runtime.time_limit import TookTooLong, at_most
 
 Offsets = list[tuple[int, int]]
 
 CLOCK = "strftime_now"
 """The only clock that chat templates have."""
+RENDER_S = 10.0
+"""A real template renders a long conversation in a hundredth of that."""
 SPARE_NAMES = ("pad", "reserved", "unused", "extra")
 
 
@@ -34,18 +37,24 @@ class Tokenizer:
     """A Hugging Face tokenizer behind the protocol `trainer.data.types.TokenizerLike`."""
 
     def __init__(
-        self, hf: Any, new_tokens: Sequence[str] = (), template_date: datetime.date | None = None
+        self,
+        hf: Any,
+        new_tokens: Sequence[str] = (),
+        template_date: datetime.date | None = None,
+        template_of: str = "",
     ) -> None:
         """Take the tokenizer and add tokens to it.
 
         Args:
             template_date: Day that the chat template is told; None is today.
+            template_of: File or folder that the chat template is from, to be named.
         Raises:
             ConfigError: It has one of them already, or one is empty.
         """
         self.hf = hf
         self.new: NewTokens | None = add_to_tokenizer(hf, new_tokens) if new_tokens else None
         self._template_date = template_date
+        self._template_of = template_of or str(getattr(hf, "name_or_path", ""))
 
     @cached_property
     def digest(self) -> str:
@@ -196,6 +205,7 @@ class Tokenizer:
 
         Raises:
             DataError: If there is no template, or it refuses the conversation.
+            ModelError: If it does not come to an end.
         """
         if not self.has_chat_template:
             raise DataError(
@@ -206,13 +216,19 @@ class Tokenizer:
         if self.asks_date:
             self._stop_clock(tools)
         try:
-            text = self.hf.apply_chat_template(
-                messages,
-                tools=tools,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
+            with at_most(RENDER_S):
+                text = self.hf.apply_chat_template(
+                    messages,
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                )
+        except TookTooLong as error:
+            raise ModelError(
+                f"`model.chat_template` must render a conversation in {RENDER_S:g} s of computing, but that of "
+                f"{self._template_of} takes longer instead: its loops may never end. Give another file."
+            ) from error
         except (
             TemplateError,
             TypeError,
@@ -293,7 +309,8 @@ def configured_tokenizer(model: ModelConfig, resolved: str) -> Tokenizer:
     if model.chat_template is not None:
         hf.chat_template = _read_template(model.chat_template)
     day = model.chat_template_date
-    return Tokenizer(hf, model.new_tokens, None if day is None else datetime.date.fromisoformat(day))
+    date = None if day is None else datetime.date.fromisoformat(day)
+    return Tokenizer(hf, model.new_tokens, date, model.chat_template or path)
 
 
 def _unloadable(path: str, reason: str) -> str:

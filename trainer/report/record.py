@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import yaml
 
 from trainer.errors import TrainerError
 from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
+from trainer.metrics.jsonl import changed_line
 from trainer.metrics.jsonl import read as read_lines
 from trainer.report.series import Metrics
+
+_LOG = logging.getLogger(__name__)
 
 FILES = (FILE_NAME, "metrics.jsonl", "ledger.jsonl", "config.yaml", "provenance.json")
 
@@ -64,12 +68,19 @@ def read_run(run_dir: Path) -> RunRecord:
         run_dir=run_dir,
         forgetting=read_forgetting(run_dir / FILE_NAME),
         metrics=Metrics(run_dir / "metrics.jsonl", _rows(run_dir / "metrics.jsonl")),
-        events=_rows(run_dir / "ledger.jsonl"),
+        events=_events(run_dir / "ledger.jsonl"),
         config=_mapping(config_path),
         config_digest=digest,
         provenance=_mapping(run_dir / "provenance.json"),
         samples=_samples(run_dir / "samples.jsonl"),
     )
+
+
+def _events(path: Path) -> tuple[dict[str, Any], ...]:
+    number = changed_line(path)
+    if number is not None:
+        _LOG.warning("%s:%d is not as it was written: what it says of the run may not be true.", path, number)
+    return _rows(path)
 
 
 def _samples(path: Path) -> tuple[dict[str, Any], ...]:

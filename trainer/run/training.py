@@ -46,7 +46,6 @@ from trainer.run.sizes import model_shape
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.job import deadline, is_requeued
-from trainer.runtime.lock import run_lock
 from trainer.runtime.shortage import shortage_explained
 from trainer.runtime.signals import StopFlag
 from trainer.teacher.adapter_off import AdapterBase
@@ -65,13 +64,11 @@ NOT_BEGUN = "A signal asked to stop before the first step: nothing was trained, 
 
 
 def run_training(config: RunConfig) -> StopReason:
-    """Train as configured. Collective: every rank calls it with the same configuration."""
+    """Train as configured. Collective: every rank calls it with the same configuration, the first holds run_lock."""
     with ExitStack() as stack:
         is_first = rank_env(os.environ).is_first
         stop_flag = stack.enter_context(StopFlag(deadline(os.environ), tells=is_first))
         stop_flag.when = before_training(SOON)
-        if is_first:
-            stack.enter_context(run_lock(Path(config.run_dir)))
         # Inside the stack: the other ranks hear of the sentence, not of what it explains.
         size, layers = config.train.micro_batch_size, config.model.checkpoint_layers
         with shortage_explained("train.micro_batch_size", size, layers), disk_explained(Path(config.run_dir)):

@@ -1,4 +1,4 @@
-"""What a job script and the ranks that it starts tell each other: two variables and a file.
+"""What a job script, or who starts ranks on hosts, and the ranks tell each other: variables and files.
 
 Each attempt of a job has a folder of logs. Ranks log there, and leave their exit code there, because
 torchrun, and DeepSpeed's launcher after a signal, end with 1 whatever their ranks end with.
@@ -6,11 +6,16 @@ torchrun, and DeepSpeed's launcher after a signal, end with 1 whatever their ran
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 LOG_DIR = "PALIMPSEST_LOG_DIR"
 DEADLINE = "PALIMPSEST_DEADLINE"
+VARIABLES = "PALIMPSEST_VARIABLES"
+"""Variable with the file of the other variables of ranks on hosts: a command line can be read by everybody there."""
 EXIT_CODE = "exit-code"
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 """Variables that count how often a job was started again."""
@@ -50,3 +55,22 @@ def leave_exit_code(environ: Mapping[str, str], code: int, is_first: bool) -> No
             file.write(f"{code}\n")
     except OSError:
         return
+
+
+@contextlib.contextmanager
+def handed_over(folder: Path, variables: Mapping[str, str]) -> Iterator[Path]:
+    """Keep variables in a file that its owner alone can read, as long as the block lasts; yield it."""
+    path = folder / ".variables.json"
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(dict(variables), file)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def take_over(environ: MutableMapping[str, str]) -> None:
+    """Take the variables that were left in a file; where it is not seen, nor is the configuration, which says so."""
+    with contextlib.suppress(KeyError, FileNotFoundError):
+        environ.update(json.loads(Path(environ[VARIABLES]).read_text(encoding="utf-8")))

@@ -22,6 +22,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trainer.runtime.lease import check_publish
+
 STALE_S = 24 * 3600
 """Nothing is written to a folder for so long that somebody still fills."""
 TRIES = 20
@@ -65,10 +67,12 @@ def put_in_place(staging: Path, target: Path, keeps: Callable[[Path], bool] = la
         keeps: Asked about what stands there: true leaves it and the finished folder as they are; it may also raise.
     Raises:
         OSError: What stood there still does, unless the parent alone could not be synced.
+        CheckpointError: The place is in a run directory that another run has taken over.
     """
     target = _real(target)
     _follow_umask(staging)
     _sync_tree(staging)
+    check_publish(target)  # syncing may take long
     aside = _beside(target, "old")
     try:
         if not _swap(staging, target, aside, keeps):

@@ -18,16 +18,21 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
+from trainer.config.snapshot import write_atomic
 from trainer.errors import Exit, TopologyError
-from trainer.runtime.job import EXIT_CODE, LOG_DIR
+from trainer.runtime.job import EXIT_CODE, LOG_DIR, VARIABLES, handed_over
 from trainer.runtime.signals import handed_on
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _NEEDS = {"pdsh": "pdsh", "openmpi": "mpirun", "slurm": "srun"}
 _SSH = ("ssh", "-o", "BatchMode=yes")
 _CONNECT_S = 10
-_PLAIN = re.compile(r"[\w@%+=:./-]*")
-"""What DeepSpeed's launcher and srun's --export leave as it is."""
+_PLAIN = re.compile(r"[\w@%+=:./-]*", re.ASCII)
+"""What DeepSpeed's launcher, srun's --export and a shell leave as it is."""
+_BEFORE_PYTHON = ("PYTHON", "LD_", "PATH", "DS_", "NCCL_", "TORCH_NCCL_", "OMPI_", "UCX_")
+"""Variables that are read before a rank can read a file: they stand in command lines, which others can see."""
+_HANDED_ON = ("MLFLOW",)
+"""What DeepSpeed's launcher hands on by itself, on a command line; among it are passwords."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,22 @@ class Hosts:
             self._check_allocation(allocated)
         else:
             self._check_ssh()
+
+    def check_words(self, run_dir: Path) -> None:
+        """Find out whether what pdsh hands to a shell of the hosts is read there as it stands here.
+
+        Raises:
+            TopologyError: DeepSpeed writes one of these into a line of shell, without quotes.
+        """
+        if self.runner != "pdsh":
+            return
+        told = {"run_dir": run_dir, "working directory": Path.cwd(), "Python": sys.executable}
+        for key, place in told.items():
+            if not _PLAIN.fullmatch(str(place)):
+                raise TopologyError(
+                    f"`{key}` must be of letters, digits and @%+=:./- with cluster.deepspeed_runner=pdsh, but is "
+                    f"{str(place)!r} instead: DeepSpeed writes it into a line of shell. Choose another."
+                )
 
     def _check_allocation(self, allocated: Sequence[str] | None) -> None:
         if allocated is None:
@@ -156,7 +177,11 @@ class Hosts:
                         f"'{value}' instead: DeepSpeed hands it on in quotes, or srun ends it at a comma. Use "
                         "palimpsest submit."
                     )
-        return "".join(f"{name}={value}\n" for name, value in variables.items())
+        return "".join(f"{name}={self._in_file(value)}\n" for name, value in variables.items())
+
+    def _in_file(self, value: str) -> str:
+        """Return a value as DeepSpeed's file has it: in the quotes that DeepSpeed puts around it, a shell reads it."""
+        return re.sub(r'([\\"$`])', r"\\\1", value) if self.runner == "pdsh" else value
 
 
 def start_hosts(
@@ -167,15 +192,28 @@ def start_hosts(
     A signal to this process reaches ranks, and all then stop at the same step; checks of the nodes end at once.
 
     Args:
-        variables: What ranks find in their environment; DeepSpeed hands on little else.
+        variables: What ranks find in their environment; DeepSpeed hands on little else. Only those that must be there
+            before a rank can read a file stand on command lines.
         logs: The attempt's folder of logs.
     """
+    hosts.check_words(config_file.parent)
+    secret = {name: value for name, value in os.environ.items() if name.startswith(_HANDED_ON)}
+    secret |= {name: value for name, value in variables.items() if not name.startswith(_BEFORE_PYTHON)}
+    with handed_over(logs, secret) as file:
+        shown = {name: value for name, value in variables.items() if name not in secret}
+        return _start_hosts(command, config_file, hosts, {**shown, VARIABLES: str(file)}, logs)
+
+
+def _start_hosts(
+    command: str, config_file: Path, hosts: Hosts, variables: Mapping[str, str], logs: Path
+) -> int:
+    """Run DeepSpeed's launcher, tell signals to the ranks, and return their exit code."""
     # DeepSpeed puts the working directory into PYTHONPATH, which the file changes again.
     path = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.environ.get("PYTHONPATH") or os.devnull}
     variables = {**path, **variables, LOG_DIR: str(logs)}
     environment_file = config_file.parent / "environment"
-    environment_file.write_text(hosts.environment_file(variables), encoding="utf-8")
-    environment = dict(os.environ)
+    write_atomic(environment_file, hosts.environment_file(variables), is_private=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_HANDED_ON)}
     # DeepSpeed looks for this name below two folders; a whole path is found from both.
     environment["DS_ENV_FILE"] = os.devnull if hosts.runner == "openmpi" else str(environment_file)
     is_slurm = hosts.runner == "slurm"
@@ -252,5 +290,5 @@ def signal_command(command: str, config_file: Path, host: str) -> list[str]:
     SIGTERM would meet DeepSpeed's launcher first, which kills its ranks; its own command line differs from
     theirs in the words before `trainer`.
     """
-    pattern = f"-m trainer {command} --config {config_file}"
+    pattern = f"-m trainer {command} --config {re.escape(str(config_file))}"
     return [*_SSH, host, f"pkill -USR1 -f -- {shlex.quote(pattern)}"]

@@ -97,7 +97,7 @@ def test_a_submission_hands_in_a_job_a_point_each_in_a_directory_that_tells_whic
     assert submit(folder, "zero.stage=2,3", "name=rates") == 0
     names = ["001_lr-1e-05_stage-2", "002_lr-1e-05_stage-3", "003_lr-2e-05_stage-2", "004_lr-2e-05_stage-3"]
     assert slurm.read_text() == "".join(f"--parsable {folder}/{name}/job.sh\n" for name in names)
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", *names, "sweep.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lease", ".lock", *names, "sweep.json"]
     assert [path.name for path in here.iterdir()] == []
     frozen = load_config(folder / names[2] / "config.yaml")
     assert (frozen.optim.lr, frozen.zero.stage, frozen.run_dir) == (2e-5, 2, str(folder / names[2]))

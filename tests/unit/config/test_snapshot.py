@@ -284,3 +284,17 @@ def test_the_day_that_templates_are_told_is_that_on_which_the_run_began(config, 
     )
     with pytest.raises(ConfigError, match=r"model\.chat_template_date: 2020-02-29 -> 2020-03-01"):
         freeze(other, run_dir)
+
+
+def test_a_frozen_configuration_with_a_flipped_bit_is_not_taken(config, tmp_path):
+    """In most places the bit makes another number, name or path, which YAML takes as gladly."""
+    path = freeze(config, tmp_path / "run")
+    text = path.read_bytes()
+    for at in range(0, len(text), max(len(text) // 60, 1)):
+        path.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
+        try:
+            assert load_config(path) == dated(config, tmp_path / "run"), "the mark of the digest itself"
+        except ConfigError as error:
+            assert str(path) in str(error)
+    path.write_bytes(text)
+    assert load_config(path) == dated(config, tmp_path / "run")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import TrainerError
-from trainer.metrics.jsonl import JsonlSink, Ledger, read, truncate_after
+from trainer.metrics.jsonl import JsonlSink, Ledger, changed_line, read, truncate_after
 
 
 @pytest.fixture
@@ -126,3 +126,37 @@ def test_the_ledger_keeps_nested_events_over_restarts(path: Path) -> None:
     assert (first["event"], first["step"], first["attempt"]) == ("start", 0, 1)
     assert second["tokens"] == {"web": 3, "replay": [1, 2]}
     assert second["time"] >= first["time"]
+
+
+@pytest.mark.parametrize("what", ["bit", "line out", "line twice", "order", "added"])
+def test_a_changed_ledger_is_found_and_named(path: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
+    for attempt in (1, 2):
+        ledger = Ledger(path)
+        for step in range(3):
+            ledger.write("saved", step, attempt=attempt, seconds=1.5)
+        ledger.close()
+    assert changed_line(path) is None
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = {
+        "bit": [*lines[:2], lines[2].replace(b"1.5", b"1.4"), *lines[3:]],
+        "line out": [*lines[:2], *lines[3:]],
+        "line twice": [*lines[:3], *lines[2:]],
+        "order": [*lines[:2], lines[3], lines[2], *lines[4:]],
+        "added": [*lines[:3], b'{"event":"saved","step":9,"time":1}\n', *lines[3:]],
+    }[what]
+    path.write_bytes(b"".join(changed))
+    at = {"line twice": 4, "added": 4}.get(what, 3)
+    assert changed_line(path) == at
+    ledger = Ledger(path)
+    assert f"{path}:{at} is not as it was written" in caplog.text
+    ledger.write("saved", 7)
+    ledger.close()
+
+
+def test_a_ledger_of_a_version_without_digests_goes_on(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"event":"saved","step":1,"time":1}\n')
+    ledger = Ledger(path)
+    ledger.write("saved", 2)
+    ledger.close()
+    assert changed_line(path) is None and [row["step"] for row in read(path)] == [1, 2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import TopologyError
-from trainer.runtime.job import EXIT_CODE, LOG_DIR
+from trainer.runtime.job import EXIT_CODE, LOG_DIR, VARIABLES, take_over
 from trainer.start.remote import Hosts, code_of_ranks, signal_command, start_hosts
 
 CONFIG = Path("/shared/runs/first/config.yaml")
@@ -59,7 +59,8 @@ def started(program, tmp_path, monkeypatch):
     """Return a function that goes through DeepSpeed's own launcher, down to the words that mpirun or srun gets."""
 
     def start(runner, name, variables):
-        program(name, f"printf '%s\\n' \"$@\" >{tmp_path}/words")
+        keep = f"cp -p {tmp_path}/run/.variables.json {tmp_path}/seen"
+        program(name, f"printf '%s\\n' \"$@\" >{tmp_path}/words; {keep}")
         for found in ("ompi_info", "sinfo"):
             program(found, "exit 0")
         (tmp_path / "hosts").write_text("node1 slots=4\nnode2 slots=4\n")
@@ -88,6 +89,7 @@ def test_mpirun_starts_the_module_with_variables_as_they_are(started, tmp_path):
         "PYTHONPATH=/dev/null",
         "NCCL_SOCKET_IFNAME=^docker0",
         "NCCL_IB_HCA=mlx5_0,mlx5_1",
+        f"{VARIABLES}={tmp_path}/run/.variables.json",
         f"{LOG_DIR}={tmp_path}/run",
         "MASTER_ADDR=node1",
         "MASTER_PORT=29600",
@@ -95,14 +97,54 @@ def test_mpirun_starts_the_module_with_variables_as_they_are(started, tmp_path):
 
 
 def test_srun_starts_the_module_on_every_node_of_the_job(started, tmp_path):
-    words = started("slurm", "srun", {"MARK": "seen"})
+    words = started("slurm", "srun", {"NCCL_MARK": "seen"})
     assert words[:2] == ["-n", "8"]
     assert {"--nodes=2", "--ntasks-per-node=4", "--kill-on-bad-exit=1", "--cpus-per-task=6"} <= set(words)
     export = next(word for word in words if word.startswith("--export=ALL,"))
     assert ",PYTHONSAFEPATH=1" in export and ",PYTHONPATH=/dev/null," in export
-    assert f",MARK=seen,{LOG_DIR}={tmp_path}/run,MASTER_PORT=29600" in export
+    assert (
+        f",NCCL_MARK=seen,{VARIABLES}={tmp_path}/run/.variables.json,{LOG_DIR}={tmp_path}/run,MASTER"
+        in export
+    )
     # The node where SLURM puts rank 0 is not for the hostfile to say.
     assert "MASTER_ADDR" not in export
+
+
+@pytest.mark.parametrize(("runner", "name"), [("openmpi", "mpirun"), ("slurm", "srun")])
+def test_values_are_in_a_file_of_their_owner_and_on_no_command_line(
+    started, tmp_path, monkeypatch, runner, name
+):
+    """What DeepSpeed hands on by itself, too: MLFLOW_TRACKING_PASSWORD would stand in ps of every host."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary-1")
+    words = started(runner, name, {"HF_TOKEN": "canary-2", "NCCL_DEBUG": "INFO"})
+    assert "canary" not in " ".join(words) and "NCCL_DEBUG=INFO" in " ".join(words)
+    seen = tmp_path / "seen"
+    assert seen.stat().st_mode & 0o777 == 0o600
+    found = {VARIABLES: str(seen)}
+    take_over(found)
+    assert found["HF_TOKEN"] == "canary-2" and found["MLFLOW_TRACKING_PASSWORD"] == "canary-1"
+    left = [path for path in (tmp_path / "run").iterdir() if "canary" in path.read_text()]
+    assert left == [] and (tmp_path / "run" / "environment").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_shell_of_the_hosts_would_run_stays_a_text(tmp_path):
+    """DeepSpeed puts double quotes around a value of its file, and nothing around the words of pdsh."""
+    value = '$(touch canary) `touch canary` " \\'
+    line = hosts().environment_file({"NCCL_NOTE": value}).removesuffix("\n").partition("=")[2]
+    shown = subprocess.run(
+        ["bash", "-c", f'printf %s "{line}"'], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert shown.stdout == value and [*tmp_path.iterdir()] == []
+    for name in ("a b", "$(touch canary)", "a;b", "a'b", "a*"):
+        with pytest.raises(TopologyError, match=r"`run_dir` must be of letters, .*line of shell"):
+            hosts().check_words(tmp_path / name)
+        hosts("openmpi").check_words(tmp_path / name)
+
+
+def test_a_signal_is_for_the_ranks_of_this_run_alone():
+    """To pkill a dot is any character: runs/v1.0 would mean runs/v110 as well."""
+    told = signal_command("train", Path("/runs/v1.0/config.yaml"), "node1")[-1]
+    assert r"/runs/v1\.0/config\.yaml" in told
 
 
 @pytest.mark.parametrize("value", ["mlx5_0,mlx5_1", "^docker0", "two words"])

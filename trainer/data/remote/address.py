@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from trainer.config.address import shown_address
 from trainer.data.formats.fault import first_line, raise_if_disk
 from trainer.errors import DataError, TrainerError
 
@@ -81,7 +82,9 @@ def patiently(what: str, call: Callable[[], T], waits_s: Sequence[float]) -> T:
         except Exception as error:
             if not is_passing(_behind(error)):
                 raise
-            tell(f"{what}: {first_line(error)}; try {number + 1} of {len(waits_s) + 1} in {wait_s:g} s.")
+            tell(
+                f"{what}: {shown_address(first_line(error))}; try {number + 1} of {len(waits_s) + 1} in {wait_s:g} s."
+            )
         time.sleep(wait_s)
     return call()
 
@@ -139,7 +142,7 @@ def explained(key: str, address: str) -> Iterator[None]:
 def _sentence(key: str, address: str, error: Exception) -> DataError:
     protocol = address.partition("://")[0].lower()
     error = _behind(error)
-    reason = first_line(error)
+    address, reason = shown_address(address), shown_address(first_line(error))
     if isinstance(error, ImportError):
         extra = EXTRAS.get(protocol)
         fix = f"pip install 'palimpsest-trainer[{extra}]'" if extra else reason

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from trainer.config.address import shown_address
 from trainer.config.data import SourceConfig
 from trainer.data.remote.address import LOOK_WAITS_S, explained, open_address, patiently
 from trainer.data.remote.fetched import RemoteFile
@@ -52,6 +53,7 @@ def list_remote(name: str, source: SourceConfig, spool: Path | None = None) -> L
     asked, address = asked_of(name, source), source.path
     key = f"{asked.key}.path"
     file_system, path = open_address(key, address)
+    address = shown_address(address)
     with explained(key, address):
         found = patiently(address, lambda: _find(file_system, path), LOOK_WAITS_S)
     if not found.files:
@@ -71,7 +73,7 @@ def list_remote(name: str, source: SourceConfig, spool: Path | None = None) -> L
             )
         for file in chosen:
             if remote_kind(file) is None:
-                shown = file_system.unstrip_protocol(raw[file])
+                shown = shown_address(file_system.unstrip_protocol(raw[file]))
                 raise DataError(f"`{key}` must name {REMOTE_TAKEN}, but matches '{shown}' instead.")
     else:
         folder, readme = PurePosixPath(found.folder), None
@@ -84,7 +86,9 @@ def list_remote(name: str, source: SourceConfig, spool: Path | None = None) -> L
         lines = [*told_lines, *lines]
     files = []
     for file in chosen:
-        identity = _identity(key, file_system.unstrip_protocol(raw[file]), found.files[raw[file]])
+        identity = _identity(
+            key, shown_address(file_system.unstrip_protocol(raw[file])), found.files[raw[file]]
+        )
         kind = str(remote_kind(file))
         files.append(
             RemoteFile(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.config.address import shown_address
 from trainer.config.data import DataConfig, SourceConfig
 from trainer.config.paths import is_address
 from trainer.data.remote.address import Unreachable, tell
@@ -52,12 +53,17 @@ def keep_look(source: SourceConfig, listing: Listing, data: DataConfig) -> None:
     """Note what a source behind an address was when it was prepared."""
     if source.path is not None and is_address(source.path):
         day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        note = {"address": source.path, "day": day, "origin": stat_files(listing), "lines": listing.lines}
+        note = {
+            "address": shown_address(source.path),
+            "day": day,
+            "origin": stat_files(listing),
+            "lines": listing.lines,
+        }
         write_note(_file(source, data), note)
 
 
 def _file(source: SourceConfig, data: DataConfig) -> Path:
-    named = json.dumps([source.path, source.split, source.subset])
+    named = json.dumps([shown_address(source.path or ""), source.split, source.subset])
     return Path(data.cache_dir) / "addresses" / f"{hashlib.sha256(named.encode()).hexdigest()}.json"
 
 
