@@ -286,8 +286,10 @@ def _cadence_problems(config: RunConfig) -> Iterator[Problem]:
         ("evaluate.recovery_steps", config.evaluate.recovery_steps),
         ("train.max_non_finite_steps", config.train.max_non_finite_steps),
     ):
-        if value < 0:
+        if value is not None and value < 0:
             yield must(key, "0 or more", value, "Set 0 for never.")
+    if not config.checkpoint.node_mtbf_days > 0:
+        yield must("checkpoint.node_mtbf_days", "more than 0", config.checkpoint.node_mtbf_days, "Set 264.")
     if config.evaluate.patience is not None and config.evaluate.every_steps == 0:
         yield must("evaluate.every_steps", "more than 0 with patience", 0, "Set evaluate.every_steps=100.")
     for key, which in (

@@ -25,6 +25,7 @@ from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
 from trainer.run.heed import GivenUp, before_training, in_step, measuring, saving
 from trainer.run.journal import Journal, StepTimes
+from trainer.run.save_clock import SaveClock
 from trainer.run.saver import Saver
 from trainer.run.step import Care, StepResult, train_step
 from trainer.runtime.gc import ManualGc
@@ -58,9 +59,16 @@ class Cadence:
         """Tell whether the step is logged."""
         return step % self.log_every == 0 or step == self.num_steps
 
-    def save_due(self, step: int) -> bool:
-        """Tell whether a checkpoint is written after the step."""
-        due = step == self.num_steps or bool(self.save_every and step % self.save_every == 0)
+    def save_due(self, step: int, urgency: int = 0) -> bool:
+        """Tell whether a checkpoint is written after the step.
+
+        Args:
+            urgency: How often the time has passed after which one is due: once waits for what is measured, twice not.
+        """
+        by_time = urgency > 1 or (
+            urgency == 1 and (not self.evaluate_every or step % self.evaluate_every == 0)
+        )
+        due = step == self.num_steps or bool(self.save_every and step % self.save_every == 0) or by_time
         return due and self.saves
 
     def evaluate_due(self, step: int) -> bool:
@@ -100,6 +108,8 @@ class RunParts:
     gc: ManualGc
     best: BestRule | None
     """None: no checkpoint is kept for being the best."""
+    clock: SaveClock | None = None
+    """None: saves are due by steps alone."""
     saves_in_background: bool = False
     """Steps wait only until what is saved is copied into host memory."""
 
@@ -126,10 +136,7 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         data_wait_s = time.perf_counter() - started
         lr = parts.lr(state.step)
         parts.policy.engine.set_lr(lr)
-        num_micro = len(batch.micro_batches)
-        at = in_step(parts.stop_flag, state.step + 1, cadence.num_steps, num_micro, cadence.saves)
-        care = Care(at, lambda: parts.saver.is_written)
-        result = train_step(parts.policy, parts.objective, batch, lambda: parts.stop_flag.requested, care)
+        result = take_step(parts, state, cadence, batch)
         advance(state, result, batch)
         if result.written_votes == parts.policy.mesh.num_ranks:
             settle(parts, state)
@@ -149,8 +156,8 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         out_of_patience = is_out_of_patience(state, cadence)
         stopping = preempted or out_of_patience
         # A save that was due in the middle of non-finite steps is made up for after the first sound one.
-        is_owed = is_owed or cadence.save_due(state.step) or parts.saver.is_due_again(state.step)
-        is_owed = is_owed or (stopping and cadence.saves) or is_new_best(parts, state, measured)
+        is_owed = is_owed or cadence.save_due(state.step, result.urgency) or (stopping and cadence.saves)
+        is_owed = is_owed or parts.saver.is_due_again(state.step) or is_new_best(parts, state, measured)
         is_last = stopping or state.step == cadence.num_steps
         is_owed = is_owed and not save(parts, state, measured, is_last)
         if is_owed and not state.bad_steps_in_a_row:
@@ -160,6 +167,17 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         if out_of_patience:
             return StopReason.non_finite if is_owed else StopReason.early_stop
     return StopReason.non_finite if is_owed else StopReason.finished
+
+
+def take_step(parts: RunParts, state: TrainState, cadence: Cadence, batch: StepBatch) -> StepResult:
+    """Train on a batch. Collective: every rank."""
+    num_micro = len(batch.micro_batches)
+    care = Care(
+        at=in_step(parts.stop_flag, state.step + 1, cadence.num_steps, num_micro, cadence.saves),
+        is_written=lambda: parts.saver.is_written,
+        urgency=lambda: 0 if parts.clock is None else parts.clock.urgency,
+    )
+    return train_step(parts.policy, parts.objective, batch, lambda: parts.stop_flag.requested, care)
 
 
 def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
@@ -264,6 +282,8 @@ def save(parts: RunParts, state: TrainState, measured: dict[str, float], is_last
     """
     parts.stop_flag.when = saving(state.step)
     settle(parts, state)
+    if parts.clock is not None:
+        parts.clock.begins()
     why: str | None = f"{many(state.bad_steps_in_a_row, 'non-finite step')} in a row"
     if not state.bad_steps_in_a_row:
         best_so_far = best_of(state)
@@ -289,6 +309,8 @@ def settle(parts: RunParts, state: TrainState, is_last: bool = False) -> None:
         return
     if saved.problem is None:
         parts.stop_flag.has_taken(save_s=saved.seconds)
+        if parts.clock is not None:
+            parts.clock.took(saved.stall_s, saved.seconds)
         parts.journal.saved(saved)
         return
     if is_last:

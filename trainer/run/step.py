@@ -36,6 +36,8 @@ class StepResult:
     is_applied: bool
     stop_votes: int
     """Ranks that were asked to stop."""
+    urgency: int = 0
+    """How often the time has passed after which a save is due."""
     written_votes: int = 0
     """Ranks that have written what a save began."""
     num_tokens: int = 0
@@ -68,6 +70,8 @@ class Care:
     """Told before each micro-batch which one it is."""
     is_written: Callable[[], bool] = lambda: False
     """Asked at the end whether this rank has written what a save began."""
+    urgency: Callable[[], int] = lambda: 0
+    """Asked at the end how often the time has passed after which a save is due; one rank says it."""
 
 
 CARELESS = Care()
@@ -105,9 +109,9 @@ def train_step(
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
     grad_norm, is_applied = policy.engine.step()
     loads = [] if policy.choice_bias is None or policy.expert_load is None else policy.expert_load.take_step()
-    told = [float(sum_len_sq), float(stop()), float(care.is_written())]
+    told = [float(sum_len_sq), float(stop()), float(care.is_written()), float(care.urgency())]
     totals = iter(policy.mesh.sum([*told, *found, *loads]))
-    total_sq, votes, written = itertools.islice(totals, len(told))
+    total_sq, votes, written, due = itertools.islice(totals, len(told))
     sums, loads = list(itertools.islice(totals, len(found))), list(totals)
     result = StepResult(
         sums={**dict(zip(objective.sum_names, sums, strict=True)), **counts},
@@ -117,6 +121,7 @@ def train_step(
         grad_norm=grad_norm,
         is_applied=is_applied,
         stop_votes=round(votes),
+        urgency=round(due),
         written_votes=round(written),
         num_tokens=batch.num_tokens_global,
         num_padding=batch.num_tokens_global - sum(batch.num_tokens_by_source.values()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import platform
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from trainer.config.data import Role
 from trainer.config.metric import Direction, is_task_metric
 from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import config_digest, write_atomic, write_provenance
+from trainer.config.train import CheckpointConfig
 from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
+from trainer.dist.mesh import Mesh
 from trainer.evaluate.proofs.fingerprint import probe_tokens
 from trainer.evaluate.proofs.isolation import Isolation
 from trainer.evaluate.tasks.scores import TaskScores
@@ -40,6 +43,7 @@ from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
 from trainer.run.resumer import RunIdentity
+from trainer.run.save_clock import SaveClock
 from trainer.run.saver import Saver, make_room
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
@@ -86,9 +90,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
     probed = prove_model(session)
-    # Whole weights without a comparison need no base: they are not read for the sake of a digest.
-    needs_base = session.tuned.is_partial or config.evaluate.forgetting
-    base = session.base_digest() if needs_base else None
+    base = _base(session)
     evaluator = build_evaluator(session, mixing, session.heed)
     saver = build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
@@ -115,6 +117,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         stop_flag,
         manual_gc,
         best,
+        _save_clock(config.checkpoint, mesh),
         config.checkpoint.enabled and config.checkpoint.background and saver.has_room_for_copy(),
     )
     cadence = _cadence(config, mixing.num_steps, best)
@@ -141,6 +144,15 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason
+
+
+def _base(session: Session) -> str | None:
+    """Return the digest of what training began with where it is asked for. Collective: every rank.
+
+    Whole weights without a comparison need no base: they are not read for the sake of a digest.
+    """
+    is_needed = session.tuned.is_partial or session.config.evaluate.forgetting
+    return session.base_digest() if is_needed else None
 
 
 def _say_if_not_begun(reason: StopReason, begun_at: int, state: TrainState) -> None:
@@ -311,14 +323,25 @@ def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, 
         _LOG.info(outlook.sentence)
 
 
+def _save_clock(options: CheckpointConfig, mesh: Mesh) -> SaveClock | None:
+    """Return what says when to save by time; None where steps say it. Collective: every rank."""
+    num_nodes = len(set(mesh.gather(platform.node())))
+    if options.every_steps is not None or not options.enabled:
+        return None
+    return SaveClock(options.node_mtbf_days, num_nodes, mesh.is_first)
+
+
 def _cadence(config: RunConfig, total: int, best: BestRule | None) -> Cadence:
     return Cadence(
         num_steps=total,
         log_every=config.log.every_steps,
         evaluate_every=config.evaluate.every_steps,
-        save_every=config.checkpoint.every_steps,
+        save_every=config.checkpoint.every_steps or 0,
         saves=config.checkpoint.enabled,
-        evaluate_before_save=best is not None and not best.saves_at_once,
+        # A save by time comes when a machine is slow: it must not decide what is measured, and so patience and replay.
+        evaluate_before_save=best is not None
+        and not best.saves_at_once
+        and config.checkpoint.every_steps is not None,
         max_non_finite=config.train.max_non_finite_steps,
         patience=config.evaluate.patience,
         min_delta_nats=config.evaluate.min_delta_nats,

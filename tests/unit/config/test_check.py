@@ -91,6 +91,7 @@ RULES = [
     ("zero.extra.optimizer", {"zero.extra": {"optimizer": {"type": "Adam"}}}),
     ("checkpoint.keep_last", {"checkpoint.keep_last": 0}),
     ("checkpoint.every_steps", {"checkpoint.every_steps": -1}),
+    ("checkpoint.node_mtbf_days", {"checkpoint.node_mtbf_days": 0.0}),
     ("evaluate.every_steps", {"evaluate.every_steps": -1}),
     ("evaluate.every_steps", {"evaluate.patience": 2}),
     ("evaluate.forgetting", {"evaluate.forgetting": False, "evaluate.tasks.names": ["arc_easy"]}),

@@ -191,6 +191,7 @@ def run(
     best=LOWEST,
     full=(),
     slow=None,
+    clock=None,
     **changes,
 ):
     """Run the loop; with `slow`, writes go on beside it for so many steps."""
@@ -203,7 +204,7 @@ def run(
     objective = CausalLMObjective(["a"])
     during, stop = tasks or Tasks(), stop or Stop()
     parts = RunParts(policy, objective, loader, work, during, work, work, work.lr, report, stop, Gc(), best)
-    parts.saves_in_background = slow is not None
+    parts.saves_in_background, parts.clock = slow is not None, clock
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 
@@ -332,6 +333,35 @@ def test_steps_go_on_beside_a_save_until_the_next_one_and_the_last_is_waited_for
     reason, _, work, report, _, _ = run(slow=99, save_every=3)
     assert work.begun == [(3, True), (6, True), (9, True), (10, False)]
     assert work.saved == report.saves == [3, 6, 9, 10]
+
+
+class Clock:
+    """Says how urgent a save is, step by step, and what it was told."""
+
+    def __init__(self, urgencies):
+        self._urgencies, self.told = list(urgencies), []
+
+    @property
+    def urgency(self):
+        return self._urgencies.pop(0)
+
+    def begins(self):
+        self.told.append("begins")
+
+    def took(self, stall_s, write_s):
+        self.told.append((stall_s, write_s))
+
+
+def test_a_save_by_time_waits_for_what_is_measured_but_not_twice_as_long():
+    clock = Clock([0, 1, 1, 0, 0, 1, 2, 0, 0, 0])
+    _, state, work, *_ = run(clock=clock, evaluate_every=3, losses=[9.0, 5.0, 6.0, 7.0, 8.0])
+    assert work.saved == [3, 6, 7, 10] and work.evaluated == [0, 3, 6, 9, 10]
+    assert (state.best_step, state.best_value) == (3, 5.0)
+    assert clock.told == ["begins", (0.1, 1.0)] * 4
+    clock = Clock([0, 1, 0, 0, 0, 0, 0, 1, 0, 0])
+    assert run(clock=clock)[2].saved == [2, 8, 10]
+    clock = Clock([0, 0, 0, 1, 2, 0, 0, 0, 0, 0])
+    assert run(clock=clock, evaluate_every=3)[2].saved == [5, 10]
 
 
 def test_a_signal_finishes_the_save_that_goes_on_and_makes_its_own_at_once():
