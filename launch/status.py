@@ -15,6 +15,7 @@ from rich.table import Table
 
 from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.errors import ConfigError, Exit
+from trainer.metrics.effective import effective
 from trainer.metrics.jsonl import read
 from trainer.runtime.say import say
 
@@ -46,6 +47,8 @@ class RunStatus:
     tokens_per_s: float | None
     eta_s: float | None
     last_error: str | None
+    effective: float | None = None
+    """Share of the time so far that went into steps that stayed."""
     objective: float | None = None
     """Of a point of a sweep, as far as it was logged."""
 
@@ -136,6 +139,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
         tokens_per_s=newest.get("tokens_per_s"),
         eta_s=None if has_ended else newest.get("eta_s"),
         last_error=None if state == "finished" else attempts.last_error,
+        effective=effective(run_dir).ratio,
     )
 
 
@@ -185,7 +189,7 @@ def _num_steps(run_dir: Path) -> int | None:
 def _table(statuses: Sequence[RunStatus], objective: str) -> Table:
     """Return the rows; `objective` is its name, empty where no run is a point of a sweep."""
     table = Table(box=None, pad_edge=False)
-    headings = ["run", "state", "attempts", "step", "loss", "tokens/s", "left"]
+    headings = ["run", "state", "attempts", "step", "loss", "tokens/s", "left", "ETTR"]
     for heading in [*headings, objective] if objective else headings:
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
     for one in statuses:
@@ -199,6 +203,7 @@ def _table(statuses: Sequence[RunStatus], objective: str) -> Table:
             "" if one.loss is None else f"{one.loss:.4f}",
             "" if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}",
             "" if one.eta_s is None else str(datetime.timedelta(seconds=round(one.eta_s))),
+            "" if one.effective is None else f"{one.effective:.0%}",
             *last,
         )
     return table

@@ -165,6 +165,10 @@ def _dispatch(invocation: Invocation) -> int:
             return int(submit(config, invocation.is_dry))
         case "doctor":
             return _examine(config, invocation.config_file)
+        case "verify":
+            from trainer.command.verify import verify_run
+
+            return verify_run(config)
         case "report":
             return _report_run(config, invocation.overrides)
         case command if is_rank(os.environ):

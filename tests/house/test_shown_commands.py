@@ -32,7 +32,7 @@ CONFIGURATION = {
 }
 OF_WORDS = ("status", "completion", "explain", "schema", "init")
 """Commands that compose no run; that there are such commands is looked at."""
-OF_A_RUN = ("evaluate", "export", "report")
+OF_A_RUN = ("evaluate", "export", "report", "verify")
 """Commands that go on from a frozen configuration where the words name no data."""
 ELLIPSIS = "..."
 PLACE = re.compile(r"^(run_dir|export\.output_dir|data\.sources\.\w+\.path)=.*", re.DOTALL)

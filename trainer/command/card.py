@@ -147,6 +147,17 @@ def is_verified(folder: Path, origin: str) -> bool:
     return record["origin"] == origin and all(file_digest(folder / name) == files[name] for name in files)
 
 
+def changed_file(folder: Path) -> str | None:
+    """Return the first file of an export that is not as it was verified, or None.
+
+    Raises:
+        FileNotFoundError: It was never verified whole.
+        ValueError: What was noted of it is not as it was written.
+    """
+    files = read_sealed(folder / VERIFIED)["files"]
+    return next((name for name in files if file_digest(folder / name) != files[name]), None)
+
+
 def seal_export(folder: Path, origin: str, base: BaseCard, is_pushed: bool, console: Console) -> None:
     """Note the digests of an export that was verified."""
     described = folder / CONFIG

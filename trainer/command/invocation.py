@@ -63,10 +63,17 @@ def parse(arguments: Sequence[str]) -> Invocation:
                 f"Unknown option `{word}`.{_as_key(word)} Options: --config FILE, --cfg, --dry-run, -m, --help."
             )
         else:
-            overrides.append(_in_export(word) if command == "export" else word)
+            overrides.append(_in_section(command, word))
     if is_multirun:
         _check_multirun(command, config_file, show_config)
     return Invocation(command, overrides, config_file, show_config, is_dry, is_multirun)
+
+
+def _in_section(command: str, word: str) -> str:
+    """Return a word with the key that it may be given without."""
+    if command == "export":
+        return _in_export(word)
+    return f"run_dir={word}" if command == "verify" and "=" not in word else word
 
 
 def _as_key(option: str) -> str:
@@ -123,7 +130,7 @@ def frozen_config(invocation: Invocation) -> Path | None:
     Raises:
         ConfigError: There is none, and the command needs one.
     """
-    if invocation.command not in ("evaluate", "export", "report"):
+    if invocation.command not in ("evaluate", "export", "report", "verify"):
         return None
     from trainer.config.snapshot import config_path
 
@@ -144,7 +151,7 @@ def frozen_config(invocation: Invocation) -> Path | None:
                 return path
             # The base can be evaluated without a run, by words that name its data.
             names_data = any(not word.startswith(OF_EVALUATION) for word in invocation.overrides)
-            if invocation.command in ("export", "report") or not names_data:
+            if invocation.command in ("export", "report", "verify") or not names_data:
                 raise ConfigError(
                     f"`run_dir` must hold a run, but {path.parent} has no config.yaml instead. Give the "
                     "directory of a trained run."

@@ -174,6 +174,11 @@ TOPICS: dict[str, Topic] = {
         ("palimpsest report run_dir=runs/first",),
         ("run_dir",),
     ),
+    "verify": Topic(
+        "palimpsest verify RUN",
+        ("palimpsest verify runs/first",),
+        ("run_dir", "data.cache_dir", "export.output_dir"),
+    ),
     "export": Topic(
         "palimpsest export run_dir=RUN [export.key=value ...] [gate=default]",
         (

@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": "what this machine has, and whether it is fit; under srun, torchrun or deepspeed all nodes of the job",
     "evaluate": "held-out loss of the base model or of a run's checkpoint against it; gate=default: exit 0 or 3",
     "report": "write report.html of a run directory anew, or sweep.html of a sweep",
+    "verify": "recompute which tokens a run should have consumed; verify checkpoints and export; time lost. No GPU",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
     "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
     "init": "look at a model and at data and write an experiment for them; --site: a file for this cluster",

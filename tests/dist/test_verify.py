@@ -1,0 +1,104 @@
+"""`palimpsest verify`: what a run consumed is worked out anew, and what is not as it was written is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dist.session import config_of
+from trainer.checkpoint.layout import step_dir
+from trainer.cli import run_command
+
+WORDS = [
+    *("train.max_steps=6", "checkpoint.every_steps=2", "checkpoint.keep_last=2", "zero.stage=2"),
+    *("data.sources.text.role=replay", "replay.ratio=0.3", "evaluate.forgetting=false"),
+]
+
+
+def train(mesh: Any, workspace: str, run_dir: str) -> None:
+    from trainer.config.snapshot import freeze
+    from trainer.run import training
+
+    config = config_of(workspace, run_dir, *WORDS)
+    if mesh.is_first:
+        freeze(config, Path(run_dir))
+    mesh.barrier()
+    assert training.run_training(config).value == "finished"
+
+
+@pytest.fixture(scope="module")
+def trained(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of two ranks with replay, six steps long."""
+    run_dir = tmp_path_factory.mktemp("verify") / "run"
+    run_dir.mkdir()
+    pool(2).run(train, workspace=workspace, run_dir=str(run_dir))
+    return run_dir
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_sound_run_is_told_what_it_consumed(trained, capsys):
+    assert run_command(["verify", str(trained)]) == 0
+    said = capsys.readouterr().out
+    state = json.loads((step_dir(trained, 6) / "state.json").read_text())
+    assert (
+        f"{state['tokens_seen']:,} tokens in 6 steps: those that the configuration draws (3 digests compared)"
+        in said
+    )
+    assert "step-00000006  " in said and "by 2 ranks at ZeRO-2: as written" in said
+    assert "1 start, 0 steps taken again, 0 steps skipped" in said and "All is as it was written." in said
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_named(run, capsys):
+    flip(step_dir(run, 4) / "shards" / "rank-00001.safetensors")
+    assert run_command(["verify", f"run_dir={run}"]) == 2
+    said = capsys.readouterr()
+    assert "step-00000004: shards/rank-00001.safetensors has another content than was written" in said.err
+    assert "those that the configuration draws" in said.out
+
+
+def test_a_ledger_that_was_changed_is_named(run, capsys):
+    path = run / "ledger.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace('"step":2', '"step":3')
+    path.write_text("\n".join(lines) + "\n")
+    assert run_command(["verify", str(run)]) == 2
+    assert "ledger: line 2 is not as it was written" in capsys.readouterr().err
+
+
+def test_a_run_that_consumed_other_tokens_is_told_so(run, capsys):
+    """Its frozen configuration is given another seed, as if the run had drawn in another order."""
+    assert run_command(["verify", str(run), "seed=5"]) == 2
+    assert (
+        "tokens: of the steps up to 2 are not those that the configuration draws" in capsys.readouterr().err
+    )
+
+
+def test_a_flipped_bit_in_a_store_is_named(run, capsys, workspace, tmp_path):
+    """Of a pack that the run drew; its metadata has the digest."""
+    cache = Path(shutil.copytree(Path(workspace) / "cache", tmp_path / "cache"))
+    for path in cache.glob("stores/*/train/tokens.bin"):
+        content = bytearray(path.read_bytes())
+        content[::8] = bytes(byte ^ 1 for byte in content[::8])  # in every pack
+        path.write_bytes(bytes(content))
+    assert run_command(["verify", str(run), f"data.cache_dir={cache}"]) == 2
+    said = capsys.readouterr().err
+    assert "tokens: " in said and "train/tokens.bin" in said
+
+
+def test_a_folder_that_holds_no_run_is_a_sentence(tmp_path, capsys):
+    assert run_command(["verify", str(tmp_path)]) == 2
+    assert "`run_dir` must hold a run, but" in capsys.readouterr().err

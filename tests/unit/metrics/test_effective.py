@@ -1,0 +1,38 @@
+"""The share of a run's time that went into steps that stayed."""
+
+import json
+
+import pytest
+
+from trainer.metrics.effective import effective
+
+
+def write(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_steps_that_were_lost_and_the_time_between_starts_count_against_a_run(tmp_path):
+    """Two starts. The first reached step 7 and had saved 4; the second goes to 10. Steps take 2 s, logged in pairs."""
+    rows = [{"step": step, "time": 100.0 + 2 * step, "step_time_s": 2.0} for step in (2, 4)]
+    rows += [{"step": step, "time": 200.0 + 2 * (step - 4), "step_time_s": 2.0} for step in (6, 8, 10)]
+    rows.insert(0, {"step": 0, "time": 95.0, "eval_mean": 3.0})
+    write(tmp_path / "metrics.jsonl", rows)
+    write(tmp_path / "abandoned-1" / "metrics.jsonl", [{"step": 7, "time": 114.0, "step_time_s": 2.0}])
+    events = [
+        {"event": "started", "step": 0, "time": 90.0},
+        {"event": "saved", "step": 4, "time": 108.0},
+        {"event": "skipped", "step": 6, "time": 112.0},
+        {"event": "started", "step": 4, "time": 190.0},
+        {"event": "saved", "step": 10, "time": 214.0},
+        {"event": "stopped", "step": 10, "time": 220.0},
+    ]
+    write(tmp_path / "ledger.jsonl", events)
+    found = effective(tmp_path)
+    assert (found.num_starts, found.lost_steps, found.skipped_steps) == (2, 3, 1)
+    assert found.productive_s == 20.0 and found.wall_s == 130.0
+    assert found.ratio == pytest.approx(20 / 130)
+
+
+def test_a_run_that_has_not_begun_has_no_ratio(tmp_path):
+    assert effective(tmp_path).ratio is None and effective(tmp_path).num_starts == 0

@@ -1,0 +1,175 @@
+"""`palimpsest verify`: what a run consumed, and whether what it left is as it was written. Needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from trainer.checkpoint.layout import STATE, checkpoints_dir, find_checkpoints
+from trainer.checkpoint.lineage import find_damaged
+from trainer.checkpoint.state import TrainState, read_state
+from trainer.checkpoint.verify import inspect
+from trainer.command.card import changed_file
+from trainer.config.many import many
+from trainer.config.schema import RunConfig
+from trainer.errors import CheckpointError, DataError, Exit
+from trainer.metrics.effective import Effective, effective
+from trainer.metrics.jsonl import changed_line, read
+from trainer.runtime.say import say
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of what was looked at."""
+
+    what: str
+    result: str
+    is_sound: bool = True
+
+
+def verify_run(config: RunConfig) -> int:
+    """Look at a run directory, print what was found, and return the exit code.
+
+    Raises:
+        CheckpointError: Something is not as it was written, or the run consumed other tokens than it should have.
+    """
+    run_dir, console = Path(config.run_dir), Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    if not (run_dir / "ledger.jsonl").exists():
+        raise CheckpointError(
+            f"`run_dir` must hold a run that was trained, but {run_dir} has no ledger.jsonl instead. Set run_dir."
+        )
+    checkpoints, newest = _checkpoints(run_dir, console)
+    found = [_ledger(run_dir), *checkpoints]
+    if newest is not None:
+        found.append(_tokens(config, newest, console))
+    found.append(_export(config))
+    found.append(_time(effective(run_dir)))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for one in found:
+        table.add_row(one.what, one.result)
+    console.print(table)
+    wrong = [one for one in found if not one.is_sound]
+    if wrong:
+        listed = "; ".join(f"{one.what}: {one.result.rstrip('.')}" for one in wrong)
+        raise CheckpointError(
+            f"{run_dir} must be as it was written, but is not: {listed}. Bring back what is named from its source, or "
+            "go on from what is sound: `palimpsest train` with the same words does."
+        )
+    say(console, "All is as it was written.")
+    return Exit.done
+
+
+def _bar(console: Console) -> dict[str, Any]:
+    """Return how progress is shown: where somebody looks, until it is done."""
+    return {"console": console, "transient": True, "disable": not console.is_terminal}
+
+
+def _ledger(run_dir: Path) -> Finding:
+    path = run_dir / "ledger.jsonl"
+    number = changed_line(path)
+    if number is not None:
+        return Finding(
+            "ledger", f"line {number} is not as it was written, or follows one that is missing", False
+        )
+    return Finding("ledger", f"{many(len(read(path)), 'event')}, chained")
+
+
+def _checkpoints(run_dir: Path, console: Console) -> tuple[list[Finding], TrainState | None]:
+    """Verify every file of every checkpoint; return what was found, and the state of the newest that is sound."""
+    found, newest = [], None
+    for folder in track(find_checkpoints(run_dir), description="checkpoints", **_bar(console)):
+        manifest, damage = inspect(folder)
+        if damage is not None or manifest is None:
+            found.append(Finding(folder.name, str(damage), False))
+            continue
+        num_bytes = sum(size for size, _ in manifest.files.values())
+        text = f"{many(len(manifest.files), 'file')}, {num_bytes / 1e9:.3g} GB, by {many(manifest.world_size, 'rank')}"
+        found.append(Finding(folder.name, f"{text} at ZeRO-{manifest.zero_stage}: as written"))
+        if newest is None:
+            newest = read_state(folder / STATE)
+    found += [Finding(folder.name, "was set aside as damaged") for folder in find_damaged(run_dir)]
+    if newest is None:
+        found.append(Finding("checkpoints", f"none that can be used in {checkpoints_dir(run_dir)}"))
+    return found, newest
+
+
+def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
+    """Compare the tokens that the run should have consumed with the ledger's digests of those it did."""
+    from trainer.data.store.prepared import find_all
+    from trainer.data.store.store import open_store
+    from trainer.mix.mixing import Mixing
+    from trainer.mix.recompute import consumed
+    from trainer.model.resolve import resolve_model
+    from trainer.model.tokenizer import configured_tokenizer
+
+    try:
+        source = resolve_model(config.model, Path(config.data.cache_dir))
+        places = find_all(config.data, configured_tokenizer(config.model, source))
+        stores = {name: open_store(place) for name, place in places.items()}
+        packs_per_step = config.train.global_batch_tokens // config.data.seq_len
+        mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
+        mixing.restore(TrainState(ratio_changes=state.ratio_changes))
+        said = _said(read(Path(config.run_dir) / "ledger.jsonl"), state)
+        splits = [store.train for store in stores.values()]
+        looked_at: set[tuple[int, int]] = set()
+        wrong: list[int] = []
+        steps = consumed(mixing.plan, splits, state.step)
+        for step, digest, refs in track(steps, total=state.step, description="tokens", **_bar(console)):
+            for ref in refs:
+                if ref[:2] not in looked_at:
+                    splits[ref.source].pack(ref.pack)  # compares its bytes with the store's digest of them
+                    looked_at.add(ref[:2])
+            if said.get(step, digest) != digest:
+                wrong.append(step)
+    except DataError as error:
+        return Finding("tokens", str(error), False)
+    if wrong:
+        return Finding(
+            "tokens", f"of the steps up to {wrong[0]} are not those that the configuration draws", False
+        )
+    tokens = f"{state.tokens_seen:,} tokens in {many(state.step, 'step')}"
+    return Finding(
+        "tokens", f"{tokens}: those that the configuration draws ({many(len(said), 'digest')} compared)"
+    )
+
+
+def _said(events: Sequence[dict[str, Any]], state: TrainState) -> dict[int, str]:
+    """Return the digests that a ledger and the newest state have of all tokens up to a step."""
+    found = {
+        int(event["step"]): str(event["data_digest"])
+        for event in events
+        if event["event"] == "saved" and int(event["step"]) <= state.step
+    }
+    return found | ({state.step: state.data_digest} if state.step else {})
+
+
+def _export(config: RunConfig) -> Finding:
+    """Compare the files of an export with what was noted of them, where there is one."""
+    folder = Path(config.export.output_dir or Path(config.run_dir) / "export")
+    if not folder.is_dir():
+        return Finding("export", "none")
+    try:
+        changed = changed_file(folder)
+    except FileNotFoundError:
+        return Finding("export", f"{folder} was not verified whole when it was made: export again", False)
+    except ValueError as error:
+        return Finding("export", f"{folder}: what was noted of it cannot be read ({error})", False)
+    if changed is not None:
+        return Finding("export", f"{changed} in {folder} is not as it was written", False)
+    return Finding("export", f"{folder}: as written")
+
+
+def _time(found: Effective) -> Finding:
+    ratio = "" if found.ratio is None else f", {found.ratio:.1%} of the time in steps that stayed (ETTR)"
+    lost = f"{many(found.lost_steps, 'step')} taken again, {many(found.skipped_steps, 'step')} skipped"
+    return Finding("time", f"{many(found.num_starts, 'start')}, {lost}{ratio}")
