@@ -1,0 +1,35 @@
+"""A small part of the kills of `python -m tests.dist.chaos`: a run goes on by itself, to the same bits."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.dist.chaos import EVERY, Kill, Range
+
+NUM_CALLS = 4
+"""Calls in turn that each kind is killed at, spread over all it makes."""
+
+
+@pytest.fixture(scope="module")
+def fire(pool, workspace, tmp_path_factory):
+    return Range(tmp_path_factory.mktemp("chaos"), workspace, pool(2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "background"), [("full ZeRO-2", True), ("LoRA ZeRO-1", False), ("full ZeRO-3", False)]
+)
+def test_a_rank_that_is_killed_at_any_call_of_a_save_costs_an_interval_at_most(fire, kind, background):
+    fire.whole(kind, background)
+    total = fire.num_calls[kind, background]
+    assert total > 20
+    for index in range(NUM_CALLS):
+        kill = Kill(kind, background, index % 2, "call", 1 + index * (total - 1) // (NUM_CALLS - 1))
+        outcome = fire.suffer(kill, index)
+        assert outcome.problem is None and outcome.lost_steps <= EVERY, outcome
+
+
+@pytest.mark.parametrize(("how", "rank"), [("term", 1), ("kill", 0)])
+def test_a_signal_at_some_instant_costs_an_interval_at_most(fire, how, rank):
+    for index, at in enumerate((200, 700)):
+        outcome = fire.suffer(Kill("LoRA ZeRO-3", True, rank, how, at), 100 + index)
+        assert outcome.problem is None and outcome.lost_steps <= EVERY, outcome
