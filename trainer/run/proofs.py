@@ -58,7 +58,7 @@ def _planned(session: Session) -> list[Proof]:
         alone = (rows_work if in_rows else packing_work)(hf_config, seq_len)
         planned += [
             Proof("that documents do not see each other", isolation_work(seq_len, reach(hf_config))),
-            Proof(f"that one is what it is alone {'beside' if in_rows else 'in a pack with'} others", alone),
+            Proof(f"that {'beside others' if in_rows else 'in a pack'} one is what it is alone", alone),
             Proof("that the gradient is that of its own code", gradient_work(seq_len)),
         ]
     if session.policy.choice_bias is not None:

@@ -89,6 +89,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     config, mesh = session.config, session.mesh
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
+    _say_if_too_large(session, mixing)
     probed = prove_model(session)
     base = _base(session)
     evaluator = build_evaluator(session, mixing, session.heed)
@@ -153,6 +154,13 @@ def _base(session: Session) -> str | None:
     """
     is_needed = session.tuned.is_partial or session.config.evaluate.forgetting
     return session.base_digest() if is_needed else None
+
+
+def _say_if_too_large(session: Session, mixing: Mixing) -> None:
+    """Say before anything that takes long that a step passes over the data several times; rank 0."""
+    said = mixing.too_large_a_step(session.config.train, session.mesh.num_ranks)
+    if said is not None and session.mesh.is_first:
+        _LOG.warning("%s", said)
 
 
 def _say_if_not_begun(reason: StopReason, begun_at: int, state: TrainState) -> None:
@@ -294,9 +302,6 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
         described = describe_adapter(session.tuned.peft_config, session.loaded.source)
         write_atomic(session.run_dir / CONFIG, described)
     Console().print(mixing.table())
-    too_large = mixing.too_large_a_step(session.config.train, session.mesh.num_ranks)
-    if too_large is not None:
-        _LOG.warning("%s", too_large)
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
     if (why := why_no_comparison(session.config, session.stores)) is not None:
