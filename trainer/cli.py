@@ -18,7 +18,6 @@ from pathlib import Path
 from trainer import __version__
 from trainer.command.invocation import Invocation, frozen_config, parse, sweep_folder
 from trainer.command.usage import ABOUT, SUBCOMMANDS, help_text
-from trainer.config.floors import check_floors
 from trainer.config.record import WORDS
 from trainer.config.schema import RunConfig
 from trainer.dist.env import is_rank, rank_env, rank_shown
@@ -147,6 +146,8 @@ def _dispatch(invocation: Invocation) -> int:
     code = _of_files(invocation)
     if code is not None:
         return code
+    from trainer.config.floors import check_floors
+
     check_floors()
     config = _load(invocation)
     if invocation.show_config:

@@ -40,6 +40,7 @@ HARMLESS = {
     "run/forgetting.json": "a result, measured anew at every end of a run",
     "run/deepspeed.json": "what DeepSpeed was given, for people; written anew at every start",
     "run/checkpoints/latest": "a name for people; checkpoints are found by their manifests",
+    "run/checkpoints/step-00000002/*": "the checkpoint before the newest, verified where a run goes on from it",
     "run/.lock": "the name of who held the directory, for a message",
     "run/.lease/*": "the number is its name; a holder that cannot be read is waited for",
     "run/export/*": "an export is made anew from the checkpoint, whose files are verified",
@@ -178,12 +179,10 @@ def _differ(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 def _naming(said: str, file: str) -> str | None:
     """Return the line that names a file, its folder in the cache, or its checkpoint."""
     parts = Path(file).parts
-    names = [
-        parts[-1],
-        *(part[:12] for part in parts[2:-1] if re.fullmatch(r"[0-9a-f]{16,}|step-\d{8}", part)),
-    ]
+    keys = (part[:12] for part in parts[2:-1] if re.fullmatch(r"[0-9a-f]{16,}", part))
+    names = [parts[-1], *keys, *(part for part in parts[2:-1] if part.startswith("step-"))]
     troubles = re.compile(
-        r"Error|cannot|not as it was|damaged|must|changed|set aside|again|anew|moved", re.IGNORECASE
+        r"Error|cannot|not as it was|damaged|must|changed|set aside|again|anew", re.IGNORECASE
     )
     lines = [line for line in said.splitlines() if not line.startswith("$") and troubles.search(line)]
     return next((line.strip()[:300] for name in names for line in lines if name in line), None)
@@ -215,11 +214,21 @@ def main() -> None:
                 print(
                     found[-1].outcome, file, "|", found[-1].said or found[-1].why_harmless or "", flush=True
                 )
-    bad = [one.file for one in found if not one.is_sound]
-    print(f"{len(found)} files, {len(bad)} of them taken or refused without their name: {bad}")
+    print(
+        f"{len(found)} files, {sum(not one.is_sound for one in found)} of them taken, or refused without a name"
+    )
     if options.out:
-        table = [{key: value for key, value in asdict(one).items() if value} for one in found]
-        options.out.write_text(json.dumps({"files": table, "unsound": bad}, indent=1) + "\n")
+        write_record(options.out, found)
+
+
+def write_record(path: Path, found: list[Flip]) -> None:
+    """Write what became of files; of those that were not tried the record keeps its line."""
+    before = json.loads(path.read_text())["files"] if path.exists() else []
+    lines = {one["file"]: one for one in before}
+    lines |= {one.file: {key: value for key, value in asdict(one).items() if value} for one in found}
+    unsound = [one.file for one in found if not one.is_sound]
+    record = {"unsound": unsound, "files": [lines[file] for file in sorted(lines)]}
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

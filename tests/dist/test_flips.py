@@ -13,9 +13,15 @@ from tests.dist.flips import HARMLESS, LAST, RESULTS, Flip, files_of, flip, make
 RECORDED = [Flip(**({"said": "", "byte": 0} | one)) for one in json.loads(RESULTS.read_text())["files"]]
 KINDS = (
     *("run/checkpoints/*/manifest.json", "run/checkpoints/*/engine/*", "run/checkpoints/*/state.json"),
-    *("run/config.yaml", "run/ledger.jsonl", "run/provenance.json", "run/base.npz", "cache/evaluations/*"),
+    *(
+        "run/config.yaml",
+        "run/ledger.jsonl",
+        "run/provenance.json",
+        "run/base_evaluation.npz",
+        "cache/evaluations/*",
+    ),
     *("cache/references/*", "cache/stores/*/meta.json", "cache/stores/*/train/*", "cache/prepared/*"),
-    *("cache/models/*/model.safetensors", "run/export/model.safetensors"),
+    *("cache/models/*/model.safetensors", "run/export/*.safetensors"),
 )
 
 

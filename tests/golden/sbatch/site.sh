@@ -169,7 +169,7 @@ inputs() {
 
 # Runs on every node. USR1 is ignored until Python listens to it.
 # shellcheck disable=SC2016
-on_node='trap "" USR1; mkdir -p /scratch; export TMPDIR=/scratch/palimpsest-"$SLURM_JOB_ID"; mkdir -m 700 "$TMPDIR" 2>/dev/null || { [[ ! -L $TMPDIR && -d $TMPDIR && -O $TMPDIR ]] && chmod 700 "$TMPDIR"; } || { echo "Error: $(hostname): $TMPDIR is not a folder of this user: a new one is made." >&2; TMPDIR=$(mktemp -d "$TMPDIR.XXXXXXXX") || exit 2; }; exec "$@"'
+on_node='trap "" USR1; mkdir -p /scratch; export TMPDIR=/scratch/palimpsest-"$SLURM_JOB_ID"; mkdir -m 700 "$TMPDIR" 2>/dev/null || { [[ ! -L $TMPDIR && -d $TMPDIR && -O $TMPDIR ]] && chmod 700 "$TMPDIR"; } || { echo "$(hostname): $TMPDIR is not a folder of this user: a new one is made." >&2; TMPDIR=$(mktemp -d "$TMPDIR.XXXXXXXX") || exit 2; }; exec "$@"'
 # A rank that dies takes along the others, who would wait for it.
 # shellcheck disable=SC2329 # called by watch
 ranks() {
