@@ -5,6 +5,7 @@ To do something else during training, edit `train`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -14,18 +15,22 @@ from enum import Enum
 from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
+from trainer.dist.progress import PROGRESS, Phase
 from trainer.engine.policy import Policy
 from trainer.metrics.tracker import by_source
 from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
 from trainer.mix.mixing import Mixing
 from trainer.model.expert_load import spread
 from trainer.objective.contract import Objective
+from trainer.run.again import check_again
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
 from trainer.run.heed import GivenUp
 from trainer.run.journal import Journal, StepTimes
+from trainer.run.pace import Pace
 from trainer.run.saver import Saver
-from trainer.run.step import StepResult, train_step
+from trainer.run.spikes import LOSS, NORM, Spike, SpikeWatch
+from trainer.run.step import Care, StepResult, pass_over, train_step
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.signals import StopFlag
 
@@ -52,10 +57,15 @@ class Cadence:
     max_non_finite: int
     patience: int | None
     min_delta_nats: float
+    verify_every: int = 0
 
     def log_due(self, step: int) -> bool:
         """Tell whether the step is logged."""
         return step % self.log_every == 0 or step == self.num_steps
+
+    def verify_due(self, step: int) -> bool:
+        """Tell whether the step is done twice."""
+        return bool(self.verify_every and step % self.verify_every == 0)
 
     def save_due(self, step: int) -> bool:
         """Tell whether a checkpoint is written after the step."""
@@ -99,6 +109,10 @@ class RunParts:
     gc: ManualGc
     best: BestRule | None
     """None: no checkpoint is kept for being the best."""
+    pace: Pace | None = None
+    """None: nobody looks for slow ranks."""
+    spikes: SpikeWatch | None = None
+    """None: nobody looks for spikes."""
 
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
@@ -111,23 +125,30 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
     if parts.policy.expert_load is not None:
         parts.policy.expert_load.take()  # of proofs
     while state.step < cadence.num_steps:
+        PROGRESS.begin(Phase.step, state.step + 1)
         started = time.perf_counter()
         batch = parts.loader.take(state.step)
         data_wait_s = time.perf_counter() - started
         lr = parts.lr(state.step)
         parts.policy.engine.set_lr(lr)
         stop = parts.stop_flag.requested
-        result = train_step(parts.policy, parts.objective, batch, stop)
+        if cadence.verify_due(state.step + 1):
+            check_again(parts.policy, batch.micro_batches[0], state.step + 1)
+        result = take_step(parts, state, batch, stop)
+        spike = look_for_spike(parts, state, result)
         advance(state, result, batch)
-        if not result.is_sound:
+        if spike is not None and go_back(parts, state, spike):
+            continue
+        if not (result.is_sound or result.is_refused):
             parts.journal.skipped(state, result)
             if state.bad_steps_in_a_row > cadence.max_non_finite:
                 return StopReason.non_finite
         left = cadence.evaluations_from(state.step)
         times = StepTimes(time.perf_counter() - started, data_wait_s, left)
         parts.stop_flag.has_taken(step_s=times.step_s)
+        PROGRESS.step_took(times.step_s)
         is_logged = cadence.log_due(state.step)
-        shares = spread_of_experts(parts) if is_logged else None
+        shares = look_at_pace(parts, state, data_wait_s) | (spread_of_experts(parts) if is_logged else {})
         parts.journal.step(state, result, lr, times, is_logged, shares)
         parts.gc.collect_if_due(state.step)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
@@ -186,6 +207,56 @@ def spread_of_experts(parts: RunParts) -> dict[str, float]:
     return spread(counts, load.sizes) | ({"router_loss": loss_sum / count} if count else {})
 
 
+def take_step(parts: RunParts, state: TrainState, batch: StepBatch, stop: bool) -> StepResult:
+    """Train on a batch, unless it is to be passed over. Collective: every rank."""
+    if state.step in state.passed_over:
+        parts.journal.passed_over(state)
+        return pass_over(parts.policy, parts.objective, batch, stop)
+    bounds = parts.spikes.bounds(state) if parts.spikes is not None and parts.spikes.skips else {}
+    most_loss, most_norm = (bounds.get(name, math.inf) for name in (LOSS, NORM))
+    return train_step(parts.policy, parts.objective, batch, stop, Care(parts.pace, most_loss, most_norm))
+
+
+def look_for_spike(parts: RunParts, state: TrainState, result: StepResult) -> Spike | None:
+    """Judge a step by those before it, and learn from it what is usual. Collective: every rank."""
+    if parts.spikes is None or not (result.is_sound or result.is_refused) or state.step in state.passed_over:
+        return None
+    numbers = {LOSS: result.loss, NORM: result.grad_norm}
+    spike = parts.spikes.find(state, numbers)
+    parts.spikes.learn(state, numbers, spike is not None)
+    return spike
+
+
+def go_back(parts: RunParts, state: TrainState, spike: Spike) -> bool:
+    """Record a spike; where it is to be rewound, load a checkpoint before it, and tell so. Collective: every rank."""
+    assert parts.spikes is not None
+    at = state.step
+    before = None
+    if parts.spikes.rewinds(state):
+        before = parts.saver.go_back(at - 1 - parts.spikes.rewind_steps)
+    parts.journal.spiked(state, spike, None if before is None else before.step)
+    if before is None:
+        return False
+    before.rewinds, before.attempts = state.rewinds + 1, state.attempts
+    before.passed_over = state.passed_over
+    for field in dataclasses.fields(state):
+        setattr(state, field.name, getattr(before, field.name))
+    parts.spikes.pass_over(state, at - 1)
+    parts.loader.forget()
+    parts.mixing.restore(state)
+    parts.journal.went_back(state)
+    return True
+
+
+def look_at_pace(parts: RunParts, state: TrainState, data_wait_s: float) -> dict[str, float]:
+    """Record which ranks became slow, or no longer are; return the slowest, as it is logged. Collective: every rank."""
+    if parts.pace is None:
+        return {}
+    for change in parts.pace.step(data_wait_s):
+        parts.journal.paced(state, change)
+    return parts.pace.stragglers.slowest
+
+
 def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
     """Count a step and chain the digest of what it consumed."""
     state.step += 1
@@ -199,7 +270,8 @@ def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
         for name, count in counts.items():
             so_far[name] = so_far.get(name, 0) + count
     state.skipped_steps += not result.is_sound
-    state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
+    if not result.is_refused:  # that changed nothing
+        state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
 
 
 def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, float]:
@@ -207,6 +279,7 @@ def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, 
 
     Collective: every rank.
     """
+    PROGRESS.begin(Phase.evaluate)
     started = time.perf_counter()
     losses = parts.evaluator.evaluate(state)
     state.last_evaluated_step = state.step
@@ -242,6 +315,7 @@ def save(parts: RunParts, state: TrainState, measured: dict[str, float]) -> bool
     Args:
         measured: What was measured after this very step: another one cannot be the best by it.
     """
+    PROGRESS.begin(Phase.save)
     started = time.perf_counter()
     why: str | None = f"{many(state.bad_steps_in_a_row, 'non-finite step')} in a row"
     if not state.bad_steps_in_a_row:

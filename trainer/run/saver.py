@@ -5,6 +5,7 @@ Collective everywhere: every rank, same order.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import uuid
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint.commit import Written, commit, remove_staging
-from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
+from trainer.checkpoint.layout import FINGERPRINT, STATE, find_checkpoints, rng_file, step_of
 from trainer.checkpoint.lineage import abandon, choose
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.prune import Retention, prune
 from trainer.checkpoint.space import check_space, num_to_come
 from trainer.checkpoint.state import TrainState, read_state, write_state
-from trainer.checkpoint.verify import patiently
+from trainer.checkpoint.verify import inspect, patiently
 from trainer.config.train import CheckpointConfig
 from trainer.dist.seed import capture_rng, restore_rng
 from trainer.engine.policy import Policy
@@ -135,6 +136,25 @@ class Saver:
         self._lineage = Lineage(manifest.lineage.run, state.attempts, folder.name)
         _LOG.info("Resumed %s: step %d, %d tokens seen.", folder.name, state.step, state.tokens_seen)
         return state
+
+    def go_back(self, most_step: int) -> TrainState | None:
+        """Load the newest checkpoint of at most a step, or the oldest there is; None where none can be used.
+
+        Collective: every rank.
+        """
+        folders: list[Path] = self._mesh.from_first(lambda: find_checkpoints(self._run_dir))
+        early = [folder for folder in folders if (step_of(folder) or 0) <= most_step]
+        for folder in early or folders[::-1]:
+            manifest, problem = inspect(folder, self._mesh)
+            loaded: list[TrainState] = []
+            if problem is None and manifest is not None:
+                self._check_resumable(folder, manifest)
+                problem = self._load(folder, manifest, loaded)
+            if problem is None and loaded:
+                self._lineage = dataclasses.replace(self._lineage, parent=folder.name)
+                return loaded[-1]
+            _LOG.warning("Checkpoint %s cannot be gone back to: %s.", folder.name, problem)
+        return None
 
     def _load(self, folder: Path, manifest: Manifest, loaded: list[TrainState]) -> str | None:
         """Take a checkpoint over and add its state to `loaded`, or return why it cannot be used. Collective.

@@ -5,6 +5,7 @@ Knows nothing of time, files or logs, and no objective.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import operator
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trainer.dist.progress import PROGRESS
 from trainer.engine.policy import Policy
 from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
 from trainer.objective.contract import Objective, Part, Sums
+from trainer.run.pace import Pace
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class StepResult:
     """Positions computed over all ranks, padding among them."""
     num_padding: int = 0
     """Those of them that hold no token of a document."""
+    is_refused: bool = False
+    """Its numbers were finite, and beyond the bounds; weights and optimizer are as before."""
 
     @property
     def loss(self) -> float:
@@ -56,7 +61,24 @@ class StepResult:
         return self.is_applied and math.isfinite(self.grad_norm) and not self.unsound
 
 
-def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: bool) -> StepResult:
+@dataclass(frozen=True, slots=True)
+class Care:
+    """What a step is watched by."""
+
+    pace: Pace | None = None
+    """None: nobody times it."""
+    most_loss: float = math.inf
+    """A step with a larger loss is not applied."""
+    most_norm: float = math.inf
+    """Nor one with a larger gradient norm."""
+
+
+CARELESS = Care()
+
+
+def train_step(
+    policy: Policy, objective: Objective, batch: StepBatch, stop: bool, care: Care = CARELESS
+) -> StepResult:
     """Run all micro-batches of a step and update once. Collective: every rank.
 
     Every part is a sum, divided once by a count over all micro-batches and ranks; the count comes from the plan, so it
@@ -66,18 +88,31 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
     counts = objective.counts(batch)
     running = Sums(objective.sum_names, policy.device)
     sum_len_sq = 0
+    is_refused = False
     for index, micro in enumerate(batch.micro_batches):
-        parts = objective.terms(policy, micro, running)
+        is_last = index == len(batch.micro_batches) - 1
+        with contextlib.nullcontext() if care.pace is None else care.pace.computing():
+            parts = objective.terms(policy, micro, running)
+        PROGRESS.mark()
         loss = functools.reduce(
             operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts)
         )
         balance = None if policy.balance is None else policy.balance.take()
         if balance is not None:  # a mean by itself: over the step it is the mean over micro-batches and ranks
             loss = loss + balance / len(batch.micro_batches)
-        policy.engine.backward(loss, is_last=index == len(batch.micro_batches) - 1)
+        if is_last and math.isfinite(care.most_loss):
+            seen = dict(zip(objective.sum_names, policy.mesh.sum(running.to_list()), strict=True)) | counts
+            if is_refused := (objective.means[0].of(seen) or 0.0) > care.most_loss:
+                loss = (
+                    loss * math.nan
+                )  # and so are all gradients: as after an overflow, nothing is applied anywhere
+        policy.engine.backward(loss, is_last)
+        PROGRESS.mark()
         sum_len_sq += micro.sum_len_sq
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
-    grad_norm, is_applied = policy.engine.step()
+    PROGRESS.mark()
+    grad_norm, is_applied = policy.engine.step(care.most_norm)
+    PROGRESS.mark()
     loads = [] if policy.choice_bias is None or policy.expert_load is None else policy.expert_load.take_step()
     totals = policy.mesh.sum([float(sum_len_sq), float(stop), *found, *loads])
     (total_sq, votes), sums, loads = totals[:2], totals[2 : 2 + len(found)], totals[2 + len(found) :]
@@ -91,10 +126,26 @@ def train_step(policy: Policy, objective: Objective, batch: StepBatch, stop: boo
         stop_votes=round(votes),
         num_tokens=batch.num_tokens_global,
         num_padding=batch.num_tokens_global - sum(batch.num_tokens_by_source.values()),
+        is_refused=is_refused or (not is_applied and math.isfinite(grad_norm)),
     )
     if policy.choice_bias is not None and result.is_sound:
         policy.choice_bias.adjust(loads)
     return result
+
+
+def pass_over(policy: Policy, objective: Objective, batch: StepBatch, stop: bool) -> StepResult:
+    """Return what a step did whose data is passed over: nothing. Collective: every rank."""
+    (votes,) = policy.mesh.sum([float(stop)])
+    return StepResult(
+        sums=dict.fromkeys([*objective.sum_names, *objective.counts(batch)], 0.0),
+        means=objective.means,
+        num_targets=0,
+        sum_len_sq=0.0,
+        grad_norm=math.nan,
+        is_applied=False,
+        stop_votes=round(votes),
+        is_refused=True,
+    )
 
 
 def _divided(part: Part, counts: Mapping[str, float], num_averaged: int) -> Tensor:

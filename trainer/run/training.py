@@ -18,6 +18,7 @@ from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import config_digest, write_atomic, write_provenance
 from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
+from trainer.dist.progress import PROGRESS, Phase
 from trainer.evaluate.proofs.fingerprint import probe_tokens
 from trainer.evaluate.proofs.isolation import Isolation
 from trainer.evaluate.tasks.scores import TaskScores
@@ -42,6 +43,8 @@ from trainer.run.recovery import probe_recovery
 from trainer.run.saver import RunIdentity, Saver, make_room
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
+from trainer.run.spikes import SpikeWatch
+from trainer.run.watching import pace_of
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.job import deadline, is_requeued
@@ -85,8 +88,10 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     config, mesh = session.config, session.mesh
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
+    PROGRESS.begin(Phase.prove)
     probed = prove_model(session) if config.train.isolation_probe else None
     prove_choice(session)
+    PROGRESS.begin(Phase.load)
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
     needs_base = session.tuned.is_partial or config.evaluate.forgetting
     base = session.base_digest() if needs_base else None
@@ -117,6 +122,8 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         stop_flag,
         manual_gc,
         best,
+        pace_of(config.cluster.watch, session.policy),
+        SpikeWatch(config.train.spikes, mesh),
     )
     cadence = _cadence(config, mixing.num_steps, best)
     if mesh.is_first:
@@ -134,6 +141,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
                 reason = StopReason.preempted
         status = reason.value
     finally:
+        PROGRESS.begin(Phase.finish)
         journal.close(state, status)
     if mesh.is_first and reason in (StopReason.finished, StopReason.early_stop):
         _conclude(session, journal, is_measured)
@@ -150,6 +158,7 @@ def _compare(session: Session, parts: RunParts, state: TrainState) -> bool:
         GivenUp: A rank was asked to stop meanwhile; another start compares.
     """
     held_out, config = session.held_out(), session.config
+    PROGRESS.begin(Phase.evaluate)
     return parts.evaluator.finish(
         state, lambda: probe_recovery(parts, config, session.stores, held_out, parts.mixing, state)
     )
@@ -318,4 +327,5 @@ def _cadence(config: RunConfig, total: int, best: BestRule | None) -> Cadence:
         max_non_finite=config.train.max_non_finite_steps,
         patience=config.evaluate.patience,
         min_delta_nats=config.evaluate.min_delta_nats,
+        verify_every=config.train.verify_every,
     )
