@@ -117,7 +117,7 @@ def test_a_rank_that_hangs_is_named_with_its_line_and_all_end_with_a_code_that_r
 
 
 def test_a_rank_that_is_stopped_is_named_and_killed(train):
-    run = train(["", ""], "train.max_steps=2000000", *WATCH)
+    run = train(["", ""], "train.max_steps=20000", *WATCH)
     wait_until(lambda: len(run.steps) > 4, "steps that are no warm-up", run.said)
     pid = run.ranks[1].pid
     assert pid is not None

@@ -76,7 +76,7 @@ class Progress:
         self._num_steps = 0
         self._p99_s = 0.0
         self.on_phase: Callable[[], None] = lambda: None
-        """Called when another phase begins: whoever waits must know its limit before it can be silent."""
+        """Called when another phase or limit begins: whoever waits must know it before this process can be silent."""
 
     def begin(self, phase: Phase, step: int | None = None) -> None:
         """Begin a phase, or the next step. Every rank, in the same order."""
@@ -102,6 +102,8 @@ class Progress:
         if self._num_steps > WARM_UP_STEPS:
             self._steps.append(seconds)
             self._p99_s = sorted(self._steps)[math.ceil(0.99 * len(self._steps)) - 1]
+        if self._num_steps == WARM_UP_STEPS + 1:
+            self.on_phase()
 
     def end(self) -> None:
         """Stand nowhere again."""

@@ -17,7 +17,8 @@ from trainer.data.tokens.tokenise import encode_parallel
 from trainer.data.types import RowBatch
 
 def batches():
-    yield RowBatch("file", "line", [], [])
+    for _ in range(2):
+        yield RowBatch("file", "line", [], [])
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
     signal.pause()
 

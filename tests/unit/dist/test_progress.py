@@ -53,6 +53,16 @@ def test_another_phase_is_told_at_once_and_another_step_is_not(progress):
     assert told == [Phase.load, Phase.step, Phase.save, Phase.step]
 
 
+def test_the_end_of_the_first_steps_is_told_at_once(progress):
+    """A rank that was stopped right after them kept the limit of loading for the others."""
+    told = []
+    progress.begin(Phase.step, 1)
+    progress.on_phase = lambda: told.append(progress.limit_s(LIMITS))
+    for _ in range(WARM_UP_STEPS + 9):
+        progress.step_took(1.0)
+    assert told == [60.0]
+
+
 def test_the_first_steps_may_take_as_long_as_loading_and_count_for_nothing(progress):
     progress.begin(Phase.step, 1)
     for _ in range(WARM_UP_STEPS):
