@@ -86,7 +86,7 @@ def train_through_a_spike(mesh: Any, workspace: str, run_dir: str, policy: str) 
         "log.every_steps=1",
         "evaluate.every_steps=0",
         "evaluate.forgetting=false",
-        "schedule=constant",
+        "schedule.name=constant",
     ]
     overrides += [f"train.spikes.policy={policy}", "train.spikes.least=4", "train.spikes.rewind_steps=3"]
     whole = loop.train_step
