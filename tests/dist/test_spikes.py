@@ -41,7 +41,8 @@ def digests(session: Any) -> list[str]:
 
     import torch
 
-    state = session.policy.engine._ds.optimizer.optimizer.state
+    optimizer = session.policy.engine._ds.optimizer
+    state = getattr(optimizer, "optimizer", optimizer).state
     return [
         hashlib.sha256(value.detach().float().cpu().numpy().tobytes()).hexdigest()
         for values in state.values()

@@ -3,13 +3,14 @@
 They work the norm out and update in one call. So what they get for a norm beyond the bound is infinity, and what they
 do then, on every rank, is what they do after an overflow: clear all gradients and change nothing.
 
-Source: deepspeed 0.19.8, `step` of zero/stage_1_and_2.py, zero/stage3.py and bf16_optimizer.py.
+Source: deepspeed 0.19.8, `step` of zero/stage_1_and_2.py, zero/stage3.py, bf16_optimizer.py and fp16/.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,7 +45,6 @@ def vetoing(optimizer: Any, most: float) -> Iterator[list[float]]:
 
 def _place_of_norm(optimizer: Any, judged: Callable[[Any], Any]) -> tuple[Any, str, Callable[..., Any]]:
     """Return where an optimizer gets its norm from, and what gives it the judged one."""
-    from deepspeed.runtime import bf16_optimizer
     from deepspeed.runtime.utils import combine_grad_norm_groups
 
     from trainer.engine.flat import FlatZeroOptimizer
@@ -64,9 +64,8 @@ def _place_of_norm(optimizer: Any, judged: Callable[[Any], Any]) -> tuple[Any, s
             return found if judged(norm) is norm else [torch.full_like(torch.as_tensor(norm), math.inf)]
 
         return optimizer, "_get_norm_groups", judged_groups
-    whole = bf16_optimizer.get_global_norm_of_tensors
-    return (
-        bf16_optimizer,
-        "get_global_norm_of_tensors",
-        lambda *words, **named: judged(whole(*words, **named)),
-    )
+    # Those of stage 0 ask a function of their module.
+    module = sys.modules[type(optimizer).__module__]
+    name = next(name for name in ("get_global_norm", "get_global_norm_of_tensors") if hasattr(module, name))
+    whole = getattr(module, name)
+    return module, name, lambda *words, **named: judged(whole(*words, **named))

@@ -101,7 +101,9 @@ def train_step(
         if balance is not None:  # a mean by itself: over the step it is the mean over micro-batches and ranks
             loss = loss + balance / len(batch.micro_batches)
         if is_last and math.isfinite(care.most_loss):
-            seen = dict(zip(objective.sum_names, policy.mesh.sum(running.to_list()), strict=True)) | counts
+            seen = dict(zip(objective.sum_names, policy.mesh.sum(running.to_list()), strict=True)) | dict(
+                counts
+            )
             if is_refused := (objective.means[0].of(seen) or 0.0) > care.most_loss:
                 loss = (
                     loss * math.nan
