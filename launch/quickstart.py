@@ -33,6 +33,7 @@ from trainer.dist.env import is_rank
 from trainer.errors import CheckpointError, ConfigError, Exit
 from trainer.runtime.job import as_shells_tell
 from trainer.runtime.signals import handed_on
+from trainer.runtime.tied import tied
 
 from .attempts import has_finished
 from .closing import MEASURED, in_short, show_result
@@ -257,7 +258,8 @@ def _wait_for(number: int, words: list[str]) -> None:
 
     with handed_on((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1), forward) as begin:
         # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
-        process = subprocess.Popen([sys.executable, "-m", *words], start_new_session=True)
+        command = tied([sys.executable, "-m", *words], signal.SIGTERM)
+        process = subprocess.Popen(command, start_new_session=True)
         begin()
         code = as_shells_tell(process.wait())
     if code or told:

@@ -13,6 +13,7 @@ from rich.console import Console
 from trainer.runtime.job import EXIT_CODE, LOG_DIR, as_shells_tell
 from trainer.runtime.log import attempt_dir
 from trainer.runtime.signals import handed_on
+from trainer.runtime.tied import tied
 
 from .attempts import note
 from .status import run_status
@@ -42,7 +43,7 @@ def run_here(config_file: Path, run_dir: Path) -> tuple[int, bool]:
 
         with handed_on((signal.SIGINT, signal.SIGTERM), forward) as begin:
             process = subprocess.Popen(
-                command,
+                tied(command, signal.SIGTERM),
                 env={**os.environ, LOG_DIR: str(logs)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -23,8 +23,8 @@ class Exit(IntEnum):
     non_finite = 4
     """Loss, gradients or weights were not finite."""
     preempted = 75
-    """Told to stop, with a checkpoint where a step was taken, the model was sound and checkpoints are on: the same
-    command goes on (EX_TEMPFAIL)."""
+    """Told to stop, with a checkpoint where a step was taken, the model was sound and checkpoints are on; or a rank
+    stood still: the same command goes on (EX_TEMPFAIL)."""
     interrupted = 130
     """Ctrl-C where there is nothing to save, as shells tell it."""
 

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from tests.helpers.standstill import go_on, stand_still
+from tests.helpers.standstill import go_on, ranks_of, stand_still
 from tests.helpers.submitted import Submitted, overrides, trace
 from tests.helpers.wait import LIMIT_S
 from trainer.metrics.jsonl import read
@@ -149,6 +149,21 @@ def test_a_run_at_its_time_limit_goes_on_to_the_same_losses(slurm, project, alon
     run.wait(lambda: run.step() >= 1, "the first step")
     assert follow_to_its_time_limit(slurm, run, stand_still(run.run_dir)) == "COMPLETED", run.log[-5000:]
     assert [line["code"] for line in run.lines("ended")] == [75, 0]
+    assert trace(run.run_dir) == alone
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_is_named_and_the_job_requeues_itself(slurm, project, alone):
+    watch = ("cluster.watch.enabled=true", "cluster.watch.beat_s=0.5", "cluster.watch.step_s=20")
+    run = submit(slurm, project, "stopped", "checkpoint.every_steps=2", *watch)
+    run.wait(lambda: run.step() >= 6, "steps that are no warm-up")
+    stopped = next(rank for rank in ranks_of(run.run_dir) if rank.environ()["SLURM_PROCID"] == "1")
+    stopped.suspend()
+    run.wait(lambda: len(run.lines("ended")) == 1, "the end of the attempt")
+    assert not stopped.is_running()
+    assert run.finish() == "COMPLETED", run.log[-5000:]
+    assert [line["code"] for line in run.lines("ended")] == [75, 0]
+    assert "Rank 1 has given no sign of life for " in run.log
     assert trace(run.run_dir) == alone
 
 

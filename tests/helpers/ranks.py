@@ -214,7 +214,7 @@ def serve(requests: Connection, environment: dict[str, str], log: str) -> None:
     manual = training.ManualGc
     training.ManualGc = lambda every_steps: manual(every_steps=0)  # type: ignore[assignment,misc]
     # Sessions of this process share its group; everything else of session.py is used as it is.
-    session.open_mesh = lambda env, timeout_s: mesh  # type: ignore[assignment]
+    session.open_mesh = lambda env, timeout_s, watching=None: mesh  # type: ignore[assignment]
     session.close_mesh = lambda *error: None  # type: ignore[assignment]
     with contextlib.suppress(EOFError):
         while True:

@@ -38,6 +38,8 @@ def overrides(project: Path, num_steps: int) -> list[str]:
         ),
         *("zero=zero3", "zero.dtype=fp32", "evaluate.every_steps=0", "evaluate.forgetting=false"),
         *("checkpoint.every_steps=0", "log.progress=false"),
+        # Tests make ranks stand still for as long as SLURM takes.
+        "cluster.watch.enabled=false",
         *PATIENT,
     ]
 

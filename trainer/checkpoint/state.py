@@ -55,6 +55,14 @@ class TrainState:
     """Step of the newest evaluation."""
     during: dict[str, Any] = field(default_factory=dict)
     """Benchmark tasks and answers so far, as `Budget.to_plain` gives it; empty without."""
+    usual: dict[str, list[float]] = field(default_factory=dict)
+    """Loss and gradient norm of the last good steps, by which spikes are told."""
+    spikes_in_a_row: int = 0
+    """Spikes at the end of the run so far."""
+    rewinds: int = 0
+    """Times the run went back before a spike."""
+    passed_over: list[int] = field(default_factory=list)
+    """Zero-based steps whose data is passed over when they come."""
     attempts: int = 1
     """Starts of this run, this one included."""
 

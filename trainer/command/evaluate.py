@@ -18,6 +18,7 @@ from trainer.checkpoint.state import TrainState, read_state
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.store import data_digest
+from trainer.dist.progress import PROGRESS, Phase
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
@@ -43,6 +44,7 @@ def run_evaluation(config: RunConfig) -> bool:
         with shortage_explained("evaluate.micro_batch_size", size, -1), disk_explained(Path(config.run_dir)):
             session = open_session(config, stack)
             prove_head(session)
+            PROGRESS.begin(Phase.evaluate)
             passed = _evaluate(session)
             if session.mesh.is_first and config.evaluate.checkpoint != BASE:
                 tell_trackers(config)

@@ -14,6 +14,7 @@ from trainer.config.data import PackingMode
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated, freeze
 from trainer.dist.env import rank_env
+from trainer.dist.warden import start_warden
 from trainer.errors import ConfigError, Exit
 from trainer.runtime.job import leave_exit_code
 from trainer.runtime.lock import run_lock
@@ -43,6 +44,8 @@ def run_rank(command: str, config: RunConfig) -> int:
         TrainerError: The configuration breaks a rule, or the command fails.
     """
     env = rank_env(os.environ)
+    if env.world_size > 1 or not os.isatty(0):  # a person may stop a run of one process and go on with it
+        start_warden(env.rank, os.environ)
     if command == "replay generate":
         from trainer.command.replay import run_generation
 

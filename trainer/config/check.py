@@ -20,6 +20,7 @@ from trainer.config.check_learn import learn_problems
 from trainer.config.check_log import log_problems
 from trainer.config.check_objective import objective_problems
 from trainer.config.check_replay import replay_problems
+from trainer.config.check_spikes import spike_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
 from trainer.config.data import Format, Packing, PackingMode, SourceConfig
@@ -64,6 +65,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from zero_problems(config.zero, config.model.attention)
     yield from expert_problems(config, world_size)
     yield from _cadence_problems(config)
+    yield from spike_problems(config)
     yield from log_problems(config.log, config.data.sources)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
@@ -285,6 +287,7 @@ def _cadence_problems(config: RunConfig) -> Iterator[Problem]:
         ("evaluate.kl_packs", config.evaluate.kl_packs),
         ("evaluate.recovery_steps", config.evaluate.recovery_steps),
         ("train.max_non_finite_steps", config.train.max_non_finite_steps),
+        ("train.verify_every", config.train.verify_every),
     ):
         if value is not None and value < 0:
             yield must(key, "0 or more", value, "Set 0 for never.")

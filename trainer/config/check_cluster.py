@@ -10,6 +10,7 @@ from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Sc
 from trainer.config.preflight import PreflightConfig
 from trainer.config.reference import Reference, references, shell_pieces
 from trainer.config.rule import Problem, must
+from trainer.config.watch import WatchConfig
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RUNNERS = ("pdsh", "openmpi", "slurm")
@@ -52,6 +53,25 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     yield from _variable_problems(cluster)
     yield from _container_problems(cluster)
     yield from _preflight_problems(cluster.preflight)
+    yield from _watch_problems(cluster.watch)
+
+
+def _watch_problems(watch: WatchConfig) -> Iterator[Problem]:
+    if not 0.05 <= watch.beat_s <= 60:
+        yield must("cluster.watch.beat_s", "in [0.05, 60]", watch.beat_s, "Set cluster.watch.beat_s=2.")
+        return
+    limits = ("step_s", "load_s", "prove_s", "evaluate_s", "generate_s", "save_s", "finish_s")
+    for name in limits:
+        if not getattr(watch, name) >= 3 * watch.beat_s:
+            rule = f"at least 3 x cluster.watch.beat_s = {3 * watch.beat_s:g}"
+            fix = f"Raise it, or set cluster.watch.beat_s={max(getattr(watch, name) / 3, 0.05):.2g}."
+            yield must(f"cluster.watch.{name}", rule, getattr(watch, name), fix)
+    if not watch.step_factor >= 1:
+        yield must("cluster.watch.step_factor", "at least 1", watch.step_factor, "Set 5.")
+    if not (watch.straggler_ratio == 0 or watch.straggler_ratio > 1):
+        yield must("cluster.watch.straggler_ratio", "0 or more than 1", watch.straggler_ratio, "Set 1.3.")
+    if watch.straggler_steps < 1:
+        yield must("cluster.watch.straggler_steps", "at least 1", watch.straggler_steps, "Set 10.")
 
 
 def _elastic_problems(cluster: ClusterConfig) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from trainer.config.preflight import PreflightConfig
+from trainer.config.watch import WatchConfig
 
 _GPU = re.compile(r"gpu(?::[A-Za-z][\w.-]*)?(?::(\d+))?")
 
@@ -136,6 +137,8 @@ class ClusterConfig:
     """Image to run in."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     """Checks of the nodes before the ranks start."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """What ranks look for in each other while they work."""
 
     @property
     def nodes_asked(self) -> tuple[int, int]:

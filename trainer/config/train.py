@@ -7,6 +7,7 @@ from enum import Enum
 
 from trainer.config.during import DuringConfig
 from trainer.config.metric import Direction
+from trainer.config.spikes import SpikeConfig
 from trainer.config.tasks import TasksConfig
 
 
@@ -26,6 +27,11 @@ class TrainConfig:
     """Length in tokens (all tokens of the packs, supervised or not)."""
     max_non_finite_steps: int = 3
     """Stop after so many skipped or non-finite steps in a row. 0 stops at the first."""
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    """What is done about steps far beyond what is usual."""
+    verify_every: int = 0
+    """Every so many steps, one micro-batch goes forward and backward twice on each rank; a rank whose loss or gradients
+    differ by a bit computes wrongly, and ends the run with its name. Needs deterministic=true. 0: never."""
     router_bias_rate: float = 0.0
     """For mixtures whose routers have a bias without a gradient instead of a loss that evens out the use of experts
     (DeepSeek-V3, GLM-4.5, MiniMax-M2, Kimi): after each step the bias of an expert that got fewer tokens than the mean

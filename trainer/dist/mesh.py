@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +22,8 @@ import torch.distributed as torch_dist
 
 from trainer.dist.env import RankEnv
 from trainer.dist.rendezvous import check_rendezvous
-from trainer.dist.watch import GRACE_S, Watch, admit, connect, listen
+from trainer.dist.stacks import record_collectives
+from trainer.dist.watch import GRACE_S, Watch, Watching, admit, connect, listen
 from trainer.errors import Exit, TopologyError, TrainerError
 
 _LOG = logging.getLogger(__name__)
@@ -107,9 +109,11 @@ def alone(device: torch.device) -> Mesh:
     return Mesh(0, 1, 0, Axis(0, 1), device)
 
 
-def open_mesh(env: RankEnv, timeout_s: int) -> Mesh:
+def open_mesh(env: RankEnv, timeout_s: int, watching: Watching | None = None) -> Mesh:
     """Join the process group: NCCL on GPUs, gloo on CPUs. Collective: every rank.
 
+    Args:
+        watching: How ranks watch each other for one that stands still; None: only for failures and deaths.
     Raises:
         TopologyError: More ranks on this machine than it shows GPUs, or a rendezvous that cannot be.
     """
@@ -132,6 +136,7 @@ def open_mesh(env: RankEnv, timeout_s: int) -> Mesh:
             "(CUDA_VISIBLE_DEVICES=-1) to train on the processor."
         )
     if on_gpu:
+        record_collectives()
         torch.cuda.set_device(device)
     else:
         _use_plain_gloo()
@@ -146,15 +151,23 @@ def open_mesh(env: RankEnv, timeout_s: int) -> Mesh:
     data = Axis(env.rank, env.world_size)  # the only axis yet
     mesh = Mesh(env.rank, env.world_size, env.local_rank, data, device, host_group)
     if env.world_size > 1:
-        _watch_all(mesh, env.master_addr)
+        _watch_all(mesh, env.master_addr, watching)
+    elif watching is not None:
+        _watches.append(Watch(0, {}, watching))
     return mesh
+
+
+def keep_stacks_in(folder: Path) -> None:
+    """Let this rank write its stacks there when a rank stands still."""
+    for watch in _watches:
+        watch.stacks.keep_in(folder)
 
 
 _watches: list[Watch] = []
 """Of this process: one while it is in a group."""
 
 
-def _watch_all(mesh: Mesh, address: str) -> None:
+def _watch_all(mesh: Mesh, address: str, watching: Watching | None) -> None:
     """Let every rank hear when another fails or dies. Collective: every rank."""
     num_others = mesh.num_ranks - 1
     door: socket.socket | None = None
@@ -182,7 +195,7 @@ def _watch_all(mesh: Mesh, address: str) -> None:
         for peer in (peers or {}).values():
             peer.close()
         return
-    _watches.append(Watch(mesh.rank, peers))
+    _watches.append(Watch(mesh.rank, peers, watching))
 
 
 def _use_plain_gloo() -> None:
@@ -217,12 +230,17 @@ def close_mesh(
     # Not destroyed: NCCL would wait for what will never be done. The process ends.
     if watch is None:
         return
+    if watch.is_alone:
+        watch.leave()
+        return
     is_mendable = isinstance(error, TrainerError)
     cause = None if is_mendable else watch.wait_for_failure(GRACE_S / 2)
     if cause is None:
         text = str(error) if is_mendable else f"{type(error).__name__}: {error}"
         watch.fail(Exit.mendable if is_mendable else Exit.died, text)
         return
+    if cause.is_hang:
+        watch.wait_for_end()
     watch.leave()
     kind = TopologyError if cause.code == Exit.mendable else ConnectionError
     raise kind(f"This rank ends because of rank {cause.rank}: {cause.text}") from error

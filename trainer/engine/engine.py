@@ -21,6 +21,7 @@ from trainer.checkpoint.shard_file import BUFFER, Fragment
 from trainer.checkpoint.shards import Shards
 from trainer.engine.flat_state import flat_states, spread_masters, whole_shapes
 from trainer.engine.spread_layout import SPREAD, Spread
+from trainer.engine.veto import vetoing
 from trainer.errors import CheckpointError, ConfigError
 from trainer.model.calling import calling_parts
 from trainer.model.head.ask import Ask
@@ -50,6 +51,7 @@ class Engine:
         self._ds = ds
         self.stage = stage
         self.module: nn.Module = ds.module
+        self.has_collective_forward = stage == 3 or spread is not None
         self._spread = spread
         self._is_partial = not all(p.requires_grad for p in self.module.parameters())
 
@@ -62,17 +64,22 @@ class Engine:
         self._ds.set_gradient_accumulation_boundary(is_last)
         self._ds.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> tuple[float, bool]:
+    def step(self, most: float = math.inf) -> tuple[float, bool]:
         """Apply one optimizer step; return (global gradient norm, whether it was applied). Collective.
+
+        One whose norm is more than `most` is not applied; its norm is returned.
 
         A step with non-finite gradients is skipped on all ranks, since the norm is global; then the norm is
         returned as NaN and the flag is False.
         """
         norm = self._plain_norm()
-        if norm is not None and not math.isfinite(norm):
+        if norm is not None and not norm <= most:
             self.module.zero_grad(set_to_none=True)  # DeepSpeed has no check of its own here
-            return float("nan"), False
-        self._ds.step()
+            return norm if math.isfinite(norm) else float("nan"), False
+        with vetoing(self._ds.optimizer, most) as refused:
+            self._ds.step()
+        if refused:
+            return refused[0], False
         applied = bool(self._ds.was_step_applied())
         if norm is None:
             norm = self._ds.get_global_grad_norm()

@@ -36,11 +36,24 @@ class JsonlSink:
         """Open the file for appending, after its torn last line, if any, is cut off."""
         self._file = _opened(path)
 
+    @property
+    def folder(self) -> Path:
+        """Return where the file is."""
+        return Path(self._file.name).parent
+
     def write(self, step: int, record: Record) -> None:
         """Append one line and hand it to the operating system."""
         with _named(self._file.name):
             self._file.write(_encode({"step": step, "time": time.time(), **record}))
             self._file.flush()
+
+    def go_back(self, step: int, aside: Path) -> int:
+        """Move the lines after a step to another file, because those steps come again; return how many."""
+        path = Path(self._file.name)
+        self.close("gone back")
+        num_moved = truncate_after(path, step, aside / path.name)
+        self._file = _opened(path)
+        return num_moved
 
     def close(self, status: str) -> None:
         """Put the file on disk and close it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from trainer.data.pack.collate import MicroBatch
@@ -89,6 +89,12 @@ class TrainLoader:
         batch = ahead[1].result() if ahead and ahead[0] == step else self.read(step)
         self._ahead = (step + 1, self._pool.submit(self.read, step + 1))
         return batch
+
+    def forget(self) -> None:
+        """Drop what was read ahead: the plan is about to go elsewhere."""
+        if self._ahead is not None:
+            wait([self._ahead[1]])
+            self._ahead = None
 
     def read(self, step: int) -> StepBatch:
         """Read the batch of a step."""

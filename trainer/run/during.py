@@ -18,6 +18,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
 from trainer.config.during import DuringConfig
 from trainer.config.metric import STDERR, task_metric
+from trainer.dist.progress import PROGRESS, Phase
 from trainer.engine.policy import Policy
 from trainer.evaluate.answers import Answering, AskedPrompt, ask_file, ask_held_out
 from trainer.evaluate.tasks.harness import NAMES_DURING, load_everywhere
@@ -152,6 +153,7 @@ class DuringTraining:
         )
 
     def _do(self, state: TrainState) -> dict[str, float]:
+        PROGRESS.begin(Phase.generate)
         started, before_s = self._clock(), self._budget.spent_s
         try:
             scores = self.task_scores.measure(state.step, self._heed) if self.task_scores else []
@@ -167,6 +169,7 @@ class DuringTraining:
 
     def _measure_base(self, state: TrainState) -> None:
         """Score the base, which may be known already, and have it answer."""
+        PROGRESS.begin(Phase.generate)
         started = self._clock()
         scores = self.task_scores.measure_base(self._heed) if self.task_scores else []
         answered = self._clock()

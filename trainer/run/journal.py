@@ -26,7 +26,9 @@ from trainer.metrics.tracker import Conclusion, by_source
 from trainer.metrics.trackers import begin, run_card
 from trainer.mix.controller import Decision
 from trainer.mix.mixing import Mixing
+from trainer.run.pace import SlowRank
 from trainer.run.saver import Saved
+from trainer.run.spikes import Spike
 from trainer.run.step import StepResult
 
 _LOG = logging.getLogger(__name__)
@@ -53,11 +55,13 @@ class Journal:
         mixing: Mixing,
         trackers: Sequence[Delivery] = (),
         samples: JsonlSink | None = None,
+        metrics: JsonlSink | None = None,
     ) -> None:
         """Take the sinks and trackers of rank 0, or empty ones elsewhere, and what the run draws from.
 
         Args:
             samples: Where answers go; None: the run has none.
+            metrics: The one of the sinks that goes back with the run.
         """
         self._sinks = sinks
         self._ledger = ledger
@@ -66,6 +70,7 @@ class Journal:
         self._trackers = trackers
         self._status = "failed"
         self._samples = samples
+        self._metrics = metrics
 
     def step(
         self,
@@ -79,7 +84,7 @@ class Journal:
         """Add a step to the window; write the window when it is logged.
 
         Args:
-            spread: How evenly tokens were spread over experts in the window.
+            spread: How evenly tokens were spread over experts in the window, and work over ranks.
         """
         self._meter.add(
             times.step_s,
@@ -155,6 +160,50 @@ class Journal:
             state.bad_steps_in_a_row,
         )
         self._event("skipped", state, loss=str(loss), grad_norm=str(result.grad_norm))
+
+    def spiked(self, state: TrainState, spike: Spike, back_to: int | None) -> None:
+        """Record a step far beyond what is usual, and what is done about it; `back_to` is the step gone back to."""
+        done = "not applied, its data counts as consumed" if spike.is_refused else "applied"
+        if back_to is not None:
+            done = f"gone back to step {back_to}, from where its data is passed over"
+        _LOG.warning(
+            "Step %d: a spike: %s is %.4g, and %.4g is usual at most: %s.",
+            state.step,
+            spike.number,
+            spike.value,
+            spike.bound,
+            done,
+        )
+        self._event("spike", state, **dataclasses.asdict(spike), back_to=back_to)
+
+    def passed_over(self, state: TrainState) -> None:
+        """Record a step whose data is passed over."""
+        _LOG.warning(
+            "Step %d: its data is passed over, as a spike came of it; it counts as consumed.", state.step + 1
+        )
+        self._event("passed_over", state, batch=state.step)
+
+    def went_back(self, state: TrainState) -> None:
+        """Record that steps come again, and move what was written of them aside."""
+        self._event("went_back", state, rewinds=state.rewinds, passed_over=state.passed_over)
+        for file in (self._metrics, self._samples):
+            if file is not None:
+                aside = next_abandoned(file.folder)
+                num_moved = file.go_back(state.step, aside)
+                _LOG.warning("%s after step %d are now in %s.", many(num_moved, "line"), state.step, aside)
+
+    def paced(self, state: TrainState, change: SlowRank) -> None:
+        """Record that a rank has become slow, or is so no longer."""
+        _LOG.warning(
+            "Step %d: rank %d on %s %s: it computes %.3g s in a step, %.2f times the median of all ranks.",
+            state.step,
+            change.rank,
+            change.node,
+            "is a straggler" if change.is_slow else "is no straggler any more",
+            change.step_s,
+            change.ratio,
+        )
+        self._event("straggler" if change.is_slow else "no_straggler", state, **dataclasses.asdict(change))
 
     def steered(self, state: TrainState, decision: Decision) -> None:
         """Record what the replay controller saw and chose."""
@@ -272,10 +321,11 @@ def open_journal(
                 state.step,
                 aside / path.name,
             )
-    sinks = Sinks([JsonlSink(metrics_path)], [ConsoleSink(mixing.num_steps, config.log.progress)])
+    metrics = JsonlSink(metrics_path)
+    sinks = Sinks([metrics], [ConsoleSink(mixing.num_steps, config.log.progress)])
     card = run_card(config.log, run_dir, config.name, to_plain(config) | {"device": describe_device()})
     # Read after the sink has mended its end.
     trackers = begin(config.log, card, resumed_step, read(metrics_path)) if config.log.trackers else []
     samples = JsonlSink(samples_path) if config.evaluate.during.has_samples else None
     ledger = Ledger(run_dir / "ledger.jsonl")
-    return Journal(sinks, ledger, meter, mixing, trackers, samples)
+    return Journal(sinks, ledger, meter, mixing, trackers, samples, metrics)

@@ -5,6 +5,7 @@ To do something else during training, edit `train`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from enum import Enum
 from trainer.checkpoint.best import BestRule, best_of
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
+from trainer.dist.progress import PROGRESS, Phase
 from trainer.engine.policy import Policy
 from trainer.errors import CheckpointError
 from trainer.metrics.tracker import by_source
@@ -21,13 +23,16 @@ from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
 from trainer.mix.mixing import Mixing
 from trainer.model.expert_load import spread
 from trainer.objective.contract import Objective
+from trainer.run.again import check_again
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
 from trainer.run.heed import GivenUp, before_training, in_step, measuring, saving
 from trainer.run.journal import Journal, StepTimes
+from trainer.run.pace import Pace
 from trainer.run.save_clock import SaveClock
 from trainer.run.saver import Saver
-from trainer.run.step import Care, StepResult, train_step
+from trainer.run.spikes import LOSS, NORM, Spike, SpikeWatch
+from trainer.run.step import Care, StepResult, pass_over, train_step
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.signals import StopFlag
 
@@ -54,10 +59,15 @@ class Cadence:
     max_non_finite: int
     patience: int | None
     min_delta_nats: float
+    verify_every: int = 0
 
     def log_due(self, step: int) -> bool:
         """Tell whether the step is logged."""
         return step % self.log_every == 0 or step == self.num_steps
+
+    def verify_due(self, step: int) -> bool:
+        """Tell whether the step is done twice."""
+        return bool(self.verify_every and step % self.verify_every == 0)
 
     def save_due(self, step: int, urgency: int = 0) -> bool:
         """Tell whether a checkpoint is written after the step.
@@ -112,6 +122,10 @@ class RunParts:
     """None: saves are due by steps alone."""
     saves_in_background: bool = False
     """Steps wait only until what is saved is copied into host memory."""
+    pace: Pace | None = None
+    """None: nobody looks for slow ranks."""
+    spikes: SpikeWatch | None = None
+    """None: nobody looks for spikes."""
 
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
@@ -131,24 +145,31 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
     if parts.policy.expert_load is not None:
         parts.policy.expert_load.take()  # of proofs
     while state.step < cadence.num_steps:
+        PROGRESS.begin(Phase.step, state.step + 1)
         started = time.perf_counter()
         batch = parts.loader.take(state.step)
         data_wait_s = time.perf_counter() - started
         lr = parts.lr(state.step)
         parts.policy.engine.set_lr(lr)
+        if cadence.verify_due(state.step + 1):
+            check_again(parts.policy, batch.micro_batches[0], state.step + 1)
         result = take_step(parts, state, cadence, batch)
+        spike = look_for_spike(parts, state, result)
         advance(state, result, batch)
         if result.written_votes == parts.policy.mesh.num_ranks:
             settle(parts, state)
-        if not result.is_sound:
+        if spike is not None and go_back(parts, state, spike):
+            continue
+        if not (result.is_sound or result.is_refused):
             parts.journal.skipped(state, result)
             if state.bad_steps_in_a_row > cadence.max_non_finite:
                 return StopReason.non_finite
         left = cadence.evaluations_from(state.step)
         times = StepTimes(time.perf_counter() - started, data_wait_s, left)
         parts.stop_flag.has_taken(step_s=times.step_s)
+        PROGRESS.step_took(times.step_s)
         is_logged = cadence.log_due(state.step)
-        shares = spread_of_experts(parts) if is_logged else None
+        shares = look_at_pace(parts, state, data_wait_s) | (spread_of_experts(parts) if is_logged else {})
         parts.journal.step(state, result, lr, times, is_logged, shares)
         parts.gc.collect_if_due(state.step)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
@@ -170,13 +191,21 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
 
 
 def take_step(parts: RunParts, state: TrainState, cadence: Cadence, batch: StepBatch) -> StepResult:
-    """Train on a batch. Collective: every rank."""
+    """Train on a batch, unless it is to be passed over. Collective: every rank."""
     num_micro = len(batch.micro_batches)
+    bounds = parts.spikes.bounds(state) if parts.spikes is not None and parts.spikes.skips else {}
+    most_loss, most_norm = (bounds.get(name, math.inf) for name in (LOSS, NORM))
     care = Care(
         at=in_step(parts.stop_flag, state.step + 1, cadence.num_steps, num_micro, cadence.saves),
         is_written=lambda: parts.saver.is_written,
         urgency=lambda: 0 if parts.clock is None else parts.clock.urgency,
+        pace=parts.pace,
+        most_loss=most_loss,
+        most_norm=most_norm,
     )
+    if state.step in state.passed_over:
+        parts.journal.passed_over(state)
+        return pass_over(parts.policy, parts.objective, batch, lambda: parts.stop_flag.requested, care)
     return train_step(parts.policy, parts.objective, batch, lambda: parts.stop_flag.requested, care)
 
 
@@ -222,6 +251,47 @@ def spread_of_experts(parts: RunParts) -> dict[str, float]:
     return spread(counts, load.sizes) | ({"router_loss": loss_sum / count} if count else {})
 
 
+def look_for_spike(parts: RunParts, state: TrainState, result: StepResult) -> Spike | None:
+    """Judge a step by those before it, and learn from it what is usual. Collective: every rank."""
+    if parts.spikes is None or not (result.is_sound or result.is_refused) or state.step in state.passed_over:
+        return None
+    numbers = {LOSS: result.loss, NORM: result.grad_norm}
+    spike = parts.spikes.find(state, numbers)
+    parts.spikes.learn(state, numbers, spike is not None)
+    return spike
+
+
+def go_back(parts: RunParts, state: TrainState, spike: Spike) -> bool:
+    """Record a spike; where it is to be rewound, load a checkpoint before it, and tell so. Collective: every rank."""
+    assert parts.spikes is not None
+    at = state.step
+    before = None
+    if parts.spikes.rewinds(state):
+        settle(parts, state)  # it may be what is gone back to
+        before = parts.saver.go_back(at - 1 - parts.spikes.rewind_steps)
+    parts.journal.spiked(state, spike, None if before is None else before.step)
+    if before is None:
+        return False
+    before.rewinds, before.attempts = state.rewinds + 1, state.attempts
+    before.passed_over = state.passed_over
+    for field in dataclasses.fields(state):
+        setattr(state, field.name, getattr(before, field.name))
+    parts.spikes.pass_over(state, at - 1)
+    parts.loader.forget()
+    parts.mixing.restore(state)
+    parts.journal.went_back(state)
+    return True
+
+
+def look_at_pace(parts: RunParts, state: TrainState, data_wait_s: float) -> dict[str, float]:
+    """Record which ranks became slow, or no longer are; return the slowest, as it is logged. Collective: every rank."""
+    if parts.pace is None:
+        return {}
+    for change in parts.pace.step(data_wait_s):
+        parts.journal.paced(state, change)
+    return parts.pace.stragglers.slowest
+
+
 def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
     """Count a step and chain the digest of what it consumed."""
     state.step += 1
@@ -235,7 +305,8 @@ def advance(state: TrainState, result: StepResult, batch: StepBatch) -> None:
         for name, count in counts.items():
             so_far[name] = so_far.get(name, 0) + count
     state.skipped_steps += not result.is_sound
-    state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
+    if not result.is_refused:  # that changed nothing
+        state.bad_steps_in_a_row = 0 if result.is_sound else state.bad_steps_in_a_row + 1
 
 
 def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, float]:
@@ -243,6 +314,7 @@ def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, 
 
     Collective: every rank.
     """
+    PROGRESS.begin(Phase.evaluate)
     started = time.perf_counter()
     losses = parts.evaluator.evaluate(state)
     state.last_evaluated_step = state.step
@@ -280,6 +352,7 @@ def save(parts: RunParts, state: TrainState, measured: dict[str, float], is_last
     Raises:
         CheckpointError: The last one cannot be written.
     """
+    PROGRESS.begin(Phase.save)
     parts.stop_flag.when = saving(state.step)
     settle(parts, state)
     if parts.clock is not None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
+from trainer.checkpoint.layout import FINGERPRINT, STATE, find_checkpoints, rng_file, step_of
 from trainer.checkpoint.lineage import abandon, choose
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.shards import open_shards
 from trainer.checkpoint.state import TrainState, read_state
-from trainer.checkpoint.verify import patiently
+from trainer.checkpoint.verify import inspect, patiently
 from trainer.dist.seed import restore_rng, seed_everything
 from trainer.engine.policy import Policy
 from trainer.errors import CheckpointError, SelfCheckError
@@ -87,6 +87,24 @@ class Resumer:
         state.attempts += 1
         _LOG.info("Resumed %s: step %d, %d tokens seen.", folder.name, state.step, state.tokens_seen)
         return state, Lineage(manifest.lineage.run, state.attempts, folder.name)
+
+    def go_back(self, most_step: int) -> tuple[TrainState, str] | None:
+        """Load the newest checkpoint of at most a step, or the oldest there is; None where none can be used.
+
+        Collective: every rank. Returns its state and its name.
+        """
+        folders: list[Path] = self._mesh.from_first(lambda: find_checkpoints(self._run_dir))
+        early = [folder for folder in folders if (step_of(folder) or 0) <= most_step]
+        for folder in early or folders[::-1]:
+            manifest, problem = inspect(folder, self._mesh)
+            loaded: list[TrainState] = []
+            if problem is None and manifest is not None:
+                self._check_resumable(folder, manifest)
+                problem = self._load(folder, manifest, loaded)
+            if problem is None and loaded:
+                return loaded[-1], folder.name
+            _LOG.warning("Checkpoint %s cannot be gone back to: %s.", folder.name, problem)
+        return None
 
     def _load(self, folder: Path, manifest: Manifest, loaded: list[TrainState]) -> str | None:
         """Take a checkpoint over and add its state to `loaded`, or return why it cannot be used. Collective.

@@ -6,6 +6,7 @@ Collective everywhere: every rank, same order.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import platform
@@ -198,6 +199,15 @@ class Saver:
             return TrainState()
         resumer = Resumer(self._policy, self._run_dir, self._identity, self._seed)
         state, self._lineage = resumer.resume(goes_on, self._lineage)
+        return state
+
+    def go_back(self, most_step: int) -> TrainState | None:
+        """Load an earlier checkpoint; as `Resumer.go_back`. Collective: every rank."""
+        found = Resumer(self._policy, self._run_dir, self._identity, self._seed).go_back(most_step)
+        if found is None:
+            return None
+        state, name = found
+        self._lineage = dataclasses.replace(self._lineage, parent=name)
         return state
 
     def _manifest(self, state: TrainState) -> Manifest:

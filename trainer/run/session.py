@@ -17,7 +17,8 @@ from trainer.data.store.overlap import check_disjoint
 from trainer.data.store.prepared import find_all, in_rows
 from trainer.data.store.store import Store, open_store
 from trainer.dist.env import rank_env
-from trainer.dist.mesh import Mesh, alone, close_mesh, open_mesh
+from trainer.dist.mesh import Mesh, alone, close_mesh, keep_stacks_in, open_mesh
+from trainer.dist.progress import PROGRESS, Phase
 from trainer.dist.seed import choose_kernels, seed_everything
 from trainer.engine.batch import BatchShape, batch_shape
 from trainer.engine.policy import Policy
@@ -36,6 +37,7 @@ from trainer.run.heed import before_training, heeding
 from trainer.run.identity import known_base
 from trainer.run.packing import with_packing
 from trainer.run.uneven import check_uneven
+from trainer.run.watching import watching_of
 from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
 from trainer.runtime.signals import StopFlag
 
@@ -124,12 +126,15 @@ def open_session(
     env = rank_env(os.environ)
     run_dir = Path(config.run_dir)
     setup_logging(env.rank, env.world_size, None)
-    mesh = open_mesh(env, config.cluster.comm_timeout_s)
+    mesh = open_mesh(env, config.cluster.comm_timeout_s, watching_of(config.cluster.watch, env.is_first))
     stack.push(close_mesh)
+    PROGRESS.begin(Phase.load)
     # Nodes may differ in their GPUs or processors: what the first one made of them is what was frozen.
     config = with_fitted(config, *mesh.from_first(lambda: fitted_values(config)))
     config = with_packing_mode(config, mesh.from_first(lambda: with_packing(config, says=False).data.packing))
-    setup_logging(env.rank, env.world_size, mesh.from_first(lambda: attempt_dir(run_dir)))
+    logs = mesh.from_first(lambda: attempt_dir(run_dir))
+    setup_logging(env.rank, env.world_size, logs)
+    keep_stacks_in(logs)
     seed_everything(config.seed, mesh.rank)
     choose_kernels(config.deterministic)
     source = resolve_model(config.model, Path(config.data.cache_dir))

@@ -5,6 +5,7 @@ Knows nothing of time, files or logs, and no objective.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trainer.dist.progress import PROGRESS
 from trainer.engine.policy import Policy
 from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
 from trainer.objective.contract import Objective, Part, Sums
+from trainer.run.pace import Pace
 
 
 @dataclass(slots=True)
@@ -44,6 +47,8 @@ class StepResult:
     """Positions computed over all ranks, padding among them."""
     num_padding: int = 0
     """Those of them that hold no token of a document."""
+    is_refused: bool = False
+    """Its numbers were finite, and beyond the bounds; weights and optimizer are as before."""
 
     @property
     def loss(self) -> float:
@@ -64,7 +69,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Care:
-    """What a step tells beside its numbers, and is told."""
+    """What a step is watched by, tells beside its numbers, and is told."""
 
     at: Callable[[int], None] = lambda index: None
     """Told before each micro-batch which one it is."""
@@ -72,6 +77,12 @@ class Care:
     """Asked at the end whether this rank has written what a save began."""
     urgency: Callable[[], int] = lambda: 0
     """Asked at the end how often the time has passed after which a save is due; one rank says it."""
+    pace: Pace | None = None
+    """None: nobody times it."""
+    most_loss: float = math.inf
+    """A step with a larger loss is not applied."""
+    most_norm: float = math.inf
+    """Nor one with a larger gradient norm."""
 
 
 CARELESS = Care()
@@ -95,19 +106,34 @@ def train_step(
     counts = objective.counts(batch)
     running = Sums(objective.sum_names, policy.device)
     sum_len_sq = 0
+    is_refused = False
     for index, micro in enumerate(batch.micro_batches):
         care.at(index)
-        parts = objective.terms(policy, micro, running)
+        is_last = index == len(batch.micro_batches) - 1
+        with contextlib.nullcontext() if care.pace is None else care.pace.computing():
+            parts = objective.terms(policy, micro, running)
+        PROGRESS.mark()
         loss = functools.reduce(
             operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts)
         )
         balance = None if policy.balance is None else policy.balance.take()
         if balance is not None:  # a mean by itself: over the step it is the mean over micro-batches and ranks
             loss = loss + balance / len(batch.micro_batches)
-        policy.engine.backward(loss, is_last=index == len(batch.micro_batches) - 1)
+        if is_last and math.isfinite(care.most_loss):
+            seen = dict(zip(objective.sum_names, policy.mesh.sum(running.to_list()), strict=True)) | dict(
+                counts
+            )
+            if is_refused := (objective.means[0].of(seen) or 0.0) > care.most_loss:
+                loss = (
+                    loss * math.nan
+                )  # and so are all gradients: as after an overflow, nothing is applied anywhere
+        policy.engine.backward(loss, is_last)
+        PROGRESS.mark()
         sum_len_sq += micro.sum_len_sq
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
-    grad_norm, is_applied = policy.engine.step()
+    PROGRESS.mark()
+    grad_norm, is_applied = policy.engine.step(care.most_norm)
+    PROGRESS.mark()
     loads = [] if policy.choice_bias is None or policy.expert_load is None else policy.expert_load.take_step()
     told = [float(sum_len_sq), float(stop()), float(care.is_written()), float(care.urgency())]
     totals = iter(policy.mesh.sum([*told, *found, *loads]))
@@ -125,10 +151,30 @@ def train_step(
         written_votes=round(written),
         num_tokens=batch.num_tokens_global,
         num_padding=batch.num_tokens_global - sum(batch.num_tokens_by_source.values()),
+        is_refused=is_refused or (not is_applied and math.isfinite(grad_norm)),
     )
     if policy.choice_bias is not None and result.is_sound:
         policy.choice_bias.adjust(loads)
     return result
+
+
+def pass_over(
+    policy: Policy, objective: Objective, batch: StepBatch, stop: Callable[[], bool], care: Care
+) -> StepResult:
+    """Return what a step did whose data is passed over: nothing. Collective: every rank."""
+    votes, written, due = policy.mesh.sum([float(stop()), float(care.is_written()), float(care.urgency())])
+    return StepResult(
+        sums=dict.fromkeys([*objective.sum_names, *objective.counts(batch)], 0.0),
+        means=objective.means,
+        num_targets=0,
+        sum_len_sq=0.0,
+        grad_norm=math.nan,
+        is_applied=False,
+        stop_votes=round(votes),
+        urgency=round(due),
+        written_votes=round(written),
+        is_refused=True,
+    )
 
 
 def _divided(part: Part, counts: Mapping[str, float], num_averaged: int) -> Tensor:

@@ -21,6 +21,7 @@ from trainer.config.train import CheckpointConfig
 from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
 from trainer.dist.mesh import Mesh
+from trainer.dist.progress import PROGRESS, Phase
 from trainer.evaluate.proofs.fingerprint import probe_tokens
 from trainer.evaluate.proofs.isolation import Isolation
 from trainer.evaluate.tasks.scores import TaskScores
@@ -47,6 +48,8 @@ from trainer.run.save_clock import SaveClock
 from trainer.run.saver import Saver, make_room
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
+from trainer.run.spikes import SpikeWatch
+from trainer.run.watching import pace_of
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
 from trainer.runtime.job import deadline, is_requeued
@@ -90,7 +93,9 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
     _say_if_too_large(session, mixing)
+    PROGRESS.begin(Phase.prove)
     probed = prove_model(session)
+    PROGRESS.begin(Phase.load)
     base = _base(session)
     evaluator = build_evaluator(session, mixing, session.heed)
     saver = build_saver(session, base, goes_on)
@@ -120,6 +125,8 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         best,
         _save_clock(config.checkpoint, mesh),
         config.checkpoint.enabled and config.checkpoint.background and saver.has_room_for_copy(),
+        pace_of(config.cluster.watch, session.policy),
+        SpikeWatch(config.train.spikes, mesh),
     )
     cadence = _cadence(config, mixing.num_steps, best)
     if mesh.is_first:
@@ -138,6 +145,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
                 reason = StopReason.preempted
         status = reason.value
     finally:
+        PROGRESS.begin(Phase.finish)
         journal.close(state, status)
     if mesh.is_first and reason in (StopReason.finished, StopReason.early_stop):
         _conclude(session, journal, is_measured)
@@ -175,6 +183,7 @@ def _compare(session: Session, parts: RunParts, state: TrainState) -> bool:
         GivenUp: A rank was asked to stop meanwhile; another start compares.
     """
     held_out, config = session.held_out(), session.config
+    PROGRESS.begin(Phase.evaluate)
     parts.stop_flag.when = COMPARING
     return parts.evaluator.finish(
         state, lambda: probe_recovery(parts, config, session.stores, held_out, parts.mixing, state)
@@ -350,4 +359,5 @@ def _cadence(config: RunConfig, total: int, best: BestRule | None) -> Cadence:
         max_non_finite=config.train.max_non_finite_steps,
         patience=config.evaluate.patience,
         min_delta_nats=config.evaluate.min_delta_nats,
+        verify_every=config.train.verify_every,
     )

@@ -14,11 +14,13 @@ from collections.abc import Callable, Collection, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from trainer.runtime.terminal import let_go_of_terminal
+
 _SAFETY = 1.5
 """Times the longest save and step so far that must be left before the deadline."""
 SOON = "what is under way ends as soon as it can."
 """What is said where nobody said more."""
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 class StopFlag:
@@ -67,6 +69,8 @@ class StopFlag:
     def __enter__(self) -> StopFlag:
         """Install the handlers; main thread only."""
         for number in _SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: a run that outlives its terminal
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -81,6 +85,8 @@ class StopFlag:
         self._previous.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            let_go_of_terminal()
         if number == signal.SIGINT:
             self._num_interrupts += 1
             if self._num_interrupts > 1:
@@ -107,6 +113,8 @@ def handed_on(
     previous: dict[signal.Signals, Any] = {}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            let_go_of_terminal()
         if is_there:
             tell(number)
         else:

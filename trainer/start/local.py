@@ -16,6 +16,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from trainer.runtime.job import as_shells_tell
 from trainer.runtime.signals import handed_on
+from trainer.runtime.tied import tied
 
 
 def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
@@ -47,7 +48,8 @@ def _run_launcher(command: list[str], environment: Mapping[str, str]) -> int:
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
     with handed_on(numbers, forward) as begin:
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        words = tied(command, signal.SIGKILL, launches_ranks=True)
+        process = subprocess.Popen(words, env=environment, start_new_session=True)
         begin()
         code = process.wait()
     return as_shells_tell(code)
@@ -59,7 +61,7 @@ def start_plain(arguments: list[str], num_ranks: int, master_port: int) -> int:
         shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-m", "trainer", *arguments],
+                tied([sys.executable, "-m", "trainer", *arguments], signal.SIGKILL),
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(num_ranks)

@@ -22,6 +22,7 @@ from trainer.config.snapshot import write_atomic
 from trainer.errors import Exit, TopologyError
 from trainer.runtime.job import EXIT_CODE, LOG_DIR, VARIABLES, handed_over
 from trainer.runtime.signals import handed_on
+from trainer.runtime.tied import tied
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _NEEDS = {"pdsh": "pdsh", "openmpi": "mpirun", "slurm": "srun"}
@@ -235,7 +236,7 @@ def _start_hosts(
 
     with _told_when_asked(tell) as (begin, is_asked):
         process = subprocess.Popen(
-            hosts.command(command, config_file, variables),
+            tied(hosts.command(command, config_file, variables), signal.SIGTERM),
             env=environment,
             # So the directory in PYTHONPATH is this one, which holds no modules; srun is told where ranks run.
             cwd=config_file.parent if is_slurm else None,
@@ -243,6 +244,9 @@ def _start_hosts(
         )
         begin()
         code = process.wait()
+    if code < 0:  # it was killed: what it had started, pdsh, mpirun or srun, is in its session
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
     if is_asked() and command != "train":
         return Exit.interrupted
     return code_of_ranks(command, code, logs)

@@ -15,6 +15,7 @@ from trainer.config.learn import LearnConfig
 from trainer.config.model import Attention, ModelKind
 from trainer.config.optim import Offload, ScheduleName
 from trainer.config.schema import RunConfig
+from trainer.config.spikes import SpikePolicy
 from trainer.errors import ConfigError
 
 
@@ -69,6 +70,23 @@ RULES = [
     ("train.micro_batch_size", {"train.micro_batch_size": 0}),
     ("train.global_batch_tokens", {"train.global_batch_tokens": 100}),
     ("train.max_non_finite_steps", {"train.max_non_finite_steps": -1}),
+    ("train.verify_every", {"train.verify_every": -1, "deterministic": True}),
+    ("train.verify_every", {"train.verify_every": 10}),
+    ("train.spikes.least", {"train.spikes.least": 3}),
+    ("train.spikes.window", {"train.spikes.window": 31}),
+    ("train.spikes.max_in_a_row", {"train.spikes.max_in_a_row": 0}),
+    ("train.spikes.rewind_steps", {"train.spikes.rewind_steps": -1}),
+    ("train.spikes.rewind_skips", {"train.spikes.rewind_skips": 0}),
+    ("train.spikes.max_rewinds", {"train.spikes.max_rewinds": 0}),
+    ("train.spikes.deviations", {"train.spikes.deviations": 0.0}),
+    ("train.spikes.policy", {"train.spikes.policy": SpikePolicy.rewind, "checkpoint.every_steps": 0}),
+    ("train.spikes.policy", {"train.spikes.policy": SpikePolicy.rewind, "checkpoint.enabled": False}),
+    ("cluster.watch.beat_s", {"cluster.watch.beat_s": 0.0}),
+    ("cluster.watch.step_s", {"cluster.watch.step_s": 5.0}),
+    ("cluster.watch.save_s", {"cluster.watch.save_s": 0.0}),
+    ("cluster.watch.step_factor", {"cluster.watch.step_factor": 0.5}),
+    ("cluster.watch.straggler_ratio", {"cluster.watch.straggler_ratio": 1.0}),
+    ("cluster.watch.straggler_steps", {"cluster.watch.straggler_steps": 0}),
     ("cluster.num_nodes", {"cluster.num_nodes": 0}),
     ("optim.lr", {"optim.lr": 0.0}),
     ("data.sources.text.packing", {"data.packing": PackingMode.none, "data.sources.text.packing": Packing.concat,

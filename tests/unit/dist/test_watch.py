@@ -42,11 +42,11 @@ threading.Event().wait()
 """
 
 
-def start(tmp_path, acts):
-    port_file = str(tmp_path / "port")
+def start(tmp_path, acts, code=RANK, place=None):
+    port_file = str(place or tmp_path / "port")
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(len(acts)), port_file, act],
+            [sys.executable, "-c", code, str(rank), str(len(acts)), port_file, act],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -115,3 +115,111 @@ def test_a_stranger_at_the_door_is_not_let_in(tmp_path):
     assert list(found[0]) == [1] and list(mine) == [0]
     for connection in (*mine.values(), *found[0].values()):
         connection.close()
+
+
+# ---- ranks that stand still
+
+
+WATCHING = """
+import ctypes, json, os, pathlib, sys, threading, time
+from trainer.dist.progress import PROGRESS, Limits, Phase
+from trainer.dist.warden import start_warden, this_warden
+from trainer.dist.watch import Watch, Watching, admit, connect, listen
+
+rank, num, folder, act = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4]
+start_warden(rank, os.environ)
+port = folder / "port"
+if rank == 0:
+    door, number = listen(num - 1)
+    (folder / "port.tmp").write_text(str(number))
+    (folder / "port.tmp").rename(port)
+    peers = admit(door, "token", num - 1)
+else:
+    while not port.exists():
+        time.sleep(0.02)
+    peers = connect("127.0.0.1", int(port.read_text()), "token", rank)
+
+def left(code):
+    (folder / f"code-{rank}").write_text(str(code))
+
+limits = Limits(1.5, 5.0, dict.fromkeys(Phase, 600.0))
+watch = Watch(rank, peers, Watching(limits, 0.1, left, this_warden()))
+watch.stacks.keep_in(folder)
+PROGRESS.begin(Phase.load)
+for _ in range(9):
+    PROGRESS.step_took(0.001)
+print("ready", flush=True)
+sys.stdin.readline()
+
+def stand_still_here():
+    time.sleep(9999)
+
+def hold_the_lock():
+    ctypes.PyDLL(None).sleep(9999)
+
+PROGRESS.begin(Phase.step, 5)
+if act == "hang":
+    stand_still_here()
+if act == "hold":
+    hold_the_lock()
+PROGRESS.mark()
+if act == "save":  # longer than a step may take, and with Python's lock held
+    PROGRESS.begin(Phase.save)
+    ctypes.PyDLL(None).sleep(5)
+    PROGRESS.begin(Phase.step, 6)
+    watch.leave()
+    print("left", flush=True)
+    sys.exit(0)
+print("waits", flush=True)
+threading.Event().wait()
+"""
+
+
+def watch_each_other(tmp_path, acts):
+    ranks = start(tmp_path, acts, WATCHING, tmp_path)
+    for rank in ranks:
+        print(file=rank.stdin, flush=True)
+    return ranks
+
+
+def stacks(tmp_path, rank):
+    return (tmp_path / f"rank-{rank}.stacks").read_text()
+
+
+def test_a_rank_that_hangs_is_named_and_all_write_their_stacks_and_end_with_a_code_that_requeues(tmp_path):
+    ranks = watch_each_other(tmp_path, ["wait", "hang", "wait"])
+    assert ends(ranks) == [75, 75, 75]
+    said = ranks[0].stderr.read()
+    assert "[rank 1] Error: Rank 1 has stood still for " in said
+    assert "in phase step of step 5, at <string>" in said and "stand_still_here (limit 2 s)" in said
+    assert "stand_still_here" in stacks(tmp_path, 1) and "File" in stacks(tmp_path, 0)
+    for rank in range(3):
+        assert (tmp_path / f"code-{rank}").read_text() == "75", "a launcher may lose the code"
+        assert "Rank 1 has stood still" in stacks(tmp_path, rank)
+        assert "NCCL's flight recorder: none, torch is not loaded." in stacks(tmp_path, rank)
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_rank_that_is_stopped_is_named_by_the_others_and_killed_by_its_warden(tmp_path, stopped):
+    ranks = watch_each_other(tmp_path, ["wait"] * 3)
+    assert ranks[stopped].stdout.readline() == "waits\n"
+    os.kill(ranks[stopped].pid, signal.SIGSTOP)
+    codes = ends(ranks)
+    assert codes.pop(stopped) == -signal.SIGKILL and codes == [75, 75]
+    said = ranks[1 if stopped == 0 else 0].stderr.read()
+    assert f"[rank {stopped}] Error: Rank {stopped} has given no sign of life for " in said
+    assert "most recent call first" in stacks(tmp_path, stopped), "it went on just long enough for that"
+
+
+def test_a_rank_that_holds_pythons_lock_is_named_too(tmp_path):
+    ranks = watch_each_other(tmp_path, ["wait", "hold", "wait"])
+    codes = ends(ranks)
+    assert codes == [75, -signal.SIGKILL, 75]
+    assert "Rank 1 has given no sign of life" in ranks[0].stderr.read()
+    assert "hold_the_lock" in stacks(tmp_path, 1)
+
+
+def test_a_phase_with_a_limit_of_its_own_is_no_alarm_however_silent_and_leaves_no_file(tmp_path):
+    ranks = watch_each_other(tmp_path, ["save", "save"])
+    assert ends(ranks) == [0, 0], [rank.stderr.read() for rank in ranks]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["port"]

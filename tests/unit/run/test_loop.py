@@ -10,6 +10,7 @@ import torch
 from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.state import TrainState
 from trainer.config.metric import Direction
+from trainer.config.spikes import SpikeConfig, SpikePolicy
 from trainer.dist.mesh import alone
 from trainer.engine.policy import Policy
 from trainer.errors import CheckpointError
@@ -19,6 +20,7 @@ from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.heed import GivenUp, heeding, in_step
 from trainer.run.loop import Cadence, RunParts, StopReason, train
 from trainer.run.saver import Saved
+from trainer.run.spikes import SpikeWatch
 
 
 class Engine:
@@ -33,9 +35,9 @@ class Engine:
     def set_lr(self, lr):
         self.rates.append(lr)
 
-    def step(self):
+    def step(self, most=math.inf):
         norm = self._norms.pop(0) if self._norms else 1.0
-        return norm, math.isfinite(norm)
+        return norm, math.isfinite(norm) and norm <= most
 
 
 class Loader:
@@ -43,6 +45,9 @@ class Loader:
 
     def __init__(self):
         self.taken = []
+
+    def forget(self):
+        self.taken.append("forgotten")
 
     def take(self, step):
         self.taken.append(step)
@@ -99,6 +104,13 @@ class Work:
     def steer(self, state):
         return None
 
+    def go_back(self, most_step):
+        self.back_to = most_step
+        return TrainState(step=most_step, last_evaluated_step=0) if most_step >= 0 else None
+
+    def restore(self, state):
+        self.restored = state.step
+
     def lr(self, step):
         return 1.0 / (step + 1)
 
@@ -107,6 +119,7 @@ class Report:
     def __init__(self):
         self.logged, self.all_steps, self.skips, self.saves, self.evaluations = [], [], [], [], []
         self.unsaved = []
+        self.spikes, self.passed, self.back = [], [], []
 
     def step(self, state, result, lr, times, is_logged, shares=None):
         assert times.step_s >= times.data_wait_s >= 0
@@ -122,6 +135,15 @@ class Report:
 
     def saved(self, saved):
         self.saves.append(saved.state.step)
+
+    def spiked(self, state, spike, back_to):
+        self.spikes.append((state.step, spike.number, spike.value, spike.is_refused, back_to))
+
+    def passed_over(self, state):
+        self.passed.append(state.step)
+
+    def went_back(self, state):
+        self.back.append(state.step)
 
     def not_saved(self, state, why):
         self.unsaved.append((state.step, why))
@@ -192,6 +214,7 @@ def run(
     full=(),
     slow=None,
     clock=None,
+    spikes=None,
     **changes,
 ):
     """Run the loop; with `slow`, writes go on beside it for so many steps."""
@@ -205,6 +228,8 @@ def run(
     during, stop = tasks or Tasks(), stop or Stop()
     parts = RunParts(policy, objective, loader, work, during, work, work, work.lr, report, stop, Gc(), best)
     parts.saves_in_background, parts.clock = slow is not None, clock
+    if spikes is not None:
+        parts.spikes = SpikeWatch(spikes, mesh)
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 
@@ -558,3 +583,50 @@ def test_what_heeds_a_signal_raises_between_batches():
     heed()
     with pytest.raises(GivenUp):
         heed()
+
+
+def spikes(policy, **options):
+    return SpikeConfig(**{"policy": policy, "window": 8, "least": 4, "rewind_steps": 3} | options)
+
+
+ONE_SPIKE = [1.0, 1.0, 1.0, 1.0, 1.1, 50.0]
+
+
+def test_a_spike_is_said_and_the_run_goes_on():
+    reason, state, work, report, *_ = run(norms=ONE_SPIKE, spikes=spikes(SpikePolicy.log))
+    assert reason is StopReason.finished and work.saved == [10]
+    assert report.spikes == [(6, "grad_norm", 50.0, False, None)]
+    assert (state.skipped_steps, max(state.usual["grad_norm"])) == (0, 1.1)
+
+
+def test_a_spike_is_not_applied_and_its_data_counts_as_consumed():
+    reason, state, work, report, loader, _ = run(
+        norms=ONE_SPIKE, spikes=spikes(SpikePolicy.skip), save_every=6, max_non_finite=0
+    )
+    assert reason is StopReason.finished and work.saved == [6, 10], "the model of a refused step is sound"
+    assert report.spikes == [(6, "grad_norm", 50.0, True, None)] and report.skips == []
+    assert (state.skipped_steps, state.bad_steps_in_a_row, state.tokens_seen) == (1, 0, 160)
+    assert loader.taken == list(range(10))
+
+
+def test_a_spike_is_rewound_and_its_data_passed_over():
+    reason, state, work, report, loader, _ = run(
+        norms=ONE_SPIKE, spikes=spikes(SpikePolicy.rewind, rewind_skips=2)
+    )
+    assert reason is StopReason.finished and work.saved == [10]
+    assert report.spikes == [(6, "grad_norm", 50.0, False, 2)]
+    assert work.back_to == work.restored == 2 and report.back == [2]
+    assert loader.taken == [0, 1, 2, 3, 4, 5, "forgotten", 2, 3, 4, 5, 6, 7, 8, 9]
+    assert report.passed == [5, 6] and state.passed_over == [5, 6]
+    assert (state.rewinds, state.skipped_steps) == (1, 2)
+
+
+def test_a_run_is_not_rewound_for_ever():
+    norms = [*ONE_SPIKE, *[1.0] * 6, 50.0]
+    _, state, _, report, *_ = run(norms=norms, spikes=spikes(SpikePolicy.rewind, max_rewinds=1), num_steps=12)
+    assert [back for *_, back in report.spikes] == [2, None] and state.rewinds == 1
+
+
+def test_without_a_checkpoint_to_go_back_to_a_spike_is_said():
+    reason, state, _, report, *_ = run(norms=ONE_SPIKE, spikes=spikes(SpikePolicy.rewind, rewind_steps=9))
+    assert reason is StopReason.finished and report.spikes[0][-1] is None and state.rewinds == 0

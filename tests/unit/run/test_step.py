@@ -58,7 +58,7 @@ class CountingEngine:
     def backward(self, loss, is_last):
         self.calls.append(("backward", float(loss), is_last))
 
-    def step(self):
+    def step(self, most_norm=math.inf):
         self.calls.append("step")
         return self._step
 

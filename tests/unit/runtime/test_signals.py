@@ -12,7 +12,7 @@ import pytest
 from trainer.runtime.signals import StopFlag, handed_on
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP"])
 def test_a_signal_sets_the_flag_and_its_name(name: str) -> None:
     with StopFlag() as flag:
         assert (flag.requested, flag.reason) == (False, None)
@@ -56,12 +56,23 @@ def test_one_interrupt_after_another_signal_does_not_break_out() -> None:
 
 
 def test_handlers_are_put_back_even_after_an_error() -> None:
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     with pytest.raises(RuntimeError), StopFlag():
         assert [signal.getsignal(number) for number in numbers] != before
         raise RuntimeError
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_under_nohup_a_closed_terminal_is_still_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopFlag() as flag:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not flag.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_thread_cannot_install_it() -> None:

@@ -6,11 +6,12 @@ The order of the batches is kept, so that the number of processes never changes 
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import NamedTuple, assert_never
 
 import numpy as np
@@ -37,7 +38,7 @@ from trainer.data.types import (
     TextDocument,
     TokenizerLike,
 )
-from trainer.errors import DataError
+from trainer.errors import DataError, Exit
 
 Marks = tuple[list[int], Bytes]
 Encode = Callable[[RowBatch], EncodedBatch]
@@ -251,9 +252,18 @@ def _start_worker(
     values: Sequence[TokenValue],
 ) -> None:
     global _encode_here
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = make_tokenizer()
     _encode_here = lambda batch: encode_batch(batch, source, adds_eos, tokenizer, values)  # noqa: E731
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that this one works for, however it ended, and end with it."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(Exit.died)
 
 
 def _work(batch: RowBatch) -> EncodedBatch:

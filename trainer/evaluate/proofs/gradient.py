@@ -160,7 +160,7 @@ def _own(policy: Policy, micro: MicroBatch, moved: float) -> Slopes:
 
 def _ours(policy: Policy, micro: MicroBatch) -> tuple[Slopes, int]:
     """Go both ways as the objective does; also return how many layers were recomputed."""
-    labels_T = torch.from_numpy(micro.labels_BT[0]).to(policy.device)
+    labels_T = torch.from_numpy(micro.labels_BT.reshape(-1)).to(policy.device)
 
     def loss(module: nn.Module) -> Tensor:
         return torch.as_tensor(module(Nll(labels_T), **policy.inputs(micro))[0])
@@ -178,6 +178,11 @@ def _ours(policy: Policy, micro: MicroBatch) -> tuple[Slopes, int]:
         )
         return _slopes(policy, loss)
     return found, num_recomputed
+
+
+def slopes_of(policy: Policy, micro: MicroBatch) -> Slopes:
+    """Return the loss of a micro-batch and its gradients, without dropout. Collective under ZeRO-3."""
+    return _ours(policy, micro)[0]
 
 
 def _random_states(devices: list[torch.device]) -> list[Tensor]:

@@ -1,0 +1,187 @@
+"""A step beyond the bounds changes nothing on any rank, at every stage; a rewound run goes on as without the spike."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from tests.dist.session import config_of, loader_of, session_of
+from tests.dist.test_non_finite import answers_of
+from trainer.metrics.jsonl import read
+
+
+def refused_steps(mesh: Any, workspace: str, run_dir: str, overrides: list[str], kind: str) -> Any:
+    """Train four steps, of which the second and third are beyond a bound: once by its loss, once by its norm."""
+    from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+    from trainer.run.step import Care, train_step
+
+    records = []
+    cares = [Care(), Care(most_loss=1e-3), Care(most_norm=1e-6), Care(most_loss=1e9, most_norm=1e9)]
+    with session_of(config_of(workspace, run_dir, *overrides)) as session:
+        loader = loader_of(session)
+        objective = CausalLMObjective(loader.names)
+        for step, care in enumerate(cares):
+            before = answers_of(session)
+            optimizer = digests(session)
+            session.policy.engine.set_lr(1e-3)
+            result = train_step(session.policy, objective, loader.read(step), False, care)
+            moved = float((answers_of(session) - before).abs().max())
+            same = digests(session) == optimizer
+            records.append([result.is_applied, result.is_refused, result.loss, result.grad_norm, moved, same])
+        loader.close()
+    return records
+
+
+def digests(session: Any) -> list[str]:
+    """Return digests of the optimizer's state on this rank."""
+    import hashlib
+
+    import torch
+
+    optimizer = session.policy.engine._ds.optimizer
+    state = getattr(optimizer, "optimizer", optimizer).state
+    return [
+        hashlib.sha256(value.detach().float().cpu().numpy().tobytes()).hexdigest()
+        for values in state.values()
+        for _, value in sorted(values.items())
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "stage", "method", "dtype"),
+    [
+        (2, 1, "lora", "bf16"),
+        (2, 3, "full", "bf16"),
+        *(pytest.param(2, stage, "full", "bf16", marks=pytest.mark.slow) for stage in (1, 2)),
+        *(pytest.param(1, stage, "full", "fp32", marks=pytest.mark.slow) for stage in (0, 1, 2, 3)),
+        pytest.param(1, 0, "full", "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_beyond_the_bounds_changes_neither_weights_nor_optimizer_on_any_rank(
+    pool, workspace, tmp_path, num_ranks, stage, method, dtype
+):
+    overrides = [f"zero.stage={stage}", f"zero.dtype={dtype}", f"tune.method={method}"]
+    overrides += ["train.micro_batch_size=4"] if stage == 0 else []
+    results = pool(num_ranks).run(
+        refused_steps, workspace=workspace, run_dir=str(tmp_path), overrides=overrides, kind=""
+    )
+    for good, by_loss, by_norm, after in results:
+        assert good[:2] == [True, False] and good[4] > 0
+        for refused in (by_loss, by_norm):
+            assert refused[:2] == [False, True] and math.isfinite(refused[2])
+            assert refused[4] == 0.0 and refused[5], "weights and optimizer are as before"
+        assert math.isfinite(by_norm[3]) and by_norm[3] > 1e-6, "the norm that was refused is told"
+        assert after[:2] == [True, False] and after[4] > 0 and not after[5]
+
+
+def train_through_a_spike(mesh: Any, workspace: str, run_dir: str, policy: str) -> Any:
+    """Train twelve steps, of which the ninth has fifty times the loss."""
+    from trainer.run import loop, training
+
+    overrides = ["train.max_steps=12", "checkpoint.every_steps=2", "checkpoint.keep_last=9"]
+    overrides += [
+        "log.every_steps=1",
+        "evaluate.every_steps=0",
+        "evaluate.forgetting=false",
+        "schedule.name=constant",
+    ]
+    overrides += [f"train.spikes.policy={policy}", "train.spikes.least=4", "train.spikes.rewind_steps=3"]
+    whole = loop.train_step
+
+    def spiky(policy: Any, objective: Any, batch: Any, *words: Any) -> Any:
+        if batch.step != 8:
+            return whole(policy, objective, batch, *words)
+        forward = policy.engine.forward
+
+        def larger(ask: Any, **inputs: Any) -> Any:
+            out = forward(ask, **inputs)
+            return out[0] * 50, out[1] * 50
+
+        policy.engine.forward = larger
+        try:
+            return whole(policy, objective, batch, *words)
+        finally:
+            policy.engine.forward = forward
+
+    loop.train_step = spiky
+    try:
+        return training.run_training(config_of(workspace, run_dir, *overrides)).value
+    finally:
+        loop.train_step = whole
+
+
+@pytest.mark.parametrize("policy", ["rewind", pytest.param("skip", marks=pytest.mark.slow)])
+def test_a_run_with_a_spike_ends_as_one_without_that_step(pool, workspace, tmp_path, policy):
+    """Rewound, the steps before come again to the last bit; what was written of them is moved aside."""
+    run_dir = tmp_path / policy
+    assert (
+        pool(2).run(train_through_a_spike, workspace=workspace, run_dir=str(run_dir), policy=policy)
+        == ["finished"] * 2
+    )
+    rows = {row["step"]: row for row in read(run_dir / "metrics.jsonl") if "lr" in row}
+    assert list(rows) == list(range(1, 13)), "each step once"
+    assert (
+        rows[12]["skipped_steps"] == 1
+        and max(row.get("loss", 0) for row in rows.values() if row["step"] != 9) < 10
+    )
+    events = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    found = [(e["event"], e["step"]) for e in events if e["event"] in ("spike", "went_back", "passed_over")]
+    if policy == "skip":
+        assert found == [("spike", 9)]
+        return
+    assert found == [("spike", 9), ("went_back", 4), ("passed_over", 8)]
+    (aside,) = run_dir.glob("abandoned-*/metrics.jsonl")
+    for row in read(aside):
+        if row["step"] != 9 and "loss" in row:
+            assert (row["loss"], row["grad_norm"]) == tuple(
+                rows[row["step"]][key] for key in ("loss", "grad_norm")
+            )
+
+
+def verify_steps(mesh: Any, workspace: str, run_dir: str, is_faulty: bool) -> str:
+    """Do a step twice; on rank 1 the second time may come out otherwise."""
+    import torch
+
+    from trainer.errors import SelfCheckError
+    from trainer.run.again import check_again
+
+    torch.use_deterministic_algorithms(False)
+    with session_of(config_of(workspace, run_dir, "zero.stage=3", "train.micro_batch_size=2")) as session:
+        loader = loader_of(session)
+        batch = loader.read(0)
+        before = answers_of(session)
+        calls: list[int] = []
+
+        def flip(module: Any, inputs: Any, output: Any) -> Any:
+            calls.append(1)
+            if is_faulty and mesh.rank == 1 and len(calls) == 2:
+                output = output.clone()
+                output.view(-1)[7] *= 1.0001
+            return output
+
+        layer = next(m for m in session.policy.module.modules() if type(m).__name__ == "LlamaMLP")
+        handle = layer.register_forward_hook(flip)
+        try:
+            check_again(session.policy, batch.micro_batches[0], 1)
+        except SelfCheckError as error:
+            return str(error)
+        finally:
+            handle.remove()
+            loader.close()
+        assert len(calls) >= 2 and float((answers_of(session) - before).abs().max()) == 0.0
+    return ""
+
+
+def test_a_rank_that_computes_otherwise_the_second_time_is_named(pool, workspace, tmp_path):
+    assert pool(2).run(verify_steps, workspace=workspace, run_dir=str(tmp_path / "a"), is_faulty=False) == [
+        "",
+        "",
+    ]
+    first, second = pool(2).run(
+        verify_steps, workspace=workspace, run_dir=str(tmp_path / "b"), is_faulty=True
+    )
+    assert first == second and "step 1 differs on rank 1 (" in first and "rank 0" not in first

@@ -1,0 +1,139 @@
+"""A rank of a real run that hangs, is stopped or is slow is named, and nobody is left."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.ranks import STARTING, only, own_environment, settle_in
+from tests.helpers.wait import LIMIT_S, wait_until
+from trainer.metrics.jsonl import read
+from trainer.start.local import held_port
+
+LIMIT = 15
+"""Seconds that a rank may stand still here: many times what a step takes on a busy machine."""
+WATCH = ("cluster.watch.beat_s=0.2", f"cluster.watch.step_s={LIMIT}")
+AT_STEP = 6
+Process = multiprocessing.context.ForkServerProcess
+
+
+def be_rank(variables: dict[str, str], folder: str, log: str, words: list[str], act: str) -> None:
+    """Be a rank of `palimpsest train`."""
+    settle_in(folder, own_environment() | variables, log)
+    from trainer.cli import run_command
+    from trainer.run import loop
+
+    whole, taken = loop.train_step, []
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        taken.append(1)
+        if act == "hang" and len(taken) == AT_STEP:
+            time.sleep(9999)
+        return whole(*arguments, **options)
+
+    loop.train_step = step
+    if act == "slow":
+        from trainer.engine.policy import Policy
+
+        nll = Policy.nll
+        Policy.nll = lambda *words, **named: (time.sleep(0.2), nll(*words, **named))[1]  # type: ignore[method-assign]
+    sys.exit(run_command(words))
+
+
+class Run:
+    """Ranks of a run, each a process of its own."""
+
+    def __init__(self, workspace: str, folder: Path, acts: list[str], *words: str) -> None:
+        self.run_dir = folder / "run"
+        self.run_dir.mkdir()
+        self._logs = [folder / f"rank-{rank}.log" for rank in range(len(acts))]
+        line = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={self.run_dir}", *words]
+        line += ["log.every_steps=1", "evaluate.forgetting=false", "evaluate.every_steps=0"]
+        self.ranks: list[Process] = []
+        with held_port() as port:
+            for rank, act in enumerate(acts):
+                variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(acts))}
+                variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                log = str(self._logs[rank])
+                process = STARTING.Process(target=be_rank, args=(variables, str(folder), log, line, act))
+                with only(own_environment()):
+                    process.start()
+                self.ranks.append(process)
+            wait_until(lambda: self.steps or self.codes != [None] * len(acts), "a step", self.said)
+
+    @property
+    def steps(self) -> list[int]:
+        metrics = self.run_dir / "metrics.jsonl"
+        return [row["step"] for row in read(metrics) if "loss" in row] if metrics.exists() else []
+
+    @property
+    def codes(self) -> list[int | None]:
+        return [rank.exitcode for rank in self.ranks]
+
+    def said(self) -> str:
+        return "".join(log.read_text() for log in self._logs)
+
+    def end(self) -> list[int | None]:
+        """Wait until every rank has ended."""
+        for rank in self.ranks:
+            rank.join(LIMIT_S)
+        return self.codes
+
+    def stacks(self, rank: int) -> str:
+        return (self.run_dir / "logs" / "attempt-1" / f"rank-{rank}.stacks").read_text()
+
+
+@pytest.fixture
+def train(workspace: str, tmp_path: Path) -> Iterator[Any]:
+    runs: list[Run] = []
+
+    def start(acts: list[str], *words: str) -> Run:
+        runs.append(Run(workspace, tmp_path, acts, *words))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        for rank in run.ranks:
+            rank.kill()
+            rank.join()
+
+
+def test_a_rank_that_hangs_is_named_with_its_line_and_all_end_with_a_code_that_requeues(train):
+    run = train(["", "hang"], "train.max_steps=2000", *WATCH)
+    assert run.end() == [75, 75], run.said()
+    assert "[rank 1] Error: Rank 1 has stood still for " in run.said()
+    assert f"in phase step of step {AT_STEP}, at test_watchdog.py:" in run.said()
+    assert "in step" in run.stacks(1) and "train_step" in run.stacks(0), "each wrote where it was"
+    assert run.steps[-1] == AT_STEP - 1
+
+
+def test_a_rank_that_is_stopped_is_named_and_killed(train):
+    run = train(["", ""], "train.max_steps=20000", *WATCH)
+    wait_until(lambda: len(run.steps) > 4, "steps that are no warm-up", run.said)
+    pid = run.ranks[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    assert run.end() == [75, -signal.SIGKILL], run.said()
+    assert "[rank 1] Error: Rank 1 has given no sign of life for " in run.said()
+    assert "most recent call first" in run.stacks(1)
+
+
+def test_a_slow_rank_is_named_within_fifty_steps_and_the_run_goes_on(train):
+    run = train(["", "slow"], "train.max_steps=40", "checkpoint.enabled=false")
+    assert run.end() == [0, 0], run.said()
+    events = [json.loads(line) for line in (run.run_dir / "ledger.jsonl").read_text().splitlines()]
+    found = [event for event in events if event["event"] == "straggler"]
+    assert [(event["rank"], event["is_slow"]) for event in found] == [(1, True)], "named once"
+    assert found[0]["step"] <= 20 and found[0]["ratio"] > 1.3
+    last = [row for row in read(run.run_dir / "metrics.jsonl") if "loss" in row][-1]
+    assert last["slowest_rank"] == 1 and last["slowest_ratio"] > 1.3
+    assert not list((run.run_dir / "logs" / "attempt-1").glob("*.stacks")), "nothing stood still"
