@@ -57,7 +57,7 @@ def refusal_of(workspace: str, run_dir: Path, *overrides: str) -> str:
 def refusals(mesh: Any, workspace: str, folder: str) -> dict[str, str]:
     from tests.helpers.tiny import save_llama
     from trainer.config.model import ModelConfig
-    from trainer.engine.engine import gathered
+    from trainer.engine.gathering import gathered
     from trainer.model.base_files import open_base
     from trainer.model.verify_weights import verify_weights
 

@@ -198,7 +198,7 @@ def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs
 def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
     """Return what the probe says, and held-out losses before and after it."""
     from trainer.checkpoint.state import TrainState
-    from trainer.run.loop import RunParts
+    from trainer.run.parts import RunParts
     from trainer.run.recovery import probe_recovery
 
     config = config_for(

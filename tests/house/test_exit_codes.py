@@ -9,7 +9,7 @@ from launch.attempts import FINAL_CODES
 from tests.house.tree import ROOT, parse, python_files
 from trainer.command.rank import EXITS
 from trainer.errors import Exit
-from trainer.run.loop import StopReason
+from trainer.run.parts import StopReason
 
 TEMPLATES = sorted((ROOT / "launch").glob("*.tmpl"))
 DOCS = ROOT / "docs"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -315,40 +315,3 @@ def _import_muon() -> None:
             import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     finally:
         compiler.compile = compile_functions
-
-
-@contextlib.contextmanager
-def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Hold the full values of ZeRO-3 parameters for reading; nothing at other stages. Collective."""
-    sharded = [p for p in parameters if hasattr(p, "ds_id")]
-    if not sharded:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
-        yield
-
-
-@contextlib.contextmanager
-def looking_up_at_gathers(look: Callable[[], None]) -> Iterator[None]:
-    """Call `look` before parameters are gathered, as they are when transformers loads them into a ZeRO-3 model.
-
-    It may raise, on all ranks: none is in the collective yet.
-
-    Ranks:
-        Every rank gathers the same ones in the same order.
-    """
-    import deepspeed
-
-    whole = deepspeed.zero.GatheredParameters
-
-    def looked_up(*arguments: Any, **options: Any) -> Any:
-        look()
-        return whole(*arguments, **options)
-
-    deepspeed.zero.GatheredParameters = looked_up
-    try:
-        yield
-    finally:
-        deepspeed.zero.GatheredParameters = whole

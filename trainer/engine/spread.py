@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer.config.many import many
 from trainer.dist.mesh import Mesh
-from trainer.engine.engine import gathered
+from trainer.engine.gathering import gathered
 from trainer.engine.spread_layout import DOWN, GATE, UP, Spread, SpreadLayer
 from trainer.errors import ConfigError, ModelError, SelfCheckError
 from trainer.model.experts import size_of

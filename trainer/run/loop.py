@@ -8,124 +8,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 
-from trainer.checkpoint.best import BestRule, best_of
+from trainer.checkpoint.best import best_of
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
 from trainer.dist.progress import PROGRESS, Phase
-from trainer.engine.policy import Policy
 from trainer.errors import CheckpointError
 from trainer.metrics.tracker import by_source
-from trainer.mix.loader import StepBatch, TrainLoader, chain_digest
-from trainer.mix.mixing import Mixing
+from trainer.mix.loader import StepBatch, chain_digest
 from trainer.model.expert_load import spread
-from trainer.objective.contract import Objective
 from trainer.run.again import check_again
-from trainer.run.during import DuringTraining
-from trainer.run.evaluator import Evaluator
+from trainer.run.cadence import Cadence
 from trainer.run.heed import GivenUp, before_training, in_step, measuring, saving
-from trainer.run.journal import Journal, StepTimes
-from trainer.run.pace import Pace
-from trainer.run.save_clock import SaveClock
-from trainer.run.saver import Saver
-from trainer.run.spikes import LOSS, NORM, Spike, SpikeWatch
+from trainer.run.journal import StepTimes
+from trainer.run.parts import RunParts, StopReason
+from trainer.run.spikes import LOSS, NORM, Spike
 from trainer.run.step import Care, StepResult, pass_over, train_step
-from trainer.runtime.gc import ManualGc
-from trainer.runtime.signals import StopFlag
-
-
-class StopReason(Enum):
-    """Why a run ended."""
-
-    finished = "finished"
-    early_stop = "early_stop"
-    preempted = "preempted"
-    non_finite = "non_finite"
-
-
-@dataclass(frozen=True, slots=True)
-class Cadence:
-    """When things happen, in optimizer steps; 0 means only at the end."""
-
-    num_steps: int
-    log_every: int
-    evaluate_every: int
-    save_every: int
-    saves: bool
-    evaluate_before_save: bool
-    max_non_finite: int
-    patience: int | None
-    min_delta_nats: float
-    verify_every: int = 0
-
-    def log_due(self, step: int) -> bool:
-        """Tell whether the step is logged."""
-        return step % self.log_every == 0 or step == self.num_steps
-
-    def verify_due(self, step: int) -> bool:
-        """Tell whether the step is done twice."""
-        return bool(self.verify_every and step % self.verify_every == 0)
-
-    def save_due(self, step: int, urgency: int = 0) -> bool:
-        """Tell whether a checkpoint is written after the step.
-
-        Args:
-            urgency: How often the time has passed after which one is due: once waits for what is measured, twice not.
-        """
-        by_time = urgency > 1 or (
-            urgency == 1 and (not self.evaluate_every or step % self.evaluate_every == 0)
-        )
-        due = step == self.num_steps or bool(self.save_every and step % self.save_every == 0) or by_time
-        return due and self.saves
-
-    def evaluate_due(self, step: int) -> bool:
-        """Tell whether held-out loss is taken after the step."""
-        due = bool(self.evaluate_every and step % self.evaluate_every == 0)
-        return due or step == self.num_steps or (self.evaluate_before_save and self.save_due(step))
-
-    def evaluations_from(self, step: int) -> int:
-        """Return the evaluations that are due after a step or later ones."""
-        saves = self.save_every if self.saves and self.evaluate_before_save else 0
-
-        def multiples(every: int) -> int:
-            return self.num_steps // every - max(step - 1, 0) // every if every else 0
-
-        both = multiples(math.lcm(self.evaluate_every, saves))
-        is_last_one = self.num_steps and all(
-            self.num_steps % every for every in (self.evaluate_every, saves) if every
-        )
-        return multiples(self.evaluate_every) + multiples(saves) - both + int(bool(is_last_one))
-
-
-@dataclass(slots=True)
-class RunParts:
-    """Everything the loop uses, built by training.py."""
-
-    policy: Policy
-    objective: Objective
-    loader: TrainLoader
-    evaluator: Evaluator
-    during: DuringTraining
-    mixing: Mixing
-    saver: Saver
-    lr: Callable[[int], float]
-    """Learning rate of a zero-based step."""
-    journal: Journal
-    stop_flag: StopFlag
-    gc: ManualGc
-    best: BestRule | None
-    """None: no checkpoint is kept for being the best."""
-    clock: SaveClock | None = None
-    """None: saves are due by steps alone."""
-    saves_in_background: bool = False
-    """Steps wait only until what is saved is copied into host memory."""
-    pace: Pace | None = None
-    """None: nobody looks for slow ranks."""
-    spikes: SpikeWatch | None = None
-    """None: nobody looks for spikes."""
 
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:

@@ -19,7 +19,7 @@ from trainer.mix.mixing import Mixing
 from trainer.mix.plan import DataPlan
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.heed import GivenUp
-from trainer.run.loop import RunParts
+from trainer.run.parts import RunParts
 from trainer.run.step import train_step
 
 LR_FRAC = 0.1

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -113,20 +113,11 @@ def train_step(
         with contextlib.nullcontext() if care.pace is None else care.pace.computing():
             parts = objective.terms(policy, micro, running)
         PROGRESS.mark()
-        loss = functools.reduce(
-            operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts)
-        )
-        balance = None if policy.balance is None else policy.balance.take()
-        if balance is not None:  # a mean by itself: over the step it is the mean over micro-batches and ranks
-            loss = loss + balance / len(batch.micro_batches)
-        if is_last and math.isfinite(care.most_loss):
-            seen = dict(zip(objective.sum_names, policy.mesh.sum(running.to_list()), strict=True)) | dict(
-                counts
-            )
-            if is_refused := (objective.means[0].of(seen) or 0.0) > care.most_loss:
-                loss = (
-                    loss * math.nan
-                )  # and so are all gradients: as after an overflow, nothing is applied anywhere
+        loss = _loss(parts, counts, policy, len(batch.micro_batches))
+        if is_last and (is_refused := _is_beyond(care.most_loss, objective, running, counts, policy)):
+            loss = (
+                loss * math.nan
+            )  # and so are all gradients: as after an overflow, nothing is applied anywhere
         policy.engine.backward(loss, is_last)
         PROGRESS.mark()
         sum_len_sq += micro.sum_len_sq
@@ -175,6 +166,25 @@ def pass_over(
         written_votes=round(written),
         is_refused=True,
     )
+
+
+def _loss(parts: Sequence[Part], counts: Mapping[str, float], policy: Policy, num_micro: int) -> Tensor:
+    """Return what a micro-batch adds to the loss of the step."""
+    loss = functools.reduce(operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts))
+    balance = None if policy.balance is None else policy.balance.take()
+    if balance is not None:  # a mean by itself: over the step it is the mean over micro-batches and ranks
+        loss = loss + balance / num_micro
+    return loss
+
+
+def _is_beyond(
+    most: float, objective: Objective, running: Sums, counts: Mapping[str, float], policy: Policy
+) -> bool:
+    """Tell whether the loss of the step is larger than is allowed. Collective, if there is a bound."""
+    if not math.isfinite(most):
+        return False
+    sums = dict(zip(objective.sum_names, policy.mesh.sum(running.to_list()), strict=True))
+    return (objective.means[0].of({**sums, **counts}) or 0.0) > most
 
 
 def _divided(part: Part, counts: Mapping[str, float], num_averaged: int) -> Tensor:

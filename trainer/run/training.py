@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import platform
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,18 +13,13 @@ from rich.console import Console
 from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
-from trainer.config.metric import Direction, is_task_metric
 from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import config_digest, write_atomic, write_provenance
-from trainer.config.train import CheckpointConfig
 from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
-from trainer.dist.mesh import Mesh
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.evaluate.proofs.fingerprint import probe_tokens
 from trainer.evaluate.proofs.isolation import Isolation
-from trainer.evaluate.tasks.scores import TaskScores
-from trainer.evaluate.tasks.task_metrics import better_direction
 from trainer.export.merge import CONFIG, describe_adapter
 from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
@@ -35,16 +29,17 @@ from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
+from trainer.run.cadence import Cadence, best_rule, cadence_of, save_clock_of
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator, why_no_comparison
 from trainer.run.heed import COMPARING, SOON, GivenUp, before_training
 from trainer.run.journal import Journal, open_journal
-from trainer.run.loop import Cadence, RunParts, StopReason, train
+from trainer.run.loop import train
+from trainer.run.parts import RunParts, StopReason
 from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
 from trainer.run.resumer import RunIdentity
-from trainer.run.save_clock import SaveClock
 from trainer.run.saver import Saver, make_room
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
@@ -123,22 +118,28 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         stop_flag,
         manual_gc,
         best,
-        _save_clock(config.checkpoint, mesh),
+        save_clock_of(config.checkpoint, mesh),
         config.checkpoint.enabled and config.checkpoint.background and saver.has_room_for_copy(),
         pace_of(config.cluster.watch, session.policy),
         SpikeWatch(config.train.spikes, mesh),
     )
-    cadence = _cadence(config, mixing.num_steps, best)
+    cadence = cadence_of(config, mixing.num_steps, best)
     if mesh.is_first:
         _say_what_runs(session, mixing, base)
         _say_how_long(session, probed, cadence, state.step)
     journal.started(state, world_size=mesh.num_ranks, num_steps=mixing.num_steps)
+    return _train_and_conclude(session, parts, state, cadence)
+
+
+def _train_and_conclude(session: Session, parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
+    """Train, compare with the base, and close the records, however it ends. Collective: every rank."""
+    mesh, journal = session.mesh, parts.journal
     begun_at, status, is_measured = state.step, "failed", False
     try:
         reason = train(parts, state, cadence)
         _say_if_not_begun(reason, begun_at, state)
         if reason in (StopReason.finished, StopReason.early_stop):
-            _say_if_none_is_best(best, state)
+            _say_if_none_is_best(parts.best, state)
             try:
                 is_measured = _compare(session, parts, state)
             except GivenUp:
@@ -226,22 +227,6 @@ def build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
             lambda: make_room(session.run_dir, config.checkpoint, goes_on, session.tuned.num_trainable)
         )
     return Saver(session.policy, session.run_dir, config.checkpoint, identity, probe, frozen, config.seed)
-
-
-def best_rule(config: RunConfig, task_scores: TaskScores | None) -> BestRule | None:
-    """Return by what the best checkpoint is kept; None where none is.
-
-    Raises:
-        ConfigError: A benchmark task has no such metric.
-    """
-    options, best = config.checkpoint, config.checkpoint.best
-    if not (options.keep_best and options.enabled):
-        return None
-    if not is_task_metric(best.metric):
-        return BestRule(best.metric, best.direction or Direction.minimize, saves_at_once=False)
-    assert task_scores is not None, "checked with the configuration"
-    direction = better_direction(best.metric, best.direction, task_scores.loaded)
-    return BestRule(best.metric, direction, saves_at_once=True)
 
 
 def _say_if_none_is_best(best: BestRule | None, state: TrainState) -> None:
@@ -335,29 +320,3 @@ def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, 
     )
     if outlook.sentence is not None:
         _LOG.info(outlook.sentence)
-
-
-def _save_clock(options: CheckpointConfig, mesh: Mesh) -> SaveClock | None:
-    """Return what says when to save by time; None where steps say it. Collective: every rank."""
-    num_nodes = len(set(mesh.gather(platform.node())))
-    if options.every_steps is not None or not options.enabled:
-        return None
-    return SaveClock(options.node_mtbf_days, num_nodes, mesh.is_first)
-
-
-def _cadence(config: RunConfig, total: int, best: BestRule | None) -> Cadence:
-    return Cadence(
-        num_steps=total,
-        log_every=config.log.every_steps,
-        evaluate_every=config.evaluate.every_steps,
-        save_every=config.checkpoint.every_steps or 0,
-        saves=config.checkpoint.enabled,
-        # A save by time comes when a machine is slow: it must not decide what is measured, and so patience and replay.
-        evaluate_before_save=best is not None
-        and not best.saves_at_once
-        and config.checkpoint.every_steps is not None,
-        max_non_finite=config.train.max_non_finite_steps,
-        patience=config.evaluate.patience,
-        min_delta_nats=config.evaluate.min_delta_nats,
-        verify_every=config.train.verify_every,
-    )

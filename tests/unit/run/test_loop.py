@@ -17,8 +17,10 @@ from trainer.errors import CheckpointError
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+from trainer.run.cadence import Cadence
 from trainer.run.heed import GivenUp, heeding, in_step
-from trainer.run.loop import Cadence, RunParts, StopReason, train
+from trainer.run.loop import train
+from trainer.run.parts import RunParts, StopReason
 from trainer.run.saver import Saved
 from trainer.run.spikes import SpikeWatch
 
