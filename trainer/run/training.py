@@ -88,13 +88,9 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     config, mesh = session.config, session.mesh
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
-    PROGRESS.begin(Phase.prove)
-    probed = prove_model(session) if config.train.isolation_probe else None
-    prove_choice(session)
-    PROGRESS.begin(Phase.load)
+    probed = _prove(session)
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
-    needs_base = session.tuned.is_partial or config.evaluate.forgetting
-    base = session.base_digest() if needs_base else None
+    base = session.base_digest() if session.tuned.is_partial or config.evaluate.forgetting else None
     evaluator = build_evaluator(session, mixing, session.heed)
     saver = build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
@@ -108,7 +104,6 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
     for leave in (journal.leave, loader.close, manual_gc.close):
         stack.callback(leave)
-    lr = functools.partial(_lr, config, mixing.num_steps)
     parts = RunParts(
         session.policy,
         objective,
@@ -117,7 +112,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         during,
         mixing,
         saver,
-        lr,
+        functools.partial(_lr, config, mixing.num_steps),
         journal,
         stop_flag,
         manual_gc,
@@ -149,6 +144,15 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason
+
+
+def _prove(session: Session) -> Isolation | None:
+    """Prove the loaded model before the first step; return what the isolation probe found. Collective: every rank."""
+    PROGRESS.begin(Phase.prove)
+    probed = prove_model(session) if session.config.train.isolation_probe else None
+    prove_choice(session)
+    PROGRESS.begin(Phase.load)
+    return probed
 
 
 def _compare(session: Session, parts: RunParts, state: TrainState) -> bool:
