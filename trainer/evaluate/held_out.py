@@ -17,7 +17,7 @@ from trainer.data.pack.refs import FILLER, PackRef, read_batch, spread
 from trainer.data.store.store import SplitStore
 from trainer.dist.mesh import Axis
 from trainer.engine.policy import Policy
-from trainer.metrics.pace import Pace
+from trainer.metrics.long_work import LongWork
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class HeldOut:
     def walk(self, data: Axis, what: str) -> Iterator[list[PackRef]]:
         """Yield those batches; before each all ranks may give up, and where it takes long a line says how far it is."""
         batches = self.batches(data)
-        pace = Pace(len(batches), _LOG.info)
+        pace = LongWork(len(batches), _LOG.info)
         for index, refs in enumerate(batches):
             self.heed()
             pace.at(index, f"{what}, batch {index + 1} of {len(batches)}")

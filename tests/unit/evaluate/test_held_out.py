@@ -120,13 +120,13 @@ def test_pieces_are_the_documents_of_packs_in_their_order():
 
 
 def test_a_measurement_that_takes_long_says_how_far_it_is(monkeypatch, caplog):
-    monkeypatch.setattr("trainer.metrics.pace.EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.metrics.long_work.EVERY_S", 0.0)
     caplog.set_level("INFO")
     held_out_pieces(summing(), layout([0, 7], 3))
     said = [record.getMessage() for record in caplog.records]
     assert [line.partition(":")[0] for line in said] == [f"Held-out loss, batch {n} of 3" for n in (1, 2, 3)]
     assert "left" in said[1] and "left" not in said[0]
-    monkeypatch.setattr("trainer.metrics.pace.EVERY_S", 60.0)
+    monkeypatch.setattr("trainer.metrics.long_work.EVERY_S", 60.0)
     caplog.clear()
     held_out_pieces(summing(), layout([0, 7], 3))
     assert not caplog.records

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainer.evaluate.proofs.called import BeforePass
-from trainer.metrics.pace import Pace
+from trainer.metrics.long_work import LongWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Course:
         names = [proof.what for proof in proofs]
         listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
         say(f"Proving the loaded model before it is used: {listed}.")
-        self._pace = Pace(sum(proof.work for proof in proofs), say, clock)
+        self._pace = LongWork(sum(proof.work for proof in proofs), say, clock)
 
     def begin(self) -> BeforePass:
         """Begin the next proof; return what it calls before each pass, with the work of it."""

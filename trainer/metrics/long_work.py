@@ -11,7 +11,7 @@ EVERY_S = 15.0
 """Seconds between two lines, and before the first: what is over sooner says nothing."""
 
 
-class Pace:
+class LongWork:
     """Tells of work whose amount is known, at most every EVERY_S seconds."""
 
     def __init__(
