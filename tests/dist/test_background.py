@@ -109,3 +109,36 @@ def test_the_last_save_that_cannot_be_written_is_an_error(pool, workspace, tmp_p
             full={8: 1},
             slow_s=0.0,
         )
+
+
+def room(mesh: Any, workspace: str, folder: str, left: int) -> tuple[bool, int]:
+    """Return whether there is room for copies with so much memory left, and the bytes of what one save wrote here."""
+    from tests.dist.session import session_of, take_steps
+    from tests.dist.test_resume import saver_of
+    from trainer.checkpoint.state import TrainState
+    from trainer.run import saver
+
+    whole = saver.bytes_available
+    with session_of(config_of(workspace, folder, "zero.stage=2", *WORDS)) as session:
+        own = saver_of(session)
+        own.resume(goes_on=True)
+        try:
+            saver.bytes_available = lambda: left
+            has_room = own.has_room_for_copy()
+        finally:
+            saver.bytes_available = whole
+        take_steps(session, 1)
+        assert own.save(TrainState(step=1)) is None
+    mesh.barrier()
+    return has_room, sum(path.stat().st_size for path in (step_dir(Path(folder), 1) / "shards").iterdir())
+
+
+def test_a_node_without_room_for_what_all_its_ranks_copy_saves_at_once(pool, workspace, tmp_path):
+    """Before the first step, when the optimizer has no moments yet."""
+    much, size = pool(2).run(room, workspace=workspace, folder=str(tmp_path / "much"), left=10**9)[0]
+    assert much and size > 10**5
+    answers = pool(2).run(room, workspace=workspace, folder=str(tmp_path / "few"), left=size)
+    assert [answer[0] for answer in answers] == [False, False]
+    assert pool(2).run(room, workspace=workspace, folder=str(tmp_path / "enough"), left=round(1.3 * size))[0][
+        0
+    ]

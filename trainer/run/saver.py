@@ -24,8 +24,9 @@ from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.pending import HostCopies, PendingWrite
 from trainer.checkpoint.prune import Retention, prune
+from trainer.checkpoint.shard_file import WEIGHT
 from trainer.checkpoint.shards import write_shards
-from trainer.checkpoint.space import check_space, num_to_come
+from trainer.checkpoint.space import BYTES_PER_PARAMETER, check_space, num_to_come
 from trainer.checkpoint.state import TrainState, write_state
 from trainer.config.train import CheckpointConfig
 from trainer.dist.seed import capture_rng
@@ -175,8 +176,11 @@ class Saver:
 
     def has_room_for_copy(self) -> bool:
         """Tell whether the host memory of every node has room for a copy of what its ranks save. Collective."""
-        held = self._engine.held().fragments
-        need = sum(fragment.values.numel() * fragment.values.element_size() for fragment in held)
+        # Before the first step there are weights alone; their moments come with it.
+        weights = (
+            fragment.values.numel() for fragment in self._engine.held().fragments if fragment.kind == WEIGHT
+        )
+        need = sum(weights) * BYTES_PER_PARAMETER
         found = self._mesh.gather((platform.node(), need, bytes_available()))
         nodes = {name: (0, left) for name, _, left in found}
         for name, size, left in found:
