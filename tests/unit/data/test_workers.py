@@ -35,9 +35,12 @@ def test_no_worker_is_left_of_a_preparation_that_is_killed(number):
         [sys.executable, "-c", PREPARING], env=environ, stdout=subprocess.PIPE, text=True
     )
     workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2 and all(worker.is_running() for worker in workers)
-    process.send_signal(number)
-    process.wait()
+    try:
+        assert len(workers) == 2 and all(worker.is_running() for worker in workers)
+        process.send_signal(number)
+        process.wait()
+    finally:
+        process.kill()
     wait_until(
         lambda: not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers), "their end"
     )

@@ -34,18 +34,19 @@ def start(kind):
 def test_a_process_ends_when_the_one_that_started_it_is_killed():
     parent, (child,) = start("command")
     process = psutil.Process(child)
-    assert process.is_running()
+    is_there = process.is_running()
     parent.kill()
     parent.wait()
     wait_until(lambda: not process.is_running(), "the end of the tied process")
+    assert is_there
 
 
 def test_a_launcher_tells_ranks_its_number():
     parent, (child, told) = start("ranks")
-    assert child == told
     parent.kill()
     parent.wait()
     wait_until(lambda: not psutil.pid_exists(child), "the end of the launcher")
+    assert child == told
 
 
 def test_a_process_whose_parent_was_gone_before_it_asked_ends_at_once():
