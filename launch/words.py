@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.cluster import ClusterConfig, ContainerRuntime
-from trainer.config.reference import Reference, shell_pieces
+from trainer.config.reference import EnvText, shell_pieces
 
 INDENT = "    "
 
@@ -104,7 +104,7 @@ def in_directive(value: str) -> str:
 
 def from_environment(value: str) -> str:
     """Quote a value of a variable; one that names the environment is left to that of the job."""
-    pieces = shell_pieces(value) if isinstance(value, Reference) else None
+    pieces = shell_pieces(value) if isinstance(value, EnvText) else None
     if pieces is None:
         return shlex.quote(value)
     return "".join(f'"${{{piece}}}"' if is_name else shlex.quote(piece) for piece, is_name in pieces)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Scheduler, gres_gpus
 from trainer.config.preflight import PreflightConfig
-from trainer.config.reference import Reference, references, shell_pieces
+from trainer.config.reference import EnvText, references, shell_pieces
 from trainer.config.rule import Problem, must
 from trainer.config.watch import WatchConfig
 
@@ -211,7 +211,7 @@ def _named_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     """Yield what names the environment in a way that a shell cannot: a value would stand in the script."""
     for section, values in (("environment", cluster.environment), ("nccl", cluster.nccl)):
         for name, value in values.items():
-            if isinstance(value, Reference) and shell_pieces(value) is None:
+            if isinstance(value, EnvText) and shell_pieces(value) is None:
                 yield must(
                     f"cluster.{section}.{name}",
                     "text and ${oc.env:NAME}, nothing else of OmegaConf, to be handed to a job",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from trainer.config.address import shown_address
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.config.paths import is_address
-from trainer.config.reference import Reference
+from trainer.config.reference import EnvText
 from trainer.config.rule import Problem, must
 
 REQUIRED = {
@@ -91,7 +91,7 @@ def _address_problems(key: str, address: str) -> Iterator[Problem]:
     if re.match("(file|local)://(?!/)", address):
         rule = "an address from the root"
         yield must(key, rule, address, "Write file:///FOLDER/FILE, or the path without file://.")
-    is_named = isinstance(address, Reference) and shown_address(address.raw) == address.raw
+    is_named = isinstance(address, EnvText) and shown_address(address.raw) == address.raw
     if PASSWORD.search(address) and not is_named:
         rule = "an address without a password, because the configuration is kept and printed"
         shown = PASSWORD.sub("://...@", address)

@@ -17,7 +17,7 @@ _VARIABLE = re.compile(r"oc\.env:\s*([A-Za-z_]\w*)")
 _PIECE = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)\s*\}")
 
 
-class Reference(str):
+class EnvText(str):
     """A text whose value is the environment's.
 
     Equal to its value, and shown in messages as it was given.
@@ -26,7 +26,7 @@ class Reference(str):
     raw: str
     """As it was given, with `${oc.env:...}`."""
 
-    def __new__(cls, value: str, raw: str) -> Reference:
+    def __new__(cls, value: str, raw: str) -> EnvText:
         """Take the value of now, and the text that it is looked up by."""
         made = super().__new__(cls, value)
         made.raw = raw
@@ -57,7 +57,7 @@ def as_given(section: Any) -> Any:
 
     Any other text with `${` has it escaped: it stands for itself.
     """
-    if isinstance(section, Reference):
+    if isinstance(section, EnvText):
         return section.raw
     if isinstance(section, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", section)
@@ -73,9 +73,9 @@ def as_given(section: Any) -> Any:
     return section
 
 
-def references(section: Any) -> Iterator[Reference]:
+def references(section: Any) -> Iterator[EnvText]:
     """Yield every reference of a tree."""
-    if isinstance(section, Reference):
+    if isinstance(section, EnvText):
         yield section
     elif isinstance(section, list | tuple):
         for one in section:
@@ -91,7 +91,7 @@ def variables_named(section: Any) -> list[str]:
     return sorted({name for one in references(section) for name in _VARIABLE.findall(one.raw)})
 
 
-def shell_pieces(reference: Reference) -> list[tuple[str, bool]] | None:
+def shell_pieces(reference: EnvText) -> list[tuple[str, bool]] | None:
     """Return a reference as texts and names of variables (true), in their order; None where it asks for more."""
     pieces = _PIECE.split(reference.raw)
     found = [(piece, index % 2 == 1) for index, piece in enumerate(pieces) if piece]
@@ -108,7 +108,7 @@ def _walk(owner: Any, given: Any, root: Any) -> None:
             raw = _target(raw, root)
         if isinstance(value, str):
             if isinstance(raw, str) and _names_environment(raw, root):
-                made = Reference(value, _NAMED.sub(lambda one: _inner(one[0], root), raw))
+                made = EnvText(value, _NAMED.sub(lambda one: _inner(one[0], root), raw))
                 if isinstance(owner, dict | list):
                     owner[name] = made
                 else:

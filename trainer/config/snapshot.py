@@ -20,7 +20,7 @@ from typing import Any
 from trainer.config.address import shown_address
 from trainer.config.data import PackingMode
 from trainer.config.record import WORDS
-from trainer.config.reference import Reference
+from trainer.config.reference import EnvText
 from trainer.config.schema import RunConfig
 from trainer.config.store import load_config, sealed, to_plain, to_yaml
 from trainer.errors import ConfigError
@@ -87,7 +87,7 @@ def make_run_dir(run_dir: Path) -> None:
 
 def holds_values(config: RunConfig) -> bool:
     """Tell whether a configuration has values in it that others must not read: of variables, or in an address."""
-    given = [one for one in config.cluster.environment.values() if not isinstance(one, Reference)]
+    given = [one for one in config.cluster.environment.values() if not isinstance(one, EnvText)]
     text = to_yaml(config)
     return bool(given) or shown_address(text) != text
 

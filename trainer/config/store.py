@@ -48,7 +48,7 @@ from trainer.config.override import check_word, is_swept, read_entries, readable
 from trainer.config.own import chosen_options, keep_own, raw
 from trainer.config.paths import make_absolute
 from trainer.config.rates import is_others, said_of
-from trainer.config.reference import Reference, as_given, keep_references
+from trainer.config.reference import EnvText, as_given, keep_references
 from trainer.config.schema import RunConfig
 from trainer.config.together import all_told, word_error
 from trainer.errors import ConfigError
@@ -257,7 +257,7 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
 def _plain(section: Any) -> Any:
     if isinstance(section, Enum):
         return section.name
-    if isinstance(section, Reference):
+    if isinstance(section, EnvText):
         return section.raw
     if isinstance(section, list | tuple):
         return [_plain(one) for one in section]

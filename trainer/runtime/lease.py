@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.errors import CheckpointError
+from trainer.runtime.holder import Holder, Machine, is_running, started
 
 FOLDER = ".lease"
 BEAT_S = 10.0
@@ -33,38 +34,7 @@ _held: dict[Path, Lease] = {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Machine:
-    """What numbers of processes are counted in."""
-
-    host: str
-    boot: str
-    """Of the kernel that runs; two machines with one name differ in it."""
-    processes: str
-    """Namespace of the processes: a container may have its own."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Holder:
-    """Who has a lease."""
-
-    id: str
-    machine: Machine
-    pid: int
-    started: str
-    """When the process began, in ticks of its machine: numbers of processes come again."""
-    job: str
-    attempt: int
-    is_over: bool = False
-
-    @property
-    def words(self) -> str:
-        """Return the holder in words."""
-        job = f", job {self.job}" if self.job else ""
-        return f"process {self.pid} on {self.machine.host}{job}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Found:
+class NewestLease:
     """The newest lease of a run directory."""
 
     number: int
@@ -129,7 +99,7 @@ class Lease:
         holder = None if found is None else found.holder
         if holder is None or holder.is_over or holder.pid == self._holder.pid:
             return False
-        return holder.machine != self._holder.machine or _is_running(holder)
+        return holder.machine != self._holder.machine or is_running(holder)
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_S):
@@ -169,7 +139,7 @@ def take(run_dir: Path, say: Callable[[str], None], given: str | None = None) ->
         return Lease(run_dir, number, me)
 
 
-def refuse_alive(run_dir: Path, found: Found, me: Holder, say: Callable[[str], None]) -> None:
+def refuse_alive(run_dir: Path, found: NewestLease, me: Holder, say: Callable[[str], None]) -> None:
     """Return once the holder of a lease is known to be gone; what is on another machine is watched for a while.
 
     Raises:
@@ -178,7 +148,7 @@ def refuse_alive(run_dir: Path, found: Found, me: Holder, say: Callable[[str], N
     if _is_over(found, me):
         return
     if found.holder is not None and found.holder.machine == me.machine:
-        if _is_running(found.holder):
+        if is_running(found.holder):
             raise in_use(run_dir, found.holder.words)
         return
     is_told, began = False, time.monotonic()
@@ -199,7 +169,7 @@ def refuse_alive(run_dir: Path, found: Found, me: Holder, say: Callable[[str], N
             raise in_use(run_dir, _words(now or found))
 
 
-def newest(run_dir: Path) -> Found | None:
+def newest(run_dir: Path) -> NewestLease | None:
     """Return the newest lease; None in a directory that never had one."""
     folder = run_dir / FOLDER
     names = [name for name in os.listdir(folder) if name.isdigit()] if folder.is_dir() else []
@@ -207,7 +177,7 @@ def newest(run_dir: Path) -> Found | None:
     return next((one for one in found if one is not None), None)
 
 
-def _read(path: Path) -> Found | None:
+def _read(path: Path) -> NewestLease | None:
     """Read a lease; None where it is not there."""
     number = int(path.name)
     try:
@@ -218,13 +188,13 @@ def _read(path: Path) -> Found | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        return Found(number, None, path.stat().st_mtime)
+        return NewestLease(number, None, path.stat().st_mtime)
     try:
         plain = json.loads(text)
         holder = Holder(**{**plain, "machine": Machine(**plain["machine"])})
     except (ValueError, TypeError, LookupError):
-        return Found(number, None, beat_s)
-    return Found(number, holder, beat_s)
+        return NewestLease(number, None, beat_s)
+    return NewestLease(number, holder, beat_s)
 
 
 def check_publish(target: Path) -> None:
@@ -289,13 +259,13 @@ def _me(name: str) -> Holder:
         name,
         this_machine(),
         os.getpid(),
-        _started(os.getpid()),
+        started(os.getpid()),
         os.environ.get("SLURM_JOB_ID", ""),
         int(restarts) if restarts.isdigit() else 0,
     )
 
 
-def _is_over(found: Found, me: Holder) -> bool:
+def _is_over(found: NewestLease, me: Holder) -> bool:
     """Tell whether a holder has said that it is over, or SLURM has ended it: it is an earlier attempt of this job."""
     holder = found.holder
     return holder is not None and (
@@ -303,21 +273,7 @@ def _is_over(found: Found, me: Holder) -> bool:
     )
 
 
-def _is_running(holder: Holder) -> bool:
-    """Tell whether the process of a holder on this machine is there."""
-    return _started(holder.pid) == holder.started != ""
-
-
-def _started(pid: int) -> str:
-    """Return when a process of this machine began; nothing where there is none, or it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _words(found: Found) -> str:
+def _words(found: NewestLease) -> str:
     return "another process" if found.holder is None else found.holder.words
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from trainer.config.cluster import ClusterConfig
-from trainer.config.reference import Reference, shell_pieces, variables_named
+from trainer.config.reference import EnvText, shell_pieces, variables_named
 from trainer.config.snapshot import config_digest, differences, freeze, holds_values
 from trainer.config.store import compose_config, load_config, to_plain, to_yaml
 from trainer.errors import ConfigError
@@ -78,14 +78,14 @@ def test_a_text_with_dollars_is_the_same_after_it_was_frozen(tmp_path):
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_copy_is_a_reference(copied):
-    made = copied(Reference("value", "${oc.env:X}"))
+    made = copied(EnvText("value", "${oc.env:X}"))
     assert (made, str(made), made.raw, repr(made)) == ("value", "value", "${oc.env:X}", "'${oc.env:X}'")
 
 
 def test_pieces_for_a_shell_and_names_of_variables():
-    one = Reference("av b", "a${oc.env:X} b${oc.env: Y}")
+    one = EnvText("av b", "a${oc.env:X} b${oc.env: Y}")
     assert shell_pieces(one) == [("a", False), ("X", True), (" b", False), ("Y", True)]
-    assert shell_pieces(Reference("a", "${oc.env:X,other}")) is None
+    assert shell_pieces(EnvText("a", "${oc.env:X,other}")) is None
     assert variables_named(ClusterConfig(environment={"A": one})) == ["X", "Y"]
 
 

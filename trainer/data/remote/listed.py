@@ -86,9 +86,7 @@ def list_remote(name: str, source: SourceConfig, spool: Path | None = None) -> L
         lines = [*told_lines, *lines]
     files = []
     for file in chosen:
-        identity = _identity(
-            key, shown_address(file_system.unstrip_protocol(raw[file])), found.files[raw[file]]
-        )
+        identity = _identity(key, file_system.unstrip_protocol(raw[file]), found.files[raw[file]])
         kind = str(remote_kind(file))
         files.append(
             RemoteFile(
@@ -146,6 +144,7 @@ def _read_of_folder(
 
 def _identity(key: str, address: str, info: dict[str, Any]) -> list[Any]:
     """Return a file's address, size, and what its store tells of its content, or else of its times."""
+    address = shown_address(address)
     size = info.get("size")
     if not isinstance(size, int):
         raise DataError(
