@@ -90,8 +90,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     _say_if_too_large(session, mixing)
     probed = prove_model(session)
     # Whole weights without a comparison need no base: they are not read for the sake of a digest.
-    needs_base = session.tuned.is_partial or config.evaluate.forgetting
-    base = session.base_digest() if needs_base else None
+    base = session.base_digest() if session.tuned.is_partial or config.evaluate.forgetting else None
     evaluator = build_evaluator(session, mixing, session.heed)
     saver = build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
