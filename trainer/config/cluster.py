@@ -124,7 +124,7 @@ class ClusterConfig:
     setup: list[str] = field(default_factory=list)
     """Shell lines to run before the ranks start, after the modules."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables of the ranks. They are frozen in the run directory: no secrets."""
+    """Variables of the ranks. What is written is frozen in the run directory; ${oc.env:NAME} is looked up there."""
     nccl: dict[str, str] = field(default_factory=dict)
     """NCCL's variables, such as NCCL_SOCKET_IFNAME: ib0."""
     scratch: str | None = None
