@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -294,7 +295,8 @@ class SlurmCluster:
 
 
 def end_with_parent() -> None:
-    """Ask Linux to kill this process when the test session is killed."""
+    """Ask Linux to kill this process when the test session is killed, and to leave no memory image where it crashes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
