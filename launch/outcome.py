@@ -18,12 +18,13 @@ from trainer.runtime.say import say
 from .attempts import has_finished, last_job
 from .points import Goal, Point, Record, write_record
 from .slurm import job_states
-from .status import RunStatus, run_status
+from .status import DIED, RunStatus, run_status
 
 PAGE = "sweep.html"
 WITHOUT_END = {
     "submitted": "its job left the queue before it began",
     "begun": "it was ended before it could say why",
+    DIED: "it was ended before it could say why",
 }
 """What the state of a run means when it goes on no more."""
 

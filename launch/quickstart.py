@@ -193,6 +193,10 @@ def _run_parts(words: list[str], config: RunConfig) -> int:
     code = show_result(run_dir, source, export)
     elapsed_s = round(_elapsed_s())
     print(f"\nTotal time: {elapsed_s // 60} min {elapsed_s % 60} s", flush=True)
+    if shutil.which("palimpsest") is None:
+        print(
+            f"Next, in a shell: source {Path(sys.prefix) / 'bin' / 'activate'}, and then palimpsest init ..."
+        )
     return code
 
 

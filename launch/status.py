@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.errors import ConfigError, Exit
 from trainer.metrics.effective import effective
 from trainer.metrics.jsonl import read
+from trainer.runtime.holder import is_running
+from trainer.runtime.lease import EXPIRES_S, newest, this_machine
 from trainer.runtime.say import say
 
 from .attempts import Attempts, events, last_job, read_attempts
@@ -30,6 +33,8 @@ CODES: Mapping[int, str] = {
     Exit.refused: "refused",
     Exit.non_finite: "not finite",
 }
+DIED = "died: start it again"
+"""Nobody is there who trains, and nothing was written of an end."""
 STOPPED = "stopped, "
 """How the state of a run begins that was told to stop; then what is saved of it."""
 
@@ -128,7 +133,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
     attempts = read_attempts(run_dir)
     step = max((int(record.get("step", 0)) for record in metrics), default=0)
     state = _state(run_dir, attempts, states)
-    has_ended = state in (*ENDS.values(), *CODES.values(), "gave up") or state.startswith(STOPPED)
+    has_ended = state in (*ENDS.values(), *CODES.values(), "gave up", DIED) or state.startswith(STOPPED)
     return RunStatus(
         name=run_dir.name,
         state=state,
@@ -161,10 +166,20 @@ def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) 
         return queued.lower().replace("_", " ")
     stops, starts = events(run_dir, "stopped"), events(run_dir, "started")
     if starts and (not stops or stops[-1]["time"] < starts[-1]["time"]):
-        return "begun"
+        return _begun(run_dir)
     if stops:
         return ENDS.get(stops[-1]["reason"]) or _stopped(run_dir)
     return "submitted" if attempts.job is not None else "not begun"
+
+
+def _begun(run_dir: Path) -> str:
+    """Return whether the process that trains is there; what cannot be told is "begun"."""
+    found = newest(run_dir)
+    if found is None or found.holder is None:
+        return "begun"
+    if found.holder.machine == this_machine():
+        return "running" if is_running(found.holder) else DIED
+    return "running" if time.time() - found.beat_s < EXPIRES_S else DIED
 
 
 def _stopped(run_dir: Path) -> str:

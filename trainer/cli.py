@@ -43,7 +43,13 @@ def main() -> None:
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     take_over(os.environ)
     os.environ.setdefault(WORDS, _words_shown(sys.argv[1:]))
-    sys.exit(run_command(sys.argv[1:]))
+    try:
+        code = run_command(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough; what is still to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
 
 
 def _words_shown(arguments: Sequence[str]) -> str:

@@ -122,7 +122,7 @@ def fitted(
         run = run_shape(candidate, num_ranks)
         peak_gib = forecast(shape, _as_installed(config.model, run) if is_here else run, weights).gib
         fits = peak_gib <= gpu_gib - reserve_gib
-        said = f"a peak of {peak_gib:.1f} GiB is forecast of {gpu_gib:.0f}, {reserve_gib:g} to spare."
+        said = f"a peak of {peak_gib:.1f} GiB is forecast of {gpu_gib:.0f}, with {reserve_gib:g} kept in reserve."
         fit = Fitted(candidate, said if fits else f"and even so {said} See palimpsest plan.", choice)
         if fits:
             break

@@ -66,7 +66,11 @@ def read_whole_config(source: str, model: ModelConfig) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = " To run it, set model.trust_remote_code=true." if "custom code" in str(error) else ""
+        hint = ""
+        if "custom code" in str(error):
+            hint = " To run it, set model.trust_remote_code=true."
+        elif "connect" in str(error):
+            hint = " Look at the network, or bring the model here and give its folder: model.path=FOLDER."
         raise ModelError(
             f"`model.path` must be a model folder or name, but {source} cannot be read: {first}{hint}"
         ) from error

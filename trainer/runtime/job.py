@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
@@ -38,7 +39,12 @@ def is_requeued(environ: Mapping[str, str]) -> bool:
 
 
 def as_shells_tell(returncode: int) -> int:
-    """Return the exit code of a process as a shell tells it: 128 and the signal's number where one ended it."""
+    """Return the exit code of a process as a shell tells it: 128 and the signal's number where one ended it.
+
+    DeepSpeed's launcher hands on -9 as it is, of which the system keeps 247.
+    """
+    if returncode > 256 - signal.NSIG:
+        returncode -= 256
     return returncode if returncode >= 0 else 128 - returncode
 
 

@@ -32,9 +32,14 @@ def run_lock(run_dir: Path) -> Iterator[str]:
         Rank 0 only, and who starts it.
 
     Raises:
-        CheckpointError: Another living process trains there.
+        CheckpointError: Another living process trains there, or it cannot be made.
     """
-    run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"`run_dir` must be a folder you can write to, but {run_dir} is not: {error.strerror}. Set run_dir."
+        ) from error
     given = os.environ.get(LEASE)
     with contextlib.ExitStack() as stack:
         if not _is_given(run_dir, given):

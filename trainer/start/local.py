@@ -51,8 +51,14 @@ def _run_launcher(command: list[str], environment: Mapping[str, str]) -> int:
         words = tied(command, signal.SIGKILL, launches_ranks=True)
         process = subprocess.Popen(words, env=environment, start_new_session=True)
         begin()
-        code = process.wait()
-    return as_shells_tell(code)
+        code = as_shells_tell(process.wait())
+    if code == 128 + signal.SIGKILL:
+        print(
+            "Error: the ranks were killed by SIGKILL, as the system does where memory is short. The same command goes "
+            "on from the last checkpoint.",
+            file=sys.stderr,
+        )
+    return code
 
 
 def start_plain(arguments: list[str], num_ranks: int, master_port: int) -> int:

@@ -129,3 +129,26 @@ def test_the_tokenizer_of_megatrons_ids_that_is_not_named_or_not_there(
     words = [*WORDS, f"data.sources.corpus.path={tmp_path}/a.bin", "data.sources.corpus.format=ids", *given]
     said = refused(command, *words, f"run_dir={tmp_path}/run")
     assert "`data.sources.corpus.tokenizer` must name" in said and sentence.format(here=tmp_path) in said
+
+
+def test_a_run_directory_that_cannot_be_made_is_a_sentence(tmp_path):
+    from trainer.errors import CheckpointError
+    from trainer.runtime.lock import run_lock
+
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(CheckpointError, match="`run_dir` must be a folder you can write to, but"),
+        run_lock(tmp_path / "file" / "run"),
+    ):
+        pass
+    with pytest.raises(CheckpointError, match="Set run_dir"), run_lock(tmp_path / "x" / ("y" * 300)):
+        pass
+
+
+def test_a_pipe_that_has_read_enough_is_no_error():
+    """`palimpsest schema | head -c 10`: the text is longer than what a pipe holds."""
+    words = [sys.executable, "-m", "trainer", "schema"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 128 + 13

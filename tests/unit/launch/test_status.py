@@ -1,6 +1,8 @@
 """`palimpsest status`: one row a run, from its files alone."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +14,8 @@ from tests.helpers.run_files import write_run
 from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
 from trainer.metrics.jsonl import JsonlSink, Ledger
+from trainer.runtime.holder import Holder, started
+from trainer.runtime.lease import this_machine
 
 
 @pytest.fixture
@@ -204,3 +208,24 @@ def test_no_torch_is_loaded(begun):
     )
     done = subprocess.run([sys.executable, "-c", code, str(begun)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def leased_by(run_dir, **changes):
+    """Write the lease of a holder: this process, but for the changes."""
+    mine = Holder("id", this_machine(), os.getpid(), started(os.getpid()), "", 0)
+    holder = dataclasses.asdict(dataclasses.replace(mine, **changes))
+    (run_dir / ".lease").mkdir(exist_ok=True)
+    (run_dir / ".lease" / "00000001").write_text(json.dumps(holder))
+
+
+def test_a_run_that_nobody_trains_any_more_has_died(begun):
+    leased_by(begun)
+    assert run_status(begun).state == "running"
+    leased_by(begun, started="1")
+    status = run_status(begun)
+    assert status.state == "died: start it again" and status.eta_s is None
+    elsewhere = dataclasses.replace(this_machine(), host="other")
+    leased_by(begun, machine=elsewhere)
+    assert run_status(begun).state == "running"
+    os.utime(begun / ".lease" / "00000001", (1, 1))
+    assert run_status(begun).state == "died: start it again"

@@ -38,3 +38,18 @@ def test_a_job_that_is_started_again_says_so():
         {"SLURM_RESTART_COUNT": "0", "TORCHELASTIC_RESTART_COUNT": ""}
     )
     assert is_requeued({"SLURM_RESTART_COUNT": "1"}) and is_requeued({"TORCHELASTIC_RESTART_COUNT": "12"})
+
+
+def test_a_code_that_a_launcher_made_of_a_signal_is_told_as_shells_do():
+    from trainer.runtime.job import as_shells_tell
+
+    assert [as_shells_tell(code) for code in (0, 1, 75, 130, -9, 247, 241, -15)] == [
+        0,
+        1,
+        75,
+        130,
+        137,
+        137,
+        143,
+        143,
+    ]
