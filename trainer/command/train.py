@@ -20,7 +20,14 @@ from trainer.command.rank import run_rank
 from trainer.config.check import check_config, find_problems
 from trainer.config.reference import variables_named
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import config_path, dated, freeze, holds_values, write_atomic
+from trainer.config.snapshot import (
+    config_path,
+    dated,
+    freeze,
+    holds_values,
+    refuse_another,
+    write_atomic,
+)
 from trainer.config.store import load_config, to_standard_error, to_yaml
 from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError, Exit
@@ -50,6 +57,9 @@ def start_ranks(command: str, config: RunConfig) -> int:
         )
     if command == "train":
         refuse_in_use(Path(config.run_dir))
+        refuse_another(
+            config, Path(config.run_dir)
+        )  # before hours of preparing; what is open yet is no difference
     is_sound = not any(find_problems(config))
     if is_sound:  # before GPUs are counted, which loads torch; a broken rule is told with their number
         refuse_missing(config, command)

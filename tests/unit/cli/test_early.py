@@ -152,3 +152,11 @@ def test_a_pipe_that_has_read_enough_is_no_error():
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 128 + 13
+
+
+def test_another_run_of_the_directory_is_refused_before_its_data_is_read(run_dir):
+    """The seed is known to be another without the data, which is not even there."""
+    (run_dir / "metrics.jsonl").write_text("")
+    words = [*WORDS, f"data.sources.corpus.path={run_dir}/none.txt", f"run_dir={run_dir}", "seed=9"]
+    said = refused("train", *words)
+    assert "holds a run of another configuration" in said and "seed: " in said and "none.txt" in said
