@@ -48,7 +48,10 @@ def test_a_run_trains_on_all_hosts_with_the_variables_of_its_configuration(hosts
     (start,) = [event for event in read(run_dir / "ledger.jsonl") if event["event"] == "started"]
     assert (start["attempt"], start["step"], start["world_size"]) == (1, 0, 2)
     assert [step for step, _, _ in trace(run_dir)] == [1, 2]
-    assert "MARK=seen" in (run_dir / "environment").read_text().splitlines()
+    assert "MARK" not in (run_dir / "environment").read_text(), (
+        "values are in a file that is gone with the run"
+    )
+    assert not [*run_dir.glob("logs/*/.variables.json")]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import pytest
 from tests.dist.test_full_disk import endless, start, stop, wait_for_steps
 from tests.helpers.ranks import FOREIGN, ROOT
 from tests.helpers.wait import LIMIT_S, wait_until
+from trainer.checkpoint.layout import find_checkpoints
 from trainer.checkpoint.verify import newest_verified
 
 Started = Callable[..., subprocess.Popen[str]]
@@ -48,6 +49,7 @@ def test_nothing_is_left_of_a_run_whose_command_or_launcher_is_killed(workspace,
     with start(workspace, tmp_path, *words) as process:
         try:
             wait_for_steps(process, run_dir)
+            wait_until(lambda: find_checkpoints(run_dir), "a checkpoint", lambda: process.poll())
             processes += below(process)
             (launcher,) = psutil.Process(process.pid).children()
             assert len(processes) == 5, "the launcher, two ranks, and a warden for each"

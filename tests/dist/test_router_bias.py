@@ -122,6 +122,7 @@ def biases_of_export(mesh: Any, run_dir: str) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     from trainer.checkpoint.layout import step_dir
+    from trainer.checkpoint.shards import open_shards
     from trainer.command.export import export_model
     from trainer.config.store import load_config
 
@@ -132,11 +133,10 @@ def biases_of_export(mesh: Any, run_dir: str) -> dict[str, Any]:
     for file in (path / "narrow").glob("*.safetensors"):
         tensors |= load_file(file)
     name = next(name for name in tensors if name.endswith("e_score_correction_bias"))
-    states = next((step_dir(path, 6) / "engine").glob("*model_states.pt"))
-    held = torch.load(states, weights_only=False)["module"]
+    held = open_shards(step_dir(path, 6)).buffer("choice_bias.exact")
     return {
         "dtype": str(tensors[name].dtype),
         "written": tensors[name].tolist(),
-        "held": held["choice_bias.exact"].tolist(),
+        "held": held.tolist(),
         "other": str(tensors["lm_head.weight"].dtype),
     }

@@ -27,7 +27,7 @@ def refused_steps(mesh: Any, workspace: str, run_dir: str, overrides: list[str],
             before = answers_of(session)
             optimizer = digests(session)
             session.policy.engine.set_lr(1e-3)
-            result = train_step(session.policy, objective, loader.read(step), False, care)
+            result = train_step(session.policy, objective, loader.read(step), lambda: False, care)
             moved = float((answers_of(session) - before).abs().max())
             same = digests(session) == optimizer
             records.append([result.is_applied, result.is_refused, result.loss, result.grad_norm, moved, same])

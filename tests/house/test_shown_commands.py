@@ -75,6 +75,14 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def variables():
+    """Set what pages tell to export before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_of_a_page")
+        yield
+
+
 @pytest.fixture(scope="module")
 def composed(site):
     """Return a function that composes words: the options of groups together, once, and the other words onto that."""

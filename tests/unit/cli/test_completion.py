@@ -42,7 +42,7 @@ LINES = {
     "export --dr": [],
     "replay ": ["generate"],
     "completion ": ["bash", "zsh", "fish"],
-    "schema cluster.": ["cluster.container", "cluster.preflight"],
+    "schema cluster.": ["cluster.container", "cluster.preflight", "cluster.watch"],
     "explain optim.l": ["optim.lr"],
     "explain optim.lr recipe=q": ["qlora"],
     "train experiment=min": ["mine"],
