@@ -73,8 +73,9 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     if cluster.num_gpus_asked and gres_gpus(gres) is None:
         gres = ",".join(filter(None, (f"gpu:{cluster.num_gpus_asked}", gres)))
     per_rank = cluster.cpus_per_rank
-    starts_ranks = cluster.launcher is Launcher.srun
     least, most = cluster.nodes_asked
+    # Of nodes that come and go SLURM gives no more than the fewest have tasks: one a rank, whoever starts them.
+    starts_ranks = cluster.launcher is Launcher.srun or most > least
     num_tasks = cluster.ranks_per_node if starts_ranks else 1
     cores = per_rank and per_rank * cluster.ranks_per_node // num_tasks
     log = str(job.run_dir / "logs").replace("%", "%%") + "/job-%j.out"

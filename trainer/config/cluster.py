@@ -68,7 +68,8 @@ class ClusterConfig:
     elastic: str | None = None
     """Fewest and most nodes, such as `2:4`, of a SLURM job: an attempt takes as many as there are, and goes on from the
     last checkpoint whatever wrote it. The steps have the same tokens; where ranks do not divide the packs of a step,
-    some compute one that counts for nothing. null: always num_nodes, which is between the two."""
+    some compute one that counts for nothing. At most
+    as many as the fewest have ranks. null: always num_nodes, which is between the two."""
     ranks_per_node: int = 0
     """Processes on a node; 0 means one a GPU, or one on a machine without a GPU. `submit` needs a number."""
     comm_timeout_s: int = 1800

@@ -11,10 +11,10 @@
 #SBATCH --open-mode=append
 # Nodes.
 #SBATCH --nodes=2-4
-# One launcher a node.
-#SBATCH --ntasks-per-node=1
+# One task a rank.
+#SBATCH --ntasks-per-node=8
 # CPU cores of a task.
-#SBATCH --cpus-per-task=64
+#SBATCH --cpus-per-task=8
 # GPUs of a node.
 #SBATCH --gres=gpu:8
 # Host memory of a node.

@@ -42,6 +42,7 @@ def test_a_folder_whose_name_begins_like_a_local_one_is_shared():
         ({"elastic": "0:4"}, "cluster.elastic"),
         ({"elastic": "4:2"}, "cluster.elastic"),
         ({"elastic": "2:4"}, "cluster.num_nodes"),
+        ({"elastic": "1:9", "num_nodes": 9}, "cluster.ranks_per_node"),
         ({"elastic": "1:4", "scheduler": Scheduler.none}, "cluster.scheduler"),
         ({"deepspeed_runner": "mpich"}, "cluster.deepspeed_runner"),
         ({"environment": {"MASTER_PORT": "x"}}, "cluster.environment.MASTER_PORT"),
