@@ -94,7 +94,7 @@ def _elastic_problems(cluster: ClusterConfig) -> Iterator[Problem]:
             "cluster.num_nodes", f"from {least} to {most} with cluster.elastic", cluster.num_nodes, fix
         )
     elif cluster.ranks_per_node and most > least * cluster.ranks_per_node:
-        rule = f"{-(-most // least)} or more with cluster.elastic (SLURM gives no more nodes than the fewest have tasks)"
+        rule = f"{-(-most // least)} or more with cluster.elastic (SLURM gives no more nodes than the least have tasks)"
         fix = f"Set cluster.elastic={least}:{least * cluster.ranks_per_node}."
         yield must("cluster.ranks_per_node", rule, cluster.ranks_per_node, fix)
     if cluster.scheduler is not Scheduler.slurm:
