@@ -6,7 +6,7 @@ from importlib import resources
 
 from trainer.config.cluster import ClusterConfig, Launcher
 
-from .words import Job, Template, apptainer, is_contained, lines, nodes_times, python, pyxis
+from .words import Job, Template, apptainer, is_contained, lines, python, pyxis
 
 START_S = 7
 """From the start of srun to that of Python, and for Python's last words."""
@@ -17,7 +17,7 @@ def render_preflight(cluster: ClusterConfig, job: Job) -> str:
     """Return the function and its call; a comment where there is nothing to compare, or nobody wants it."""
     if not cluster.preflight.enabled:
         return "# No checks of the nodes: cluster.preflight.enabled is false."
-    if cluster.nodes_asked[1] == 1:
+    if cluster.num_nodes == 1:
         return "# One node: there is no other to compare it with. `palimpsest doctor` checks it alone."
     limit_s = cluster.preflight.timeout_s + START_S
     timeout = ["timeout", f"--kill-after={KILL_S}", str(limit_s)]
@@ -34,7 +34,7 @@ def _image(cluster: ClusterConfig, job: Job) -> str:
     """Return lines that fetch the image on every node, outside the time limit."""
     if not is_contained(cluster):
         return ""
-    nodes = nodes_times(cluster)
+    nodes = cluster.num_nodes
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--label"]
     leave = """bash -c 'touch "$0/$SLURMD_NODENAME"' "$logs/image\""""
     fetch = lines([*srun, *pyxis(cluster, job), *apptainer(cluster, job), leave])
@@ -45,7 +45,7 @@ def _image(cluster: ClusterConfig, job: Job) -> str:
 def _srun(cluster: ClusterConfig, job: Job) -> list[str]:
     """Return the words that start one process a rank, each of which says what it found before it ends."""
     per_node = cluster.ranks_per_node
-    words = ["srun", f"--nodes={nodes_times(cluster)}", f"--ntasks={nodes_times(cluster, per_node)}"]
+    words = ["srun", f"--nodes={cluster.num_nodes}", f"--ntasks={cluster.num_nodes * per_node}"]
     words.append(f"--ntasks-per-node={per_node}")
     if cluster.cpus_per_rank:
         words.append(f"--cpus-per-task={cluster.cpus_per_rank}")

@@ -23,7 +23,6 @@ from .words import (
     in_double_quotes,
     is_contained,
     lines,
-    nodes_times,
     own_folders,
     python,
     pyxis,
@@ -73,9 +72,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
     if cluster.num_gpus_asked and gres_gpus(gres) is None:
         gres = ",".join(filter(None, (f"gpu:{cluster.num_gpus_asked}", gres)))
     per_rank = cluster.cpus_per_rank
-    least, most = cluster.nodes_asked
-    # Of nodes that come and go SLURM gives no more than the fewest have tasks: one a rank, whoever starts them.
-    starts_ranks = cluster.launcher is Launcher.srun or most > least
+    starts_ranks = cluster.launcher is Launcher.srun
     num_tasks = cluster.ranks_per_node if starts_ranks else 1
     cores = per_rank and per_rank * cluster.ranks_per_node // num_tasks
     log = str(job.run_dir / "logs").replace("%", "%%") + "/job-%j.out"
@@ -90,7 +87,7 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
         ("Reserved nodes.", "reservation", cluster.reservation),
         ("Features that nodes must have.", "constraint", cluster.constraint),
         ("Nodes to stay away from.", "exclude", cluster.exclude),
-        ("Nodes.", "nodes", cluster.num_nodes if least == most else f"{least}-{most}"),
+        ("Nodes.", "nodes", cluster.num_nodes),
         ("One task a rank." if starts_ranks else "One launcher a node.", "ntasks-per-node", num_tasks),
         ("CPU cores of a task.", "cpus-per-task", cores),
         ("GPUs of a node.", "gres", gres),
@@ -227,7 +224,7 @@ def _says(quoted: str) -> str:
 def _ranks(cluster: ClusterConfig, job: Job) -> str:
     """Return the function that starts the ranks, and what its words mean."""
     tasks = cluster.ranks_per_node if cluster.launcher is Launcher.srun else 1
-    srun = ["srun", f"--nodes={nodes_times(cluster)}", f"--ntasks={nodes_times(cluster, tasks)}"]
+    srun = ["srun", f"--nodes={cluster.num_nodes}", f"--ntasks={cluster.num_nodes * tasks}"]
     srun.append(f"--ntasks-per-node={tasks}")
     if cluster.cpus_per_rank:
         # srun does not take it over from sbatch.
@@ -254,7 +251,7 @@ def _ranks(cluster: ClusterConfig, job: Job) -> str:
 
 
 def _launcher_words(cluster: ClusterConfig) -> list[str]:
-    nodes, per_node = nodes_times(cluster), cluster.ranks_per_node
+    nodes, per_node = cluster.num_nodes, cluster.ranks_per_node
     match cluster.launcher:
         case Launcher.srun:
             return ["-m", "trainer"]

@@ -100,7 +100,7 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
     Raises:
         ConfigError: Lists every rule that is broken.
     """
-    num_ranks = config.cluster.nodes_asked[0] * max(config.cluster.ranks_per_node, 1)
+    num_ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
     problems = [
         *find_problems(config, num_ranks),
         *submit_problems(config.cluster, config.run_dir),
@@ -235,7 +235,7 @@ def _save_time(config: RunConfig, forecast: LightForecast | None) -> tuple[float
     if forecast is None:
         return 0.0, "not known"
     cluster = config.cluster
-    seconds = forecast.checkpoint_bytes / (cluster.write_gb_per_s * 1e9 * cluster.nodes_asked[0])
+    seconds = forecast.checkpoint_bytes / (cluster.write_gb_per_s * 1e9 * cluster.num_nodes)
     return seconds, f"{forecast.checkpoint_bytes / 1e9:.3g} GB at {cluster.write_gb_per_s:g} GB/s a node"
 
 
@@ -280,12 +280,8 @@ def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lea
     cluster = config.cluster
     if config.model.warning is not None:
         yield config.model.warning
-    least, most = cluster.nodes_asked
-    where = many(least, "node")
-    if most > least:
-        where += f" at least ({most} at most: an attempt takes what there is)"
     yield (
-        f"{config.name}: {many(num_ranks, 'rank')} on {where}, started by "
+        f"{config.name}: {many(num_ranks, 'rank')} on {many(cluster.num_nodes, 'node')}, started by "
         f"{cluster.launcher.value}; told to save {lead_s} s before the limit of {cluster.time_limit_min} minutes."
     )
     if forecast is None:

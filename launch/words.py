@@ -38,13 +38,6 @@ class Template(string.Template):
     delimiter = "@@"
 
 
-def nodes_times(cluster: ClusterConfig, factor: int = 1) -> str:
-    """Return the nodes of an attempt, times a number, in the script's words: known there where they come and go."""
-    if cluster.elastic is None:
-        return str(cluster.num_nodes * factor)
-    return '"$SLURM_JOB_NUM_NODES"' if factor == 1 else f'"$((SLURM_JOB_NUM_NODES * {factor}))"'
-
-
 def is_contained(cluster: ClusterConfig) -> bool:
     """Tell whether ranks run in an image."""
     return cluster.container.runtime is not ContainerRuntime.none

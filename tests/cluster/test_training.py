@@ -125,26 +125,6 @@ def test_every_attempt_has_its_logs(interrupted):
 
 
 @pytest.mark.slow
-def test_a_lost_node_costs_ranks_and_not_the_run(slurm, project, alone):
-    """The other one goes on alone, from the last checkpoint of both, with the same steps."""
-    nodes = ("cluster.elastic=1:2", "cluster.ranks_per_node=2")
-    run = submit(slurm, project, "elastic", *nodes, "checkpoint.every_steps=2")
-    run.wait(lambda: run.step() >= 5, "steps on two nodes")
-    slurm.unplug("node2")
-    try:
-        slurm.lose("node2")
-        assert run.finish() == "COMPLETED", run.log[-5000:]
-    finally:
-        slurm.plug("node2")
-        slurm.find("node2")
-    starts = [event for event in read(run.run_dir / "ledger.jsonl") if event["event"] == "started"]
-    assert [event["world_size"] for event in starts] == [4, 2] and starts[1]["step"] > 0
-    steps = trace(run.run_dir)
-    assert [step for step, _, _ in steps] == list(range(1, NUM_STEPS + 1))
-    assert max(abs(mine - whole) for (_, mine, _), (_, whole, _) in zip(steps, alone, strict=True)) <= 1e-6
-
-
-@pytest.mark.slow
 def test_a_run_at_its_time_limit_goes_on_to_the_same_losses(slurm, project, alone):
     run = submit(slurm, project, "limit", f"cluster.signal_lead_s={60 * LEAD_MIN}")
     run.wait(lambda: run.step() >= 1, "the first step")

@@ -8,6 +8,6 @@ from trainer.config.schema import RunConfig
 
 
 def may_be_uneven(config: RunConfig) -> bool:
-    """Tell whether ranks may share a step unevenly: where nodes come and go, or a run goes on with other ranks."""
+    """Tell whether ranks may share a step unevenly: a run may go on with others than began it."""
     checkpoints = Path(config.run_dir) / "checkpoints"
-    return config.cluster.elastic is not None or any(checkpoints.glob("step-*"))
+    return any(checkpoints.glob("step-*"))

@@ -48,8 +48,6 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
         yield must(
             "cluster.deepspeed_runner", f"one of {', '.join(RUNNERS)}", cluster.deepspeed_runner, "Set pdsh."
         )
-    if cluster.elastic is not None:
-        yield from _elastic_problems(cluster)
     yield from _variable_problems(cluster)
     yield from _container_problems(cluster)
     yield from _preflight_problems(cluster.preflight)
@@ -72,36 +70,6 @@ def _watch_problems(watch: WatchConfig) -> Iterator[Problem]:
         yield must("cluster.watch.straggler_ratio", "0 or more than 1", watch.straggler_ratio, "Set 1.3.")
     if watch.straggler_steps < 1:
         yield must("cluster.watch.straggler_steps", "at least 1", watch.straggler_steps, "Set 10.")
-
-
-def _elastic_problems(cluster: ClusterConfig) -> Iterator[Problem]:
-    if not re.fullmatch(r"[1-9][0-9]*:[1-9][0-9]*", str(cluster.elastic)):
-        yield must(
-            "cluster.elastic",
-            "MIN:MAX nodes, such as 2:4",
-            cluster.elastic,
-            "Set both, or null for num_nodes.",
-        )
-        return
-    least, most = cluster.nodes_asked
-    if least > most:
-        yield must(
-            "cluster.elastic", "MIN:MAX nodes", cluster.elastic, f"Set cluster.elastic={most}:{least}."
-        )
-    elif not least <= cluster.num_nodes <= most:
-        fix = f"Set cluster.num_nodes={most}."
-        yield must(
-            "cluster.num_nodes", f"from {least} to {most} with cluster.elastic", cluster.num_nodes, fix
-        )
-    elif cluster.ranks_per_node and most > least * cluster.ranks_per_node:
-        rule = f"{-(-most // least)} or more with cluster.elastic (SLURM gives no more nodes than the least have tasks)"
-        fix = f"Set cluster.elastic={least}:{least * cluster.ranks_per_node}."
-        yield must("cluster.ranks_per_node", rule, cluster.ranks_per_node, fix)
-    if cluster.scheduler is not Scheduler.slurm:
-        fix = (
-            "Set cluster=slurm, or leave cluster.elastic out: any number of ranks goes on from a checkpoint."
-        )
-        yield must("cluster.scheduler", "slurm with cluster.elastic", cluster.scheduler.value, fix)
 
 
 def _variable_problems(cluster: ClusterConfig) -> Iterator[Problem]:

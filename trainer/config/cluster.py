@@ -65,11 +65,6 @@ class ClusterConfig:
 
     num_nodes: int = 1
     """Nodes of the run."""
-    elastic: str | None = None
-    """Fewest and most nodes, such as `2:4`, of a SLURM job: an attempt takes as many as there are, and goes on from the
-    last checkpoint whatever wrote it. The steps have the same tokens; where ranks do not divide the packs of a step,
-    some compute one that counts for nothing. At most
-    as many as the fewest have ranks. null: always num_nodes, which is between the two."""
     ranks_per_node: int = 0
     """Processes on a node; 0 means one a GPU, or one on a machine without a GPU. `submit` needs a number."""
     comm_timeout_s: int = 1800
@@ -140,14 +135,6 @@ class ClusterConfig:
     """Checks of the nodes before the ranks start."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     """What ranks look for in each other while they work."""
-
-    @property
-    def nodes_asked(self) -> tuple[int, int]:
-        """Return the fewest and most nodes of an attempt."""
-        if self.elastic is None:
-            return self.num_nodes, self.num_nodes
-        least, _, most = self.elastic.partition(":")
-        return int(least), int(most)
 
     @property
     def num_gpus_asked(self) -> int:

@@ -16,12 +16,6 @@ def test_the_defaults_and_a_plain_slurm_section_have_no_problem():
     assert [*cluster_problems(SLURM), *submit_problems(SLURM, "/shared/runs/a")] == []
 
 
-def test_nodes_that_come_and_go_are_asked_for_as_two_numbers():
-    elastic = dataclasses.replace(SLURM, elastic="2:12", num_nodes=12)
-    assert [*cluster_problems(elastic)] == []
-    assert elastic.nodes_asked == (2, 12) and SLURM.nodes_asked == (1, 1)
-
-
 def test_a_folder_whose_name_begins_like_a_local_one_is_shared():
     assert [*submit_problems(SLURM, "/tmpfs-shared/a")] == []
     assert len([*submit_problems(SLURM, "/tmp")]) == 1
@@ -38,12 +32,6 @@ def test_a_folder_whose_name_begins_like_a_local_one_is_shared():
         ({"time_limit_min": 0}, "cluster.time_limit_min"),
         ({"signal_lead_s": 0}, "cluster.signal_lead_s"),
         ({"hostfile": "hosts"}, "cluster.launcher"),
-        ({"elastic": "4"}, "cluster.elastic"),
-        ({"elastic": "0:4"}, "cluster.elastic"),
-        ({"elastic": "4:2"}, "cluster.elastic"),
-        ({"elastic": "2:4"}, "cluster.num_nodes"),
-        ({"elastic": "1:9", "num_nodes": 9}, "cluster.ranks_per_node"),
-        ({"elastic": "1:4", "scheduler": Scheduler.none}, "cluster.scheduler"),
         ({"deepspeed_runner": "mpich"}, "cluster.deepspeed_runner"),
         ({"environment": {"MASTER_PORT": "x"}}, "cluster.environment.MASTER_PORT"),
         ({"environment": {"A B": "1"}}, "cluster.environment"),

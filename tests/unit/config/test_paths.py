@@ -27,7 +27,7 @@ NO_PLACES = {
     "log.trackio.space",
     *(f"cluster.{name}" for name in ("deepspeed_runner", "partition", "account", "qos", "reservation")),
     *(f"cluster.{name}" for name in ("constraint", "exclude", "gres", "mem", "sbatch_options", "modules")),
-    *("cluster.setup", "cluster.environment", "cluster.nccl", "cluster.elastic"),
+    *("cluster.setup", "cluster.environment", "cluster.nccl"),
     # Read where a run is composed, from there; nothing of it is left.
     "zero.ds_config",
     # On the nodes, or inside an image: they must be written from / and are checked to be.

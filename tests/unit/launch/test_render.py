@@ -49,10 +49,6 @@ CASES = {
         "cluster.max_stuck_attempts=5",
     ],
     "cpu": ["cluster=slurm_cpu", "cluster.num_nodes=2"],
-    "elastic": ["cluster=slurm", "cluster.num_nodes=4", "cluster.elastic=2:4"],
-    "elastic_torchrun": [
-        *("cluster=slurm", "cluster.num_nodes=4", "cluster.elastic=2:4", "cluster.launcher=torchrun"),
-    ],
 }
 
 
