@@ -134,6 +134,14 @@ def frozen_config(invocation: Invocation) -> Path | None:
         return None
     from trainer.config.snapshot import config_path
 
+    if (
+        not invocation.overrides
+        and invocation.config_file is None
+        and invocation.command in ("evaluate", "verify")
+    ):
+        raise ConfigError(
+            f"`palimpsest {invocation.command}` must be given a run, but is given nothing instead. Say run_dir=RUN."
+        )
     for override in invocation.overrides:
         if override.startswith("export.adapters="):
             names = [name.strip(" '\"") for name in override.partition("=")[2].strip("[] ").split(",")]

@@ -160,3 +160,8 @@ def test_another_run_of_the_directory_is_refused_before_its_data_is_read(run_dir
     words = [*WORDS, f"data.sources.corpus.path={run_dir}/none.txt", f"run_dir={run_dir}", "seed=9"]
     said = refused("train", *words)
     assert "holds a run of another configuration" in said and "seed: " in said and "none.txt" in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+def test_a_command_about_a_run_without_one_says_what_to_give(command):
+    assert "must be given a run, but is given nothing instead. Say run_dir=RUN." in refused(command)

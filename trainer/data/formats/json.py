@@ -154,6 +154,6 @@ def read_json(file: DataFile) -> Iterator[tuple[int, Row]]:
 
 def _as_row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise DataError(f"{where} must be a JSON object, but is a {kind} instead. Mend or remove it.")
+        kind = "null" if value is None else f"a {type(value).__name__}"
+        raise DataError(f"{where} must be a JSON object, but is {kind} instead. Mend or remove it.")
     return value
