@@ -122,7 +122,9 @@ def test_a_rank_that_is_stopped_is_named_and_killed(train):
     pid = run.ranks[1].pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    assert run.end() == [75, -signal.SIGKILL], run.said()
+    first, stopped = run.end()
+    # Its warden lets it go on before it ends it: it may hear of its failure first.
+    assert first == 75 and stopped in (75, -signal.SIGKILL), run.said()
     assert "[rank 1] Error: Rank 1 has given no sign of life for " in run.said()
     assert "most recent call first" in run.stacks(1)
 

@@ -130,8 +130,8 @@ def take(run_dir: Path, say: Callable[[str], None], given: str | None = None) ->
         if not _make(folder / f"{number:08d}", me):
             time.sleep(POLL_S)
             continue
-        for old in folder.iterdir():
-            if old.name < f"{number:08d}":
+        for old in folder.iterdir():  # what others are just writing has no number yet
+            if old.name.isdigit() and old.name < f"{number:08d}":
                 old.unlink(missing_ok=True)
         if found is not None and not _is_over(found, me):
             say(f"{run_dir} was held by {_words(found)}, which is gone: this run goes on in it.")
