@@ -75,7 +75,7 @@ class Saver:
         self._identity = identity
         self._probe = probe
         self._frozen = frozen
-        self._seed = seed
+        self._resumer = Resumer(policy, run_dir, identity, seed)
         self._copies = HostCopies()
         self._pending: _Pending | None = None
         self._num_failed = 0
@@ -201,13 +201,12 @@ class Saver:
         """Load what the run directory holds and return where the run stands; as `Resumer.resume`. Collective."""
         if not self._options.enabled:
             return TrainState()
-        resumer = Resumer(self._policy, self._run_dir, self._identity, self._seed)
-        state, self._lineage = resumer.resume(goes_on, self._lineage)
+        state, self._lineage = self._resumer.resume(goes_on, self._lineage)
         return state
 
     def go_back(self, most_step: int) -> TrainState | None:
         """Load an earlier checkpoint; as `Resumer.go_back`. Collective: every rank."""
-        found = Resumer(self._policy, self._run_dir, self._identity, self._seed).go_back(most_step)
+        found = self._resumer.go_back(most_step)
         if found is None:
             return None
         state, name = found

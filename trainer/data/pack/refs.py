@@ -40,6 +40,8 @@ def read_batch(
     stores: Sequence[SplitStore], refs: Sequence[PackRef], pad_id: int, filler: PackRef | None = None
 ) -> MicroBatch:
     """Read a batch; fillers, which come last, become a pack with every label ignored: the first there is by default."""
+    if FILLER not in refs:
+        return read_micro_batch(stores, refs, pad_id)
     if filler is None:
         first = next(i for i, store in enumerate(stores) if store.num_packs)
         filler = PackRef(first, 0, 0)
