@@ -12,7 +12,7 @@ import torch
 
 from tests.dist.session import config_of, session_of, take_steps
 from tests.dist.test_resume import config_for, contents, lines, losses, saver_of
-from trainer.checkpoint.commit import commit
+from tests.helpers.committed import commit
 from trainer.checkpoint.layout import FINGERPRINT, checkpoints_dir, step_dir
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.state import TrainState

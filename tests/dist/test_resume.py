@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.dist.session import config_of, session_of
-from trainer.checkpoint.commit import commit
+from tests.helpers.committed import commit
 from trainer.checkpoint.layout import FINGERPRINT, STATE, step_dir
 from trainer.checkpoint.manifest import read_manifest
 from trainer.errors import CheckpointError, SelfCheckError

@@ -84,19 +84,6 @@ class Commit:
         return target
 
 
-def commit(run_dir: Path, manifest: Manifest, write: Callable[[Path], list[WrittenFile]], mesh: Mesh) -> Path:
-    """Write a checkpoint whole or not at all. Collective: every rank.
-
-    Args:
-        manifest: Without files; they are gathered from what the ranks report.
-        write: Writes this rank's files under the folder it is given and returns them; without a collective.
-    Raises:
-        CheckpointError: No space, or any rank failed; the staging folder is gone then.
-    """
-    begun = Commit(run_dir, manifest, mesh)
-    return begun.finish(*attempt(lambda: write(begun.staging)))
-
-
 def attempt(act: Callable[[], _T]) -> tuple[_T | None, Exception | None]:
     """Return what a call returns, or what it raised."""
     try:

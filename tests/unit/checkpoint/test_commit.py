@@ -9,9 +9,10 @@ from multiprocessing import get_context
 import pytest
 import torch
 
+from tests.helpers.committed import commit
 from tests.helpers.wait import LIMIT_S
 from trainer.checkpoint import commit as commit_module
-from trainer.checkpoint.commit import commit, remove_staging, seal
+from trainer.checkpoint.commit import remove_staging, seal
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, find_checkpoints, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest, read_manifest
 from trainer.checkpoint.verify import find_damage, newest_verified

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint.commit import commit, seal
+from tests.helpers.committed import commit
+from trainer.checkpoint.commit import seal
 from trainer.checkpoint.layout import MANIFEST, STATE, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.named import find_checkpoint
