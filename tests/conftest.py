@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -31,7 +32,18 @@ def move_out() -> None:
         os.environ.pop(name, None)
 
 
+def heed_signals() -> None:
+    """Let children die of what this process was told to ignore, as under nohup: they inherit that.
+
+    A handler does not outlive the start of another program.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 move_out()
+heed_signals()
 # A machine that is busy draws examples slowly, and one of them may take seconds.
 hypothesis.settings.register_profile(
     "patient", max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -47,7 +47,7 @@ def shipped_shapes() -> dict[str, dict[str, Any]]:
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"), object_hook=_number)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -59,6 +59,11 @@ def _parse(file: Path) -> dict[str, Any]:
             "Give the config.json of the model."
         )
     return config
+
+
+def _number(found: dict[str, Any]) -> Any:
+    """Return the number that transformers writes as {"__float__": "Infinity"}, or what was found."""
+    return float(found["__float__"]) if found.keys() == {"__float__"} else found
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

@@ -130,6 +130,7 @@ _FAMILIES: dict[str, _Family] = {
     "qwen2_moe": _Family(num_kv_heads=16, experts_key="num_experts"),
     "qwen3_moe": _Family(num_kv_heads=4, bias_keys=True, has_qk_norm=True, experts_key="num_experts"),
 }
+_OTHER_NAME = {"num_experts": "num_local_experts"}
 
 
 def knows(config: Mapping[str, Any]) -> bool:
@@ -263,7 +264,10 @@ def _mlp(config: Mapping[str, Any], sizes: _Sizes, family: _Family, hidden: int,
         has_biases = config["model_type"] in ("llama", "smollm3") and config.get("mlp_bias")
         biases = num_layers * (2 * ffn + hidden) if has_biases else 0
         return _Mlp(sum(linear.num_weights for linear in linears) + biases, linears, ffn)
-    num_experts, num_chosen = sizes.need(family.experts_key), sizes.need("num_experts_per_tok")
+    # transformers 5 reads both names of the number of experts, and writes Qwen3's under Mixtral's.
+    key = family.experts_key if family.experts_key in config else _OTHER_NAME.get(family.experts_key, "")
+    num_experts = sizes.need(key if key in config else family.experts_key)
+    num_chosen = sizes.need("num_experts_per_tok")
     is_mixtral = config["model_type"] == "mixtral"
     ffn = sizes.need("intermediate_size" if is_mixtral else "moe_intermediate_size")
     num_sparse = num_layers

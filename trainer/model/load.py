@@ -58,14 +58,17 @@ def read_whole_config(source: str, model: ModelConfig) -> Any:
     Raises:
         ModelError: No config, or an architecture without a causal head.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, StrictDataclassError):  # the second line says what is wrong with the field
+            first = " ".join(str(error).split())[:200]
         hint = ""
         if "custom code" in str(error):
             hint = " To run it, set model.trust_remote_code=true."

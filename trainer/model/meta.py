@@ -49,8 +49,10 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     )
     text = config.get_text_config()
     hidden, num_layers = _size(text, "hidden_size"), _size(text, "num_hidden_layers")
-    num_heads = _size(text, "num_attention_heads")
-    q_dim, kv_dim = attention_widths(text) or (hidden, hidden)
+    # State-space models have none.
+    has_heads = getattr(text, "num_attention_heads", None) is not None
+    num_heads = _size(text, "num_attention_heads") if has_heads else 0
+    q_dim, kv_dim = attention_widths(text) or ((hidden, hidden) if has_heads else (0, 0))
     num_sparse = len({name.rpartition(".")[0] for name in expert_tensors(built)})
     return DecoderShape(
         model_type=config.model_type,
@@ -128,6 +130,7 @@ def _configs(found: Mapping[str, Any], source: str, model: ModelConfig) -> tuple
     Raises:
         ModelError: transformers does not know it, or there is no causal model in it.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
     from trainer.model.load import check_causal, read_whole_config, trained_part
@@ -143,7 +146,7 @@ def _configs(found: Mapping[str, Any], source: str, model: ModelConfig) -> tuple
             )
         try:
             whole = AutoConfig.for_model(**found)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
             raise _not_built(source, error) from error
         check_causal(whole, source)
     return whole, trained_part(whole)

@@ -137,6 +137,14 @@ def test_what_config_json_leaves_out_is_what_transformers_assumes(model_type):
     assert decoder_shape(config, "here").num_params == num_built(built(config))
 
 
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_a_folder_that_transformers_wrote_says_the_same(case, tmp_path):
+    """It writes the experts of Qwen3-MoE under another name than Qwen does, and the sizes of some under two."""
+    AutoConfig.for_model(**(BASE | case)).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert decoder_shape(written, "there") == decoder_shape(BASE | case, "here")
+
+
 def test_a_token_of_a_mixture_goes_to_the_experts_it_is_sent_to_and_memory_holds_all():
     config = BASE | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 1}
     shape = decoder_shape(config, "here")
