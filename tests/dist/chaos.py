@@ -1,6 +1,6 @@
 """Kills at any instant, and what comes of the run: benchmarks/results/chaos.json.
 
-    python -m tests.dist.chaos [--kills N] [--seed S] [--out FILE]
+    python -m tests.dist.chaos [--kills N] [--seed S] [--jobs J] [--out FILE]
 
 A run of two ranks that saves every step or two is ended again and again: one rank gets SIGKILL at one of the calls that
 write, sync, rename or remove while it saves, or at a random instant, or SIGTERM. Each time the same command goes on. At
@@ -17,11 +17,12 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ KINDS = {
 }
 CALLS = ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir")
 """Of `os`, all of which a save makes; what is written before a sync is on disk or not, as it happens."""
+EVERY_RANK = -1
 DEADLINE = 30
 """Starts after which a run has not gone on by itself."""
 
@@ -86,7 +88,7 @@ def train_under_fire(
 
     calls = [0]
     with contextlib.ExitStack() as stack:
-        if kill is not None and kill["rank"] == mesh.rank:
+        if kill is not None and kill["rank"] in (mesh.rank, EVERY_RANK):
             if kill["how"] == "call":
                 stack.enter_context(counted(calls, kill["at"]))
             else:
@@ -129,14 +131,15 @@ class Range:
         self._folder, self._workspace = folder, workspace
         self.pool = pool or Ranks(2, folder / "ranks")
         self._whole: dict[str, dict[str, str]] = {}
-        self.num_calls: dict[tuple[str, bool], int] = {}
+        self.num_calls: dict[tuple[str, bool], list[int]] = {}
+        """By kind and whether it saves in the background: the calls of each rank."""
 
     def whole(self, kind: str, background: bool) -> dict[str, str]:
         """Return the digests of the last checkpoint of a run that nobody touched."""
         key = (kind, background)
         if key not in self.num_calls:
             run_dir = self._folder / f"whole-{len(self.num_calls)}"
-            nobody = asdict(Kill(kind, background, 0, "call", -1))
+            nobody = asdict(Kill(kind, background, EVERY_RANK, "call", -1))
             told = self._train(run_dir, kind, background, nobody)
             assert told["reason"] == "finished"
             self.num_calls[key] = told["calls"]
@@ -154,8 +157,10 @@ class Range:
             try:
                 told = self._train(run_dir, kill.kind, kill.background, planned)
             except RankFailure as failure:
-                if planned is None or "died with -9" not in str(failure):
-                    outcome.problem = str(failure)[-3000:]
+                # A signal that comes before the run listens ends it, as it ends a command that has just begun.
+                ended = "died with -15" if kill.how == "term" else "died with -9"
+                if planned is None or ended not in str(failure):
+                    outcome.problem = str(failure)[:1000] + " ... " + str(failure)[-2000:]
                     return outcome
                 outcome.was_hit, planned = True, None
                 continue
@@ -182,7 +187,7 @@ class Range:
         answers = self.pool.run(
             train_under_fire, workspace=self._workspace, run_dir=str(run_dir), words=words, kill=kill
         )
-        return {"reason": answers[0]["reason"], "calls": max(answer["calls"] for answer in answers)}
+        return {"reason": answers[0]["reason"], "calls": [answer["calls"] for answer in answers]}
 
 
 def digests(run_dir: Path) -> dict[str, str]:
@@ -200,16 +205,52 @@ def lost_steps(run_dir: Path) -> int:
     return len({row["step"] for row in rows if "loss" in row})
 
 
-def planned(num: int, seed: int, fire: Range) -> Iterator[Kill]:
+def planned(indices: Iterable[int], seed: int, fire: Range) -> Iterator[Kill]:
     """Yield kills: half at calls in turn, over all that a run makes, the others at random instants."""
-    rng = random.Random(seed)
     kinds = [(kind, background) for kind in KINDS for background in (True, False)]
-    for index in range(num):
+    for index in indices:
+        rng = random.Random(f"{seed} {index}")
         kind, background = kinds[index % len(kinds)]
         fire.whole(kind, background)
         how = ("call", "kill", "call", "term")[index // len(kinds) % 4]
-        most = fire.num_calls[kind, background] if how == "call" else 1200
-        yield Kill(kind, background, rng.randrange(2), how, rng.randrange(1, most + 1))
+        rank = rng.randrange(2)
+        most = fire.num_calls[kind, background][rank] if how == "call" else 1200
+        yield Kill(kind, background, rank, how, rng.randrange(1, most + 1))
+
+
+def attack(indices: range, seed: int) -> list[dict[str, Any]]:
+    """Make some of the kills, print a line each, and return what came of them."""
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="palimpsest-chaos-") as folder:
+        workspace = f"{folder}/workspace"
+        alone = Ranks(1, Path(folder) / "alone")
+        alone.run(make_inputs, folder=workspace)
+        alone.close()
+        fire = Range(Path(folder), workspace)
+        for index, kill in zip(indices, planned(indices, seed, fire), strict=True):
+            outcomes.append(fire.suffer(kill, index))
+            verdict = outcomes[-1].problem or ("went on" if outcomes[-1].was_hit else "was over before")
+            print(f"{index + 1:4} {kill}: {verdict}", flush=True)
+        fire.pool.close()
+    return [asdict(one) for one in outcomes]
+
+
+def attack_side_by_side(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Share the kills between processes that do as this one does."""
+    with tempfile.TemporaryDirectory(prefix="palimpsest-chaos-") as folder:
+        files = [Path(folder) / f"{job}.json" for job in range(options.jobs)]
+        words = ["--kills", str(options.kills), "--seed", str(options.seed), "--jobs", str(options.jobs)]
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.dist.chaos", *words, "--job", str(job), "--out", str(file)]
+            )
+            for job, file in enumerate(files)
+        ]
+        codes = [one.wait() for one in started]
+        if 2 in codes or not all(file.exists() for file in files):
+            sys.exit(f"a job ended without its results: {codes}")
+        found = [json.loads(file.read_text(encoding="utf-8"))["kills"] for file in files]
+    return [one for kills in found for one in kills]
 
 
 def main() -> int:
@@ -217,32 +258,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="pairs of ranks side by side; a core for each rank"
+    )
+    parser.add_argument("--job", type=int, help="make the share of this one of them alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="palimpsest-chaos-") as folder:
-        workspace = f"{folder}/workspace"
-        alone = Ranks(1, Path(folder) / "alone")
-        alone.run(make_inputs, folder=workspace)
-        alone.close()
-        fire = Range(Path(folder), workspace)
-        outcomes = []
-        for number, kill in enumerate(planned(options.kills, options.seed, fire)):
-            outcomes.append(fire.suffer(kill, number))
-            verdict = outcomes[-1].problem or ("went on" if outcomes[-1].was_hit else "was over before")
-            print(f"{number + 1:4} {kill}: {verdict}", flush=True)
-        fire.pool.close()
+    if options.jobs > 1 and options.job is None:
+        outcomes = attack_side_by_side(options)
+    else:
+        outcomes = attack(range(options.job or 0, options.kills, options.jobs), options.seed)
     counts = collections.Counter(
-        "problem" if one.problem else "went on, same bits" if one.was_hit else "over before"
+        "problem" if one["problem"] else "went on, same bits" if one["was_hit"] else "over before"
         for one in outcomes
     )
     record = {
         "command": " ".join(["python -m tests.dist.chaos", *sys.argv[1:]]),
         "seconds": round(time.monotonic() - began),
         "counts": dict(counts),
-        "most_lost_steps": max(one.lost_steps for one in outcomes),
+        "most_lost_steps": max(one["lost_steps"] for one in outcomes),
         "steps_between_saves": EVERY,
-        "kills": [asdict(one) for one in outcomes],
+        "kills": outcomes,
     }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(

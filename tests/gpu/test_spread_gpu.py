@@ -32,17 +32,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path / "mixture")
     build_tokenizer().save_pretrained(path / "mixture")
+    start(["-m", "trainer", "prepare"], words_of(path))
     return path
+
+
+def words_of(place: Path) -> list[str]:
+    mixture = ("model.kind=pretrained", f"model.path={place / 'mixture'}")
+    return [*common_overrides(place), *mixture, "model.attention=sdpa"]
 
 
 def losses(place: Path, name: str, *overrides: str) -> list[float]:
     own = [
         *("train.global_batch_tokens=8192", "train.micro_batch_size=2", "optim.lr=1e-3"),
-        *("model.kind=pretrained", f"model.path={place / 'mixture'}", "model.attention=sdpa"),
         *("checkpoint.every_steps=6", "log.progress=false", f"run_dir={place / name}"),
     ]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainer", "train"]
-    start(torchrun, [*common_overrides(place), *own, *overrides])
+    start(torchrun, [*words_of(place), *own, *overrides])
     rows = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
 

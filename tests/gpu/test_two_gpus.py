@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.test_gpu_paths import TEXT, common_overrides, start
-from tests.helpers.wait import LIMIT_S, wait_until
+from tests.helpers.wait import wait_until
 from trainer.checkpoint.layout import step_dir
 from trainer.metrics.jsonl import read
 
@@ -80,6 +80,7 @@ def test_what_two_gpus_saved_one_goes_on_with(place: Path, words: tuple[str, ...
 def test_a_stopped_rank_is_named_and_the_job_ends_with_a_code_that_requeues(place: Path) -> None:
     """A failure points at a watch that waits behind NCCL's kernels, or at ranks that are left."""
     words = [*common_overrides(place), "train.max_steps=1000000", "evaluate.every_steps=0"]
+    words += ["train.global_batch_tokens=2048", "train.micro_batch_size=2"]
     words += [
         "checkpoint.enabled=false",
         "cluster.watch.step_s=15",
@@ -105,11 +106,15 @@ def test_a_stopped_rank_is_named_and_the_job_ends_with_a_code_that_requeues(plac
     ranks = ranks_of(job.pid)
     assert len(ranks) == 2, log.read_text()
     os.kill(ranks[1], signal.SIGSTOP)
-    assert job.wait(LIMIT_S) != 0
+    assert wait_until(lambda: job.poll() is not None and [job.returncode], "the end", log.read_text) != [0]
     said = log.read_text()
     assert "Rank 1 has given no sign of life for " in said
     assert list((run_dir / "logs" / "attempt-1").glob("*.stacks")), "each wrote where it was"
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), "no rank left", log.read_text)
+    wait_until(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()),
+        "no rank left",
+        log.read_text,
+    )
 
 
 def ranks_of(launcher: int) -> dict[int, int]:

@@ -69,7 +69,7 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         is_logged = cadence.log_due(state.step)
         shares = look_at_pace(parts, state, data_wait_s) | (spread_of_experts(parts) if is_logged else {})
         parts.journal.step(state, result, lr, times, is_logged, shares)
-        parts.gc.collect_if_due(state.step)
+        mind_memory(parts, state, result)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
         measured, preempted = measure(parts, state, cadence, preempted)
         out_of_patience = is_out_of_patience(state, cadence)
@@ -147,6 +147,13 @@ def spread_of_experts(parts: RunParts) -> dict[str, float]:
     seen = (0.0, 0) if balance is None else balance.take_seen()
     loss_sum, count, *counts = parts.policy.mesh.sum([*seen, *load.take()])
     return spread(counts, load.sizes) | ({"router_loss": loss_sum / count} if count else {})
+
+
+def mind_memory(parts: RunParts, state: TrainState, result: StepResult) -> None:
+    """Collect garbage if that is due, and get the memory for saves once there are moments."""
+    parts.gc.collect_if_due(state.step)
+    if parts.saves_in_background and result.is_sound:
+        parts.saver.reserve()
 
 
 def look_for_spike(parts: RunParts, state: TrainState, result: StepResult) -> Spike | None:

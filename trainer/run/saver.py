@@ -197,6 +197,11 @@ class Saver:
             )
         return not short
 
+    def reserve(self) -> None:
+        """Get the memory for copies beside the training, once; after the first step, which makes the moments."""
+        if not self._copies.is_reserved:
+            self._copies.reserve(self._engine.held().fragments)
+
     def resume(self, goes_on: bool) -> TrainState:
         """Load what the run directory holds and return where the run stands; as `Resumer.resume`. Collective."""
         if not self._options.enabled:
