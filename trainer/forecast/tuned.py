@@ -70,12 +70,14 @@ def weights_of(shape: DecoderShape, tune: TuneConfig, trained: Trained, element_
     if num_frozen == 0:
         return full_weights(shape)
     width = tune.r * trained.num_adapted if tune.method is TuneMethod.lora else 0
+    is_merged = tune.method is TuneMethod.lora and _trains_experts(tune)
     weights = Weights(
         num_trainable=trained.num_trainable,
         frozen_bytes=num_frozen * element_bytes,
         num_frozen=num_frozen,
         adapter_width=width // shape.num_layers,
         trains_experts=_trains_experts(tune),
+        num_merged=shape.experts // shape.num_layers if is_merged else 0,
     )
     return weights if tune.quantise is Quantise.none else in_nf4(shape, weights, element_bytes)
 

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from tests.house.tree import ROOT
-from trainer.command.fitting import fitted, run_shape
+from trainer.command.fitting import find_shape, fitted, run_shape, tuned_weights
 from trainer.config.store import compose_config
 from trainer.forecast.activations import layer_bytes, mask_bytes, score_bytes
 from trainer.forecast.adapter_sizes import adapter_weights
@@ -277,3 +277,19 @@ def test_layers_recomputed_save_what_they_do_not_keep():
     per_layer = (layer_bytes(LLAMA, 2, True, True) - 2 * 4096) * 8192
     assert peaks[0] - peaks[1] == pytest.approx(8 * per_layer)
     assert 8 * per_layer / GIB > 7
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3_30b_a3b_6_layers_1xH200_lora_experts", "qwen3_30b_a3b_1xH200_lora_4096x1"]
+)
+def test_lora_on_a_mixture_takes_what_was_measured(name):
+    """Adapters of experts are added into a tensor of the experts' size in every layer, which backward needs."""
+    record = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+    (result,) = record["results"]
+    words = [word for word in result["overrides"] if not word.startswith(("data=", "data.sources"))]
+    shape = ROOT / "benchmarks/shapes" / record["environment"]["shape"]
+    config = compose_config([*words, f"model.path={shape}", "run_dir=/nowhere"])
+    config = fitted(config, 1, can_load=True, here_gib=H200_GIB).config
+    found, _ = find_shape(config.model)
+    peak = forecast(found, run_shape(config, 1), tuned_weights(config, found))
+    assert peak.gib == pytest.approx(result["memory_gib"], rel=0.05)
