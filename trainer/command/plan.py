@@ -11,7 +11,7 @@ from rich.console import Console
 
 from trainer.checkpoint.space import BYTES_PER_PARAMETER
 from trainer.command.fitting import DTYPE_LEFT, find_shape, fitted, known_shape, run_shape, tuned_weights
-from trainer.command.ways import ways_to_fit
+from trainer.command.ways import most_of_node, ways_to_fit
 from trainer.config.check import check_config
 from trainer.config.check_experts import check_has_experts
 from trainer.config.model import Attention, Kernels
@@ -174,7 +174,10 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
     advice = None
     if gpu_gib is not None and not fits:
         limit_gib = gpu_gib - config.plan.reserve_gib
-        found_change = smallest_change(shape, run, weights, limit_gib, config.cluster.num_nodes)
+        most = most_of_node(config, num_ranks)
+        found_change = smallest_change(
+            shape, run, weights, limit_gib, config.cluster.num_nodes, most_of_node=most
+        )
         advice = None if found_change is None else " ".join(found_change.overrides)
     size = weights.num_trainable * BYTES_PER_PARAMETER
     return LightForecast(need_gib, gpu_gib, fits, advice, size)

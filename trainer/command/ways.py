@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from trainer.command.fitting import tuned_weights
 from trainer.config.check import find_problems
+from trainer.config.cluster import Scheduler
 from trainer.config.optim import Offload, ZeroConfig
 from trainer.config.rates import USUAL, is_others
 from trainer.config.schema import RunConfig, RunKind
 from trainer.config.tune import Quantise, TuneConfig, TuneMethod
 from trainer.errors import TrainerError
-from trainer.forecast.advice import NODE_FACTORS, Advice, smallest_change
+from trainer.forecast.advice import GPUS_OF_A_NODE, NODE_FACTORS, Advice, smallest_change
 from trainer.forecast.memory import GIB, RunShape, Weights
 from trainer.forecast.printed import Way
 from trainer.forecast.shapes import DecoderShape
@@ -51,11 +52,19 @@ def ways_to_fit(config: RunConfig, shape: DecoderShape, run: RunShape, limit_gib
             config.cluster.num_nodes,
             method.factors,
             method.offloads,
+            most_of_node(config, run.world_size),
         )
         if advice is not None:
             note = _note(method, shape, advice, config.cluster.num_nodes)
             found.append((advice.num_gpus, Way((*method.words, *advice.overrides), advice.peak, note)))
     return [way for _, way in sorted(found, key=lambda one: one[0])]
+
+
+def most_of_node(config: RunConfig, world_size: int) -> int:
+    """Return how many GPUs a node may get: as it is, where a scheduler or a hostfile says what nodes there are."""
+    cluster = config.cluster
+    is_open = cluster.scheduler is Scheduler.none and cluster.hostfile is None
+    return GPUS_OF_A_NODE if is_open else world_size // cluster.num_nodes
 
 
 def _methods(config: RunConfig, shape: DecoderShape, run: RunShape) -> Iterator[_Method]:

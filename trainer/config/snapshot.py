@@ -163,12 +163,15 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
 
 def _free_word(config: RunConfig, run_dir: Path) -> str:
     """Return a word that gives a run a directory that is not there yet: its name, where that is what it lies under."""
+    whole = (
+        run_dir.parent if (run_dir.parent / SWEEP_RECORD).exists() else run_dir
+    )  # of a point, that of its sweep
     other = next(
         folder
         for number in itertools.count(2)
-        if not (folder := run_dir.with_name(f"{run_dir.name}-{number}")).exists()
+        if not (folder := whole.with_name(f"{whole.name}-{number}")).exists()
     )
-    is_named = run_dir == Path(RunConfig.run_dir.replace("${name}", config.name)).absolute()
+    is_named = whole == Path(RunConfig.run_dir.replace("${name}", config.name)).absolute()
     return f"name={other.name}" if is_named else f"run_dir={other}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.forecast.memory import Peak, RunShape, Weights, forecast
@@ -31,6 +31,7 @@ def smallest_change(
     num_nodes: int,
     factors: Sequence[int] = NODE_FACTORS,
     offloads: Sequence[bool] = (False, True),
+    most_of_node: int = GPUS_OF_A_NODE,
 ) -> Advice | None:
     """Return the cheapest change whose peak is at most the limit, or None where none is.
 
@@ -41,8 +42,10 @@ def smallest_change(
     Args:
         factors: How many times the GPUs there may be.
         offloads: Whether the optimizer state may be in host memory.
+        most_of_node: GPUs up to which one node is filled before there are more.
     """
-    found = _candidates(shape, run, num_nodes, factors, offloads)
+    more = {factor: _more_gpus(run.world_size, num_nodes, factor, most_of_node) for factor in factors}
+    found = _candidates(shape, run, more, offloads)
     candidates = sorted(found, key=lambda candidate: candidate[0])
     for _, changed, overrides in candidates:
         peak = forecast(shape, changed, weights)
@@ -55,13 +58,13 @@ _Candidate = tuple[tuple[int, ...], RunShape, tuple[str, ...]]
 
 
 def _candidates(
-    shape: DecoderShape, run: RunShape, num_nodes: int, factors: Sequence[int], offloads: Sequence[bool]
+    shape: DecoderShape, run: RunShape, more: Mapping[int, dict[str, bool]], offloads: Sequence[bool]
 ) -> Iterator[_Candidate]:
     choices = itertools.product(
         range(run.stage, 4),
         _checkpoint_counts(shape.num_layers, run.checkpoint_layers),
         _halves(run.micro_batch_size),
-        factors,
+        more,
         offloads if not run.offload_optimizer else (True,),
     )
     packs = run.world_size * run.micro_batch_size * run.num_micro_steps
@@ -82,7 +85,7 @@ def _candidates(
             f"zero.stage={stage}": stage != run.stage,
             f"model.checkpoint_layers={count}": count != run.checkpoint_layers,
             f"train.micro_batch_size={micro}": micro != run.micro_batch_size,
-            **_more_gpus(run.world_size, num_nodes, factor),
+            **more[factor],
             "zero.offload_optimizer=cpu": offload != run.offload_optimizer,
         }
         overrides = tuple(word for word, is_changed in words.items() if is_changed)
@@ -92,13 +95,13 @@ def _candidates(
         yield cost, changed, overrides
 
 
-def _more_gpus(world_size: int, num_nodes: int, factor: int) -> dict[str, bool]:
+def _more_gpus(world_size: int, num_nodes: int, factor: int, most_of_node: int) -> dict[str, bool]:
     """Return the words for more GPUs, and whether each changes anything: one node is filled before there are more."""
     per_node = world_size // num_nodes
-    if num_nodes > 1 or per_node >= GPUS_OF_A_NODE:
+    if num_nodes > 1 or per_node >= most_of_node:
         return {f"cluster.num_nodes={num_nodes * factor}": factor != 1}
     wanted = world_size * factor
-    filled = max(count for count in range(per_node, GPUS_OF_A_NODE + 1) if wanted % count == 0)
+    filled = max(count for count in range(per_node, most_of_node + 1) if wanted % count == 0)
     return {
         f"cluster.ranks_per_node={filled}": filled != per_node,
         f"cluster.num_nodes={wanted // filled}": wanted != filled,

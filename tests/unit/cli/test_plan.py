@@ -124,6 +124,8 @@ def test_more_gpus_than_a_node_has_are_more_nodes(plan):
     words = ["recipe=continued_pretrain", "model=llama3_1_70b", "plan.gpu_gib=80", "cluster.ranks_per_node=8"]
     ways = advised(plan(*words)[1])
     assert ways[-1][:1] == ["cluster.num_nodes=4"]
+    slurm = advised(plan(*words[:-1], "cluster=slurm", "cluster.ranks_per_node=4")[1])
+    assert slurm[-1] == ["cluster.num_nodes=8"], "nodes of a cluster have the GPUs that it has"
     assert ["tune=lora", "optim.lr=1e-4"] in [way[:2] for way in ways], "the recipe's rate is for weights"
 
 

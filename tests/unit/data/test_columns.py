@@ -440,7 +440,8 @@ def test_a_message_that_says_it_under_another_key_is_told_which(
 def test_a_message_that_only_calls_or_thinks_needs_no_content(tmp_path: Path) -> None:
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}], "note": "x"}
     result = {"role": "tool", "name": "f", "content": "9"}
-    documents, _, _ = read(tmp_path, [{"messages": [TURNS[0], call, result, TURNS[1]]}], **CHAT)
+    void = {"role": "user", "content": None, "metadata": {"a": "b"}, "tags": [], "images": [{"url": "x"}]}
+    documents, _, _ = read(tmp_path, [{"messages": [TURNS[0], call, result, void, TURNS[1]]}], **CHAT)
     assert documents[0] is not None
 
 

@@ -82,7 +82,10 @@ def _text_elsewhere(raw: dict[str, Any]) -> str | None:
 
 
 def _is_text(value: Any) -> bool:
-    return bool(value.strip() if isinstance(value, str) else isinstance(value, list) and value)
+    """Say whether a value is a text, or a list of texts or of parts with one."""
+    if not isinstance(value, list):
+        return isinstance(value, str) and bool(value.strip())
+    return any(_is_text(part.get("text") if isinstance(part, dict) else part) for part in value)
 
 
 def _content(raw: Any) -> str:
