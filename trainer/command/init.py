@@ -123,7 +123,7 @@ def write_experiment(wish: Wish) -> list[str]:
     guess = guess_layout(source_name, wish.data, model.can_chat, wish.ignore, learn)
     source = guess.source
     is_talk = source.format.value in ("chat", "completion")
-    _check_template(wish, model, guess)
+    unknown = _check_template(wish, model, guess)
     recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
@@ -163,14 +163,15 @@ def write_experiment(wish: Wish) -> list[str]:
         f"Written: {file}",
         *model.lines,
         *guess.lines,
+        *unknown,
         "",
         "Then:",
     ]
     return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
 
 
-def _check_template(wish: Wish, model: _Model, guess: Guess) -> None:
-    """Refuse conversations that the model's chat template does not render, as far as it is here."""
+def _check_template(wish: Wish, model: _Model, guess: Guess) -> list[str]:
+    """Refuse conversations that the model's chat template does not render; return what cannot be known here."""
     from trainer.command.first_look import check_rendered
 
     if guess.source.format.value == "chat" and not model.can_chat:
@@ -180,6 +181,13 @@ def _check_template(wish: Wish, model: _Model, guess: Guess) -> None:
         )
     if model.folder is not None:
         check_rendered(model.folder, wish.chat_template, guess)
+        return []
+    if not guess.holding.peculiar:
+        return []
+    return [
+        f"{many(len(guess.holding.peculiar), 'row')} with tools, reasoning, system or other turns: palimpsest prepare "
+        f"says whether the chat template of {wish.model} renders them, which is not here."
+    ]
 
 
 def _lr_of(recipe: str) -> str:
@@ -227,6 +235,7 @@ def _look_at_model(wish: Wish) -> _Model:
     """Return what the model's folder says of it; a name is looked up in the cache, among what ships, on the hub."""
     from trainer.command.first_look import say_model
     from trainer.command.fitting import config_json
+    from trainer.model.embedded import embedded_place
 
     if wish.chat_template and not Path(wish.chat_template).expanduser().is_file():
         raise ConfigError(
@@ -236,16 +245,19 @@ def _look_at_model(wish: Wish) -> _Model:
     if not local.exists() and wish.model in group_options()["model"]:
         from trainer.config.store import compose_config
 
-        chosen = compose_config([f"model={wish.model}"]).model
+        config = compose_config([f"model={wish.model}"])
+        chosen = config.model
         kind = chosen.path or chosen.kind.value
         is_here = chosen.kind in (ModelKind.tiny, ModelKind.embedded) or chosen.path in shipped_shapes()
         known = config_json(chosen)[0] if is_here else {}
         says = say_model(wish.model, known, _context(known), "with a chat template")
-        return _Model(wish.model, "", kind, _context(known), True, says)
-    config, _ = read_config_json(wish.model)
-    kind, size = str(config["model_type"]), _context(config)
+        place = embedded_place(Path(config.data.cache_dir)) if chosen.kind is ModelKind.embedded else None
+        made = place if place is not None and place.is_dir() else None
+        return _Model(wish.model, "", kind, _context(known), True, says, made)
+    known, _ = read_config_json(wish.model)
+    kind, size = str(known["model_type"]), _context(known)
     if not local.exists():
-        says = say_model(wish.model, config, size, "its tokenizer not here")
+        says = say_model(wish.model, known, size, "its tokenizer not here")
         line = "The tokenizer is not here: `palimpsest prepare` says whether it has a chat template."
         return _Model("", wish.model, kind, size, True, says, lines=(line,))
     if local.is_file():
@@ -265,7 +277,7 @@ def _look_at_model(wish: Wish) -> _Model:
         else (f"{local} has no weights (*.safetensors): enough to plan and prepare, not to train.",)
     )
     can_chat = bool(wish.chat_template) or _has_template(local)
-    says = say_model(wish.model, config, size, f"with{'' if can_chat else 'out'} a chat template")
+    says = say_model(wish.model, known, size, f"with{'' if can_chat else 'out'} a chat template")
     return _Model("", _absolute(local), kind, size, can_chat, says, local, lines)
 
 

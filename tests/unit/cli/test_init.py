@@ -278,6 +278,13 @@ def test_rows_that_prepare_would_refuse_get_the_fix_and_no_experiment(init, refu
     init(f"model={model}", "data=plain.jsonl")
 
 
+def test_rows_for_a_template_that_is_not_here_are_told(init, here):
+    turns = [{"role": "system", "content": "Be brief."}, *ROWS["messages"]["messages"]]
+    write_rows(here / "a.jsonl", {"messages": turns}, count=3)
+    said = init("model=llama3_1_8b_instruct", "data=a.jsonl")
+    assert "3 rows with tools, reasoning, system or other turns: palimpsest prepare says whether" in said
+
+
 def test_a_system_turn_that_the_template_refuses_is_found_too(refuse, here, model):
     (model / "chat_template.jinja").write_text(
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system role.') }}{% endif %}"
