@@ -12,6 +12,7 @@ from statistics import median
 
 from trainer.errors import Exit
 from trainer.metrics.jsonl import read
+from trainer.runtime.visible import visible
 
 PROMPT = 'In Python, the "with" statement is used to'
 NEW_TOKENS = 40
@@ -59,7 +60,7 @@ def compare(source: str, tuned_dir: Path) -> None:
 
     print(f"  {PROMPT} ...")
     for label, folder in (("before", source), ("after", str(tuned_dir))):
-        text = " ".join(continue_text(folder, PROMPT, NEW_TOKENS).split())
+        text = visible(" ".join(continue_text(folder, PROMPT, NEW_TOKENS).split()))
         print(f"    {label:<7} {text}", flush=True)
 
 

@@ -14,6 +14,7 @@ from trainer.config.sweep import ObjectiveValue
 from trainer.report.number import shown
 from trainer.report.sweep import PointRow, SweepFacts, sweep_page
 from trainer.runtime.say import say
+from trainer.runtime.visible import visible
 
 from .attempts import has_finished, last_job
 from .points import Goal, Point, Record, write_record
@@ -130,7 +131,7 @@ def say_point(outcome: Outcome, goal: Goal, count: str) -> None:
     said = f"failed: {outcome.error}"
     if outcome.objective is not None:
         said = f"{outcome.status.state}, {goal.objective} {outcome.objective:.6g}"
-    print(f"{count} {outcome.name} {said}", flush=True)
+    print(visible(f"{count} {outcome.name} {said}"), flush=True)
 
 
 def say_end(folder: Path, record: Record, outcomes: Sequence[Outcome]) -> None:

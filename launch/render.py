@@ -271,7 +271,7 @@ def _launcher_words(cluster: ClusterConfig) -> list[str]:
                     "--node_rank=NODE_RANK",
                 ),
                 *('--master_addr="$MASTER_ADDR"', '--master_port="$MASTER_PORT"', "--no_local_rank"),
-                *("--log_level=warning", "--module", "trainer"),
+                *("--log_level=critical", "--module", "trainer"),
             ]
 
 

@@ -27,6 +27,7 @@ from trainer.runtime.disk import disk_explained
 from trainer.runtime.job import leave_exit_code, take_over
 from trainer.runtime.libraries import libraries_held
 from trainer.runtime.log import setup_messages
+from trainer.runtime.visible import visible
 
 HELP = ("-h", "--help")
 
@@ -303,5 +304,5 @@ def _report(error: TrainerError) -> int:
     if rank > 0:
         time.sleep(5)
     prefix = f"[rank {rank}] " if rank else ""
-    print(f"{prefix}Error: {error}", file=sys.stderr, flush=True)
+    print(f"{prefix}Error: {visible(str(error))}", file=sys.stderr, flush=True)
     return Exit.mendable

@@ -55,6 +55,16 @@ def _of_page(root: Path, page: str) -> list[Shown]:
     return found
 
 
+def shown_python(root: Path, pages: list[str]) -> dict[str, list[str]]:
+    """Return the blocks of Python that pages show, by page."""
+    found: dict[str, list[str]] = {}
+    for page in pages:
+        for block in BLOCK.finditer((root / page).read_text(encoding="utf-8")):
+            if block[1] == "python":
+                found.setdefault(page, []).append(block[2])
+    return found
+
+
 def shown_configuration(root: Path, pages: list[str]) -> dict[str, str]:
     """Return the YAML files that pages show, by GROUP/OPTION: those whose first line is a comment that names one."""
     found = {}

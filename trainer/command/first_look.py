@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.command.plan import fit_sentence
+from trainer.config.data import DataConfig
 from trainer.config.many import many
 from trainer.config.model import ModelConfig
+from trainer.config.schema import RunConfig
 from trainer.data.rows.guess import Guess, Holding
-from trainer.errors import ModelError
+from trainer.errors import DataError, ModelError, TrainerError
+from trainer.evaluate.compare import MIN_DOCUMENTS
 from trainer.forecast.shapes import decoder_shape, knows
 
 SEQ_LEN = 4096
@@ -22,8 +26,14 @@ STEPS = 20
 """Steps of an epoch that there should be before a step takes BATCH_TOKENS."""
 CHARS_A_TOKEN = 3
 """Where no tokenizer.json is here; a little less than English has, so that more tokens are expected than there are."""
+MOST_HELD_OUT = 0.25
+"""Share of few documents that is held out at most: the others are what is learnt."""
 TEMPLATE_TOKENS, TURN_TOKENS = 64, 16
 """Room for what a chat template writes of its own, and for what it writes around a turn."""
+BY_WORDS = (
+    "To `palimpsest init` that is chat_template=FILE, or for reasoning "
+    "reasoning=as_rendered, last, drop or answer_only."
+)
 MAX_CHARS = 1_000_000
 """Characters of the longest document that are encoded; the rest is taken to be like them."""
 
@@ -38,6 +48,14 @@ class Sizes:
     """Why packs are as long as they are."""
     num_steps: int
     """Steps of an epoch, about; of what was read where that is not all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareHeldOut:
+    """The share of documents that an experiment holds out, and why."""
+
+    frac: float
+    because: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +101,43 @@ def choose_sizes(holding: Holding, tokens: Tokens, context: int | None, num_gpus
     return Sizes(seq_len, a_step * seq_len, because, max(math.ceil(num_packs / a_step), 1))
 
 
+def choose_held_out(holding: Holding) -> ShareHeldOut:
+    """Return the share of documents that gives the comparison with the base an interval, where there are enough.
+
+    A hash chooses them, so that about so many are held out: twice those that an interval takes.
+    """
+    num, usual = holding.num_documents, DataConfig().validation_frac
+    if not holding.is_whole:
+        return ShareHeldOut(usual, "the usual share; not all rows were read")
+    if num < 2:
+        return ShareHeldOut(usual, "of one document none can be held out")
+    frac = min(max(usual, math.ceil(200 * MIN_DOCUMENTS / num) / 100), MOST_HELD_OUT)
+    about = max(round(num * frac), 1)
+    of = f"about {about} of {many(num, 'document')}"
+    if about < MIN_DOCUMENTS:
+        return ShareHeldOut(frac, f"{of}, but an interval takes {MIN_DOCUMENTS}: give more documents")
+    return ShareHeldOut(
+        frac, f"{of}; fewer than {MIN_DOCUMENTS} give the comparison with the base no interval"
+    )
+
+
+def say_held_out(held: ShareHeldOut) -> str:
+    """Return what is held out, and why."""
+    return f"Held out: data.validation_frac={held.frac:g} ({held.because})."
+
+
+def say_fit(config: RunConfig) -> str:
+    """Return whether the experiment fits the GPUs of this machine, as `palimpsest plan` says it; loads no torch."""
+    try:
+        said = (
+            fit_sentence(config)
+            or "To be counted by palimpsest plan, which loads torch for this architecture."
+        )
+    except TrainerError as error:
+        return f"Memory: not known. {error}"
+    return f"Memory: {said[0].lower()}{said[1:]}"
+
+
 def say_data(data: str, guess: Guess, tokens: Tokens) -> str:
     """Return what was found in the data."""
     holding = guess.holding
@@ -105,15 +160,17 @@ def say_model(name: str, config: dict[str, Any], context: int | None, template: 
     return f"Model: {name}: {', '.join([*_shape(config), *([f'context {context:,}'] if context else []), template])}."
 
 
-def say_refused(folder: Path, chat_template: str, guess: Guess) -> list[str]:
-    """Return what `prepare` would refuse of rows that not every chat template renders; loads torch where there are any.
+def check_rendered(folder: Path, chat_template: str, guess: Guess) -> None:
+    """Refuse what `prepare` would: rows that the chat template does not render; loads torch where some might be such.
 
     Args:
         chat_template: A file that takes the place of the model's own; empty for that.
+    Raises:
+        DataError: Names one row of every kind that is refused, and the fix.
     """
     rows, source = guess.holding.peculiar, guess.holding.read_as
     if not rows or source is None:
-        return []
+        return
     from trainer.data.tokens.tokenise import encode_batch
     from trainer.data.types import RowBatch
     from trainer.model.tokenizer import configured_tokenizer
@@ -126,10 +183,12 @@ def say_refused(folder: Path, chat_template: str, guess: Guess) -> list[str]:
         num_refused += len(found.problems)
         for one in found.problems:
             lines.setdefault(one.rule, f"{one.where} must {one.rule}, but is {one.value} instead. {one.fix}")
-    if not lines:
-        return []
-    of = f"{num_refused} of {many(len(rows), 'row')} with tools, reasoning or other roles"
-    return [f"`palimpsest prepare` refuses {of}:", *lines.values()]
+    if lines:
+        raise DataError(
+            f"`data` must hold rows that the model's chat template renders, but {num_refused} of "
+            f"{many(len(rows), 'row')} with tools, reasoning or other turns than of user and assistant by turns are "
+            f"others instead: {' '.join(lines.values())} {BY_WORDS}"
+        )
 
 
 def say_choice(recipe: str, why: str, sizes: Sizes) -> str:

@@ -9,18 +9,23 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config.describe import as_word
+from trainer.config.learn import LearnConfig, Reasoning
 from trainer.config.many import many
 from trainer.config.model import ModelKind
 from trainer.config.options import OWN, group_options
+from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.errors import ConfigError, ModelError
 from trainer.forecast.card import find_cards
 from trainer.forecast.config_json import read_config_json, shipped_shapes
 
-WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "ignore")
+if TYPE_CHECKING:
+    from trainer.data.rows.guess import Guess
+
+WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "reasoning", "ignore")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -38,6 +43,7 @@ class Wish:
     recipe: str = ""
     folder: Path = field(default_factory=lambda: Path(OWN))
     chat_template: str = ""
+    reasoning: str = ""
     ignore: list[str] = field(default_factory=list)
     is_site: bool = False
 
@@ -94,6 +100,11 @@ def read_words(words: Sequence[str]) -> Wish:
         raise ConfigError(
             f"`recipe` must be one of {listed}, but is '{wish.recipe}' instead. Leave it out to choose."
         )
+    kinds = [kind.value for kind in Reasoning]
+    if wish.reasoning and wish.reasoning not in kinds:
+        raise ConfigError(
+            f"`reasoning` must be one of {', '.join(kinds)}, but is '{wish.reasoning}' instead. Leave it out for all."
+        )
     return wish
 
 
@@ -103,24 +114,21 @@ def write_experiment(wish: Wish) -> list[str]:
     Raises:
         TrainerError: The model, the data or the file cannot be used.
     """
-    from trainer.command.first_look import choose_sizes, count_tokens, say_choice, say_data, say_refused
+    from trainer.command import first_look as look
     from trainer.data.rows.guess import guess_layout
 
     model = _look_at_model(wish)
     source_name = _source_name(wish.data)
-    guess = guess_layout(source_name, wish.data, model.can_chat, wish.ignore)
+    learn = LearnConfig(reasoning=Reasoning(wish.reasoning)) if wish.reasoning else LearnConfig()
+    guess = guess_layout(source_name, wish.data, model.can_chat, wish.ignore, learn)
     source = guess.source
     is_talk = source.format.value in ("chat", "completion")
-    if source.format.value == "chat" and not model.can_chat:
-        raise ConfigError(
-            f"`chat_template` must be given for conversations, since {wish.model} brings no chat template. Give "
-            "chat_template=FILE, a Jinja file, or the instruct model."
-        )
+    unknown = _check_template(wish, model, guess)
     recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
-    tokens = count_tokens(model.folder, guess.holding)
-    sizes = choose_sizes(guess.holding, tokens, model.context, find_cards().count)
+    tokens, held = look.count_tokens(model.folder, guess.holding), look.choose_held_out(guess.holding)
+    sizes = look.choose_sizes(guess.holding, tokens, model.context, find_cards().count)
     words = shlex.join([f"experiment={name}", f"hydra.searchpath=[file://{_absolute(wish.folder)}]"])
     text = string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,
@@ -136,27 +144,50 @@ def write_experiment(wish: Wish) -> list[str]:
         source=_source_text(source_name, source, guess.named, guess.lines),
         seq_len=sizes.seq_len,
         context=sizes.because,
+        held=f"{held.frac:g}",
+        held_because=held.because,
         batch=sizes.batch_tokens,
         steps=f"about {many(sizes.num_steps, 'step')} an epoch",
         lr=_lr_of(recipe),
         replay="" if is_talk else _REPLAY,
     )
-    refused = say_refused(model.folder, wish.chat_template, guess) if model.folder is not None else []
     write_new(file, text)
-    _compose(file, name, wish.folder)
+    config = _compose(file, name, wish.folder)
     why = "as asked" if wish.recipe else "for conversations and pairs" if is_talk else "for text"
     said = [
         model.says,
-        say_data(wish.data, guess, tokens),
-        say_choice(recipe, why, sizes),
+        look.say_data(wish.data, guess, tokens),
+        look.say_choice(recipe, why, sizes),
+        look.say_held_out(held),
+        look.say_fit(config),
         f"Written: {file}",
         *model.lines,
         *guess.lines,
-        *refused,
+        *unknown,
         "",
-        "Mend that first, in the file that was written or in the data. Then:" if refused else "Then:",
+        "Then:",
     ]
     return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
+
+
+def _check_template(wish: Wish, model: _Model, guess: Guess) -> list[str]:
+    """Refuse conversations that the model's chat template does not render; return what cannot be known here."""
+    from trainer.command.first_look import check_rendered
+
+    if guess.source.format.value == "chat" and not model.can_chat:
+        raise ConfigError(
+            f"`chat_template` must be given for conversations, since {wish.model} brings no chat template. Give "
+            "chat_template=FILE, a Jinja file, or the instruct model."
+        )
+    if model.folder is not None:
+        check_rendered(model.folder, wish.chat_template, guess)
+        return []
+    if not guess.holding.peculiar:
+        return []
+    return [
+        f"{many(len(guess.holding.peculiar), 'row')} with tools, reasoning, system or other turns: palimpsest prepare "
+        f"says whether the chat template of {wish.model} renders them, which is not here."
+    ]
 
 
 def _lr_of(recipe: str) -> str:
@@ -186,13 +217,15 @@ def write_new(file: Path, text: str) -> None:
         ) from error
 
 
-def _compose(file: Path, name: str, folder: Path) -> None:
-    """Compose and check what was written; take it away again where it breaks a rule."""
+def _compose(file: Path, name: str, folder: Path) -> RunConfig:
+    """Compose and check what was written, and return it; take it away again where it breaks a rule."""
     from trainer.config.check import check_config
     from trainer.config.store import compose_config
 
     try:
-        check_config(compose_config([f"hydra.searchpath=[file://{_absolute(folder)}]", f"experiment={name}"]))
+        config = compose_config([f"hydra.searchpath=[file://{_absolute(folder)}]", f"experiment={name}"])
+        check_config(config)
+        return config
     except ConfigError:
         file.unlink()
         raise
@@ -202,6 +235,7 @@ def _look_at_model(wish: Wish) -> _Model:
     """Return what the model's folder says of it; a name is looked up in the cache, among what ships, on the hub."""
     from trainer.command.first_look import say_model
     from trainer.command.fitting import config_json
+    from trainer.model.embedded import embedded_place
 
     if wish.chat_template and not Path(wish.chat_template).expanduser().is_file():
         raise ConfigError(
@@ -211,16 +245,19 @@ def _look_at_model(wish: Wish) -> _Model:
     if not local.exists() and wish.model in group_options()["model"]:
         from trainer.config.store import compose_config
 
-        chosen = compose_config([f"model={wish.model}"]).model
+        config = compose_config([f"model={wish.model}"])
+        chosen = config.model
         kind = chosen.path or chosen.kind.value
         is_here = chosen.kind in (ModelKind.tiny, ModelKind.embedded) or chosen.path in shipped_shapes()
         known = config_json(chosen)[0] if is_here else {}
         says = say_model(wish.model, known, _context(known), "with a chat template")
-        return _Model(wish.model, "", kind, _context(known), True, says)
-    config, _ = read_config_json(wish.model)
-    kind, size = str(config["model_type"]), _context(config)
+        place = embedded_place(Path(config.data.cache_dir)) if chosen.kind is ModelKind.embedded else None
+        made = place if place is not None and place.is_dir() else None
+        return _Model(wish.model, "", kind, _context(known), True, says, made)
+    known, _ = read_config_json(wish.model)
+    kind, size = str(known["model_type"]), _context(known)
     if not local.exists():
-        says = say_model(wish.model, config, size, "its tokenizer not here")
+        says = say_model(wish.model, known, size, "its tokenizer not here")
         line = "The tokenizer is not here: `palimpsest prepare` says whether it has a chat template."
         return _Model("", wish.model, kind, size, True, says, lines=(line,))
     if local.is_file():
@@ -240,7 +277,7 @@ def _look_at_model(wish: Wish) -> _Model:
         else (f"{local} has no weights (*.safetensors): enough to plan and prepare, not to train.",)
     )
     can_chat = bool(wish.chat_template) or _has_template(local)
-    says = say_model(wish.model, config, size, f"with{'' if can_chat else 'out'} a chat template")
+    says = say_model(wish.model, known, size, f"with{'' if can_chat else 'out'} a chat template")
     return _Model("", _absolute(local), kind, size, can_chat, says, local, lines)
 
 
@@ -273,6 +310,7 @@ def _source_text(name: str, source: Any, named: dict[str, str], notes: Sequence[
     lines = [
         f"format: {source.format.value}",
         *(["as_chat: true"] if source.as_chat else []),
+        *([f"learn: {{reasoning: {source.learn.reasoning.value}}}"] if source.learn != LearnConfig() else []),
         *([f"txt_documents: {source.txt_documents}"] if source.txt_documents != "file" else []),
         f"path: {_quoted(path)}",
     ]

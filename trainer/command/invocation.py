@@ -15,6 +15,10 @@ OF_EVALUATION = ("run_dir=", "evaluate.", "gate", "interpolate=")
 """How words begin that say how a run is evaluated, and not of what data."""
 
 
+WITHOUT_OPTIONS = ("status",)
+"""Commands that read directories, and make no configuration."""
+
+
 @dataclass(frozen=True, slots=True)
 class Invocation:
     """A parsed command line."""
@@ -47,26 +51,37 @@ def parse(arguments: Sequence[str]) -> Invocation:
     overrides: list[str] = []
     while words:
         word = words.pop(0)
-        if word == "--config" and words:
+        if word == "--config" and words and command not in WITHOUT_OPTIONS:
             config_file = Path(words.pop(0))
         elif word in ("-m", "--multirun"):
             continue
         elif word == "--dry-run" and (command == "submit" or is_multirun):
             is_dry = True
-        elif word in ("--cfg", "--dry-run"):
+        elif word in ("--cfg", "--dry-run") and command not in WITHOUT_OPTIONS:
             show_config = True
         elif word.startswith(("--local_rank", "--local-rank")):
             if "=" not in word and words:
                 words.pop(0)
         elif word.startswith("-"):
-            raise ConfigError(
-                f"Unknown option `{word}`.{_as_key(word)} Options: --config FILE, --cfg, --dry-run, -m, --help."
-            )
+            raise ConfigError(f"Unknown option `{word}`.{_as_key(word)} Options: {_options(command)}.")
         else:
             overrides.append(_in_section(command, word))
     if is_multirun:
         _check_multirun(command, config_file, show_config)
     return Invocation(command, overrides, config_file, show_config, is_dry, is_multirun)
+
+
+def _options(command: str) -> str:
+    """Return the options that a command takes, in words."""
+    match command:
+        case "train" | "submit":
+            return "--config FILE, --cfg, --dry-run, -m, --help"
+        case "quickstart":
+            return "--cfg, --help"
+        case _ if command in WITHOUT_OPTIONS:
+            return "--help"
+        case _:
+            return "--config FILE, --cfg, --help"
 
 
 def _in_section(command: str, word: str) -> str:

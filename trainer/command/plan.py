@@ -11,6 +11,7 @@ from rich.console import Console
 
 from trainer.checkpoint.space import BYTES_PER_PARAMETER
 from trainer.command.fitting import DTYPE_LEFT, find_shape, fitted, known_shape, run_shape, tuned_weights
+from trainer.command.ways import most_of_node, ways_to_fit
 from trainer.config.check import check_config
 from trainer.config.check_experts import check_has_experts
 from trainer.config.model import Attention, Kernels
@@ -78,11 +79,7 @@ def show_plan(config: RunConfig) -> bool:
     full = {stage: forecast(shape, of, full_weights(shape)) for stage, of in stages.items()}
     lora = adapters(shape, run, _targets(config.tune))
     gpu = Gpu(gpu_gib, reserve_gib, is_assumed=config.gpu_gib is cards.gib is None)
-    fits = peaks[run.stage].gib <= gpu.free_gib
-    advice = None
-    if gpu.spare_gib(peaks[run.stage]) < gpu.margin_gib:
-        wanted_gib = gpu.free_gib - (gpu.margin_gib if fits else 0.0)
-        advice = smallest_change(shape, run, weights, wanted_gib, config.cluster.num_nodes)
+    said = _verdict(config, shape, run, weights, gpu)
     if config.plan.output is not None:
         _write_figure(config.plan.output, shape, lora, full)
     console = Console()
@@ -94,7 +91,7 @@ def show_plan(config: RunConfig) -> bool:
     say(console, "Peak memory of one GPU in GiB", "bold")
     say(console, run_sentence(shape, run))
     console.print(memory_table(shown, run, reserve_gib, gpu_gib), "")
-    say(console, verdict(peaks[run.stage], gpu, advice), "bold")
+    say(console, said, "bold")
     where = ", ".join(_targets(config.tune) or ["all linear layers"])
     say(console, f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
@@ -106,7 +103,36 @@ def show_plan(config: RunConfig) -> bool:
         say(console, f"- {note}")
     if config.plan.output is not None:
         say(console, f"Figure: {config.plan.output}")
-    return fits
+    return peaks[run.stage].gib <= gpu.free_gib
+
+
+def _verdict(config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, gpu: Gpu) -> str:
+    """Return whether the run fits; where it does not, or barely, the smallest change on its GPUs, else other ways."""
+    peak = forecast(shape, run, weights)
+    advice, ways, spare_gib = None, [], gpu.spare_gib(peak)
+    if spare_gib < gpu.margin_gib:
+        wanted_gib = gpu.free_gib - (gpu.margin_gib if spare_gib >= 0 else 0.0)
+        same = (run.offload_optimizer,)
+        advice = smallest_change(shape, run, weights, wanted_gib, config.cluster.num_nodes, (1,), same)
+        ways = [] if advice is not None else ways_to_fit(config, shape, run, wanted_gib)
+    return verdict(peak, gpu, advice, ways)
+
+
+def fit_sentence(config: RunConfig) -> str | None:
+    """Return whether a composed run fits the GPUs of this machine, or one that is assumed; None where torch must count.
+
+    Raises:
+        TrainerError: The model's config.json or the batch cannot be used.
+    """
+    shape = known_shape(config)
+    if shape is None:
+        return None
+    cards = find_cards()
+    num_ranks = config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
+    gpu_gib = config.gpu_gib or cards.gib or DEFAULT_GIB
+    config = fitted(config, num_ranks, can_load=False, here_gib=gpu_gib).config
+    gpu = Gpu(gpu_gib, config.plan.reserve_gib, is_assumed=config.gpu_gib is cards.gib is None)
+    return _verdict(config, shape, run_shape(config, num_ranks), tuned_weights(config, shape), gpu)
 
 
 def _targets(tune: TuneConfig) -> list[str] | None:
@@ -148,7 +174,10 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
     advice = None
     if gpu_gib is not None and not fits:
         limit_gib = gpu_gib - config.plan.reserve_gib
-        found_change = smallest_change(shape, run, weights, limit_gib, config.cluster.num_nodes)
+        most = most_of_node(config, num_ranks)
+        found_change = smallest_change(
+            shape, run, weights, limit_gib, config.cluster.num_nodes, most_of_node=most
+        )
         advice = None if found_change is None else " ".join(found_change.overrides)
     size = weights.num_trainable * BYTES_PER_PARAMETER
     return LightForecast(need_gib, gpu_gib, fits, advice, size)

@@ -246,7 +246,8 @@ TOPICS: dict[str, Topic] = {
         text=(
             "It looks at the model's config.json, tokenizer and chat template and at the first rows of the data, and\n"
             "writes a commented file FOLDER/experiment/NAME.yaml; with --site FOLDER/cluster/NAME.yaml.\n"
-            "More words: chat_template=FILE for a model without one, ignore=[COLUMN] for columns to leave unread."
+            "More words: chat_template=FILE for a model without one, reasoning=last (as_rendered, drop) where "
+            "its template leaves some out, ignore=[COLUMN] for columns to leave unread."
         ),
     ),
 }

@@ -18,6 +18,7 @@ from trainer.command.missing_here import refuse_missing
 from trainer.command.prepare import ensure_inputs
 from trainer.command.rank import run_rank
 from trainer.config.check import check_config, find_problems
+from trainer.config.cluster import Scheduler
 from trainer.config.reference import variables_named
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import (
@@ -47,6 +48,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     """
     hosts: Hosts | None = None
     if command == "train":
+        _refuse_slurm(config)
         cluster, hosts = with_hosts(config.cluster)
         config = dataclasses.replace(config, cluster=cluster)
     if config.cluster.num_nodes > 1 and hosts is None:
@@ -94,6 +96,16 @@ def start_ranks(command: str, config: RunConfig) -> int:
     changed = run_dir / f"{command}.yaml"
     write_atomic(changed, to_yaml(config), is_private=holds_values(config))
     return _launch(command, changed, num_ranks, config.cluster.master_port)
+
+
+def _refuse_slurm(config: RunConfig) -> None:
+    """Raise where a run is meant for SLURM's nodes, and this is a shell outside its jobs."""
+    if config.cluster.scheduler is Scheduler.slurm and "SLURM_JOB_ID" not in os.environ:
+        raise ConfigError(
+            "`cluster.scheduler` must be none for `palimpsest train`, which trains on this machine, but is slurm "
+            "instead, outside its jobs. Hand the run in with the same words: palimpsest submit ...; or leave "
+            "cluster=slurm out (cluster.scheduler=none)."
+        )
 
 
 def start_generation(config: RunConfig) -> int:

@@ -33,6 +33,8 @@ _WRONG = (
     (re.compile(r"Could not override '(?P<value>.*)'"), "a key or a group"),
 )
 _CHOICE = re.compile(r"Invalid value '(?P<value>.*)', expected one of \[(?P<words>.*)\]")
+MAX_NEAR = 4
+"""Options that are named where several are as like the one asked for."""
 MAX_LISTED = 12
 """Keys of a section that are named where none is like the one asked for."""
 _NAMES = {
@@ -92,6 +94,32 @@ def nearest(name: str, candidates: list[str]) -> str:
     return f" Did you mean `{matches[0]}`?" if matches else ""
 
 
+def nearest_options(name: str, options: Sequence[str]) -> str:
+    """Return a question that names the options most like a name that may be only the beginning of one."""
+    whole = {one: _edits(name, one) for one in options}
+    begun = {one: min(_edits(name, one[:end]) for end in range(1, len(one) + 1)) for one in options}
+    least = min(begun.values(), default=len(name))
+    if 2 * least >= len(name):
+        return nearest(name, list(options))
+    same = [one for one in options if whole[one] == least]
+    found = same or sorted((one for one in options if begun[one] == least), key=lambda one: whole[one])
+    *first, last = [f"`{one}`" for one in found[:MAX_NEAR]]
+    return f" Did you mean {', '.join(first)} or {last}?" if first else f" Did you mean {last}?"
+
+
+def _edits(one: str, other: str) -> int:
+    """Return how many letters must be added, left out or changed to make one word of the other (Levenshtein)."""
+    row = list(range(len(other) + 1))
+    for at, letter in enumerate(one, 1):
+        before, row[0] = row[0], at
+        for place, target in enumerate(other, 1):
+            before, row[place] = (
+                row[place],
+                min(row[place] + 1, row[place - 1] + 1, before + (letter != target)),
+            )
+    return row[-1]
+
+
 def nearest_key(key: str) -> str:
     """Return what to try instead of a key that is not there: one like it, or all keys of its section.
 
@@ -142,7 +170,7 @@ def missing_option(missing: str) -> str:
         )
     if group in groups:
         meant = OPTIONS.get(group, {}).get(option.lower())
-        near = nearest(option, [*groups[group], *_own_options(group)])
+        near = nearest_options(option, [*groups[group], *_own_options(group)])
         return (
             f"`{group}={option}` is not an option of the group `{group}`."
             f"{f' Did you mean `{meant}`?' if meant else near} Options: {', '.join(groups[group])}."

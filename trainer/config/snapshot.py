@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -155,9 +156,23 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
     if different:
         shown = "; ".join(different[:6]) + ("; ..." if len(different) > 6 else "")
         raise ConfigError(
-            f"{run_dir} holds a run of another configuration ({shown}). Give another run_dir or "
-            "name, or the same values to resume it."
+            f"{run_dir} holds a run of another configuration ({shown}). Give the new run a directory of its own, such "
+            f"as {_free_word(config, run_dir)}, or give the same values to go on with the one that is there."
         )
+
+
+def _free_word(config: RunConfig, run_dir: Path) -> str:
+    """Return a word that gives a run a directory that is not there yet: its name, where that is what it lies under."""
+    whole = (
+        run_dir.parent if (run_dir.parent / SWEEP_RECORD).exists() else run_dir
+    )  # of a point, that of its sweep
+    other = next(
+        folder
+        for number in itertools.count(2)
+        if not (folder := whole.with_name(f"{whole.name}-{number}")).exists()
+    )
+    is_named = whole == Path(RunConfig.run_dir.replace("${name}", config.name)).absolute()
+    return f"name={other.name}" if is_named else f"run_dir={other}"
 
 
 def _begun_with(run_dir: Path) -> RunConfig | None:

@@ -37,9 +37,9 @@ from trainer.config.exclusive import Hands, settle
 from trainer.config.explain import (
     is_unknown,
     missing_option,
-    nearest,
     nearest_group,
     nearest_key,
+    nearest_options,
     override_key,
     wrong_value,
 )
@@ -219,7 +219,7 @@ def _option(group: str, name: str) -> DictConfig:
     options = group_options()[group]
     if name not in options:
         raise ConfigError(
-            f"`{group}={name}` is not an option of the group `{group}`.{nearest(name, options)} "
+            f"`{group}={name}` is not an option of the group `{group}`.{nearest_options(name, options)} "
             f"Options: {', '.join(options)}."
         )
     text = (resources.files(CONF_MODULE) / group / f"{name}.yaml").read_text(encoding="utf-8")

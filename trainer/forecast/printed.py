@@ -105,8 +105,22 @@ class Gpu:
         return f"a GPU of {self.gib:.0f} GiB{assumed}"
 
 
-def verdict(peak: Peak, gpu: Gpu, advice: Advice | None) -> str:
-    """Return whether the run fits, and what makes it fit, or fit with more to spare than the forecast is exact to."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Words that make a run fit, the peak with them, and what they cost."""
+
+    words: tuple[str, ...]
+    peak: Peak
+    note: str
+
+
+def verdict(peak: Peak, gpu: Gpu, advice: Advice | None, ways: Sequence[Way] = ()) -> str:
+    """Return whether the run fits, and what makes it fit, or fit with more to spare than the forecast is exact to.
+
+    Args:
+        advice: The smallest change on the same GPUs.
+        ways: Where there is none, other ways, the cheapest first.
+    """
     spare = gpu.spare_gib(peak)
     changed = (
         ""
@@ -117,17 +131,30 @@ def verdict(peak: Peak, gpu: Gpu, advice: Advice | None) -> str:
         return f"Fits {gpu} with {spare:.1f} GiB to spare."
     if spare >= 0:
         more = f" Smallest change that leaves more: {changed}." if changed else ""
+        more += f" What leaves more, cheapest first:{_listed(ways, gpu)}" if ways else ""
         return (
             f"Fits {gpu} with only {spare:.1f} GiB to spare: less than {100 * ERROR_FRAC:g} % of it, which the "
             f"forecast may be off by. It may end for lack of memory.{more}"
         )
     start = f"Does not fit {gpu}: {-spare:.1f} GiB too much."
+    if ways:
+        return f"{start} What fits, cheapest first:{_listed(ways, gpu)}"
     if not changed:
         return (
             f"{start} No ZeRO stage, recomputation, micro-batch or number of nodes up to 64 times these makes it "
             "fit: shorten data.seq_len, or take a smaller model."
         )
     return f"{start} Smallest change that fits: {changed}."
+
+
+def _listed(ways: Sequence[Way], gpu: Gpu) -> str:
+    """Return a line for each way."""
+    lines = [
+        f"{' '.join(way.words)}: peak {way.peak.gib:.1f} GiB, {gpu.spare_gib(way.peak):.1f} to spare"
+        f"{f'; {way.note}' if way.note else ''}"
+        for way in ways
+    ]
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def adapter_table(shape: DecoderShape, rows: Sequence[AdapterSize], full: Mapping[int, Peak]) -> Table:

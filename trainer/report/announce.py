@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.evaluate.record import FILE_NAME, read_forgetting
 from trainer.report.build import build_report
-from trainer.report.verdict import verdict
+from trainer.report.verdict import no_interval, verdict
 
 NATS = "(Nats a token: natural logarithms of probability. 0.1 less, and the right token is about 10 % more likely.)"
 
@@ -18,6 +18,9 @@ def announce(run_dir: Path) -> None:
     if found is not None:
         print(f"Held-out loss against the base: {verdict(found.sets)}")
         print(NATS)
+        why = no_interval({one.name: one.num_documents for one in found.sets})
+        if why is not None:
+            print(why)
         for one in found.tasks:
             print(f"Task {one.task}, {one.metric}: {_shown(one.base)} -> {_shown(one.tuned)}")
     print(f"Report: {report}", flush=True)

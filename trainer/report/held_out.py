@@ -12,7 +12,7 @@ from trainer.report.number import count, decimals_for, fixed, percent, signed
 from trainer.report.record import RunRecord
 from trainer.report.section import command_for, figures, missing, paragraph, section
 from trainer.report.series import Series
-from trainer.report.verdict import between, in_a_word
+from trainer.report.verdict import between, in_a_word, no_interval
 
 MIN_SPAN_NATS = 0.1
 """Of the vertical axis of a curve: a change in the third decimal must not look like a slope."""
@@ -36,6 +36,7 @@ def changes(record: RunRecord) -> Html:
         "95 % interval",
         "Base \u2192 tuned, nats per token",
     ]
+    why = no_interval({one.name: one.num_documents for one in found.sets})
     num_decimals = max(decimals_for(one.change_low, one.change_high) for one in found.sets)
     has_bits = any(one.base_bits_per_byte is not None for one in found.sets)
     if has_bits:
@@ -50,6 +51,7 @@ def changes(record: RunRecord) -> Html:
             f"no change was seen. A document that was cut into parts is drawn whole. Fewer than {MIN_DOCUMENTS} "
             "documents give no interval."
         ),
+        *([paragraph(why)] if why is not None else []),
         table(
             header,
             [_set_row(one, num_decimals, has_bits) for one in found.sets],

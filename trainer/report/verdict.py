@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from trainer.config.many import many
 from trainer.evaluate.compare import MIN_DOCUMENTS, SetComparison
 from trainer.report.number import decimals_for, fixed, signed
 
@@ -49,6 +50,25 @@ def between(low: float | None, high: float | None, num_decimals: int) -> str:
     if low is None or high is None:
         return f"no interval: fewer than {MIN_DOCUMENTS} documents"
     return f"{fixed(low, num_decimals)} to {fixed(high, num_decimals)}"
+
+
+def no_interval(num_documents: Mapping[str, int]) -> str | None:
+    """Say why held-out sets have no interval, and what to change; None where each has one.
+
+    Args:
+        num_documents: Held-out documents of each set.
+    """
+    few = [
+        f"{name} ({many(count, 'document')})"
+        for name, count in num_documents.items()
+        if count < MIN_DOCUMENTS
+    ]
+    if not few:
+        return None
+    return (
+        f"No interval for {listed(few)}: it takes {MIN_DOCUMENTS} held-out documents. Raise data.validation_frac "
+        "(at most 0.5), or give more documents."
+    )
 
 
 def listed(words: Iterable[str]) -> str:

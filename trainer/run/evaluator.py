@@ -31,6 +31,7 @@ from trainer.mix.mixing import Mixing
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
+from trainer.report.verdict import no_interval
 from trainer.run.session import Session
 
 
@@ -167,6 +168,16 @@ def why_no_comparison(config: RunConfig, stores: Mapping[str, Store]) -> str | N
     return (
         f"No comparison with the base at the end of this run: nothing is held out to measure it on ({held}; "
         f"data.validation_frac={config.data.validation_frac:g}). {fix}"
+    )
+
+
+def why_no_interval(config: RunConfig, stores: Mapping[str, Store]) -> str | None:
+    """Say for which sets a run will give no interval, and what to change; None where each of them will have one."""
+    held = {name: store.validation.num_documents for name, store in stores.items()}
+    return (
+        no_interval({name: count for name, count in held.items() if count})
+        if config.evaluate.forgetting
+        else None
     )
 
 

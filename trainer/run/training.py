@@ -32,7 +32,7 @@ from trainer.report.announce import announce
 from trainer.run.cadence import Cadence, best_rule, cadence_of, save_clock_of
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
-from trainer.run.evaluator import build_evaluator, why_no_comparison
+from trainer.run.evaluator import build_evaluator, why_no_comparison, why_no_interval
 from trainer.run.heed import COMPARING, SOON, GivenUp, before_training
 from trainer.run.journal import Journal, open_journal
 from trainer.run.loop import train
@@ -298,8 +298,9 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
     Console().print(mixing.table())
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
-    if (why := why_no_comparison(session.config, session.stores)) is not None:
-        _LOG.warning(why)
+    for why in (why_no_comparison, why_no_interval):
+        if (said := why(session.config, session.stores)) is not None:
+            _LOG.warning(said)
 
 
 def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, step: int) -> None:

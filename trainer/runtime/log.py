@@ -14,6 +14,7 @@ from typing import TextIO
 
 from trainer.runtime.job import given_log_dir
 from trainer.runtime.libraries import shows_libraries, take_held
+from trainer.runtime.visible import visible
 
 # These put their own handlers on and stop propagation when they are imported.
 _SELF_HANDLED = ("DeepSpeed", "transformers", "datasets", "huggingface_hub", "peft", "accelerate")
@@ -28,6 +29,10 @@ class _StandardErrorHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write out what a terminal would act on: a line may quote data."""
+        return visible(super().format(record))
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]

@@ -31,7 +31,7 @@ def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
         *("--world_info", world_info(num_ranks, environment), "--master_addr", "127.0.0.1"),
     ]
     with held_port(master_port) as port:
-        command += ["--master_port", str(port), "--no_local_rank", "--log_level", "warning"]
+        command += ["--master_port", str(port), "--no_local_rank", "--log_level", "critical"]
         return _run_launcher([*command, "--module", "trainer", *arguments], environment)
 
 
@@ -52,13 +52,31 @@ def _run_launcher(command: list[str], environment: Mapping[str, str]) -> int:
         process = subprocess.Popen(words, env=environment, start_new_session=True)
         begin()
         code = as_shells_tell(process.wait())
-    if code == 128 + signal.SIGKILL:
-        print(
-            "Error: the ranks were killed by SIGKILL, as the system does where memory is short. The same command goes "
-            "on from the last checkpoint.",
-            file=sys.stderr,
-        )
+    if (why := why_ended(code)) is not None:
+        print(f"Error: {why}", file=sys.stderr)
     return code
+
+
+def why_ended(code: int) -> str | None:
+    """Return what ended ranks that could not say it themselves; None where they have.
+
+    DeepSpeed's launcher is told to be silent: it calls every exit code but 0 an error, that of a clean stop too.
+
+    Args:
+        code: As shells tell it.
+    """
+    if code == 128 + signal.SIGKILL:
+        return (
+            "the ranks were killed by SIGKILL, as the system does where memory is short. The same command goes on from "
+            "the last checkpoint."
+        )
+    told = [128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    if code <= 128 or code in told or code - 128 not in {*signal.Signals}:
+        return None
+    return (
+        f"a rank was ended by {signal.Signals(code - 128).name}. What it said last stands above, and in the run's "
+        "folder of logs. The same command goes on from the last checkpoint."
+    )
 
 
 def start_plain(arguments: list[str], num_ranks: int, master_port: int) -> int:

@@ -20,9 +20,10 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from trainer.config.snapshot import write_atomic
 from trainer.errors import Exit, TopologyError
-from trainer.runtime.job import EXIT_CODE, LOG_DIR, VARIABLES, handed_over
+from trainer.runtime.job import EXIT_CODE, LOG_DIR, VARIABLES, as_shells_tell, handed_over
 from trainer.runtime.signals import handed_on
 from trainer.runtime.tied import tied
+from trainer.start.local import why_ended
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _NEEDS = {"pdsh": "pdsh", "openmpi": "mpirun", "slurm": "srun"}
@@ -138,7 +139,7 @@ class Hosts:
             *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(self.file)),
             *("--launcher", self.runner, "--no_ssh_check", "--force_multi"),
             *("--master_addr", self.names[0], "--master_port", str(self.master_port)),
-            *("--no_local_rank", "--log_level", "warning"),
+            *("--no_local_rank", "--log_level", "critical"),
         ]
         run = ["trainer", command, "--config", str(config_file)]
         match self.runner:
@@ -249,7 +250,10 @@ def _start_hosts(
             os.killpg(process.pid, signal.SIGTERM)
     if is_asked() and command != "train":
         return Exit.interrupted
-    return code_of_ranks(command, code, logs)
+    code = code_of_ranks(command, code, logs)
+    if (why := why_ended(as_shells_tell(code))) is not None:
+        print(f"Error: {why}", file=sys.stderr)
+    return code
 
 
 def code_of_ranks(command: str, launcher: int, logs: Path) -> int:

@@ -152,7 +152,7 @@ ranks() {
     srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=64 --gpu-bind=none --kill-on-bad-exit=1 \
         --label bash -c "$on_node" rank /shared/venv/bin/python -m deepspeed.launcher.runner \
         --hostfile="$logs/hostfile" --no_ssh --node_rank=NODE_RANK --master_addr="$MASTER_ADDR" \
-        --master_port="$MASTER_PORT" --no_local_rank --log_level=warning --module trainer train --config \
+        --master_port="$MASTER_PORT" --no_local_rank --log_level=critical --module trainer train --config \
         "$config"
 }
 

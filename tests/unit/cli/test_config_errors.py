@@ -359,6 +359,37 @@ def test_an_unknown_option_gets_the_list_of_options(refuse, option):
     )
 
 
+def test_a_run_for_slurm_is_sent_to_submit_outside_of_its_jobs(refuse, monkeypatch):
+    """It began eight ranks on the login node."""
+    said = refuse("train", *CORPUS, "train.max_steps=1", "cluster=slurm")
+    assert (
+        said.startswith("`cluster.scheduler` must be none for `palimpsest train`")
+        and "palimpsest submit" in said
+    )
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert "palimpsest submit" not in refuse(
+        "train", *CORPUS, "train.max_steps=1", "cluster=slurm", "optim.lr=-1"
+    )
+
+
+@pytest.mark.parametrize("option", ["--bogus", "--cfg", "--dry-run", "--config"])
+def test_options_that_a_command_does_not_take_are_refused_with_its_own(refuse, option):
+    assert refuse("status", option) == f"Unknown option `{option}`. Options: --help."
+    assert refuse("prepare", "--bogus") == "Unknown option `--bogus`. Options: --config FILE, --cfg, --help."
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("model=smolm", "`smollm3_3b`, `smollm2_135m` or `smollm2_1_7b_instruct`"),
+        ("model=mistral7b", "`mistral_7b_instruct`"),
+        ("cluster=slrum", "`slurm`"),
+    ],
+)
+def test_a_wrong_option_gets_all_that_are_as_near(refuse, word, meant):
+    assert f" Did you mean {meant}?" in refuse("train", *CORPUS, word)
+
+
 def test_several_nodes_are_not_started_from_here(refuse):
     message = refuse("train", *CORPUS, "train.max_steps=1", "cluster.num_nodes=2")
     assert (

@@ -145,6 +145,15 @@ WRONG = {
     "no layout": ("model={0}/base data={0}/odd.csv", "has the columns [a, b] instead"),
     "an empty file": ("model={0}/base data={0}/empty.jsonl", "has no row instead"),
     "no file": ("model={0}/base data={0}/none.jsonl", "matches files, but is"),
+    "another key": ("model={0}/base data={0}/text_key.jsonl", "Rename 'text' to 'content' in these rows."),
+    "nothing to learn": (
+        "model={0}/base data={0}/void.jsonl",
+        "3 of the first 3 rows: no question. Mend the rows.",
+    ),
+    "columns to rename": (
+        "model={0}/base data={0}/asked.csv",
+        "such as ask to prompt and reply to completion, or",
+    ),
     "a broken turn": ("model={0}/base data={0}/broken.jsonl", "an assistant turn in every conversation"),
     "no model": ("model={0} data={0}/a.jsonl", "folder with a config.json"),
     "no tokenizer": ("model={0}/bare data={0}/a.jsonl", "must be a folder with a tokenizer"),
@@ -170,6 +179,10 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
     (outside / "odd.csv").write_text("a,b\n1,2\n")
     (outside / "empty.jsonl").touch()
     write_rows(outside / "a.jsonl", ROWS["messages"])
+    (outside / "asked.csv").write_text("id,ask,reply\n1,Why is it so?,Because it is.\n")
+    turns = [{"role": "user", "text": "Hi?"}, {"role": "assistant", "text": "Hello."}]
+    write_rows(outside / "text_key.jsonl", {"messages": turns})
+    write_rows(outside / "void.jsonl", {"messages": [{"role": "assistant", "content": "x"}]}, count=3)
     write_rows(outside / "broken.jsonl", {"messages": [{"role": "user", "content": "Hi?"}]})
     shutil.copytree(model, outside / "plain", ignore=shutil.ignore_patterns("chat_template*"))
     shutil.copytree(model, outside / "bare", ignore=shutil.ignore_patterns("*token*"))
@@ -254,17 +267,77 @@ def test_one_text_that_cannot_be_split_so_is_told(init, here, model):
     assert "one document, of which none can be held out" in init(f"model={model}", "data=book.txt")
 
 
-def test_rows_that_the_template_leaves_out_are_told_with_the_fix_before_prepare_refuses_them(
-    init, here, model
-):
+def test_rows_that_prepare_would_refuse_get_the_fix_and_no_experiment(init, refuse, here, model):
     """The template of this model knows of no tools."""
     tool = {"type": "function", "function": {"name": "weather", "description": "Look.", "parameters": {}}}
-    write_rows(here / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
-    said = init(f"model={model}", "data=tools.jsonl")
-    assert "`palimpsest prepare` refuses 3 of 3 rows with tools, reasoning or other roles:" in said
-    assert "tools.jsonl, line 1" in said and "Mend that first" in said
+    write_rows(here.parent / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
+    said = refuse("init", f"model={model}", f"data={here.parent}/tools.jsonl")
+    assert "but 3 of 3 rows with tools" in said and "tools.jsonl, line 1" in said
+    assert "chat_template=FILE" in said
     write_rows(here / "plain.jsonl", ROWS["messages"], count=3)
-    assert "Mend that first" not in init(f"model={model}", "data=plain.jsonl")
+    init(f"model={model}", "data=plain.jsonl")
+
+
+def test_rows_for_a_template_that_is_not_here_are_told(init, here):
+    turns = [{"role": "system", "content": "Be brief."}, *ROWS["messages"]["messages"]]
+    write_rows(here / "a.jsonl", {"messages": turns}, count=3)
+    said = init("model=llama3_1_8b_instruct", "data=a.jsonl")
+    assert "3 rows with tools, reasoning, system or other turns: palimpsest prepare says whether" in said
+
+
+def test_a_system_turn_that_the_template_refuses_is_found_too(refuse, here, model):
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system role.') }}{% endif %}"
+        "{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
+    turns = [{"role": "system", "content": "Be brief."}, *ROWS["messages"]["messages"]]
+    write_rows(here.parent / "a.jsonl", {"messages": turns}, count=3)
+    assert "No system role." in refuse("init", f"model={model}", f"data={here.parent}/a.jsonl")
+
+
+def test_reasoning_that_the_template_leaves_out_can_be_settled_by_a_word(init, refuse, here, model):
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'].split('</think>')[-1] }}\n{% endfor %}"
+    )
+    thought = {"role": "assistant", "content": "Hello {0}.", "reasoning_content": "Greet back."}
+    file = here.parent / "a.jsonl"
+    write_rows(file, {"messages": [{"role": "user", "content": "Hi?"}, thought]}, count=3)
+    words = [f"model={model}", f"data={file}"]
+    assert "reasoning=as_rendered, last, drop or answer_only" in refuse("init", *words)
+    assert "`reasoning` must be one of" in refuse("init", *words, "reasoning=none")
+    init(*words, "reasoning=drop")
+    tree = yaml.safe_load((here / "palimpsest/experiment/a.yaml").read_text())
+    assert tree["data"]["sources"]["a"]["learn"] == {"reasoning": "drop"}
+
+
+@pytest.mark.parametrize(
+    ("count", "frac", "because"),
+    [
+        (3, 0.25, "about 1 of 3 documents, but an interval takes 5: give more documents"),
+        (60, 0.17, "about 10 of 60 documents; fewer than 5 give the comparison with the base no interval"),
+        (700, 0.02, "about 14 of 700 documents; fewer than 5 give the comparison with the base no interval"),
+    ],
+)
+def test_so_much_is_held_out_that_there_is_an_interval_where_there_can_be_one(
+    init, here, model, count, frac, because
+):
+    write_rows(here / "a.jsonl", ROWS["text"], count)
+    assert f"Held out: data.validation_frac={frac} ({because})." in init(f"model={model}", "data=a.jsonl")
+    text = (here / "palimpsest/experiment/a.yaml").read_text()
+    assert f"  validation_frac: {frac}   # share of documents held out: {because}\n" in text
+
+
+def test_whether_it_fits_is_what_the_plan_says_of_the_gpu_that_is_there_or_named(init, here, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    write_rows(here / "a.jsonl", ROWS["text"])
+    said = init("model=llama3_1_70b", "data=a.jsonl", "recipe=full_finetune")
+    assert "Memory: does not fit a GPU of 80 GiB (assumed, since no GPU is known: set plan.gpu_gib)" in said
+    assert "\n  recipe=qlora: peak " in said
+    program = here.parent / "nvidia-smi"
+    program.write_text('#!/bin/sh\ncase "$1" in *memory*) echo 143771;; *) echo 9.0;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here.parent}:/bin:/usr/bin")
+    assert "Memory: fits a GPU of 140 GiB with " in init("model=tiny", "data=a.jsonl", "name=b")
 
 
 @pytest.mark.parametrize("verb", ["plan", "train", "prepare"])

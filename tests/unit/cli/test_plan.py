@@ -76,7 +76,7 @@ def test_the_figure_is_an_svg_and_only_written_where_it_is_asked_for(plan, here)
 
 
 def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(plan):
-    overrides = [*LLAMA, "cluster.ranks_per_node=2", "zero=zero2", "plan.gpu_gib=80"]
+    overrides = [*LLAMA, "cluster.ranks_per_node=4", "zero=zero1", "plan.gpu_gib=80"]
     code, text = plan(*overrides)
     assert code == 0
     assert "Does not fit a GPU of 80 GiB" in text
@@ -84,6 +84,49 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(plan):
     assert advised
     code, text = plan(*overrides, *advised, "plan.strict=true")
     assert code == 0 and "Fits a GPU of 80 GiB" in text
+
+
+def advised(text):
+    """Return the words and the GPUs of every way that is listed, in order."""
+    lines = text.split("cheapest first:\n")[1].split("\n\n")[0].splitlines()
+    return [line.strip().split(": peak ")[0].split() for line in lines]
+
+
+def test_a_large_model_without_a_cluster_gets_the_cheapest_ways_first_with_figures(plan):
+    """It was told 32 nodes of one GPU."""
+    words = ["recipe=full_finetune", "model=llama3_1_70b", "plan.gpu_gib=80", "cluster.ranks_per_node=1"]
+    _, text = plan(*words)
+    assert "Does not fit a GPU of 80 GiB" in text and "Smallest change" not in text
+    ways = advised(text)
+    assert [way[0] for way in ways] == [
+        "recipe=qlora",
+        "zero=zero3_offload",
+        "recipe=lora",
+        "cluster.ranks_per_node=8",
+    ]
+    assert ways[2][1:] == ["cluster.ranks_per_node=4"] and ways[3][1:] == ["cluster.num_nodes=4"]
+    assert " GiB of host memory on a node" in text and "; 4 GPUs, trains 0." in text
+    assert text.count(" to spare") == 4
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_every_way_that_is_listed_fits(plan, place):
+    words = ["recipe=full_finetune", "model=llama3_1_70b", "plan.gpu_gib=80", "cluster.ranks_per_node=1"]
+    way = advised(plan(*words)[1])[place]
+    named = {word.partition("=")[0] for word in way}
+    code, text = plan(
+        *(word for word in words if word.partition("=")[0] not in named), *way, "plan.strict=true"
+    )
+    assert code == 0 and "Fits a GPU of 80 GiB" in text
+
+
+def test_more_gpus_than_a_node_has_are_more_nodes(plan):
+    words = ["recipe=continued_pretrain", "model=llama3_1_70b", "plan.gpu_gib=80", "cluster.ranks_per_node=8"]
+    ways = advised(plan(*words)[1])
+    assert ways[-1][:1] == ["cluster.num_nodes=4"]
+    slurm = advised(plan(*words[:-1], "cluster=slurm", "cluster.ranks_per_node=4")[1])
+    assert slurm[-1] == ["cluster.num_nodes=8"], "nodes of a cluster have the GPUs that it has"
+    assert ["tune=lora", "optim.lr=1e-4"] in [way[:2] for way in ways], "the recipe's rate is for weights"
 
 
 def test_a_run_that_barely_fits_is_warned_of_with_what_leaves_more(plan):

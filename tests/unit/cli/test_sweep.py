@@ -413,6 +413,7 @@ def test_a_directory_is_a_run_or_a_sweep_and_a_sweep_keeps_its_keys(python, here
     assert "holds one over seed instead" in refuse("train", "-m", *RUN, f"run_dir={folder}", "optim.lr=1,2")
     another = refuse("train", "-m", *RUN, f"run_dir={folder}", "seed=0,1", "data.seq_len=64")
     assert another.count("holds a run of another configuration (data.seq_len: ") == 2
+    assert another.count(f"such as run_dir={folder}-2, or") == 2, "that of the sweep"
     point = folder / "001_seed-0"
     assert "must be a folder of its own for a sweep" in refuse(
         "train", "-m", *RUN, f"run_dir={point}", "seed=0,1"

@@ -180,10 +180,22 @@ def test_a_run_directory_refuses_another_configuration_and_keeps_its_own(config,
         freeze(other, run_dir)
     assert str(caught.value) == (
         f"{run_dir} holds a run of another configuration (optim.lr: 0.002 -> 0.5; seed: 0 -> 7). Give "
-        "another run_dir or name, or the same values to resume it."
+        f"the new run a directory of its own, such as run_dir={run_dir}-2, or give the same values to go on with the "
+        "one that is there."
     )
     assert (run_dir / "config.yaml").read_bytes() == before
     assert sorted(entry.name for entry in run_dir.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_an_unnamed_run_is_told_a_name_that_is_free(config, tmp_path, monkeypatch):
+    """All runs without a name are runs/run."""
+    monkeypatch.chdir(tmp_path)
+    config = changed(changed(config, "name", "run"), "run_dir", str(tmp_path / "runs/run"))
+    freeze(config, tmp_path / "runs/run")
+    begun(tmp_path / "runs/run")
+    (tmp_path / "runs/run-2").mkdir()
+    with pytest.raises(ConfigError, match=r"such as name=run-3, or give the same values"):
+        freeze(changed(config, "seed", 7), tmp_path / "runs/run")
 
 
 def test_many_differences_are_cut_short(config, tmp_path):

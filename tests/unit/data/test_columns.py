@@ -407,3 +407,49 @@ def test_a_row_that_says_two_things_or_none_is_refused(
 ) -> None:
     with pytest.raises(RowError, match=rule):
         read(tmp_path, [row], **options)
+
+
+@pytest.mark.parametrize(
+    ("turns", "value", "fix"),
+    [
+        ([{"role": "user", "text": "a"}], "keys [role, text]", "Rename 'text' to 'content'"),
+        (
+            [{"role": "user", "content": None, "body": "a"}],
+            "keys [role, content, body]",
+            "Rename 'body' to 'content'",
+        ),
+        ([{"from": "human", "text": "a"}], "keys [from, text]", "Rename 'text' to 'value'"),
+        ([{"role": "user", "parts": [{"text": "a"}]}], "keys [role, parts]", "Rename 'parts' to 'content'"),
+        (
+            [{"role": "tool", "name": "f", "output": "9"}],
+            "keys [role, name, output]",
+            "Rename 'output' to 'content'",
+        ),
+        ([{"speaker": "user", "content": "a"}], "'speaker': 'user'", "Rename 'speaker' to 'role'"),
+    ],
+)
+def test_a_message_that_says_it_under_another_key_is_told_which(
+    turns: list[Any], value: str, fix: str, tmp_path: Path
+) -> None:
+    """They were taken for conversations of the assistant alone, and dropped."""
+    with pytest.raises(RowError) as caught:
+        read(tmp_path, [{"messages": [*turns, TURNS[1]]}], **CHAT)
+    assert value in caught.value.value and caught.value.fix.startswith(fix)
+
+
+def test_a_message_that_only_calls_or_thinks_needs_no_content(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}], "note": "x"}
+    result = {"role": "tool", "name": "f", "content": "9"}
+    void = {"role": "user", "content": None, "metadata": {"a": "b"}, "tags": [], "images": [{"url": "x"}]}
+    documents, _, _ = read(tmp_path, [{"messages": [TURNS[0], call, result, void, TURNS[1]]}], **CHAT)
+    assert documents[0] is not None
+
+
+def test_columns_of_text_are_advised_and_not_ids_and_numbers(tmp_path: Path) -> None:
+    """The first column was taken for the prompt: that of a data frame's numbers."""
+    lines = [",topic_no,ask,reply,kind,when", "0,7,Why is it so?,Because it is.,faq,2026-01-02"]
+    lines += ["1,8,And what else is there?,Nothing at all.,faq,2026-01-03"]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    source = SourceConfig(path=str(tmp_path / "a.csv"), format=Format.completion)
+    with pytest.raises(DataError, match=r"columns\.prompt=ask data\.sources\.s\.columns\.completion=reply"):
+        list(read_files("s", source, list_files("s", source)).batches())

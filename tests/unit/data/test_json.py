@@ -107,3 +107,27 @@ def test_the_padding_of_an_xz_file_is_no_garbage(tmp_path: Path) -> None:
     (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"a") + b"\0" * 8 + lzma.compress(b"b") + b"\0" * 4)
     with open_text(tmp_path / "a.txt.xz") as stream:
         assert stream.read() == "ab"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"a": 1}, {"a": 2}]',
+        '[\n  {"a": 1},\n  {"a": 2}\n]',
+        '[{"a": 1},\n{"a": 2}]',
+        '\n{\n  "a": 1\n}',
+        "[]",
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "ROWS.NDJSON"])
+def test_one_value_under_the_name_of_json_lines_is_told_what_to_rename_it_to(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(
+        DataError, match=r"one JSON value over all of it instead\. Rename it to (rows|ROWS)\.json,"
+    ):
+        list(read_json_lines(tmp_path / name))
+    if text != "[]":
+        (tmp_path / "rows.json").write_text(text)
+        assert next(read_json(tmp_path / "rows.json")) == (1, {"a": 1})

@@ -137,9 +137,9 @@ def test_max_documents_stops_reading_there(tmp_path: Path) -> None:
             "a.jsonl",
             '{"body": "x", "n": 1}\n',
             "body, n",
-            "Say which it is: data.sources.s.columns.text=COLUMN.",
+            "Say which it is: data.sources.s.columns.text=body.",
         ),
-        ("a.csv", "body,n\nx,1\n", "body, n", "Say which it is: data.sources.s.columns.text=COLUMN."),
+        ("a.csv", "body,n\nx,1\n", "body, n", "Say which it is: data.sources.s.columns.text=body."),
         ("a.csv", "body,id\nx,1\n", "body, id", "Say which it is: data.sources.s.columns.text=body."),
         ("a.csv", "texts,id\nx,1\n", "texts, id", "Set data.sources.s.columns.text=texts, if that is it."),
         ("a.jsonl", LINES + '{"body": "x"}\n', "body", "Mend or remove that row."),
@@ -192,7 +192,14 @@ def test_a_broken_file_is_named_with_the_line(name: str, content: str, said: str
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.txt", b"caf\xe9 ", "must be UTF-8"),
+        ("a.txt", b"one\ntwo\ncaf\xe9 ", r"a\.txt, line 3, must be UTF-8, but has the byte 0xe9 instead"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(LINES.encode() + b'{"text": "\xff"}', mtime=0),
+            r"a\.jsonl\.gz, line 3, must be UTF-8",
+        ),
+        ("a.csv", b"text\n" + b"x\n" * 40_000 + b"caf\xe9\n", r"a\.csv, line 40002, must be UTF-8"),
+        ("a.json", b'[{"text": "a"},\n{"text": "\xc3"}]', r"a\.json, line 2, must be UTF-8"),
         ("a.jsonl.gz", b"no gzip", "must be compressed as its name says"),
         ("a.jsonl.gz", gzip.compress(LINES.encode() * 99, mtime=0)[:-12], "cannot be read"),
         ("a.jsonl.zst", b"no zstd", "must be compressed as its name says"),

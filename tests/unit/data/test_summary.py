@@ -72,3 +72,11 @@ def test_a_terminal_gets_a_bar_and_the_table_names_every_source(tmp_path: Path) 
     for part in ("first", "second", "documents", "supervised", "fill", "held-out packs", "(100%)"):
         assert part in shown
     assert "first, sample 3" in shown
+
+
+def test_what_a_terminal_would_act_on_is_written_out_in_samples() -> None:
+    """A conversation with an escape sequence cleared the screen, or named the window."""
+    said = "\x1b]0;mine\x07 \x9b2J \u202eback"
+    for in_colour in (False, True):
+        shown = render_sample(make_piece(f"a{said}b", 0, 0), make_tokenizer(), in_colour).plain
+        assert "\\x1b]0;mine\\x07 \\x9b2J \\u202eback" in shown and not set(shown) & set("\x1b\x07\x9b\u202e")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from trainer.evaluate.compare import SetComparison
-from trainer.report.verdict import verdict
+from trainer.report.verdict import no_interval, verdict
 
 ONE = SetComparison("code", "target", 50, 9000, 36_000, 2.805, 2.473, -0.332, -0.361, -0.301, None, None)
 
@@ -47,3 +47,11 @@ def test_a_very_narrow_interval_gets_the_decimals_it_needs():
 @pytest.mark.parametrize("sets", [[]])
 def test_no_set_is_said(sets):
     assert verdict(sets) == "No held-out set was measured."
+
+
+def test_sets_without_an_interval_are_told_why_and_what_to_change():
+    assert no_interval({"chat": 1, "wiki": 5}) == (
+        "No interval for chat (1 document): it takes 5 held-out documents. Raise data.validation_frac "
+        "(at most 0.5), or give more documents."
+    )
+    assert no_interval({"wiki": 5}) is None

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role, SourceConfig
 from trainer.config.store import compose_config
-from trainer.run.evaluator import Evaluator, why_no_comparison
+from trainer.run.evaluator import Evaluator, why_no_comparison, why_no_interval
 
 ROLES = {"new": Role.target, "old": Role.replay, "maths": Role.probe}
 
@@ -58,3 +58,16 @@ def test_a_run_that_is_compared_or_is_not_to_be_is_told_nothing():
     assert why_no_comparison(config, held) is None
     config.evaluate.forgetting = False
     assert why_no_comparison(config, stores(corpus=1)) is None
+
+
+def test_a_run_whose_comparison_will_have_no_interval_is_told_before_it_trains():
+    config = compose_config(["data=text", "data.sources.corpus.path=book.txt"])
+    held = stores(corpus=3, more=400, none=1)
+    for store, count in zip(held.values(), (1, 8, 0), strict=True):
+        store.validation.num_documents = count
+    said = why_no_interval(config, held)
+    assert (
+        said.startswith("No interval for corpus (1 document): it takes 5") and "data.validation_frac" in said
+    )
+    config.evaluate.forgetting = False
+    assert why_no_interval(config, held) is None

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.wait import wait_until
 from trainer.dist.env import RankEnv
 from trainer.dist.rendezvous import check_rendezvous
-from trainer.start.local import free_port, held_port, rank_processes, world_info
+from trainer.start.local import free_port, held_port, rank_processes, why_ended, world_info
 
 SLEEP = "import time; time.sleep(9999)"
 BESIDE = (
@@ -78,3 +78,16 @@ def test_the_ranks_below_a_launcher_are_found():
             rank.kill()
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(137, "where memory is short"), (139, "a rank was ended by SIGSEGV"), (134, "by SIGABRT")],
+)
+def test_what_ranks_could_not_say_themselves_is_said_for_them(code, said):
+    assert said in why_ended(code)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 75, 130, 143, 129, 255])
+def test_what_ranks_have_said_is_not_said_again(code):
+    assert why_ended(code) is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -112,9 +113,16 @@ def read_json_lines(file: DataFile) -> Iterator[tuple[int, Row]]:
 
 
 def _read_lines(lines: Iterable[str], file: DataFile) -> Iterator[tuple[int, Row]]:
+    is_first = True
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        if is_first and _begins_one_value(line):
+            raise DataError(
+                f"{file} must hold a JSON object on each line, but is one JSON value over all of it instead. Rename it "
+                f"to {_as_json(file.name)}, which is read so, or write each row on a line of its own."
+            )
+        is_first = False
         try:
             row = parse_json(line)
         except JsonError as error:
@@ -123,6 +131,23 @@ def _read_lines(lines: Iterable[str], file: DataFile) -> Iterator[tuple[int, Row
                 "remove the line."
             ) from error
         yield number, _as_row(row, f"{file}, line {number}")
+
+
+def _begins_one_value(line: str) -> bool:
+    """Say whether a first line is that of a list of rows, or of an object that goes on below."""
+    begun = line.strip()
+    if not begun.startswith("["):
+        return begun == "{"
+    try:
+        value = parse_json(begun)
+    except JsonError:
+        return True
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+
+
+def _as_json(name: str) -> str:
+    """Return the name of a file of JSON lines as that of one of JSON, compressed or not."""
+    return re.sub(r"\.(jsonl|ndjson|jsonlines)(?=$|\.)", ".json", name, flags=re.IGNORECASE)
 
 
 def read_json(file: DataFile) -> Iterator[tuple[int, Row]]:

@@ -17,7 +17,7 @@ from trainer.data.formats.fault import first_line, raise_if_disk
 from trainer.data.formats.json import read_json, read_json_lines
 from trainer.data.formats.mapped import MappedTables
 from trainer.data.formats.megatron import MegatronFile
-from trainer.data.formats.stream import BrokenFile, DataFile
+from trainer.data.formats.stream import BrokenFile, DataFile, undecodable_line
 from trainer.data.formats.table import TableFile
 from trainer.data.formats.txt import read_texts
 from trainer.errors import DataError
@@ -145,9 +145,11 @@ def _told(file: DataFile) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
+        line = undecodable_line(file)
+        where = str(file) if line is None else f"{file}, line {line},"
         raise DataError(
-            f"{file} must be UTF-8, but has the byte {error.object[error.start]:#04x} at offset "
-            f"{error.start} of a block instead. Convert it, for example with iconv."
+            f"{where} must be UTF-8, but has the byte {error.object[error.start]:#04x} instead. Convert the file, for "
+            "example with iconv, or mend the line."
         ) from error
     except (EOFError, OSError, zlib.error, BrokenFile) as error:
         raise_if_disk(error)

@@ -9,6 +9,7 @@ import bz2
 import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Callable
 from typing import IO, Any, Literal, Protocol
 
@@ -44,6 +45,25 @@ def open_text(file: DataFile, newline: str | None = None) -> IO[str]:
         DataError: By its first bytes it is something else than text, or than its name says.
         BrokenFile: While reading, if a compressed file is damaged or cut short.
     """
+    return io.TextIOWrapper(_open_bytes(file), encoding="utf-8-sig", newline=newline)
+
+
+def undecodable_line(file: DataFile) -> int | None:
+    """Return the first line of a text file that is not UTF-8, from 1; None where it is no text, or all of it is."""
+    try:
+        with _open_bytes(file) as raw:
+            for number, line in enumerate(raw, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError:
+                    return number
+    except (OSError, EOFError, zlib.error, BrokenFile, DataError):
+        return None
+    return None
+
+
+def _open_bytes(file: DataFile) -> Any:
+    """Open a file for reading what is in it, unpacked."""
     packed: Any = file.open("rb")
     raw: Any
     suffix = file.suffix.lower()
@@ -63,7 +83,7 @@ def open_text(file: DataFile, newline: str | None = None) -> IO[str]:
         case _:
             raw = packed
     _check_text(file, suffix, raw)
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline)
+    return raw
 
 
 def _check_packed(file: DataFile, suffix: str, packed: Any) -> None:

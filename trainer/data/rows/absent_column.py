@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from trainer.config.data import Format, SourceConfig
-from trainer.data.rows.columns import LAYOUTS, required_columns
+from trainer.data.rows.columns import LAYOUTS, Row, required_columns
 from trainer.errors import DataError
 
 ASIDE = {
@@ -39,6 +40,13 @@ ASIDE |= {
     "author",
 }
 """Words in the names of columns that are not proposed for what is learnt."""
+NO_TEXT = re.compile(
+    r"[+-]?[\d.,]+(e[+-]?\d+)?%?|true|false|[\da-f-]{16,}|\d{4}-\d\d-\d\d([ T][\d:.+Z-]*)?|[a-z]+://\S+|[a-z]+[-_]?\d+",
+    re.IGNORECASE,
+)
+"""Numbers, ids, dates and addresses: values that nobody wants to have learnt by themselves."""
+SAMPLE_ROWS = 20
+"""Rows that are looked at to tell columns of text from others."""
 
 
 def check_columns(
@@ -48,17 +56,19 @@ def check_columns(
     columns: Collection[str],
     wanted: dict[str, str],
     is_like_others: bool = True,
+    sample: Callable[[], Sequence[Row]] = tuple,
 ) -> None:
     """Refuse a row or table without a column that it must have.
 
     Args:
         is_like_others: Its columns are those of the file, as of a table or the first row, and not only of one row.
+        sample: Returns some rows, by which columns of text are told from those of ids and numbers.
     Raises:
         DataError: If one of `wanted` (config key: name) is not there.
     """
     absent = {key: column for key, column in wanted.items() if column not in columns}
     for key, column in absent.items():
-        fix = _hint(name, source, columns, absent) if is_like_others else "Mend or remove that row."
+        fix = _hint(name, source, columns, absent, sample) if is_like_others else "Mend or remove that row."
         raise DataError(
             f"`data.sources.{name}.columns.{key}` must name a column of {where}, but is '{column}' "
             f"instead; the columns are [{', '.join(map(_shown, columns))}]. {fix}".rstrip()
@@ -70,7 +80,13 @@ def _shown(column: str) -> str:
     return column if is_plain else repr(column)
 
 
-def _hint(name: str, source: SourceConfig, columns: Collection[str], absent: dict[str, str]) -> str:
+def _hint(
+    name: str,
+    source: SourceConfig,
+    columns: Collection[str],
+    absent: dict[str, str],
+    sample: Callable[[], Sequence[Row]],
+) -> str:
     """Return what to set for rows with these columns: a layout that they look like, or the columns one by one."""
     of_source = f"data.sources.{name}"
     for format_, layouts in LAYOUTS.items():
@@ -84,10 +100,14 @@ def _hint(name: str, source: SourceConfig, columns: Collection[str], absent: dic
     near = {key: found[0] for key, column in absent.items() if (found := _near(column, columns))}
     if len(near) == len(absent):
         return f"Set {_words(of_source, {f'columns.{key}': found for key, found in near.items()})}, if that is it."
-    read = [column for column in columns if not _is_aside(column)]
-    if not read or not absent.keys() & required_columns(source).keys():
+    if not absent.keys() & required_columns(source).keys():
         return ""
-    if len(read) == 1 or source.format in (Format.text, Format.ids):
+    is_one = source.format in (Format.text, Format.ids)
+    rows = sample() if source.format is not Format.ids else ()
+    read = text_columns(columns, rows, 1 if is_one else 2)
+    if not read:
+        return ""
+    if len(read) == 1 or is_one:
         key = next(iter(required_columns(source)))
         return f"Say which it is: {_words(of_source, {f'columns.{key}': read[0] if len(read) == 1 else 'COLUMN'})}."
     words = {} if source.format is Format.completion else {"format": "completion", "as_chat": "true"}
@@ -96,6 +116,29 @@ def _hint(name: str, source: SourceConfig, columns: Collection[str], absent: dic
         f"Say which hold the prompt and the answer, such as {_words(of_source, words)}; data=prompt_completion is such "
         "a source."
     )
+
+
+def text_columns(columns: Collection[str], rows: Sequence[Row], most: int) -> list[str]:
+    """Return the columns that may hold what is learnt, in their order; by rows the `most` with the longest texts.
+
+    Columns of ids, numbers, dates and addresses are left out, by their name, and by what rows hold.
+    """
+    read = [column for column in columns if not _is_aside(column)]
+    if not rows:
+        return read
+    lengths = {column: _text_length([row.get(column) for row in rows]) for column in read}
+    longest = sorted((column for column in read if lengths[column]), key=lambda column: -lengths[column])[
+        :most
+    ]
+    return [column for column in read if column in longest]
+
+
+def _text_length(values: Sequence[Any]) -> float:
+    """Return how long the texts of a column are; 0 where it holds none, or only ids, numbers, dates and addresses."""
+    said = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    if all(NO_TEXT.fullmatch(value) for value in said):
+        return 0.0
+    return sum(map(len, said)) / len(said)
 
 
 def _near(wanted: str, columns: Collection[str]) -> list[str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.config.learn import LearnConfig
 from trainer.config.many import many
 from trainer.data.chat.settle import REASONING_KEYS
 from trainer.data.formats.opened import open_file
 from trainer.data.formats.txt import BLANK_LINES
-from trainer.data.rows.columns import LAYOUTS
+from trainer.data.rows.absent_column import text_columns
+from trainer.data.rows.columns import LAYOUTS, Row
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, kind_of, list_files
-from trainer.data.rows.source import read_files
+from trainer.data.rows.source import first_rows, read_files
 from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, RowError
 from trainer.errors import DataError
 
@@ -33,13 +36,16 @@ class Holding:
     num_rows: int = 0
     is_whole: bool = True
     """Whether there is no row beside them."""
+    num_documents: int = 0
+    """Those that hold something to learn; rows without are dropped."""
     num_chars: int = 0
     longest: str = ""
     """Text of the longest document."""
     longest_turns: int = 0
     """Its turns, where the chat template renders it."""
     peculiar: list[tuple[str, str, int, dict[str, object]]] = field(default_factory=list)
-    """Rows with tools, reasoning or turns of other roles, which not every template renders: file, unit, number, row."""
+    """Rows with tools, reasoning or other turns than of user and assistant by turns, which not every template renders:
+    file, unit, number, row."""
     read_as: SourceConfig | None = None
     """The source with the columns that were found by their usual names."""
     num_ids: int = 0
@@ -54,6 +60,7 @@ class Holding:
     def add(self, document: Document, as_chat: bool) -> None:
         """Count a document."""
         if isinstance(document, IdsDocument):
+            self.num_documents += bool(document.ids)
             self.num_ids += len(document.ids)
             self.longest_ids = max(self.longest_ids, len(document.ids))
             return
@@ -65,6 +72,7 @@ class Holding:
             text, turns = document.prompt + document.completion, 2 if as_chat else 0
         else:
             text = document.text
+        self.num_documents += bool(text.strip())
         self.num_chars += len(text)
         if len(text) > len(self.longest):
             self.longest, self.longest_turns = text, turns
@@ -87,29 +95,33 @@ class Guess:
     holding: Holding
 
 
-def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str]) -> Guess:
+def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str], learn: LearnConfig) -> Guess:
     """Look at the first rows of files and return a source that reads them.
 
     Args:
         can_chat: Pairs may be rendered as a chat.
         ignore: Columns to leave unread.
+        learn: What is learnt of conversations.
     Raises:
         DataError: No file is there, its rows are of no layout that is known, or one of the sample cannot be read.
     """
     asked = SourceConfig(path=path)
     listing = list_files(name, asked)
     columns: list[str] = []
+    sample: Callable[[], list[Row]] = list
     for file in listing.files:
-        columns = open_file(asked, file, kind_of(file)).columns
+        opened = open_file(asked, file, kind_of(file))
+        columns, sample = opened.columns, partial(first_rows, opened)
         if columns:
             break
-    format_, title, layout = _known(columns, path)
+    format_, title, layout = _known(columns, path, sample)
     named = {key: column for key, column in layout.items() if getattr(ColumnsConfig(), key) != column}
     source = replace(
         asked,
         format=format_,
         as_chat=can_chat and format_ is Format.completion,
         columns=ColumnsConfig(**named, ignore=list(ignore)),
+        learn=learn if format_ is Format.chat else LearnConfig(),
     )
     holding, lines = _parsed_sample(name, source, listing)
     if format_ is Format.text and holding.num_rows == 1 and holding.is_whole:
@@ -136,25 +148,31 @@ def _split_one(
 def _is_peculiar(document: Document) -> bool:
     if not isinstance(document, ChatDocument):
         return False
+    roles = [one["role"] for one in document.messages]
+    if roles != [("user", "assistant")[turn % 2] for turn in range(len(roles))]:
+        return True
     keys = {*REASONING_KEYS, "tool_calls", "function_call"}
     return bool(document.tools) or any(
-        keys & set(one)
-        or one["role"] not in ("system", "user", "assistant")
-        or "<think>" in str(one["content"])
-        for one in document.messages
+        keys & set(one) or "<think>" in str(one["content"]) for one in document.messages
     )
 
 
-def _known(columns: list[str], path: str) -> tuple[Format, str, dict[str, str]]:
+def _known(
+    columns: list[str], path: str, sample: Callable[[], list[Row]]
+) -> tuple[Format, str, dict[str, str]]:
     for format_ in ORDER:
         for title, layout in LAYOUTS[format_]:
             if set(layout.values()) <= set(columns):
                 return format_, title, layout
     titles = ", ".join(dict.fromkeys(title for format_ in ORDER for title, _ in LAYOUTS[format_]))
     shown = f"the columns [{', '.join(columns)}]" if columns else "no row"
+    texts = text_columns(columns, sample(), 2) if columns else []
+    wanted = ("text",) if len(texts) == 1 else ("prompt", "completion")
+    pairs = [f"{column} to {name}" for column, name in zip(texts, wanted, strict=False)]
+    such = f", such as {' and '.join(pairs)}," if pairs else ""
     raise DataError(
-        f"`data` must hold rows of a known layout ({titles}), but '{path}' has {shown} instead. Rename columns, or "
-        "write a source of your own: palimpsest explain data.sources.NAME.columns."
+        f"`data` must hold rows of a known layout ({titles}), but '{path}' has {shown} instead. Rename columns{such} "
+        "or write a source of your own: palimpsest explain data.sources.NAME.columns."
     )
 
 
@@ -185,4 +203,9 @@ def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[H
         for what, count in counts.items()
         if count
     ]
+    if holding.num_rows and holding.is_whole and not holding.num_documents:
+        why = f": {'; '.join(told)}" if told else ""
+        raise DataError(
+            f"`data` must hold rows that something is learnt of, but '{source.path}' has none{why}. Mend the rows."
+        )
     return holding, [*rows.reading.lines, *told]

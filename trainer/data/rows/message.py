@@ -28,14 +28,33 @@ SELDOM = frozenset(("chatgpt", "model", "bot", "observation", "function", "funct
 """Those of them that are told of where they are met: in other data they are something else."""
 
 
+ASIDE = frozenset(
+    ("role", "from", "content", "value", "name", "id", "tool_call_id", "type", "recipient", "channel")
+)
+ASIDE |= {"timestamp", "date", "time", "model", "lang", "language"}
+"""Keys of a turn whose text is not what is said in it."""
+SAID_OTHERWISE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Keys of a turn that may stand without a content."""
+
+
 def parse_message(raw: Any) -> Message:
     """Return a turn as {role, content, ...}.
 
     Raises:
-        RowError: If it is none.
+        RowError: If it is none, or what it says stands under a key that is not read.
     """
     if not isinstance(raw, dict) or not ({"role", "from"} & raw.keys()):
-        raise RowError("hold messages of {role, content} or {from, value}", short(raw), MEND)
+        speaker = _speaker(raw) if isinstance(raw, dict) else None
+        fix = MEND if speaker is None else f"Rename '{speaker}' to 'role' in these rows."
+        raise RowError("hold messages of {role, content} or {from, value}", short(raw), fix)
+    if (other := _text_elsewhere(raw)) is not None:
+        wanted = "value" if "role" not in raw else "content"
+        keys = ", ".join(map(str, raw))
+        raise RowError(
+            f"hold what a message says under the key '{wanted}'",
+            f"a message with the keys [{keys}]",
+            f"Rename '{other}' to '{wanted}' in these rows.",
+        )
     said = raw.get("role", raw.get("from"))
     role = ROLES.get(said) if isinstance(said, str) else None
     if role is None:
@@ -46,6 +65,27 @@ def parse_message(raw: Any) -> Message:
     if message.get("tool_calls") == []:
         del message["tool_calls"]
     return message
+
+
+def _speaker(raw: dict[str, Any]) -> str | None:
+    """Return the key of a turn that has no role and says whose it is under another name."""
+    return next((key for key, value in raw.items() if isinstance(value, str) and value in ROLES), None)
+
+
+def _text_elsewhere(raw: dict[str, Any]) -> str | None:
+    """Return the key under which a turn without a content says something; None where it has one, or says nothing."""
+    has_content = raw.get("content") is not None or raw.get("value") is not None
+    if has_content or any(raw.get(key) for key in SAID_OTHERWISE):
+        return None
+    texts = {key: value for key, value in raw.items() if key not in ASIDE and _is_text(value)}
+    return max(texts, key=lambda key: len(str(texts[key])), default=None)
+
+
+def _is_text(value: Any) -> bool:
+    """Say whether a value is a text, or a list of texts or of parts with one."""
+    if not isinstance(value, list):
+        return isinstance(value, str) and bool(value.strip())
+    return any(_is_text(part.get("text") if isinstance(part, dict) else part) for part in value)
 
 
 def _content(raw: Any) -> str:

@@ -6,17 +6,20 @@ the columns of uneven CSV rows, and do not say which line is broken.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.config.data import SourceConfig, TokenValue
 from trainer.data.formats.opened import NumberedRow, Opened, open_file, open_mapped
-from trainer.data.rows.absent_column import check_columns
+from trainer.data.rows.absent_column import SAMPLE_ROWS, check_columns
 from trainer.data.rows.columns import (
     ColumnLayout,
+    Row,
     is_weighty,
     optional_columns,
     recognise,
@@ -90,14 +93,17 @@ class SourceRows:
         wanted = [column for column in file.columns if column in read]
         watched: list[str] = []
         if file.is_table and file.columns:
-            check_columns(name, source, file.label, file.columns, required | self._named_columns())
+            wanted_all, sample = required | self._named_columns(), partial(first_rows, file)
+            check_columns(name, source, file.label, file.columns, wanted_all, sample=sample)
             watched = [c for c in file.columns if c not in passed and is_weighty(source, c)]
             self.reading.unread |= set(file.columns) - passed
             self._ignored |= set(file.columns) & set(source.columns.ignore)
         for number, row in _keyed(name, file.read(wanted, watched)):
             if not file.is_table and any(column not in row for column in required.values()):
                 where = f"{file.label} (row {number})"
-                check_columns(name, source, where, list(row), required, self._num_rows == 0)
+                check_columns(
+                    name, source, where, list(row), required, self._num_rows == 0, partial(list, [row])
+                )
             if unread := row.keys() - passed:
                 refuse_unread(name, self._layout, row, sorted(unread), f"{file.place}, {file.unit} {number},")
                 self.reading.unread |= unread
@@ -143,6 +149,13 @@ class SourceRows:
         if self.source.columns.ignore:
             ignored = join_names(sorted(self.source.columns.ignore))
             self.reading.lines.append(f"columns left unread as asked: {ignored}")
+
+
+def first_rows(file: Opened) -> list[Row]:
+    """Return some rows of a table with all their columns; none where they cannot be read."""
+    with contextlib.suppress(DataError):
+        return [row for _, row in islice(file.read(file.columns, []), SAMPLE_ROWS)]
+    return []
 
 
 def _keyed(name: str, items: Iterator[T]) -> Iterator[T]:

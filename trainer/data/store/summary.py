@@ -15,6 +15,7 @@ from trainer.data.store.intake import describe_drops
 from trainer.data.store.store import TRAIN, VALIDATION, SplitStore, Store
 from trainer.data.types import Pack, TokenizerLike
 from trainer.runtime.say import say
+from trainer.runtime.visible import visible
 
 NUM_SAMPLES = 3
 SAMPLE_TOKENS = 400
@@ -153,7 +154,7 @@ def render_sample(piece: Pack, tokenizer: TokenizerLike, in_colour: bool) -> Tex
 def _append_runs(text: Text, piece: Pack, part: slice, tokenizer: TokenizerLike, in_colour: bool) -> None:
     pairs = zip(piece.tokens[part].tolist(), piece.supervised[part].tolist(), strict=True)
     for supervised, run in groupby(pairs, key=lambda pair: pair[1]):
-        words = tokenizer.decode([token for token, _ in run])
+        words = visible(tokenizer.decode([token for token, _ in run]))
         if supervised and not in_colour:
             words = f"{OPEN}{words}{CLOSE}"
         text.append(words, style="green" if supervised else "dim")
