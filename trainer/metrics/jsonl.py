@@ -1,6 +1,7 @@
 """metrics.jsonl and ledger.jsonl: append-only, one JSON object a line.
 
-A line torn by a killed process is dropped when the file is opened again or read.
+A line torn by a killed process is dropped when the file is opened again or read. Who has lost the run directory to
+another run appends nothing any more.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainer.config.fence import LOOK_S, check_publish
 from trainer.errors import TrainerError
 from trainer.metrics.sink import Record
 
@@ -43,6 +45,7 @@ class JsonlSink:
 
     def write(self, step: int, record: Record) -> None:
         """Append one line and hand it to the operating system."""
+        check_publish(Path(self._file.name), LOOK_S)
         with _named(self._file.name):
             self._file.write(_encode({"step": step, "time": time.time(), **record}))
             self._file.flush()
@@ -86,6 +89,7 @@ class Ledger:
 
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one event; fields are plain JSON values."""
+        check_publish(Path(self._file.name), LOOK_S)
         with _named(self._file.name):
             body = _encode({"event": event, "step": step, "time": time.time(), **fields})[:-2]
             self._chain = _chained(self._chain, body)
@@ -161,6 +165,7 @@ def truncate_after(path: Path, step: int, aside: Path) -> int:
     if moved:
         aside.parent.mkdir(parents=True, exist_ok=True)
         _write_lines(aside, moved)
+        check_publish(path)
         draft = path.with_name(path.name + ".tmp")
         _write_lines(draft, kept)
         os.replace(draft, path)
@@ -186,6 +191,7 @@ def _named(path: str) -> Iterator[None]:
 
 def _opened(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_publish(path)
     _cut_torn_tail(path)
     return path.open("a", encoding="utf-8")
 

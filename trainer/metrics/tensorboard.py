@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, RunCard, Told
 
@@ -15,15 +15,19 @@ class TensorboardTracker:
         Rank 0 only.
     """
 
+    takes_back: ClassVar = True
+
     def __init__(self, folder: Path, purge_step: int | None) -> None:
         """Open a new event file; readers drop what older ones hold from `purge_step` on."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
+        self._folder = folder
         self._step = 0
+        self._writer: Any = self._opened(purge_step)
 
     def write(self, step: int, numbers: Numbers) -> None:
-        """Add one point to the curve of every number."""
+        """Add one point to the curve of every number; an earlier step than before takes back what came from it on."""
+        if step < self._step:
+            self._writer.close()
+            self._writer = self._opened(step)
         self._step = step
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
@@ -40,6 +44,11 @@ class TensorboardTracker:
         if status is not None:
             self._writer.add_text("status", status, self._step)
         self._writer.close()
+
+    def _opened(self, purge_step: int | None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=purge_step)
 
 
 def open_tensorboard(

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trainer.config.fence import held
 from trainer.errors import CheckpointError
 from trainer.runtime.holder import Holder, Machine, is_running, started
 
@@ -30,7 +31,6 @@ POLL_S = 0.5
 SETTLE_S = 1.0
 """Given to a holder who looked just before it was replaced: what it publishes is in its place then."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
-_held: dict[Path, Lease] = {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,35 +197,18 @@ def _read(path: Path) -> NewestLease | None:
     return NewestLease(number, holder, beat_s)
 
 
-def check_publish(target: Path) -> None:
-    """Raise where a place is in a run directory whose lease this process had and lost; nothing elsewhere.
-
-    Raises:
-        CheckpointError: Another run has the directory.
-    """
-    for run_dir, lease in list(_held.items()):
-        if target.is_relative_to(run_dir):
-            lease.check()
-
-
 @contextlib.contextmanager
 def leased(run_dir: Path, say: Callable[[str], None], given: str | None = None) -> Iterator[str]:
-    """Hold the lease of a run directory inside; yield its id.
+    """Hold the lease of a run directory inside, where it is asked before everything that is published; yield its id.
 
     Raises:
         CheckpointError: Another living process has it.
     """
-    place = Path(os.path.realpath(run_dir))
-    lease = take(place, say, given)
-    before = _held.get(place)
-    _held[place] = lease
+    lease = take(Path(os.path.realpath(run_dir)), say, given)
     try:
-        yield lease.id
+        with held(run_dir, lease.check):
+            yield lease.id
     finally:
-        if before is None:
-            del _held[place]
-        else:
-            _held[place] = before
         lease.release()
 
 

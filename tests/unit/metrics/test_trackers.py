@@ -57,6 +57,37 @@ def test_tensorboard_shows_what_stands_after_a_resume(tmp_path):
     assert "gate: passed" in text and "/runs/a/report.html" in text and "| web | -0.25 |" in text
 
 
+def gone_back(log: LogConfig, run_dir: Path) -> None:
+    """Log steps 1 to 3, go back before a spike to step 1, and go on from there to the end at step 4."""
+    delivery = open_log(log, run_dir, -1, [])
+    for step in (1, 2, 3):
+        delivery.write(step, {"loss": float(step)})
+    for step in (2, 3, 4):
+        delivery.write(step, {"loss": 10.0 * step})
+    delivery.close("finished")
+
+
+def test_tensorboard_shows_what_stands_after_a_rewind(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    gone_back(LogConfig(trackers=[TrackerKind.tensorboard]), tmp_path)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(event.step, event.value) for event in found.Scalars("loss")]
+    assert points == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+
+
+def test_mlflow_has_no_step_twice_after_a_rewind(tmp_path):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("alembic")
+    from mlflow.tracking import MlflowClient
+
+    gone_back(LogConfig(trackers=[TrackerKind.mlflow]), tmp_path)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    points = client.get_metric_history(Bookmark.read(tmp_path, "mlflow").run_id, "loss")
+    assert [(one.step, one.value) for one in points] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
 def test_tensorboard_is_told_what_its_folder_has_lost(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
