@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +17,18 @@ import pytest
 from tests.dist.session import config_of, session_of, take_steps
 from tests.dist.test_resume import saver_of
 from tests.helpers.ranks import FOREIGN, ROOT
+from tests.helpers.small_disk import PAGE, fill, mounted, pages_free
 from trainer.checkpoint.layout import checkpoints_dir
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.verify import newest_verified
 from trainer.errors import CheckpointError
 from trainer.start.local import rank_processes
 
-PAGE = 4096
 LIMIT_S = 240
 """Far below the 1800 s of cluster.comm_timeout_s, for which ranks that hang would wait."""
 
 
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """Mount an empty file system in memory; the test is skipped where that is not allowed."""
-    folder.mkdir(parents=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 # ---- saving, on two ranks
-
-
-def pages_free(folder: Path) -> int:
-    return os.statvfs(folder).f_bavail
-
-
-def fill(folder: Path, left: int) -> Path:
-    """Leave so many pages free."""
-    filler = folder / "filler"
-    with filler.open("wb") as file:
-        file.write(b"\0" * PAGE * (pages_free(folder) - left))
-    assert pages_free(folder) == left
-    return filler
 
 
 def exhaust(folder: Path, left: int) -> Path:

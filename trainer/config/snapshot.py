@@ -193,6 +193,9 @@ def write_atomic(path: Path, content: str | bytes, is_private: bool = False) -> 
             os.fsync(file.fileno())
         check_publish(path)
         staged.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the operating system names only what cannot be opened
+        raise
     finally:
         staged.unlink(missing_ok=True)
 

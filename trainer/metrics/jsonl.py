@@ -6,20 +6,19 @@ another run appends nothing any more.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from trainer.config.fence import LOOK_S, check_publish
 from trainer.errors import TrainerError
 from trainer.metrics.sink import Record
+from trainer.runtime.disk import naming
 
 _LOG = logging.getLogger(__name__)
 _CHAIN = ',"chain":"'
@@ -46,7 +45,7 @@ class JsonlSink:
     def write(self, step: int, record: Record) -> None:
         """Append one line and hand it to the operating system."""
         check_publish(Path(self._file.name), LOOK_S)
-        with _named(self._file.name):
+        with naming(self._file.name):
             self._file.write(_encode({"step": step, "time": time.time(), **record}))
             self._file.flush()
 
@@ -60,7 +59,7 @@ class JsonlSink:
 
     def close(self, status: str) -> None:
         """Put the file on disk and close it."""
-        with _named(self._file.name):
+        with naming(self._file.name):
             if not self._file.closed:
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -90,7 +89,7 @@ class Ledger:
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one event; fields are plain JSON values."""
         check_publish(Path(self._file.name), LOOK_S)
-        with _named(self._file.name):
+        with naming(self._file.name):
             body = _encode({"event": event, "step": step, "time": time.time(), **fields})[:-2]
             self._chain = _chained(self._chain, body)
             self._file.write(f'{body}{_CHAIN}{self._chain}"}}\n')
@@ -99,7 +98,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file."""
-        with _named(self._file.name):
+        with naming(self._file.name):
             self._file.close()
 
 
@@ -177,16 +176,6 @@ def _write_lines(path: Path, lines: list[bytes]) -> None:
         file.writelines(line + b"\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Let an error of writing name its file; the operating system does so only for opening."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
 
 
 def _opened(path: Path) -> TextIO:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from trainer.config.fence import held
 from trainer.errors import CheckpointError
+from trainer.runtime.disk import naming
 from trainer.runtime.holder import Holder, Machine, is_running, started
 
 FOLDER = ".lease"
@@ -273,8 +274,9 @@ def _now_s(run_dir: Path) -> float:
 def _make(path: Path, holder: Holder) -> bool:
     """Write a lease where there is none of that number; false where another was faster."""
     staged = path.with_name(f".{holder.id[:12]}.{uuid.uuid4().hex[:6]}.tmp")
-    staged.write_text(_text(holder), encoding="utf-8")
     try:
+        with naming(path):
+            staged.write_text(_text(holder), encoding="utf-8")
         os.link(staged, path)
     except FileExistsError:
         return False
@@ -293,8 +295,12 @@ def _make(path: Path, holder: Holder) -> bool:
 
 def _replace(path: Path, holder: Holder) -> None:
     staged = path.with_name(f".{holder.id[:12]}.{uuid.uuid4().hex[:6]}.tmp")
-    staged.write_text(_text(holder), encoding="utf-8")
-    staged.replace(path)
+    try:
+        with naming(path):
+            staged.write_text(_text(holder), encoding="utf-8")
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _text(holder: Holder) -> str:

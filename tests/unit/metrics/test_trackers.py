@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.small_disk import fill, mounted
 from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.config.check_log import log_problems, tracked_name
 from trainer.config.log import LogConfig, MlflowConfig, TrackerKind, TrackioConfig, WandbConfig, WandbMode
+from trainer.metrics.tensorboard import TensorboardTracker
 from trainer.metrics.tracker import Bookmark, Conclusion, Told
 from trainer.metrics.trackers import begin, run_card
 from trainer.metrics.wandb_file import newest_step
@@ -75,6 +77,32 @@ def test_tensorboard_shows_what_stands_after_a_rewind(tmp_path):
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     points = [(event.step, event.value) for event in found.Scalars("loss")]
     assert points == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+
+
+def test_tensorboard_goes_on_when_its_disk_has_room_again(tmp_path, capfd):
+    """Its thread is gone then, and printed a traceback; the torn file ends a reader's way, so another one is begun."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "tensorboard"
+    with mounted(folder, "size=64k"):
+        tracker = TensorboardTracker(folder, None)
+        tracker.write(1, {"loss": 1.0})
+        tracker.write(2, {"loss": 2.0})
+        filler = fill(folder, 0)
+        many = {f"eval/{n}": float(n) for n in range(200)}
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                tracker.write(2, many)
+        filler.unlink()
+        tracker.write(2, many)
+        tracker.write(3, {"loss": 3.0})
+        tracker.close("finished")
+        found = EventAccumulator(str(folder)).Reload()
+        points = [(event.step, event.value) for event in found.Scalars("loss")]
+        assert points == [(1, 1.0), (2, 2.0), (3, 3.0)]
+        assert [event.step for event in found.Scalars("eval/199")] == [2]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_mlflow_has_no_step_twice_after_a_rewind(tmp_path):
