@@ -218,7 +218,7 @@ class Whole:
 
     def __init__(self, work: Path) -> None:
         """Write rows, train, and note the names of all files."""
-        self.work = work
+        self.work = work = Path(os.path.realpath(work))
         rows = work / "rows"
         rows.mkdir(parents=True)
         for name, word, count in (("new", "river", 24), ("old", "stone", 20)):
@@ -288,7 +288,7 @@ def _last_sentence(said: str) -> str:
 def outcomes(only_like: str) -> Iterator[FullDisk]:
     """Yield what became of every file."""
     with tempfile.TemporaryDirectory(prefix="full-disk-") as folder:
-        whole = Whole(Path(os.path.realpath(folder)))
+        whole = Whole(Path(folder))
         for file in whole.files:
             if fnmatch.fnmatch(file, only_like):
                 yield whole.meet(file)

@@ -91,7 +91,7 @@ def test_a_resumed_run_tells_nothing_twice_and_what_was_lost_once(tmp_path):
 
 @pytest.mark.parametrize(("takes_back", "shown"), [(False, [1.0, 2.0, 3.0, 40.0]), (True, None)])
 def test_a_step_that_comes_again_after_a_rewind_is_told_once(tmp_path, caplog, takes_back, shown):
-    """wandb drops smaller steps without a word, mlflow and trackio keep both: neither is what one looks for."""
+    """wandb drops some of them and mixes others, mlflow and trackio keep both: neither is what one looks for."""
     delivery = begun(tmp_path)
     delivery._tracker.takes_back = takes_back
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):

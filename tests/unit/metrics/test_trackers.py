@@ -13,6 +13,7 @@ from tests.helpers.small_disk import fill, mounted
 from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.config.check_log import log_problems, tracked_name
 from trainer.config.log import LogConfig, MlflowConfig, TrackerKind, TrackioConfig, WandbConfig, WandbMode
+from trainer.metrics import wandb_file
 from trainer.metrics.tensorboard import TensorboardTracker
 from trainer.metrics.tracker import Bookmark, Conclusion, Told
 from trainer.metrics.trackers import begin, run_card
@@ -145,6 +146,21 @@ def test_wandb_gets_every_step_once_over_its_offline_folders(tmp_path):
         )
 
     wait_until(has_all, "the end of the run in wandb's files")  # its own process writes on for a moment
+
+
+def test_wandb_has_no_step_of_two_after_a_rewind(tmp_path):
+    """It drops what is smaller than its last step, and overwrites that one."""
+    wandb_proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    gone_back(LogConfig(trackers=[TrackerKind.wandb], wandb=WandbConfig(WandbMode.offline)), tmp_path)
+    run_id = Bookmark.read(tmp_path, "wandb").run_id
+    wait_until(lambda: newest_step(tmp_path, run_id) == 4, "all steps in wandb's file")
+    (path,) = tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
+    points = []
+    for raw in wandb_file._records(path.read_bytes()):
+        items = wandb_proto.Record.FromString(raw).history.item
+        found = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+        points += [(int(found["_step"]), float(found["loss"]))] if "loss" in found else []
+    assert points == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
 
 
 def test_wandb_is_told_again_what_a_killed_process_had_not_written(tmp_path):
