@@ -55,16 +55,11 @@ class Soaked:
 class Soak:
     """Runs, and what ends them."""
 
-    def __init__(self, folder: Path, kind: str, every_s: float, seed: int) -> None:
+    def __init__(self, fire: Range, folder: Path, kind: str, every_s: float, seed: int) -> None:
         """Train the run that nobody touches."""
-        workspace = f"{folder}/workspace"
-        alone = Ranks(1, folder / "alone")
-        alone.run(make_inputs, folder=workspace)
-        alone.close()
-        self._folder, self._kind, self._every_s = folder, kind, every_s
+        self._fire, self._folder, self._kind, self._every_s = fire, folder, kind, every_s
         self._rng = random.Random(seed)
-        self.fire = Range(folder, workspace, steps=STEPS, every=EVERY)
-        self.whole = self.fire.whole(kind, BACKGROUND)
+        self._whole = fire.whole(kind, BACKGROUND)
 
     def next_kill(self) -> Kill:
         """Return the next end: which rank, how, and when."""
@@ -77,7 +72,7 @@ class Soak:
         run_dir, ends, problem = self._folder / f"run-{number}", Counter[str](), None
         for _ in range(MOST_STARTS):
             try:
-                told = self.fire.train(run_dir, self._kind, BACKGROUND, asdict(self.next_kill()))
+                told = self._fire.train(run_dir, self._kind, BACKGROUND, asdict(self.next_kill()))
             except RankFailure as failure:
                 # SIGTERM ends a rank that does not listen yet.
                 if not any(f"died with {code}" in str(failure) for code in ("-9", "-15")):
@@ -87,12 +82,12 @@ class Soak:
                 continue
             ends["term"] += told["reason"] == "preempted"
             if told["reason"] == "finished":
-                problem = self.fire.difference(run_dir, self.whole)
+                problem = self._fire.difference(run_dir, self._whole)
                 break
         else:
             problem = f"not finished after {MOST_STARTS} starts"
         found = effective(run_dir)
-        shutil.rmtree(run_dir)
+        shutil.rmtree(run_dir, ignore_errors=True)
         return Soaked(
             found.num_starts,
             ends["kill"],
@@ -108,21 +103,26 @@ def main() -> int:
     """Soak, print a line a run, and write what came of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--every-s", type=float, default=20.0)
+    parser.add_argument("--every-s", type=float, default=5.0)
     parser.add_argument("--kind", choices=KINDS, default="full ZeRO-2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     runs: list[Soaked] = []
     with tempfile.TemporaryDirectory(prefix="palimpsest-soak-") as folder:
-        soak = Soak(Path(folder), options.kind, options.every_s, options.seed)
+        workspace = f"{folder}/workspace"
+        alone = Ranks(1, Path(folder) / "alone")
+        alone.run(make_inputs, folder=workspace)
+        alone.close()
+        fire = Range(Path(folder), workspace, steps=STEPS, every=EVERY)
+        soak = Soak(fire, Path(folder), options.kind, options.every_s, options.seed)
         began = time.monotonic()
         while not runs or (time.monotonic() - began < 60 * options.minutes and not runs[-1].problem):
             runs.append(soak.run(len(runs)))
             verdict = runs[-1].problem or "the same bits"
             print(f"{len(runs):4} {runs[-1]}: ETTR {runs[-1].ettr:.3f}, {verdict}", flush=True)
         seconds = time.monotonic() - began
-        soak.fire.pool.close()
+        fire.pool.close()
     productive_s, wall_s = sum(run.productive_s for run in runs), sum(run.wall_s for run in runs)
     record = {
         "command": " ".join(["python -m tests.dist.soak", *sys.argv[1:]]),

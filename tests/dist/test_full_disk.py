@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import os
 import resource
 import signal
@@ -14,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.dist import full_disk
 from tests.dist.session import config_of, session_of, take_steps
 from tests.dist.test_resume import saver_of
 from tests.helpers.ranks import FOREIGN, ROOT
@@ -239,3 +242,50 @@ def test_an_export_to_a_full_disk_is_a_sentence_and_leaves_nothing(workspace, tm
             )
             assert [entry.name for entry in disk.iterdir()] == ["filler"]
             filler.unlink()
+
+
+# ---- every file in turn: `python -m tests.dist.full_disk`
+
+
+KINDS = (
+    *(
+        "run/.config.yaml.*",
+        "run/metrics.jsonl*",
+        "run/ledger.jsonl*",
+        "run/.report.html.*",
+        "run/logs/*/*.log",
+    ),
+    *("run/.provenance.json.*", "run/.forgetting.json.*", "run/.lease/*", "run/tensorboard/*"),
+    *(
+        f"run/checkpoints/.step-0000000{step}.*/{name}"
+        for step in (5, 8)
+        for name in ("shards/*", "manifest.json", "state.json", "fingerprint.safetensors", "rng-*")
+    ),
+    *("run/.export.*/part-*", "run/.export.*/tokenizer.json", "run/.export.*/config.json"),
+    *("cache/stores/*", "cache/references/*", "cache/evaluations/*", "cache/models/*/model.safetensors"),
+)
+
+
+@pytest.mark.skipif(not full_disk.RESULTS.exists(), reason="no record: run python -m tests.dist.full_disk")
+def test_the_record_is_of_every_kind_of_file_and_no_disk_was_too_full_at_any() -> None:
+    """Each went on to the same bits when there was room; a checkpoint that was there before still verified."""
+    recorded = json.loads(full_disk.RESULTS.read_text())
+    files = {line["file"]: line for line in recorded["files"]}
+    for kind in KINDS:
+        assert fnmatch.filter(files, kind), kind
+    assert recorded["problems"] == [] and len(files) > 45
+    for name, line in files.items():
+        assert line["code"] in (0, 2) and line["said"] and line["problem"] is None, name
+        if name.startswith(f"run/checkpoints/.step-{full_disk.STEPS:08d}") and line["code"]:
+            assert line["newest"] == f"step-{full_disk.STEPS - 1:08d}", name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> full_disk.Whole:
+    return full_disk.Whole(tmp_path_factory.mktemp("full"))
+
+
+@pytest.mark.parametrize("file", ["run/metrics.jsonl" + full_disk.TORN, "run/.export.*.tmp/tokenizer.json"])
+def test_a_run_goes_on_to_the_same_when_there_is_room_again(whole: full_disk.Whole, file: str) -> None:
+    found = whole.meet(file)
+    assert found.problem is None and found.code == 2 and found.newest != "none yet", found
