@@ -35,8 +35,6 @@ from trainer.checkpoint.manifest import read_manifest
 RESULTS = ROOT / "benchmarks" / "results" / "chaos.json"
 STEPS, EVERY = 6, 2
 LINES = [
-    f"train.max_steps={STEPS}",
-    f"checkpoint.every_steps={EVERY}",
     "evaluate.forgetting=false",
     "data.sources.text.role=replay",
     "replay.ratio=0.3",
@@ -127,8 +125,11 @@ def counted(calls: list[int], at: int) -> Iterator[None]:
 class Range:
     """Two ranks, what a run of each kind comes to when nobody touches it, and the calls that it makes."""
 
-    def __init__(self, folder: Path, workspace: str, pool: Ranks | None = None) -> None:
-        self._folder, self._workspace = folder, workspace
+    def __init__(
+        self, folder: Path, workspace: str, pool: Ranks | None = None, steps: int = STEPS, every: int = EVERY
+    ) -> None:
+        self._folder, self._workspace, self._steps = folder, workspace, steps
+        self._lines = [f"train.max_steps={steps}", f"checkpoint.every_steps={every}"]
         self.pool = pool or Ranks(2, folder / "ranks")
         self._whole: dict[str, dict[str, str]] = {}
         self.num_calls: dict[tuple[str, bool], list[int]] = {}
@@ -140,10 +141,10 @@ class Range:
         if key not in self.num_calls:
             run_dir = self._folder / f"whole-{len(self.num_calls)}"
             nobody = asdict(Kill(kind, background, EVERY_RANK, "call", -1))
-            told = self._train(run_dir, kind, background, nobody)
+            told = self.train(run_dir, kind, background, nobody)
             assert told["reason"] == "finished"
             self.num_calls[key] = told["calls"]
-            found = digests(run_dir)
+            found = digests(run_dir, self._steps)
             assert self._whole.setdefault(kind, found) == found, "saves beside the training differ"
             shutil.rmtree(run_dir)
         return self._whole[kind]
@@ -155,7 +156,7 @@ class Range:
         planned: dict[str, Any] | None = asdict(kill)
         for _ in range(DEADLINE):
             try:
-                told = self._train(run_dir, kill.kind, kill.background, planned)
+                told = self.train(run_dir, kill.kind, kill.background, planned)
             except RankFailure as failure:
                 # A signal that comes before the run listens ends it, as it ends a command that has just begun.
                 ended = "died with -15" if kill.how == "term" else "died with -9"
@@ -172,28 +173,32 @@ class Range:
             outcome.problem = f"not finished after {DEADLINE} starts"
             return outcome
         outcome.lost_steps = lost_steps(run_dir)
-        if digests(run_dir) != whole:
-            outcome.problem = "the last checkpoint differs from that of a run that nobody touched"
-        left = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")]
-        if left:
-            outcome.problem = f"left behind: {left}"
+        outcome.problem = self.difference(run_dir, whole)
         shutil.rmtree(run_dir)
         return outcome
 
-    def _train(
+    def difference(self, run_dir: Path, whole: dict[str, str]) -> str | None:
+        """Return what is not as in the run that nobody touched."""
+        if digests(run_dir, self._steps) != whole:
+            return "the last checkpoint differs from that of a run that nobody touched"
+        left = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")]
+        return f"left behind: {left}" if left else None
+
+    def train(
         self, run_dir: Path, kind: str, background: bool, kill: dict[str, Any] | None
     ) -> dict[str, Any]:
-        words = [*KINDS[kind], f"checkpoint.background={background}"]
+        """Start a run, or go on with it, and meet what is planned; return how it ended."""
+        words = [*KINDS[kind], *self._lines, f"checkpoint.background={background}"]
         answers = self.pool.run(
             train_under_fire, workspace=self._workspace, run_dir=str(run_dir), words=words, kill=kill
         )
         return {"reason": answers[0]["reason"], "calls": [answer["calls"] for answer in answers]}
 
 
-def digests(run_dir: Path) -> dict[str, str]:
+def digests(run_dir: Path, steps: int = STEPS) -> dict[str, str]:
     """Return the digest of every file of the last checkpoint, but for what tells of attempts."""
     newest = find_checkpoints(run_dir)[0]
-    assert step_of(newest) == STEPS
+    assert step_of(newest) == steps
     files = read_manifest(newest).files
     return {name: digest for name, (_, digest) in files.items() if name != "state.json"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.dist.chaos import EVERY, Kill, Range
+from tests.dist.soak import Soak
 
 NUM_CALLS = 4
 """Calls in turn that each kind is killed at, spread over all it makes."""
@@ -33,3 +34,11 @@ def test_a_signal_at_some_instant_costs_an_interval_at_most(fire, how, rank):
     for index, at in enumerate((200, 700)):
         outcome = fire.suffer(Kill("LoRA ZeRO-3", True, rank, how, at), 100 + index)
         assert outcome.problem is None and outcome.lost_steps <= EVERY, outcome
+
+
+def test_a_run_that_is_killed_again_and_again_comes_to_the_same_bits(pool, workspace, tmp_path):
+    """A few kills of what `python -m tests.dist.soak` does for hours."""
+    fire = Range(tmp_path, workspace, pool(2), steps=24, every=4)
+    found = Soak(fire, tmp_path, "full ZeRO-2", every_s=0.4, seed=1).run(0)
+    assert found.problem is None, found
+    assert found.num_kills + found.num_terms > 0 and found.num_starts > 1 and 0 < found.ettr < 1, found

@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
+import fnmatch
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.dist import full_disk
 from tests.dist.session import config_of, session_of, take_steps
 from tests.dist.test_resume import saver_of
 from tests.helpers.ranks import FOREIGN, ROOT
+from tests.helpers.small_disk import PAGE, fill, mounted, pages_free
 from trainer.checkpoint.layout import checkpoints_dir
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.verify import newest_verified
 from trainer.errors import CheckpointError
 from trainer.start.local import rank_processes
 
-PAGE = 4096
 LIMIT_S = 240
 """Far below the 1800 s of cluster.comm_timeout_s, for which ranks that hang would wait."""
 
 
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """Mount an empty file system in memory; the test is skipped where that is not allowed."""
-    folder.mkdir(parents=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 # ---- saving, on two ranks
-
-
-def pages_free(folder: Path) -> int:
-    return os.statvfs(folder).f_bavail
-
-
-def fill(folder: Path, left: int) -> Path:
-    """Leave so many pages free."""
-    filler = folder / "filler"
-    with filler.open("wb") as file:
-        file.write(b"\0" * PAGE * (pages_free(folder) - left))
-    assert pages_free(folder) == left
-    return filler
 
 
 def exhaust(folder: Path, left: int) -> Path:
@@ -269,3 +242,50 @@ def test_an_export_to_a_full_disk_is_a_sentence_and_leaves_nothing(workspace, tm
             )
             assert [entry.name for entry in disk.iterdir()] == ["filler"]
             filler.unlink()
+
+
+# ---- every file in turn: `python -m tests.dist.full_disk`
+
+
+KINDS = (
+    *(
+        "run/.config.yaml.*",
+        "run/metrics.jsonl*",
+        "run/ledger.jsonl*",
+        "run/.report.html.*",
+        "run/logs/*/*.log",
+    ),
+    *("run/.provenance.json.*", "run/.forgetting.json.*", "run/.lease/*", "run/tensorboard/*"),
+    *(
+        f"run/checkpoints/.step-0000000{step}.*/{name}"
+        for step in (5, 8)
+        for name in ("shards/*", "manifest.json", "state.json", "fingerprint.safetensors", "rng-*")
+    ),
+    *("run/.export.*/part-*", "run/.export.*/tokenizer.json", "run/.export.*/config.json"),
+    *("cache/stores/*", "cache/references/*", "cache/evaluations/*", "cache/models/*/model.safetensors"),
+)
+
+
+@pytest.mark.skipif(not full_disk.RESULTS.exists(), reason="no record: run python -m tests.dist.full_disk")
+def test_the_record_is_of_every_kind_of_file_and_no_disk_was_too_full_at_any() -> None:
+    """Each went on to the same bits when there was room; a checkpoint that was there before still verified."""
+    recorded = json.loads(full_disk.RESULTS.read_text())
+    files = {line["file"]: line for line in recorded["files"]}
+    for kind in KINDS:
+        assert fnmatch.filter(files, kind), kind
+    assert recorded["problems"] == [] and len(files) > 45
+    for name, line in files.items():
+        assert line["code"] in (0, 2) and line["said"] and line["problem"] is None, name
+        if name.startswith(f"run/checkpoints/.step-{full_disk.STEPS:08d}") and line["code"]:
+            assert line["newest"] == f"step-{full_disk.STEPS - 1:08d}", name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> full_disk.Whole:
+    return full_disk.Whole(tmp_path_factory.mktemp("full"))
+
+
+@pytest.mark.parametrize("file", ["run/metrics.jsonl" + full_disk.TORN, "run/.export.*.tmp/tokenizer.json"])
+def test_a_run_goes_on_to_the_same_when_there_is_room_again(whole: full_disk.Whole, file: str) -> None:
+    found = whole.meet(file)
+    assert found.problem is None and found.code == 2 and found.newest != "none yet", found

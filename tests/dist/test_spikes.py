@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +90,7 @@ def train_through_a_spike(mesh: Any, workspace: str, run_dir: str, policy: str) 
         "evaluate.forgetting=false",
         "schedule.name=constant",
     ]
+    overrides += ["log.trackers=[tensorboard]"]
     overrides += [f"train.spikes.policy={policy}", "train.spikes.least=4", "train.spikes.rewind_steps=3"]
     whole = loop.train_step
 
@@ -134,12 +136,23 @@ def test_a_run_with_a_spike_ends_as_one_without_that_step(pool, workspace, tmp_p
         assert found == [("spike", 9)]
         return
     assert found == [("spike", 9), ("went_back", 4), ("passed_over", 8)]
+    assert shown_by_tensorboard(run_dir) == {step: row["grad_norm"] for step, row in rows.items()}
     (aside,) = run_dir.glob("abandoned-*/metrics.jsonl")
     for row in read(aside):
         if row["step"] != 9 and "loss" in row:
             assert (row["loss"], row["grad_norm"]) == tuple(
                 rows[row["step"]][key] for key in ("loss", "grad_norm")
             )
+
+
+def shown_by_tensorboard(run_dir: Path) -> dict[int, float]:
+    """Return the gradient norms in its event files, which must have each step once."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points = EventAccumulator(str(run_dir / "tensorboard")).Reload().Scalars("grad_norm")
+    assert [point.step for point in points] == list(range(1, 13))
+    return {point.step: pytest.approx(point.value, rel=1e-6, nan_ok=True) for point in points}
 
 
 def verify_steps(mesh: Any, workspace: str, run_dir: str, is_faulty: bool) -> str:

@@ -21,6 +21,8 @@ class ObjectStore(ThreadingHTTPServer):
         """Statuses that the next reads get instead of an answer."""
         self.denies = False
         self.reads: list[tuple[str, str | None]] = []
+        self.signed: list[str] = []
+        """Headers by which whoever reads says who it is."""
 
     @property
     def address(self) -> str:
@@ -73,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(self.server.failures.pop(0), "InternalError")
             return
         self.server.reads.append((path, wanted))
+        self.server.signed += [f"{name}: {value}" for name, value in self.headers.items()]
         content = self.server.objects[path]
         headers = {"ETag": etag(content), "Last-Modified": "Sun, 29 Nov 2026 00:00:00 GMT"}
         if wanted is None:

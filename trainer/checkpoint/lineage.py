@@ -13,6 +13,7 @@ from pathlib import Path
 from trainer.checkpoint.layout import checkpoints_dir, find_checkpoints
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.verify import inspect
+from trainer.config.fence import check_publish
 from trainer.dist.mesh import Mesh
 from trainer.errors import CheckpointError
 
@@ -66,6 +67,7 @@ def choose(
 
 def set_aside(folder: Path) -> Path:
     """Rename a checkpoint that cannot be used, so that nothing counts or removes it; return its new place."""
+    check_publish(folder)
     number = 1
     while True:
         suffix = "" if number == 1 else f".{number}"
@@ -92,6 +94,7 @@ def abandon(run_dir: Path) -> Path | None:
 
 def leave_behind(run_dir: Path, names: Sequence[str], target: Path) -> None:
     """Move what is there of these names into a folder, which is made if anything is."""
+    check_publish(target)
     for name in names:
         if (run_dir / name).exists():
             target.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.checkpoint.layout import MANIFEST, find_checkpoints
 from trainer.checkpoint.manifest import Manifest, read_manifest
+from trainer.config.fence import check_publish
 from trainer.errors import CheckpointError
 
 
@@ -48,6 +49,9 @@ def prune(run_dir: Path, committed: Manifest, retention: Retention) -> list[int]
     """Remove what a committed checkpoint supersedes; only those with a valid manifest count. Rank 0 calls it.
 
     The manifest goes first, so that a kill in the middle leaves nothing that looks valid.
+
+    Raises:
+        CheckpointError: Another run has taken the directory over.
     """
     valid: dict[tuple[int, str], Path] = {}
     for folder in find_checkpoints(run_dir):
@@ -59,6 +63,7 @@ def prune(run_dir: Path, committed: Manifest, retention: Retention) -> list[int]
     run = committed.lineage.run
     gone = superseded(list(valid), (committed.step, run), retention)
     for step in gone:
+        check_publish(valid[step, run])
         (valid[step, run] / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(valid[step, run], ignore_errors=True)
     return gone

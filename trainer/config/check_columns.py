@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from trainer.config.address import shown_address
+from trainer.config.address import has_keys, shown_address
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.config.paths import is_address
 from trainer.config.reference import EnvText
@@ -91,6 +91,12 @@ def _address_problems(key: str, address: str) -> Iterator[Problem]:
     if re.match("(file|local)://(?!/)", address):
         rule = "an address from the root"
         yield must(key, rule, address, "Write file:///FOLDER/FILE, or the path without file://.")
+    if has_keys(address):
+        # Also by ${oc.env:...}: what reads stores takes them for a part of the bucket's name.
+        rule = "an address without the keys of a store"
+        fix = "Give them by the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        yield must(key, rule, shown_address(address), f"{fix}GOOGLE_APPLICATION_CREDENTIALS.")
+        return
     is_named = isinstance(address, EnvText) and shown_address(address.raw) == address.raw
     if PASSWORD.search(address) and not is_named:
         rule = "an address without a password, because the configuration is kept and printed"

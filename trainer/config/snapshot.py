@@ -20,6 +20,7 @@ from typing import Any
 
 from trainer.config.address import shown_address
 from trainer.config.data import PackingMode
+from trainer.config.fence import check_publish
 from trainer.config.record import WORDS
 from trainer.config.reference import EnvText
 from trainer.config.schema import RunConfig
@@ -192,6 +193,9 @@ def write_atomic(path: Path, content: str | bytes, is_private: bool = False) -> 
 
     Args:
         is_private: For its owner alone; else as the umask says.
+    Raises:
+        OSError: It cannot be written.
+        CheckpointError: It is in a run directory that another run has taken over.
     """
     staged = path.with_name(
         f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
@@ -202,7 +206,11 @@ def write_atomic(path: Path, content: str | bytes, is_private: bool = False) -> 
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        check_publish(path)
         staged.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the operating system names only what cannot be opened
+        raise
     finally:
         staged.unlink(missing_ok=True)
 

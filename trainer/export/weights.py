@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointError, SelfCheckError
+from trainer.runtime.disk import disk_errno
 from trainer.runtime.publish import publish_folder
 
 MARKS = ("model.safetensors.index.json", "adapter_config.json")
@@ -69,7 +70,9 @@ def publish_export(output_dir: Path, fill: Callable[[Path], None]) -> None:
     _refuse_foreign(output_dir)  # before hours of work; and again after them
     try:
         publish_folder(output_dir, fill, keeps=_refuse_foreign)
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and disk_errno(error) is None:
+            raise
         raise CheckpointError(
             f"`export.output_dir` must be writable with room for the model, but {output_dir} failed: "
             f"{error}. Free space or choose another folder."

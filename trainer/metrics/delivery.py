@@ -1,5 +1,8 @@
 """Tells one tracker every record once and in order, on a thread of its own: training never waits for it or fails by it.
 
+A step that comes again, after a resume or because the run went back before a spike, is told again where the tracker
+takes the earlier one back, and not at all where it only adds: it never has two of one step.
+
 A record that was not taken is tried again while later ones wait. What a run's end leaves undelivered is counted and
 said; the next attempt goes on from the bookmark, with the records of metrics.jsonl.
 """
@@ -16,7 +19,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from trainer.config.check_log import tracked_name
+from trainer.config.fence import LOOK_S, check_publish
 from trainer.config.many import many
+from trainer.errors import CheckpointError
 from trainer.metrics.redact import redact
 from trainer.metrics.sink import Record
 from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, Told, Tracker
@@ -56,16 +61,19 @@ class Delivery:
         self._num_left_out = 0
         self._num_failures = 0
         self.num_known = 0
-        """Records that the tracker had from an earlier attempt."""
+        """Records that the tracker had already."""
         self._thread = threading.Thread(target=self._deliver, name=f"tracker {name}", daemon=True)
         self._thread.start()
 
     def write(self, step: int, record: Record) -> None:
-        """Queue the numbers of a record, unless the tracker was told them by an earlier attempt."""
+        """Queue the numbers of a record, unless the tracker was told them before and keeps what it was told."""
+        if step < self._at.step:
+            self._go_back(step)
         self._at = Told(step, self._at.record + 1 if step == self._at.step else 1)
         if self._at <= self._known:
             self.num_known += 1
             return
+        self._known = self._at
         numbers = {tracked_name(key): value for key, value in record.items() if not isinstance(value, str)}
         try:
             self._waiting.put_nowait((self._at, numbers))
@@ -116,8 +124,26 @@ class Delivery:
                 many(self._num_failures, "failure"),
             )
 
+    def _go_back(self, step: int) -> None:
+        """Take steps from one on again."""
+        if self._tracker.takes_back:
+            self._known = Told.through(step - 1)
+            return
+        _LOG.info(
+            "%s only adds: it keeps what it was told of steps %d to %d; metrics.jsonl has what stands.",
+            self._name,
+            step,
+            self._known.step,
+        )
+
     def _deliver(self) -> None:
-        """Run on the thread."""
+        """Run on the thread; ends where another run has the directory, which tells the tracker from then on."""
+        try:
+            self._deliver_all()
+        except CheckpointError as error:
+            _LOG.warning("%s is told nothing more. %s", self._name, error)
+
+    def _deliver_all(self) -> None:
         while True:
             try:
                 mark, numbers = self._waiting.get(timeout=0.1)
@@ -135,9 +161,12 @@ class Delivery:
         """Hand a record over, again after a pause when it fails; tell whether it was taken."""
         for number in range(_TRIES):
             try:
+                check_publish(self._bookmark.path, LOOK_S)
                 self._tracker.write(mark.step, numbers)
                 self._bookmark.advance(mark)
                 return True
+            except CheckpointError:
+                raise
             except Exception as error:
                 self._report(error)
             if self._is_ending.wait(min(2.0**number, _LONGEST_PAUSE_S)) and number:
@@ -145,6 +174,7 @@ class Delivery:
         return False
 
     def _end(self) -> None:
+        check_publish(self._bookmark.path)
         # One after the other: what a run came to is worth a try even where its records failed.
         if self._conclusion is not None:
             try:

@@ -1,23 +1,24 @@
 """metrics.jsonl and ledger.jsonl: append-only, one JSON object a line.
 
-A line torn by a killed process is dropped when the file is opened again or read.
+A line torn by a killed process is dropped when the file is opened again or read. Who has lost the run directory to
+another run appends nothing any more.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainer.config.fence import LOOK_S, check_publish
 from trainer.errors import TrainerError
 from trainer.metrics.sink import Record
+from trainer.runtime.disk import naming
 
 _LOG = logging.getLogger(__name__)
 _CHAIN = ',"chain":"'
@@ -43,7 +44,8 @@ class JsonlSink:
 
     def write(self, step: int, record: Record) -> None:
         """Append one line and hand it to the operating system."""
-        with _named(self._file.name):
+        check_publish(Path(self._file.name), LOOK_S)
+        with naming(self._file.name):
             self._file.write(_encode({"step": step, "time": time.time(), **record}))
             self._file.flush()
 
@@ -57,7 +59,7 @@ class JsonlSink:
 
     def close(self, status: str) -> None:
         """Put the file on disk and close it."""
-        with _named(self._file.name):
+        with naming(self._file.name):
             if not self._file.closed:
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -86,7 +88,8 @@ class Ledger:
 
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one event; fields are plain JSON values."""
-        with _named(self._file.name):
+        check_publish(Path(self._file.name), LOOK_S)
+        with naming(self._file.name):
             body = _encode({"event": event, "step": step, "time": time.time(), **fields})[:-2]
             self._chain = _chained(self._chain, body)
             self._file.write(f'{body}{_CHAIN}{self._chain}"}}\n')
@@ -95,7 +98,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file."""
-        with _named(self._file.name):
+        with naming(self._file.name):
             self._file.close()
 
 
@@ -161,6 +164,7 @@ def truncate_after(path: Path, step: int, aside: Path) -> int:
     if moved:
         aside.parent.mkdir(parents=True, exist_ok=True)
         _write_lines(aside, moved)
+        check_publish(path)
         draft = path.with_name(path.name + ".tmp")
         _write_lines(draft, kept)
         os.replace(draft, path)
@@ -174,18 +178,9 @@ def _write_lines(path: Path, lines: list[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Let an error of writing name its file; the operating system does so only for opening."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
-
-
 def _opened(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_publish(path)
     _cut_torn_tail(path)
     return path.open("a", encoding="utf-8")
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from trainer.config.check_log import tracked_name
 from trainer.config.log import MlflowConfig
@@ -32,6 +32,8 @@ class MlflowTracker:
     Ranks:
         Rank 0 only.
     """
+
+    takes_back: ClassVar = False
 
     def __init__(self, client: Any, run_id: str, ended_as: str = "RUNNING") -> None:
         """Take a client and the run, which is running; `ended_as` is what it was before."""

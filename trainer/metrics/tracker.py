@@ -9,7 +9,9 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+from trainer.config.fence import LOOK_S, check_publish
 
 FOLDER = "trackers"
 """Bookmarks in the run directory, one file a tracker."""
@@ -57,6 +59,9 @@ class Tracker(Protocol):
     Ranks:
         Rank 0 only.
     """
+
+    takes_back: ClassVar[bool]
+    """A step that comes again takes the place of what was told of it and of later ones; else it only adds."""
 
     def write(self, step: int, numbers: Numbers) -> None:
         """Hand numbers of one step over, and return once they outlive this process as well as the tracker can."""
@@ -112,7 +117,12 @@ class Bookmark:
         self.keep()
 
     def keep(self) -> None:
-        """Write the file whole; not fsynced: after a power cut a few records may come twice."""
+        """Write the file whole; not fsynced: after a power cut a few records may come twice.
+
+        Raises:
+            CheckpointError: Another run has taken the directory over.
+        """
+        check_publish(self.path, LOOK_S)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".tmp")
         record = {"run_id": self.run_id, "step": self.mark.step, "record": self.mark.record}

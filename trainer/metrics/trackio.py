@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from trainer.config.log import TrackioConfig
 from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, RunCard, Told, new_run_id
@@ -20,6 +20,8 @@ class TrackioTracker:
     Ranks:
         Rank 0 only.
     """
+
+    takes_back: ClassVar = False
 
     def __init__(self, run: Any) -> None:
         """Take a started run."""

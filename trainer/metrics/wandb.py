@@ -12,7 +12,7 @@ import socket
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from trainer.config.log import WandbConfig, WandbMode
@@ -36,6 +36,8 @@ class WandbTracker:
     Ranks:
         Rank 0 only.
     """
+
+    takes_back: ClassVar = False
 
     def __init__(self, run: Any) -> None:
         """Take a started wandb run."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.snapshot import write_atomic
 from trainer.config.tune import Quantise
 from trainer.errors import ModelError
 from trainer.model.tune.quantise import NF4
@@ -157,11 +157,9 @@ def _still_there(path: Path, blocks: list[str]) -> bool:
 
 
 def _remember(note: Path, digest: str, blocks: list[str]) -> None:
-    staged = note.with_name(f".{note.name}.{os.getpid()}")
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_text(sealed_text({"sha256": digest, "blocks": blocks}), encoding="utf-8")
-        staged.replace(note)
+        write_atomic(note, sealed_text({"sha256": digest, "blocks": blocks}))
     except OSError as error:  # a cache that cannot be written costs time, not the run
         _LOG.warning(
             "The digest of the weights cannot be kept in %s (%s): it is taken anew each time.",

@@ -241,7 +241,7 @@ class Journal:
 
     def not_saved(self, state: TrainState, why: str) -> None:
         """Record that no checkpoint was committed though one was due."""
-        _LOG.warning("Step %d: nothing is saved: %s. Earlier checkpoints stay.", state.step, why)
+        _LOG.warning("Step %d: nothing is saved: %s. Earlier checkpoints stay.", state.step, why.rstrip("."))
         self._event("not_saved", state, why=why)
 
     def started(self, state: TrainState, **facts: object) -> None:

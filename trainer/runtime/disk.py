@@ -14,7 +14,7 @@ from trainer.errors import CheckpointError, TrainerError
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FAILING = frozenset({errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT})
 _IN_WORDS = re.compile(r"\(os error (\d+)\)")
-"""How safetensors tells of an error of the operating system."""
+"""How safetensors and tokenizers tell of an error of the operating system."""
 
 
 @contextlib.contextmanager
@@ -44,6 +44,16 @@ def disk_explained(run_dir: Path | None) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an error of writing name its file; the operating system does so only for opening."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def why_not_writable(folder: Path) -> str | None:
     """Return why nothing can be written into a folder; None where it can, also where it has to be made first."""
     there = next((place for place in (folder, *folder.parents) if os.path.exists(place)), Path("."))
@@ -55,7 +65,8 @@ def why_not_writable(folder: Path) -> str | None:
 def disk_errno(error: BaseException) -> int | None:
     """Return the error number of a disk that is full or fails; None for anything else."""
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and type(error).__module__.startswith("safetensors"):
+    # tokenizers raise a bare Exception.
+    if number is None and (type(error) is Exception or type(error).__module__.startswith("safetensors")):
         found = _IN_WORDS.search(str(error))
         number = int(found.group(1)) if found else None
     return number if number in FULL | FAILING else None

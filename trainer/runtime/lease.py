@@ -18,7 +18,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trainer.config.fence import held
 from trainer.errors import CheckpointError
+from trainer.runtime.disk import naming
 from trainer.runtime.holder import Holder, Machine, is_running, started
 
 FOLDER = ".lease"
@@ -30,7 +32,6 @@ POLL_S = 0.5
 SETTLE_S = 1.0
 """Given to a holder who looked just before it was replaced: what it publishes is in its place then."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
-_held: dict[Path, Lease] = {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,35 +198,18 @@ def _read(path: Path) -> NewestLease | None:
     return NewestLease(number, holder, beat_s)
 
 
-def check_publish(target: Path) -> None:
-    """Raise where a place is in a run directory whose lease this process had and lost; nothing elsewhere.
-
-    Raises:
-        CheckpointError: Another run has the directory.
-    """
-    for run_dir, lease in list(_held.items()):
-        if target.is_relative_to(run_dir):
-            lease.check()
-
-
 @contextlib.contextmanager
 def leased(run_dir: Path, say: Callable[[str], None], given: str | None = None) -> Iterator[str]:
-    """Hold the lease of a run directory inside; yield its id.
+    """Hold the lease of a run directory inside, where it is asked before everything that is published; yield its id.
 
     Raises:
         CheckpointError: Another living process has it.
     """
-    place = Path(os.path.realpath(run_dir))
-    lease = take(place, say, given)
-    before = _held.get(place)
-    _held[place] = lease
+    lease = take(Path(os.path.realpath(run_dir)), say, given)
     try:
-        yield lease.id
+        with held(run_dir, lease.check):
+            yield lease.id
     finally:
-        if before is None:
-            del _held[place]
-        else:
-            _held[place] = before
         lease.release()
 
 
@@ -290,8 +274,9 @@ def _now_s(run_dir: Path) -> float:
 def _make(path: Path, holder: Holder) -> bool:
     """Write a lease where there is none of that number; false where another was faster."""
     staged = path.with_name(f".{holder.id[:12]}.{uuid.uuid4().hex[:6]}.tmp")
-    staged.write_text(_text(holder), encoding="utf-8")
     try:
+        with naming(path):
+            staged.write_text(_text(holder), encoding="utf-8")
         os.link(staged, path)
     except FileExistsError:
         return False
@@ -310,8 +295,12 @@ def _make(path: Path, holder: Holder) -> bool:
 
 def _replace(path: Path, holder: Holder) -> None:
     staged = path.with_name(f".{holder.id[:12]}.{uuid.uuid4().hex[:6]}.tmp")
-    staged.write_text(_text(holder), encoding="utf-8")
-    staged.replace(path)
+    try:
+        with naming(path):
+            staged.write_text(_text(holder), encoding="utf-8")
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _text(holder: Holder) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trainer.errors import CheckpointError
+from trainer.runtime.disk import naming
 from trainer.runtime.lease import in_use, leased, newest
 
 _LOG = logging.getLogger(__name__)
@@ -146,6 +147,7 @@ def _is_at(file: TextIO, path: Path) -> bool:
 
 def _sign(file: TextIO) -> None:
     """Leave the holder's name in the file."""
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
+    with naming(file.name):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()

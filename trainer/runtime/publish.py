@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer.runtime.lease import check_publish
+from trainer.config.fence import check_publish
 
 STALE_S = 24 * 3600
 """Nothing is written to a folder for so long that somebody still fills."""
@@ -48,6 +48,9 @@ def staged(target: Path) -> Iterator[Path]:
     """Give an empty folder beside the place of `target`; what is left of it afterwards is removed.
 
     The parent is made. What earlier processes left for this place is cleared: first of all the old folder stands again.
+
+    Raises:
+        CheckpointError: The place is in a run directory that another run has taken over.
     """
     target = _real(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,10 @@ def clear_leftovers(parent: Path, name: str | None = None, older_s: float = STAL
     Args:
         name: Of one place; None means all in a folder that holds nothing else.
         older_s: Since when nothing is written to what is removed. 0 where no other process can be at work.
+    Raises:
+        CheckpointError: The folder is in a run directory that another run has taken over.
     """
+    check_publish(parent)
     entries = list(parent.iterdir()) if parent.is_dir() else []
     for entry in entries:
         found = _LEFTOVER.fullmatch(entry.name)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from trainer.checkpoint.lineage import OF_TRACKERS, leave_behind
+from trainer.config.fence import held
 from trainer.config.log import LogConfig, TrackerKind
+from trainer.errors import CheckpointError
 from trainer.metrics.delivery import Delivery
 from trainer.metrics.tracker import Bookmark, Conclusion, Numbers, RunCard, Told
 from trainer.metrics.trackers import begin, run_card, tracker_problems
@@ -23,6 +25,8 @@ END = Conclusion(
 
 class FileTracker:
     """A tracker that appends to a file, and breaks as it is told to."""
+
+    takes_back = False
 
     def __init__(self, path: Path, fails: int = 0, hangs: threading.Event | None = None) -> None:
         self.path = path
@@ -83,6 +87,42 @@ def test_a_resumed_run_tells_nothing_twice_and_what_was_lost_once(tmp_path):
         [3, {"forgetting/old_text": 0.25}],
         "finished",
     ]
+
+
+@pytest.mark.parametrize(("takes_back", "shown"), [(False, [1.0, 2.0, 3.0, 40.0]), (True, None)])
+def test_a_step_that_comes_again_after_a_rewind_is_told_once(tmp_path, caplog, takes_back, shown):
+    """wandb drops some of them and mixes others, mlflow and trackio keep both: neither is what one looks for."""
+    delivery = begun(tmp_path)
+    delivery._tracker.takes_back = takes_back
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(logging.getLogger("trainer"), "propagate", True)
+        for step in (1, 2, 3):
+            delivery.write(step, {"loss": float(step)})
+        for step in (2, 3, 4):
+            delivery.write(step, {"loss": 10.0 * step})
+        delivery.close("finished")
+    found = [numbers["loss"] for _, numbers in told(tmp_path / "told")[:-1]]
+    assert found == (shown or [1.0, 2.0, 3.0, 20.0, 30.0, 40.0])
+    said = "file only adds: it keeps what it was told of steps 2 to 3"
+    assert any(line.startswith(said) for line in caplog.messages) != takes_back
+    assert Bookmark.read(tmp_path, "file").mark == Told(4, 1)
+
+
+def test_a_tracker_is_told_nothing_more_by_who_has_lost_the_run(tmp_path, caplog):
+    def lost() -> None:
+        raise CheckpointError("`run_dir` must be held by the run that publishes in it.")
+
+    delivery = begun(tmp_path)
+    with held(tmp_path, lost), pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(logging.getLogger("trainer"), "propagate", True)
+        delivery.write(1, {"loss": 1.0})
+        delivery.conclude(END)
+        delivery.close("failed")
+        with pytest.raises(CheckpointError):
+            Bookmark.read(tmp_path, "file").advance(Told(9, 1))
+    assert not (tmp_path / "told").exists()
+    assert caplog.messages[0].startswith("file is told nothing more. `run_dir` must be held")
+    assert Bookmark.read(tmp_path, "file").mark == Told()
 
 
 def test_a_tracker_that_fails_is_said_once_without_its_password_and_told_all_of_it_later(tmp_path, caplog):

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.small_disk import fill, mounted
 from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.config.check_log import log_problems, tracked_name
 from trainer.config.log import LogConfig, MlflowConfig, TrackerKind, TrackioConfig, WandbConfig, WandbMode
+from trainer.metrics import wandb_file
+from trainer.metrics.tensorboard import TensorboardTracker
 from trainer.metrics.tracker import Bookmark, Conclusion, Told
 from trainer.metrics.trackers import begin, run_card
 from trainer.metrics.wandb_file import newest_step
@@ -57,6 +60,63 @@ def test_tensorboard_shows_what_stands_after_a_resume(tmp_path):
     assert "gate: passed" in text and "/runs/a/report.html" in text and "| web | -0.25 |" in text
 
 
+def gone_back(log: LogConfig, run_dir: Path) -> None:
+    """Log steps 1 to 3, go back before a spike to step 1, and go on from there to the end at step 4."""
+    delivery = open_log(log, run_dir, -1, [])
+    for step in (1, 2, 3):
+        delivery.write(step, {"loss": float(step)})
+    for step in (2, 3, 4):
+        delivery.write(step, {"loss": 10.0 * step})
+    delivery.close("finished")
+
+
+def test_tensorboard_shows_what_stands_after_a_rewind(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    gone_back(LogConfig(trackers=[TrackerKind.tensorboard]), tmp_path)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(event.step, event.value) for event in found.Scalars("loss")]
+    assert points == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+
+
+def test_tensorboard_goes_on_when_its_disk_has_room_again(tmp_path, capfd):
+    """Its thread is gone then, and printed a traceback; the torn file ends a reader's way, so another one is begun."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "tensorboard"
+    with mounted(folder, "size=64k"):
+        tracker = TensorboardTracker(folder, None)
+        tracker.write(1, {"loss": 1.0})
+        tracker.write(2, {"loss": 2.0})
+        filler = fill(folder, 0)
+        many = {f"eval/{n}": float(n) for n in range(200)}
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                tracker.write(2, many)
+        filler.unlink()
+        tracker.write(2, many)
+        tracker.write(3, {"loss": 3.0})
+        tracker.close("finished")
+        found = EventAccumulator(str(folder)).Reload()
+        points = [(event.step, event.value) for event in found.Scalars("loss")]
+        assert points == [(1, 1.0), (2, 2.0), (3, 3.0)]
+        assert [event.step for event in found.Scalars("eval/199")] == [2]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_mlflow_has_no_step_twice_after_a_rewind(tmp_path):
+    pytest.importorskip("mlflow")
+    pytest.importorskip("alembic")
+    from mlflow.tracking import MlflowClient
+
+    gone_back(LogConfig(trackers=[TrackerKind.mlflow]), tmp_path)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    points = client.get_metric_history(Bookmark.read(tmp_path, "mlflow").run_id, "loss")
+    assert [(one.step, one.value) for one in points] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
 def test_tensorboard_is_told_what_its_folder_has_lost(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -86,6 +146,21 @@ def test_wandb_gets_every_step_once_over_its_offline_folders(tmp_path):
         )
 
     wait_until(has_all, "the end of the run in wandb's files")  # its own process writes on for a moment
+
+
+def test_wandb_has_no_step_of_two_after_a_rewind(tmp_path):
+    """It drops what is smaller than its last step, and overwrites that one."""
+    wandb_proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    gone_back(LogConfig(trackers=[TrackerKind.wandb], wandb=WandbConfig(WandbMode.offline)), tmp_path)
+    run_id = Bookmark.read(tmp_path, "wandb").run_id
+    wait_until(lambda: newest_step(tmp_path, run_id) == 4, "all steps in wandb's file")
+    (path,) = tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
+    points = []
+    for raw in wandb_file._records(path.read_bytes()):
+        items = wandb_proto.Record.FromString(raw).history.item
+        found = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+        points += [(int(found["_step"]), float(found["loss"]))] if "loss" in found else []
+    assert points == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
 
 
 def test_wandb_is_told_again_what_a_killed_process_had_not_written(tmp_path):

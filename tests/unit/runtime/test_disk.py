@@ -32,6 +32,8 @@ def test_safetensors_tells_of_a_full_disk_in_its_own_words():
 
     with pytest.raises(CheckpointError, match="No space left on device"), disk_explained(None):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    tokenizers_own = Exception("No space left on device (os error 28)")
+    assert disk_errno(tokenizers_own) == 28 and disk_errno(KeyError("(os error 28)")) is None
     assert disk_errno(SafetensorError("I/O error: No such file or directory (os error 2)")) is None
     assert disk_errno(SafetensorError("header too large")) is None
 

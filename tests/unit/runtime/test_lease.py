@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.config.fence import check_publish
 from trainer.errors import CheckpointError
 from trainer.runtime import lease
-from trainer.runtime.lease import FOLDER, check_publish, leased, newest, take
+from trainer.runtime.lease import FOLDER, leased, newest, take
 from trainer.runtime.lock import LEASE, locked_for_ranks, refuse_in_use, run_lock
 from trainer.runtime.publish import publish_folder
 

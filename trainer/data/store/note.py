@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from trainer.runtime.disk import naming
 from trainer.runtime.seal import read_sealed, sealed_text
 
 
@@ -14,7 +15,8 @@ def write_note(file: Path, note: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     staged = file.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        staged.write_text(sealed_text(note), encoding="utf-8")
+        with naming(file):
+            staged.write_text(sealed_text(note), encoding="utf-8")
         staged.replace(file)
     finally:
         staged.unlink(missing_ok=True)
