@@ -12,7 +12,7 @@ from tests.dist.flips import HARMLESS, LAST, RESULTS, Flip, files_of, flip, make
 
 RECORDED = [Flip(**({"said": "", "byte": 0} | one)) for one in json.loads(RESULTS.read_text())["files"]]
 KINDS = (
-    *("run/checkpoints/*/manifest.json", "run/checkpoints/*/engine/*", "run/checkpoints/*/state.json"),
+    *("run/checkpoints/*/manifest.json", "run/checkpoints/*/shards/*", "run/checkpoints/*/state.json"),
     *(
         "run/config.yaml",
         "run/ledger.jsonl",

@@ -78,6 +78,9 @@ class Work:
         self._pending = Saved(copy.deepcopy(state), 1.0, 0.1, None, best_before)
         self.begun.append((state.step, in_background))
 
+    def reserve(self):
+        pass
+
     @property
     def is_written(self):
         """A write takes as many steps as it is asked this."""
