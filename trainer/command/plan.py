@@ -11,6 +11,8 @@ from rich.console import Console
 
 from trainer.checkpoint.space import BYTES_PER_PARAMETER
 from trainer.command.fitting import DTYPE_LEFT, find_shape, fitted, known_shape, run_shape, tuned_weights
+from trainer.command.plan_time import NOTE as TIME_NOTE
+from trainer.command.plan_time import Timing, time_sentences, timing_of
 from trainer.command.ways import most_of_node, ways_to_fit
 from trainer.config.check import check_config
 from trainer.config.check_experts import check_has_experts
@@ -34,7 +36,15 @@ from trainer.forecast.memory import (
     forecast,
     full_weights,
 )
-from trainer.forecast.printed import Gpu, adapter_table, memory_table, parameter_table, run_sentence, verdict
+from trainer.forecast.printed import (
+    Gpu,
+    adapter_table,
+    memory_table,
+    nodes_table,
+    parameter_table,
+    run_sentence,
+    verdict,
+)
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.tuned import named_targets
 from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
@@ -92,6 +102,8 @@ def show_plan(config: RunConfig) -> bool:
     say(console, run_sentence(shape, run))
     console.print(memory_table(shown, run, reserve_gib, gpu_gib), "")
     say(console, said, "bold")
+    timing = timing_of(config, shape, run, weights, cards)
+    _show_time(console, config, timing)
     where = ", ".join(_targets(config.tune) or ["all linear layers"])
     say(console, f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
@@ -99,11 +111,22 @@ def show_plan(config: RunConfig) -> bool:
         say(console, config.model.warning, "bold")
     if fit.dtype is not None:
         say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
-    for note in _notes(config, shape, run, cards, weights):
+    notes = _notes(config, shape, run, cards, weights)
+    for note in notes if isinstance(timing, str) else [*notes, TIME_NOTE]:
         say(console, f"- {note}")
     if config.plan.output is not None:
         say(console, f"Figure: {config.plan.output}")
     return peaks[run.stage].gib <= gpu.free_gib
+
+
+def _show_time(console: Console, config: RunConfig, timing: Timing | str) -> None:
+    if isinstance(timing, str):
+        say(console, f"\n{timing}")
+        return
+    say(console, "\nTime", "bold")
+    for sentence in time_sentences(config, timing):
+        say(console, sentence)
+    console.print(nodes_table(timing.by_nodes))
 
 
 def _verdict(config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, gpu: Gpu) -> str:

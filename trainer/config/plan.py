@@ -13,6 +13,12 @@ class PlanConfig:
     """Memory of one GPU in GiB; null takes the card that is there, else 80. More than 0."""
     reserve_gib: float = 4.0
     """GiB of a GPU that tensors cannot have: CUDA context, NCCL, fragmentation. An allowance, not measured."""
+    gpu: str | None = None
+    """Kind of GPU that the time of a step is forecast for: H200, H100 or A100; null: the card that is there."""
+    network_gbit: float = 400.0
+    """Network between nodes for each GPU, as its datasheet has it. More than 0. [Gbit/s]"""
+    price_per_gpu_hour: float | None = None
+    """What a GPU costs in an hour, in any currency: the plan tells what the run costs. More than 0."""
     strict: bool = False
     """Exit with code 3 when the run does not fit."""
     output: str | None = None

@@ -20,6 +20,8 @@ class Cards:
     gib: float | None
     capability: tuple[int, int] | None = None
     """None where nvidia-smi does not say: drivers before 510."""
+    name: str | None = None
+    """Of the first."""
 
 
 def find_cards() -> Cards:
@@ -34,7 +36,13 @@ def find_cards() -> Cards:
     count = len(mib)
     if visible is not None:
         count = min(count, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-    return Cards(count, min(mib) / 1024 if mib else None, min(capabilities, default=None))
+    names = _query(program, "name") if mib else []
+    return Cards(
+        count,
+        min(mib) / 1024 if mib else None,
+        min(capabilities, default=None),
+        names[0] if names else None,
+    )
 
 
 def _query(program: str, field: str) -> list[str]:
@@ -44,4 +52,4 @@ def _query(program: str, field: str) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return done.stdout.split()
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

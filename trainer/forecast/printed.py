@@ -11,6 +11,7 @@ from trainer.forecast.adapter_sizes import AdapterSize, checkpoint_bytes
 from trainer.forecast.advice import Advice
 from trainer.forecast.memory import GIB, Peak, RunShape, attention_of
 from trainer.forecast.shapes import DecoderShape
+from trainer.forecast.step_time import StepTime
 
 ERROR_FRAC = 0.03
 """Share of a GPU's memory that a forecast may be off by: tests hold it within so much of measured peaks."""
@@ -189,6 +190,16 @@ def size_text(num_bytes: float) -> str:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def nodes_table(times: Mapping[int, StepTime]) -> Table:
+    """Return seconds and tokens a second over nodes; the batch grows with them."""
+    table = _table(["nodes", "GPUs", "s a step", "tok/s a GPU", "tok/s"])
+    for number, found in times.items():
+        rate = found.tokens_per_s_per_gpu
+        row = (f"{found.seconds:.2f}", f"{rate:,.0f}", f"{rate * found.num_ranks:,.0f}")
+        table.add_row(str(number), str(found.num_ranks), *row)
+    return table
 
 
 def _table(heads: Sequence[str]) -> Table:

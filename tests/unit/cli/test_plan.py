@@ -1,6 +1,7 @@
 """`palimpsest plan` as a person meets it: numbers, the figure, exit codes, no torch, no wait."""
 
 import json
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -258,3 +259,34 @@ def test_a_base_in_4_bits_is_planned_with_its_own_bytes(plan):
 def test_a_target_that_is_no_linear_layer_is_refused(here, capsys):
     assert run_command(["plan", *NODE, "tune=lora", "tune.target=[qq]"]) == 2
     assert "`tune.target` must name linear layers of the model (down_proj," in capsys.readouterr().err
+
+
+def test_time_and_cost_are_told_for_a_gpu_that_is_named(plan):
+    lora = ["zero=zero1", "tune=lora", "train.max_steps=1000", "plan.gpu=H200", "plan.price_per_gpu_hour=2"]
+    code, text = plan(*LLAMA, *lora)
+    said = " ".join(text.split())
+    found = re.search(r"A step on 1 x H200 takes about ([\d.]+) s: .* ([\d,]+) tok/s a GPU\.", said)
+    assert code == 0 and found is not None and 0.1 < float(found[1]) < 60
+    hours = re.search(r"1,000 steps: ([\d.]+) hours, ([\d.]+) GPU-hours, ([\d.]+) at 2 each", said)
+    assert hours is not None and float(hours[3]) == pytest.approx(2 * float(hours[2]), abs=0.02)
+    assert "nodes GPUs s a step tok/s a GPU tok/s" in said and "worked out from datasheets" in said
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("plan.gpu=null", "no GPU is known: set plan.gpu (H200, H100, A100)"),
+        ("plan.gpu=RTX4090", "not forecast for RTX4090: plan.gpu knows H200, H100, A100"),
+        ("zero.dtype=fp32", "not forecast for float32"),
+    ],
+)
+def test_why_time_is_not_forecast_is_said(plan, word, why):
+    _, text = plan(*LLAMA, "plan.gpu=H200", word)
+    said = " ".join(text.split())
+    assert why in said and "A step on" not in said
+
+
+@pytest.mark.parametrize("word", ["plan.gpu=''", "plan.network_gbit=0", "plan.price_per_gpu_hour=-1"])
+def test_a_wrong_rate_or_price_is_refused(here, capsys, word):
+    assert run_command(["plan", *LLAMA, word]) == Exit.mendable
+    assert f"`{word.split('=')[0]}` must be " in capsys.readouterr().err

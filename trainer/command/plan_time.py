@@ -1,0 +1,87 @@
+"""How long a planned run takes, and what it costs: what `palimpsest plan` says of time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from trainer.config.schema import RunConfig
+from trainer.forecast.card import Cards
+from trainer.forecast.memory import RunShape, Weights
+from trainer.forecast.shapes import DecoderShape
+from trainer.forecast.step_time import DEVICES, Device, StepTime, find_device, step_time, why_not_timed
+
+NETWORK_SHARE = 0.8
+"""Of a network's rate that reductions get."""
+NODES = (1, 2, 4, 8, 16, 32, 64)
+NOTE = (
+    "Times are fitted to measured steps of 8B and 70B shapes on one and two H100 and H200, within 15 %. Other GPUs, "
+    "links between nodes and more than two GPUs are worked out from datasheets and were not measured. Each document is "
+    "taken to fill its pack; shorter ones take less. Loading, evaluation, saves and compiling come on top."
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timing:
+    """The time of a run on a kind of GPU."""
+
+    device: Device
+    own: StepTime
+    by_nodes: dict[int, StepTime]
+    """With as many ranks a node, micro-batches and micro-steps as the run has, whatever the number of nodes."""
+
+
+def timing_of(
+    config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, cards: Cards
+) -> Timing | str:
+    """Return the times of a fitted run, or why they are not forecast."""
+    name = config.plan.gpu or cards.name
+    listed = ", ".join(one.name for one in DEVICES)
+    if name is None:
+        return f"Time: not forecast, since no GPU is known: set plan.gpu ({listed})."
+    device, why = find_device(name), why_not_timed(shape, run)
+    if device is None:
+        return f"Time: not forecast for {name}: plan.gpu knows {listed}."
+    if why is not None:
+        return f"Time: not forecast for {why}: too few of such steps were measured."
+    ranks = max(run.world_size // config.cluster.num_nodes, 1)
+    network = NETWORK_SHARE * config.plan.network_gbit * 1e9 / 8
+
+    def on(num_nodes: int) -> StepTime:
+        spread = dataclasses.replace(run, world_size=ranks * num_nodes)
+        return step_time(shape, spread, weights, device, run.seq_len, network if num_nodes > 1 else None)
+
+    return Timing(device, on(config.cluster.num_nodes), {number: on(number) for number in NODES})
+
+
+def time_sentences(config: RunConfig, timing: Timing) -> Iterator[str]:
+    """Yield what a step takes and of what, and what the run takes and costs where its length is known."""
+    own = timing.own
+    parts = {
+        "products of matrices": own.matmuls,
+        "attention": own.attention,
+        "other memory traffic": own.memory,
+        "links between GPUs": own.links,
+        "optimizer": own.optimizer,
+    }
+    shown = ", ".join(f"{seconds:.3f} s {what}" for what, seconds in parts.items())
+    yield (
+        f"A step on {own.num_ranks} x {timing.device.name} takes about {own.seconds:.2f} s: {shown}. "
+        f"{own.tokens_per_s_per_gpu:,.0f} tok/s a GPU."
+    )
+    num_steps = _num_steps(config)
+    if num_steps is None:
+        return
+    hours = num_steps * own.seconds / 3600
+    gpu_hours, price = hours * own.num_ranks, config.plan.price_per_gpu_hour
+    cost = "" if price is None else f", {gpu_hours * price:,.2f} at {price:g} each"
+    yield f"{num_steps:,} steps: {hours:,.2f} hours, {gpu_hours:,.2f} GPU-hours{cost}."
+
+
+def _num_steps(config: RunConfig) -> int | None:
+    """Return the steps of the run where the configuration alone says them: not for epochs of data."""
+    train = config.train
+    if train.max_steps is not None:
+        return train.max_steps
+    return None if train.max_tokens is None else math.ceil(train.max_tokens / train.global_batch_tokens)
