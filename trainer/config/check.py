@@ -274,8 +274,10 @@ def _schedule_problems(schedule: ScheduleConfig) -> Iterator[Problem]:
 def _plan_problems(plan: PlanConfig) -> Iterator[Problem]:
     if plan.gpu_gib is not None and not plan.gpu_gib > 0:
         yield must("plan.gpu_gib", "more than 0", plan.gpu_gib, "Set plan.gpu_gib=80.")
-    if plan.gpu is not None and not plan.gpu.strip():
-        yield must("plan.gpu", "the name of a GPU", plan.gpu, "Set plan.gpu=H100.")
+    if plan.gpu is not None and not any(letter.isalpha() for letter in plan.gpu):
+        yield must(
+            "plan.gpu", "the name of a GPU", plan.gpu, "Set plan.gpu=H100; its memory is plan.gpu_gib."
+        )
     if not plan.network_gbit > 0:
         yield must("plan.network_gbit", "more than 0", plan.network_gbit, "Set plan.network_gbit=400.")
     if plan.price_per_gpu_hour is not None and not plan.price_per_gpu_hour > 0:

@@ -184,7 +184,11 @@ def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
         (["plan.gpu_gib=-80"], "`plan.gpu_gib` must be more than 0, but is -80.0 instead."),
         (["plan.gpu_gib=nan"], "`plan.gpu_gib` must be more than 0, but is nan instead."),
         (["plan.reserve_gib=-1"], "`plan.reserve_gib` must be 0 or more"),
-        (["plan.gpu=80"], "Unknown key `plan.gpu`."),
+        (
+            ["plan.gpu=80"],
+            "`plan.gpu` must be the name of a GPU, but is '80' instead. Set plan.gpu=H100; its memory is",
+        ),
+        (["plan.card=80"], "Unknown key `plan.card`."),
         (["zero.stage=4"], "`zero.stage` must be 0, 1, 2, 3 or null"),
         (["zero=zero0", "model=tiny"], "`zero.stage` must be 1 or more in bf16 with gradient accumulation"),
         (["train.global_batch_tokens=1000"], "`train.global_batch_tokens` must be a multiple"),
