@@ -94,21 +94,23 @@ def fake_smi(folder, script):
     ("visible", "count"), [(None, 2), ("1", 1), ("", 0), ("-1", 0), ("0,1,2,3", 2)], ids=str
 )
 def test_cards_are_those_nvidia_smi_names(tmp_path, monkeypatch, visible, count):
-    fake_smi(
-        tmp_path, """case $1 in *compute_cap) printf '9.0\\n8.6\\n';; *) printf '143771\\n81559\\n';; esac"""
-    )
+    says = "*compute_cap) printf '9.0\\n8.6\\n';; *=name) printf 'NVIDIA H200\\nNVIDIA A40\\n';;"
+    fake_smi(tmp_path, f"case $1 in {says} *) printf '143771\\n81559\\n';; esac")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert find_cards() == Cards(count, 81559 / 1024, (8, 6))
+    assert find_cards() == Cards(count, 81559 / 1024, (8, 6), "NVIDIA H200")
 
 
 def test_a_driver_that_does_not_know_capabilities_still_tells_of_memory(tmp_path, monkeypatch):
-    fake_smi(tmp_path, "case $1 in *compute_cap) echo 'Field is not valid'; exit 2;; *) echo 81559;; esac")
+    fake_smi(
+        tmp_path,
+        "case $1 in *compute_cap) echo 'Field is not valid'; exit 2;; *=name) echo L4;; *) echo 81559;; esac",
+    )
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert find_cards() == Cards(1, 81559 / 1024, None)
+    assert find_cards() == Cards(1, 81559 / 1024, None, "L4")
 
 
 def test_without_a_working_nvidia_smi_there_are_no_cards(tmp_path, monkeypatch):
