@@ -27,7 +27,11 @@ BF16_ROUNDING = 2.0**-8
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Hold the corpus, its store and the run directories of this file."""
-    path = tmp_path_factory.mktemp("gpu_paths")
+    return prepared(tmp_path_factory.mktemp("gpu_paths"))
+
+
+def prepared(path: Path) -> Path:
+    """Write the corpus into a folder and prepare it."""
     (path / "corpus.txt").write_text(TEXT, encoding="utf-8")
     start(["-m", "trainer", "prepare"], common_overrides(path))
     return path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.test_gpu_paths import TEXT, common_overrides, start
+from tests.gpu.test_gpu_paths import common_overrides, prepared, start
 from tests.helpers.wait import wait_until
 from trainer.checkpoint.layout import step_dir
 from trainer.metrics.jsonl import read
@@ -28,10 +28,7 @@ BF16 = 1e-3
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("two_gpus")
-    (path / "corpus.txt").write_text(TEXT, encoding="utf-8")
-    start(["-m", "trainer", "prepare"], common_overrides(path))
-    return path
+    return prepared(tmp_path_factory.mktemp("two_gpus"))
 
 
 def launch(num_gpus: int) -> list[str]:

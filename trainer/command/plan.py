@@ -72,23 +72,20 @@ def show_plan(config: RunConfig) -> bool:
         TrainerError: The configuration or the model's config.json cannot be used.
     """
     cards = find_cards()
-    num_ranks = config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
+    num_ranks, gpu = _ranks_of(config, cards), _gpu_of(config, cards)
     check_config(config, num_ranks, only=CHECKED_KEYS)
     shape, origin = find_shape(config.model)
     check_has_experts(config.zero, shape.experts, shape.model_type)
-    gpu_gib = config.gpu_gib or cards.gib or DEFAULT_GIB
     hardware = Hardware(cards.capability or LEAST_CAPABILITY, False, is_hidden(os.environ))
-    fit = fitted(config, num_ranks, can_load=True, here_gib=gpu_gib, hardware=hardware)
+    fit = fitted(config, num_ranks, can_load=True, here_gib=gpu.gib, hardware=hardware)
     config = fit.config
     run = run_shape(config, num_ranks)
-    reserve_gib = config.plan.reserve_gib
     weights = tuned_weights(config, shape)
     stages = {stage: dataclasses.replace(run, stage=stage) for stage in range(4)}
     peaks = {stage: forecast(shape, of, weights) for stage, of in stages.items()}
     shown = {stage: peak for stage, peak in peaks.items() if not stages[stage].is_refused}
     full = {stage: forecast(shape, of, full_weights(shape)) for stage, of in stages.items()}
     lora = adapters(shape, run, _targets(config.tune))
-    gpu = Gpu(gpu_gib, reserve_gib, is_assumed=config.gpu_gib is cards.gib is None)
     said = _verdict(config, shape, run, weights, gpu)
     if config.plan.output is not None:
         _write_figure(config.plan.output, shape, lora, full)
@@ -100,7 +97,7 @@ def show_plan(config: RunConfig) -> bool:
     console.print(parameter_table(shape), "")
     say(console, "Peak memory of one GPU in GiB", "bold")
     say(console, run_sentence(shape, run))
-    console.print(memory_table(shown, run, reserve_gib, gpu_gib), "")
+    console.print(memory_table(shown, run, gpu.reserve_gib, gpu.gib), "")
     say(console, said, "bold")
     timing = timing_of(config, shape, run, weights, cards)
     _show_time(console, config, timing)
@@ -151,11 +148,20 @@ def fit_sentence(config: RunConfig) -> str | None:
     if shape is None:
         return None
     cards = find_cards()
-    num_ranks = config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
-    gpu_gib = config.gpu_gib or cards.gib or DEFAULT_GIB
-    config = fitted(config, num_ranks, can_load=False, here_gib=gpu_gib).config
-    gpu = Gpu(gpu_gib, config.plan.reserve_gib, is_assumed=config.gpu_gib is cards.gib is None)
+    num_ranks, gpu = _ranks_of(config, cards), _gpu_of(config, cards)
+    config = fitted(config, num_ranks, can_load=False, here_gib=gpu.gib).config
     return _verdict(config, shape, run_shape(config, num_ranks), tuned_weights(config, shape), gpu)
+
+
+def _ranks_of(config: RunConfig, cards: Cards) -> int:
+    """Return the ranks of a run that starts here, or where it says."""
+    return config.cluster.num_nodes * (config.cluster.ranks_per_node or max(cards.count, 1))
+
+
+def _gpu_of(config: RunConfig, cards: Cards) -> Gpu:
+    """Return the GPU that a run is planned for: the named one, the one that is here, or an assumed one."""
+    is_assumed = config.gpu_gib is cards.gib is None
+    return Gpu(config.gpu_gib or cards.gib or DEFAULT_GIB, config.plan.reserve_gib, is_assumed)
 
 
 def _targets(tune: TuneConfig) -> list[str] | None:

@@ -37,7 +37,7 @@ _FIXED_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A kind of GPU, and the links between those of a node."""
+    """A kind of GPU, and the links between those of a node; its peak is that of metrics/flops.py."""
 
     name: str
     peak_flops: float
@@ -46,13 +46,12 @@ class Device:
     hbm_bytes_s: float
     link_bytes_s: float
     """Of each GPU, in one direction of a ring."""
-    is_measured: bool
 
 
 DEVICES = (
-    Device("H200", 989.4e12, 0.6, 4.8e12, 360e9, True),
-    Device("H100", 989.4e12, 0.575, 3.35e12, 360e9, True),
-    Device("A100", 312e12, 0.7, 2.04e12, 230e9, False),
+    Device("H200", 989.4e12, 0.6, 4.8e12, 360e9),
+    Device("H100", 989.4e12, 0.575, 3.35e12, 360e9),
+    Device("A100", 312e12, 0.7, 2.04e12, 230e9),  # not measured
 )
 
 

@@ -72,8 +72,9 @@ def test_at_least_fifteen_were_measured() -> None:
     assert len(list(timed())) >= 15
 
 
-def test_the_table_has_the_peaks_that_mfu_is_counted_with() -> None:
+def test_a_gpu_is_found_by_its_name_and_has_the_peak_that_mfu_is_counted_with() -> None:
     for device in DEVICES:
+        assert find_device(f"NVIDIA {device.name}") is device
         assert device.peak_flops == peak_flops(f"NVIDIA {device.name}")
     assert find_device("NVIDIA A100-SXM4-80GB") == find_device("a100")
     assert find_device("NVIDIA GeForce RTX 4090") is None
