@@ -15,8 +15,9 @@ from trainer.config.optim import OptimConfig, ZeroConfig
 from trainer.dist.mesh import Mesh
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
-from trainer.engine.engine import build_engine
-from trainer.forecast.memory import RunShape, Weights, states_of
+from trainer.engine.initialize import build_engine
+from trainer.forecast.memory import RunShape, Weights
+from trainer.forecast.states import states_of
 from trainer.model.head.ask import Ask
 
 WIDTH, NUM_LAYERS = 256, 32

@@ -53,8 +53,8 @@ def test_the_speeds_and_the_ratio_come_from_results_files():
     assert len(rows) >= 4 and any(row["to a plain loop"] for row in rows)
     for row in rows:
         record = json.loads((RESULTS / row["file"]).read_text(encoding="utf-8"))
-        gpus = record["environment"]["gpus"]
-        assert row["GPUs"] == f"{len(gpus)} x {gpus[0].split()[1]}"
+        used, gpus = record["environment"]["gpus_used"], record["environment"]["gpus"]
+        assert row["GPUs"] == f"{used} x {gpus[0].split()[1]}"
         by_case = {result["case"]: result for result in record["results"]}
         found = [result for case, result in by_case.items() if "plain" not in case]
         wanted = next((end for words, end in RECOMPUTED.items() if words in row["case"]), "")

@@ -91,7 +91,7 @@ class ZeroConfig:
     overlap_comm: bool = True
     """Communicate beside the computation. False puts ZeRO-3 gathers on the compute stream."""
     reduce_bucket_size: int = 200_000_000
-    """Elements reduced at once."""
+    """Elements reduced at once; at stage 2 whole parameters, at least one."""
     prefetch_bucket_size: int = 440_000_000
     """Stage 3: elements gathered ahead; about two decoder layers of an 8B model."""
     max_live_parameters: int = 3_000_000_000
@@ -118,4 +118,5 @@ class ZeroConfig:
     them, a word of the command line is over it. Read when the run is composed and not needed again."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More keys of DeepSpeed's configuration: those that take effect here and that no field decides, merged last.
-    Example: {zero_optimization: {zero_hpz_partition_size: 8}}."""
+    With any of them DeepSpeed's own classes reduce gradients, which is slower at stages 1 and 2. Example:
+    {zero_optimization: {zero_hpz_partition_size: 8}}."""

@@ -1,4 +1,4 @@
-"""The DeepSpeed boundary: wrap deepspeed.initialize in a small typed engine.
+"""The DeepSpeed boundary: what deepspeed.initialize returns as a small typed engine.
 
 Gradients: the caller passes each micro-batch a loss already divided by the tokens of the whole step and
 multiplied by the ranks, because DeepSpeed averages gradients over ranks.
@@ -7,9 +7,8 @@ multiplied by the ranks, because DeepSpeed averages gradients over ranks.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -22,11 +21,8 @@ from trainer.checkpoint.shards import Shards
 from trainer.engine.flat_state import flat_states, spread_masters, whole_shapes
 from trainer.engine.spread_layout import SPREAD, Spread
 from trainer.engine.veto import vetoing
-from trainer.errors import CheckpointError, ConfigError
-from trainer.model.calling import calling_parts
+from trainer.errors import CheckpointError
 from trainer.model.head.ask import Ask
-
-_LOG = logging.getLogger(__name__)
 
 MODULE_PREFIX = "lm."
 """Name of the model inside the objective that the engine wraps."""
@@ -46,13 +42,18 @@ class Held:
 class Engine:
     """A model, its optimizer and their ZeRO state. Every method with collectives needs every rank."""
 
-    def __init__(self, ds: Any, stage: int, spread: Spread | None = None) -> None:
-        """Take what deepspeed.initialize returned, and how experts are spread over ranks, if they are."""
+    def __init__(self, ds: Any, stage: int, spread: Spread | None = None, summed_over: int = 1) -> None:
+        """Take what deepspeed.initialize returned, and how experts are spread over ranks, if they are.
+
+        Args:
+            summed_over: Ranks whose gradients are summed; 1 where the mean is taken.
+        """
         self._ds = ds
         self.stage = stage
         self.module: nn.Module = ds.module
         self.has_collective_forward = stage == 3 or spread is not None
         self._spread = spread
+        self._summed_over = summed_over
         self._is_partial = not all(p.requires_grad for p in self.module.parameters())
 
     def forward(self, ask: Ask[A], **inputs: Any) -> A:
@@ -62,7 +63,7 @@ class Engine:
     def backward(self, loss: Tensor, is_last: bool) -> None:
         """Accumulate gradients of one micro-batch; the last one of a step is reduced. Collective."""
         self._ds.set_gradient_accumulation_boundary(is_last)
-        self._ds.backward(loss, scale_wrt_gas=False)
+        self._ds.backward(loss / self._summed_over, scale_wrt_gas=False)
 
     def step(self, most: float = math.inf) -> tuple[float, bool]:
         """Apply one optimizer step; return (global gradient norm, whether it was applied). Collective.
@@ -228,90 +229,3 @@ def _is_finite(parameter: nn.Parameter) -> bool:
     # Of a NaN both are NaN; needs no memory.
     low, high = torch.aminmax(values)
     return bool(torch.isfinite(low) and torch.isfinite(high))
-
-
-def build_engine(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ds_config: dict[str, Any],
-    added: Sequence[str] = (),
-    spread: Spread | None = None,
-) -> Engine:
-    """Initialize DeepSpeed. Collective: every rank.
-
-    Args:
-        added: Keys of its configuration that a person added.
-        spread: How experts are spread over ranks, if they are.
-    Raises:
-        ConfigError: DeepSpeed refuses a configuration with such keys.
-    """
-    import deepspeed
-    from deepspeed.runtime import bf16_optimizer
-
-    from trainer.engine import flat
-
-    # Stage 1 in bf16 prints its memory twelve times, and collects garbage each time: two seconds on a CPU.
-    bf16_optimizer.see_memory_usage = lambda *args, **options: None
-    _import_muon()
-    if ds_config["zero_optimization"]["stage"] == 3:
-        _gather_whole(model)
-    is_flat = not added and spread is None and flat.is_for(model, ds_config)
-    if is_flat:
-        ds_config.pop("data_types", None)  # flat gradients add up in float32 without another optimizer class
-    try:
-        engine, _, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
-            config=ds_config,
-            dist_init_required=False,
-        )
-    except (ValueError, AssertionError, NotImplementedError) as error:
-        if not added:
-            raise
-        raise ConfigError(
-            f"`zero.extra` must be what DeepSpeed takes, but it refuses {', '.join(added)} instead: "
-            f"{' '.join(str(error).split())[:300]}. Change or remove the key."
-        ) from error
-    if is_flat:
-        flat.flatten_gradients(engine.optimizer)
-        _LOG.info("Gradients of what trains are in one flat buffer, reduced once a step.")
-    stage = int(ds_config["zero_optimization"]["stage"])
-    if stage == 0 and ds_config["bf16"]["enabled"]:
-        # DeepSpeed allocated Adam's state by a step of zero gradients, which counts for the bias correction (the next
-        # step is a quarter too small) and decays the master weights. Its pull request 5104 took that out of the other
-        # stages.
-        optimizer.state.clear()
-        engine.optimizer.refresh_fp32_params()
-    return Engine(engine, stage, spread)
-
-
-def _gather_whole(model: nn.Module) -> None:
-    """Let ZeRO-3 gather layers whole which call more of their parts than a forward: those parts it would not gather.
-
-    Gemma 3n's do.
-    """
-    from deepspeed.utils import set_z3_leaf_modules
-
-    classes = calling_parts(model)
-    if classes:
-        set_z3_leaf_modules(model, classes)
-        names = " and ".join(found.__name__ for found in classes)
-        _LOG.info("ZeRO-3 gathers each %s whole: it calls methods of its parts.", names)
-
-
-def _import_muon() -> None:
-    """Import DeepSpeed's Muon, which it does to ask whether the optimizer is that, without compiling its functions.
-
-    torch.compile imports its compiler when it decorates: 2.4 s of each rank's start, for an optimizer that is not ours.
-    Source: `python -X importtime -m trainer train`, deepspeed 0.19.8.
-    """
-    from deepspeed.runtime import compiler
-
-    compile_functions = compiler.compile
-    compiler.compile = lambda: lambda function: function
-    try:
-        with contextlib.suppress(ImportError):  # of another version: then DeepSpeed does without
-            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-    finally:
-        compiler.compile = compile_functions

@@ -21,6 +21,7 @@ from trainer.forecast.activations import (
     score_bytes,
 )
 from trainer.forecast.shapes import DecoderShape
+from trainer.forecast.states import buckets, states_of
 
 GIB = 1024**3
 NF4_PACKED_BYTES = 0.5
@@ -70,6 +71,11 @@ class RunShape:
     def accumulates(self) -> bool:
         """Tell whether gradients of several micro-steps are added up, in fp32."""
         return self.num_micro_steps > 1
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Tell whether gradients go to their owners by our own code and not by DeepSpeed's."""
+        return self.stage == 2 and not self.offload_optimizer and self.expert_parallel == 1
 
     @property
     def is_refused(self) -> bool:
@@ -165,7 +171,7 @@ def forecast(shape: DecoderShape, run: RunShape, weights: Weights) -> Peak:
     states = states_of(run, weights)
     layers = _Layers.of(shape, run, weights)
     head = _head(shape, run, weights)
-    bucket, gathered = _buckets(run), _gathered(shape, run, weights)
+    bucket, gathered = buckets(shape, run, weights), _gathered(shape, run, weights)
     held = {"parameters": states.parameters, "optimizer": states.optimizer}
     # Stage 3 keeps its bucket for good; below it exists during backward.
     early = gathered + (bucket if run.stage == 3 else 0)
@@ -209,64 +215,6 @@ def forecast(shape: DecoderShape, run: RunShape, weights: Weights) -> Peak:
         moments["loading"] = Parts(parameters=whole)
     name = max(moments, key=lambda moment: moments[moment].total)
     return Peak(name, moments[name])
-
-
-@dataclass(frozen=True, slots=True)
-class States:
-    """Bytes of parameters, gradients and optimizer state of one rank."""
-
-    parameters: float
-    optimizer: float
-    kept: float
-    """Gradients that exist all the time."""
-    at_end: float
-    """Gradients when backward is through."""
-    at_step: float
-    step: float
-    """Copies that the optimizer step makes beside `at_step`."""
-
-
-def states_of(run: RunShape, weights: Weights) -> States:
-    """Return the states of a stage.
-
-    A single micro-step keeps gradients in the parameters' dtype, and stages 1 and 2 alike free those of other ranks
-    as they are reduced; the step copies them flat and to fp32. Several accumulate in fp32: stage 1 is then
-    DeepSpeed's BF16_Optimizer, which keeps all of them on every rank, and the bf16 ones until the step is over.
-    """
-    n, w, e = weights.num_trainable, run.world_size, run.element_bytes
-    share = 1 if run.stage < 3 else w
-    # Shards add up to as much wherever experts are: at stage 3 of everything, below it of the optimizer's state.
-    held = n - (weights.num_experts * (1 - 1 / run.expert_parallel) if run.stage < 3 else 0)
-    sharded = held * e + weights.frozen_bytes - weights.constant_bytes
-    parameters = 0.0 if run.offload_param else sharded / share + weights.constant_bytes
-    if run.stage == 0:
-        # DeepSpeed wraps bf16 with fp32 copies of every gradient; fp32 has torch's optimizer as it is.
-        return States(parameters, n * (12 if e == 2 else 8), 0.0, n * e, n * e, n * 4 if e == 2 else 0)
-    if run.offload_optimizer:
-        return States(parameters, 0.0, 0.0, 0.0, 0.0, 0.0)
-    # In fp32 stage 3's parameters are their own master weights.
-    optimizer = n * (8 if run.stage == 3 and e == 4 else 12) / w
-    grad = 4 if run.accumulates else e
-    if run.stage == 3:
-        group = min(run.sub_group_size, n / w)
-        kept = n * grad / w
-        return States(parameters, optimizer, kept, kept, kept, group * (grad + (4 if grad == 2 else 0)))
-    if run.stage == 1 and run.accumulates and e == 2:
-        return States(parameters, optimizer, held * 4, held * (4 + e), held * (4 + e), 0.0)
-    flat = n / w * (4 if run.accumulates else e + (4 if e == 2 else 0))
-    kept = n * grad / w if run.accumulates else 0.0
-    return States(parameters, optimizer, kept, n * grad / w, n * grad / w, flat)
-
-
-def _buckets(run: RunShape) -> float:
-    """Return the buffers gradients are reduced from; two of them when reduction runs beside backward.
-
-    The fp32 accumulation of stage 1 (BF16_Optimizer) and stage 0 have none.
-    """
-    if run.stage == 0 or (run.stage == 1 and run.accumulates and run.element_bytes == 2):
-        return 0.0
-    size = 4 if run.accumulates and run.stage < 3 else run.element_bytes
-    return run.reduce_bucket_size * size * (2 if run.overlap_comm and run.stage < 3 else 1)
 
 
 def _gathered(shape: DecoderShape, run: RunShape, weights: Weights) -> float:

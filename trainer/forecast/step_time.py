@@ -28,10 +28,12 @@ _UNFUSED = 1.8
 _LOGITS_PASSES = 5.0
 _ADAPTER_PASSES = 1.0
 """Elements of a linear layer's input and output that its adapter moves, fused into the layer."""
-_OPTIMIZER_BYTES = 172.0
-"""A trained parameter of a rank: norms, clipping, AdamW and the copy into bf16; the least would be 34."""
-_EXPOSED = {2: 0.5, 3: 0.29}
-"""Share of the gradients' reduction, and of the gathers of ZeRO-3, that no product hides."""
+_OPTIMIZER_BYTES = {False: 172.0, True: 30.0}
+"""A trained parameter of a rank: norms, clipping, AdamW, the copy into bf16; by DeepSpeed, and by stage 2's kernel."""
+_BUCKET_BYTES = 4.0
+"""A trained parameter, whole, that stage 2 moves into a bucket."""
+_EXPOSED = {1: 0.5, 2: 0.4, 3: 0.29}
+"""Share of the gradients' reduction, stage 2's gather with it, and of the gathers of ZeRO-3, that no product hides."""
 _FIXED_S = 0.01
 
 
@@ -131,6 +133,7 @@ def step_time(
         sizes = sum((one.num_in + one.num_out) * one.count for one in shape.linears)
         moved += _ADAPTER_PASSES * 2 * sizes * tokens
     moved += 2 * weights.num_packed * 2.5 * (1 + again)  # made whole for forward and for backward
+    moved += _BUCKET_BYTES * weights.num_trainable if run.is_partitioned else 0.0
     micro = run.num_micro_steps
     shards = run.world_size if run.stage and weights.is_full else 1
     return StepTime(
@@ -138,7 +141,7 @@ def step_time(
         attention=micro * pairs / (device.peak_flops * _ATTENTION_SHARE),
         memory=micro * moved / hbm,
         links=_links(run, weights, min(link_bytes_s or device.link_bytes_s, device.link_bytes_s)),
-        optimizer=_OPTIMIZER_BYTES * weights.num_trainable / shards / hbm,
+        optimizer=_OPTIMIZER_BYTES[run.is_partitioned] * weights.num_trainable / shards / hbm,
         num_tokens=tokens * micro * run.world_size,
         num_ranks=run.world_size,
     )
@@ -151,5 +154,7 @@ def _links(run: RunShape, weights: Weights, rate: float) -> float:
     if run.stage == 3:
         everything = bf16 * (weights.num_trainable + weights.num_frozen) * share
         return run.num_micro_steps * _EXPOSED[3] * (2 * everything + trained) / rate
+    if run.is_partitioned:  # every micro-batch is scattered, under its backward pass
+        return _EXPOSED[2] * (run.num_micro_steps + 1) * trained / rate
     # All-reduced once a step, under the last backward; new weights are gathered after the optimizer.
-    return (_EXPOSED[2] * 2 * trained + (trained if run.stage else 0.0)) / rate
+    return (_EXPOSED[1] * 2 * trained + (trained if run.stage else 0.0)) / rate

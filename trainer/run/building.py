@@ -20,8 +20,9 @@ from trainer.data.store.store import Store, check_vocabulary
 from trainer.dist.mesh import Mesh
 from trainer.engine.batch import BatchShape
 from trainer.engine.ds_config import deepspeed_dict
-from trainer.engine.engine import Engine, build_engine
+from trainer.engine.engine import Engine
 from trainer.engine.gathering import gathered, looking_up_at_gathers
+from trainer.engine.initialize import build_engine
 from trainer.engine.spread import check_spread, spread_experts, spread_groups
 from trainer.errors import ModelError
 from trainer.metrics.device import describe_device, device_memory_gib

@@ -55,8 +55,7 @@ def weights_of(overrides):
 
 
 def test_there_are_measurements():
-    peaks = [case.values[2] for case in measured()]
-    assert sum(peak is not None for peak in peaks) >= 6 and None in peaks
+    assert sum(case.values[2] is not None for case in measured()) >= 6
 
 
 @pytest.mark.parametrize(("num_ranks", "overrides", "peak_gib"), measured())
@@ -90,8 +89,9 @@ BIG = RunShape(
         (1, 4, 2 + 12 / 8 + 4 + 2),
         # All but weights is shared out by 8, with a flat copy of gradients and one in fp32 at the step.
         (1, 1, 2 + 12 / 8 + 2 / 8 + 6 / 8),
-        (2, 1, 2 + 12 / 8 + 2 / 8 + 6 / 8),
-        (2, 4, 2 + 12 / 8 + 4 / 8 + 4 / 8),
+        # Stage 2's own step copies nothing.
+        (2, 1, 2 + 12 / 8 + 2 / 8),
+        (2, 4, 2 + 12 / 8 + 4 / 8),
     ],
 )
 def test_states_are_the_bytes_a_parameter_of_the_stage(stage, micro_steps, bytes_a_parameter):
@@ -132,7 +132,9 @@ def test_spread_experts_leave_a_rank_its_part_of_weights_and_the_same_state(stag
         forecast(shape, replace(run, expert_parallel=size), full_weights(shape)).parts for size in (1, 4)
     )
     assert whole.parameters - spread.parameters == shape.experts * 2 * 3 / 4
-    assert spread.optimizer == whole.optimizer
+    # With spread experts stage 2 is DeepSpeed's own: a flat copy of gradients and one in fp32 at the step.
+    copies = shape.num_params * 6 / 8 if stage == 2 else 0
+    assert spread.optimizer - whole.optimizer == copies
     assert not replace(run, expert_parallel=4).is_refused
     assert replace(run, stage=0, expert_parallel=4).is_refused
     assert replace(run, offload_optimizer=True, expert_parallel=4).is_refused

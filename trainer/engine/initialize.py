@@ -1,0 +1,124 @@
+"""Building the engine: deepspeed.initialize, and which of our classes keep gradients in the place of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import nn
+
+from trainer.engine.engine import Engine
+from trainer.engine.spread_layout import Spread
+from trainer.errors import ConfigError
+from trainer.model.calling import calling_parts
+
+_LOG = logging.getLogger(__name__)
+
+
+def build_engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ds_config: dict[str, Any],
+    added: Sequence[str] = (),
+    spread: Spread | None = None,
+) -> Engine:
+    """Initialize DeepSpeed. Collective: every rank.
+
+    Args:
+        ds_config: Becomes what DeepSpeed was given.
+        added: Keys of its configuration that a person added: then its own classes do all.
+        spread: How experts are spread over ranks, if they are.
+    Raises:
+        ConfigError: DeepSpeed refuses a configuration with such keys.
+    """
+    from deepspeed.runtime import bf16_optimizer
+
+    from trainer.engine import flat, partitioned
+
+    # Stage 1 in bf16 prints its memory twelve times, and collects garbage each time: two seconds on a CPU.
+    bf16_optimizer.see_memory_usage = lambda *args, **options: None
+    _import_muon()
+    stage = int(ds_config["zero_optimization"]["stage"])
+    if stage == 3:
+        _gather_whole(model)
+    is_plain = not added and spread is None
+    if is_plain and flat.is_for(model, ds_config):
+        ds_config.pop("data_types", None)  # flat gradients add up in float32 without another optimizer class
+        engine = _initialized(model, optimizer, ds_config, added)
+        flat.flatten_gradients(engine.optimizer)
+        _LOG.info("Gradients of what trains are in one flat buffer, reduced once a step.")
+    elif is_plain and partitioned.is_for(ds_config):
+        way = partitioned.take_over(optimizer, ds_config)
+        engine = _initialized(model, optimizer, ds_config, added)
+        partitioned.partition_gradients(engine.optimizer, model, way)
+        _LOG.info(
+            "Gradients go to the ranks that own them (ZeRO-2); DeepSpeed keeps the rest, as at stage 1."
+        )
+        return Engine(engine, stage, summed_over=torch_dist.get_world_size())
+    else:
+        engine = _initialized(model, optimizer, ds_config, added)
+    if stage == 0 and ds_config["bf16"]["enabled"]:
+        # DeepSpeed allocated Adam's state by a step of zero gradients, which counts for the bias correction (the next
+        # step is a quarter too small) and decays the master weights. Its pull request 5104 took that out of the other
+        # stages.
+        optimizer.state.clear()
+        engine.optimizer.refresh_fp32_params()
+    return Engine(engine, stage, spread)
+
+
+def _initialized(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any], added: Sequence[str]
+) -> Any:
+    import deepspeed
+
+    try:
+        engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            config=ds_config,
+            dist_init_required=False,
+        )
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        if not added:
+            raise
+        raise ConfigError(
+            f"`zero.extra` must be what DeepSpeed takes, but it refuses {', '.join(added)} instead: "
+            f"{' '.join(str(error).split())[:300]}. Change or remove the key."
+        ) from error
+    return engine
+
+
+def _gather_whole(model: nn.Module) -> None:
+    """Let ZeRO-3 gather layers whole which call more of their parts than a forward: those parts it would not gather.
+
+    Gemma 3n's do.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    classes = calling_parts(model)
+    if classes:
+        set_z3_leaf_modules(model, classes)
+        names = " and ".join(found.__name__ for found in classes)
+        _LOG.info("ZeRO-3 gathers each %s whole: it calls methods of its parts.", names)
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon, which it does to ask whether the optimizer is that, without compiling its functions.
+
+    torch.compile imports its compiler when it decorates: 2.4 s of each rank's start, for an optimizer that is not ours.
+    Source: `python -X importtime -m trainer train`, deepspeed 0.19.8.
+    """
+    from deepspeed.runtime import compiler
+
+    compile_functions = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        with contextlib.suppress(ImportError):  # of another version: then DeepSpeed does without
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = compile_functions
