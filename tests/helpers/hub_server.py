@@ -227,10 +227,12 @@ class _Handler(BaseHTTPRequestHandler):
         content = (self.dataset(name) or {}).get(path)
         if content is None:
             return self.answer(404, {"error": "Entry not found"}, "Entry not found")
-        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        # A file that is read as a whole is asked for without a range.
+        wanted = self.headers.get("Range", f"bytes=0-{len(content) - 1}")
+        first, last = map(int, wanted.removeprefix("bytes=").split("-"))
         self.hub.reads.append((path, first))
         part = content[first : last + 1]
-        self.send_response(206)
+        self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
