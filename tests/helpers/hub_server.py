@@ -1,6 +1,7 @@
-"""A stand-in of the Hugging Face hub on 127.0.0.1: what its client asks when a folder is pushed, kept in memory.
+"""A stand-in of the Hugging Face hub on 127.0.0.1: what its client asks when a folder is pushed or data are read.
 
-Paths and answers are those of huggingface_hub 2.4: whoami, create, auth-check, branches, preupload, LFS, commit, tree.
+Paths and answers are those of huggingface_hub 2.4: whoami, create, auth-check, branches, preupload, LFS, commit, tree,
+and info, tree and resolve of datasets. All is kept in memory.
 """
 
 import base64
@@ -10,7 +11,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from huggingface_hub import constants
 
@@ -36,6 +37,10 @@ class HubServer:
         """Large files that are still taken before the disk of the hub is full; None takes all."""
         self.spoil = b""
         """What is put behind every large file that arrives."""
+        self.datasets = {}
+        """Files by path, by name of the dataset."""
+        self.reads = []
+        """Path and first byte of every piece of a dataset's file that was read."""
 
     def files(self, name, branch="main"):
         return self.repositories[name].branches[branch]
@@ -185,6 +190,54 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.server.url}/{name}/commit/{oid}"
         self.answer(200, {"success": True, "commitUrl": url, "commitOid": oid})
 
+    def dataset(self, name):
+        found = self.hub.datasets.get(name)
+        if found is None:
+            self.answer(404, {"error": "Repository not found"}, "Repository not found")
+        return found
+
+    def dataset_info(self, body, name):
+        if self.dataset(name) is not None:
+            self.answer(200, {"id": name, "sha": "0" * 40, "siblings": [], "tags": []})
+
+    def dataset_tree(self, body, name, folder):
+        files = self.dataset(name)
+        if files is None:
+            return
+        is_deep = parse_qs(urlsplit(self.path).query).get("recursive") == ["true"]
+        start = f"{folder}/" if folder else ""
+        entries = {}
+        for path, content in sorted(files.items()):
+            if not path.startswith(start):
+                continue
+            parts = path.removeprefix(start).split("/")
+            for depth in range(1, len(parts) if is_deep else min(len(parts), 2)):
+                above = start + "/".join(parts[:depth])
+                entries[above] = {"type": "directory", "path": above, "oid": "0" * 40, "size": 0}
+            if is_deep or len(parts) == 1:
+                entries[path] = {
+                    "type": "file",
+                    "path": path,
+                    "oid": blob_of(content),
+                    "size": len(content),
+                }
+        self.answer(200, list(entries.values()))
+
+    def read_dataset(self, body, name, path):
+        content = (self.dataset(name) or {}).get(path)
+        if content is None:
+            return self.answer(404, {"error": "Entry not found"}, "Entry not found")
+        # A file that is read as a whole is asked for without a range.
+        wanted = self.headers.get("Range", f"bytes=0-{len(content) - 1}")
+        first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+        self.hub.reads.append((path, first))
+        part = content[first : last + 1]
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        return self.wfile.write(part)
+
     def validate(self, body):
         self.answer(200, {"warnings": [], "errors": []})
 
@@ -200,6 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", rf"/api/models/{NAME}/preupload/{BRANCH}", preupload),
         ("POST", rf"/api/models/{NAME}/commit/{BRANCH}", commit),
         ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", lfs_batch),
+        ("GET", rf"/api/datasets/{NAME}", dataset_info),
+        ("GET", rf"/api/datasets/{NAME}/tree/main(?:/(.+))?", dataset_tree),
+        ("GET", rf"/datasets/{NAME}/resolve/main/(.+)", read_dataset),
     )
 
 

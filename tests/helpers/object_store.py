@@ -1,8 +1,11 @@
-"""A store that speaks as much of S3 as a reader needs, on 127.0.0.1: listings, HEAD, ranges, and failures on demand."""
+"""A store on 127.0.0.1 that speaks as much of S3 and of Google's storage as a reader needs: listings, what is told of
+an object, ranges, and failures on demand.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, content, {"ETag": etag(content)}, has_body=False)
 
     def do_GET(self) -> None:
+        if "/storage/v1/b/" in self.path:
+            self._answer_google()
+            return
         path, query = self._path(), parse_qs(urlsplit(self.path).query, keep_blank_values=True)
         if self.server.denies:
             self._send_error(403, "AccessDenied")
@@ -105,6 +111,42 @@ class _Handler(BaseHTTPRequestHandler):
         ) + "".join(f"<CommonPrefixes><Prefix>{escape(f)}</Prefix></CommonPrefixes>" for f in sorted(folders))
         head = f"<Name>{bucket}</Name><IsTruncated>false</IsTruncated><KeyCount>{len(keys)}</KeyCount>"
         self._send(200, f"<ListBucketResult>{head}{body}</ListBucketResult>".encode())
+
+    def _answer_google(self) -> None:
+        """Answer as the JSON interface of Google's storage: bucket and name stand in the path, the name escaped."""
+        place, query = urlsplit(self.path), parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        bucket, _, name = place.path.partition("/b/")[2].partition("/o")
+        path = f"{bucket}/{unquote(name.lstrip('/'))}"
+        if self.server.denies:
+            self._send_json(403, {"error": {"code": 403, "message": "no storage.objects.get access"}})
+        elif not name:
+            self._list_google(bucket, query.get("prefix", [""])[0], query.get("delimiter", [""])[0])
+        elif path not in self.server.objects:
+            self._send_json(404, {"error": {"code": 404, "message": "No such object"}})
+        elif place.path.startswith("/download/"):
+            self._read(path)
+        else:
+            self._send_json(200, self._told(path))
+
+    def _list_google(self, bucket: str, prefix: str, delimiter: str) -> None:
+        start = f"{bucket}/{prefix}"
+        paths = [path for path in sorted(self.server.objects) if path.startswith(start)]
+        files = [path for path in paths if not delimiter or delimiter not in path.removeprefix(start)]
+        folders = {
+            prefix + path.removeprefix(start).partition(delimiter)[0] + delimiter
+            for path in paths
+            if path not in files
+        }
+        self._send_json(200, {"items": [self._told(path) for path in files], "prefixes": sorted(folders)})
+
+    def _told(self, path: str) -> dict[str, str]:
+        bucket, name = path.split("/", 1)
+        content, time = self.server.objects[path], "2026-11-29T00:00:00.000Z"
+        told = {"kind": "storage#object", "bucket": bucket, "name": name, "size": str(len(content))}
+        return told | {"etag": etag(content), "generation": "17", "updated": time, "timeCreated": time}
+
+    def _send_json(self, status: int, plain: object) -> None:
+        self._send(status, json.dumps(plain).encode(), {"Content-Type": "application/json"})
 
     def _path(self) -> str:
         return unquote(urlsplit(self.path).path).lstrip("/")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from statistics import median
 
 import pytest
 
@@ -38,6 +39,27 @@ def test_the_quickstarts_losses_come_from_its_measurement():
     assert {one["role"] for one in sets} == {"target", "replay"}
     for one in sets:
         assert f"{one['base_nats']:.4f} -> {one['tuned_nats']:.4f} ({one['change_nats']:+.4f})" in TEXT
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_quickstarts_speed_comes_from_its_measurement_and_no_other_time_is_told(page):
+    """How long a machine takes to install and download is in no results file."""
+    lines = (RESULTS / "quickstart_2_cpu_ranks.metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    speeds = [row["tokens_per_s"] for row in map(json.loads, lines) if "tokens_per_s" in row]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert f"speed            {median(speeds):,.0f} tokens/s (median of {len(speeds)} steps)" in text
+    assert not re.findall(r"\d+ (?:min\b|minutes)", text)
+
+
+def test_the_number_of_families_is_that_of_their_table():
+    rows = json.loads((RESULTS / "families.json").read_text(encoding="utf-8"))["results"]
+    number = sum(row["trains"] == "equal" for row in rows)
+    assert f"[{number} tiny families train as transformers does](docs/models.md)" in TEXT
+
+
+def test_the_number_of_runs_about_forgetting_is_that_of_their_file():
+    runs = json.loads((RESULTS / "forgetting.json").read_text(encoding="utf-8"))["runs"]
+    assert f"Part of {len(runs)} runs;" in TEXT
 
 
 def test_the_forgetting_rows_are_those_of_the_whole_table():

@@ -38,6 +38,15 @@ def test_pyproject_lists_the_packages_of_the_tree():
     assert SETTINGS["tool"]["setuptools"]["packages"] == tree_packages()
 
 
+@pytest.mark.parametrize(
+    "extra", ["eval", "qlora", "sweep", "mlflow", "tensorboard", "trackio", "s3", "docs"]
+)
+def test_the_tests_install_what_they_try(extra):
+    """Else the tests of these packages are skipped everywhere, also where CI runs."""
+    extras = SETTINGS["project"]["optional-dependencies"]
+    assert set(extras[extra]) <= set(extras["test"])
+
+
 def test_every_folder_with_python_files_is_a_package():
     for folder in ("trainer", "launch"):
         for file in (ROOT / folder).rglob("*.py"):

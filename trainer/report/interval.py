@@ -15,6 +15,7 @@ ROW_HEIGHT = 42.0
 TOP = 8.0
 MAX_NAME_CHARS = 22
 SHAPES = "Circle: target; square: replay; diamond: probe."
+MARK_RADIUS = 4.5
 
 
 def interval_plot(sets: Sequence[SetComparison]) -> Html:
@@ -74,9 +75,9 @@ def _row(one: SetComparison, y: float, dot: float, low: float | None, high: floa
     ]
     if low is not None and high is not None:
         parts.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="bar"))
-        parts += [
-            element("line", x1=x, x2=x, y1=middle - 4, y2=middle + 4, class_="bar") for x in (low, high)
-        ]
+        # Within the mark they would make a circle a square.
+        ends = [x for x in (low, high) if abs(x - dot) > MARK_RADIUS]
+        parts += [element("line", x1=x, x2=x, y1=middle - 4, y2=middle + 4, class_="bar") for x in ends]
     parts.append(_mark(one.role, dot, middle))
     return element("g", *parts, class_=f"role-{one.role}")
 
@@ -90,6 +91,6 @@ def _value(one: SetComparison) -> str:
 def _mark(role: str, x: float, y: float) -> Html:
     """Return a circle for a target, a square for replay, a diamond for a probe."""
     if role == "target":
-        return element("circle", cx=x, cy=y, r=4.5, class_="mark")
+        return element("circle", cx=x, cy=y, r=MARK_RADIUS, class_="mark")
     turn = f"rotate(45 {x:.2f} {y:.2f})" if role == "probe" else None
     return element("rect", x=x - 4, y=y - 4, width=8, height=8, transform=turn, class_="mark")

@@ -70,7 +70,8 @@ def _measured(record: RunRecord) -> Iterator[tuple[str, str]]:
 def _provenance(record: RunRecord) -> Iterator[tuple[str, str]]:
     for key, value in _flat(record.provenance):
         if key.split(" ")[0] not in LEFT_OUT:
-            yield key, "not installed" if value is None else str(value)
+            absent = "not a checkout" if key == "git" else "not installed"
+            yield key, absent if value is None else str(value)
 
 
 def _digests(record: RunRecord) -> Iterator[tuple[str, str]]:

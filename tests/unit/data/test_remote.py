@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from huggingface_hub import HfFileSystem
 from rich.console import Console
 
+from tests.helpers.hub_server import HubServer, connected_hub
 from tests.helpers.object_store import ObjectStore, running_store
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.data import CleanConfig, DataConfig, Format, SourceConfig
@@ -29,6 +31,7 @@ from trainer.errors import DataError
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 NEEDS_S3FS = pytest.mark.skipif(importlib.util.find_spec("s3fs") is None, reason="needs s3fs")
+NEEDS_GCSFS = pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs gcsfs")
 
 
 class FlakyFileSystem(MemoryFileSystem):
@@ -366,3 +369,105 @@ def test_failures_of_an_s3_store_are_tried_again_or_told(store: ObjectStore) -> 
     store.denies = True
     with pytest.raises(DataError, match="Set AWS_PROFILE"):
         read("s3://b/a.jsonl")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that huggingface_hub's own file system asks."""
+    HfFileSystem.clear_instance_cache()
+    with connected_hub(monkeypatch) as connected:
+        yield connected
+    HfFileSystem.clear_instance_cache()
+
+
+def test_files_of_a_dataset_of_the_hub_are_found_read_once_and_compared(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetched, "BLOCK_BYTES", 16)
+    files = {
+        "README.md": b"# A dataset",
+        "data/train-00000-of-00002.jsonl.gz": gzip.compress(LINES, mtime=0),
+        "data/train-00001-of-00002.parquet": parquet(["x", "y", "z"]),
+        "data/test-00000-of-00001.jsonl": LINES,
+    }
+    hub.datasets["o/n"] = files
+    data = data_of(tmp_path, "hf://datasets/o/n", split="train")
+    made = build(data)
+    assert made.meta["counts"]["rows"] == 5
+    blocks = [(name, at) for name in files if "train" in name for at in range(0, len(files[name]), 16)]
+    assert sorted(read for read in hub.reads if "train" in read[0]) == sorted(blocks)
+    assert {name for name, _ in hub.reads} == {"README.md", *(name for name, _ in blocks)}
+    hub.reads.clear()
+    assert build(data).digest == made.digest and {name for name, _ in hub.reads} <= {"README.md"}
+    assert read("hf://datasets/o/n/data/*.jsonl") == ["one", "two"]
+    (identity,) = stat_files(
+        list_files("s", SourceConfig(path="hf://datasets/o/n/data/test-00000-of-00001.jsonl"))
+    )
+    assert identity[1] == len(LINES) and list(identity[2]) == ["blob_id"]
+    files["data/train-00000-of-00002.jsonl.gz"] = gzip.compress(LINES + LINES, mtime=0)
+    assert build(data).digest != made.digest
+
+
+def test_what_the_hub_does_not_give_is_a_sentence(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.datasets["o/n"] = {"a.jsonl": LINES}
+    with pytest.raises(DataError, match="there is none"):
+        read("hf://datasets/o/n/b.jsonl")
+    monkeypatch.setenv("HF_TOKEN", "hf_of-nobody")
+    HfFileSystem.clear_instance_cache()
+    with pytest.raises(DataError, match="Set HF_TOKEN or run hf auth login"):
+        read("hf://datasets/o/n/a.jsonl")
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    # Else it asks Google's own servers of what kind the bucket is.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import gcsfs
+
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    with running_store() as running:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.address)
+        yield running
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@NEEDS_GCSFS
+def test_files_of_a_google_store_are_found_read_once_and_compared(
+    google: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetched, "BLOCK_BYTES", 16)
+    google.objects = {
+        "b/d/train-1.jsonl.gz": gzip.compress(LINES, mtime=0),
+        "b/d/train-2.parquet": parquet(["x", "y"]),
+        "b/d/test.jsonl": LINES,
+        "b/e/other.jsonl": LINES,
+    }
+    data = data_of(tmp_path, "gs://b/d")
+    made = build(data)
+    assert made.meta["counts"]["rows"] == 4
+    wanted = [
+        (path, f"bytes={at}-{min(at + 16, len(content)) - 1}")
+        for path, content in google.objects.items()
+        if "train" in path
+        for at in range(0, len(content), 16)
+    ]
+    assert sorted(google.reads) == sorted(wanted)
+    google.reads.clear()
+    assert build(data).digest == made.digest and not google.reads
+    assert read("gs://b/*/*.jsonl", format=Format.text) == ["one", "two"] * 2
+    (identity,) = stat_files(list_files("s", SourceConfig(path="gs://b/d/test.jsonl")))
+    assert identity[:2] == ["gs://b/d/test.jsonl", len(LINES)] and list(identity[2]) == ["etag", "generation"]
+
+
+@NEEDS_GCSFS
+def test_what_a_google_store_does_not_give_is_a_sentence_at_once(
+    google: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its package has no error of its own for what may not be read."""
+    google.objects = {"b/a.jsonl": LINES}
+    with pytest.raises(DataError, match="there is none"):
+        read("gs://b/none.jsonl")
+    google.denies = True
+    with pytest.raises(DataError, match="Set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud"):
+        read("gs://b/a.jsonl")
+    assert "try 2" not in capsys.readouterr().out

@@ -14,6 +14,7 @@ from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.config.check_log import log_problems, tracked_name
 from trainer.config.log import LogConfig, MlflowConfig, TrackerKind, TrackioConfig, WandbConfig, WandbMode
 from trainer.metrics import wandb_file
+from trainer.metrics.delivery import Delivery
 from trainer.metrics.tensorboard import TensorboardTracker
 from trainer.metrics.tracker import Bookmark, Conclusion, Told
 from trainer.metrics.trackers import begin, run_card
@@ -28,22 +29,32 @@ END = Conclusion(
 )
 
 
-def open_log(log: LogConfig, run_dir: Path, resumed_step: int, known: list[dict]):
-    (delivery,) = begin(log, run_card(log, run_dir, "run", {"optim": {"lr": 1e-5}}), resumed_step, known)
+def open_logs(log: LogConfig, run_dir: Path, resumed_step: int, known: list[dict]) -> list[Delivery]:
+    deliveries = begin(log, run_card(log, run_dir, "run", {"optim": {"lr": 1e-5}}), resumed_step, known)
+    assert len(deliveries) == len(log.trackers)
+    return deliveries
+
+
+def open_log(log: LogConfig, run_dir: Path, resumed_step: int, known: list[dict]) -> Delivery:
+    (delivery,) = open_logs(log, run_dir, resumed_step, known)
     return delivery
 
 
 def killed_and_resumed(log: LogConfig, run_dir: Path) -> None:
     """Log steps 1 to 3, as a process does that is then killed; go on from step 1, to the end at step 4."""
-    first = open_log(log, run_dir, -1, [])
+    first = open_logs(log, run_dir, -1, [])
     for step in (1, 2, 3):
-        first.write(step, {"loss": float(step), "eval/web": 5.0})
-    first.close("preempted")
-    second = open_log(log, run_dir, 1, [{"step": 1, "time": 0.0, "loss": 1.0, "eval/web": 5.0}])
+        for delivery in first:
+            delivery.write(step, {"loss": float(step), "eval/web": 5.0})
+    for delivery in first:
+        delivery.close("preempted")
+    second = open_logs(log, run_dir, 1, [{"step": 1, "time": 0.0, "loss": 1.0, "eval/web": 5.0}])
     for step in (2, 3, 4):
-        second.write(step, {"loss": 10.0 * step, "eval/web": 5.0})
-    second.conclude(END)
-    second.close("finished")
+        for delivery in second:
+            delivery.write(step, {"loss": 10.0 * step, "eval/web": 5.0})
+    for delivery in second:
+        delivery.conclude(END)
+        delivery.close("finished")
 
 
 def test_tensorboard_shows_what_stands_after_a_resume(tmp_path):
@@ -148,19 +159,42 @@ def test_wandb_gets_every_step_once_over_its_offline_folders(tmp_path):
     wait_until(has_all, "the end of the run in wandb's files")  # its own process writes on for a moment
 
 
+def losses_of_wandb(run_dir: Path, run_id: str) -> list[tuple[int, float]]:
+    """Return step and loss of every record in wandb's files, in the order of its folders."""
+    wandb_proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    points = []
+    # The second run of a second has `-1` behind the name of its folder.
+    for path in sorted(run_dir.glob(f"wandb/offline-run-*-{run_id}*/run-{run_id}.wandb")):
+        for raw in wandb_file._records(path.read_bytes()):
+            items = wandb_proto.Record.FromString(raw).history.item
+            found = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+            points += [(int(found["_step"]), float(found["loss"]))] if "loss" in found else []
+    return points
+
+
 def test_wandb_has_no_step_of_two_after_a_rewind(tmp_path):
     """It drops what is smaller than its last step, and overwrites that one."""
-    wandb_proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    pytest.importorskip("wandb")
     gone_back(LogConfig(trackers=[TrackerKind.wandb], wandb=WandbConfig(WandbMode.offline)), tmp_path)
     run_id = Bookmark.read(tmp_path, "wandb").run_id
     wait_until(lambda: newest_step(tmp_path, run_id) == 4, "all steps in wandb's file")
-    (path,) = tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
-    points = []
-    for raw in wandb_file._records(path.read_bytes()):
-        items = wandb_proto.Record.FromString(raw).history.item
-        found = {item.key or "/".join(item.nested_key): item.value_json for item in items}
-        points += [(int(found["_step"]), float(found["loss"]))] if "loss" in found else []
-    assert points == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    assert losses_of_wandb(tmp_path, run_id) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_two_trackers_at_once_have_each_step_once_after_a_resume(tmp_path):
+    """Each as it can: one takes back what came after the step that is gone on from, the other only adds."""
+    pytest.importorskip("wandb")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    kinds = [TrackerKind.tensorboard, TrackerKind.wandb]
+    killed_and_resumed(LogConfig(trackers=kinds, wandb=WandbConfig(WandbMode.offline)), tmp_path)
+    run_id = Bookmark.read(tmp_path, "wandb").run_id
+    wait_until(lambda: newest_step(tmp_path, run_id) >= 4, "all steps in wandb's files")
+    assert losses_of_wandb(tmp_path, run_id) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(event.step, event.value) for event in found.Scalars("loss")]
+    assert points == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]
 
 
 def test_wandb_is_told_again_what_a_killed_process_had_not_written(tmp_path):

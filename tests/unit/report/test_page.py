@@ -66,6 +66,28 @@ def test_every_figure_is_xml_with_a_title_and_units(tmp_path):
         assert "nan" not in drawn.lower().replace("tenant", "")
 
 
+@pytest.mark.parametrize(("half_nats", "num_ends"), [(0.1, 2), (1e-5, 0)])
+def test_ends_of_an_interval_are_drawn_where_the_mark_does_not_hide_them(tmp_path, half_nats, num_ends):
+    """Within a circle they would make it the square of another role."""
+    found = forgetting()
+    change = found["sets"][0]["change_nats"]
+    found["sets"][0] |= {"change_low": change - half_nats, "change_high": change + half_nats}
+    run_dir = write_run(tmp_path)
+    (run_dir / "forgetting.json").write_text(json.dumps(found), encoding="utf-8")
+    page = build_report(run_dir).read_text(encoding="utf-8")
+    drawn = re.search(r'<g class="role-target">.*?</g>', page, re.DOTALL)
+    assert drawn.group().count('class="bar"') == 1 + num_ends
+
+
+def test_a_run_of_an_installed_package_does_not_say_that_git_is_missing(tmp_path):
+    run_dir = write_run(tmp_path)
+    path = run_dir / "provenance.json"
+    told = json.loads(path.read_text()) | {"git": None, "packages": {"flash-attn": None}}
+    path.write_text(json.dumps(told), encoding="utf-8")
+    text = " ".join(outline(run_dir).text.split())
+    assert "git not a checkout" in text and "packages flash-attn not installed" in text
+
+
 def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(tmp_path):
     found = outline(write_run(tmp_path))
     assert "script" not in found.tags

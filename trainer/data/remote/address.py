@@ -124,7 +124,9 @@ def _status(error: BaseException) -> int | None:
 
 def _is_denied(error: BaseException) -> bool:
     name = type(error).__name__
-    return isinstance(error, PermissionError) or any(word in name for word in NO_CREDENTIALS)
+    # gcsfs tells a 403 by an OSError without a number.
+    is_forbidden = type(error) is OSError and str(error).startswith("Forbidden")
+    return is_forbidden or isinstance(error, PermissionError) or any(word in name for word in NO_CREDENTIALS)
 
 
 @contextmanager
