@@ -39,7 +39,7 @@ def test_pyproject_lists_the_packages_of_the_tree():
 
 
 @pytest.mark.parametrize(
-    "extra", ["eval", "qlora", "sweep", "mlflow", "tensorboard", "trackio", "s3", "docs"]
+    "extra", ["eval", "qlora", "sweep", "mlflow", "tensorboard", "trackio", "s3", "gs", "docs"]
 )
 def test_the_tests_install_what_they_try(extra):
     """Else the tests of these packages are skipped everywhere, also where CI runs."""
