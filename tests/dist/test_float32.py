@@ -10,6 +10,7 @@ import pytest
 
 from tests.dist.session import config_of, session_of
 from tests.dist.test_support_matrix import overrides_of, write_sources
+from tests.helpers.benchmark_tasks import NAMES, write_tasks
 from tests.helpers.ranks import run_apart
 from trainer.config.snapshot import config_path
 from trainer.config.store import load_config
@@ -83,6 +84,33 @@ def test_an_adapter_is_trained_and_exported_in_float32(sources: Path, recipe: st
         )
     assert "are the base's again" in shown[f"export export.output_dir={recipe}-merged-bfloat16"]
     assert "are the base's again" not in shown[f"export export.output_dir={recipe}-merged-auto"]
+
+
+@pytest.mark.slow
+def test_samples_and_benchmark_tasks_are_computed_in_float32(sources: Path) -> None:
+    pytest.importorskip("lm_eval", reason="pip install 'palimpsest-trainer[eval]'")
+    run_dir, names = f"run_dir={sources}/tasks", ",".join(NAMES)
+    tasks = [f"evaluate.tasks.names=[{names}]", f"evaluate.tasks.include_path={write_tasks(sources)}"]
+    words = [*words_of(sources, "full_finetune"), run_dir]
+    few = [
+        "prompts=text",
+        "num_tokens=300",
+        "max_new_tokens=24",
+        "max_replacement=1",
+        "max_repeated_ngrams=1",
+    ]
+    sample = [*(f"replay.generate.{one}" for one in few), "model=tiny", f"data.cache_dir={sources}/sampled"]
+    shown = run(
+        sources,
+        [["prepare", *words], ["train", *words]],
+        [["evaluate", *tasks, run_dir]],
+        [["replay", "generate", *sample]],
+    )
+    frozen = load_config(config_path(sources / "tasks"))
+    assert frozen.zero.dtype == "fp32"
+    assert "local_choice acc:" in shown[f"evaluate {run_dir}"]
+    (meta,) = (sources / "sampled" / "generated").glob("*/meta.json")
+    assert json.loads(meta.read_text())["dtype"] == "fp32"
 
 
 def dtypes(mesh: Any, workspace: str, run_dir: str) -> dict[str, Any]:

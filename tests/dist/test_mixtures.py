@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,3 +142,22 @@ def test_experts_with_factors_resume_export_and_merge(pool, workspace, mixture, 
         assert moved < 0.02, (merge, moved)  # bf16 arithmetic of training against float32
         assert any("experts.base_layer.lora_A" in name for name in names)
         assert ("adapter_config.json" in files) == (not merge)
+
+
+def logged(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> str:
+    """Open a session as a run does and return what its first rank wrote into its log."""
+    with session_of(config_of(workspace, run_dir, *words)):
+        (log,) = Path(run_dir).glob("logs/**/rank-0*.log")
+    return log.read_text()
+
+
+def test_a_run_says_what_of_a_quantised_mixture_stays_unpacked(pool, workspace, mixture, tmp_path):
+    """Four experts of three matrices of 32 x 16 in one layer, in float32."""
+    pytest.importorskip("bitsandbytes", reason="pip install 'palimpsest-trainer[qlora]'")
+    words = [*LORA[:2], "tune.quantise=nf4", mixture]
+    found = pool(1).run(logged, workspace=workspace, run_dir=str(tmp_path / "run"), words=words)[0]
+    assert "a token goes to 2 of 4 experts of a layer; 6,144 parameters are experts" in found
+    assert (
+        "The experts are no linear layers and stay in fp32: 2.458e-05 GB in all, beside the base in NF4."
+        in found
+    )

@@ -4,6 +4,8 @@ what its files hold.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,50 @@ def test_a_base_in_fp8_takes_the_steps_of_the_base_that_it_stands_for(
         for name in ("fp8", "whole")
     }
     assert steps["fp8"] == steps["whole"]
+
+
+def refused(mesh: Any, workspace: str, run_dir: str, base: str, left: int) -> list[Any]:
+    """Train with so many bytes left on this machine; return the exit code, what was said, and if weights were read."""
+    from transformers import core_model_loading
+
+    from trainer.cli import run_command
+    from trainer.run import room
+
+    whole, available = core_model_loading.set_param_for_module, room.bytes_available
+    read: list[int] = []
+    core_model_loading.set_param_for_module = lambda *given, **more: (read.append(1), whole(*given, **more))[
+        1
+    ]
+    room.bytes_available = lambda: left
+    words = [
+        "--config",
+        f"{workspace}/config.yaml",
+        f"run_dir={run_dir}",
+        f"model.path={base}",
+        "zero.stage=3",
+    ]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            code = run_command(["train", *words, "train.max_steps=1", "evaluate.forgetting=false"])
+    finally:
+        core_model_loading.set_param_for_module, room.bytes_available = whole, available
+    return [code, said.getvalue(), bool(read)]
+
+
+def test_a_base_in_fp8_that_does_not_fit_when_it_is_whole_is_refused_before_it_is_read(
+    pool, workspace, bases, tmp_path
+):
+    """The tiny model takes 0.14 MB in float32, each rank of one machine as much."""
+    arguments = {"workspace": workspace, "base": str(bases / "fp8")}
+    found = pool(2).run(refused, **arguments, run_dir=str(tmp_path / "short"), left=200_000)
+    assert [(code, has_read) for code, _, has_read in found] == [(2, False)] * 2
+    said = found[0][1]
+    assert "`model.path` must hold weights that fit into memory once they are whole, but those of" in said
+    assert "in fp32 on each of 2 ranks instead, and the host memory of" in said
+    assert "Set zero.dtype=bf16, or fewer cluster.ranks_per_node, or model.path to a smaller model" in said
+    found = pool(2).run(refused, **arguments, run_dir=str(tmp_path / "room"), left=1_000_000)
+    assert [(code, has_read) for code, _, has_read in found] == [(0, True)] * 2, found
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ PARSED = (
     "{% set thought = words.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
     "{% set words = words.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
 )
+PIECES = "{% set words = (m.content if m.content is string else m.content | map(attribute='text') | join) | trim if m.content else '' %}"
 TOOLS = "{% for t in tools or [] %}<tools>{{ t | tojson }}</tools>{% endfor %}"
 JSON_CALLS = "{% for c in m.tool_calls or [] %}<tool_call>\\n{{ c.function | tojson }}\\n</tool_call>{% endfor %}".replace(
     "\\n", N
@@ -97,6 +98,27 @@ SHAPES = {
         TOOLS,
         assistant=f"{AI}<think>{N}{N}</think>{N}{N}{LEARN}{WORDS}{XML_CALLS}<|im_end|>{STOP}{N}",
         **IM,
+    ),
+    "qwen35": turns(
+        f"{AI}<think>{N}",
+        f"{{% if tools %}}<|im_start|>system{N}# Tools{N}{TOOLS}{{% if messages[0].role == 'system' %}}{N}{N}"
+        f"{{{{ messages[0].content | trim }}}}{{% endif %}}<|im_end|>{N}{{% endif %}}{LAST_ASKED}",
+        system="{% if not loop.first %}{{ raise_exception('System message must be at the beginning.') }}{% elif not tools %}"
+        f"<|im_start|>system{N}{TRIMMED}<|im_end|>{N}{{% endif %}}",
+        user=f"<|im_start|>user{N}{PIECES}{{{{ words }}}}<|im_end|>{N}",
+        tool="{% if loop.previtem.role != 'tool' %}<|im_start|>user{% endif %}"
+        f"{N}<tool_response>{N}{PIECES}{{{{ words }}}}{N}</tool_response>"
+        f"{{% if loop.last or loop.nextitem.role != 'tool' %}}<|im_end|>{N}{{% endif %}}",
+        assistant=f"{PIECES}{{% set thought = (m.reasoning_content or '') | trim %}}"
+        "{% if not thought and '</think>' in words %}"
+        "{% set thought = words.split('</think>')[0].split('<think>')[-1] | trim %}"
+        "{% set words = words.split('</think>')[-1] | trim %}{% endif %}"
+        f"{AI}{{% if loop.index0 > ns.last %}}<think>{N}{LEARN}{{{{ thought }}}}{N}</think>{N}{N}"
+        f"{{% else %}}{LEARN}{{% endif %}}{{{{ words }}}}{{% for c in m.tool_calls or [] %}}"
+        f"{{% if loop.first and words %}}{N}{N}{{% elif not loop.first %}}{N}{{% endif %}}<tool_call>{N}"
+        f"<function={{{{ c.function.name }}}}>{N}{{% for k, v in c.function.arguments | items %}}<parameter={{{{ k }}}}>{N}"
+        f"{{{{ v if v is string else v | tojson }}}}{N}</parameter>{N}{{% endfor %}}</function>{N}</tool_call>{{% endfor %}}"
+        f"<|im_end|>{STOP}{N}",
     ),
     "deepseek_r1": turns(
         f"<|Assistant|><think>{N}",

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.config.describe import NAME, as_word, fields, known_keys
 
 ASIDE, LEARNT = "\u0436\u0448\u044e\u0431\u0433", "abcXYZ"
 SPICE = [
@@ -81,6 +82,49 @@ DAMAGE = [
 ]
 MUTES = ("weight", "train", "loss")
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+VALUES = [
+    "null",
+    "5",
+    "-1",
+    "0",
+    "true",
+    "x",
+    "[]",
+    "[messages]",
+    "[5]",
+    "{a: 1}",
+    "''",
+    "chat",
+    "ids",
+    "1e9",
+    "nan",
+]
+VALUES += ["\u0436"]
+MORE = [
+    "0.5",
+    "1e-3",
+    "-inf",
+    "10000000000000000000",
+    "[0.9, 0.95]",
+    "[[]]",
+    "{}",
+    "{a: {b: null}}",
+    "false",
+    "'a b'",
+]
+MORE += [
+    "'[x'",
+    "../x",
+    "/nowhere/x",
+    "a/b",
+    "'$(x)'",
+    "${seed}",
+    "${nowhere.x}",
+    "'1:2:3'",
+    "0:1:0.5",
+    "auto",
+]
+NAMES = ("chat", "other", "\u0436")
 
 
 @dataclass
@@ -278,3 +322,23 @@ def _misname(draw: random.Random, source: SourceConfig) -> None:
     source.columns = ColumnsConfig(
         **named, ignore=draw.sample(["id", "weight", "history"], draw.randint(0, 2))
     )
+
+
+def odd_overrides(seed: int, names: tuple[str, ...] = NAMES) -> list[str]:
+    """Draw words for a command line from all keys of the configuration, sections too, each with an odd value.
+
+    One in three has the value of another key, one in ten a key that is none.
+
+    Args:
+        names: Of entries, such as sources.
+    """
+    draw = random.Random(seed)
+    keys, usual = known_keys(), list(fields().values())
+    words = []
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        key = draw.choice(keys).replace(NAME, draw.choice(names))
+        if draw.random() < 0.1:
+            key += draw.choice([".x", "x", ".", ".0", "[0]"])
+        value = as_word(draw.choice(usual).default) if draw.random() < 1 / 3 else draw.choice(VALUES + MORE)
+        words.append(f"{key}={value}")
+    return words

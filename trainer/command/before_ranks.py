@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.config.check_export import exports_adapter
 from trainer.config.metric import is_task_metric
+from trainer.config.model import ModelKind
 from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
@@ -42,6 +44,21 @@ def check_prompts(config: RunConfig, tokenizer: TokenizerLike) -> None:
                 f"{str(error).rstrip('.')}. Mend it, or write it as a `prompt` without evaluate.during.samples."
                 "apply_chat_template."
             ) from error
+
+
+def check_whole_export(config: RunConfig) -> None:
+    """Raise before ranks start when the export of a run would lack what prepares its inputs.
+
+    Raises:
+        ModelError: The base also sees or hears, has no file of a processor, and would be written as a whole.
+    """
+    export = config.export
+    if config.model.kind is not ModelKind.pretrained or export.text_only or exports_adapter(config):
+        return
+    from trainer.model.processor import require_processor
+    from trainer.model.resolve import resolve_model
+
+    require_processor(resolve_model(config.model, Path(config.data.cache_dir)), config.model)
 
 
 def check_quantiser(config: RunConfig) -> None:

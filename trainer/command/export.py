@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trainer.checkpoint.named import find_checkpoint
+from trainer.command.before_ranks import check_whole_export
 from trainer.command.write_export import in_dtype, write_export, writes_adapter
 from trainer.config.check import check_config
 from trainer.config.schema import RunConfig
@@ -43,6 +44,8 @@ PACKED_WHOLE = (
 
 def export(config: RunConfig) -> int:
     """Write a checkpoint, several adapters as one, or what lies between the base and a checkpoint."""
+    if config.export.interpolate is None:
+        check_whole_export(config)
     if config.export.adapters:
         from trainer.command.combine import combine_adapters
 

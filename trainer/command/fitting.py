@@ -265,4 +265,5 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         expert_parallel=zero.expert_parallel,
         offload_optimizer=zero.offload_optimizer is Offload.cpu,
         offload_param=zero.offload_param is Offload.cpu,
+        asks_base=config.replay.kl.beta > 0,
     )

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.command.before_ranks import check_logins
+from trainer.command.before_ranks import check_logins, check_whole_export
 from trainer.command.fitting import fitted_here
 from trainer.config.check import check_config
 from trainer.config.data import PackingMode
@@ -69,6 +69,7 @@ def run_rank(command: str, config: RunConfig) -> int:
     if command != "train":
         raise ConfigError(f"`{command}` must be started alone, not by a launcher. Run: palimpsest {command}")
     check_logins(config)
+    check_whole_export(config)
     from trainer.run.training import run_training
 
     with contextlib.ExitStack() as stack:

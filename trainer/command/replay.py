@@ -184,7 +184,7 @@ def _generate(
     gpu_bytes: int | None = None
     if mesh.device.type == "cuda":
         gpu_bytes = int(torch.cuda.get_device_properties(mesh.device).total_memory)
-    dtype: str = mesh.from_first(lambda: _dtype(request.engine, mesh.device))
+    dtype: str = mesh.from_first(lambda: sampling_dtype(request.engine, mesh.device))
     try:
         loaded = _load(mesh, config.model, request, dtype, heeding(mesh, stop_flag))
     except GivenUp:
@@ -280,7 +280,7 @@ def _facts(config: RunConfig, request: Request, agreed: dict[str, Any]) -> dict[
     }
 
 
-def _dtype(engine: SampleEngine, device: torch.device) -> str:
+def sampling_dtype(engine: SampleEngine, device: torch.device) -> str:
     """Return what to sample in: transformers on a CPU in float32 in any case."""
     if engine is SampleEngine.transformers and device.type != "cuda":
         return "fp32"

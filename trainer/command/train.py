@@ -12,6 +12,7 @@ from trainer.command.before_ranks import (
     check_draws,
     check_prompts,
     check_quantiser,
+    check_whole_export,
 )
 from trainer.command.fitting import fitted_here
 from trainer.command.missing_here import refuse_missing
@@ -77,6 +78,8 @@ def start_ranks(command: str, config: RunConfig) -> int:
     check_config(config, num_ranks)  # what was chosen may break a rule that was not one before
     check_quantiser(config)
     check_benchmarks(config, command)
+    if command == "train":
+        check_whole_export(config)
     if hosts is not None:
         listed = os.environ.get("SLURM_JOB_NODELIST")
         hosts.check(expand_hosts(listed) if listed else None)

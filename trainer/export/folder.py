@@ -19,12 +19,10 @@ from trainer.model.attention import caps_scores
 from trainer.model.load import read_config, read_whole_config
 from trainer.model.multimodal import text_part, whole_class
 from trainer.model.packed import forget_packing
+from trainer.model.processor import processor_files
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.model.tune.new_tokens import vocabulary
 from trainer.model.tune.quantise import keep_right, load_arguments, use_float32
-
-PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-"""Files of what prepares the inputs of a model that also sees or hears."""
 
 
 def write_model_files(
@@ -50,11 +48,8 @@ def write_model_files(
     if model.new_tokens:
         text.vocab_size = max(text.vocab_size, num_ids)
     config.save_pretrained(folder)
-    if is_whole and not _copy_processor(source, model, folder):
-        say(
-            f"{source} has no file of a processor ({', '.join(PROCESSOR)}), so the export has none: it reads text "
-            "alone until one of the base's origin is put beside it."
-        )
+    for path in processor_files(source, model) if is_whole else ():
+        shutil.copy(path, folder)
     generation, stops, end = _stops(source, model, config, folder)
     if end is not None:
         generation.eos_token_id = stops
@@ -92,20 +87,6 @@ def _stops(source: str, model: ModelConfig, config: Any, folder: Path) -> tuple[
     if end is None or end in stops:
         return generation, stops, None
     return generation, [*stops, end], written.turn_end
-
-
-def _copy_processor(source: str, model: ModelConfig, folder: Path) -> bool:
-    """Copy what prepares images and sound, byte by byte; tell whether there was any."""
-    from transformers.utils.hub import cached_file
-
-    options: Any = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    found = [cached_file(source, name, revision=model.revision, **options) for name in PROCESSOR]
-    for path in filter(None, found):
-        shutil.copy(path, folder)
-    return any(found)
 
 
 def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:

@@ -73,3 +73,15 @@ def checkpoint_bytes(shape: DecoderShape, element_bytes: int) -> float:
 def layer_backward_bytes(shape: DecoderShape, element_bytes: int) -> float:
     """Return the gradients that exist at once in a layer's backward, a token: MLP product and three hidden states."""
     return (shape.ffn_width + 3 * shape.hidden_size) * element_bytes
+
+
+def bend_bytes(shape: DecoderShape, element_bytes: int) -> int:
+    """Return the bytes beside each logit of a chunk that is compared with the base's where the model changes logits.
+
+    Without the base the kernel changes them in place. With it (trainer/model/head/nll.py, bend.py) there are the
+    changed ones in float32 and a copy that becomes their gradient; then what turns that back: two more in float32 of
+    a cap, or of a scale alone the gradient in the logits' own type.
+    """
+    if shape.caps_logits:
+        return 4 * 4
+    return (2 * 4 + (element_bytes if element_bytes < 4 else 0)) if shape.scales_logits else 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.forecast.activations import (
+    bend_bytes,
     checkpoint_bytes,
     layer_backward_bytes,
     layer_bytes,
@@ -61,6 +62,8 @@ class RunShape:
     """Ranks that share the experts of a layer."""
     offload_optimizer: bool = False
     offload_param: bool = False
+    asks_base: bool = False
+    """Replay is compared with the base (`replay.kl.beta`)."""
 
     @property
     def num_tokens(self) -> int:
@@ -285,7 +288,7 @@ def _head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
     e, hidden = run.element_bytes, shape.hidden_size
     rows = min(run.loss_chunk_tokens, run.num_tokens)
     states = 2 * run.num_tokens * hidden * e  # its input and the gradient of it
-    logits = rows * shape.vocab_size * e
+    logits = rows * shape.vocab_size * (e + (bend_bytes(shape, e) if run.asks_base else 0))
     matrix = shape.vocab_size * hidden if weights.is_full else 0
     summed = matrix * (e if run.num_tokens <= run.loss_chunk_tokens else 4)
     cast = matrix * e if summed > matrix * e else 0

@@ -68,6 +68,10 @@ class DecoderShape:
     has_flash: bool = True
     """It has the flash attention that the extra `gpu` installs."""
     has_sdpa: bool = True
+    scales_logits: bool = False
+    """Logits are multiplied behind the output layer."""
+    caps_logits: bool = False
+    """Logits are bent under a soft cap behind the output layer."""
     notes: tuple[str, ...] = field(default=())
     """What the counts leave open, for the reader."""
 
@@ -103,7 +107,7 @@ class _Family:
     """The norms of q and k are over all heads together and not over each."""
     has_post_norms: bool = False
     caps_scores: bool = False
-    """Scores of attention are bent, which SDPA leaves out."""
+    """Scores of attention are bent, which SDPA leaves out, and logits too."""
     is_fused: bool = False
     """q, k and v are one linear layer, and gate and up another."""
     experts_key: str = ""
@@ -209,6 +213,7 @@ def decoder_shape(config: Mapping[str, Any], origin: str) -> DecoderShape:
         has_qk_norm=family.has_qk_norm,
         has_post_norms=family.has_post_norms,
         has_sdpa=not config.get("attn_logit_softcapping", family.caps_scores),
+        caps_logits=bool(family.has_post_norms and config.get("final_logit_softcapping", family.caps_scores)),
         notes=mlp.notes if whole is config else (LANGUAGE_NOTE.format(kind=whole["model_type"]), *mlp.notes),
     )
 

@@ -31,6 +31,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     """
     from trainer.model.attention import offered
     from trainer.model.experts import count_weights, expert_tensors, num_chosen
+    from trainer.model.head.bend import find_bend
     from trainer.model.packed import packing_of
     from trainer.model.tune.targets import is_linear, read_by_weight
     from trainer.model.widths import attention_widths
@@ -53,6 +54,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     has_heads = getattr(text, "num_attention_heads", None) is not None
     num_heads = _size(text, "num_attention_heads") if has_heads else 0
     q_dim, kv_dim = attention_widths(text) or ((hidden, hidden) if has_heads else (0, 0))
+    bend = find_bend(built)
     num_sparse = len({name.rpartition(".")[0] for name in expert_tensors(built)})
     return DecoderShape(
         model_type=config.model_type,
@@ -71,6 +73,8 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
         has_post_norms=_num_wide_norms(built, hidden) >= 4 * num_layers,
         has_flash=Attention.flash_attention_2.value in has.flash and max(has.head_dims, default=0) <= 256,
         has_sdpa=has.has_sdpa,
+        scales_logits=bend.scale != 1.0,
+        caps_logits=bend.cap is not None,
         notes=tuple(_notes(whole, config, packing, weights.num_experts, sum(counts.values()))),
         embeddings=counts["embeddings"],
         attention=counts["attention"],
@@ -103,6 +107,29 @@ def meta_trained(
         tuned = apply_tuning(built, tune, 0, new if num_new_tokens else None)
     num_own = sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) in own)
     return Trained(tuned.num_trainable - num_own, num_own, len(tuned.modules))
+
+
+def count_whole(source: str, model: ModelConfig) -> int:
+    """Return the parameters of a folder's model, each once; of what sees or hears too, which is read with it.
+
+    Raises:
+        ModelError: transformers cannot build it.
+    """
+    import torch
+
+    from trainer.model.load import read_whole_config
+    from trainer.model.multimodal import whole_class
+    from trainer.model.packed import forget_packing
+
+    config = read_whole_config(source, model)
+    kind = whole_class(config)
+    if kind is None:
+        built = _built(config, source, model)
+    else:
+        forget_packing(config)
+        with torch.device("meta"):
+            built = kind._from_config(config)
+    return sum(parameter.numel() for parameter in built.parameters())
 
 
 def _notes(

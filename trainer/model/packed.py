@@ -72,6 +72,11 @@ def check_packing(packing: dict[str, Any] | None, source: str, quantise: Quantis
     )
 
 
+def becomes_whole(packing: dict[str, Any]) -> bool:
+    """Tell whether weights are made whole while they are read."""
+    return method_of(packing) in WHOLE
+
+
 def is_nf4(packing: dict[str, Any] | None) -> bool:
     """Tell whether the files hold what QLoRA makes."""
     return packing is not None and method_of(packing) == "bitsandbytes"

@@ -56,6 +56,7 @@ from trainer.model.tune.quantise import held_bytes
 from trainer.model.verify_weights import verify_weights
 from trainer.optim.groups import decay_groups
 from trainer.optim.optimizer import build_optimizer
+from trainer.run.room import require_room
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def build_model(
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
     check_packing(packing := packing_of(whole), source, config.tune.quantise)
+    require_room(config, source, packing, mesh)
     loaded = _load(config, source, hf_config, mesh, zero3_config, heed)
     _check_fits(config, loaded, stores, new_tokens)
     num_verified = _verify(config, loaded, packing is None or is_nf4(packing))

@@ -20,7 +20,13 @@ from trainer.evaluate.proofs.choice import check_choice, choice_work
 from trainer.evaluate.proofs.course import Course, Proof
 from trainer.evaluate.proofs.frozen import FrozenCheck, check_heard, check_silent
 from trainer.evaluate.proofs.gradient import check_gradient, gradient_work
-from trainer.evaluate.proofs.isolation import Isolation, check_isolation, isolation_work
+from trainer.evaluate.proofs.isolation import (
+    ForwardTime,
+    Isolation,
+    check_isolation,
+    isolation_work,
+    time_forward,
+)
 from trainer.model.masks import reach
 from trainer.run.heed import SOON
 from trainer.run.session import Session
@@ -28,8 +34,8 @@ from trainer.run.session import Session
 _LOG = logging.getLogger(__name__)
 
 
-def prove_model(session: Session) -> Isolation | None:
-    """Prove what a run needs of its model; return what isolation showed, None without `train.isolation_probe`.
+def prove_model(session: Session) -> ForwardTime:
+    """Prove what a run needs of its model; return how long a forward pass takes.
 
     Raises:
         SelfCheckError: Something is not as it must be.
@@ -38,15 +44,19 @@ def prove_model(session: Session) -> Isolation | None:
     session.expect("before the next pass of the proofs")
     course = Course(_planned(session), session.heed, _LOG.info)
     prove_head(session, course.begin())
-    probed = None
+    vocab_size, seq_len = (
+        session.loaded.model.config.get_text_config().vocab_size,
+        session.config.data.seq_len,
+    )
     if session.config.train.isolation_probe:
-        probed = prove_isolation(session, course)
+        forward = prove_isolation(session, course).forward
         prove_gradient(session, course.begin())
+    else:
+        forward = time_forward(session.policy, vocab_size, seq_len, lambda work: session.heed())
     if session.policy.choice_bias is not None:
-        text = session.loaded.model.config.get_text_config()
-        check_choice(session.policy, text.vocab_size, session.config.data.seq_len, course.begin())
+        check_choice(session.policy, vocab_size, seq_len, course.begin())
     session.expect(SOON)
-    return probed
+    return forward
 
 
 def _planned(session: Session) -> list[Proof]:

@@ -19,7 +19,7 @@ from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.evaluate.proofs.fingerprint import probe_tokens
-from trainer.evaluate.proofs.isolation import Isolation
+from trainer.evaluate.proofs.isolation import ForwardTime
 from trainer.export.merge import CONFIG, describe_adapter
 from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
@@ -89,7 +89,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     mixing = session.mixing()
     _say_if_too_large(session, mixing)
     PROGRESS.begin(Phase.prove)
-    probed = prove_model(session)
+    forward = prove_model(session)
     PROGRESS.begin(Phase.load)
     base = _base(session)
     evaluator = build_evaluator(session, mixing, session.heed)
@@ -126,7 +126,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     cadence = cadence_of(config, mixing.num_steps, best)
     if mesh.is_first:
         _say_what_runs(session, mixing, base)
-        _say_how_long(session, probed, cadence, state.step)
+        _say_how_long(session, forward, cadence, state.step)
     journal.started(state, world_size=mesh.num_ranks, num_steps=mixing.num_steps)
     return _train_and_conclude(session, parts, state, cadence)
 
@@ -303,16 +303,14 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
             _LOG.warning(said)
 
 
-def _say_how_long(session: Session, probed: Isolation | None, cadence: Cadence, step: int) -> None:
-    """Say before the first step how long it will take, where that is long; not known without the isolation probe."""
-    if probed is None:
-        return
+def _say_how_long(session: Session, forward: ForwardTime, cadence: Cadence, step: int) -> None:
+    """Say before the first step how long it will take, where that is long."""
     layers = session.config.model.checkpoint_layers or 0
     num_layers = max(getattr(session.loaded.model.config, "num_hidden_layers", 1), 1)
     packs = len(session.held_out().batches(session.mesh.data))
     outlook = Outlook(
-        forward_s=probed.forward_s,
-        forward_tokens=probed.num_tokens,
+        forward_s=forward.seconds,
+        forward_tokens=forward.num_tokens,
         step_tokens=session.shape.packs_per_step * session.shape.seq_len // session.mesh.data.size,
         num_steps=cadence.num_steps - step,
         recomputed_share=1.0 if layers < 0 else min(layers / num_layers, 1.0),

@@ -1,9 +1,15 @@
-"""What is learnt and what is lost, over the shapes of chat templates; each shape itself says what must be learnt."""
+"""What is learnt and what is lost, over the shapes of chat templates; each shape itself says what must be learnt.
+
+`python -m tests.unit.data.test_chat_shapes` writes anew what becomes of every conversation under every shape, where
+that is meant to change, and the commit says why.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +29,7 @@ from trainer.data.rows.message import parse_message
 from trainer.data.types import ChatDocument, RowError, Span
 from trainer.model.tokenizer import Tokenizer
 
+FILE = Path(__file__).resolve().parents[2] / "golden" / "chat_shapes.json"
 WEATHER = {
     "type": "function",
     "function": {
@@ -157,15 +164,41 @@ def words_of(talk: str) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_nothing_that_a_conversation_holds_is_lost_without_a_word(name: str) -> None:
+def outcomes_of(name: str) -> dict[str, list[str]]:
+    """Return the conversations that are whole, converted and refused under a shape, and fail where a word is lost."""
+    found: dict[str, list[str]] = {"whole": [], "converted": [], "refused": []}
     for talk, messages in TALKS.items():
         what, text = outcome(name, settled(messages), LearnConfig())
+        found[what].append(talk)
         if what != "refused":
             missing = [word for word in words_of(talk) if word not in text]
             assert not missing, (talk, missing)
     what, text = outcome(name, settled(TWO, [WEATHER]), LearnConfig())
+    found[what].append("schemas")
     assert what == "refused" or ("get_weather" in text and "Its name" in text)
+    return found
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_nothing_that_a_conversation_holds_is_lost_without_a_word(name: str) -> None:
+    assert outcomes_of(name) == json.loads(FILE.read_text())["shapes"][name]
+
+
+def test_the_outcomes_are_counted_over_all_shapes() -> None:
+    known = json.loads(FILE.read_text())
+    assert known["shapes"].keys() == SHAPES.keys()
+    counts = {what: sum(len(one[what]) for one in known["shapes"].values()) for what in known["counts"]}
+    assert known["counts"] == counts and sum(counts.values()) == len(SHAPES) * (len(TALKS) + 1)
+
+
+def write_outcomes() -> None:
+    """Write what becomes of every conversation under every shape, and how many of each there are."""
+    shapes = {name: outcomes_of(name) for name in SHAPES}
+    counts = {
+        what: sum(len(one[what]) for one in shapes.values()) for what in ("whole", "converted", "refused")
+    }
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found)}" for name, found in shapes.items())
+    FILE.write_text(f'{{\n "counts": {json.dumps(counts)},\n "shapes": {{\n{rows}\n }}\n}}\n')
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -280,3 +313,7 @@ def test_a_conversation_with_more_characters_than_colours_is_traced_in_parts() -
 def test_odd_characters_are_found_like_any_other(contents: tuple[str, str]) -> None:
     for name in ("chatml", "qwen3", "gemma3"):
         assert outcome(name, settled([asked(contents[1]), said(contents[0])]), LearnConfig())[0] == "whole"
+
+
+if __name__ == "__main__":
+    write_outcomes()

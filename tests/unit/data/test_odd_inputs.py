@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.helpers.odd_inputs import ASIDE, make_odd
+from tests.helpers.odd_inputs import ASIDE, VALUES, make_odd, odd_overrides
 from tests.helpers.tokenizers import make_tokenizer
+from trainer.command.fitting import fitted
 from trainer.config.check import check_config
 from trainer.config.data import ColumnsConfig, DataConfig, Format, TokenValue
-from trainer.config.store import compose_config
+from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.data.prepare import prepare
 from trainer.errors import ConfigError, DataError, TrainerError
 
@@ -74,24 +75,6 @@ def test_no_odd_input_gives_a_traceback_or_teaches_what_it_should_not(tmp_path: 
     assert outcomes["refused"] > 30 < outcomes["judged"], outcomes
 
 
-VALUES = [
-    "null",
-    "5",
-    "-1",
-    "0",
-    "true",
-    "x",
-    "[]",
-    "[messages]",
-    "[5]",
-    "{a: 1}",
-    "''",
-    "chat",
-    "ids",
-    "1e9",
-    "nan",
-    "\u0436",
-]
 KEYS = [f"columns.{slot}" for slot in ColumnsConfig.__dataclass_fields__]
 KEYS += [
     "format",
@@ -143,6 +126,45 @@ def test_no_odd_override_of_a_source_gives_a_traceback(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert set(try_overrides(range(40, 60), tmp_path)) == {"ConfigError", "DataError", "read"}
+
+
+def outcome_of_any(seed: int) -> str:
+    """Compose odd overrides of any keys, check and fit them, write them and read that; return what came of it."""
+    words = odd_overrides(seed)
+    try:
+        common = ["model=tiny", "data=chat", "data.sources.chat.path=in.jsonl", "train.max_steps=2"]
+        config = compose_config([*common, *words])
+        check_config(config, 2)
+        config = fitted(config, 2, can_load=False, here_gib=80.0).config
+        file = Path(f"{seed}.yaml")
+        file.write_text(to_yaml(config), encoding="utf-8")
+        assert to_yaml(load_config(file)) == to_yaml(config), words
+    except TrainerError as error:
+        assert str(error).rstrip().endswith((".", "?")), f"{words}: {error}"
+        return "refused"
+    except Exception as error:
+        raise AssertionError(f"seed {seed}: {words}") from error
+    return "taken"
+
+
+def try_any(seeds: range) -> Counter[str]:
+    outcomes = Counter(outcome_of_any(seed) for seed in seeds)
+    print(f"{len(seeds)} odd overrides of any keys: {dict(outcomes)}")
+    return outcomes
+
+
+def test_no_odd_override_of_any_key_gives_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcomes = try_any(range(12))
+    assert outcomes["refused"] > 5 and outcomes["taken"], outcomes
+
+
+@pytest.mark.slow
+def test_no_odd_override_of_any_of_many_does_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    try_any(range(1_000, 3_000))
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from trainer.config.data import (
 )
 from trainer.data import prepare as prepare_module
 from trainer.data.prepare import prepare
-from trainer.data.store.prepared import find_prepared, find_store, lock_file
+from trainer.data.store.prepared import RENDERING_VERSION, find_prepared, find_store, lock_file
 from trainer.data.store.store import SplitStore, Store, open_store
 from trainer.errors import DataError
 from trainer.model.tokenizer import Tokenizer
@@ -202,6 +202,17 @@ def test_every_option_that_shapes_a_store_changes_its_digest(tmp_path: Path) -> 
     digests.append(run(make_data(tmp_path, source), make_tokenizer()).digest)
     digests.append(run(make_data(tmp_path, source), make_tokenizer(adds_bos=True)).digest)
     assert len(set(digests)) == 7
+
+
+def test_other_rules_of_rendering_make_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure: after an upgrade, runs read tokens and marks that earlier rules made."""
+    data, tokenizer = make_data(tmp_path, texts_source(tmp_path, ["one", "two"])), make_tokenizer()
+    first = run(data, tokenizer)
+    found = find_store("s", data.sources["s"], data, tokenizer)
+    assert found is not None and found.name == first.digest
+    monkeypatch.setattr("trainer.data.store.prepared.RENDERING_VERSION", RENDERING_VERSION + 1)
+    assert find_store("s", data.sources["s"], data, tokenizer) is None
+    assert run(data, tokenizer).digest != first.digest
 
 
 def test_worker_processes_see_the_same_digest_and_make_the_same_store_as_one_process(

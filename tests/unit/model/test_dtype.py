@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from trainer.config.generate import SampleEngine
 from trainer.model.dtype import NO_BF16, Hardware, choose_dtype, hardware_here
 
 CASES = [
@@ -36,6 +38,18 @@ def test_the_switch_hides_bf16_unless_it_is_empty_or_0(value, hides):
     environ = {"DS_ACCELERATOR": "cpu"} | ({} if value is None else {NO_BF16: value})
     found = hardware_here(environ)
     assert found.capability is None and found.is_hidden == hides
+
+
+@pytest.mark.parametrize(("hides", "meant"), [(None, "bf16"), ("1", "fp32")])
+def test_the_model_is_sampled_in_what_it_would_train_in(monkeypatch, hides, meant):
+    """By vLLM; plain transformers samples in float32 on any processor."""
+    from trainer.command.replay import sampling_dtype
+
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr("trainer.model.dtype._has_instructions", lambda: True)
+    monkeypatch.delenv(NO_BF16, raising=False) if hides is None else monkeypatch.setenv(NO_BF16, hides)
+    assert sampling_dtype(SampleEngine.vllm, torch.device("cpu")) == meant
+    assert sampling_dtype(SampleEngine.transformers, torch.device("cpu")) == "fp32"
 
 
 @pytest.mark.parametrize("isa", ["AVX2"])

@@ -20,6 +20,7 @@ from trainer.model.base_files import BaseFiles, open_base
 from trainer.model.load import load_model, read_config, read_whole_config
 from trainer.model.multimodal import whole_class
 from trainer.model.packed import check_packing, packing_of
+from trainer.model.processor import require_processor
 from trainer.model.tune.quantise import quantised_layers
 from trainer.model.verify_weights import NUM_MATRICES, verify_weights
 
@@ -53,14 +54,12 @@ def shifted(model):
 
 
 def write(folder, stream, out, is_whole):
-    said = []
     model = ModelConfig(path=str(folder))
 
     def rest(staging):
-        write_model_files(str(folder), model, "float32", said.append, staging, is_whole)
+        write_model_files(str(folder), model, "float32", print, staging, is_whole)
 
     export_weights(stream, out, "float32", 10**9, rest)
-    return said
 
 
 def test_the_language_part_is_a_causal_model_that_answers_as_the_whole(base):
@@ -98,8 +97,7 @@ def test_the_whole_and_the_language_model_alone_load_in_transformers(base, tmp_p
     kind, folder, _ = base
     model, files = load(folder), opened(folder)
     stream = shifted(model)
-    said = write(folder, files.as_files(stream), tmp_path / "whole", True)
-    assert "has no file of a processor (processor_config.json" in said[0]
+    write(folder, files.as_files(stream), tmp_path / "whole", True)
     write(folder, iter(stream), tmp_path / "alone", False)
     whole, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -118,11 +116,20 @@ def test_files_of_the_processor_are_copied(base, tmp_path):
     _, folder, _ = base
     (folder / "preprocessor_config.json").write_text('{"size": 28}')
     tmp_path.joinpath("out").mkdir()
-    said = []
-    write_model_files(str(folder), ModelConfig(), "float32", said.append, tmp_path / "out", True)
+    write_model_files(str(folder), ModelConfig(), "float32", print, tmp_path / "out", True)
+    require_processor(str(folder), ModelConfig())
     (folder / "preprocessor_config.json").unlink()
     assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"size": 28}'
-    assert not any("processor" in sentence for sentence in said)
+
+
+def test_a_whole_without_files_of_a_processor_is_refused_and_a_language_model_needs_none(base, tmp_path):
+    _, folder, _ = base
+    with pytest.raises(
+        ModelError, match=r"`export\.text_only` must be true for .* none of processor_config\.json, "
+    ):
+        require_processor(str(folder), ModelConfig())
+    save_llama(tmp_path)
+    require_processor(str(tmp_path), ModelConfig())
 
 
 def test_an_adapter_is_read_by_peft_on_the_whole_and_leaves_what_sees_alone(base, tmp_path):

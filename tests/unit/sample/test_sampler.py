@@ -88,6 +88,48 @@ def test_chats_are_as_likely_as_the_models_entropy_says(model):
     assert abs(surplus) < 5 * variance**0.5
 
 
+WINDOWED = {
+    "mistral": {"sliding_window": 6},
+    "qwen3": {
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gemma3_text": {
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "tie_word_embeddings": False,
+    },
+    "llama4_text": {
+        "attention_chunk_size": 6,
+        "layer_types": ["chunked_attention", "full_attention"],
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", WINDOWED)
+def test_a_model_with_windows_shorter_than_the_prompt_says_what_transformers_lets_it_say(model_type):
+    """The likeliest tokens; a failure: a cache that forgets too much or too little, or wrong places."""
+    sizes = {**SHAPE, "head_dim": 8, "initializer_range": 0.5}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **sizes, **WINDOWED[model_type])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    header = [5, 9, 3, 17, 22, 30, 8, 12, 25, 11, 19, 4, 33, 7, 28, 14]
+    plan = PromptPlan(is_chat=False, header=header, bridge=[], stops=[])
+    options = GenerateConfig(max_new_tokens=16, top_p=1e-9)
+    drafts = TransformersSampler(model, plan, options, 3, CPU).sample(0, never)
+    with torch.no_grad():
+        asked = {"do_sample": False, "max_new_tokens": 16, "eos_token_id": None, "pad_token_id": 0}
+        meant = model.generate(torch.tensor([header]), **asked)[0, len(header) :].tolist()
+        far = model(torch.tensor([header])).logits[0, -1]
+        near = model(torch.tensor([[40 - header[0], *header[1:]]])).logits[0, -1]
+    assert [draft.turns[0] for draft in drafts] == [meant] * 3
+    assert len(set(meant)) > 4, "something that changes is said"
+    assert model_type != "mistral" or torch.allclose(far, near), "no layer sees the beginning"
+
+
 def test_a_batch_is_its_number_and_seed_and_the_generators_are_left_alone(model):
     plan = PromptPlan(is_chat=False, header=[5], bridge=[], stops=[1])
     before = torch.get_rng_state()

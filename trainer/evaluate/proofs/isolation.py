@@ -34,15 +34,20 @@ NUM_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardTime:
+    """How long a forward pass takes, not the first, which loads; of a short one the faster of two."""
+
+    seconds: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Isolation:
     """What the probe found."""
 
     moved: float
     """How far the other documents' logits moved, as a share of the largest logit."""
-    forward_s: float
-    """Seconds of a forward pass, not the first, which loads; of a short one that of the faster of two."""
-    num_tokens: int
-    """Tokens of a pass."""
+    forward: ForwardTime
 
 
 def isolation_work(seq_len: int, window: int) -> int:
@@ -67,22 +72,14 @@ def check_isolation(
         SelfCheckError: Documents see each other, or the probe cannot tell.
     """
     num_tokens = _num_tokens(seq_len, window)
-    lengths = [num_tokens // 3, num_tokens // 3, num_tokens - 2 * (num_tokens // 3)]
-    tokens = np.random.default_rng(0).integers(0, vocab_size, num_tokens)
+    lengths, tokens = _documents(num_tokens, vocab_size)
     middle = slice(lengths[0], lengths[0] + lengths[1])
     changed = tokens.copy()
     changed[middle] = (changed[middle] + 1) % vocab_size
     kept_K = _kept(lengths)
     before_pass(num_tokens)
     before = _logits(policy, tokens, lengths, kept_K)
-    times: list[float] = []
-    while not times or (len(times) == 1 and anywhere(policy.mesh, times[0] < HELD_UP_S)):
-        before_pass(num_tokens)
-        started = time.perf_counter()
-        after = _logits(policy, changed, lengths, kept_K)
-        if policy.device.type == "cuda":
-            torch.cuda.synchronize(policy.device)
-        times.append(time.perf_counter() - started)
+    after, forward = _timed(policy, changed, lengths, kept_K, before_pass)
     moved = (before - after).abs().amax(-1).cpu()
     is_inside_K = (kept_K >= middle.start) & (kept_K < middle.stop)
     inside = float(moved[is_inside_K].max())
@@ -100,7 +97,36 @@ def check_isolation(
             f"of the largest logit (allowed: {TOLERANCE:.1e}). Layers of this model carry something over from one "
             f"document to the next. {fix}"
         )
-    return Isolation(share, min(times), num_tokens)
+    return Isolation(share, forward)
+
+
+def time_forward(
+    policy: Policy, vocab_size: int, seq_len: int, before_pass: BeforePass = at_once
+) -> ForwardTime:
+    """Time a forward pass of a model that has run before. Collective: every rank."""
+    lengths, tokens = _documents(_num_tokens(seq_len, 0), vocab_size)
+    return _timed(policy, tokens, lengths, _kept(lengths), before_pass)[1]
+
+
+def _documents(num_tokens: int, vocab_size: int) -> tuple[list[int], np.ndarray]:
+    """Return the lengths of three documents, and their tokens one behind the other."""
+    lengths = [num_tokens // 3, num_tokens // 3, num_tokens - 2 * (num_tokens // 3)]
+    return lengths, np.random.default_rng(0).integers(0, vocab_size, num_tokens)
+
+
+def _timed(
+    policy: Policy, tokens: np.ndarray, lengths: list[int], kept_K: torch.Tensor, before_pass: BeforePass
+) -> tuple[torch.Tensor, ForwardTime]:
+    """Return logits [K, V] of one pack, and how long they take."""
+    times: list[float] = []
+    while not times or (len(times) == 1 and anywhere(policy.mesh, times[0] < HELD_UP_S)):
+        before_pass(len(tokens))
+        started = time.perf_counter()
+        logits_KV = _logits(policy, tokens, lengths, kept_K)
+        if policy.device.type == "cuda":
+            torch.cuda.synchronize(policy.device)
+        times.append(time.perf_counter() - started)
+    return logits_KV, ForwardTime(min(times), len(tokens))
 
 
 def _kept(lengths: list[int]) -> torch.Tensor:
