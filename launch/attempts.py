@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import Exit
-from trainer.metrics.jsonl import read
+from trainer.metrics.jsonl import has_numbers, read, read_events
 
 RECORD = "attempts.jsonl"
 """One line an event: submitted and queued by `palimpsest submit`; started, ended and gave_up by the batch script."""
@@ -71,7 +71,7 @@ def has_finished(run_dir: Path) -> bool:
     """Tell whether a run has ended well, as its script says, or its ledger where no script started it."""
     if (run_dir / RECORD).exists():
         return final_code(run_dir) == Exit.done
-    ends = [line for line in read(run_dir / "ledger.jsonl") if line.get("event") in ("started", "stopped")]
+    ends = [one for one in read_events(run_dir / "ledger.jsonl") if one["event"] in ("started", "stopped")]
     return bool(ends) and ends[-1].get("reason") in ("finished", "early_stop")
 
 
@@ -90,13 +90,13 @@ def last_job(run_dir: Path) -> int | None:
 
 def measured_save_s(run_dir: Path) -> float | None:
     """Return the longest save of the run so far in seconds."""
-    times = [line["seconds"] for line in events(run_dir, "saved")]
+    times = [float(line["seconds"]) for line in events(run_dir, "saved") if has_numbers(line, "seconds")]
     return max(times, default=None)
 
 
 def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
     """Return the ledger's events of a name."""
-    return [line for line in read(run_dir / "ledger.jsonl") if line.get("event") == name]
+    return [one for one in read_events(run_dir / "ledger.jsonl") if one["event"] == name]
 
 
 def _attempt_dirs(run_dir: Path) -> list[Path]:

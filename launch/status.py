@@ -17,7 +17,7 @@ from rich.table import Table
 from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.errors import ConfigError, Exit
 from trainer.metrics.effective import effective
-from trainer.metrics.jsonl import read
+from trainer.metrics.jsonl import has_numbers, read
 from trainer.runtime.holder import is_running
 from trainer.runtime.lease import EXPIRES_S, newest, this_machine
 from trainer.runtime.say import say
@@ -131,7 +131,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
     for record in metrics:
         newest |= record
     attempts = read_attempts(run_dir)
-    step = max((int(record.get("step", 0)) for record in metrics), default=0)
+    step = max((int(record["step"]) for record in metrics if has_numbers(record, "step")), default=0)
     state = _state(run_dir, attempts, states)
     has_ended = state in (*ENDS.values(), *CODES.values(), "gave up", DIED) or state.startswith(STOPPED)
     return RunStatus(
@@ -140,12 +140,18 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
         num_attempts=attempts.num_started,
         step=step,
         num_steps=_num_steps(run_dir),
-        loss=newest.get("loss"),
-        tokens_per_s=newest.get("tokens_per_s"),
-        eta_s=None if has_ended else newest.get("eta_s"),
+        loss=_number(newest, "loss"),
+        tokens_per_s=_number(newest, "tokens_per_s"),
+        eta_s=newest["eta_s"] if not has_ended and has_numbers(newest, "eta_s") else None,
         last_error=None if state == "finished" else attempts.last_error,
         effective=effective(run_dir).ratio,
     )
+
+
+def _number(record: Mapping[str, Any], key: str) -> float | None:
+    """Return a number of a record, finite or not; None where there is none, as in a damaged line."""
+    value = record.get(key)
+    return value if isinstance(value, int | float) else None
 
 
 def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) -> str:
@@ -168,7 +174,7 @@ def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) 
     if starts and (not stops or stops[-1]["time"] < starts[-1]["time"]):
         return _begun(run_dir)
     if stops:
-        return ENDS.get(stops[-1]["reason"]) or _stopped(run_dir)
+        return ENDS.get(str(stops[-1].get("reason"))) or _stopped(run_dir)
     return "submitted" if attempts.job is not None else "not begun"
 
 
@@ -191,7 +197,7 @@ def _stopped(run_dir: Path) -> str:
 def _num_steps(run_dir: Path) -> int | None:
     """Return the length of the run: as it found it when it began, else as configured."""
     starts = events(run_dir, "started")
-    if starts and "num_steps" in starts[-1]:
+    if starts and has_numbers(starts[-1], "num_steps"):
         return int(starts[-1]["num_steps"])
     try:
         config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))

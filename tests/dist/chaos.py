@@ -2,9 +2,11 @@
 
     python -m tests.dist.chaos [--kills N] [--seed S] [--jobs J] [--out FILE]
 
-A run of two ranks that saves every step or two is ended again and again: one rank gets SIGKILL at one of the calls that
-write, sync, rename or remove while it saves, or at a random instant, or SIGTERM. Each time the same command goes on. At
-the end every file of the last checkpoint must be that of a run that nobody touched.
+A run of two ranks that saves every step or two is ended again and again. A rank gets SIGKILL or SIGTERM at one of the
+calls that sync, rename or remove, in the middle of a write, or at a random instant. Or it gets SIGSTOP: the others must
+name it and end; where it is let go on soon after, nobody minds. Or the command, or its launcher, is killed: no rank may
+train on. Each time the same run goes on. At the end every file of the last checkpoint must be that of a run that nobody
+touched.
 """
 
 from __future__ import annotations
@@ -13,20 +15,19 @@ import argparse
 import collections
 import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.dist.blows import LAUNCHING, Counts, Kill, counting, struck
+from tests.dist.outside import Met, bereave, stand_still, start_again
 from tests.dist.session import config_of, make_inputs
 from tests.helpers.ranks import ROOT, RankFailure, Ranks
 from trainer.checkpoint.layout import find_checkpoints, step_of
@@ -47,23 +48,18 @@ KINDS = {
         "LoRA": ["zero.dtype=fp32", "tune.method=lora", "tune.r=4"],
     }.items()
 }
-CALLS = ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir")
-"""Of `os`, all of which a save makes; what is written before a sync is on disk or not, as it happens."""
-EVERY_RANK = -1
+WAYS = (
+    *(("kill", "call"), ("stop", "any"), ("kill", "write"), ("command", "ms"), ("kill", "ms")),
+    *(("term", "ms"), ("pause", "any"), ("kill", "call"), ("launcher", "ms"), ("kill", "write")),
+    *(("term", "call"), ("kill", "ms"), ("kill", "call"), ("kill", "write"), ("term", "ms")),
+    *(("kill", "ms"), ("kill", "call"), ("term", "write"), ("kill", "write"), ("kill", "call")),
+)
+"""What is done and where, in turn, each to all kinds. One in twenty is a rank that stops for good, and two are a
+command with a launcher of its own: these take half a minute, and the others seconds."""
+MOST_MS = {"command": 800, "launcher": 800, "stop": 1000, "pause": 1000}
+"""After its first sign of life such a run is over in about so long; any other after 1200."""
 DEADLINE = 30
 """Starts after which a run has not gone on by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """One end that somebody else makes of a rank."""
-
-    kind: str
-    background: bool
-    rank: int
-    how: str
-    """`call`: SIGKILL at the n-th call of CALLS. `kill`, `term`: the signal n milliseconds after the run began."""
-    at: int
 
 
 @dataclass(slots=True)
@@ -81,45 +77,23 @@ class Outcome:
 def train_under_fire(
     mesh: Any, workspace: str, run_dir: str, words: list[str], kill: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Train, and meet what is planned for this rank; return how it ended, and the calls that were counted."""
+    """Train, and meet what is planned for this rank; return how it ended."""
     from trainer.run import training
 
-    calls = [0]
     with contextlib.ExitStack() as stack:
-        if kill is not None and kill["rank"] in (mesh.rank, EVERY_RANK):
-            if kill["how"] == "call":
-                stack.enter_context(counted(calls, kill["at"]))
-            else:
-                name = {"kill": signal.SIGKILL, "term": signal.SIGTERM}[kill["how"]]
-                timer = threading.Timer(kill["at"] / 1000, os.kill, (os.getpid(), name))
-                timer.daemon = True
-                timer.start()
-                stack.callback(timer.cancel)
+        if kill is not None and kill["rank"] == mesh.rank:
+            stack.enter_context(struck(kill["how"], kill["where"], kill["at"]))
+        return {"reason": training.run_training(config_of(workspace, run_dir, *LINES, *words)).value}
+
+
+def train_and_count(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> dict[str, Any]:
+    """Train, and return how it ended and what was counted."""
+    from trainer.run import training
+
+    counts = Counts()
+    with counting(counts):
         reason = training.run_training(config_of(workspace, run_dir, *LINES, *words)).value
-    return {"reason": reason, "calls": calls[0]}
-
-
-@contextlib.contextmanager
-def counted(calls: list[int], at: int) -> Iterator[None]:
-    """Count the calls that change a disk, and end this process at one of them, before it is made."""
-    whole = {name: getattr(os, name) for name in CALLS}
-
-    def watched(name: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            calls[0] += 1
-            if calls[0] == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return whole[name](*arguments, **options)
-
-        return call
-
-    for name in CALLS:
-        setattr(os, name, watched(name))
-    try:
-        yield
-    finally:
-        for name, function in whole.items():
-            setattr(os, name, function)
+    return {"reason": reason, "made": counts.made}
 
 
 class Range:
@@ -132,50 +106,80 @@ class Range:
         self._lines = [f"train.max_steps={steps}", f"checkpoint.every_steps={every}"]
         self.pool = pool or Ranks(2, folder / "ranks")
         self._whole: dict[str, dict[str, str]] = {}
-        self.num_calls: dict[tuple[str, bool], list[int]] = {}
-        """By kind and whether it saves in the background: the calls of each rank."""
+        self.made: dict[tuple[str, bool], list[dict[str, int]]] = {}
+        """By kind and whether it saves in the background: the calls and writes of each rank."""
 
     def whole(self, kind: str, background: bool) -> dict[str, str]:
         """Return the digests of the last checkpoint of a run that nobody touched."""
         key = (kind, background)
-        if key not in self.num_calls:
-            run_dir = self._folder / f"whole-{len(self.num_calls)}"
-            nobody = asdict(Kill(kind, background, EVERY_RANK, "call", -1))
-            told = self.train(run_dir, kind, background, nobody)
-            assert told["reason"] == "finished"
-            self.num_calls[key] = told["calls"]
+        if key not in self.made:
+            run_dir = self._folder / f"whole-{len(self.made)}"
+            answers = self.pool.run(
+                train_and_count,
+                workspace=self._workspace,
+                run_dir=str(run_dir),
+                words=self.words(kind, background),
+            )
+            assert answers[0]["reason"] == "finished"
+            self.made[key] = [answer["made"] for answer in answers]
             found = digests(run_dir, self._steps)
             assert self._whole.setdefault(kind, found) == found, "saves beside the training differ"
             shutil.rmtree(run_dir)
         return self._whole[kind]
 
+    def words(self, kind: str, background: bool) -> list[str]:
+        """Return what a run of a kind overrides."""
+        return [*KINDS[kind], *self._lines, f"checkpoint.background={background}"]
+
     def suffer(self, kill: Kill, number: int) -> Outcome:
         """Let a run meet its end and go on until it is finished, and compare."""
         whole = self.whole(kill.kind, kill.background)
         run_dir, outcome = self._folder / f"run-{number}", Outcome(kill)
-        planned: dict[str, Any] | None = asdict(kill)
+        met = self.meet(run_dir, kill)
+        outcome.was_hit, outcome.problem = met.was_hit, met.problem
+        if not met.is_finished and met.problem is None:
+            outcome.problem = self.go_on(run_dir, kill)
+        if outcome.problem is None:
+            outcome.lost_steps = lost_steps(run_dir)
+            outcome.problem = self.difference(run_dir, whole)
+            shutil.rmtree(run_dir)
+        return outcome
+
+    def meet(self, run_dir: Path, kill: Kill) -> Met:
+        """Start a run and let it meet what is planned."""
+        command, logs = self.command(run_dir, kill), self._folder / f"logs-{run_dir.name}"
+        if kill.how in LAUNCHING:
+            return bereave(kill, command, run_dir, logs / "command.log")
+        if kill.how in ("stop", "pause"):
+            return stand_still(kill, command, logs)
+        try:
+            reason = self.train(run_dir, kill.kind, kill.background, kill)
+        except RankFailure as failure:
+            # A signal that comes before the run listens ends it, as it ends a command that has just begun.
+            if ("died with -15" if kill.how == "term" else "died with -9") in str(failure):
+                return Met(True)
+            return Met(True, problem=shortened(failure))
+        return Met(reason == "preempted", reason == "finished")
+
+    def command(self, run_dir: Path, kill: Kill) -> list[str]:
+        """Return the words with which a person starts such a run."""
+        lines = [*LINES, *self.words(kill.kind, kill.background)]
+        return ["train", "--config", f"{self._workspace}/config.yaml", f"run_dir={run_dir}", *lines]
+
+    def go_on(self, run_dir: Path, kill: Kill) -> str | None:
+        """Start a run again until it is finished; return what kept it from that."""
+        if kill.how in (
+            *LAUNCHING,
+            "stop",
+        ):  # it was begun by a command, which has filled in what was left open
+            return start_again(self.command(run_dir, kill), self._folder / f"logs-{run_dir.name}" / "again")
         for _ in range(DEADLINE):
             try:
-                told = self.train(run_dir, kill.kind, kill.background, planned)
+                if self.train(run_dir, kill.kind, kill.background) == "finished":
+                    return None
             except RankFailure as failure:
-                # A signal that comes before the run listens ends it, as it ends a command that has just begun.
-                ended = "died with -15" if kill.how == "term" else "died with -9"
-                if planned is None or ended not in str(failure):
-                    outcome.problem = str(failure)[:1000] + " ... " + str(failure)[-2000:]
-                    return outcome
-                outcome.was_hit, planned = True, None
-                continue
-            outcome.was_hit = outcome.was_hit or told["reason"] == "preempted"
-            planned = None
-            if told["reason"] == "finished":
-                break
-        else:
-            outcome.problem = f"not finished after {DEADLINE} starts"
-            return outcome
-        outcome.lost_steps = lost_steps(run_dir)
-        outcome.problem = self.difference(run_dir, whole)
-        shutil.rmtree(run_dir)
-        return outcome
+                return shortened(failure)
+        return f"not finished after {DEADLINE} starts"
 
     def difference(self, run_dir: Path, whole: dict[str, str]) -> str | None:
         """Return what is not as in the run that nobody touched."""
@@ -184,15 +188,21 @@ class Range:
         left = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")]
         return f"left behind: {left}" if left else None
 
-    def train(
-        self, run_dir: Path, kind: str, background: bool, kill: dict[str, Any] | None
-    ) -> dict[str, Any]:
+    def train(self, run_dir: Path, kind: str, background: bool, kill: Kill | None = None) -> str:
         """Start a run, or go on with it, and meet what is planned; return how it ended."""
-        words = [*KINDS[kind], *self._lines, f"checkpoint.background={background}"]
         answers = self.pool.run(
-            train_under_fire, workspace=self._workspace, run_dir=str(run_dir), words=words, kill=kill
+            train_under_fire,
+            workspace=self._workspace,
+            run_dir=str(run_dir),
+            words=self.words(kind, background),
+            kill=None if kill is None else asdict(kill),
         )
-        return {"reason": answers[0]["reason"], "calls": [answer["calls"] for answer in answers]}
+        return str(answers[0]["reason"])
+
+
+def shortened(failure: RankFailure) -> str:
+    """Return beginning and end of what ranks said."""
+    return f"{str(failure)[:1000]} ... {str(failure)[-2000:]}"
 
 
 def digests(run_dir: Path, steps: int = STEPS) -> dict[str, str]:
@@ -211,16 +221,17 @@ def lost_steps(run_dir: Path) -> int:
 
 
 def planned(indices: Iterable[int], seed: int, fire: Range) -> Iterator[Kill]:
-    """Yield kills: half at calls in turn, over all that a run makes, the others at random instants."""
+    """Yield kills: WAYS in turn, each to all kinds, at random ranks, calls, writes and instants."""
     kinds = [(kind, background) for kind in KINDS for background in (True, False)]
     for index in indices:
         rng = random.Random(f"{seed} {index}")
         kind, background = kinds[index % len(kinds)]
         fire.whole(kind, background)
-        how = ("call", "kill", "call", "term")[index // len(kinds) % 4]
+        how, where = WAYS[index // len(kinds) % len(WAYS)]
         rank = rng.randrange(2)
-        most = fire.num_calls[kind, background][rank] if how == "call" else 1200
-        yield Kill(kind, background, rank, how, rng.randrange(1, most + 1))
+        where = rng.choice(("call", "write", "ms")) if where == "any" else where
+        most = MOST_MS.get(how, 1200) if where == "ms" else fire.made[kind, background][rank][where]
+        yield Kill(kind, background, rank, how, where, rng.randrange(1, most + 1))
 
 
 def attack(indices: range, seed: int) -> list[dict[str, Any]]:
@@ -234,8 +245,8 @@ def attack(indices: range, seed: int) -> list[dict[str, Any]]:
         fire = Range(Path(folder), workspace)
         for index, kill in zip(indices, planned(indices, seed, fire), strict=True):
             outcomes.append(fire.suffer(kill, index))
-            verdict = outcomes[-1].problem or ("went on" if outcomes[-1].was_hit else "was over before")
-            print(f"{index + 1:4} {kill}: {verdict}", flush=True)
+            said = outcomes[-1].problem or ("went on" if outcomes[-1].was_hit else "was over before")
+            print(f"{index + 1:4} {kill}: {said}", flush=True)
         fire.pool.close()
     return [asdict(one) for one in outcomes]
 
@@ -258,6 +269,20 @@ def attack_side_by_side(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [one for kills in found for one in kills]
 
 
+def verdict(outcome: dict[str, Any]) -> str:
+    """Return what came of a kill, in a word or two."""
+    if outcome["problem"]:
+        return "problem"
+    return "went on, same bits" if outcome["was_hit"] else "over before"
+
+
+def way(kill: Kill) -> str:
+    """Return what was done, to whom, and where, in words."""
+    what = {"kill": "SIGKILL", "term": "SIGTERM", "stop": "SIGSTOP", "pause": "SIGSTOP and SIGCONT"}
+    whom = f"SIGKILL of the {kill.how}" if kill.how in LAUNCHING else f"{what[kill.how]} of a rank"
+    return f"{whom} at {dict(call='a call', write='a write', ms='an instant')[kill.where]}"
+
+
 def main() -> int:
     """Make all kills, print a line each, and write what came of them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -274,14 +299,15 @@ def main() -> int:
         outcomes = attack_side_by_side(options)
     else:
         outcomes = attack(range(options.job or 0, options.kills, options.jobs), options.seed)
-    counts = collections.Counter(
-        "problem" if one["problem"] else "went on, same bits" if one["was_hit"] else "over before"
-        for one in outcomes
-    )
+    counts = collections.Counter(map(verdict, outcomes))
+    by_kind: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for one in outcomes:
+        by_kind[way(Kill(**one["kill"]))][verdict(one)] += 1
     record = {
         "command": " ".join(["python -m tests.dist.chaos", *sys.argv[1:]]),
         "seconds": round(time.monotonic() - began),
         "counts": dict(counts),
+        "by_kind": {kind: dict(found) for kind, found in sorted(by_kind.items())},
         "most_lost_steps": max(one["lost_steps"] for one in outcomes),
         "steps_between_saves": EVERY,
         "kills": outcomes,

@@ -21,7 +21,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.dist.chaos import KINDS, Kill, Range
+from tests.dist.blows import Kill
+from tests.dist.chaos import KINDS, Range
 from tests.dist.session import make_inputs
 from tests.helpers.ranks import RankFailure, Ranks
 from trainer.metrics.effective import effective
@@ -65,14 +66,14 @@ class Soak:
         """Return the next end: which rank, how, and when."""
         how = "term" if self._rng.random() < TERMS else "kill"
         after_ms = 1 + int(1000 * self._rng.expovariate(1 / self._every_s))
-        return Kill(self._kind, BACKGROUND, self._rng.randrange(2), how, after_ms)
+        return Kill(self._kind, BACKGROUND, self._rng.randrange(2), how, "ms", after_ms)
 
     def run(self, number: int) -> Soaked:
         """Start a run until it is finished, and compare it with the one that nobody touched."""
         run_dir, ends, problem = self._folder / f"run-{number}", Counter[str](), None
         for _ in range(MOST_STARTS):
             try:
-                told = self._fire.train(run_dir, self._kind, BACKGROUND, asdict(self.next_kill()))
+                reason = self._fire.train(run_dir, self._kind, BACKGROUND, self.next_kill())
             except RankFailure as failure:
                 # SIGTERM ends a rank that does not listen yet.
                 if not any(f"died with {code}" in str(failure) for code in ("-9", "-15")):
@@ -80,8 +81,8 @@ class Soak:
                     break
                 ends["kill"] += 1
                 continue
-            ends["term"] += told["reason"] == "preempted"
-            if told["reason"] == "finished":
+            ends["term"] += reason == "preempted"
+            if reason == "finished":
                 problem = self._fire.difference(run_dir, self._whole)
                 break
         else:

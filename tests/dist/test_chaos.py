@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.dist.chaos import EVERY, Kill, Range
+from tests.dist.blows import Kill
+from tests.dist.chaos import EVERY, LINES, Range
+from tests.dist.session import config_of
 from tests.dist.soak import Soak
-
-NUM_CALLS = 4
-"""Calls in turn that each kind is killed at, spread over all it makes."""
+from tests.helpers.ranks import RankFailure
+from trainer.checkpoint.layout import step_dir, step_of
+from trainer.checkpoint.verify import newest_verified
 
 
 @pytest.fixture(scope="module")
@@ -21,21 +28,66 @@ def fire(pool, workspace, tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "background"), [("full ZeRO-2", True), ("LoRA ZeRO-1", False), ("full ZeRO-3", False)]
 )
-def test_a_rank_that_is_killed_at_any_call_of_a_save_costs_an_interval_at_most(fire, kind, background):
+def test_a_rank_that_is_killed_at_any_call_or_write_of_a_save_costs_an_interval_at_most(
+    fire, kind, background
+):
     fire.whole(kind, background)
-    totals = fire.num_calls[kind, background]
-    assert max(totals) > 20
-    for index in range(NUM_CALLS):
-        at = 1 + index * (totals[index % 2] - 1) // (NUM_CALLS - 1)
-        outcome = fire.suffer(Kill(kind, background, index % 2, "call", at), index)
+    for index, (rank, where) in enumerate([(0, "call"), (1, "write"), (0, "write"), (1, "call")]):
+        total = fire.made[kind, background][rank][where]
+        assert total > 10
+        at = 1 + index * (total - 1) // 3
+        outcome = fire.suffer(Kill(kind, background, rank, "kill", where, at), index)
         assert outcome.problem is None and outcome.was_hit and outcome.lost_steps <= EVERY, outcome
 
 
 @pytest.mark.parametrize(("how", "rank"), [("term", 1), ("kill", 0)])
 def test_a_signal_at_some_instant_costs_an_interval_at_most(fire, how, rank):
     for index, at in enumerate((200, 700)):
-        outcome = fire.suffer(Kill("LoRA ZeRO-3", True, rank, how, at), 100 + index)
+        outcome = fire.suffer(Kill("LoRA ZeRO-3", True, rank, how, "ms", at), 100 + index)
         assert outcome.problem is None and outcome.lost_steps <= EVERY, outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "where", "at"),
+    [("stop", "call", 6), ("pause", "write", 20), ("command", "ms", 300), ("launcher", "ms", 300)],
+)
+def test_a_rank_that_stops_and_a_command_or_launcher_that_dies_cost_an_interval_at_most(fire, how, where, at):
+    outcome = fire.suffer(Kill("full ZeRO-2", True, 1, how, where, at), 200)
+    assert outcome.problem is None and outcome.was_hit and outcome.lost_steps <= EVERY, outcome
+
+
+def train_with_too_little_time(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> None:
+    """Be told to stop while the save of step 4 goes on, which never ends, and be killed soon after."""
+    from trainer.run import loop, saver, training
+
+    written, taken = saver.write_shards, loop.train_step
+
+    def write(staging: Path, *arguments: Any) -> Any:
+        if step_of(staging.with_name(staging.name[1:14])) == 4:
+            time.sleep(9999)
+        return written(staging, *arguments)
+
+    def step(policy: Any, objective: Any, batch: Any, *arguments: Any) -> Any:
+        if batch.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return taken(policy, objective, batch, *arguments)
+
+    saver.write_shards, loop.train_step = write, step
+    training.run_training(config_of(workspace, run_dir, *LINES, *words))
+
+
+def test_a_save_that_takes_longer_than_a_signal_leaves_time_for_is_as_if_it_had_not_begun(
+    fire, workspace, tmp_path
+):
+    """The scheduler kills what has not ended in time: the checkpoint before it is gone on from."""
+    whole, words = fire.whole("full ZeRO-2", True), fire.words("full ZeRO-2", True)
+    with pytest.raises(RankFailure, match="died with -9"):
+        fire.pool.run(train_with_too_little_time, workspace=workspace, run_dir=str(tmp_path), words=words)
+    assert newest_verified(tmp_path, pytest.fail)[0] == step_dir(tmp_path, 2)
+    assert fire.train(tmp_path, "full ZeRO-2", True) == "finished"
+    assert fire.difference(tmp_path, whole) is None
 
 
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_bits(pool, workspace, tmp_path):
@@ -43,7 +95,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_bits(pool, works
     fire = Range(tmp_path, workspace, pool(2), steps=24, every=4)
     fire.whole("full ZeRO-2", True)
     began = time.monotonic()
-    fire.train(tmp_path / "timed", "full ZeRO-2", True, None)
+    fire.train(tmp_path / "timed", "full ZeRO-2", True)
     soak = Soak(fire, tmp_path, "full ZeRO-2", every_s=(time.monotonic() - began) / 2, seed=1)
     found = next(one for one in map(soak.run, range(20)) if one.problem or one.num_starts > 1)
     assert found.problem is None, found

@@ -20,7 +20,7 @@ from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.errors import CheckpointError, DataError, Exit
 from trainer.metrics.effective import Effective, effective
-from trainer.metrics.jsonl import changed_line, read
+from trainer.metrics.jsonl import changed_line, read, read_events
 from trainer.runtime.say import say
 
 
@@ -119,7 +119,7 @@ def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
         packs_per_step = config.train.global_batch_tokens // config.data.seq_len
         mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
         mixing.restore(TrainState(ratio_changes=state.ratio_changes))
-        said = _said(read(Path(config.run_dir) / "ledger.jsonl"), state)
+        said = _said(read_events(Path(config.run_dir) / "ledger.jsonl"), state)
         splits = [store.train for store in stores.values()]
         looked_at: set[tuple[int, int]] = set()
         wrong: list[int] = []
@@ -146,7 +146,7 @@ def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
 def _said(events: Sequence[dict[str, Any]], state: TrainState) -> dict[int, str]:
     """Return the digests that a ledger and the newest state have of all tokens up to a step."""
     found = {
-        int(event["step"]): str(event["data_digest"])
+        int(event["step"]): str(event.get("data_digest"))
         for event in events
         if event["event"] == "saved" and int(event["step"]) <= state.step
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.metrics.jsonl import read
+from trainer.metrics.jsonl import has_numbers, read, read_events
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Effective:
 
     num_starts: int
     lost_steps: int
-    """Steps that were taken again."""
+    """Steps that were taken again, after another start or because the run went back before a spike."""
     skipped_steps: int
     productive_s: float
     """Of the steps that stayed."""
@@ -37,15 +37,20 @@ class Effective:
 
 
 def effective(run_dir: Path) -> Effective:
-    """Read it from ledger.jsonl, metrics.jsonl and the lines that resumes have moved aside."""
-    events = read(run_dir / "ledger.jsonl")
-    rows = [row for row in read(run_dir / "metrics.jsonl") if "step_time_s" in row]
+    """Read it from ledger.jsonl, metrics.jsonl and the lines that resumes have moved aside.
+
+    What a damaged line cannot tell is left out.
+    """
+    events = read_events(run_dir / "ledger.jsonl")
+    rows = [row for row in read(run_dir / "metrics.jsonl") if has_numbers(row, "step", "time", "step_time_s")]
     aside = [row for path in sorted(run_dir.glob("abandoned-*/metrics.jsonl")) for row in read(path)]
+    aside = [row for row in aside if has_numbers(row, "step", "time")]
     starts = [event for event in events if event["event"] == "started"]
+    turns = [event for event in events if event["event"] in ("started", "went_back")]
     times = [float(row["time"]) for row in [*events, *rows]]
     return Effective(
         num_starts=len(starts),
-        lost_steps=sum(_lost(starts, [*events, *aside])),
+        lost_steps=sum(_lost(turns, [*events, *aside])),
         skipped_steps=sum(event["event"] == "skipped" for event in events),
         productive_s=sum(_step_times(rows)),
         wall_s=max(times) - min(times) if times else 0.0,
@@ -60,12 +65,12 @@ def _step_times(rows: Sequence[Mapping[str, Any]]) -> Iterator[float]:
         before = int(row["step"])
 
 
-def _lost(starts: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> Iterator[int]:
-    """Yield for every start after the first how far the one before had come beyond it, as far as that was recorded."""
-    for before, now in itertools.pairwise(starts):
-        within = [
-            int(record["step"])
-            for record in records
-            if "step" in record and before["time"] <= record["time"] < now["time"]
-        ]
+def _lost(turns: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> Iterator[int]:
+    """Yield for every turn after the first how far the run had come beyond it before, as far as that was recorded.
+
+    Args:
+        turns: Starts, and returns to an earlier step within one.
+    """
+    for before, now in itertools.pairwise(turns):
+        within = [int(record["step"]) for record in records if before["time"] <= record["time"] < now["time"]]
         yield max(max(within, default=0) - int(now["step"]), 0)

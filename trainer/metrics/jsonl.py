@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,6 +23,8 @@ from trainer.runtime.disk import naming
 
 _LOG = logging.getLogger(__name__)
 _CHAIN = ',"chain":"'
+_MOST = 1e18
+"""No step, time or count of ours is larger."""
 # JSON has no word for these, and a bare NaN breaks strict readers.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -145,6 +148,23 @@ def read(path: Path) -> list[dict[str, Any]]:
                 f"{path}:{number} must be one JSON object, but is {line[:40]!r} instead. Delete that line."
             )
     return records
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a ledger; `changed_line` names one that lacks what every event has, and it is left out.
+
+    Raises:
+        TrainerError: As `read`.
+    """
+    return [
+        one for one in read(path) if isinstance(one.get("event"), str) and has_numbers(one, "step", "time")
+    ]
+
+
+def has_numbers(record: Mapping[str, Any], *keys: str) -> bool:
+    """Tell whether these are all numbers that can be reckoned with: a damaged line may hold anything."""
+    values = [record.get(key) for key in keys]
+    return all(isinstance(value, int | float) and abs(value) < _MOST for value in values)
 
 
 def truncate_after(path: Path, step: int, aside: Path) -> int:

@@ -286,7 +286,8 @@ def settle(parts: RunParts, state: TrainState, is_last: bool = False) -> None:
     if saved is None:
         return
     if saved.problem is None:
-        parts.stop_flag.has_taken(save_s=saved.seconds)
+        # The last one may have to wait for one that goes on beside the training.
+        parts.stop_flag.has_taken(save_s=saved.seconds * (2 if parts.saves_in_background else 1))
         if parts.clock is not None:
             parts.clock.took(saved.stall_s, saved.seconds)
         parts.journal.saved(saved)

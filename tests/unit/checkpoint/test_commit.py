@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import threading
 from multiprocessing import get_context
@@ -10,12 +11,13 @@ import pytest
 import torch
 
 from tests.helpers.committed import commit
+from tests.helpers.damage import damage
 from tests.helpers.wait import LIMIT_S
 from trainer.checkpoint import commit as commit_module
 from trainer.checkpoint.commit import remove_staging, seal
 from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, find_checkpoints, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest, read_manifest
-from trainer.checkpoint.verify import find_damage, newest_verified
+from trainer.checkpoint.verify import find_damage, inspect, newest_verified
 from trainer.dist.mesh import alone
 from trainer.errors import CheckpointError
 
@@ -155,6 +157,23 @@ def test_an_edited_manifest_is_found_by_its_own_seal(tmp_path):
     path.write_text(json.dumps(outer))
     with pytest.raises(CheckpointError, match="its digest does not match"):
         read_manifest(path.parent)
+
+
+def test_no_damage_of_a_manifest_is_taken_silently_or_gives_a_traceback(tmp_path):
+    """What means the same may pass: another space between two words."""
+    before, folder = save(tmp_path, 1), save(tmp_path, 2)
+    path = folder / MANIFEST
+    whole = path.read_bytes()
+    for seed in range(200):
+        path.write_bytes(damage(whole, random.Random(seed)))
+        try:
+            is_same = json.dumps(json.loads(path.read_bytes())) == json.dumps(json.loads(whole))
+        except ValueError:
+            is_same = False
+        manifest, found = inspect(folder)
+        assert is_same or (found is not None and "is not a valid manifest: " in found), (seed, found)
+        assert is_same or manifest is None
+        assert newest_verified(tmp_path, on_damage=lambda text: None)[0] == (folder if is_same else before)
 
 
 def test_latest_is_only_a_hint(tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from trainer.checkpoint import shards as shards_module
 from trainer.checkpoint.commit import seal
 from trainer.checkpoint.manifest import Lineage, Manifest, manifest_text
 from trainer.checkpoint.shard_file import BUFFER, WEIGHT, Fragment, split_key, write_shard
@@ -73,6 +74,49 @@ def test_plain_safetensors_reads_a_file_of_any_types(tmp_path):
     assert shards.scalars == {"w": {"step": 5.0}} and shards.facts == {"more": [1]}
     assert sorted(shards.buffers) == ["mask", "steps"] and int(shards.buffer("steps")) == 7
     assert split_key("exp_avg/a/b@1@20") == ("exp_avg", "a/b@1", 20)
+
+
+class Counting:
+    """Stands where an opened file stands, and notes how many numbers are asked of it at once."""
+
+    def __init__(self, file, asked, key=None):
+        self._file, self._asked, self._key = file, asked, key
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def get_slice(self, key):
+        return Counting(self._file.get_slice(key), self._asked, key)
+
+    def get_tensor(self, key):
+        raise AssertionError(f"all of {key} at once")
+
+    def __getitem__(self, part):
+        found = self._file[part]
+        self._asked.append((self._key, found.numel()))
+        return found
+
+
+def test_no_more_than_what_is_filled_is_read_of_any_file(tmp_path, monkeypatch):
+    """A rank's share of a large tensor may be small: reading the whole of it, or all of a file, would not fit."""
+    asked = []
+    opened = shards_module.safe_open
+    monkeypatch.setattr(
+        shards_module, "safe_open", lambda *words, **named: Counting(opened(*words, **named), asked)
+    )
+    whole = torch.arange(1000.0)
+    fragments = cut("w", whole, [600])
+    for rank, fragment in enumerate(fragments):
+        others = [Fragment(WEIGHT, f"other.{rank}", 0, torch.ones(5000))]
+        write_shard(tmp_path / str(rank), [fragment, *others], {"shapes": {"w": [1000]}} if not rank else {})
+    shards = Shards(tmp_path.iterdir())
+    assert asked == [], "headers alone"
+    out = torch.empty(50)
+    shards.fill(WEIGHT, "w", 575, out)
+    assert torch.equal(out, whole[575:625])
+    assert asked == [("weight/w@0", 25), ("weight/w@600", 25)]
+    shards.fill(WEIGHT, "w", 0, torch.empty(1000))
+    assert asked[2:] == [("weight/w@0", 600), ("weight/w@600", 400)], "no more than a fragment at once"
 
 
 def test_numbers_that_are_nowhere_are_named(tmp_path):

@@ -37,7 +37,7 @@ def edited(config, edits):
 
 RULES = [
     ("name", {"name": ""}),
-    ("name", {"name": "a/b"}),
+    *(("name", {"name": name}) for name in ("a/b", "/", ".", "..", "../a")),
     ("run_dir", {"run_dir": ""}),
     ("model", {"model.path": ""}),
     ("model.path", {"model.path": "", "model.kind": ModelKind.random}),

@@ -34,5 +34,16 @@ def test_steps_that_were_lost_and_the_time_between_starts_count_against_a_run(tm
     assert found.ratio == pytest.approx(20 / 130)
 
 
+def test_steps_that_a_run_went_back_over_are_lost_too(tmp_path):
+    events = [
+        {"event": "started", "step": 0, "time": 1.0},
+        {"event": "spike", "step": 9, "time": 10.0},
+        {"event": "went_back", "step": 4, "time": 10.5},
+        {"event": "stopped", "step": 12, "time": 20.0},
+    ]
+    write(tmp_path / "ledger.jsonl", events)
+    assert effective(tmp_path).num_starts == 1 and effective(tmp_path).lost_steps == 5
+
+
 def test_a_run_that_has_not_begun_has_no_ratio(tmp_path):
     assert effective(tmp_path).ratio is None and effective(tmp_path).num_starts == 0

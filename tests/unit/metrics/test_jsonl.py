@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import resource
 import signal
 from pathlib import Path
 
 import pytest
 
+from launch.attempts import has_finished
+from launch.status import run_status
+from tests.helpers.damage import damage
 from trainer.errors import TrainerError
+from trainer.metrics.effective import effective
 from trainer.metrics.jsonl import JsonlSink, Ledger, changed_line, read, truncate_after
 
 
@@ -160,3 +165,30 @@ def test_a_ledger_of_a_version_without_digests_goes_on(path: Path) -> None:
     ledger.write("saved", 2)
     ledger.close()
     assert changed_line(path) is None and [row["step"] for row in read(path)] == [1, 2]
+
+
+EVENTS = ("started", "saved", "skipped", "spike", "went_back", "stopped")
+
+
+def test_no_damage_of_a_ledger_is_taken_silently_or_gives_a_traceback(tmp_path: Path) -> None:
+    """Only what ends it is missed: lines that are cut off whole, or torn, as a killed process leaves them."""
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    for step, event in enumerate(EVENTS):
+        ledger.write(event, step, seconds=1.5, reason="finished", num_steps=9, data_digest="0" * 32)
+    ledger.close()
+    JsonlSink(path.with_name("metrics.jsonl")).write(3, {"loss": 1.0, "step_time_s": 0.5})
+    whole, before = path.read_bytes(), read(path)
+    for seed in range(120):
+        path.write_bytes(damage(whole, random.Random(seed)))
+        try:
+            found = read(path)
+            assert changed_line(path) is not None or found == before[: len(found)], seed
+            assert effective(tmp_path).lost_steps >= 0
+            assert run_status(tmp_path).step == 3
+            assert has_finished(tmp_path) in (True, False)
+        except TrainerError as error:
+            assert str(path) in str(error) and "must be one JSON object" in str(error)
+        ledger = Ledger(path)
+        ledger.write("saved", 9)
+        ledger.close()

@@ -159,6 +159,7 @@ class Stop:
 
     def __init__(self, after=10**9):
         self._looks_left = after
+        self.save_s = 0.0
 
     @property
     def requested(self):
@@ -167,6 +168,7 @@ class Stop:
 
     def has_taken(self, **seconds):
         assert all(value >= 0 for value in seconds.values())
+        self.save_s = max(self.save_s, seconds.get("save_s", 0.0))
 
 
 class Tasks:
@@ -398,6 +400,14 @@ def test_a_signal_finishes_the_save_that_goes_on_and_makes_its_own_at_once():
     reason, _, work, *_ = run(slow=99, save_every=3, stop=Stop(after=4))
     assert reason is StopReason.preempted
     assert work.begun == [(3, True), (5, False)] and work.saved == [3, 5]
+
+
+def test_time_is_left_for_the_save_that_goes_on_and_the_one_after_it():
+    """Each takes a second; where none goes on beside the training, one is to come."""
+    for slow, save_s in ((0, 2.0), (None, 1.0)):
+        stop = Stop()
+        run(slow=slow, save_every=3, stop=stop)
+        assert stop.save_s == save_s
 
 
 def test_a_run_that_ends_among_bad_steps_keeps_the_save_that_goes_on():
