@@ -201,7 +201,7 @@ def test_what_sbatch_says_is_shown(slurm, here, tmp_path, capsys):
 
 def test_a_measured_save_sets_the_lead(slurm, here, tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "ledger.jsonl").write_text('{"event":"saved","step":5,"seconds":100.0}\n')
+    (tmp_path / "run" / "ledger.jsonl").write_text('{"event":"saved","step":5,"time":1.0,"seconds":100.0}\n')
     assert run_command([*local(tmp_path), "--dry-run"]) == 0
     assert "#SBATCH --signal=B:USR1@260\n" in capsys.readouterr().out
 

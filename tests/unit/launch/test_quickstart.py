@@ -32,7 +32,9 @@ def write_run(run_dir, records=(), losses=None, reason="finished"):
             for role, base, tuned in losses
         ]
         (run_dir / "forgetting.json").write_text(json.dumps({"sets": sets}))
-    (run_dir / "ledger.jsonl").write_text(json.dumps({"event": "stopped", "reason": reason}) + "\n")
+    (run_dir / "ledger.jsonl").write_text(
+        json.dumps({"event": "stopped", "step": 3, "time": 1.0, "reason": reason}) + "\n"
+    )
     lines = [json.dumps(record) for record in records]
     (run_dir / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3, "tok']))
 

@@ -93,6 +93,6 @@ def test_a_script_that_gave_up_has_ended_and_a_new_submission_has_not(run):
 def test_a_run_that_no_script_started_is_known_by_its_ledger(tmp_path):
     assert not has_finished(tmp_path)
     (tmp_path / "ledger.jsonl").write_text(
-        '{"event":"started","step":0}\n{"event":"stopped","step":9,"reason":"finished"}\n'
+        '{"event":"started","step":0,"time":1.0}\n{"event":"stopped","step":9,"time":2.0,"reason":"finished"}\n'
     )
     assert has_finished(tmp_path)

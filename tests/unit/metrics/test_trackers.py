@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ def killed_and_resumed(log: LogConfig, run_dir: Path) -> None:
             delivery.write(step, {"loss": float(step), "eval/web": 5.0})
     for delivery in first:
         delivery.close("preempted")
+    # TensorBoard reads files by their names, which have the second, and counts within it: 10 comes before 9.
+    second_of_first = int(time.time())
+    wait_until(lambda: int(time.time()) > second_of_first, "another second")
     second = open_logs(log, run_dir, 1, [{"step": 1, "time": 0.0, "loss": 1.0, "eval/web": 5.0}])
     for step in (2, 3, 4):
         for delivery in second:
