@@ -16,6 +16,7 @@ import pytest
 from tests.helpers.standstill import go_on, ranks_of, stand_still
 from tests.helpers.submitted import Submitted, overrides, trace
 from tests.helpers.wait import LIMIT_S
+from trainer.cli import run_command
 from trainer.metrics.jsonl import read
 
 NUM_STEPS = 40
@@ -122,6 +123,38 @@ def test_every_attempt_has_its_logs(interrupted):
     for folder in folders:
         assert (folder / "rank-0.log").stat().st_size and (folder / "rank-1.log").stat().st_size
         assert (folder / "console.log").is_file()
+
+
+def test_a_job_that_loses_a_node_goes_on_with_the_other_one_by_itself(slurm, project, alone, capsys):
+    """It keeps its place: no requeue, the same tokens in every step, losses within the rounding of other sums."""
+    fewer = ("cluster.min_nodes=1", "checkpoint.every_steps=2", "cluster.preflight.enabled=false")
+    run = submit(slurm, project, "fewer", *fewer)
+    run.wait(lambda: run.step() >= 4, "steps on two nodes")
+    slurm.unplug("node2")
+    try:
+        slurm.lose("node2")
+        assert run.finish() == "COMPLETED", run.log[-5000:]
+    finally:
+        slurm.plug("node2")
+        slurm.find("node2")
+    assert [(line["nodes"], line["restarts"]) for line in run.lines("started")] == [
+        ("node[1-2]", 0),
+        ("node1", 0),
+    ]
+    starts = [event for event in read(run.run_dir / "ledger.jsonl") if event["event"] == "started"]
+    assert [event["world_size"] for event in starts] == [2, 1] and starts[1]["step"] >= 2
+    found = trace(run.run_dir)
+    assert [step for step, _, _ in found] == [step for step, _, _ in alone]
+    assert max(abs(one - two) for (_, one, _), (_, two, _) in zip(found, alone, strict=True)) < 1e-5
+    assert "Lost: node2. The job goes on with 1 of 2 nodes." in run.log
+    capsys.readouterr()
+    for command in ("status", "verify"):
+        assert run_command([command, str(run.run_dir)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "attempt 2 went on with 1 of 2 nodes: node2 was lost" in said
+    assert "those that the configuration draws" in said
+    report = (run.run_dir / "report.html").read_text()
+    assert f"after step {starts[1]['step']} with 1 rank instead of 2" in report
 
 
 @pytest.mark.slow
