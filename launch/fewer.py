@@ -24,7 +24,7 @@ KEEP_S = 60
 NUM_KEEPERS = 3
 
 _ASK = """\
-lost=()
+left=() lost=()
 # Whatever ended the ranks, or the checks before them, may have been the loss of a node.
 ((code)) && [[ -z $stopping ]] && ask_nodes
 ((${#lost[@]})) && code=75

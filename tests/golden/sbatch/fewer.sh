@@ -177,26 +177,26 @@ ask_nodes() {
     for at in "${!nodes[@]}"; do
         if wait "${asked[at]}"; then left+=("${nodes[at]}"); else lost+=("${nodes[at]}"); fi
     done
-    # A signal ends `wait` before the node has answered.
-    [[ $stopping ]] && lost=()
+    # A signal ends `wait` before the nodes have answered; where this node does not, it is SLURM's controller.
+    [[ $stopping || " ${left[*]} " != *" $SLURMD_NODENAME "* ]] && lost=()
     return 0
 }
 
 # SLURM does not requeue such a job where it is this node that is lost: one of these does.
-[[ ${keeper-} ]] && kill "$keeper"
+[[ ${keeper-} ]] && kill "$keeper" 2>/dev/null
 keeper=
 mapfile -t others < <(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -Fxv "$SLURMD_NODENAME" | head -n 3)
 # shellcheck disable=SC2016 # expanded there
 keep='trap "" USR1
 while sleep 60; do
-    nodes=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N) && [[ $nodes ]] || continue
+    nodes=$(squeue --noheader --jobs="$SLURM_JOB_ID" --states=RUNNING --format=%N) && [[ $nodes ]] || continue
     scontrol show hostnames "$nodes" | grep -Fxq "$0" || exec scontrol requeue "$SLURM_JOB_ID"
 done'
 if ((${#others[@]})); then
     srun --no-kill --nodes=${#others[@]} --ntasks=${#others[@]} --ntasks-per-node=1 --nodelist="$(joined "${others[@]}")" \
         --gres=none --input=none --output=none bash -c "$keep" "$SLURMD_NODENAME" </dev/null >/dev/null 2>&1 &
     keeper=$!
-    trap 'kill "$keeper"' EXIT
+    trap 'kill "$keeper" 2>/dev/null' EXIT
 fi
 
 code=0
@@ -256,7 +256,7 @@ elif ((code == 0)); then
     # The first rank that ended in a way it knows wrote this; a launcher may have made 1 of it.
     [[ -s $logs/exit-code ]] && code=$(<"$logs/exit-code")
 fi
-lost=()
+left=() lost=()
 # Whatever ended the ranks, or the checks before them, may have been the loss of a node.
 ((code)) && [[ -z $stopping ]] && ask_nodes
 ((${#lost[@]})) && code=75

@@ -167,12 +167,12 @@ def test_a_job_that_may_shrink_is_fitted_to_its_fewest_nodes_and_says_so(slurm, 
     ("words", "rule"),
     [
         (
-            ["cluster.gpu_gib=32", "zero=zero3"],
-            "null, or at least 2, with fewer of which this run does not fit",
+            ["cluster.gpu_gib=22", "zero=zero3"],
+            "null, or at least 3, with fewer of which this run does not fit",
         ),
         (
             ["train.router_bias_rate=0.001"],
-            "null where routers train, unless ranks x micro batch divide the 64 packs",
+            "null where routers train, unless ranks x micro batch divide the 128 packs",
         ),
     ],
 )
