@@ -22,6 +22,8 @@ from trainer.metrics.jsonl import read
 NUM_STEPS = 40
 """Of a tenth of a second, of which each attempt makes a few: ranks stand still while somebody reaches for them."""
 SHORT = 6
+FEWER = 20
+"""Long enough for a node to be lost in the middle."""
 LEAD_MIN = 10
 """Minutes from SLURM's warning to the limit: on a busy machine a save takes long."""
 
@@ -128,7 +130,7 @@ def test_every_attempt_has_its_logs(interrupted):
 def test_a_job_that_loses_a_node_goes_on_with_the_other_one_by_itself(slurm, project, alone, capsys):
     """It keeps its place: no requeue, the same tokens in every step, losses within the rounding of other sums."""
     fewer = ("cluster.min_nodes=1", "checkpoint.every_steps=2", "cluster.preflight.enabled=false")
-    run = submit(slurm, project, "fewer", *fewer)
+    run = submit(slurm, project, "fewer", *fewer, num_steps=FEWER)
     run.wait(lambda: run.step() >= 4, "steps on two nodes")
     slurm.unplug("node2")
     try:
@@ -137,15 +139,13 @@ def test_a_job_that_loses_a_node_goes_on_with_the_other_one_by_itself(slurm, pro
     finally:
         slurm.plug("node2")
         slurm.find("node2")
-    assert [(line["nodes"], line["restarts"]) for line in run.lines("started")] == [
-        ("node[1-2]", 0),
-        ("node1", 0),
-    ]
+    assert [line["nodes"] for line in run.lines("started")] == ["node[1-2]", "node1"]
+    assert "Restarts=0" in slurm.ask("scontrol", "show", "job", str(run.job)), "it was requeued"
     starts = [event for event in read(run.run_dir / "ledger.jsonl") if event["event"] == "started"]
     assert [event["world_size"] for event in starts] == [2, 1] and starts[1]["step"] >= 2
     found = trace(run.run_dir)
-    assert [step for step, _, _ in found] == [step for step, _, _ in alone]
-    assert max(abs(one - two) for (_, one, _), (_, two, _) in zip(found, alone, strict=True)) < 1e-5
+    assert [step for step, _, _ in found] == [*range(1, FEWER + 1)]
+    assert max(abs(now[1] - then[1]) for now, then in zip(found, alone, strict=False)) < 1e-5
     assert "Lost: node2. The job goes on with 1 of 2 nodes." in run.log
     capsys.readouterr()
     for command in ("status", "verify"):

@@ -278,7 +278,8 @@ if ((${#lost[@]} && ${#left[@]} >= 2)) && [[ -z $stopping ]]; then
     note lost "\"nodes\":\"$(joined "${lost[@]}")\",\"left\":${#left[@]},\"of\":4"
     SLURM_JOB_NODELIST=$(scontrol show hostlist "$(joined "${left[@]}")")
     export SLURM_JOB_NODELIST SLURM_JOB_NUM_NODES=${#left[@]} SLURM_NNODES=${#left[@]}
-    # Its time began with this attempt's.
+    # Ranks go on from what is saved, as after a requeue; their time began with this attempt's.
+    export SLURM_RESTART_COUNT=$((${SLURM_RESTART_COUNT:-0} + 1))
     export SLURM_JOB_START_TIME=$((PALIMPSEST_DEADLINE - 86400))
     # shellcheck source=/dev/null
     source "$0"

@@ -168,7 +168,7 @@ def test_a_job_that_may_shrink_is_fitted_to_its_fewest_nodes_and_says_so(slurm, 
     [
         (
             ["cluster.gpu_gib=22", "zero=zero3"],
-            "null, or at least 3, with fewer of which this run does not fit",
+            "null, or at least 2, with fewer of which this run does not fit",
         ),
         (
             ["train.router_bias_rate=0.001"],

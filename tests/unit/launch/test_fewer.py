@@ -102,10 +102,12 @@ def test_ranks_start_again_on_the_nodes_that_answer_without_the_queue(job, tmp_p
 
 
 def test_the_time_that_the_job_has_does_not_begin_anew(job, tmp_path):
-    says = f'echo "$PALIMPSEST_DEADLINE" >>"$HERE/deadlines"; ((attempt == 1)) && sleep 1.1; {LOSE_2}'
-    assert job(says).returncode == 0
-    first, second = (tmp_path / "deadlines").read_text().split()
-    assert first == second
+    says = 'echo "$PALIMPSEST_DEADLINE ${SLURM_RESTART_COUNT:-0}" >>"$HERE/seen"'
+    assert job(f"{says}; ((attempt == 1)) && sleep 1.1; {LOSE_2}").returncode == 0
+    first, second = ([*map(int, line.split())] for line in (tmp_path / "seen").read_text().splitlines())
+    assert first[0] == second[0]
+    # Else ranks with checkpoint.resume=false would begin at step 0.
+    assert (first[1], second[1]) == (0, 1)
 
 
 def test_two_losses_one_after_the_other_leave_one_node_which_has_no_other_to_be_compared_with(job, tmp_path):
