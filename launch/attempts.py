@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.config.many import many
 from trainer.errors import Exit
 from trainer.metrics.jsonl import has_numbers, read, read_events
 
 RECORD = "attempts.jsonl"
-"""One line an event: submitted and queued by `palimpsest submit`; started, ended and gave_up by the batch script."""
+"""One line an event: submitted and queued by `palimpsest submit`; started, ended, lost and gave_up by the script."""
 # Behind the labels of srun, of our ranks and of torch's.
 _ERROR = re.compile(r"^(?:\d+: )?(?:\[rank ?\d+\]:? )?(Error\b.*|[\w.]*(?:Error|Exception): .*)$")
 PREFLIGHT = "preflight.json"
@@ -35,6 +36,8 @@ class Attempts:
     """Exit code of the last attempt; None while it runs, or when it was killed with its node."""
     gave_up: bool
     last_error: str | None
+    shrunk: str | None = None
+    """Which attempt of the job went on with fewer nodes, in words: the newest one that did."""
 
 
 def read_attempts(run_dir: Path) -> Attempts:
@@ -50,7 +53,20 @@ def read_attempts(run_dir: Path) -> Attempts:
         last_code=codes[-1] if codes else None,
         gave_up=any(line["event"] == "gave_up" for line in after),
         last_error=_last_error(folders),
+        shrunk=_shrunk(lines),
     )
+
+
+def _shrunk(lines: Iterable[dict[str, Any]]) -> str | None:
+    """Return what the newest line of lost nodes tells since the last submission."""
+    found: str | None = None
+    for line in lines:
+        if line["event"] == "submitted":
+            found = None
+        elif line["event"] == "lost":
+            nodes = f"{line['left']} of {many(line['of'], 'node')}"
+            found = f"attempt {line['attempt'] + 1} went on with {nodes}: {line['nodes']} was lost"
+    return found
 
 
 def final_code(run_dir: Path) -> int | None:

@@ -6,7 +6,8 @@ from importlib import resources
 
 from trainer.config.cluster import ClusterConfig, Launcher
 
-from .words import Job, Template, apptainer, is_contained, lines, python, pyxis
+from .fewer import in_checks
+from .words import Job, Template, apptainer, is_contained, lines, on_all_nodes, python, pyxis
 
 START_S = 7
 """From the start of srun to that of Python, and for Python's last words."""
@@ -25,7 +26,7 @@ def render_preflight(cluster: ClusterConfig, job: Job) -> str:
     text = resources.files("trainer.launch").joinpath("preflight.sh.tmpl").read_text(encoding="utf-8")
     return (
         Template(text)
-        .substitute(image=_image(cluster, job), check=lines(check), limit_s=limit_s)
+        .substitute(image=_image(cluster, job), check=lines(check), limit_s=limit_s, **in_checks(cluster))
         .rstrip("\n")
     )
 
@@ -34,19 +35,16 @@ def _image(cluster: ClusterConfig, job: Job) -> str:
     """Return lines that fetch the image on every node, outside the time limit."""
     if not is_contained(cluster):
         return ""
-    nodes = cluster.num_nodes
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--label"]
+    srun = [*on_all_nodes(cluster, 1), "--label"]
     leave = """bash -c 'touch "$0/$SLURMD_NODENAME"' "$logs/image\""""
     fetch = lines([*srun, *pyxis(cluster, job), *apptainer(cluster, job), leave])
     text = resources.files("trainer.launch").joinpath("image.sh.tmpl").read_text(encoding="utf-8")
-    return Template(text).substitute(fetch=fetch)
+    return Template(text).substitute(fetch=fetch, lost=in_checks(cluster)["lost"])
 
 
 def _srun(cluster: ClusterConfig, job: Job) -> list[str]:
     """Return the words that start one process a rank, each of which says what it found before it ends."""
-    per_node = cluster.ranks_per_node
-    words = ["srun", f"--nodes={cluster.num_nodes}", f"--ntasks={cluster.num_nodes * per_node}"]
-    words.append(f"--ntasks-per-node={per_node}")
+    words = on_all_nodes(cluster, cluster.ranks_per_node)
     if cluster.cpus_per_rank:
         words.append(f"--cpus-per-task={cluster.cpus_per_rank}")
     elif cluster.launcher is not Launcher.srun:

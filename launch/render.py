@@ -12,6 +12,7 @@ from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, gr
 from trainer.config.reference import variables_named
 from trainer.dist.env import JOB_PORTS
 
+from .fewer import render_fewer
 from .preflight import render_preflight
 from .words import (
     INDENT,
@@ -23,6 +24,7 @@ from .words import (
     in_double_quotes,
     is_contained,
     lines,
+    on_all_nodes,
     own_folders,
     python,
     pyxis,
@@ -62,6 +64,7 @@ def render(cluster: ClusterConfig, job: Job) -> str:
         inputs=lines([*_on_first_node(cluster, job), "-m", "trainer.launch.inputs", '"$config"']),
         ranks=_ranks(cluster, job),
         preflight=render_preflight(cluster, job),
+        **render_fewer(cluster),
     )
 
 
@@ -106,6 +109,9 @@ def _directives(cluster: ClusterConfig, job: Job) -> Iterator[str]:
         yield "#SBATCH --exclusive"
     yield "# The job may be put back into the queue: by itself, by preemption, or when a node fails."
     yield "#SBATCH --requeue"
+    if cluster.smaller:
+        yield f"# What is left of its nodes stays the job's, down to {cluster.min_nodes} (cluster.min_nodes)."
+        yield "#SBATCH --no-kill"
     if cluster.sbatch_options:
         yield "# The site's own."
     yield from (f"#SBATCH {option}" for option in cluster.sbatch_options)
@@ -224,8 +230,7 @@ def _says(quoted: str) -> str:
 def _ranks(cluster: ClusterConfig, job: Job) -> str:
     """Return the function that starts the ranks, and what its words mean."""
     tasks = cluster.ranks_per_node if cluster.launcher is Launcher.srun else 1
-    srun = ["srun", f"--nodes={cluster.num_nodes}", f"--ntasks={cluster.num_nodes * tasks}"]
-    srun.append(f"--ntasks-per-node={tasks}")
+    srun = on_all_nodes(cluster, tasks)
     if cluster.cpus_per_rank:
         # srun does not take it over from sbatch.
         srun.append(f"--cpus-per-task={cluster.cpus_per_rank * cluster.ranks_per_node // tasks}")
@@ -251,7 +256,8 @@ def _ranks(cluster: ClusterConfig, job: Job) -> str:
 
 
 def _launcher_words(cluster: ClusterConfig) -> list[str]:
-    nodes, per_node = cluster.num_nodes, cluster.ranks_per_node
+    per_node = cluster.ranks_per_node
+    nodes = '"$SLURM_JOB_NUM_NODES"' if cluster.smaller else cluster.num_nodes
     match cluster.launcher:
         case Launcher.srun:
             return ["-m", "trainer"]

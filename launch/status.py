@@ -54,6 +54,8 @@ class RunStatus:
     last_error: str | None
     effective: float | None = None
     """Share of the time so far that went into steps that stayed."""
+    shrunk: str | None = None
+    """That the run went on with fewer nodes, in words."""
     objective: float | None = None
     """Of a point of a sweep, as far as it was logged."""
 
@@ -80,6 +82,8 @@ def show_status(words: Sequence[str]) -> int:
         console = Console(width=160)
     console.print(_table(statuses, " ".join(names) if len(names) < 2 else "objective"))
     for status in statuses:
+        if status.shrunk is not None:
+            say(console, f"{status.name}: {status.shrunk}")
         if status.last_error is not None:
             say(console, f"{status.name}: {status.last_error}")
     return Exit.done
@@ -145,6 +149,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
         eta_s=newest["eta_s"] if not has_ended and has_numbers(newest, "eta_s") else None,
         last_error=None if state == "finished" else attempts.last_error,
         effective=effective(run_dir).ratio,
+        shrunk=attempts.shrunk,
     )
 
 

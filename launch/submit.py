@@ -27,6 +27,7 @@ from trainer.metrics.trackers import tracker_problems
 from trainer.runtime.lock import refuse_in_use
 
 from .attempts import last_job, measured_save_s, note
+from .fewer import shrink_memory_problems, shrink_problems
 from .places import hub_folders, local_problems, missing_problems, mounted
 from .render import render
 from .slurm import ENDED, NodeKind, SlurmSilent, hand_in, has_slurm, job_state, node_kinds, site_problems
@@ -101,6 +102,7 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
         ConfigError: Lists every rule that is broken.
     """
     num_ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
+    fewest_ranks = config.cluster.fewest_nodes * max(config.cluster.ranks_per_node, 1)
     problems = [
         *find_problems(config, num_ranks),
         *submit_problems(config.cluster, config.run_dir),
@@ -114,12 +116,14 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
     kinds = site()
     if not isinstance(kinds, str):
         refuse([*site_problems(config.cluster, kinds)])
-    fit = fitted(config, num_ranks, can_load=False)
+    refuse([*shrink_problems(config)])
+    fit = fitted(config, fewest_ranks, can_load=False)
     forecast = forecast_without_torch(fit.config, num_ranks)
     config = fit.left_to_first_rank
     save_s, origin = _save_time(config, forecast)
     lead_s = config.cluster.signal_lead_s or max(LEAST_LEAD_S, round(60 + 2 * save_s))
     refuse([*_memory_problems(config, forecast), *lead_problems(config.cluster, lead_s, save_s, origin)])
+    refuse([*shrink_memory_problems(fit.config)])
     job = _job(config, lead_s)
     script = render(config.cluster, job)
     said = [
@@ -235,7 +239,7 @@ def _save_time(config: RunConfig, forecast: LightForecast | None) -> tuple[float
     if forecast is None:
         return 0.0, "not known"
     cluster = config.cluster
-    seconds = forecast.checkpoint_bytes / (cluster.write_gb_per_s * 1e9 * cluster.num_nodes)
+    seconds = forecast.checkpoint_bytes / (cluster.write_gb_per_s * 1e9 * cluster.fewest_nodes)
     return seconds, f"{forecast.checkpoint_bytes / 1e9:.3g} GB at {cluster.write_gb_per_s:g} GB/s a node"
 
 
@@ -284,6 +288,11 @@ def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lea
         f"{config.name}: {many(num_ranks, 'rank')} on {many(cluster.num_nodes, 'node')}, started by "
         f"{cluster.launcher.value}; told to save {lead_s} s before the limit of {cluster.time_limit_min} minutes."
     )
+    if cluster.smaller:
+        yield (
+            f"Where nodes are lost it goes on by itself with those that are left, at least {cluster.min_nodes} "
+            "(cluster.min_nodes)."
+        )
     if forecast is None:
         yield "Memory is not forecast: this architecture needs torch for that. See `palimpsest plan`."
     elif cluster.num_gpus_asked and forecast.gpu_gib is not None:

@@ -84,6 +84,16 @@ def pyxis(cluster: ClusterConfig, job: Job) -> list[str]:
     ]
 
 
+def on_all_nodes(cluster: ClusterConfig, per_node: int) -> list[str]:
+    """Return the words of srun that start so many tasks on every node of an attempt: it may be fewer than at first."""
+    if cluster.smaller:
+        nodes, tasks = '"$SLURM_JOB_NUM_NODES"', f'"$((SLURM_JOB_NUM_NODES * {per_node}))"'
+        listed = ['--nodelist="$SLURM_JOB_NODELIST"']
+    else:
+        nodes, tasks, listed = str(cluster.num_nodes), str(cluster.num_nodes * per_node), []
+    return ["srun", f"--nodes={nodes}", f"--ntasks={tasks}", f"--ntasks-per-node={per_node}", *listed]
+
+
 def in_double_quotes(text: str) -> str:
     """Quote a text whose variables are not to be expanded."""
     return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'

@@ -16,11 +16,14 @@ import pytest
 from tests.helpers.standstill import go_on, ranks_of, stand_still
 from tests.helpers.submitted import Submitted, overrides, trace
 from tests.helpers.wait import LIMIT_S
+from trainer.cli import run_command
 from trainer.metrics.jsonl import read
 
 NUM_STEPS = 40
 """Of a tenth of a second, of which each attempt makes a few: ranks stand still while somebody reaches for them."""
 SHORT = 6
+FEWER = 20
+"""Long enough for a node to be lost in the middle."""
 LEAD_MIN = 10
 """Minutes from SLURM's warning to the limit: on a busy machine a save takes long."""
 
@@ -122,6 +125,36 @@ def test_every_attempt_has_its_logs(interrupted):
     for folder in folders:
         assert (folder / "rank-0.log").stat().st_size and (folder / "rank-1.log").stat().st_size
         assert (folder / "console.log").is_file()
+
+
+def test_a_job_that_loses_a_node_goes_on_with_the_other_one_by_itself(slurm, project, alone, capsys):
+    """It keeps its place: no requeue, the same tokens in every step, losses within the rounding of other sums."""
+    fewer = ("cluster.min_nodes=1", "checkpoint.every_steps=2", "cluster.preflight.enabled=false")
+    run = submit(slurm, project, "fewer", *fewer, num_steps=FEWER)
+    run.wait(lambda: run.step() >= 4, "steps on two nodes")
+    slurm.unplug("node2")
+    try:
+        slurm.lose("node2")
+        assert run.finish() == "COMPLETED", run.log[-5000:]
+    finally:
+        slurm.plug("node2")
+        slurm.find("node2")
+    assert [line["nodes"] for line in run.lines("started")] == ["node[1-2]", "node1"]
+    assert "Restarts=0" in slurm.ask("scontrol", "show", "job", str(run.job)), "it was requeued"
+    starts = [event for event in read(run.run_dir / "ledger.jsonl") if event["event"] == "started"]
+    assert [event["world_size"] for event in starts] == [2, 1] and starts[1]["step"] >= 2
+    found = trace(run.run_dir)
+    assert [step for step, _, _ in found] == [*range(1, FEWER + 1)]
+    assert max(abs(now[1] - then[1]) for now, then in zip(found, alone, strict=False)) < 1e-5
+    assert "Lost: node2. The job goes on with 1 of 2 nodes." in run.log
+    capsys.readouterr()
+    for command in ("status", "verify"):
+        assert run_command([command, str(run.run_dir)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "attempt 2 went on with 1 of 2 nodes: node2 was lost" in said
+    assert "those that the configuration draws" in said
+    report = (run.run_dir / "report.html").read_text()
+    assert f"after step {starts[1]['step']} with 1 rank instead of 2" in report
 
 
 @pytest.mark.slow

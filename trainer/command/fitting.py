@@ -239,7 +239,7 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
     """
     zero, model = config.zero, config.model
     assert zero.stage is not None and model.checkpoint_layers is not None, "fitted() comes first"
-    train, seq_len, is_movable = config.train, config.data.seq_len, may_be_uneven(config)
+    train, seq_len, is_movable = config.train, config.data.seq_len, may_be_uneven(config, num_ranks)
     batch = batch_shape(train.global_batch_tokens, seq_len, train.micro_batch_size, num_ranks, is_movable)
     deepspeed_dict(zero, config.optim, batch, on_gpu=True)
     return RunShape(

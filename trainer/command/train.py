@@ -19,7 +19,7 @@ from trainer.command.missing_here import refuse_missing
 from trainer.command.prepare import ensure_inputs
 from trainer.command.rank import run_rank
 from trainer.config.check import check_config, find_problems
-from trainer.config.cluster import Scheduler
+from trainer.config.cluster import ClusterConfig, Scheduler
 from trainer.config.reference import variables_named
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import (
@@ -34,6 +34,7 @@ from trainer.config.store import load_config, to_standard_error, to_yaml
 from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError, Exit
 from trainer.model.dtype import NO_BF16
+from trainer.runtime.job import given_log_dir
 from trainer.runtime.lock import LEASE, locked_for_ranks, refuse_in_use
 from trainer.runtime.log import attempt_dir
 from trainer.start.local import only_rank, start_local
@@ -52,7 +53,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
         _refuse_slurm(config)
         cluster, hosts = with_hosts(config.cluster)
         config = dataclasses.replace(config, cluster=cluster)
-    if config.cluster.num_nodes > 1 and hosts is None:
+    if config.cluster.num_nodes > 1 and hosts is None and not _is_what_is_left(config.cluster):
         raise ConfigError(
             f"`cluster.num_nodes` must be 1 for `palimpsest {command}`, but is {config.cluster.num_nodes} "
             "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
@@ -99,6 +100,14 @@ def start_ranks(command: str, config: RunConfig) -> int:
     changed = run_dir / f"{command}.yaml"
     write_atomic(changed, to_yaml(config), is_private=holds_values(config))
     return _launch(command, changed, num_ranks, config.cluster.master_port)
+
+
+def _is_what_is_left(cluster: ClusterConfig) -> bool:
+    """Tell whether this is the one rank of a batch script's job that has come down to one node.
+
+    Its step has one task, so that it looks like somebody's shell.
+    """
+    return 1 in cluster.smaller and cluster.ranks_per_node == 1 and given_log_dir(os.environ) is not None
 
 
 def _refuse_slurm(config: RunConfig) -> None:

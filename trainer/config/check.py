@@ -224,7 +224,7 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
         return
     ranks = world_size or config.cluster.num_nodes * config.cluster.ranks_per_node
     unit = max(ranks, 1) * train.micro_batch_size * max(seq_len, 1)
-    if may_be_uneven(config) and train.global_batch_tokens % max(seq_len, 1) == 0:
+    if may_be_uneven(config, ranks) and train.global_batch_tokens % max(seq_len, 1) == 0:
         return
     if train.global_batch_tokens < unit or train.global_batch_tokens % unit:
         nearest = max(round(train.global_batch_tokens / unit), 1) * unit

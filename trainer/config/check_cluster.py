@@ -37,6 +37,7 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
         yield must("cluster.write_gb_per_s", "more than 0", cluster.write_gb_per_s, "Set 1.")
     if cluster.gpu_gib is not None and not cluster.gpu_gib > 0:
         yield must("cluster.gpu_gib", "more than 0", cluster.gpu_gib, "Set cluster.gpu_gib=80.")
+    yield from _min_nodes_problems(cluster)
     if cluster.hostfile is not None and cluster.launcher is not Launcher.deepspeed:
         yield must(
             "cluster.launcher",
@@ -52,6 +53,18 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     yield from _container_problems(cluster)
     yield from _preflight_problems(cluster.preflight)
     yield from _watch_problems(cluster.watch)
+
+
+def _min_nodes_problems(cluster: ClusterConfig) -> Iterator[Problem]:
+    key, value = "cluster.min_nodes", cluster.min_nodes
+    if value is None:
+        return
+    if cluster.scheduler is not Scheduler.slurm:
+        rule = "null without SLURM: the batch script of `palimpsest submit` leaves lost nodes out"
+        yield must(key, rule, value, "Leave it out, or set cluster=slurm and submit.")
+    elif not 1 <= value <= cluster.num_nodes:
+        rule = f"in [1, cluster.num_nodes], cluster.num_nodes being {cluster.num_nodes}"
+        yield must(key, rule, value, f"Set cluster.min_nodes={max(cluster.num_nodes // 2, 1)}.")
 
 
 def _watch_problems(watch: WatchConfig) -> Iterator[Problem]:

@@ -35,6 +35,12 @@ def expert_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
             size,
             f"Set {KEY}={fits}.",
         )
+    elif any(nodes * config.cluster.ranks_per_node % size for nodes in config.cluster.smaller):
+        rule = f"null, or the ranks of every number of nodes from it on a multiple of {KEY}={size}"
+        fix = (
+            f"Leave it out, or set {KEY} to a divisor of the {config.cluster.ranks_per_node} ranks of a node."
+        )
+        yield must("cluster.min_nodes", rule, config.cluster.min_nodes, fix)
     off = f"or {KEY}=1"
     if zero.stage == 0:
         yield must("zero.stage", f"1, 2 or 3 with {KEY}={size}", zero.stage, f"Set zero=zero2, {off}.")

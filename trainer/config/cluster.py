@@ -65,6 +65,9 @@ class ClusterConfig:
 
     num_nodes: int = 1
     """Nodes of the run."""
+    min_nodes: int | None = None
+    """A job of `submit` that loses nodes goes on by itself with those that are left, where they are at least so many;
+    null: it waits in the queue for all of them."""
     ranks_per_node: int = 0
     """Processes on a node; 0 means one a GPU, or one on a machine without a GPU. `submit` needs a number."""
     comm_timeout_s: int = 1800
@@ -143,6 +146,16 @@ class ClusterConfig:
             return self.gpus_per_node
         of_gres = gres_gpus(self.gres)
         return self.ranks_per_node if of_gres is None else of_gres
+
+    @property
+    def fewest_nodes(self) -> int:
+        """Return the nodes that a job may come down to by itself."""
+        return self.num_nodes if self.min_nodes is None else self.min_nodes
+
+    @property
+    def smaller(self) -> range:
+        """Return the numbers of nodes that a job may go on with after it lost some."""
+        return range(self.fewest_nodes, self.num_nodes)
 
 
 def gres_gpus(gres: str | None) -> int | None:

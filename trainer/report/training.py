@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trainer.report.element import Html
 from trainer.report.figure import line_chart
@@ -64,9 +67,19 @@ def _events_in_words(record: RunRecord) -> Html | None:
         _counted(counts["saved"], "checkpoint") + " saved",
         _counted(counts["skipped"], "step") + " skipped for numbers that were not finite",
     ]
+    parts += _moves([event for event in record.events if event.get("event") == "started"])
     stopped = [event for event in record.events if event.get("event") == "stopped"]
     end = f"The last attempt ended: {stopped[-1].get('reason')}." if stopped else "No end was recorded."
     return paragraph("; ".join(parts) + ". " + end)
+
+
+def _moves(starts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say where an attempt went on with another number of ranks than the one before."""
+    return [
+        f"after step {now.get('step')} with {_counted(now['world_size'], 'rank')} instead of {before['world_size']}"
+        for before, now in itertools.pairwise(starts)
+        if "world_size" in before and "world_size" in now and before["world_size"] != now["world_size"]
+    ]
 
 
 def _counted(number: int, noun: str) -> str:

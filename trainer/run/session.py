@@ -164,7 +164,7 @@ def _batch_shape(config: RunConfig, mesh: Mesh) -> BatchShape:
         config.data.seq_len,
         train.micro_batch_size,
         mesh.data.size,
-        may_be_uneven=mesh.from_first(lambda: may_be_uneven(config)),
+        may_be_uneven=mesh.from_first(lambda: may_be_uneven(config, mesh.num_ranks)),
     )
 
 

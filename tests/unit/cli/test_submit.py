@@ -150,6 +150,38 @@ def test_bad_input_is_found_before_submission(slurm, refuse, tmp_path, overrides
     assert not slurm.exists()
 
 
+SMALLER = ["cluster.num_nodes=4", "cluster.min_nodes=1", "train.global_batch_tokens=262144"]
+
+
+def test_a_job_that_may_shrink_is_fitted_to_its_fewest_nodes_and_says_so(slurm, here, tmp_path, capsys):
+    assert run_command([*local(tmp_path, *SMALLER), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "goes on by itself with those that are left, at least 1 (cluster.min_nodes)." in shown.err
+    # One node writes four times as long, and is told to stop so much earlier.
+    alone = int(shown.out.partition("--signal=B:USR1@")[2].splitlines()[0])
+    assert run_command([*local(tmp_path, "cluster.num_nodes=4"), "--dry-run"]) == 0
+    assert alone > int(capsys.readouterr().out.partition("--signal=B:USR1@")[2].splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (
+            ["cluster.gpu_gib=22", "zero=zero3"],
+            "null, or at least 2, with fewer of which this run does not fit",
+        ),
+        (
+            ["train.router_bias_rate=0.001"],
+            "null where routers train, unless ranks x micro batch divide the 128 packs",
+        ),
+    ],
+)
+def test_nodes_on_which_the_ranks_would_end_are_refused_before(slurm, refuse, words, rule):
+    shown = refuse("submit", *RUN, *SMALLER, *words)
+    assert f"`cluster.min_nodes` must be {rule}" in shown, shown
+    assert not slurm.exists()
+
+
 def test_all_problems_are_shown_together(slurm, refuse):
     shown = refuse("submit", *RUN, "cluster.max_stuck_attempts=0", "optim.lr=0", "cluster.ranks_per_node=0")
     assert "3 problems" in shown or "4 problems" in shown

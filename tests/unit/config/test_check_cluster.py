@@ -37,12 +37,21 @@ def test_a_folder_whose_name_begins_like_a_local_one_is_shared():
         ({"environment": {"A B": "1"}}, "cluster.environment"),
         ({"environment": {"SLURM_X": "1"}}, "cluster.environment.SLURM_X"),
         ({"nccl": {"X": "1"}}, "cluster.nccl.X"),
+        ({"num_nodes": 4, "min_nodes": 0}, "cluster.min_nodes"),
+        ({"num_nodes": 4, "min_nodes": 5}, "cluster.min_nodes"),
+        ({"num_nodes": 4, "min_nodes": 2, "scheduler": Scheduler.none}, "cluster.min_nodes"),
     ],
 )
 def test_every_rule_names_its_key(changes, key):
     (problem,) = cluster_problems(dataclasses.replace(SLURM, **changes))
     assert problem.key == key and problem.sentence.startswith(f"`{key}` must be")
     assert " instead. " in problem.sentence
+
+
+@pytest.mark.parametrize(("min_nodes", "smaller"), [(None, []), (4, []), (3, [3]), (1, [1, 2, 3])])
+def test_a_job_may_come_down_to_its_fewest_nodes(min_nodes, smaller):
+    cluster = dataclasses.replace(SLURM, num_nodes=4, min_nodes=min_nodes)
+    assert not [*cluster_problems(cluster)] and [*cluster.smaller] == smaller
 
 
 @pytest.mark.parametrize(

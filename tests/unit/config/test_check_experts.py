@@ -56,6 +56,20 @@ def test_what_spread_experts_cannot_go_with_is_refused(words, ranks, key, rule, 
     assert sentence.startswith(f"`{key}` must be {rule}") and fix in sentence
 
 
+def test_every_number_of_nodes_that_a_job_may_come_down_to_must_share_the_experts():
+    nodes = ("cluster=slurm_cpu", "cluster.num_nodes=4", "train.global_batch_tokens=65536")
+    assert not problems(*nodes, ranks=4)
+    for min_nodes, is_allowed in ((1, False), (2, False), (4, True)):
+        found = problems(*nodes, f"cluster.min_nodes={min_nodes}", ranks=4)
+        assert ("cluster.min_nodes" in found) != is_allowed, min_nodes
+    assert (
+        "a multiple of zero.expert_parallel=2"
+        in problems(*nodes, "cluster.min_nodes=1", ranks=4)["cluster.min_nodes"]
+    )
+    two = ("cluster.ranks_per_node=2", "cluster.min_nodes=1")
+    assert not problems(*nodes, *two, ranks=8)
+
+
 def test_without_spread_experts_none_of_it_is_a_problem():
     assert not problems("zero.expert_parallel=1", "zero=zero3", "train.global_batch_tokens=65536", ranks=2)
 

@@ -48,6 +48,7 @@ CASES = {
         *("cluster.nccl.NCCL_SOCKET_IFNAME=ib0", "cluster.scratch=/scratch", "cluster.master_port=29600"),
         "cluster.max_stuck_attempts=5",
     ],
+    "fewer": ["cluster=slurm", "cluster.num_nodes=4", "cluster.min_nodes=2"],
     "cpu": ["cluster=slurm_cpu", "cluster.num_nodes=2"],
 }
 

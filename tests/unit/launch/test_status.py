@@ -153,6 +153,15 @@ def test_what_the_queue_says_of_a_job_that_left_no_last_line_is_the_state(begun,
     assert run_status(begun).state == "must be mended"
 
 
+def test_an_attempt_that_went_on_with_fewer_nodes_is_told_until_the_run_is_submitted_again(begun, capsys):
+    assert run_status(begun).shrunk is None
+    note(begun, "lost", attempt=2, job=7, nodes="node2", left=1, of=2)
+    assert run_command(["status", str(begun)]) == 0
+    assert "\nfirst: attempt 3 went on with 1 of 2 nodes: node2 was lost\n" in capsys.readouterr().out
+    note(begun, "submitted")
+    assert run_status(begun).shrunk is None
+
+
 def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
     write_run(tmp_path / "runs" / "second")
     assert run_command(["status", str(tmp_path / "runs")]) == 0
