@@ -13,6 +13,7 @@ from tests.dist.session import config_of
 from tests.dist.test_resume import contents
 from trainer.checkpoint.layout import step_dir
 from trainer.checkpoint.verify import inspect
+from trainer.config.train import CheckpointConfig
 
 WORDS = ["zero.dtype=bf16", "train.max_steps=8", "checkpoint.every_steps=2", "checkpoint.keep_last=9"]
 
@@ -109,6 +110,30 @@ def test_the_last_save_that_cannot_be_written_is_an_error(pool, workspace, tmp_p
             full={8: 1},
             slow_s=0.0,
         )
+
+
+def train_by_time(mesh: Any, workspace: str, folder: str, first_s: float) -> list[int]:
+    """Train with saves by time, of which the first is due after so long; return the steps that were saved."""
+    from trainer.run import save_clock, training
+
+    words = ["checkpoint.every_steps=null", "checkpoint.background=false", "train.max_steps=5"]
+    whole, save_clock.FIRST_S = save_clock.FIRST_S, first_s
+    try:
+        config = config_of(workspace, folder, *words, "evaluate.forgetting=false")
+        assert training.run_training(config).value == "finished"
+    finally:
+        save_clock.FIRST_S = whole
+    rows = map(json.loads, (Path(folder) / "ledger.jsonl").read_text().splitlines())
+    return [row["step"] for row in rows if row["event"] == "saved"]
+
+
+def test_a_run_without_a_number_of_steps_saves_by_time(pool, workspace, tmp_path):
+    """The first save is due at once here, and the next a minute later at the earliest, when the run is over."""
+    assert CheckpointConfig().every_steps is None, "by time, unless somebody says otherwise"
+    for first_s, saved in ((1e-6, [1, 5]), (300.0, [5])):
+        folder = str(tmp_path / str(first_s))
+        found = pool(2).run(train_by_time, workspace=workspace, folder=folder, first_s=first_s)
+        assert found == [saved, saved]
 
 
 def room(mesh: Any, workspace: str, folder: str, left: int) -> tuple[bool, int]:

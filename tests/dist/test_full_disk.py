@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.dist import full_disk
+from tests.dist.outside import said_in, two_ranks
 from tests.dist.session import config_of, session_of, take_steps
 from tests.dist.test_resume import saver_of
 from tests.helpers.ranks import FOREIGN, ROOT
@@ -183,7 +184,6 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> 
     assert all(part in done.stderr for part in ("No space left on device", *parts)), said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])
 def test_records_on_a_full_disk_end_both_ranks_with_a_sentence(workspace, tmp_path, name):
     """Rank 0 alone writes them, while rank 1 waits in the next step."""
@@ -192,10 +192,14 @@ def test_records_on_a_full_disk_end_both_ranks_with_a_sentence(workspace, tmp_pa
         run_dir = tmp_path / "run"
         run_dir.mkdir()
         (run_dir / name).symlink_to(disk / name)
-        words = (f"run_dir={run_dir}", "cluster.ranks_per_node=2", "train.max_steps=50", "log.every_steps=1")
-        assert_one_sentence(
-            command(workspace, tmp_path, "train", *words), f"{run_dir / name} could not be written"
-        )
+        words = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={run_dir}", "train.max_steps=50"]
+        with two_ranks([*words, "log.every_steps=1"], tmp_path / "logs") as ranks:
+            for rank in ranks:
+                rank.join(LIMIT_S)
+            assert [rank.exitcode for rank in ranks] == [2, 2], said_in(tmp_path / "logs")
+        said = said_in(tmp_path / "logs")
+        assert "Traceback" not in said and said.count("Error: ") == 1, said
+        assert f"{run_dir / name} could not be written: No space left on device" in said
 
 
 @pytest.mark.slow

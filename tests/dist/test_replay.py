@@ -101,6 +101,24 @@ def test_a_resumed_run_decides_and_draws_what_the_whole_run_did(pool, workspace,
     assert rows[0]["replay_ratio"] == 0.3
 
 
+def test_a_run_that_goes_on_with_other_ranks_decides_and_draws_the_same(pool, workspace, data, tmp_path):
+    """Another ratio: what the controller has seen is of ranks. Losses are rounded otherwise, and ratios with them."""
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    for num_ranks, run_dir, source in ((2, whole, None), (1, moved, str(whole))):
+        words = {"workspace": workspace, "data": data, "run_dir": str(run_dir), "copy_from": source}
+        pool(num_ranks).run(train, **words, overrides=[])
+    before, after = dict(decisions(whole)), dict(decisions(moved))
+    assert list(after) == [6, 8] and len(set(before.values())) > 1
+    assert after == pytest.approx({step: before[step] for step in after}, abs=1e-5)
+    states = [json.loads((step_dir(r, 8) / STATE).read_text()) for r in (whole, moved)]
+    for key in ("data_digest", "plan", "targets_by_source", "tokens_by_source"):
+        assert states[0][key] == states[1][key], key
+    assert states[0]["base_losses"] == states[1]["base_losses"]
+    assert [step for step, *_ in states[1]["ratio_changes"]] == [
+        step for step, *_ in states[0]["ratio_changes"]
+    ]
+
+
 def test_one_rank_and_two_consume_the_same(pool, workspace, data, tmp_path):
     digests = {}
     for num_ranks in (1, 2):

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.session import config_of
+from tests.dist.session import config_of, session_of
+from tests.dist.test_resume import saver_of
 from trainer.checkpoint.layout import STATE, step_dir
+from trainer.checkpoint.shard_file import WEIGHT
 from trainer.checkpoint.shards import Shards, open_shards
 
 PACKS = 6
@@ -107,6 +109,7 @@ def assert_close(one: Shards, two: Shards, allowed: float) -> None:
     [
         (2, [], [(1, []), (3, ["zero.stage=3"]), (2, [])]),
         (3, ["tune.method=lora", "tune.r=4"], [(4, ["zero.stage=1"]), (1, ["zero.stage=0"]), (2, [])]),
+        (2, ["tune.method=freeze", "tune.last_layers=1"], [(1, ["zero.stage=1"]), (3, ["zero.stage=3"])]),
     ],
 )
 def test_every_later_step_has_the_tokens_and_the_loss_of_a_run_that_was_never_moved(
@@ -118,6 +121,38 @@ def test_every_later_step_has_the_tokens_and_the_loss_of_a_run_that_was_never_mo
     chain(pool, workspace, tmp_path, legs, [f"zero.stage={stage}", *words])
     for index in range(len(legs)):
         assert_same(tmp_path / "whole", tmp_path / f"leg-{index}", 2 * (index + 1), FP32)
+
+
+def read_for_resuming(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> list[int]:
+    """Resume, and return how many weights this rank read, and how many there are."""
+    from trainer.checkpoint import shards
+
+    read: list[int] = []
+    whole = shards.Shards.fill
+
+    def fill(self: Any, kind: str, name: str, begin: int, out: Any) -> None:
+        read.append(out.numel() if kind == WEIGHT else 0)
+        whole(self, kind, name, begin, out)
+
+    shards.Shards.fill = fill  # type: ignore[method-assign]
+    try:
+        with session_of(config_of(workspace, run_dir, *WORDS, *words)) as session:
+            assert saver_of(session).resume(goes_on=True).step == STEPS
+            shapes = open_shards(step_dir(Path(run_dir), STEPS)).shapes.values()
+    finally:
+        shards.Shards.fill = whole  # type: ignore[method-assign]
+    return [sum(read), sum(torch.Size(shape).numel() for shape in shapes)]
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_rank_reads_its_own_share_of_what_one_rank_saved(pool, workspace, tmp_path, stage):
+    """No rank holds the whole: a model whose optimizer no node has room for is gone on with all the same."""
+    pool(1).run(go_on, workspace=workspace, run_dir=str(tmp_path), start=None, overrides=[])
+    words = [f"zero.stage={stage}"]
+    found = pool(2).run(read_for_resuming, workspace=workspace, run_dir=str(tmp_path), words=words)
+    for read, total in found:
+        assert 0.4 * total < read < 0.6 * total
+    assert sum(read for read, _ in found) >= found[0][1]
 
 
 @pytest.mark.slow

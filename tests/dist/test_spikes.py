@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ import pytest
 
 from tests.dist.session import config_of, loader_of, session_of
 from tests.dist.test_non_finite import answers_of
+from tests.dist.test_resume import contents
+from tests.helpers.ranks import RankFailure
+from trainer.checkpoint.layout import step_dir
 from trainer.metrics.jsonl import read
 
 
@@ -79,22 +85,24 @@ def test_a_step_beyond_the_bounds_changes_neither_weights_nor_optimizer_on_any_r
         assert after[:2] == [True, False] and after[4] > 0 and not after[5]
 
 
-def train_through_a_spike(mesh: Any, workspace: str, run_dir: str, policy: str) -> Any:
-    """Train twelve steps, of which the ninth has fifty times the loss."""
+def train_through_a_spike(
+    mesh: Any, workspace: str, run_dir: str, policy: str, kill_at: list[int] | None = None
+) -> Any:
+    """Train the twelve steps of `words_of`, of which the ninth has fifty times the loss.
+
+    Args:
+        kill_at: A batch, and the how manieth time that it comes; the second rank is killed before it.
+    """
     from trainer.run import loop, training
 
-    overrides = ["train.max_steps=12", "checkpoint.every_steps=2", "checkpoint.keep_last=9"]
-    overrides += [
-        "log.every_steps=1",
-        "evaluate.every_steps=0",
-        "evaluate.forgetting=false",
-        "schedule.name=constant",
-    ]
-    overrides += ["log.trackers=[tensorboard]"]
-    overrides += [f"train.spikes.policy={policy}", "train.spikes.least=4", "train.spikes.rewind_steps=3"]
     whole = loop.train_step
 
+    seen: list[int] = []
+
     def spiky(policy: Any, objective: Any, batch: Any, *words: Any) -> Any:
+        seen.append(batch.step)
+        if kill_at is not None and mesh.rank == 1 and kill_at == [batch.step, seen.count(batch.step)]:
+            os.kill(os.getpid(), signal.SIGKILL)
         if batch.step != 8:
             return whole(policy, objective, batch, *words)
         forward = policy.engine.forward
@@ -111,9 +119,19 @@ def train_through_a_spike(mesh: Any, workspace: str, run_dir: str, policy: str) 
 
     loop.train_step = spiky
     try:
-        return training.run_training(config_of(workspace, run_dir, *overrides)).value
+        return training.run_training(config_of(workspace, run_dir, *words_of(policy))).value
     finally:
         loop.train_step = whole
+
+
+def words_of(policy: str) -> list[str]:
+    """Return what a run with a spike overrides."""
+    return [
+        *("train.max_steps=12", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "log.every_steps=1"),
+        *("evaluate.every_steps=0", "evaluate.forgetting=false", "schedule.name=constant"),
+        *("log.trackers=[tensorboard]", f"train.spikes.policy={policy}"),
+        *("train.spikes.least=4", "train.spikes.rewind_steps=3"),
+    ]
 
 
 @pytest.mark.parametrize("policy", ["rewind", pytest.param("skip", marks=pytest.mark.slow)])
@@ -143,6 +161,28 @@ def test_a_run_with_a_spike_ends_as_one_without_that_step(pool, workspace, tmp_p
             assert (row["loss"], row["grad_norm"]) == tuple(
                 rows[row["step"]][key] for key in ("loss", "grad_norm")
             )
+
+
+def test_a_run_that_is_killed_between_a_spike_and_its_end_takes_the_same_steps(pool, workspace, tmp_path):
+    """Killed before the steps that come again are saved, and after the data of the spike was passed over."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run = functools.partial(pool(2).run, train_through_a_spike, workspace=workspace, policy="rewind")
+    assert run(run_dir=str(whole)) == ["finished"] * 2
+    for kill_at in ([5, 2], [10, 1]):
+        with pytest.raises(RankFailure, match="died with -9"):
+            run(run_dir=str(killed), kill_at=kill_at)
+    assert run(run_dir=str(killed)) == ["finished"] * 2
+    rows = [
+        {row["step"]: row for row in read(path / "metrics.jsonl") if "lr" in row} for path in (whole, killed)
+    ]
+    keys = ("lr", "grad_norm", "tokens_seen", "skipped_steps")
+    before, after = ([[row.get("loss"), *(row[key] for key in keys)] for row in one.values()] for one in rows)
+    assert list(rows[1]) == list(range(1, 13)) and str(after) == str(before)
+    assert contents(step_dir(killed, 12)) == contents(step_dir(whole, 12))
+    events = [json.loads(line) for line in (killed / "ledger.jsonl").read_text().splitlines()]
+    found = [(e["event"], e["step"]) for e in events if e["event"] in ("spike", "went_back", "passed_over")]
+    assert found[:4] == [("spike", 9), ("went_back", 4)] * 2
+    assert set(found[4:]) == {("passed_over", 8)}, "once more where the last kill came before it was saved"
 
 
 def shown_by_tensorboard(run_dir: Path) -> dict[int, float]:
@@ -187,6 +227,53 @@ def verify_steps(mesh: Any, workspace: str, run_dir: str, is_faulty: bool) -> st
             loader.close()
         assert len(calls) >= 2 and float((answers_of(session) - before).abs().max()) == 0.0
     return ""
+
+
+def train_and_verify(mesh: Any, workspace: str, run_dir: str, words: list[str], fault_at: int) -> list[Any]:
+    """Train on ranks of which the second computes a step otherwise when it is done again; return how it ended."""
+    from trainer.errors import SelfCheckError
+    from trainer.run import loop, training
+
+    whole, looked = loop.check_again, []
+
+    def check(policy: Any, micro: Any, step: int) -> None:
+        looked.append(step)
+        calls: list[int] = []
+
+        def flip(module: Any, inputs: Any, output: Any) -> Any:
+            calls.append(1)
+            is_wrong = mesh.rank == 1 and step == fault_at and len(calls) == 2
+            return output * 1.0001 if is_wrong else output
+
+        layer = next(m for m in policy.module.modules() if type(m).__name__ == "LlamaMLP")
+        handle = layer.register_forward_hook(flip)
+        try:
+            whole(policy, micro, step)
+        finally:
+            handle.remove()
+
+    loop.check_again = check
+    try:
+        return [training.run_training(config_of(workspace, run_dir, *words)).value, looked]
+    except SelfCheckError as error:
+        return [str(error), looked]
+    finally:
+        loop.check_again = whole
+
+
+def test_a_run_does_every_nth_step_again_and_ends_at_the_first_that_differs(pool, workspace, tmp_path):
+    words = ["train.max_steps=6", "train.verify_every=2", "deterministic=true", "evaluate.forgetting=false"]
+    for fault_at, looked in ((4, [2, 4]), (3, [2, 4, 6])):
+        found = pool(2).run(
+            train_and_verify,
+            workspace=workspace,
+            run_dir=str(tmp_path / str(fault_at)),
+            words=words,
+            fault_at=fault_at,
+        )
+        assert [steps for _, steps in found] == [looked, looked]
+        for said, _ in found:
+            assert "but step 4 differs on rank 1 (" in said if fault_at == 4 else said == "finished"
 
 
 def test_a_rank_that_computes_otherwise_the_second_time_is_named(pool, workspace, tmp_path):

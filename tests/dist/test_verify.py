@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
+from launch.status import run_status
 from tests.dist.session import config_of
+from tests.dist.test_spikes import train_through_a_spike, words_of
+from tests.helpers.ranks import RankFailure
 from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
+from trainer.config.snapshot import freeze
+from trainer.metrics.jsonl import read
 
 WORDS = [
     *("train.max_steps=6", "checkpoint.every_steps=2", "checkpoint.keep_last=2", "zero.stage=2"),
@@ -20,7 +25,6 @@ WORDS = [
 
 
 def train(mesh: Any, workspace: str, run_dir: str) -> None:
-    from trainer.config.snapshot import freeze
     from trainer.run import training
 
     config = config_of(workspace, run_dir, *WORDS)
@@ -97,6 +101,38 @@ def test_a_flipped_bit_in_a_store_is_named(run, capsys, workspace, tmp_path):
     assert run_command(["verify", str(run), f"data.cache_dir={cache}"]) == 2
     said = capsys.readouterr().err
     assert "tokens: " in said and "train/tokens.bin" in said
+
+
+def test_a_flipped_bit_in_an_export_is_named(run, capsys):
+    assert run_command(["export", f"run_dir={run}"]) == 0
+    assert run_command(["verify", str(run)]) == 0
+    assert "export: as written" in " ".join(capsys.readouterr().out.split())
+    (path,) = (run / "export").glob("*.safetensors")
+    flip(path)
+    assert run_command(["verify", str(run)]) == 2
+    assert f"export: {path.name} in {run / 'export'} is not as it was written" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_rewound_and_gone_on_with_by_one_rank_is_told_what_that_cost(
+    pool, workspace, tmp_path, capsys
+):
+    """Killed in its fourth step with two saved, and rewound from the ninth to the fourth: six steps taken again."""
+    run_dir = tmp_path / "run"
+    freeze(config_of(workspace, run_dir, *words_of("rewind")), run_dir)
+    words = {"workspace": workspace, "run_dir": str(run_dir), "policy": "rewind"}
+    with pytest.raises(RankFailure, match="died with -9"):
+        pool(2).run(train_through_a_spike, **words, kill_at=[3, 1])
+    assert pool(1).run(train_through_a_spike, **words) == ["finished"]
+    rows = [row for row in read(run_dir / "metrics.jsonl") if "step_time_s" in row]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    times = [row["time"] for name in ("metrics", "ledger") for row in read(run_dir / f"{name}.jsonl")]
+    ratio = sum(row["step_time_s"] for row in rows) / (max(times) - min(times))
+    assert 0 < ratio < 1 and run_status(run_dir).effective == pytest.approx(ratio)
+    assert run_command(["verify", str(run_dir)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 starts, 6 steps taken again" in said
+    assert f"{ratio:.1%} of the time in steps that stayed (ETTR)" in said
+    assert "those that the configuration draws" in said and "by 1 rank at" in said and "by 2 ranks at" in said
 
 
 def test_a_folder_that_holds_no_run_is_a_sentence(tmp_path, capsys):

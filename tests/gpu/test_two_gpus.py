@@ -106,7 +106,13 @@ def test_a_stopped_rank_is_named_and_the_job_ends_with_a_code_that_requeues(plac
     assert wait_until(lambda: job.poll() is not None and [job.returncode], "the end", log.read_text) != [0]
     said = log.read_text()
     assert "Rank 1 has given no sign of life for " in said
-    assert list((run_dir / "logs" / "attempt-1").glob("*.stacks")), "each wrote where it was"
+    logs = run_dir / "logs" / "attempt-1"
+    assert list(logs.glob("*.stacks")), "each wrote where it was"
+    assert "NCCL's flight recorder: in rank-0.nccl.json" in (logs / "rank-0.stacks").read_text()
+    recorded = json.loads((logs / "rank-0.nccl.json").read_bytes())["entries"]
+    assert any(entry["profiling_name"].startswith("nccl:") for entry in recorded), (
+        "the collectives it knows of"
+    )
     wait_until(
         lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()),
         "no rank left",
