@@ -87,8 +87,9 @@ fi
 if (($#)); then
     python -m pytest --timeout=3600 "$@" </dev/null || failed+=("pytest")
 else
-    # Two workers, each with whole files, so that the fixtures of a file are made once, and each with its own ranks.
-    python -m pytest --timeout=3600 -n 2 --dist loadfile -m "not (slow or gpu or cluster)" </dev/null ||
+    # Three workers, as ranks wait for each other much of the time; each with whole files, so that the fixtures of a file
+    # are made once, and each with its own ranks.
+    python -m pytest --timeout=3600 -n 3 --dist loadfile -m "not (slow or gpu or cluster)" </dev/null ||
         failed+=("pytest")
     finish "$cluster"
 fi
