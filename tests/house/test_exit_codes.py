@@ -41,13 +41,16 @@ def test_no_file_has_an_exit_code_of_its_own(path):
 
 
 def test_the_scripts_of_a_job_give_codes_of_the_enum():
-    assert [path.name for path in TEMPLATES] == ["image.sh.tmpl", "job.sh.tmpl", "preflight.sh.tmpl"]
+    parts = ["fewer.sh.tmpl", "go_on.sh.tmpl", "image.sh.tmpl", "job.sh.tmpl", "preflight.sh.tmpl"]
+    assert [path.name for path in TEMPLATES] == parts
     for template in TEMPLATES:
         assert given_codes(template) <= set(Exit), template.name
     job = ROOT / "launch" / "job.sh.tmpl"
     assert given_codes(job) == {Exit.done, Exit.died, Exit.mendable, Exit.preempted}
     (asked,) = re.findall(r"if \[\[ \$stopping \]\]; then\s+code=(\d+)", job.read_text())
     assert int(asked) == Exit.preempted
+    lost = re.findall(r"(?:code=|return )(\d+)", (ROOT / "launch" / "fewer.py").read_text())
+    assert {int(code) for code in lost} == {Exit.preempted}
 
 
 def test_the_script_of_a_job_ends_for_good_at_the_codes_that_status_takes_for_an_end():
