@@ -42,15 +42,14 @@ def test_a_bucket_has_zeros_where_nothing_came_and_adds_up_in_float32():
         bucket.take(0)
         assert first.grad is None and not bucket.is_ready
         bucket.add(bucket.whole())
+        bucket.begin()
     assert bucket.own is not None and bucket.own.tolist() == [257.0, 257.0, 0, 0, 0, 0, 0, 0]
     second.grad = torch.tensor([[1.0], [2.0], [3.0]])
     bucket.take(1)
     assert bucket.whole().tolist() == [0, 0, 0, 1, 2, 3, 0, 0]
-    first.grad = torch.ones(2)
-    bucket.take(0)
-    first.grad = torch.ones(2)
-    with pytest.raises(RuntimeError, match="second gradient"):
-        bucket.take(0)
+    second.grad = torch.ones(3, 1)
+    with pytest.raises(RuntimeError, match="second gradient"):  # also where the first is on its way
+        bucket.take(1)
 
 
 class Chosen(nn.Module):

@@ -33,22 +33,29 @@ def is_for(model: nn.Module, ds_config: dict[str, Any]) -> bool:
     return is_plain and len(trained) < len(parameters) and sum(trained) <= MOST_ELEMENTS
 
 
-def flatten_gradients(optimizer: Any) -> None:
-    """Turn DeepSpeed's optimizer of stage 1 into one with flat gradients, in place, before its first backward pass."""
+def take_over(optimizer: Any, owner: type[FlatZeroOptimizer]) -> Any:
+    """Turn DeepSpeed's optimizer of stage 1 into one of ours, in place, without hooks; return its groups.
+
+    Returns:
+        Of each group the flat weights, the parameters that are views of them, and where each begins.
+    """
     assert type(optimizer) is DeepSpeedZeroOptimizer and not optimizer.partition_gradients
     for hook in optimizer._grad_acc_hooks:
         hook.remove()
     optimizer._grad_acc_hooks.clear()
-    optimizer.__class__ = FlatZeroOptimizer
-    optimizer.flat_gradients = [
-        FlatGradients(flat, parameters, offsets)
-        for flat, parameters, offsets in zip(
-            optimizer.bit16_groups_flat,
-            optimizer.round_robin_bit16_groups,
-            optimizer.round_robin_bit16_offsets,
-            strict=True,
-        )
-    ]
+    optimizer.__class__ = owner
+    return zip(
+        optimizer.bit16_groups_flat,
+        optimizer.round_robin_bit16_groups,
+        optimizer.round_robin_bit16_offsets,
+        strict=True,
+    )
+
+
+def flatten_gradients(optimizer: Any) -> None:
+    """Turn DeepSpeed's optimizer of stage 1 into one with flat gradients, in place, before its first backward pass."""
+    groups = take_over(optimizer, FlatZeroOptimizer)
+    optimizer.flat_gradients = [FlatGradients(*group) for group in groups]
 
 
 class FlatGradients:
@@ -104,6 +111,8 @@ class FlatGradients:
 class FlatZeroOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
     """DeepSpeed's stage 1 with flat gradients; made by `flatten_gradients`."""
 
+    norm_dtype = torch.float64
+    """Of the sum of squares of a group."""
     flat_gradients: list[FlatGradients]
     own_gradients: list[Tensor]
     """This rank's part of the averaged gradients, one a group; set by the last backward pass of a step."""
@@ -129,16 +138,11 @@ class FlatZeroOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
     def step(self, closure: Any = None) -> None:
         """Clip and update; a step whose gradient norm is not finite is skipped on every rank. Collective."""
         own, self.own_gradients = self.own_gradients, []
-        norm = self._norm(own)
-        self.overflow = not math.isfinite(norm)
-        if self.overflow:
-            self._global_grad_norm = math.inf
+        scale = self._judge(own)
+        if scale is None:
             return
-        self._global_grad_norm = norm
-        if self.clip_grad > 0:
-            excess = (norm + 1e-6) / self.clip_grad
-            if excess > 1:
-                torch._foreach_mul_(own, 1 / excess)
+        if scale < 1:
+            torch._foreach_mul_(own, scale)
         for master, gradient in zip(self.single_partition_of_fp32_groups, own, strict=True):
             master.grad = gradient
         self.optimizer.step()
@@ -157,9 +161,19 @@ class FlatZeroOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
                 allgather_bucket_size=self.allgather_bucket_size,
             )
 
+    def _judge(self, own: list[Tensor]) -> float | None:
+        """Return what clipping multiplies gradients by, 1 for none; None where their norm is not finite. Collective."""
+        norm = self._norm(own)
+        self.overflow = not math.isfinite(norm)
+        self._global_grad_norm = math.inf if self.overflow else norm
+        if self.overflow:
+            return None
+        excess = (norm + 1e-6) / self.clip_grad if self.clip_grad > 0 else 1.0
+        return 1 / max(excess, 1.0)
+
     def _norm(self, own: list[Tensor]) -> float:
-        """Return the norm of the averaged gradients over all groups and ranks; the padding in them is zero."""
-        squares = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in own]
-        total = torch.stack(squares).square().sum()
+        """Return the norm of the gradients over all groups and ranks; the padding in them is zero."""
+        squares = [torch.linalg.vector_norm(gradient, dtype=self.norm_dtype) for gradient in own]
+        total = torch.stack(squares).double().square().sum()
         torch_dist.all_reduce(total, group=self.dp_process_group)
         return math.sqrt(float(total))

@@ -52,7 +52,7 @@ def build_engine(
         flat.flatten_gradients(engine.optimizer)
         _LOG.info("Gradients of what trains are in one flat buffer, reduced once a step.")
     elif is_plain and partitioned.is_for(ds_config):
-        way = partitioned.take_over(optimizer, ds_config)
+        way = partitioned.ask_for_buckets(optimizer, ds_config)
         engine = _initialized(model, optimizer, ds_config, added)
         partitioned.partition_gradients(engine.optimizer, model, way)
         _LOG.info(

@@ -12,17 +12,15 @@ Source: deepspeed 0.19.8, runtime/zero/stage_1_and_2.py; torch/csrc/distributed/
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from trainer.engine.flat import FlatZeroOptimizer
+from trainer.engine.flat import FlatZeroOptimizer, take_over
 from trainer.engine.lane import Lane, gather_parts, scatter_sum
 
 MOST_TRAVELLING = 2
@@ -45,7 +43,7 @@ class Exchange:
     """Ranks exchange beside the computation."""
 
 
-def take_over(optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Exchange:
+def ask_for_buckets(optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]) -> Exchange:
     """Let DeepSpeed keep buckets as at stage 1, without hooks of its own; `partition_gradients` must follow."""
     zero = ds_config["zero_optimization"]
     way = Exchange(ds_config["gradient_accumulation_steps"] > 1, zero["overlap_comm"])
@@ -80,21 +78,12 @@ def partition_gradients(optimizer: Any, model: nn.Module, way: Exchange) -> None
     Args:
         model: Tells the order in which gradients come: last parameters first.
     """
-    assert type(optimizer) is DeepSpeedZeroOptimizer and not optimizer.partition_gradients
-    for hook in optimizer._grad_acc_hooks:
-        hook.remove()
-    optimizer._grad_acc_hooks.clear()
-    optimizer.__class__ = PartitionedZeroOptimizer
+    groups = take_over(optimizer, PartitionedZeroOptimizer)
     place = {id(parameter): index for index, parameter in enumerate(model.parameters())}
     wire = optimizer.communication_data_type
+    kept = torch.float32 if way.adds_up else wire
     optimizer.buckets = [
-        Bucket(parameters, offsets, flat.numel(), wire, torch.float32 if way.adds_up else wire)
-        for flat, parameters, offsets in zip(
-            optimizer.bit16_groups_flat,
-            optimizer.round_robin_bit16_groups,
-            optimizer.round_robin_bit16_offsets,
-            strict=True,
-        )
+        Bucket(parameters, offsets, flat.numel(), wire, kept) for flat, parameters, offsets in groups
     ]
     optimizer.reducer = Reducer(optimizer.buckets, place, optimizer.dp_process_group, way.overlaps)
     optimizer.has_finished_pass = False
@@ -125,7 +114,7 @@ class Bucket:
         self._kept = kept
         self._offsets = offsets
         self._whole: Tensor | None = None
-        self._waiting = set(range(len(parameters)))
+        self.begin()
 
     @property
     def is_ready(self) -> bool:
@@ -139,7 +128,7 @@ class Bucket:
         assert grad is not None
         if index not in self._waiting:
             raise RuntimeError(
-                "A parameter got a second gradient in one backward pass after the first was sent."
+                "A parameter got a second gradient in one backward pass, which may be on its way already."
             )
         if self._whole is None:
             self._whole = torch.empty(self.num_elements, dtype=self.wire, device=parameter.device)
@@ -147,7 +136,7 @@ class Bucket:
         self._waiting.discard(index)
 
     def whole(self) -> Tensor:
-        """Return all gradients, flat, zeros for those that did not come, and begin anew."""
+        """Return all gradients, flat, zeros for those that did not come, and let go of them."""
         if self._whole is None:
             self._whole = torch.zeros(self.num_elements, dtype=self.wire, device=self.parameters[0].device)
         else:
@@ -158,9 +147,12 @@ class Bucket:
                 if index in self._waiting:
                     self._place(index).zero_()
             self._whole[end:].zero_()
-        self._waiting = set(range(len(self.parameters)))
         whole, self._whole = self._whole, None
         return whole
+
+    def begin(self) -> None:
+        """Wait for the gradients of another backward pass."""
+        self._waiting = set(range(len(self.parameters)))
 
     def room(self, num_ranks: int) -> Tensor:
         """Return where this rank's part of a sum arrives."""
@@ -216,6 +208,8 @@ class Reducer:
         while self._next < len(self._order):
             self._send()
         self._next = 0
+        for bucket in self._order:
+            bucket.begin()
         self.lane.join()
         self._travelling.clear()
 
@@ -242,6 +236,8 @@ class PartitionedZeroOptimizer(FlatZeroOptimizer):
     A loss must come divided by the ranks: gradients are summed.
     """
 
+    # bf16 is summed in it as it is read; float64 would be a copy four times as large.
+    norm_dtype = torch.float32
     buckets: list[Bucket]
     reducer: Reducer
     has_finished_pass: bool
@@ -263,15 +259,11 @@ class PartitionedZeroOptimizer(FlatZeroOptimizer):
         own = [bucket.own for bucket in self.buckets if bucket.own is not None]
         for bucket in self.buckets:
             bucket.own = None
-        norm = self._norm(own)
-        self.overflow = not math.isfinite(norm)
-        if self.overflow:
-            self._global_grad_norm = math.inf
+        clipped = self._judge(own)
+        if clipped is None:
             return
-        self._global_grad_norm = norm
-        excess = (norm + 1e-6) / self.clip_grad if self.clip_grad > 0 else 1.0
         # Not a scalar, so that bf16 times it is float32, in one kernel.
-        scale = torch.full((1,), 1 / max(excess, 1.0), device=own[0].device)
+        scale = torch.full((1,), clipped, device=own[0].device)
         groups = self.optimizer.param_groups
         rank, lane = torch_dist.get_rank(group=self.dp_process_group), self.reducer.lane
         for index in range(len(groups)):
@@ -299,10 +291,3 @@ class PartitionedZeroOptimizer(FlatZeroOptimizer):
             self.optimizer.param_groups = groups
         master.grad = None
         part.copy_(master)
-
-    def _norm(self, own: list[Tensor]) -> float:
-        """Return the norm of the summed gradients over all groups and ranks; the padding in them is zero."""
-        squares = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in own]
-        total = torch.stack(squares).double().square().sum()
-        torch_dist.all_reduce(total, group=self.dp_process_group)
-        return math.sqrt(float(total))
