@@ -265,5 +265,6 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         expert_parallel=zero.expert_parallel,
         offload_optimizer=zero.offload_optimizer is Offload.cpu,
         offload_param=zero.offload_param is Offload.cpu,
+        has_extra=bool(zero.extra),
         asks_base=config.replay.kl.beta > 0,
     )

@@ -62,6 +62,8 @@ class RunShape:
     """Ranks that share the experts of a layer."""
     offload_optimizer: bool = False
     offload_param: bool = False
+    has_extra: bool = False
+    """DeepSpeed's own classes do all (`zero.extra`)."""
     asks_base: bool = False
     """Replay is compared with the base (`replay.kl.beta`)."""
 
@@ -78,7 +80,8 @@ class RunShape:
     @property
     def is_partitioned(self) -> bool:
         """Tell whether gradients go to their owners by our own code and not by DeepSpeed's."""
-        return self.stage == 2 and not self.offload_optimizer and self.expert_parallel == 1
+        is_plain = not (self.offload_optimizer or self.has_extra) and self.expert_parallel == 1
+        return self.stage == 2 and is_plain
 
     @property
     def is_refused(self) -> bool:

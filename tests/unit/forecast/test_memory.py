@@ -17,6 +17,7 @@ from trainer.forecast.activations import layer_bytes, mask_bytes, score_bytes
 from trainer.forecast.adapter_sizes import adapter_weights
 from trainer.forecast.memory import GIB, RunShape, attention_of, forecast, full_weights
 from trainer.forecast.shapes import decoder_shape
+from trainer.forecast.states import states_of
 
 LLAMA_JSON = ROOT / "benchmarks/shapes/llama3_8b/config.json"
 LLAMA = decoder_shape(json.loads(LLAMA_JSON.read_text(encoding="utf-8")), "llama3_8b")
@@ -99,6 +100,30 @@ def test_states_are_the_bytes_a_parameter_of_the_stage(stage, micro_steps, bytes
     peak = forecast(LLAMA, run, full_weights(LLAMA)).parts
     states = peak.parameters + peak.gradients + peak.optimizer
     assert states == pytest.approx(N * bytes_a_parameter, rel=1e-6)
+
+
+def test_keys_of_deepspeeds_own_bring_the_copies_of_its_step():
+    words = [
+        "model=benchmark",
+        f"model.path={LLAMA_JSON.parent}",
+        "run_dir=/nowhere",
+        "data=text",
+        "train.max_steps=1",
+    ]
+    words += [
+        "zero.stage=2",
+        "zero.dtype=bf16",
+        "model.checkpoint_layers=-1",
+        "train.global_batch_tokens=65536",
+        "data.seq_len=4096",
+    ]
+    own = "zero.extra={zero_optimization: {allgather_partitions: true}}"
+    plain, deepspeeds = (
+        states_of(run_shape(compose_config([*words, *more]), 8), full_weights(LLAMA)).step
+        for more in ([], [own])
+    )
+    # Two micro-steps: gradients in fp32, and a flat copy of them.
+    assert (plain, deepspeeds) == (0, N * 4 / 8)
 
 
 @pytest.mark.parametrize(("micro_steps", "gradient_bytes"), [(1, 2), (4, 4)])
