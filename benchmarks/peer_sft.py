@@ -148,6 +148,8 @@ def measure(
         peft_config=peft_config,
         callbacks=[Clock()],
     )
+    if len(trainer.train_dataset) < 2 * PACKS * num_micros:
+        raise SystemExit(f"{len(trainer.train_dataset)} packs are too few for steps of {PACKS * num_micros}")
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     row = {

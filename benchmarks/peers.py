@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -182,7 +183,8 @@ def documents(corpus: Path, work: Path) -> Path:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir(work))
-        texts = [text.strip() for text in corpus.read_text(encoding="utf-8").split("\n\n") if text.strip()]
+        # Lines of blanks alone part paragraphs too, as ours reads them.
+        texts = [t.strip() for t in re.split(r"\n\s*\n", corpus.read_text(encoding="utf-8")) if t.strip()]
         ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
         path.write_text(json.dumps(ids), encoding="utf-8")
     return path

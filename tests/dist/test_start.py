@@ -25,6 +25,7 @@ def test_a_rank_loads_no_compiler_and_no_package_that_its_run_does_not_need(work
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     rank |= {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     words = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={tmp_path}/run", "train.max_steps=1"]
+    words += ["tune.method=lora"]  # all that a run of whole weights loads, and peft
     with held_port() as port:
         done = subprocess.run(
             [sys.executable, "-c", CODE, *words],

@@ -1,10 +1,10 @@
 """What every rank of the tests needs, imported once; ranks are forked from the process that did."""
 
-from trainer.model.lean import import_models
+from trainer.model.lean import import_models, import_peft
 
 import_models()
+import_peft()
 
-import peft  # noqa: E402, F401
 from transformers.models.llama import modeling_llama  # noqa: E402, F401
 
 from trainer.dist import mesh  # noqa: E402, F401

@@ -118,7 +118,7 @@ def open_mesh(env: RankEnv, timeout_s: int, watching: Watching | None = None) ->
     Raises:
         TopologyError: More ranks on this machine than it shows GPUs, or a rendezvous that cannot be.
     """
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     check_rendezvous(env, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
     os.environ.update(
         RANK=str(env.rank),
@@ -198,7 +198,7 @@ def _watch_all(mesh: Mesh, address: str, watching: Watching | None) -> None:
     _watches.append(Watch(mesh.rank, peers, watching))
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """Import DeepSpeed without MLflow, which it asks for where it is installed, for an autotuner that is not ours.
 
     MLflow brings pandas: 3.4 s of each rank's start, and hundreds of files from a shared disk.

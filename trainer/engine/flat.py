@@ -16,9 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-from deepspeed.runtime.utils import all_gather_dp_groups
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
+
+from trainer.dist.mesh import import_deepspeed
+
+import_deepspeed()
+from deepspeed.runtime.utils import all_gather_dp_groups  # noqa: E402
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer  # noqa: E402
 
 MOST_ELEMENTS = 500_000_000
 """Trained elements up to which gradients are reduced at once, after the backward pass: 1 GB on the wire in bf16."""

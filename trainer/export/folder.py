@@ -16,6 +16,7 @@ from trainer.config.model import ModelConfig
 from trainer.errors import SelfCheckError
 from trainer.export.merge import WEIGHTS, read_adapter
 from trainer.model.attention import caps_scores
+from trainer.model.lean import import_peft
 from trainer.model.load import read_config, read_whole_config
 from trainer.model.multimodal import text_part, whole_class
 from trainer.model.packed import forget_packing
@@ -190,6 +191,7 @@ def _text_of(model: Any) -> Any:
 
 def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: bool) -> Any:
     """Load an adapter folder in plain peft, on the base that it names; None if it is a whole model's."""
+    import_peft()
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ModelError, SelfCheckError
 from trainer.model.base_files import BaseFiles
+from trainer.model.lean import import_peft
 from trainer.model.tune.adapters import ADAPTER
 from trainer.model.tune.expert_places import add_experts, expert_places, has_experts
 from trainer.model.tune.new_tokens import PEFT_ROWS, ROWS, grown
@@ -76,6 +77,7 @@ def describe_adapter(peft_config: Any, source: str) -> str:
 
 def read_adapter(folder: Path) -> Any:
     """Return peft's description of the adapter of a run or an export; None if it has none."""
+    import_peft()
     from peft import PeftConfig
 
     return PeftConfig.from_pretrained(str(folder)) if (folder / CONFIG).is_file() else None

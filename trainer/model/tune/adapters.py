@@ -18,6 +18,7 @@ from torch import nn
 
 from trainer.config.tune import ALL_LINEAR, EXPERTS, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
+from trainer.model.lean import import_peft
 from trainer.model.tune.adapted import (
     adapted,
     counted,
@@ -126,6 +127,7 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens 
 
 def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """Inject the factors; return their description for plain peft, and the layers and tensors that have some."""
+    import_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     names, experts = linear_targets(model, tune), expert_targets(model, tune)
@@ -173,6 +175,7 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
 
 
 def _add_ia3(model: Any, tune: TuneConfig) -> tuple[Any, tuple[str, ...]]:
+    import_peft()
     from peft import IA3Config, inject_adapter_in_model
 
     names = linear_targets(model, tune)

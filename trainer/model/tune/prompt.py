@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache
 
 from trainer.config.tune import Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
+from trainer.model.lean import import_peft
 from trainer.model.load import check_context
 
 ENCODER = "encoder.embedding.weight"
@@ -113,6 +114,7 @@ def make_virtual_tokens(model: Any, tune: TuneConfig, seed: int) -> tuple[Virtua
     Raises:
         ConfigError: The model has no room for the tokens, or keeps keys in a layout of its own.
     """
+    import_peft()
     from peft import PrefixEncoder, PrefixTuningConfig, PromptEmbedding, PromptTuningConfig
     from peft.utils.other import _prepare_prompt_learning_config as fill_sizes
 

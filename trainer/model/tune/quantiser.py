@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from trainer.config.rule import Problem, problem
 from trainer.errors import ConfigError
+from trainer.model.lean import import_peft
 
 INSTALL = "pip install 'palimpsest-trainer[qlora]'"
 PACKAGE = "bitsandbytes"
@@ -28,6 +29,7 @@ def require_bitsandbytes() -> None:
     # It advises a kernel for inference on CPUs, which training has no use for.
     logging.getLogger(PACKAGE).setLevel(logging.ERROR)
     try:
+        import_peft()
         import bitsandbytes  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -20,6 +20,7 @@ from trainer.config.tune import ALL_LINEAR, EXPERTS, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
 from trainer.forecast.adapter_sizes import has_few_small
 from trainer.model.experts import expert_tensors, size_of
+from trainer.model.lean import import_peft
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -101,6 +102,7 @@ def expert_targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
 
 def moved_by_peft(model: Any, names: Iterable[str]) -> set[str]:
     """Return those names of layers that peft takes for parts of experts, asked word by word."""
+    import_peft()
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -146,6 +148,7 @@ def _source(kind: Any) -> str:
 
 def _refused_words(model: Any, names: Iterable[str]) -> set[str]:
     """Return the last words of layers that peft refuses: kernels of the model read their weight, not their forward."""
+    import_peft()
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
