@@ -55,6 +55,21 @@ def test_every_figure_in_the_speed_table_comes_from_a_results_file():
         assert row["peak GiB"] == f"{found['memory_gib']:.1f}"
 
 
+def test_what_other_trainers_did_is_what_was_measured():
+    measured = json.loads((RESULTS / "peers_1xH200.json").read_text(encoding="utf-8"))["results"]
+    by_case = {(row["trainer"], str(row["num_micros"])): row for row in measured}
+    rows = table_rows("docs/performance.md", "trainer")
+    assert {(row["trainer"], row["micro-batches"]) for row in rows} == set(by_case)
+    for row in rows:
+        found, base = (by_case[name, row["micro-batches"]] for name in (row["trainer"], "unsloth"))
+        assert row["tok/s"] == f"{found['tokens_per_s']:,.0f}"
+        assert row["of Unsloth's"] == f"{found['tokens_per_s'] / base['tokens_per_s']:.3f}"
+        assert row["peak GiB"] == f"{found['memory_gib']:.1f}"
+    ours, unsloth, trl = (by_case[name, "1"]["tokens_per_s"] for name in ("ours", "unsloth", "trl"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"[{ours / unsloth:.3f} x Unsloth, {ours / trl:.3f} x TRL]" in text
+
+
 COLUMNS = {"new text": "target", "Wikipedia": "wikipedia"} | {
     name: name for name in ("maths", "medicine", "KL on chats")
 }
