@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import pickle
 import re
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
+from trainer.model.kernels import leave_out_kernels
 from trainer.model.lean import import_models
 from trainer.model.multimodal import text_config_of, text_part, whole_class
 from trainer.model.own_code import OwnCode
 from trainer.model.packed import fit_nf4, is_nf4, now_whole, packing_of, reading_nf4, unpacking
 from trainer.model.tensor_files import weight_files
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
+
+_LOG = logging.getLogger(__name__)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -191,8 +195,19 @@ def load_model(
             loaded = loaded.to(device)
     del keep_alive
     loaded.config.use_cache = False
+    if device.type != "cuda":
+        _say_left_out(leave_out_kernels(loaded))
     count = sum(map(num_weights, loaded.parameters()))
     return LoadedModel(loaded, attention, source, count, OwnCode(loaded))
+
+
+def _say_left_out(packages: list[str]) -> None:
+    if packages:
+        _LOG.info(
+            "Layers of this model are computed in plain torch: kernels of %s are installed, but run on a GPU alone, "
+            "and this rank has none.",
+            " and ".join(packages),
+        )
 
 
 def announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
