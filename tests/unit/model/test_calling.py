@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.tiny_families import FAMILIES, tiny_config
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_families import tiny_config
 from trainer.model.calling import calling_parts
 
 

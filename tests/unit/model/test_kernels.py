@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.tiny_families import FAMILIES, tiny_config
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_families import tiny_config
 from trainer.config.model import Kernels, ModelConfig, ModelKind
 from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
