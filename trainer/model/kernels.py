@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from types import FunctionType
@@ -13,6 +14,7 @@ from trainer.config.model import Kernels
 from trainer.errors import ModelError
 from trainer.model.experts import expert_tensors
 
+_LOG = logging.getLogger(__name__)
 _HELD = {"package", "torch_function", "implementation", "applicable_params", "is_new_implementation"}
 """What transformers' wrapper of a kernel holds, 5.17 to 5.24."""
 
@@ -77,8 +79,8 @@ def missing_kernels(model: Any) -> list[str]:
     return _packages(one for one in _wrappers(model) if not one["is_new_implementation"].cell_contents)
 
 
-def leave_out_kernels(model: Any) -> list[str]:
-    """Let plain torch compute, in place, what kernels of installed packages would, and return these packages.
+def leave_out_kernels(model: Any) -> None:
+    """Let plain torch compute, in place, what kernels of installed packages would, and say so.
 
     For a model that is not on a GPU: transformers takes what can be imported (fla, mamba_ssm, causal_conv1d), whether
     or not there is what it runs on, and the first pass ends with "0 active drivers". Holds for all models of the
@@ -90,7 +92,12 @@ def leave_out_kernels(model: Any) -> list[str]:
         held["implementation"].cell_contents = own
         held["applicable_params"].cell_contents = tuple(inspect.signature(own).parameters)
         held["is_new_implementation"].cell_contents = False
-    return _packages(found)
+    if found:
+        _LOG.info(
+            "Layers of this model are computed in plain torch: kernels of %s are installed, but run on a GPU alone, "
+            "and this rank has none.",
+            " and ".join(_packages(found)),
+        )
 
 
 def _wrappers(model: Any) -> Iterator[dict[str, Any]]:
