@@ -86,6 +86,16 @@ ZAMBA = {
     "n_mamba_heads": 2,
     "num_key_value_heads": 4,
 }
+PART = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+BLT = {
+    "cross_attn_k": 1,
+    "encoder_hash_byte_group_vocab": 128,
+    "encoder_hash_byte_group_size": [2, 3],
+    "encoder_config": PART | {"cross_attn_k": 1, "hidden_size_global": 64},
+    "decoder_config": PART | {"cross_attn_k": 1, "hidden_size_global": 64},
+    "global_config": PART,
+    "patcher_config": PART,
+}
 DOTS = {
     "layer_types": ["indexed_attention", "sliding_attention"],
     "mlp_layer_types": ["dense", "sparse"],
@@ -238,14 +248,14 @@ FAMILIES: dict[str, Family] = {
     "Inkling 2 loop, language model": Family("inkling2_loop_text", INKLING),
     "JetMoE": Family("jetmoe"),
     "Laguna": Family("laguna", SLIDES),
-    "LongCat-Flash": Family("longcat_flash"),
+    "LongCat-Flash": Family("longcat_flash", {"zero_expert_num": 2}),
     "Mellum 2": Family("mellum", SLIDES),
     "MiniMax-M3, language model": Family("minimax_m3_vl_text"),
     "Sarvam 30B": Family("sarvam_moe"),
     "Sarvam 105B": Family("sarvam_mla"),
     "ZAYA1": Family("zaya", {"num_experts_per_tok": 1}),
     # Hybrids and recurrent models of the same years.
-    "BLT": Family("blt"),
+    "BLT": Family("blt", BLT),
     "LFM3": Family("lfm3"),
     "Lara 4 Mini": Family("lara_mini"),
     "Ling 3": Family("bailing_hybrid"),

@@ -134,7 +134,7 @@ def test_the_choice_of_families_whose_experts_are_told_otherwise_is_heard(model_
 @pytest.mark.parametrize(
     ("family", "sizes", "most"),
     [
-        ("LongCat-Flash", [4], 19),  # of 20 choices: 256 experts have no weights
+        ("LongCat-Flash", [4], 19),  # of 20 choices: two experts have no weights
         ("Inkling, language model", [4, 4], 40),  # and one that all tokens go to, held as the others are
         ("RecurrentGemma", [], 0),  # blocks of a gate, held as experts are
     ],
