@@ -23,7 +23,7 @@ def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
     None of a model whose configuration has no word of experts: gates and others are held so too (RecurrentGemma).
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict") and not re.search("expert|moe", " ".join(_keys(config.to_dict()))):
         return {}
     convolution = nn.modules.conv._ConvNd
