@@ -132,23 +132,23 @@ def test_the_choice_of_families_whose_experts_are_told_otherwise_is_heard(model_
 
 
 @pytest.mark.parametrize(
-    ("family", "sizes", "most"),
+    ("family", "sizes"),
     [
-        ("LongCat-Flash", [4], 19),  # of 20 choices: two experts have no weights
-        ("Inkling, language model", [4, 4], 40),  # and one that all tokens go to, held as the others are
-        ("RecurrentGemma", [], 0),  # blocks of a gate, held as experts are
+        ("LongCat-Flash", {4}),  # and two without weights
+        ("Inkling, language model", {4}),  # and one that all tokens go to, held as the others are
+        ("RecurrentGemma", set()),  # blocks of a gate, held as experts are
     ],
 )
-def test_only_experts_that_are_chosen_and_have_weights_are_counted(family, sizes, most):
+def test_only_experts_that_are_chosen_and_have_weights_are_counted(family, sizes):
     if FAMILIES[family].model_type not in CONFIG_MAPPING:
         pytest.skip("this transformers does not have the family")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(FAMILIES[family]))
     load = ExpertLoad(model)
     heard(load, model)
-    counts = load.take()
-    assert load.sizes == sizes and sum(counts) <= most
-    assert sum(counts) == most or family == "LongCat-Flash"
+    counts, choices = load.take(), 20 * len(load.sizes)
+    assert set(load.sizes) == sizes
+    assert sum(counts) < choices if family == "LongCat-Flash" else sum(counts) == choices
 
 
 class Block(nn.Module):
