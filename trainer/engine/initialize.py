@@ -114,12 +114,12 @@ def _gather_whole(model: nn.Module) -> None:
         set_z3_leaf_modules(model, classes)
         for module in model.modules():
             if type(module) in classes:
-                module.register_forward_pre_hook(_by_place, with_kwargs=True, prepend=True)
+                module.register_forward_pre_hook(by_place, with_kwargs=True, prepend=True)
         names = " and ".join(found.__name__ for found in classes)
         _LOG.info("ZeRO-3 gathers each %s whole: it calls methods of its parts.", names)
 
 
-def _by_place(
+def by_place(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a forward by their place, as far as they can be.
