@@ -79,13 +79,15 @@ def missing_kernels(model: Any) -> list[str]:
     return _packages(one for one in _wrappers(model) if not one["is_new_implementation"].cell_contents)
 
 
-def leave_out_kernels(model: Any) -> None:
-    """Let plain torch compute, in place, what kernels of installed packages would, and say so.
+def leave_out_kernels(model: Any, on_gpu: bool) -> None:
+    """Let plain torch compute, in place, what kernels of installed packages would without a GPU, and say so.
 
-    For a model that is not on a GPU: transformers takes what can be imported (fla, mamba_ssm, causal_conv1d), whether
+    transformers takes what can be imported (fla, mamba_ssm, causal_conv1d), whether
     or not there is what it runs on, and the first pass ends with "0 active drivers". Holds for all models of the
     process whose code is in the same files.
     """
+    if on_gpu:
+        return
     found = [one for one in _wrappers(model) if one["is_new_implementation"].cell_contents]
     for held in found:
         own = held["torch_function"].cell_contents

@@ -193,8 +193,7 @@ def load_model(
             loaded = loaded.to(device)
     del keep_alive
     loaded.config.use_cache = False
-    if device.type != "cuda":
-        leave_out_kernels(loaded)
+    leave_out_kernels(loaded, on_gpu=device.type == "cuda")
     count = sum(map(num_weights, loaded.parameters()))
     return LoadedModel(loaded, attention, source, count, OwnCode(loaded))
 
