@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.dist.session import loader_of, session_of, take_steps
-from tests.helpers.tiny_families import FAMILIES, tiny_config
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_families import tiny_config
 from trainer.errors import TrainerError
 
 SEQ_LEN = 128
@@ -107,12 +108,14 @@ def make_base(mesh: Any, folder: str, family: str) -> dict[str, Any]:
 
 def _auto(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEE
 
-    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    sees = hasattr(config, "vision_config") and config.model_type in SEE
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def _kind(model: Any) -> str:
-    from tests.helpers.tiny_families import WINDOW
+    from tests.helpers.families import WINDOW
     from trainer.model.carry import carried_by
     from trainer.model.experts import expert_tensors
     from trainer.model.head.bend import find_bend

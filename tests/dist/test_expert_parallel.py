@@ -13,7 +13,8 @@ from tests.dist.session import config_of, loader_of, session_of
 from tests.dist.test_adapters import exported, losses, train_twice
 from tests.dist.test_mixtures import trained
 from tests.dist.test_zero import BF16_LOSS, BF16_NORM, assert_close, documents_of, plain_steps
-from tests.helpers.tiny_families import FAMILIES, tiny_config
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_families import tiny_config
 from trainer.errors import ConfigError, SelfCheckError
 
 NUM_STEPS = 4

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from tests.dist import family as ask
+from tests.helpers.families import FAMILIES
 from tests.helpers.ranks import RankFailure, Ranks
-from tests.helpers.tiny_families import FAMILIES
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "families.json"
 QUICK = ("Gemma 2", "OLMo 3", "GLM-4.5", "LFM2")

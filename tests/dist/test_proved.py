@@ -203,3 +203,25 @@ def test_how_long_a_step_takes_is_said_before_the_first_one(pool, workspace, tmp
     assert code == 0, said
     before, found, _ = said.partition("A step of 256 tokens a rank will take about ")
     assert found and "The loss is made from the model's own logits" in before and "step 1" not in before
+
+
+def save_far_sighted(mesh: Any, folder: str) -> None:
+    """Save a model with a window that packs of 64 tokens do not fill."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.helpers.families import FAMILIES
+    from tests.helpers.tiny_families import tiny_config
+    from trainer.model.tiny import build_tokenizer
+
+    config = tiny_config(FAMILIES["Mistral 7B v0.1"])
+    config.sliding_window = 100
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+
+
+def test_a_window_longer_than_a_pack_is_said_and_trains(pool, workspace, tmp_path):
+    pool(1).run(save_far_sighted, folder=str(tmp_path / "base"))
+    words = [f"model.path={tmp_path / 'base'}"]
+    ((code, said),) = pool(1).run(foreseen, workspace=workspace, run_dir=str(tmp_path / "run"), words=words)
+    assert code == 0, said
+    assert "the model's longest window, chunk or convolution is 100 tokens, longer than a pack." in said

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.test_gpu_paths import BF16_ROUNDING, TEXT, common_overrides, start
-from tests.helpers.tiny_families import FAMILIES, tiny_config
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_families import tiny_config
 
 torch = pytest.importorskip("torch")
 pytestmark = [

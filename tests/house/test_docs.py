@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from tests.helpers.browser import look_at, open_page
-from tests.helpers.tiny_families import FAMILIES
+from tests.helpers.families import FAMILIES
 from tests.house.tree import ROOT, parse, python_files
 from trainer.config.describe import known_keys
 from trainer.config.options import group_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from trainer.engine.engine import Engine
 from trainer.engine.spread_layout import Spread
 from trainer.errors import ConfigError
-from trainer.model.calling import calling_parts
+from trainer.model.calling import calling_parts, looping_parts
 
 _LOG = logging.getLogger(__name__)
 
@@ -97,14 +98,44 @@ def _gather_whole(model: nn.Module) -> None:
     """Let ZeRO-3 gather layers whole which call more of their parts than a forward: those parts it would not gather.
 
     Gemma 3n's do.
+
+    Raises:
+        ConfigError: A layer calls its parts as often as its tokens ask, so that ranks would wait for each other.
     """
     from deepspeed.utils import set_z3_leaf_modules
 
+    if looping := looping_parts(model):
+        raise ConfigError(
+            f"`zero.stage` must be at most 2 for this model, but is 3 instead: {looping[0].__name__} calls parts with "
+            "weights as often as its tokens ask, and ranks would wait for each other. Set zero.stage=2."
+        )
     classes = calling_parts(model)
     if classes:
         set_z3_leaf_modules(model, classes)
+        for module in model.modules():
+            if type(module) in classes:
+                module.register_forward_pre_hook(by_place, with_kwargs=True, prepend=True)
         names = " and ".join(found.__name__ for found in classes)
         _LOG.info("ZeRO-3 gathers each %s whole: it calls methods of its parts.", names)
+
+
+def by_place(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a forward by their place, as far as they can be.
+
+    DeepSpeed reduces the gradients of what it gathered whole by torch's hook on a module's backward pass, which looks
+    at no argument that has a name: it would run before there is a gradient, and give zeros (JetMoE).
+    """
+    names = [
+        name
+        for name, found in inspect.signature(type(module).forward).parameters.items()
+        if found.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ][1:]
+    placed, named = list(args), dict(kwargs)
+    while len(placed) < len(names) and names[len(placed)] in named:
+        placed.append(named.pop(names[len(placed)]))
+    return tuple(placed), named
 
 
 def _import_muon() -> None:

@@ -225,7 +225,9 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: 
     ]
     if wrong or len(written) != len(loaded) or not any(bool(tensor.any()) for tensor in written.values()):
         raise SelfCheckError(
-            f"The adapter in {folder} must load completely in peft, but {len(wrong)} of {len(loaded)} tensors differ."
+            f"The adapter in {folder} must load completely in peft, but {len(wrong)} of {len(loaded)} tensors differ"
+            f"{f', such as {wrong[0]}' if wrong else ''}: transformers may rename them in this architecture. Set "
+            "export.merge=true, which writes the whole model."
         )
     return model if model.active_peft_config.is_prompt_learning else _text_of(model.get_base_model())
 

@@ -61,6 +61,7 @@ class _Places:
     copies: dict[str, list[str]] = field(default_factory=dict)
     """Further tensors of the files that are the same one, by its first name."""
     parameters: frozenset[str] = frozenset()
+    """Without those that the class itself never trains: no checkpoint holds them, and the files do."""
     stuck: tuple[str, ...] = ()
     """Tensors of the model that cannot become those of the files again."""
 
@@ -277,7 +278,8 @@ def _place(whole: Any, text: Any, files: Mapping[str, Path]) -> _Places:
         copies.setdefault(firsts[name], []).append(plain.pop(name))
     for name in copies:
         plain[name], *copies[name] = copies[name]
-    parameters = frozenset(name for name, _ in whole.named_parameters(remove_duplicate=False))
+    named = whole.named_parameters(remove_duplicate=False)
+    parameters = frozenset(name for name, parameter in named if parameter.requires_grad)
     return _Places(plain, conversions, tuple(unknown + kept), firsts, copies, parameters, stuck)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.model.experts import expert_tensors, size_of
+from trainer.model.experts import expert_tensors, num_chosen, size_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,13 @@ class ExpertLoad:
 
     def __init__(self, model: nn.Module) -> None:
         """Listen to every module that holds experts and to those beside it, in place."""
-        owners = {name.rpartition(".")[0]: size_of(found)[0] for name, found in expert_tensors(model).items()}
+        found = {
+            name.rpartition(".")[0]: size_of(tensor)[0] for name, tensor in expert_tensors(model).items()
+        }
+        config = getattr(model, "config", None)
+        chosen = (None if config is None else num_chosen(config)) or 0
+        # Fewer than a token goes to are those that all tokens go to, held as the others are (Inkling).
+        owners = {name: size for name, size in found.items() if size >= chosen}
         self._sizes = list(owners.values())
         self._heard = _Heard()
         self._listeners = [_Listener(size, self._heard) for size in self._sizes]
@@ -195,15 +201,16 @@ class _Listener:
             return None
         if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
             return None
-        if value.ndim != 2:
+        if value.ndim != 2 or value.shape[1] > self.num_experts:  # places of tokens, for one
             return None
-        index = value.detach().reshape(-1).long()
+        # Beyond the last are those without weights, which give back what they get (LongCat): counted apart.
+        index = value.detach().reshape(-1).long().clamp(max=self.num_experts)
         is_counted = torch.ones_like(value, dtype=torch.int64)
         is_token_N = self._mask(value)
         if is_token_N is not None:
             is_counted *= is_token_N[:, None]
-        counts = torch.zeros(self.num_experts, dtype=torch.int64, device=index.device)
-        return counts.index_add_(0, index, is_counted.reshape(-1))
+        counts = torch.zeros(self.num_experts + 1, dtype=torch.int64, device=index.device)
+        return counts.index_add_(0, index, is_counted.reshape(-1))[:-1]
 
     def _scored(self, value: Tensor) -> Tensor | None:
         """Return the tokens of every expert [E], told by scores [N, E] of which most are exactly 0, as many of each."""

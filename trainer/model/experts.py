@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,13 @@ ADDED = re.compile(r"\.(lora_|ia3_)")
 
 
 def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that hold several matrices in one, [experts, a, b], by name."""
+    """Return the parameters that hold several matrices in one, [experts, a, b], by name.
+
+    None of a model whose configuration has no word of experts: gates and others are held so too (RecurrentGemma).
+    """
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "to_dict") and not re.search("expert|moe", " ".join(_keys(config.to_dict()))):
+        return {}
     convolution = nn.modules.conv._ConvNd
     return {
         f"{name}.{key}": parameter
@@ -27,6 +34,14 @@ def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
         for key, parameter in module.named_parameters(recurse=False)
         if len(size_of(parameter)) == 3
     }
+
+
+def _keys(options: dict[Any, Any]) -> Iterator[str]:
+    """Yield the keys of a configuration and of its parts."""
+    for key, value in options.items():
+        yield str(key)
+        if isinstance(value, dict):
+            yield from _keys(value)
 
 
 def size_of(parameter: Any) -> tuple[int, ...]:

@@ -1,15 +1,22 @@
-"""Fused norm, rotary and gated-MLP kernels from Liger, on the loaded model."""
+"""Kernels of other packages: Liger's, put into a loaded model, and those that transformers takes by itself."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import logging
 import sys
+from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
 from trainer.config.model import Kernels
 from trainer.errors import ModelError
 from trainer.model.experts import expert_tensors
+
+_LOG = logging.getLogger(__name__)
+_HELD = {"package", "torch_function", "implementation", "applicable_params", "is_new_implementation"}
+"""What transformers' wrapper of a kernel holds, 5.17 to 5.24."""
 
 
 def apply_kernels(model: Any, asked: Kernels, on_gpu: bool) -> str:
@@ -67,24 +74,52 @@ def _give_back_experts(model: Any) -> bool:
 def missing_kernels(model: Any) -> list[str]:
     """Return the packages whose kernels would compute layers of a model that plain torch computes without them.
 
-    transformers wraps such functions, and the wrapper knows its package and whether that was found. Of a transformers
-    whose wrappers say neither, none.
+    Of a transformers whose wrappers do not say so, none.
     """
-    modules = {type(module).__module__ for module in model.modules()}
-    functions = [
-        value
-        for name in modules
-        for value in vars(sys.modules.get(name, object)).values()
-        if isinstance(value, FunctionType) and value.__closure__
-    ]
-    found = set[str]()
-    for function in functions:
-        held = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        if {"package", "is_new_implementation"} <= held.keys() and not held[
-            "is_new_implementation"
-        ].cell_contents:
-            found.add(str(held["package"].cell_contents))
-    return sorted("flash-linear-attention" if name == "fla" else name.replace("_", "-") for name in found)
+    return _packages(one for one in _wrappers(model) if not one["is_new_implementation"].cell_contents)
+
+
+def leave_out_kernels(model: Any, on_gpu: bool) -> None:
+    """Let plain torch compute, in place, what kernels of installed packages would without a GPU, and say so.
+
+    transformers takes what can be imported (fla, mamba_ssm, causal_conv1d), whether
+    or not there is what it runs on, and the first pass ends with "0 active drivers". Holds for all models of the
+    process whose code is in the same files.
+    """
+    if on_gpu:
+        return
+    found = [one for one in _wrappers(model) if one["is_new_implementation"].cell_contents]
+    for held in found:
+        own = held["torch_function"].cell_contents
+        held["implementation"].cell_contents = own
+        held["applicable_params"].cell_contents = tuple(inspect.signature(own).parameters)
+        held["is_new_implementation"].cell_contents = False
+    if found:
+        _LOG.info(
+            "Layers of this model are computed in plain torch: kernels of %s are installed, but run on a GPU alone, "
+            "and this rank has none.",
+            " and ".join(_packages(found)),
+        )
+
+
+def _wrappers(model: Any) -> Iterator[dict[str, Any]]:
+    """Yield the cells, by name, of every function of a model's files that transformers wraps round a kernel.
+
+    The wrapper knows its package, whether that was found, and the function in plain torch.
+    """
+    names = {type(module).__module__ for module in model.modules()}
+    for name in sorted(names & sys.modules.keys()):
+        for function in vars(sys.modules[name]).values():
+            if isinstance(function, FunctionType) and function.__closure__:
+                held = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+                if held.keys() >= _HELD:
+                    yield held
+
+
+def _packages(wrappers: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the packages of wrappers by the names that pip knows."""
+    names = {str(one["package"].cell_contents) for one in wrappers}
+    return sorted("flash-linear-attention" if name == "fla" else name.replace("_", "-") for name in names)
 
 
 def say_missing_kernels(model: Any, on_gpu: bool) -> str | None:

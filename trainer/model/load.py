@@ -15,6 +15,7 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.tune import Quantise
 from trainer.errors import ConfigError, ModelError
 from trainer.model.attention import AttentionChoice
+from trainer.model.kernels import leave_out_kernels
 from trainer.model.lean import import_models
 from trainer.model.multimodal import text_config_of, text_part, whole_class
 from trainer.model.own_code import OwnCode
@@ -22,6 +23,7 @@ from trainer.model.packed import fit_nf4, is_nf4, now_whole, packing_of, reading
 from trainer.model.tensor_files import weight_files
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
 
+_UNREADABLE = (OSError, ValueError, RuntimeError, IndexError, TypeError, AttributeError, SafetensorError)
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -191,6 +193,7 @@ def load_model(
             loaded = loaded.to(device)
     del keep_alive
     loaded.config.use_cache = False
+    leave_out_kernels(loaded, on_gpu=device.type == "cuda")
     count = sum(map(num_weights, loaded.parameters()))
     return LoadedModel(loaded, attention, source, count, OwnCode(loaded))
 
@@ -242,10 +245,10 @@ def _load_pretrained(
             f"The weights of {source} must be tensors alone, but its .bin or .pt files hold what may be code instead. "
             "It was not run. Get safetensors, or name another model.path."
         ) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise ModelError(
             f"The weights of {source} (model.safetensors or its shards) cannot be loaded: "
-            f"{' '.join(str(error).split())[:300]}. Get the files again, or name another model.path."
+            f"{' '.join(str(error).split())[:300]}. {_in_shards('Get the files again')}, or name another model.path."
         ) from error
     problems = {
         kind: sorted(str(key) for key in info.get(kind) or [])
@@ -260,9 +263,16 @@ def _load_pretrained(
         raise ModelError(
             f"The weights of {source} must match the model exactly, but there are {kind.replace('_', ' ')}: "
             f"{', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}. The run would train random weights; "
-            "use files that fit this transformers version."
+            f"{_in_shards('use files that fit this transformers version')}."
         )
     return loaded if whole is None else _with_attention(text_part(loaded), attention, source)
+
+
+def _in_shards(fix: str) -> str:
+    """Return a fix, and another where weights are read in shards, for which transformers has other code."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return f"{fix}, or set zero.stage=2" if is_deepspeed_zero3_enabled() else fix
 
 
 def _with_attention(text: Any, attention: str, source: str) -> Any:

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from tests.helpers.families import FAMILIES
 from tests.helpers.tiny import save_llama
+from tests.helpers.tiny_families import tiny_config
 from trainer.config.model import ModelConfig
 from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
@@ -136,3 +138,20 @@ def test_what_cannot_be_taken_back_keeps_the_name_of_transformers_and_is_told(tm
     whole = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **SHAPE, **EXPERTS))
     written = dict(base.as_files(whole.named_parameters()))
     assert fused in written and "model.layers.1.block_sparse_moe.experts.0.w1.weight" in written
+
+
+def test_a_parameter_that_its_class_never_trains_is_the_bases(tmp_path):
+    if "hrm_text" not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have the family")
+    torch.manual_seed(0)
+    config = tiny_config(FAMILIES["HRM-Text"])
+    config.num_hidden_layers = 1
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.model.z_L_init.normal_()
+    model.save_pretrained(tmp_path)
+    trained = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    assert "model.z_L_init" not in dict(trained)
+    written = dict(opened(tmp_path).as_files(iter(trained)))
+    assert torch.equal(written["model.z_L_init"], model.model.z_L_init)
+    assert set(written) == set(load_file(tmp_path / "model.safetensors"))

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_families import tiny_config
 from trainer.model.expert_load import ExpertLoad, spread
 from trainer.model.experts import count_weights, describe_mixture, expert_tensors
 from trainer.run.sizes import model_shape
@@ -127,6 +129,26 @@ def test_the_choice_of_families_whose_experts_are_told_otherwise_is_heard(model_
     heard(load, model)
     counts = load.take()
     assert [sum(counts[start : start + 4]) for start in range(0, len(counts), 4)] == [20.0] * len(load.sizes)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("LongCat-Flash", {4}),  # and two without weights
+        ("Inkling, language model", {4}),  # and one that all tokens go to, held as the others are
+        ("RecurrentGemma", set()),  # blocks of a gate, held as experts are
+    ],
+)
+def test_only_experts_that_are_chosen_and_have_weights_are_counted(family, sizes):
+    if FAMILIES[family].model_type not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not have the family")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(FAMILIES[family]))
+    load = ExpertLoad(model)
+    heard(load, model)
+    counts, choices = load.take(), 20 * len(load.sizes)
+    assert set(load.sizes) == sizes
+    assert sum(counts) < choices if family == "LongCat-Flash" else sum(counts) == choices
 
 
 class Block(nn.Module):

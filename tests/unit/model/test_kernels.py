@@ -1,16 +1,22 @@
 """Fused kernels: none on a CPU, and a sentence where they were asked for and cannot be had."""
 
+import importlib
 import importlib.util
+import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.tiny_families import FAMILIES, tiny_config
-from trainer.config.model import Kernels
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_families import tiny_config
+from trainer.config.model import Kernels, ModelConfig, ModelKind
 from trainer.errors import ModelError
+from trainer.model.attention import AttentionChoice
 from trainer.model.kernels import apply_kernels, missing_kernels, say_missing_kernels
+from trainer.model.load import load_model
 
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 
@@ -60,3 +66,70 @@ def test_a_gpu_that_computes_layers_in_plain_torch_is_told_what_to_install(famil
     said = say_missing_kernels(model, on_gpu=True)
     assert said is None if not missing else str(said).endswith(f"pip install {' '.join(missing)}")
     assert say_missing_kernels(model, on_gpu=False) is None
+
+
+KERNELS = {
+    "fla/ops/gated_delta_rule": ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule"),
+    "mamba_ssm/ops/triton/ssd_combined": ("mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"),
+    "mamba_ssm/ops/triton/selective_state_update": ("selective_state_update",),
+    "causal_conv1d": ("causal_conv1d_fn", "causal_conv1d_update"),
+}
+"""Functions that transformers takes from packages where these can be imported."""
+
+
+@pytest.fixture
+def without_gpu(monkeypatch, tmp_path):
+    """Install what computes on GPUs alone; the models' files are read again, as in a process that begins."""
+    for place, functions in KERNELS.items():
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        lines = [
+            f"def {name}(*args, **kwargs): raise RuntimeError('0 active drivers ([]).')" for name in functions
+        ]
+        (folder / "__init__.py").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    packages = {place.partition("/")[0] for place in KERNELS}
+    for name in list(sys.modules):
+        if name.partition(".")[0] in packages:
+            monkeypatch.delitem(sys.modules, name)
+
+    def read_again(model_type):
+        package = importlib.import_module(f"transformers.models.{model_type}")
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.modeling_{model_type}", raising=False)
+        for name in [name for name in vars(package) if name.endswith(("ForCausalLM", "Model"))]:
+            delattr(package, name)
+
+    yield read_again
+    for name in list(sys.modules):
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("family", "packages"),
+    [
+        ("OLMo Hybrid", "causal-conv1d and flash-linear-attention"),
+        ("Bamba", "causal-conv1d and mamba-ssm"),
+    ],
+)
+def test_kernels_that_need_a_gpu_are_left_out_where_there_is_none_and_that_is_said(
+    without_gpu, caplog, tmp_path, family, packages
+):
+    config = tiny_config(FAMILIES[family])
+    config.save_pretrained(tmp_path / "model")
+    without_gpu(config.model_type)
+    tokens_1T = torch.arange(40)[None]
+    with pytest.raises(RuntimeError, match="0 active drivers"):
+        AutoModelForCausalLM.from_config(config)(input_ids=tokens_1T)
+    asked = ModelConfig(path=str(tmp_path / "model"), kind=ModelKind.random)
+    with caplog.at_level(logging.INFO, "trainer"):
+        loaded = load_model(
+            asked.path, asked, AttentionChoice("sdpa", "asked for"), "fp32", None, torch.device("cpu")
+        )
+    loss = loaded.model(input_ids=tokens_1T, labels=tokens_1T).loss
+    loss.backward()
+    assert loss.isfinite() and loaded.model.get_input_embeddings().weight.grad.any()
+    assert [line for line in caplog.messages if "plain torch" in line] == [
+        f"Layers of this model are computed in plain torch: kernels of {packages} are installed, but run on a GPU "
+        "alone, and this rank has none."
+    ]

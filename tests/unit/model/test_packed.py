@@ -67,20 +67,26 @@ def test_what_is_read_is_not_refused(packing: dict[str, Any], quantise: str) -> 
     )
 
 
-def test_weights_in_blocks_of_fp8_become_what_they_stand_for(tmp_path: Path) -> None:
-    """A failure points at scales that are divided by instead of multiplied with, or that meet another block."""
-    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "vocab_size": 64}
+def save_fp8(folder: Path, num_layers: int = 1) -> tuple[dict[str, Any], int]:
+    """Write a Llama whose layers are in FP8, and return what its weights mean and the bytes that are packed."""
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": num_layers, "vocab_size": 64}
     config = AutoConfig.for_model("llama", **shape, num_attention_heads=4, num_key_value_heads=4)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tensors = load_file(str(tmp_path / "model.safetensors"))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tensors = load_file(str(folder / "model.safetensors"))
     meant = {}
     for name in [name for name in tensors if "_proj" in name]:
         scales = 0.01 * (1 + torch.arange(4.0)).reshape(2, 2)
         coded = (50 * torch.randn(256, 256)).to(torch.float8_e4m3fn)
         tensors[name], tensors[f"{name}_scale_inv"] = coded, scales
         meant[name] = coded.float() * scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
-    save_file(tensors, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
-    describe(tmp_path, {"quant_method": "fp8", "weight_block_size": [128, 128]})
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    describe(folder, {"quant_method": "fp8", "weight_block_size": [128, 128]})
+    return meant, len(meant) * 256 * 256
+
+
+def test_weights_in_blocks_of_fp8_become_what_they_stand_for(tmp_path: Path) -> None:
+    """A failure points at scales that are divided by instead of multiplied with, or that meet another block."""
+    meant, _ = save_fp8(tmp_path)
     model = load(tmp_path)
     found = model.state_dict()
     assert len(meant) == 7 and all(torch.equal(found[name], value) for name, value in meant.items())
@@ -88,30 +94,37 @@ def test_weights_in_blocks_of_fp8_become_what_they_stand_for(tmp_path: Path) -> 
     assert all("scale" not in name for name in found)
 
 
-def test_experts_in_mxfp4_become_what_they_stand_for(tmp_path: Path) -> None:
-    """A failure points at the order of nibbles, at an exponent's bias of 127, or at rows that are columns."""
+def save_mxfp4(folder: Path, num_layers: int = 1) -> tuple[dict[str, Any], int]:
+    """Write a gpt-oss whose experts are in MXFP4, and return what they mean and the bytes that are packed."""
     shape = {
         "hidden_size": 64,
         "intermediate_size": 64,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": num_layers,
         "vocab_size": 64,
         "head_dim": 16,
     }
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = AutoConfig.for_model("gpt_oss", **shape, **heads, num_local_experts=2, num_experts_per_tok=1)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tensors = load_file(str(tmp_path / "model.safetensors"))
-    meant = {}
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tensors = load_file(str(folder / "model.safetensors"))
+    meant, num_bytes = {}, 0
     for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
         num_experts, width, rows = tensors.pop(name).shape
         codes = torch.randint(0, 256, (num_experts, rows, width // 32, 16), dtype=torch.uint8)
         exponents = torch.randint(118, 124, (num_experts, rows, width // 32), dtype=torch.uint8)
         tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = codes, exponents
+        num_bytes += codes.numel() + exponents.numel()
         values = torch.stack([FP4[(codes & 15).long()], FP4[(codes >> 4).long()]], -1).flatten(-2)
         scaled = values * torch.exp2(exponents.float() - 127)[..., None]
         meant[name] = scaled.reshape(num_experts, rows, width).transpose(1, 2)
-    save_file(tensors, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
-    describe(tmp_path, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens", "lm_head"]})
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    describe(folder, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens", "lm_head"]})
+    return meant, num_bytes
+
+
+def test_experts_in_mxfp4_become_what_they_stand_for(tmp_path: Path) -> None:
+    """A failure points at the order of nibbles, at an exponent's bias of 127, or at rows that are columns."""
+    meant, _ = save_mxfp4(tmp_path)
     model = load(tmp_path, "eager")
     found = model.state_dict()
     assert len(meant) == 2
@@ -119,6 +132,35 @@ def test_experts_in_mxfp4_become_what_they_stand_for(tmp_path: Path) -> None:
         assert torch.equal(found[name].float(), value), name
     assert not hasattr(model.config, "quantization_config")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_packed_weights_are_let_go_one_after_the_other_as_they_are_made_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A failure means that a rank holds the packed model beside the whole one while it loads."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+    from transformers.integrations import finegrained_fp8, mxfp4
+
+    meant, packed = (save_fp8 if method == "fp8" else save_mxfp4)(tmp_path, num_layers=6)
+    unpacker = finegrained_fp8.Fp8Dequantize if method == "fp8" else mxfp4.Mxfp4Dequantize
+    given: list[tuple[StorageWeakRef, int]] = []
+    living: list[int] = []
+    convert = unpacker.convert
+
+    def watched(self: Any, input_dict: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        living.append(sum(size for storage, size in given if not storage.expired()))
+        for value in input_dict.values():
+            for tensor in value if isinstance(value, list) else [value]:
+                given.append(
+                    (StorageWeakRef(tensor.untyped_storage()), tensor.numel() * tensor.element_size())
+                )
+        return convert(self, input_dict, *arguments, **options)
+
+    monkeypatch.setattr(unpacker, "convert", watched)
+    load(tmp_path, "sdpa" if method == "fp8" else "eager")
+    assert sum(size for _, size in given) >= packed and len(living) >= len(meant)
+    assert max(living) <= packed / 6, (max(living), packed)
 
 
 def test_a_folder_in_nf4_is_read_as_it_is(tmp_path: Path) -> None:

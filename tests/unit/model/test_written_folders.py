@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.tiny_families import FAMILIES, tiny_config
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_families import tiny_config
 from trainer.command.fitting import find_shape
 from trainer.config.model import ModelConfig
 from trainer.errors import ModelError
