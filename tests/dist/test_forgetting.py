@@ -147,7 +147,7 @@ def test_another_base_and_a_failing_gate_are_refused(pool, workspace, data, run_
     )[0]
     assert "must hold the evaluation of this run's base model" in base
     assert absent.startswith(
-        "`gate.sets.absent` must be about a set that was evaluated (chat, text, old, general)"
+        "`gate.sets.absent` must be about a set with held-out text ("
     )
     assert failing.startswith("`gate` must pass before step-00000008 is exported")
     assert "must be about step-00000004, but is about step-00000008" in stale

@@ -235,6 +235,7 @@ def _look_at_model(wish: Wish) -> _Model:
     """Return what the model's folder says of it; a name is looked up in the cache, among what ships, on the hub."""
     from trainer.command.first_look import say_model
     from trainer.command.fitting import config_json
+    from trainer.command.model_rules import context_of
     from trainer.model.embedded import embedded_place
 
     if wish.chat_template and not Path(wish.chat_template).expanduser().is_file():
@@ -250,12 +251,12 @@ def _look_at_model(wish: Wish) -> _Model:
         kind = chosen.path or chosen.kind.value
         is_here = chosen.kind in (ModelKind.tiny, ModelKind.embedded) or chosen.path in shipped_shapes()
         known = config_json(chosen)[0] if is_here else {}
-        says = say_model(wish.model, known, _context(known), "with a chat template")
+        says = say_model(wish.model, known, context_of(known), "with a chat template")
         place = embedded_place(Path(config.data.cache_dir)) if chosen.kind is ModelKind.embedded else None
         made = place if place is not None and place.is_dir() else None
-        return _Model(wish.model, "", kind, _context(known), True, says, made)
+        return _Model(wish.model, "", kind, context_of(known), True, says, made)
     known, _ = read_config_json(wish.model)
-    kind, size = str(known["model_type"]), _context(known)
+    kind, size = str(known["model_type"]), context_of(known)
     if not local.exists():
         says = say_model(wish.model, known, size, "its tokenizer not here")
         line = "The tokenizer is not here: `palimpsest prepare` says whether it has a chat template."
@@ -279,11 +280,6 @@ def _look_at_model(wish: Wish) -> _Model:
     can_chat = bool(wish.chat_template) or _has_template(local)
     says = say_model(wish.model, known, size, f"with{'' if can_chat else 'out'} a chat template")
     return _Model("", _absolute(local), kind, size, can_chat, says, local, lines)
-
-
-def _context(config: dict[str, Any]) -> int | None:
-    context = config.get("max_position_embeddings")
-    return context if isinstance(context, int) and context > 0 else None
 
 
 def _has_template(folder: Path) -> bool:

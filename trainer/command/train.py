@@ -9,11 +9,11 @@ from pathlib import Path
 
 from trainer.command.before_ranks import (
     check_benchmarks,
-    check_draws,
-    check_prompts,
     check_quantiser,
+    check_stores,
     check_whole_export,
 )
+from trainer.command.finished import finished_sentence
 from trainer.command.fitting import fitted_here
 from trainer.command.missing_here import refuse_missing
 from trainer.command.prepare import ensure_inputs
@@ -64,6 +64,8 @@ def start_ranks(command: str, config: RunConfig) -> int:
         refuse_another(
             config, Path(config.run_dir)
         )  # before hours of preparing; what is open yet is no difference
+        if (finished := finished_sentence(config)) is not None:
+            print(finished, flush=True)
     is_sound = not any(find_problems(config))
     if is_sound:  # before GPUs are counted, which loads torch; a broken rule is told with their number
         refuse_missing(config, command)
@@ -87,9 +89,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     tokenizer = ensure_inputs(config)
     run_dir = Path(config.run_dir)
     path = config_path(run_dir)
-    if command == "train":
-        check_draws(config, tokenizer)
-        check_prompts(config, tokenizer)
+    check_stores(config, command, tokenizer)
     if command == "train":
         with locked_for_ranks(run_dir):
             if hosts is not None:
