@@ -29,7 +29,7 @@ from trainer.config.model import Attention, Kernels
 from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.config.tune import Quantise, TuneConfig, TuneMethod
+from trainer.config.tune import ALL_LINEAR, EXPERTS, Quantise, TuneConfig, TuneMethod
 from trainer.errors import ConfigError, TrainerError
 from trainer.forecast.activations import score_bytes
 from trainer.forecast.adapter_sizes import NF4_BYTES, AdapterSize, adapters
@@ -97,8 +97,7 @@ def show_plan(config: RunConfig) -> bool:
     say(console, said, "bold")
     timing = timing_of(config, shape, run, weights, cards)
     _show_time(console, config, timing)
-    where = ", ".join(_targets(config.tune) or ["all linear layers"])
-    say(console, f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
+    say(console, f"\nLoRA on {_adapted(config.tune, shape)}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
     if config.model.warning is not None:
         say(console, config.model.warning, "bold")
@@ -182,6 +181,17 @@ def _targets(tune: TuneConfig) -> list[str] | None:
     is_named = tune.method is TuneMethod.lora and tune.target_pattern is None
     found = named_targets(tune) if is_named else None
     return None if found is None else [name.rsplit(".", 1)[-1] for name in found] or None
+
+
+def _adapted(tune: TuneConfig, shape: DecoderShape) -> str:
+    """Return the layers of the table over r, and that it leaves out the experts of a mixture."""
+    named = _targets(tune)
+    if named or not shape.experts:
+        return ", ".join(named or ["all linear layers"])
+    share = f"the experts, {100 * shape.experts / shape.num_params:.0f} % of the parameters"
+    if EXPERTS in tune.target:
+        return f"all linear layers (tune.target has {share}, as well, which this table leaves out)"
+    return f"all linear layers, without {share} (tune.target=[{ALL_LINEAR},{EXPERTS}] adapts them too)"
 
 
 @dataclass(frozen=True, slots=True)
