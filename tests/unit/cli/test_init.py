@@ -284,8 +284,8 @@ def test_rows_that_prepare_would_refuse_get_the_fix_and_no_experiment(init, refu
     assert said == (
         "`data` must hold rows that the model's chat template renders, but 3 of 3 rows with tools, reasoning, system "
         f"or other turns it does not:\n  - {here.parent}/tools.jsonl, line 1 and 2 more rows: tool schemas that it "
-        "leaves out or cuts. A row must hold only what the chat template renders whole. Give chat_template=FILE, one that "
-        "renders tools, or take the tools out of the source."
+        "leaves out or cuts. A row must hold only what the chat template renders whole. Give chat_template=FILE, "
+        "one that renders tools, or take the tools out of the source."
     )
     write_rows(here / "plain.jsonl", ROWS["messages"], count=3)
     init(f"model={model}", "data=plain.jsonl")
