@@ -146,9 +146,7 @@ def test_another_base_and_a_failing_gate_are_refused(pool, workspace, data, run_
         refusals, workspace=workspace, data=data, run_dir=str(run_dirs[1]), other=str(tmp_path / "other")
     )[0]
     assert "must hold the evaluation of this run's base model" in base
-    assert absent.startswith(
-        "`gate.sets.absent` must be about a set with held-out text ("
-    )
+    assert absent.startswith("`gate.sets.absent` must be about a set with held-out text (")
     assert failing.startswith("`gate` must pass before step-00000008 is exported")
     assert "must be about step-00000004, but is about step-00000008" in stale
     assert code == "2"

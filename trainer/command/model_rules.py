@@ -8,10 +8,14 @@ from typing import Any
 from trainer.command.fitting import config_json, known_shape
 from trainer.config.check_context import context_problems
 from trainer.config.check_experts import no_expert_problems
-from trainer.config.rule import Problem
+from trainer.config.rule import Problem, must, problem, said
 from trainer.config.schema import RunConfig
+from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
 from trainer.errors import TrainerError
+from trainer.forecast.adapter_sizes import chosen
 from trainer.forecast.shapes import DecoderShape, language_part
+from trainer.forecast.tuned import named_targets, needs_names
+from trainer.model.packing_kind import check_packing
 
 
 def model_rules(config: RunConfig, found: Mapping[str, Any], shape: DecoderShape | None) -> Iterator[Problem]:
@@ -22,8 +26,38 @@ def model_rules(config: RunConfig, found: Mapping[str, Any], shape: DecoderShape
         shape: Its counts; None where only torch can count it.
     """
     yield from context_problems(context_of(found), config.data.seq_len, config.tune)
+    yield from _packing_problems(config, found)
     if shape is not None:
         yield from no_expert_problems(config, shape.experts, shape.model_type)
+        yield from _adapter_problems(config.tune, shape)
+
+
+def _packing_problems(config: RunConfig, found: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem where the folder's weights are packed in a way that does not go with the tuning."""
+    packing = found.get("quantization_config") or language_part(found).get("quantization_config")
+    try:
+        check_packing(packing, config.model.path, config.tune.quantise)
+    except TrainerError as error:
+        yield said("model.path", str(error))
+
+
+def _adapter_problems(tune: TuneConfig, shape: DecoderShape) -> Iterator[Problem]:
+    """Yield a target that is no linear layer, or a rank that one has no room for."""
+    if tune.method not in (TuneMethod.lora, TuneMethod.ia3) or needs_names(tune):
+        return
+    kinds = sorted({linear.name.rsplit(".", 1)[-1] for linear in shape.linears})
+    named = named_targets(tune)
+    if any(name not in kinds for name in named or ()):
+        rule = f"linear layers of the model ({', '.join(kinds)})"
+        yield problem(
+            "tune.target", f"must name {rule}, but is {tune.target} instead. Set tune.target=[{ALL_LINEAR}]."
+        )
+        return
+    sides = {min(one.num_in, one.num_out): one.name for one in chosen(shape, named, tune.r)}
+    least = min(sides, default=tune.r)
+    if tune.method is TuneMethod.lora and tune.r > least:
+        rule = f"at most the smaller side of every adapted layer ({least} of {sides[least]})"
+        yield must("tune.r", rule, tune.r, f"Set tune.r={least} at most, or name other layers.")
 
 
 def rules_of_named_model(config: RunConfig) -> list[Problem]:

@@ -53,7 +53,8 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     from trainer.data.store.prepared import find_store
     from trainer.data.store.store import open_store
     from trainer.model.load import read_whole_config
-    from trainer.model.packed import check_packing, packing_of
+    from trainer.model.packed import packing_of
+    from trainer.model.packing_kind import check_packing
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
     from trainer.run.packing import with_packing

@@ -18,7 +18,8 @@ from trainer.model.attention import AttentionChoice
 from trainer.model.lean import import_models
 from trainer.model.multimodal import text_config_of, text_part, whole_class
 from trainer.model.own_code import OwnCode
-from trainer.model.packed import fit_nf4, is_nf4, now_whole, packing_of, reading_nf4, unpacking
+from trainer.model.packed import fit_nf4, now_whole, packing_of, reading_nf4, unpacking
+from trainer.model.packing_kind import is_nf4
 from trainer.model.tensor_files import weight_files
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
 

@@ -46,7 +46,8 @@ from trainer.model.load import (
     router_loss,
     trained_part,
 )
-from trainer.model.packed import check_packing, is_nf4, packing_of
+from trainer.model.packed import packing_of
+from trainer.model.packing_kind import check_packing, is_nf4
 from trainer.model.remat import apply_remat
 from trainer.model.tensor_by_tensor import looking_up
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned

@@ -193,6 +193,14 @@ def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
         (["zero.stage=4"], "`zero.stage` must be 0, 1, 2, 3 or null"),
         (["zero=zero0", "model=tiny"], "`zero.stage` must be 1 or more in bf16 with gradient accumulation"),
         (["train.global_batch_tokens=1000"], "`train.global_batch_tokens` must be a multiple"),
+        (
+            ["model=tiny", "tune=lora", "tune.r=65"],
+            "`tune.r` must be at most the smaller side of every adapted",
+        ),
+        (
+            ["model=tiny", "tune=lora", "tune.target=[q_proj,qq]"],
+            "`tune.target` must name linear layers of the model",
+        ),
         (["model=tiny", "optim.lr=-1"], "`optim.lr` must be more than 0, but is -1.0 instead."),
         (["model=tiny", "checkpoint.keep_last=-3"], "`checkpoint.keep_last` must be at least 1, but is -3"),
         (
@@ -330,4 +338,15 @@ def test_that_lora_leaves_out_the_experts_of_a_mixture_is_said(plan):
     assert told in " ".join(plan(*mixture)[1].split())
     assert (
         "experts" not in plan(*mixture, "tune.target=[q_proj]")[1].split("LoRA on")[1].split("peak memory")[0]
+    )
+
+
+def test_weights_that_are_packed_and_would_be_rounded_twice_are_refused(refuse, tmp_path):
+    shape = json.loads((ROOT / "benchmarks/shapes/llama3_8b/config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(shape | {"quantization_config": {"quant_method": "fp8"}})
+    )
+    said = refuse("plan", "tune=qlora", "optim.lr=1e-4", f"model.path={tmp_path}")
+    assert (
+        f"`tune.quantise` must be none for {tmp_path}, whose weights are in fp8, but is nf4 instead" in said
     )
