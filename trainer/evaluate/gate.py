@@ -107,7 +107,7 @@ def _scored(key: str, metric: str, tasks: Sequence[TaskComparison]) -> TaskCompa
         raise ConfigError(
             f"`gate.tasks.{key}` must be about a task that was evaluated ({known}), but no such task was instead. Run: "
             f"palimpsest evaluate run_dir=... 'evaluate.tasks.names=[{key}]', or remove the rule with "
-            f"~gate.tasks.{key}."
+            f"'~gate.tasks.{key}'."
         )
     for compared in measured:
         if compared.metric == metric:
