@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer.config.check import check_config, refuse
-from trainer.config.check_context import context_problems
+from trainer.config.check import check_config
+from trainer.config.check_context import check_context
 from trainer.config.rule import Problem, problem
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated
@@ -32,7 +32,7 @@ def prepare_data(config: RunConfig) -> None:
     check_samples_whole(config)
     source = resolve_model(config.model, Path(config.data.cache_dir))
     hf_config = read_config(source, config.model)
-    refuse([*context_problems(context_length(hf_config), config.data.seq_len, config.tune)])
+    check_context(context_length(hf_config), config.data.seq_len, config.tune)
     build = functools.partial(configured_tokenizer, config.model, source)
     tokenizer, vocab_size = build(), int(hf_config.vocab_size)
     if config.model.new_tokens:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.config.rule import Problem, must
+from trainer.config.rule import Problem, must, told_together
 from trainer.config.tune import TuneConfig
 
 
@@ -28,3 +28,14 @@ def context_problems(longest: int | None, seq_len: int, tune: TuneConfig) -> Ite
             tune.virtual_tokens,
             f"Set data.seq_len={longest - tune.virtual_tokens}.",
         )
+
+
+def check_context(longest: int | None, seq_len: int, tune: TuneConfig) -> None:
+    """Raise where there is such a problem.
+
+    Raises:
+        ConfigError: The model's context has no room.
+    """
+    sentences = [one.sentence for one in context_problems(longest, seq_len, tune)]
+    if sentences:
+        raise told_together(sentences)

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer.config.check import refuse
-from trainer.config.check_context import context_problems
+from trainer.config.check_context import check_context
 from trainer.config.many import many
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
@@ -259,4 +258,4 @@ def _check_fits(
     num_rows = vocabulary(hf_config.vocab_size, new_tokens.ids if new_tokens is not None else ())
     for name, store in stores.items():
         check_vocabulary(name, store, num_rows)
-    refuse([*context_problems(context_length(hf_config), config.data.seq_len, config.tune)])
+    check_context(context_length(hf_config), config.data.seq_len, config.tune)
