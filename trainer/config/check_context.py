@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.config.rule import Problem, must, told_together
+from trainer.config.rule import Problem, must, problem, told_together
 from trainer.config.tune import TuneConfig
 
 
@@ -21,13 +21,9 @@ def context_problems(longest: int | None, seq_len: int, tune: TuneConfig) -> Ite
         rule = f"at most the model's context of {longest}"
         yield must("data.seq_len", rule, seq_len, f"Set data.seq_len={longest}.")
     elif tune.is_virtual and seq_len + tune.virtual_tokens > longest:
-        rule = f"room for packs of {seq_len} in the model's context of {longest}"
-        yield must(
-            "tune.virtual_tokens",
-            f"at most {longest - seq_len}, which leaves {rule}",
-            tune.virtual_tokens,
-            f"Set data.seq_len={longest - tune.virtual_tokens}.",
-        )
+        rule = f"must leave room for packs of {seq_len} in the model's context of {longest}"
+        fix = f"Set data.seq_len={longest - tune.virtual_tokens}."
+        yield problem("tune.virtual_tokens", f"{rule}, but is {tune.virtual_tokens} instead. {fix}")
 
 
 def check_context(longest: int | None, seq_len: int, tune: TuneConfig) -> None:

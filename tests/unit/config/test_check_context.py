@@ -25,8 +25,8 @@ def test_what_the_context_has_room_for_is_taken(longest, seq_len, tune):
         ),
         (
             99,
-            "`tune.virtual_tokens` must be at most 29, which leaves room for packs of 99 in the model's context of "
-            "128, but is 30 instead. Set data.seq_len=98.",
+            "`tune.virtual_tokens` must leave room for packs of 99 in the model's context of 128, but is 30 instead. "
+            "Set data.seq_len=98.",
         ),
     ],
 )
