@@ -20,6 +20,7 @@ from trainer.config.snapshot import write_atomic
 from trainer.data.store.store import data_digest
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluate.forgetting import BASE_FILE
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
 from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
@@ -98,12 +99,12 @@ def _refuse_without_base(session: Session) -> None:
     """Raise where the gate would have nothing to compare with after all has been evaluated. Collective: every rank."""
     forgetting = build_forgetting(session)
     if forgetting is None or not forgetting.has_base:
-        raise CheckpointError(_without_base(session.run_dir))
+        raise CheckpointError(_without(BASE_FILE, session.run_dir))
 
 
-def _without_base(run_dir: Path) -> str:
+def _without(file: str, run_dir: Path) -> str:
     return (
-        f"{run_dir} must hold {FILE_NAME} for the gate, but has none instead. Evaluate the base first: "
+        f"{run_dir} must hold {file} for the gate, but has none instead. Evaluate the base first: "
         f"palimpsest evaluate run_dir={run_dir} evaluate.checkpoint=base, then the checkpoint."
     )
 
@@ -169,7 +170,7 @@ def read_measurement(run_dir: Path, checkpoint: str) -> ForgettingRecord:
     """Return forgetting.json if it is about a checkpoint."""
     found = read_forgetting(run_dir / FILE_NAME)
     if found is None:
-        raise CheckpointError(_without_base(run_dir))
+        raise CheckpointError(_without(FILE_NAME, run_dir))
     if found.run.tuned != checkpoint:
         raise CheckpointError(
             f"{run_dir / FILE_NAME} must be about {checkpoint}, but is about {found.run.tuned} instead. Run "
