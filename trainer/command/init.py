@@ -120,11 +120,7 @@ def write_experiment(wish: Wish) -> list[str]:
         words=words,
         what=f"{recipe} of {wish.model} ({model.kind}) on {wish.data} ({guess.title}, {many(guess.num_files, 'file')}; "
         f"{guess.holding.rows_read})",
-        defaults="\n".join(
-            f"  - override /{group}: {option}"
-            for group, option in (("model", model.choice), ("recipe", recipe))
-            if option
-        ),
+        defaults=_defaults_text(model, recipe),
         model=_model_text(wish, model),
         source=_source_text(source_name, source, guess.named, guess.lines),
         seq_len=sizes.seq_len,
@@ -215,6 +211,11 @@ def _compose(file: Path, name: str, folder: Path) -> RunConfig:
     except ConfigError:
         file.unlink()
         raise
+
+
+def _defaults_text(model: NamedModel, recipe: str) -> str:
+    chosen = {"model": model.choice, "recipe": recipe}
+    return "\n".join(f"  - override /{group}: {option}" for group, option in chosen.items() if option)
 
 
 def _model_text(wish: Wish, model: NamedModel) -> str:
