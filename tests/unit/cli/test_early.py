@@ -43,6 +43,15 @@ def test_data_that_is_not_there(tmp_path):
     assert "none.txt" in refused("train", *words, f"run_dir={tmp_path}/new")
 
 
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_packs_that_are_longer_than_the_models_context(tmp_path, command):
+    (tmp_path / "a.txt").write_text("text")
+    words = [*WORDS, f"data.sources.corpus.path={tmp_path}/a.txt", f"run_dir={tmp_path}/new", "optim.lr=-1"]
+    said = refused(command, *words, "data.seq_len=16384", "train.global_batch_tokens=16384")
+    assert "`data.seq_len` must be at most the model's context of 8192, but is 16384 instead." in said
+    assert "`optim.lr` must be more than 0" in said, "all at once"
+
+
 def test_a_checkpoint_that_is_not_there(run_dir):
     assert "checkpoint" in refused("evaluate", f"run_dir={run_dir}", "evaluate.checkpoint=99")
 
