@@ -14,6 +14,8 @@ from trainer.config.many import many
 from trainer.errors import Exit
 from trainer.metrics.jsonl import has_numbers, read, read_events
 
+SCRIPT = "job.sh"
+"""The batch script that `palimpsest submit` writes into a run directory."""
 RECORD = "attempts.jsonl"
 """One line an event: submitted and queued by `palimpsest submit`; started, ended, lost and gave_up by the script."""
 # Behind the labels of srun, of our ranks and of torch's.

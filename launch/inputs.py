@@ -14,14 +14,13 @@ from trainer.errors import Exit, TrainerError
 
 def make_inputs(config_file: Path) -> None:
     """Make what is missing, and check what the run would draw."""
-    from trainer.command.before_ranks import check_benchmarks, check_draws, check_prompts
+    from trainer.command.before_ranks import check_benchmarks, check_stores
     from trainer.command.prepare import ensure_inputs
 
     config = load_config(config_file)
     check_benchmarks(config, "train")
     tokenizer = ensure_inputs(config)
-    check_draws(config, tokenizer)
-    check_prompts(config, tokenizer)
+    check_stores(config, "train", tokenizer)
 
 
 def main() -> int:

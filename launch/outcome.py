@@ -55,7 +55,7 @@ class Outcome:
         """Return why there is no objective."""
         if self.has_finished:
             return "it has finished, but logged no finite value of sweep.objective"
-        state = self.status.state
+        state = DIED if self.status.state.startswith(DIED) else self.status.state
         return self.status.last_error or WITHOUT_END.get(state, state)
 
     @property

@@ -67,22 +67,39 @@ def missing_problems(config: RunConfig) -> Iterator[Problem]:
             )
 
 
-def local_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield a problem for everything that only one node would see."""
+def local_problems(config: RunConfig, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield a problem for everything that only one node would see.
+
+    Args:
+        environment: Variables that a job inherits. They may name caches of the hub, which the first node fills.
+    """
     cluster = config.cluster
     for place in (*read_places(config), ReadPlace("data.cache_dir", config.data.cache_dir)):
         if not place.may_be_local:
             yield from local_problem(cluster, place.key, _outside(cluster, place.path))
+    hub = _hub_places(config, environment) if cluster.num_nodes > 1 else {}
+    if len(hub) == len(HUB_FOLDERS):
+        del hub[HUB_FOLDERS[0]]  # nothing lies in the home itself
+    for name, folder in hub.items():
+        if not any(name in line for line in cluster.setup):
+            choose = f"Export a shared folder, or set cluster.environment.{name}=FOLDER"
+            yield from local_problem(cluster, name, _outside(cluster, str(folder)), choose)
 
 
 def hub_folders(config: RunConfig, environment: Mapping[str, str]) -> tuple[Path, ...]:
     """Return the caches of the hub that a run reads, the home first; none where it names nothing of the hub."""
+    return tuple(dict.fromkeys(_hub_places(config, environment).values()))
+
+
+def _hub_places(config: RunConfig, environment: Mapping[str, str]) -> dict[str, Path]:
+    """Return those caches by the variable that names them."""
     if not any(_names_of_hub(config)):
-        return ()
+        return {}
     variables = {**environment, **config.cluster.environment}
     home = variables.get("HF_HOME") or f"{variables.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    given = [home, *(variables[name] for name in HUB_FOLDERS[1:] if variables.get(name))]
-    return tuple(dict.fromkeys(Path(os.path.abspath(os.path.expanduser(one))) for one in given))
+    given = {name: variables[name] for name in HUB_FOLDERS[1:] if variables.get(name)}
+    found = {HUB_FOLDERS[0]: home, **given}
+    return {name: Path(os.path.abspath(os.path.expanduser(one))) for name, one in found.items()}
 
 
 def _names_of_hub(config: RunConfig) -> Iterator[str]:

@@ -11,6 +11,7 @@ from trainer.command.init import write_new
 
 from .slurm import NodeKind, SlurmSilent, node_kinds
 
+GUESS = "ranks_per_node"
 _LATER = """\
 # account: NAME                     # who pays
 # gpu_gib: 80                       # memory of one GPU; submit compares the forecast with it
@@ -35,7 +36,8 @@ def write_site(folder: Path, name: str) -> list[str]:
     words = shlex.join([f"cluster={name}", f"hydra.searchpath=[file://{whole}]"])
     head = f"# This cluster, for: palimpsest submit {words} ...\n# Every key: palimpsest explain cluster\n"
     write_new(file, f"{head}defaults: [slurm]\n{_partition(kinds)}{_LATER}")
-    told = [] if kinds else [f"The site was not asked: {why}. Fill in partition and ranks_per_node."]
+    fill = f"Fill in partition, and {GUESS} where a node has other than 8 GPUs."
+    told = [] if kinds else [f"The site was not asked: {why}. {fill}"]
     return [f"Written: {file}", *told, f"Then: palimpsest submit {words} ... --dry-run"]
 
 
@@ -53,7 +55,8 @@ def _partition(kinds: Sequence[NodeKind]) -> str:
     """Return the lines of the partition with most GPUs, the default one of equal ones."""
     if not kinds:
         return (
-            "# partition: gpu                    # as sinfo names it\nranks_per_node: 8   # GPUs of a node\n"
+            "# partition: gpu                    # as sinfo names it\n"
+            f"{GUESS}: 8   # GPUs of a node; a guess, since the site was not asked\n"
         )
     best = max(kinds, key=lambda kind: (kind.num_nodes * kind.num_gpus, kind.is_default))
     names = ", ".join(sorted({kind.partition for kind in kinds}))

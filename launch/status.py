@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from trainer.runtime.holder import is_running
 from trainer.runtime.lease import EXPIRES_S, newest, this_machine
 from trainer.runtime.say import say
 
-from .attempts import Attempts, events, last_job, read_attempts
+from .attempts import SCRIPT, Attempts, events, last_job, read_attempts
 from .points import Goal, read_record
 from .slurm import job_states
 
@@ -33,10 +34,10 @@ CODES: Mapping[int, str] = {
     Exit.refused: "refused",
     Exit.non_finite: "not finite",
 }
-DIED = "died: start it again"
-"""Nobody is there who trains, and nothing was written of an end."""
+DIED = "died, "
+"""How the state of a run begins that nobody trains, and of whose end nothing was written; then what is saved of it."""
 STOPPED = "stopped, "
-"""How the state of a run begins that was told to stop; then what is saved of it."""
+"""How that of a run begins that was told to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class RunStatus:
     """That the run went on with fewer nodes, in words."""
     objective: float | None = None
     """Of a point of a sweep, as far as it was logged."""
+    goes_on: str | None = None
+    """How a run that died or was stopped goes on, and from where."""
 
 
 def show_status(words: Sequence[str]) -> int:
@@ -81,11 +84,12 @@ def show_status(words: Sequence[str]) -> int:
     if not console.is_terminal:
         console = Console(width=160)
     console.print(_table(statuses, " ".join(names) if len(names) < 2 else "objective"))
-    for status in statuses:
-        if status.shrunk is not None:
-            say(console, f"{status.name}: {status.shrunk}")
-        if status.last_error is not None:
-            say(console, f"{status.name}: {status.last_error}")
+    for status, (_, goal, _) in zip(statuses, found, strict=True):
+        # A point goes on with its sweep.
+        goes_on = status.goes_on if goal is None else None
+        for line in (status.shrunk, status.last_error, goes_on):
+            if line is not None:
+                say(console, f"{status.name}: {line}")
     return Exit.done
 
 
@@ -137,7 +141,8 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
     attempts = read_attempts(run_dir)
     step = max((int(record["step"]) for record in metrics if has_numbers(record, "step")), default=0)
     state = _state(run_dir, attempts, states)
-    has_ended = state in (*ENDS.values(), *CODES.values(), "gave up", DIED) or state.startswith(STOPPED)
+    is_left = state.startswith((DIED, STOPPED))
+    has_ended = is_left or state in (*ENDS.values(), *CODES.values(), "gave up")
     return RunStatus(
         name=run_dir.name,
         state=state,
@@ -150,6 +155,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
         last_error=None if state == "finished" else attempts.last_error,
         effective=effective(run_dir).ratio,
         shrunk=attempts.shrunk,
+        goes_on=_goes_on(run_dir) if is_left else None,
     )
 
 
@@ -170,7 +176,7 @@ def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) 
     if attempts.gave_up:
         return "gave up"
     if attempts.last_code == Exit.preempted:
-        return _stopped(run_dir)
+        return f"{STOPPED}{_saved(run_dir)}"
     if attempts.last_code is not None:
         return CODES.get(attempts.last_code, f"failed ({attempts.last_code})")
     if queued is not None:
@@ -179,7 +185,7 @@ def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) 
     if starts and (not stops or stops[-1]["time"] < starts[-1]["time"]):
         return _begun(run_dir)
     if stops:
-        return ENDS.get(str(stops[-1].get("reason"))) or _stopped(run_dir)
+        return ENDS.get(str(stops[-1].get("reason"))) or f"{STOPPED}{_saved(run_dir)}"
     return "submitted" if attempts.job is not None else "not begun"
 
 
@@ -189,14 +195,33 @@ def _begun(run_dir: Path) -> str:
     if found is None or found.holder is None:
         return "begun"
     if found.holder.machine == this_machine():
-        return "running" if is_running(found.holder) else DIED
-    return "running" if time.time() - found.beat_s < EXPIRES_S else DIED
+        is_there = is_running(found.holder)
+    else:
+        is_there = time.time() - found.beat_s < EXPIRES_S
+    return "running" if is_there else f"{DIED}{_saved(run_dir)}"
 
 
-def _stopped(run_dir: Path) -> str:
-    """Return the state of a run that was told to stop: a signal may come before there is anything to save."""
+def _saved(run_dir: Path) -> str:
+    """Return what is saved of a run: it may end before there is anything to save."""
+    step = _saved_step(run_dir)
+    return f"step {step} saved" if step is not None else "nothing saved"
+
+
+def _saved_step(run_dir: Path) -> int | None:
     newest = next(iter(find_checkpoints(run_dir)), None)
-    return STOPPED + (f"step {step_of(newest)} saved" if newest is not None else "nothing saved")
+    return None if newest is None else step_of(newest)
+
+
+def _goes_on(run_dir: Path) -> str:
+    """Return from where a run goes on that is not over, and by which command."""
+    step = _saved_step(run_dir)
+    start = "from the beginning, since nothing is saved" if step is None else f"after step {step}"
+    command = (
+        "palimpsest submit with the same words"
+        if (run_dir / SCRIPT).exists()
+        else f"palimpsest train --config {shlex.quote(str(run_dir / 'config.yaml'))}"
+    )
+    return f"To go on {start}, give the same command again, or: {command}"
 
 
 def _num_steps(run_dir: Path) -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.command.finished import finished_sentence
 from trainer.command.fitting import DTYPE_LEFT, fitted
 from trainer.command.missing_here import source_problems
 from trainer.command.plan import LightForecast, forecast_without_torch
@@ -26,7 +27,7 @@ from trainer.evaluate.tasks.known import known_problems
 from trainer.metrics.trackers import tracker_problems
 from trainer.runtime.lock import refuse_in_use
 
-from .attempts import last_job, measured_save_s, note
+from .attempts import SCRIPT, last_job, measured_save_s, note
 from .fewer import shrink_memory_problems, shrink_problems
 from .places import hub_folders, local_problems, missing_problems, mounted
 from .render import render
@@ -35,7 +36,6 @@ from .words import Job, is_contained, own_folders
 
 Site = Callable[[], list[NodeKind] | str]
 """Asks for the partitions, once; a dry run is told why there is no answer."""
-SCRIPT = "job.sh"
 LEAST_LEAD_S = 120
 """SLURM may send its signal up to a minute early, and looks at the clock twice a minute."""
 
@@ -106,7 +106,7 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
     problems = [
         *find_problems(config, num_ranks),
         *submit_problems(config.cluster, config.run_dir),
-        *local_problems(config),
+        *local_problems(config, os.environ),
         *([] if is_dry else [*_image_problems(config), *_place_problems(config)]),
         *_evaluation_problems(config),
         *_tracker_problems(config),
@@ -281,9 +281,11 @@ def _unseen(config: RunConfig, kinds: list[NodeKind] | str, is_dry: bool) -> Ite
 
 def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lead_s: int) -> Iterator[str]:
     """Yield what a person should know of the submission."""
-    cluster = config.cluster
+    cluster, finished = config.cluster, finished_sentence(config)
     if config.model.warning is not None:
         yield config.model.warning
+    if finished is not None:
+        yield finished
     yield (
         f"{config.name}: {many(num_ranks, 'rank')} on {many(cluster.num_nodes, 'node')}, started by "
         f"{cluster.launcher.value}; told to save {lead_s} s before the limit of {cluster.time_limit_min} minutes."

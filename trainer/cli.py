@@ -289,12 +289,19 @@ def _load(invocation: Invocation) -> RunConfig:
         from trainer.command.doctor import require_file
 
         require_file(invocation.config_file)
+    from trainer.command.rules import with_broken_rules
     from trainer.config.store import compose_config, load_config
+    from trainer.config.together import WrongWords
 
     if invocation.config_file is not None:
         return load_config(invocation.config_file, invocation.overrides)
     frozen = frozen_config(invocation)
-    return load_config(frozen, invocation.overrides) if frozen else compose_config(invocation.overrides)
+    if frozen is not None:
+        return load_config(frozen, invocation.overrides)
+    try:
+        return compose_config(invocation.overrides)
+    except WrongWords as error:
+        raise (error if invocation.show_config else with_broken_rules(error, invocation.command)) from None
 
 
 def _report(error: TrainerError) -> int:

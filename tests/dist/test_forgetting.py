@@ -138,20 +138,28 @@ def refusals(mesh: Any, workspace: str, data: str, run_dir: str, other: str) -> 
         read_measurement(Path(run_dir), "step-00000004")
     said.append(str(stale.value))
     said.append(str(run_command(["train", "--config", str(frozen), "gate.sets.general.max_rise_nats=-1"])))
+    cache = Path(strict.data.cache_dir) / "evaluations"
+    for kept in (Path(run_dir) / BASE_FILE, cache):
+        kept.rename(f"{kept}.aside")
+    with pytest.raises(CheckpointError) as baseless:
+        run_evaluation(strict)
+    said.append(str(baseless.value))
+    for kept in (Path(run_dir) / BASE_FILE, cache):
+        shutil.rmtree(kept, ignore_errors=True)
+        Path(f"{kept}.aside").rename(kept)
     return said
 
 
 def test_another_base_and_a_failing_gate_are_refused(pool, workspace, data, run_dirs, tmp_path, capsys):
-    base, absent, failing, stale, code = pool(1).run(
+    base, absent, failing, stale, code, baseless = pool(1).run(
         refusals, workspace=workspace, data=data, run_dir=str(run_dirs[1]), other=str(tmp_path / "other")
     )[0]
     assert "must hold the evaluation of this run's base model" in base
-    assert absent.startswith(
-        "`gate.sets.absent` must be about a set that was evaluated (chat, text, old, general)"
-    )
+    assert absent.startswith("`gate.sets.absent` must be about a set with held-out text (")
     assert failing.startswith("`gate` must pass before step-00000008 is exported")
     assert "must be about step-00000004, but is about step-00000008" in stale
     assert code == "2"
+    assert f"must hold {BASE_FILE} for the gate, but has none instead. Evaluate the base first" in baseless
 
 
 def interpolate(mesh: Any, run_dir: str) -> list[bool]:

@@ -32,6 +32,7 @@ SUBJECTS = {
     "design": "Which test holds which rule",
     "trackers": "mlflow",
     "export": "export.hub",
+    "ask": "generate",
     "help": "completion",
     "security": "Secrets",
 }

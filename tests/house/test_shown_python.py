@@ -10,7 +10,7 @@ from tests.house.test_shown_commands import PAGES
 from tests.house.tree import ROOT
 
 SHOWN = shown_python(ROOT, PAGES)
-PAGE = "docs/export.md"
+PAGE = "docs/ask.md"
 
 
 @pytest.fixture

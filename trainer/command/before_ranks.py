@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config.check_export import exports_adapter
+from trainer.config.gate import about_nothing, sets_about
 from trainer.config.metric import is_task_metric
 from trainer.config.model import ModelKind
 from trainer.config.rule import told_together
@@ -13,6 +15,33 @@ from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
+
+
+def check_stores(config: RunConfig, command: str, tokenizer: TokenizerLike) -> None:
+    """Raise before ranks start when the stores do not hold what a training or an evaluation is going to ask of them."""
+    from trainer.data.store.prepared import open_all
+    from trainer.run.packing import with_packing
+
+    if config.gate.sets and config.evaluate.checkpoint != "base":
+        stores = open_all(with_packing(config, says=False).data, tokenizer)
+        check_gate_sets(config, [name for name, store in stores.items() if store.validation.num_packs])
+    if command == "train":
+        check_draws(config, tokenizer)
+        check_prompts(config, tokenizer)
+
+
+def check_gate_sets(config: RunConfig, held_out: Sequence[str]) -> None:
+    """Raise when the gate has a rule about a set that has no held-out text, such as one of a single document.
+
+    Args:
+        held_out: The sources that have some.
+    Raises:
+        ConfigError: Names the rule and the sets.
+    """
+    roles = {name: config.data.sources[name].role.value for name in held_out}
+    sentences = [about_nothing(key, roles) for key in config.gate.sets if not sets_about(key, roles)]
+    if sentences:
+        raise told_together(sentences)
 
 
 def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:

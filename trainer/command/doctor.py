@@ -19,7 +19,8 @@ from rich.table import Table
 
 from trainer.checkpoint.space import num_to_come
 from trainer.command.plan import forecast_without_torch
-from trainer.config.check import check_config
+from trainer.command.rules import broken_rules
+from trainer.config.check import refuse
 from trainer.config.cluster import ClusterConfig, Scheduler
 from trainer.config.rule import observed
 from trainer.config.schema import RunConfig
@@ -39,12 +40,11 @@ from trainer.start.local import start_plain
 
 NODES = "nodes"
 """Folder of an attempt's logs in which every node leaves its name; the job script reads it as well."""
-CHECKED_KEYS = ("cluster", "run_dir")
 
 
 def examine_machine(config: RunConfig) -> int:
     """Tell what this machine has, then check it; return the exit code."""
-    check_config(config, only=CHECKED_KEYS)
+    refuse(broken_rules(config, "doctor"))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -96,7 +96,7 @@ def examine_nodes(config: RunConfig, config_file: Path | None) -> int:
     Ranks:
         Every process of the job; the first one prints.
     """
-    check_config(config, only=CHECKED_KEYS)
+    refuse(broken_rules(config, "doctor"))
     env, node = rank_env(os.environ), node_name(os.environ)
     log_dir = given_log_dir(os.environ)
     if log_dir is not None:

@@ -20,6 +20,7 @@ from trainer.config.snapshot import write_atomic
 from trainer.data.store.store import data_digest
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluate.forgetting import BASE_FILE
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
 from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
@@ -61,6 +62,8 @@ def _evaluate(session: Session) -> bool:
         return True
     folder: Path = mesh.from_first(lambda: find_checkpoint(session.run_dir, which))
     _refuse_other_inputs(session, folder)
+    if config.gate.has_rules:
+        _refuse_without_base(session)
     task_scores = build_task_scores(session)
     if task_scores is not None:
         with virtual_off(session.policy.module):
@@ -90,6 +93,20 @@ def _refuse_other_inputs(session: Session, folder: Path) -> None:
             f"{folder} must be evaluated with the data and the base that it was trained with, but of these "
             f"{', '.join(differ)} has changed. Bring back what the run read."
         )
+
+
+def _refuse_without_base(session: Session) -> None:
+    """Raise where the gate would have nothing to compare with after all has been evaluated. Collective: every rank."""
+    forgetting = build_forgetting(session)
+    if forgetting is None or not forgetting.has_base:
+        raise CheckpointError(_without(BASE_FILE, session.run_dir))
+
+
+def _without(file: str, run_dir: Path) -> str:
+    return (
+        f"{run_dir} must hold {file} for the gate, but has none instead. Evaluate the base first: "
+        f"palimpsest evaluate run_dir={run_dir} evaluate.checkpoint=base, then the checkpoint."
+    )
 
 
 def _evaluate_base(session: Session) -> None:
@@ -153,10 +170,7 @@ def read_measurement(run_dir: Path, checkpoint: str) -> ForgettingRecord:
     """Return forgetting.json if it is about a checkpoint."""
     found = read_forgetting(run_dir / FILE_NAME)
     if found is None:
-        raise CheckpointError(
-            f"{run_dir} must hold {FILE_NAME} for the gate, but has none instead. Evaluate the base first: "
-            f"palimpsest evaluate run_dir={run_dir} evaluate.checkpoint=base, then the checkpoint."
-        )
+        raise CheckpointError(_without(FILE_NAME, run_dir))
     if found.run.tuned != checkpoint:
         raise CheckpointError(
             f"{run_dir / FILE_NAME} must be about {checkpoint}, but is about {found.run.tuned} instead. Run "

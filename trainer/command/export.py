@@ -57,7 +57,7 @@ def export(config: RunConfig) -> int:
     from trainer.checkpoint.named import find_checkpoint
     from trainer.command.export import export_model
 
-    if config.gate.has_rules and not config.export.despite_gate:
+    if config.asks_gate_to_export:
         from trainer.command.evaluate import refuse_failing
 
         refuse_failing(config, find_checkpoint(Path(config.run_dir), config.export.checkpoint).name)

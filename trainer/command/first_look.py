@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from trainer.config.many import many
 from trainer.config.model import ModelConfig
 from trainer.config.schema import RunConfig
 from trainer.data.rows.guess import Guess, Holding
+from trainer.data.types import RowProblem
 from trainer.errors import DataError, ModelError, TrainerError
 from trainer.evaluate.compare import MIN_DOCUMENTS
 from trainer.forecast.shapes import decoder_shape, knows
@@ -30,10 +31,12 @@ MOST_HELD_OUT = 0.25
 """Share of few documents that is held out at most: the others are what is learnt."""
 TEMPLATE_TOKENS, TURN_TOKENS = 64, 16
 """Room for what a chat template writes of its own, and for what it writes around a turn."""
-BY_WORDS = (
-    "To `palimpsest init` that is chat_template=FILE, or for reasoning "
-    "reasoning=as_rendered, last, drop or answer_only."
-)
+BY_WORDS = {
+    "et learn.reasoning of the source to ": "ive reasoning=",
+    "et model.chat_template to": "ive chat_template=FILE,",
+}
+"""How a fix begins that names keys of a configuration, and how with the words of `palimpsest init`: Set or set, Give or
+give."""
 MAX_CHARS = 1_000_000
 """Characters of the longest document that are encoded; the rest is taken to be like them."""
 
@@ -68,14 +71,20 @@ class Tokens:
     """Whether the model's tokenizer was asked."""
 
 
-def count_tokens(folder: Path | None, holding: Holding) -> Tokens:
-    """Return the tokens of what was read; without torch, so of the tokenizer's own file only."""
+def count_tokens(folder: Path | None, holding: Holding, is_bytes: bool = False) -> Tokens:
+    """Return the tokens of what was read; without torch, so of the tokenizer's own file only.
+
+    Args:
+        is_bytes: The model's tokens are bytes.
+    """
     if holding.num_ids:
         return Tokens(holding.longest_ids, holding.num_ids, True)
     text = holding.longest[:MAX_CHARS]
     rate, is_counted = 1 / CHARS_A_TOKEN, False
     file = folder / "tokenizer.json" if folder is not None else None
-    if text and file is not None and file.is_file():
+    if text and is_bytes:
+        rate, is_counted = len(text.encode()) / len(text), True
+    elif text and file is not None and file.is_file():
         from tokenizers import Tokenizer
 
         rate, is_counted = len(Tokenizer.from_file(str(file)).encode(text).ids) / len(text), True
@@ -176,19 +185,29 @@ def check_rendered(folder: Path, chat_template: str, guess: Guess) -> None:
     from trainer.model.tokenizer import configured_tokenizer
 
     tokenizer = configured_tokenizer(ModelConfig(chat_template=chat_template or None), str(folder))
-    lines: dict[str, str] = {}
-    num_refused = 0
-    for file, unit, number, row in rows:
-        found = encode_batch(RowBatch(file, unit, [number], [row]), source, False, tokenizer)
-        num_refused += len(found.problems)
-        for one in found.problems:
-            lines.setdefault(one.rule, f"{one.where} must {one.rule}, but is {one.value} instead. {one.fix}")
-    if lines:
+    problems = [
+        one
+        for file, unit, number, row in rows
+        for one in encode_batch(RowBatch(file, unit, [number], [row]), source, False, tokenizer).problems
+    ]
+    if problems:
         raise DataError(
-            f"`data` must hold rows that the model's chat template renders, but {num_refused} of "
-            f"{many(len(rows), 'row')} with tools, reasoning or other turns than of user and assistant by turns are "
-            f"others instead: {' '.join(lines.values())} {BY_WORDS}"
+            f"`data` must hold rows that the model's chat template renders, but {len(problems)} of "
+            f"{many(len(rows), 'row')} with tools, reasoning, system or other turns it does not:"
+            f"{''.join(_by_kind(problems))}"
         )
+
+
+def _by_kind(problems: Sequence[RowProblem]) -> Iterator[str]:
+    """Yield a line for every kind of rows that are refused: the first of them, how many more there are, and the fix."""
+    kinds: dict[tuple[str, str], list[RowProblem]] = {}
+    for one in problems:
+        kinds.setdefault((one.rule, one.fix), []).append(one)
+    for (rule, fix), found in kinds.items():
+        more = f" and {many(len(found) - 1, 'more row')}" if len(found) > 1 else ""
+        for keys, words in BY_WORDS.items():
+            fix = fix.replace(f"S{keys}", f"G{words}").replace(f"s{keys}", f"g{words}")
+        yield f"\n  - {found[0].where}{more}: {found[0].value}. A row must {rule}. {fix}"
 
 
 def say_choice(recipe: str, why: str, sizes: Sizes) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from trainer.engine.ds_config import deepspeed_dict
 from trainer.errors import ConfigError
 from trainer.forecast.card import find_cards
 from trainer.forecast.config_json import read_config_json, shipped_shapes
-from trainer.forecast.memory import RunShape, Weights, forecast
+from trainer.forecast.memory import ERROR_FRAC, RunShape, Weights, forecast
 from trainer.forecast.shapes import DecoderShape, decoder_shape, knows
 from trainer.forecast.tuned import count_trained, needs_names, weights_of
 from trainer.model.attention import is_flash_installed
@@ -38,8 +39,8 @@ from trainer.model.dtype import (
     hardware_here,
 )
 from trainer.model.embedded import EMBEDDED
+from trainer.model.tiny import CONTEXT, VOCAB
 
-TINY_VOCAB = 264
 STAGES = (1, 2, 3)
 """What a null `zero.stage` chooses from, cheapest first: gathering a frozen base in every layer costs LoRA a third of
 its speed (measured on two H200s), more than recomputing all layers does. Stage 0 saves nothing over 1 in speed."""
@@ -85,7 +86,8 @@ def fitted(
 ) -> Fitted:
     """Fill in `zero.dtype` where it is auto, and `zero.stage` and `model.checkpoint_layers` where they are null.
 
-    The dtype is that of the hardware; stage and layers are the cheapest pair that fits. A run that has begun keeps what
+    The dtype is that of the hardware; stage and layers are the cheapest pair that fits with the margin
+    of a forecast. A run that has begun keeps what
     it was frozen with. Pure but for a look at config.json and the run directory.
 
     Args:
@@ -111,9 +113,17 @@ def fitted(
         missing = "no GPU's memory" if gpu_gib is None else "the model's shape"
         chosen = with_fitted(config, *_pairs(config, (-1,))[0], config.zero.dtype)
         return Fitted(chosen, f"{missing} is known here.", choice)
-    weights = tuned_weights(config, shape)
-    reserve_gib, problems = config.plan.reserve_gib, set(find_problems(config, num_ranks))
-    fit = Fitted(config, None)
+    chosen, reason = _chosen(config, shape, num_ranks, gpu_gib, is_here)
+    return Fitted(chosen, reason, choice)
+
+
+def _chosen(
+    config: RunConfig, shape: DecoderShape, num_ranks: int, gpu_gib: float, is_here: bool
+) -> tuple[RunConfig, str | None]:
+    """Return the cheapest pair that leaves what a forecast may be off by, else the one that leaves most; and why."""
+    weights, problems = tuned_weights(config, shape), set(find_problems(config, num_ranks))
+    reserve_gib, margin_gib = config.plan.reserve_gib, ERROR_FRAC * gpu_gib
+    chosen, most_gib = config, -math.inf
     for stage, layers in _pairs(config, (*range(shape.num_layers), -1)):
         candidate = with_fitted(config, stage, layers, config.zero.dtype)
         # Some methods refuse a stage.
@@ -121,12 +131,21 @@ def fitted(
             continue
         run = run_shape(candidate, num_ranks)
         peak_gib = forecast(shape, _as_installed(config.model, run) if is_here else run, weights).gib
-        fits = peak_gib <= gpu_gib - reserve_gib
-        said = f"a peak of {peak_gib:.1f} GiB is forecast of {gpu_gib:.0f}, with {reserve_gib:g} kept in reserve."
-        fit = Fitted(candidate, said if fits else f"and even so {said} See palimpsest plan.", choice)
-        if fits:
+        spare_gib = gpu_gib - reserve_gib - peak_gib
+        if spare_gib >= most_gib:
+            chosen, most_gib = candidate, spare_gib
+        if spare_gib >= margin_gib:
             break
-    return fit
+    if most_gib == -math.inf:
+        return config, None
+    said = (
+        f"a peak of {gpu_gib - reserve_gib - most_gib:.1f} GiB is forecast of {gpu_gib:.0f}, with {reserve_gib:g} kept "
+        "in reserve"
+    )
+    if most_gib < 0:
+        return chosen, f"and even so {said}. See palimpsest plan."
+    tight = f" and only {most_gib:.1f} to spare, less than the {100 * ERROR_FRAC:g} % that a forecast may be off by"
+    return chosen, f"{said}{tight if most_gib < margin_gib else ''}."
 
 
 def fitted_here(
@@ -222,7 +241,8 @@ def config_json(model: ModelConfig) -> tuple[dict[str, Any], str]:
     """Return the contents of the model's config.json and where they are from."""
     match model.kind:
         case ModelKind.tiny:
-            return {"model_type": "llama", "vocab_size": TINY_VOCAB, **model.tiny}, "the tiny model"
+            sizes = {"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, **model.tiny}
+            return {"model_type": "llama", **sizes}, "the tiny model"
         case ModelKind.embedded:
             return shipped_shapes()[EMBEDDED], EMBEDDED
         case _:

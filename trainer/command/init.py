@@ -11,23 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.command.named_model import NamedModel, look_at_model
 from trainer.config.describe import as_word
 from trainer.config.learn import LearnConfig, Reasoning
 from trainer.config.many import many
-from trainer.config.model import ModelKind
 from trainer.config.options import OWN, group_options
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ConfigError
 from trainer.forecast.card import find_cards
-from trainer.forecast.config_json import read_config_json, shipped_shapes
 
 if TYPE_CHECKING:
     from trainer.data.rows.guess import Guess
 
 WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "reasoning", "ignore")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-_WEIGHTS = ("*.safetensors", "*.bin")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REPLAY = "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n"
 _TEMPLATE = Path(__file__).with_name("experiment.yaml.tmpl")
@@ -46,21 +43,6 @@ class Wish:
     reasoning: str = ""
     ignore: list[str] = field(default_factory=list)
     is_site: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    choice: str
-    """Option of the group `model`; empty for a folder or a name."""
-    path: str
-    kind: str
-    context: int | None
-    can_chat: bool
-    says: str
-    """What was found of it."""
-    folder: Path | None = None
-    """Where it is a folder of this machine."""
-    lines: tuple[str, ...] = ()
 
 
 def read_words(words: Sequence[str]) -> Wish:
@@ -117,7 +99,7 @@ def write_experiment(wish: Wish) -> list[str]:
     from trainer.command import first_look as look
     from trainer.data.rows.guess import guess_layout
 
-    model = _look_at_model(wish)
+    model = look_at_model(wish.model, wish.chat_template)
     source_name = _source_name(wish.data)
     learn = LearnConfig(reasoning=Reasoning(wish.reasoning)) if wish.reasoning else LearnConfig()
     guess = guess_layout(source_name, wish.data, model.can_chat, wish.ignore, learn)
@@ -127,7 +109,10 @@ def write_experiment(wish: Wish) -> list[str]:
     recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
-    tokens, held = look.count_tokens(model.folder, guess.holding), look.choose_held_out(guess.holding)
+    tokens, held = (
+        look.count_tokens(model.folder, guess.holding, model.make is not None),
+        look.choose_held_out(guess.holding),
+    )
     sizes = look.choose_sizes(guess.holding, tokens, model.context, find_cards().count)
     words = shlex.join([f"experiment={name}", f"hydra.searchpath=[file://{_absolute(wish.folder)}]"])
     text = string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -135,11 +120,7 @@ def write_experiment(wish: Wish) -> list[str]:
         words=words,
         what=f"{recipe} of {wish.model} ({model.kind}) on {wish.data} ({guess.title}, {many(guess.num_files, 'file')}; "
         f"{guess.holding.rows_read})",
-        defaults="\n".join(
-            f"  - override /{group}: {option}"
-            for group, option in (("model", model.choice), ("recipe", recipe))
-            if option
-        ),
+        defaults=_defaults_text(model, recipe),
         model=_model_text(wish, model),
         source=_source_text(source_name, source, guess.named, guess.lines),
         seq_len=sizes.seq_len,
@@ -170,7 +151,7 @@ def write_experiment(wish: Wish) -> list[str]:
     return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
 
 
-def _check_template(wish: Wish, model: _Model, guess: Guess) -> list[str]:
+def _check_template(wish: Wish, model: NamedModel, guess: Guess) -> list[str]:
     """Refuse conversations that the model's chat template does not render; return what cannot be known here."""
     from trainer.command.first_look import check_rendered
 
@@ -179,14 +160,15 @@ def _check_template(wish: Wish, model: _Model, guess: Guess) -> list[str]:
             f"`chat_template` must be given for conversations, since {wish.model} brings no chat template. Give "
             "chat_template=FILE, a Jinja file, or the instruct model."
         )
-    if model.folder is not None:
-        check_rendered(model.folder, wish.chat_template, guess)
-        return []
     if not guess.holding.peculiar:
+        return []
+    folder = Path(model.make()) if model.make is not None else model.folder
+    if folder is not None:
+        check_rendered(folder, wish.chat_template, guess)
         return []
     return [
         f"{many(len(guess.holding.peculiar), 'row')} with tools, reasoning, system or other turns: palimpsest prepare "
-        f"says whether the chat template of {wish.model} renders them, which is not here."
+        f"says whether the chat template of {wish.model} renders them{model.where}."
     ]
 
 
@@ -231,72 +213,12 @@ def _compose(file: Path, name: str, folder: Path) -> RunConfig:
         raise
 
 
-def _look_at_model(wish: Wish) -> _Model:
-    """Return what the model's folder says of it; a name is looked up in the cache, among what ships, on the hub."""
-    from trainer.command.first_look import say_model
-    from trainer.command.fitting import config_json
-    from trainer.model.embedded import embedded_place
-
-    if wish.chat_template and not Path(wish.chat_template).expanduser().is_file():
-        raise ConfigError(
-            f"`chat_template` must name a Jinja file, but there is none at {wish.chat_template}. Check the path."
-        )
-    local = Path(wish.model).expanduser()
-    if not local.exists() and wish.model in group_options()["model"]:
-        from trainer.config.store import compose_config
-
-        config = compose_config([f"model={wish.model}"])
-        chosen = config.model
-        kind = chosen.path or chosen.kind.value
-        is_here = chosen.kind in (ModelKind.tiny, ModelKind.embedded) or chosen.path in shipped_shapes()
-        known = config_json(chosen)[0] if is_here else {}
-        says = say_model(wish.model, known, _context(known), "with a chat template")
-        place = embedded_place(Path(config.data.cache_dir)) if chosen.kind is ModelKind.embedded else None
-        made = place if place is not None and place.is_dir() else None
-        return _Model(wish.model, "", kind, _context(known), True, says, made)
-    known, _ = read_config_json(wish.model)
-    kind, size = str(known["model_type"]), _context(known)
-    if not local.exists():
-        says = say_model(wish.model, known, size, "its tokenizer not here")
-        line = "The tokenizer is not here: `palimpsest prepare` says whether it has a chat template."
-        return _Model("", wish.model, kind, size, True, says, lines=(line,))
-    if local.is_file():
-        raise ModelError(
-            f"`model` must be a folder with a config.json and a tokenizer, but is the file {local} instead. Name its "
-            "folder."
-        )
-    if not any((local / one).is_file() for one in _TOKENIZERS):
-        raise ModelError(
-            f"`model` must be a folder with a tokenizer ({', '.join(_TOKENIZERS[:2])}), but {local} has none. Copy the "
-            "tokenizer's files into it."
-        )
-    has_weights = any(any(local.glob(pattern)) for pattern in _WEIGHTS)
-    lines = (
-        ()
-        if has_weights
-        else (f"{local} has no weights (*.safetensors): enough to plan and prepare, not to train.",)
-    )
-    can_chat = bool(wish.chat_template) or _has_template(local)
-    says = say_model(wish.model, known, size, f"with{'' if can_chat else 'out'} a chat template")
-    return _Model("", _absolute(local), kind, size, can_chat, says, local, lines)
+def _defaults_text(model: NamedModel, recipe: str) -> str:
+    chosen = {"model": model.choice, "recipe": recipe}
+    return "\n".join(f"  - override /{group}: {option}" for group, option in chosen.items() if option)
 
 
-def _context(config: dict[str, Any]) -> int | None:
-    context = config.get("max_position_embeddings")
-    return context if isinstance(context, int) and context > 0 else None
-
-
-def _has_template(folder: Path) -> bool:
-    if any((folder / one).exists() for one in ("chat_template.jinja", "chat_template.json")):
-        return True
-    try:
-        settings: Any = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and bool(settings.get("chat_template"))
-
-
-def _model_text(wish: Wish, model: _Model) -> str:
+def _model_text(wish: Wish, model: NamedModel) -> str:
     lines = [] if model.choice else ["kind: pretrained", f"path: {_quoted(model.path)}"]
     if wish.chat_template:
         lines.append(f"chat_template: {_quoted(_absolute(Path(wish.chat_template)))}")

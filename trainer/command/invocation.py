@@ -173,7 +173,7 @@ def frozen_config(invocation: Invocation) -> Path | None:
             if path.exists():
                 return path
             # The base can be evaluated without a run, by words that name its data.
-            names_data = any(not word.startswith(OF_EVALUATION) for word in invocation.overrides)
+            names_data = any(not word.lstrip("+~").startswith(OF_EVALUATION) for word in invocation.overrides)
             if invocation.command in ("export", "report", "verify") or not names_data:
                 raise ConfigError(
                     f"`run_dir` must hold a run, but {path.parent} has no config.yaml instead. Give the "

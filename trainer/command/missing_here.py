@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from trainer.checkpoint.layout import step_dir
+from trainer.command.model_rules import rules_of_named_model
 from trainer.command.prepare import not_generated
-from trainer.config.check import find_problems
+from trainer.command.rules import broken_rules
 from trainer.config.check_export import exports_adapter
 from trainer.config.paths import is_address
 from trainer.config.rule import Problem, problem, problems_shown, said, told_together
@@ -28,9 +29,6 @@ from trainer.model.on_disk import NOTHING_THERE, is_missing, model_problems, no_
 from trainer.model.tune.quantiser import quantiser_problems
 from trainer.runtime.disk import why_not_writable
 
-READ = {"export": ("export",), "replay generate": ("model", "cluster", "replay.generate")}
-"""Sections and keys that a command reads of the configuration, where it does not read all."""
-
 
 def refuse_missing(config: RunConfig, command: str, world_size: int | None = None) -> None:
     """Raise one error that lists every broken rule and everything that is not here.
@@ -40,8 +38,7 @@ def refuse_missing(config: RunConfig, command: str, world_size: int | None = Non
     Raises:
         ConfigError: A single thing that is missing speaks for itself.
     """
-    only = READ.get(command)
-    rules = [rule for rule in find_problems(config, world_size) if only is None or rule.is_in(only)]
+    rules = broken_rules(config, command, world_size)
     broken = {rule.key for rule in rules}
     absent = [one.sentence for one in missing(config, command) if one.key not in broken]
     if rules:
@@ -53,6 +50,8 @@ def refuse_missing(config: RunConfig, command: str, world_size: int | None = Non
 def missing(config: RunConfig, command: str) -> list[Problem]:
     """Return what the command needs and is not on this machine."""
     found = [*model_problems(config.model)]
+    if command in ("prepare", "train") and not found:
+        found += rules_of_named_model(config)
     match command:
         case "prepare":
             found += [*source_problems(config), *_cache_problems(config)]

@@ -10,17 +10,27 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.checkpoint.space import BYTES_PER_PARAMETER
-from trainer.command.fitting import DTYPE_LEFT, find_shape, fitted, known_shape, run_shape, tuned_weights
+from trainer.command.fitting import (
+    DTYPE_LEFT,
+    config_json,
+    find_shape,
+    fitted,
+    known_shape,
+    run_shape,
+    tuned_weights,
+)
+from trainer.command.model_rules import model_rules
 from trainer.command.plan_time import NOTE as TIME_NOTE
 from trainer.command.plan_time import Timing, time_sentences, timing_of
+from trainer.command.rules import broken_rules
 from trainer.command.ways import most_of_node, ways_to_fit
-from trainer.config.check import check_config
-from trainer.config.check_experts import check_has_experts
+from trainer.config.check import refuse
 from trainer.config.model import Attention, Kernels
+from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.config.tune import Quantise, TuneConfig, TuneMethod
-from trainer.errors import ConfigError
+from trainer.config.tune import ALL_LINEAR, EXPERTS, Quantise, TuneConfig, TuneMethod
+from trainer.errors import ConfigError, TrainerError
 from trainer.forecast.activations import score_bytes
 from trainer.forecast.adapter_sizes import NF4_BYTES, AdapterSize, adapters
 from trainer.forecast.advice import smallest_change
@@ -52,18 +62,6 @@ from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
 from trainer.runtime.say import say
 
-CHECKED_KEYS = (
-    "model",
-    "data.seq_len",
-    "train.micro_batch_size",
-    "train.global_batch_tokens",
-    "zero",
-    "tune",
-    "cluster",
-    "plan",
-)
-"""The keys a plan reads; other problems are training's business."""
-
 
 def show_plan(config: RunConfig) -> bool:
     """Print the forecast of a run and write its figure where one is asked for; tell whether the run fits.
@@ -73,9 +71,7 @@ def show_plan(config: RunConfig) -> bool:
     """
     cards = find_cards()
     num_ranks, gpu = _ranks_of(config, cards), _gpu_of(config, cards)
-    check_config(config, num_ranks, only=CHECKED_KEYS)
-    shape, origin = find_shape(config.model)
-    check_has_experts(config.zero, shape.experts, shape.model_type)
+    shape, origin = _checked_shape(config, num_ranks)
     hardware = Hardware(cards.capability or LEAST_CAPABILITY, False, is_hidden(os.environ))
     fit = fitted(config, num_ranks, can_load=True, here_gib=gpu.gib, hardware=hardware)
     config = fit.config
@@ -101,8 +97,7 @@ def show_plan(config: RunConfig) -> bool:
     say(console, said, "bold")
     timing = timing_of(config, shape, run, weights, cards)
     _show_time(console, config, timing)
-    where = ", ".join(_targets(config.tune) or ["all linear layers"])
-    say(console, f"\nLoRA on {where}, and the peak memory of one GPU in GiB", "bold")
+    say(console, f"\nLoRA on {_adapted(config.tune, shape)}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full), "")
     if config.model.warning is not None:
         say(console, config.model.warning, "bold")
@@ -114,6 +109,23 @@ def show_plan(config: RunConfig) -> bool:
     if config.plan.output is not None:
         say(console, f"Figure: {config.plan.output}")
     return peaks[run.stage].gib <= gpu.free_gib
+
+
+def _checked_shape(config: RunConfig, num_ranks: int) -> tuple[DecoderShape, str]:
+    """Return the model's counts and where they are from.
+
+    Raises:
+        ConfigError: Lists every rule that training would refuse, and why the model cannot be counted.
+    """
+    rules = broken_rules(config, "plan", num_ranks)
+    if any(rule.is_in(("model",)) for rule in rules):
+        refuse(rules)
+    try:
+        shape, origin = find_shape(config.model)
+    except TrainerError as error:
+        raise told_together([*(rule.sentence for rule in rules), str(error)]) from error
+    refuse([*rules, *model_rules(config, config_json(config.model)[0], shape)])
+    return shape, origin
 
 
 def _show_time(console: Console, config: RunConfig, timing: Timing | str) -> None:
@@ -171,6 +183,17 @@ def _targets(tune: TuneConfig) -> list[str] | None:
     return None if found is None else [name.rsplit(".", 1)[-1] for name in found] or None
 
 
+def _adapted(tune: TuneConfig, shape: DecoderShape) -> str:
+    """Return the layers of the table over r, and that it leaves out the experts of a mixture."""
+    named = _targets(tune)
+    if named or not shape.experts:
+        return ", ".join(named or ["all linear layers"])
+    share = f"the experts, {100 * shape.experts / shape.num_params:.0f} % of the parameters"
+    if EXPERTS in tune.target:
+        return f"all linear layers (tune.target has {share}, as well, which this table leaves out)"
+    return f"all linear layers, without {share} (tune.target=[{ALL_LINEAR},{EXPERTS}] adapts them too)"
+
+
 @dataclass(frozen=True, slots=True)
 class LightForecast:
     """What a submission says of a run without loading torch."""
@@ -193,7 +216,7 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
     shape = known_shape(config)
     if shape is None:
         return None
-    check_has_experts(config.zero, shape.experts, shape.model_type)
+    refuse([*model_rules(config, config_json(config.model)[0], shape)])
     gpu_gib = config.gpu_gib
     config = fitted(config, num_ranks, can_load=False).config
     run = run_shape(config, num_ranks)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.config.check import check_config
+from trainer.config.check_context import check_context
 from trainer.config.rule import Problem, problem
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated
@@ -18,7 +19,8 @@ from trainer.errors import DataError
 def prepare_data(config: RunConfig) -> None:
     """Make the token stores of all sources and print what is in them."""
     from trainer.data.prepare import prepare
-    from trainer.model.load import check_context, read_config
+    from trainer.model.cache import context_length
+    from trainer.model.load import read_config
     from trainer.model.made_with import check_made_with
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
@@ -30,7 +32,7 @@ def prepare_data(config: RunConfig) -> None:
     check_samples_whole(config)
     source = resolve_model(config.model, Path(config.data.cache_dir))
     hf_config = read_config(source, config.model)
-    check_context(hf_config, config.data.seq_len)
+    check_context(context_length(hf_config), config.data.seq_len, config.tune)
     build = functools.partial(configured_tokenizer, config.model, source)
     tokenizer, vocab_size = build(), int(hf_config.vocab_size)
     if config.model.new_tokens:
@@ -51,7 +53,8 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     from trainer.data.store.prepared import find_store
     from trainer.data.store.store import open_store
     from trainer.model.load import read_whole_config
-    from trainer.model.packed import check_packing, packing_of
+    from trainer.model.packed import packing_of
+    from trainer.model.packing_kind import check_packing
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
     from trainer.run.packing import with_packing

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from trainer.command.before_ranks import (
     check_benchmarks,
-    check_draws,
-    check_prompts,
     check_quantiser,
+    check_stores,
     check_whole_export,
 )
+from trainer.command.finished import finished_sentence
 from trainer.command.fitting import fitted_here
 from trainer.command.missing_here import refuse_missing
 from trainer.command.prepare import ensure_inputs
@@ -33,6 +33,7 @@ from trainer.config.snapshot import (
 from trainer.config.store import load_config, to_standard_error, to_yaml
 from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError, Exit
+from trainer.forecast.card import find_cards
 from trainer.model.dtype import NO_BF16
 from trainer.runtime.job import given_log_dir
 from trainer.runtime.lock import LEASE, locked_for_ranks, refuse_in_use
@@ -64,12 +65,12 @@ def start_ranks(command: str, config: RunConfig) -> int:
         refuse_another(
             config, Path(config.run_dir)
         )  # before hours of preparing; what is open yet is no difference
+        if (finished := finished_sentence(config)) is not None:
+            print(finished, flush=True)
     is_sound = not any(find_problems(config))
-    if is_sound:  # before GPUs are counted, which loads torch; a broken rule is told with their number
-        refuse_missing(config, command)
+    # Before torch is loaded, which counts GPUs; a broken rule is told with the ranks that there seem to be.
+    refuse_missing(config, command, None if is_sound else _ranks_expected(config.cluster, hosts))
     num_ranks = count_ranks(config.cluster) if hosts is None else hosts.num_ranks
-    if not is_sound:
-        refuse_missing(config, command, num_ranks)
     check_config(config, num_ranks)
     _warn(config)
     config = fitted_here(config, num_ranks, are_ranks_here=hosts is None)
@@ -87,9 +88,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     tokenizer = ensure_inputs(config)
     run_dir = Path(config.run_dir)
     path = config_path(run_dir)
-    if command == "train":
-        check_draws(config, tokenizer)
-        check_prompts(config, tokenizer)
+    check_stores(config, command, tokenizer)
     if command == "train":
         with locked_for_ranks(run_dir):
             if hosts is not None:
@@ -100,6 +99,14 @@ def start_ranks(command: str, config: RunConfig) -> int:
     changed = run_dir / f"{command}.yaml"
     write_atomic(changed, to_yaml(config), is_private=holds_values(config))
     return _launch(command, changed, num_ranks, config.cluster.master_port)
+
+
+def _ranks_expected(cluster: ClusterConfig, hosts: Hosts | None) -> int:
+    """Return the ranks of a start, with the GPUs that nvidia-smi tells of."""
+    if hosts is not None:
+        return hosts.num_ranks
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    return cluster.ranks_per_node or (1 if on_cpu else max(find_cards().count, 1))
 
 
 def _is_what_is_left(cluster: ClusterConfig) -> bool:

@@ -71,7 +71,7 @@ def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[
     yield from task_problems(config.evaluate)
     yield from during_problems(config.evaluate, config.data)
     yield from best_problems(config.checkpoint, config.evaluate, config.data)
-    yield from gate_problems(config.gate)
+    yield from gate_problems(config.gate, config.data, config.evaluate.forgetting)
     yield from generate_problems(config.replay.generate)
     yield from cluster_problems(config.cluster)
 
@@ -99,6 +99,7 @@ def _model_problems(model: ModelConfig) -> Iterator[Problem]:
         yield problem(
             "model",
             f"must be given, but is none instead. Set model=NAME (one of {names}) or model.path=FOLDER.",
+            is_open=True,
         )
     if model.kind is ModelKind.random and not model.path:
         yield must("model.path", "a name or folder for model.kind=random", "", "Set model.path=FOLDER.")
@@ -147,6 +148,7 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
             "data.sources",
             "must name at least one source, but is empty instead. "
             "Use data=text data.sources.corpus.path=FILES, or data=chat data.sources.chat.path=FILES.",
+            is_open=True,
         )
     if data.seq_len < 8:
         yield must("data.seq_len", "at least 8", data.seq_len, "Set data.seq_len=2048.")
@@ -173,7 +175,7 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     if (source.path is None) == (source.dataset is None):
         if source.path is None:
             rest = f"must be given, but is null instead. Set {key}.path=FILES, or {key}.dataset=NAME."
-            yield problem(f"{key}.path", rest)
+            yield problem(f"{key}.path", rest, is_open=True)
         else:
             rest = f"must have one of `path` and `dataset`, but has both instead. Set {key}.dataset=null."
             yield problem(key, rest)
@@ -212,6 +214,7 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
             "train",
             f"must have exactly one of max_steps, max_epochs and max_tokens, but has {shown} "
             f"instead. {'Set the others to null.' if given else 'Set train.max_epochs=1.'}",
+            is_open=not given,
         )
     for key in given:
         if (lengths[key] or 0) <= 0:

@@ -207,15 +207,21 @@ def _named_problems(cluster: ClusterConfig) -> Iterator[Problem]:
         yield must("cluster.setup", "lines of shell, which name variables as $NAME", line, "Write $NAME.")
 
 
-def local_problem(cluster: ClusterConfig, key: str, path: str) -> Iterator[Problem]:
-    """Yield a problem where a path is on a node's own disk."""
+def local_problem(
+    cluster: ClusterConfig, key: str, path: str, choose: str = "Choose a shared folder"
+) -> Iterator[Problem]:
+    """Yield a problem where a path is on a node's own disk.
+
+    Args:
+        choose: How the fix begins.
+    """
     for folder in cluster.node_local_paths:
         if is_below(path, folder):
             yield must(
                 key,
                 f"on a disk that all nodes share, and {folder} is each node's own",
                 path,
-                "Choose a shared folder, or change cluster.node_local_paths if this one is shared here.",
+                f"{choose}, or change cluster.node_local_paths if this one is shared here.",
             )
 
 

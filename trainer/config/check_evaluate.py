@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.config.gate import GateConfig
-from trainer.config.rule import Problem, must
+from trainer.config.data import DataConfig, Role
+from trainer.config.gate import GateConfig, about_nothing, sets_about
+from trainer.config.rule import Problem, must, said
 from trainer.config.train import EvaluateConfig
 
 
@@ -29,9 +30,23 @@ def task_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
             yield must(f"evaluate.tasks.{key}", f"at least {least}", value, f"Set {least}, or leave it out.")
 
 
-def gate_problems(gate: GateConfig) -> Iterator[Problem]:
-    """Yield every broken rule about the gate."""
+def gate_problems(gate: GateConfig, data: DataConfig, forgetting: bool) -> Iterator[Problem]:
+    """Yield every broken rule about the gate; whether a source has text to hold out is seen in its store.
+
+    Args:
+        forgetting: Whether the base is compared with the tuned model, which is what the gate reads.
+    """
+    if gate.has_rules and not forgetting:
+        yield must("evaluate.forgetting", "true with rules of `gate`", False, "Set evaluate.forgetting=true.")
+    held_out = {
+        name: source.role.value
+        for name, source in data.sources.items()
+        if data.validation_frac > 0 or source.role is Role.probe
+    }
+    has_target = any(source.role is Role.target for source in data.sources.values())
     for key, rule in gate.sets.items():
+        if has_target and not sets_about(key, held_out):
+            yield said(f"gate.sets.{key}", about_nothing(key, held_out))
         limits = {"max_rise_nats": rule.max_rise_nats, "min_drop_nats": rule.min_drop_nats}
         yield from _limit_problems(f"gate.sets.{key}", limits, "nats")
     for key, wanted in gate.tasks.items():

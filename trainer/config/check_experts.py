@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from trainer.config.optim import Offload, ZeroConfig
+from trainer.config.optim import Offload
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.tune import TuneMethod
-from trainer.errors import ConfigError
 
 KEY = "zero.expert_parallel"
 UNTRIED = ("gradient_predivide_factor", "prescale_gradients", "zero_optimization")
@@ -61,17 +60,16 @@ def expert_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
             yield must(f"zero.extra.{key}", f"left out with {KEY}={size}", shown, fix)
 
 
-def check_has_experts(zero: ZeroConfig, num_experts: int, model_type: str) -> None:
-    """Refuse to spread the experts of a model that has none.
+def no_expert_problems(config: RunConfig, num_experts: int, model_type: str) -> Iterator[Problem]:
+    """Yield what is asked of the experts of a model that has none.
 
     Args:
         num_experts: Parameters of experts.
-    Raises:
-        ConfigError: It has none.
     """
-    if zero.expert_parallel > 1 and not num_experts:
-        raise ConfigError(
-            must(
-                KEY, f"1 for {model_type}, which has no experts", zero.expert_parallel, f"Set {KEY}=1."
-            ).sentence
-        )
+    if num_experts:
+        return
+    rate, rule = config.train.router_bias_rate, f"for {model_type}, which has no experts"
+    if config.zero.expert_parallel > 1:
+        yield must(KEY, f"1 {rule}", config.zero.expert_parallel, f"Set {KEY}=1.")
+    if rate:
+        yield must("train.router_bias_rate", f"0 {rule}", rate, "Set train.router_bias_rate=0.")

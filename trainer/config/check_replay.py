@@ -30,6 +30,7 @@ def _role_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> It
             "data.sources",
             f"must have a source with role=target, but has only {', '.join(sources)} instead. "
             "Set data.sources.NAME.role=target for what is to be learnt.",
+            is_open=True,
         )
     asked = f"replay.ratio={replay.ratio}" if replay.ratio else ""
     if replay.shift is not None and not asked:
@@ -122,7 +123,7 @@ def _controller_problems(config: RunConfig) -> Iterator[Problem]:
         yield must(
             "evaluate.every_steps", "more than 0 for controller=hold", 0, "Set evaluate.every_steps=100."
         )
-    if not any(source.role is Role.replay for source in sources.values()):
+    if sources and not any(source.role is Role.replay for source in sources.values()):
         yield _nothing_to_replay("replay.controller=hold")
     for name in replay.watch:
         if name not in sources:

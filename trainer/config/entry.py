@@ -22,6 +22,15 @@ def is_entry(override: str) -> bool:
     return any(key == mapping or key.startswith(f"{mapping}.") for mapping in mapping_keys())
 
 
+def is_removal(override: str) -> bool:
+    """Tell whether an override removes an entry of a mapping, in Hydra's way: ~gate.sets.general."""
+    return (
+        override.startswith("~")
+        and "=" not in override
+        and key_of(override).rpartition(".")[0] in mapping_keys()
+    )
+
+
 def key_of(override: str) -> str:
     """Return the key of an override without Hydra's signs."""
     return override.partition("=")[0].lstrip("+~")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+GENERAL = "general"
+ROLES = ("target", "replay", "probe")
 
 
 @dataclass
@@ -44,3 +48,25 @@ class GateConfig:
     def has_rules(self) -> bool:
         """Tell whether there is a gate."""
         return bool(self.sets or self.tasks)
+
+
+def sets_about(key: str, roles: Mapping[str, str]) -> list[str]:
+    """Return the sets that a rule of `gate.sets` is about: the one of this name, else those of a role, or all general.
+
+    Args:
+        roles: Of every set, by name.
+    """
+    if key in roles:
+        return [key]
+    if key == GENERAL:
+        return [name for name, role in roles.items() if role != "target"]
+    return [name for name, role in roles.items() if key in ROLES and role == key]
+
+
+def about_nothing(key: str, roles: Mapping[str, str]) -> str:
+    """Return the sentence about a rule of `gate.sets` that is about no set with held-out text."""
+    known = ", ".join(f"{name}: {role}" for name, role in roles.items()) or "none"
+    return (
+        f"`gate.sets.{key}` must be about a set with held-out text ({known}), a role or general, but no such set is "
+        f"there instead. Add it as a source, or remove the rule with '~gate.sets.{key}'."
+    )

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from trainer.config.entry import key_of, unreadable
+from trainer.config.entry import is_removal, key_of, unreadable
 from trainer.config.exclusive import touches
 from trainer.config.options import group_options
 from trainer.errors import ConfigError
@@ -128,12 +128,12 @@ def read_entries(overrides: Sequence[str]) -> DictConfig:
     read = OmegaConf.create()
     for word in overrides:
         key, value = key_of(word), word.partition("=")[2]
-        if "=" not in word or not all(part.strip() for part in key.split(".")):
-            raise unreadable(word)
         if word.startswith("~"):
             raise ConfigError(
                 f"`{key}` must be given, but '{word}' would remove it instead. Set another value, or leave it out."
             )
+        if "=" not in word or not all(part.strip() for part in key.split(".")):
+            raise unreadable(word)
         one = OmegaConf.create()
         try:
             if value.startswith(("{", "[")):
@@ -151,6 +151,33 @@ def read_entries(overrides: Sequence[str]) -> DictConfig:
                 )
         read = cast(DictConfig, OmegaConf.merge(read, one))
     return read
+
+
+def take_out(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Remove the entries of mappings that words such as ~gate.sets.general name, in place; return the other words.
+
+    Raises:
+        ConfigError: There is no such entry, or another word gives it.
+    """
+    others = [word for word in overrides if not is_removal(word)]
+    for word in (word for word in overrides if is_removal(word)):
+        key = key_of(word)
+        mapping, _, name = key.rpartition(".")
+        entries = OmegaConf.select(config, mapping)
+        if name not in entries:
+            known = ", ".join(map(str, entries)) or "none"
+            raise ConfigError(
+                f"`{key}` must be an entry of `{mapping}` ({known}) to be removed, but is none instead. "
+                f"Leave {word} out."
+            )
+        given = next((other for other in others if f"{key_of(other)}.".startswith(f"{key}.")), None)
+        if given is not None:
+            raise ConfigError(
+                f"`{key}` must be given or removed, but the command line has both '{given}' and '{word}' instead. "
+                "Leave one out."
+            )
+        del entries[name]
+    return others
 
 
 def check_word(word: str) -> None:

@@ -17,6 +17,8 @@ class Problem:
     key: str
     sentence: str
     """Begins with the key in backticks."""
+    is_open: bool = False
+    """Nothing was given yet where a training needs something: nothing is wrong but that."""
 
     def is_in(self, sections: tuple[str, ...]) -> bool:
         """Tell whether the key is one of these, or below one of them."""
@@ -40,9 +42,9 @@ def said(key: str, sentence: str) -> Problem:
     return Problem(named[1] if named else key, sentence)
 
 
-def problem(key: str, rest: str) -> Problem:
+def problem(key: str, rest: str, is_open: bool = False) -> Problem:
     """Return the problem whose sentence is the key and the rest."""
-    return Problem(key, f"`{key}` {rest}")
+    return Problem(key, f"`{key}` {rest}", is_open)
 
 
 def must(key: str, rule: str, value: object, fix: str) -> Problem:

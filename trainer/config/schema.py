@@ -80,3 +80,9 @@ class RunConfig:
     def gpu_gib(self) -> float | None:
         """Return the memory of a GPU in GiB that the configuration names; None where it names none."""
         return self.plan.gpu_gib or self.cluster.gpu_gib
+
+    @property
+    def asks_gate_to_export(self) -> bool:
+        """Tell whether an export of a checkpoint asks the gate; one of several adapters or of a blend does not."""
+        is_of_checkpoint = not self.export.adapters and self.export.interpolate is None
+        return self.gate.has_rules and is_of_checkpoint and not self.export.despite_gate

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import uuid
 from importlib import metadata
@@ -163,17 +164,20 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
 
 
 def _free_word(config: RunConfig, run_dir: Path) -> str:
-    """Return a word that gives a run a directory that is not there yet: its name, where that is what it lies under."""
+    """Return a word that gives a run a directory that is not there yet: run_dir where that was given, else the name."""
     whole = (
         run_dir.parent if (run_dir.parent / SWEEP_RECORD).exists() else run_dir
     )  # of a point, that of its sweep
-    other = next(
-        folder
-        for number in itertools.count(2)
-        if not (folder := whole.with_name(f"{whole.name}-{number}")).exists()
-    )
-    is_named = whole == Path(RunConfig.run_dir.replace("${name}", config.name)).absolute()
+    other = free_folder(whole)
+    is_given = any(word.startswith("run_dir=") for word in shlex.split(os.environ.get(WORDS, "")))
+    is_named = not is_given and whole == Path(RunConfig.run_dir.replace("${name}", config.name)).absolute()
     return f"name={other.name}" if is_named else f"run_dir={other}"
+
+
+def free_folder(folder: Path) -> Path:
+    """Return the folder of a like name that is not there yet."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(one for one in numbered if not one.exists())
 
 
 def _begun_with(run_dir: Path) -> RunConfig | None:

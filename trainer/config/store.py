@@ -44,7 +44,7 @@ from trainer.config.explain import (
     wrong_value,
 )
 from trainer.config.options import CONF_MODULE, Option, group_options, searchpath_folders
-from trainer.config.override import check_word, is_swept, read_entries, readable, typed, typed_keys
+from trainer.config.override import check_word, is_swept, read_entries, readable, take_out, typed, typed_keys
 from trainer.config.own import chosen_options, keep_own, raw
 from trainer.config.paths import make_absolute
 from trainer.config.rates import is_others, said_of
@@ -88,7 +88,7 @@ def _composed(overrides: Sequence[str], config_name: str, say: Callable[[str], N
         composed = compose(config_name=config_name, overrides=others)
         # Hydra cannot add an entry to a typed mapping, and a new source or gate rule is one.
         OmegaConf.set_struct(composed, False)
-        entries = [word for word in overrides if is_entry(word)]
+        entries = take_out(composed, [word for word in overrides if is_entry(word)])
         if entries:
             composed.merge_with(read_entries(entries))
         if any(word.startswith("+") for word in others):  # Hydra adds what the schema does not know, too
@@ -177,7 +177,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         chosen = [word for word in overrides if _is_gate(word)]
         for word in chosen:
             merged.merge_with({"gate": _option("gate", word.partition("=")[2])})
-        words = [word for word in overrides if word not in chosen]
+        words = take_out(merged, [word for word in overrides if word not in chosen])
         if words:
             merged.merge_with(read_entries(words))
         for line in settle(merged, Hands(typed(words))):

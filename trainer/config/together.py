@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from trainer.config.entry import key_of
-from trainer.config.rule import told_together
+from trainer.config.rule import Problem, told_together
 from trainer.errors import ConfigError
 
 T = TypeVar("T")
@@ -22,6 +22,27 @@ class WordError(ConfigError):
         self.word = word
 
 
+class WrongWords(ConfigError):
+    """All words of the command line that cannot be composed, and what the others are composed to."""
+
+    def __init__(self, sentences: Sequence[str], keys: Sequence[str], rest: object) -> None:
+        """Take a sentence and a key for every word, and what is there without them; None where that is nothing."""
+        super().__init__(str(told_together(sentences)))
+        self.sentences = sentences
+        self.keys = keys
+        self.rest = rest
+
+    def may_have_led_to(self, problem: Problem) -> bool:
+        """Tell whether a broken rule may be broken only because the words were left out: it is about one of them."""
+        words = {part for key in self.keys for part in re.split(r"[._]", key.rpartition(".")[2])}
+        is_near = any(
+            f"{one}.".startswith(f"{other}.")
+            for key in self.keys
+            for one, other in ((key, problem.key), (problem.key, key))
+        )
+        return is_near or bool(words & set(re.findall(r"[a-z]+", problem.sentence)))
+
+
 def word_error(sentence: str, words: Sequence[str]) -> ConfigError:
     """Return the error of a sentence, with the word that it begins with where it is one of these."""
     named = re.match(r"(?:Unknown key )?`([^`]+)`", sentence)
@@ -33,20 +54,25 @@ def all_told(words: Sequence[str], compose: Callable[[Sequence[str]], T]) -> T:
     """Return what words are composed to; a word that cannot be is left out to see what else cannot.
 
     Raises:
-        ConfigError: Lists all of them.
+        WrongWords: Lists all of them.
     """
-    try:
-        return compose(words)
-    except WordError as error:
-        first = error
-    sentences, word = [str(first)], first.word
-    while word in words:
-        words = [one for one in words if one != word]
+    sentences: list[str] = []
+    left_out: list[str] = []
+    rest: T | None = None
+    while True:
         try:
-            compose(words)
+            rest = compose(words)
+            if not left_out:
+                return rest
+            break
         except WordError as error:
             sentences.append(str(error))
-            word = error.word
+            left_out.append(error.word)
+            if error.word not in words:
+                break
+            words = [one for one in words if one != error.word]
         except ConfigError:
+            if not left_out:
+                raise
             break  # It may be about what was left out.
-    raise told_together(sentences) if len(sentences) > 1 else first
+    raise WrongWords(sentences, [key_of(word) for word in left_out], rest)

@@ -107,6 +107,11 @@ class ForgettingMeasurement:
             return found
         return None
 
+    @property
+    def has_base(self) -> bool:
+        """Tell whether it is known what the base said."""
+        return self._base is not None
+
     def measure_base(self) -> dict[str, float]:
         """Evaluate the model before the first step, or take what is known of it; return held-out losses."""
         subject = self._subject

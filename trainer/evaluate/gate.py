@@ -6,14 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.config.gate import GateRule, TaskRule
+from trainer.config.gate import GateRule, TaskRule, about_nothing, sets_about
 from trainer.errors import ConfigError
 from trainer.evaluate.compare import SetComparison
 from trainer.evaluate.tasks.score import TaskComparison
-
-GENERAL = "general"
-ROLES = ("target", "replay", "probe")
-
 
 MAX_RISE = "rises by at most"
 MAX_DROP = "falls by at most"
@@ -58,31 +54,20 @@ def check_gate(rules: Mapping[str, GateRule], sets: Sequence[SetComparison]) -> 
         ConfigError: A rule about a set that was not evaluated.
     """
     results = []
+    by_name = {compared.name: compared for compared in sets}
+    roles = {compared.name: compared.role for compared in sets}
     for key, rule in rules.items():
-        chosen = _chosen(key, sets)
+        chosen = sets_about(key, roles)
         if not chosen:
-            known = ", ".join(compared.name for compared in sets) or "none"
-            raise ConfigError(
-                f"`gate.sets.{key}` must be about a set that was evaluated ({known}), a role or general, but no "
-                f"such set has held-out text instead. Add it as a source, or remove the rule with ~gate.sets.{key}."
-            )
+            raise ConfigError(about_nothing(key, roles))
         limits = ((MAX_RISE, rule.max_rise_nats), (MIN_DROP, rule.min_drop_nats))
-        for compared in chosen:
+        for compared in (by_name[name] for name in chosen):
             results += [
                 GateResult(compared.name, NATS, wording, limit, compared.change_nats)
                 for wording, limit in limits
                 if limit is not None
             ]
     return results
-
-
-def _chosen(key: str, sets: Sequence[SetComparison]) -> list[SetComparison]:
-    named = [compared for compared in sets if compared.name == key]
-    if named:
-        return named
-    if key == GENERAL:
-        return [compared for compared in sets if compared.role != "target"]
-    return [compared for compared in sets if key in ROLES and compared.role == key]
 
 
 def check_tasks(rules: Mapping[str, TaskRule], tasks: Sequence[TaskComparison]) -> list[GateResult]:
@@ -121,7 +106,8 @@ def _scored(key: str, metric: str, tasks: Sequence[TaskComparison]) -> TaskCompa
         known = ", ".join(dict.fromkeys(compared.task for compared in tasks)) or "none"
         raise ConfigError(
             f"`gate.tasks.{key}` must be about a task that was evaluated ({known}), but no such task was instead. Run: "
-            f"palimpsest evaluate run_dir=... 'evaluate.tasks.names=[{key}]', or remove the rule."
+            f"palimpsest evaluate run_dir=... 'evaluate.tasks.names=[{key}]', or remove the rule with "
+            f"'~gate.tasks.{key}'."
         )
     for compared in measured:
         if compared.metric == metric:

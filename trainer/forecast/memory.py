@@ -25,6 +25,8 @@ from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.states import buckets, states_of
 
 GIB = 1024**3
+ERROR_FRAC = 0.03
+"""Share of a GPU's memory that a forecast may be off by: tests hold it within so much of measured peaks."""
 NF4_PACKED_BYTES = 0.5
 NF4_CONSTANT_BYTES = 0.127 / 8
 """Bytes of a weight in NF4 with double quantisation: 4 bits, and its share of the constants of its block, which ZeRO-3

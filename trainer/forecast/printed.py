@@ -9,12 +9,10 @@ from rich.table import Table
 
 from trainer.forecast.adapter_sizes import AdapterSize, checkpoint_bytes
 from trainer.forecast.advice import Advice
-from trainer.forecast.memory import GIB, Peak, RunShape, attention_of
+from trainer.forecast.memory import ERROR_FRAC, GIB, Peak, RunShape, attention_of
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.step_time import StepTime
 
-ERROR_FRAC = 0.03
-"""Share of a GPU's memory that a forecast may be off by: tests hold it within so much of measured peaks."""
 _ROWS = {
     "parameters": "parameters",
     "gradients": "gradients",

@@ -22,7 +22,8 @@ from trainer.errors import ModelError
 from trainer.model.experts import choice_biases
 from trainer.model.load import read_whole_config
 from trainer.model.multimodal import renamed, text_part, whole_class, whole_names
-from trainer.model.packed import forget_packing, method_of, names_when_whole, packing_of
+from trainer.model.packed import forget_packing, names_when_whole, packing_of
+from trainer.model.packing_kind import method_of
 from trainer.model.tensor_files import tensor_reader, weight_files
 
 

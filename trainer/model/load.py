@@ -13,13 +13,14 @@ from safetensors import SafetensorError
 
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.tune import Quantise
-from trainer.errors import ConfigError, ModelError
+from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.kernels import leave_out_kernels
 from trainer.model.lean import import_models
 from trainer.model.multimodal import text_config_of, text_part, whole_class
 from trainer.model.own_code import OwnCode
-from trainer.model.packed import fit_nf4, is_nf4, now_whole, packing_of, reading_nf4, unpacking
+from trainer.model.packed import fit_nf4, now_whole, packing_of, reading_nf4, unpacking
+from trainer.model.packing_kind import is_nf4
 from trainer.model.tensor_files import weight_files
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
 
@@ -124,16 +125,6 @@ def _of_text(config: Any, key: str) -> Any:
     """Return a value of the configuration, or of that of its text part."""
     value = getattr(config, key, None)
     return getattr(config.get_text_config(), key, None) if value is None else value
-
-
-def check_context(hf_config: Any, seq_len: int) -> None:
-    """Raise when packs are longer than the model's context."""
-    longest = getattr(hf_config, "max_position_embeddings", None)
-    if longest is not None and seq_len > longest:
-        raise ConfigError(
-            f"`data.seq_len` must be at most the model's context of {longest}, but is {seq_len} instead. Set "
-            f"data.seq_len={longest}."
-        )
 
 
 def load_model(

@@ -137,7 +137,7 @@ def _notes(
 ) -> Iterator[str]:
     """Yield what the counts leave open."""
     from trainer.model.carry import carried_by
-    from trainer.model.packed import method_of
+    from trainer.model.packing_kind import method_of
 
     yield NOTE.format(kind=config.model_type)
     if config is not whole:

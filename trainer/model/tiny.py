@@ -21,6 +21,9 @@ CHATML = (
 )
 MADE = "made.json"
 """Digests of the other files of a folder."""
+CONTEXT = 8192
+"""Tokens that its configuration says it was made for."""
+VOCAB = 264
 SPECIALS = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -87,8 +90,8 @@ def _save_model(folder: Path, shape: dict[str, int], seed: int) -> None:
 
     logging.disable_progress_bar()
     config = LlamaConfig(
-        vocab_size=264,
-        max_position_embeddings=8192,
+        vocab_size=VOCAB,
+        max_position_embeddings=CONTEXT,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,

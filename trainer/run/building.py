@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from trainer.config.check_context import check_context
 from trainer.config.many import many
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
@@ -29,6 +30,7 @@ from trainer.metrics.device import describe_device, device_memory_gib
 from trainer.model.attention import choose_attention, offered
 from trainer.model.balance import balance_of
 from trainer.model.base_files import open_base
+from trainer.model.cache import context_length
 from trainer.model.causal import CausalLM
 from trainer.model.choice_bias import choice_bias_of
 from trainer.model.expert_load import ExpertLoad
@@ -38,20 +40,19 @@ from trainer.model.kernels import apply_kernels, say_missing_kernels
 from trainer.model.load import (
     LoadedModel,
     announce_zero3,
-    check_context,
     load_model,
     read_whole_config,
     router_loss,
     trained_part,
 )
-from trainer.model.packed import check_packing, is_nf4, packing_of
+from trainer.model.packed import packing_of
+from trainer.model.packing_kind import check_packing, is_nf4
 from trainer.model.remat import apply_remat
 from trainer.model.tensor_by_tensor import looking_up
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
 from trainer.model.tune.gated import fuse_if_same
 from trainer.model.tune.new_tokens import NewTokens, vocabulary
 from trainer.model.tune.pissa import begin_at_principal
-from trainer.model.tune.prompt import check_room
 from trainer.model.tune.quantise import held_bytes
 from trainer.model.verify_weights import verify_weights
 from trainer.optim.groups import decay_groups
@@ -257,5 +258,4 @@ def _check_fits(
     num_rows = vocabulary(hf_config.vocab_size, new_tokens.ids if new_tokens is not None else ())
     for name, store in stores.items():
         check_vocabulary(name, store, num_rows)
-    check_context(hf_config, config.data.seq_len)
-    check_room(hf_config, config.tune, config.data.seq_len)
+    check_context(context_length(hf_config), config.data.seq_len, config.tune)

@@ -17,6 +17,7 @@ from trainer.config.metric import FORGETTING, KL_MEAN
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.tune import TuneConfig
+from trainer.data.formats.opened import AS_ONE
 from trainer.data.store.store import Store, data_digest
 from trainer.engine.policy import Policy
 from trainer.evaluate.base import BaseIdentity
@@ -154,7 +155,9 @@ def why_no_comparison(config: RunConfig, stores: Mapping[str, Store]) -> str | N
     counts = {name: store.train.num_documents for name, store in stores.items()}
     held = ", ".join(f"{name} has {many(count, 'document')}" for name, count in counts.items())
     whole = [
-        name for name in stores if config.data.sources[name].txt_documents == "file" and counts[name] == 1
+        name
+        for name, store in stores.items()
+        if counts[name] == 1 and any(AS_ONE in note for note in store.meta["notes"])
     ]
     if not config.data.validation_frac:
         fix = "Set data.validation_frac=0.02."
@@ -163,8 +166,10 @@ def why_no_comparison(config: RunConfig, stores: Mapping[str, Store]) -> str | N
             f"A txt file is one document: split it with data.sources.{whole[0]}.txt_documents=paragraph (or line), or "
             "give more documents."
         )
-    else:
+    elif max(counts.values(), default=0) > 1:
         fix = "Give more documents, or raise data.validation_frac."
+    else:
+        fix = "Give more documents: a source of one holds none out."
     return (
         f"No comparison with the base at the end of this run: nothing is held out to measure it on ({held}; "
         f"data.validation_frac={config.data.validation_frac:g}). {fix}"

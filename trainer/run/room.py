@@ -19,7 +19,7 @@ from trainer.dist.mesh import Mesh
 from trainer.errors import ModelError
 from trainer.model.dtype import ELEMENT_BYTES
 from trainer.model.meta import count_whole
-from trainer.model.packed import becomes_whole, method_of
+from trainer.model.packing_kind import becomes_whole, method_of
 from trainer.runtime.host_memory import bytes_available
 
 _GIB = 1024**3

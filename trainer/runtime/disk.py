@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,11 +56,18 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def why_not_writable(folder: Path) -> str | None:
-    """Return why nothing can be written into a folder; None where it can, also where it has to be made first."""
+    """Return why nothing can be written into a folder; None where it can, also where it has to be made first.
+
+    A file without a name is made in it: rights alone say nothing of root, /proc or a share that maps users.
+    """
     there = next((place for place in (folder, *folder.parents) if os.path.exists(place)), Path("."))
     if not there.is_dir():
         return f"{there} is a file"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        return f"{there} cannot be written to ({error.strerror})"
+    return None
 
 
 def disk_errno(error: BaseException) -> int | None:

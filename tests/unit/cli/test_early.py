@@ -43,6 +43,15 @@ def test_data_that_is_not_there(tmp_path):
     assert "none.txt" in refused("train", *words, f"run_dir={tmp_path}/new")
 
 
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_packs_that_are_longer_than_the_models_context(tmp_path, command):
+    (tmp_path / "a.txt").write_text("text")
+    words = [*WORDS, f"data.sources.corpus.path={tmp_path}/a.txt", f"run_dir={tmp_path}/new", "optim.lr=-1"]
+    said = refused(command, *words, "data.seq_len=16384", "train.global_batch_tokens=16384")
+    assert "`data.seq_len` must be at most the model's context of 8192, but is 16384 instead." in said
+    assert "`optim.lr` must be more than 0" in said, "all at once"
+
+
 def test_a_checkpoint_that_is_not_there(run_dir):
     assert "checkpoint" in refused("evaluate", f"run_dir={run_dir}", "evaluate.checkpoint=99")
 
@@ -92,7 +101,21 @@ def test_all_that_is_missing_is_told_at_once(tmp_path):
 def test_a_run_directory_that_may_not_be_written_to(run_dir, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
     words = [*WORDS, f"data.sources.corpus.path={tmp_path}/a.txt", f"run_dir={tmp_path}/locked/run"]
-    assert f"{tmp_path}/locked cannot be written to. Set run_dir." in refused("train", *words)
+    assert f"{tmp_path}/locked cannot be written to (Permission denied). Set run_dir." in refused(
+        "train", *words
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_run_directory_that_nobody_can_make(run_dir, tmp_path, command):
+    """Root has every right, also in /proc, and was told after torch was loaded and data prepared."""
+    words = [*WORDS, f"data.sources.corpus.path={tmp_path}/a.txt", "run_dir=/proc/shared/run"]
+    said = refused(command, *words)
+    assert (
+        "`run_dir` must be a folder you can write to, but /proc/shared/run is not: /proc cannot be written"
+        in said
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "run"]
 
 
 def test_all_that_an_export_lacks_is_told_at_once(run_dir):

@@ -143,7 +143,11 @@ def test_what_has_many_tokens_gets_the_recipes_sizes():
 
 WRONG = {
     "no layout": ("model={0}/base data={0}/odd.csv", "has the columns [a, b] instead"),
-    "an empty file": ("model={0}/base data={0}/empty.jsonl", "has no row instead"),
+    "an empty file": (
+        "model={0}/base data={0}/empty.jsonl",
+        "empty.jsonl' has no row instead. Give files that hold some.",
+    ),
+    "a head alone": ("model={0}/base data={0}/head.csv", "head.csv' has no row instead. Give files that"),
     "no file": ("model={0}/base data={0}/none.jsonl", "matches files, but is"),
     "another key": ("model={0}/base data={0}/text_key.jsonl", "Rename 'text' to 'content' in these rows."),
     "nothing to learn": (
@@ -178,6 +182,7 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
     outside = model.parent
     (outside / "odd.csv").write_text("a,b\n1,2\n")
     (outside / "empty.jsonl").touch()
+    (outside / "head.csv").write_text("prompt,completion\n")
     write_rows(outside / "a.jsonl", ROWS["messages"])
     (outside / "asked.csv").write_text("id,ask,reply\n1,Why is it so?,Because it is.\n")
     turns = [{"role": "user", "text": "Hi?"}, {"role": "assistant", "text": "Hello."}]
@@ -239,7 +244,11 @@ def test_a_site_without_gpus_gets_one_rank_a_node(init, here, sinfo):
 
 def test_a_site_file_can_be_begun_where_there_is_no_sinfo(init, here, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert "The site was not asked: there is no sinfo here. Fill in partition" in init("--site")
+    said = init("--site")
+    assert (
+        "there is no sinfo here. Fill in partition, and ranks_per_node where a node has other than 8 GPUs."
+        in said
+    )
     assert composed_site(here).ranks_per_node == 8 and composed_site(here).partition is None
 
 
@@ -272,8 +281,12 @@ def test_rows_that_prepare_would_refuse_get_the_fix_and_no_experiment(init, refu
     tool = {"type": "function", "function": {"name": "weather", "description": "Look.", "parameters": {}}}
     write_rows(here.parent / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
     said = refuse("init", f"model={model}", f"data={here.parent}/tools.jsonl")
-    assert "but 3 of 3 rows with tools" in said and "tools.jsonl, line 1" in said
-    assert "chat_template=FILE" in said
+    assert said == (
+        "`data` must hold rows that the model's chat template renders, but 3 of 3 rows with tools, reasoning, system "
+        f"or other turns it does not:\n  - {here.parent}/tools.jsonl, line 1 and 2 more rows: tool schemas that it "
+        "leaves out or cuts. A row must hold only what the chat template renders whole. Give chat_template=FILE, "
+        "one that renders tools, or take the tools out of the source."
+    )
     write_rows(here / "plain.jsonl", ROWS["messages"], count=3)
     init(f"model={model}", "data=plain.jsonl")
 
@@ -283,6 +296,25 @@ def test_rows_for_a_template_that_is_not_here_are_told(init, here):
     write_rows(here / "a.jsonl", {"messages": turns}, count=3)
     said = init("model=llama3_1_8b_instruct", "data=a.jsonl")
     assert "3 rows with tools, reasoning, system or other turns: palimpsest prepare says whether" in said
+    assert "its tokenizer not here" in said and "with a chat template" not in said
+
+
+def test_the_tiny_model_is_asked_itself_and_counted_in_bytes(init, refuse, here, monkeypatch):
+    """It was said to have a chat template, and not to have it here; its tokens were guessed at three letters each."""
+    monkeypatch.setenv("HOME", str(here.parent))
+    turns = [{"role": "system", "content": "Be brief."}, *ROWS["messages"]["messages"]]
+    write_rows(here / "a.jsonl", {"messages": turns}, count=3)
+    said = init("model=tiny", "data=a.jsonl")
+    assert "with a chat template" in said and "not here" not in said and "characters a token" not in said
+    assert f"the longest document has about {len('Be brief.Hi?Hello 0.') + 2} " in said
+    assert "the weights are random" in said
+    tool = {"type": "function", "function": {"name": "weather", "description": "Look.", "parameters": {}}}
+    write_rows(here.parent / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
+    (here / "a.jsonl").unlink()
+    shutil.rmtree(here / "palimpsest")
+    assert "line 1 and 2 more rows: tool schemas" in refuse(
+        "init", "model=tiny", f"data={here.parent}/tools.jsonl"
+    )
 
 
 def test_a_system_turn_that_the_template_refuses_is_found_too(refuse, here, model):
@@ -303,7 +335,8 @@ def test_reasoning_that_the_template_leaves_out_can_be_settled_by_a_word(init, r
     file = here.parent / "a.jsonl"
     write_rows(file, {"messages": [{"role": "user", "content": "Hi?"}, thought]}, count=3)
     words = [f"model={model}", f"data={file}"]
-    assert "reasoning=as_rendered, last, drop or answer_only" in refuse("init", *words)
+    said = refuse("init", *words)
+    assert "Give reasoning=as_rendered (" in said and "or give chat_template=FILE, one that keeps it" in said
     assert "`reasoning` must be one of" in refuse("init", *words, "reasoning=none")
     init(*words, "reasoning=drop")
     tree = yaml.safe_load((here / "palimpsest/experiment/a.yaml").read_text())

@@ -132,14 +132,15 @@ def test_more_gpus_than_a_node_has_are_more_nodes(plan):
 
 def test_a_run_that_barely_fits_is_warned_of_with_what_leaves_more(plan):
     """A forecast is exact to 3 %: of 82 GiB that is 2.5."""
-    _, text = plan(*NODE)
+    whole = [*NODE, "model.checkpoint_layers=0"]  # a choice would leave more
+    _, text = plan(*whole)
     spare = float(text.split("GiB with ")[1].split(" ")[0])
     tight = f"{80 - spare + 0.5:.1f}"
-    code, text = plan(*NODE, f"plan.gpu_gib={tight}", "plan.strict=true")
+    code, text = plan(*whole, f"plan.gpu_gib={tight}", "plan.strict=true")
     assert code == 0, "it fits"
     assert "with only 0.5 GiB to spare: less than 3 % of it, which the forecast may be off by." in text
     advised = text.split("Smallest change that leaves more: ")[1].split(" (")[0].split()
-    _, text = plan(*NODE, f"plan.gpu_gib={tight}", *advised)
+    _, text = plan(*whole, f"plan.gpu_gib={tight}", *advised)
     assert "with only" not in text and "Fits a GPU of" in text
 
 
@@ -192,6 +193,24 @@ def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
         (["zero.stage=4"], "`zero.stage` must be 0, 1, 2, 3 or null"),
         (["zero=zero0", "model=tiny"], "`zero.stage` must be 1 or more in bf16 with gradient accumulation"),
         (["train.global_batch_tokens=1000"], "`train.global_batch_tokens` must be a multiple"),
+        (
+            ["model=tiny", "tune=lora", "tune.r=65"],
+            "`tune.r` must be at most the smaller side of every adapted",
+        ),
+        (
+            ["model=tiny", "tune=lora", "tune.target=[q_proj,qq]"],
+            "`tune.target` must name linear layers of the model",
+        ),
+        (["model=tiny", "optim.lr=-1"], "`optim.lr` must be more than 0, but is -1.0 instead."),
+        (["model=tiny", "checkpoint.keep_last=-3"], "`checkpoint.keep_last` must be at least 1, but is -3"),
+        (
+            ["model=tiny", "train.router_bias_rate=0.001"],
+            "`train.router_bias_rate` must be 0 for llama, which",
+        ),
+        (
+            ["model=tiny", "data.seq_len=16384", "train.global_batch_tokens=16384"],
+            "`data.seq_len` must be at most the model's context of 8192, but is 16384 instead.",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence_and_exit_code_2(refuse, monkeypatch, overrides, sentence):
@@ -294,3 +313,40 @@ def test_why_time_is_not_forecast_is_said(plan, word, why):
 def test_a_wrong_rate_or_price_is_refused(here, capsys, word):
     assert run_command(["plan", *LLAMA, word]) == Exit.mendable
     assert f"`{word.split('=')[0]}` must be " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_value_of_a_wrong_type_hides_no_broken_rule(refuse, command):
+    said = refuse(command, "model=tiny", "optim.lr=fast", "checkpoint.keep_last=-3", "data.seq_len=x")
+    for sentence in (
+        "`optim.lr` must be a number, but is 'fast' instead.",
+        "`data.seq_len` must be a whole number, but is 'x' instead.",
+        "`checkpoint.keep_last` must be at least 1, but is -3 instead.",
+    ):
+        assert sentence in said
+    assert "global_batch_tokens" not in said, "what follows from a word that was left out is not told"
+
+
+def test_a_plan_without_data_or_length_is_told_of_nothing_that_is_open(plan):
+    assert plan("model=tiny", "cluster.ranks_per_node=1")[0] == 0
+
+
+def test_that_lora_leaves_out_the_experts_of_a_mixture_is_said(plan):
+    """Nineteen parts of twenty of this model were left out without a word."""
+    mixture = ["model=qwen3_30b_a3b", "tune=lora", "cluster.ranks_per_node=1"]
+    told = "LoRA on all linear layers, without the experts, 95 % of the parameters (tune.target=[all_linear,experts]"
+    assert told in " ".join(plan(*mixture)[1].split())
+    assert (
+        "experts" not in plan(*mixture, "tune.target=[q_proj]")[1].split("LoRA on")[1].split("peak memory")[0]
+    )
+
+
+def test_weights_that_are_packed_and_would_be_rounded_twice_are_refused(refuse, tmp_path):
+    shape = json.loads((ROOT / "benchmarks/shapes/llama3_8b/config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(shape | {"quantization_config": {"quant_method": "fp8"}})
+    )
+    said = refuse("plan", "tune=qlora", "optim.lr=1e-4", f"model.path={tmp_path}")
+    assert (
+        f"`tune.quantise` must be none for {tmp_path}, whose weights are in fp8, but is nf4 instead" in said
+    )

@@ -340,3 +340,28 @@ def test_what_only_one_node_would_see_is_refused(slurm, here, tmp_path, capsys):
         for key in ("data.sources.corpus.path", "data.cache_dir"):
             assert f"`{key}` must be on a disk that all nodes share" in said
         assert ("`working directory` must be on a disk that all nodes share" in said) == (not more)
+
+
+def test_a_cache_of_the_hub_that_each_node_has_for_itself_is_refused(nowhere, capsys, monkeypatch):
+    """The first node fills it, and the others find nothing."""
+    hub = [*DATA, *NODES, "cluster.node_local_paths=[/node]", "run_dir=/shared/run", "model=llama3_1_8b"]
+    hub += ["data.sources.corpus.path=/shared/corpus.txt", "data.cache_dir=/shared/cache"]
+
+    def said(*words):
+        code = run_command(["submit", "--dry-run", *hub, *words])
+        return "" if code == 0 else capsys.readouterr().err
+
+    monkeypatch.setenv("HF_HOME", "/node/hf")
+    assert (
+        "`HF_HOME` must be on a disk that all nodes share, and /node is each node's own, but is '/node/hf' instead. "
+        "Export a shared folder, or set cluster.environment.HF_HOME=FOLDER" in said()
+    )
+    assert not said("cluster.environment.HF_HOME=/shared/hf")
+    assert not said("cluster.setup=['export HF_HOME=/shared/hf']")
+    assert not said("cluster.num_nodes=1")
+    monkeypatch.setenv("HF_HUB_CACHE", "/shared/hub")
+    assert "`HF_HOME`" in said(), "data sets of the hub lie there"
+    monkeypatch.setenv("HF_DATASETS_CACHE", "/node/sets")
+    found = said()
+    assert "`HF_DATASETS_CACHE`" in found and "`HF_HOME`" not in found
+    assert not said("model=benchmark", *LLAMA[1:]), "nothing is of the hub"

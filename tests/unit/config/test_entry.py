@@ -92,6 +92,16 @@ def test_what_is_given_is_merged_into_what_is_there():
         ("data.sources..path=x", "`data.sources..path` must be given as KEY=VALUE"),
         ("zero.extra", "`zero.extra` must be given as KEY=VALUE"),
         ("~zero.extra=x", "`zero.extra` must be given, but '~zero.extra=x' would remove it instead."),
+        ("~zero.extra", "`zero.extra` must be given, but '~zero.extra' would remove it instead."),
+        (
+            "~data.sources.corpus.path",
+            "`data.sources.corpus.path` must be given, but '~data.sources.corpus.path' would remove it",
+        ),
+        (
+            "~data.sources.copus",
+            "`data.sources.copus` must be an entry of `data.sources` (corpus) to be removed, but is none instead. "
+            "Leave ~data.sources.copus out.",
+        ),
     ],
 )
 def test_a_value_that_no_mapping_takes_is_a_sentence(word, said):
@@ -155,3 +165,17 @@ def test_a_value_is_not_lost_to_a_key_below_it(words):
     with pytest.raises(ConfigError, match=f"`{key}` must be a mapping for `{words[1]}`"):
         read_entries(words)
     assert read_entries(["tune.r=4", "tune.alpha=8"]) == {"tune": {"r": 4, "alpha": 8}}
+
+
+def test_an_entry_is_removed_from_a_composition_and_from_a_frozen_configuration(tmp_path):
+    words = ["data=text", "data.sources.other.path=x", "gate=default"]
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose_config(["model=tiny", "data=text", "data.sources.other.path=x"])))
+    for config in (
+        compose_config([*words, "~gate.sets.general"]),
+        load_config(path, ["gate=default", "~gate.sets.general"]),
+    ):
+        assert list(config.gate.sets) == ["target"] and list(config.data.sources) == ["corpus", "other"]
+    assert list(load_config(path, ["~data.sources.other"]).data.sources) == ["corpus"]
+    with pytest.raises(ConfigError, match=r"`gate.sets.general` must be given or removed"):
+        compose_config([*words, "gate.sets.general.max_rise_nats=1", "~gate.sets.general"])

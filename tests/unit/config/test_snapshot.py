@@ -13,6 +13,7 @@ from trainer.config.describe import known_keys
 from trainer.config.gate import GateRule
 from trainer.config.model import Attention
 from trainer.config.optim import Offload, ReduceDtype
+from trainer.config.record import WORDS
 from trainer.config.snapshot import (
     MAY_DIFFER,
     config_digest,
@@ -194,8 +195,13 @@ def test_an_unnamed_run_is_told_a_name_that_is_free(config, tmp_path, monkeypatc
     freeze(config, tmp_path / "runs/run")
     begun(tmp_path / "runs/run")
     (tmp_path / "runs/run-2").mkdir()
-    with pytest.raises(ConfigError, match=r"such as name=run-3, or give the same values"):
-        freeze(changed(config, "seed", 7), tmp_path / "runs/run")
+    for words, advised in (
+        ("train model=tiny", "name=run-3"),
+        ("train run_dir=runs/run", f"run_dir={tmp_path}/runs/run-3"),
+    ):
+        monkeypatch.setenv(WORDS, words)
+        with pytest.raises(ConfigError, match=rf"such as {advised}, or give the same values"):
+            freeze(changed(config, "seed", 7), tmp_path / "runs/run")
 
 
 def test_many_differences_are_cut_short(config, tmp_path):

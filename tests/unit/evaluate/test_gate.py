@@ -1,11 +1,18 @@
 """The gate: which rules hold on which sets, and by how much they are broken."""
 
+import ast
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import trainer
+from trainer.command.before_ranks import check_gate_sets
+from trainer.command.invocation import frozen_config, parse
 from trainer.config.gate import GateRule, TaskRule
+from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.errors import ConfigError
 from trainer.evaluate.compare import compare_set
 from trainer.evaluate.gate import check_gate, check_tasks
@@ -51,7 +58,7 @@ def test_a_set_of_that_name_comes_before_the_meaning_of_the_word():
 @pytest.mark.parametrize("key", ["replay", "general", "unknown"])
 def test_a_rule_about_a_set_that_was_not_evaluated_is_refused(key):
     with pytest.raises(
-        ConfigError, match=rf"`gate.sets.{key}` must be about a set that was evaluated \(code\)"
+        ConfigError, match=rf"`gate.sets.{key}` must be about a set with held-out text \(code: target\)"
     ):
         check_gate({key: GateRule(max_rise_nats=1.0)}, SETS[:1])
 
@@ -113,3 +120,56 @@ def test_a_rule_about_a_task_or_metric_that_was_not_measured_is_refused():
         ConfigError, match=r"`gate.tasks.arc.metric` must be a metric of the task \(acc\), but is 'f1'"
     ):
         check_tasks({"arc": TaskRule(metric="f1", max_drop=0.1)}, [scored(0.0)])
+
+
+GATE_CODE = (
+    "command/before_ranks.py",
+    "command/evaluate.py",
+    "config/check_evaluate.py",
+    "config/gate.py",
+    "evaluate/gate.py",
+    "evaluate/tasks/harness.py",
+)
+ADVISED = re.compile(r"(?<![\w.`])~?(?:gate|evaluate|export)(?:\.\w+)+(?:=(?:\[[^]]*\]|\w+(?:\.\w+)*))?")
+
+
+def advised_words():
+    """Return the overrides that sentences of the gate's code hold, with an entry's name for what is put in."""
+    root = Path(trainer.__file__).parent
+    for name in GATE_CODE:
+        tree = ast.parse((root / name).read_text())
+        inner = {
+            id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "general" for part in node.values
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+                text = node.value
+            else:
+                continue
+            yield from (word for word in ADVISED.findall(text) if word.startswith("~") or "=" in word)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_every_override_that_a_sentence_of_the_gate_advises_is_taken(tmp_path, command):
+    words = sorted(set(advised_words()))
+    assert {"~gate.sets.general", "~gate.tasks.general", "export.despite_gate=true"} <= set(words)
+    rules = ["gate.sets.general.max_rise_nats=0.1", "gate.tasks.general.max_drop=0.1"]
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose_config(["model=tiny", "data=text", *rules])))
+    for word in words:
+        asked = parse([command, f"run_dir={tmp_path}", word])
+        assert frozen_config(asked) == path
+        load_config(path, asked.overrides)
+
+
+def test_a_set_without_held_out_text_is_refused_before_ranks_start():
+    config = compose_config(["data=text", "gate.sets.corpus.min_drop_nats=0"])
+    check_gate_sets(config, ["corpus"])
+    with pytest.raises(
+        ConfigError, match=r"`gate.sets.corpus` must be about a set with held-out text \(none\)"
+    ):
+        check_gate_sets(config, [])

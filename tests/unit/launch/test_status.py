@@ -244,9 +244,22 @@ def test_a_run_that_nobody_trains_any_more_has_died(begun):
     assert run_status(begun).state == "running"
     leased_by(begun, started="1")
     status = run_status(begun)
-    assert status.state == "died: start it again" and status.eta_s is None
+    assert status.state == "died, nothing saved" and status.eta_s is None
     elsewhere = dataclasses.replace(this_machine(), host="other")
     leased_by(begun, machine=elsewhere)
     assert run_status(begun).state == "running"
     os.utime(begun / ".lease" / "00000001", (1, 1))
-    assert run_status(begun).state == "died: start it again"
+    assert run_status(begun).state == "died, nothing saved"
+
+
+def test_a_run_that_died_says_what_is_saved_and_how_it_goes_on(begun, capsys):
+    leased_by(begun, started="1")
+    step_dir(begun, 20).mkdir(parents=True)
+    assert run_status(begun).state == "died, step 20 saved"
+    assert run_command(["status", str(begun)]) == 0
+    how = "To go on after step 20, give the same command again, or: palimpsest"
+    assert f"{how} train --config {begun}/config.yaml" in " ".join(capsys.readouterr().out.split())
+    (begun / "job.sh").write_text("")
+    assert (run_status(begun).goes_on or "").startswith(f"{how} submit with the same words")
+    leased_by(begun)
+    assert run_status(begun).goes_on is None, "somebody trains it"

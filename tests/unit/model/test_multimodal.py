@@ -19,7 +19,8 @@ from trainer.model.attention import AttentionChoice
 from trainer.model.base_files import BaseFiles, open_base
 from trainer.model.load import load_model, read_config, read_whole_config
 from trainer.model.multimodal import whole_class
-from trainer.model.packed import check_packing, packing_of
+from trainer.model.packed import packing_of
+from trainer.model.packing_kind import check_packing
 from trainer.model.processor import require_processor
 from trainer.model.tune.quantise import quantised_layers
 from trainer.model.verify_weights import NUM_MATRICES, verify_weights

@@ -18,7 +18,8 @@ from trainer.config.tune import Quantise  # noqa: E402
 from trainer.errors import ModelError  # noqa: E402
 from trainer.model.attention import AttentionChoice  # noqa: E402
 from trainer.model.load import load_model  # noqa: E402
-from trainer.model.packed import check_packing, packing_of  # noqa: E402
+from trainer.model.packed import packing_of  # noqa: E402
+from trainer.model.packing_kind import check_packing  # noqa: E402
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 DOUBLE = {**NF4, "bnb_4bit_use_double_quant": True}

@@ -23,7 +23,6 @@ from trainer.model.head.nll import Nll
 from trainer.model.masks import block_mask
 from trainer.model.remat import apply_remat
 from trainer.model.tune.adapters import adapter_off, apply_tuning
-from trainer.model.tune.prompt import check_room
 
 LENGTHS = [8, 7, 5]
 NUM_VIRTUAL = 5
@@ -174,17 +173,6 @@ def test_virtual_tokens_need_layers_that_keep_plain_keys(method):
         ConfigError, match=rf"must be another than prefix and prompt for mistral.*{method.value}.*tune=lora"
     ):
         apply_tuning(model, TuneConfig(method=method), seed=0)
-
-
-def test_virtual_tokens_must_leave_room_in_the_context():
-    config, tune = build().config, TuneConfig(method=TuneMethod.prompt, virtual_tokens=30)
-    config.max_position_embeddings = 128
-    check_room(config, tune, 98)
-    check_room(config, TuneConfig(virtual_tokens=30), 128)
-    with pytest.raises(
-        ConfigError, match=r"`tune.virtual_tokens` must leave room.*but is 30.*data.seq_len=98"
-    ):
-        check_room(config, tune, 99)
 
 
 def test_a_prefix_is_not_lost_silently_where_transformers_drops_it(monkeypatch):

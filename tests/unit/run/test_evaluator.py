@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role, SourceConfig
 from trainer.config.store import compose_config
+from trainer.data.formats.opened import AS_ONE
 from trainer.run.evaluator import Evaluator, why_no_comparison, why_no_interval
 
 ROLES = {"new": Role.target, "old": Role.replay, "maths": Role.probe}
@@ -30,11 +31,13 @@ def test_the_base_itself_has_forgotten_nothing():
     assert evaluator().drift(TrainState(step=0, base_losses={"old": 2.0}, last_losses={"old": 2.0})) == {}
 
 
-def stores(**documents):
+def stores(notes=(), **documents):
     """Return stores of which nothing is held out, with so many documents."""
     return {
         name: SimpleNamespace(
-            train=SimpleNamespace(num_documents=count), validation=SimpleNamespace(num_packs=0)
+            train=SimpleNamespace(num_documents=count),
+            validation=SimpleNamespace(num_packs=0),
+            meta={"notes": [*notes]},
         )
         for name, count in documents.items()
     }
@@ -42,11 +45,13 @@ def stores(**documents):
 
 def test_a_run_that_will_not_be_compared_with_its_base_is_told_why_and_what_to_do():
     config = compose_config(["data=text", "data.sources.corpus.path=book.txt"])
-    assert why_no_comparison(config, stores(corpus=1)) == (
+    assert why_no_comparison(config, stores([f"1 {AS_ONE}"], corpus=1)) == (
         "No comparison with the base at the end of this run: nothing is held out to measure it on (corpus has 1 "
         "document; data.validation_frac=0.02). A txt file is one document: split it with "
         "data.sources.corpus.txt_documents=paragraph (or line), or give more documents."
     )
+    for count, fix in ((1, ": a source of one holds none out."), (2, ", or raise data.validation_frac.")):
+        assert why_no_comparison(config, stores(corpus=count)).endswith(f"Give more documents{fix}"), "no txt"
     config.data.validation_frac = 0.0
     assert "Set data.validation_frac=0.02." in why_no_comparison(config, stores(corpus=50))
 

@@ -164,16 +164,22 @@ def _known(
         for title, layout in LAYOUTS[format_]:
             if set(layout.values()) <= set(columns):
                 return format_, title, layout
+    if not columns:
+        raise _no_rows(path)
     titles = ", ".join(dict.fromkeys(title for format_ in ORDER for title, _ in LAYOUTS[format_]))
-    shown = f"the columns [{', '.join(columns)}]" if columns else "no row"
-    texts = text_columns(columns, sample(), 2) if columns else []
+    texts = text_columns(columns, sample(), 2)
     wanted = ("text",) if len(texts) == 1 else ("prompt", "completion")
     pairs = [f"{column} to {name}" for column, name in zip(texts, wanted, strict=False)]
     such = f", such as {' and '.join(pairs)}," if pairs else ""
     raise DataError(
-        f"`data` must hold rows of a known layout ({titles}), but '{path}' has {shown} instead. Rename columns{such} "
-        "or write a source of your own: palimpsest explain data.sources.NAME.columns."
+        f"`data` must hold rows of a known layout ({titles}), but '{path}' has the columns "
+        f"[{', '.join(columns)}] instead. Rename columns{such} or write a source of your own: palimpsest explain "
+        "data.sources.NAME.columns."
     )
+
+
+def _no_rows(path: str) -> DataError:
+    return DataError(f"`data` must hold rows, but '{path}' has no row instead. Give files that hold some.")
 
 
 def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[Holding, list[str]]:
@@ -198,12 +204,14 @@ def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[H
         if holding.num_chars > SAMPLE_CHARS:
             break
     holding.is_whole = holding.num_rows < SAMPLE_ROWS and holding.num_chars <= SAMPLE_CHARS
+    if not holding.num_rows:
+        raise _no_rows(str(source.path))
     told = [
         f"{count} of the first {many(holding.num_rows, 'row')}: {what.replace('_', ' ')}"
         for what, count in counts.items()
         if count
     ]
-    if holding.num_rows and holding.is_whole and not holding.num_documents:
+    if holding.is_whole and not holding.num_documents:
         why = f": {'; '.join(told)}" if told else ""
         raise DataError(
             f"`data` must hold rows that something is learnt of, but '{source.path}' has none{why}. Mend the rows."

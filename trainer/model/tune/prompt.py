@@ -21,7 +21,6 @@ from transformers import Cache, DynamicCache
 from trainer.config.tune import Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
 from trainer.model.lean import import_peft
-from trainer.model.load import check_context
 
 ENCODER = "encoder.embedding.weight"
 """Name of the one table within its module."""
@@ -141,18 +140,6 @@ def make_virtual_tokens(model: Any, tune: TuneConfig, seed: int) -> tuple[Virtua
     some = next(model.parameters())
     encoder.to(device=some.device, dtype=some.dtype)
     return VirtualTokens(encoder, _Reference(embed), peft_config, is_prefix), peft_config
-
-
-def check_room(hf_config: Any, tune: TuneConfig, seq_len: int) -> None:
-    """Raise when packs and the virtual tokens before them are longer than the model's context."""
-    longest = getattr(hf_config, "max_position_embeddings", None)
-    if longest is None or not tune.is_virtual or seq_len + tune.virtual_tokens <= longest:
-        return
-    check_context(hf_config, seq_len)
-    raise ConfigError(
-        f"`tune.virtual_tokens` must leave room for packs of {seq_len} in the model's context of {longest}, but is "
-        f"{tune.virtual_tokens} instead. Set data.seq_len={longest - tune.virtual_tokens}."
-    )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,42 @@
+"""A finished run that is started again: what it has and how to go on is said before anything is loaded."""
+
+import pytest
+
+from trainer.checkpoint.layout import step_dir
+from trainer.command.finished import finished_sentence
+from trainer.config.store import compose_config
+from trainer.metrics.jsonl import Ledger
+
+
+def run_that_ended(run_dir, reason):
+    """Leave what a run of 12 steps leaves; reason None: it goes on."""
+    step_dir(run_dir, 12).mkdir(parents=True)
+    ledger = Ledger(run_dir / "ledger.jsonl")
+    ledger.write("started", 0, attempt=1, num_steps=12)
+    ledger.write("saved", 12, seconds=1.0)
+    if reason:
+        ledger.write("stopped", 12, reason=reason)
+    ledger.close()
+
+
+def said(run_dir, *words):
+    return finished_sentence(compose_config([f"run_dir={run_dir}", *words]))
+
+
+def test_a_finished_run_says_what_it_has_and_how_to_go_on(tmp_path):
+    run_dir = tmp_path / "first"
+    run_that_ended(run_dir, "finished")
+    assert said(run_dir) == (
+        f"{run_dir} is finished: 12 of 12 steps are trained, and step-00000012 is saved. No step is left: only the "
+        f"comparison with the base and the report are made again. To use it: palimpsest export run_dir={run_dir}. To "
+        f"train longer, give a run of its own (run_dir={run_dir}-2) more steps, or let it begin from the export "
+        f"(model.path={run_dir}/export)."
+    )
+    assert "the export, written with export.merge=true (model.path=" in said(run_dir, "tune=lora")
+    assert said(run_dir, "checkpoint.resume=false") is None, "it trains anew"
+
+
+@pytest.mark.parametrize("reason", [None, "preempted", "early_stop", "non_finite"])
+def test_a_run_with_steps_left_says_nothing(tmp_path, reason):
+    run_that_ended(tmp_path / "first", reason)
+    assert said(tmp_path / "first") is None and said(tmp_path / "new") is None
