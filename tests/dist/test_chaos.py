@@ -26,25 +26,36 @@ def fire(pool, workspace, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "background"), [("full ZeRO-2", True), ("LoRA ZeRO-1", False), ("full ZeRO-3", False)]
+    ("kind", "background", "shares"),
+    [
+        ("full ZeRO-2", True, (0, 0.35, 0.5, 0.3)),
+        ("LoRA ZeRO-1", False, (0.1, 0.4, 0.55, 0.25)),
+        ("full ZeRO-3", False, (0.2, 0.3, 0.6, 0.2)),
+    ],
 )
 def test_a_rank_that_is_killed_at_any_call_or_write_of_a_save_costs_an_interval_at_most(
-    fire, kind, background
+    fire, kind, background, shares
 ):
+    """One run, killed at each of four starts: at a share of the calls or writes of a run that nobody touches."""
     fire.whole(kind, background)
-    for index, (rank, where) in enumerate([(0, "call"), (1, "write"), (0, "write"), (1, "call")]):
+    kills = []
+    for share, (rank, where) in zip(
+        shares, [(0, "call"), (1, "write"), (0, "write"), (1, "call")], strict=True
+    ):
         total = fire.made[kind, background][rank][where]
         assert total > 10
-        at = 1 + index * (total - 1) // 3
-        outcome = fire.suffer(Kill(kind, background, rank, "kill", where, at), index)
-        assert outcome.problem is None and outcome.was_hit and outcome.lost_steps <= EVERY, outcome
+        kills.append(Kill(kind, background, rank, "kill", where, 1 + int(share * (total - 1))))
+    outcomes = fire.suffer_all(kills, len(fire.made))
+    assert [(one.problem, one.was_hit) for one in outcomes] == [(None, True)] * 4, outcomes
+    assert outcomes[-1].lost_steps <= EVERY, outcomes
 
 
-@pytest.mark.parametrize(("how", "rank"), [("term", 1), ("kill", 0)])
-def test_a_signal_at_some_instant_costs_an_interval_at_most(fire, how, rank):
-    for index, at in enumerate((200, 700)):
-        outcome = fire.suffer(Kill("LoRA ZeRO-3", True, rank, how, "ms", at), 100 + index)
-        assert outcome.problem is None and outcome.lost_steps <= EVERY, outcome
+def test_a_signal_at_some_instant_costs_an_interval_at_most(fire):
+    """One run, of whose starts two are ended by a kill and two by SIGTERM, which a rank answers by saving."""
+    ends = [("term", 1, 200), ("kill", 0, 200), ("kill", 0, 700), ("term", 1, 700)]
+    kills = [Kill("LoRA ZeRO-3", True, rank, how, "ms", at) for how, rank, at in ends]
+    outcomes = fire.suffer_all(kills, 100)
+    assert all(one.problem is None and one.lost_steps <= EVERY for one in outcomes), outcomes
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ def train_and_be_replaced(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
         return whole(policy, objective, batch, *words)
 
     words = ["checkpoint.every_steps=2", "checkpoint.keep_last=1", "log.every_steps=4", "zero.stage=0"]
-    words += ["train.micro_batch_size=4", "evaluate.forgetting=false"]
+    # Saved before the next step: beside the training it may be replaced before it is in its place.
+    words += ["train.micro_batch_size=4", "evaluate.forgetting=false", "checkpoint.background=false"]
     look_s, jsonl.LOOK_S = jsonl.LOOK_S, 0.0
     loop.train_step = replaced
     try:
