@@ -37,6 +37,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "chaos.json"
 STEPS, EVERY = 6, 2
 LINES = [
     "evaluate.forgetting=false",
+    "data.max_validation_packs=2",
     "data.sources.text.role=replay",
     "replay.ratio=0.3",
 ]

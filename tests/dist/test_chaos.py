@@ -101,6 +101,7 @@ def test_a_save_that_takes_longer_than_a_signal_leaves_time_for_is_as_if_it_had_
     assert fire.difference(tmp_path, whole) is None
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_bits(pool, workspace, tmp_path):
     """A few kills of what `python -m tests.dist.soak` does for hours."""
     fire = Range(tmp_path, workspace, pool(2), steps=24, every=4)

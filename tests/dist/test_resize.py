@@ -26,6 +26,8 @@ WORDS = [
     "checkpoint.keep_last=9",
     "data.sources.text.role=replay",
     "replay.ratio=0.3",
+    "evaluate.forgetting=false",
+    "data.max_validation_packs=2",
 ]
 FP32, BF16 = 1e-6, 1e-3
 """Absolute, of a loss: sums are added up in another order."""
