@@ -94,8 +94,9 @@ def test_a_save_that_takes_longer_than_a_signal_leaves_time_for_is_as_if_it_had_
 ):
     """The scheduler kills what has not ended in time: the checkpoint before it is gone on from."""
     whole, words = fire.whole("full ZeRO-2", True), fire.words("full ZeRO-2", True)
-    with pytest.raises(RankFailure, match="died with -9"):
+    with pytest.raises(RankFailure, match="died with -9") as caught:
         fire.pool.run(train_with_too_little_time, workspace=workspace, run_dir=str(tmp_path), words=words)
+    assert "Stop asked (SIGTERM): once the checkpoint of step 4 is whole the run ends" in str(caught.value)
     assert newest_verified(tmp_path, pytest.fail)[0] == step_dir(tmp_path, 2)
     assert fire.train(tmp_path, "full ZeRO-2", True) == "finished"
     assert fire.difference(tmp_path, whole) is None
