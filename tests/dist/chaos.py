@@ -32,6 +32,7 @@ from tests.dist.session import config_of, make_inputs
 from tests.helpers.ranks import ROOT, RankFailure, Ranks
 from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.checkpoint.manifest import read_manifest
+from trainer.metrics.jsonl import read
 
 RESULTS = ROOT / "benchmarks" / "results" / "chaos.json"
 STEPS, EVERY = 6, 2
@@ -70,6 +71,8 @@ class Outcome:
     kill: Kill
     was_hit: bool = False
     """False: the run was over before."""
+    saved_step: int = 0
+    """Of the newest checkpoint after it."""
     lost_steps: int = 0
     """Beyond the checkpoint that was gone on from, as far as the ledger knows."""
     problem: str | None = None
@@ -146,7 +149,8 @@ class Range:
         for kill in kills:
             met = self.meet(run_dir, kill)
             is_finished = met.is_finished
-            outcomes.append(Outcome(kill, met.was_hit, problem=met.problem))
+            saved = step_of(found[0]) if (found := find_checkpoints(run_dir)) else 0
+            outcomes.append(Outcome(kill, met.was_hit, saved, problem=met.problem))
             if is_finished or met.problem is not None:
                 break
         last = outcomes[-1]
@@ -230,8 +234,7 @@ def lost_steps(run_dir: Path) -> int:
     """Return how far a start had come at most beyond what was gone on from, as far as metrics were written."""
     lost = [0]
     for path in run_dir.glob("abandoned-*/metrics.jsonl"):
-        rows = map(json.loads, path.read_text().splitlines())
-        lost.append(len({row["step"] for row in rows if "loss" in row}))
+        lost.append(len({row["step"] for row in read(path) if "loss" in row}))
     return max(lost)
 
 

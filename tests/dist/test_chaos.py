@@ -28,9 +28,9 @@ def fire(pool, workspace, tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "background", "shares"),
     [
-        ("full ZeRO-2", True, (0, 0.35, 0.5, 0.3)),
-        ("LoRA ZeRO-1", False, (0.1, 0.4, 0.55, 0.25)),
-        ("full ZeRO-3", False, (0.2, 0.3, 0.6, 0.2)),
+        ("full ZeRO-2", True, (0.5, 0.7, 0.7, 0.4)),
+        ("LoRA ZeRO-1", False, (0.5, 0.8, 0.6, 0.3)),
+        ("full ZeRO-3", False, (0.6, 0.75, 0.8, 0.5)),
     ],
 )
 def test_a_rank_that_is_killed_at_any_call_or_write_of_a_save_costs_an_interval_at_most(
@@ -40,13 +40,14 @@ def test_a_rank_that_is_killed_at_any_call_or_write_of_a_save_costs_an_interval_
     fire.whole(kind, background)
     kills = []
     for share, (rank, where) in zip(
-        shares, [(0, "call"), (1, "write"), (0, "write"), (1, "call")], strict=True
+        shares, [(1, "call"), (0, "write"), (1, "write"), (0, "call")], strict=True
     ):
         total = fire.made[kind, background][rank][where]
         assert total > 10
         kills.append(Kill(kind, background, rank, "kill", where, 1 + int(share * (total - 1))))
     outcomes = fire.suffer_all(kills, len(fire.made))
-    assert [(one.problem, one.was_hit) for one in outcomes] == [(None, True)] * 4, outcomes
+    assert all(one.problem is None and one.was_hit for one in outcomes), outcomes
+    assert outcomes[0].saved_step == 2, "the second start goes on from what the first one saved"
     assert outcomes[-1].lost_steps <= EVERY, outcomes
 
 
