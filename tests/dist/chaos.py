@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ from tests.dist.session import config_of, make_inputs
 from tests.helpers.ranks import ROOT, RankFailure, Ranks
 from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.checkpoint.manifest import read_manifest
+from trainer.metrics.jsonl import read
 
 RESULTS = ROOT / "benchmarks" / "results" / "chaos.json"
 STEPS, EVERY = 6, 2
 LINES = [
     "evaluate.forgetting=false",
+    "data.max_validation_packs=2",
     "data.sources.text.role=replay",
     "replay.ratio=0.3",
 ]
@@ -69,6 +71,8 @@ class Outcome:
     kill: Kill
     was_hit: bool = False
     """False: the run was over before."""
+    saved_step: int = 0
+    """Of the newest checkpoint after it."""
     lost_steps: int = 0
     """Beyond the checkpoint that was gone on from, as far as the ledger knows."""
     problem: str | None = None
@@ -133,17 +137,30 @@ class Range:
 
     def suffer(self, kill: Kill, number: int) -> Outcome:
         """Let a run meet its end and go on until it is finished, and compare."""
-        whole = self.whole(kill.kind, kill.background)
-        run_dir, outcome = self._folder / f"run-{number}", Outcome(kill)
-        met = self.meet(run_dir, kill)
-        outcome.was_hit, outcome.problem = met.was_hit, met.problem
-        if not met.is_finished and met.problem is None:
-            outcome.problem = self.go_on(run_dir, kill)
-        if outcome.problem is None:
-            outcome.lost_steps = lost_steps(run_dir)
-            outcome.problem = self.difference(run_dir, whole)
+        return self.suffer_all([kill], number)[0]
+
+    def suffer_all(self, kills: Sequence[Kill], number: int) -> list[Outcome]:
+        """Let a run meet an end at every start, then go on until it is finished, and compare.
+
+        Returns what came of each; what is seen at the end is with the last.
+        """
+        whole = self.whole(kills[0].kind, kills[0].background)
+        run_dir, outcomes, is_finished = self._folder / f"run-{number}", list[Outcome](), False
+        for kill in kills:
+            met = self.meet(run_dir, kill)
+            is_finished = met.is_finished
+            saved = step_of(found[0]) if (found := find_checkpoints(run_dir)) else 0
+            outcomes.append(Outcome(kill, met.was_hit, saved, problem=met.problem))
+            if is_finished or met.problem is not None:
+                break
+        last = outcomes[-1]
+        if not is_finished and last.problem is None:
+            last.problem = self.go_on(run_dir, last.kill)
+        if last.problem is None:
+            last.lost_steps = lost_steps(run_dir)
+            last.problem = self.difference(run_dir, whole)
             shutil.rmtree(run_dir)
-        return outcome
+        return outcomes
 
     def meet(self, run_dir: Path, kill: Kill) -> Met:
         """Start a run and let it meet what is planned."""
@@ -214,10 +231,11 @@ def digests(run_dir: Path, steps: int = STEPS) -> dict[str, str]:
 
 
 def lost_steps(run_dir: Path) -> int:
-    """Return how far the run had come beyond what it went on from, as far as metrics were written."""
-    aside = [*run_dir.glob("abandoned-*/metrics.jsonl")]
-    rows = [json.loads(line) for path in aside for line in path.read_text().splitlines()]
-    return len({row["step"] for row in rows if "loss" in row})
+    """Return how far a start had come at most beyond what was gone on from, as far as metrics were written."""
+    lost = [0]
+    for path in run_dir.glob("abandoned-*/metrics.jsonl"):
+        lost.append(len({row["step"] for row in read(path) if "loss" in row}))
+    return max(lost)
 
 
 def planned(indices: Iterable[int], seed: int, fire: Range) -> Iterator[Kill]:

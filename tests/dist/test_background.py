@@ -15,7 +15,10 @@ from trainer.checkpoint.layout import step_dir
 from trainer.checkpoint.verify import inspect
 from trainer.config.train import CheckpointConfig
 
-WORDS = ["zero.dtype=bf16", "train.max_steps=8", "checkpoint.every_steps=2", "checkpoint.keep_last=9"]
+WORDS = [
+    *("zero.dtype=bf16", "train.max_steps=8", "checkpoint.every_steps=2", "checkpoint.keep_last=9"),
+    *("evaluate.forgetting=false", "data.max_validation_packs=2"),
+]
 
 
 def train_with_saves(

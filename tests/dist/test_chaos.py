@@ -26,25 +26,37 @@ def fire(pool, workspace, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "background"), [("full ZeRO-2", True), ("LoRA ZeRO-1", False), ("full ZeRO-3", False)]
+    ("kind", "background", "shares"),
+    [
+        ("full ZeRO-2", True, (0.5, 0.7, 0.7, 0.4)),
+        ("LoRA ZeRO-1", False, (0.5, 0.8, 0.6, 0.3)),
+        ("full ZeRO-3", False, (0.6, 0.75, 0.4, 0.3)),
+    ],
 )
 def test_a_rank_that_is_killed_at_any_call_or_write_of_a_save_costs_an_interval_at_most(
-    fire, kind, background
+    fire, kind, background, shares
 ):
+    """One run, killed at each of four starts: at a share of the calls or writes of a run that nobody touches."""
     fire.whole(kind, background)
-    for index, (rank, where) in enumerate([(0, "call"), (1, "write"), (0, "write"), (1, "call")]):
+    kills = []
+    for share, (rank, where) in zip(
+        shares, [(1, "call"), (0, "write"), (1, "write"), (0, "call")], strict=True
+    ):
         total = fire.made[kind, background][rank][where]
         assert total > 10
-        at = 1 + index * (total - 1) // 3
-        outcome = fire.suffer(Kill(kind, background, rank, "kill", where, at), index)
-        assert outcome.problem is None and outcome.was_hit and outcome.lost_steps <= EVERY, outcome
+        kills.append(Kill(kind, background, rank, "kill", where, 1 + int(share * (total - 1))))
+    outcomes = fire.suffer_all(kills, len(fire.made))
+    assert all(one.problem is None and one.was_hit for one in outcomes), outcomes
+    assert outcomes[0].saved_step == 2, "the second start goes on from what the first one saved"
+    assert outcomes[-1].lost_steps <= EVERY, outcomes
 
 
-@pytest.mark.parametrize(("how", "rank"), [("term", 1), ("kill", 0)])
-def test_a_signal_at_some_instant_costs_an_interval_at_most(fire, how, rank):
-    for index, at in enumerate((200, 700)):
-        outcome = fire.suffer(Kill("LoRA ZeRO-3", True, rank, how, "ms", at), 100 + index)
-        assert outcome.problem is None and outcome.lost_steps <= EVERY, outcome
+def test_a_signal_at_some_instant_costs_an_interval_at_most(fire):
+    """One run, of whose starts two are ended by a kill and two by SIGTERM, which a rank answers by saving."""
+    ends = [("term", 1, 200), ("kill", 0, 200), ("kill", 0, 700), ("term", 1, 700)]
+    kills = [Kill("LoRA ZeRO-3", True, rank, how, "ms", at) for how, rank, at in ends]
+    outcomes = fire.suffer_all(kills, 100)
+    assert all(one.problem is None and one.lost_steps <= EVERY for one in outcomes), outcomes
 
 
 @pytest.mark.slow
@@ -83,13 +95,15 @@ def test_a_save_that_takes_longer_than_a_signal_leaves_time_for_is_as_if_it_had_
 ):
     """The scheduler kills what has not ended in time: the checkpoint before it is gone on from."""
     whole, words = fire.whole("full ZeRO-2", True), fire.words("full ZeRO-2", True)
-    with pytest.raises(RankFailure, match="died with -9"):
+    with pytest.raises(RankFailure, match="died with -9") as caught:
         fire.pool.run(train_with_too_little_time, workspace=workspace, run_dir=str(tmp_path), words=words)
+    assert "Stop asked (SIGTERM): once the checkpoint of step 4 is whole the run ends" in str(caught.value)
     assert newest_verified(tmp_path, pytest.fail)[0] == step_dir(tmp_path, 2)
     assert fire.train(tmp_path, "full ZeRO-2", True) == "finished"
     assert fire.difference(tmp_path, whole) is None
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_bits(pool, workspace, tmp_path):
     """A few kills of what `python -m tests.dist.soak` does for hours."""
     fire = Range(tmp_path, workspace, pool(2), steps=24, every=4)

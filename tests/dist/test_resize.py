@@ -26,6 +26,8 @@ WORDS = [
     "checkpoint.keep_last=9",
     "data.sources.text.role=replay",
     "replay.ratio=0.3",
+    "evaluate.forgetting=false",
+    "data.max_validation_packs=2",
 ]
 FP32, BF16 = 1e-6, 1e-3
 """Absolute, of a loss: sums are added up in another order."""
@@ -47,9 +49,10 @@ def digests(run_dir: Path) -> dict[int, str]:
     return {row["step"]: row["data_digest"] for row in rows if row["event"] == "saved"}
 
 
-def losses(run_dir: Path) -> dict[int, float]:
+def logged(run_dir: Path, key: str) -> dict[int, float]:
+    """Return by step a number that is logged of every one."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+    return {row["step"]: row[key] for row in rows if key in row}
 
 
 def chain(
@@ -69,11 +72,13 @@ def chain(
 
 
 def assert_same(whole: Path, other: Path, first: int, allowed: float) -> None:
-    """The tokens of every step are equal, whoever took it; losses and the end of the run within rounding."""
+    """Tokens and learning rates of all steps are equal, whoever took them; losses and the end within rounding."""
     before, after = digests(whole), digests(other)
     assert sorted(after) == list(range(first + 2, STEPS + 1, 2))
     assert {step: before[step] for step in after} == after
-    one, two = losses(whole), losses(other)
+    one, two = logged(whole, "lr"), logged(other, "lr")
+    assert len(set(one.values())) > 3 and two == {step: one[step] for step in two}
+    one, two = logged(whole, "loss"), logged(other, "loss")
     assert sorted(two) == list(range(first + 1, STEPS + 1))
     worst = max(abs(one[step] - two[step]) for step in two)
     assert worst <= allowed, (other.name, worst)

@@ -1,11 +1,15 @@
 """What a rank loads before it trains: each module more is read by every rank from a shared disk, at every start."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
+from contextlib import ExitStack
 from pathlib import Path
 
-from tests.helpers.ranks import FOREIGN, ROOT, held_port
+from tests.dist.session import config_of, take_steps
+from tests.helpers.ranks import FOREIGN, ROOT, Ranks, held_port
 from tests.helpers.wait import LIMIT_S
 from trainer.metrics.jsonl import read
 
@@ -54,3 +58,29 @@ def test_ranks_are_of_this_package_whatever_lies_in_the_working_directory(worksp
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl") if "loss" in row] == [1]
+
+
+def imported_at_the_end(mesh, workspace, run_dir):
+    """Take a step, and return what is imported when the engine is taken apart, and whether it was."""
+    from trainer.run.session import open_session
+
+    gc.disable()
+    with ExitStack() as stack:
+        words = ("zero.stage=2", "zero.dtype=bf16", "train.micro_batch_size=4")
+        session = open_session(config_of(workspace, run_dir, *words), stack)
+        take_steps(session, 1)
+    engine, before = weakref.ref(session.policy.engine._ds), {*sys.modules}
+    del session
+    gc.collect()
+    gc.enable()
+    return [sorted({*sys.modules} - before), engine() is None]
+
+
+def test_an_engine_imports_nothing_when_it_is_taken_apart(workspace, tmp_path):
+    """The garbage collector does it at any instant, also within an import, which then failed with a KeyError."""
+    ranks = Ranks(1, tmp_path)  # in which no engine was
+    try:
+        answers = ranks.run(imported_at_the_end, workspace=workspace, run_dir=str(tmp_path))
+    finally:
+        ranks.close()
+    assert answers == [[[], True]]

@@ -130,7 +130,7 @@ def test_a_run_that_was_killed_rewound_and_gone_on_with_by_one_rank_is_told_what
     assert 0 < ratio < 1 and run_status(run_dir).effective == pytest.approx(ratio)
     assert run_command(["verify", str(run_dir)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 starts, 6 steps taken again" in said
+    assert "2 starts, 6 steps taken again, 1 step skipped" in said
     assert f"{ratio:.1%} of the time in steps that stayed (ETTR)" in said
     assert "those that the configuration draws" in said and "by 1 rank at" in said and "by 2 ranks at" in said
 

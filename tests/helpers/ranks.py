@@ -97,7 +97,9 @@ class Ranks:
     def _wait(self, answers: list[Path], name: str, deadline: float) -> None:
         while True:
             if self._troubles(answers):
-                time.sleep(0.5)  # one failing rank makes the others fail: show all of them
+                until = time.monotonic() + 0.5  # one failing rank makes the others fail: show all of them
+                while len(self._troubles(answers)) < self.num_ranks and time.monotonic() < until:
+                    time.sleep(0.02)
                 self._fail(f"{name} failed:\n" + "\n".join(self._troubles(answers)))
             if all(answer.exists() for answer in answers):
                 return

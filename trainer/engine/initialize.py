@@ -42,7 +42,7 @@ def build_engine(
 
     # Stage 1 in bf16 prints its memory twelve times, and collects garbage each time: two seconds on a CPU.
     bf16_optimizer.see_memory_usage = lambda *args, **options: None
-    _import_muon()
+    import_parts()
     stage = int(ds_config["zero_optimization"]["stage"])
     if stage == 3:
         _gather_whole(model)
@@ -138,11 +138,15 @@ def by_place(
     return tuple(placed), named
 
 
-def _import_muon() -> None:
-    """Import DeepSpeed's Muon, which it does to ask whether the optimizer is that, without compiling its functions.
+def import_parts() -> None:
+    """Import what DeepSpeed would import later, when it builds an engine and when it takes one apart.
 
-    torch.compile imports its compiler when it decorates: 2.4 s of each rank's start, for an optimizer that is not ours.
+    It asks whether the optimizer is its Muon. torch.compile imports its compiler when it decorates that one's
+    functions: 2.4 s of each rank's start, for an optimizer that is not ours. Here they are not compiled.
     Source: `python -X importtime -m trainer train`, deepspeed 0.19.8.
+
+    The garbage collector takes engines apart, at any instant. An import then that falls within another one fails with a
+    KeyError of Python's own: issue 91351 of CPython, mended in 3.12.
     """
     from deepspeed.runtime import compiler
 
@@ -150,6 +154,8 @@ def _import_muon() -> None:
     compiler.compile = lambda: lambda function: function
     try:
         with contextlib.suppress(ImportError):  # of another version: then DeepSpeed does without
-            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+            import deepspeed.runtime.zero.muon.original_muon
     finally:
         compiler.compile = compile_functions
+    with contextlib.suppress(ImportError):
+        import deepspeed.utils.pin_memory  # noqa: F401

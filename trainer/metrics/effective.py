@@ -23,6 +23,7 @@ class Effective:
     lost_steps: int
     """Steps that were taken again, after another start or because the run went back before a spike."""
     skipped_steps: int
+    """Steps of the run as it stands that moved nothing: not finite, refused as a spike, or their data passed over."""
     productive_s: float
     """Of the steps that stayed."""
     wall_s: float
@@ -51,10 +52,27 @@ def effective(run_dir: Path) -> Effective:
     return Effective(
         num_starts=len(starts),
         lost_steps=sum(_lost(turns, [*events, *aside])),
-        skipped_steps=sum(event["event"] == "skipped" for event in events),
+        skipped_steps=_num_skipped(events),
         productive_s=sum(_step_times(rows)),
         wall_s=max(times) - min(times) if times else 0.0,
     )
+
+
+def _num_skipped(events: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many steps were skipped, without those that were taken again; a step that comes twice counts once."""
+    skipped: set[int] = set()
+    for event in events:
+        step = int(event["step"])
+        match event["event"]:
+            case "started" | "went_back":
+                skipped = {one for one in skipped if one <= step}
+            case "skipped":
+                skipped.add(step)
+            case "spike" if event.get("is_refused"):
+                skipped.add(step)
+            case "passed_over":  # told before the step
+                skipped.add(step + 1)
+    return len(skipped)
 
 
 def _step_times(rows: Sequence[Mapping[str, Any]]) -> Iterator[float]:

@@ -21,8 +21,8 @@ def test_steps_that_were_lost_and_the_time_between_starts_count_against_a_run(tm
     write(tmp_path / "abandoned-1" / "metrics.jsonl", [{"step": 7, "time": 114.0, "step_time_s": 2.0}])
     events = [
         {"event": "started", "step": 0, "time": 90.0},
+        {"event": "skipped", "step": 3, "time": 107.0},
         {"event": "saved", "step": 4, "time": 108.0},
-        {"event": "skipped", "step": 6, "time": 112.0},
         {"event": "started", "step": 4, "time": 190.0},
         {"event": "saved", "step": 10, "time": 214.0},
         {"event": "stopped", "step": 10, "time": 220.0},
@@ -43,6 +43,25 @@ def test_steps_that_a_run_went_back_over_are_lost_too(tmp_path):
     ]
     write(tmp_path / "ledger.jsonl", events)
     assert effective(tmp_path).num_starts == 1 and effective(tmp_path).lost_steps == 5
+
+
+def test_steps_that_moved_nothing_are_counted_as_the_run_stands(tmp_path):
+    """Refused as a spike, not finite, passed over before and after a resume; step 7 was skipped and taken again."""
+    events = [
+        ("started", 0, {}),
+        ("spike", 2, {"is_refused": True}),
+        ("skipped", 3, {}),
+        ("skipped", 7, {}),
+        ("spike", 9, {"is_refused": False}),
+        ("went_back", 4, {}),
+        ("passed_over", 8, {"batch": 8}),
+        ("started", 6, {}),
+        ("passed_over", 8, {"batch": 8}),
+        ("stopped", 12, {}),
+    ]
+    rows = [{"event": event, "step": step, "time": 1.0, **more} for event, step, more in events]
+    write(tmp_path / "ledger.jsonl", rows)
+    assert effective(tmp_path).skipped_steps == len({2, 3, 9})
 
 
 def test_a_run_that_has_not_begun_has_no_ratio(tmp_path):
