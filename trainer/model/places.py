@@ -1,4 +1,4 @@
-"""Where each tensor of a base's files goes in the model by transformers' own rules, and how it is converted both ways."""
+"""Where each tensor of a base's files goes in the model, by transformers' rules, and how it is converted both ways."""
 
 from __future__ import annotations
 
