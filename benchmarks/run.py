@@ -33,6 +33,7 @@ PACKAGES = (
     "bitsandbytes",
     "flash-attn",
     "flash-attn-3",
+    "flash-attn-4",
     "liger-kernel",
     "flash-linear-attention",
     "causal-conv1d",
