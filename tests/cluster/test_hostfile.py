@@ -41,6 +41,7 @@ def on_hosts(project, run_dir, hosts, num_steps):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_all_hosts_with_the_variables_of_its_configuration(hosts, project):
     run_dir = project / "short"
     done = subprocess.run(on_hosts(project, run_dir, hosts, 2), cwd=project, capture_output=True, text=True)

@@ -127,6 +127,7 @@ def test_every_attempt_has_its_logs(interrupted):
         assert (folder / "console.log").is_file()
 
 
+@pytest.mark.slow
 def test_a_job_that_loses_a_node_goes_on_with_the_other_one_by_itself(slurm, project, alone, capsys):
     """It keeps its place: no requeue, the same tokens in every step, losses within the rounding of other sums."""
     fewer = ("cluster.min_nodes=1", "checkpoint.every_steps=2", "cluster.preflight.enabled=false")
