@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ModelError
+from trainer.runtime.disk import disk_errno
 from trainer.runtime.publish import publish_folder
 from trainer.runtime.seal import file_digest, read_sealed, sealed_text
 
@@ -45,9 +47,12 @@ def tiny_model_dir(cache_dir: Path, shape: dict[str, int], seed: int) -> Path:
 
     try:
         publish_folder(target, fill, keeps=_is_there)
-    except OSError as error:
+    except Exception as error:  # tokenizers and safetensors have kinds of their own for what the disk says
+        number = error.errno if isinstance(error, OSError) else disk_errno(error)
+        if number is None:
+            raise
         raise ModelError(
-            f"The tiny model cannot be written to {target}: {error.strerror}. Set data.cache_dir."
+            f"The tiny model cannot be written to {target}: {os.strerror(number)}. Set data.cache_dir."
         ) from error
     return target
 

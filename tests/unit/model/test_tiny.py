@@ -1,9 +1,12 @@
 """The tiny model: made once, the same everywhere, published whole or not at all."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.small_disk import fill, mounted, pages_free
 from tests.helpers.tiny import SHAPE
 from trainer.config.model import ModelConfig
 from trainer.errors import ModelError
@@ -63,3 +66,21 @@ def test_a_shape_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(Exception, match="63"):
         tiny_model_dir(tmp_path, SHAPE | {"hidden_size": 63}, 0)
     assert [*(tmp_path / "models").iterdir()] == []
+
+
+def test_a_full_disk_is_a_sentence_at_any_point_and_room_is_enough_afterwards(tmp_path):
+    """Pages are left for none, some or nearly all of its files."""
+    with mounted(tmp_path / "disk", "size=8m") as disk:
+        before = pages_free(disk)
+        tiny_model_dir(disk, SHAPE, 0)
+        needed = before - pages_free(disk)
+        for left in (0, 2, needed // 4, needed // 2, needed - 2):
+            shutil.rmtree(disk / "models")
+            filler = fill(disk, left)
+            with pytest.raises(
+                ModelError, match=rf"cannot be written to {disk}/models/tiny-\w+: No space left"
+            ):
+                tiny_model_dir(disk, SHAPE, 0)
+            assert not [*(disk / "models").glob("*")] if (disk / "models").exists() else True
+            filler.unlink()
+            assert tiny_model_dir(disk, SHAPE, 0).is_dir()
