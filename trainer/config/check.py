@@ -18,6 +18,7 @@ from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
 from trainer.config.check_learn import learn_problems
 from trainer.config.check_log import log_problems
+from trainer.config.check_numbers import number_problems, seed_problems
 from trainer.config.check_objective import objective_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_spikes import spike_problems
@@ -53,7 +54,16 @@ def refuse(problems: Sequence[Problem]) -> None:
 
 def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[Problem]:
     """Yield every broken rule."""
+    told = set()
+    for found in _rules_of_sections(config, world_size):
+        told.add(found.key)
+        yield found
+    yield from (found for found in number_problems(config) if found.key not in told)
+
+
+def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
     yield from _run_problems(config)
+    yield from seed_problems(config.seed)
     yield from _model_problems(config.model)
     yield from _data_problems(config)
     yield from replay_problems(config)
