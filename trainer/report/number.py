@@ -92,10 +92,10 @@ def compact(value: float) -> str:
 
 
 def shown(value: str) -> str:
-    """Return the value of an override as people write it: without quotes, and in at most four digits."""
+    """Return the value of an override as it can be typed: no quotes, at most four digits, a plain minus."""
     text = value.strip("'\"")
     try:
-        return compact(float(text)) if "." in text or "e" in text.lower() else text
+        return compact(float(text)).replace(MINUS, "-") if "." in text or "e" in text.lower() else text
     except ValueError:
         return text
 

@@ -9,6 +9,7 @@ from trainer.config.check import find_problems
 from trainer.config.check_numbers import MOST_SEED, number_problems
 from trainer.config.describe import fields
 from trainer.config.schema import RunConfig
+from trainer.config.tune import TuneMethod
 
 FLOATS = [key for key, field in fields().items() if field.hint in (float, float | None) and "NAME" not in key]
 
@@ -43,3 +44,13 @@ def test_a_seed_is_one_that_every_generator_takes(tmp_path, seed):
     config.seed = seed
     (found,) = find_problems(config)
     assert found.sentence == f"`seed` must be in [0, 4294967295], but is {seed} instead. Set seed=0."
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"), [("full", "1e-5"), ("freeze", "1e-5"), ("lora", "1e-4"), ("ia3", "1e-4")]
+)
+def test_the_rate_that_is_advised_suits_what_is_trained(tmp_path, method, rate):
+    config = tiny_config(tmp_path)
+    config.optim.lr, config.tune.method = -1.0, TuneMethod(method)
+    said = [one.sentence for one in find_problems(config) if one.key == "optim.lr"]
+    assert said == [f"`optim.lr` must be more than 0, but is -1.0 instead. Set optim.lr={rate}."]
