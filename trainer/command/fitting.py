@@ -86,9 +86,8 @@ def fitted(
 ) -> Fitted:
     """Fill in `zero.dtype` where it is auto, and `zero.stage` and `model.checkpoint_layers` where they are null.
 
-    The dtype is that of the hardware; stage and layers are the cheapest pair that fits with the margin
-    of a forecast. A run that has begun keeps what
-    it was frozen with. Pure but for a look at config.json and the run directory.
+    The dtype is that of the hardware; stage and layers are the cheapest pair that fits with the margin of a forecast. A
+    run that has begun keeps what it was frozen with. Pure but for a look at config.json and the run directory.
 
     Args:
         config: Checked.

@@ -29,9 +29,9 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import ScheduleConfig, ScheduleName
 from trainer.config.options import group_options
 from trainer.config.plan import PlanConfig
+from trainer.config.rates import USUAL
 from trainer.config.rule import Problem, must, problem, problems_shown
 from trainer.config.schema import RunConfig
-from trainer.config.tune import TuneMethod
 from trainer.errors import ConfigError
 
 
@@ -254,8 +254,8 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
 def _optim_problems(config: RunConfig) -> Iterator[Problem]:
     optim = config.optim
     if not optim.lr > 0:
-        is_whole = config.tune.method in (TuneMethod.full, TuneMethod.freeze)
-        yield must("optim.lr", "more than 0", optim.lr, f"Set optim.lr={'1e-5' if is_whole else '1e-4'}.")
+        usual = USUAL.get(config.tune.method, "1e-5")
+        yield must("optim.lr", "more than 0", optim.lr, f"Set optim.lr={usual}.")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         yield must("optim.betas", "two numbers in [0, 1)", optim.betas, "Set [0.9,0.95].")
     if not optim.eps > 0:

@@ -11,7 +11,6 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 from trainer.config.train import ExportConfig, GgufType
-from trainer.config.tune import TuneMethod
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?(?<!\.git)", re.ASCII)
 _IN_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]+/?\Z", re.ASCII)
@@ -45,7 +44,7 @@ def export_problems(config: RunConfig) -> Iterator[Problem]:
 def exports_adapter(config: RunConfig) -> bool:
     """Tell whether what is exported of a run, or of several, is an adapter alone rather than a whole model."""
     export = config.export
-    trains_beside = config.tune.method not in (TuneMethod.full, TuneMethod.freeze) or bool(export.adapters)
+    trains_beside = not config.tune.trains_weights or bool(export.adapters)
     return trains_beside and not export.merge and export.alpha == 1
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from trainer.config.options import shipped_options
 from trainer.config.schema import RunConfig, RunKind
-from trainer.config.tune import TuneMethod
+from trainer.config.tune import WEIGHTS, TuneMethod
 from trainer.errors import ConfigError
 
-WEIGHTS = (TuneMethod.full, TuneMethod.freeze)
 CHOSEN_FOR = {
     RunKind.full_finetune: WEIGHTS,
     RunKind.continued_pretrain: WEIGHTS,
@@ -38,7 +37,7 @@ def said_of(config: RunConfig) -> str:
         ConfigError: It is that of an adapter, ten times too high, and weights of the model train.
     """
     recipe, method, rate = config.kind.value, config.tune.method, config.optim.lr
-    if method in WEIGHTS:
+    if config.tune.trains_weights:
         whole = RunKind.full_finetune.value
         raise ConfigError(
             f"`optim.lr` must be chosen for tune.method={method.value}, but is {rate:g} instead, which recipe={recipe} "

@@ -39,6 +39,8 @@ class Init(Enum):
     """Zero; prefix only."""
 
 
+WEIGHTS = (TuneMethod.full, TuneMethod.freeze)
+"""Methods that train weights of the base, and nothing beside them."""
 VIRTUAL = (TuneMethod.prefix, TuneMethod.prompt)
 """Methods that put virtual tokens before every document."""
 
@@ -99,6 +101,11 @@ class TuneConfig:
     """freeze: regular expressions; a parameter whose name one of them finds trains."""
     last_layers: int = 0
     """freeze: also the last so many decoder layers train."""
+
+    @property
+    def trains_weights(self) -> bool:
+        """Tell whether weights of the base train, and nothing beside them."""
+        return self.method in WEIGHTS
 
     @property
     def is_virtual(self) -> bool:

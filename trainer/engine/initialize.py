@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 from collections.abc import Sequence
@@ -127,15 +128,18 @@ def by_place(
     DeepSpeed reduces the gradients of what it gathered whole by torch's hook on a module's backward pass, which looks
     at no argument that has a name: it would run before there is a gradient, and give zeros (JetMoE).
     """
-    names = [
-        name
-        for name, found in inspect.signature(type(module).forward).parameters.items()
-        if found.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ][1:]
+    names = _names_by_place(type(module))  # type: ignore[arg-type]
     placed, named = list(args), dict(kwargs)
     while len(placed) < len(names) and names[len(placed)] in named:
         placed.append(named.pop(names[len(placed)]))
     return tuple(placed), named
+
+
+@functools.cache
+def _names_by_place(kind: type[nn.Module]) -> list[str]:
+    """Return the names of what the forward of a class takes by place; looked up once and not in every layer's pass."""
+    found = inspect.signature(kind.forward).parameters.items()
+    return [name for name, one in found if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
 
 
 def import_parts() -> None:

@@ -86,7 +86,7 @@ def _trains_experts(tune: TuneConfig) -> bool:
     """Tell whether experts of a mixture may train, or have adapters; a pattern is taken to find them."""
     has_targets = tune.method in (TuneMethod.lora, TuneMethod.ia3)
     is_named = tune.target_pattern is not None or EXPERTS in tune.target
-    return tune.method in (TuneMethod.full, TuneMethod.freeze) or (has_targets and is_named)
+    return tune.trains_weights or (has_targets and is_named)
 
 
 def _lora(linear: Linear, tune: TuneConfig) -> int:

@@ -47,7 +47,7 @@ def test_a_seed_is_one_that_every_generator_takes(tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    ("method", "rate"), [("full", "1e-5"), ("freeze", "1e-5"), ("lora", "1e-4"), ("ia3", "1e-4")]
+    ("method", "rate"), [("full", "1e-5"), ("freeze", "1e-5"), ("lora", "1e-4"), ("ia3", "3e-3")]
 )
 def test_the_rate_that_is_advised_suits_what_is_trained(tmp_path, method, rate):
     config = tiny_config(tmp_path)
