@@ -110,6 +110,28 @@ def alone(device: torch.device) -> Mesh:
     return Mesh(0, 1, 0, Axis(0, 1), device)
 
 
+def _is_on_gpu(env: RankEnv) -> bool:
+    """Tell whether this rank computes on a GPU: wherever it sees one.
+
+    Raises:
+        TopologyError: It sees too few, or DeepSpeed is told of the processor.
+    """
+    if not torch.cuda.is_available():
+        return False
+    if env.local_rank >= torch.cuda.device_count():
+        raise TopologyError(
+            f"A node must have a GPU for each of its ranks, but rank {env.rank} is number {env.local_rank + 1} on its "
+            f"node and sees {torch.cuda.device_count()}. Start fewer ranks on a node, or hide all GPUs "
+            "(CUDA_VISIBLE_DEVICES=-1) to train on the processor."
+        )
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        raise TopologyError(
+            "DS_ACCELERATOR must be unset where a rank sees a GPU, but is cpu instead. Hide all GPUs as well "
+            "(CUDA_VISIBLE_DEVICES=-1) to train on the processor."
+        )
+    return True
+
+
 def open_mesh(env: RankEnv, timeout_s: int, watching: Watching | None = None) -> Mesh:
     """Join the process group: NCCL on GPUs, gloo on CPUs. Collective: every rank.
 
@@ -120,6 +142,7 @@ def open_mesh(env: RankEnv, timeout_s: int, watching: Watching | None = None) ->
     """
     deepspeed = import_deepspeed()
     check_rendezvous(env, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+    on_gpu = _is_on_gpu(env)
     os.environ.update(
         RANK=str(env.rank),
         LOCAL_RANK=str(env.local_rank),
@@ -127,14 +150,7 @@ def open_mesh(env: RankEnv, timeout_s: int, watching: Watching | None = None) ->
         MASTER_ADDR=env.master_addr,
         MASTER_PORT=str(env.master_port),
     )
-    on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", env.local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu and env.local_rank >= torch.cuda.device_count():
-        raise TopologyError(
-            f"A node must have a GPU for each of its ranks, but rank {env.rank} is number {env.local_rank + 1} on its "
-            f"node and sees {torch.cuda.device_count()}. Start fewer ranks on a node, or hide all GPUs "
-            "(CUDA_VISIBLE_DEVICES=-1) to train on the processor."
-        )
     if on_gpu:
         record_collectives()
         torch.cuda.set_device(device)

@@ -216,7 +216,8 @@ class Watch:
         if self._leaving.is_set():
             return
         self._has_heard.set()
-        if self._rank == 0:
+        # Rank 0 passes on what it hears; of rank 0 itself it is told by those who found it silent, for when it goes on.
+        if self._rank == 0 or failure.rank == 0:
             self._tell(failure)
         if failure.is_hang:
             self._write_stacks(failure)

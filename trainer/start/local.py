@@ -18,6 +18,9 @@ from trainer.runtime.job import as_shells_tell
 from trainer.runtime.signals import handed_on
 from trainer.runtime.tied import tied
 
+HIDDEN = "-1"
+"""CUDA shows no device whose name comes after one that is none."""
+
 
 def start_local(arguments: list[str], num_ranks: int, master_port: int) -> int:
     """Start ranks of this machine through the deepspeed launcher and return its exit code."""
@@ -99,11 +102,14 @@ def start_plain(arguments: list[str], num_ranks: int, master_port: int) -> int:
 
 
 def world_info(num_ranks: int, environment: Mapping[str, str]) -> str:
-    """Return what DeepSpeed's launcher is told of this machine: which device each rank has, by number or UUID."""
-    visible = [
-        word.strip() for word in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()
-    ]
-    devices: list[int] | list[str] = visible[:num_ranks] if len(visible) >= num_ranks else [*range(num_ranks)]
+    """Return what DeepSpeed's launcher is told of this machine: which device each rank has, by number or UUID.
+
+    The launcher shows ranks what it is told here and nothing else: a GPU that was hidden stays so.
+    """
+    told = environment.get("CUDA_VISIBLE_DEVICES")
+    visible = [word.strip() for word in (told or "").split(",") if word.strip()]
+    hidden = [HIDDEN] * (num_ranks - len(visible))
+    devices = [*range(num_ranks)] if told is None else [*visible[:num_ranks], *hidden]
     return base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
 
 

@@ -48,11 +48,12 @@ def test_a_port_that_somebody_chose_is_left_to_them():
     ("visible", "devices"),
     [
         (None, [0, 1]),
-        ("", [0, 1]),
+        ("", ["-1", "-1"]),
+        ("-1", ["-1", "-1"]),
         ("4,5", ["4", "5"]),
         ("6, 2,7", ["6", "2"]),
         ("GPU-8f2a,GPU-91bc", ["GPU-8f2a", "GPU-91bc"]),
-        ("3", [0, 1]),
+        ("3", ["3", "-1"]),
     ],
 )
 def test_ranks_get_the_devices_that_the_environment_names(visible, devices):
