@@ -1,8 +1,9 @@
-"""One peer in one process: TRL's SFTTrainer or Unsloth, LoRA or QLoRA on the documents that `peers.py` hands over.
+"""One peer: TRL's SFTTrainer or Unsloth, LoRA, QLoRA or all weights, on the documents that `peers.py` hands over.
 
     python benchmarks/peer_sft.py unsloth --model FOLDER --documents FILE.json --out OUT.json [--nf4] --micros 1 8
 
-Its own packing, nothing recomputed, fused AdamW, Liger for TRL. A step is timed from the end of one to the end of the
+Its own packing, nothing recomputed, fused AdamW, Liger for TRL; all weights (TRL, under torchrun): DeepSpeed's ZeRO-3,
+every layer recomputed, four packs. A step is timed from the end of one to the end of the
 next, after a synchronisation.
 """
 
@@ -18,7 +19,22 @@ from pathlib import Path
 from typing import Any
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SEQ_LEN, PACKS = 4096, 2
+SEQ_LEN = 4096
+ZERO3 = {
+    "bf16": {"enabled": True},
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
 PACKAGES = (
     "unsloth",
     "unsloth_zoo",
@@ -27,6 +43,7 @@ PACKAGES = (
     "peft",
     "accelerate",
     "bitsandbytes",
+    "deepspeed",
     "flash-attn",
 )
 
@@ -39,19 +56,32 @@ def main() -> None:
     parser.add_argument("--documents", type=Path, required=True, help="JSON list of lists of token ids")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--nf4", action="store_true")
+    parser.add_argument("--attention", default="flash_attention_2", help="of TRL")
+    parser.add_argument("--full", action="store_true", help="all weights, ZeRO-3")
     parser.add_argument("--micros", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, nargs="+", default=[16], help="one number for each of --micros")
     arguments = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1", UNSLOTH_RETURN_LOGITS="0")
-    model, tokenizer, peft_config = (
-        unsloth_model(arguments) if arguments.peer == "unsloth" else trl_model(arguments)
-    )
+    if arguments.full:
+        model, tokenizer, peft_config = whole_model(arguments)
+    else:
+        model, tokenizer, peft_config = (
+            unsloth_model(arguments) if arguments.peer == "unsloth" else trl_model(arguments)
+        )
     rows = []
     for num_micros, num_steps in zip(arguments.micros, arguments.steps, strict=True):
         row, model = measure(model, tokenizer, peft_config, num_micros, num_steps, arguments)
         peft_config = None  # the model has its adapter now
         rows.append(row)
-        arguments.out.write_text(json.dumps({"rows": rows, "versions": versions()}), encoding="utf-8")
+        if os.environ.get("RANK", "0") == "0":
+            arguments.out.write_text(json.dumps({"rows": rows, "versions": versions()}), encoding="utf-8")
+
+
+def whole_model(arguments: argparse.Namespace) -> tuple[str, Any, None]:
+    """Return the folder, which TRL reads when DeepSpeed is there to shard it."""
+    from transformers import AutoTokenizer
+
+    return str(arguments.model), AutoTokenizer.from_pretrained(arguments.model), None
 
 
 def unsloth_model(arguments: argparse.Namespace) -> tuple[Any, Any, None]:
@@ -90,7 +120,7 @@ def trl_model(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         arguments.model,
         dtype=torch.bfloat16,
-        attn_implementation="flash_attention_2",
+        attn_implementation=arguments.attention,
         device_map={"": 0},
         quantization_config=quantiser if arguments.nf4 else None,
     )
@@ -123,12 +153,16 @@ def measure(
 
     documents = json.loads(arguments.documents.read_text(encoding="utf-8"))
     options: dict[str, Any] = {} if arguments.peer == "unsloth" else {"use_liger_kernel": True}
+    num_packs = 4 if arguments.full else 2
+    if arguments.full:
+        read = {"dtype": "bfloat16", "attn_implementation": arguments.attention}
+        options |= {"deepspeed": ZERO3, "model_init_kwargs": read}
     config = SFTConfig(
         output_dir=str(arguments.out.parent / f"{arguments.peer}-{num_micros}"),
         max_steps=num_steps,
-        per_device_train_batch_size=PACKS,
+        per_device_train_batch_size=num_packs,
         gradient_accumulation_steps=num_micros,
-        gradient_checkpointing=False,
+        gradient_checkpointing=arguments.full,
         bf16=True,
         logging_steps=1,
         save_strategy="no",
@@ -148,8 +182,10 @@ def measure(
         peft_config=peft_config,
         callbacks=[Clock()],
     )
-    if len(trainer.train_dataset) < 2 * PACKS * num_micros:
-        raise SystemExit(f"{len(trainer.train_dataset)} packs are too few for steps of {PACKS * num_micros}")
+    if len(trainer.train_dataset) < 2 * num_packs * num_micros:
+        raise SystemExit(
+            f"{len(trainer.train_dataset)} packs are too few for steps of {num_packs * num_micros}"
+        )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     row = {
@@ -158,7 +194,7 @@ def measure(
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        "attention": getattr(model.config, "_attn_implementation", None),
+        "attention": getattr(trainer.model.config, "_attn_implementation", None),
         "packs": len(trainer.train_dataset),
     }
     print("RESULT", json.dumps(row), flush=True)

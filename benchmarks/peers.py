@@ -1,10 +1,11 @@
-"""Ours beside Unsloth and TRL on one GPU, in one command: LoRA and QLoRA of the 8B shape, accumulated or not.
+"""Ours beside Unsloth and TRL, in one command: LoRA and QLoRA of the 8B shape on one GPU, all weights on two.
 
-    python benchmarks/peers.py --corpus FILE.txt --out results/peers.json [--peers-path DIR] [--only lora|qlora]
+    python benchmarks/peers.py --corpus FILE.txt --out results/peers.json [--peers-path DIR] [--only lora|qlora|full]
 
-Random weights, real text in byte tokens, the same documents for all, each packed by its own packer to 4,096 tokens, two
-packs a micro-batch, nothing recomputed, LoRA r = 16 on all linear layers but the head. Each figure is the median over
-the steps after warm-up of one run. With an --out that exists it goes on with what is not there or failed.
+Random weights, real text in byte tokens, the same documents for all, each packed by its own packer to 4,096 tokens.
+Adapters: two packs a micro-batch, nothing recomputed, LoRA r = 16 on all linear layers but the head. All weights:
+ZeRO-3, four packs, ours with half of the layers recomputed and TRL with all, which is its best. Each figure is the
+median over the steps after warm-up of one run. With an --out that exists it goes on with what is not there or failed.
 `--figure OUT.svg` draws what --out holds and runs nothing.
 """
 
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -26,11 +28,39 @@ from xml.sax.saxutils import escape
 from run import environment, figures, saved_weights, tokenizer_dir
 
 HERE = Path(__file__).resolve().parent
-TOKENS = 8192
+SEQ_LEN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is trained, and on what."""
+
+    num_gpus: int
+    num_packs: int
+    """A micro-batch."""
+    words: tuple[str, ...]
+    """Of ours."""
+    peers: tuple[str, ...]
+    """Who does it too."""
+    flags: tuple[str, ...] = ()
+    """Of theirs."""
+    micros: tuple[int, ...] = (1, 8)
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of a micro-batch of one GPU."""
+        return SEQ_LEN * self.num_packs
+
+
+METHODS = {
+    "lora": Method(1, 2, ("tune=lora", "tune.r=16", "zero=auto"), ("unsloth", "trl")),
+    "qlora": Method(1, 2, ("tune=qlora", "tune.r=16", "zero=auto"), ("unsloth", "trl"), ("--nf4",)),
+    "full": Method(2, 4, ("zero=zero3", "model.checkpoint_layers=16"), ("trl",), ("--full",), (1,)),
+}
 STEPS = {1: 18, 8: 12}
 """Steps of a case by micro-batches a step; at least ten remain after warm-up."""
 WARMUP = {1: 5, 8: 2}
-CASES = tuple((method, micros) for method in ("lora", "qlora") for micros in STEPS)
+CASES = tuple((name, micros) for name, method in METHODS.items() for micros in method.micros)
 COLOURS = {"ours": "#1b6ca8", "unsloth": "#c77d2e", "trl": "#8a8a8a"}
 
 
@@ -40,10 +70,11 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="a text file of some 100 kB or more")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--peers-path", default="", help="folder with Unsloth, TRL and what they need")
-    parser.add_argument("--only", nargs="*", default=["lora", "qlora"], choices=["lora", "qlora"])
+    parser.add_argument("--only", nargs="*", default=["lora", "qlora"], choices=list(METHODS))
     parser.add_argument("--trainers", nargs="*", default=list(COLOURS), choices=list(COLOURS))
     parser.add_argument("--micros", nargs="*", type=int, default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--set", nargs="*", default=[], help="overrides of ours, such as model.attention=...")
+    parser.add_argument("--peer-attention", default="flash_attention_2", help="of TRL")
     parser.add_argument("--shape", type=Path, default=HERE / "shapes" / "llama3_8b")
     parser.add_argument("--work", type=Path, help="folder for weights and tokens; kept")
     parser.add_argument("--limit-s", type=int, default=300, help="wall clock limit of one process")
@@ -60,14 +91,15 @@ def main() -> None:
         parser.error("--corpus is needed to run")
     work = arguments.work or Path(tempfile.mkdtemp(prefix="palimpsest-peers-"))
     work.mkdir(parents=True, exist_ok=True)
-    arguments.gpus = 1
+    arguments.gpus = max(METHODS[method].num_gpus for method in arguments.only)
     record["environment"] = environment(arguments) | {"warmup_steps": WARMUP}
     for method in arguments.only:
         for trainer in arguments.trainers:
             done = {(row["trainer"], row["method"], row["num_micros"]) for row in record["results"]}
-            missing = [n for n in arguments.micros if (trainer, method, n) not in done]
+            wanted = [n for n in arguments.micros if n in METHODS[method].micros]
+            missing = [n for n in wanted if (trainer, method, n) not in done]
             rows = measure_ours(method, missing, arguments, work) if trainer == "ours" else []
-            if trainer != "ours" and missing:
+            if trainer in METHODS[method].peers and missing:
                 rows = measure_peer(trainer, method, missing, arguments, work)
             record["results"] += rows
             arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -78,15 +110,16 @@ def measure_ours(
     method: str, micros: list[int], arguments: argparse.Namespace, work: Path
 ) -> list[dict[str, Any]]:
     """Run the trainer itself, a fresh process a case, and read its metrics."""
-    rows = []
+    asked, rows = METHODS[method], []
     for num_micros in micros:
         run_dir = work / f"ours-{method}-{num_micros}-{int(time.time())}"
         words = [
-            *(f"tune={method}", "tune.r=16", "data.seq_len=4096", "zero=auto", "train.micro_batch_size=2"),
+            *(*asked.words, f"data.seq_len={SEQ_LEN}", f"train.micro_batch_size={asked.num_packs}"),
             *("model=benchmark", f"model.path={arguments.shape}", f"model.tokenizer={tokenizer_dir(work)}"),
             *("data=text", f"data.sources.corpus.path={arguments.corpus.resolve()}"),
             *("data.sources.corpus.txt_documents=paragraph", "data.validation_frac=0"),
-            *(f"data.cache_dir={work / 'cache'}", f"train.global_batch_tokens={TOKENS * num_micros}"),
+            *(f"data.cache_dir={work / 'cache'}", f"cluster.ranks_per_node={asked.num_gpus}"),
+            *(f"train.global_batch_tokens={asked.tokens * asked.num_gpus * num_micros}",),
             *(f"train.max_steps={STEPS[num_micros]}", "evaluate.every_steps=0", "checkpoint.enabled=false"),
             *("log.progress=false", f"run_dir={run_dir}", *arguments.set),
         ]
@@ -115,11 +148,13 @@ def measure_peer(
     """Run a peer in one process, one number of micro-batches after the other."""
     out = work / f"{trainer}-{method}.json"
     command = [
-        *(sys.executable, str(HERE / "peer_sft.py"), trainer, "--out", str(out)),
+        *launcher(METHODS[method].num_gpus),
+        *(str(HERE / "peer_sft.py"), trainer, "--out", str(out)),
         *("--model", str(peer_model(arguments.shape, work))),
         *("--documents", str(documents(arguments.corpus, work))),
         *("--micros", *map(str, micros), "--steps", *(str(STEPS[n]) for n in micros)),
-        *(["--nf4"] if method == "qlora" else []),
+        *("--attention", arguments.peer_attention),
+        *METHODS[method].flags,
     ]
     failed = started(command, out.with_suffix(".log"), arguments.limit_s, arguments.peers_path)
     found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": [], "versions": {}}
@@ -132,7 +167,7 @@ def measure_peer(
                 "case": f"{trainer}_{method}_x{row['num_micros']}",
                 "trainer": trainer,
                 "method": method,
-                "tokens_per_s": round(TOKENS * row["num_micros"] / step_s),
+                "tokens_per_s": round(METHODS[method].tokens * row["num_micros"] / step_s),
                 "num_steps": len(times),
                 "step_time_s": round(step_s, 4),
                 **row,
@@ -144,6 +179,13 @@ def measure_peer(
     return rows + [
         {"trainer": trainer, "method": method, "num_micros": n, "failed": failed or "no result"} for n in lost
     ]
+
+
+def launcher(num_gpus: int) -> list[str]:
+    """Return what starts a script on so many GPUs."""
+    if num_gpus == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_gpus)]
 
 
 def started(command: list[str], log: Path, limit_s: int, path: str = "") -> str | None:
@@ -191,8 +233,8 @@ def documents(corpus: Path, work: Path) -> Path:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the results as a Markdown table, with what each is of Unsloth's."""
-    lines = ["| method | micro-batches | trainer | tok/s | of Unsloth's | peak GiB | last loss |"]
+    """Return the results as a Markdown table, with what each is of Unsloth's, or of TRL's where that is not there."""
+    lines = ["| method | micro-batches | trainer | tok/s a GPU | of the peer's | peak GiB | last loss |"]
     lines.append("|---|---:|---|---:|---:|---:|---:|")
     speeds = {(r["method"], r["num_micros"], r["trainer"]): r.get("tokens_per_s") for r in results}
     for row in sorted(
@@ -202,7 +244,7 @@ def table(results: list[dict[str, Any]]) -> str:
         if "failed" in row:
             lines.append(f"{head} {row['failed']} | | | |")
             continue
-        base = speeds.get((row["method"], row["num_micros"], "unsloth"))
+        base = speeds.get((row["method"], row["num_micros"], METHODS[row["method"]].peers[0]))
         share = f"{row['tokens_per_s'] / base:.3f}" if base else ""
         lines.append(
             f"{head} {row['tokens_per_s']:,.0f} | {share} | {row['memory_gib']:.1f} | {row['last_loss']:.3f} |"

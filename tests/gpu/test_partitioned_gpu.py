@@ -1,4 +1,4 @@
-"""ZeRO-2's own step on GPUs: its kernel against torch's fused AdamW, its runs against DeepSpeed's own stage 2."""
+"""Our own steps of ZeRO-2 and 3 on GPUs: the kernel against torch's fused AdamW, the runs against DeepSpeed's own."""
 
 from __future__ import annotations
 
@@ -44,15 +44,16 @@ def test_the_kernel_takes_the_steps_of_torchs_fused_adamw(name):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("micro_batch", [1, 2], ids=["adds up", "one micro-batch"])
-def test_two_gpus_learn_as_with_deepspeeds_own_stage_2(tmp_path: Path, micro_batch: int) -> None:
+def test_two_gpus_learn_as_with_deepspeeds_own_stage(tmp_path: Path, micro_batch: int, stage: int) -> None:
     """A failure points at the stream of the exchange: something is read before it is there."""
     (tmp_path / "corpus.txt").write_text(TEXT, encoding="utf-8")
     losses = []
     for name, words in {"ours": [], "theirs": [DEEPSPEEDS_OWN]}.items():
         own = [
             *("train.global_batch_tokens=8192", f"train.micro_batch_size={micro_batch}", "optim.lr=1e-3"),
-            *("zero.stage=2", "zero.reduce_bucket_size=20000", "checkpoint.enabled=false"),
+            *(f"zero.stage={stage}", "zero.reduce_bucket_size=20000", "checkpoint.enabled=false"),
             *("log.progress=false", f"run_dir={tmp_path / name}"),
         ]
         overrides = [*common_overrides(tmp_path), *own, *words]

@@ -39,7 +39,7 @@ def build_engine(
     """
     from deepspeed.runtime import bf16_optimizer
 
-    from trainer.engine import flat, partitioned
+    from trainer.engine import flat, partitioned, sharded
 
     # Stage 1 in bf16 prints its memory twelve times, and collects garbage each time: two seconds on a CPU.
     bf16_optimizer.see_memory_usage = lambda *args, **options: None
@@ -63,6 +63,8 @@ def build_engine(
         return Engine(engine, stage, summed_over=torch_dist.get_world_size())
     else:
         engine = _initialized(model, optimizer, ds_config, added)
+        if is_plain and sharded.is_for(ds_config):
+            sharded.step_in_one_pass(engine.optimizer)
     if stage == 0 and ds_config["bf16"]["enabled"]:
         # DeepSpeed allocated Adam's state by a step of zero gradients, which counts for the bias correction (the next
         # step is a quarter too small) and decays the master weights. Its pull request 5104 took that out of the other

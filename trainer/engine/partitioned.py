@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from trainer.engine.flat import FlatZeroOptimizer, take_over
 from trainer.engine.lane import Lane, gather_parts, scatter_sum
+from trainer.engine.update import take_step
 
 MOST_TRAVELLING = 2
 """Buckets whose gradients may be on their way at once; a backward pass that is faster waits."""
@@ -268,26 +269,9 @@ class PartitionedZeroOptimizer(FlatZeroOptimizer):
         rank, lane = torch_dist.get_rank(group=self.dp_process_group), self.reducer.lane
         for index in range(len(groups)):
             part = self.parallel_partitioned_bit16_groups[index][rank]
-            self._update(groups[index], own.pop(0), scale, part)
+            take_step(self.optimizer, groups[index], own.pop(0), scale, part)
             if len(self.parallel_partitioned_bit16_groups[index]) > 1:
                 with lane.after_all():
                     gather_parts(self.bit16_groups_flat[index], part, self.dp_process_group)
         lane.join()
         self._lazy_init_hp_params_optimizer_state()
-
-    def _update(self, group: dict[str, Any], gradient: Tensor, scale: Tensor, part: Tensor) -> None:
-        """Update this rank's part of a group and round it to the weights' dtype."""
-        if gradient.device.type == "cuda":
-            from trainer.optim.fused_adamw import take_step
-
-            take_step(self.optimizer, group, gradient, scale, part)
-            return
-        (master,) = group["params"]
-        master.grad = gradient * scale
-        groups, self.optimizer.param_groups = self.optimizer.param_groups, [group]
-        try:
-            self.optimizer.step()
-        finally:
-            self.optimizer.param_groups = groups
-        master.grad = None
-        part.copy_(master)
