@@ -242,6 +242,17 @@ def _use_plain_gloo() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def _may_be_of_another(error: BaseException) -> bool:
+    """Tell whether an error may be that of a collective which another rank left: all but what was found here.
+
+    Gloo raises a plain RuntimeError, which whoever loads weights in shards takes for one of a file.
+    """
+    inner: BaseException | None = error
+    while isinstance(inner, TrainerError):
+        inner = inner.__cause__
+    return isinstance(inner, RuntimeError) if isinstance(error, TrainerError) else True
+
+
 def close_mesh(
     error_type: type[BaseException] | None = None,
     error: BaseException | None = None,
@@ -267,7 +278,7 @@ def close_mesh(
         watch.leave()
         return
     is_mendable = isinstance(error, TrainerError)
-    cause = None if is_mendable else watch.wait_for_failure(GRACE_S / 2)
+    cause = watch.wait_for_failure(GRACE_S / 2) if _may_be_of_another(error) else None
     if cause is None:
         text = str(error) if is_mendable else f"{type(error).__name__}: {error}"
         watch.fail(Exit.mendable if is_mendable else Exit.died, text)

@@ -23,7 +23,9 @@ POLL_S = 1.0
 HELD_S = 5.0
 """A look that comes so late was held up with everything else (a suspended job or machine): nobody is blamed for it."""
 LAST_WORDS_S = 2.0
-"""Time for a rank that was stopped to write its stacks, which it does by itself when it goes on."""
+"""Time for a rank that was stopped or stuck to write its stacks."""
+WRITE_STACKS = signal.SIGRTMIN + 5
+"""A signal at which a rank writes them, without Python's lock."""
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 
@@ -155,9 +157,20 @@ def keep_watch(rank: int, pid: int, ties: Sequence[int]) -> None:
 def _end_slowly(pid: int) -> None:
     """Let a process that was stopped go on just long enough to write where it was, then kill it."""
     with contextlib.suppress(ProcessLookupError):
+        if _listens(pid):
+            os.kill(pid, WRITE_STACKS)
         os.kill(pid, signal.SIGCONT)
         time.sleep(LAST_WORDS_S)
     _kill(pid)
+
+
+def _listens(pid: int) -> bool:
+    """Tell whether a process does something at the signal: any other is ended by it before it has said a word."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (WRITE_STACKS - 1) & 1)
+    return False
 
 
 def _kill(pid: int) -> None:

@@ -208,7 +208,6 @@ class Watch:
         self._send(json.dumps({"beat": asdict(beat)}).encode() + b"\n", self._peers)
         if watching.warden is not None:
             watching.warden.allow(limit_s + LAST_S)
-        self.stacks.arm(limit_s)
 
     def _take(self, failure: Failure) -> None:
         """Pass a failure on and end with it, unless this rank is about to end by itself."""

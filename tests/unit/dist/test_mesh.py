@@ -1,11 +1,13 @@
-"""What a rank computes on."""
+"""What a rank computes on, and whose failure it tells of."""
 
 import pytest
 import torch
 
+from trainer.dist import mesh
 from trainer.dist.env import RankEnv
-from trainer.dist.mesh import open_mesh
-from trainer.errors import TopologyError
+from trainer.dist.mesh import close_mesh, open_mesh
+from trainer.dist.watch import Failure
+from trainer.errors import Exit, ModelError, TopologyError
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,40 @@ def test_gpus_that_a_rank_sees_are_one_for_each_and_deepspeed_knows_of_them(
     with pytest.raises(TopologyError, match=said) as error:
         open_mesh(RankEnv(local_rank, local_rank, 2, "127.0.0.1", 1), 10)
     assert "CUDA_VISIBLE_DEVICES=-1" in str(error.value)
+
+
+class HeardOfRank1:
+    """A watch that has heard of the end of rank 1."""
+
+    is_alone = False
+
+    def __init__(self):
+        self.told = None
+
+    def wait_for_failure(self, timeout_s):
+        return Failure(1, Exit.died, "Rank 1 is gone without a word")
+
+    def leave(self):
+        pass
+
+    def fail(self, code, text):
+        self.told = code, text
+
+
+def test_weights_that_could_not_be_loaded_since_another_rank_died_are_not_called_bad(monkeypatch):
+    """Rank 0, stopped while it loaded and let go on: "cannot be loaded: Connection closed by peer", exit code 2."""
+    monkeypatch.setattr(mesh, "_watches", [HeardOfRank1()])
+    error = ModelError("The weights cannot be loaded. Get the files again.")
+    error.__cause__ = RuntimeError("gloo: Connection closed by peer")
+    with pytest.raises(ConnectionError, match="because of rank 1: Rank 1 is gone"):
+        close_mesh(ModelError, error)
+
+
+@pytest.mark.parametrize("cause", [None, OSError("no such file"), ModelError("another")])
+def test_what_a_rank_found_itself_is_told_at_once(monkeypatch, cause):
+    watch = HeardOfRank1()
+    monkeypatch.setattr(mesh, "_watches", [watch])
+    error = ModelError("A sentence.")
+    error.__cause__ = cause
+    close_mesh(ModelError, error)
+    assert watch.told == (Exit.mendable, "A sentence.")

@@ -217,7 +217,8 @@ def test_a_rank_that_is_stopped_is_named_by_the_others_and_killed_by_its_warden(
 def test_a_rank_that_holds_pythons_lock_is_named_too(tmp_path):
     ranks = watch_each_other(tmp_path, ["wait", "hold", "wait"])
     codes = ends(ranks)
-    assert codes == [75, -signal.SIGKILL, 75]
+    # The signal at which it writes its stacks may end the call.
+    assert codes.pop(1) in (75, -signal.SIGKILL, -signal.SIGSEGV) and codes == [75, 75]
     assert "Rank 1 has given no sign of life" in ranks[0].stderr.read()
     assert "hold_the_lock" in stacks(tmp_path, 1)
 
