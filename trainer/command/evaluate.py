@@ -32,6 +32,7 @@ from trainer.run.evaluator import build_forgetting, build_task_scores, replay_re
 from trainer.run.proofs import prove_head
 from trainer.run.session import Session, open_session
 from trainer.runtime.disk import disk_explained
+from trainer.runtime.log import EVALUATION
 from trainer.runtime.shortage import shortage_explained
 
 BASE = "base"
@@ -43,7 +44,7 @@ def run_evaluation(config: RunConfig) -> bool:
         # Inside the stack: the other ranks hear of the sentence, not of what it explains.
         size = config.evaluate.micro_batch_size
         with shortage_explained("evaluate.micro_batch_size", size, -1), disk_explained(Path(config.run_dir)):
-            session = open_session(config, stack)
+            session = open_session(config, stack, logs_of=EVALUATION)
             prove_head(session)
             PROGRESS.begin(Phase.evaluate)
             passed = _evaluate(session)

@@ -21,6 +21,7 @@ from trainer.config.schema import RunConfig
 from trainer.errors import CheckpointError, DataError, Exit
 from trainer.metrics.effective import Effective, effective
 from trainer.metrics.jsonl import changed_line, read, read_events
+from trainer.runtime.log import attempt_dirs
 from trainer.runtime.say import say
 
 
@@ -51,7 +52,7 @@ def verify_run(config: RunConfig) -> int:
     if newest is not None:
         found.append(_tokens(config, newest, console))
     found.append(_export(config))
-    found.append(_time(effective(run_dir)))
+    found.append(_time(effective(run_dir), len(attempt_dirs(run_dir))))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -169,7 +170,11 @@ def _export(config: RunConfig) -> Finding:
     return Finding("export", f"{folder}: as written")
 
 
-def _time(found: Effective) -> Finding:
+def _time(found: Effective, num_attempts: int) -> Finding:
+    """Return how the time was spent; an attempt may have ended before it trained."""
+    starts = many(max(num_attempts, found.num_starts), "attempt")
+    if num_attempts > found.num_starts:
+        starts += f", of which {found.num_starts} trained"
     ratio = "" if found.ratio is None else f", {found.ratio:.1%} of the time in steps that stayed (ETTR)"
     lost = f"{many(found.lost_steps, 'step')} taken again, {many(found.skipped_steps, 'step')} skipped"
-    return Finding("time", f"{many(found.num_starts, 'start')}, {lost}{ratio}")
+    return Finding("time", f"{starts}, {lost}{ratio}")
