@@ -14,7 +14,7 @@ from tests.dist.session import held_out_losses, loader_of, session_of
 from tests.dist.test_replay import config_for, lines, make_data
 from trainer.checkpoint.layout import step_dir
 from trainer.errors import CheckpointError, ConfigError, DataError
-from trainer.evaluate.forgetting import BASE_FILE
+from trainer.evaluate.record import BASE_FILE
 
 OVERRIDES = ["replay.controller=none", "replay.ratio=0.2", "zero.stage=3"]
 

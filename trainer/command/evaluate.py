@@ -20,10 +20,9 @@ from trainer.config.snapshot import write_atomic
 from trainer.data.store.store import data_digest
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluate.forgetting import BASE_FILE
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
-from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
+from trainer.evaluate.record import BASE_FILE, FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.evaluate.tasks.scores import TaskScores
 from trainer.model.tune.prompt import virtual_off
 from trainer.report.announce import announce
