@@ -20,8 +20,7 @@ from trainer.errors import ConfigError, Exit
 from trainer.metrics.effective import effective
 from trainer.metrics.jsonl import has_numbers, read
 from trainer.runtime.ended import End
-from trainer.runtime.holder import is_running
-from trainer.runtime.lease import EXPIRES_S, newest, this_machine
+from trainer.runtime.lease import is_held
 from trainer.runtime.say import say
 
 from .attempts import SCRIPT, Attempts, events, last_job, read_attempts
@@ -217,13 +216,9 @@ def _of_code(run_dir: Path, code: int) -> str:
 
 def _begun(run_dir: Path) -> str:
     """Return whether the process that trains is there; what cannot be told is "begun"."""
-    found = newest(run_dir)
-    if found is None or found.holder is None:
+    is_there = is_held(run_dir)
+    if is_there is None:
         return "begun"
-    if found.holder.machine == this_machine():
-        is_there = is_running(found.holder)
-    else:
-        is_there = time.time() - found.beat_s < EXPIRES_S
     return RUNNING if is_there else f"{DIED}{_saved(run_dir)}"
 
 

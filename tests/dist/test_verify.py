@@ -63,7 +63,8 @@ def test_a_sound_run_is_told_what_it_consumed(trained, capsys):
         in said
     )
     assert "step-00000006  " in said and "by 2 ranks at ZeRO-2: as written" in said
-    assert "1 attempt, 0 steps taken again, 0 steps skipped" in said and "All is as it was written." in said
+    assert "1 attempt, 0 steps taken again, 0 steps skipped" in said
+    assert "All is as it was written. The run is finished: 6 of 6 steps." in said
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_named(run, capsys):

@@ -16,6 +16,7 @@ from trainer.checkpoint.lineage import find_damaged
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.checkpoint.verify import inspect
 from trainer.command.card import changed_file
+from trainer.command.how_far import how_far
 from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.errors import CheckpointError, DataError, Exit
@@ -44,8 +45,13 @@ def verify_run(config: RunConfig) -> int:
     if not console.is_terminal:
         console = Console(width=160)
     if not (run_dir / "ledger.jsonl").exists():
+        num_attempts = len(attempt_dirs(run_dir))
+        fix = (
+            f"See `palimpsest status {run_dir}`: {many(num_attempts, 'attempt')} ended before the first step."
+        )
         raise CheckpointError(
-            f"`run_dir` must hold a run that was trained, but {run_dir} has no ledger.jsonl instead. Set run_dir."
+            f"`run_dir` must hold a run that was trained, but {run_dir} has no ledger.jsonl instead. "
+            f"{fix if num_attempts else 'Set run_dir.'}"
         )
     checkpoints, newest = _checkpoints(run_dir, console)
     found = [_ledger(run_dir), *checkpoints]
@@ -66,7 +72,7 @@ def verify_run(config: RunConfig) -> int:
             f"{run_dir} must be as it was written, but is not: {listed}. Bring back what is named from its source, or "
             "go on from what is sound: `palimpsest train` with the same words does."
         )
-    say(console, "All is as it was written.")
+    say(console, f"All is as it was written. {how_far(config, newest)}")
     return Exit.done
 
 
