@@ -158,6 +158,7 @@ def write_experiment(wish: Wish) -> list[str]:
         f"Written: {file}",
         *model.lines,
         *guess.lines,
+        *tokens.notes,
         *unknown,
         "",
         "Then:",

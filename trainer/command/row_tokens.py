@@ -12,7 +12,7 @@ from trainer.config.many import many
 from trainer.config.model import ModelConfig
 from trainer.data.rows.guess import Guess, SampleRow
 from trainer.data.types import RowBatch, RowProblem, TokenizerLike
-from trainer.errors import DataError
+from trainer.errors import DataError, ModelError
 
 CHARS_A_TOKEN = 3
 """Where no tokenizer is here; a little less than English has, so that more tokens are expected than there are."""
@@ -52,6 +52,8 @@ class Tokens:
     """How the chat template is in these numbers, in words; empty where none is used."""
     lengths: list[int] = field(default_factory=list)
     """Of each document, as far as they are known."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how they were counted."""
 
 
 def count_tokens(folder: Path | None, chat_template: str, guess: Guess, is_bytes: bool = False) -> Tokens:
@@ -63,7 +65,7 @@ def count_tokens(folder: Path | None, chat_template: str, guess: Guess, is_bytes
         is_bytes: The model's tokens are bytes.
     Raises:
         DataError: `prepare` would refuse rows of those that were rendered.
-        ModelError: The tokenizer cannot be loaded.
+        ModelError: The chat template does not come to an end.
     """
     holding = guess.holding
     if holding.num_ids:
@@ -71,16 +73,30 @@ def count_tokens(folder: Path | None, chat_template: str, guess: Guess, is_bytes
     rows = holding.documents
     count = _counter(folder, is_bytes)
     raw = [_expected(row.text) for row in rows] if count is None else _counted(rows, count)
-    is_chat = any(row.num_turns for row in rows)
-    if not is_chat or folder is None:
-        more = [TEMPLATE_TOKENS + TURN_TOKENS * row.num_turns if row.num_turns else 0 for row in rows]
-        lengths = [one + other for one, other in zip(raw, more, strict=True)]
-        return _summed(lengths, count is not None, ", with room for a chat template" if is_chat else "")
-    return _summed(_rendered(folder, chat_template, guess, raw), True, " with the chat template")
+    if not any(row.num_turns for row in rows):
+        return _summed(raw, count is not None)
+    tokenizer, notes = _tokenizer(folder, chat_template)
+    if tokenizer is not None:
+        return _summed(_rendered(tokenizer, guess, raw), True, " with the chat template")
+    more = [TEMPLATE_TOKENS + TURN_TOKENS * row.num_turns for row in rows]
+    lengths = [one + other for one, other in zip(raw, more, strict=True)]
+    return _summed(lengths, count is not None, ", with room for a chat template", notes)
 
 
-def _summed(lengths: list[int], is_counted: bool, template: str) -> Tokens:
-    return Tokens(max(lengths, default=0), sum(lengths), is_counted, template, lengths)
+def _summed(lengths: list[int], is_counted: bool, template: str = "", notes: tuple[str, ...] = ()) -> Tokens:
+    return Tokens(max(lengths, default=0), sum(lengths), is_counted, template, lengths, notes)
+
+
+def _tokenizer(folder: Path | None, chat_template: str) -> tuple[TokenizerLike | None, tuple[str, ...]]:
+    """Return what renders conversations, or None and why not: code of its own is only run where it is trusted."""
+    if folder is None:
+        return None, ()
+    from trainer.model.tokenizer import configured_tokenizer
+
+    try:
+        return configured_tokenizer(ModelConfig(chat_template=chat_template or None), str(folder)), ()
+    except ModelError as error:
+        return None, (f"The chat template was not asked, so that rows may be longer. {error}",)
 
 
 def _counter(folder: Path | None, is_bytes: bool) -> Count | None:
@@ -169,16 +185,13 @@ class _Rendered:
         ]
 
 
-def _rendered(folder: Path, chat_template: str, guess: Guess, raw: list[int]) -> list[int]:
+def _rendered(tokenizer: TokenizerLike, guess: Guess, raw: list[int]) -> list[int]:
     """Return the tokens of each row: some of all kinds and the longest as `prepare` counts, others reckoned from them.
 
     Raises:
         DataError: Names one row of every kind that is refused, and the fix.
     """
-    from trainer.model.tokenizer import configured_tokenizer
-
     rows = guess.holding.documents
-    tokenizer = configured_tokenizer(ModelConfig(chat_template=chat_template or None), str(folder))
     rendered = _Rendered(rows, guess.holding.read_as or guess.source, tokenizer)
     rendered.ask([index for index, row in enumerate(rows) if row.is_peculiar][:NUM_RENDERED])
     rendered.ask(range(0, len(rows), max(len(rows) // NUM_RENDERED, 1)))

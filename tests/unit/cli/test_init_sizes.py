@@ -1,5 +1,6 @@
 """`palimpsest init`: packs hold what the chat template makes of the rows, so that `prepare` takes them as they are."""
 
+import dataclasses
 import json
 import re
 
@@ -7,9 +8,10 @@ import pytest
 
 from trainer.cli import run_command
 from trainer.command.first_look import choose_sizes
-from trainer.command.row_tokens import count_tokens
+from trainer.command.row_tokens import Tokens, count_tokens
+from trainer.config.data import Format, SourceConfig
 from trainer.config.learn import LearnConfig
-from trainer.data.rows.guess import guess_layout
+from trainer.data.rows.guess import Guess, Holding, guess_layout
 from trainer.model.tiny import build_tokenizer
 
 TEMPLATE = (
@@ -117,3 +119,35 @@ def test_room_is_left_for_a_template_that_is_not_here(here):
     tokens = count_tokens(None, "", guess)
     assert tokens.longest > len(json.dumps(TOOL)) / 3 and not tokens.is_counted
     assert choose_sizes(guess, tokens, 131072, 1).seq_len == 2048
+
+
+@pytest.mark.parametrize(
+    ("longest", "context", "seq_len", "num_long"),
+    [
+        (5000, 131072, 8192, 0),
+        (5000, 6000, 6000, 0),
+        (50_000, 131072, 8192, 1),
+        (50_000, None, 8192, 1),
+        (3000, None, 4096, 0),
+    ],
+)
+def test_packs_grow_as_far_as_the_context_and_a_limit_of_their_own_go(longest, context, seq_len, num_long):
+    """Beside the longest stands one of 5,000 tokens; what no pack holds does not make packs longer."""
+    lengths = [longest, 5000 if longest > 5000 else 10]
+    guess = Guess(SourceConfig(format=Format.chat), "", {}, [], 1, [], Holding(num_rows=2, num_documents=2))
+    sizes = choose_sizes(guess, Tokens(longest, sum(lengths), True, "", lengths), context, 1)
+    assert (sizes.seq_len, sizes.num_long) == (seq_len, num_long)
+    text = dataclasses.replace(guess, source=SourceConfig(format=Format.text))
+    assert choose_sizes(text, Tokens(longest, sum(lengths), True, "", lengths), context, 1).seq_len <= 4096
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_told_and_room_is_left(model, here, capsys):
+    """As one with code of its own, which nobody has said is to be trusted."""
+    folder = model()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (here / "a.jsonl").write_text(json.dumps({"messages": [ASK, ANSWER]}) + "\n")
+    assert run_command(["init", f"model={folder}", "data=a.jsonl"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "The chat template was not asked, so that rows may be longer." in said and "Written: " in said
