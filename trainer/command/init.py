@@ -22,6 +22,7 @@ from trainer.errors import ConfigError
 from trainer.forecast.card import find_cards
 
 if TYPE_CHECKING:
+    from trainer.command.row_tokens import Tokens
     from trainer.data.rows.guess import Guess
 
 WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "reasoning", "ignore")
@@ -110,7 +111,6 @@ def write_experiment(wish: Wish) -> list[str]:
         TrainerError: The model, the data or the file cannot be used.
     """
     from trainer.command import first_look as look
-    from trainer.command.row_tokens import count_tokens
     from trainer.data.rows.guess import guess_layout
 
     model = look_at_model(wish.model, wish.chat_template)
@@ -119,8 +119,7 @@ def write_experiment(wish: Wish) -> list[str]:
     guess = guess_layout(source_name, wish.data, model.can_chat, wish.ignore, learn)
     source = guess.source
     is_talk = source.format.value in ("chat", "completion")
-    unknown = _check_template(wish, model, guess)
-    tokens = count_tokens(_rendering_folder(model, guess), wish.chat_template, guess, model.make is not None)
+    tokens, unknown = _look_at_rows(wish, model, guess)
     recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
@@ -158,12 +157,20 @@ def write_experiment(wish: Wish) -> list[str]:
         f"Written: {file}",
         *model.lines,
         *guess.lines,
-        *tokens.notes,
         *unknown,
         "",
         "Then:",
     ]
     return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
+
+
+def _look_at_rows(wish: Wish, model: NamedModel, guess: Guess) -> tuple[Tokens, list[str]]:
+    """Return the tokens of the rows, and what cannot be known of them here."""
+    from trainer.command.row_tokens import count_tokens
+
+    unknown = _check_template(wish, model, guess)
+    tokens = count_tokens(_rendering_folder(model, guess), wish.chat_template, guess, model.make is not None)
+    return tokens, [*tokens.notes, *unknown]
 
 
 def _check_template(wish: Wish, model: NamedModel, guess: Guess) -> list[str]:
