@@ -126,6 +126,8 @@ def refusals(mesh: Any, workspace: str, data: str, run_dir: str, other: str) -> 
     strict = load_config(frozen, ["gate.sets.general.max_rise_nats=0", "gate.sets.target.min_drop_nats=99"])
     assert run_evaluation(strict) is False
     assert run_evaluation(load_config(frozen, ["gate.sets.general.max_rise_nats=99"])) is True
+    logs = sorted(one.name for one in (Path(run_dir) / "logs").iterdir())
+    assert logs[0] == "attempt-1" and logs[-2:] == ["evaluation-2", "evaluation-3"], "they are no attempts"
     assert json.loads(path.read_text())["recovery"]["recovered_nats"] == 1.5, (
         "evaluating again lost the probe"
     )
