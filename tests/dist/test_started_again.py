@@ -52,6 +52,11 @@ def is_done(run_dir: Path, workspace: str, *words: str) -> bool:
         and f"{run_dir} is finished: 2 of 2 steps are trained, and step-00000002" in found.sentence
     )
     assert ("All that was asked for is there, and nothing was started." in found.sentence) == found.is_done
+    if not found.is_done:
+        assert (
+            "No step is left: only" in found.sentence
+            or "the checkpoint of step 2 is not as it was" in found.sentence
+        )
     return found.is_done
 
 
@@ -134,5 +139,7 @@ def test_inputs_that_were_changed_since_go_on_and_are_refused_there_as_ever(trai
         was = path.stat().st_mtime
         os.utime(path, (time.time() + 60, time.time() + 60))
         assert not is_done(run_dir, workspace), path
+        found = find_finished(config)
+        assert found is not None and f"since {path} was changed afterwards" in found.sentence
         os.utime(path, (was, was))
     assert is_done(run_dir, workspace)

@@ -14,7 +14,7 @@ from trainer.checkpoint.verify import find_damage
 from trainer.config.check_export import exports_adapter
 from trainer.config.paths import is_address
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import asked_digest, free_folder
+from trainer.config.snapshot import MADE_ANEW, asked_digest, free_folder
 from trainer.errors import TrainerError
 from trainer.evaluate.record import BASE_FILE
 from trainer.evaluate.record import FILE_NAME as COMPARISON
@@ -52,16 +52,20 @@ def find_finished(config: RunConfig) -> Finished | None:
     asked = [int(one["num_steps"]) for one in events if has_numbers(one, "num_steps")]
     steps = int(events[-1]["step"])
     num_steps = asked[-1] if asked else steps
-    is_done = (
-        steps == num_steps and ledger[-1]["event"] == "concluded" and _is_done(config, ledger[-1], newest)
-    )
-    rest = (
-        "All that was asked for is there, and nothing was started"
-        if is_done
-        else "No step is left: only the comparison with the base and the report are made again"
-    )
+    why = _why_again(config, ledger[-1])
+    if steps != num_steps or not _is_sound(newest, steps):
+        why, rest = (
+            "",
+            f"It goes on from what is sound: the checkpoint of step {steps} is not as it was written",
+        )
+    elif why is None:
+        rest = "All that was asked for is there, and nothing was started"
+    else:
+        rest = (
+            f"No step is left: only the comparison with the base and the report are made again, since {why}"
+        )
     sentence = f"{run_dir} is finished: {steps} of {num_steps} steps are trained, and {newest.name} is saved. {rest}. "
-    return Finished(sentence + _ways_on(config), is_done)
+    return Finished(sentence + _ways_on(config), why is None)
 
 
 def _ways_on(config: RunConfig) -> str:
@@ -82,17 +86,23 @@ def _ways_on(config: RunConfig) -> str:
     )
 
 
-def _is_done(config: RunConfig, end: dict[str, Any], newest: Path) -> bool:
-    """Tell whether a start would find nothing to do that is asked for: no step, no evaluation, no record."""
+def _why_again(config: RunConfig, end: dict[str, Any]) -> str | None:
+    """Return why a start would not find all that is asked for; None where it would.
+
+    Args:
+        end: The last event of the ledger.
+    """
     run_dir = Path(config.run_dir)
-    is_compared = (run_dir / COMPARISON).is_file() or not (run_dir / BASE_FILE).is_file()
-    return (
-        end.get("asked") == asked_digest(config)
-        and (run_dir / REPORT).is_file()
-        and is_compared
-        and _is_sound(newest, int(end["step"]))
-        and not any(_is_newer(path, float(end["time"])) for path in _inputs(config))
-    )
+    if end["event"] != "concluded":
+        return "it ended before they were"
+    if end.get("asked") != asked_digest(config):
+        return f"the configuration asks for others than before (a key of {', '.join(one[:-1] for one in MADE_ANEW)})"
+    if not (run_dir / REPORT).is_file():
+        return f"{REPORT} is not there"
+    if (run_dir / BASE_FILE).is_file() and not (run_dir / COMPARISON).is_file():
+        return f"{COMPARISON} is not there"
+    changed = next((path for path in _inputs(config) if _is_newer(path, float(end["time"]))), None)
+    return None if changed is None else f"{changed} was changed afterwards, or is gone"
 
 
 def _is_sound(folder: Path, step: int) -> bool:
