@@ -30,8 +30,8 @@ def test_a_finished_run_says_what_it_has_and_how_to_go_on(tmp_path):
     run_that_ended(run_dir, "finished")
     assert said(run_dir) == (
         f"{run_dir} is finished: 12 of 12 steps are trained, and step-00000012 is saved. It goes on from what is "
-        f"sound: the checkpoint of step 12 is not as it was written. To use it: palimpsest export run_dir={run_dir}. To "
-        f"train longer, give a run of its own (run_dir={run_dir}-2) more steps, or let it begin from the export "
+        f"sound: the checkpoint of step 12 is not as it was written. To use it: palimpsest export run_dir={run_dir}. "
+        f"To train longer, give a run of its own (run_dir={run_dir}-2) more steps, or let it begin from the export "
         f"(model.path={run_dir}/export)."
     )
     assert "begin from the export (model.path=/elsewhere)." in said(run_dir, "export.output_dir=/elsewhere")
