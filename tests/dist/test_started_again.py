@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from launch import done
+from launch.submit import submit
 from tests.dist.session import config_of
 from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
@@ -72,6 +73,13 @@ def test_it_says_so_and_ends_before_ranks_start(trained, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["done", str(run_dir / "config.yaml")])
     assert done.main() == 0, "of a job that is put back into the queue"
     assert files_of(run_dir) == before
+
+
+def test_it_is_not_handed_in_again(trained, capsys):
+    run_dir, workspace = trained
+    assert submit(config_of(workspace, run_dir, *WORDS), is_dry=False) == 0
+    assert "All that was asked for is there, and nothing was started." in capsys.readouterr().out
+    assert not (run_dir / "job.sh").exists() and not (run_dir / "attempts.jsonl").exists()
 
 
 @pytest.mark.parametrize(
