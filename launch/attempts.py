@@ -13,6 +13,8 @@ from typing import Any
 from trainer.config.many import many
 from trainer.errors import Exit
 from trainer.metrics.jsonl import has_numbers, read, read_events
+from trainer.runtime.ended import End, read_end
+from trainer.runtime.log import attempt_dirs
 
 SCRIPT = "job.sh"
 """The batch script that `palimpsest submit` writes into a run directory."""
@@ -38,6 +40,8 @@ class Attempts:
     """Exit code of the last attempt; None while it runs, or when it was killed with its node."""
     gave_up: bool
     last_error: str | None
+    end: End | None = None
+    """How the newest attempt ended, as its ranks say it."""
     shrunk: str | None = None
     """Which attempt of the job went on with fewer nodes, in words: the newest one that did."""
 
@@ -48,13 +52,14 @@ def read_attempts(run_dir: Path) -> Attempts:
     started = [line for line in lines if line["event"] == "started"]
     after = lines[lines.index(started[-1]) + 1 :] if started else []
     codes = [line["code"] for line in after if line["event"] == "ended"]
-    folders = _attempt_dirs(run_dir)
+    folders = attempt_dirs(run_dir)
     return Attempts(
         num_started=max(len(started), len(folders)),
         job=last_job(run_dir),
         last_code=codes[-1] if codes else None,
         gave_up=any(line["event"] == "gave_up" for line in after),
         last_error=_last_error(folders),
+        end=read_end(folders[0]) if folders else None,
         shrunk=_shrunk(lines),
     )
 
@@ -117,18 +122,15 @@ def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
     return [one for one in read_events(run_dir / "ledger.jsonl") if one["event"] == name]
 
 
-def _attempt_dirs(run_dir: Path) -> list[Path]:
-    """Return the folders of logs, newest first."""
-    found = [path for path in run_dir.glob("logs/attempt-*") if path.name[8:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[8:]), reverse=True)
-
-
 def _last_error(folders: Iterable[Path]) -> str | None:
     """Return the first error line of the newest attempt that has one: later lines follow from it.
 
     A line of SLURM counts where the ranks said nothing; it may stand before theirs, and only tells their exit code.
     """
     for folder in folders:
+        end = read_end(folder)
+        if end is not None and end.sentence:
+            return end.sentence
         found = _failed_check(folder)
         if found is not None:
             return found

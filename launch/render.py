@@ -61,6 +61,7 @@ def render(cluster: ClusterConfig, job: Job) -> str:
         rendezvous=_rendezvous(cluster),
         folders=_folders(cluster, job),
         package=_package(cluster, job),
+        done=lines([*_on_first_node(cluster, job), "-m", "trainer.launch.done", '"$config"']),
         inputs=lines([*_on_first_node(cluster, job), "-m", "trainer.launch.inputs", '"$config"']),
         ranks=_ranks(cluster, job),
         preflight=render_preflight(cluster, job),

@@ -19,8 +19,8 @@ from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.errors import ConfigError, Exit
 from trainer.metrics.effective import effective
 from trainer.metrics.jsonl import has_numbers, read
-from trainer.runtime.holder import is_running
-from trainer.runtime.lease import EXPIRES_S, newest, this_machine
+from trainer.runtime.ended import End
+from trainer.runtime.lease import is_held
 from trainer.runtime.say import say
 
 from .attempts import SCRIPT, Attempts, events, last_job, read_attempts
@@ -34,6 +34,7 @@ CODES: Mapping[int, str] = {
     Exit.refused: "refused",
     Exit.non_finite: "not finite",
 }
+RUNNING = "running"
 DIED = "died, "
 """How the state of a run begins that nobody trains, and of whose end nothing was written; then what is saved of it."""
 STOPPED = "stopped, "
@@ -59,6 +60,8 @@ class RunStatus:
     """That the run went on with fewer nodes, in words."""
     objective: float | None = None
     """Of a point of a sweep, as far as it was logged."""
+    ended: str | None = None
+    """When the newest attempt ended other than well, and with which exit code, in words."""
     goes_on: str | None = None
     """How a run that died or was stopped goes on, and from where."""
 
@@ -87,10 +90,15 @@ def show_status(words: Sequence[str]) -> int:
     for status, (_, goal, _) in zip(statuses, found, strict=True):
         # A point goes on with its sweep.
         goes_on = status.goes_on if goal is None else None
-        for line in (status.shrunk, status.last_error, goes_on):
+        for line in (status.shrunk, _why(status), goes_on):
             if line is not None:
                 say(console, f"{status.name}: {line}")
     return Exit.done
+
+
+def _why(status: RunStatus) -> str | None:
+    """Return when and why a run ended, or the last error of one that goes on; None where there is none."""
+    return ": ".join(filter(None, (status.ended, status.last_error))) or None
 
 
 def _with_goals(folder: Path) -> list[tuple[Path, Goal | None]]:
@@ -142,7 +150,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
     step = max((int(record["step"]) for record in metrics if has_numbers(record, "step")), default=0)
     state = _state(run_dir, attempts, states)
     is_left = state.startswith((DIED, STOPPED))
-    has_ended = is_left or state in (*ENDS.values(), *CODES.values(), "gave up")
+    has_ended = is_left or attempts.end is not None or state in (*ENDS.values(), *CODES.values(), "gave up")
     return RunStatus(
         name=run_dir.name,
         state=state,
@@ -155,8 +163,14 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
         last_error=None if state == "finished" else attempts.last_error,
         effective=effective(run_dir).ratio,
         shrunk=attempts.shrunk,
+        ended=None if attempts.end is None or state == "running" else _ended(attempts.end),
         goes_on=_goes_on(run_dir) if is_left else None,
     )
+
+
+def _ended(end: End) -> str:
+    day = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end.time))
+    return f"ended {day} with exit code {end.code}"
 
 
 def _number(record: Mapping[str, Any], key: str) -> float | None:
@@ -175,30 +189,37 @@ def _state(run_dir: Path, attempts: Attempts, states: Mapping[int, str] | None) 
         return queued.lower()
     if attempts.gave_up:
         return "gave up"
-    if attempts.last_code == Exit.preempted:
-        return f"{STOPPED}{_saved(run_dir)}"
     if attempts.last_code is not None:
-        return CODES.get(attempts.last_code, f"failed ({attempts.last_code})")
+        return _of_code(run_dir, attempts.last_code)
     if queued is not None:
         return queued.lower().replace("_", " ")
+    if attempts.end is not None:
+        return _of_code(run_dir, attempts.end.code)
     stops, starts = events(run_dir, "stopped"), events(run_dir, "started")
-    if starts and (not stops or stops[-1]["time"] < starts[-1]["time"]):
+    is_stopped = bool(stops) and (not starts or stops[-1]["time"] >= starts[-1]["time"])
+    # An attempt is there before the ledger has a line of it: the model is loaded and proved first.
+    if not is_stopped and (starts or attempts.num_started):
         return _begun(run_dir)
+    if is_stopped and attempts.num_started and _begun(run_dir) == RUNNING:
+        return RUNNING
     if stops:
         return ENDS.get(str(stops[-1].get("reason"))) or f"{STOPPED}{_saved(run_dir)}"
     return "submitted" if attempts.job is not None else "not begun"
 
 
+def _of_code(run_dir: Path, code: int) -> str:
+    """Return the state of a run whose newest attempt ended with an exit code."""
+    if code == Exit.preempted:
+        return f"{STOPPED}{_saved(run_dir)}"
+    return CODES.get(code, f"failed ({code})")
+
+
 def _begun(run_dir: Path) -> str:
     """Return whether the process that trains is there; what cannot be told is "begun"."""
-    found = newest(run_dir)
-    if found is None or found.holder is None:
+    is_there = is_held(run_dir)
+    if is_there is None:
         return "begun"
-    if found.holder.machine == this_machine():
-        is_there = is_running(found.holder)
-    else:
-        is_there = time.time() - found.beat_s < EXPIRES_S
-    return "running" if is_there else f"{DIED}{_saved(run_dir)}"
+    return RUNNING if is_there else f"{DIED}{_saved(run_dir)}"
 
 
 def _saved(run_dir: Path) -> str:

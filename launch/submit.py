@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.command.finished import finished_sentence
+from trainer.command.finished import find_finished
 from trainer.command.fitting import DTYPE_LEFT, fitted
 from trainer.command.missing_here import source_problems
 from trainer.command.plan import LightForecast, forecast_without_torch
@@ -56,6 +56,10 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     Raises:
         ConfigError: Lists every rule that is broken.
     """
+    finished = find_finished(config)
+    if finished is not None and finished.is_done and not is_dry:
+        print(finished.sentence)
+        return Exit.done
     ready = check(config, find_site(config, is_dry), is_dry)
     if is_dry:
         print(ready.script, end="")
@@ -281,11 +285,11 @@ def _unseen(config: RunConfig, kinds: list[NodeKind] | str, is_dry: bool) -> Ite
 
 def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lead_s: int) -> Iterator[str]:
     """Yield what a person should know of the submission."""
-    cluster, finished = config.cluster, finished_sentence(config)
+    cluster, finished = config.cluster, find_finished(config)
     if config.model.warning is not None:
         yield config.model.warning
     if finished is not None:
-        yield finished
+        yield finished.sentence
     yield (
         f"{config.name}: {many(num_ranks, 'rank')} on {many(cluster.num_nodes, 'node')}, started by "
         f"{cluster.launcher.value}; told to save {lead_s} s before the limit of {cluster.time_limit_min} minutes."

@@ -166,6 +166,21 @@ def test_slurms_warning_reaches_ranks_that_are_still_loading_and_the_job_goes_on
     assert "telling the ranks to save" in run.log and "the job requeues itself" in run.log
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_job_that_is_put_back_into_the_queue_after_its_last_step_starts_no_rank(start, is_done):
+    """As by a node that fails before the script could say how it ended."""
+    answer = f'case "$*" in *trainer.launch.done*) exit {0 if is_done else 1} ;; esac'
+    rank = (
+        f'{answer}; echo "$attempt" >>"$run_dir/starts"; ((attempt > 1)) && exit 0; commit 9; '
+        """echo '{"event":"concluded","step":9}' >"$run_dir/ledger.jsonl"; exit 75"""
+    )
+    run = start(rank, *RUN)
+    assert run.finish() == "COMPLETED"
+    assert codes(run) == [75, 0] and run_status(run.run_dir).state == "finished"
+    assert (run.run_dir / "starts").read_text().split() == (["1"] if is_done else ["1", "2"])
+    assert ("Done: nothing was left to train." in run.log) == is_done
+
+
 def test_a_signal_to_the_ranks_ends_in_a_requeue_too(start):
     run = start(SAVE_ON_SIGNAL)
     run.wait_for_log("rank 0 listens")

@@ -14,7 +14,7 @@ from tests.dist.session import held_out_losses, loader_of, session_of
 from tests.dist.test_replay import config_for, lines, make_data
 from trainer.checkpoint.layout import step_dir
 from trainer.errors import CheckpointError, ConfigError, DataError
-from trainer.evaluate.forgetting import BASE_FILE
+from trainer.evaluate.record import BASE_FILE
 
 OVERRIDES = ["replay.controller=none", "replay.ratio=0.2", "zero.stage=3"]
 
@@ -126,6 +126,8 @@ def refusals(mesh: Any, workspace: str, data: str, run_dir: str, other: str) -> 
     strict = load_config(frozen, ["gate.sets.general.max_rise_nats=0", "gate.sets.target.min_drop_nats=99"])
     assert run_evaluation(strict) is False
     assert run_evaluation(load_config(frozen, ["gate.sets.general.max_rise_nats=99"])) is True
+    logs = sorted(one.name for one in (Path(run_dir) / "logs").iterdir())
+    assert logs[0] == "attempt-1" and logs[-2:] == ["evaluation-2", "evaluation-3"], "they are no attempts"
     assert json.loads(path.read_text())["recovery"]["recovered_nats"] == 1.5, (
         "evaluating again lost the probe"
     )

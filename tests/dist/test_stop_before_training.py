@@ -42,6 +42,7 @@ def stop_and_go_on(mesh: Any, workspace: str, run_dir: str, stage: int, proves: 
     import deepspeed
     from transformers import core_model_loading
 
+    from launch.status import run_status
     from trainer.cli import run_command
     from trainer.engine.policy import Policy
 
@@ -55,7 +56,7 @@ def stop_and_go_on(mesh: Any, workspace: str, run_dir: str, stage: int, proves: 
     with counted(*place, tells=mesh.rank == mesh.num_ranks - 1) as calls, contextlib.redirect_stderr(said):
         code = run_command(words)
     mesh.barrier()
-    left = sorted(path.name for path in Path(run_dir).iterdir())
+    left = [*sorted(path.name for path in Path(run_dir).iterdir()), run_status(Path(run_dir)).state]
     mesh.barrier()
     return [code, len(calls), said.getvalue(), left, run_command(words)]
 
@@ -69,6 +70,7 @@ def test_a_signal_to_one_rank_ends_the_proofs_on_all(pool, workspace, tmp_path, 
     for code, num_passes, _, left, again in found:
         assert (code, num_passes) == (75, AT), "no rank goes on to the next pass"
         assert not {"checkpoints", "metrics.jsonl", "ledger.jsonl"} & set(left)
+        assert left[-1] == "stopped, nothing saved", "it was said not to have begun"
         assert again == 0, "the same command goes on"
     said = found[0][2]
     assert (

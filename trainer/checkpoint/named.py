@@ -33,10 +33,11 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
         )
     folder = step_dir(run_dir, step if step is not None else -1)
     if not folder.is_dir():
-        kept = ", ".join(str(step_of(entry)) for entry in reversed(find_checkpoints(run_dir)))
+        steps = [str(step_of(entry)) for entry in reversed(find_checkpoints(run_dir))]
+        has = f"those of steps {', '.join(steps)}" if len(steps) > 1 else f"that of step {steps[0]}"
+        choose = "one of them" if len(steps) > 1 else "it"
         raise CheckpointError(
-            f"The checkpoint `{which}` must still be there, but {run_dir} has only those of steps {kept}. Choose "
-            "one of them."
+            f"The checkpoint `{which}` must still be there, but {run_dir} has only {has}. Choose {choose}."
         )
     damage = inspect(folder)[1]
     if damage:

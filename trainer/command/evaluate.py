@@ -20,10 +20,9 @@ from trainer.config.snapshot import write_atomic
 from trainer.data.store.store import data_digest
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluate.forgetting import BASE_FILE
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.evaluate.held_out import held_out_pieces
-from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
+from trainer.evaluate.record import BASE_FILE, FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.evaluate.tasks.scores import TaskScores
 from trainer.model.tune.prompt import virtual_off
 from trainer.report.announce import announce
@@ -32,6 +31,7 @@ from trainer.run.evaluator import build_forgetting, build_task_scores, replay_re
 from trainer.run.proofs import prove_head
 from trainer.run.session import Session, open_session
 from trainer.runtime.disk import disk_explained
+from trainer.runtime.log import EVALUATION
 from trainer.runtime.shortage import shortage_explained
 
 BASE = "base"
@@ -43,7 +43,7 @@ def run_evaluation(config: RunConfig) -> bool:
         # Inside the stack: the other ranks hear of the sentence, not of what it explains.
         size = config.evaluate.micro_batch_size
         with shortage_explained("evaluate.micro_batch_size", size, -1), disk_explained(Path(config.run_dir)):
-            session = open_session(config, stack)
+            session = open_session(config, stack, logs_of=EVALUATION)
             prove_head(session)
             PROGRESS.begin(Phase.evaluate)
             passed = _evaluate(session)

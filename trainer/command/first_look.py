@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trainer.command.plan import fit_sentence
-from trainer.config.data import DataConfig
+from trainer.command.row_tokens import CHARS_A_TOKEN, ENDS_TOKENS, Tokens
+from trainer.config.data import DataConfig, Format
 from trainer.config.many import many
-from trainer.config.model import ModelConfig
 from trainer.config.schema import RunConfig
 from trainer.data.rows.guess import Guess, Holding
-from trainer.data.types import RowProblem
-from trainer.errors import DataError, ModelError, TrainerError
+from trainer.errors import ModelError, TrainerError
 from trainer.evaluate.compare import MIN_DOCUMENTS
 from trainer.forecast.shapes import decoder_shape, knows
 
 SEQ_LEN = 4096
 """Tokens of a pack where data and the model's context have room for them: that of the recipes."""
+LONGEST_SEQ_LEN = 32768
+"""Tokens of a pack where a conversation is longer, at most: memory grows with them."""
 LEAST_SEQ_LEN = 512
+MOST_HELD_OUT = 0.25
+"""Share of few documents that is held out at most: the others are what is learnt."""
 BATCH_TOKENS = 131072
 STEPS = 20
 """Steps of an epoch that there should be before a step takes BATCH_TOKENS."""
-CHARS_A_TOKEN = 3
-"""Where no tokenizer.json is here; a little less than English has, so that more tokens are expected than there are."""
-MOST_HELD_OUT = 0.25
-"""Share of few documents that is held out at most: the others are what is learnt."""
-TEMPLATE_TOKENS, TURN_TOKENS = 64, 16
-"""Room for what a chat template writes of its own, and for what it writes around a turn."""
-BY_WORDS = {
-    "et learn.reasoning of the source to ": "ive reasoning=",
-    "et model.chat_template to": "ive chat_template=FILE,",
-}
-"""How a fix begins that names keys of a configuration, and how with the words of `palimpsest init`: Set or set, Give or
-give."""
-MAX_CHARS = 1_000_000
-"""Characters of the longest document that are encoded; the rest is taken to be like them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +39,8 @@ class Sizes:
     """Why packs are as long as they are."""
     num_steps: int
     """Steps of an epoch, about; of what was read where that is not all."""
+    num_long: int = 0
+    """Documents of a known length that are longer than a pack, and that `prepare` would stop at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,44 +51,28 @@ class ShareHeldOut:
     because: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Tokens of the data, with those of a chat template only guessed."""
+def choose_sizes(guess: Guess, tokens: Tokens, context: int | None, num_gpus: int) -> Sizes:
+    """Return packs that hold the longest document where the model's context does, and steps of which an epoch has some.
 
-    longest: int
-    total: int
-    is_counted: bool
-    """Whether the model's tokenizer was asked."""
-
-
-def count_tokens(folder: Path | None, holding: Holding, is_bytes: bool = False) -> Tokens:
-    """Return the tokens of what was read; without torch, so of the tokenizer's own file only.
-
-    Args:
-        is_bytes: The model's tokens are bytes.
+    Documents of text and of ids go on in the next pack, so that theirs are no longer than a recipe's.
     """
-    if holding.num_ids:
-        return Tokens(holding.longest_ids, holding.num_ids, True)
-    text = holding.longest[:MAX_CHARS]
-    rate, is_counted = 1 / CHARS_A_TOKEN, False
-    file = folder / "tokenizer.json" if folder is not None else None
-    if text and is_bytes:
-        rate, is_counted = len(text.encode()) / len(text), True
-    elif text and file is not None and file.is_file():
-        from tokenizers import Tokenizer
-
-        rate, is_counted = len(Tokenizer.from_file(str(file)).encode(text).ids) / len(text), True
-    return Tokens(math.ceil(len(holding.longest) * rate), math.ceil(holding.num_chars * rate), is_counted)
-
-
-def choose_sizes(holding: Holding, tokens: Tokens, context: int | None, num_gpus: int) -> Sizes:
-    """Return packs that hold the longest document, and steps of which an epoch has several."""
-    most = min(SEQ_LEN, context or SEQ_LEN)
-    around = TEMPLATE_TOKENS + TURN_TOKENS * holding.longest_turns if holding.longest_turns else 0
+    holding, is_cut = guess.holding, guess.source.format in (Format.text, Format.ids)
+    ends = 0 if tokens.template else ENDS_TOKENS
+    lengths = [length + ends for length in tokens.lengths or [tokens.longest]]
+    limit = min(LONGEST_SEQ_LEN, context or LONGEST_SEQ_LEN)
+    most = min(SEQ_LEN, limit)
+    longest = max((length for length in lengths if length <= limit), default=0)
     seq_len = most
-    while holding.is_whole and seq_len // 2 >= max(LEAST_SEQ_LEN, tokens.longest + around):
+    while holding.is_whole and seq_len // 2 >= max(LEAST_SEQ_LEN, *lengths):
         seq_len //= 2
-    if seq_len < most:
+    while not is_cut and seq_len < longest:
+        seq_len = min(2 * seq_len, limit)
+    num_long = 0 if is_cut else sum(length > seq_len for length in lengths)
+    if num_long:
+        because = (
+            f"the model's context is {context}" if seq_len == context else "the longest that init chooses"
+        )
+    elif seq_len != most or (holding.is_whole and 2 * longest > seq_len):
         because = f"the longest document has about {tokens.longest:,} tokens"
     else:
         because = f"the model's context is {context}" if context else "at most the model's context"
@@ -107,7 +81,7 @@ def choose_sizes(holding: Holding, tokens: Tokens, context: int | None, num_gpus
     num_packs = max(tokens.total // seq_len, 1)
     a_step = min(BATCH_TOKENS // seq_len, num_packs // STEPS) // unit * unit
     a_step = max(a_step, unit)
-    return Sizes(seq_len, a_step * seq_len, because, max(math.ceil(num_packs / a_step), 1))
+    return Sizes(seq_len, a_step * seq_len, because, max(math.ceil(num_packs / a_step), 1), num_long)
 
 
 def choose_held_out(holding: Holding) -> ShareHeldOut:
@@ -125,8 +99,13 @@ def choose_held_out(holding: Holding) -> ShareHeldOut:
     of = f"about {about} of {many(num, 'document')}"
     if about < MIN_DOCUMENTS:
         return ShareHeldOut(frac, f"{of}, but an interval takes {MIN_DOCUMENTS}: give more documents")
+    if about < 2 * MIN_DOCUMENTS:
+        return ShareHeldOut(
+            frac,
+            f"{of}; a hash chooses, and an interval takes {MIN_DOCUMENTS}: more documents make sure of it",
+        )
     return ShareHeldOut(
-        frac, f"{of}; fewer than {MIN_DOCUMENTS} give the comparison with the base no interval"
+        frac, f"{of}, so that the comparison with the base has an interval, which takes {MIN_DOCUMENTS}"
     )
 
 
@@ -152,11 +131,10 @@ def say_data(data: str, guess: Guess, tokens: Tokens) -> str:
     holding = guess.holding
     columns = ", ".join(guess.read)
     asked = "" if tokens.is_counted else f", at {CHARS_A_TOKEN} characters a token"
-    beside = " without the chat template" if holding.longest_turns else ""
     return (
         f"Data: {data} is {guess.title} (format: {guess.source.format.value}"
         f"{f', read from {columns}' if columns else ''}); {holding.rows_read}, with about {tokens.total:,} tokens; "
-        f"the longest document has about {tokens.longest:,}{beside}{asked}."
+        f"the longest document has about {tokens.longest:,}{asked}{tokens.template}."
     )
 
 
@@ -169,45 +147,14 @@ def say_model(name: str, config: dict[str, Any], context: int | None, template: 
     return f"Model: {name}: {', '.join([*_shape(config), *([f'context {context:,}'] if context else []), template])}."
 
 
-def check_rendered(folder: Path, chat_template: str, guess: Guess) -> None:
-    """Refuse what `prepare` would: rows that the chat template does not render; loads torch where some might be such.
-
-    Args:
-        chat_template: A file that takes the place of the model's own; empty for that.
-    Raises:
-        DataError: Names one row of every kind that is refused, and the fix.
-    """
-    rows, source = guess.holding.peculiar, guess.holding.read_as
-    if not rows or source is None:
-        return
-    from trainer.data.tokens.tokenise import encode_batch
-    from trainer.data.types import RowBatch
-    from trainer.model.tokenizer import configured_tokenizer
-
-    tokenizer = configured_tokenizer(ModelConfig(chat_template=chat_template or None), str(folder))
-    problems = [
-        one
-        for file, unit, number, row in rows
-        for one in encode_batch(RowBatch(file, unit, [number], [row]), source, False, tokenizer).problems
+def say_long(guess: Guess, sizes: Sizes) -> list[str]:
+    """Return what becomes of documents that are longer than a pack, where there are such."""
+    if not sizes.num_long:
+        return []
+    return [
+        f"Longer than a pack: {sizes.num_long} of {many(guess.holding.num_documents, 'document')}; they are cut, and "
+        "what follows a cut does not see what stands before it (long_documents: split). Set drop to leave them out."
     ]
-    if problems:
-        raise DataError(
-            f"`data` must hold rows that the model's chat template renders, but {len(problems)} of "
-            f"{many(len(rows), 'row')} with tools, reasoning, system or other turns it does not:"
-            f"{''.join(_by_kind(problems))}"
-        )
-
-
-def _by_kind(problems: Sequence[RowProblem]) -> Iterator[str]:
-    """Yield a line for every kind of rows that are refused: the first of them, how many more there are, and the fix."""
-    kinds: dict[tuple[str, str], list[RowProblem]] = {}
-    for one in problems:
-        kinds.setdefault((one.rule, one.fix), []).append(one)
-    for (rule, fix), found in kinds.items():
-        more = f" and {many(len(found) - 1, 'more row')}" if len(found) > 1 else ""
-        for keys, words in BY_WORDS.items():
-            fix = fix.replace(f"S{keys}", f"G{words}").replace(f"s{keys}", f"g{words}")
-        yield f"\n  - {found[0].where}{more}: {found[0].value}. A row must {rule}. {fix}"
 
 
 def say_choice(recipe: str, why: str, sizes: Sizes) -> str:

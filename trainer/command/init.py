@@ -22,6 +22,7 @@ from trainer.errors import ConfigError
 from trainer.forecast.card import find_cards
 
 if TYPE_CHECKING:
+    from trainer.command.row_tokens import Tokens
     from trainer.data.rows.guess import Guess
 
 WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "reasoning", "ignore")
@@ -57,7 +58,7 @@ def read_words(words: Sequence[str]) -> Wish:
         if not equals or key not in WORDS or not value:
             listed = ", ".join(f"{name}=..." for name in WORDS)
             raise ConfigError(
-                f"`palimpsest init` must be given {listed} or --site, but is given '{word}' instead."
+                f"`palimpsest init` must be given {listed} or --site, but is given '{word}' instead.{_place_of(key)}"
             )
         given[key] = value
     wish = Wish(
@@ -90,6 +91,19 @@ def read_words(words: Sequence[str]) -> Wish:
     return wish
 
 
+def _place_of(key: str) -> str:
+    """Return where a word belongs that is not init's; empty where it is none of a configuration."""
+    group = key.partition(".")[0]
+    if group == "cluster":
+        return (
+            " What is trained on one node or on many is said afterwards: give cluster=slurm and it to `palimpsest "
+            "submit`, with the words that init prints for train."
+        )
+    if "." in key or group in group_options():
+        return " Give it to the commands that init prints, or write it into the file that init writes."
+    return ""
+
+
 def write_experiment(wish: Wish) -> list[str]:
     """Write the experiment and return what to say of it.
 
@@ -105,15 +119,12 @@ def write_experiment(wish: Wish) -> list[str]:
     guess = guess_layout(source_name, wish.data, model.can_chat, wish.ignore, learn)
     source = guess.source
     is_talk = source.format.value in ("chat", "completion")
-    unknown = _check_template(wish, model, guess)
+    tokens, unknown = _look_at_rows(wish, model, guess)
     recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
-    tokens, held = (
-        look.count_tokens(model.folder, guess.holding, model.make is not None),
-        look.choose_held_out(guess.holding),
-    )
-    sizes = look.choose_sizes(guess.holding, tokens, model.context, find_cards().count)
+    held = look.choose_held_out(guess.holding)
+    sizes = look.choose_sizes(guess, tokens, model.context, find_cards().count)
     words = shlex.join([f"experiment={name}", f"hydra.searchpath=[file://{_absolute(wish.folder)}]"])
     text = string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,
@@ -123,6 +134,7 @@ def write_experiment(wish: Wish) -> list[str]:
         defaults=_defaults_text(model, recipe),
         model=_model_text(wish, model),
         source=_source_text(source_name, source, guess.named, guess.lines),
+        long=_long_text(sizes.num_long),
         seq_len=sizes.seq_len,
         context=sizes.because,
         held=f"{held.frac:g}",
@@ -139,6 +151,7 @@ def write_experiment(wish: Wish) -> list[str]:
         model.says,
         look.say_data(wish.data, guess, tokens),
         look.say_choice(recipe, why, sizes),
+        *look.say_long(guess, sizes),
         look.say_held_out(held),
         look.say_fit(config),
         f"Written: {file}",
@@ -151,25 +164,45 @@ def write_experiment(wish: Wish) -> list[str]:
     return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
 
 
-def _check_template(wish: Wish, model: NamedModel, guess: Guess) -> list[str]:
-    """Refuse conversations that the model's chat template does not render; return what cannot be known here."""
-    from trainer.command.first_look import check_rendered
+def _look_at_rows(wish: Wish, model: NamedModel, guess: Guess) -> tuple[Tokens, list[str]]:
+    """Return the tokens of the rows, and what cannot be known of them here."""
+    from trainer.command.row_tokens import count_tokens
 
+    unknown = _check_template(wish, model, guess)
+    tokens = count_tokens(_rendering_folder(model, guess), wish.chat_template, guess, model.make is not None)
+    return tokens, [*tokens.notes, *unknown]
+
+
+def _check_template(wish: Wish, model: NamedModel, guess: Guess) -> list[str]:
+    """Refuse conversations for a model without a chat template; return what cannot be known of them here."""
     if guess.source.format.value == "chat" and not model.can_chat:
         raise ConfigError(
             f"`chat_template` must be given for conversations, since {wish.model} brings no chat template. Give "
             "chat_template=FILE, a Jinja file, or the instruct model."
         )
-    if not guess.holding.peculiar:
-        return []
-    folder = Path(model.make()) if model.make is not None else model.folder
-    if folder is not None:
-        check_rendered(folder, wish.chat_template, guess)
+    num_peculiar = sum(row.is_peculiar for row in guess.holding.documents)
+    if not num_peculiar or model.folder is not None or model.make is not None:
         return []
     return [
-        f"{many(len(guess.holding.peculiar), 'row')} with tools, reasoning, system or other turns: palimpsest prepare "
+        f"{many(num_peculiar, 'row')} with tools, reasoning, system or other turns: palimpsest prepare "
         f"says whether the chat template of {wish.model} renders them{model.where}."
     ]
+
+
+def _rendering_folder(model: NamedModel, guess: Guess) -> Path | None:
+    """Return the folder with the model's tokenizer; it is made where it has to render conversations and can be."""
+    is_rendered = any(row.num_turns for row in guess.holding.documents)
+    return Path(model.make()) if model.make is not None and is_rendered else model.folder
+
+
+def _long_text(num_long: int) -> str:
+    """Return the line of a source about documents that are longer than a pack."""
+    if not num_long:
+        return "# long_documents: split   # error stops at a document longer than a pack; drop and split go on, counted"
+    return (
+        f"long_documents: split   # cuts {many(num_long, 'document')} longer than a pack; drop leaves them out, error "
+        "stops there"
+    )
 
 
 def _lr_of(recipe: str) -> str:

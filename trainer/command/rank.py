@@ -16,8 +16,10 @@ from trainer.config.snapshot import dated, freeze
 from trainer.dist.env import rank_env
 from trainer.dist.warden import start_warden
 from trainer.errors import ConfigError, Exit
+from trainer.runtime.ended import end_noted, note_end
 from trainer.runtime.job import leave_exit_code
 from trainer.runtime.lock import run_lock
+from trainer.runtime.log import log_dir
 
 EXITS = {
     "finished": Exit.done,
@@ -76,14 +78,21 @@ def run_rank(command: str, config: RunConfig) -> int:
         if env.is_first:
             stack.enter_context(run_lock(Path(config.run_dir)))
             freeze(config, Path(config.run_dir))
+        stack.enter_context(end_noted(Path(config.run_dir), env.is_first))
         reason = run_training(config).value
-    if env.is_first and reason in END_SENTENCES:
-        newest = newest_in_words(Path(config.run_dir))
-        print(
-            END_SENTENCES[reason].format(run_dir=config.run_dir, newest=newest), file=sys.stderr, flush=True
-        )
+        if env.is_first and reason in END_SENTENCES:
+            _say_end(config, reason)
     leave_exit_code(os.environ, EXITS[reason], env.is_first)
     return EXITS[reason]
+
+
+def _say_end(config: RunConfig, reason: str) -> None:
+    """Say, and leave in the attempt's folder, why a run ended before its last step."""
+    newest = newest_in_words(Path(config.run_dir))
+    sentence = END_SENTENCES[reason].format(run_dir=config.run_dir, newest=newest)
+    print(sentence, file=sys.stderr, flush=True)
+    if EXITS[reason] != Exit.done and (folder := log_dir()) is not None:
+        note_end(folder, EXITS[reason], sentence)
 
 
 def newest_in_words(run_dir: Path) -> str:

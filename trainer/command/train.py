@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.command.before_ranks import (
@@ -13,7 +14,7 @@ from trainer.command.before_ranks import (
     check_stores,
     check_whole_export,
 )
-from trainer.command.finished import finished_sentence
+from trainer.command.finished import find_finished
 from trainer.command.fitting import fitted_here
 from trainer.command.missing_here import refuse_missing
 from trainer.command.prepare import ensure_inputs
@@ -35,10 +36,11 @@ from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError, Exit
 from trainer.forecast.card import find_cards
 from trainer.model.dtype import NO_BF16
+from trainer.runtime.ended import note_end
 from trainer.runtime.job import given_log_dir
 from trainer.runtime.lock import LEASE, locked_for_ranks, refuse_in_use
-from trainer.runtime.log import attempt_dir
-from trainer.start.local import only_rank, start_local
+from trainer.runtime.log import attempt_dir, attempt_dirs
+from trainer.start.local import only_rank, start_local, why_ended
 from trainer.start.ranks import count_ranks, with_hosts
 from trainer.start.remote import Hosts, start_hosts
 
@@ -65,8 +67,10 @@ def start_ranks(command: str, config: RunConfig) -> int:
         refuse_another(
             config, Path(config.run_dir)
         )  # before hours of preparing; what is open yet is no difference
-        if (finished := finished_sentence(config)) is not None:
-            print(finished, flush=True)
+        if (finished := find_finished(config)) is not None:
+            print(finished.sentence, flush=True)
+            if finished.is_done:
+                return Exit.done
     is_sound = not any(find_problems(config))
     # Before torch is loaded, which counts GPUs; a broken rule is told with the ranks that there seem to be.
     refuse_missing(config, command, None if is_sound else _ranks_expected(config.cluster, hosts))
@@ -91,14 +95,29 @@ def start_ranks(command: str, config: RunConfig) -> int:
     check_stores(config, command, tokenizer)
     if command == "train":
         with locked_for_ranks(run_dir):
-            if hosts is not None:
-                return _launch_on_hosts(config, hosts)
-            return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
+            return _noted(run_dir, lambda: _train(config, hosts, num_ranks))
     if not path.exists():
         return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)
     changed = run_dir / f"{command}.yaml"
     write_atomic(changed, to_yaml(config), is_private=holds_values(config))
     return _launch(command, changed, num_ranks, config.cluster.master_port)
+
+
+def _train(config: RunConfig, hosts: Hosts | None, num_ranks: int) -> int:
+    """Train on the hosts, or on this machine; return the exit code."""
+    if hosts is not None:
+        return _launch_on_hosts(config, hosts)
+    return _launch("train", freeze(config, Path(config.run_dir)), num_ranks, config.cluster.master_port)
+
+
+def _noted(run_dir: Path, train: Callable[[], int]) -> int:
+    """Return the exit code of ranks, which is left in the folder of their logs where none of them could, if killed."""
+    before = attempt_dirs(run_dir)
+    code = train()
+    for folder in attempt_dirs(run_dir)[:1]:
+        if code != Exit.done and folder not in before:
+            note_end(folder, code, why_ended(code) or "")
+    return code
 
 
 def _ranks_expected(cluster: ClusterConfig, hosts: Hosts | None) -> int:

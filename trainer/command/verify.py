@@ -16,11 +16,13 @@ from trainer.checkpoint.lineage import find_damaged
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.checkpoint.verify import inspect
 from trainer.command.card import changed_file
+from trainer.command.how_far import how_far
 from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.errors import CheckpointError, DataError, Exit
 from trainer.metrics.effective import Effective, effective
 from trainer.metrics.jsonl import changed_line, read, read_events
+from trainer.runtime.log import attempt_dirs
 from trainer.runtime.say import say
 
 
@@ -43,15 +45,20 @@ def verify_run(config: RunConfig) -> int:
     if not console.is_terminal:
         console = Console(width=160)
     if not (run_dir / "ledger.jsonl").exists():
+        num_attempts = len(attempt_dirs(run_dir))
+        fix = (
+            f"See `palimpsest status {run_dir}`: {many(num_attempts, 'attempt')} ended before the first step."
+        )
         raise CheckpointError(
-            f"`run_dir` must hold a run that was trained, but {run_dir} has no ledger.jsonl instead. Set run_dir."
+            f"`run_dir` must hold a run that was trained, but {run_dir} has no ledger.jsonl instead. "
+            f"{fix if num_attempts else 'Set run_dir.'}"
         )
     checkpoints, newest = _checkpoints(run_dir, console)
     found = [_ledger(run_dir), *checkpoints]
     if newest is not None:
         found.append(_tokens(config, newest, console))
     found.append(_export(config))
-    found.append(_time(effective(run_dir)))
+    found.append(_time(effective(run_dir), len(attempt_dirs(run_dir))))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -65,7 +72,7 @@ def verify_run(config: RunConfig) -> int:
             f"{run_dir} must be as it was written, but is not: {listed}. Bring back what is named from its source, or "
             "go on from what is sound: `palimpsest train` with the same words does."
         )
-    say(console, "All is as it was written.")
+    say(console, f"All is as it was written. {how_far(config, newest)}")
     return Exit.done
 
 
@@ -169,7 +176,11 @@ def _export(config: RunConfig) -> Finding:
     return Finding("export", f"{folder}: as written")
 
 
-def _time(found: Effective) -> Finding:
+def _time(found: Effective, num_attempts: int) -> Finding:
+    """Return how the time was spent; an attempt may have ended before it trained."""
+    starts = many(max(num_attempts, found.num_starts), "attempt")
+    if num_attempts > found.num_starts:
+        starts += f", of which {found.num_starts} trained"
     ratio = "" if found.ratio is None else f", {found.ratio:.1%} of the time in steps that stayed (ETTR)"
     lost = f"{many(found.lost_steps, 'step')} taken again, {many(found.skipped_steps, 'step')} skipped"
-    return Finding("time", f"{many(found.num_starts, 'start')}, {lost}{ratio}")
+    return Finding("time", f"{starts}, {lost}{ratio}")

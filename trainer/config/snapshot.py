@@ -44,6 +44,9 @@ MAY_DIFFER = (
 )
 """Key prefixes that do not change what is trained; a resumed run may change them."""
 
+MADE_ANEW = ("log.", "checkpoint.", "evaluate.", "gate.")
+"""Those of them that ask something else of a run that is finished: another comparison, report or tracker."""
+
 FITTED = ("zero.stage", "model.checkpoint_layers", "zero.dtype")
 """Keys that command/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
 OPEN = (None, "auto")
@@ -236,6 +239,13 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 def config_digest(config: RunConfig) -> str:
     """Return a digest of every key that shapes the training."""
     flat = {k: v for k, v in _flat(to_plain(config)).items() if not k.startswith(MAY_DIFFER)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def asked_digest(config: RunConfig) -> str:
+    """Return a digest of every key that says what a training has to make, in whatever way its work is spread."""
+    ways = (*(key for key in MAY_DIFFER if key not in MADE_ANEW), *FILLED_IN)
+    flat = {k: v for k, v in _flat(to_plain(config)).items() if not k.startswith(ways)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 

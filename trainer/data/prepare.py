@@ -313,6 +313,7 @@ def _write(folder: Path, intake: Intake, notes: list[str], frac: float, describe
         "counts": dict(intake.counts),
         "notes": notes,
         "longest": intake.longest,
+        **intake.places_shown(held_out),
         "split_note": _describe_split(len(hashes), int(held_out.sum()), frac),
     }
     write_store(folder, intake.spool, held_out, intake.options, meta)

@@ -206,6 +206,8 @@ class EncodedBatch:
     """Where each unit came from, for messages."""
     values: dict[str, Float32s] = field(default_factory=dict)
     """Declared numbers of the tokens, [T], by name."""
+    traits: list[tuple[str, ...]] = field(default_factory=list)
+    """What the row of each unit has that not every row has, in words; of conversations."""
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[RowProblem] = field(default_factory=list)
 
@@ -222,6 +224,7 @@ class EncodedBatch:
             digests=list(compress(self.digests, keep)),
             places=list(compress(self.places, keep)),
             values={name: values[kept_tokens] for name, values in self.values.items()},
+            traits=list(compress(self.traits, keep)),
             counts=Counter(),
             problems=[],
         )

@@ -28,6 +28,7 @@ from trainer.evaluate.conversations import ChatPrompts
 from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
 from trainer.evaluate.kl import TOP, divergence_by_document, take_references
 from trainer.evaluate.record import (
+    BASE_FILE,
     FILE_NAME,
     Divergence,
     ForgettingRecord,
@@ -40,7 +41,6 @@ from trainer.evaluate.tasks.score import TaskComparison
 from trainer.metrics.device import describe_device
 
 _LOG = logging.getLogger(__name__)
-BASE_FILE = "base_evaluation.npz"
 CHAT = "chat"
 
 

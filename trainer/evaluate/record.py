@@ -16,6 +16,7 @@ from trainer.evaluate.tasks.score import TaskComparison
 VERSION = 1
 ROLES = ("target", "replay", "probe")
 FILE_NAME = "forgetting.json"
+BASE_FILE = "base_evaluation.npz"
 
 T = TypeVar("T")
 _MISSING = object()

@@ -249,20 +249,31 @@ class Journal:
         self._event("started", state, attempt=state.attempts, **facts)
 
     def close(self, state: TrainState, status: str) -> None:
-        """Record the end and close every file; trackers may still be told what the run came to."""
+        """Record the end and close every file but the ledger; trackers may still be told what the run came to."""
         self._status = status
         self._event("stopped", state, reason=status, data_digest=state.data_digest)
         self._sinks.close(status)
         if self._samples is not None:
             self._samples.close(status)
-        if self._ledger is not None:
-            self._ledger.close()
 
     def conclude(self, found: Conclusion | None) -> None:
         """Tell trackers what the run came to."""
         if found is not None:
             for tracker in self._trackers:
                 tracker.conclude(found)
+
+    def concluded(self, state: TrainState, asked: str) -> None:
+        """Record that nothing is left to be done of what was asked for: the comparison, the report, and trackers.
+
+        Args:
+            asked: Digest of that.
+        """
+        self._event("concluded", state, asked=asked)
+
+    def release(self) -> None:
+        """Close the ledger; a second call does nothing."""
+        if self._ledger is not None:
+            self._ledger.close()
 
     def leave(self) -> None:
         """Close the trackers, which may take a while; a second call does nothing."""

@@ -38,7 +38,7 @@ from trainer.run.identity import known_base
 from trainer.run.packing import with_packing
 from trainer.run.uneven import check_uneven
 from trainer.run.watching import watching_of
-from trainer.runtime.log import adopt_library_loggers, attempt_dir, setup_logging
+from trainer.runtime.log import ATTEMPT, adopt_library_loggers, attempt_dir, setup_logging
 from trainer.runtime.signals import StopFlag
 
 _LOG = logging.getLogger(__name__)
@@ -112,12 +112,17 @@ class Session:
 
 
 def open_session(
-    config: RunConfig, stack: ExitStack, goes_on: bool = True, stop_flag: StopFlag | None = None
+    config: RunConfig,
+    stack: ExitStack,
+    goes_on: bool = True,
+    stop_flag: StopFlag | None = None,
+    logs_of: str = ATTEMPT,
 ) -> Session:
     """Join the ranks and build data, model and engine, in this order. The configuration is checked already.
 
     Args:
         goes_on: What the run directory holds is gone on from or measured, so that it must be of these inputs.
+        logs_of: What the ranks log, which names the folder of their logs.
         stop_flag: Heeded while the model is loaded; None: signals do what they did before.
     Raises:
         DataError: They are others.
@@ -132,7 +137,7 @@ def open_session(
     # Nodes may differ in their GPUs or processors: what the first one made of them is what was frozen.
     config = with_fitted(config, *mesh.from_first(lambda: fitted_values(config)))
     config = with_packing_mode(config, mesh.from_first(lambda: with_packing(config, says=False).data.packing))
-    logs = mesh.from_first(lambda: attempt_dir(run_dir))
+    logs = mesh.from_first(lambda: attempt_dir(run_dir, logs_of))
     setup_logging(env.rank, env.world_size, logs)
     keep_stacks_in(logs)
     seed_everything(config.seed, mesh.rank)

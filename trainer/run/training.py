@@ -14,7 +14,7 @@ from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig, RunKind
-from trainer.config.snapshot import config_digest, write_atomic, write_provenance
+from trainer.config.snapshot import asked_digest, config_digest, write_atomic, write_provenance
 from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
 from trainer.dist.progress import PROGRESS, Phase
@@ -103,7 +103,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)
     best = best_rule(config, during.task_scores)
     loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
-    for leave in (journal.leave, loader.close, manual_gc.close):
+    for leave in (journal.release, journal.leave, loader.close, manual_gc.close):
         stack.callback(leave)
     parts = RunParts(
         session.policy,
@@ -148,9 +148,12 @@ def _train_and_conclude(session: Session, parts: RunParts, state: TrainState, ca
     finally:
         PROGRESS.begin(Phase.finish)
         journal.close(state, status)
-    if mesh.is_first and reason in (StopReason.finished, StopReason.early_stop):
+    has_concluded = reason in (StopReason.finished, StopReason.early_stop)
+    if mesh.is_first and has_concluded:
         _conclude(session, journal, is_measured)
     journal.leave()
+    if has_concluded:
+        journal.concluded(state, asked_digest(session.config))
     # Launchers end all ranks when one ends with a code: the first may still be writing.
     mesh.barrier()
     return reason

@@ -178,6 +178,16 @@ def newest(run_dir: Path) -> NewestLease | None:
     return next((one for one in found if one is not None), None)
 
 
+def is_held(run_dir: Path) -> bool | None:
+    """Return whether a process that trains in a run directory is there; None where that cannot be told."""
+    found = newest(run_dir)
+    if found is None or found.holder is None:
+        return None
+    if found.holder.machine == this_machine():
+        return is_running(found.holder)
+    return time.time() - found.beat_s < EXPIRES_S
+
+
 def _read(path: Path) -> NewestLease | None:
     """Read a lease; None where it is not there."""
     number = int(path.name)

@@ -21,6 +21,10 @@ _SELF_HANDLED = ("DeepSpeed", "transformers", "datasets", "huggingface_hub", "pe
 _OURS = ("trainer", "__main__", "launch")
 _FILE_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
 
+ATTEMPT = "attempt"
+EVALUATION = "evaluation"
+"""What begins the names of folders of logs: of trainings, and of evaluations, which are no attempts of a run."""
+
 _installed: list[logging.Handler] = []
 
 
@@ -116,8 +120,24 @@ def adopt_library_loggers() -> None:
         logger.setLevel(logging.INFO)
 
 
-def attempt_dir(run_dir: Path) -> Path:
-    """Create and return the next free RUN_DIR/logs/attempt-N.
+def log_dir() -> Path | None:
+    """Return the folder that this rank logs to; None where it keeps no file."""
+    return next((Path(one.baseFilename).parent for one in _installed if isinstance(one, _LogFile)), None)
+
+
+def attempt_dirs(run_dir: Path) -> list[Path]:
+    """Return the folders of logs of the attempts to train a run, newest first."""
+    found = [path for path in run_dir.glob(f"logs/{ATTEMPT}-*") if _number(path) is not None]
+    return sorted(found, key=lambda path: _number(path) or 0, reverse=True)
+
+
+def _number(path: Path) -> int | None:
+    text = path.name.rpartition("-")[2]
+    return int(text) if text.isdecimal() else None
+
+
+def attempt_dir(run_dir: Path, kind: str = ATTEMPT) -> Path:
+    """Create and return the next free RUN_DIR/logs/attempt-N, or such a folder of another kind.
 
     A job script has made it already, and says where it is.
 
@@ -130,11 +150,10 @@ def attempt_dir(run_dir: Path) -> Path:
         return given
     logs = run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    numbers = [path.name.removeprefix("attempt-") for path in logs.glob("attempt-*")]
-    number = max((int(text) for text in numbers if text.isdecimal()), default=0)
+    number = max((_number(path) or 0 for path in logs.glob(f"{kind}-*")), default=0)
     while True:
         number += 1
-        path = logs / f"attempt-{number}"
+        path = logs / f"{kind}-{number}"
         try:
             path.mkdir()
         except FileExistsError:

@@ -148,6 +148,14 @@ watch() {
     step=
 }
 
+# Is there all that was asked for? A run may be over whose job is put back into the queue, as by a node that fails after
+# the last step: it is not proved and compared anew. On the first node.
+# shellcheck disable=SC2329 # called by watch
+is_done() {
+    srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" /shared/venv/bin/python -m \
+        trainer.launch.done "$config"
+}
+
 # Is the package there? On the first node.
 # shellcheck disable=SC2329 # called by watch
 package() {
@@ -179,6 +187,15 @@ ranks() {
 }
 
 code=0
+if [[ $(tail -n 1 "$run_dir/ledger.jsonl" 2>/dev/null) == '{"event":"concluded"'* ]]; then
+    watch is_done
+    if ((code == 0)); then
+        note ended "\"code\":0,\"newest\":\"$newest\""
+        say "Done: nothing was left to train."
+        exit 0
+    fi
+    code=0
+fi
 if [[ -z $newest ]]; then
     watch package
 fi

@@ -1,5 +1,6 @@
 """A checkpoint by what a person calls it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def test_a_step_that_was_not_saved_is_refused_with_those_that_were(run_dir):
     with pytest.raises(
         CheckpointError, match=r"`15` must still be there, but .* of steps 10, 20, 30\. Choose"
     ):
+        find_checkpoint(run_dir, "15")
+
+
+def test_of_one_checkpoint_alone_it_is_told_in_the_singular(run_dir):
+    for step in (10, 20):
+        shutil.rmtree(step_dir(run_dir, step))
+    with pytest.raises(CheckpointError, match=r"has only that of step 30\. Choose it\.$"):
         find_checkpoint(run_dir, "15")
 
 

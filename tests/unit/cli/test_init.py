@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from trainer.cli import run_command
-from trainer.command.first_look import Tokens, choose_sizes
+from trainer.command.first_look import choose_sizes
+from trainer.command.row_tokens import Tokens
 from trainer.config.cluster import Scheduler
-from trainer.config.data import Format
+from trainer.config.data import Format, SourceConfig
 from trainer.config.model import ModelKind
 from trainer.config.store import compose_config
-from trainer.data.rows.guess import Holding
+from trainer.data.rows.guess import Guess, Holding
 from trainer.model.tiny import build_tokenizer
 
 SHAPE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -137,7 +138,8 @@ def test_sizes_fit_what_it_looked_at_and_it_says_so(init, here, model):
 
 def test_what_has_many_tokens_gets_the_recipes_sizes():
     holding = Holding(num_rows=10_000, is_whole=False, num_chars=20_000_000)
-    sizes = choose_sizes(holding, Tokens(900, 5_000_000, True), None, num_gpus=8)
+    guess = Guess(SourceConfig(format=Format.chat), "", {}, [], 1, [], holding)
+    sizes = choose_sizes(guess, Tokens(900, 5_000_000, True), None, num_gpus=8)
     assert (sizes.seq_len, sizes.batch_tokens) == (4096, 131072)
 
 
@@ -167,6 +169,11 @@ WRONG = {
     "no words": ("", "`model` must be given"),
     "a strange word": ("modle={0}/base data={0}/a.jsonl", "is given 'modle="),
     "a strange option": ("--sight", "or --site, but is given '--sight' instead"),
+    "a key": ("model={0}/base data={0}/a.jsonl optim.lr=1", "Give it to the commands that init prints, or"),
+    "nodes": (
+        "model={0}/base data={0}/a.jsonl cluster.num_nodes=2",
+        "give cluster=slurm and it to `palimpsest submit`, with the words that init prints for train.",
+    ),
     "a name with a slash": ("model={0}/base data={0}/a.jsonl name=a/b", "`name` must be letters"),
     "a strange recipe": ("model={0}/base data={0}/a.jsonl recipe=lorra", "`recipe` must be one of"),
     "a folder that is none": (
@@ -282,8 +289,8 @@ def test_rows_that_prepare_would_refuse_get_the_fix_and_no_experiment(init, refu
     write_rows(here.parent / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
     said = refuse("init", f"model={model}", f"data={here.parent}/tools.jsonl")
     assert said == (
-        "`data` must hold rows that the model's chat template renders, but 3 of 3 rows with tools, reasoning, system "
-        f"or other turns it does not:\n  - {here.parent}/tools.jsonl, line 1 and 2 more rows: tool schemas that it "
+        "`data` must hold rows that the model's chat template renders, but 3 of 3 rows that it was asked about "
+        f"it does not:\n  - {here.parent}/tools.jsonl, line 1 and 2 more rows: tool schemas that it "
         "leaves out or cuts. A row must hold only what the chat template renders whole. Give chat_template=FILE, "
         "one that renders tools, or take the tools out of the source."
     )
@@ -306,7 +313,7 @@ def test_the_tiny_model_is_asked_itself_and_counted_in_bytes(init, refuse, here,
     write_rows(here / "a.jsonl", {"messages": turns}, count=3)
     said = init("model=tiny", "data=a.jsonl")
     assert "with a chat template" in said and "not here" not in said and "characters a token" not in said
-    assert f"the longest document has about {len('Be brief.Hi?Hello 0.') + 2} " in said
+    assert "the longest document has about 51 with the chat template" in said
     assert "the weights are random" in said
     tool = {"type": "function", "function": {"name": "weather", "description": "Look.", "parameters": {}}}
     write_rows(here.parent / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
@@ -343,12 +350,20 @@ def test_reasoning_that_the_template_leaves_out_can_be_settled_by_a_word(init, r
     assert tree["data"]["sources"]["a"]["learn"] == {"reasoning": "drop"}
 
 
+ENOUGH = ", so that the comparison with the base has an interval, which takes 5"
+
+
 @pytest.mark.parametrize(
     ("count", "frac", "because"),
     [
         (3, 0.25, "about 1 of 3 documents, but an interval takes 5: give more documents"),
-        (60, 0.17, "about 10 of 60 documents; fewer than 5 give the comparison with the base no interval"),
-        (700, 0.02, "about 14 of 700 documents; fewer than 5 give the comparison with the base no interval"),
+        (
+            20,
+            0.25,
+            "about 5 of 20 documents; a hash chooses, and an interval takes 5: more documents make sure of it",
+        ),
+        (60, 0.17, f"about 10 of 60 documents{ENOUGH}"),
+        (700, 0.02, f"about 14 of 700 documents{ENOUGH}"),
     ],
 )
 def test_so_much_is_held_out_that_there_is_an_interval_where_there_can_be_one(

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from tests.helpers.templates import CHATML
 from tests.helpers.tokenizers import make_tokenizer
-from trainer.config.data import DataConfig, LongDocuments, Packing, SourceConfig
+from trainer.config.data import DataConfig, Format, LongDocuments, Packing, SourceConfig
 from trainer.data.prepare import prepare
 from trainer.data.store.summary import SAMPLE_TOKENS, describe_store, render_sample
 from trainer.data.types import Pack
@@ -80,3 +81,35 @@ def test_what_a_terminal_would_act_on_is_written_out_in_samples() -> None:
     for in_colour in (False, True):
         shown = render_sample(make_piece(f"a{said}b", 0, 0), make_tokenizer(), in_colour).plain
         assert "\\x1b]0;mine\\x07 \\x9b2J \\u202eback" in shown and not set(shown) & set("\x1b\x07\x9b\u202e")
+
+
+def test_a_row_with_what_not_every_row_has_is_among_the_samples_wherever_it_stands(tmp_path: Path) -> None:
+    """The first, a middle and the last row are plain; one of the others calls tools, and one of those is held out."""
+    plain = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "rain"}}}
+    rows = [[*plain[:1], {"role": "assistant", "content": f"Hello {number}."}] for number in range(40)]
+    rows[3] = [{"role": "system", "content": "Be brief."}, *plain]
+    rows[7] = [plain[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    rows[12] = [plain[0], {"role": "assistant", "content": "<think>A greeting.</think>Hello."}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    source = SourceConfig(path=str(path), format=Format.chat)
+    tokenizer = make_tokenizer(CHATML)
+    shown = []
+    for frac in (0.0, 0.5):
+        cache = str(tmp_path / "cache")
+        data = DataConfig(
+            sources={"s": source}, seq_len=256, validation_frac=frac, cache_dir=cache, num_workers=1
+        )
+        console = Console(file=io.StringIO(), width=150, record=True)
+        prepare(data, tokenizer, lambda: tokenizer, None, console)
+        samples = console.export_text().split("s, sample ")[1:]
+        for said, words in (
+            ("a system turn", "Be brief."),
+            ("tool calls", "rain"),
+            ("reasoning", "A greeting."),
+        ):
+            (sample,) = [one for one in samples if f": a row with {said} " in one]
+            assert words in sample
+        shown.append(len(samples))
+    assert shown[0] == 6

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -14,8 +15,10 @@ from tests.helpers.run_files import write_run
 from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
 from trainer.metrics.jsonl import JsonlSink, Ledger
+from trainer.runtime.ended import note_end
 from trainer.runtime.holder import Holder, started
 from trainer.runtime.lease import this_machine
+from trainer.runtime.log import EVALUATION, attempt_dir
 
 
 @pytest.fixture
@@ -263,3 +266,60 @@ def test_a_run_that_died_says_what_is_saved_and_how_it_goes_on(begun, capsys):
     assert (run_status(begun).goes_on or "").startswith(f"{how} submit with the same words")
     leased_by(begun)
     assert run_status(begun).goes_on is None, "somebody trains it"
+
+
+@pytest.fixture
+def attempted(tmp_path):
+    """Return a run whose first attempt has a folder of logs, and no line in a ledger yet."""
+    run_dir = tmp_path / "early"
+    attempt_dir(run_dir)
+    (run_dir / "config.yaml").write_text("train: {max_steps: 4}\n")
+    return run_dir
+
+
+def test_a_run_that_ended_before_its_first_step_says_so_with_the_sentence_and_when(attempted, capsys):
+    """It was "not begun", after one attempt, without an error."""
+    note_end(attempted / "logs/attempt-1", 2, "Error: `model.path` must have weights:\n  - none\n  - is here")
+    status = run_status(attempted)
+    assert (status.state, status.num_attempts, status.step) == ("must be mended", 1, 0)
+    assert show_status([str(attempted)]) == 0
+    said = capsys.readouterr().out
+    day = time.strftime("%Y-%m-%d %H:")
+    assert f"\nearly: ended {day}" in said
+    assert " with exit code 2: Error: `model.path` must have weights:\n  - none\n  - is here\n" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [(1, "failed (1)"), (4, "not finite"), (75, "stopped, nothing saved"), (137, "failed (137)")],
+)
+def test_other_ends_before_the_first_step_are_told_too(attempted, code, state):
+    note_end(attempted / "logs/attempt-1", code, "")
+    assert run_status(attempted).state == state
+    note_end(attempted / "logs/attempt-1", 0, "")
+    assert run_status(attempted).state == state, "the first to know is right"
+
+
+def test_a_run_that_loads_its_model_is_running_and_one_that_was_killed_meanwhile_has_died(attempted):
+    leased_by(attempted)
+    assert run_status(attempted).state == "running"
+    leased_by(attempted, started="1")
+    assert run_status(attempted).state == "died, nothing saved"
+
+
+def test_an_attempt_that_goes_on_after_a_stop_is_running_before_its_ledger_says_so(attempted):
+    ledger = Ledger(attempted / "ledger.jsonl")
+    ledger.write("started", 0, attempt=1, num_steps=4)
+    ledger.write("stopped", 2, reason="preempted")
+    ledger.close()
+    note_end(attempted / "logs/attempt-1", 75, "Stopped by a signal.")
+    assert run_status(attempted).state == "stopped, nothing saved"
+    attempt_dir(attempted)
+    leased_by(attempted)
+    status = run_status(attempted)
+    assert (status.state, status.num_attempts, status.ended) == ("running", 2, None)
+
+
+def test_an_evaluation_is_no_attempt(attempted):
+    assert attempt_dir(attempted, EVALUATION) == attempted / "logs" / "evaluation-1"
+    assert run_status(attempted).num_attempts == 1

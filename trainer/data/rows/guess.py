@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,9 +25,25 @@ from trainer.errors import DataError
 SAMPLE_ROWS = 10_000
 SAMPLE_CHARS = 20_000_000
 """No more rows are read after so many characters."""
-MOST_PECULIAR = 64
 ORDER = (Format.chat, Format.completion, Format.ids, Format.text)
 """Formats as they are tried: rows of chats may have a column `text` beside the conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """A row of the sample whose document has something to learn."""
+
+    file: str
+    unit: str
+    number: int
+    row: Row
+    text: str
+    """All words that may be rendered: contents, reasoning, calls and schemas of tools."""
+    num_turns: int
+    """0 where no chat template renders it."""
+    is_peculiar: bool
+    """Whether it has tools, reasoning or other turns than of user and assistant by turns, which not every template
+    renders."""
 
 
 @dataclass(slots=True)
@@ -39,13 +56,8 @@ class Holding:
     num_documents: int = 0
     """Those that hold something to learn; rows without are dropped."""
     num_chars: int = 0
-    longest: str = ""
-    """Text of the longest document."""
-    longest_turns: int = 0
-    """Its turns, where the chat template renders it."""
-    peculiar: list[tuple[str, str, int, dict[str, object]]] = field(default_factory=list)
-    """Rows with tools, reasoning or other turns than of user and assistant by turns, which not every template renders:
-    file, unit, number, row."""
+    documents: list[SampleRow] = field(default_factory=list)
+    """In the order of the rows; none where rows hold token ids."""
     read_as: SourceConfig | None = None
     """The source with the columns that were found by their usual names."""
     num_ids: int = 0
@@ -57,8 +69,8 @@ class Holding:
         """Return how many rows were read, in words."""
         return f"{'all' if self.is_whole else 'the first'} {many(self.num_rows, 'row')} read"
 
-    def add(self, document: Document, as_chat: bool) -> None:
-        """Count a document."""
+    def add(self, document: Document, as_chat: bool, place: tuple[str, str, int, Row]) -> None:
+        """Count a document; `place` is its file, the unit that numbers its rows, its number, and the row."""
         if isinstance(document, IdsDocument):
             self.num_documents += bool(document.ids)
             self.num_ids += len(document.ids)
@@ -66,16 +78,27 @@ class Holding:
             return
         turns = 0
         if isinstance(document, ChatDocument):
-            text = "\n".join(str(message["content"]) for message in document.messages)
-            turns = len(document.messages)
+            text, turns = "\n".join(_words(document)), len(document.messages)
         elif isinstance(document, CompletionDocument):
             text, turns = document.prompt + document.completion, 2 if as_chat else 0
         else:
             text = document.text
-        self.num_documents += bool(text.strip())
         self.num_chars += len(text)
-        if len(text) > len(self.longest):
-            self.longest, self.longest_turns = text, turns
+        if text.strip():
+            self.num_documents += 1
+            self.documents.append(SampleRow(*place, text, turns, _is_peculiar(document)))
+
+
+def _words(document: ChatDocument) -> Iterator[str]:
+    """Yield all that a chat template may write of a conversation; schemas in lines, which is their longest form."""
+    if document.tools:
+        yield json.dumps(document.tools, ensure_ascii=False, indent=4, default=str)
+    for message in document.messages:
+        for key, value in message.items():
+            if isinstance(value, str):
+                yield "" if key == "role" else value
+            elif value:
+                yield json.dumps(value, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +160,7 @@ def _split_one(
     """Return a source whose only document is split into paragraphs where it can be, what it holds, and why."""
     alone = "it is one document, of which none can be held out to compare the trained model with its base"
     is_txt = [kind_of(file) for file in listing.files] == ["txt"]
-    if is_txt and BLANK_LINES.search(holding.longest.strip()):
+    if is_txt and BLANK_LINES.search(holding.documents[0].text.strip()):
         split = replace(source, txt_documents="paragraph")
         found, lines = _parsed_sample(name, split, listing)
         return split, found, [*lines, f"{alone}: split at blank lines (txt_documents: paragraph)"]
@@ -198,9 +221,7 @@ def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[H
                     f"`data` must {error.rule}, but {where} is {error.value} instead. {error.fix}"
                 ) from error
             if document is not None:
-                holding.add(document, source.as_chat)
-                if len(holding.peculiar) < MOST_PECULIAR and _is_peculiar(document):
-                    holding.peculiar.append((str(batch.file), batch.unit, number, row))
+                holding.add(document, source.as_chat, (str(batch.file), batch.unit, number, row))
         if holding.num_chars > SAMPLE_CHARS:
             break
     holding.is_whole = holding.num_rows < SAMPLE_ROWS and holding.num_chars <= SAMPLE_CHARS

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from trainer.config.data import LongDocuments
 from trainer.data.pack.pack import sum_runs
 from trainer.data.store.spool import Spool
+from trainer.data.store.store import TRAIN, VALIDATION
 from trainer.data.store.writer import PackOptions
-from trainer.data.types import EncodedBatch, RowProblem, Unit
+from trainer.data.types import Bools, EncodedBatch, RowProblem, Unit
 from trainer.errors import DataError
 
 
@@ -34,6 +36,9 @@ class Intake:
     long_pieces and long_tokens are of the documents that were split."""
     longest: int = 0
     """Tokens of the longest unit, dropped ones included."""
+    shown: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """Units of which samples are shown beside others, with what their rows have that not every row has."""
+    _told: set[str] = field(default_factory=set)
     _problems: Counter[str] = field(default_factory=Counter)
     _first_problem: RowProblem | None = None
     _first_long: str = ""
@@ -55,7 +60,35 @@ class Intake:
         lengths = sum_runs(batch.lengths, batch.unit_pieces)
         self.longest = max(self.longest, int(lengths.max()))
         keep = [self._keeps(batch, i, length) for i, length in enumerate(lengths.tolist())]
-        self.spool.add(batch.only(np.array(keep, dtype=np.bool_)))
+        kept = batch.only(np.array(keep, dtype=np.bool_))
+        self._note_traits(kept)
+        self.spool.add(kept)
+
+    def _note_traits(self, kept: EncodedBatch) -> None:
+        """Note the first units with what not every row has, before they are spooled."""
+        for index, traits in enumerate(kept.traits):
+            if not set(traits) <= self._told:
+                self._told.update(traits)
+                self.shown[self.spool.num_units + index] = traits
+
+    def places_shown(self, held_out: Bools) -> dict[str, Any]:
+        """Return what a store notes of units of which samples are shown; nothing where there are none.
+
+        A unit has a split, tokens of that split that stand before it, and its traits.
+
+        Shapes:
+            held_out: [units].
+        """
+        lengths = sum_runs(self.spool.lengths, self.spool.unit_pieces)
+        places = [
+            {
+                "split": VALIDATION if held_out[unit] else TRAIN,
+                "start": int(lengths[:unit][held_out[:unit] == held_out[unit]].sum(dtype=np.int64)),
+                "traits": list(traits),
+            }
+            for unit, traits in self.shown.items()
+        ]
+        return {"shown": places} if places else {}
 
     def _keeps(self, batch: EncodedBatch, index: int, length: int) -> bool:
         if self.deduplicate:

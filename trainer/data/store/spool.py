@@ -70,6 +70,11 @@ class Spool:
         self.num_tokens += len(batch.tokens)
 
     @property
+    def num_units(self) -> int:
+        """Number of units so far."""
+        return len(self._unit_pieces)
+
+    @property
     def lengths(self) -> Int32s:
         """Tokens of each piece, in order."""
         return np.array(self._lengths, dtype=np.int32)

@@ -147,6 +147,11 @@ class SplitStore:
         units = slice(*self._arrays.unit_offset[index : index + 2].tolist())
         return np.repeat(np.arange(units.start, units.stop), layout.unit_pieces[units])
 
+    def piece_at(self, start: int) -> int | None:
+        """Return the piece that begins behind so many tokens of the split in document order; None if none does."""
+        found = np.flatnonzero(self._arrays.layout.piece_start == start)
+        return int(found[0]) if len(found) else None
+
     def piece(self, index: int) -> Pack:
         """Return one isolated piece as a pack of its own; reports show these.
 

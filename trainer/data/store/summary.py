@@ -12,12 +12,11 @@ from rich.text import Text
 from trainer.config.many import many
 from trainer.data.chat.notes import describe_chats
 from trainer.data.store.intake import describe_drops
-from trainer.data.store.store import TRAIN, VALIDATION, SplitStore, Store
+from trainer.data.store.store import TRAIN, VALIDATION, Store
 from trainer.data.types import Pack, TokenizerLike
 from trainer.runtime.say import say
 from trainer.runtime.visible import visible
 
-NUM_SAMPLES = 3
 SAMPLE_TOKENS = 400
 OPEN, CLOSE = "\u27e6", "\u27e7"
 
@@ -124,17 +123,22 @@ def print_report(
         for line in lines:
             say(console, f"{name}: {line}.")
     for name, store in stores.items():
-        split = store.train if store.train.num_pieces else store.validation
-        for number, sample in enumerate(choose_samples(split), 1):
-            console.rule(f"{name}, sample {number}", align="left")
+        for number, (said, sample) in enumerate(choose_samples(store), 1):
+            console.rule(f"{name}, sample {number}{said}", align="left")
             console.print(render_sample(sample, tokenizer, console.is_terminal), soft_wrap=True)
 
 
-def choose_samples(split: SplitStore) -> list[Pack]:
-    """Return the first, a middle and the last piece of a split."""
-    last = split.num_pieces - 1
-    chosen = sorted({0, last // 2, last})[:NUM_SAMPLES]
-    return [split.piece(index) for index in chosen if index >= 0]
+def choose_samples(store: Store) -> list[tuple[str, Pack]]:
+    """Return the first, a middle and the last piece, and one with each thing that not every row has, said in words."""
+    splits = {TRAIN: store.train, VALIDATION: store.validation}
+    usual = TRAIN if store.train.num_pieces else VALIDATION
+    last = splits[usual].num_pieces - 1
+    chosen = {(usual, index): "" for index in sorted({0, last // 2, last}) if index >= 0}
+    for one in store.meta.get("shown", ()):
+        index = splits[one["split"]].piece_at(one["start"])
+        if index is not None:
+            chosen[one["split"], index] = f": a row with {' and '.join(one['traits'])}"
+    return [(said, splits[split].piece(index)) for (split, index), said in chosen.items()]
 
 
 def render_sample(piece: Pack, tokenizer: TokenizerLike, in_colour: bool) -> Text:

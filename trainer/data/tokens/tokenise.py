@@ -20,6 +20,7 @@ from trainer.config.data import CleanConfig, SourceConfig, TokenValue
 from trainer.data.chat.mark import Marked, mark_chat
 from trainer.data.chat.quoted import quoted_cuts
 from trainer.data.chat.settle import settle_chat
+from trainer.data.chat.traits import traits_of
 from trainer.data.rows.clean import clean_document, content_digest
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.weight import WEIGHT
@@ -100,6 +101,7 @@ def encode_batch(
             name: np.concatenate([np.empty(0, np.float32), *(encoded[i].values[name] for i in kept)])
             for name in names
         },
+        traits=[traits_of(documents[i], source.learn) for i in kept],
         counts=counts,
         problems=problems,
     )
