@@ -113,7 +113,17 @@ def assert_close(one: Shards, two: Shards, allowed: float) -> None:
     ("stage", "words", "legs"),
     [
         (2, [], [(1, []), (3, ["zero.stage=3"]), (2, [])]),
-        (3, ["tune.method=lora", "tune.r=4"], [(4, ["zero.stage=1"]), (1, ["zero.stage=0"]), (2, [])]),
+        (
+            3,
+            [
+                "tune.method=lora",
+                "tune.r=4",
+                "replay.controller=hold",
+                "replay.epsilon=1",
+                "evaluate.every_steps=2",
+            ],
+            [(4, ["zero.stage=1"]), (1, ["zero.stage=0"]), (2, [])],
+        ),
         (2, ["tune.method=freeze", "tune.last_layers=1"], [(1, ["zero.stage=1"]), (3, ["zero.stage=3"])]),
     ],
 )
@@ -124,6 +134,10 @@ def test_every_later_step_has_the_tokens_and_the_loss_of_a_run_that_was_never_mo
     lost, or put in the wrong place.
     """
     chain(pool, workspace, tmp_path, legs, [f"zero.stage={stage}", *words])
+    ratios = logged(tmp_path / "whole", "replay_ratio")
+    assert (len(set(ratios.values())) > 2) == ("replay.controller=hold" in words), (
+        "it is moved where it is asked to be"
+    )
     for index in range(len(legs)):
         assert_same(tmp_path / "whole", tmp_path / f"leg-{index}", 2 * (index + 1), FP32)
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from trainer.config.replay import ReplayConfig
 
+DIGITS = 3
+"""Of a change as a share of the largest: losses that other ranks add up, in another order, come to the same one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -35,10 +38,11 @@ def decide(
     rise = sum(rises) / len(rises) if rises else 0.0
     if not rise <= replay.epsilon:  # also true for NaN
         excess = (rise - replay.epsilon) / replay.epsilon
-        change = replay.max_change * (excess if excess < 1 else 1.0)
+        share = excess if excess < 1 else 1.0
     elif rise < replay.epsilon / 2:
-        change = -replay.max_change * min((replay.epsilon / 2 - rise) / (replay.epsilon / 2), 1.0)
+        share = -min((replay.epsilon / 2 - rise) / (replay.epsilon / 2), 1.0)
     else:
-        change = 0.0
+        share = 0.0
+    change = replay.max_change * round(share, DIGITS)
     ratio = min(max(previous + change, replay.min_ratio), replay.max_ratio)
     return Decision(ratio, previous, rise)
