@@ -322,7 +322,7 @@ def main() -> int:
     for one in outcomes:
         by_kind[way(Kill(**one["kill"]))][verdict(one)] += 1
     record = {
-        "command": " ".join(["python -m tests.dist.chaos", *sys.argv[1:]]),
+        "command": f"python -m tests.dist.chaos --kills {options.kills} --seed {options.seed} --jobs {options.jobs}",
         "seconds": round(time.monotonic() - began),
         "counts": dict(counts),
         "by_kind": {kind: dict(found) for kind, found in sorted(by_kind.items())},

@@ -126,7 +126,7 @@ def main() -> int:
         fire.pool.close()
     productive_s, wall_s = sum(run.productive_s for run in runs), sum(run.wall_s for run in runs)
     record = {
-        "command": " ".join(["python -m tests.dist.soak", *sys.argv[1:]]),
+        "command": f"python -m tests.dist.soak --minutes {options.minutes:g} --seed {options.seed}",
         "minutes": round(seconds / 60, 1),
         "steps": STEPS,
         "steps_between_saves": EVERY,
