@@ -148,7 +148,7 @@ def write_experiment(wish: Wish) -> list[str]:
         "",
         "Then:",
     ]
-    return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
+    return [*said, *model.commands(wish.model, words)]
 
 
 def _check_template(wish: Wish, model: NamedModel, guess: Guess) -> list[str]:

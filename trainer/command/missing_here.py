@@ -17,7 +17,7 @@ from trainer.config.check_export import exports_adapter
 from trainer.config.paths import is_address
 from trainer.config.rule import Problem, problem, problems_shown, said, told_together
 from trainer.config.schema import RunConfig
-from trainer.config.tune import Quantise
+from trainer.config.tune import Quantise, TuneMethod
 from trainer.data.rows.files import list_files
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.prompt_file import read_prompts
@@ -25,7 +25,8 @@ from trainer.evaluate.tasks.known import harness_problems
 from trainer.export.gguf import find_converter
 from trainer.export.push import login_problems
 from trainer.metrics.trackers import tracker_problems
-from trainer.model.on_disk import NOTHING_THERE, is_missing, model_problems, no_maker
+from trainer.model.base_folder import Needs
+from trainer.model.on_disk import model_problems, no_maker, why_no_tokenizer
 from trainer.model.tune.quantiser import quantiser_problems
 from trainer.runtime.disk import why_not_writable
 
@@ -49,7 +50,7 @@ def refuse_missing(config: RunConfig, command: str, world_size: int | None = Non
 
 def missing(config: RunConfig, command: str) -> list[Problem]:
     """Return what the command needs and is not on this machine."""
-    found = [*model_problems(config.model)]
+    found = [*model_problems(config.model, needs_of(config, command))]
     if command in ("prepare", "train") and not found:
         found += rules_of_named_model(config)
     match command:
@@ -74,6 +75,16 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
+def needs_of(config: RunConfig, command: str) -> Needs:
+    """Return what a command reads of the base beside its config.json."""
+    if command != "export":
+        return Needs(weights=command != "prepare")
+    export, is_whole = config.export, config.tune.method is TuneMethod.full and not config.export.adapters
+    is_between = export.alpha != 1 or export.interpolate is not None
+    # A whole model is written from the checkpoint alone, and an adapter is compared beside its base.
+    return Needs(weights=is_between or not (is_whole or (exports_adapter(config) and not export.verify)))
+
+
 def source_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield a problem for every source whose files, or whose tokenizer, are not there or cannot be taken."""
     to_sample = not_generated(config)
@@ -83,8 +94,13 @@ def source_problems(config: RunConfig) -> Iterator[Problem]:
             yield to_sample[name]
         elif source.path is not None and not is_address(source.path):
             yield from _raised(key, partial(list_files, name, source))
-        if source.tokenizer is not None and is_missing(source.tokenizer):
-            yield problem(f"{key}.tokenizer", no_maker(source.tokenizer, NOTHING_THERE))
+        if source.tokenizer is not None and source.tokenizer not in (
+            config.model.tokenizer,
+            config.model.path,
+        ):
+            why = why_no_tokenizer(source.tokenizer)
+            if why is not None:
+                yield problem(f"{key}.tokenizer", no_maker(source.tokenizer, why))
 
 
 def _prompt_problems(config: RunConfig) -> Iterator[Problem]:

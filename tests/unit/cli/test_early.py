@@ -97,6 +97,59 @@ def test_all_that_is_missing_is_told_at_once(tmp_path):
     assert "The configuration has 11 problems:" in said
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "replay generate", "export"])
+def test_a_folder_without_weights_is_told_with_the_other_problems(run_dir, tmp_path, command):
+    """It was told in a library's words, after data had been prepared."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    (base / "tokenizer.json").touch()
+    words = ["model.kind=pretrained", f"model.path={base}", "tune.method=lora", "export.alpha=2"]
+    place = f"run_dir={run_dir}" if command in ("evaluate", "export") else f"run_dir={tmp_path}/new"
+    data = (
+        []
+        if command in ("evaluate", "export")
+        else [*WORDS[1:], f"data.sources.corpus.path={tmp_path}/a.txt"]
+    )
+    words += ["replay.generate.output_dir=/proc/shared/x"] if command == "replay generate" else []
+    said = refused(*command.split(), *data, *words, place)
+    assert (
+        f"  - `model.path` must be a model's folder, with a config.json, weights and a tokenizer, but {base} "
+        in said
+    )
+    assert "has no weights (model.safetensors, its shards with" in said
+    other = {"replay generate": "`replay.generate.output_dir`"}.get(command, "`export.alpha`")
+    assert f"  - {other} must be" in said, said
+
+
+def test_prepare_and_plan_go_without_weights_and_not_without_a_tokenizer(run_dir, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    words = [*WORDS[1:], f"data.sources.corpus.path={tmp_path}/a.txt", f"model.path={base}", "optim.lr=-1"]
+    said = refused("prepare", *words, f"run_dir={tmp_path}/new")
+    assert (
+        f"with a config.json and a tokenizer, but {base} has no tokenizer (tokenizer.json, tokenizer.model)."
+        in said
+    )
+    assert "weights" not in said and "`optim.lr`" in said
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "plan", "evaluate"])
+def test_a_mistyped_folder_is_answered_with_the_one_that_is_there(run_dir, tmp_path, monkeypatch, command):
+    """It was taken for a name of the hub, which was asked for a minute."""
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = [
+        *WORDS[1:],
+        f"data.sources.corpus.path={tmp_path}/a.txt",
+        "model.path=models/lama",
+        "optim.lr=-1",
+    ]
+    said = refused(command, *words, f"run_dir={tmp_path}/new")
+    assert "Did you mean models/llama?" in said and "`optim.lr` must be more than 0" in said
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_run_directory_that_may_not_be_written_to(run_dir, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
