@@ -52,8 +52,51 @@ def test_packs_that_are_longer_than_the_models_context(tmp_path, command):
     assert "`optim.lr` must be more than 0" in said, "all at once"
 
 
-def test_a_checkpoint_that_is_not_there(run_dir):
-    assert "checkpoint" in refused("evaluate", f"run_dir={run_dir}", "evaluate.checkpoint=99")
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_checkpoint_that_is_not_there_is_told_with_what_else_is_not(run_dir, command):
+    (run_dir.parent / "a.txt").write_text("text")
+    words = [f"run_dir={run_dir}", f"{command}.checkpoint=99", "model.chat_template=gone.jinja"]
+    said = refused(command, *words)
+    assert (
+        f"  - `{command}.checkpoint` must be last or a step that is saved (3), but is 99 instead. Set" in said
+    )
+    assert "  - `model.chat_template` must name a readable" in said
+    for folder in (run_dir / "checkpoints").iterdir():
+        folder.rmdir()
+    assert f"`run_dir` must hold a checkpoint that verifies, but {run_dir} holds none" in refused(
+        command, *words
+    )
+
+
+def test_what_is_combined_is_there(run_dir, tmp_path):
+    adapters = f"export.adapters=[{run_dir},{tmp_path}/rum,{tmp_path}]"
+    said = refused("export", adapters, f"export.output_dir={tmp_path}/o", "export.checkpoint=4")
+    assert f"{tmp_path}/rum is not there. Did you mean {run_dir}?" in said
+    assert (
+        f"but {tmp_path} has no adapter_config.json." in said
+        and "`export.checkpoint` must be last or" in said
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "evaluate"])
+def test_a_mistyped_column_is_told_with_what_else_is_wrong(run_dir, tmp_path, command):
+    """It was told after torch was loaded; a second one after that was mended."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text('{"body": "text"}\n')
+    words = [] if command == "evaluate" else WORDS
+    words = [
+        *words,
+        f"data.sources.corpus.path={tmp_path}/one.jsonl",
+        f"data.sources.more.path={tmp_path}/two.jsonl",
+    ]
+    place = run_dir if command == "evaluate" else tmp_path / "new"
+    said = refused(command, *words, "data.sources.more.columns.text=bodi", f"run_dir={place}", "optim.lr=-1")
+    for sentence in (
+        "`data.sources.corpus.columns.text` must name a column of one.jsonl (row 1), but is 'text' instead",
+        "`data.sources.more.columns.text` must name a column of two.jsonl (row 1), but is 'bodi' instead",
+        "`optim.lr` must be more than 0",
+    ):
+        assert f"  - {sentence}" in said, said
 
 
 def test_a_place_of_an_export_that_is_a_file(run_dir):

@@ -180,7 +180,10 @@ def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
         (["model=tinny"], "Did you mean `tiny`?"),
         (["model=benchmark"], "`model.path`"),
         (["model=benchmark", "model.path=/nowhere/model"], "`model.path` must be a model name or a folder"),
-        (["model=benchmark", "model.path=nobody/nothing"], "no config.json for 'nobody/nothing'"),
+        (
+            ["model=benchmark", "model.path=nobody/nothing"],
+            "'nobody/nothing' is neither: there is no such folder",
+        ),
         (["plan.gpu_gib=0"], "`plan.gpu_gib` must be more than 0, but is 0.0 instead."),
         (["plan.gpu_gib=-80"], "`plan.gpu_gib` must be more than 0, but is -80.0 instead."),
         (["plan.gpu_gib=nan"], "`plan.gpu_gib` must be more than 0, but is nan instead."),
