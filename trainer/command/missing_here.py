@@ -19,6 +19,7 @@ from trainer.config.paths import is_address
 from trainer.config.rule import Problem, problem, problems_shown, said, told_together
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path
+from trainer.config.together import WrongWords
 from trainer.config.train import ExportConfig
 from trainer.config.tune import Quantise, TuneMethod
 from trainer.data.rows.files import is_large_json, list_files
@@ -50,6 +51,20 @@ def refuse_missing(config: RunConfig, command: str, world_size: int | None = Non
         raise ConfigError(problems_shown([*(rule.sentence for rule in rules), *absent]))
     if absent:
         raise told_together(absent)
+
+
+def with_other_problems(error: WrongWords, command: str) -> ConfigError:
+    """Return the error of words that cannot be composed together with what else is wrong, or is not here.
+
+    What is not given yet is left for the next time: who mistyped a word may not have come to it.
+    """
+    if not isinstance(error.rest, RunConfig):
+        return error
+    rules = [rule for rule in broken_rules(error.rest, command) if not rule.is_open]
+    broken = {rule.key for rule in rules}
+    absent = [one for one in missing(error.rest, command) if one.key not in broken]
+    others = [one.sentence for one in (*rules, *absent) if not error.may_have_led_to(one)]
+    return told_together([*error.sentences, *others])
 
 
 def missing(config: RunConfig, command: str) -> list[Problem]:
