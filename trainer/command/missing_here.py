@@ -74,7 +74,7 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
         found += rules_of_named_model(config)
     match command:
         case "prepare":
-            found += [*source_problems(config), *_cache_problems(config)]
+            found += [*source_problems(config), *cache_problems(config)]
         case "train":
             found += [
                 *source_problems(config),
@@ -82,16 +82,16 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
                 *_package_problems(config, command),
             ]
             found += [*tracker_problems(config.log, Path(config.run_dir), config.cluster.environment)]
-            found += [*_folder_problems("run_dir", config.run_dir), *_cache_problems(config)]
+            found += [*folder_problems("run_dir", config.run_dir), *cache_problems(config)]
         case "evaluate":
             found += [*source_problems(config), *_package_problems(config, command)]
             found += [*_checkpoint_problems(config, "evaluate.checkpoint", config.evaluate.checkpoint)]
-            found += [*_folder_problems("run_dir", config.run_dir), *_cache_problems(config)]
+            found += [*folder_problems("run_dir", config.run_dir), *cache_problems(config)]
         case "export":
             found += [*_export_problems(config)]
         case "replay generate":
             target = config.replay.generate.output_dir
-            found += [*_folder_problems("replay.generate.output_dir", target), *_cache_problems(config)]
+            found += [*folder_problems("replay.generate.output_dir", target), *cache_problems(config)]
     return list(dict.fromkeys(found))
 
 
@@ -176,22 +176,22 @@ def _adapter_problems(export: ExportConfig) -> Iterator[Problem]:
 def _export_problems(config: RunConfig) -> Iterator[Problem]:
     export = config.export
     yield from _checkpoint_problems(config, KEY, export.checkpoint)
-    yield from _folder_problems("export.output_dir", export.output_dir)
+    yield from folder_problems("export.output_dir", export.output_dir)
     yield from login_problems(export)
     yield from _raised("export.gguf", lambda: find_converter(export, exports_adapter(config)))
 
 
-def _folder_problems(key: str, folder: str | None) -> Iterator[Problem]:
+def folder_problems(key: str, folder: str | None) -> Iterator[Problem]:
     """Yield a problem where nothing can be written into a folder."""
     why = None if not folder else why_not_writable(Path(folder).expanduser().absolute())
     if why is not None:
         yield problem(key, f"must be a folder you can write to, but {folder} is not: {why}. Set {key}.")
 
 
-def _cache_problems(config: RunConfig) -> Iterator[Problem]:
+def cache_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield a problem where there can be no cache; one that is only read may hold everything already."""
     if not Path(config.data.cache_dir).is_dir():
-        yield from _folder_problems("data.cache_dir", config.data.cache_dir)
+        yield from folder_problems("data.cache_dir", config.data.cache_dir)
 
 
 def _raised(key: str, look: Callable[[], object]) -> Iterator[Problem]:

@@ -62,7 +62,7 @@ def meant(name: str) -> str:
         options = [one for one in group_options()["model"] if one != "none"]
         if name in options:
             return f" Did you mean model={name}?"
-        likely = difflib.get_close_matches(name, [*shipped_shapes(), *options], n=1, cutoff=0.7)
+        likely = difflib.get_close_matches(name, {*shipped_shapes(), *options} - {name}, n=1, cutoff=0.7)
         near = next((f"model={one}" if one in options else one for one in likely), None)
     return f" Did you mean {near}?" if near is not None else ""
 

@@ -67,6 +67,8 @@ def _of_file(needs: Needs) -> Iterator[Lack]:
 
 def _why_not_whole(model: ModelConfig, needs: Needs) -> str | None:
     """Return why what is read of a named model cannot be had: the cache has not all of it, and the hub gives none."""
+    if not (needs.tokenizer or needs.weights):
+        return None
     config = in_cache(model.path, CONFIG, model.revision)
     if config is not None and not [*folder_lacks(config.parent, needs)]:
         return None
