@@ -97,6 +97,8 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
 
 def needs_of(config: RunConfig, command: str) -> Needs:
     """Return what a command reads of the base beside its config.json."""
+    if command not in ("prepare", "train", "evaluate", "export", "replay generate"):
+        return Needs(tokenizer=False, weights=False)
     if command != "export":
         return Needs(weights=command != "prepare")
     export, is_whole = config.export, config.tune.method is TuneMethod.full and not config.export.adapters

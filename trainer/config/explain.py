@@ -22,6 +22,8 @@ _TYPES = {
 }
 _EXAMPLES = {"Integer": "4", "Float": "0.1", "Boolean": "true", "bool": "true"}
 """Values of those types, for keys that are null by default."""
+_WHOLE = re.compile(r"\d{1,15}\.0")
+"""A whole number as YAML reads 1e9."""
 _SET = "a variable of the environment that is set"
 _WRONG = (
     (re.compile(r"Value '(?P<value>.*)' of type '.*' could not be converted to (?P<kind>\w+)"), ""),
@@ -108,6 +110,8 @@ def _usual(key: str, kind: str = "", value: str = "") -> str:
         return f" Set {key}=null."
     if kind == "a list" and not default:
         return f" Set {key}=[{value}]."
+    if kind == "Integer" and _WHOLE.fullmatch(value):
+        return f" Set {key}={int(float(value))}."
     if default not in (None, dataclasses.MISSING):
         return f" Set {shlex.quote(f'{key}={as_word(default)}')}, or leave it out."
     if kind not in _EXAMPLES:

@@ -58,11 +58,11 @@ def not_had(name: str, why: str) -> str:
 def meant(name: str) -> str:
     """Return a question about what a name that is not there may have meant; nothing where nothing is like it."""
     near = near_place(name)
-    if near is None and not looks_local(name):
+    if near is None and not looks_local(name) and name not in shipped_shapes():
         options = [one for one in group_options()["model"] if one != "none"]
         if name in options:
             return f" Did you mean model={name}?"
-        likely = difflib.get_close_matches(name, {*shipped_shapes(), *options} - {name}, n=1, cutoff=0.7)
+        likely = difflib.get_close_matches(name, [*shipped_shapes(), *options], n=1, cutoff=0.7)
         near = next((f"model={one}" if one in options else one for one in likely), None)
     return f" Did you mean {near}?" if near is not None else ""
 

@@ -61,6 +61,29 @@ def test_stage_0_has_a_column_where_training_allows_it(plan):
     assert "ZeRO-0 " in text and len(rows(text)["peak"]) == 4
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_both_tables_say_the_same_of_the_run(plan, stage):
+    """That over r was headed ZeRO 0/1 and counted ZeRO-1, which shards the optimizer's state."""
+    words = ["recipe=lora", f"zero=zero{stage}", "train.micro_batch_size=1", "data.seq_len=2048"]
+    _, text = plan(*NODE, *words, "train.global_batch_tokens=16384")
+    shown = rows(text)
+    assert shown["r"][4:] == [f"ZeRO-{stage}", "ZeRO-3", f"QLoRA, ZeRO-{stage}"]
+    assert shown["16"][4:6] == [shown["peak"][stage], shown["peak"][3]]
+
+
+def test_the_table_of_time_says_which_rows_do_not_fit(plan):
+    words = ["recipe=full_finetune", "plan.gpu=H100", "zero=zero3", "model.checkpoint_layers=-1"]
+    code, text = plan(*NODE, *words, "plan.gpu_gib=26")
+    last = [cells[-1] for cells in (rows(text)[str(number)] for number in (1, 2, 64))]
+    assert code == 0 and last[0] == "does not fit" and float(last[2]) > float(last[1]) >= 0
+    assert "Time, were there room in memory" in text and "cluster.num_nodes=2: peak" in text
+    assert text.endswith("This is no error here: with plan.strict=true the exit code is 3.\n")
+    code, text = plan(*NODE, *words, "plan.gpu_gib=26", "plan.strict=true")
+    assert code == 3 and "This is no error" not in text
+    code, text = plan(*NODE, *words)
+    assert code == 0 and "does not fit" not in text.partition("\nTime\n")[2]
+
+
 def test_the_figure_is_an_svg_and_only_written_where_it_is_asked_for(plan, here):
     plan(*NODE)
     assert [*here.iterdir()] == [], "a forecast writes nothing by itself"
