@@ -35,14 +35,14 @@ class ToldTogether(ConfigError):
     """Several problems, each a sentence."""
 
     def __init__(self, sentences: Sequence[str]) -> None:
-        """Take the sentences: one speaks for itself, several stand under their count."""
-        super().__init__(sentences[0] if len(sentences) == 1 else problems_shown(sentences))
+        """Take the sentences, which stand under their count."""
+        super().__init__(problems_shown(sentences))
         self.sentences = tuple(sentences)
 
 
 def told_together(sentences: Sequence[str]) -> ConfigError:
     """Return the error of sentences: one speaks for itself, several stand under their count."""
-    return ToldTogether(sentences)
+    return ConfigError(sentences[0]) if len(sentences) == 1 else ToldTogether(sentences)
 
 
 def said(key: str, sentence: str) -> Problem:
