@@ -19,9 +19,10 @@ from trainer.command.fitting import (
     run_shape,
     tuned_weights,
 )
+from trainer.command.missing_here import needs_of
 from trainer.command.model_rules import model_rules
-from trainer.command.plan_time import NODES, Timing, on_nodes, time_sentences, timing_of
 from trainer.command.plan_time import NOTE as TIME_NOTE
+from trainer.command.plan_time import Timing, spare_on_nodes, time_sentences, timing_of
 from trainer.command.rules import broken_rules
 from trainer.command.ways import most_of_node, ways_to_fit
 from trainer.config.check import refuse
@@ -58,6 +59,7 @@ from trainer.forecast.printed import (
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.tuned import named_targets
 from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
+from trainer.model.on_disk import model_problems
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
 from trainer.runtime.say import say
@@ -97,10 +99,7 @@ def show_plan(config: RunConfig) -> bool:
     say(console, said, "bold")
     timing = timing_of(config, shape, run, weights, cards)
     fits = gpu.spare_gib(peaks[run.stage]) >= 0
-    spare_gib = {
-        number: gpu.spare_gib(forecast(shape, on_nodes(config, run, number), weights)) for number in NODES
-    }
-    _show_time(console, config, timing, spare_gib, fits)
+    _show_time(console, config, timing, spare_on_nodes(config, shape, run, weights, gpu), fits)
     say(console, f"\nLoRA on {_adapted(config.tune, shape)}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full, whole_stage(run)), "")
     if config.model.warning is not None:
@@ -127,7 +126,10 @@ def _checked_shape(config: RunConfig, num_ranks: int) -> tuple[DecoderShape, str
     Raises:
         ConfigError: Lists every rule that training would refuse, and why the model cannot be counted.
     """
-    rules = broken_rules(config, "plan", num_ranks)
+    rules = [
+        *broken_rules(config, "plan", num_ranks),
+        *model_problems(config.model, needs_of(config, "plan")),
+    ]
     if any(rule.is_in(("model",)) for rule in rules):
         refuse(rules)
     try:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from trainer.config.schema import RunConfig
 from trainer.forecast.card import Cards
-from trainer.forecast.memory import RunShape, Weights
+from trainer.forecast.memory import RunShape, Weights, forecast
+from trainer.forecast.printed import Gpu
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.step_time import DEVICES, Device, StepTime, find_device, step_time, why_not_timed
 
@@ -58,6 +59,15 @@ def on_nodes(config: RunConfig, run: RunShape, num_nodes: int) -> RunShape:
     """Return a run on so many nodes, with as many ranks on each and as many tokens of a rank in a step as it has."""
     ranks = max(run.world_size // config.cluster.num_nodes, 1)
     return dataclasses.replace(run, world_size=ranks * num_nodes)
+
+
+def spare_on_nodes(
+    config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, gpu: Gpu
+) -> dict[int, float]:
+    """Return what a GPU has to spare on every number of nodes, in GiB; negative where the run does not fit."""
+    return {
+        number: gpu.spare_gib(forecast(shape, on_nodes(config, run, number), weights)) for number in NODES
+    }
 
 
 def time_sentences(config: RunConfig, timing: Timing) -> Iterator[str]:

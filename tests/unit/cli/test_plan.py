@@ -202,7 +202,10 @@ def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
     [
         (["model=tinny"], "Did you mean `tiny`?"),
         (["model=benchmark"], "`model.path`"),
-        (["model=benchmark", "model.path=/nowhere/model"], "`model.path` must be a model name or a folder"),
+        (
+            ["model=benchmark", "model.path=/nowhere/model"],
+            "`model.path` must be a model name or an existing",
+        ),
         (
             ["model=benchmark", "model.path=nobody/nothing"],
             "'nobody/nothing' is neither: there is no such folder",
@@ -247,10 +250,10 @@ def test_bad_input_is_a_sentence_and_exit_code_2(refuse, monkeypatch, overrides,
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "cannot be read"),
+        ("{", "that is no JSON"),
         ('{"model_type": "llama"}', "`hidden_size` of"),
         ('{"model_type": "no_such_kind"}', "is no_such_kind instead"),
-        ("{}", "name its `model_type`"),
+        ("{}", "that names no model_type"),
     ],
 )
 def test_a_config_json_that_says_too_little_is_refused(refuse, tmp_path, text, sentence):
