@@ -21,7 +21,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path
 from trainer.config.together import WrongWords
 from trainer.config.train import ExportConfig
-from trainer.config.tune import Quantise, TuneMethod
+from trainer.config.tune import Quantise
 from trainer.data.rows.files import is_large_json, list_files
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.prompt_file import read_prompts
@@ -99,12 +99,7 @@ def needs_of(config: RunConfig, command: str) -> Needs:
     """Return what a command reads of the base beside its config.json."""
     if command not in ("prepare", "train", "evaluate", "export", "replay generate"):
         return Needs(tokenizer=False, weights=False)
-    if command != "export":
-        return Needs(weights=command != "prepare")
-    export, is_whole = config.export, config.tune.method is TuneMethod.full and not config.export.adapters
-    is_between = export.alpha != 1 or export.interpolate is not None
-    # A whole model is written from the checkpoint alone, and an adapter is compared beside its base.
-    return Needs(weights=is_between or not (is_whole or (exports_adapter(config) and not export.verify)))
+    return Needs(weights=command != "prepare")  # an export compares the base with that of the training
 
 
 def source_problems(config: RunConfig) -> Iterator[Problem]:
