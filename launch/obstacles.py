@@ -94,7 +94,7 @@ def _working_directory(config: RunConfig) -> Iterator[Problem]:
     here = str(Path.cwd())
     folder = node_local(config.cluster, here)
     if folder is not None:
-        yield Problem(
+        yield said(
             "working directory",
             f"The working directory must be on a disk that all nodes share, since the job begins in it, but is "
             f"'{here}' instead, and {folder} is each node's own. Submit from a shared folder, or change "
