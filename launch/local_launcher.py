@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hydra.core.utils import JobReturn
 
+from trainer.command.missing_here import missing
 from trainer.config.check import find_problems, refuse
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
@@ -33,8 +34,10 @@ class LocalLauncher(PointLauncher[RunConfig]):
     num_at_once = 1
 
     def check(self, config: RunConfig) -> RunConfig:
-        """Check a point as `palimpsest train` does before it looks at the machine, the model and the data."""
-        refuse([*find_problems(config), *_node_problems(config)])
+        """Check a point as `palimpsest train` does before it counts GPUs."""
+        rules = [*find_problems(config), *_node_problems(config)]
+        broken = {rule.key for rule in rules}
+        refuse([*rules, *(one for one in missing(config, "train") if one.key not in broken)])
         return config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

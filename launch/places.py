@@ -12,8 +12,9 @@ from pathlib import Path
 from trainer.config.check_cluster import is_below, local_problem
 from trainer.config.cluster import ClusterConfig, ContainerRuntime
 from trainer.config.model import ModelKind
+from trainer.config.nearby import near_place
 from trainer.config.paths import is_address, places_in
-from trainer.config.rule import Problem, must
+from trainer.config.rule import Problem, problem
 from trainer.config.schema import RunConfig
 
 MOST_LOOKED_AT = 10_000
@@ -55,16 +56,23 @@ def _of_deepspeed(value: object, key: str) -> Iterator[ReadPlace]:
         yield ReadPlace(key, value, is_own=True, may_be_local=True)
 
 
-def missing_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield a problem for everything that is read and is not on this machine."""
+def missing_places(config: RunConfig) -> Iterator[ReadPlace]:
+    """Yield everything that is read and is not on this machine."""
     for place in read_places(config):
         if not place.is_own and not _found(_outside(config.cluster, place.path)):
-            yield must(
-                place.key,
-                "there when a run is submitted",
-                place.path,
-                "Check the path, or make it first; a dry run goes without it.",
-            )
+            yield place
+
+
+def missing_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem for each of those."""
+    for place in missing_places(config):
+        near = near_place(place.path)
+        question = "" if near is None else f" Did you mean {near}?"
+        yield problem(
+            place.key,
+            f"must be on this machine when a run is submitted, but there is nothing at {place.path}.{question} "
+            "Check the path, or make it first; a dry run goes without it.",
+        )
 
 
 def local_problems(config: RunConfig, environment: Mapping[str, str]) -> Iterator[Problem]:

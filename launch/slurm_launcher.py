@@ -15,10 +15,11 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError, Exit
 
 from .attempts import last_job
+from .obstacles import Site
 from .point_launcher import MODULE, PointLauncher
 from .points import Point
 from .slurm import ENDED, job_states
-from .submit import Ready, Site, check, find_site, hand_over
+from .submit import Ready, check, find_site, hand_over
 from .sweep import SweepStopped
 from .waiting import ended_runs
 

@@ -6,36 +6,31 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.command.finished import find_finished
 from trainer.command.fitting import DTYPE_LEFT, fitted
-from trainer.command.missing_here import source_problems
 from trainer.command.plan import LightForecast, forecast_without_torch
 from trainer.config.check import find_problems, refuse
-from trainer.config.check_cluster import lead_problems, local_problem, submit_problems
-from trainer.config.cluster import ContainerRuntime, Scheduler
+from trainer.config.check_cluster import lead_problems
+from trainer.config.cluster import Scheduler
 from trainer.config.many import many
-from trainer.config.rule import Problem, must, problem
+from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, holds_values, write_atomic
-from trainer.errors import ConfigError, Exit
-from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
-from trainer.evaluate.tasks.known import known_problems
-from trainer.metrics.trackers import tracker_problems
+from trainer.errors import ConfigError, Exit, TrainerError
 from trainer.runtime.lock import refuse_in_use
 
 from .attempts import SCRIPT, last_job, measured_save_s, note
-from .fewer import shrink_memory_problems, shrink_problems
-from .places import hub_folders, local_problems, missing_problems, mounted
+from .fewer import shrink_memory_problems
+from .obstacles import Site, is_elsewhere, missing_image, obstacles
+from .places import hub_folders, missing_places, mounted
 from .render import render
-from .slurm import ENDED, NodeKind, SlurmSilent, hand_in, has_slurm, job_state, node_kinds, site_problems
+from .slurm import ENDED, NodeKind, SlurmSilent, hand_in, has_slurm, job_state, node_kinds
 from .words import Job, is_contained, own_folders
 
-Site = Callable[[], list[NodeKind] | str]
-"""Asks for the partitions, once; a dry run is told why there is no answer."""
 LEAST_LEAD_S = 120
 """SLURM may send its signal up to a minute early, and looks at the clock twice a minute."""
 
@@ -73,20 +68,20 @@ def submit(config: RunConfig, is_dry: bool) -> int:
 
 
 def find_site(config: RunConfig, is_dry: bool) -> Site:
-    """Return what asks SLURM; a dry run does without an answer.
-
-    Raises:
-        ConfigError: There is no SLURM here to submit to.
-    """
+    """Return what asks SLURM; a dry run does without an answer."""
     can_submit = has_slurm()
-    if not is_dry and not can_submit and config.cluster.scheduler is Scheduler.slurm:
-        raise ConfigError(
-            "`palimpsest submit` must run where SLURM's sbatch and sinfo are on the PATH, but they are not here. "
-            "Log in to the cluster, or print the script with --dry-run."
-        )
     if not can_submit:
-        return lambda: "there is no SLURM here"
+        must_have = not is_dry and config.cluster.scheduler is Scheduler.slurm
+        return _refuse_without_slurm if must_have else lambda: "there is no SLURM here"
     return functools.cache(_kinds_or_reason if is_dry else node_kinds)
+
+
+def _refuse_without_slurm() -> str:
+    """Refuse to submit where nothing can be submitted."""
+    raise ConfigError(
+        "`palimpsest submit` must run where SLURM's sbatch and sinfo are on the PATH, but they are not here. "
+        "Log in to the cluster, or print the script with --dry-run."
+    )
 
 
 def _kinds_or_reason() -> list[NodeKind] | str:
@@ -107,33 +102,29 @@ def check(config: RunConfig, site: Site, is_dry: bool) -> Ready:
     """
     num_ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
     fewest_ranks = config.cluster.fewest_nodes * max(config.cluster.ranks_per_node, 1)
-    problems = [
-        *find_problems(config, num_ranks),
-        *submit_problems(config.cluster, config.run_dir),
-        *local_problems(config, os.environ),
-        *([] if is_dry else [*_image_problems(config), *_place_problems(config)]),
-        *_evaluation_problems(config),
-        *_tracker_problems(config),
-    ]
-    refuse(problems)
-    # Any earlier problem may be why the partition has too few nodes.
-    kinds = site()
-    if not isinstance(kinds, str):
-        refuse([*site_problems(config.cluster, kinds)])
-    refuse([*shrink_problems(config)])
-    fit = fitted(config, fewest_ranks, can_load=False)
-    forecast = forecast_without_torch(fit.config, num_ranks)
+    found = obstacles(config, site, is_dry)
+    if found and any(find_problems(config, num_ranks)):
+        refuse(found)  # what memory takes is not known of what breaks a rule
+    is_known = not is_elsewhere(config)
+    try:
+        fit = fitted(config, fewest_ranks, can_load=False, is_known=is_known)
+        forecast = forecast_without_torch(fit.config, num_ranks) if is_known else None
+    except TrainerError:
+        refuse(found)
+        raise
     config = fit.left_to_first_rank
     save_s, origin = _save_time(config, forecast)
     lead_s = config.cluster.signal_lead_s or max(LEAST_LEAD_S, round(60 + 2 * save_s))
-    refuse([*_memory_problems(config, forecast), *lead_problems(config.cluster, lead_s, save_s, origin)])
-    refuse([*shrink_memory_problems(fit.config)])
+    too_large = [*_memory_problems(config, forecast)]
+    if not too_large and is_known:
+        too_large = [*shrink_memory_problems(fit.config)]
+    refuse([*found, *too_large, *lead_problems(config.cluster, lead_s, save_s, origin)])
     job = _job(config, lead_s)
     script = render(config.cluster, job)
     said = [
         *_says(config, num_ranks, forecast, lead_s),
         *_mounts_said(config, job),
-        *_unseen(config, kinds, is_dry),
+        *_unseen(config, site(), is_dry),
         *([DTYPE_LEFT] if fit.dtype else []),
         *([fit.sentence] if fit.reason else []),
     ]
@@ -180,59 +171,6 @@ def _refuse_doubles(run_dir: Path) -> None:
         )
 
 
-def _missing_image(config: RunConfig) -> str:
-    """Return the image where it is a file that is not there."""
-    container = config.cluster.container
-    if container.runtime is ContainerRuntime.none or not container.image:
-        return ""
-    is_file = container.image.startswith(("/", ".", "~")) or container.image.endswith((".sif", ".sqsh"))
-    return container.image if is_file and not Path(container.image).expanduser().exists() else ""
-
-
-def _image_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield a problem when the image is a file that is not there."""
-    image = _missing_image(config)
-    if image:
-        yield must(
-            "cluster.container.image",
-            "an image that is there",
-            image,
-            "Convert it with `apptainer build` or `enroot import`, or give another path.",
-        )
-
-
-def _place_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield what is wrong with the places that a job reads, on the machine that hands it in."""
-    gone = [*missing_problems(config)]
-    yield from gone
-    if not is_contained(config.cluster):
-        for one in source_problems(config):
-            if not any(other.key == one.key or other.key.startswith(f"{one.key}.") for other in gone):
-                yield one
-    yield from local_problem(config.cluster, "working directory", str(Path.cwd()))
-
-
-def _evaluation_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield what is wrong with benchmark tasks and prompts, where the job will see what is seen here."""
-    evaluate, cluster = config.evaluate, config.cluster
-    try:
-        read_prompts(evaluate.during.samples)
-    except ConfigError as error:
-        yield problem(PROMPT_FILE, str(error).removeprefix(f"`{PROMPT_FILE}` "))
-    if cluster.python is not None or cluster.container.runtime is not ContainerRuntime.none:
-        return
-    variables = {**os.environ, **cluster.environment}
-    include_path = evaluate.tasks.include_path
-    yield from known_problems("evaluate.tasks.names", evaluate.tasks.names, include_path, variables)
-    yield from known_problems("evaluate.during.tasks", evaluate.during.tasks, include_path, variables)
-
-
-def _tracker_problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield what trackers lack here, where the job has what is installed here."""
-    if config.cluster.container.image is None and config.cluster.python is None:
-        yield from tracker_problems(config.log, Path(config.run_dir), config.cluster.environment)
-
-
 def _save_time(config: RunConfig, forecast: LightForecast | None) -> tuple[float, str]:
     """Return the seconds of one save and where they are from."""
     if not config.checkpoint.enabled:
@@ -271,16 +209,15 @@ def _unseen(config: RunConfig, kinds: list[NodeKind] | str, is_dry: bool) -> Ite
     """Yield what could not be looked at from here, which only a dry run does without."""
     if isinstance(kinds, str):
         yield f"The site was not asked: {kinds}. Partition, GPUs of a node and limits were not checked."
-    image = _missing_image(config)
+    image = missing_image(config)
     if image:
         yield f"The image {image} was not found on this machine (cluster.container.image): submit where it is."
     if is_dry:
         yield from (
-            f"{one.sentence} Not checked further: it may be on the cluster."
-            for one in missing_problems(config)
+            f"There is nothing at {place.path} on this machine ({place.key}): it may be on the cluster, and was not "
+            "checked further."
+            for place in missing_places(config)
         )
-        for one in local_problem(config.cluster, "working directory", str(Path.cwd())):
-            yield one.sentence
 
 
 def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lead_s: int) -> Iterator[str]:
@@ -299,7 +236,9 @@ def _says(config: RunConfig, num_ranks: int, forecast: LightForecast | None, lea
             f"Where nodes are lost it goes on by itself with those that are left, at least {cluster.min_nodes} "
             "(cluster.min_nodes)."
         )
-    if forecast is None:
+    if forecast is None and is_elsewhere(config):
+        yield "Memory is not forecast: the model is not on this machine. See `palimpsest plan` where it is."
+    elif forecast is None:
         yield "Memory is not forecast: this architecture needs torch for that. See `palimpsest plan`."
     elif cluster.num_gpus_asked and forecast.gpu_gib is not None:
         yield (

@@ -289,19 +289,17 @@ def _load(invocation: Invocation) -> RunConfig:
         from trainer.command.doctor import require_file
 
         require_file(invocation.config_file)
-    from trainer.command.rules import with_broken_rules
+    from trainer.command.missing_here import with_other_problems
     from trainer.config.store import compose_config, load_config
     from trainer.config.together import WrongWords
 
-    if invocation.config_file is not None:
-        return load_config(invocation.config_file, invocation.overrides)
-    frozen = frozen_config(invocation)
-    if frozen is not None:
-        return load_config(frozen, invocation.overrides)
+    frozen = invocation.config_file or frozen_config(invocation)
     try:
+        if frozen is not None:
+            return load_config(frozen, invocation.overrides)
         return compose_config(invocation.overrides)
     except WrongWords as error:
-        raise (error if invocation.show_config else with_broken_rules(error, invocation.command)) from None
+        raise (error if invocation.show_config else with_other_problems(error, invocation.command)) from None
 
 
 def _report(error: TrainerError) -> int:

@@ -9,13 +9,38 @@ from trainer.checkpoint.state import read_state
 from trainer.checkpoint.verify import inspect, newest_verified
 from trainer.errors import CheckpointError
 
+KEY = "export.checkpoint"
 
-def find_checkpoint(run_dir: Path, which: str) -> Path:
+
+def why_not_named(run_dir: Path, which: str, key: str = KEY) -> str | None:
+    """Return why no checkpoint has a name, by the names of folders alone; None where one may have it.
+
+    Args:
+        key: What names it.
+    """
+    steps = _saved(run_dir)
+    if not steps:
+        return (
+            f"`run_dir` must hold a checkpoint that verifies, but {run_dir} holds none instead. Train first."
+        )
+    if which in ("last", "best"):
+        return None
+    if not which.isdigit():
+        return f"`{key}` must be last, best or a step number, but is '{which}' instead."
+    return None if step_dir(run_dir, int(which)).is_dir() else _not_saved(steps, key, which)
+
+
+def find_checkpoint(run_dir: Path, which: str, key: str = KEY) -> Path:
     """Return the verified checkpoint that `last`, `best` or a step number names.
 
+    Args:
+        key: What names it.
     Raises:
         CheckpointError: There is none, or it does not verify.
     """
+    why = why_not_named(run_dir, which, key)
+    if why is not None:
+        raise CheckpointError(why)
     newest = newest_verified(run_dir)
     if newest is None:
         raise CheckpointError(
@@ -23,23 +48,25 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
         )
     if which == "last":
         return newest[0]
-    if which == "best":
-        step = read_state(newest[0] / STATE).best_step
-    elif which.isdigit():
-        step = int(which)
-    else:
-        raise CheckpointError(
-            f"`export.checkpoint` must be last, best or a step number, but is '{which}' instead."
-        )
+    step = read_state(newest[0] / STATE).best_step if which == "best" else int(which)
     folder = step_dir(run_dir, step if step is not None else -1)
     if not folder.is_dir():
-        steps = [str(step_of(entry)) for entry in reversed(find_checkpoints(run_dir))]
-        has = f"those of steps {', '.join(steps)}" if len(steps) > 1 else f"that of step {steps[0]}"
-        choose = "one of them" if len(steps) > 1 else "it"
-        raise CheckpointError(
-            f"The checkpoint `{which}` must still be there, but {run_dir} has only {has}. Choose {choose}."
-        )
+        raise CheckpointError(_not_saved(_saved(run_dir), key, which))
     damage = inspect(folder)[1]
     if damage:
         raise CheckpointError(f"Checkpoint {folder.name} does not verify: {damage}. Choose another.")
     return folder
+
+
+def _saved(run_dir: Path) -> list[int]:
+    return sorted(step for entry in find_checkpoints(run_dir) if (step := step_of(entry)) is not None)
+
+
+def _not_saved(steps: list[int], key: str, which: str) -> str:
+    """Return what is said of a step that is not there, or not any more."""
+    near = min(steps, key=lambda step: abs(step - int(which))) if which.isdigit() else steps[-1]
+    gone = "" if which.isdigit() else ", of which nothing is saved"
+    return (
+        f"`{key}` must be last or a step that is saved ({', '.join(map(str, steps))}), but is {which} instead{gone}. "
+        f"Set {key}={near}, or last."
+    )

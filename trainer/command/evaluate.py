@@ -60,7 +60,7 @@ def _evaluate(session: Session) -> bool:
         with virtual_off(session.policy.module):
             _evaluate_base(session)
         return True
-    folder: Path = mesh.from_first(lambda: find_checkpoint(session.run_dir, which))
+    folder: Path = mesh.from_first(lambda: find_checkpoint(session.run_dir, which, "evaluate.checkpoint"))
     _refuse_other_inputs(session, folder)
     if config.gate.has_rules:
         _refuse_without_base(session)

@@ -83,6 +83,7 @@ def fitted(
     here_gib: float | None = None,
     is_here: bool = False,
     hardware: Hardware = BF16_GPU,
+    is_known: bool = True,
 ) -> Fitted:
     """Fill in `zero.dtype` where it is auto, and `zero.stage` and `model.checkpoint_layers` where they are null.
 
@@ -96,6 +97,7 @@ def fitted(
         is_here: The GPUs are this machine's, so that `auto` means what is installed here; elsewhere it means flash
             attention and Liger.
         hardware: What the ranks compute on.
+        is_known: The model can be looked at here.
     Raises:
         TrainerError: The model's config.json cannot be used.
     """
@@ -107,7 +109,11 @@ def fitted(
     if config.zero.stage is not None and config.model.checkpoint_layers is not None:
         return Fitted(config, "as the run began." if was_open else None, choice)
     gpu_gib = config.gpu_gib or here_gib
-    shape = None if gpu_gib is None else (find_shape(config.model)[0] if can_load else known_shape(config))
+    shape = (
+        None
+        if gpu_gib is None or not is_known
+        else (find_shape(config.model)[0] if can_load else known_shape(config))
+    )
     if gpu_gib is None or shape is None:
         missing = "no GPU's memory" if gpu_gib is None else "the model's shape"
         chosen = with_fitted(config, *_pairs(config, (-1,))[0], config.zero.dtype)

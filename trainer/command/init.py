@@ -161,7 +161,7 @@ def write_experiment(wish: Wish) -> list[str]:
         "",
         "Then:",
     ]
-    return [*said, *(f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train"))]
+    return [*said, *model.commands(wish.model, words)]
 
 
 def _look_at_rows(wish: Wish, model: NamedModel, guess: Guess) -> tuple[Tokens, list[str]]:

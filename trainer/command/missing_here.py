@@ -9,23 +9,29 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from trainer.checkpoint.layout import step_dir
+from trainer.checkpoint.named import KEY, why_not_named
 from trainer.command.model_rules import rules_of_named_model
 from trainer.command.prepare import not_generated
 from trainer.command.rules import broken_rules
 from trainer.config.check_export import exports_adapter
+from trainer.config.data import SourceConfig
 from trainer.config.paths import is_address
 from trainer.config.rule import Problem, problem, problems_shown, said, told_together
 from trainer.config.schema import RunConfig
+from trainer.config.snapshot import config_path
+from trainer.config.together import WrongWords
+from trainer.config.train import ExportConfig
 from trainer.config.tune import Quantise
-from trainer.data.rows.files import list_files
+from trainer.data.rows.files import is_large_json, list_files
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.prompt_file import read_prompts
 from trainer.evaluate.tasks.known import harness_problems
 from trainer.export.gguf import find_converter
 from trainer.export.push import login_problems
+from trainer.forecast.config_json import meant
 from trainer.metrics.trackers import tracker_problems
-from trainer.model.on_disk import NOTHING_THERE, is_missing, model_problems, no_maker
+from trainer.model.base_folder import ADAPTER, Needs
+from trainer.model.on_disk import model_problems, no_maker, why_no_tokenizer
 from trainer.model.tune.quantiser import quantiser_problems
 from trainer.runtime.disk import why_not_writable
 
@@ -47,14 +53,28 @@ def refuse_missing(config: RunConfig, command: str, world_size: int | None = Non
         raise told_together(absent)
 
 
+def with_other_problems(error: WrongWords, command: str) -> ConfigError:
+    """Return the error of words that cannot be composed together with what else is wrong, or is not here.
+
+    What is not given yet is left for the next time: who mistyped a word may not have come to it.
+    """
+    if not isinstance(error.rest, RunConfig):
+        return error
+    rules = [rule for rule in broken_rules(error.rest, command) if not rule.is_open]
+    broken = {rule.key for rule in rules}
+    absent = [one for one in missing(error.rest, command) if one.key not in broken]
+    others = [one.sentence for one in (*rules, *absent) if not error.may_have_led_to(one)]
+    return told_together([*error.sentences, *others])
+
+
 def missing(config: RunConfig, command: str) -> list[Problem]:
     """Return what the command needs and is not on this machine."""
-    found = [*model_problems(config.model)]
+    found = [*model_problems(config.model, needs_of(config, command))]
     if command in ("prepare", "train") and not found:
         found += rules_of_named_model(config)
     match command:
         case "prepare":
-            found += [*source_problems(config), *_cache_problems(config)]
+            found += [*source_problems(config), *cache_problems(config)]
         case "train":
             found += [
                 *source_problems(config),
@@ -62,16 +82,24 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
                 *_package_problems(config, command),
             ]
             found += [*tracker_problems(config.log, Path(config.run_dir), config.cluster.environment)]
-            found += [*_folder_problems("run_dir", config.run_dir), *_cache_problems(config)]
+            found += [*folder_problems("run_dir", config.run_dir), *cache_problems(config)]
         case "evaluate":
-            found += [*_checkpoint_problems(config), *_package_problems(config, command)]
-            found += [*_folder_problems("run_dir", config.run_dir), *_cache_problems(config)]
+            found += [*source_problems(config), *_package_problems(config, command)]
+            found += [*_checkpoint_problems(config, "evaluate.checkpoint", config.evaluate.checkpoint)]
+            found += [*folder_problems("run_dir", config.run_dir), *cache_problems(config)]
         case "export":
             found += [*_export_problems(config)]
         case "replay generate":
             target = config.replay.generate.output_dir
-            found += [*_folder_problems("replay.generate.output_dir", target), *_cache_problems(config)]
+            found += [*folder_problems("replay.generate.output_dir", target), *cache_problems(config)]
     return list(dict.fromkeys(found))
+
+
+def needs_of(config: RunConfig, command: str) -> Needs:
+    """Return what a command reads of the base beside its config.json."""
+    if command not in ("prepare", "train", "evaluate", "export", "replay generate"):
+        return Needs(tokenizer=False, weights=False)
+    return Needs(weights=command != "prepare")  # an export compares the base with that of the training
 
 
 def source_problems(config: RunConfig) -> Iterator[Problem]:
@@ -82,9 +110,26 @@ def source_problems(config: RunConfig) -> Iterator[Problem]:
         if name in to_sample:
             yield to_sample[name]
         elif source.path is not None and not is_address(source.path):
-            yield from _raised(key, partial(list_files, name, source))
-        if source.tokenizer is not None and is_missing(source.tokenizer):
-            yield problem(f"{key}.tokenizer", no_maker(source.tokenizer, NOTHING_THERE))
+            yield from _raised(key, partial(_look_at_rows, config, name, source))
+        if source.tokenizer is not None and source.tokenizer not in (
+            config.model.tokenizer,
+            config.model.path,
+        ):
+            why = why_no_tokenizer(source.tokenizer)
+            if why is not None:
+                yield problem(f"{key}.tokenizer", no_maker(source.tokenizer, why))
+
+
+def _look_at_rows(config: RunConfig, name: str, source: SourceConfig) -> None:
+    """Raise where a source has no files, or its first rows are not as it says."""
+    listing = list_files(name, source)
+    if any(is_large_json(file) for file in listing.files):
+        return  # which is read whole to see one row of it
+    try:
+        from trainer.data.rows.source import read_files
+    except ImportError:
+        return  # prepared elsewhere: pyarrow is not installed where it is only trained
+    read_files(name, source, listing, config.data.values).look()
 
 
 def _prompt_problems(config: RunConfig) -> Iterator[Problem]:
@@ -101,33 +146,49 @@ def _package_problems(config: RunConfig, command: str) -> Iterator[Problem]:
         yield from harness_problems("evaluate.during.tasks", evaluate.during.tasks, own)
 
 
-def _checkpoint_problems(config: RunConfig) -> Iterator[Problem]:
-    run_dir, which = Path(config.run_dir), config.evaluate.checkpoint
-    # One that is there is verified by the ranks, once.
-    if which.isdigit() and not step_dir(run_dir, int(which)).is_dir():
-        from trainer.checkpoint.named import find_checkpoint
+def _checkpoint_problems(config: RunConfig, key: str, which: str) -> Iterator[Problem]:
+    """Yield a problem where a checkpoint is named that is not there; one that is there is verified once, later."""
+    if config.export.adapters and key == KEY:
+        yield from _adapter_problems(config.export)
+    elif which != "base" and (why := why_not_named(Path(config.run_dir), which, key)):
+        yield said(key, why)
 
-        yield from _raised("evaluate.checkpoint", lambda: find_checkpoint(run_dir, which))
+
+def _adapter_problems(export: ExportConfig) -> Iterator[Problem]:
+    """Yield a problem for everything that is to be combined and is neither a run with a checkpoint nor an adapter."""
+    for name in export.adapters:
+        folder = Path(name)
+        if config_path(folder).exists():
+            if why := why_not_named(folder, export.checkpoint):
+                yield said(KEY, why)
+        elif not (folder / ADAPTER).is_file():
+            near = "" if folder.exists() else meant(name)
+            has = f"has no {ADAPTER}" if folder.exists() else "is not there"
+            yield problem(
+                "export.adapters",
+                f"must name runs or folders of an adapter, but {name} {has}.{near} Mend the path.",
+            )
 
 
 def _export_problems(config: RunConfig) -> Iterator[Problem]:
     export = config.export
-    yield from _folder_problems("export.output_dir", export.output_dir)
+    yield from _checkpoint_problems(config, KEY, export.checkpoint)
+    yield from folder_problems("export.output_dir", export.output_dir)
     yield from login_problems(export)
     yield from _raised("export.gguf", lambda: find_converter(export, exports_adapter(config)))
 
 
-def _folder_problems(key: str, folder: str | None) -> Iterator[Problem]:
+def folder_problems(key: str, folder: str | None) -> Iterator[Problem]:
     """Yield a problem where nothing can be written into a folder."""
     why = None if not folder else why_not_writable(Path(folder).expanduser().absolute())
     if why is not None:
         yield problem(key, f"must be a folder you can write to, but {folder} is not: {why}. Set {key}.")
 
 
-def _cache_problems(config: RunConfig) -> Iterator[Problem]:
+def cache_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield a problem where there can be no cache; one that is only read may hold everything already."""
     if not Path(config.data.cache_dir).is_dir():
-        yield from _folder_problems("data.cache_dir", config.data.cache_dir)
+        yield from folder_problems("data.cache_dir", config.data.cache_dir)
 
 
 def _raised(key: str, look: Callable[[], object]) -> Iterator[Problem]:

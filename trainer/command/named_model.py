@@ -17,9 +17,8 @@ from trainer.config.options import group_options
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError, ModelError
 from trainer.forecast.config_json import read_config_json, shipped_shapes
+from trainer.model.base_folder import Needs, folder_lacks
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-_WEIGHTS = ("*.safetensors", "*.bin")
 _NOT_HERE = "The tokenizer is not here: `palimpsest prepare` says whether it has a chat template."
 
 
@@ -40,8 +39,15 @@ class NamedModel:
     lines: tuple[str, ...] = ()
     make: Callable[[], str] | None = None
     """Makes its folder where that is quick: of the tiny model, whose tokens are bytes."""
+    can_train: bool = True
+    """Its weights are there, or nobody can tell from here."""
     where: str = ", which is not here"
     """What is said of a chat template that cannot be asked."""
+
+    def commands(self, name: str, words: str) -> list[str]:
+        """Return a line for every command that an experiment goes on with; without weights what is missing instead."""
+        lines = [f"  palimpsest {verb:<8}{words}" for verb in ("plan", "prepare", "train")]
+        return lines if self.can_train else [*lines[:-1], f"To train: give {name} its weights first."]
 
 
 def look_at_model(name: str, chat_template: str) -> NamedModel:
@@ -59,30 +65,44 @@ def look_at_model(name: str, chat_template: str) -> NamedModel:
         is_here = chosen.kind in (ModelKind.tiny, ModelKind.embedded) or chosen.path in shipped_shapes()
         known = config_json(chosen)[0] if is_here else {}
         return _of_group(name, config, known)
-    known, _ = read_config_json(name)
+    if local.exists():
+        _refuse_lacking(local)
+    known = _read_config(name)
     kind, size = str(known["model_type"]), context_of(known)
     if not local.exists():
         says = say_model(name, known, size, "its tokenizer not here")
         return NamedModel("", name, kind, size, True, says, lines=(_NOT_HERE,))
-    if local.is_file():
-        raise ModelError(
-            f"`model` must be a folder with a config.json and a tokenizer, but is the file {local} instead. Name its "
-            "folder."
-        )
-    if not any((local / one).is_file() for one in _TOKENIZERS):
-        raise ModelError(
-            f"`model` must be a folder with a tokenizer ({', '.join(_TOKENIZERS[:2])}), but {local} has none. Copy the "
-            "tokenizer's files into it."
-        )
-    has_weights = any(any(local.glob(pattern)) for pattern in _WEIGHTS)
-    lines = (
-        ()
-        if has_weights
-        else (f"{local} has no weights (*.safetensors): enough to plan and prepare, not to train.",)
+    lacks = [*folder_lacks(local, Needs(tokenizer=False))]
+    lines = tuple(
+        f"{local} {one.state}: enough to plan and prepare, not to train. {one.fix}" for one in lacks
     )
     can_chat = bool(chat_template) or _has_template(local)
     says = say_model(name, known, size, f"with{'' if can_chat else 'out'} a chat template")
-    return NamedModel("", str(Path.cwd() / local), kind, size, can_chat, says, local, lines)
+    return NamedModel(
+        "", str(Path.cwd() / local), kind, size, can_chat, says, local, lines, can_train=not lacks
+    )
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    """Return the contents of the config.json; what is wrong with it is told of the word `model`."""
+    try:
+        return read_config_json(name)[0]
+    except ModelError as error:
+        raise ModelError(_as_word(str(error).replace("`model.path`", "`model`", 1))) from error
+
+
+def _refuse_lacking(local: Path) -> None:
+    """Raise where a folder is no model with a tokenizer."""
+    for lack in folder_lacks(local, Needs(weights=False)):
+        raise ModelError(
+            f"`model` must be a folder with a config.json and a tokenizer, but {local} {lack.state}. "
+            f"{_as_word(lack.fix)}"
+        )
+
+
+def _as_word(fix: str) -> str:
+    """Return a fix that names a key of a configuration with the word of `palimpsest init`."""
+    return fix.replace(", or set model.tokenizer=FOLDER", "").replace("model.path=", "model=")
 
 
 def _of_group(name: str, config: RunConfig, known: dict[str, Any]) -> NamedModel:

@@ -19,9 +19,10 @@ from trainer.command.fitting import (
     run_shape,
     tuned_weights,
 )
+from trainer.command.missing_here import needs_of
 from trainer.command.model_rules import model_rules
 from trainer.command.plan_time import NOTE as TIME_NOTE
-from trainer.command.plan_time import Timing, time_sentences, timing_of
+from trainer.command.plan_time import Timing, spare_on_nodes, time_sentences, timing_of
 from trainer.command.rules import broken_rules
 from trainer.command.ways import most_of_node, ways_to_fit
 from trainer.config.check import refuse
@@ -32,7 +33,7 @@ from trainer.config.snapshot import write_atomic
 from trainer.config.tune import ALL_LINEAR, EXPERTS, Quantise, TuneConfig, TuneMethod
 from trainer.errors import ConfigError, TrainerError
 from trainer.forecast.activations import score_bytes
-from trainer.forecast.adapter_sizes import NF4_BYTES, AdapterSize, adapters
+from trainer.forecast.adapter_sizes import NF4_BYTES, AdapterSize, adapters, whole_stage
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import (
@@ -58,6 +59,7 @@ from trainer.forecast.printed import (
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.tuned import named_targets
 from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
+from trainer.model.on_disk import model_problems
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
 from trainer.runtime.say import say
@@ -84,7 +86,7 @@ def show_plan(config: RunConfig) -> bool:
     lora = adapters(shape, run, _targets(config.tune))
     said = _verdict(config, shape, run, weights, gpu)
     if config.plan.output is not None:
-        _write_figure(config.plan.output, shape, lora, full)
+        _write_figure(config.plan.output, shape, lora, full, whole_stage(run))
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -96,9 +98,10 @@ def show_plan(config: RunConfig) -> bool:
     console.print(memory_table(shown, run, gpu.reserve_gib, gpu.gib), "")
     say(console, said, "bold")
     timing = timing_of(config, shape, run, weights, cards)
-    _show_time(console, config, timing)
+    fits = gpu.spare_gib(peaks[run.stage]) >= 0
+    _show_time(console, config, timing, spare_on_nodes(config, shape, run, weights, gpu), fits)
     say(console, f"\nLoRA on {_adapted(config.tune, shape)}, and the peak memory of one GPU in GiB", "bold")
-    console.print(adapter_table(shape, lora, full), "")
+    console.print(adapter_table(shape, lora, full, whole_stage(run)), "")
     if config.model.warning is not None:
         say(console, config.model.warning, "bold")
     if fit.dtype is not None:
@@ -108,7 +111,13 @@ def show_plan(config: RunConfig) -> bool:
         say(console, f"- {note}")
     if config.plan.output is not None:
         say(console, f"Figure: {config.plan.output}")
-    return peaks[run.stage].gib <= gpu.free_gib
+    if not fits and not config.plan.strict:
+        say(
+            console,
+            "The run does not fit. This is no error here: with plan.strict=true the exit code is 3.",
+            "bold",
+        )
+    return fits
 
 
 def _checked_shape(config: RunConfig, num_ranks: int) -> tuple[DecoderShape, str]:
@@ -117,7 +126,10 @@ def _checked_shape(config: RunConfig, num_ranks: int) -> tuple[DecoderShape, str
     Raises:
         ConfigError: Lists every rule that training would refuse, and why the model cannot be counted.
     """
-    rules = broken_rules(config, "plan", num_ranks)
+    rules = [
+        *broken_rules(config, "plan", num_ranks),
+        *model_problems(config.model, needs_of(config, "plan")),
+    ]
     if any(rule.is_in(("model",)) for rule in rules):
         refuse(rules)
     try:
@@ -128,14 +140,16 @@ def _checked_shape(config: RunConfig, num_ranks: int) -> tuple[DecoderShape, str
     return shape, origin
 
 
-def _show_time(console: Console, config: RunConfig, timing: Timing | str) -> None:
+def _show_time(
+    console: Console, config: RunConfig, timing: Timing | str, spare_gib: dict[int, float], fits: bool
+) -> None:
     if isinstance(timing, str):
         say(console, f"\n{timing}")
         return
-    say(console, "\nTime", "bold")
+    say(console, "\nTime" if fits else "\nTime, were there room in memory", "bold")
     for sentence in time_sentences(config, timing):
         say(console, sentence)
-    console.print(nodes_table(timing.by_nodes))
+    console.print(nodes_table(timing.by_nodes, spare_gib))
 
 
 def _verdict(config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, gpu: Gpu) -> str:
@@ -186,8 +200,11 @@ def _targets(tune: TuneConfig) -> list[str] | None:
 def _adapted(tune: TuneConfig, shape: DecoderShape) -> str:
     """Return the layers of the table over r, and that it leaves out the experts of a mixture."""
     named = _targets(tune)
+    beside = (
+        f", without tune.modules_to_save ({', '.join(tune.modules_to_save)})" if tune.modules_to_save else ""
+    )
     if named or not shape.experts:
-        return ", ".join(named or ["all linear layers"])
+        return f"{', '.join(named or ['all linear layers'])}{beside}"
     share = f"the experts, {100 * shape.experts / shape.num_params:.0f} % of the parameters"
     if EXPERTS in tune.target:
         return f"all linear layers (tune.target has {share}, as well, which this table leaves out)"
@@ -306,12 +323,14 @@ def _eager_note(shape: DecoderShape, run: RunShape) -> str:
     )
 
 
-def _write_figure(path: str, shape: DecoderShape, lora: list[AdapterSize], full: dict[int, Peak]) -> None:
+def _write_figure(
+    path: str, shape: DecoderShape, lora: list[AdapterSize], full: dict[int, Peak], stage: int
+) -> None:
     """Write the SVG whole or not at all."""
     output = Path(path).expanduser().absolute()
     millions = Series("trainable", tuple((float(row.r), row.num_params / 1e6) for row in lora))
     memory = [
-        Series("LoRA, ZeRO 0/1", tuple((float(row.r), row.peak_gib) for row in lora)),
+        Series(f"LoRA, ZeRO-{stage}", tuple((float(row.r), row.peak_gib) for row in lora)),
         Series("LoRA, ZeRO-3", tuple((float(row.r), row.peak_stage3_gib) for row in lora)),
         Series("QLoRA", tuple((float(row.r), row.peak_nf4_gib) for row in lora)),
     ]

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from trainer.config.schema import RunConfig
 from trainer.forecast.card import Cards
-from trainer.forecast.memory import RunShape, Weights
+from trainer.forecast.memory import RunShape, Weights, forecast
+from trainer.forecast.printed import Gpu
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.step_time import DEVICES, Device, StepTime, find_device, step_time, why_not_timed
 
@@ -45,14 +46,28 @@ def timing_of(
         return f"Time: not forecast for {name}: plan.gpu knows {listed}."
     if why is not None:
         return f"Time: not forecast for {why}: too few of such steps were measured."
-    ranks = max(run.world_size // config.cluster.num_nodes, 1)
     network = NETWORK_SHARE * config.plan.network_gbit * 1e9 / 8
 
     def on(num_nodes: int) -> StepTime:
-        spread = dataclasses.replace(run, world_size=ranks * num_nodes)
+        spread = on_nodes(config, run, num_nodes)
         return step_time(shape, spread, weights, device, run.seq_len, network if num_nodes > 1 else None)
 
     return Timing(device, on(config.cluster.num_nodes), {number: on(number) for number in NODES})
+
+
+def on_nodes(config: RunConfig, run: RunShape, num_nodes: int) -> RunShape:
+    """Return a run on so many nodes, with as many ranks on each and as many tokens of a rank in a step as it has."""
+    ranks = max(run.world_size // config.cluster.num_nodes, 1)
+    return dataclasses.replace(run, world_size=ranks * num_nodes)
+
+
+def spare_on_nodes(
+    config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, gpu: Gpu
+) -> dict[int, float]:
+    """Return what a GPU has to spare on every number of nodes, in GiB; negative where the run does not fit."""
+    return {
+        number: gpu.spare_gib(forecast(shape, on_nodes(config, run, number), weights)) for number in NODES
+    }
 
 
 def time_sentences(config: RunConfig, timing: Timing) -> Iterator[str]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from trainer.config.check import find_problems
-from trainer.config.rule import Problem, told_together
+from trainer.config.rule import Problem
 from trainer.config.schema import RunConfig
-from trainer.config.together import WrongWords
-from trainer.errors import ConfigError
 
 READ = {
     "doctor": ("cluster", "run_dir"),
@@ -31,15 +29,3 @@ def broken_rules(config: RunConfig, command: str, world_size: int | None = None)
     if command == "export" and config.asks_gate_to_export:
         only = ("export", "gate")
     return [rule for rule in found if only is None or rule.is_in(only)]
-
-
-def with_broken_rules(error: WrongWords, command: str) -> ConfigError:
-    """Return the error of words that cannot be composed together with the rules that the others break.
-
-    What is not given yet is left for the next time: who mistyped a word may not have come to it.
-    """
-    if not isinstance(error.rest, RunConfig):
-        return error
-    rules = [rule for rule in broken_rules(error.rest, command) if not rule.is_open]
-    others = [rule.sentence for rule in rules if not error.may_have_led_to(rule)]
-    return told_together([*error.sentences, *others])

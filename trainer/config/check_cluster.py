@@ -215,14 +215,19 @@ def local_problem(
     Args:
         choose: How the fix begins.
     """
-    for folder in cluster.node_local_paths:
-        if is_below(path, folder):
-            yield must(
-                key,
-                f"on a disk that all nodes share, and {folder} is each node's own",
-                path,
-                f"{choose}, or change cluster.node_local_paths if this one is shared here.",
-            )
+    folder = node_local(cluster, path)
+    if folder is not None:
+        yield must(
+            key,
+            f"on a disk that all nodes share, and {folder} is each node's own",
+            path,
+            f"{choose}, or change cluster.node_local_paths if this one is shared here.",
+        )
+
+
+def node_local(cluster: ClusterConfig, path: str) -> str | None:
+    """Return the folder of each node's own that a path is in; None where all nodes see it."""
+    return next((folder for folder in cluster.node_local_paths if is_below(path, folder)), None)
 
 
 def is_below(path: str, folder: str) -> bool:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.config.describe import known_keys
+from trainer.config.describe import as_word, find_field, known_keys
 from trainer.config.entry import key_of
 from trainer.config.foreign import HINTS, OPTIONS, WORDS, key_for
 from trainer.config.options import OWN, group_options
 
-_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+_TYPES = {
+    "Integer": "a whole number",
+    "Float": "a number",
+    "Boolean": "true or false",
+    "bool": "true or false",
+}
+_EXAMPLES = {"Integer": "4", "Float": "0.1", "Boolean": "true", "bool": "true"}
+"""Values of those types, for keys that are null by default."""
+_WHOLE = re.compile(r"\d{1,15}\.0")
+"""A whole number as YAML reads 1e9."""
 _SET = "a variable of the environment that is set"
 _WRONG = (
     (re.compile(r"Value '(?P<value>.*)' of type '.*' could not be converted to (?P<kind>\w+)"), ""),
+    (re.compile(r"Value '(?P<value>.*)' is not a valid (?P<kind>bool)"), ""),
     (re.compile(r"[Ff]ield '.*' is not Optional"), "other than null"),
     (re.compile(r"Cannot assign (?P<type>\w+) to Dict"), "a mapping"),
     (re.compile(r"Merge error: (?P<type>\w+) is not a subclass of \w+. value: (?P<value>.*)"), "a mapping"),
@@ -25,6 +36,8 @@ _WRONG = (
         "a mapping",
     ),
     (re.compile(r"Invalid value assigned: (?P<type>\w+) is not a ListConfig"), "a list"),
+    (re.compile(r"Cannot merge DictConfig with ListConfig"), "a list"),
+    (re.compile(r"Cannot merge ListConfig with DictConfig"), "a mapping"),
     (re.compile(r"Cannot convert '(?P<type>\w+)' to string: '(?P<value>.*)'"), "text"),
     (re.compile(r"Interpolation key '(?P<value>.*)' not found"), "a value, or ${KEY} of a key that there is"),
     (re.compile(r"Environment variable '(?P<value>.*)' not found"), _SET),
@@ -60,7 +73,7 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
         meant = WORDS.get(key.rpartition(".")[2], {}).get(choice["value"].lower())
         return (
             f"`{key}` must be one of {choice['words']}, but is '{choice['value']}' instead."
-            f"{f' Did you mean `{meant}`?' if meant else nearest(choice['value'], words)}"
+            f"{f' Did you mean `{meant}`?' if meant else nearest(choice['value'], words) or _usual(key)}"
         )
     for pattern, rule in _WRONG:
         found = pattern.search(message)
@@ -69,8 +82,10 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
         named = found.groupdict()
         if not rule:
             kind = named["kind"]
-            fix = f" Set {key}=null." if named["value"] == "auto" else ""
-            return f"`{key}` must be {_TYPES.get(kind, kind)}, but is '{named['value']}' instead.{fix}"
+            return (
+                f"`{key}` must be {_TYPES.get(kind, kind)}, but is '{named['value']}' instead."
+                f"{_usual(key, kind, named['value'])}"
+            )
         if "Optional" in message:
             return f"`{key}` must be {rule}, but is null instead. Leave it out for the default."
         value = named.get("value")
@@ -78,9 +93,30 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
             value = given.partition("=")[2] or given
         if value is None:
             return f"`{key}` must be {rule}, but is {_NAMES.get(named.get('type') or '', 'something else')} instead."
-        fix = f" Export {value}." if rule == _SET else ""
+        fix = f" Export {value}." if rule == _SET else _usual(key, rule, value) if rule == "a list" else ""
         return f"`{key}` must be {rule}, but is '{value}' instead.{fix}"
     return None
+
+
+def _usual(key: str, kind: str = "", value: str = "") -> str:
+    """Return the fix of a value that does not fit: the default of its key, or one that would fit."""
+    key = re.sub(r"\[\d+\]$", "", key)
+    found, (above, _, name) = find_field(key), key.rpartition(".")
+    of_mapping = find_field(above) if found is None and above else None
+    if found is None and (of_mapping is None or not isinstance(of_mapping.default, dict)):
+        return ""
+    default = of_mapping.default.get(name) if of_mapping is not None else found and found.default
+    if value == "auto" and found is not None and found.is_optional:
+        return f" Set {key}=null."
+    if kind == "a list" and not default:
+        return f" Set {key}=[{value}]."
+    if kind == "Integer" and _WHOLE.fullmatch(value):
+        return f" Set {key}={int(float(value))}."
+    if default not in (None, dataclasses.MISSING):
+        return f" Set {shlex.quote(f'{key}={as_word(default)}')}, or leave it out."
+    if kind not in _EXAMPLES:
+        return f" Set {key}=null, or leave it out."
+    return f" Set {key}={_EXAMPLES[kind]} or such, or leave it out."
 
 
 def nearest(name: str, candidates: list[str]) -> str:

@@ -68,5 +68,5 @@ def about_nothing(key: str, roles: Mapping[str, str]) -> str:
     known = ", ".join(f"{name}: {role}" for name, role in roles.items()) or "none"
     return (
         f"`gate.sets.{key}` must be about a set with held-out text ({known}), a role or general, but no such set is "
-        f"there instead. Add it as a source, or remove the rule with '~gate.sets.{key}'."
+        f"there instead. Add it as a source, or leave the rule out (one of a file: '~gate.sets.{key}')."
     )

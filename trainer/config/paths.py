@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.config.nearby import looks_local
 from trainer.config.schema import RunConfig
 
 ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::[a-zA-Z][a-zA-Z0-9+.-]*://)")
@@ -45,8 +46,8 @@ def pattern(path: str, here: Path) -> str:
 
 def name_or_place(name: str, here: Path) -> str:
     """Return a place from the root where it is one: it exists, or looks like a path; a name of the hub stays."""
-    looks_local = name.startswith(("/", ".", "~"))
-    return absolute(name, here) if looks_local or (name and os.path.exists(here / name)) else name
+    is_place = looks_local(name) or (name and os.path.exists(here / name))
+    return absolute(name, here) if is_place else name
 
 
 def program(word: str, here: Path) -> str:

@@ -31,9 +31,18 @@ def problems_shown(sentences: Sequence[str]) -> str:
     return f"The configuration has {many(len(sentences), 'problem')}:\n{lines}"
 
 
+class ToldTogether(ConfigError):
+    """Several problems, each a sentence."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        """Take the sentences, which stand under their count."""
+        super().__init__(problems_shown(sentences))
+        self.sentences = tuple(sentences)
+
+
 def told_together(sentences: Sequence[str]) -> ConfigError:
     """Return the error of sentences: one speaks for itself, several stand under their count."""
-    return ConfigError(sentences[0] if len(sentences) == 1 else problems_shown(sentences))
+    return ConfigError(sentences[0]) if len(sentences) == 1 else ToldTogether(sentences)
 
 
 def said(key: str, sentence: str) -> Problem:

@@ -50,7 +50,7 @@ from trainer.config.paths import make_absolute
 from trainer.config.rates import is_others, said_of
 from trainer.config.reference import EnvText, as_given, keep_references
 from trainer.config.schema import RunConfig
-from trainer.config.together import all_told, word_error
+from trainer.config.together import all_told, word_at_fault
 from trainer.errors import ConfigError
 
 _SEAL = "# sha256: "
@@ -153,7 +153,7 @@ def _composing(overrides: Sequence[str]) -> Iterator[None]:
     except yaml.YAMLError as error:
         raise ConfigError(f"A configuration file is not valid YAML: {_one_line(error)}.") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise word_error(_explain(error, overrides), overrides) from error
+        raise ConfigError(_explain(error, overrides)) from error
 
 
 @functools.cache
@@ -169,7 +169,16 @@ def _schema() -> DictConfig:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a frozen config.yaml, check it against the schema, and apply `key=value` overrides."""
+    """Read a frozen config.yaml, check it against the schema, and apply `key=value` overrides.
+
+    Raises:
+        ConfigError: The file cannot be read, or words that cannot be, all of them.
+    """
+    return all_told(overrides, lambda words: _loaded(path, words))
+
+
+def _loaded(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """Read and apply once; the first word that cannot be is an error."""
     try:
         _check_seal(path)
         loaded = OmegaConf.load(path)
@@ -187,7 +196,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_explain(error, overrides)}") from error
+        sentence = _explain(error, overrides)
+        is_typed = word_at_fault(sentence, overrides) is not None
+        raise ConfigError(sentence if is_typed else f"{path}: {sentence}") from error
     return to_dataclass(with_ds_file(merged, overrides))
 
 

@@ -7,19 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from trainer.config.entry import key_of
-from trainer.config.rule import Problem, told_together
+from trainer.config.rule import Problem, ToldTogether, told_together
 from trainer.errors import ConfigError
 
 T = TypeVar("T")
-
-
-class WordError(ConfigError):
-    """A word of the command line that cannot be composed; others may be wrong too."""
-
-    def __init__(self, sentence: str, word: str) -> None:
-        """Take the sentence and the word."""
-        super().__init__(sentence)
-        self.word = word
+_OF_ALL = {"name"}
+"""Words that sentences about anything have."""
 
 
 class WrongWords(ConfigError):
@@ -34,7 +27,7 @@ class WrongWords(ConfigError):
 
     def may_have_led_to(self, problem: Problem) -> bool:
         """Tell whether a broken rule may be broken only because the words were left out: it is about one of them."""
-        words = {part for key in self.keys for part in re.split(r"[._]", key.rpartition(".")[2])}
+        words = {part for key in self.keys for part in re.split(r"[._]", key.rpartition(".")[2])} - _OF_ALL
         is_near = any(
             f"{one}.".startswith(f"{other}.")
             for key in self.keys
@@ -43,11 +36,19 @@ class WrongWords(ConfigError):
         return is_near or bool(words & set(re.findall(r"[a-z]+", problem.sentence)))
 
 
-def word_error(sentence: str, words: Sequence[str]) -> ConfigError:
-    """Return the error of a sentence, with the word that it begins with where it is one of these."""
+def word_at_fault(sentence: str, words: Sequence[str]) -> str | None:
+    """Return the word of a command line that a sentence begins with, or whose value holds the key that it does."""
     named = re.match(r"(?:Unknown key )?`([^`]+)`", sentence)
-    word = next((word for word in words if named and named[1] in (word, key_of(word))), None)
-    return ConfigError(sentence) if word is None else WordError(sentence, word)
+    key = re.sub(r"\[\d+\]", "", named[1]) if named else ""  # an item of a list
+    if named and named[1] in words:
+        return named[1]
+    near = [word for word in words if f"{key}.".startswith(f"{key_of(word)}.")] if key else []
+    # Of several words for a key the last one counts, unless the value of another is told of.
+    return max(
+        near,
+        key=lambda word: (len(key_of(word)), f"'{word.partition('=')[2]}'" in sentence),
+        default=None,
+    )
 
 
 def all_told(words: Sequence[str], compose: Callable[[Sequence[str]], T]) -> T:
@@ -55,6 +56,7 @@ def all_told(words: Sequence[str], compose: Callable[[Sequence[str]], T]) -> T:
 
     Raises:
         WrongWords: Lists all of them.
+        ConfigError: No word is at fault, but a file.
     """
     sentences: list[str] = []
     left_out: list[str] = []
@@ -65,14 +67,14 @@ def all_told(words: Sequence[str], compose: Callable[[Sequence[str]], T]) -> T:
             if not left_out:
                 return rest
             break
-        except WordError as error:
-            sentences.append(str(error))
-            left_out.append(error.word)
-            if error.word not in words:
-                break
-            words = [one for one in words if one != error.word]
-        except ConfigError:
-            if not left_out:
-                raise
-            break  # It may be about what was left out.
-    raise WrongWords(sentences, [key_of(word) for word in left_out], rest)
+        except ConfigError as error:
+            told = error.sentences if isinstance(error, ToldTogether) else (str(error),)
+            wrong = {word for one in told if (word := word_at_fault(one, words)) is not None}
+            if not wrong:
+                if not left_out:
+                    raise
+                break  # It may be about what was left out.
+            sentences += told
+            left_out += wrong
+            words = [one for one in words if one not in wrong]
+    raise WrongWords(list(dict.fromkeys(sentences)), [key_of(word) for word in left_out], rest)

@@ -106,8 +106,8 @@ def _scored(key: str, metric: str, tasks: Sequence[TaskComparison]) -> TaskCompa
         known = ", ".join(dict.fromkeys(compared.task for compared in tasks)) or "none"
         raise ConfigError(
             f"`gate.tasks.{key}` must be about a task that was evaluated ({known}), but no such task was instead. Run: "
-            f"palimpsest evaluate run_dir=... 'evaluate.tasks.names=[{key}]', or remove the rule with "
-            f"'~gate.tasks.{key}'."
+            f"palimpsest evaluate run_dir=... 'evaluate.tasks.names=[{key}]', or leave the rule out "
+            f"(one of a file: '~gate.tasks.{key}')."
         )
     for compared in measured:
         if compared.metric == metric:

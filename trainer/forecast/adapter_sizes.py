@@ -111,14 +111,19 @@ def in_nf4(shape: DecoderShape, weights: Weights, element_bytes: int = 2) -> Wei
     )
 
 
+def whole_stage(run: RunShape) -> int:
+    """Return the stage at which the tables over r count a base that every rank has whole."""
+    return min(run.stage, 1)
+
+
 def adapter(
     shape: DecoderShape, run: RunShape, r: int, targets: Collection[str] | None = None
 ) -> AdapterSize:
-    """Return parameters, bytes and memory of one rank of LoRA for a run, whose ZeRO stage is not looked at."""
+    """Return parameters, bytes and memory of one rank of LoRA for a run; without sharding as at `whole_stage`."""
     size = run.element_bytes
     weights = adapter_weights(shape, r, targets, element_bytes=size)
     packed = adapter_weights(shape, r, targets, base_in_nf4=True, element_bytes=size)
-    replicated = replace(run, stage=1)
+    replicated = replace(run, stage=whole_stage(run))
     return AdapterSize(
         r=r,
         num_params=weights.num_trainable,

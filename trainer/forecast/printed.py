@@ -57,9 +57,7 @@ def memory_table(peaks: Mapping[int, Peak], run: RunShape, reserve_gib: float, g
     table.add_row("  at", *(peaks[stage].moment for stage in stages))
     table.add_row("context, fragmentation", *(f"{reserve_gib:.1f}" for _ in stages))
     spare = [gpu_gib - reserve_gib - peaks[stage].gib for stage in stages]
-    table.add_row(
-        f"to spare of {gpu_gib:.0f}", *(f"{gib:.1f}" if gib >= 0 else "does not fit" for gib in spare)
-    )
+    table.add_row(f"to spare of {gpu_gib:.0f}", *map(_spare, spare))
     return table
 
 
@@ -156,9 +154,16 @@ def _listed(ways: Sequence[Way], gpu: Gpu) -> str:
     return "".join(f"\n  {line}" for line in lines)
 
 
-def adapter_table(shape: DecoderShape, rows: Sequence[AdapterSize], full: Mapping[int, Peak]) -> Table:
-    """Return LoRA over r beside full fine-tuning; `full` holds its peaks by stage."""
-    heads = ["r", "trainable", "share", "adapter", "checkpoint", "ZeRO 0/1", "ZeRO-3", "QLoRA, ZeRO 0/1"]
+def adapter_table(
+    shape: DecoderShape, rows: Sequence[AdapterSize], full: Mapping[int, Peak], stage: int
+) -> Table:
+    """Return LoRA over r beside full fine-tuning; `full` holds its peaks by stage.
+
+    Args:
+        stage: At which every rank has the base whole, 0 or 1.
+    """
+    whole = f"ZeRO-{stage}"
+    heads = ["r", "trainable", "share", "adapter", "checkpoint", whole, "ZeRO-3", f"QLoRA, {whole}"]
     table = _table(heads)
     for row in rows:
         table.add_row(
@@ -175,7 +180,7 @@ def adapter_table(shape: DecoderShape, rows: Sequence[AdapterSize], full: Mappin
         "100 %",
         "",
         size_text(shape.num_params * checkpoint_bytes(rows[0].element_bytes)),
-        *(f"{full[stage].gib:.1f}" for stage in (1, 3)),
+        *(f"{full[stage].gib:.1f}" for stage in (stage, 3)),
         "",
     )
     return table
@@ -190,14 +195,23 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def nodes_table(times: Mapping[int, StepTime]) -> Table:
-    """Return seconds and tokens a second over nodes; the batch grows with them."""
-    table = _table(["nodes", "GPUs", "s a step", "tok/s a GPU", "tok/s"])
+def nodes_table(times: Mapping[int, StepTime], spare_gib: Mapping[int, float]) -> Table:
+    """Return seconds and tokens a second over nodes, and whether a GPU has room for that; the batch grows with them."""
+    table = _table(["nodes", "GPUs", "s a step", "tok/s a GPU", "tok/s", "GiB to spare"])
     for number, found in times.items():
         rate = found.tokens_per_s_per_gpu
-        row = (f"{found.seconds:.2f}", f"{rate:,.0f}", f"{rate * found.num_ranks:,.0f}")
+        row = (
+            f"{found.seconds:.2f}",
+            f"{rate:,.0f}",
+            f"{rate * found.num_ranks:,.0f}",
+            _spare(spare_gib[number]),
+        )
         table.add_row(str(number), str(found.num_ranks), *row)
     return table
+
+
+def _spare(gib: float) -> str:
+    return f"{gib:.1f}" if gib >= 0 else "does not fit"
 
 
 def _table(heads: Sequence[str]) -> Table:

@@ -237,9 +237,10 @@ def _load_pretrained(
             "It was not run. Get safetensors, or name another model.path."
         ) from error
     except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
-            f"The weights of {source} (model.safetensors or its shards) cannot be loaded: "
-            f"{' '.join(str(error).split())[:300]}. {_in_shards('Get the files again')}, or name another model.path."
+            f"The weights of {source} (model.safetensors or its shards) cannot be loaded: {reason}. "
+            f"{_in_shards('Get the files again')}, or name another model.path."
         ) from error
     problems = {
         kind: sorted(str(key) for key in info.get(kind) or [])

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from trainer.config.model import ModelConfig
+from trainer.config.nearby import looks_local
 from trainer.errors import DataError, ModelError
 from trainer.model.on_disk import NOTHING_THERE, is_missing, no_template, no_tokenizer
 from trainer.model.tune.new_tokens import NewTokens, add_to_tokenizer
@@ -293,13 +294,12 @@ def configured_tokenizer(model: ModelConfig, resolved: str) -> Tokenizer:
         ConfigError: If a new token is none.
     """
     path = model.tokenizer or resolved
-    looks_local = path.startswith(("/", ".", "~"))
     local = Path(path).expanduser()
     if is_missing(path):
         raise ModelError(_unloadable(path, NOTHING_THERE))
     try:
         hf = AutoTokenizer.from_pretrained(
-            str(local) if looks_local else path,
+            str(local) if looks_local(path) else path,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )

@@ -1,6 +1,5 @@
 """A checkpoint by what a person calls it."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from tests.helpers.committed import commit
 from trainer.checkpoint.commit import seal
 from trainer.checkpoint.layout import MANIFEST, STATE, step_dir
 from trainer.checkpoint.manifest import Lineage, Manifest
-from trainer.checkpoint.named import find_checkpoint
+from trainer.checkpoint.named import find_checkpoint, why_not_named
 from trainer.checkpoint.state import TrainState, write_state
 from trainer.dist.mesh import alone
 from trainer.errors import CheckpointError
@@ -49,16 +48,19 @@ def test_any_other_name_is_refused_with_the_names_that_work(run_dir, which):
 
 def test_a_step_that_was_not_saved_is_refused_with_those_that_were(run_dir):
     with pytest.raises(
-        CheckpointError, match=r"`15` must still be there, but .* of steps 10, 20, 30\. Choose"
+        CheckpointError,
+        match=r"must be last or a step that is saved \(10, 20, 30\), but is 16 instead. Set .*=20",
     ):
-        find_checkpoint(run_dir, "15")
+        find_checkpoint(run_dir, "16")
 
 
-def test_of_one_checkpoint_alone_it_is_told_in_the_singular(run_dir):
-    for step in (10, 20):
-        shutil.rmtree(step_dir(run_dir, step))
-    with pytest.raises(CheckpointError, match=r"has only that of step 30\. Choose it\.$"):
-        find_checkpoint(run_dir, "15")
+def test_a_step_that_is_not_there_is_refused_before_anything_is_read(run_dir):
+    (step_dir(run_dir, 30) / STATE).write_text("{}")
+    assert "`evaluate.checkpoint` must be last or a step that is saved" in why_not_named(
+        run_dir, "16", "evaluate.checkpoint"
+    )
+    assert "must be last, best or a step number" in why_not_named(run_dir, "newest")
+    assert why_not_named(run_dir, "30") is why_not_named(run_dir, "best") is None, "which is seen by reading"
 
 
 def test_the_last_is_the_newest_that_verifies_and_a_damaged_one_cannot_be_named(run_dir):
@@ -71,7 +73,7 @@ def test_the_last_is_the_newest_that_verifies_and_a_damaged_one_cannot_be_named(
 @pytest.mark.parametrize("best_step", [5, None], ids=["gone", "never evaluated"])
 def test_a_run_that_has_no_best_checkpoint_says_which_there_are(tmp_path, best_step):
     save(tmp_path, 10, best_step)
-    with pytest.raises(CheckpointError, match=r"`best` must .* 10\. Choose") as caught:
+    with pytest.raises(CheckpointError, match=r"saved \(10\), but is best instead, of") as caught:
         find_checkpoint(tmp_path, "best")
     assert "-1" not in str(caught.value).replace(str(tmp_path), "")
 

@@ -130,6 +130,7 @@ def write_model(folder, model_type, architectures, **more):
     folder.mkdir()
     record = {"model_type": model_type, "architectures": architectures, **more}
     (folder / "config.json").write_text(json.dumps(record))
+    (folder / "tokenizer.json").write_text("{}")
     return f"model.path={folder}"
 
 
@@ -157,12 +158,15 @@ def test_a_model_folder_that_is_not_there_is_named(prepare):
     check(prepare.refused("text", "model.path=./nope"), "`model.path`", "/nope' instead. Check the path.")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_a_config_json_that_says_nothing_is_refused(prepare, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [("{", "that is no JSON"), ("[]", "names no model_type"), ("{}", "names no model_type")],
+)
+def test_a_config_json_that_says_nothing_is_refused(prepare, tmp_path, text, state):
     prepare.rows({"text": "a"})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(text)
-    check(prepare.refused("text", f"model.path={tmp_path}/other"), "`model.path`", "cannot be read")
+    check(prepare.refused("text", f"model.path={tmp_path}/other"), "`model.path`", state)
 
 
 def test_code_that_comes_with_a_model_is_not_run_unless_asked_for(prepare, tmp_path):

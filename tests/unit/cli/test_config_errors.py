@@ -14,6 +14,7 @@ from trainer.config import foreign
 from trainer.config.data import Format
 from trainer.config.describe import known_keys
 from trainer.config.options import group_options
+from trainer.config.store import compose_config, to_yaml
 
 CORPUS = ["model=tiny", "data=text", "data.sources.corpus.path=a.jsonl"]
 
@@ -60,7 +61,7 @@ def test_a_misspelt_key_or_group_is_named_with_the_nearest_one(refuse, override,
 )
 def test_a_name_of_another_trainer_is_told_with_ours(refuse, word, ours):
     said = refuse("train", *CORPUS, word)
-    assert said.startswith(f"Unknown key `{word.partition('=')[0]}`. Did you mean `{ours}`")
+    assert f"Unknown key `{word.partition('=')[0]}`. Did you mean `{ours}`" in said
 
 
 def test_a_name_that_is_also_a_key_of_another_section_is_told_with_both(refuse):
@@ -70,8 +71,8 @@ def test_a_name_that_is_also_a_key_of_another_section_is_told_with_both(refuse):
 
 def test_what_counts_otherwise_there_is_said(refuse):
     said = refuse("train", *CORPUS, "gradient_accumulation_steps=4")
-    assert said.endswith(
-        "It counts tokens of a step over all ranks, accumulated ones too: sequences x data.seq_len."
+    assert (
+        "It counts tokens of a step over all ranks, accumulated ones too: sequences x data.seq_len." in said
     )
     said = refuse("train", "--learning_rate=1e-4")
     assert said.startswith(
@@ -129,8 +130,8 @@ def test_a_key_like_none_of_its_section_is_told_with_the_keys_of_the_section(ref
 
 def test_all_words_that_cannot_be_are_told_together(refuse):
     said = refuse("train", *CORPUS, "data.seq_len=ab", "optim.lrr=3", "train.micro_batch_size=x").splitlines()
-    assert said[0] == "The configuration has 3 problems:" and len(said) == 4
-    for key in ("data.seq_len", "optim.lrr", "train.micro_batch_size"):
+    assert said[0] == "The configuration has 4 problems:" and len(said) == 5
+    for key in ("data.seq_len", "optim.lrr", "train.micro_batch_size", "data.sources.corpus.path"):
         assert any(f"`{key}`" in line for line in said[1:])
 
 
@@ -142,6 +143,87 @@ def test_what_is_missing_is_told_with_the_broken_rules(refuse, monkeypatch):
     assert said[0] == "The configuration has 4 problems:" and len(said) == 5
     keys = ("optim.lr", "train.global_batch_tokens", "data.sources.corpus.path", "tune.quantise")
     assert all(any(f"  - `{key}` must" in line for line in said[1:]) for key in keys), said
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "log.trackers=[wandbb]",
+            "`log.trackers[0]` must be one of wandb, mlflow, tensorboard, trackio, but is",
+        ),
+        (
+            "tune.r=viel",
+            "`tune.r` must be a whole number, but is 'viel' instead. Set tune.r=16, or leave it out.",
+        ),
+        (
+            "tune.dora=maybe",
+            "`tune.dora` must be true or false, but is 'maybe' instead. Set tune.dora=false, or",
+        ),
+        (
+            "tune.alpha=x",
+            "`tune.alpha` must be a number, but is 'x' instead. Set tune.alpha=0.1 or such, or leave",
+        ),
+        (
+            "train.max_tokens=auto",
+            "`train.max_tokens` must be a whole number, but is 'auto' instead. Set train.max_tokens=null.",
+        ),
+        (
+            "optim.betas=7",
+            "`optim.betas` must be a list, but is '7' instead. Set 'optim.betas=[0.9, 0.95]', or",
+        ),
+        (
+            "tune.target=q",
+            "`tune.target` must be a list, but is 'q' instead. Set 'tune.target=[all_linear]', or",
+        ),
+        ("tune.target={a: 1}", "`tune.target` must be a list, but is"),
+        (
+            "model.tiny.hidden_size=x",
+            "`model.tiny.hidden_size` must be a whole number, but is 'x' instead. Set model",
+        ),
+        (
+            "log.wandb.mode=xyz",
+            "auto, online, offline, but is 'xyz' instead. Set log.wandb.mode=auto, or leave it out.",
+        ),
+        ("name=a\bb", "`name` must be a text without control characters"),
+        ("~gate.sets.none", "`gate.sets.none` must be an entry of `gate.sets`"),
+        ("@optim.lr=1", "must be given"),
+    ],
+)
+def test_a_word_that_cannot_be_hides_no_other_problem(refuse, tmp_path, word, said):
+    """A misspelt tracker hid all else: a mended start was refused again."""
+    words = ["model=tiny", "data=text", f"data.sources.corpus.path={tmp_path}/gone.txt", "train.max_steps=1"]
+    message = refuse("train", *words, word, "optim.weight_decay=-1")
+    for sentence in (
+        said,
+        "`optim.weight_decay` must be 0 or more",
+        "`data.sources.corpus.path` must name a file",
+    ):
+        assert sentence in message, message
+
+
+def test_words_beside_a_frozen_configuration_are_told_together(refuse, tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(compose_config(["model=tiny", "optim.weight_decay=-1"])))
+    message = refuse(
+        "train", "--config", f"{tmp_path}/config.yaml", "log.trackers=[wandbb]", "tune.r=viel", "tune.x=1"
+    )
+    for sentence in (
+        "`log.trackers[0]` must be",
+        "`tune.r` must be",
+        "Unknown key `tune.x`",
+        "`optim.weight_decay`",
+    ):
+        assert f"  - {sentence}" in message, message
+
+
+def test_of_two_words_for_a_key_the_wrong_one_is_told_once(refuse):
+    message = refuse("train", "model=tiny", "optim.lr=1e-3", "optim.lr=abc", "optim.weight_decay=-1")
+    assert message.count("`optim.lr` must be a number") == 1 and "`optim.weight_decay`" in message
+
+
+def test_a_rule_of_the_gate_that_was_typed_is_left_out_and_not_removed(refuse):
+    words = ["model=tiny", "data=text", "data.sources.corpus.path=a.txt", "gate.sets.no.max_rise_nats=0.1"]
+    assert "or leave the rule out (one of a file: '~gate.sets.no')." in refuse("train", *words)
 
 
 def test_a_tracker_without_its_package_is_refused_before_torch_is_loaded(here):
@@ -224,10 +306,10 @@ def test_a_misspelt_choice_lists_the_allowed_ones(refuse, override, allowed):
 
 def test_a_misspelt_word_of_a_list_is_told_with_the_nearest(refuse):
     said = refuse("train", *CORPUS, "log.trackers=[wnadb]")
-    assert said.startswith(
-        "`log.trackers[0]` must be one of wandb, mlflow, tensorboard, trackio, but is 'wnadb'"
-    )
-    assert said.endswith(" Did you mean `wandb`?")
+    assert (
+        "`log.trackers[0]` must be one of wandb, mlflow, tensorboard, trackio, but is 'wnadb' instead. "
+        "Did you mean `wandb`?"
+    ) in said
 
 
 def test_a_misspelt_command_is_told_with_the_nearest(refuse):

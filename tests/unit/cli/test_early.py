@@ -52,8 +52,51 @@ def test_packs_that_are_longer_than_the_models_context(tmp_path, command):
     assert "`optim.lr` must be more than 0" in said, "all at once"
 
 
-def test_a_checkpoint_that_is_not_there(run_dir):
-    assert "checkpoint" in refused("evaluate", f"run_dir={run_dir}", "evaluate.checkpoint=99")
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_checkpoint_that_is_not_there_is_told_with_what_else_is_not(run_dir, command):
+    (run_dir.parent / "a.txt").write_text("text")
+    words = [f"run_dir={run_dir}", f"{command}.checkpoint=99", "model.chat_template=gone.jinja"]
+    said = refused(command, *words)
+    assert (
+        f"  - `{command}.checkpoint` must be last or a step that is saved (3), but is 99 instead. Set" in said
+    )
+    assert "  - `model.chat_template` must name a readable" in said
+    for folder in (run_dir / "checkpoints").iterdir():
+        folder.rmdir()
+    assert f"`run_dir` must hold a checkpoint that verifies, but {run_dir} holds none" in refused(
+        command, *words
+    )
+
+
+def test_what_is_combined_is_there(run_dir, tmp_path):
+    adapters = f"export.adapters=[{run_dir},{tmp_path}/rum,{tmp_path}]"
+    said = refused("export", adapters, f"export.output_dir={tmp_path}/o", "export.checkpoint=4")
+    assert f"{tmp_path}/rum is not there. Did you mean {run_dir}?" in said
+    assert (
+        f"but {tmp_path} has no adapter_config.json." in said
+        and "`export.checkpoint` must be last or" in said
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "evaluate"])
+def test_a_mistyped_column_is_told_with_what_else_is_wrong(run_dir, tmp_path, command):
+    """It was told after torch was loaded; a second one after that was mended."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text('{"body": "text"}\n')
+    words = [] if command == "evaluate" else WORDS
+    words = [
+        *words,
+        f"data.sources.corpus.path={tmp_path}/one.jsonl",
+        f"data.sources.more.path={tmp_path}/two.jsonl",
+    ]
+    place = run_dir if command == "evaluate" else tmp_path / "new"
+    said = refused(command, *words, "data.sources.more.columns.text=bodi", f"run_dir={place}", "optim.lr=-1")
+    for sentence in (
+        "`data.sources.corpus.columns.text` must name a column of one.jsonl (row 1), but is 'text' instead",
+        "`data.sources.more.columns.text` must name a column of two.jsonl (row 1), but is 'bodi' instead",
+        "`optim.lr` must be more than 0",
+    ):
+        assert f"  - {sentence}" in said, said
 
 
 def test_a_place_of_an_export_that_is_a_file(run_dir):
@@ -95,6 +138,59 @@ def test_all_that_is_missing_is_told_at_once(tmp_path):
     ):
         assert f"  - {sentence}" in said, (sentence, said)
     assert "The configuration has 11 problems:" in said
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "replay generate", "export"])
+def test_a_folder_without_weights_is_told_with_the_other_problems(run_dir, tmp_path, command):
+    """It was told in a library's words, after data had been prepared."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    (base / "tokenizer.json").touch()
+    words = ["model.kind=pretrained", f"model.path={base}", "tune.method=lora", "export.alpha=2"]
+    place = f"run_dir={run_dir}" if command in ("evaluate", "export") else f"run_dir={tmp_path}/new"
+    data = (
+        []
+        if command in ("evaluate", "export")
+        else [*WORDS[1:], f"data.sources.corpus.path={tmp_path}/a.txt"]
+    )
+    words += ["replay.generate.output_dir=/proc/shared/x"] if command == "replay generate" else []
+    said = refused(*command.split(), *data, *words, place)
+    assert (
+        f"  - `model.path` must be a model's folder, with a config.json, weights and a tokenizer, but {base} "
+        in said
+    )
+    assert "has no weights (model.safetensors, its shards with" in said
+    other = {"replay generate": "`replay.generate.output_dir`"}.get(command, "`export.alpha`")
+    assert f"  - {other} must be" in said, said
+
+
+def test_prepare_and_plan_go_without_weights_and_not_without_a_tokenizer(run_dir, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    words = [*WORDS[1:], f"data.sources.corpus.path={tmp_path}/a.txt", f"model.path={base}", "optim.lr=-1"]
+    said = refused("prepare", *words, f"run_dir={tmp_path}/new")
+    assert (
+        f"with a config.json and a tokenizer, but {base} has no tokenizer (tokenizer.json, tokenizer.model)."
+        in said
+    )
+    assert "weights" not in said and "`optim.lr`" in said
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "plan", "evaluate"])
+def test_a_mistyped_folder_is_answered_with_the_one_that_is_there(run_dir, tmp_path, monkeypatch, command):
+    """It was taken for a name of the hub, which was asked for a minute."""
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = [
+        *WORDS[1:],
+        f"data.sources.corpus.path={tmp_path}/a.txt",
+        "model.path=models/lama",
+        "optim.lr=-1",
+    ]
+    said = refused(command, *words, f"run_dir={tmp_path}/new")
+    assert "Did you mean models/llama?" in said and "`optim.lr` must be more than 0" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

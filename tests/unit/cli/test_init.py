@@ -87,11 +87,13 @@ def test_what_is_written_composes_for_every_layout(init, here, model, layout):
 
 
 def test_the_commands_that_it_names_plan_and_prepare(init, here, model, capsys):
+    """The model has no weights yet: what trains it is not named, but what is missing."""
     write_rows(here / "our chats.jsonl", ROWS["sharegpt"])
     said = init(f"model={model}", "data=our chats.jsonl")
+    assert said.splitlines()[-1] == f"To train: give {model} its weights first."
     lines = [shlex.split(line) for line in said.splitlines() if line.startswith("  palimpsest ")]
     assert all("'hydra.searchpath=[file://" in line for line in said.splitlines() if "searchpath" in line)
-    assert [words[1] for words in lines] == ["plan", "prepare", "train"]
+    assert [words[1] for words in lines] == ["plan", "prepare"]
     assert lines[0][2] == "experiment=our_chats"
     text = (here / "palimpsest/experiment/our_chats.yaml").read_text()
     assert (
@@ -162,7 +164,10 @@ WRONG = {
     ),
     "a broken turn": ("model={0}/base data={0}/broken.jsonl", "an assistant turn in every conversation"),
     "no model": ("model={0} data={0}/a.jsonl", "folder with a config.json"),
-    "no tokenizer": ("model={0}/bare data={0}/a.jsonl", "must be a folder with a tokenizer"),
+    "no tokenizer": (
+        "model={0}/bare data={0}/a.jsonl",
+        "must be a folder with a config.json and a tokenizer",
+    ),
     "no template": ("model={0}/plain data={0}/a.jsonl", "Give chat_template=FILE"),
     "no such template": ("model={0}/base data={0}/a.jsonl chat_template=x.jinja", "there is none at x.jinja"),
     "no data": ("model={0}/base", "`data` must be given"),

@@ -61,6 +61,29 @@ def test_stage_0_has_a_column_where_training_allows_it(plan):
     assert "ZeRO-0 " in text and len(rows(text)["peak"]) == 4
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_both_tables_say_the_same_of_the_run(plan, stage):
+    """That over r was headed ZeRO 0/1 and counted ZeRO-1, which shards the optimizer's state."""
+    words = ["recipe=lora", f"zero=zero{stage}", "train.micro_batch_size=1", "data.seq_len=2048"]
+    _, text = plan(*NODE, *words, "train.global_batch_tokens=16384")
+    shown = rows(text)
+    assert shown["r"][4:] == [f"ZeRO-{stage}", "ZeRO-3", f"QLoRA, ZeRO-{stage}"]
+    assert shown["16"][4:6] == [shown["peak"][stage], shown["peak"][3]]
+
+
+def test_the_table_of_time_says_which_rows_do_not_fit(plan):
+    words = ["recipe=full_finetune", "plan.gpu=H100", "zero=zero3", "model.checkpoint_layers=-1"]
+    code, text = plan(*NODE, *words, "plan.gpu_gib=26")
+    last = [cells[-1] for cells in (rows(text)[str(number)] for number in (1, 2, 64))]
+    assert code == 0 and last[0] == "does not fit" and float(last[2]) > float(last[1]) >= 0
+    assert "Time, were there room in memory" in text and "cluster.num_nodes=2: peak" in text
+    assert text.endswith("This is no error here: with plan.strict=true the exit code is 3.\n")
+    code, text = plan(*NODE, *words, "plan.gpu_gib=26", "plan.strict=true")
+    assert code == 3 and "This is no error" not in text
+    code, text = plan(*NODE, *words)
+    assert code == 0 and "does not fit" not in text.partition("\nTime\n")[2]
+
+
 def test_the_figure_is_an_svg_and_only_written_where_it_is_asked_for(plan, here):
     plan(*NODE)
     assert [*here.iterdir()] == [], "a forecast writes nothing by itself"
@@ -179,8 +202,14 @@ def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
     [
         (["model=tinny"], "Did you mean `tiny`?"),
         (["model=benchmark"], "`model.path`"),
-        (["model=benchmark", "model.path=/nowhere/model"], "`model.path` must be a model name or a folder"),
-        (["model=benchmark", "model.path=nobody/nothing"], "no config.json for 'nobody/nothing'"),
+        (
+            ["model=benchmark", "model.path=/nowhere/model"],
+            "`model.path` must be a model name or an existing",
+        ),
+        (
+            ["model=benchmark", "model.path=nobody/nothing"],
+            "'nobody/nothing' is neither: there is no such folder",
+        ),
         (["plan.gpu_gib=0"], "`plan.gpu_gib` must be more than 0, but is 0.0 instead."),
         (["plan.gpu_gib=-80"], "`plan.gpu_gib` must be more than 0, but is -80.0 instead."),
         (["plan.gpu_gib=nan"], "`plan.gpu_gib` must be more than 0, but is nan instead."),
@@ -221,10 +250,10 @@ def test_bad_input_is_a_sentence_and_exit_code_2(refuse, monkeypatch, overrides,
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "cannot be read"),
+        ("{", "that is no JSON"),
         ('{"model_type": "llama"}', "`hidden_size` of"),
         ('{"model_type": "no_such_kind"}', "is no_such_kind instead"),
-        ("{}", "name its `model_type`"),
+        ("{}", "that names no model_type"),
     ],
 )
 def test_a_config_json_that_says_too_little_is_refused(refuse, tmp_path, text, sentence):

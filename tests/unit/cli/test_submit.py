@@ -11,7 +11,11 @@ from trainer.cli import run_command
 from trainer.config.store import load_config
 from trainer.metrics.jsonl import read
 
-LLAMA = ["model=benchmark", f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}"]
+LLAMA = [
+    "model=benchmark",
+    f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}",
+    "model.tokenizer=../tokenizer",
+]
 DATA = ["data=text", "data.sources.corpus.path=../corpus.txt", "train.max_steps=10"]
 NODES = ["cluster=slurm", "cluster.num_nodes=2", "train.global_batch_tokens=262144", "cluster.gpu_gib=141"]
 OWN = "cluster.node_local_paths=[/node,/dev/shm]"  # not where the tests write
@@ -25,6 +29,8 @@ def slurm(here, tmp_path, monkeypatch):
     folder, calls = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
     (tmp_path / "corpus.txt").write_text("a text")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").touch()
     for name, body in (
         ("sinfo", f"echo '{SINFO}'"),
         ("sbatch", f'echo "$*" >>{calls}; env | grep -E "^(SBATCH|SLURM)_" >>{calls}; echo 4711'),
@@ -291,8 +297,8 @@ def test_an_image_sees_the_folder_of_the_corpus_and_the_cache_of_the_hub(
     said = "because the configuration reads them: /shared/data (data.sources.corpus.path), /shared/hub (the cache of"
     assert said in shown.err
     assert (
-        "`data.sources.corpus.path` must be there when a run is submitted, but is '/shared/data/corpus.jsonl'"
-        in (shown.err)
+        "There is nothing at /shared/data/corpus.jsonl on this machine (data.sources.corpus.path)"
+        in shown.err
     )
 
 
@@ -315,17 +321,16 @@ def test_an_image_sees_what_links_lead_to_and_nothing_twice(nowhere, here, tmp_p
     seen = mounts(shown.out)
     assert {str(model), str(blobs), str(far), str(here), "/listed"} < set(seen)
     assert len(seen) == len(set(seen)) and not {"/listed/a", "/data", "/lustre/x/b.txt"} & set(seen)
-    assert "`data.sources.inside.path`" in shown.err, "it is looked for on this side of the mount"
+    assert "(data.sources.inside.path)" in shown.err, "it is looked for on this side of the mount"
 
 
 def test_a_source_that_is_not_there_is_said_by_a_dry_run_and_refused_by_submit(slurm, here, tmp_path, capsys):
     gone = "data.sources.corpus.path=/gone/*.jsonl"
-    sentence = (
-        "`data.sources.corpus.path` must be there when a run is submitted, but is '/gone/*.jsonl' instead."
-    )
     assert run_command([*local(tmp_path, gone), "--dry-run"]) == 0
-    assert sentence in capsys.readouterr().err
+    said = "There is nothing at /gone/*.jsonl on this machine (data.sources.corpus.path): it may be on the cluster"
+    assert said in capsys.readouterr().err
     assert run_command(local(tmp_path, gone)) == 2
+    sentence = "must be on this machine when a run is submitted, but there is nothing at /gone/*.jsonl. Check"
     assert sentence in capsys.readouterr().err and not slurm.exists()
 
 
@@ -339,7 +344,9 @@ def test_what_only_one_node_would_see_is_refused(slurm, here, tmp_path, capsys):
         assert "`run_dir`" not in said
         for key in ("data.sources.corpus.path", "data.cache_dir"):
             assert f"`{key}` must be on a disk that all nodes share" in said
-        assert ("`working directory` must be on a disk that all nodes share" in said) == (not more)
+        assert (
+            "The working directory must be on a disk that all nodes share, since the job begins in it" in said
+        )
 
 
 def test_a_cache_of_the_hub_that_each_node_has_for_itself_is_refused(nowhere, capsys, monkeypatch):
@@ -365,3 +372,81 @@ def test_a_cache_of_the_hub_that_each_node_has_for_itself_is_refused(nowhere, ca
     found = said()
     assert "`HF_DATASETS_CACHE`" in found and "`HF_HOME`" not in found
     assert not said("model=benchmark", *LLAMA[1:]), "nothing is of the hub"
+
+
+def test_all_that_speaks_against_a_submission_is_told_at_once(slurm, here, tmp_path, capsys, monkeypatch):
+    """Places, the site, the model and the memory came one after the other, each after the one before was mended."""
+    model = tmp_path / "base"
+    model.mkdir()
+    (model / "config.json").write_text((ROOT / "benchmarks/shapes/llama3_8b/config.json").read_text())
+    (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
+    words = [
+        "model.kind=pretrained",
+        f"model.path={model}",
+        "data=text",
+        "data.sources.corpus.path=../rows.jsonl",
+    ]
+    words += ["data.sources.more.path=../rowz.jsonl", "train.max_steps=10", *NODES, "cluster.gpu_gib=10"]
+    words += [
+        "run_dir=/proc/shared/run",
+        "cluster.partition=b200",
+        f"cluster.node_local_paths=[{here},/node]",
+    ]
+    words += ["data.cache_dir=/node/cache", "cluster.python=/node/venv/bin/python", "cluster.scratch=scratch"]
+    assert run_command(["submit", *words]) == 2
+    said = capsys.readouterr().err
+    for sentence in (
+        "`data.cache_dir` must be on a disk that all nodes share, and /node is each",
+        "The working directory must be on a disk that all nodes share, since the job begins in it, but",
+        "`cluster.python` must be on a disk that all nodes share, and /node is each node's own, but is '/node/venv",
+        f"when a run is submitted, but there is nothing at {tmp_path}/here/../rowz.jsonl. Did you mean",
+        "`run_dir` must be a folder you can write to",
+        f"but {model} has no weights",
+        "and has no tokenizer",
+        "`data.sources.corpus.columns.text` must name a column of rows.jsonl (row 1)",
+        "`cluster.partition` must be one of main, but is 'b200' instead.",
+        "`cluster.gpu_gib` must be at least",
+    ):
+        assert sentence in said, (sentence, said)
+    assert not slurm.exists()
+
+
+def test_without_slurm_the_other_problems_are_told_too(nowhere, refuse):
+    shown = refuse("submit", *RUN, "optim.lr=-1")
+    assert (
+        "must run where SLURM's sbatch and sinfo are" in shown and "`optim.lr` must be more than 0" in shown
+    )
+
+
+def test_an_environment_on_a_nodes_own_disk_is_refused(slurm, here, tmp_path, capsys, monkeypatch):
+    """The ranks would begin with a Python that other nodes do not have."""
+    venv = tmp_path / "venv"
+    monkeypatch.setattr(sys, "executable", f"{venv}/bin/python")
+    monkeypatch.setattr(sys, "prefix", str(venv))
+    mine = [*local(tmp_path), f"cluster.node_local_paths=[{venv}]"]
+    for more in (["--dry-run"], []):
+        assert run_command([*mine, *more]) == 2
+        said = capsys.readouterr().err
+        assert (
+            f"`cluster.python` must be on a disk that all nodes share, and {venv} is each node's own" in said
+        )
+        assert (
+            "Install Palimpsest in an environment on a shared disk and submit with it, or set cluster.python"
+            in said
+        )
+    assert run_command([*mine, "cluster.python=/shared/venv/bin/python"]) == 0
+
+
+def test_a_dry_run_goes_without_a_model_that_is_on_the_cluster(slurm, here, tmp_path, capsys):
+    words = [
+        word for word in local(tmp_path, "model.kind=pretrained") if not word.startswith(("model.", "model="))
+    ]
+    assert run_command([*words, "model.path=/shared/llama", "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert (
+        "#SBATCH --nodes=2\n" in shown.out
+        and "Memory is not forecast: the model is not on this machine" in shown.err
+    )
+    assert "There is nothing at /shared/llama on this machine (model.path)" in shown.err
+    assert run_command([*words, "model.path=org/nowhere", "--dry-run"]) == 2
+    assert "'org/nowhere' is neither: there is no such folder" in capsys.readouterr().err

@@ -38,6 +38,7 @@ def python(tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text(PYTHON)
     script.chmod(0o755)
+    (tmp_path / "corpus.txt").write_text("a text")
     monkeypatch.setattr(sys, "executable", str(script))
     return script
 
@@ -420,3 +421,14 @@ def test_a_directory_is_a_run_or_a_sweep_and_a_sweep_keeps_its_keys(python, here
     )
     (folder / "sweep.json").write_text("{}")
     assert "must be what a sweep wrote" in refuse("train", "-m", *RUN, f"run_dir={folder}", "seed=0,1")
+
+
+def test_what_is_not_here_is_told_before_the_first_point_trains(here, python, tmp_path, capsys):
+    """Every point would end for it, one after the other."""
+    words = ["optim.lr=1e-3,1e-4", "data.sources.corpus.path=../gone.txt", "model.chat_template=gone.jinja"]
+    assert train(tmp_path / "sweep", *words) == 2
+    said = capsys.readouterr().err
+    assert "No point was started" in said and "`model.chat_template` must name a readable Jinja file" in said
+    assert (
+        "`data.sources.corpus.path` must name a file" in said and not (tmp_path / "sweep" / "calls").exists()
+    )

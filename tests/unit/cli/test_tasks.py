@@ -42,7 +42,11 @@ def test_a_missing_folder_or_file_is_found_before_ranks_start(
         "train.max_steps=1",
         "data.seq_len=64",
     ]
-    words += ["train.global_batch_tokens=64", f"evaluate.tasks.include_path={folder}"]
+    words += [
+        "train.global_batch_tokens=64",
+        f"evaluate.tasks.include_path={folder}",
+        "evaluate.checkpoint=base",
+    ]
     assert sentence in refuse(command, *words, *overrides)
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
@@ -79,6 +83,7 @@ def test_what_is_asked_of_tasks_during_training_is_found_before_ranks_start(
 
 
 def test_a_gate_rule_about_a_task_that_will_not_run_is_found_before_ranks_start(refuse, tmp_path, model):
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "a.txt").touch()
     words = ["data=text", f"data.sources.corpus.path={tmp_path}/a.txt", f"model.path={model}"]
     words += [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import datasets
 import pytest
 import zstandard
 
-from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.config.data import ColumnsConfig, Format, SourceConfig, TokenValue
 from trainer.data.rows.files import list_files
 from trainer.data.rows.hub import open_dataset, read_dataset
 from trainer.data.rows.source import read_files
@@ -252,3 +253,38 @@ def test_a_hub_dataset_is_read_without_the_nulls_of_its_structs(tmp_path: Path) 
     read = read_dataset("s", SourceConfig(dataset="x", format=Format.chat), made)
     assert [row["messages"] for batch in read.batches() for row in batch.rows] == rows
     assert read.reading.to_lines() == ["columns that are not read: id"]
+
+
+@pytest.mark.parametrize("rows", [50, 300])
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"text": "txt"}, "`data.sources.corpus.columns.text` must name a column of rows.jsonl"),
+        ({"weight": "worth"}, "columns.weight` must name a column that some row has, but is 'worth'"),
+    ],
+)
+def test_the_first_rows_tell_of_a_column_that_is_not_there(tmp_path, rows, columns, said):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": "a", "worht": 1}) + "\n" for _ in range(rows)))
+    source = SourceConfig(path=str(file), columns=ColumnsConfig(**columns))
+    with pytest.raises(DataError, match=re.escape(said)):
+        read_files("corpus", source, list_files("corpus", source), [TokenValue.weight]).look()
+
+
+def test_a_look_at_the_first_rows_does_not_judge_those_that_come_later(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    late = [{"text": "a", "id": 1}] * 200 + [{"text": "a", "share": 2}] * 200
+    file.write_text("".join(json.dumps(row) + "\n" for row in late))
+    source = SourceConfig(path=str(file), columns=ColumnsConfig(weight="share"))
+    read_files("corpus", source, list_files("corpus", source), [TokenValue.weight]).look()
+
+
+def test_both_columns_of_pairs_that_are_not_there_are_told(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    columns = ColumnsConfig(prompt="promt", completion="compltion")
+    source = SourceConfig(path=str(file), format=Format.completion, columns=columns)
+    with pytest.raises(
+        DataError, match="but is 'promt' instead, and completion is 'compltion'; the columns are"
+    ):
+        read_files("corpus", source, list_files("corpus", source)).look()

@@ -54,12 +54,12 @@ def test_a_revision_is_never_answered_with_the_shape_that_ships(cache):
 
 
 def test_an_unknown_name_is_refused_offline(cache):
-    with pytest.raises(ModelError, match=r"no config\.json for 'nobody/nothing'"):
+    with pytest.raises(ModelError, match=r"'nobody/nothing' is neither: there is no such folder, and"):
         read_config_json("nobody/nothing")
 
 
 def test_a_name_that_no_hub_has_is_refused(cache):
-    with pytest.raises(ModelError, match=r"no config\.json for 'a/b/c'"):
+    with pytest.raises(ModelError, match=r"'a/b/c' is neither"):
         read_config_json("a/b/c")
 
 

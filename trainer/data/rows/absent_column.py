@@ -67,11 +67,13 @@ def check_columns(
         DataError: If one of `wanted` (config key: name) is not there.
     """
     absent = {key: column for key, column in wanted.items() if column not in columns}
-    for key, column in absent.items():
+    if absent:
+        (key, column), *others = absent.items()
         fix = _hint(name, source, columns, absent, sample) if is_like_others else "Mend or remove that row."
+        beside = "".join(f", and {other} is '{of_other}'" for other, of_other in others)
         raise DataError(
             f"`data.sources.{name}.columns.{key}` must name a column of {where}, but is '{column}' "
-            f"instead; the columns are [{', '.join(map(_shown, columns))}]. {fix}".rstrip()
+            f"instead{beside}; the columns are [{', '.join(map(_shown, columns))}]. {fix}".rstrip()
         )
 
 
@@ -97,7 +99,7 @@ def _hint(
             if format_ is Format.completion:
                 shown += f" {of_source}.as_chat=true"
             return f"Its rows look like {title}: set {shown}."
-    near = {key: found[0] for key, column in absent.items() if (found := _near(column, columns))}
+    near = {key: found for key, column in absent.items() if (found := near_column(column, columns))}
     if len(near) == len(absent):
         return f"Set {_words(of_source, {f'columns.{key}': found for key, found in near.items()})}, if that is it."
     if not absent.keys() & required_columns(source).keys():
@@ -141,8 +143,9 @@ def _text_length(values: Sequence[Any]) -> float:
     return sum(map(len, said)) / len(said)
 
 
-def _near(wanted: str, columns: Collection[str]) -> list[str]:
-    return get_close_matches(wanted, columns, 1, cutoff=0.75)
+def near_column(wanted: str, columns: Collection[str]) -> str | None:
+    """Return the column that is most like one that is not there; None where none is."""
+    return next(iter(get_close_matches(wanted, columns, 1, cutoff=0.75)), None)
 
 
 def _words(of_source: str, values: dict[str, str]) -> str:

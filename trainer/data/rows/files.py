@@ -44,6 +44,7 @@ INDEX = ".idx"
 HUB_RECORDS = ("dataset_info.json", "dataset_infos.json", *SAVED_RECORDS)
 """What Hugging Face writes beside the data."""
 READ_BYTES = 1 << 20
+LARGE_BYTES = 32 << 20
 REMOTE_TAKEN = "jsonl, json, parquet, arrow, csv, tsv or txt files, the text kinds also as " + ", ".join(
     COMPRESSIONS
 )
@@ -258,6 +259,11 @@ def kind_of(file: SourceFile) -> str:
     if isinstance(file, RemoteFile):
         return file.kind
     return "index" if file.suffix == INDEX else str(file_kind(file))
+
+
+def is_large_json(file: SourceFile) -> bool:
+    """Tell whether a file is one JSON value that takes a while to read."""
+    return kind_of(file) == "json" and isinstance(file, Path) and file.stat().st_size > LARGE_BYTES
 
 
 def _parts(listing: Listing) -> list[SourceFile]:

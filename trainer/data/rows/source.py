@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from trainer.config.data import SourceConfig, TokenValue
 from trainer.data.formats.opened import NumberedRow, Opened, open_file, open_mapped
-from trainer.data.rows.absent_column import SAMPLE_ROWS, check_columns
+from trainer.data.rows.absent_column import SAMPLE_ROWS, check_columns, near_column
 from trainer.data.rows.columns import (
     ColumnLayout,
     Row,
@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 BATCH_ROWS = 1000
 BATCH_CHARS = 1 << 20
+LOOK_ROWS = 100
+"""Rows that are read before anything is loaded."""
 
 
 class SourceRows:
@@ -85,6 +87,30 @@ class SourceRows:
         if empty:
             self.reading.lines.append(f"files without a row: {join_names(empty)}")
         self._check_seen()
+
+    def look(self, most: int = LOOK_ROWS) -> None:
+        """Read the first rows, for what is wrong with them and with the columns that are named; then it is of no use.
+
+        Raises:
+            DataError: As `batches`; of a column that no row has only where all rows were read.
+        """
+        most = min(most, self._asked.max_documents or most + 1)
+        for file in chain(self._first, self._opened):
+            for _ in islice(self._rows(file), most - self._num_rows):
+                pass
+            if self._num_rows >= most:
+                break
+        if self._num_rows < most or most == self._asked.max_documents:
+            self._check_seen()
+            return
+        for slot, column in self._named_columns().items():
+            near = near_column(column, self.reading.unread)
+            if near is not None and not self._num_with[column]:
+                raise DataError(
+                    f"`data.sources.{self._name}.columns.{slot}` must name a column that some row has, but is "
+                    f"'{column}' instead, which none of the first {most} rows has. Set data.sources.{self._name}."
+                    f"columns.{slot}={near}, if that is it."
+                )
 
     def _rows(self, file: Opened) -> Iterator[NumberedRow]:
         name, source, read = self._name, self.source, self._layout.read

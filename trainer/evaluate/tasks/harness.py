@@ -144,8 +144,8 @@ def check_rules(rules: Mapping[str, TaskRule], loaded: LoadedTasks | None) -> No
         if key not in names:
             raise ConfigError(
                 f"`gate.tasks.{key}` must be about a task in evaluate.tasks.names ({', '.join(names) or 'none'}), but "
-                f"is not instead. Add it with 'evaluate.tasks.names=[{key}]', or remove the rule with "
-                f"'~gate.tasks.{key}'."
+                f"is not instead. Add it with 'evaluate.tasks.names=[{key}]', or leave the rule out "
+                f"(one of a file: '~gate.tasks.{key}')."
             )
 
 
