@@ -49,7 +49,7 @@ def unpacking(packing: dict[str, Any]) -> dict[str, Any]:
 
 
 def now_whole(model: Any, dtype: torch.dtype) -> None:
-    """Let a model that was unpacked be as any other, in place: saved, cast and shown so, and held in the type asked for.
+    """Let a model that was unpacked be as any other, in place: saved, cast, shown, and held in the type asked for.
 
     transformers 5.17 leaves what was MXFP4 in bf16 whatever it was asked for; no value of four bits and a power of two
     is rounded there. What ZeRO-3 shares out is held in one type already.
