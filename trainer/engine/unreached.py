@@ -76,16 +76,16 @@ class _Settled:
     def __init__(self, module: nn.Module, parameters: list[nn.Parameter]) -> None:
         self._parameters = parameters
         _gather_with(module, parameters)
-        self._missed: list[set[int]] = []
-        """Of the forward passes that run in each other, the places of parameters that the answer is not made from."""
+        self._missed: set[int] = set()
+        """Of the last forward pass, the places of parameters that its answer is not made from. Its nodes hold it too:
+        one that recomputes may end before it answers."""
         module.register_forward_pre_hook(self._before, with_kwargs=True)
         module.register_forward_hook(self._after, with_kwargs=True, prepend=True)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return None
-        missed: set[int] = set()
-        self._missed.append(missed)
+        self._missed = missed = set()
         values = [*args, *kwargs.values()]
         first = next(
             (i for i, v in enumerate(values) if isinstance(v, Tensor) and v.is_floating_point()), None
@@ -99,12 +99,11 @@ class _Settled:
     def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not torch.is_grad_enabled():
             return None
-        missed = self._missed.pop()
         parts = list(output) if isinstance(output, list | tuple) else [output]
         places = [i for i, v in enumerate(parts) if isinstance(v, Tensor) and v.is_floating_point()]
         inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.requires_grad]
         lost = _lost([parts[i] for i in places], [*inputs, *self._parameters])
-        missed |= {i for i, parameter in enumerate(self._parameters) if id(parameter) in lost}
+        self._missed |= {i for i, parameter in enumerate(self._parameters) if id(parameter) in lost}
         unheard = [value for value in inputs if id(value) in lost]
         if not places or not unheard:
             return None
