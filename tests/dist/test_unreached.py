@@ -132,7 +132,7 @@ def plainly(kind: str, is_constant: bool, num_ranks: int) -> Any:
 
 
 @pytest.mark.parametrize("bucket", [20, pytest.param(5000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("is_constant", [False, True], ids=["same", "constant"])
 @pytest.mark.parametrize("kind", ["fused", "listed"])
 def test_ranks_that_choose_other_experts_take_the_steps_of_one(pool, kind, is_constant, stage, bucket):
