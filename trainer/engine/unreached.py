@@ -85,7 +85,8 @@ class _Settled:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return None
-        self._missed = missed = set()
+        missed: set[int] = set()
+        self._missed = missed
         values = [*args, *kwargs.values()]
         first = next(
             (i for i, v in enumerate(values) if isinstance(v, Tensor) and v.is_floating_point()), None
