@@ -13,8 +13,10 @@ from trainer.errors import SelfCheckError
 LORA = ["tune.method=lora", "tune.r=4"]
 RECOMPUTED = ["model.checkpoint_layers=-1"]
 FEW = [["zero.stage=1", *RECOMPUTED], ["zero.stage=3", "zero.dtype=bf16", *LORA, *RECOMPUTED]]
+WHOLE_STEP = ["train.micro_batch_size=2"]
+"""One micro-step a step: stage 0 adds up none in bf16."""
 ALL = [
-    [f"zero.stage={stage}", f"zero.dtype={dtype}", *tune, *recomputed]
+    [f"zero.stage={stage}", f"zero.dtype={dtype}", *tune, *recomputed, *WHOLE_STEP * (stage == 0)]
     for stage in (0, 1, 2, 3)
     for dtype in ("fp32", "bf16")
     for tune in ([], LORA, [*LORA, "tune.quantise=nf4"])

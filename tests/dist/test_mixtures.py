@@ -128,6 +128,61 @@ def test_experts_without_tokens_keep_no_rank_waiting_under_zero3(pool, workspace
     assert_close(sharded_adapter, adapter, FP32, FP32 * 10)
 
 
+def rounded_otherwise(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> list[Any]:
+    """Return what is said of adapters that move logits by half of what rounding may, by ten times that, and by half
+    with factors that are tiny and not 0."""
+    from trainer.errors import SelfCheckError
+    from trainer.evaluate.proofs.fingerprint import difference, take_fingerprint
+    from trainer.evaluate.proofs.frozen import NOISE, check_silent
+    from trainer.model.flow import shaking
+    from trainer.model.tune.quantise import held_tensors
+
+    tokens, said, share = torch.arange(40, 80).numpy(), [], 0.0
+    with session_of(config_of(workspace, run_dir, *words)) as session:
+        policy = session.policy
+
+        def moved() -> float:
+            return difference(plain, take_fingerprint(policy, tokens).logits_KV)
+
+        def otherwise(module: Any, args: Any, output: Any) -> Any:
+            return output if module._disable_adapters else output * (1 + share)
+
+        next(m for m in policy.module.modules() if hasattr(m, "lora_A")).register_forward_hook(otherwise)
+        assert check_silent(policy, tokens) == 0
+        plain = take_fingerprint(policy, tokens).logits_KV
+        with shaking(policy.module):
+            allowed = NOISE * moved()
+        share = 1e-3
+        per_share = moved() / share
+        for times, tiny in ((0.5, 0.0), (10.0, 0.0), (0.5, 1e-12)):
+            share = times * allowed / per_share
+            for name, parameter in policy.module.named_parameters():
+                if ".experts." in name and ".lora_B." in name:
+                    for held in held_tensors(parameter):
+                        held += tiny
+            try:
+                said.append(check_silent(policy, tokens) / allowed)
+            except SelfCheckError as error:
+                said.append(str(error))
+    return said
+
+
+@pytest.mark.parametrize("target", ["all_linear,experts", "all_linear"])
+def test_experts_made_anew_may_round_otherwise_and_nothing_else_may(
+    pool, workspace, mixture, target, tmp_path
+):
+    """What is added to a linear layer's answer is exactly 0; a tensor of experts is made anew at another address."""
+    words = [*LORA[:2], f"tune.target=[{target}]", mixture, "zero.stage=3"]
+    half, ten, tiny = pool(2).run(rounded_otherwise, workspace=workspace, run_dir=str(tmp_path), words=words)[
+        0
+    ]
+    assert "but moves them by" in ten
+    if target == "all_linear":
+        assert "(allowed: 0.0e+00)" in half and "(allowed: 0.0e+00)" in tiny
+    else:
+        assert 0.2 < half < 1 and "(allowed: 0.0e+00)" in tiny and "(allowed: 0.0e+00)" not in ten
+
+
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_experts_with_factors_resume_export_and_merge(pool, workspace, mixture, stage, tmp_path):
     words = [*LORA, mixture, f"zero.stage={stage}"]

@@ -248,7 +248,7 @@ FAMILIES: dict[str, Family] = {
     "Inkling 2 loop, language model": Family("inkling2_loop_text", INKLING),
     "JetMoE": Family("jetmoe"),
     "Laguna": Family("laguna", SLIDES),
-    "LongCat-Flash": Family("longcat_flash", {"zero_expert_num": 2}),
+    "LongCat-Flash": Family("longcat_flash", {"zero_expert_num": 2, "num_layers": 1}),
     "Mellum 2": Family("mellum", SLIDES),
     "MiniMax-M3, language model": Family("minimax_m3_vl_text"),
     "Sarvam 30B": Family("sarvam_moe"),

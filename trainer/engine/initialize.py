@@ -15,8 +15,10 @@ from torch import nn
 
 from trainer.engine.engine import Engine
 from trainer.engine.spread_layout import Spread
+from trainer.engine.unreached import settle_gradients, wanting_gradient, weightless_hidden
 from trainer.errors import ConfigError
 from trainer.model.calling import calling_parts, looping_parts
+from trainer.model.choosing import owners_of_lists
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,6 +67,10 @@ def build_engine(
         engine = _initialized(model, optimizer, ds_config, added)
         if is_plain and sharded.is_for(ds_config):
             sharded.step_in_one_pass(engine.optimizer)
+        if stage == 3:
+            _look_at_arguments(model)
+        if spread is None and stage > 0 and torch_dist.get_world_size() > 1:
+            settle_gradients(model, are_lists_whole=stage == 3)
     if stage == 0 and ds_config["bf16"]["enabled"]:
         # DeepSpeed allocated Adam's state by a step of zero gradients, which counts for the bias correction (the next
         # step is a quarter too small) and decays the master weights. Its pull request 5104 took that out of the other
@@ -80,13 +86,14 @@ def _initialized(
     import deepspeed
 
     try:
-        engine, _, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
-            config=ds_config,
-            dist_init_required=False,
-        )
+        with weightless_hidden(model):
+            engine, _, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                model_parameters=[p for p in model.parameters() if p.requires_grad],
+                config=ds_config,
+                dist_init_required=False,
+            )
     except (ValueError, AssertionError, NotImplementedError) as error:
         if not added:
             raise
@@ -100,12 +107,13 @@ def _initialized(
 def _gather_whole(model: nn.Module) -> None:
     """Let ZeRO-3 gather layers whole which call more of their parts than a forward: those parts it would not gather.
 
-    Gemma 3n's do.
+    Gemma 3n's do. Likewise those whose tokens choose among a list of parts, which differ between ranks.
 
     Raises:
         ConfigError: A layer calls its parts as often as its tokens ask, so that ranks would wait for each other.
     """
     from deepspeed.utils import set_z3_leaf_modules
+    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
 
     if looping := looping_parts(model):
         raise ConfigError(
@@ -115,11 +123,26 @@ def _gather_whole(model: nn.Module) -> None:
     classes = calling_parts(model)
     if classes:
         set_z3_leaf_modules(model, classes)
-        for module in model.modules():
-            if type(module) in classes:
-                module.register_forward_pre_hook(by_place, with_kwargs=True, prepend=True)
         names = " and ".join(found.__name__ for found in classes)
         _LOG.info("ZeRO-3 gathers each %s whole: it calls methods of its parts.", names)
+    owners = owners_of_lists(getattr(model, "lm", model))
+    for owner in owners:
+        set_z3_leaf_module(owner, True)
+    if owners:
+        names = " and ".join(dict.fromkeys(type(owner).__name__ for owner in owners))
+        _LOG.info("ZeRO-3 gathers each %s whole: tokens choose which of its parts run.", names)
+
+
+def _look_at_arguments(model: nn.Module) -> None:
+    """Let torch's hook on the backward pass of what ZeRO-3 gathers whole run when gradients are there, in place.
+
+    DeepSpeed reduces the gradients of such a module by it: of those marked here, and of mixtures that it knows.
+    """
+    from deepspeed.utils import get_z3_leaf_modules
+
+    for module in get_z3_leaf_modules(model):
+        module.register_forward_pre_hook(wanting_gradient, with_kwargs=True, prepend=True)
+        module.register_forward_pre_hook(by_place, with_kwargs=True, prepend=True)  # the first of both
 
 
 def by_place(

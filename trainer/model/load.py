@@ -179,7 +179,7 @@ def load_model(
             arguments |= unpacking(packing)
         loaded = _load_pretrained(source, model, arguments, not shards_now, device)
         if packing is not None:
-            now_whole(loaded)
+            now_whole(loaded, _DTYPES[dtype])
         if not shards_now:
             loaded = loaded.to(device)
     del keep_alive

@@ -48,12 +48,19 @@ def unpacking(packing: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config": kinds[method_of(packing)](dequantize=True)}
 
 
-def now_whole(model: Any) -> None:
-    """Let a model that was unpacked say so, in place: it is saved, cast and shown as any other."""
+def now_whole(model: Any, dtype: torch.dtype) -> None:
+    """Let a model that was unpacked be as any other, in place: saved, cast, shown, and held in the type asked for.
+
+    transformers 5.17 leaves what was MXFP4 in bf16 whatever it was asked for; no value of four bits and a power of two
+    is rounded there. What ZeRO-3 shares out is held in one type already.
+    """
     forget_packing(model.config)
     for key in ("hf_quantizer", "quantization_method", "is_quantized"):
         if key in vars(model):
             delattr(model, key)
+    if dtype == torch.float32:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
 
 
 def reading_nf4(device: torch.device) -> dict[str, Any]:

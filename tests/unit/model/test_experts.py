@@ -198,6 +198,7 @@ ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_siz
 
 def test_a_mixture_says_what_is_active_what_is_rounded_and_what_stays():
     model = built("glm4_moe", {**ROUTED, "first_k_dense_replace": 1}, "meta")
+    model._keep_in_fp32_modules_strict = {"gate.weight"}  # an older transformers keeps the bias alone
     sentences = describe_mixture(model, "bf16", is_packed=True)
     # One layer of four experts of three matrices of 16 x 8, two bytes a weight.
     assert sentences[0] == (

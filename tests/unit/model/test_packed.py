@@ -18,7 +18,7 @@ from trainer.config.tune import Quantise  # noqa: E402
 from trainer.errors import ModelError  # noqa: E402
 from trainer.model.attention import AttentionChoice  # noqa: E402
 from trainer.model.load import load_model  # noqa: E402
-from trainer.model.packed import packing_of  # noqa: E402
+from trainer.model.packed import now_whole, packing_of  # noqa: E402
 from trainer.model.packing_kind import check_packing  # noqa: E402
 
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
@@ -133,6 +133,25 @@ def test_experts_in_mxfp4_become_what_they_stand_for(tmp_path: Path) -> None:
         assert torch.equal(found[name].float(), value), name
     assert not hasattr(model.config, "quantization_config")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+
+
+def test_what_was_made_whole_is_held_in_the_type_asked_for() -> None:
+    """transformers 5.17 makes bf16 of MXFP4 whatever it was asked for; in bf16 what it keeps in float32 stays."""
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("llama", **shape, vocab_size=8)
+    kept = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModelForCausalLM.from_config(config).float()
+        layer = model.model.layers[0].mlp
+        layer.down_proj.to(torch.bfloat16)
+        meant = layer.down_proj.weight.float()
+        now_whole(model, dtype)
+        assert torch.equal(layer.down_proj.weight.float(), meant)
+        kept[dtype] = [layer.down_proj.weight.dtype, layer.up_proj.weight.dtype]
+    assert kept == {
+        torch.float32: [torch.float32, torch.float32],
+        torch.bfloat16: [torch.bfloat16, torch.float32],
+    }
 
 
 @pytest.mark.parametrize("method", ["fp8", "mxfp4"])

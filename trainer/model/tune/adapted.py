@@ -11,7 +11,9 @@ from torch import nn
 
 from trainer.errors import ConfigError
 from trainer.model.experts import expert_tensors, size_of
-from trainer.model.tune.quantise import num_weights
+from trainer.model.tune.quantise import held_tensors, num_weights
+
+_FACTOR = re.compile(r"\.lora_(embedding_)?[AB]\.")
 
 
 def adapted(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -26,6 +28,15 @@ def adapted(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
         elif isinstance(module, LoraLayer):
             modules.append(name)
     return tuple(modules), tuple(tensors)
+
+
+def loud_factors(model: nn.Module) -> dict[str, bool]:
+    """Return by the names of LoRA's factors whether any number of what this rank holds of them is not 0."""
+    return {
+        name: any(bool(held.count_nonzero()) for held in held_tensors(parameter))
+        for name, parameter in model.named_parameters()
+        if _FACTOR.search(name)
+    }
 
 
 def refuse_others(
