@@ -78,6 +78,37 @@ def test_what_other_trainers_did_is_what_was_measured():
     assert f"[{ours / unsloth:.3f} x Unsloth, {ours / trl:.3f} x TRL]" in text
 
 
+def recorded(file: str) -> Any:
+    return json.loads((RESULTS / file).read_text(encoding="utf-8"))
+
+
+def test_what_a_run_survives_comes_from_the_records():
+    rows = {row["file"]: row for row in table_rows("README.md", "done to a run")}
+    assert len(rows) == 4
+    chaos = recorded("chaos.json")
+    hit = chaos["counts"]["went on, same bits"]
+    assert set(chaos["counts"]) <= {"went on, same bits", "over before"} and hit >= 200
+    most, every = chaos["most_lost_steps"], chaos["steps_between_saves"]
+    told = f"{hit} of {hit} came to the same bits; at most {most} steps taken again, saved every {every}"
+    assert rows["chaos.json"]["seen"] == told
+    soak = recorded("soak.json")
+    good = [run for run in soak["runs"] if run["problem"] is None]
+    told = f"{len(good)} of {len(soak['runs'])} runs came to the same bits; {100 * soak['ettr']:.0f} % of the time in"
+    assert rows["soak.json"]["seen"].startswith(told)
+    disk = recorded("full_disk.json")
+    good = [file for file in disk["files"] if file["problem"] is None]
+    assert rows["full_disk.json"]["done to a run"].endswith(f"each of {len(disk['files'])} files on")
+    assert rows["full_disk.json"]["seen"].startswith(
+        f"{len(good)} of {len(disk['files'])} ended in a sentence"
+    )
+    flips = recorded("flips.json")["files"]
+    unread = [flip for flip in flips if flip["outcome"] == "not read"]
+    assert rows["flips.json"]["done to a run"].endswith(f"each of {len(flips)} files")
+    assert rows["flips.json"]["seen"].startswith(
+        f"{len(flips) - len(unread)} named or made again; {len(unread)} are"
+    )
+
+
 COLUMNS = {"new text": "target", "Wikipedia": "wikipedia"} | {
     name: name for name in ("maths", "medicine", "KL on chats")
 }
