@@ -1,9 +1,11 @@
 """Two nodes of a hostfile: the deepspeed launcher with its runners, over pdsh, mpirun and srun."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,6 +17,7 @@ from tests.helpers.submitted import last_step, overrides, trace
 from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.metrics.jsonl import read
+from trainer.runtime.job import VARIABLES
 
 NUM_STEPS = 40
 """Of a tenth of a second: ranks stand still until the signal has come to them, through pdsh and ssh."""
@@ -127,7 +130,6 @@ def test_other_runners_train_save_at_a_signal_and_hand_variables_on(
         f"cluster.environment.MARK='{mark}'",
     ]
     log = tmp_path / "log"
-    # The mark shows in the environment of a rank.
     with log.open("w") as output:
         started = subprocess.Popen(
             words,
@@ -138,7 +140,8 @@ def test_other_runners_train_save_at_a_signal_and_hand_variables_on(
         )
     ranks = ranks_at_step_3(run_dir, started, lambda: log.read_text()[-5000:])
     assert len(ranks) == 2
-    assert {rank.environ()["MARK"] for rank in ranks} == {mark}
+    # No command line tells it: a rank takes it from a file that its environment names.
+    assert {json.loads(Path(rank.environ()[VARIABLES]).read_text())["MARK"] for rank in ranks} == {mark}
     typed = psutil.Process(started.pid)
     (typed.children()[0] if before else typed).send_signal(signal.SIGTERM)
     release(ranks)
