@@ -182,5 +182,5 @@ def _time(found: Effective, num_attempts: int) -> Finding:
     if num_attempts > found.num_starts:
         starts += f", of which {found.num_starts} trained"
     ratio = "" if found.ratio is None else f", {found.ratio:.1%} of the time in steps that stayed (ETTR)"
-    lost = f"{many(found.lost_steps, 'step')} taken again, {many(found.skipped_steps, 'step')} skipped"
+    lost = f"{many(found.lost_steps, 'step')} thrown away, {many(found.skipped_steps, 'step')} skipped"
     return Finding("time", f"{starts}, {lost}{ratio}")
