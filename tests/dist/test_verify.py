@@ -88,8 +88,23 @@ def test_a_run_that_consumed_other_tokens_is_told_so(run, capsys):
     """Its frozen configuration is given another seed, as if the run had drawn in another order."""
     assert run_command(["verify", str(run), "seed=5"]) == 2
     assert (
-        "tokens: of the steps up to 2 are not those that the configuration draws" in capsys.readouterr().err
+        "tokens: those of the steps up to 2 are not what the configuration draws. Give the configuration that it"
+        in capsys.readouterr().err
     )
+
+
+def test_data_that_is_no_longer_what_the_run_read_is_told_so_and_with_the_right_advice(run, capsys):
+    """A failure: that it must be prepared, or that `train` with the same words goes on, which refuses it."""
+    path = run / "provenance.json"
+    record = json.loads(path.read_text())
+    record["inputs"]["data"]["chat"]["origin"] = "of other bytes"
+    path.write_text(json.dumps(record))
+    assert run_command(["verify", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "but is not: data: `data.sources.chat` no longer holds what the run read. Bring back the data" in said
+    )
+    assert "prepare" not in said and "same words" not in said
 
 
 def test_a_flipped_bit_in_a_store_is_named(run, capsys, workspace, tmp_path):
