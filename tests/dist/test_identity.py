@@ -88,6 +88,7 @@ def edits(run_dir: Path, here: Path) -> dict[str, Said]:
     data, weights = here / "chat.jsonl", here / "model" / "model.safetensors"
     words = here / "model" / "tokenizer_config.json"
     with_changed(data, lambda: write_documents(data, 80, 9, ragged=True), "evaluate", "data")
+    with_changed(data, lambda: write_documents(data, 80, 9, ragged=True), "export", "data, export")
     provenance = run_dir / "provenance.json"
     provenance.rename(run_dir / "away")
     with_changed(data, lambda: write_documents(data, 80, 9, ragged=True), "evaluate", "data, no record")
@@ -159,6 +160,7 @@ def test_a_run_has_the_same_losses_from_any_directory_and_at_any_place(
     ("what", "parts"),
     [
         ("data", ["`data.sources.chat` holds other data"]),
+        ("data, export", ["`data.sources.chat` holds other data"]),
         ("data, no record", ["`data.sources.chat` has changed"]),
         ("base", ["the weights of the base (`model.path`) have changed"]),
         ("base, export", ["the weights of the base (`model.path`) have changed"]),

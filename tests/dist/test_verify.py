@@ -63,7 +63,7 @@ def test_a_sound_run_is_told_what_it_consumed(trained, capsys):
         in said
     )
     assert "step-00000006  " in said and "by 2 ranks at ZeRO-2: as written" in said
-    assert "1 attempt, 0 steps taken again, 0 steps skipped" in said
+    assert "1 attempt, 0 steps thrown away, 0 steps skipped" in said
     assert "All is as it was written. The run is finished: 6 of 6 steps." in said
 
 
@@ -88,8 +88,23 @@ def test_a_run_that_consumed_other_tokens_is_told_so(run, capsys):
     """Its frozen configuration is given another seed, as if the run had drawn in another order."""
     assert run_command(["verify", str(run), "seed=5"]) == 2
     assert (
-        "tokens: of the steps up to 2 are not those that the configuration draws" in capsys.readouterr().err
+        "tokens: those of the steps up to 2 are not what the configuration draws. Give the configuration that it"
+        in capsys.readouterr().err
     )
+
+
+def test_data_that_is_no_longer_what_the_run_read_is_told_so_and_with_the_right_advice(run, capsys):
+    """A failure: that it must be prepared, or that `train` with the same words goes on, which refuses it."""
+    path = run / "provenance.json"
+    record = json.loads(path.read_text())
+    record["inputs"]["data"]["chat"]["origin"] = "of other bytes"
+    path.write_text(json.dumps(record))
+    assert run_command(["verify", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "but is not: data: `data.sources.chat` no longer holds what the run read. Bring back the data" in said
+    )
+    assert "prepare" not in said and "same words" not in said
 
 
 def test_a_flipped_bit_in_a_store_is_named(run, capsys, workspace, tmp_path):
@@ -117,7 +132,7 @@ def test_a_flipped_bit_in_an_export_is_named(run, capsys):
 def test_a_run_that_was_killed_rewound_and_gone_on_with_by_one_rank_is_told_what_that_cost(
     pool, workspace, tmp_path, capsys
 ):
-    """Killed in its fourth step with two saved, and rewound from the ninth to the fourth: six steps taken again."""
+    """Killed in its fourth step with two saved, and rewound from the ninth to the fourth: six steps thrown away."""
     run_dir = tmp_path / "run"
     freeze(config_of(workspace, run_dir, *words_of("rewind")), run_dir)
     words = {"workspace": workspace, "run_dir": str(run_dir), "policy": "rewind"}
@@ -131,7 +146,7 @@ def test_a_run_that_was_killed_rewound_and_gone_on_with_by_one_rank_is_told_what
     assert 0 < ratio < 1 and run_status(run_dir).effective == pytest.approx(ratio)
     assert run_command(["verify", str(run_dir)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 attempts, 6 steps taken again, 1 step skipped" in said
+    assert "2 attempts, 6 steps thrown away, 1 step skipped" in said
     assert run_status(run_dir).num_attempts == 2
     assert f"{ratio:.1%} of the time in steps that stayed (ETTR)" in said
     assert "those that the configuration draws" in said and "by 1 rank at" in said and "by 2 ranks at" in said

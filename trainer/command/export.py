@@ -18,7 +18,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise, TuneMethod
 from trainer.errors import Exit, SelfCheckError
 from trainer.export.gguf import find_converter, write_gguf
-from trainer.run.identity import refuse_other_model
+from trainer.run.identity import refuse_others
 from trainer.runtime.say import say
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def export_model(config: RunConfig) -> int:
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
     source = resolve_model(config.model, Path(config.data.cache_dir))
-    refuse_other_model(config, source)
+    refuse_others(config, source)
     is_adapter = writes_adapter(config)
     converter = find_converter(config.export, is_adapter)
     repository = open_repository(config.export)

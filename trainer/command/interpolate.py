@@ -20,7 +20,6 @@ from trainer.checkpoint.named import find_checkpoint
 from trainer.command.write_export import tuned_tensors
 from trainer.config.check import check_config
 from trainer.config.data import Role
-from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.config.tune import Quantise
@@ -42,7 +41,7 @@ from trainer.model.resolve import resolve_model
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.report.build import build_report
 from trainer.report.interpolation import FILE_NAME
-from trainer.run.identity import refuse_other_model
+from trainer.run.identity import refuse_others
 from trainer.run.packing import with_packing
 from trainer.runtime.say import say
 
@@ -70,7 +69,7 @@ def interpolate(config: RunConfig) -> int:
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     source = resolve_model(config.model, Path(config.data.cache_dir))
-    refuse_other_model(config, source)
+    refuse_others(config, source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     capability = torch.cuda.get_device_capability() if device.type == "cuda" else None
     has = offered(read_config(source, config.model))
@@ -142,7 +141,6 @@ def suggest(points: list[AlphaPoint]) -> AlphaPoint:
 def _held_out(config: RunConfig, source: str) -> HeldOut:
     tokenizer = configured_tokenizer(config.model, source)
     stores = open_all(config.data, tokenizer)
-    refuse_other_inputs(Path(config.run_dir), data={name: store.described for name, store in stores.items()})
     targets = [n for n, s in config.data.sources.items() if s.role is Role.target]
     if not any(stores[name].validation.num_packs for name in targets):
         raise DataError(

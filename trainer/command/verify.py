@@ -22,8 +22,16 @@ from trainer.config.schema import RunConfig
 from trainer.errors import CheckpointError, DataError, Exit
 from trainer.metrics.effective import Effective, effective
 from trainer.metrics.jsonl import changed_line, read, read_events
+from trainer.runtime.lease import is_held
 from trainer.runtime.log import attempt_dirs
 from trainer.runtime.say import say
+
+OTHER_DATA = (
+    "Bring back the data that the run read: with other data, train, evaluate and export refuse the run. What was "
+    "trained is in its checkpoints as it was."
+)
+OTHER_TOKENS = "Give the configuration that it was trained with: its own config.yaml, without other words."
+AGAIN = "Export again: `palimpsest export` writes the folder anew."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,11 @@ class Finding:
     what: str
     result: str
     is_sound: bool = True
+    fix: str = (
+        "Bring back what is named from its source, or go on from what is sound: `palimpsest train` with the same words "
+        "does."
+    )
+    """What to do where it is not sound; empty where the result says it."""
 
 
 def verify_run(config: RunConfig) -> int:
@@ -45,6 +58,9 @@ def verify_run(config: RunConfig) -> int:
     if not console.is_terminal:
         console = Console(width=160)
     if not (run_dir / "ledger.jsonl").exists():
+        if is_held(run_dir):
+            say(console, f"{run_dir} is running and before its first step: there is nothing to verify yet.")
+            return Exit.done
         num_attempts = len(attempt_dirs(run_dir))
         fix = (
             f"See `palimpsest status {run_dir}`: {many(num_attempts, 'attempt')} ended before the first step."
@@ -68,10 +84,8 @@ def verify_run(config: RunConfig) -> int:
     wrong = [one for one in found if not one.is_sound]
     if wrong:
         listed = "; ".join(f"{one.what}: {one.result.rstrip('.')}" for one in wrong)
-        raise CheckpointError(
-            f"{run_dir} must be as it was written, but is not: {listed}. Bring back what is named from its source, or "
-            "go on from what is sound: `palimpsest train` with the same words does."
-        )
+        fixes = " ".join(dict.fromkeys(one.fix for one in wrong if one.fix))
+        raise CheckpointError(f"{run_dir} must be as it was written, but is not: {listed}. {fixes}".rstrip())
     say(console, f"All is as it was written. {how_far(config, newest)}")
     return Exit.done
 
@@ -118,10 +132,15 @@ def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
     from trainer.mix.recompute import consumed
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
+    from trainer.run.identity import data_now
 
     try:
         source = resolve_model(config.model, Path(config.data.cache_dir))
-        places = find_all(config.data, configured_tokenizer(config.model, source))
+        tokenizer = configured_tokenizer(config.model, source)
+        if changed := data_now(config, tokenizer)[0]:
+            names = ", ".join(f"`data.sources.{name}`" for name in changed)
+            return Finding("data", f"{names} no longer holds what the run read", False, OTHER_DATA)
+        places = find_all(config.data, tokenizer)
         stores = {name: open_store(place) for name, place in places.items()}
         packs_per_step = config.train.global_batch_tokens // config.data.seq_len
         mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
@@ -139,11 +158,10 @@ def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
             if said.get(step, digest) != digest:
                 wrong.append(step)
     except DataError as error:
-        return Finding("tokens", str(error), False)
+        return Finding("tokens", str(error), False, "")
     if wrong:
-        return Finding(
-            "tokens", f"of the steps up to {wrong[0]} are not those that the configuration draws", False
-        )
+        said_so = f"those of the steps up to {wrong[0]} are not what the configuration draws"
+        return Finding("tokens", said_so, False, OTHER_TOKENS)
     tokens = f"{state.tokens_seen:,} tokens in {many(state.step, 'step')}"
     return Finding(
         "tokens", f"{tokens}: those that the configuration draws ({many(len(said), 'digest')} compared)"
@@ -168,11 +186,11 @@ def _export(config: RunConfig) -> Finding:
     try:
         changed = changed_file(folder)
     except FileNotFoundError:
-        return Finding("export", f"{folder} was not verified whole when it was made: export again", False)
+        return Finding("export", f"{folder} was not verified whole when it was made", False, AGAIN)
     except ValueError as error:
-        return Finding("export", f"{folder}: what was noted of it cannot be read ({error})", False)
+        return Finding("export", f"{folder}: what was noted of it cannot be read ({error})", False, AGAIN)
     if changed is not None:
-        return Finding("export", f"{changed} in {folder} is not as it was written", False)
+        return Finding("export", f"{changed} in {folder} is not as it was written", False, AGAIN)
     return Finding("export", f"{folder}: as written")
 
 
@@ -182,5 +200,5 @@ def _time(found: Effective, num_attempts: int) -> Finding:
     if num_attempts > found.num_starts:
         starts += f", of which {found.num_starts} trained"
     ratio = "" if found.ratio is None else f", {found.ratio:.1%} of the time in steps that stayed (ETTR)"
-    lost = f"{many(found.lost_steps, 'step')} taken again, {many(found.skipped_steps, 'step')} skipped"
+    lost = f"{many(found.lost_steps, 'step')} thrown away, {many(found.skipped_steps, 'step')} skipped"
     return Finding("time", f"{starts}, {lost}{ratio}")

@@ -54,6 +54,9 @@ OPEN = (None, "auto")
 FILLED_IN = (*FITTED, "model.chat_template_date", "data.packing")
 """Keys that are filled in before a run is frozen."""
 
+MOST_SHOWN = 6
+"""Differences of two configurations that a sentence names."""
+
 SWEEP_RECORD = "sweep.json"
 """File that makes a directory one of a sweep; its runs are in folders below."""
 
@@ -159,7 +162,12 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
     old = _begun_with(run_dir)
     different = [] if old is None else differences(old, config)
     if different:
-        shown = "; ".join(different[:6]) + ("; ..." if len(different) > 6 else "")
+        given = tuple(
+            f"{word.lstrip('+~').split('=')[0]}: " for word in shlex.split(os.environ.get(WORDS, ""))
+        )
+        different.sort(key=lambda line: not line.startswith(given))  # what was typed first, then by name
+        more = len(different) - MOST_SHOWN
+        shown = "; ".join(different[:MOST_SHOWN]) + (f"; and {more} more" if more > 0 else "")
         raise ConfigError(
             f"{run_dir} holds a run of another configuration ({shown}). Give the new run a directory of its own, such "
             f"as {_free_word(config, run_dir)}, or give the same values to go on with the one that is there."
@@ -223,10 +231,16 @@ def write_atomic(path: Path, content: str | bytes, is_private: bool = False) -> 
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """List keys that shape the training and differ, as `key: old -> new`."""
+    """List keys that shape the training and differ, as `key: old -> new`; a source more or less is one line."""
     before, after = _flat(to_plain(old)), _flat(to_plain(new))
-    keys = sorted(set(before) | set(after))
-    return [
+    sources = {
+        f"data.sources.{name}": "removed" if name in old.data.sources else "added"
+        for name in old.data.sources.keys() ^ new.data.sources.keys()
+    }
+    inner = tuple(f"{key}." for key in sources)
+    keys = sorted(key for key in set(before) | set(after) if not key.startswith(inner))
+    found = [f"{key}: {what}" for key, what in sources.items()]
+    return sorted(found) + [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in keys
         if before.get(key) != after.get(key)

@@ -1,18 +1,20 @@
 """How much of a run's time went into steps that stayed: the effective training time ratio (ETTR).
 
 Between the first start and the last sign of life lie loading, proofs, evaluations, saves, steps that a crash threw
-away, and waiting in a queue. What is left are the steps of the run as it stands.
+away, and waiting in a queue. What is left are the steps of the run as it stands: of one that died, those it saved.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.metrics.jsonl import has_numbers, read, read_events
+from trainer.runtime.lease import is_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Effective:
 
     num_starts: int
     lost_steps: int
-    """Steps that were taken again, after another start or because the run went back before a spike."""
+    """Steps that were thrown away: after what was saved when an attempt died, or because the run went back before a
+    spike. They are taken again, or will be when the run goes on."""
     skipped_steps: int
     """Steps of the run as it stands that moved nothing: not finite, refused as a spike, or their data passed over."""
     productive_s: float
@@ -31,10 +34,9 @@ class Effective:
 
     @property
     def ratio(self) -> float | None:
-        """Return the share of the time that went into steps that stayed; None before the first."""
-        return (
-            min(self.productive_s / self.wall_s, 1.0) if self.wall_s > 0 and self.productive_s > 0 else None
-        )
+        """Return the share of the time that went into steps that stayed; None before the first step."""
+        has_stepped = self.productive_s > 0 or self.lost_steps > 0
+        return min(self.productive_s / self.wall_s, 1.0) if self.wall_s > 0 and has_stepped else None
 
 
 def effective(run_dir: Path) -> Effective:
@@ -49,13 +51,24 @@ def effective(run_dir: Path) -> Effective:
     starts = [event for event in events if event["event"] == "started"]
     turns = [event for event in events if event["event"] in ("started", "went_back")]
     times = [float(row["time"]) for row in [*events, *rows]]
+    kept = _kept(run_dir, events)
+    if kept is not None:
+        turns.append({"step": kept, "time": math.inf})
     return Effective(
         num_starts=len(starts),
-        lost_steps=sum(_lost(turns, [*events, *aside])),
+        lost_steps=sum(_lost(turns, [*events, *rows, *aside])),
         skipped_steps=_num_skipped(events),
-        productive_s=sum(_step_times(rows)),
+        productive_s=sum(_step_times(rows, math.inf if kept is None else kept)),
         wall_s=max(times) - min(times) if times else 0.0,
     )
+
+
+def _kept(run_dir: Path, events: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the step that a run which died goes on from; None where all of its steps stay: it ended, or is trained."""
+    of_saves = [event for event in events if event["event"] in ("started", "saved", "went_back")]
+    ends = [event for event in events if event["event"] in ("started", "stopped")]
+    has_ended = bool(ends) and ends[-1].get("reason") in ("finished", "early_stop")
+    return None if not of_saves or has_ended or is_held(run_dir) else int(of_saves[-1]["step"])
 
 
 def _num_skipped(events: Sequence[Mapping[str, Any]]) -> int:
@@ -75,11 +88,11 @@ def _num_skipped(events: Sequence[Mapping[str, Any]]) -> int:
     return len(skipped)
 
 
-def _step_times(rows: Sequence[Mapping[str, Any]]) -> Iterator[float]:
-    """Yield seconds of the steps that each logged line stands for: its own, and those since the line before."""
+def _step_times(rows: Sequence[Mapping[str, Any]], kept: float) -> Iterator[float]:
+    """Yield seconds of the steps up to `kept` that each logged line stands for: its own, and those since the last."""
     before = 0
     for row in rows:
-        yield float(row["step_time_s"]) * max(int(row["step"]) - before, 0)
+        yield float(row["step_time_s"]) * max(min(int(row["step"]), kept) - before, 0)
         before = int(row["step"])
 
 

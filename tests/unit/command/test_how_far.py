@@ -62,11 +62,16 @@ def test_a_run_that_was_killed_says_what_is_left_and_how_it_goes_on(run_dir):
     )
 
 
-def test_a_run_that_somebody_trains_needs_nothing(run_dir):
-    write(run_dir, BEGUN)
+def hold(run_dir):
+    """Leave what a training of this process leaves while it runs."""
     (run_dir / ".lease").mkdir()
     me = Holder("id", this_machine(), os.getpid(), started(os.getpid()), "", 0)
     (run_dir / ".lease" / "00000001").write_text(json.dumps(dataclasses.asdict(me)))
+
+
+def test_a_run_that_somebody_trains_needs_nothing(run_dir):
+    write(run_dir, BEGUN)
+    hold(run_dir)
     assert said(run_dir, 4) == (
         "The run is not finished: 4 of 12 steps are saved. 8 steps are left (8,192 tokens, "
         "0:00:16 at the pace so far). It is being trained."
@@ -93,3 +98,13 @@ def test_a_run_that_ended_before_its_first_step_is_named_by_its_attempts(run_dir
         f"See `palimpsest status {run_dir}`: 1 attempt ended before the first step."
         in capsys.readouterr().err
     )
+
+
+def test_a_run_that_is_still_loading_has_nothing_to_verify_and_is_no_failure(run_dir, capsys):
+    """A failure: told that its attempt ended before the first step, while `status` said running."""
+    (run_dir / "config.yaml").write_text("name: run\n")
+    attempt_dir(run_dir)
+    hold(run_dir)
+    assert run_command(["verify", str(run_dir)]) == 0
+    said = capsys.readouterr().out
+    assert said == f"{run_dir} is running and before its first step: there is nothing to verify yet.\n"

@@ -126,8 +126,9 @@ def test_a_key_that_shapes_the_training_is_named_with_both_values(config, key, v
 def test_a_source_more_or_less_is_a_difference(config):
     other = copy.deepcopy(config)
     del other.data.sources["text"]
-    for found in (differences(config, other), differences(other, config)):
-        assert found and all(line.startswith("data.sources.text.") for line in found)
+    assert differences(config, other) == ["data.sources.text: removed"]
+    assert differences(other, config) == ["data.sources.text: added"]
+    assert config_digest(config) != config_digest(other)
 
 
 def begun(run_dir):
@@ -208,10 +209,26 @@ def test_many_differences_are_cut_short(config, tmp_path):
     freeze(config, tmp_path / "run")
     begun(tmp_path / "run")
     other = copy.deepcopy(config)
-    other.data.sources = {}
+    for key in MUST_NOT[:8]:
+        other = changed(other, *key)
     with pytest.raises(ConfigError) as caught:
         freeze(other, tmp_path / "run")
-    assert str(caught.value).count(" -> ") == 6 and "; ...)" in str(caught.value)
+    assert str(caught.value).count(" -> ") == 6 and "; and 2 more)" in str(caught.value)
+
+
+def test_what_was_typed_is_named_before_the_rest(config, tmp_path, monkeypatch):
+    """A failure: a source that went was five fields, and the rate and the length were behind dots."""
+    freeze(config, tmp_path / "run")
+    begun(tmp_path / "run")
+    other = copy.deepcopy(config)
+    del other.data.sources["text"]
+    for key in [*MUST_NOT[:8], ("optim.lr", 0.5)]:
+        other = changed(other, *key)
+    monkeypatch.setenv(WORDS, "train recipe=lora optim.lr=0.5 +train.max_steps=9")
+    lr, steps = config.optim.lr, config.train.max_steps
+    told = rf"\(optim\.lr: {lr} -> 0\.5; train\.max_steps: {steps} -> 9; data\.sources\.text: removed; "
+    with pytest.raises(ConfigError, match=told + r".*; and 4 more\)"):
+        freeze(other, tmp_path / "run")
 
 
 def test_a_damaged_frozen_configuration_is_named(config, tmp_path):

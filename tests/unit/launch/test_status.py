@@ -179,7 +179,8 @@ def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
 def test_the_share_of_the_time_in_steps_that_stayed_is_shown(tmp_path, capsys):
     """Ten steps of two seconds in a hundred."""
     (tmp_path / "config.yaml").write_text("name: a\n")
-    events = [{"event": "started", "step": 0, "time": 1000}, {"event": "stopped", "step": 10, "time": 1100}]
+    end = {"event": "stopped", "step": 10, "time": 1100, "reason": "finished"}
+    events = [{"event": "started", "step": 0, "time": 1000}, end]
     (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
     rows = [{"step": step, "time": 1050 + step, "step_time_s": 2.0} for step in (5, 10)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))

@@ -39,7 +39,7 @@ def test_steps_that_a_run_went_back_over_are_lost_too(tmp_path):
         {"event": "started", "step": 0, "time": 1.0},
         {"event": "spike", "step": 9, "time": 10.0},
         {"event": "went_back", "step": 4, "time": 10.5},
-        {"event": "stopped", "step": 12, "time": 20.0},
+        {"event": "stopped", "step": 12, "time": 20.0, "reason": "finished"},
     ]
     write(tmp_path / "ledger.jsonl", events)
     assert effective(tmp_path).num_starts == 1 and effective(tmp_path).lost_steps == 5
@@ -62,6 +62,33 @@ def test_steps_that_moved_nothing_are_counted_as_the_run_stands(tmp_path):
     rows = [{"event": event, "step": step, "time": 1.0, **more} for event, step, more in events]
     write(tmp_path / "ledger.jsonl", rows)
     assert effective(tmp_path).skipped_steps == len({2, 3, 9})
+
+
+@pytest.mark.parametrize(
+    ("saved", "reason", "is_trained", "lost", "productive_s"),
+    [
+        (None, None, False, 7, 0.0),
+        (None, "failed", False, 7, 0.0),
+        (5, None, False, 2, 10.0),
+        (None, None, True, 0, 14.0),
+        (None, "finished", False, 0, 14.0),
+    ],
+)
+def test_of_a_run_that_died_only_what_was_saved_stayed(
+    saved, reason, is_trained, lost, productive_s, tmp_path, monkeypatch
+):
+    """Seven steps of 2 s, the last logged in pairs. A failure: 99 % told of a run that was killed and saved nothing."""
+    monkeypatch.setattr("trainer.metrics.effective.is_held", lambda run_dir: is_trained)
+    rows = [{"step": step, "time": 100.0 + 2 * step, "step_time_s": 2.0} for step in (1, 3, 5, 7)]
+    rows[2:3] = []  # 5 came in a line with 7
+    write(tmp_path / "metrics.jsonl", rows)
+    events = [{"event": "started", "step": 0, "time": 90.0}]
+    events += [] if saved is None else [{"event": "saved", "step": saved, "time": 110.0}]
+    events += [] if reason is None else [{"event": "stopped", "step": 7, "time": 114.0, "reason": reason}]
+    write(tmp_path / "ledger.jsonl", events)
+    found = effective(tmp_path)
+    assert (found.lost_steps, found.productive_s) == (lost, productive_s)
+    assert found.ratio == pytest.approx(productive_s / 24)
 
 
 def test_a_run_that_has_not_begun_has_no_ratio(tmp_path):

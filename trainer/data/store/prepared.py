@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any, assert_never
 
 from trainer.config.data import DataConfig, Format, LongDocuments, Packing, PackingMode, Role, SourceConfig
+from trainer.config.paths import is_address
+from trainer.data.rows.files import hash_files, list_files
 from trainer.data.store.look import look_at
 from trainer.data.store.note import read_note, write_note
-from trainer.data.store.store import FORMAT_VERSION, Store, open_store
+from trainer.data.store.store import FORMAT_VERSION, Store, open_store, origin_digest
 from trainer.data.types import TokenizerLike, Unit
 from trainer.errors import DataError
 
@@ -136,6 +139,23 @@ def find_store(name: str, source: SourceConfig, data: DataConfig, tokenizer: Tok
     note = read_note(pointer_file(source_key(name, source, data), data, tokenizer))
     store = stores_folder(data) / str(note.get("store", "none"))
     return store if store.is_dir() else None
+
+
+def origin_now(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> str | None:
+    """Return what names the content of a source as it stands, prepared or not; None where only fetching it would tell.
+
+    Files that have other names or times than when they were prepared are read to the end.
+
+    Raises:
+        DataError: They are not there.
+    """
+    place = find_store(name, source, data, tokenizer)
+    if place is not None:
+        with suppress(DataError):  # a damaged store tells nothing of its source
+            return str(open_store(place).described["origin"])
+    if source.path is None or is_address(source.path):
+        return None
+    return origin_digest(hash_files(list_files(name, source)))
 
 
 def find_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Path:

@@ -168,6 +168,11 @@ class SplitStore:
         return Pack(pack.tokens[part], pack.supervised[part], [pack.lengths[inside]], None, values)
 
 
+def origin_digest(origin: Any) -> str:
+    """Return what names what a store was made of; it has a line a file otherwise."""
+    return hashlib.sha256(json.dumps(origin).encode()).hexdigest()
+
+
 @dataclass(slots=True)
 class Store:
     """One source, tokenised and packed. Its digest names everything that shaped it."""
@@ -181,8 +186,11 @@ class Store:
     def described(self) -> dict[str, Any]:
         """Return what shaped the store and its digest, as a run records it."""
         shaped: dict[str, Any] = self.meta["descriptor"]
-        origin = hashlib.sha256(json.dumps(shaped["origin"]).encode()).hexdigest()  # a line a file otherwise
-        return {"store": self.digest, "origin": origin, "options": shaped["options"]}
+        return {
+            "store": self.digest,
+            "origin": origin_digest(shaped["origin"]),
+            "options": shaped["options"],
+        }
 
 
 def open_store(path: Path, unit: Unit = Unit.document) -> Store:
