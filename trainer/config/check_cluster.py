@@ -249,6 +249,19 @@ def is_below(path: str, folder: str) -> bool:
     return (posixpath.normpath(path).rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
 
 
+def limit_problems(cluster: ClusterConfig) -> Iterator[Problem]:
+    """Yield a problem where the time limit is no more than the lead that a person set; see `lead_problems`."""
+    lead_s = cluster.signal_lead_s
+    if lead_s is not None and 0 < cluster.time_limit_min * 60 <= lead_s:
+        yield must(
+            "cluster.time_limit_min",
+            f"more than {lead_s / 60:g} minutes: ranks are told to stop {lead_s} s before the limit "
+            "(cluster.signal_lead_s)",
+            cluster.time_limit_min,
+            f"Set at least {lead_s // 60 + 10}, or cluster.signal_lead_s=null.",
+        )
+
+
 def lead_problems(cluster: ClusterConfig, lead_s: int, save_s: float, origin: str) -> Iterator[Problem]:
     """Yield a problem where the time limit leaves no room for a save.
 
@@ -264,7 +277,7 @@ def lead_problems(cluster: ClusterConfig, lead_s: int, save_s: float, origin: st
             cluster.signal_lead_s,
             "Set null for a lead from that time.",
         )
-    if cluster.time_limit_min * 60 <= lead_s:
+    if cluster.signal_lead_s is None and cluster.time_limit_min * 60 <= lead_s:
         yield must(
             "cluster.time_limit_min",
             f"more than {lead_s / 60:g} minutes: ranks are told to stop {lead_s} s before the limit, for a save of "

@@ -45,7 +45,9 @@ def test_a_file_that_is_missing_is_told_with_what_else_is_wrong(refuse):
 
 
 def test_nobody_who_asks_for_a_hostfile_trains_on_this_machine_alone(refuse):
-    assert "`cluster.hostfile` must be given with cluster=hostfile, but is null instead." in refuse(*ARGUMENTS)
+    assert "`cluster.hostfile` must be given with cluster=hostfile, but is null instead." in refuse(
+        *ARGUMENTS
+    )
 
 
 def test_a_number_of_ranks_is_named_where_it_is_what_is_wrong_beside_nodes_too(refuse):
