@@ -5,6 +5,7 @@ Each is independent of the others: whoever has mended one does not meet the next
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from trainer.model.base_folder import ADAPTER, Needs
 from trainer.model.on_disk import model_problems, no_maker, why_no_tokenizer
 from trainer.model.tune.quantiser import quantiser_problems
 from trainer.runtime.disk import why_not_writable
+from trainer.start.accelerator import accelerator_problems
 
 
 def refuse_missing(
@@ -76,6 +78,8 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
     found = [*model_problems(config.model, needs_of(config, command))]
     if command in ("prepare", "train") and not found:
         found += rules_of_named_model(config)
+    if command in ("train", "evaluate", "replay generate"):
+        found += accelerator_problems(os.environ, is_here=config.cluster.hostfile is None)
     match command:
         case "prepare":
             found += [*source_problems(config), *cache_problems(config)]
