@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from trainer.config.rule import Problem, observed
+from trainer.config.rule import Problem, must
 from trainer.errors import TopologyError
 
 NAME = "DS_ACCELERATOR"
@@ -21,10 +21,10 @@ def accelerator_problems(environ: Mapping[str, str], is_here: bool = True) -> It
     """
     told = environ.get(NAME)
     if told not in (None, "cpu", "cuda"):
-        yield Problem(NAME, observed(NAME, "cuda, cpu or unset", repr(told), "Unset it."))
+        yield must(NAME, "cuda, cpu or unset", told, "Unset it.")
     elif told == "cuda" and is_here and not _sees_gpu(environ):
         fix = f"Unset it, or set {NAME}=cpu to compute on the processor."
-        yield Problem(NAME, observed(NAME, "cpu or unset where no GPU is seen", "cuda", fix))
+        yield must(NAME, "cpu or unset where no GPU is seen", told, fix)
 
 
 def refuse_accelerator(environ: Mapping[str, str]) -> None:
