@@ -11,7 +11,7 @@ import trainer
 from trainer.command.missing_here import folder_problems, source_problems
 from trainer.command.model_rules import rules_of_named_model
 from trainer.config.check import find_problems
-from trainer.config.check_cluster import local_problem, node_local, submit_problems
+from trainer.config.check_cluster import limit_problems, local_problem, node_local, submit_problems
 from trainer.config.cluster import ContainerRuntime
 from trainer.config.rule import Problem, must, problem, said
 from trainer.config.schema import RunConfig
@@ -49,6 +49,7 @@ def obstacles(config: RunConfig, site: Site, is_dry: bool) -> list[Problem]:
     num_ranks = config.cluster.num_nodes * max(config.cluster.ranks_per_node, 1)
     found = [*find_problems(config, num_ranks), *submit_problems(config.cluster, config.run_dir)]
     is_asked_well = not any(one.key in ASKED for one in found)
+    found += limit_problems(config.cluster)
     found += [*local_problems(config, os.environ), *_working_directory(config), *_interpreter(config)]
     found += [] if is_dry else [*_place_problems(config, {one.key for one in found})]
     found += [*_evaluation_problems(config), *_tracker_problems(config)]

@@ -21,7 +21,7 @@ from trainer.command.usage import ABOUT, SUBCOMMANDS, help_text
 from trainer.config.record import WORDS
 from trainer.config.schema import RunConfig
 from trainer.dist.env import is_rank, rank_env, rank_shown
-from trainer.errors import ConfigError, Exit, TrainerError
+from trainer.errors import ConfigError, Exit, RankLost, TrainerError
 from trainer.metrics.redact import REMOVED, redact
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.job import leave_exit_code, take_over
@@ -83,6 +83,9 @@ def _answer(arguments: Sequence[str]) -> int:
             return _dispatch(parse(arguments))
     except TrainerError as error:
         return _report(error)
+    except RankLost as error:  # where it broke stands in the log of the rank
+        print(f"Error: {visible(str(error))}", file=sys.stderr, flush=True)
+        return Exit.died
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return Exit.interrupted

@@ -55,3 +55,7 @@ class CheckpointError(TrainerError):
 
 class SelfCheckError(TrainerError):
     """A proof made at run time failed: isolation, weights, or export. The run must not go on."""
+
+
+class RankLost(ConnectionError):
+    """Another rank died: this one ends with its sentence and exit code 1, and the same command goes on."""

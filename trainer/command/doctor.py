@@ -36,6 +36,7 @@ from trainer.preflight.machine import describe_machine
 from trainer.preflight.shared_folder import nearest
 from trainer.preflight.verdict import Expected, leave_out
 from trainer.runtime.job import given_log_dir, leave_exit_code
+from trainer.start.accelerator import accelerator_problems
 from trainer.start.local import start_plain
 
 NODES = "nodes"
@@ -44,7 +45,7 @@ NODES = "nodes"
 
 def examine_machine(config: RunConfig) -> int:
     """Tell what this machine has, then check it; return the exit code."""
-    refuse(broken_rules(config, "doctor"))
+    refuse([*broken_rules(config, "doctor"), *accelerator_problems(os.environ)])
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()

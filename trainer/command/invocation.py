@@ -149,13 +149,9 @@ def frozen_config(invocation: Invocation) -> Path | None:
         return None
     from trainer.config.snapshot import config_path
 
-    if (
-        not invocation.overrides
-        and invocation.config_file is None
-        and invocation.command in ("evaluate", "verify")
-    ):
+    if invocation.config_file is None and _names_no_run(invocation):
         raise ConfigError(
-            f"`palimpsest {invocation.command}` must be given a run, but is given nothing instead. Say run_dir=RUN."
+            f"`palimpsest {invocation.command}` must be given a run, but is given none instead. Say run_dir=RUN."
         )
     for override in invocation.overrides:
         if override.startswith("export.adapters="):
@@ -180,6 +176,14 @@ def frozen_config(invocation: Invocation) -> Path | None:
                     "directory of a trained run."
                 )
     return None
+
+
+def _names_no_run(invocation: Invocation) -> bool:
+    """Tell whether a command goes on from a run and no word says which; the base is evaluated without one."""
+    if invocation.command == "evaluate":
+        return not invocation.overrides
+    keys = {word.lstrip("+").partition("=")[0] for word in invocation.overrides}
+    return not keys & {"run_dir", "name", "experiment", "export.adapters"}
 
 
 def sweep_folder(invocation: Invocation) -> Path | None:

@@ -5,7 +5,8 @@ Each is independent of the others: whoever has mended one does not meet the next
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,23 +35,28 @@ from trainer.model.base_folder import ADAPTER, Needs
 from trainer.model.on_disk import model_problems, no_maker, why_no_tokenizer
 from trainer.model.tune.quantiser import quantiser_problems
 from trainer.runtime.disk import why_not_writable
+from trainer.start.accelerator import accelerator_problems
 
 
-def refuse_missing(config: RunConfig, command: str, world_size: int | None = None) -> None:
+def refuse_missing(
+    config: RunConfig, command: str, world_size: int | None = None, more: Sequence[Problem] = ()
+) -> None:
     """Raise one error that lists every broken rule and everything that is not here.
 
     Args:
         world_size: Ranks of the run where they are known.
+        more: What else was found to be wrong, which is told first.
     Raises:
         ConfigError: A single thing that is missing speaks for itself.
     """
     rules = broken_rules(config, command, world_size)
-    broken = {rule.key for rule in rules}
+    broken = {rule.key for rule in (*more, *rules)}
     absent = [one.sentence for one in missing(config, command) if one.key not in broken]
+    told = [one.sentence for one in (*more, *rules)] + absent
     if rules:
-        raise ConfigError(problems_shown([*(rule.sentence for rule in rules), *absent]))
-    if absent:
-        raise told_together(absent)
+        raise ConfigError(problems_shown(told))
+    if told:
+        raise told_together(told)
 
 
 def with_other_problems(error: WrongWords, command: str) -> ConfigError:
@@ -72,6 +78,8 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
     found = [*model_problems(config.model, needs_of(config, command))]
     if command in ("prepare", "train") and not found:
         found += rules_of_named_model(config)
+    if command in ("train", "evaluate", "replay generate"):
+        found += accelerator_problems(os.environ, is_here=config.cluster.hostfile is None)
     match command:
         case "prepare":
             found += [*source_problems(config), *cache_problems(config)]

@@ -20,6 +20,7 @@ from trainer.runtime.ended import end_noted, note_end
 from trainer.runtime.job import leave_exit_code
 from trainer.runtime.lock import run_lock
 from trainer.runtime.log import log_dir
+from trainer.start.accelerator import refuse_accelerator
 
 EXITS = {
     "finished": Exit.done,
@@ -46,6 +47,7 @@ def run_rank(command: str, config: RunConfig) -> int:
         TrainerError: The configuration breaks a rule, or the command fails.
     """
     env = rank_env(os.environ)
+    refuse_accelerator(os.environ)
     if env.world_size > 1 or not os.isatty(0):  # a person may stop a run of one process and go on with it
         start_warden(env.rank, os.environ)
     if command == "replay generate":

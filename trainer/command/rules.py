@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trainer.config.check import find_problems
-from trainer.config.rule import Problem
+from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
+from trainer.forecast.step_time import DEVICES, find_device
 
 READ = {
     "doctor": ("cluster", "run_dir"),
@@ -24,8 +27,18 @@ def broken_rules(config: RunConfig, command: str, world_size: int | None = None)
     """
     found = list(find_problems(config, world_size))
     if command == "plan":
-        return [rule for rule in found if not rule.is_open or rule.key == "model"]
+        told = [rule for rule in found if not rule.is_open or rule.key == "model"]
+        return told if any(rule.key == "plan.gpu" for rule in told) else [*told, *_gpu_problems(config)]
     only = READ.get(command)
     if command == "export" and config.asks_gate_to_export:
         only = ("export", "gate")
     return [rule for rule in found if only is None or rule.is_in(only)]
+
+
+def _gpu_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem where a plan is asked for a kind of GPU whose time is not known."""
+    name = config.plan.gpu
+    if name is not None and find_device(name) is None:
+        known = ", ".join(device.name for device in DEVICES)
+        fix = "Leave it out: memory is forecast without it, for plan.gpu_gib."
+        yield must("plan.gpu", f"a GPU that times are known of ({known})", name, fix)

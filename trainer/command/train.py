@@ -22,6 +22,7 @@ from trainer.command.rank import run_rank
 from trainer.config.check import check_config, find_problems
 from trainer.config.cluster import ClusterConfig, Scheduler
 from trainer.config.reference import variables_named
+from trainer.config.rule import Problem, problem, said
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import (
     config_path,
@@ -33,7 +34,7 @@ from trainer.config.snapshot import (
 )
 from trainer.config.store import load_config, to_standard_error, to_yaml
 from trainer.dist.hosts import expand_hosts
-from trainer.errors import ConfigError, Exit
+from trainer.errors import ConfigError, Exit, TrainerError
 from trainer.forecast.card import find_cards
 from trainer.model.dtype import NO_BF16
 from trainer.runtime.ended import note_end
@@ -51,17 +52,9 @@ def start_ranks(command: str, config: RunConfig) -> int:
     Raises:
         TrainerError: What can be known to be wrong before ranks start.
     """
-    hosts: Hosts | None = None
-    if command == "train":
-        _refuse_slurm(config)
-        cluster, hosts = with_hosts(config.cluster)
-        config = dataclasses.replace(config, cluster=cluster)
-    if config.cluster.num_nodes > 1 and hosts is None and not _is_what_is_left(config.cluster):
-        raise ConfigError(
-            f"`cluster.num_nodes` must be 1 for `palimpsest {command}`, but is {config.cluster.num_nodes} "
-            "instead. Hand a training to SLURM with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for "
-            "this machine alone."
-        )
+    config, hosts, why_not = _placed(command, config)
+    if why_not is not None:
+        refuse_missing(config, command, more=[why_not])
     if command == "train":
         refuse_in_use(Path(config.run_dir))
         refuse_another(
@@ -101,6 +94,26 @@ def start_ranks(command: str, config: RunConfig) -> int:
     changed = run_dir / f"{command}.yaml"
     write_atomic(changed, to_yaml(config), is_private=holds_values(config))
     return _launch(command, changed, num_ranks, config.cluster.master_port)
+
+
+def _placed(command: str, config: RunConfig) -> tuple[RunConfig, Hosts | None, Problem | None]:
+    """Return the configuration with the nodes of its hostfile, those, and why no ranks can be started from here."""
+    hosts: Hosts | None = None
+    if command == "train":
+        try:
+            _refuse_slurm(config)
+            cluster, hosts = with_hosts(config.cluster)
+        except TrainerError as error:
+            return config, None, said("cluster.hostfile", str(error))
+        config = dataclasses.replace(config, cluster=cluster)
+    if config.cluster.num_nodes <= 1 or hosts is not None or _is_what_is_left(config.cluster):
+        return config, hosts, None
+    why_not = problem(
+        "cluster.num_nodes",
+        f"must be 1 for `palimpsest {command}`, but is {config.cluster.num_nodes} instead. Hand a training to SLURM "
+        "with `palimpsest submit`, give cluster.hostfile=FILE, or set 1 for this machine alone.",
+    )
+    return config, None, why_not
 
 
 def _train(config: RunConfig, hosts: Hosts | None, num_ranks: int) -> int:

@@ -234,7 +234,6 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
         yield must("train.micro_batch_size", "at least 1", train.micro_batch_size, "Set 1.")
         return
     if config.cluster.num_nodes < 1 or config.cluster.ranks_per_node < 0:
-        yield must("cluster.num_nodes", "at least 1", config.cluster.num_nodes, "Set 1.")
         return
     ranks = world_size or config.cluster.num_nodes * config.cluster.ranks_per_node
     unit = max(ranks, 1) * train.micro_batch_size * max(seq_len, 1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from trainer.config.cluster import ClusterConfig, ContainerRuntime, Launcher, Scheduler, gres_gpus
 from trainer.config.preflight import PreflightConfig
 from trainer.config.reference import EnvText, references, shell_pieces
-from trainer.config.rule import Problem, must
+from trainer.config.rule import Problem, must, problem
 from trainer.config.watch import WatchConfig
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -22,6 +22,8 @@ _OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_", "SBATCH_",
 def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     """Yield every broken rule that needs no scheduler to tell."""
     for key, value, least in (
+        ("num_nodes", cluster.num_nodes, 1),
+        ("ranks_per_node", cluster.ranks_per_node, 0),
         ("time_limit_min", cluster.time_limit_min, 1),
         ("max_stuck_attempts", cluster.max_stuck_attempts, 1),
         ("gpus_per_node", cluster.gpus_per_node, 0),
@@ -45,6 +47,13 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
             cluster.launcher.value,
             "Set cluster.launcher=deepspeed or leave cluster.hostfile out.",
         )
+    elif cluster.hostfile is None and _takes_hostfile(cluster):
+        yield problem(
+            "cluster.hostfile",
+            "must be given with cluster=hostfile, but is null instead. Set cluster.hostfile=FILE, or leave "
+            "cluster=hostfile out to train on this machine alone.",
+            is_open=True,
+        )
     if cluster.deepspeed_runner not in RUNNERS:
         yield must(
             "cluster.deepspeed_runner", f"one of {', '.join(RUNNERS)}", cluster.deepspeed_runner, "Set pdsh."
@@ -53,6 +62,11 @@ def cluster_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     yield from _container_problems(cluster)
     yield from _preflight_problems(cluster.preflight)
     yield from _watch_problems(cluster.watch)
+
+
+def _takes_hostfile(cluster: ClusterConfig) -> bool:
+    """Tell whether ranks are to be started as conf/cluster/hostfile.yaml says: by deepspeed, without a scheduler."""
+    return cluster.launcher is Launcher.deepspeed and cluster.scheduler is Scheduler.none
 
 
 def _min_nodes_problems(cluster: ClusterConfig) -> Iterator[Problem]:
@@ -151,7 +165,7 @@ def submit_problems(cluster: ClusterConfig, run_dir: str) -> Iterator[Problem]:
             cluster.scheduler.value,
             "Use cluster=slurm or your site's file, or `palimpsest train` for this machine.",
         )
-    if cluster.ranks_per_node < 1:
+    if cluster.ranks_per_node == 0:
         yield must(
             "cluster.ranks_per_node",
             "at least 1 to submit: there is no GPU to count here",
@@ -235,6 +249,19 @@ def is_below(path: str, folder: str) -> bool:
     return (posixpath.normpath(path).rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
 
 
+def limit_problems(cluster: ClusterConfig) -> Iterator[Problem]:
+    """Yield a problem where the time limit is no more than the lead that a person set; see `lead_problems`."""
+    lead_s = cluster.signal_lead_s
+    if lead_s is not None and 0 < cluster.time_limit_min * 60 <= lead_s:
+        yield must(
+            "cluster.time_limit_min",
+            f"more than {lead_s / 60:g} minutes: ranks are told to stop {lead_s} s before the limit "
+            "(cluster.signal_lead_s)",
+            cluster.time_limit_min,
+            f"Set at least {lead_s // 60 + 10}, or cluster.signal_lead_s=null.",
+        )
+
+
 def lead_problems(cluster: ClusterConfig, lead_s: int, save_s: float, origin: str) -> Iterator[Problem]:
     """Yield a problem where the time limit leaves no room for a save.
 
@@ -250,7 +277,7 @@ def lead_problems(cluster: ClusterConfig, lead_s: int, save_s: float, origin: st
             cluster.signal_lead_s,
             "Set null for a lead from that time.",
         )
-    if cluster.time_limit_min * 60 <= lead_s:
+    if cluster.signal_lead_s is None and cluster.time_limit_min * 60 <= lead_s:
         yield must(
             "cluster.time_limit_min",
             f"more than {lead_s / 60:g} minutes: ranks are told to stop {lead_s} s before the limit, for a save of "

@@ -35,6 +35,11 @@ def export_problems(config: RunConfig) -> Iterator[Problem]:
     if export.text_only and is_adapter:
         fix = "Set export.merge=true, or leave it out."
         yield must("export.text_only", "false for an adapter, which belongs to the whole base", True, fix)
+    if export.merge and not export.adapters and config.tune.trains_weights:
+        rule = (
+            f"false with tune.method={config.tune.method.value}, which trains the weights and has no adapter"
+        )
+        yield must("export.merge", rule, True, "Leave it out: the whole model is exported.")
     yield from _combination_problems(export)
     yield from _hub_problems(export)
     if export.hub is not None and export.hub_base is None and export.interpolate is None and is_adapter:

@@ -25,7 +25,7 @@ from trainer.dist.env import RankEnv
 from trainer.dist.rendezvous import check_rendezvous
 from trainer.dist.stacks import record_collectives
 from trainer.dist.watch import GRACE_S, Watch, Watching, admit, connect, listen
-from trainer.errors import Exit, TopologyError, TrainerError
+from trainer.errors import Exit, RankLost, TopologyError, TrainerError
 
 _LOG = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ def close_mesh(
 
     Raises:
         TopologyError: In place of a collective's error, when it broke because another rank met what a person can mend.
-        ConnectionError: Likewise when that rank died; the same command goes on.
+        RankLost: Likewise when that rank died; the same command goes on.
     """
     watch = _watches.pop() if _watches else None
     if error is None:
@@ -286,5 +286,6 @@ def close_mesh(
     if cause.is_hang:
         watch.wait_for_end()
     watch.leave()
-    kind = TopologyError if cause.code == Exit.mendable else ConnectionError
+    _LOG.debug("What broke because of rank %d:", cause.rank, exc_info=error)  # for the file of the log alone
+    kind = TopologyError if cause.code == Exit.mendable else RankLost
     raise kind(f"This rank ends because of rank {cause.rank}: {cause.text}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.fence import check_publish
-from trainer.errors import CheckpointError, Exit, TrainerError
+from trainer.errors import CheckpointError, Exit, RankLost, TrainerError
 from trainer.runtime.log import attempt_dir, log_dir
 
 FILE = "ended.json"
@@ -39,6 +39,9 @@ def end_noted(run_dir: Path, is_first: bool) -> Iterator[None]:
         yield
     except TrainerError as error:
         _note_here(run_dir, is_first, Exit.mendable, f"Error: {error}")
+        raise
+    except RankLost as error:
+        _note_here(run_dir, is_first, Exit.died, f"Error: {error}")
         raise
     except Exception as error:
         _note_here(run_dir, is_first, Exit.died, f"{type(error).__name__}: {error}")

@@ -612,3 +612,11 @@ def test_a_terminal_that_is_not_utf_8_gets_replaced_characters(here):
     shown = subprocess.run(command, env=environment, capture_output=True, cwd=here)
     assert shown.returncode == 0, shown.stderr
     assert b"name: ??" in shown.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_wrong_accelerator_is_told_with_what_else_is_wrong(refuse, monkeypatch, command):
+    monkeypatch.setenv("DS_ACCELERATOR", "nonsense")
+    said = refuse(command, *CORPUS, "train.max_steps=1", "optim.lr=-1")
+    assert "`DS_ACCELERATOR` must be cuda, cpu or unset, but is 'nonsense' instead." in said
+    assert "`optim.lr` must be more than 0" in said

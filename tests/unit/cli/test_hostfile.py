@@ -38,6 +38,27 @@ def test_bad_hostfiles_are_a_sentence(refuse, tmp_path, text, overrides, sentenc
     assert sentence in refuse(*ARGUMENTS, f"cluster.hostfile={hosts}", *overrides)
 
 
+def test_a_file_that_is_missing_is_told_with_what_else_is_wrong(refuse):
+    shown = refuse(*ARGUMENTS, "cluster.hostfile=nowhere", "cluster.launcher=srun")
+    assert "here/nowhere cannot be read" in shown
+    assert "`cluster.launcher` must be deepspeed with a hostfile, but is 'srun' instead." in shown
+
+
+def test_nobody_who_asks_for_a_hostfile_trains_on_this_machine_alone(refuse):
+    assert "`cluster.hostfile` must be given with cluster=hostfile, but is null instead." in refuse(
+        *ARGUMENTS
+    )
+
+
+def test_a_number_of_ranks_is_named_where_it_is_what_is_wrong_beside_nodes_too(refuse):
+    ranks = "`cluster.ranks_per_node` must be at least 0, but is -1 instead. Set cluster.ranks_per_node=1."
+    words = [*ARGUMENTS, "cluster=local", "cluster.ranks_per_node=-1"]
+    alone = refuse(*words)
+    assert ranks in alone and "cluster.num_nodes" not in alone
+    both = refuse(*words, "cluster.num_nodes=2")
+    assert ranks in both and "`cluster.num_nodes` must be 1 for `palimpsest train`, but is 2" in both
+
+
 def test_several_nodes_without_a_hostfile_are_told_where_to_go(refuse):
     shown = refuse(*ARGUMENTS, "cluster=local", "cluster.num_nodes=2")
     assert "`cluster.num_nodes` must be 1 for `palimpsest train`" in shown and "palimpsest submit" in shown

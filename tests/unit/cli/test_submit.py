@@ -110,6 +110,11 @@ def test_it_needs_no_torch_and_is_little_work(nowhere, here):
         ),
         (["run_dir=/dev/shm/first"], "and /dev/shm is each node's own, but is '/dev/shm/first' instead."),
         (["cluster.time_limit_min=2"], "`cluster.time_limit_min` must be more than"),
+        (
+            ["cluster.time_limit_min=2", "cluster.signal_lead_s=600", "cluster.min_nodes=3"],
+            "`cluster.time_limit_min` must be more than 10 minutes: ranks are told to stop 600 s before the limit "
+            "(cluster.signal_lead_s), but is 2 instead. Set at least 20,",
+        ),
         (["cluster.time_limit_min=2000"], "`cluster.time_limit_min` must be at most the 1440 minutes"),
         (["cluster.signal_lead_s=3"], "`cluster.signal_lead_s` must be at least the 48 s that a save takes"),
         (["cluster.gpu_gib=20"], "`cluster.gpu_gib` must be at least"),

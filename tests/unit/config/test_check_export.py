@@ -19,6 +19,7 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
         ("export.gguf=f16 export.interpolate=0:1:0.5", ["export.gguf"]),
         ("export.text_only=true", []),
         ("export.text_only=true tune=lora", ["export.text_only"]),
+        ("export.merge=true", ["export.merge"]),
         ("export.text_only=true tune=lora export.merge=true", []),
         ("export.weights=[1.0]", ["export.weights"]),
         ("export.adapters=[a] export.output_dir=x", ["export.adapters"]),

@@ -1,13 +1,17 @@
 """What a rank computes on, and whose failure it tells of."""
 
+import logging
+
 import pytest
 import torch
 
+from trainer import cli
+from trainer.cli import run_command
 from trainer.dist import mesh
 from trainer.dist.env import RankEnv
 from trainer.dist.mesh import close_mesh, open_mesh
 from trainer.dist.watch import Failure
-from trainer.errors import Exit, ModelError, TopologyError
+from trainer.errors import Exit, ModelError, RankLost, TopologyError
 
 
 @pytest.mark.parametrize(
@@ -51,8 +55,28 @@ def test_weights_that_could_not_be_loaded_since_another_rank_died_are_not_called
     monkeypatch.setattr(mesh, "_watches", [HeardOfRank1()])
     error = ModelError("The weights cannot be loaded. Get the files again.")
     error.__cause__ = RuntimeError("gloo: Connection closed by peer")
-    with pytest.raises(ConnectionError, match="because of rank 1: Rank 1 is gone"):
+    with pytest.raises(RankLost, match="because of rank 1: Rank 1 is gone"):
         close_mesh(ModelError, error)
+
+
+def test_the_death_of_another_rank_is_a_sentence_on_the_terminal_and_a_traceback_in_the_log(
+    monkeypatch, capsys, caplog
+):
+    """It was 80 lines of a collective's traceback, and the sentence after them."""
+
+    def broken(invocation):
+        error = RuntimeError("gloo: Connection closed by peer")
+        close_mesh(RuntimeError, error)
+
+    monkeypatch.setattr(mesh, "_watches", [HeardOfRank1()])
+    monkeypatch.setattr(cli, "_dispatch", broken)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    with caplog.at_level(logging.DEBUG, "trainer.dist.mesh"):
+        assert run_command(["train"]) == Exit.died
+    assert capsys.readouterr().err == (
+        "Error: This rank ends because of rank 1: Rank 1 is gone without a word\n"
+    )
+    assert "Connection closed by peer" in caplog.text
 
 
 @pytest.mark.parametrize("cause", [None, OSError("no such file"), ModelError("another")])

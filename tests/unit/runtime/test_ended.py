@@ -3,7 +3,7 @@
 import pytest
 
 from trainer.config.fence import held
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, RankLost
 from trainer.runtime.ended import FILE, end_noted, note_end, read_end
 from trainer.runtime.log import attempt_dir, attempt_dirs, log_dir, setup_logging
 
@@ -18,6 +18,7 @@ def fail(run_dir, error, is_first=True):
     [
         (ConfigError("`seed` must be 1."), 2, "Error: `seed` must be 1."),
         (RuntimeError("out of memory"), 1, "RuntimeError: out of memory"),
+        (RankLost("Rank 1 is gone"), 1, "Error: Rank 1 is gone"),
     ],
 )
 def test_an_error_before_the_ranks_have_met_is_left_by_the_first(tmp_path, error, code, sentence):
