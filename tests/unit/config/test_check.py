@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tests.helpers.tiny import tiny_config
 from trainer.config.check import check_config, find_problems
 from trainer.config.check_values import value_problems
-from trainer.config.data import Format, Packing, PackingMode, TokenValue
+from trainer.config.data import Format, LongDocuments, Packing, PackingMode, TokenValue
 from trainer.config.gate import GateRule, TaskRule
-from trainer.config.learn import LearnConfig
+from trainer.config.learn import LearnConfig, Reasoning
 from trainer.config.model import Attention, ModelKind
 from trainer.config.optim import Offload, ScheduleName
 from trainer.config.schema import RunConfig
@@ -252,3 +252,31 @@ def test_the_numbers_of_tokens_are_those_that_the_objective_reads(config):
     assert unread.sentence.startswith("`data.values` must be [], ") and unread.sentence.endswith("=[].")
     data.values = [weight, weight]
     assert len(list(value_problems(data, [weight]))) == 1
+
+
+PREFERRED = {"data.sources.text.format": Format.preference, "data.sources.text.as_chat": True}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("packing", Packing.concat),
+        ("long_documents", LongDocuments.split),
+        ("learn", LearnConfig(reasoning=Reasoning.answer_only)),
+    ],
+)
+def test_a_pair_is_whole_and_weighed_from_its_beginning(config, key, value):
+    told = {problem.key for problem in find_problems(edited(config, PREFERRED))}
+    more = find_problems(edited(config, PREFERRED | {f"data.sources.text.{key}": value}))
+    (found,) = [problem for problem in more if problem.key not in told]
+    assert found.sentence.startswith(f"`data.sources.text.{key}")
+
+
+@pytest.mark.parametrize("format_", [Format.preference, Format.unpaired])
+def test_an_objective_of_documents_refuses_preferences(config, format_):
+    """Of a pair it would learn the rejected answer as well."""
+    (found,) = find_problems(edited(config, {"data.sources.text.format": format_}))
+    assert found.sentence.startswith(
+        "`data.sources.text.format` must be text, completion, chat or ids for objective=causal_lm, "
+        f"but is '{format_.value}' instead."
+    )

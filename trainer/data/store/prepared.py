@@ -13,7 +13,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, assert_never
 
-from trainer.config.data import DataConfig, Format, LongDocuments, Packing, PackingMode, Role, SourceConfig
+from trainer.config.data import (
+    ANSWERED,
+    DataConfig,
+    Format,
+    LongDocuments,
+    Packing,
+    PackingMode,
+    Role,
+    SourceConfig,
+)
 from trainer.data.store.look import look_at
 from trainer.data.store.note import read_note, write_note
 from trainer.data.store.store import FORMAT_VERSION, Store, open_store
@@ -22,6 +31,10 @@ from trainer.errors import DataError
 
 RENDERING_VERSION = 3
 """Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
+
+
+PREFERENCE_COLUMNS = ("chosen", "rejected", "completions", "label")
+"""Columns that shape stores of preferences alone."""
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -50,13 +63,15 @@ def effective_long(source: SourceConfig, data: DataConfig) -> LongDocuments:
     """Return what happens to documents longer than a sequence, chosen by the format where that is left open."""
     if source.long_documents is not None:
         return source.long_documents
+    if source.holds_preferences:
+        return LongDocuments.drop
     is_stream = source.format in (Format.text, Format.ids)
     return LongDocuments.split if in_rows(data) and is_stream else LongDocuments.error
 
 
 def adds_eos(source: SourceConfig, data: DataConfig) -> bool:
     """Say whether documents of a source end with an EOS that the data room adds."""
-    plain = source.format is Format.completion and not source.as_chat
+    plain = source.format in ANSWERED and not source.as_chat
     return data.add_eos and (source.format is Format.text or plain)
 
 
@@ -65,6 +80,10 @@ def unit_of(source: SourceConfig) -> Unit:
     match source.format:
         case Format.text | Format.completion | Format.chat | Format.ids:
             return Unit.document
+        case Format.preference:
+            return Unit.pair
+        case Format.unpaired:
+            return Unit.answer
         case _:
             assert_never(source.format)
 
@@ -82,6 +101,9 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         del fields[key]  # where it comes from, and how much of it is drawn
     if source.tokenizer is None:
         del fields["tokenizer"]
+    if not source.holds_preferences:
+        for key in PREFERENCE_COLUMNS:
+            del fields["columns"][key]
     fields["packing"] = PackingMode.none if in_rows(data) else packing
     fields["long_documents"] = effective_long(source, data)
     if packing is Packing.concat and not in_rows(data):
