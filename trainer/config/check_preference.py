@@ -26,6 +26,8 @@ def preference_problems(options: PreferenceConfig) -> Iterator[Problem]:
             f"{KEY}.gamma", f"0 for loss={loss.value}, which does not read it", options.gamma, "Remove it."
         )
     yield from _nll_problems(options)
+    if not (options.text_weight >= 0 and math.isfinite(options.text_weight)):
+        yield must(f"{KEY}.text_weight", "a number of at least 0", options.text_weight, "1 is usual.")
     for name in ("desirable_weight", "undesirable_weight"):
         weight = getattr(options, name)
         if options.is_paired and weight != 1:

@@ -126,6 +126,9 @@ class PreferenceConfig:
     undesirable_weight: float = 1.0
     """The same of answers with label false. Range: above 0."""
 
+    text_weight: float = 1.0
+    """Weight of the cross-entropy of sources without pairs, a mean over their tokens of a step. Range: 0 or more."""
+
     @property
     def chosen_beta(self) -> float:
         """Return beta as it is, or the loss's own."""

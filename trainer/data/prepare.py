@@ -39,6 +39,7 @@ from trainer.data.store.prepared import (
     held_out_frac,
     in_rows,
     lock_file,
+    refuse_rows,
     shaping_options,
     source_key,
     stores_folder,
@@ -112,6 +113,7 @@ def prepare(
     """
     for name, source in data.sources.items():
         _check_tokenizer(name, source, data, tokenizer)
+        refuse_rows(name, source, data)
     stores: dict[str, Store] = {}
     for name, source in data.sources.items():
         store = _find(name, source, data, tokenizer, console)

@@ -13,7 +13,9 @@ from trainer.config.data import Format, LongDocuments, Packing, PackingMode, Tok
 from trainer.config.gate import GateRule, TaskRule
 from trainer.config.learn import LearnConfig, Reasoning
 from trainer.config.model import Attention, ModelKind
+from trainer.config.objective import ObjectiveKind
 from trainer.config.optim import Offload, ScheduleName
+from trainer.config.preference import PreferenceLoss
 from trainer.config.schema import RunConfig
 from trainer.config.spikes import SpikePolicy
 from trainer.errors import ConfigError
@@ -279,4 +281,37 @@ def test_an_objective_of_documents_refuses_preferences(config, format_):
     assert found.sentence.startswith(
         "`data.sources.text.format` must be text, completion, chat or ids for objective=causal_lm, "
         f"but is '{format_.value}' instead."
+    )
+
+
+def of_pairs(config, **edits):
+    wanted = {
+        "objective.kind": ObjectiveKind.preference,
+        "objective.preference.loss": PreferenceLoss.orpo,
+        "data.values": [TokenValue.label],
+        "data.sources.text.format": Format.preference,
+    }
+    return list(
+        find_problems(
+            edited(config, wanted | {key.replace("__", "."): value for key, value in edits.items()})
+        )
+    )
+
+
+def test_an_objective_of_pairs_is_fed_by_pairs_and_documents(config):
+    assert of_pairs(config) == []
+    (found,) = of_pairs(config, data__sources__text__format=Format.unpaired)[:1]
+    assert (
+        "must be text, completion, chat, ids or preference for objective=preference, but is 'unpaired'"
+        in found.sentence
+    )
+    (found,) = of_pairs(config, data__sources__text__format=Format.text)
+    assert "must be preference in some source with role=target for objective=preference" in found.sentence
+
+
+def test_a_loss_of_pairs_that_needs_a_reference_is_refused(config):
+    (found,) = of_pairs(config, objective__preference__loss=PreferenceLoss.dpo)
+    assert found.sentence == (
+        "`objective.preference.loss` must be cpo, orpo, simpo, which need no reference, but is 'dpo' instead. Set "
+        "objective=orpo."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -57,6 +58,19 @@ def effective_packing(source: SourceConfig) -> Packing:
 def in_rows(data: DataConfig) -> bool:
     """Tell whether every document is to be a row of its own; `auto` is settled before (run/packing.py)."""
     return data.packing is PackingMode.none
+
+
+def refuse_rows(name: str, source: SourceConfig, data: DataConfig) -> None:
+    """Refuse pairs where every document is to be a row of its own.
+
+    Raises:
+        DataError: If they are there.
+    """
+    if in_rows(data) and source.holds_preferences:
+        raise DataError(
+            f"`data.packing` must be packed for `data.sources.{name}`, whose answers lie side by side in a row, but is "
+            "none instead. Set data.packing=packed, or take another model where it says that it cannot."
+        )
 
 
 def effective_long(source: SourceConfig, data: DataConfig) -> LongDocuments:
@@ -188,7 +202,15 @@ def find_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Path]:
 
 def open_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Store]:
     """Open the stores of all sources, by name."""
-    places = find_all(data, tokenizer)
+    return open_each(data, find_all(data, tokenizer))
+
+
+def open_each(data: DataConfig, places: Mapping[str, Path]) -> dict[str, Store]:
+    """Open the stores of all sources where they are, by name.
+
+    Raises:
+        DataError: If one is damaged, or keeps other units whole than its source's.
+    """
     return {name: open_store(place, unit_of(data.sources[name])) for name, place in places.items()}
 
 

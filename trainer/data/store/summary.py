@@ -36,8 +36,9 @@ def build_table(stores: dict[str, Store]) -> Table:
     described = [describe_store(store) for store in stores.values()]
     for name in stores:
         table.add_column(name, justify="right", overflow="fold")
-    for label in dict.fromkeys(label for cells in described for label in cells):
-        table.add_row(label, *(cells.get(label, "-") for cells in described))
+    units = ", ".join(dict.fromkeys(UNITS.get(store.train.unit, "documents") for store in stores.values()))
+    for label in described[0] if described else ():
+        table.add_row(units if label == "documents" else label, *(cells[label] for cells in described))
     return table
 
 
@@ -47,7 +48,7 @@ def describe_store(store: Store) -> dict[str, str]:
     both = {key: train[key] + held_out[key] for key in train if key.startswith("num_")}
     share = both["num_supervised"] / max(both["num_tokens"], 1)
     return {
-        UNITS.get(store.train.unit, "documents"): f"{both['num_documents']:,}"
+        "documents": f"{both['num_documents']:,}"
         + (f" ({held_out['num_documents']:,} held out)" if held_out["num_documents"] else ""),
         "tokens": f"{both['num_tokens']:,}",
         "supervised tokens": f"{both['num_supervised']:,} ({share:.0%})",
