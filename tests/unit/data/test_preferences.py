@@ -181,6 +181,11 @@ def test_tokens_that_would_reach_over_the_end_of_the_prompt_are_cut_there():
     read = read_rows([row], tokenizer, as_chat=False)
     assert read.only == ("Hel", [["lo"], ["met"]])
     assert read.dropped == {"cut_prompts": 1}
+    alike = {"prompt": "Hel", "chosen": "lo", "rejected": "lo!"}
+    read = read_rows([alike], tokenizer, as_chat=False)
+    assert read.only == ("Hel", [["lo"], ["lo!"]]), (
+        "tokens reach over the end of the prompt in both answers alike"
+    )
 
 
 # ---- conversations
@@ -230,6 +235,16 @@ def test_an_answer_of_several_turns_is_learnt_but_for_what_tools_say():
         "the turns that both begin with are no answer"
     )
     assert answers == [["It is 3.<|im_end|>"], ["No idea.<|im_end|>"]]
+    other = {"role": "tool", "content": "4", "tool_call_id": "a", "name": "add"}
+    by_tool = {
+        "chosen": [user("1+2?"), *good],
+        "rejected": [user("1+2?"), good[0], other, assistant("It is 4.")],
+    }
+    prompt, (chosen, rejected) = read_rows([by_tool], CHAT).only
+    assert prompt.endswith("1+2?<|im_end|>\n<|im_start|>assistant\n"), (
+        "an answer begins with the assistant's turn"
+    )
+    assert chosen[1:] == ["It is 3.<|im_end|>"] and rejected[1:] == ["It is 4.<|im_end|>"]
 
 
 def test_a_prompt_is_whole_turns_and_never_characters():
@@ -274,6 +289,7 @@ DROPPED = {
         {"prompt": "Hi?", "chosen": HELLO, "rejected": [user("Ho?"), assistant("Hello.")]},
         {"chosen": HELLO, "rejected": [user("Hi?"), assistant("What?"), user("Hi!"), assistant("Hello.")]},
         {"chosen": "\n\nHuman: Hi?\n\nAssistant: Hello.", "rejected": "\n\nHuman: Ho?\n\nAssistant: Hello."},
+        {"prompt": "Hi?", "chosen": [{"role": "tool", "content": "3"}, assistant("3.")], "rejected": "No."},
     ],
     "no_prompt": [
         {"prompt": "", "chosen": [assistant("Hello.")], "rejected": [assistant("Go away.")]},
