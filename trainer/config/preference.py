@@ -66,6 +66,10 @@ UNPAIRED = frozenset({PreferenceLoss.kto, PreferenceLoss.apo_zero_unpaired})
 """Losses of one answer with a label; the others are of pairs."""
 FREE = frozenset({PreferenceLoss.simpo, PreferenceLoss.cpo, PreferenceLoss.orpo})
 """Losses that need no reference."""
+OF_MEANS = frozenset(
+    {PreferenceLoss.normalised, PreferenceLoss.ipo, PreferenceLoss.simpo, PreferenceLoss.orpo}
+)
+"""Losses that compare what a token of an answer has on average, and not its sum."""
 NOISY = frozenset({PreferenceLoss.conservative, PreferenceLoss.robust})
 """Losses that read label_noise."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.config.data import TokenValue
-from trainer.config.preference import NllMean, NllOver, PreferenceConfig
+from trainer.config.preference import OF_MEANS, NllMean, NllOver, PreferenceConfig
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Float64s, Int64s, Unit
@@ -70,7 +70,7 @@ class PreferenceObjective:
     def means(self) -> tuple[Mean, ...]:
         """Return the loss of a pair, how often and how far the chosen answer is ahead, and the losses of other sources.
 
-        Rewards are on the scale of the loss: beta times the log-ratio to the reference, or times the log-probability.
+        Rewards are what the loss compares, times beta: log-ratios to the reference or log-probabilities, sums or means.
         """
         found = [Mean("loss", (LOSS,), (PAIRS,)), Mean("preference_accuracy", (CORRECT,), (PAIRS,))]
         found += [Mean(name, (name,), (PAIRS,)) for name in (*REWARDS, *LOG_PROBS, *LENGTHS)]
@@ -168,9 +168,13 @@ class PreferenceObjective:
                 sums.add(name, values_P.double().sum())
 
     def _rewards(self, side: Sides) -> Tensor:
-        return (
-            self._options.chosen_beta * (side.sums_P if side.reference_P is None else side.ratios_P).detach()
-        )
+        """Return what the loss compares of an answer, times beta."""
+        of_means = self._options.loss in OF_MEANS
+        if self._options.needs_reference:
+            found = side.mean_ratios_P if of_means else side.ratios_P
+        else:
+            found = side.means_P if of_means else side.sums_P
+        return self._options.chosen_beta * found.detach()
 
     def _others_of(self, micro: MicroBatch, sums_G: Tensor, first_P: Int64s, sums: Sums) -> list[Part]:
         """Take the cross-entropy of documents beside the pairs; a part only where there are any."""
