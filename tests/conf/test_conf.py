@@ -13,6 +13,7 @@ import yaml
 from trainer.cli import run_command
 from trainer.command.usage import help_text
 from trainer.config.check import check_config, find_problems
+from trainer.config.data import Role
 from trainer.config.describe import known_keys, schema_key
 from trainer.config.model import ModelKind
 from trainer.config.optim import ScheduleName
@@ -64,6 +65,7 @@ def test_the_walk_finds_every_file_and_group():
     assert len(RECIPES) >= 3 and len(DEBUGS) >= 4 and len(EXPERIMENTS) >= 5
 
 
+OF_PAIRS = ("cpo", "orpo", "simpo")
 # Composing costs 0.2 s, so one option of every group is taken at a time; the last groups have tests below.
 GLOBAL = ("recipe", "experiment", "debug")
 CHOSEN = {group: options for group, options in group_options().items() if group not in GLOBAL}
@@ -76,15 +78,23 @@ ROUNDS = [
 @pytest.mark.parametrize("options", [{**r, **dict.fromkeys(GLOBAL, "none")} for r in ROUNDS], ids=str)
 def test_every_option_of_every_group_composes_and_passes_the_check(options):
     config = complete(*(f"{group}={option}" for group, option in options.items()))
+    targets = [name for name, source in config.data.sources.items() if source.role is Role.target]
+    is_fed = (options["objective"] in OF_PAIRS) == (options["data"] == "preference")
     refused = {
         "data.sources": options["data"] == "none",
+        f"data.sources.{targets[0] if targets else ''}.format": bool(targets) and not is_fed,
         "zero.stage": options["tune"] == "pissa" and options["zero"].startswith("zero3"),
         "zero.offload_param": (options["tune"], options["zero"]) == ("qlora", "zero3_offload"),
     }
     expected = [key for key, is_refused in refused.items() if is_refused]
-    assert [problem.key for problem in find_problems(config)] == expected
+    assert sorted(problem.key for problem in find_problems(config)) == sorted(expected)
     if not expected:
         check_config(config)
+
+
+@pytest.mark.parametrize("objective", OF_PAIRS)
+def test_an_objective_of_pairs_passes_the_check_with_pairs(objective):
+    check_config(complete("data=preference", f"objective={objective}", "model=tiny"))
 
 
 def test_the_rounds_miss_no_option():

@@ -50,8 +50,7 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     """
     config = dated(config, Path(config.run_dir))
     check_generated(config)
-    from trainer.data.store.prepared import find_store
-    from trainer.data.store.store import open_store
+    from trainer.data.store.prepared import find_store, open_each
     from trainer.model.load import read_whole_config
     from trainer.model.packed import packing_of
     from trainer.model.packing_kind import check_packing
@@ -64,8 +63,11 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     check_packing(packing_of(read_whole_config(source, config.model)), source, config.tune.quantise)
     tokenizer = configured_tokenizer(config.model, source)
     try:
-        found = [find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()]
-        is_ready = all(place is not None and open_store(place) for place in found)
+        found = {
+            name: find_store(name, spec, config.data, tokenizer) for name, spec in config.data.sources.items()
+        }
+        there = {name: place for name, place in found.items() if place is not None}
+        is_ready = len(open_each(config.data, there)) == len(found)
     except DataError:
         is_ready = False  # prepare says which is damaged, and makes it again
     if not is_ready:

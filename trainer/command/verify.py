@@ -126,8 +126,7 @@ def _checkpoints(run_dir: Path, console: Console) -> tuple[list[Finding], TrainS
 
 def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
     """Compare the tokens that the run should have consumed with the ledger's digests of those it did."""
-    from trainer.data.store.prepared import find_all
-    from trainer.data.store.store import open_store
+    from trainer.data.store.prepared import open_all
     from trainer.mix.mixing import Mixing
     from trainer.mix.recompute import consumed
     from trainer.model.resolve import resolve_model
@@ -140,8 +139,7 @@ def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
         if changed := data_now(config, tokenizer)[0]:
             names = ", ".join(f"`data.sources.{name}`" for name in changed)
             return Finding("data", f"{names} no longer holds what the run read", False, OTHER_DATA)
-        places = find_all(config.data, tokenizer)
-        stores = {name: open_store(place) for name, place in places.items()}
+        stores = open_all(config.data, tokenizer)
         packs_per_step = config.train.global_batch_tokens // config.data.seq_len
         mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
         mixing.restore(TrainState(ratio_changes=state.ratio_changes))

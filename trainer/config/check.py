@@ -24,7 +24,7 @@ from trainer.config.check_replay import replay_problems
 from trainer.config.check_spikes import spike_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
-from trainer.config.data import Format, Packing, PackingMode, SourceConfig
+from trainer.config.data import ANSWERED, Format, LongDocuments, Packing, PackingMode, SourceConfig
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import ScheduleConfig, ScheduleName
 from trainer.config.options import group_options
@@ -190,20 +190,17 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
         else:
             rest = f"must have one of `path` and `dataset`, but has both instead. Set {key}.dataset=null."
             yield problem(key, rest)
-    if source.as_chat and source.format is not Format.completion:
+    if source.as_chat and source.format not in ANSWERED:
+        rule = f"false unless format={'|'.join(found.value for found in ANSWERED)}"
+        yield must(f"{key}.as_chat", rule, True, f"Remove it or set {key}.format=completion.")
+    if source.packing is Packing.concat and source.format not in (Format.text, Format.ids):
+        rule = f"best_fit for format={source.format.value}"
         yield must(
-            f"{key}.as_chat",
-            "false unless format=completion",
-            True,
-            f"Remove it or set {key}.format=completion.",
+            f"{key}.packing", rule, "concat", "Concat would cut conversations and answers; set best_fit."
         )
-    if source.packing is Packing.concat and source.format in (Format.chat, Format.completion):
-        yield must(
-            f"{key}.packing",
-            "best_fit for chat and completion",
-            "concat",
-            "Concat would cut conversations; set best_fit.",
-        )
+    if source.holds_preferences and source.long_documents not in (None, LongDocuments.drop):
+        rule = f"drop for format={source.format.value}, which is kept or dropped whole"
+        yield must(f"{key}.long_documents", rule, source.long_documents.value, "Leave it out.")
     if source.txt_documents not in ("file", "line", "paragraph"):
         yield must(f"{key}.txt_documents", "file, line or paragraph", source.txt_documents, "Set file.")
     low, high = source.clean.min_chars, source.clean.max_chars

@@ -7,24 +7,28 @@ from collections import Counter
 from collections.abc import Iterator
 
 from trainer.config.address import has_keys, shown_address
-from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.config.data import ANSWERED, ColumnsConfig, Format, SourceConfig
 from trainer.config.paths import is_address
 from trainer.config.reference import EnvText
 from trainer.config.rule import Problem, must
 
-REQUIRED = {
+NAMED = {
     Format.text: ("text",),
     Format.completion: ("prompt", "completion"),
     Format.chat: ("messages",),
     Format.ids: ("input_ids",),
+    Format.preference: ("prompt", "chosen", "rejected"),
+    Format.unpaired: ("prompt", "completion", "label"),
 }
+"""Columns that a format reads, whether or not every row has them, and that have usual names."""
 PASSWORD = re.compile(r"://[^/@?]*:[^/@?]*@")
 SIGNATURE = re.compile(
     r"[?&](x-amz-signature|x-goog-signature|signature|sig|token|access_token)=", re.IGNORECASE
 )
 OPTIONAL = {
-    "tools": (Format.chat, Format.completion),
-    "system": (Format.chat, Format.completion),
+    "tools": (Format.chat, *ANSWERED),
+    "system": (Format.chat, *ANSWERED),
+    "completions": (Format.preference,),
     "input": (Format.completion,),
     "loss_mask": (Format.ids,),
     "labels": (Format.ids,),
@@ -54,8 +58,8 @@ def column_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
 def _unread_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     """Yield the columns that are named and that the format does not read."""
     columns, format_ = source.columns, source.format
-    for slot in {slot: None for slots in REQUIRED.values() for slot in slots}:
-        is_read, usual = slot in REQUIRED[format_], getattr(ColumnsConfig, slot)
+    for slot in {slot: None for slots in NAMED.values() for slot in slots}:
+        is_read, usual = slot in NAMED[format_], getattr(ColumnsConfig, slot)
         if not is_read and (column := getattr(columns, slot)) != usual:
             rule = f"'{usual}' for format={format_.value}, which does not read it"
             yield must(f"{key}.columns.{slot}", rule, column, "Remove it, or set the source's format.")
@@ -63,7 +67,7 @@ def _unread_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
         if (column := getattr(columns, slot)) is not None and format_ not in formats:
             rule = f"null for format={format_.value}, which does not read it"
             yield must(f"{key}.columns.{slot}", rule, column, "Remove it.")
-    if columns.tools is not None and format_ is Format.completion and not source.as_chat:
+    if columns.tools is not None and format_ in ANSWERED and not source.as_chat:
         rule = "null unless a chat is rendered"
         yield must(f"{key}.columns.tools", rule, columns.tools, f"Remove it, or set {key}.as_chat=true.")
 
@@ -71,7 +75,7 @@ def _unread_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
 def _double_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
     """Yield the columns that are named twice, or named and ignored."""
     columns = source.columns
-    named = {slot: getattr(columns, slot) for slot in (*REQUIRED[source.format], *OPTIONAL, "weight")}
+    named = {slot: getattr(columns, slot) for slot in (*NAMED[source.format], *OPTIONAL, "weight")}
     given = [column for column in named.values() if column is not None]
     for column, count in Counter(given).items():
         if count > 1:

@@ -19,6 +19,14 @@ class Format(Enum):
     """A conversation, rendered by the chat template."""
     ids = "ids"
     """Token ids, with a mask or labels."""
+    preference = "preference"
+    """A chosen and a rejected answer to one prompt."""
+    unpaired = "unpaired"
+    """An answer to a prompt and whether it is desirable."""
+
+
+ANSWERED = (Format.completion, Format.preference, Format.unpaired)
+"""Formats of a prompt and what is said to it, which are rendered as chats if asked for."""
 
 
 class Role(Enum):
@@ -67,6 +75,8 @@ class LongDocuments(Enum):
 class TokenValue(Enum):
     """A number that stores keep for every token, by name."""
 
+    label = "label"
+    """1 where the answer of format=unpaired is desirable and -1 where it is not; 0 for tokens of other sources."""
     weight = "weight"
     """How much of a token's loss counts, as rows and turns say it in `weight`: a row's times its turn's, 1 where
     neither says one. A row or turn of weight 0 is not learnt. Where duplicates are dropped, the first one's stands."""
@@ -100,20 +110,22 @@ class ColumnsConfig:
     text: str = "text"
     """format=text: the document."""
     prompt: str = "prompt"
-    """format=completion: the part that is not supervised; with as_chat=true a list of turns too."""
+    """format=completion: the part that is not supervised; with as_chat=true a list of turns too. format=preference and
+    unpaired: the same, or {messages, tools}; rows may go without one where their answers are whole conversations."""
     completion: str = "completion"
-    """format=completion: the supervised part; with as_chat=true a list of turns too. Rows without one are dropped."""
+    """format=completion and unpaired: the supervised part; with as_chat=true a list of turns too. Rows without one are
+    dropped."""
     input: str | None = None
     """format=completion: text put after the prompt and a blank line, as Alpaca's `input`. null takes `input` or
     `context` beside `instruction`."""
     messages: str = "messages"
     """format=chat: a list of {role, content} (or {from, value})."""
     tools: str | None = None
-    """format=chat, or completion with as_chat=true: a list of tool schemas, or of their JSON strings, handed to the
-    chat template. null takes `tools`."""
+    """format=chat, or another with as_chat=true: a list of tool schemas, or of their JSON strings, handed to the chat
+    template. null takes `tools`."""
     system: str | None = None
-    """format=completion or chat: a system prompt put before the conversation. null takes `system` or
-    `system_prompt`."""
+    """format=completion, chat, preference or unpaired: a system prompt put before the conversation. null takes `system`
+    or `system_prompt`."""
     input_ids: str = "input_ids"
     """format=ids: a list of token ids."""
     loss_mask: str | None = None
@@ -125,6 +137,15 @@ class ColumnsConfig:
     attention_mask: str | None = None
     """format=ids: a list of 0/1 of the same length; the ids at both ends where it is 0 are padding and are cut off.
     null takes `attention_mask`."""
+    chosen: str = "chosen"
+    """format=preference: the better answer: a text, with as_chat=true also a turn or a list of turns. One that begins
+    with the prompt, as where there is no column of prompts, is a whole conversation."""
+    rejected: str = "rejected"
+    """format=preference: the worse answer, as the better one."""
+    completions: str | None = None
+    """format=preference: a list of two {rank, completion} in place of chosen and rejected; the lower rank is better."""
+    label: str = "label"
+    """format=unpaired: true where the completion is desirable, false where it is not."""
     weight: str | None = None
     """With data.values=[weight]: a number of at least 0 that multiplies the weights of the row's turns; rows of
     weight 0 are dropped. null takes `weight`, `sample_weight` or `loss_weight`."""
@@ -163,11 +184,11 @@ class SourceConfig:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column mapping."""
     as_chat: bool = False
-    """format=completion: render prompt and completion as a two-turn chat with the chat template."""
+    """format=completion, preference or unpaired: render prompt and answer with the chat template; texts are turns."""
     txt_documents: str = "file"
     """txt files: `file` (one document a file), `line`, or `paragraph` (split at blank lines)."""
     learn: LearnConfig = field(default_factory=LearnConfig)
-    """format=chat, or completion with as_chat=true: what is learnt of a conversation."""
+    """format=chat, or another with as_chat=true: what is learnt of a conversation."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning options."""
     packing: Packing | None = None
@@ -177,6 +198,16 @@ class SourceConfig:
     for text and ids with data.packing=none, which concat would have cut as well."""
     max_documents: int | None = None
     """Read at most so many documents; for trials."""
+
+    @property
+    def holds_preferences(self) -> bool:
+        """Tell whether rows hold pairs, or answers with labels."""
+        return self.format in (Format.preference, Format.unpaired)
+
+    @property
+    def holds_chats(self) -> bool:
+        """Tell whether rows are rendered with the chat template."""
+        return self.format is Format.chat or (self.format in ANSWERED and self.as_chat)
 
 
 @dataclass

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from trainer.config.data import TokenValue
+from trainer.config.preference import PreferenceConfig
 
 
 class ObjectiveKind(Enum):
@@ -15,9 +16,14 @@ class ObjectiveKind(Enum):
     """Cross-entropy of supervised tokens."""
     weighted = "weighted"
     """Cross-entropy in which rows and turns count by their `weight`."""
+    preference = "preference"
+    """A loss of pairs of answers, with the cross-entropy of sources without pairs beside it."""
 
 
-VALUES: dict[ObjectiveKind, tuple[TokenValue, ...]] = {ObjectiveKind.weighted: (TokenValue.weight,)}
+VALUES: dict[ObjectiveKind, tuple[TokenValue, ...]] = {
+    ObjectiveKind.weighted: (TokenValue.weight,),
+    ObjectiveKind.preference: (TokenValue.label,),
+}
 """Numbers of tokens that an objective reads; none where it is not named."""
 TAKES_TEACHER = (ObjectiveKind.causal_lm,)
 """Objectives that can keep near to the base on replay."""
@@ -29,6 +35,7 @@ class ObjectiveConfig:
 
     kind: ObjectiveKind = ObjectiveKind.causal_lm
     """Set by the objective group."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
     @property
     def values(self) -> tuple[TokenValue, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from trainer.config.data import DataConfig, Format, SourceConfig
+from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.many import many
 from trainer.data.chat.shape import describe_shape, find_shape
 from trainer.data.remote.fetched import RemoteFile
@@ -26,6 +26,7 @@ from trainer.data.rows.source import SourceRows, read_files
 from trainer.data.store.given import describe_given
 from trainer.data.store.held_back import choose_validation
 from trainer.data.store.intake import Intake
+from trainer.data.store.labelled import check_labels
 from trainer.data.store.look import keep_look, look_at
 from trainer.data.store.overlap import check_disjoint
 from trainer.data.store.prepared import (
@@ -38,6 +39,7 @@ from trainer.data.store.prepared import (
     held_out_frac,
     in_rows,
     lock_file,
+    refuse_rows,
     shaping_options,
     source_key,
     stores_folder,
@@ -111,6 +113,7 @@ def prepare(
     """
     for name, source in data.sources.items():
         _check_tokenizer(name, source, data, tokenizer)
+        refuse_rows(name, source, data)
     stores: dict[str, Store] = {}
     for name, source in data.sources.items():
         store = _find(name, source, data, tokenizer, console)
@@ -127,6 +130,7 @@ def prepare(
             check_vocabulary(name, store, vocab_size)
         stores[name] = store
     check_disjoint(stores)
+    check_labels({name: store for name, store in stores.items() if data.sources[name].role is Role.target})
     _say_shape(data, tokenizer, console)
     print_report(stores, _notes(data, stores), tokenizer, console)
     return stores
@@ -145,7 +149,7 @@ def _say_shape(data: DataConfig, tokenizer: TokenizerLike, console: Console) -> 
 
     A row that is refused because of it says so itself; before another error it would be noise.
     """
-    if any(source.format is Format.chat or source.as_chat for source in data.sources.values()):
+    if any(source.holds_chats for source in data.sources.values()):
         for line in describe_shape(find_shape(tokenizer)):
             say(console, line)
         end, eos = tokenizer.turn_end, tokenizer.eos_id
@@ -162,8 +166,7 @@ def _say_waiting(name: str, console: Console, holder: str) -> None:
 
 
 def _check_tokenizer(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> None:
-    as_chat = source.format is Format.completion and source.as_chat
-    if (source.format is Format.chat or as_chat) and not tokenizer.has_chat_template:
+    if source.holds_chats and not tokenizer.has_chat_template:
         raise DataError(
             f"`model.chat_template` must name a Jinja file for `data.sources.{name}`, which holds "
             "chats, but is not set, and the tokenizer brings no chat template. Set it, or use the "

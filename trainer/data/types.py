@@ -7,6 +7,7 @@ must be able to do. No I/O here, and no import of `datasets` or `transformers`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import compress
@@ -34,6 +35,8 @@ class Unit(Enum):
     """One piece; of a document that is cut at the end of a pack, each part is one."""
     pair = "pair"
     """Two pieces: a chosen and a rejected answer, each after the prompt."""
+    answer = "answer"
+    """One piece, which is never cut: an answer with a label, after its prompt."""
     group = "group"
     """Several answers to one prompt, each after it."""
 
@@ -164,6 +167,18 @@ class IdsDocument:
 
 
 Document = TextDocument | CompletionDocument | ChatDocument | IdsDocument
+
+
+@dataclass(slots=True)
+class Answers:
+    """Answers to one prompt, each a document that begins with it: a chosen and a rejected one, or one with a label."""
+
+    documents: Sequence[CompletionDocument | ChatDocument]
+    """Nothing but the answers is supervised."""
+    num_asked: int = 0
+    """Turns of the prompt, the same in all; of conversations."""
+    is_desirable: bool | None = None
+    """The label of a single answer."""
 
 
 class RowError(Exception):

@@ -43,6 +43,8 @@ class StepBatch:
     num_units_by_source: dict[str, int] = field(default_factory=dict)
     value_sums_by_source: dict[str, dict[str, float]] = field(default_factory=dict)
     """Sums over supervised targets, by name of the number and source."""
+    num_chosen: int = 0
+    """Tokens that are predicted in chosen answers and their prompts."""
 
     @property
     def num_units_global(self) -> int:
@@ -123,6 +125,7 @@ class TrainLoader:
             after=after,
             num_units_by_source=units,
             value_sums_by_source=self._sum_values(refs),
+            num_chosen=sum(int(self._stores[ref.source].pack_chosen[ref.pack]) for ref in refs),
         )
 
     def _sum_values(self, refs: Sequence[PackRef]) -> dict[str, dict[str, float]]:

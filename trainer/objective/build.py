@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
+from trainer.data.types import Unit
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.objective.contract import Objective
+from trainer.objective.preference.preference_objective import PreferenceObjective
 from trainer.objective.weighted.weighted_loss import WeightedObjective
 from trainer.teacher.teacher import Teacher
 
 
-def build_objective(options: ObjectiveConfig, names: Sequence[str], teacher: Teacher | None) -> Objective:
+def build_objective(
+    options: ObjectiveConfig, names: Sequence[str], teacher: Teacher | None, units: Sequence[Unit]
+) -> Objective:
     """Return the objective.
 
     Args:
         names: Of the sources, in their order.
+        units: What the packs of each source keep whole.
         teacher: Who says what the base thinks of replay, where replay.kl asks for it.
     """
     match options.kind:
@@ -23,3 +28,5 @@ def build_objective(options: ObjectiveConfig, names: Sequence[str], teacher: Tea
             return CausalLMObjective(names, teacher)
         case ObjectiveKind.weighted:
             return WeightedObjective(names)
+        case ObjectiveKind.preference:
+            return PreferenceObjective(names, units, options.preference)

@@ -14,8 +14,8 @@ from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import fitted_values, with_fitted, with_packing_mode
 from trainer.data.store.overlap import check_disjoint
-from trainer.data.store.prepared import find_all, in_rows
-from trainer.data.store.store import Store, open_store
+from trainer.data.store.prepared import find_all, in_rows, open_each
+from trainer.data.store.store import Store
 from trainer.dist.env import rank_env
 from trainer.dist.mesh import Mesh, alone, close_mesh, keep_stacks_in, open_mesh
 from trainer.dist.progress import PROGRESS, Phase
@@ -146,7 +146,7 @@ def open_session(
     tokenizer = configured_tokenizer(config.model, source)
     # Where they are is asked once: ranks of other nodes need not see the files that stores were made of.
     places = mesh.from_first(lambda: find_all(config.data, tokenizer))
-    stores = {name: open_store(place) for name, place in places.items()}
+    stores = open_each(config.data, places)
     if goes_on:
         mesh.from_first(lambda: _refuse_other_inputs(config, stores, tokenizer.digest, source))
     mesh.from_first(lambda: check_disjoint(stores))

@@ -95,7 +95,9 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     evaluator = build_evaluator(session, mixing, session.heed)
     saver = build_saver(session, base, goes_on)
     # Before a checkpoint takes the place of the base's weights.
-    objective = build_objective(config.objective, list(session.stores), build_teacher(session, mixing))
+    units = [store.train.unit for store in session.stores.values()]
+    teacher = build_teacher(session, mixing)
+    objective = build_objective(config.objective, list(session.stores), teacher, units)
     state = saver.resume(goes_on)
     mixing.restore(state)
     session.heed()

@@ -32,7 +32,7 @@ LINES = {
     "train data.sources.mine.path=a data.sources.m": ["data.sources.mine."],
     "train data.sources.c": ["data.sources.chat.", "data.sources.corpus."],
     "train data.sources.mine.pa": ["data.sources.mine.path=", "data.sources.mine.packing="],
-    "train data.sources.mine.format=": ["text", "completion", "chat", "ids"],
+    "train data.sources.mine.format=": ["text", "completion", "chat", "ids", "preference", "unpaired"],
     "train gate.sets.general.max": ["gate.sets.general.max_rise_nats="],
     "train model.path=./mod": ["./models"],
     "train --config ./mod": ["./models"],

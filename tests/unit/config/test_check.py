@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from tests.helpers.tiny import tiny_config
 from trainer.config.check import check_config, find_problems
 from trainer.config.check_values import value_problems
-from trainer.config.data import Format, Packing, PackingMode, TokenValue
+from trainer.config.data import Format, LongDocuments, Packing, PackingMode, TokenValue
 from trainer.config.gate import GateRule, TaskRule
-from trainer.config.learn import LearnConfig
+from trainer.config.learn import LearnConfig, Reasoning
 from trainer.config.model import Attention, ModelKind
+from trainer.config.objective import ObjectiveKind
 from trainer.config.optim import Offload, ScheduleName
+from trainer.config.preference import PreferenceLoss
 from trainer.config.schema import RunConfig
 from trainer.config.spikes import SpikePolicy
 from trainer.errors import ConfigError
@@ -252,3 +254,64 @@ def test_the_numbers_of_tokens_are_those_that_the_objective_reads(config):
     assert unread.sentence.startswith("`data.values` must be [], ") and unread.sentence.endswith("=[].")
     data.values = [weight, weight]
     assert len(list(value_problems(data, [weight]))) == 1
+
+
+PREFERRED = {"data.sources.text.format": Format.preference, "data.sources.text.as_chat": True}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("packing", Packing.concat),
+        ("long_documents", LongDocuments.split),
+        ("learn", LearnConfig(reasoning=Reasoning.answer_only)),
+    ],
+)
+def test_a_pair_is_whole_and_weighed_from_its_beginning(config, key, value):
+    told = {problem.key for problem in find_problems(edited(config, PREFERRED))}
+    more = find_problems(edited(config, PREFERRED | {f"data.sources.text.{key}": value}))
+    (found,) = [problem for problem in more if problem.key not in told]
+    assert found.sentence.startswith(f"`data.sources.text.{key}")
+
+
+@pytest.mark.parametrize("format_", [Format.preference, Format.unpaired])
+def test_an_objective_of_documents_refuses_preferences(config, format_):
+    """Of a pair it would learn the rejected answer as well."""
+    (found,) = find_problems(edited(config, {"data.sources.text.format": format_}))
+    assert found.sentence.startswith(
+        "`data.sources.text.format` must be text, completion, chat or ids for objective=causal_lm, "
+        f"but is '{format_.value}' instead."
+    )
+
+
+def of_pairs(config, **edits):
+    wanted = {
+        "objective.kind": ObjectiveKind.preference,
+        "objective.preference.loss": PreferenceLoss.orpo,
+        "data.values": [TokenValue.label],
+        "data.sources.text.format": Format.preference,
+    }
+    return list(
+        find_problems(
+            edited(config, wanted | {key.replace("__", "."): value for key, value in edits.items()})
+        )
+    )
+
+
+def test_an_objective_of_pairs_is_fed_by_pairs_and_documents(config):
+    assert of_pairs(config) == []
+    (found,) = of_pairs(config, data__sources__text__format=Format.unpaired)[:1]
+    assert (
+        "must be text, completion, chat, ids or preference for objective=preference, but is 'unpaired'"
+        in found.sentence
+    )
+    (found,) = of_pairs(config, data__sources__text__format=Format.text)
+    assert "must be preference in some source with role=target for objective=preference" in found.sentence
+
+
+def test_a_loss_of_pairs_that_needs_a_reference_is_refused(config):
+    (found,) = of_pairs(config, objective__preference__loss=PreferenceLoss.dpo)
+    assert found.sentence == (
+        "`objective.preference.loss` must be cpo, orpo, simpo, which need no reference, but is 'dpo' instead. Set "
+        "objective=orpo."
+    )

@@ -132,7 +132,7 @@ def test_a_unit_longer_than_a_pack_is_dropped_whole_and_counted(tmp_path: Path) 
     """Each piece would fit by itself; the first pair has 65 tokens. A document would be refused here."""
     batch = batch_of([[33, 32], [32, 32], [1, 64], [5, 6]])
     store = open_store(write_units(tmp_path, [batch], options_of(Unit.pair)), Unit.pair)
-    assert store.meta["counts"] == {"rows": 4, "long_dropped": 2} and store.meta["longest"] == 65
+    assert store.meta["counts"] == {"rows": 4, "long_units": 2} and store.meta["longest"] == 65
     tokens = Counter(
         token
         for split in (store.train, store.validation)

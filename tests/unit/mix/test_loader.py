@@ -30,6 +30,7 @@ class MemoryStore:
             self._packs.append(Pack(tokens, rng.random(length) < 0.5, [length]))
         self.pack_tokens = np.array([len(p.tokens) for p in self._packs], dtype=np.int32)
         self.pack_units = np.ones(num_packs, dtype=np.int32)
+        self.pack_chosen = np.zeros(num_packs, dtype=np.int32)
         self.pack_positions = np.full(num_packs, 16, dtype=np.int32)
         self.pack_targets = np.array([int(p.supervised[1:].sum()) for p in self._packs], dtype=np.int32)
 

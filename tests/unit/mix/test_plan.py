@@ -151,6 +151,7 @@ class MemoryStore:
         self.pack_tokens = self.pack_targets + 1
         self.num_packs = len(targets)
         self.pack_units = np.ones(self.num_packs, dtype=np.int32)
+        self.pack_chosen = np.zeros(self.num_packs, dtype=np.int32)
         self.pack_positions = np.full(self.num_packs, SEQ_LEN, dtype=np.int32)
         self._source = source
 

@@ -19,7 +19,10 @@ def test_nothing_and_the_processor_are_taken(told):
     [
         ("nonsense", "`DS_ACCELERATOR` must be cuda, cpu or unset, but is 'nonsense' instead. Unset it"),
         ("", "`DS_ACCELERATOR` must be cuda, cpu or unset, but is '' instead. Unset it"),
-        ("cuda", "`DS_ACCELERATOR` must be cpu or unset where no GPU is seen, but is 'cuda' instead. Unset it"),
+        (
+            "cuda",
+            "`DS_ACCELERATOR` must be cpu or unset where no GPU is seen, but is 'cuda' instead. Unset it",
+        ),
     ],
 )
 def test_what_ranks_could_not_begin_with_is_a_sentence(value, sentence):

@@ -73,6 +73,11 @@ def mark_chat(
     return Marked(rendering.text, [span for span, _ in found], sorted(words), [turn for _, turn in found])
 
 
+def mark_completion(prompt: str, completion: str) -> Marked:
+    """Return a prompt with its completion, which is learnt."""
+    return Marked(prompt + completion, [(len(prompt), len(prompt) + len(completion))], [], [])
+
+
 def _cut_reasoning(document: ChatDocument, learn: LearnConfig, counts: Counter[str]) -> ChatDocument:
     if learn.reasoning not in (Reasoning.drop, Reasoning.last):
         return document

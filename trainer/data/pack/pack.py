@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.types import Bools, Bytes, Int32s, Int64s
+from trainer.data.types import Bools, Bytes, Int32s, Int64s, Unit
 
 BLOCK_TOKENS = 1 << 22
 NUM_TRIED = 8
@@ -131,6 +131,15 @@ def positions_of_rows(layout: Layout, seq_len: int) -> Int32s:
         return np.empty(0, dtype=np.int32)
     longest = np.maximum.reduceat(layout.piece_len, layout.pack_offset[:-1])
     return (row_width(longest, seq_len) * np.diff(layout.pack_offset)).astype(np.int32)
+
+
+def chosen_positions(layout: Layout, unit: Unit) -> Int32s:
+    """Count the tokens that are predicted in the first piece of each pair of a pack, int32 [packs]."""
+    if unit is not Unit.pair or layout.unit_pieces is None:
+        return np.zeros(layout.num_packs, dtype=np.int32)
+    first = np.cumsum(layout.unit_pieces, dtype=np.int64) - layout.unit_pieces
+    so_far = np.concatenate([[0], np.cumsum(layout.piece_len[first] - 1, dtype=np.int64)])
+    return np.diff(so_far[layout.unit_offset()]).astype(np.int32)
 
 
 def sum_runs(values: Int32s, runs: Int32s) -> Int32s:

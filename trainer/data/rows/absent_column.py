@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from trainer.config.data import Format, SourceConfig
+from trainer.config.data import ANSWERED, Format, SourceConfig
 from trainer.data.rows.columns import LAYOUTS, Row, required_columns
 from trainer.errors import DataError
 
@@ -96,7 +96,7 @@ def _hint(
             if format_ is source.format or not set(layout.values()) <= set(columns):
                 continue
             shown = f"{of_source}.format={format_.value}"
-            if format_ is Format.completion:
+            if format_ in ANSWERED:
                 shown += f" {of_source}.as_chat=true"
             return f"Its rows look like {title}: set {shown}."
     near = {key: found for key, column in absent.items() if (found := near_column(column, columns))}

@@ -11,10 +11,15 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
-from trainer.config.data import Format, SourceConfig, TokenValue
+from trainer.config.data import ANSWERED, Format, SourceConfig, TokenValue
 from trainer.errors import DataError
 
 Row = dict[str, Any]
+
+
+def _pair(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
 
 LAYOUTS: dict[Format, tuple[tuple[str, dict[str, str]], ...]] = {
     Format.text: (("text", {"text": "text"}), ("text", {"text": "content"})),
@@ -34,6 +39,27 @@ LAYOUTS: dict[Format, tuple[tuple[str, dict[str, str]], ...]] = {
         ("input and output", {"prompt": "input", "completion": "output"}),
     ),
     Format.ids: (("token ids", {"input_ids": "input_ids"}),),
+    Format.preference: (
+        ("prompt, chosen and rejected", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
+        ("OpenAI preferences", _pair("input", "preferred_output", "non_preferred_output")),
+        ("ShareGPT preferences", _pair("conversations", "chosen", "rejected")),
+        ("messages, chosen and rejected", _pair("messages", "chosen", "rejected")),
+        ("conversation, chosen and rejected", _pair("conversation", "chosen", "rejected")),
+        ("instruction, chosen and rejected", _pair("instruction", "chosen", "rejected")),
+        ("question, chosen and rejected", _pair("question", "chosen", "rejected")),
+        ("Argilla preferences", _pair("instruction", "chosen_response", "rejected_response")),
+        ("ms-swift preferences", {"chosen": "messages", "rejected": "rejected_response"}),
+        ("ms-swift preferences", {"chosen": "messages", "rejected": "rejected_messages"}),
+        ("NeMo-RL preferences", {"prompt": "context", "completions": "completions"}),
+        ("chosen and rejected conversations", {"chosen": "chosen", "rejected": "rejected"}),
+    ),
+    Format.unpaired: (
+        ("prompt, completion and label", {"prompt": "prompt", "completion": "completion", "label": "label"}),
+        ("ShareGPT with kto_tag", {"completion": "conversations", "label": "kto_tag"}),
+        ("messages with kto_tag", {"completion": "messages", "label": "kto_tag"}),
+        ("messages and label", {"completion": "messages", "label": "label"}),
+        ("completion and label", {"completion": "completion", "label": "label"}),
+    ),
 }
 """Row layouts of each format: what people call it, and which column is which; the first is the default."""
 
@@ -51,15 +77,18 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
 MASKS = {"loss_mask", "completion_mask", "assistant_masks", "assistant_mask", "train"}
 MASKS |= {"weight", "weights", "loss", "loss_weight", "sample_weight"}
 PROMPTS = {"system", "system_prompt", "tools", "functions", "context", "history", "documents"}
-PROMPTS |= {"reasoning", "reasoning_content", "thinking", "chosen", "rejected"}
+PROMPTS |= {"reasoning", "reasoning_content", "thinking"}
 PROMPTS |= {"image", "images", "video", "videos", "audio", "audios"}
+ANSWERS = {"chosen", "rejected", "rejected_response", "preferred_output", "non_preferred_output", "kto_tag"}
 TURNS = {"messages", "conversations", "conversation"}
 PAIRS = {"prompt", "instruction", "input", "query", "question"}
 PAIRS |= {"completion", "output", "response", "answer"}
 WEIGHTY: dict[Format, set[str]] = {
     Format.text: MASKS,
-    Format.chat: MASKS | PROMPTS | TURNS | PAIRS | {"labels"},
-    Format.completion: MASKS | PROMPTS | TURNS | PAIRS | {"labels"},
+    Format.chat: MASKS | PROMPTS | ANSWERS | TURNS | PAIRS | {"labels"},
+    Format.completion: MASKS | PROMPTS | ANSWERS | TURNS | PAIRS | {"labels"},
+    Format.preference: MASKS | PROMPTS | ANSWERS | TURNS | PAIRS | {"label", "labels", "margin"},
+    Format.unpaired: MASKS | PROMPTS | ANSWERS | TURNS | PAIRS | {"label", "labels"},
     Format.ids: MASKS | {"labels", "attention_mask", "position_ids", "seq_lengths", "images", "pixel_values"},
 }
 """Columns that change what is learnt: not left unread without a word of the user's."""
@@ -84,6 +113,12 @@ def required_columns(source: SourceConfig) -> dict[str, str]:
             return {"messages": columns.messages}
         case Format.ids:
             return {"input_ids": columns.input_ids}
+        case Format.preference if columns.completions is not None:
+            return {"completions": columns.completions}
+        case Format.preference:
+            return {"chosen": columns.chosen, "rejected": columns.rejected}
+        case Format.unpaired:
+            return {"completion": columns.completion, "label": columns.label}
         case _:
             assert_never(source.format)
 
@@ -92,10 +127,12 @@ def optional_columns(source: SourceConfig) -> dict[str, str]:
     """Map the config keys of the columns that a row may have to their names."""
     columns = source.columns
     wanted: dict[str, str | None] = {"weight": columns.weight}
-    if source.format is Format.chat or (source.format is Format.completion and source.as_chat):
+    if source.holds_chats:
         wanted["tools"] = columns.tools
-    if source.format in (Format.chat, Format.completion):
+    if source.format in (Format.chat, *ANSWERED):
         wanted["system"] = columns.system
+    if source.holds_preferences and columns.prompt not in required_columns(source).values():
+        wanted["prompt"] = columns.prompt
     if source.format is Format.completion:
         wanted["input"] = columns.input
     if source.format is Format.ids:
@@ -136,8 +173,13 @@ def recognise(
     lines = []
     chosen: dict[str, str] = {}
     layouts = LAYOUTS[source.format]
-    required = required_columns(source)
-    if required == layouts[0][1] and not set(required.values()) <= set(columns):
+    usual = layouts[0][1]
+    is_usual = all(getattr(source.columns, key) == column for key, column in usual.items())
+    if (
+        is_usual
+        and required_columns(source).items() <= usual.items()
+        and not set(usual.values()) <= set(columns)
+    ):
         for title, layout in layouts:
             if set(layout.values()) <= set(columns):
                 chosen = dict(layout)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from typing import Any, assert_never
+from typing import assert_never
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig, TokenValue
-from trainer.data.formats.json import JsonError, parse_json
-from trainer.data.rows.message import MEND, ROLES, SELDOM, parse_message, short, valid_text
-from trainer.data.rows.weight import WEIGHT, refuse_null, row_weight
-from trainer.data.types import (
-    ChatDocument,
-    CompletionDocument,
-    Document,
-    IdsDocument,
-    Message,
-    RowError,
-    TextDocument,
-)
+from trainer.data.rows.cells import Row, list_cell, text_cell
+from trainer.data.rows.message import MEND, short
+from trainer.data.rows.turns import chat_of, read_turns
+from trainer.data.rows.weight import WEIGHT, row_weight
+from trainer.data.types import CompletionDocument, Document, IdsDocument, RowError, TextDocument
 
-Row = dict[str, Any]
-
+LABEL = TokenValue.label.value
 NOT_LEARNT = -100
 """The label of a token that is not supervised, as PyTorch has it."""
 
@@ -46,6 +38,8 @@ def parse_row(
         column = source.columns.weight
         said = row_weight(row[column], column) if column in row else 1.0
         document.values[WEIGHT] = said
+    if document is not None and TokenValue.label in values:
+        document.values[LABEL] = 0.0
     return document
 
 
@@ -55,36 +49,38 @@ def _parse(
     columns = source.columns
     match source.format:
         case Format.text:
-            return TextDocument(_text(row, columns.text))
+            return TextDocument(text_cell(row, columns.text))
         case Format.completion if source.as_chat:
             return _parse_answer(row, columns, counts, values)
         case Format.completion:
             return _parse_completion(row, columns, counts)
         case Format.chat:
-            raw = _list(row, columns.messages, "messages")
-            document = _chat(_turns(raw, counts, values), row, columns)
+            raw = list_cell(row, columns.messages, "messages")
+            document = chat_of(read_turns(raw, counts, values), row, columns)
             if any(turn["role"] != "assistant" and turn["content"].strip() for turn in document.messages):
                 return document
             counts["no_question"] += 1
             return None
         case Format.ids:
             return _parse_ids(row, columns, counts)
+        case Format.preference | Format.unpaired:
+            raise AssertionError("rows of preferences are no documents (rows/preferred.py)")
         case _:
             assert_never(source.format)
 
 
 def _parse_completion(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> Document | None:
-    prompt, completion = _prompt(row, columns), _text(row, columns.completion)
+    prompt, completion = _prompt(row, columns), text_cell(row, columns.completion)
     if not completion.strip():
         counts["no_completion"] += 1
         return None
     counts["empty_prompts"] += not prompt.strip()
-    system = _text(row, columns.system) if columns.system else ""
+    system = text_cell(row, columns.system) if columns.system else ""
     return CompletionDocument(f"{system}\n\n{prompt}" if system else prompt, completion)
 
 
 def _prompt(row: Row, columns: ColumnsConfig) -> str:
-    parts = [_text(row, columns.prompt), _text(row, columns.input) if columns.input else ""]
+    parts = [text_cell(row, columns.prompt), text_cell(row, columns.input) if columns.input else ""]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -94,95 +90,34 @@ def _parse_answer(
     """Parse prompt and completion as a chat; each is a text or a list of turns."""
     prompt, completion = row.get(columns.prompt), row.get(columns.completion)
     if isinstance(prompt, list):
-        asked = _turns(_list(row, columns.prompt, "messages"), counts, values)
+        asked = read_turns(list_cell(row, columns.prompt, "messages"), counts, values)
         if any(turn["role"] == "assistant" for turn in asked):
             raise RowError(
                 f"hold no assistant turn in column '{columns.prompt}', where it would be supervised",
                 f"the roles {[turn['role'] for turn in asked]}",
                 "Write such rows as one list of messages for format=chat.",
             )
-        if columns.input and _text(row, columns.input):
+        if columns.input and text_cell(row, columns.input):
             rule = f"hold text in column '{columns.prompt}' beside '{columns.input}'"
             raise RowError(rule, short(prompt), MEND)
     else:
         said = _prompt(row, columns)
         asked = [{"role": "user", "content": said}] if said.strip() else []
     if isinstance(completion, list):
-        answer = _turns(_list(row, columns.completion, "messages"), counts, values)
+        answer = read_turns(list_cell(row, columns.completion, "messages"), counts, values)
     else:
-        said = _text(row, columns.completion)
+        said = text_cell(row, columns.completion)
         answer = [{"role": "assistant", "content": said}] if said.strip() else []
     for turns, what in ((answer, "no_completion"), (asked, "no_prompt")):
         if not any(turn["content"].strip() or len(turn) > 2 for turn in turns):
             counts[what] += 1
             return None
-    return _chat([*asked, *answer], row, columns)
-
-
-def _turns(raw: list[Any], counts: Counter[str], values: Collection[TokenValue]) -> list[Message]:
-    """Parse the turns of a conversation; nulls in the list, as tables pad with, are no turns."""
-    said = [turn for turn in raw if turn is not None and not _is_void(turn)]
-    counts["null_turns"] += len(raw) - len(said)
-    if TokenValue.weight in values:
-        for turn in said:
-            refuse_null(turn)
-    if other := sum(isinstance(turn, dict) and turn.get("role", turn.get("from")) in SELDOM for turn in said):
-        counts["other_roles"] += other
-    return [parse_message(_one_layout(turn)) for turn in said]
-
-
-def _is_void(turn: Any) -> bool:
-    return isinstance(turn, dict) and bool(turn) and all(value is None for value in turn.values())
-
-
-def _one_layout(turn: Any) -> Any:
-    """Return a turn without the keys of the other layout: tables that join two give each turn the keys of both."""
-    if not isinstance(turn, dict):
-        return turn
-    for ours, theirs in (("role", "from"), ("content", "value")):
-        first, second = turn.get(ours), turn.get(theirs)
-        if first is None and second is not None:
-            turn = {key: value for key, value in turn.items() if key != ours}
-        elif second is not None and ROLES.get(str(first), first) != ROLES.get(str(second), second):
-            said = f"{ours} {short(first)} and {theirs} {short(second)}"
-            raise RowError("hold turns that say one thing as their role and one as their content", said, MEND)
-    return turn
-
-
-def _chat(messages: list[Message], row: Row, columns: ColumnsConfig) -> ChatDocument:
-    system = _text(row, columns.system) if columns.system else ""
-    if system and not (messages and messages[0]["role"] == "system" and messages[0]["content"] == system):
-        if messages and messages[0]["role"] == "system":
-            raise RowError(
-                f"have the system prompt in one place when there is a column '{columns.system}'",
-                "a conversation that begins with another system turn of its own",
-                f"Drop one of them, or set columns.ignore=[{columns.system}] of the source.",
-            )
-        messages = [{"role": "system", "content": system}, *messages]
-    if not any(m["role"] == "assistant" for m in messages):
-        raise RowError(
-            "have an assistant turn in every conversation",
-            f"the roles {[m['role'] for m in messages]}",
-            "Remove these rows, or map their roles to user and assistant.",
-        )
-    tools = _tools(row, columns.tools) if columns.tools else []
-    return ChatDocument(messages, tools or None)
-
-
-def _tools(row: Row, column: str) -> list[Any]:
-    """Return the tool schemas of a row; each may be a JSON string, as tables keep them."""
-    tools = []
-    for tool in _list(row, column, "tools"):
-        schema = _parsed(tool, f"hold valid JSON in column '{column}'") if isinstance(tool, str) else tool
-        if not isinstance(schema, dict):
-            raise RowError(f"hold tool schemas that are objects in column '{column}'", short(tool), MEND)
-        tools.append(schema)
-    return tools
+    return chat_of([*asked, *answer], row, columns)
 
 
 def _parse_ids(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> IdsDocument:
     rule = f"hold a list of token ids in column '{columns.input_ids}'"
-    ids = _list(row, columns.input_ids, "input_ids")
+    ids = list_cell(row, columns.input_ids, "input_ids")
     if not all(type(i) is int and 0 <= i < 2**32 for i in ids):
         raise RowError(rule, short(ids), MEND)
     masks = []
@@ -197,7 +132,7 @@ def _parse_ids(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> IdsDoc
 
 
 def _bits(row: Row, column: str, ids: list[int]) -> list[int]:
-    given = _list(row, column, "0 or 1")
+    given = list_cell(row, column, "0 or 1")
     bits = [int(bit) if isinstance(bit, int | float) and bit in (0, 1) else -1 for bit in given]
     if len(bits) != len(ids) or -1 in bits:
         rule = f"hold a 0 or 1 for every token id in column '{column}'"
@@ -206,7 +141,7 @@ def _bits(row: Row, column: str, ids: list[int]) -> list[int]:
 
 
 def _supervised(row: Row, column: str, ids: list[int]) -> list[int]:
-    labels = _list(row, column, "labels")
+    labels = list_cell(row, column, "labels")
     if len(labels) != len(ids) or any(
         label not in (NOT_LEARNT, token) for label, token in zip(labels, ids, strict=True)
     ):
@@ -229,51 +164,3 @@ def _unpadded(row: Row, column: str | None, ids: list[int]) -> tuple[int, int]:
     if 0 in bits[first:last]:
         raise RowError(f"have padding at the ends only, by column '{column}'", short(bits), MEND)
     return first, last
-
-
-def _text(row: Row, column: str) -> str:
-    value = row.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        fix = "Turn texts into turns with as_chat=true of the source." if isinstance(value, list) else MEND
-        raise RowError(f"hold text in column '{column}'", short(value), fix)
-    return valid_text(value)
-
-
-def _list(row: Row, column: str, what: str) -> list[Any]:
-    value = row.get(column)
-    rule = f"hold a list of {what} in column '{column}'"
-    if isinstance(value, str):
-        value = _parsed(value, rule) if value.strip() else []
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise RowError(rule, short(value), MEND)
-    if not _is_encodable(value):
-        raise RowError(f"hold valid Unicode text in column '{column}'", short(value), MEND)
-    return value
-
-
-def _parsed(text: str, rule: str) -> Any:
-    try:
-        return parse_json(text)
-    except JsonError as error:
-        fix = "Write the value with a JSON library, such as Python's json.dumps."
-        raise RowError(rule, f"{short(text)}, which is {error}", fix) from None
-
-
-def _is_encodable(value: Any) -> bool:
-    """Say whether all text in a value can be encoded: JSON can spell half a surrogate pair."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-        return True
-    if isinstance(value, dict):
-        return all(_is_encodable(key) and _is_encodable(inner) for key, inner in value.items())
-    if isinstance(value, list):
-        is_ids = bool(value) and type(value[0]) is int
-        return is_ids or all(map(_is_encodable, value))
-    return True

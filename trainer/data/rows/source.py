@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.config.data import SourceConfig, TokenValue
+from trainer.config.data import ColumnsConfig, SourceConfig, TokenValue
 from trainer.data.formats.opened import NumberedRow, Opened, open_file, open_mapped
 from trainer.data.rows.absent_column import SAMPLE_ROWS, check_columns, near_column
 from trainer.data.rows.columns import (
@@ -143,7 +143,12 @@ class SourceRows:
     def _named_columns(self) -> dict[str, str]:
         """Return the optional columns that the configuration names itself, by key."""
         optional = optional_columns(self.source)
-        return {key: column for key, column in optional.items() if key not in self._layout.taken}
+        usual = {"prompt": ColumnsConfig.prompt}  # of preferences, where rows may go without one
+        return {
+            key: column
+            for key, column in optional.items()
+            if key not in self._layout.taken and column != usual.get(key)
+        }
 
     def _check_seen(self) -> None:
         key = f"data.sources.{self._name}.columns"

@@ -32,7 +32,8 @@ class Intake:
     vocab_size: int | None
     counts: Counter[str] = field(default_factory=Counter)
     """rows; normalized, stripped, null_turns, other_roles, padding_ids, empty_prompts; no_completion, no_prompt,
-    no_question, zero_weight, too_short, too_long, duplicates, empty, long_dropped, long_split.
+    no_question, zero_weight, too_short, too_long, duplicates, empty, long_dropped, long_split; of preferences
+    equal_sides, empty_side, different_prompts, tied_ranks, merged_prompts, long_units.
     long_pieces and long_tokens are of the documents that were split."""
     longest: int = 0
     """Tokens of the longest unit, dropped ones included."""
@@ -100,7 +101,7 @@ class Intake:
             return True
         if self.options.unit is not Unit.document:
             # Half of it would be another unit.
-            self.counts["long_dropped"] += 1
+            self.counts["long_units"] += 1
             return False
         if self.options.is_stream:
             return True
@@ -178,6 +179,17 @@ DROPS = {
         "without a turn to learn",
         "Check {source}.learn, and what the rows say of their turns (train, loss, weight).",
     ),
+    "equal_sides": ("whose answers are the same", "Check that {source}.columns name two answers."),
+    "empty_side": ("with an empty answer", "Check which of {source}.columns name the answers."),
+    "different_prompts": (
+        "whose answers are to different prompts",
+        "Check {source}.columns.prompt; conversations must be the same up to their last answer.",
+    ),
+    "tied_ranks": ("whose answers have one rank", "Give completions two different ranks."),
+    "merged_prompts": (
+        "whose prompt and answer cannot be told apart in tokens",
+        "End the prompts of {source} where a word ends, or set {source}.as_chat=true.",
+    ),
     "quoted_dropped": (
         "with special tokens that cannot be encoded as text",
         "Take the tokenizer's special tokens out of the rows' text.",
@@ -187,6 +199,7 @@ DROPS = {
     "too_long": ("too many characters", "Raise {source}.clean.max_chars."),
     "duplicates": ("duplicates", "Set {source}.clean.deduplicate=false."),
     "empty": ("empty", "Check the files and {source}.columns."),
+    "long_units": ("longer than the sequence", "Raise data.seq_len: a row is kept or dropped whole."),
     "long_dropped": ("longer than the sequence", "Raise data.seq_len, or set {source}.long_documents=split."),
 }
 """Why a document is dropped: how that is said, and what to do where it takes all of them."""

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any, assert_never
 
-from trainer.config.data import DataConfig, Format, LongDocuments, Packing, PackingMode, Role, SourceConfig
+from trainer.config.data import (
+    ANSWERED,
+    DataConfig,
+    Format,
+    LongDocuments,
+    Packing,
+    PackingMode,
+    Role,
+    SourceConfig,
+)
 from trainer.config.paths import is_address
 from trainer.data.rows.files import hash_files, list_files
 from trainer.data.store.look import look_at
@@ -25,6 +35,10 @@ from trainer.errors import DataError
 
 RENDERING_VERSION = 3
 """Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
+
+
+PREFERENCE_COLUMNS = ("chosen", "rejected", "completions", "label")
+"""Columns that shape stores of preferences alone."""
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -49,17 +63,32 @@ def in_rows(data: DataConfig) -> bool:
     return data.packing is PackingMode.none
 
 
+def refuse_rows(name: str, source: SourceConfig, data: DataConfig) -> None:
+    """Refuse pairs where every document is to be a row of its own.
+
+    Raises:
+        DataError: If they are there.
+    """
+    if in_rows(data) and source.holds_preferences:
+        raise DataError(
+            f"`data.packing` must be packed for `data.sources.{name}`, whose answers lie side by side in a row, but is "
+            "none instead. Set data.packing=packed, or take another model where it says that it cannot."
+        )
+
+
 def effective_long(source: SourceConfig, data: DataConfig) -> LongDocuments:
     """Return what happens to documents longer than a sequence, chosen by the format where that is left open."""
     if source.long_documents is not None:
         return source.long_documents
+    if source.holds_preferences:
+        return LongDocuments.drop
     is_stream = source.format in (Format.text, Format.ids)
     return LongDocuments.split if in_rows(data) and is_stream else LongDocuments.error
 
 
 def adds_eos(source: SourceConfig, data: DataConfig) -> bool:
     """Say whether documents of a source end with an EOS that the data room adds."""
-    plain = source.format is Format.completion and not source.as_chat
+    plain = source.format in ANSWERED and not source.as_chat
     return data.add_eos and (source.format is Format.text or plain)
 
 
@@ -68,6 +97,10 @@ def unit_of(source: SourceConfig) -> Unit:
     match source.format:
         case Format.text | Format.completion | Format.chat | Format.ids:
             return Unit.document
+        case Format.preference:
+            return Unit.pair
+        case Format.unpaired:
+            return Unit.answer
         case _:
             assert_never(source.format)
 
@@ -85,6 +118,9 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         del fields[key]  # where it comes from, and how much of it is drawn
     if source.tokenizer is None:
         del fields["tokenizer"]
+    if not source.holds_preferences:
+        for key in PREFERENCE_COLUMNS:
+            del fields["columns"][key]
     fields["packing"] = PackingMode.none if in_rows(data) else packing
     fields["long_documents"] = effective_long(source, data)
     if packing is Packing.concat and not in_rows(data):
@@ -186,7 +222,15 @@ def find_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Path]:
 
 def open_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Store]:
     """Open the stores of all sources, by name."""
-    places = find_all(data, tokenizer)
+    return open_each(data, find_all(data, tokenizer))
+
+
+def open_each(data: DataConfig, places: Mapping[str, Path]) -> dict[str, Store]:
+    """Open the stores of all sources where they are, by name.
+
+    Raises:
+        DataError: If one is damaged, or keeps other units whole than its source's.
+    """
     return {name: open_store(place, unit_of(data.sources[name])) for name, place in places.items()}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.pack.pack import Layout, positions_of_rows
+from trainer.data.pack.pack import Layout, chosen_positions, positions_of_rows
 from trainer.data.store.pack_arrays import SUPERVISED, PackArrays, pack_value_file
 from trainer.data.types import Float64s, Int32s, Int64s, Pack, Unit
 from trainer.errors import DataError
@@ -79,6 +79,8 @@ class SplitStore:
             self.pack_positions = positions_of_rows(self._arrays.layout, self.seq_len)
         self.pack_units: Int32s = np.diff(self._arrays.unit_offset).astype(np.int32)
         """Units of each pack; of a cut document each part is one."""
+        self.pack_chosen: Int32s = chosen_positions(self._arrays.layout, self.unit)
+        """Tokens of each pack that are predicted in chosen answers and their prompts; none where units are no pairs."""
         self.pack_value_sums: dict[str, Float64s] = {
             value: self._load(pack_value_file(value)) for value in self.values
         }

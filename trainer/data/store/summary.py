@@ -12,12 +12,14 @@ from rich.text import Text
 from trainer.config.many import many
 from trainer.data.chat.notes import describe_chats
 from trainer.data.store.intake import describe_drops
-from trainer.data.store.store import TRAIN, VALIDATION, Store
-from trainer.data.types import Pack, TokenizerLike
+from trainer.data.store.store import TRAIN, VALIDATION, SplitStore, Store
+from trainer.data.types import Pack, TokenizerLike, Unit
 from trainer.runtime.say import say
 from trainer.runtime.visible import visible
 
 SAMPLE_TOKENS = 400
+UNITS = {Unit.pair: "pairs", Unit.answer: "answers"}
+"""What units are called where they are no documents."""
 OPEN, CLOSE = "\u27e6", "\u27e7"
 
 
@@ -34,8 +36,9 @@ def build_table(stores: dict[str, Store]) -> Table:
     described = [describe_store(store) for store in stores.values()]
     for name in stores:
         table.add_column(name, justify="right", overflow="fold")
+    units = ", ".join(dict.fromkeys(UNITS.get(store.train.unit, "documents") for store in stores.values()))
     for label in described[0] if described else ():
-        table.add_row(label, *(cells[label] for cells in described))
+        table.add_row(units if label == "documents" else label, *(cells[label] for cells in described))
     return table
 
 
@@ -123,22 +126,37 @@ def print_report(
         for line in lines:
             say(console, f"{name}: {line}.")
     for name, store in stores.items():
-        for number, (said, sample) in enumerate(choose_samples(store), 1):
-            console.rule(f"{name}, sample {number}{said}", align="left")
-            console.print(render_sample(sample, tokenizer, console.is_terminal), soft_wrap=True)
+        for number, (said, samples) in enumerate(choose_samples(store), 1):
+            for what, sample in samples.items():
+                console.rule(f"{name}, sample {number}{what}{said}", align="left")
+                console.print(render_sample(sample, tokenizer, console.is_terminal), soft_wrap=True)
 
 
-def choose_samples(store: Store) -> list[tuple[str, Pack]]:
-    """Return the first, a middle and the last piece, and one with each thing that not every row has, said in words."""
+def choose_samples(store: Store) -> list[tuple[str, dict[str, Pack]]]:
+    """Return the first, a middle and the last unit, and one with each thing that not every row has, said in words.
+
+    A unit is shown as its piece; a pair as its prompt with the chosen answer, and the rejected answer alone.
+    """
     splits = {TRAIN: store.train, VALIDATION: store.validation}
     usual = TRAIN if store.train.num_pieces else VALIDATION
-    last = splits[usual].num_pieces - 1
-    chosen = {(usual, index): "" for index in sorted({0, last // 2, last}) if index >= 0}
+    per_unit = 2 if store.train.unit is Unit.pair else 1
+    last = splits[usual].num_pieces // per_unit - 1
+    chosen = {(usual, per_unit * index): "" for index in sorted({0, last // 2, last}) if index >= 0}
     for one in store.meta.get("shown", ()):
         index = splits[one["split"]].piece_at(one["start"])
         if index is not None:
             chosen[one["split"], index] = f": a row with {' and '.join(one['traits'])}"
-    return [(said, splits[split].piece(index)) for (split, index), said in chosen.items()]
+    return [(said, _pieces_shown(splits[split], index)) for (split, index), said in chosen.items()]
+
+
+def _pieces_shown(split: SplitStore, index: int) -> dict[str, Pack]:
+    first = split.piece(index)
+    if split.unit is not Unit.pair:
+        return {"": first}
+    second = split.piece(index + 1)
+    answer = slice(int(second.supervised.argmax()), None)
+    alone = Pack(second.tokens[answer], second.supervised[answer], [len(second.tokens[answer])])
+    return {", prompt and chosen": first, ", rejected": alone}
 
 
 def render_sample(piece: Pack, tokenizer: TokenizerLike, in_colour: bool) -> Text:

@@ -12,26 +12,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import numpy as np
 
 from trainer.config.data import CleanConfig, SourceConfig, TokenValue
-from trainer.data.chat.mark import Marked, mark_chat
-from trainer.data.chat.quoted import quoted_cuts
+from trainer.data.chat.mark import Marked, mark_chat, mark_completion
 from trainer.data.chat.settle import settle_chat
 from trainer.data.chat.traits import traits_of
 from trainer.data.rows.clean import clean_document, content_digest
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.weight import WEIGHT
-from trainer.data.tokens.spans import mark_tokens, value_tokens, value_turns
+from trainer.data.tokens.encoded import Encoded, Marks, encode_marked, ended
+from trainer.data.tokens.sides import encode_answers
+from trainer.data.tokens.spans import value_tokens
 from trainer.data.types import (
-    Bytes,
     ChatDocument,
     CompletionDocument,
     Document,
     EncodedBatch,
-    Float32s,
     IdsDocument,
     RowBatch,
     RowError,
@@ -41,16 +40,7 @@ from trainer.data.types import (
 )
 from trainer.errors import DataError, Exit
 
-Marks = tuple[list[int], Bytes]
 Encode = Callable[[RowBatch], EncodedBatch]
-
-
-class Encoded(NamedTuple):
-    """A document as token ids, what is supervised of them, and their numbers by name."""
-
-    ids: list[int]
-    mark: Bytes
-    values: dict[str, Float32s]
 
 
 def encode_batch(
@@ -65,6 +55,8 @@ def encode_batch(
     Args:
         values: Numbers that every token gets.
     """
+    if source.holds_preferences:
+        return encode_answers(batch, source, adds_eos, tokenizer, values)
     counts: Counter[str] = Counter(rows=len(batch.rows))
     problems: list[RowProblem] = []
     documents: list[Document] = []
@@ -128,7 +120,7 @@ def _mark(
 ) -> Marked | None:
     match document:
         case CompletionDocument(prompt, completion):
-            return Marked(prompt + completion, [(len(prompt), len(prompt) + len(completion))], [], [])
+            return mark_completion(prompt, completion)
         case ChatDocument():
             return mark_chat(document, tokenizer, source.learn, counts)
         case _:
@@ -147,9 +139,9 @@ def _encode(
     texts = [d.text for d in documents if isinstance(d, TextDocument)]
     if texts:
         whole = [(ids, np.ones(len(ids), np.uint8)) for ids in tokenizer.encode_documents(texts)]
-        marked = [_ended(ids, mark, adds_eos, tokenizer) for ids, mark in whole]
+        marked = [ended(ids, mark, adds_eos, tokenizer) for ids, mark in whole]
     elif pending:
-        return _encode_marked(documents, pending, adds_eos, tokenizer, counts, names)
+        return encode_marked(documents, pending, adds_eos, tokenizer, counts, names)
     else:
         marked = [_given(d) for d in documents if isinstance(d, IdsDocument)]
         counts["ends_with_eos"] += sum(ids[-1:] == [tokenizer.eos_id] for ids, _ in marked)
@@ -157,46 +149,6 @@ def _encode(
         Encoded(ids, mark, value_tokens(d, mark, names))
         for d, (ids, mark) in zip(documents, marked, strict=True)
     ]
-
-
-def _encode_marked(
-    documents: list[Document],
-    pending: list[Marked],
-    adds_eos: bool,
-    tokenizer: TokenizerLike,
-    counts: Counter[str],
-    names: list[str],
-) -> list[Encoded]:
-    found: list[Encoded] = []
-    with_offsets = tokenizer.encode_with_offsets([marked.text for marked in pending])
-    for document, marked, (ids, offsets) in zip(documents, pending, with_offsets, strict=True):
-        if cuts := quoted_cuts(marked, tokenizer):
-            spelled = tokenizer.encode_spelled(marked.text, cuts)
-            counts["quoted_tokens" if spelled else "quoted_dropped"] += 1
-            ids, offsets = spelled or ([], [])
-        mark = mark_tokens(offsets, marked.spans)
-        if isinstance(document, CompletionDocument):
-            ids, mark = _begun(ids, mark, tokenizer)
-            ids, mark = _ended(ids, mark, adds_eos, tokenizer)
-        values = value_tokens(document, mark, names)
-        if isinstance(document, ChatDocument):
-            value_turns(document, marked, offsets, values)
-        found.append(Encoded(ids, mark, values))
-    return found
-
-
-def _begun(ids: list[int], mark: Bytes, tokenizer: TokenizerLike) -> Marks:
-    bos = tokenizer.bos_id
-    if not tokenizer.adds_bos or bos is None or ids[:1] == [bos]:
-        return ids, mark
-    return [bos, *ids], np.concatenate([np.zeros(1, np.uint8), mark])
-
-
-def _ended(ids: list[int], mark: Bytes, adds_eos: bool, tokenizer: TokenizerLike) -> Marks:
-    eos = tokenizer.eos_id
-    if not adds_eos or eos is None or ids[-1:] == [eos]:
-        return ids, mark
-    return [*ids, eos], np.concatenate([mark, np.ones(1, np.uint8)])
 
 
 def _given(document: IdsDocument) -> Marks:

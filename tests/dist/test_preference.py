@@ -1,0 +1,308 @@
+"""Losses of pairs of a run against plain torch, which reads the rows and neither stores nor packs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.dist.session import config_of, loader_of, session_of
+from tests.dist.test_zero import assert_close, cosine
+
+NUM_STEPS = 4
+FP32 = 2e-6
+"""Relative; as for other losses of whole documents."""
+BETA = 0.3
+LOSSES = {
+    "dpo": {},
+    "orpo": {"nll_over": "prompt_and_answer"},
+    "ipo": {"nll_weight": 0.5, "nll_mean": "answers"},
+    "simpo": {"gamma": 0.5, "nll_weight": 0.5},
+}
+WORDS = "abc defg hij klmno pq"
+
+
+def write_rows(folder: Path) -> None:
+    rng = np.random.default_rng(5)
+
+    def said(low: int, high: int) -> str:
+        return "".join(rng.choice(list(WORDS), int(rng.integers(low, high))))
+
+    pairs = [
+        {"prompt": said(2, 9) + "?", "chosen": said(1, 16) + ".", "rejected": said(1, 12) + "!"}
+        for _ in range(60)
+    ]
+    texts = [{"text": said(10, 40)} for _ in range(60)]
+    for name, rows in (("pairs", pairs), ("text", texts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def config_for(workspace: str, data: str, run_dir: str | Path, *overrides: str) -> Any:
+    """Return a configuration of pairs, with texts to replay beside them."""
+    sources = [
+        "data.sources.chat.format=preference",
+        "data.sources.chat.columns.loss_mask=null",
+        f"data.sources.chat.path={data}/pairs.jsonl",
+        "data.sources.text.format=text",
+        "data.sources.text.columns.loss_mask=null",
+        "data.sources.text.packing=best_fit",
+        f"data.sources.text.path={data}/text.jsonl",
+        "data.sources.text.role=replay",
+        "replay.ratio=0.3",
+    ]
+    own = ("objective.kind=preference", "data.values=[label]", f"data.cache_dir={data}/cache")
+    return config_of(workspace, run_dir, *sources, *own, f"train.max_steps={NUM_STEPS}", *overrides)
+
+
+def make_data(mesh: Any, workspace: str, data: str) -> None:
+    from trainer.command.prepare import prepare_data
+
+    write_rows(Path(data))
+    prepare_data(config_for(workspace, data, Path(data) / "unused", "objective.preference.loss=orpo"))
+
+
+@pytest.fixture(scope="module")
+def data(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("preference"))
+    pool(1).run(make_data, workspace=workspace, data=folder)
+    return folder
+
+
+def units_of_steps(session: Any) -> list[list[list[tuple[list[int], list[int]]]]]:
+    """Return the documents of every unit of every step: (tokens, labels), as one rank would read them."""
+    from trainer.dist.mesh import Axis
+
+    loader, steps = loader_of(session, Axis(0, 1)), []
+    for step in range(NUM_STEPS):
+        units: list[list[tuple[list[int], list[int]]]] = []
+        for micro in loader.read(step).micro_batches:
+            found: dict[int, list[tuple[list[int], list[int]]]] = {}
+            for segment in np.flatnonzero(micro.units_S >= 0).tolist():
+                inside = micro.segments_BT == segment
+                document = (micro.tokens_BT[inside].tolist(), micro.labels_BT[inside].tolist())
+                found.setdefault(int(micro.units_S[segment]), []).append(document)
+            units += found.values()
+        steps.append(units)
+    loader.close()
+    return steps
+
+
+def tokens_of(model: Any, document: tuple[list[int], list[int]], over: str = "answer") -> Any:
+    """Return the log-probabilities of what is learnt of a document alone, float64."""
+    tokens, labels = (torch.tensor(found) for found in document)
+    log_probs = torch.log_softmax(model(input_ids=tokens[None], use_cache=False).logits[0].double(), -1)[:-1]
+    found = log_probs.gather(1, tokens[1:, None])[:, 0]
+    return found if over == "prompt_and_answer" else found[labels[:-1] != -100]
+
+
+def loss_of_pair(name: str, chosen: Any, rejected: Any, references: Any, options: dict[str, Any]) -> Any:
+    """Return the loss of a pair, written anew."""
+    c, j = chosen.sum(), rejected.sum()
+    if name == "dpo":
+        return torch.log1p(torch.exp(-BETA * ((c - references[0]) - (j - references[1]))))
+    if name == "ipo":
+        gap = (c - references[0]) / len(chosen) - (j - references[1]) / len(rejected)
+        return (gap - 1 / (2 * BETA)) ** 2
+    if name == "simpo":
+        return torch.log1p(torch.exp(options["gamma"] - BETA * (chosen.mean() - rejected.mean())))
+    odds = [mean - torch.log(1 - torch.exp(mean)) for mean in (chosen.mean(), rejected.mean())]
+    return BETA * torch.log1p(torch.exp(odds[1] - odds[0]))
+
+
+def by_torch(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, list[dict[str, float]]]:
+    """Train with nothing of ours but which units a step has: every document alone."""
+
+    with session_of(config_for(workspace, data, run_dir)) as session:
+        steps = units_of_steps(session)
+    assert all({len(unit) for unit in units} == {1, 2} for units in steps), "a step has both pairs and texts"
+    assert len({len(units) for units in steps}) > 1, "steps have as many units"
+    return {name: torch_steps(workspace, steps, name, options) for name, options in LOSSES.items()}
+
+
+def torch_steps(workspace: str, steps: Any, name: str, options: dict[str, Any]) -> list[dict[str, float]]:
+    from transformers import AutoModelForCausalLM
+
+    model, base = (
+        AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32) for _ in range(2)
+    )
+    named = dict(model.named_parameters())
+    plain = [p for n, p in named.items() if "norm" in n or "embed_tokens" in n]
+    matrices = [p for n, p in named.items() if not ("norm" in n or "embed_tokens" in n)]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    weight = options.get("nll_weight", 1.0 if name == "orpo" else 0.0)
+    over, mean = options.get("nll_over", "answer"), options.get("nll_mean", "tokens")
+    records = []
+    for step, units in enumerate(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * ((step + 1) / 2 if step < 2 else cosine((step - 2) / (NUM_STEPS - 2), 0.1))
+        pairs, texts = ([unit for unit in units if len(unit) == count] for count in (2, 1))
+        losses, nlls = [], []
+        for unit in pairs:
+            chosen, rejected = (tokens_of(model, document) for document in unit)
+            with torch.no_grad():
+                references = [tokens_of(base, document).sum() for document in unit]
+            losses.append(loss_of_pair(name, chosen, rejected, references, options))
+            nlls.append(-tokens_of(model, unit[0], over))
+        loss = torch.stack(losses).mean()
+        nll = torch.cat(nlls).mean() if mean == "tokens" else torch.stack([n.mean() for n in nlls]).mean()
+        text = -torch.cat([tokens_of(model, unit[0]) for unit in texts]).mean()
+        (loss + weight * nll + 0.5 * text).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        found = {"loss": float(loss), "grad_norm": float(norm), "loss/text": float(text)}
+        records.append(found | ({"nll_chosen": float(nll)} if weight else {}))
+    return records
+
+
+def references_of(workspace: str, session: Any) -> Any:
+    """Return what says the sums of a base's log-probabilities, each piece of a pack alone."""
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32)
+    stores = [store.train for store in session.stores.values()]
+
+    def read(refs: Any) -> Any:
+        sums = []
+        for ref in refs:
+            pack, start = stores[ref.source].pack(ref.pack), 0
+            for length in pack.lengths:
+                part = slice(start, start + length)
+                learnt = np.where(pack.supervised[part], pack.tokens[part], -100)
+                with torch.no_grad():
+                    document = (pack.tokens[part].tolist(), [*learnt[1:].tolist(), -100])
+                    sums.append(float(tokens_of(base, document).sum()))
+                start += length
+        return np.array(sums)
+
+    return read
+
+
+def take_steps(session: Any, objective: Any, num_steps: int = NUM_STEPS) -> list[dict[str, float]]:
+    from trainer.mix.loader import TrainLoader
+    from trainer.optim.schedule import lr_factor
+    from trainer.run.step import train_step
+
+    config = session.config
+    loader = TrainLoader(
+        list(session.stores),
+        [store.train for store in session.stores.values()],
+        session.mixing().plan,
+        session.mesh.data,
+        config.train.micro_batch_size,
+        session.pad_id,
+        objective.attach,
+    )
+    records = []
+    for step in range(num_steps):
+        session.policy.engine.set_lr(config.optim.lr * lr_factor(step, num_steps, config.schedule))
+        result = train_step(session.policy, objective, loader.read(step), stop=lambda: False)
+        assert result.is_sound
+        found = {mean.name: mean.of(result.sums) for mean in result.means}
+        kept = {key: found[key] for key in ("loss", "loss/text", "nll_chosen") if key in found}
+        records.append(kept | {"grad_norm": result.grad_norm, "all": found})
+    loader.close()
+    return records
+
+
+def objective_of(workspace: str, session: Any, name: str) -> Any:
+    from trainer.config.preference import NllMean, NllOver, PreferenceConfig, PreferenceLoss
+    from trainer.objective.preference.preference_objective import PreferenceObjective
+
+    given = dict(LOSSES[name])
+    for key, kind in (("nll_over", NllOver), ("nll_mean", NllMean)):
+        if key in given:
+            given[key] = kind(given[key])
+    options = PreferenceConfig(loss=PreferenceLoss(name), beta=BETA, text_weight=0.5, **given)
+    units = [store.train.unit for store in session.stores.values()]
+    reference = references_of(workspace, session) if options.needs_reference else None
+    return PreferenceObjective(list(session.stores), units, options, reference)
+
+
+def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[Any]) -> Any:
+    found = []
+    for index, (name, overrides) in enumerate(variants):
+        with session_of(config_for(workspace, data, f"{run_dir}/{index}", *overrides)) as session:
+            objective = objective_of(workspace, session, name)
+            found.append(take_steps(session, objective))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(pool: Any, workspace: str, data: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    run_dir = str(tmp_path_factory.mktemp("plain"))
+    return pool(1).run(by_torch, workspace=workspace, data=data, run_dir=run_dir)[0]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_steps_of_pairs_are_those_of_plain_torch_at_every_stage(
+    pool, workspace, data, expected, num_ranks, tmp_path
+):
+    """One alone off: a count is not that of all ranks and micro-batches, or a pair's reference is another pair's."""
+    variants = [
+        (name, [f"zero.stage={stage}", f"train.micro_batch_size={1 + stage % 2}"])
+        for stage, name in enumerate(LOSSES)
+    ]
+    answers = pool(num_ranks).run(
+        trained, workspace=workspace, data=data, run_dir=str(tmp_path), variants=variants
+    )
+    for answer in answers:
+        for (name, _), records in zip(variants, answer, strict=True):
+            reports = [record.pop("all") for record in records]
+            assert_close(records, expected[name], FP32, 10 * FP32)
+            for record, wanted in zip(records, expected[name], strict=True):
+                assert record == pytest.approx(wanted, rel=10 * FP32)
+            if name == "dpo":
+                assert reports[0]["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
+                assert reports[0]["reward_chosen"] == pytest.approx(0, abs=1e-5)
+            assert all(0 <= report["preference_accuracy"] <= 1 for report in reports)
+
+
+def filled_up(mesh: Any, workspace: str, data: str, run_dir: str) -> Any:
+    """Return the losses of a pack of pairs, with and without one beside it that only fills up."""
+    from trainer.data.pack.refs import FILLER, PackRef, read_batch
+    from trainer.objective.contract import Sums
+
+    found: dict[str, list[list[float]]] = {}
+    with session_of(config_for(workspace, data, run_dir)) as session:
+        stores = [store.train for store in session.stores.values()]
+        for name in LOSSES:
+            objective = objective_of(workspace, session, name)
+            for refs in ([PackRef(0, 0, 0)], [PackRef(0, 0, 0), FILLER], [FILLER]):
+                filler = PackRef(0, 1, 0)
+                micro = read_batch(stores, refs, session.pad_id, filler)
+                micro.attached = objective.attach(micro, [filler if ref is FILLER else ref for ref in refs])
+                parts = objective.terms(session.policy, micro, Sums(objective.sum_names, mesh.device))
+                assert all(part.loss_sum.requires_grad for part in parts)
+                found.setdefault(name, []).append([float(part.loss_sum) for part in parts])
+    return found
+
+
+def test_a_pack_that_fills_up_adds_nothing_and_still_has_a_gradient(pool, workspace, data, tmp_path):
+    answer = pool(1).run(filled_up, workspace=workspace, data=data, run_dir=str(tmp_path))[0]
+    for name, (alone, beside, nothing) in answer.items():
+        assert beside == pytest.approx(alone, rel=FP32), name
+        assert nothing == [0.0] * len(nothing), name
+
+
+def whole_run(mesh: Any, workspace: str, data: str, run_dir: str) -> None:
+    from trainer.run import training
+
+    config = config_for(workspace, data, run_dir, "objective.preference.loss=orpo", "zero.stage=2")
+    assert training.run_training(config).value == "finished"
+
+
+def test_a_run_of_pairs_trains_saves_and_reports(pool, workspace, data, tmp_path):
+    pool(2).run(whole_run, workspace=workspace, data=data, run_dir=str(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "loss" in line]
+    assert len(losses) == NUM_STEPS
+    assert all(
+        {"loss/text", "nll_chosen", "preference_accuracy", "reward_chosen"} <= set(line) for line in losses
+    )
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "checkpoints" / "step-00000004").is_dir()

@@ -1,0 +1,53 @@
+"""Rules about the losses of preferences: what a loss does not read is refused, and what it reads is in its range."""
+
+import math
+
+import pytest
+
+from trainer.config.check_preference import preference_problems
+from trainer.config.preference import NOISY, PreferenceConfig, PreferenceLoss
+
+
+def sentences(**options):
+    return [problem.sentence for problem in preference_problems(PreferenceConfig(**options))]
+
+
+@pytest.mark.parametrize("loss", PreferenceLoss)
+def test_every_loss_stands_with_its_defaults(loss):
+    assert sentences(loss=loss, label_noise=0.1 if loss in NOISY else 0.0) == []
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan])
+def test_beta_is_above_nothing(beta):
+    assert sentences(beta=beta) == [
+        f"`objective.preference.beta` must be a number above 0, or null, but is {beta} instead. Leave it out for 0.1 "
+        "(arXiv:2305.18290, TRL)."
+    ]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, -0.1, math.nan])
+def test_a_loss_that_expects_wrong_labels_is_told_how_many(noise):
+    (said,) = sentences(loss=PreferenceLoss.robust, label_noise=noise)
+    assert said.startswith(
+        "`objective.preference.label_noise` must be above 0 and below 0.5 for loss=robust, but is"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"label_noise": 0.1}, "label_noise"),
+        ({"gamma": 0.5}, "gamma"),
+        ({"desirable_weight": 2.0}, "desirable_weight"),
+        ({"undesirable_weight": 0.0}, "undesirable_weight"),
+        ({"loss": PreferenceLoss.kto, "undesirable_weight": 0.0}, "undesirable_weight"),
+        ({"loss": PreferenceLoss.kto, "desirable_weight": math.inf}, "desirable_weight"),
+        ({"loss": PreferenceLoss.kto, "nll_weight": 1.0}, "nll_weight"),
+        ({"loss": PreferenceLoss.simpo, "gamma": -1.0}, "gamma"),
+        ({"nll_weight": -1.0}, "nll_weight"),
+        ({"nll_weight": math.nan}, "nll_weight"),
+    ],
+)
+def test_an_option_that_does_nothing_or_harm_is_named(options, key):
+    (said,) = sentences(**options)
+    assert said.startswith(f"`objective.preference.{key}` must be ")

@@ -1,0 +1,61 @@
+"""Rules about the losses of preferences. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from trainer.config.preference import LOSS_DEFAULTS, NOISY, PreferenceConfig, PreferenceLoss
+from trainer.config.rule import Problem, must
+
+KEY = "objective.preference"
+
+
+def preference_problems(options: PreferenceConfig) -> Iterator[Problem]:
+    """Yield every broken rule, and every option that the loss does not read."""
+    loss, default = options.loss, LOSS_DEFAULTS[options.loss]
+    if options.beta is not None and not (options.beta > 0 and math.isfinite(options.beta)):
+        fix = f"Leave it out for {default.beta:g} ({default.source})."
+        yield must(f"{KEY}.beta", "a number above 0, or null", options.beta, fix)
+    yield from _noise_problems(options)
+    if loss is PreferenceLoss.simpo:
+        if not (options.gamma >= 0 and math.isfinite(options.gamma)):
+            yield must(f"{KEY}.gamma", "a number of at least 0", options.gamma, "Set 0.5 of beta.")
+    elif options.gamma != 0:
+        yield must(
+            f"{KEY}.gamma", f"0 for loss={loss.value}, which does not read it", options.gamma, "Remove it."
+        )
+    yield from _nll_problems(options)
+    if not (options.text_weight >= 0 and math.isfinite(options.text_weight)):
+        yield must(f"{KEY}.text_weight", "a number of at least 0", options.text_weight, "1 is usual.")
+    for name in ("desirable_weight", "undesirable_weight"):
+        weight = getattr(options, name)
+        if options.is_paired and weight != 1:
+            yield must(
+                f"{KEY}.{name}", f"1 for loss={loss.value}, which does not read it", weight, "Remove it."
+            )
+        elif not (weight > 0 and math.isfinite(weight)):
+            yield must(
+                f"{KEY}.{name}", "a number above 0", weight, "Take rows of a label out to leave them out."
+            )
+
+
+def _noise_problems(options: PreferenceConfig) -> Iterator[Problem]:
+    key, loss, noise = f"{KEY}.label_noise", options.loss, options.label_noise
+    if loss in NOISY and not 0 < noise < 0.5:
+        rule = f"above 0 and below 0.5 for loss={loss.value}"
+        yield must(key, rule, noise, "Set the share of pairs that are the wrong way round, such as 0.1.")
+    elif loss not in NOISY and noise != 0:
+        rule = f"0 for loss={loss.value}, which does not read it"
+        yield must(key, rule, noise, f"Set {KEY}.loss=conservative or robust.")
+
+
+def _nll_problems(options: PreferenceConfig) -> Iterator[Problem]:
+    loss, weight = options.loss, options.nll_weight
+    if weight is None:
+        return
+    if not (weight >= 0 and math.isfinite(weight)):
+        yield must(f"{KEY}.nll_weight", "a number of at least 0, or null", weight, "1 is usual.")
+    elif weight and not options.is_paired:
+        rule = f"0 for loss={loss.value}, whose answers are not all to be learnt"
+        yield must(f"{KEY}.nll_weight", rule, weight, "Remove it.")

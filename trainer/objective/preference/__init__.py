@@ -1,0 +1,1 @@
+"""Losses of preferences: pairs of answers to one prompt, and answers with a label."""
