@@ -113,6 +113,19 @@ def test_a_template_that_is_not_there_is_named(prepare):
     check(prepare.refused("text", "model.chat_template=nope.jinja"), "`model.chat_template`", "nope.jinja")
 
 
+def test_a_template_that_is_no_jinja_is_named_with_its_line_and_with_what_else_is_wrong(
+    refuse, prepare, tmp_path
+):
+    (tmp_path / "bad.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    words = ("model.chat_template=" + str(tmp_path / "bad.jinja"), "data.seq_len=-1")
+    message = refuse(*prepare.arguments("chat", *words))
+    check(
+        message,
+        "`data.seq_len` must",
+        f"must be valid Jinja, but {tmp_path}/bad.jinja, line 2, is not: unexpected",
+    )
+
+
 def test_another_chat_template_makes_another_store_and_keeps_the_first(prepare, tmp_path):
     prepare.rows({"messages": [ASKED, SAID]})
     first = prepare.accepted("chat")

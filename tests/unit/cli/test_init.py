@@ -170,6 +170,10 @@ WRONG = {
     ),
     "no template": ("model={0}/plain data={0}/a.jsonl", "Give chat_template=FILE"),
     "no such template": ("model={0}/base data={0}/a.jsonl chat_template=x.jinja", "there is none at x.jinja"),
+    "no Jinja": (
+        "model={0}/base data={0}/a.jsonl chat_template={0}/bad.jinja",
+        "`chat_template` must be valid Jinja",
+    ),
     "no data": ("model={0}/base", "`data` must be given"),
     "no words": ("", "`model` must be given"),
     "a strange word": ("modle={0}/base data={0}/a.jsonl", "is given 'modle="),
@@ -194,6 +198,7 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
     outside = model.parent
     (outside / "odd.csv").write_text("a,b\n1,2\n")
     (outside / "empty.jsonl").touch()
+    (outside / "bad.jinja").write_text("{{ }}")
     (outside / "head.csv").write_text("prompt,completion\n")
     write_rows(outside / "a.jsonl", ROWS["messages"])
     (outside / "asked.csv").write_text("id,ask,reply\n1,Why is it so?,Because it is.\n")
