@@ -211,6 +211,34 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
     assert sentence in refuse("init", *words.format(outside).split())
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "model={0}/bse data=none.jsonl name=a/b recipe=lorra",
+            [
+                "`name` must be letters",
+                "'lorra' instead. Did you mean lora?",
+                "`model",
+                "matches files, but is",
+            ],
+        ),
+        (
+            "model={0}/base data={0}/a.jsonl nam=z fodlr=x",
+            ["'nam=z' instead. Did you mean name", "Did you mean folder=...?"],
+        ),
+        ("model={0}/bse data=none.jsonl", ["`model", "matches files, but is"]),
+        ("", ["`model` must be given", "`data` must be given"]),
+        ("modle={0}/base", ["Did you mean model=...?", "`data` must be given"]),
+    ],
+)
+def test_everything_that_is_wrong_is_told_at_once(refuse, model, words, told):
+    write_rows(model.parent / "a.jsonl", ROWS["messages"])
+    message = refuse("init", *words.format(model.parent).split())
+    assert f"has {len(told)} problems:" in message
+    assert not [one for one in told if one not in message], message
+
+
 def test_a_file_that_is_there_is_kept(init, here, model, capsys):
     write_rows(here / "a.jsonl", ROWS["text"])
     init(f"model={model}", "data=a.jsonl")
