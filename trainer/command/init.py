@@ -158,7 +158,7 @@ def write_experiment(wish: Wish) -> list[str]:
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
     held = look.choose_held_out(guess.holding)
-    sizes = look.choose_sizes(guess, tokens, model.context, find_cards().count)
+    sizes = look.choose_sizes(guess, tokens, model.context, find_cards().count, held.share)
     words = shlex.join([f"experiment={name}", f"hydra.searchpath=[file://{_absolute(wish.folder)}]"])
     text = string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,

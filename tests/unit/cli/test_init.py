@@ -141,7 +141,7 @@ def test_sizes_fit_what_it_looked_at_and_it_says_so(init, here, model):
 def test_what_has_many_tokens_gets_the_recipes_sizes():
     holding = Holding(num_rows=10_000, is_whole=False, num_chars=20_000_000)
     guess = Guess(SourceConfig(format=Format.chat), "", {}, [], 1, [], holding)
-    sizes = choose_sizes(guess, Tokens(900, 5_000_000, True), None, num_gpus=8)
+    sizes = choose_sizes(guess, Tokens(900, 5_000_000, True), None, num_gpus=8, share_held_out=0.01)
     assert (sizes.seq_len, sizes.batch_tokens) == (4096, 131072)
 
 
@@ -395,13 +395,9 @@ ENOUGH = ", so that the comparison with the base has an interval, which takes 5"
     ("count", "frac", "because"),
     [
         (3, 0.25, "about 1 of 3 documents, but an interval takes 5: give more documents"),
-        (
-            20,
-            0.25,
-            "about 5 of 20 documents; a hash chooses, and an interval takes 5: more documents make sure of it",
-        ),
-        (60, 0.17, f"about 10 of 60 documents{ENOUGH}"),
-        (700, 0.02, f"about 14 of 700 documents{ENOUGH}"),
+        (20, 0.25, "about 2 of 20 documents, but an interval takes 5: give more documents"),
+        (60, 0.17, f"about 11 of 60 documents{ENOUGH}"),
+        (700, 0.02, f"about 18 of 700 documents{ENOUGH}"),
     ],
 )
 def test_so_much_is_held_out_that_there_is_an_interval_where_there_can_be_one(
