@@ -7,6 +7,7 @@ must be able to do. No I/O here, and no import of `datasets` or `transformers`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import compress
@@ -184,6 +185,21 @@ class RowProblem:
     value: str
     fix: str
     where: str
+
+
+def problems_said(key: str, problems: Sequence[RowProblem], counts: Counter[str], of: str) -> str:
+    """Return a sentence for every rule that rows break, with the first row that does.
+
+    Args:
+        problems: The first of each rule.
+        counts: Rows that break a rule.
+        of: The rows that were read, in words.
+    """
+    return " ".join(
+        f"{key if one is problems[0] else 'It'} must {one.rule}, but {counts[one.rule]} of {of} do not; the first is "
+        f"{one.where}, with {one.value}. {one.fix}"
+        for one in problems
+    )
 
 
 @dataclass(slots=True)
