@@ -131,7 +131,7 @@ def saver_of(session: Any, **changes: Any) -> Any:
     """Return what saves and resumes a session, or one with other data or another configuration."""
     from trainer.run.training import build_saver
 
-    return build_saver(dataclasses.replace(session, **changes), None, goes_on=True)
+    return build_saver(dataclasses.replace(session, **changes), None)
 
 
 def refusal_of(saver: Any) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trainer.command.plan import fit_sentence
 from trainer.command.row_tokens import CHARS_A_TOKEN, ENDS_TOKENS, Tokens
 from trainer.config.data import DataConfig, Format
 from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.data.rows.guess import Guess, Holding
+from trainer.data.store.held_back import choose_validation, split_hash
 from trainer.errors import ModelError, TrainerError
 from trainer.evaluate.compare import MIN_DOCUMENTS
 from trainer.forecast.shapes import decoder_shape, knows
@@ -49,9 +52,13 @@ class ShareHeldOut:
 
     frac: float
     because: str
+    share: float
+    """Of the documents that were read, those that are held out."""
 
 
-def choose_sizes(guess: Guess, tokens: Tokens, context: int | None, num_gpus: int) -> Sizes:
+def choose_sizes(
+    guess: Guess, tokens: Tokens, context: int | None, num_gpus: int, share_held_out: float
+) -> Sizes:
     """Return packs that hold the longest document where the model's context does, and steps of which an epoch has some.
 
     Documents of text and of ids go on in the next pack, so that theirs are no longer than a recipe's.
@@ -78,7 +85,7 @@ def choose_sizes(guess: Guess, tokens: Tokens, context: int | None, num_gpus: in
         because = f"the model's context is {context}" if context else "at most the model's context"
     # One rank a GPU of this machine, each of which has a pack of a step.
     unit = max(num_gpus, 1)
-    num_packs = max(tokens.total // seq_len, 1)
+    num_packs = max(int(tokens.total * (1 - share_held_out)) // seq_len, 1)
     a_step = min(BATCH_TOKENS // seq_len, num_packs // STEPS) // unit * unit
     a_step = max(a_step, unit)
     return Sizes(seq_len, a_step * seq_len, because, max(math.ceil(num_packs / a_step), 1), num_long)
@@ -87,26 +94,22 @@ def choose_sizes(guess: Guess, tokens: Tokens, context: int | None, num_gpus: in
 def choose_held_out(holding: Holding) -> ShareHeldOut:
     """Return the share of documents that gives the comparison with the base an interval, where there are enough.
 
-    A hash chooses them, so that about so many are held out: twice those that an interval takes.
+    A hash chooses them, which is asked how many they are. The share is for twice those that an interval takes.
     """
     num, usual = holding.num_documents, DataConfig().validation_frac
     if not holding.is_whole:
-        return ShareHeldOut(usual, "the usual share; not all rows were read")
+        return ShareHeldOut(usual, "the usual share; not all rows were read", usual)
     if num < 2:
-        return ShareHeldOut(usual, "of one document none can be held out")
+        return ShareHeldOut(usual, "of one document none can be held out", 0.0)
     frac = min(max(usual, math.ceil(200 * MIN_DOCUMENTS / num) / 100), MOST_HELD_OUT)
-    about = max(round(num * frac), 1)
+    hashes = np.array([split_hash(digest) for digest in holding.digests], dtype=np.uint64)
+    about = int(choose_validation(hashes, frac).sum())
     of = f"about {about} of {many(num, 'document')}"
     if about < MIN_DOCUMENTS:
-        return ShareHeldOut(frac, f"{of}, but an interval takes {MIN_DOCUMENTS}: give more documents")
-    if about < 2 * MIN_DOCUMENTS:
-        return ShareHeldOut(
-            frac,
-            f"{of}; a hash chooses, and an interval takes {MIN_DOCUMENTS}: more documents make sure of it",
-        )
-    return ShareHeldOut(
-        frac, f"{of}, so that the comparison with the base has an interval, which takes {MIN_DOCUMENTS}"
-    )
+        because = f"{of}, but an interval takes {MIN_DOCUMENTS}: give more documents"
+    else:
+        because = f"{of}, so that the comparison with the base has an interval, which takes {MIN_DOCUMENTS}"
+    return ShareHeldOut(frac, because, about / num)
 
 
 def say_held_out(held: ShareHeldOut) -> str:

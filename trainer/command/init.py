@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import shlex
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,10 @@ from trainer.config.describe import as_word
 from trainer.config.learn import LearnConfig, Reasoning
 from trainer.config.many import many
 from trainer.config.options import OWN, group_options
+from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TrainerError
 from trainer.forecast.card import find_cards
 
 if TYPE_CHECKING:
@@ -50,17 +52,23 @@ def read_words(words: Sequence[str]) -> Wish:
     """Return what the words of the command line ask for.
 
     Raises:
-        ConfigError: A word that is none of init's, or one that is missing.
+        ConfigError: Words that are none of init's or are missing, with what is wrong with the model and the data.
     """
     given: dict[str, str] = {}
+    sentences: list[str] = []
+    meant: set[str] = set()
     for word in (word for word in words if word != "--site"):
         key, equals, value = word.partition("=")
         if not equals or key not in WORDS or not value:
             listed = ", ".join(f"{name}=..." for name in WORDS)
-            raise ConfigError(
-                f"`palimpsest init` must be given {listed} or --site, but is given '{word}' instead.{_place_of(key)}"
+            near = difflib.get_close_matches(key, [one for one in WORDS if one != key], n=1, cutoff=0.6)
+            meant.update([key], near)
+            place = _place_of(key) or (_did_you_mean(f"{near[0]}=...") if near and "." not in key else "")
+            sentences.append(
+                f"`palimpsest init` must be given {listed} or --site, but is given '{word}' instead.{place}"
             )
-        given[key] = value
+        else:
+            given[key] = value
     wish = Wish(
         **{key: value for key, value in given.items() if key not in ("folder", "ignore")},
         folder=Path(given.get("folder", OWN)).expanduser(),
@@ -68,27 +76,55 @@ def read_words(words: Sequence[str]) -> Wish:
         is_site="--site" in words,
     )
     if not wish.is_site or wish.model or wish.data:
-        for key in ("model", "data"):
-            if not getattr(wish, key):
-                example = "palimpsest init model=models/llama data=chats.jsonl name=first"
-                raise ConfigError(
-                    f"`{key}` must be given to `palimpsest init`, but is missing. Write: {example}"
-                )
-    if wish.name and not _NAME.fullmatch(wish.name):
-        raise ConfigError(
-            f"`name` must be letters, digits, _, - and ., but is '{wish.name}' instead. Set name=first."
-        )
-    if wish.recipe and wish.recipe not in group_options()["recipe"]:
-        listed = ", ".join(group_options()["recipe"])
-        raise ConfigError(
-            f"`recipe` must be one of {listed}, but is '{wish.recipe}' instead. Leave it out to choose."
-        )
-    kinds = [kind.value for kind in Reasoning]
-    if wish.reasoning and wish.reasoning not in kinds:
-        raise ConfigError(
-            f"`reasoning` must be one of {', '.join(kinds)}, but is '{wish.reasoning}' instead. Leave it out for all."
-        )
+        lacking = [key for key in ("model", "data") if not getattr(wish, key) and key not in meant]
+        example = "palimpsest init model=models/llama data=chats.jsonl name=first"
+        sentences += [
+            f"`{key}` must be given to `palimpsest init`, but is missing. Write: {example}" for key in lacking
+        ]
+    sentences += _wrong_values(wish)
+    if sentences:
+        raise told_together([*sentences, *_look(wish)[2]])
     return wish
+
+
+def _wrong_values(wish: Wish) -> Iterator[str]:
+    """Yield a sentence for every word whose value cannot be."""
+    if wish.name and not _NAME.fullmatch(wish.name):
+        yield f"`name` must be letters, digits, _, - and ., but is '{wish.name}' instead. Set name=first."
+    choices = {"recipe": group_options()["recipe"], "reasoning": [kind.value for kind in Reasoning]}
+    for key, known in choices.items():
+        value = getattr(wish, key)
+        if value and value not in known:
+            near = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
+            fix = "to choose" if key == "recipe" else "for all"
+            yield (
+                f"`{key}` must be one of {', '.join(known)}, but is '{value}' instead."
+                f"{''.join(map(_did_you_mean, near))} Leave it out {fix}."
+            )
+
+
+def _did_you_mean(word: str) -> str:
+    return f" Did you mean {word}?"
+
+
+def _look(wish: Wish) -> tuple[NamedModel | None, Guess | None, list[str]]:
+    """Return what is known of the model and of the data that are given, and a sentence for each that cannot be used."""
+    from trainer.data.rows.guess import guess_layout
+
+    model, guess, sentences = None, None, []
+    try:
+        model = look_at_model(wish.model, wish.chat_template) if wish.model else None
+    except TrainerError as error:
+        sentences.append(str(error))
+    kinds = [kind.value for kind in Reasoning]
+    learn = LearnConfig(reasoning=Reasoning(wish.reasoning)) if wish.reasoning in kinds else LearnConfig()
+    try:
+        if wish.data:
+            can_chat = model is None or model.can_chat
+            guess = guess_layout(_source_name(wish.data), wish.data, can_chat, wish.ignore, learn)
+    except TrainerError as error:
+        sentences.append(str(error))
+    return model, guess, sentences
 
 
 def _place_of(key: str) -> str:
@@ -111,20 +147,18 @@ def write_experiment(wish: Wish) -> list[str]:
         TrainerError: The model, the data or the file cannot be used.
     """
     from trainer.command import first_look as look
-    from trainer.data.rows.guess import guess_layout
 
-    model = look_at_model(wish.model, wish.chat_template)
-    source_name = _source_name(wish.data)
-    learn = LearnConfig(reasoning=Reasoning(wish.reasoning)) if wish.reasoning else LearnConfig()
-    guess = guess_layout(source_name, wish.data, model.can_chat, wish.ignore, learn)
-    source = guess.source
+    model, guess, sentences = _look(wish)
+    if model is None or guess is None:
+        raise told_together(sentences)
+    source_name, source = _source_name(wish.data), guess.source
     is_talk = source.format.value in ("chat", "completion")
     tokens, unknown = _look_at_rows(wish, model, guess)
     recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
     held = look.choose_held_out(guess.holding)
-    sizes = look.choose_sizes(guess, tokens, model.context, find_cards().count)
+    sizes = look.choose_sizes(guess, tokens, model.context, find_cards().count, held.share)
     words = shlex.join([f"experiment={name}", f"hydra.searchpath=[file://{_absolute(wish.folder)}]"])
     text = string.Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name,

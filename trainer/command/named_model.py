@@ -18,6 +18,8 @@ from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError, ModelError
 from trainer.forecast.config_json import read_config_json, shipped_shapes
 from trainer.model.base_folder import Needs, folder_lacks
+from trainer.model.on_disk import no_template
+from trainer.model.template_syntax import why_no_jinja
 
 _NOT_HERE = "The tokenizer is not here: `palimpsest prepare` says whether it has a chat template."
 
@@ -52,10 +54,8 @@ class NamedModel:
 
 def look_at_model(name: str, chat_template: str) -> NamedModel:
     """Return what the model's folder says of it; a name is looked up in the cache, among what ships, on the hub."""
-    if chat_template and not Path(chat_template).expanduser().is_file():
-        raise ConfigError(
-            f"`chat_template` must name a Jinja file, but there is none at {chat_template}. Check the path."
-        )
+    if chat_template:
+        _refuse_template(Path(chat_template).expanduser())
     local = Path(name).expanduser()
     if not local.exists() and name in group_options()["model"]:
         from trainer.config.store import compose_config
@@ -81,6 +81,20 @@ def look_at_model(name: str, chat_template: str) -> NamedModel:
     return NamedModel(
         "", str(Path.cwd() / local), kind, size, can_chat, says, local, lines, can_train=not lacks
     )
+
+
+def _refuse_template(file: Path) -> None:
+    """Raise where a file is no chat template."""
+    if not file.is_file():
+        raise ConfigError(
+            f"`chat_template` must name a Jinja file, but there is none at {file}. Check the path."
+        )
+    try:
+        why = why_no_jinja(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        why = no_template(str(file), error)
+    if why is not None:
+        raise ConfigError(f"`chat_template` {why}")
 
 
 def _read_config(name: str) -> dict[str, Any]:

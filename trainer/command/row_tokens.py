@@ -23,6 +23,7 @@ ENDS_TOKENS = 2
 BY_WORDS = {
     "et learn.reasoning of the source to ": "ive reasoning=",
     "et model.chat_template to": "ive chat_template=FILE,",
+    "et model.chat_template.": "ive chat_template=FILE.",
 }
 """How a fix begins that names keys of a configuration, and how with the words of `palimpsest init`: Set or set, Give or
 give."""

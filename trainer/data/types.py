@@ -201,6 +201,21 @@ class RowProblem:
     where: str
 
 
+def problems_said(key: str, problems: Sequence[RowProblem], counts: Counter[str], of: str) -> str:
+    """Return a sentence for every rule that rows break, with the first row that does.
+
+    Args:
+        problems: The first of each rule.
+        counts: Rows that break a rule.
+        of: The rows that were read, in words.
+    """
+    return " ".join(
+        f"{key if one is problems[0] else 'It'} must {one.rule}, but {counts[one.rule]} of {of} do not; the first is "
+        f"{one.where}, with {one.value}. {one.fix}"
+        for one in problems
+    )
+
+
 @dataclass(slots=True)
 class EncodedBatch:
     """The units of a row batch as flat arrays, and what happened to those that are missing.

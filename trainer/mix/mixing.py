@@ -28,6 +28,12 @@ STEPS_A_PASS = 8
 """Steps that a pass over little data is to have at least, so that the rate has a course."""
 
 
+MOST_PLANNED = 1_000_000
+"""Packs of a run that is planned to its end before it begins, which takes a second."""
+UNLIKE = 0.005
+"""A share that is so far from the one asked for is told with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Passes:
     """How often a run passes over a pool, foreseen from the shares and the mean size of packs."""
@@ -154,17 +160,35 @@ class Mixing:
         ]
 
     def table(self) -> Table:
-        """Return what the run will draw, a row a pool."""
-        table = Table(title=f"Mixture over {many(self.num_steps, 'step')}", title_justify="left")
+        """Return what the run will draw, a row a pool: as it is planned, or about where that is long or not known."""
+        is_known = (
+            self.replay.controller is RatioController.none
+            and self.num_steps * self.plan.packs_per_step <= MOST_PLANNED
+        )
+        title = f"Mixture over {many(self.num_steps, 'step')}{'' if is_known else ', about'}"
+        table = Table(title=title, title_justify="left")
         for column in ("sources", "role"):
             table.add_column(column, overflow="fold")
         for column in ("share", "supervised tokens", "passes"):
             table.add_column(column, justify="right")
-        for row in self.passes(self.mean_ratio):
+        rows = self.passes(self.mean_ratio)
+        for row, asked in zip(self._planned(rows) if is_known else rows, rows, strict=True):
             role = Role.replay if row.pool.is_replay else Role.target
-            cells = (f"{row.share:.1%}", f"{row.targets:,.0f}", f"{row.epochs:.2f}")
-            table.add_row(row.pool.name, role.value, *cells)
+            is_as_asked = abs(row.share - asked.share) < UNLIKE
+            share = f"{row.share:.1%}" + ("" if is_as_asked else f" ({asked.share:.1%} asked)")
+            table.add_row(row.pool.name, role.value, share, f"{row.targets:,.0f}", f"{row.epochs:.2f}")
         return table
+
+    def _planned(self, rows: list[Passes]) -> list[Passes]:
+        """Return the passes that the plan makes of those that are foreseen: whole packs, of sizes of their own."""
+        plan = self._plan_with(lambda step: ratio_at(self.replay, self.ratio, step / self.num_steps))
+        plan.skip_to(self.num_steps)
+        targets, positions = plan.targets_drawn(), plan.cursor.positions
+        total = max(sum(targets), 1)
+        return [
+            Passes(row.pool, drawn / total, drawn, position / row.pool.num_packs)
+            for row, drawn, position in zip(rows, targets, positions, strict=True)
+        ]
 
     def too_large_a_step(self, train: TrainConfig, num_ranks: int) -> str | None:
         """Return what to say of steps that pass over the new data several times; None where none does."""

@@ -157,6 +157,18 @@ class DataPlan:
                     drawn[source] = np.array(packs, dtype=np.int64)
         return drawn
 
+    def targets_drawn(self) -> list[int]:
+        """Return the supervised targets drawn before the cursor, by pool."""
+        drawn = []
+        for pool, order, position in zip(self.pools, self._orders, self._cursor.positions, strict=True):
+            passes = position // pool.num_packs
+            targets, at = passes * pool.num_targets, passes * pool.num_packs
+            while at < position:
+                some = order.targets_from(at)[: position - at]
+                targets, at = targets + sum(some), at + len(some)
+            drawn.append(targets)
+        return drawn
+
     def _advance(self, drawn: list[tuple[int, int]] | None) -> None:
         """Draw the packs of the next step."""
         cursor = self._cursor

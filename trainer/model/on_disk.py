@@ -12,6 +12,7 @@ from trainer.errors import ModelError
 from trainer.forecast.config_json import meant, not_had, read_config_json
 from trainer.forecast.on_hub import in_cache, why_not_on_hub
 from trainer.model.base_folder import CONFIG, SETTINGS, Lack, Needs, folder_lacks, tokenizer_lacks
+from trainer.model.template_syntax import why_no_jinja
 
 
 def is_missing(name: str) -> bool:
@@ -31,9 +32,12 @@ def model_problems(model: ModelConfig, needs: Needs) -> Iterator[Problem]:
         yield problem("model.tokenizer", no_tokenizer(model.tokenizer, why))
     if model.chat_template is not None:
         try:
-            Path(model.chat_template).expanduser().read_bytes()
-        except OSError as error:
+            text = Path(model.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             yield problem("model.chat_template", no_template(model.chat_template, error))
+        else:
+            if why := why_no_jinja(text, model.chat_template):
+                yield problem("model.chat_template", why)
 
 
 def _base_problems(model: ModelConfig, needs: Needs) -> Iterator[Problem]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -22,6 +23,7 @@ from trainer.config.model import ModelConfig
 from trainer.config.nearby import looks_local
 from trainer.errors import DataError, ModelError
 from trainer.model.on_disk import NOTHING_THERE, is_missing, no_template, no_tokenizer
+from trainer.model.template_syntax import no_jinja
 from trainer.model.tune.new_tokens import NewTokens, add_to_tokenizer
 from trainer.runtime.time_limit import TookTooLong, at_most
 
@@ -205,8 +207,8 @@ class Tokenizer:
             continue_final_message: Leave the last turn open, for a model to go on with it.
 
         Raises:
-            DataError: If there is no template, or it refuses the conversation.
-            ModelError: If it does not come to an end.
+            DataError: If there is no template, or it refuses the conversation or fails on it.
+            ModelError: If it does not compile, or does not come to an end.
         """
         if not self.has_chat_template:
             raise DataError(
@@ -214,9 +216,9 @@ class Tokenizer:
                 "not set, and the tokenizer brings none. Set it, or use the instruct model's tokenizer "
                 "as model.tokenizer."
             )
-        if self.asks_date:
-            self._stop_clock(tools)
         try:
+            if self.asks_date:
+                self._stop_clock(tools)
             with at_most(RENDER_S):
                 text = self.hf.apply_chat_template(
                     messages,
@@ -230,6 +232,8 @@ class Tokenizer:
                 f"`model.chat_template` must render a conversation in {RENDER_S:g} s of computing, but that of "
                 f"{self._template_of} takes longer instead: its loops may never end. Give another file."
             ) from error
+        except TemplateSyntaxError as error:
+            raise ModelError(f"`model.chat_template` {no_jinja(error, self._template_of)}") from error
         except (
             TemplateError,
             TypeError,
@@ -239,8 +243,15 @@ class Tokenizer:
             IndexError,
         ) as error:
             # Templates fail in Python's own ways too, when they meet a turn they did not foresee.
-            raise DataError(str(error) or type(error).__name__) from error
+            raise DataError(self._place(error) + (str(error) or type(error).__name__)) from error
         return str(text)
+
+    def _place(self, error: Exception) -> str:
+        """Return where the template failed on a conversation; empty where it refuses one in words of its own."""
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == "<template>"]
+        return (
+            f"{self._template_of}, line {lines[-1]}: " if lines and type(error) is not TemplateError else ""
+        )
 
     def _stop_clock(self, tools: list[Any] | None) -> None:
         """Make the template's clock stand at midnight of its day, so that a store is the same tomorrow."""

@@ -88,12 +88,13 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     goes_on = config.checkpoint.resume or is_requeued(os.environ)
     mixing = session.mixing()
     _say_if_too_large(session, mixing)
+    _make_room(session, goes_on, mixing.num_steps)
     PROGRESS.begin(Phase.prove)
     forward = prove_model(session)
     PROGRESS.begin(Phase.load)
     base = _base(session)
     evaluator = build_evaluator(session, mixing, session.heed)
-    saver = build_saver(session, base, goes_on)
+    saver = build_saver(session, base)
     # Before a checkpoint takes the place of the base's weights.
     units = [store.train.unit for store in session.stores.values()]
     teacher = build_teacher(session, mixing)
@@ -219,7 +220,16 @@ def _open_journal(session: Session, state: TrainState, mixing: Mixing, goes_on: 
     )
 
 
-def build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
+def _make_room(session: Session, goes_on: bool, num_steps: int) -> None:
+    """Refuse before the proofs what the disk cannot hold. Collective: every rank."""
+    options, num_trainable = session.config.checkpoint, session.tuned.num_trainable
+    if options.enabled:
+        session.mesh.from_first(
+            lambda: make_room(session.run_dir, options, goes_on, num_trainable, num_steps)
+        )
+
+
+def build_saver(session: Session, base: str | None) -> Saver:
     """Prove what a checkpoint leaves out and return what saves and resumes. Collective: every rank."""
     config = session.config
     probe = probe_tokens(session.stores.values())
@@ -227,10 +237,6 @@ def build_saver(session: Session, base: str | None, goes_on: bool) -> Saver:
         config_digest(config), data_digest(session.stores), base if session.tuned.is_partial else None
     )
     frozen = prove_adapter(session, probe)
-    if config.checkpoint.enabled:
-        session.mesh.from_first(
-            lambda: make_room(session.run_dir, config.checkpoint, goes_on, session.tuned.num_trainable)
-        )
     return Saver(session.policy, session.run_dir, config.checkpoint, identity, probe, frozen, config.seed)
 
 

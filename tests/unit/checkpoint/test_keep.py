@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tests.unit.checkpoint.test_commit import manifest, save
 from trainer.checkpoint.layout import MANIFEST, find_checkpoints, rng_file, step_dir, step_of
 from trainer.checkpoint.prune import Retention, prune, superseded
-from trainer.checkpoint.space import check_space, num_to_come
+from trainer.checkpoint.space import check_space, most_saves, num_to_come
 from trainer.checkpoint.state import TrainState, read_state, write_state
+from trainer.config.train import CheckpointConfig
 from trainer.errors import CheckpointError
+from trainer.run.saver import make_room
 
 
 def steps_left(run_dir):
@@ -126,9 +128,37 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_p
     with pytest.raises(CheckpointError) as caught:
         check_space(run_dir, 8_000_000_000, num_to_come=5)
     assert str(caught.value) == (
-        f"`run_dir` must have room for 5 checkpoints (480.0 GB), but {run_dir} has 450.0 GB left instead. "
-        "Choose a larger disk or lower checkpoint.keep_last."
+        f"`run_dir` must have room for 5 checkpoints at once (480.0 GB), but the disk of {run_dir} has 450.0 GB left "
+        "instead. Choose a larger disk, lower checkpoint.keep_last, or save once, at the end, with "
+        "checkpoint.every_steps=0."
     )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(7_000))
+    with pytest.raises(
+        CheckpointError, match=r"1 checkpoint at once \(12.0 kB\), .* has 7.0 kB left .* disk\.$"
+    ):
+        check_space(run_dir, 1_000, num_to_come=1)
+
+
+def test_a_run_needs_no_room_for_checkpoints_that_it_never_writes(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(13_000))
+    for options in (
+        CheckpointConfig(every_steps=0),
+        CheckpointConfig(every_steps=20),
+        CheckpointConfig(every_steps=10),
+    ):
+        num_steps = 20 if options.every_steps != 10 else 10
+        make_room(tmp_path, options, False, num_trainable=1_000, num_steps=num_steps)
+    with pytest.raises(CheckpointError, match="2 checkpoints"):
+        make_room(tmp_path, CheckpointConfig(every_steps=10), False, num_trainable=1_000, num_steps=20)
+    step_dir(tmp_path, 10).mkdir(parents=True)
+    make_room(tmp_path, CheckpointConfig(every_steps=10, keep_every_steps=10), True, 1_000, num_steps=20)
+    assert [most_saves(None, 3, 1), most_saves(4, 10, 4), most_saves(4, 8, 8), most_saves(0, 8, 8)] == [
+        2,
+        2,
+        0,
+        0,
+    ]
 
 
 def test_rank_files_sort_by_rank():

@@ -82,6 +82,15 @@ def test_a_conversation_without_an_assistant_turn_is_named_with_its_line(prepare
     check(prepare.refused("chat"), *parts)
 
 
+def test_every_kind_of_bad_row_and_what_else_is_wrong_are_told_at_once(refuse, prepare):
+    prepare.rows({"messages": [ASKED, SAID | {"role": "usr"}]}, {"messages": 1}, {"messages": [ASKED, SAID]})
+    message = refuse(*prepare.arguments("chat", "data.seq_len=-1"))
+    check(message, "`data.seq_len` must", "line 1", "'usr'", "line 2", "It must", "1 of 3 rows do not")
+    prepare.rows()
+    message = refuse(*prepare.arguments("chat", "data.seq_len=-1"))
+    check(message, "`data.seq_len` must", "`data.sources.chat` must hold documents, but is empty")
+
+
 def test_a_tokenizer_without_a_chat_template_is_named_with_the_key_to_set(prepare, tmp_path):
     prepare.rows({"messages": [ASKED, SAID]})
     plain = save_tokenizer(tmp_path / "plain", make_tokenizer(template=None))
@@ -111,6 +120,19 @@ def test_a_vocabulary_smaller_than_the_ids_is_named_with_the_document(prepare, t
 def test_a_template_that_is_not_there_is_named(prepare):
     prepare.rows({"text": "a"})
     check(prepare.refused("text", "model.chat_template=nope.jinja"), "`model.chat_template`", "nope.jinja")
+
+
+def test_a_template_that_is_no_jinja_is_named_with_its_line_and_with_what_else_is_wrong(
+    refuse, prepare, tmp_path
+):
+    (tmp_path / "bad.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    words = ("model.chat_template=" + str(tmp_path / "bad.jinja"), "data.seq_len=-1")
+    message = refuse(*prepare.arguments("chat", *words))
+    check(
+        message,
+        "`data.seq_len` must",
+        f"must be valid Jinja, but {tmp_path}/bad.jinja, line 2, is not: unexpected",
+    )
 
 
 def test_another_chat_template_makes_another_store_and_keeps_the_first(prepare, tmp_path):

@@ -141,7 +141,7 @@ def test_sizes_fit_what_it_looked_at_and_it_says_so(init, here, model):
 def test_what_has_many_tokens_gets_the_recipes_sizes():
     holding = Holding(num_rows=10_000, is_whole=False, num_chars=20_000_000)
     guess = Guess(SourceConfig(format=Format.chat), "", {}, [], 1, [], holding)
-    sizes = choose_sizes(guess, Tokens(900, 5_000_000, True), None, num_gpus=8)
+    sizes = choose_sizes(guess, Tokens(900, 5_000_000, True), None, num_gpus=8, share_held_out=0.01)
     assert (sizes.seq_len, sizes.batch_tokens) == (4096, 131072)
 
 
@@ -170,6 +170,10 @@ WRONG = {
     ),
     "no template": ("model={0}/plain data={0}/a.jsonl", "Give chat_template=FILE"),
     "no such template": ("model={0}/base data={0}/a.jsonl chat_template=x.jinja", "there is none at x.jinja"),
+    "no Jinja": (
+        "model={0}/base data={0}/a.jsonl chat_template={0}/bad.jinja",
+        "`chat_template` must be valid Jinja",
+    ),
     "no data": ("model={0}/base", "`data` must be given"),
     "no words": ("", "`model` must be given"),
     "a strange word": ("modle={0}/base data={0}/a.jsonl", "is given 'modle="),
@@ -194,6 +198,7 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
     outside = model.parent
     (outside / "odd.csv").write_text("a,b\n1,2\n")
     (outside / "empty.jsonl").touch()
+    (outside / "bad.jinja").write_text("{{ }}")
     (outside / "head.csv").write_text("prompt,completion\n")
     write_rows(outside / "a.jsonl", ROWS["messages"])
     (outside / "asked.csv").write_text("id,ask,reply\n1,Why is it so?,Because it is.\n")
@@ -204,6 +209,34 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
     shutil.copytree(model, outside / "plain", ignore=shutil.ignore_patterns("chat_template*"))
     shutil.copytree(model, outside / "bare", ignore=shutil.ignore_patterns("*token*"))
     assert sentence in refuse("init", *words.format(outside).split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "model={0}/bse data=none.jsonl name=a/b recipe=lorra",
+            [
+                "`name` must be letters",
+                "'lorra' instead. Did you mean lora?",
+                "`model",
+                "matches files, but is",
+            ],
+        ),
+        (
+            "model={0}/base data={0}/a.jsonl nam=z fodlr=x",
+            ["'nam=z' instead. Did you mean name", "Did you mean folder=...?"],
+        ),
+        ("model={0}/bse data=none.jsonl", ["`model", "matches files, but is"]),
+        ("", ["`model` must be given", "`data` must be given"]),
+        ("modle={0}/base", ["Did you mean model=...?", "`data` must be given"]),
+    ],
+)
+def test_everything_that_is_wrong_is_told_at_once(refuse, model, words, told):
+    write_rows(model.parent / "a.jsonl", ROWS["messages"])
+    message = refuse("init", *words.format(model.parent).split())
+    assert f"has {len(told)} problems:" in message
+    assert not [one for one in told if one not in message], message
 
 
 def test_a_file_that_is_there_is_kept(init, here, model, capsys):
@@ -362,13 +395,9 @@ ENOUGH = ", so that the comparison with the base has an interval, which takes 5"
     ("count", "frac", "because"),
     [
         (3, 0.25, "about 1 of 3 documents, but an interval takes 5: give more documents"),
-        (
-            20,
-            0.25,
-            "about 5 of 20 documents; a hash chooses, and an interval takes 5: more documents make sure of it",
-        ),
-        (60, 0.17, f"about 10 of 60 documents{ENOUGH}"),
-        (700, 0.02, f"about 14 of 700 documents{ENOUGH}"),
+        (20, 0.25, "about 2 of 20 documents, but an interval takes 5: give more documents"),
+        (60, 0.17, f"about 11 of 60 documents{ENOUGH}"),
+        (700, 0.02, f"about 18 of 700 documents{ENOUGH}"),
     ],
 )
 def test_so_much_is_held_out_that_there_is_an_interval_where_there_can_be_one(

@@ -102,6 +102,17 @@ def test_a_conversation_that_is_longer_than_the_models_context_is_cut_and_told(m
     assert "1 document longer than a pack cut into 2 pieces" in re.sub(r"\W+", " ", prepared)
 
 
+def test_the_steps_of_an_epoch_and_what_is_held_out_are_those_of_the_store(begin, model):
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello " * 10}]
+    rows = [
+        {"messages": [*turns[:1], {**turns[1], "content": f"{turns[1]['content']}{i}"}]} for i in range(60)
+    ]
+    said, prepared = begin(model(), rows)
+    held_out, steps = (int(re.search(rf"about (\d+) {what}", said)[1]) for what in ("of 60 doc", "steps? an"))
+    packs = int(re.search(r"training packs\W+(\d+) ", prepared)[1])
+    assert f"({held_out} held out)" in prepared and packs - 1 <= steps <= packs
+
+
 def test_the_longest_in_tokens_is_found_where_another_has_more_letters(model, here):
     """Each of these letters is three tokens of this tokenizer."""
     rows = [{"text": "a" * 900}, *[{"text": "b"}] * 9, {"text": "\u6f22" * 400}]
@@ -118,7 +129,7 @@ def test_room_is_left_for_a_template_that_is_not_here(here):
     guess = guess_layout("a", str(here / "a.jsonl"), True, [], LearnConfig())
     tokens = count_tokens(None, "", guess)
     assert tokens.longest > len(json.dumps(TOOL)) / 3 and not tokens.is_counted
-    assert choose_sizes(guess, tokens, 131072, 1).seq_len == 2048
+    assert choose_sizes(guess, tokens, 131072, 1, 0.0).seq_len == 2048
 
 
 @pytest.mark.parametrize(
@@ -135,10 +146,12 @@ def test_packs_grow_as_far_as_the_context_and_a_limit_of_their_own_go(longest, c
     """Beside the longest stands one of 5,000 tokens; what no pack holds does not make packs longer."""
     lengths = [longest, 5000 if longest > 5000 else 10]
     guess = Guess(SourceConfig(format=Format.chat), "", {}, [], 1, [], Holding(num_rows=2, num_documents=2))
-    sizes = choose_sizes(guess, Tokens(longest, sum(lengths), True, "", lengths), context, 1)
+    sizes = choose_sizes(guess, Tokens(longest, sum(lengths), True, "", lengths), context, 1, 0.0)
     assert (sizes.seq_len, sizes.num_long) == (seq_len, num_long)
     text = dataclasses.replace(guess, source=SourceConfig(format=Format.text))
-    assert choose_sizes(text, Tokens(longest, sum(lengths), True, "", lengths), context, 1).seq_len <= 4096
+    assert (
+        choose_sizes(text, Tokens(longest, sum(lengths), True, "", lengths), context, 1, 0.0).seq_len <= 4096
+    )
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_told_and_room_is_left(model, here, capsys):

@@ -90,6 +90,29 @@ def test_the_passes_foreseen_are_those_that_come(config):
     assert replayed / sum(counts.values()) == pytest.approx(0.25, abs=0.002)
 
 
+def shown(mixing):
+    """Return the table of a mixing: its title and its columns share, tokens and passes."""
+    table = mixing.table()
+    return table.title, [list(column.cells) for column in table.columns[2:]]
+
+
+@pytest.mark.parametrize(("max_steps", "weights"), [(2, (None, None)), (50, (3.0, 1.0))])
+def test_the_table_tells_the_tokens_that_come_and_the_share_that_was_asked(config, max_steps, weights):
+    config.replay.ratio, config.train.max_steps = 0.25, max_steps
+    config.data.sources["new"].weight, config.data.sources["more"].weight = weights
+    title, (shares, tokens, _) = shown(mixing := mix(config, packs_per_step=3))
+    counts = drawn(mixing)
+    by_pool = [sum(counts.get(source, 0) for source in pool.sources) for pool in mixing.plan.pools]
+    assert title == f"Mixture over {max_steps} steps" and tokens == [f"{count:,}" for count in by_pool]
+    assert [share.split()[0] for share in shares] == [f"{count / sum(by_pool):.1%}" for count in by_pool]
+    assert ("(25.0% asked)" in shares[-1]) == (max_steps == 2)
+
+
+def test_a_table_that_is_reckoned_says_so(config, monkeypatch):
+    monkeypatch.setattr("trainer.mix.mixing.MOST_PLANNED", 399)
+    assert shown(mix(config))[0] == "Mixture over 50 steps, about"
+
+
 def test_additive_replay_keeps_the_target_tokens_and_lengthens_the_run(config):
     config.replay.ratio = 0.375
     assert mix(config).num_steps == 50

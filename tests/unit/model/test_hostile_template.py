@@ -5,6 +5,7 @@ import pytest
 from trainer.config.model import ModelConfig
 from trainer.errors import DataError, ModelError
 from trainer.model import tokenizer as module
+from trainer.model.template_syntax import why_no_jinja
 from trainer.model.tiny import build_tokenizer
 from trainer.model.tokenizer import configured_tokenizer
 
@@ -50,3 +51,24 @@ def test_a_template_reaches_nothing_of_python(tokenizer, tmp_path, monkeypatch, 
     with pytest.raises(DataError):
         tokenizer(template).render_chat(TURNS)
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("clock", ["", "{{ strftime_now('%d') }}"])
+def test_a_template_that_does_not_compile_is_told_with_its_file_and_line(tokenizer, tmp_path, clock):
+    with pytest.raises(
+        ModelError, match=rf"must be valid Jinja, but {tmp_path}/own.jinja, line 2, is not: unexp"
+    ):
+        tokenizer(clock + "\n{{ messages }").render_chat(TURNS)
+
+
+def test_where_a_template_fails_on_a_conversation_is_told_but_not_where_it_refuses_one(tokenizer, tmp_path):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/own.jinja, line 2: 'list object' has no attribute"):
+        tokenizer("\n{{ messages.nope.x }}").render_chat(TURNS)
+    with pytest.raises(DataError, match=r"^No turns"):
+        tokenizer("{{ raise_exception('No turns.') }}").render_chat(TURNS)
+
+
+def test_a_template_that_transformers_compiles_is_taken():
+    own = "{% for m in messages %}{% generation %}{{ m | tojson(indent=2) }}{% endgeneration %}{% break %}{% endfor %}"
+    assert why_no_jinja(own, "own.jinja") is None
+    assert "No filter named 'nope'" in str(why_no_jinja("{{ 1 | nope }}", "own.jinja"))

@@ -15,7 +15,7 @@ from trainer.errors import DataError
 
 ADAPT = (
     "Change these rows to turns that the template takes (for one without a system role: put the "
-    "system prompt into the first user turn), or set model.chat_template."
+    "system prompt into the first user turn), or mend the template: set model.chat_template."
 )
 
 
@@ -118,7 +118,7 @@ def render_form(document: ChatDocument, form: Form, tokenizer: TokenizerLike) ->
         text = tokenizer.render_chat(turns, tools)
     except DataError as error:
         rule = "hold only conversations that the chat template takes"
-        raise RowError(rule, f"one that it refuses: {error}", ADAPT) from None
+        raise RowError(rule, f"one that it refuses: {str(error).rstrip('.')}", ADAPT) from None
     used = set(text)
     painted = partial(_render_painted, document, form, tokenizer)
     for only_letters in (False, True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +12,11 @@ from functools import partial
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.config.learn import LearnConfig
 from trainer.config.many import many
-from trainer.data.chat.settle import REASONING_KEYS
+from trainer.data.chat.settle import REASONING_KEYS, settle_chat
 from trainer.data.formats.opened import open_file
 from trainer.data.formats.txt import BLANK_LINES
 from trainer.data.rows.absent_column import text_columns
+from trainer.data.rows.clean import content_digest
 from trainer.data.rows.columns import LAYOUTS, Row
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, kind_of, list_files
@@ -63,6 +65,8 @@ class Holding:
     num_ids: int = 0
     """Tokens, where rows hold those."""
     longest_ids: int = 0
+    digests: list[bytes] = field(default_factory=list)
+    """Of the documents, by which some are held out."""
 
     @property
     def rows_read(self) -> str:
@@ -73,6 +77,7 @@ class Holding:
         """Count a document; `place` is its file, the unit that numbers its rows, its number, and the row."""
         if isinstance(document, IdsDocument):
             self.num_documents += bool(document.ids)
+            self.digests += [content_digest(document)] if document.ids else []
             self.num_ids += len(document.ids)
             self.longest_ids = max(self.longest_ids, len(document.ids))
             return
@@ -86,7 +91,15 @@ class Holding:
         self.num_chars += len(text)
         if text.strip():
             self.num_documents += 1
+            self.digests.append(content_digest(_settled(document)))
             self.documents.append(SampleRow(*place, text, turns, _is_peculiar(document)))
+
+
+def _settled(document: Document) -> Document:
+    """Return a document as `prepare` hashes it; one that it refuses as it is."""
+    with contextlib.suppress(RowError):
+        return (isinstance(document, ChatDocument) and settle_chat(document, Counter())) or document
+    return document
 
 
 def _words(document: ChatDocument) -> Iterator[str]:

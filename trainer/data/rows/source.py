@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.config.data import ColumnsConfig, SourceConfig, TokenValue
+from trainer.config.many import many
 from trainer.data.formats.opened import NumberedRow, Opened, open_file, open_mapped
 from trainer.data.rows.absent_column import SAMPLE_ROWS, check_columns, near_column
 from trainer.data.rows.columns import (
@@ -26,9 +27,10 @@ from trainer.data.rows.columns import (
     refuse_unread,
     required_columns,
 )
+from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, kind_of
 from trainer.data.rows.reading import Reading, join_names
-from trainer.data.types import RowBatch
+from trainer.data.types import RowBatch, RowError, RowProblem, problems_said
 from trainer.errors import DataError
 
 T = TypeVar("T")
@@ -51,6 +53,7 @@ class SourceRows:
     ) -> None:
         self._name = name
         self._asked = source
+        self._values = values
         self._opened = _keyed(name, opened)
         self._first: list[Opened] = []
         for file in self._opened:
@@ -92,14 +95,23 @@ class SourceRows:
         """Read the first rows, for what is wrong with them and with the columns that are named; then it is of no use.
 
         Raises:
-            DataError: As `batches`; of a column that no row has only where all rows were read.
+            DataError: As `batches`; rows that are no documents; of a column that no row has only where all rows were
+                read.
         """
         most = min(most, self._asked.max_documents or most + 1)
+        kinds: dict[str, RowProblem] = {}
+        counts: Counter[str] = Counter()
         for file in chain(self._first, self._opened):
-            for _ in islice(self._rows(file), most - self._num_rows):
-                pass
+            for number, row in islice(self._rows(file), most - self._num_rows):
+                try:
+                    parse_row(row, self.source, Counter(), self._values)
+                except RowError as error:
+                    where = f"{file.place}, {file.unit} {number}"
+                    kinds.setdefault(error.rule, RowProblem(error.rule, error.value, error.fix, where))
+                    counts[error.rule] += 1
             if self._num_rows >= most:
                 break
+        self._refuse_rows(kinds, counts, most)
         if self._num_rows < most or most == self._asked.max_documents:
             self._check_seen()
             return
@@ -111,6 +123,14 @@ class SourceRows:
                     f"'{column}' instead, which none of the first {most} rows has. Set data.sources.{self._name}."
                     f"columns.{slot}={near}, if that is it."
                 )
+
+    def _refuse_rows(self, kinds: dict[str, RowProblem], counts: Counter[str], most: int) -> None:
+        key = f"`data.sources.{self._name}`"
+        if kinds:
+            of = f"{'the first ' if self._num_rows >= most else ''}{many(self._num_rows, 'row')}"
+            raise DataError(problems_said(key, [*kinds.values()], counts, of))
+        if self._num_rows == 0:
+            raise DataError(f"{key} must hold documents, but is empty. Check its files or drop it.")
 
     def _rows(self, file: Opened) -> Iterator[NumberedRow]:
         name, source, read = self._name, self.source, self._layout.read

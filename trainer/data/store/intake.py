@@ -17,7 +17,7 @@ from trainer.data.pack.pack import sum_runs
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import TRAIN, VALIDATION
 from trainer.data.store.writer import PackOptions
-from trainer.data.types import Bools, EncodedBatch, RowProblem, Unit
+from trainer.data.types import Bools, EncodedBatch, RowProblem, Unit, problems_said
 from trainer.errors import DataError
 
 
@@ -41,7 +41,7 @@ class Intake:
     """Units of which samples are shown beside others, with what their rows have that not every row has."""
     _told: set[str] = field(default_factory=set)
     _problems: Counter[str] = field(default_factory=Counter)
-    _first_problem: RowProblem | None = None
+    _first_problems: dict[str, RowProblem] = field(default_factory=dict)
     _first_long: str = ""
     _seen: set[bytes] = field(default_factory=set)
 
@@ -53,8 +53,8 @@ class Intake:
         """
         self.counts.update(batch.counts)
         self._problems.update(problem.rule for problem in batch.problems)
-        if batch.problems and self._first_problem is None:
-            self._first_problem = batch.problems[0]
+        for problem in batch.problems:
+            self._first_problems.setdefault(problem.rule, problem)
         if len(batch.lengths) == 0:
             return
         self._check_ids(batch)
@@ -140,12 +140,9 @@ class Intake:
         """
         key = f"`data.sources.{self.name}`"
         num_rows = self.counts["rows"]
-        if self._first_problem is not None:
-            first = self._first_problem
-            raise DataError(
-                f"{key} must {first.rule}, but {self._problems[first.rule]} of {num_rows} rows do not; "
-                f"the first is {first.where}, with {first.value}. {first.fix}"
-            )
+        if self._first_problems:
+            first = [*self._first_problems.values()]
+            raise DataError(problems_said(key, first, self._problems, f"{num_rows} rows"))
         if num_rows == 0:
             raise DataError(f"{key} must hold documents, but is empty. Check its files or drop it.")
         if self.counts["long_refused"]:
