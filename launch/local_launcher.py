@@ -34,10 +34,11 @@ class LocalLauncher(PointLauncher[RunConfig]):
     num_at_once = 1
 
     def check(self, config: RunConfig) -> RunConfig:
-        """Check a point as `palimpsest train` does before it counts GPUs."""
+        """Check a point as `palimpsest train` does before it counts GPUs; a dry run asks for no files."""
         rules = [*find_problems(config), *_node_problems(config)]
         broken = {rule.key for rule in rules}
-        refuse([*rules, *(one for one in missing(config, "train") if one.key not in broken)])
+        absent = [] if self.sweep.is_dry else missing(config, "train")
+        refuse([*rules, *(one for one in absent if one.key not in broken)])
         return config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -81,6 +81,7 @@ def test_every_option_of_every_group_composes_and_passes_the_check(options):
     targets = [name for name, source in config.data.sources.items() if source.role is Role.target]
     is_fed = (options["objective"] in OF_PAIRS) == (options["data"] == "preference")
     refused = {
+        "cluster.hostfile": options["cluster"] == "hostfile",
         "data.sources": options["data"] == "none",
         f"data.sources.{targets[0] if targets else ''}.format": bool(targets) and not is_fed,
         "zero.stage": options["tune"] == "pissa" and options["zero"].startswith("zero3"),

@@ -66,7 +66,8 @@ def _not_saved(steps: list[int], key: str, which: str) -> str:
     """Return what is said of a step that is not there, or not any more."""
     near = min(steps, key=lambda step: abs(step - int(which))) if which.isdigit() else steps[-1]
     gone = "" if which.isdigit() else ", of which nothing is saved"
+    words = "last, best" if which.isdigit() else "last"
     return (
-        f"`{key}` must be last or a step that is saved ({', '.join(map(str, steps))}), but is {which} instead{gone}. "
-        f"Set {key}={near}, or last."
+        f"`{key}` must be {words} or a step that is saved ({', '.join(map(str, steps))}), but is {which} "
+        f"instead{gone}. Set {key}={near}, or last."
     )

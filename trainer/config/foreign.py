@@ -173,6 +173,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         ),
         **dict.fromkeys(("raw", "txt", "plain", "corpus", "pretrain", "jsonl"), "text"),
         **dict.fromkeys(("tokens", "token_ids", "input_ids", "tokenized"), "ids"),
+        **dict.fromkeys(("dpo", "orpo", "rm", "pairwise", "ranking", "chosen_rejected"), "preference"),
+        **dict.fromkeys(("kto", "unpaired_preference", "labelled"), "unpaired"),
     },
 }
 """By the last part of a key: a word that people guess -> the value."""

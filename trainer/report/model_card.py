@@ -191,7 +191,10 @@ def _data(exported: Exported) -> str:
         for name, source in exported.sources.items()
     ]
     header = ("Source", "Role", "From", "Rows", "Tokens trained on", "Share", "Digest of the tokens")
-    note = "`target` is learnt, `replay` is older data against forgetting, `probe` is only measured."
+    note = (
+        "`target` is learnt, `replay` is older data against forgetting, `probe` is only measured. Rows are those that "
+        "were read; held-out ones are among them."
+    )
     return f"{_table(header, rows)}\n\n{note}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -271,9 +272,13 @@ class Journal:
         self._event("concluded", state, asked=asked)
 
     def release(self) -> None:
-        """Close the ledger; a second call does nothing."""
+        """Close the ledger; a second call does nothing.
+
+        Each event is on disk when it was written: what a full disk did not take has been said by then.
+        """
         if self._ledger is not None:
-            self._ledger.close()
+            with contextlib.suppress(OSError):
+                self._ledger.close()
 
     def leave(self) -> None:
         """Close the trackers, which may take a while; a second call does nothing."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.fence import check_publish
+from trainer.config.snapshot import write_atomic
 from trainer.errors import CheckpointError, Exit, RankLost, TrainerError
 from trainer.runtime.log import attempt_dir, log_dir
 
@@ -49,7 +50,17 @@ def end_noted(run_dir: Path, is_first: bool) -> Iterator[None]:
 
 
 def note_end(folder: Path, code: int, sentence: str) -> None:
-    """Leave how an attempt ended; who is the first to know is right."""
+    """Leave how an attempt ended. Who is the first to know is right, but for the code of ranks that were killed.
+
+    A rank that lost another tells why, and ends with 1; the command ends as the one that was killed.
+    """
+    told = read_end(folder)
+    if told is not None and told.code == Exit.died and code > 128:
+        with contextlib.suppress(OSError, CheckpointError):
+            write_atomic(
+                folder / FILE, json.dumps({"code": int(code), "sentence": told.sentence, "time": told.time})
+            )
+        return
     end = {"code": int(code), "sentence": sentence, "time": time.time()}
     # It tells of an error, and must not be one: a disk may be full, the directory another's by now.
     with contextlib.suppress(OSError, CheckpointError):

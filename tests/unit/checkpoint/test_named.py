@@ -49,14 +49,14 @@ def test_any_other_name_is_refused_with_the_names_that_work(run_dir, which):
 def test_a_step_that_was_not_saved_is_refused_with_those_that_were(run_dir):
     with pytest.raises(
         CheckpointError,
-        match=r"must be last or a step that is saved \(10, 20, 30\), but is 16 instead. Set .*=20",
+        match=r"must be last, best or a step that is saved \(10, 20, 30\), but is 16 instead. Set .*=20",
     ):
         find_checkpoint(run_dir, "16")
 
 
 def test_a_step_that_is_not_there_is_refused_before_anything_is_read(run_dir):
     (step_dir(run_dir, 30) / STATE).write_text("{}")
-    assert "`evaluate.checkpoint` must be last or a step that is saved" in why_not_named(
+    assert "`evaluate.checkpoint` must be last, best or a step that is saved" in why_not_named(
         run_dir, "16", "evaluate.checkpoint"
     )
     assert "must be last, best or a step number" in why_not_named(run_dir, "newest")

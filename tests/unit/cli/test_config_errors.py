@@ -106,7 +106,7 @@ def test_every_foreign_name_leads_to_a_key_and_is_none_itself():
 
 
 def test_a_base_in_4_bits_without_bitsandbytes_is_refused_before_ranks_start(refuse, tmp_path, monkeypatch):
-    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     said = refuse("train", *CORPUS, f"data.sources.corpus.path={tmp_path}/a.jsonl", "recipe=qlora")
     assert said.startswith("`tune.quantise` must be none without bitsandbytes, but is nf4 instead")
@@ -444,10 +444,7 @@ def test_an_unknown_option_gets_the_list_of_options(refuse, option):
 def test_a_run_for_slurm_is_sent_to_submit_outside_of_its_jobs(refuse, monkeypatch):
     """It began eight ranks on the login node."""
     said = refuse("train", *CORPUS, "train.max_steps=1", "cluster=slurm")
-    assert (
-        said.startswith("`cluster.scheduler` must be none for `palimpsest train`")
-        and "palimpsest submit" in said
-    )
+    assert "`cluster.scheduler` must be none for `palimpsest train`" in said and "palimpsest submit" in said
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert "palimpsest submit" not in refuse(
         "train", *CORPUS, "train.max_steps=1", "cluster=slurm", "optim.lr=-1"

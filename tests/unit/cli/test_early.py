@@ -58,7 +58,8 @@ def test_a_checkpoint_that_is_not_there_is_told_with_what_else_is_not(run_dir, c
     words = [f"run_dir={run_dir}", f"{command}.checkpoint=99", "model.chat_template=gone.jinja"]
     said = refused(command, *words)
     assert (
-        f"  - `{command}.checkpoint` must be last or a step that is saved (3), but is 99 instead. Set" in said
+        f"  - `{command}.checkpoint` must be last, best or a step that is saved (3), but is 99 instead. Set"
+        in said
     )
     assert "  - `model.chat_template` must name a readable" in said
     for folder in (run_dir / "checkpoints").iterdir():
@@ -74,7 +75,7 @@ def test_what_is_combined_is_there(run_dir, tmp_path):
     assert f"{tmp_path}/rum is not there. Did you mean {run_dir}?" in said
     assert (
         f"but {tmp_path} has no adapter_config.json." in said
-        and "`export.checkpoint` must be last or" in said
+        and "`export.checkpoint` must be last, best or" in said
     )
 
 

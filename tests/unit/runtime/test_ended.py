@@ -53,6 +53,18 @@ def test_nothing_is_left_in_a_directory_that_another_run_has_by_now(tmp_path):
     assert not (folder / FILE).exists()
 
 
+def test_a_run_of_which_a_rank_was_killed_ends_with_the_code_of_the_shell_and_the_sentence_of_who_is_left(
+    tmp_path,
+):
+    folder = attempt_dir(tmp_path)
+    note_end(folder, 1, "Error: Rank 1 is gone")
+    note_end(folder, 137, "the ranks were killed")
+    end = read_end(folder)
+    assert end is not None and (end.code, end.sentence) == (137, "Error: Rank 1 is gone")
+    note_end(folder, 2, "later")
+    assert read_end(folder) == end
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"code": "x"}', "{"])
 def test_what_cannot_be_read_is_nothing(tmp_path, text):
     (tmp_path / FILE).write_text(text)
