@@ -24,6 +24,29 @@ def config_of(workspace: str, run_dir: str | Path, *overrides: str) -> RunConfig
     return load_config(Path(workspace) / "config.yaml", [f"run_dir={run_dir}", *overrides])
 
 
+def train_frozen(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> None:
+    """Train to the end, with the configuration in the run directory as a command leaves it there."""
+    from trainer.config.snapshot import freeze
+    from trainer.run import training
+
+    config = config_of(workspace, run_dir, *words)
+    if mesh.is_first:
+        freeze(config, Path(run_dir))
+    mesh.barrier()
+    assert training.run_training(config).value == "finished"
+
+
+def plain_adamw(model: Any) -> Any:
+    """Return torch's AdamW with the decay groups of a run, made without any code of ours."""
+    import torch
+
+    named = dict(model.named_parameters())
+    plain = [p for n, p in named.items() if "norm" in n or "embed_tokens" in n]
+    matrices = [p for n, p in named.items() if not ("norm" in n or "embed_tokens" in n)]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+
+
 @contextlib.contextmanager
 def session_of(config: RunConfig) -> Iterator[Any]:
     """Open a session as a run does: the same data, model, loss head, optimizer and engine."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.dist.session import config_of, loader_of, session_of
+from tests.dist.session import config_of, loader_of, plain_adamw, session_of
 from tests.dist.test_zero import assert_close, cosine
 
 NUM_STEPS = 4
@@ -129,11 +129,7 @@ def torch_steps(workspace: str, steps: Any, name: str, options: dict[str, Any]) 
     model, base = (
         AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32) for _ in range(2)
     )
-    named = dict(model.named_parameters())
-    plain = [p for n, p in named.items() if "norm" in n or "embed_tokens" in n]
-    matrices = [p for n, p in named.items() if not ("norm" in n or "embed_tokens" in n)]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = plain_adamw(model)
     weight = options.get("nll_weight", 1.0 if name == "orpo" else 0.0)
     over, mean = options.get("nll_over", "answer"), options.get("nll_mean", "tokens")
     records = []

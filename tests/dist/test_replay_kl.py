@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.session import config_of, session_of
+from tests.dist.session import config_of, plain_adamw, session_of
 from tests.dist.test_zero import FP32, cosine
 from tests.helpers.divergence import plain_divergence, top_tokens
 from tests.helpers.tiny import write_documents
@@ -109,11 +109,7 @@ def plain_torch(mesh: Any, workspace: str, data: str, run_dir: str) -> list[dict
     model, base = (
         AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32) for _ in range(2)
     )
-    named = dict(model.named_parameters())
-    plain = [p for n, p in named.items() if "norm" in n or "embed_tokens" in n]
-    matrices = [p for n, p in named.items() if not ("norm" in n or "embed_tokens" in n)]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = plain_adamw(model)
     records = []
     for step, batch in enumerate(batches):
         for group_of in optimizer.param_groups:

@@ -12,25 +12,14 @@ import pytest
 
 from launch import done
 from launch.submit import submit
-from tests.dist.session import config_of
+from tests.dist.session import config_of, train_frozen
 from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
 from trainer.command import finished
 from trainer.command.finished import find_finished
-from trainer.config.snapshot import freeze
 from trainer.metrics.jsonl import Ledger
 
 WORDS = ["train.max_steps=2", "zero.stage=2"]
-
-
-def train(mesh: Any, workspace: str, run_dir: str) -> None:
-    from trainer.run import training
-
-    config = config_of(workspace, run_dir, *WORDS)
-    if mesh.is_first:
-        freeze(config, Path(run_dir))
-    mesh.barrier()
-    assert training.run_training(config).value == "finished"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +31,7 @@ def trained(pool: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     pool(1).run(make_inputs, folder=str(workspace))
     run_dir = tmp_path_factory.mktemp("again") / "run"
     run_dir.mkdir()
-    pool(1).run(train, workspace=str(workspace), run_dir=str(run_dir))
+    pool(1).run(train_frozen, workspace=str(workspace), run_dir=str(run_dir), words=WORDS)
     return run_dir, str(workspace)
 
 

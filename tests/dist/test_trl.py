@@ -109,17 +109,11 @@ def train_with_trl(model: Path, documents: Path, output: Path) -> None:
     output.write_text(json.dumps(records))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed: extra `test`")
-@pytest.mark.slow
-def test_twenty_steps_equal_those_of_trl_on_the_same_batches(pool, workspace, tmp_path):
-    """The first step differs: labels are shifted or masked otherwise, or the loss is not a mean over the
-    supervised tokens of the whole step. Later ones only: optimizer, decay groups, clipping or learning rate.
-    """
-    documents, output = tmp_path / "documents.jsonl", tmp_path / "trl.json"
-    write_equal_documents(documents)
+def by_trl(module: str, workspace: str, data: Path, output: Path) -> Any:
+    """Return what `train_with_trl` of a module of this folder writes, run in a process of its own."""
+    places = ", ".join(f"Path({str(place)!r})" for place in (f"{workspace}/model", data, output))
     code = (
-        "from pathlib import Path; from tests.dist.test_trl import train_with_trl; "
-        f"train_with_trl(Path({f'{workspace}/model'!r}), Path({str(documents)!r}), Path({str(output)!r}))"
+        f"from pathlib import Path; from tests.dist.{module} import train_with_trl; train_with_trl({places})"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
@@ -131,7 +125,18 @@ def test_twenty_steps_equal_those_of_trl_on_the_same_batches(pool, workspace, tm
         timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    expected = json.loads(output.read_text())
+    return json.loads(output.read_text())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed: extra `test`")
+@pytest.mark.slow
+def test_twenty_steps_equal_those_of_trl_on_the_same_batches(pool, workspace, tmp_path):
+    """The first step differs: labels are shifted or masked otherwise, or the loss is not a mean over the
+    supervised tokens of the whole step. Later ones only: optimizer, decay groups, clipping or learning rate.
+    """
+    documents, output = tmp_path / "documents.jsonl", tmp_path / "trl.json"
+    write_equal_documents(documents)
+    expected = by_trl("test_trl", workspace, documents, output)
     actual = pool(1).run(ours, workspace=workspace, folder=str(tmp_path))[0]
     assert len(actual) == len(expected) == NUM_STEPS
     losses = [abs(a["loss"] - e["loss"]) for a, e in zip(actual, expected, strict=True)]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,7 @@ import pytest
 
 from tests.dist.session import config_of, session_of
 from tests.dist.test_preference import references_of, take_steps
-from tests.helpers.ranks import ROOT
-from tests.helpers.wait import LIMIT_S
+from tests.dist.test_trl import by_trl
 
 NUM_STEPS = 20
 BETA = 0.3
@@ -163,21 +159,7 @@ def test_twenty_steps_of_every_loss_equal_those_of_trl_on_the_same_pairs(pool, w
     """The first step differs: tokens, what is learnt of them, or a loss. Later ones only: optimizer or clipping."""
     pairs, output = tmp_path / "pairs.jsonl", tmp_path / "trl.json"
     write_pairs(pairs)
-    code = (
-        "from pathlib import Path; from tests.dist.test_trl_preference import train_with_trl; "
-        f"train_with_trl(Path({f'{workspace}/model'!r}), Path({str(pairs)!r}), Path({str(output)!r}))"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    expected = json.loads(output.read_text())
+    expected = by_trl("test_trl_preference", workspace, pairs, output)
     actual = pool(1).run(ours, workspace=workspace, folder=str(tmp_path))[0]
     for name in THEIRS:
         a, e = actual[name], expected[name]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launch.status import run_status
-from tests.dist.session import config_of
+from tests.dist.session import config_of, train_frozen
 from tests.dist.test_spikes import train_through_a_spike, words_of
 from tests.helpers.ranks import RankFailure
 from trainer.checkpoint.layout import step_dir
@@ -24,22 +24,12 @@ WORDS = [
 ]
 
 
-def train(mesh: Any, workspace: str, run_dir: str) -> None:
-    from trainer.run import training
-
-    config = config_of(workspace, run_dir, *WORDS)
-    if mesh.is_first:
-        freeze(config, Path(run_dir))
-    mesh.barrier()
-    assert training.run_training(config).value == "finished"
-
-
 @pytest.fixture(scope="module")
 def trained(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of two ranks with replay, six steps long."""
     run_dir = tmp_path_factory.mktemp("verify") / "run"
     run_dir.mkdir()
-    pool(2).run(train, workspace=workspace, run_dir=str(run_dir))
+    pool(2).run(train_frozen, workspace=workspace, run_dir=str(run_dir), words=WORDS)
     return run_dir
 
 

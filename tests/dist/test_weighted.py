@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.dist.session import config_of, loader_of, session_of
+from tests.dist.session import config_of, loader_of, plain_adamw, session_of
 from tests.dist.test_zero import FP32, assert_close, cosine, documents_of
 from tests.helpers.tiny import write_documents
 
@@ -58,11 +58,7 @@ def plain_steps(mesh: Any, workspace: str, data: str, run_dir: str) -> list[dict
     rows = [json.loads(line) for name in ("chat", "text") for line in (Path(data) / f"{name}.jsonl").open()]
     weight_of = {tuple(row["input_ids"]): row["weight"] for row in rows}
     model = AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32)
-    named = dict(model.named_parameters())
-    plain = [p for n, p in named.items() if "norm" in n or "embed_tokens" in n]
-    matrices = [p for n, p in named.items() if not ("norm" in n or "embed_tokens" in n)]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = plain_adamw(model)
     records = []
     for step in range(NUM_STEPS):
         packs = [(tokens, torch.tensor(labels)) for tokens, labels in documents[str(step)]]

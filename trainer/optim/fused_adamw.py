@@ -61,13 +61,7 @@ def _step_kernel(  # type: ignore[no-untyped-def]
 def take_step(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], gradient: Tensor, scale: Tensor, rounded: Tensor
 ) -> None:
-    """Update the one flat tensor of a group as `optimizer`, an AdamW, would.
-
-    Args:
-        gradient: As long as the tensor, of any dtype.
-        scale: What it is multiplied by, [1], float32.
-        rounded: Where the new weights are written in their dtype; as long.
-    """
+    """Update the one flat tensor of a group; arguments are those of trainer/engine/update.py, which calls it."""
     (master,) = group["params"]
     state = optimizer.state[master]
     if not state:
