@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.many import many
-from trainer.data.chat.shape import describe_shape, find_shape, why_always_failing
+from trainer.data.chat.shape import describe_shape, find_shape, refuse_always_failing
 from trainer.data.remote.fetched import RemoteFile
 from trainer.data.rows.files import Listing, hash_files, list_files
 from trainer.data.rows.hub import open_dataset, read_dataset
@@ -172,11 +172,8 @@ def _check_tokenizer(name: str, source: SourceConfig, data: DataConfig, tokenize
             "chats, but is not set, and the tokenizer brings no chat template. Set it, or use the "
             "instruct model's tokenizer as model.tokenizer."
         )
-    if source.holds_chats and (why := why_always_failing(tokenizer)) is not None:
-        raise DataError(
-            f"`model.chat_template` must render the conversations of `data.sources.{name}`, but fails on a short one, "
-            f"with a system turn and without: {why}. Mend it there, or set model.chat_template to another file."
-        )
+    if source.holds_chats:
+        refuse_always_failing(name, tokenizer)
     if adds_eos(source, data) and tokenizer.eos_id is None:
         raise DataError(
             "`data.add_eos` must be false for a tokenizer without an EOS token, but is true instead. "

@@ -94,6 +94,19 @@ def why_always_failing(tokenizer: TokenizerLike) -> str | None:
     return found
 
 
+def refuse_always_failing(name: str, tokenizer: TokenizerLike) -> None:
+    """Raise where a source's template fails on every short conversation.
+
+    Raises:
+        DataError: Names the template's file and line.
+    """
+    if (why := why_always_failing(tokenizer)) is not None:
+        raise DataError(
+            f"`model.chat_template` must render the conversations of `data.sources.{name}`, but fails on a short one, "
+            f"with a system turn and without: {why}. Mend it there, or set model.chat_template to another file."
+        )
+
+
 @lru_cache(maxsize=64)
 def find_shape(tokenizer: TokenizerLike) -> Shape:
     """Ask the tokenizer's template."""
