@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,18 @@ def test_data_that_is_no_longer_what_the_run_read_is_told_so_and_with_the_right_
         "but is not: data: `data.sources.chat` no longer holds what the run read. Bring back the data" in said
     )
     assert "prepare" not in said and "same words" not in said
+
+
+def test_a_source_that_was_only_touched_is_the_same(run, workspace, capsys):
+    """It was to be prepared anew: "has no token store for it with these options and files"."""
+    file = Path(workspace) / "chat.jsonl"
+    was = file.stat()
+    os.utime(file, (1, 1))
+    try:
+        assert run_command(["verify", str(run)]) == 0
+    finally:
+        os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert "those that the configuration draws" in capsys.readouterr().out
 
 
 def test_a_flipped_bit_in_a_store_is_named(run, capsys, workspace, tmp_path):

@@ -40,7 +40,7 @@ from trainer.data.store.prepared import (
     in_rows,
     lock_file,
     refuse_rows,
-    shaping_options,
+    shaped_by,
     source_key,
     stores_folder,
     unit_of,
@@ -213,8 +213,7 @@ def _build(
     rows = _open_rows(name, source, data)
 
     def describe() -> dict[str, Any]:
-        options = shaping_options(source, data)
-        return {"origin": rows.read_origin, "options": options, "tokenizer": tokenizer.digest}
+        return shaped_by(rows.read_origin, source, data, tokenizer)
 
     def fill(folder: Path) -> str:
         encoded = _encode(rows, data, tokenizer, make_tokenizer)

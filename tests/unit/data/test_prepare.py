@@ -180,8 +180,13 @@ def test_a_touched_file_gives_the_same_store_and_a_changed_one_another(tmp_path:
     first = run(data, make_tokenizer())
     os.utime(tmp_path / "texts.jsonl", (1, 1))
     assert find_store("s", data.sources["s"], data, make_tokenizer()) is None
+    assert open_prepared("s", data.sources["s"], data, make_tokenizer()).digest == first.digest, (
+        "by its content"
+    )
     assert run(data, make_tokenizer()).digest == first.digest
     texts_source(tmp_path, ["two"])
+    with pytest.raises(DataError, match="no token store for it with these options and files"):
+        open_prepared("s", data.sources["s"], data, make_tokenizer())
     assert run(data, make_tokenizer()).digest != first.digest
 
 
