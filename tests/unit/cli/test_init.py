@@ -240,7 +240,7 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
 def test_everything_that_is_wrong_is_told_at_once(refuse, model, words, told):
     write_rows(model.parent / "a.jsonl", ROWS["messages"])
     message = refuse("init", *words.format(model.parent).split())
-    assert f"has {len(told)} problems:" in message
+    assert f"What `palimpsest init` was given has {len(told)} problems:" in message
     assert not [one for one in told if one not in message], message
 
 
