@@ -24,7 +24,10 @@ WITH_AN_EXTRA = {
     "tensorboard": "tensorboard",
 }
 """Imported where they are asked for; without them a sentence names the extra."""
-WITH_A_GPU = {"triton": "torch for CUDA brings it", "vllm": "replay.generate.engine takes it where it is there"}
+WITH_A_GPU = {
+    "triton": "torch for CUDA brings it",
+    "vllm": "replay.generate.engine takes it where it is there",
+}
 
 
 def plain(name):
