@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from trainer import __version__
-from trainer.checkpoint.space import bytes_free, num_to_come
+from trainer.checkpoint.space import BYTES_PER_PARAMETER, check_space, demand
 from trainer.command.plan import forecast_without_torch
 from trainer.config.check import check_config
 from trainer.config.many import many
@@ -30,7 +30,7 @@ from trainer.config.schema import RunConfig
 from trainer.config.snapshot import refuse_another
 from trainer.config.store import compose_config, to_yaml
 from trainer.dist.env import is_rank
-from trainer.errors import CheckpointError, ConfigError, Exit
+from trainer.errors import ConfigError, Exit
 from trainer.runtime.job import as_shells_tell
 from trainer.runtime.signals import handed_on
 from trainer.runtime.tied import tied
@@ -129,15 +129,9 @@ def _check_room(config: RunConfig) -> None:
     forecast = forecast_without_torch(config, config.cluster.ranks_per_node)
     if forecast is None:
         return  # training itself looks
-    run_dir = Path(config.run_dir)
-    num_kept = config.checkpoint.keep_last + int(config.checkpoint.keep_best)
-    num_new = num_to_come(run_dir, num_kept, config.checkpoint.keep_every_steps)
-    need_bytes, free_bytes = num_new * forecast.checkpoint_bytes, bytes_free(run_dir)
-    if free_bytes < need_bytes:
-        raise CheckpointError(
-            f"`run_dir` must have room for {num_new} checkpoints ({need_bytes / 1e9:.1f} GB), but {run_dir} has "
-            f"{free_bytes / 1e9:.1f} GB left instead. Free some, or set run_dir to a folder of a larger disk."
-        )
+    run_dir, every = Path(config.run_dir), config.evaluate.every_steps
+    asked = demand(run_dir, config.checkpoint, every, num_steps=config.train.max_steps)
+    check_space(run_dir, forecast.checkpoint_bytes // BYTES_PER_PARAMETER, asked)
 
 
 def _make_folder(run_dir: Path) -> None:

@@ -41,6 +41,10 @@ class DataError(TrainerError):
     """A source, document or store that cannot be used as asked."""
 
 
+class TemplateFailure(DataError):
+    """A chat template that fails on a conversation, with its file and line; one that refuses it in words does not."""
+
+
 class ModelError(TrainerError):
     """Weights, tokenizer or attention kernels that cannot be used as asked."""
 

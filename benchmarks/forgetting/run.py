@@ -273,7 +273,8 @@ def changes_of(result: dict[str, Any]) -> dict[str, float]:
     changes = {
         "target" if one["role"] == "target" else one["name"]: one["change_nats"] for one in result["sets"]
     }
-    chats = [one["nats"] for one in result["kl"] if one["prompts"] == "chat"]
+    names = [one["name"] for one in result["sets"]]
+    chats = [one["nats"] for one in result["kl"] if one["prompts"] not in names]
     return changes | ({"KL on chats": chats[0]} if chats else {})
 
 

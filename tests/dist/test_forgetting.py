@@ -70,7 +70,7 @@ def test_the_measurement_is_what_the_evaluations_of_the_run_said(run_dirs):
         assert entry["tuned_nats"] == pytest.approx(rows[-1][key])
         assert entry["change_low"] <= entry["change_nats"] <= entry["change_high"]
         assert entry["num_documents"] > 1 and entry["num_bytes"] > 0
-    assert {entry["prompts"] for entry in record["kl"]} == {"chat", "text"}
+    assert {entry["prompts"] for entry in record["kl"]} == {"chat", "text", "fixed_conversations"}
     assert all(entry["nats"] > 0 for entry in record["kl"])
     replay = record["replay"]
     assert replay["ratio_asked"] == pytest.approx(0.2) and abs(replay["ratio_reached"] - 0.2) < 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
 from trainer.config.snapshot import freeze
 from trainer.metrics.jsonl import read
+from trainer.runtime.seal import read_sealed, sealed_text
 
 WORDS = [
     *("train.max_steps=6", "checkpoint.every_steps=2", "checkpoint.keep_last=2", "zero.stage=2"),
@@ -97,6 +99,18 @@ def test_data_that_is_no_longer_what_the_run_read_is_told_so_and_with_the_right_
     assert "prepare" not in said and "same words" not in said
 
 
+def test_a_source_that_was_only_touched_is_the_same(run, workspace, capsys):
+    """It was to be prepared anew: "has no token store for it with these options and files"."""
+    file = Path(workspace) / "chat.jsonl"
+    was = file.stat()
+    os.utime(file, (1, 1))
+    try:
+        assert run_command(["verify", str(run)]) == 0
+    finally:
+        os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert "those that the configuration draws" in capsys.readouterr().out
+
+
 def test_a_flipped_bit_in_a_store_is_named(run, capsys, workspace, tmp_path):
     """Of a pack that the run drew; its metadata has the digest."""
     cache = Path(shutil.copytree(Path(workspace) / "cache", tmp_path / "cache"))
@@ -109,14 +123,46 @@ def test_a_flipped_bit_in_a_store_is_named(run, capsys, workspace, tmp_path):
     assert "tokens: " in said and "train/tokens.bin" in said
 
 
-def test_a_flipped_bit_in_an_export_is_named(run, capsys):
+def test_every_export_of_a_run_is_looked_at_wherever_it_is(run, tmp_path, capsys):
+    """One that `export.output_dir` had put elsewhere was not: "export none"."""
+    outside = tmp_path / "elsewhere" / "model"
     assert run_command(["export", f"run_dir={run}"]) == 0
+    assert run_command(["export", f"run_dir={run}", f"export.output_dir={outside}"]) == 0
     assert run_command(["verify", str(run)]) == 0
-    assert "export: as written" in " ".join(capsys.readouterr().out.split())
-    (path,) = (run / "export").glob("*.safetensors")
-    flip(path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"export {run / 'export'}: as written" in said and f"export {outside}: as written" in said
+    for folder in (run / "export", outside):
+        (path,) = folder.glob("*.safetensors")
+        flip(path)
+        assert run_command(["verify", str(run)]) == 2
+        assert f"export: {path.name} in {folder} is not as it was written" in capsys.readouterr().err
+        flip(path)
+    (outside / ".verified.json").unlink()
     assert run_command(["verify", str(run)]) == 2
-    assert f"export: {path.name} in {run / 'export'} is not as it was written" in capsys.readouterr().err
+    assert f"{outside} has no .verified.json any more. Export again" in capsys.readouterr().err
+
+
+def test_an_export_that_is_gone_or_anothers_is_said_and_a_moved_run_takes_its_own_along(run, capsys):
+    assert run_command(["export", f"run_dir={run}"]) == 0
+    moved = run.rename(run.with_name("moved"))
+    assert run_command(["verify", str(moved)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"export {moved / 'export'}: as written" in said and "All is as it was written." in said
+    listed = moved / "export" / ".verified.json"
+    record = read_sealed(listed)
+    listed.write_text(sealed_text(record | {"origin": "of another run"}))
+    assert run_command(["verify", str(moved)]) == 0
+    assert "holds another export by now than this run wrote there" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    shutil.rmtree(moved / "export")
+    assert run_command(["verify", str(moved)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{moved / 'export'} is gone: it was removed" in said and "All that is here is as it" in said
+    (note,) = (moved / "exported").iterdir()
+    flip(note)
+    assert run_command(["verify", str(moved)]) == 2
+    assert f"export: exported/{note.name} cannot be read" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_rewound_and_gone_on_with_by_one_rank_is_told_what_that_cost(

@@ -62,7 +62,7 @@ def forgetting(sources=("manuals_de", "general")):
                 "num_documents": 48,
             },
             {
-                "prompts": "chat",
+                "prompts": "fixed_conversations",
                 "nats": 0.087,
                 "low": None,
                 "high": None,

@@ -61,6 +61,33 @@ def test_the_files_that_a_project_has_are_there():
     assert "LICENSE" in text_of("CONTRIBUTING.md") and "SECURITY.md" in text_of("CONTRIBUTING.md")
 
 
+@pytest.mark.parametrize(
+    ("page", "headings", "words"),
+    [
+        (
+            "CONTRIBUTING.md",
+            ["Where a line belongs", "A change"],
+            ["bash tests/run.sh", "trainer/config/check*.py"],
+        ),
+        (
+            "SECURITY.md",
+            ["Reporting", "What may run as code, and what may not", "Secrets"],
+            ["private vulnerability reporting"],
+        ),
+    ],
+)
+def test_who_wants_to_change_or_report_something_finds_where(page, headings, words):
+    text = text_of(page)
+    assert set(headings) <= set(re.findall(r"^## (.+)$", text, re.MULTILINE))
+    assert not [word for word in words if word not in text]
+
+
+def test_every_page_can_be_reached_from_the_contents():
+    contents = re.findall(r": ([\w-]+)\.md$", text_of("mkdocs.yml").partition("\nnav:")[2], re.MULTILINE)
+    assert sorted(contents) == sorted(file.stem for file in DOCS.glob("*.md"))
+    assert set(SUBJECTS) <= set(contents)
+
+
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_there_is_a_page_about_what_people_look_for(subject):
     assert SUBJECTS[subject] in text_of(f"docs/{subject}.md")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +15,16 @@ from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, TrainerError
 from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
+from trainer.runtime.job import is_requeued
 
 
-def check_stores(config: RunConfig, command: str, tokenizer: TokenizerLike) -> None:
-    """Raise before ranks start when the stores do not hold what a training or an evaluation is going to ask of them."""
+def check_stores(config: RunConfig, command: str, tokenizer: TokenizerLike) -> int | None:
+    """Raise before ranks start when the stores do not hold what a training or an evaluation is going to ask of them.
+
+    Returns the optimizer steps of a training.
+    """
     from trainer.data.store.prepared import open_all
     from trainer.run.packing import with_packing
 
@@ -26,8 +32,34 @@ def check_stores(config: RunConfig, command: str, tokenizer: TokenizerLike) -> N
         stores = open_all(with_packing(config, says=False).data, tokenizer)
         check_gate_sets(config, [name for name, store in stores.items() if store.validation.num_packs])
     if command == "train":
-        check_draws(config, tokenizer)
         check_prompts(config, tokenizer)
+        return check_draws(config, tokenizer)
+    return None
+
+
+def check_disk(config: RunConfig, num_ranks: int, num_steps: int) -> None:
+    """Raise before a model is loaded when the disk has no room for checkpoints, where its config.json tells their size.
+
+    For who holds the run directory. Where only torch can count the model, its run asks once that is loaded.
+
+    Args:
+        num_steps: Of the run.
+    Raises:
+        CheckpointError: Says how much room is needed, and why.
+    """
+    if not config.checkpoint.enabled:
+        return
+    from trainer.checkpoint.space import BYTES_PER_PARAMETER, make_room
+    from trainer.command.plan import forecast_without_torch
+
+    found = None
+    with contextlib.suppress(TrainerError):  # what is wrong with the model is told when it is loaded
+        found = forecast_without_torch(config, num_ranks)
+    if found is not None:
+        goes_on = config.checkpoint.resume or is_requeued(os.environ)
+        num_trainable = found.checkpoint_bytes // BYTES_PER_PARAMETER
+        every = config.evaluate.every_steps
+        make_room(Path(config.run_dir), config.checkpoint, every, goes_on, num_trainable, num_steps)
 
 
 def check_gate_sets(config: RunConfig, held_out: Sequence[str]) -> None:
@@ -44,8 +76,8 @@ def check_gate_sets(config: RunConfig, held_out: Sequence[str]) -> None:
         raise told_together(sentences)
 
 
-def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
-    """Raise before ranks start when the run would draw what the stores do not hold."""
+def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> int:
+    """Raise before ranks start when the run would draw what the stores do not hold; return its optimizer steps."""
     from trainer.data.store.prepared import open_all
     from trainer.mix.mixing import Mixing
     from trainer.run.packing import with_packing
@@ -55,6 +87,7 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> None:
     mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
+    return mixing.num_steps
 
 
 def check_prompts(config: RunConfig, tokenizer: TokenizerLike) -> None:

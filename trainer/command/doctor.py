@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 from rich.console import Console
 from rich.table import Table
 
-from trainer.checkpoint.space import num_to_come
+from trainer.checkpoint.space import demand
 from trainer.command.plan import forecast_without_torch
 from trainer.command.rules import broken_rules
 from trainer.config.check import refuse
@@ -192,8 +192,8 @@ def _asked(config: RunConfig, env: RankEnv) -> Expected:
     if cluster.scheduler is Scheduler.slurm:
         # On a login node nobody asked for the GPUs of the others.
         num_gpus = cluster.num_gpus_asked if is_slurm else 0
-    num_kept = config.checkpoint.keep_last + int(config.checkpoint.keep_best)
-    num_new = num_to_come(Path(config.run_dir), num_kept, config.checkpoint.keep_every_steps)
+    every, num_steps = config.evaluate.every_steps, config.train.max_steps
+    num_new = demand(Path(config.run_dir), config.checkpoint, every, num_steps=num_steps).num
     size = _checkpoint_bytes(config, env.world_size) if env.is_first else None
     return Expected(
         num_gpus=num_gpus,

@@ -67,6 +67,7 @@ def export(config: RunConfig) -> int:
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
     from trainer.command.card import base_of, is_verified, made_from, push_export
+    from trainer.command.exported import note_export
     from trainer.export.push import open_repository
     from trainer.export.weights import export_dtype
     from trainer.model.base_files import open_base
@@ -92,6 +93,7 @@ def export_model(config: RunConfig) -> int:
         _export_verified(
             config, checkpoint, open_base(source, config.model), base, output_dir, origin, how, console
         )
+    note_export(run_dir, output_dir, console)
     if repository is not None:
         places = [source, str(run_dir), str(Path(config.data.cache_dir))]
         push_export(repository, output_dir, places, f"{checkpoint.name} of {config.name}", console)

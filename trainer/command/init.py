@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.data.rows.guess import Guess
 
 WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "reasoning", "ignore")
+_WORDS_HAVE = "What `palimpsest init` was given has"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REPLAY = "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n"
 _TEMPLATE = Path(__file__).with_name("experiment.yaml.tmpl")
@@ -83,7 +84,7 @@ def read_words(words: Sequence[str]) -> Wish:
         ]
     sentences += _wrong_values(wish)
     if sentences:
-        raise told_together([*sentences, *_look(wish)[2]])
+        raise told_together([*sentences, *_look(wish)[2]], _WORDS_HAVE)
     return wish
 
 
@@ -150,7 +151,7 @@ def write_experiment(wish: Wish) -> list[str]:
 
     model, guess, sentences = _look(wish)
     if model is None or guess is None:
-        raise told_together(sentences)
+        raise told_together(sentences, _WORDS_HAVE)
     source_name, source = _source_name(wish.data), guess.source
     is_talk = source.format.value in ("chat", "completion")
     tokens, unknown = _look_at_rows(wish, model, guess)

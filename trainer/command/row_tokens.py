@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.config.data import SourceConfig
 from trainer.config.many import many
 from trainer.config.model import ModelConfig
+from trainer.data.chat.shape import why_always_failing
 from trainer.data.rows.guess import Guess, SampleRow
 from trainer.data.types import RowBatch, RowProblem, TokenizerLike
 from trainer.errors import DataError, ModelError
@@ -66,7 +67,7 @@ def count_tokens(folder: Path | None, chat_template: str, guess: Guess, is_bytes
         is_bytes: The model's tokens are bytes.
     Raises:
         DataError: `prepare` would refuse rows of those that were rendered.
-        ModelError: The chat template does not come to an end.
+        ModelError: The chat template does not come to an end, or fails on every conversation.
     """
     holding = guess.holding
     if holding.num_ids:
@@ -78,6 +79,11 @@ def count_tokens(folder: Path | None, chat_template: str, guess: Guess, is_bytes
         return _summed(raw, count is not None)
     tokenizer, notes = _tokenizer(folder, chat_template)
     if tokenizer is not None:
+        if (why := why_always_failing(tokenizer)) is not None:
+            raise ModelError(
+                "`chat_template` must render a conversation, but fails on a short one, with a system turn and without: "
+                f"{why}. Mend it there, or give chat_template=FILE."
+            )
         return _summed(_rendered(tokenizer, guess, raw), True, " with the chat template")
     more = [TEMPLATE_TOKENS + TURN_TOKENS * row.num_turns for row in rows]
     lengths = [one + other for one, other in zip(raw, more, strict=True)]

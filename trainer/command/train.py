@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.command.before_ranks import (
     check_benchmarks,
+    check_disk,
     check_quantiser,
     check_stores,
     check_whole_export,
@@ -85,9 +86,10 @@ def start_ranks(command: str, config: RunConfig) -> int:
     tokenizer = ensure_inputs(config)
     run_dir = Path(config.run_dir)
     path = config_path(run_dir)
-    check_stores(config, command, tokenizer)
+    num_steps = check_stores(config, command, tokenizer)
     if command == "train":
         with locked_for_ranks(run_dir):
+            check_disk(config, num_ranks, num_steps or 0)
             return _noted(run_dir, lambda: _train(config, hosts, num_ranks))
     if not path.exists():
         return _launch(command, freeze(config, run_dir), num_ranks, config.cluster.master_port)

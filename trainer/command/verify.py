@@ -15,7 +15,8 @@ from trainer.checkpoint.layout import STATE, checkpoints_dir, find_checkpoints
 from trainer.checkpoint.lineage import find_damaged
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.checkpoint.verify import inspect
-from trainer.command.card import changed_file
+from trainer.command.card import VERIFIED, changed_file
+from trainer.command.exported import ExportNote, export_notes
 from trainer.command.how_far import how_far
 from trainer.config.many import many
 from trainer.config.schema import RunConfig
@@ -46,6 +47,8 @@ class Finding:
         "does."
     )
     """What to do where it is not sound; empty where the result says it."""
+    is_there: bool = True
+    """False: it was written once and is not here to be looked at, as its owner may well want it."""
 
 
 def verify_run(config: RunConfig) -> int:
@@ -73,7 +76,7 @@ def verify_run(config: RunConfig) -> int:
     found = [_ledger(run_dir), *checkpoints]
     if newest is not None:
         found.append(_tokens(config, newest, console))
-    found.append(_export(config))
+    found += _exports(config)
     found.append(_time(effective(run_dir), len(attempt_dirs(run_dir))))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -86,7 +89,8 @@ def verify_run(config: RunConfig) -> int:
         listed = "; ".join(f"{one.what}: {one.result.rstrip('.')}" for one in wrong)
         fixes = " ".join(dict.fromkeys(one.fix for one in wrong if one.fix))
         raise CheckpointError(f"{run_dir} must be as it was written, but is not: {listed}. {fixes}".rstrip())
-    say(console, f"All is as it was written. {how_far(config, newest)}")
+    whole = "All" if all(one.is_there for one in found) else "All that is here"
+    say(console, f"{whole} is as it was written. {how_far(config, newest)}")
     return Exit.done
 
 
@@ -176,11 +180,35 @@ def _said(events: Sequence[dict[str, Any]], state: TrainState) -> dict[int, str]
     return found | ({state.step: state.data_digest} if state.step else {})
 
 
-def _export(config: RunConfig) -> Finding:
-    """Compare the files of an export with what was noted of them, where there is one."""
-    folder = Path(config.export.output_dir or Path(config.run_dir) / "export")
-    if not folder.is_dir():
-        return Finding("export", "none")
+def _exports(config: RunConfig) -> list[Finding]:
+    """Compare the files of every export of the run, wherever it is, with what was noted of them."""
+    run_dir = Path(config.run_dir)
+    notes = list(export_notes(run_dir))
+    found = [_noted(one) for one in notes]
+    known = {one.folder for one in notes if isinstance(one, ExportNote)}
+    own = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
+    if own not in known and own.is_dir():
+        found.append(_export(own))
+    return found or [Finding("export", "none")]
+
+
+def _noted(note: ExportNote | str) -> Finding:
+    """Look at an export that the run has a note of, or tell of a note that cannot be read."""
+    if isinstance(note, str):
+        return Finding("export", note, False, AGAIN)
+    if not note.folder.is_dir():
+        gone = "is gone: it was removed or moved, or its disk is not here"
+        return Finding("export", f"{note.folder} {gone}", is_there=False)
+    if not (note.folder / VERIFIED).exists():
+        return Finding("export", f"{note.folder} has no {VERIFIED} any more", False, AGAIN)
+    if note.is_of_another:
+        other = "holds another export by now than this run wrote there"
+        return Finding("export", f"{note.folder} {other}", is_there=False)
+    return _export(note.folder)
+
+
+def _export(folder: Path) -> Finding:
+    """Compare the files of an export with what was noted of them."""
     try:
         changed = changed_file(folder)
     except FileNotFoundError:

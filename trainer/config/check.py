@@ -25,6 +25,7 @@ from trainer.config.check_spikes import spike_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
 from trainer.config.data import ANSWERED, Format, LongDocuments, Packing, PackingMode, SourceConfig
+from trainer.config.metric import CHAT_PROMPTS
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import ScheduleConfig, ScheduleName
 from trainer.config.options import group_options
@@ -169,6 +170,9 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
         yield must("data.max_validation_packs", "at least 1", data.max_validation_packs, "Set 64.")
     if data.num_workers < 0:
         yield must("data.num_workers", "0 (all cores) or more", data.num_workers, "Set 0.")
+    if CHAT_PROMPTS in data.sources:
+        rest = f"must have another name, but is called like what is built in (kl/{CHAT_PROMPTS}) instead. Rename it."
+        yield problem(f"data.sources.{CHAT_PROMPTS}", rest)
     for name, source in data.sources.items():
         if data.packing is PackingMode.none and source.packing is not None:
             yield must(

@@ -40,7 +40,8 @@ class GateConfig:
     """Rules about held-out sets and about benchmark tasks; all of them must hold. Without any there is no gate."""
 
     sets: dict[str, GateRule] = field(default_factory=dict)
-    """By name of a source, by role (target, replay, probe), or `general`: all that is not target."""
+    """By name of a source, by role (target, replay, probe), or `general`: all that is not target. A source that is
+    called like a role, or general, is one of those."""
     tasks: dict[str, TaskRule] = field(default_factory=dict)
     """By name of a task or group out of evaluate.tasks.names."""
 
@@ -51,16 +52,15 @@ class GateConfig:
 
 
 def sets_about(key: str, roles: Mapping[str, str]) -> list[str]:
-    """Return the sets that a rule of `gate.sets` is about: the one of this name, else those of a role, or all general.
+    """Return the sets that a rule of `gate.sets` is about: the one of this name, those of a role, or all general.
+
+    A set that is called like a group takes no other out of its rule.
 
     Args:
         roles: Of every set, by name.
     """
-    if key in roles:
-        return [key]
-    if key == GENERAL:
-        return [name for name, role in roles.items() if role != "target"]
-    return [name for name, role in roles.items() if key in ROLES and role == key]
+    groups = {role: {role} for role in ROLES} | {GENERAL: {*ROLES} - {"target"}}
+    return [name for name, role in roles.items() if name == key or role in groups.get(key, ())]
 
 
 def about_nothing(key: str, roles: Mapping[str, str]) -> str:

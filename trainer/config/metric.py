@@ -10,8 +10,8 @@ from trainer.config.data import DataConfig, Role
 EVAL_MEAN = "eval_mean"
 FORGETTING = "forgetting"
 KL_MEAN = "kl_mean"
-CHAT_PROMPTS = "chat"
-"""The fixed conversations, in whose name a chat model has a KL to its base as well."""
+CHAT_PROMPTS = "fixed_conversations"
+"""In whose name a chat model has a KL to its base as well; no source may have it."""
 TASK = "tasks/"
 STDERR = "_stderr"
 
@@ -72,4 +72,4 @@ def kl_metrics(data: DataConfig) -> Iterator[str]:
     """Yield what `evaluate.during.kl` logs; that of the conversations only with a chat template."""
     yield KL_MEAN
     targets = [name for name, source in data.sources.items() if source.role is Role.target]
-    yield from (f"kl/{name}" for name in dict.fromkeys([*targets, CHAT_PROMPTS]))
+    yield from (f"kl/{name}" for name in [*targets, CHAT_PROMPTS])

@@ -25,24 +25,27 @@ class Problem:
         return any(self.key == section or self.key.startswith(f"{section}.") for section in sections)
 
 
-def problems_shown(sentences: Sequence[str]) -> str:
-    """Return the sentences of problems under their count."""
+OF_CONFIGURATION = "The configuration has"
+
+
+def problems_shown(sentences: Sequence[str], of: str = OF_CONFIGURATION) -> str:
+    """Return the sentences of problems under their count, behind words that say what has them."""
     lines = "\n".join(f"  - {sentence}" for sentence in sentences)
-    return f"The configuration has {many(len(sentences), 'problem')}:\n{lines}"
+    return f"{of} {many(len(sentences), 'problem')}:\n{lines}"
 
 
 class ToldTogether(ConfigError):
     """Several problems, each a sentence."""
 
-    def __init__(self, sentences: Sequence[str]) -> None:
-        """Take the sentences, which stand under their count."""
-        super().__init__(problems_shown(sentences))
+    def __init__(self, sentences: Sequence[str], of: str = OF_CONFIGURATION) -> None:
+        """Take the sentences, which stand under their count, and the words before that."""
+        super().__init__(problems_shown(sentences, of))
         self.sentences = tuple(sentences)
 
 
-def told_together(sentences: Sequence[str]) -> ConfigError:
+def told_together(sentences: Sequence[str], of: str = OF_CONFIGURATION) -> ConfigError:
     """Return the error of sentences: one speaks for itself, several stand under their count."""
-    return ConfigError(sentences[0]) if len(sentences) == 1 else ToldTogether(sentences)
+    return ConfigError(sentences[0]) if len(sentences) == 1 else ToldTogether(sentences, of)
 
 
 def said(key: str, sentence: str) -> Problem:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.many import many
-from trainer.data.chat.shape import describe_shape, find_shape
+from trainer.data.chat.shape import describe_shape, find_shape, refuse_always_failing
 from trainer.data.remote.fetched import RemoteFile
 from trainer.data.rows.files import Listing, hash_files, list_files
 from trainer.data.rows.hub import open_dataset, read_dataset
@@ -40,7 +40,7 @@ from trainer.data.store.prepared import (
     in_rows,
     lock_file,
     refuse_rows,
-    shaping_options,
+    shaped_by,
     source_key,
     stores_folder,
     unit_of,
@@ -172,6 +172,8 @@ def _check_tokenizer(name: str, source: SourceConfig, data: DataConfig, tokenize
             "chats, but is not set, and the tokenizer brings no chat template. Set it, or use the "
             "instruct model's tokenizer as model.tokenizer."
         )
+    if source.holds_chats:
+        refuse_always_failing(name, tokenizer)
     if adds_eos(source, data) and tokenizer.eos_id is None:
         raise DataError(
             "`data.add_eos` must be false for a tokenizer without an EOS token, but is true instead. "
@@ -211,8 +213,7 @@ def _build(
     rows = _open_rows(name, source, data)
 
     def describe() -> dict[str, Any]:
-        options = shaping_options(source, data)
-        return {"origin": rows.read_origin, "options": options, "tokenizer": tokenizer.digest}
+        return shaped_by(rows.read_origin, source, data, tokenizer)
 
     def fill(folder: Path) -> str:
         encoded = _encode(rows, data, tokenizer, make_tokenizer)

@@ -191,6 +191,10 @@ class RowError(Exception):
         self.fix = fix
 
 
+TEMPLATE_FAILS = "hold only conversations on which the chat template does not fail"
+"""The rule of rows that may be sound, and the template is not."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowProblem:
     """A RowError and where it happened; counted by rule before one sentence is printed."""

@@ -114,7 +114,7 @@ def _is_on_gpu(env: RankEnv) -> bool:
     """Tell whether this rank computes on a GPU: wherever it sees one.
 
     Raises:
-        TopologyError: It sees too few, or DeepSpeed is told of the processor.
+        TopologyError: It sees too few.
     """
     if not torch.cuda.is_available():
         return False
@@ -122,11 +122,6 @@ def _is_on_gpu(env: RankEnv) -> bool:
         raise TopologyError(
             f"A node must have a GPU for each of its ranks, but rank {env.rank} is number {env.local_rank + 1} on its "
             f"node and sees {torch.cuda.device_count()}. Start fewer ranks on a node, or hide all GPUs "
-            "(CUDA_VISIBLE_DEVICES=-1) to train on the processor."
-        )
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
-        raise TopologyError(
-            "DS_ACCELERATOR must be unset where a rank sees a GPU, but is cpu instead. Hide all GPUs as well "
             "(CUDA_VISIBLE_DEVICES=-1) to train on the processor."
         )
     return True

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from trainer.checkpoint.layout import step_dir
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import DataConfig, Role
+from trainer.config.metric import CHAT_PROMPTS
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.prepared import digest_of
 from trainer.data.store.store import SplitStore, Store
@@ -41,7 +42,6 @@ from trainer.evaluate.tasks.score import TaskComparison
 from trainer.metrics.device import describe_device
 
 _LOG = logging.getLogger(__name__)
-CHAT = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class ForgettingMeasurement:
                 "dtype": base.dtype,
             }
         )
-        alike = base.shared_key(self._key, subject.prompts.max_packs)
+        alike = base.shared_key(self._key, subject.prompts.max_packs, subject.prompts.names)
         self._cache = Path(data.cache_dir) / "evaluations" / f"{alike}.npz"
         self._base: BaseEvaluation | None = subject.policy.mesh.from_first(self._find)
 
@@ -225,8 +225,8 @@ def prompts_for_kl(data: DataConfig, max_packs: int, texts: Texts, pad_id: int) 
         for name, store in texts.stores.items()
         if data.sources[name].role is Role.target
     }
-    if texts.tokenizer.has_chat_template and CHAT not in chosen:
-        chosen[CHAT] = ChatPrompts(texts.tokenizer, data.seq_len)
+    if texts.tokenizer.has_chat_template:
+        chosen[CHAT_PROMPTS] = ChatPrompts(texts.tokenizer, data.seq_len)
     return HeldOut(
         names=list(chosen),
         stores=list(chosen.values()),

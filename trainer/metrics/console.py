@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -125,16 +125,23 @@ def _join(*parts: list[str]) -> str:
 
 
 def _by_source(record: Record, prefix: str, num_chars: int, digits: int) -> list[str]:
-    return [
-        f"{_name(key.removeprefix(prefix), num_chars)} {float(value):.{digits}f}"
-        for key, value in record.items()
-        if key.startswith(prefix)
+    found = {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
+    names = _names([*found], num_chars)
+    return [f"{name} {float(value):.{digits}f}" for name, value in zip(names, found.values(), strict=True)]
+
+
+def _names(sources: Sequence[str], num_chars: int) -> list[str]:
+    """Return names as far as there is room, told apart: by their beginnings, else by their ends too, else by number."""
+    plain = [
+        "".join(char if char.isascii() and char.isprintable() else "?" for char in one) for one in sources
     ]
-
-
-def _name(source: str, num_chars: int) -> str:
-    plain = "".join(char if char.isascii() and char.isprintable() else "?" for char in source)
-    return plain if len(plain) <= num_chars else plain[: num_chars - 1] + "~"
+    head = num_chars // 2
+    for first, last in ((num_chars - 1, 0), (head, num_chars - 1 - head)):
+        short = [one if len(one) <= num_chars else f"{one[:first]}~{one[len(one) - last :]}" for one in plain]
+        if len(set(short)) == len(short):
+            return short
+    ends = [f"~{number}" for number in range(1, len(plain) + 1)]
+    return [f"{one[: max(num_chars - len(end), 1)]}{end}" for one, end in zip(plain, ends, strict=True)]
 
 
 def _count(value: Value) -> str:

@@ -15,12 +15,14 @@ from trainer.errors import ModelError
 from trainer.model.experts import expert_tensors
 
 _LOG = logging.getLogger(__name__)
+NOT_LIGERS = "not Liger's"
+"""Others, as of LoRA, are told beside it."""
 _HELD = {"package", "torch_function", "implementation", "applicable_params", "is_new_implementation"}
 """What transformers' wrapper of a kernel holds, 5.17 to 5.24."""
 
 
 def apply_kernels(model: Any, asked: Kernels, on_gpu: bool) -> str:
-    """Patch the model's layers in place and return what was done, for the log.
+    """Patch the model's layers in place and return what was done, for the log: whose kernels, and why not.
 
     The loss is not Liger's: our head is faster up to 8k tokens and needs no external weight (measured
     in benchmarks/).
@@ -29,7 +31,7 @@ def apply_kernels(model: Any, asked: Kernels, on_gpu: bool) -> str:
         ModelError: Liger was asked for and is missing or does not know the architecture.
     """
     if asked is Kernels.none or (asked is Kernels.auto and not on_gpu):
-        return "none"
+        return f"{NOT_LIGERS} ({'model.kernels=none' if asked is Kernels.none else 'no GPU'})"
     if not on_gpu:
         raise ModelError(
             "`model.kernels` must be none or auto without a GPU, but is liger instead. Set "
@@ -37,7 +39,7 @@ def apply_kernels(model: Any, asked: Kernels, on_gpu: bool) -> str:
         )
     if importlib.util.find_spec("liger_kernel") is None:
         if asked is Kernels.auto:
-            return "none (liger-kernel is not installed)"
+            return f"{NOT_LIGERS} (liger-kernel is not installed)"
         raise ModelError(
             "`model.kernels` must be installed, but liger is missing. Install it with: pip install "
             "'palimpsest-trainer[gpu]'; or set model.kernels=auto."
@@ -50,7 +52,7 @@ def apply_kernels(model: Any, asked: Kernels, on_gpu: bool) -> str:
     model_type = model.config.model_type
     if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         if asked is Kernels.auto:
-            return f"none (liger does not know {model_type})"
+            return f"{NOT_LIGERS} (it does not know {model_type})"
         raise ModelError(
             f"`model.kernels` must be none for the architecture {model_type}, but is liger instead."
         )

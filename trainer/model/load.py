@@ -38,7 +38,8 @@ class LoadedModel:
     num_parameters: int
     own_code: OwnCode
     """What it runs without the kernels that are put in later."""
-    kernels: str = "none"
+    kernels: str = ""
+    """What was fused, and by whom; told once it is known."""
 
 
 def read_config(source: str, model: ModelConfig) -> Any:

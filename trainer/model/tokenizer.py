@@ -21,7 +21,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from trainer.config.model import ModelConfig
 from trainer.config.nearby import looks_local
-from trainer.errors import DataError, ModelError
+from trainer.errors import DataError, ModelError, TemplateFailure
 from trainer.model.on_disk import NOTHING_THERE, is_missing, no_template, no_tokenizer
 from trainer.model.template_syntax import no_jinja
 from trainer.model.tune.new_tokens import NewTokens, add_to_tokenizer
@@ -207,7 +207,8 @@ class Tokenizer:
             continue_final_message: Leave the last turn open, for a model to go on with it.
 
         Raises:
-            DataError: If there is no template, or it refuses the conversation or fails on it.
+            DataError: If there is no template, or it refuses the conversation.
+            TemplateFailure: If it fails on the conversation.
             ModelError: If it does not compile, or does not come to an end.
         """
         if not self.has_chat_template:
@@ -243,7 +244,9 @@ class Tokenizer:
             IndexError,
         ) as error:
             # Templates fail in Python's own ways too, when they meet a turn they did not foresee.
-            raise DataError(self._place(error) + (str(error) or type(error).__name__)) from error
+            place = self._place(error)
+            kind = TemplateFailure if place else DataError
+            raise kind(place + (str(error) or type(error).__name__)) from error
         return str(text)
 
     def _place(self, error: Exception) -> str:

@@ -58,15 +58,19 @@ def line_chart(
     """Return a figure of one or more series; `reference` is a labelled dashed level.
 
     Lines without points are left out; `from_zero` begins the vertical axis at 0, and it covers at
-    least `min_span`.
+    least `min_span`. Where all points stand at one place there is no curve: their values are said.
     """
     lines = [line for line in lines if line.points]
-    drawn, described = plot(title, x_unit, y_unit, lines, reference, from_zero, min_span)
     left_out = sum(line.num_left_out for line in lines)
     notes = [note, f"{left_out} values that are not finite are left out." if left_out else ""]
+    written = [_note(text) for text in notes]
+    if len({x for line in lines for x, _ in line.points}) < 2:
+        said = element("p", _single(x_unit, y_unit, lines, reference))
+        return element("figure", element("figcaption", element("b", title), *written), said)
+    drawn, described = plot(title, x_unit, y_unit, lines, reference, from_zero, min_span)
     return element(
         "figure",
-        element("figcaption", element("b", title), _legend(lines), *(_note(text) for text in notes)),
+        element("figcaption", element("b", title), _legend(lines), *written),
         element(
             "svg",
             drawn,
@@ -110,6 +114,13 @@ def plot(
         *_end_labels(axes.right, labels, ends, len(lines)),
     )
     return inside, described
+
+
+def _single(x_unit: str, y_unit: str, lines: Sequence[Series], reference: tuple[str, float] | None) -> str:
+    """Say the values of lines that have one each, at the same place."""
+    levels = [(line.label, line.points[-1][1]) for line in lines] + ([reference] if reference else [])
+    values = ", ".join(f"{label} {short(value)}" for label, value in levels)
+    return f"One value, at {x_unit} {short(lines[0].points[-1][0])}: {values} ({y_unit})."
 
 
 def _between(value: float, edges: Point, start: float, end: float) -> float:

@@ -81,8 +81,10 @@ def _figures(
     best: PointRow | None,
 ) -> Html:
     heading = "Objective by parameter"
-    if not done or not varied:
-        return section("figures", heading, missing("There is nothing to draw before a point has finished."))
+    if len(done) < 2 or not varied:
+        return section(
+            "figures", heading, missing("There is nothing to draw before two points have finished.")
+        )
     drawn: list[Html] = []
     if len(varied) > 1:
         lines = [Line(row.name, tuple(row.params[key] for key in varied), row.objective) for row in rows]

@@ -219,7 +219,7 @@ def _say_what_was_built(
 ) -> None:
     """Log the model, what trains of it, and how it is spread over ranks."""
     _LOG.info(
-        "Model %s: %.1f M parameters, attention %s (%s), kernels %s, %d layers recomputed, %d tensors "
+        "Model %s: %.1f M parameters, attention %s (%s), kernels: %s, %d layers recomputed, %d tensors "
         "compared with their files.",
         loaded.source,
         loaded.num_parameters / 1e6,

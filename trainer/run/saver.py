@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint.best import Best, best_of
-from trainer.checkpoint.commit import Commit, WrittenFile, remove_staging, seal
-from trainer.checkpoint.layout import FINGERPRINT, STATE, find_checkpoints, rng_file, step_of
+from trainer.checkpoint.commit import Commit, WrittenFile, seal
+from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.pending import HostCopies, PendingWrite
 from trainer.checkpoint.prune import Retention, prune
 from trainer.checkpoint.shard_file import WEIGHT
 from trainer.checkpoint.shards import write_shards
-from trainer.checkpoint.space import BYTES_PER_PARAMETER, check_space, most_saves, num_to_come
+from trainer.checkpoint.space import BYTES_PER_PARAMETER
 from trainer.checkpoint.state import TrainState, write_state
-from trainer.config.metric import is_task_metric
 from trainer.config.train import CheckpointConfig
 from trainer.dist.seed import capture_rng
 from trainer.engine.policy import Policy
@@ -260,19 +259,3 @@ class _Pending:
     best_before: Best
     started: float
     stall_s: float
-
-
-def make_room(
-    run_dir: Path, options: CheckpointConfig, goes_on: bool, num_trainable: int, num_steps: int
-) -> None:
-    """Remove what a killed save left, and raise when the disk has no room for the checkpoints to come; one rank."""
-    remove_staging(run_dir)
-    num_kept = options.keep_last + int(options.keep_best)
-    num_new, done = num_kept + 1, 0  # what is given up makes no room
-    if goes_on:
-        num_new = num_to_come(run_dir, num_kept, options.keep_every_steps)
-        done = next((step_of(path) or 0 for path in find_checkpoints(run_dir)), 0)
-    # The best by a benchmark task is saved where it is measured, whatever the step.
-    at_any = options.keep_best and is_task_metric(options.best.metric)
-    every = None if at_any else options.every_steps
-    check_space(run_dir, num_trainable, min(num_new, most_saves(every, num_steps, done)))

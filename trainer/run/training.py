@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.checkpoint.best import BestRule
+from trainer.checkpoint.space import make_room
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig, RunKind
@@ -40,7 +41,7 @@ from trainer.run.parts import RunParts, StopReason
 from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
 from trainer.run.resumer import RunIdentity
-from trainer.run.saver import Saver, make_room
+from trainer.run.saver import Saver
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
 from trainer.run.spikes import SpikeWatch
@@ -221,11 +222,12 @@ def _open_journal(session: Session, state: TrainState, mixing: Mixing, goes_on: 
 
 
 def _make_room(session: Session, goes_on: bool, num_steps: int) -> None:
-    """Refuse before the proofs what the disk cannot hold. Collective: every rank."""
+    """Refuse before the proofs what the disk cannot hold, now that it is counted. Collective: every rank."""
     options, num_trainable = session.config.checkpoint, session.tuned.num_trainable
+    every = session.config.evaluate.every_steps
     if options.enabled:
         session.mesh.from_first(
-            lambda: make_room(session.run_dir, options, goes_on, num_trainable, num_steps)
+            lambda: make_room(session.run_dir, options, every, goes_on, num_trainable, num_steps)
         )
 
 

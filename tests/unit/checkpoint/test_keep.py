@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from tests.unit.checkpoint.test_commit import manifest, save
 from trainer.checkpoint.layout import MANIFEST, find_checkpoints, rng_file, step_dir, step_of
 from trainer.checkpoint.prune import Retention, prune, superseded
-from trainer.checkpoint.space import check_space, most_saves, num_to_come
+from trainer.checkpoint.space import Demand, check_space, demand, make_room, most_saves
 from trainer.checkpoint.state import TrainState, read_state, write_state
-from trainer.config.train import CheckpointConfig
+from trainer.config.train import BestConfig, CheckpointConfig
 from trainer.errors import CheckpointError
-from trainer.run.saver import make_room
 
 
 def steps_left(run_dir):
@@ -124,19 +123,20 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_the_run(tmp_p
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(450e9))
     run_dir = tmp_path / "not" / "there"
-    check_space(run_dir, 8_000_000_000, num_to_come=4)
+    check_space(run_dir, 8_000_000_000, demand(run_dir, CheckpointConfig(), 100))
     with pytest.raises(CheckpointError) as caught:
-        check_space(run_dir, 8_000_000_000, num_to_come=5)
+        check_space(run_dir, 8_000_000_000, demand(run_dir, CheckpointConfig(keep_last=3), 100))
     assert str(caught.value) == (
-        f"`run_dir` must have room for 5 checkpoints at once (480.0 GB), but the disk of {run_dir} has 450.0 GB left "
+        "`run_dir` must have room for 5 checkpoints at once (480.0 GB: 3 by checkpoint.keep_last, the best by "
+        f"checkpoint.keep_best, one in writing; saves come by time), but the disk of {run_dir} has 450.0 GB left "
         "instead. Choose a larger disk, lower checkpoint.keep_last, or save once, at the end, with "
         "checkpoint.every_steps=0."
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(7_000))
     with pytest.raises(
-        CheckpointError, match=r"1 checkpoint at once \(12.0 kB\), .* has 7.0 kB left .* disk\.$"
+        CheckpointError, match=r"1 checkpoint at once \(12.0 kB: so\), .* has 7.0 kB left .* disk\.$"
     ):
-        check_space(run_dir, 1_000, num_to_come=1)
+        check_space(run_dir, 1_000, Demand(1, "so"))
 
 
 def test_a_run_needs_no_room_for_checkpoints_that_it_never_writes(tmp_path, monkeypatch):
@@ -148,11 +148,11 @@ def test_a_run_needs_no_room_for_checkpoints_that_it_never_writes(tmp_path, monk
         CheckpointConfig(every_steps=10),
     ):
         num_steps = 20 if options.every_steps != 10 else 10
-        make_room(tmp_path, options, False, num_trainable=1_000, num_steps=num_steps)
-    with pytest.raises(CheckpointError, match="2 checkpoints"):
-        make_room(tmp_path, CheckpointConfig(every_steps=10), False, num_trainable=1_000, num_steps=20)
+        make_room(tmp_path, options, 100, False, num_trainable=1_000, num_steps=num_steps)
+    with pytest.raises(CheckpointError, match=r"2 checkpoints .*: all that can be written up to step 20\)"):
+        make_room(tmp_path, CheckpointConfig(every_steps=10), 100, False, num_trainable=1_000, num_steps=20)
     step_dir(tmp_path, 10).mkdir(parents=True)
-    make_room(tmp_path, CheckpointConfig(every_steps=10, keep_every_steps=10), True, 1_000, num_steps=20)
+    make_room(tmp_path, CheckpointConfig(every_steps=10, keep_every_steps=10), 100, True, 1_000, num_steps=20)
     assert [most_saves(None, 3, 1), most_saves(4, 10, 4), most_saves(4, 8, 8), most_saves(0, 8, 8)] == [
         2,
         2,
@@ -167,8 +167,31 @@ def test_rank_files_sort_by_rank():
 
 def test_a_resumed_run_needs_no_room_for_the_checkpoints_that_are_there(tmp_path):
     """A disk that held the run so far must not stop its next attempt."""
-    assert num_to_come(tmp_path, 3, None) == 4
+    by_time = CheckpointConfig()
+    assert demand(tmp_path, by_time, 100).num == 4
     for num, step in enumerate((2, 4, 6, 8), start=1):
         step_dir(tmp_path, step).mkdir(parents=True)
-        assert num_to_come(tmp_path, 3, None) == max(4 - num, 1)
-    assert num_to_come(tmp_path, 3, keep_every_steps=2) == 4
+        assert demand(tmp_path, by_time, 100).num == max(4 - num, 1)
+    assert demand(tmp_path, by_time, 100).why.endswith("one in writing, less 3 there; saves come by time")
+    assert demand(tmp_path, by_time, 100, goes_on=False).num == 4, "what is given up makes no room"
+    assert demand(tmp_path, CheckpointConfig(keep_every_steps=2), 100).num == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluate_every", "num_steps", "num"),
+    [
+        ({}, 100, None, 4),
+        ({}, 100, 300, 4),
+        ({}, 100, 6, 3),
+        ({}, 0, 300, 3),
+        ({}, 100, 2, 2),
+        ({"best": BestConfig("tasks/arc/acc")}, 0, 300, 4),
+        ({"every_steps": 100}, 0, 300, 3),
+        ({"every_steps": 100}, 0, 400, 4),
+        ({"every_steps": 0}, 100, 300, 1),
+        ({"keep_best": False}, 100, 300, 3),
+    ],
+)
+def test_room_is_asked_for_what_can_be_there_at_once(tmp_path, options, evaluate_every, num_steps, num):
+    """Six steps saved by time asked for four: the best could only be the last of them."""
+    assert demand(tmp_path, CheckpointConfig(**options), evaluate_every, num_steps=num_steps).num == num

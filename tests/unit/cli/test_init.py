@@ -174,6 +174,10 @@ WRONG = {
         "model={0}/base data={0}/a.jsonl chat_template={0}/bad.jinja",
         "`chat_template` must be valid Jinja",
     ),
+    "a template that fails": (
+        "model={0}/base data={0}/a.jsonl chat_template={0}/failing.jinja",
+        "failing.jinja, line 2: 'str object' has no attribute 'nope'. Mend it there, or give chat_template=FILE.",
+    ),
     "no data": ("model={0}/base", "`data` must be given"),
     "no words": ("", "`model` must be given"),
     "a strange word": ("modle={0}/base data={0}/a.jsonl", "is given 'modle="),
@@ -199,6 +203,7 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
     (outside / "odd.csv").write_text("a,b\n1,2\n")
     (outside / "empty.jsonl").touch()
     (outside / "bad.jinja").write_text("{{ }}")
+    (outside / "failing.jinja").write_text("{% for m in messages %}\n{{ m.content.nope.x }}{% endfor %}")
     (outside / "head.csv").write_text("prompt,completion\n")
     write_rows(outside / "a.jsonl", ROWS["messages"])
     (outside / "asked.csv").write_text("id,ask,reply\n1,Why is it so?,Because it is.\n")
@@ -235,7 +240,7 @@ def test_what_it_cannot_use_is_a_sentence_and_nothing_is_written(refuse, model, 
 def test_everything_that_is_wrong_is_told_at_once(refuse, model, words, told):
     write_rows(model.parent / "a.jsonl", ROWS["messages"])
     message = refuse("init", *words.format(model.parent).split())
-    assert f"has {len(told)} problems:" in message
+    assert f"What `palimpsest init` was given has {len(told)} problems:" in message
     assert not [one for one in told if one not in message], message
 
 

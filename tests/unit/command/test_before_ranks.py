@@ -1,15 +1,17 @@
 """What a command does before ranks start: inputs are made, and what no rank could do is refused."""
 
 import dataclasses
+import shutil
+from collections import namedtuple
 
 import pytest
 
 from tests.helpers.tiny import save_llama, tiny_config, write_documents
-from trainer.command.before_ranks import check_draws
+from trainer.command.before_ranks import check_disk, check_draws
 from trainer.command.prepare import ensure_inputs
 from trainer.config.data import Role
 from trainer.data.store.prepared import open_all
-from trainer.errors import DataError
+from trainer.errors import CheckpointError, DataError
 from trainer.model.tokenizer import configured_tokenizer
 
 
@@ -44,3 +46,25 @@ def test_a_divergence_on_replay_that_is_never_drawn_is_refused_before_ranks_star
         check_draws(config, tokenizer)
     config.replay.kl.beta = 0.0
     check_draws(config, tokenizer)
+
+
+def test_a_disk_without_room_is_told_before_a_model_is_loaded_by_the_shapes_alone(tmp_path, monkeypatch):
+    """It was asked when the weights were on their GPU; here is no more of the model than its config.json."""
+    config = tiny_config(tmp_path)
+    save_llama(tmp_path / "model")
+    for file in (tmp_path / "model").iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1_000))
+    config.checkpoint.every_steps = 0
+    with pytest.raises(
+        CheckpointError, match=r"room for 1 checkpoint at once \(.*: all that can be written up to step 8"
+    ):
+        check_disk(config, 1, 8)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    config.checkpoint.enabled = False
+    check_disk(config, 1, 8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9))
+    config.checkpoint.enabled = True
+    check_disk(config, 1, 8)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.helpers.tiny import tiny_config
 from trainer.config.check import check_config, find_problems
 from trainer.config.check_values import value_problems
-from trainer.config.data import Format, LongDocuments, Packing, PackingMode, TokenValue
+from trainer.config.data import Format, LongDocuments, Packing, PackingMode, SourceConfig, TokenValue
 from trainer.config.gate import GateRule, TaskRule
 from trainer.config.learn import LearnConfig, Reasoning
 from trainer.config.model import Attention, ModelKind
@@ -123,6 +123,7 @@ RULES = [
     ("gate.sets.web", {"gate.sets": {"web": GateRule(max_rise_nats=0.1)}}),
     ("gate.sets.text", {"gate.sets": {"text": GateRule()}}),
     ("gate.sets.text", {"gate.sets": {"text": GateRule(max_rise_nats=0.1)}, "data.validation_frac": 0.0}),
+    ("data.sources.fixed_conversations", {"data.sources": {"fixed_conversations": SourceConfig(path="a.jsonl")}}),
     ("evaluate.forgetting", {"gate.sets": {"text": GateRule(max_rise_nats=0.1)}, "evaluate.forgetting": False}),
     ("gate.sets.text.max_rise_nats", {"gate.sets": {"text": GateRule(max_rise_nats=-0.1)}}),
     ("gate.tasks.arc", {"gate.tasks": {"arc": TaskRule()}}),

@@ -67,7 +67,7 @@ def test_every_held_out_number_can_be_the_best(metric):
 
 
 def test_kl_and_tasks_can_be_the_best_where_they_are_measured():
-    for metric in ("kl_mean", "kl/corpus", "kl/chat"):
+    for metric in ("kl_mean", "kl/corpus", "kl/fixed_conversations"):
         assert of_best(metric, kl=True) == []
         assert [problem.key for problem in of_best(metric)] == ["evaluate.during.kl"]
     assert of_best("tasks/arc/acc", tasks=["arc"]) == of_best("tasks/g/f1,x", tasks=["g"]) == []

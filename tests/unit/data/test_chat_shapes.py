@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import templates
 from tests.helpers.chat_shapes import LEARN, SHAPES, STOP, unmarked
 from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.learn import LearnConfig, Reasoning
@@ -24,7 +25,7 @@ from trainer.data.chat.mark import mark_chat
 from trainer.data.chat.paint import COLOURS
 from trainer.data.chat.rendering import render_whole
 from trainer.data.chat.settle import settle_chat
-from trainer.data.chat.shape import describe_shape, find_shape
+from trainer.data.chat.shape import describe_shape, find_shape, why_always_failing
 from trainer.data.rows.message import parse_message
 from trainer.data.types import ChatDocument, RowError, Span
 from trainer.model.tokenizer import Tokenizer
@@ -317,3 +318,20 @@ def test_odd_characters_are_found_like_any_other(contents: tuple[str, str]) -> N
 
 if __name__ == "__main__":
     write_outcomes()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        templates.GEMMA,
+        "{{ raise_exception('Never') }}",
+        "{% for tool in tools %}{{ tool.function.name }}{% endfor %}{{ messages }}",
+        "{% for m in messages %}{{ m.content[0].text.strip() }}{% endfor %}",
+        "{% if messages[0].role == 'system' %}{{ nope.x }}{% endif %}{{ messages }}",
+        "{{ bos_token + messages[0].content }}",
+    ],
+    ids=["no system", "refuses all", "demands tools", "demands parts", "fails on system", "special tokens"],
+)
+def test_a_template_that_takes_or_refuses_some_conversation_is_not_called_failing(template):
+    assert why_always_failing(make_tokenizer(template)) is None
+    assert "line 1: " in (why_always_failing(make_tokenizer("{{ messages.nope.x }}")) or "")

@@ -180,8 +180,13 @@ def test_a_touched_file_gives_the_same_store_and_a_changed_one_another(tmp_path:
     first = run(data, make_tokenizer())
     os.utime(tmp_path / "texts.jsonl", (1, 1))
     assert find_store("s", data.sources["s"], data, make_tokenizer()) is None
+    assert open_prepared("s", data.sources["s"], data, make_tokenizer()).digest == first.digest, (
+        "by its content"
+    )
     assert run(data, make_tokenizer()).digest == first.digest
     texts_source(tmp_path, ["two"])
+    with pytest.raises(DataError, match="no token store for it with these options and files"):
+        open_prepared("s", data.sources["s"], data, make_tokenizer())
     assert run(data, make_tokenizer()).digest != first.digest
 
 
@@ -351,6 +356,50 @@ def test_a_conversation_that_the_template_refuses_is_named_with_its_reason(tmp_p
     tokenizer = make_tokenizer(templates.GEMMA)
     parts = ("c.jsonl, line 1", "System role not supported", "first user turn")
     check_refused(tmp_path, source, tokenizer, *parts)
+
+
+def test_a_template_that_fails_on_every_conversation_is_named_before_a_row_is_read(tmp_path: Path) -> None:
+    source = SourceConfig(path=write_rows(tmp_path / "c.jsonl", [{"messages": TURNS}]), format=Format.chat)
+    (tmp_path / "c.jsonl").write_text("no JSON\n")
+    tokenizer = make_tokenizer("{% for m in messages %}\n{{ m.content.nope.x }}{% endfor %}")
+    said = "fails on a short one, with a system turn and without: "
+    check_refused(
+        tmp_path,
+        source,
+        tokenizer,
+        "`model.chat_template` must render",
+        said,
+        ", line 2: ",
+        "no attribute 'nope'",
+    )
+
+
+LATER = "{% if messages | length > 2 %}{{ messages.nope.x }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("refusing", "is_blamed"),
+    [
+        ("{% if messages | length > 2 %}{{ raise_exception('Two turns only') }}{% endif %}", False),
+        (LATER, True),
+    ],
+    ids=["refuses", "fails"],
+)
+def test_where_all_rows_break_a_template_alike_it_is_named_first_and_rows_last(
+    tmp_path: Path, refusing: str, is_blamed: bool
+) -> None:
+    """What only longer conversations meet is not found before; one that says no is right."""
+    tokenizer = make_tokenizer(refusing + "\n" + templates.CHATML)
+    rows = [{"messages": [*TURNS, *TURNS]}] * 3
+    source = SourceConfig(path=write_rows(tmp_path / "c.jsonl", rows), format=Format.chat)
+    with pytest.raises(DataError) as caught:
+        run(make_data(tmp_path, source), tokenizer)
+    said = str(caught.value)
+    assert said.startswith("`model.chat_template` must render") is is_blamed, said
+    if is_blamed:
+        assert ", line 1: 'list object' has no attribute 'nope'; so on each of 3 rows, from" in said
+        write_rows(tmp_path / "c.jsonl", [*rows, {"messages": TURNS}])
+        check_refused(tmp_path, source, tokenizer, "but 3 of 4 rows do not", "Mend the template there or")
 
 
 def test_chats_without_a_chat_template_are_refused(tmp_path: Path) -> None:

@@ -50,9 +50,19 @@ def test_a_target_that_fell_too_little_fails_by_what_is_missing():
     }
 
 
-def test_a_set_of_that_name_comes_before_the_meaning_of_the_word():
-    sets = [compared("general", "probe", 0.2), compared("other", "probe", 0.9)]
-    assert [r.subject for r in check_gate({"general": GateRule(max_rise_nats=1.0)}, sets)] == ["general"]
+def test_a_set_that_is_called_like_a_group_takes_no_other_out_of_its_rule():
+    """With gate=default and replay=general, a probe beside it was not looked at."""
+    sets = [
+        compared("general", "replay", 0.2),
+        compared("other", "probe", 0.9),
+        compared("probe", "target", 0.0),
+    ]
+
+    def about(key):
+        return [r.subject for r in check_gate({key: GateRule(max_rise_nats=1.0)}, sets)]
+
+    assert about("general") == ["general", "other"]
+    assert about("probe") == ["other", "probe"] and about("other") == ["other"]
 
 
 @pytest.mark.parametrize("key", ["replay", "general", "unknown"])

@@ -67,6 +67,24 @@ def test_many_and_long_source_names_still_fit(num_sources: int) -> None:
     assert line.endswith("ETA 3h12m")
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["chat", "chats"], "chat 1.0000 chats 2.0000"),
+        (
+            ["customer_support_chat", "customer_support_chats"],
+            "customer~rt_chat 1.0000 customer~t_chats 2.0000",
+        ),
+        (["customer_support_chat", "web"], "customer_suppor~ 1.0000 web 2.0000"),
+        (["чат", "сет"], "???~1 1.0000 ???~2 2.0000"),
+    ],
+    ids=["short", "alike to their ends", "one that is long", "other letters"],
+)
+def test_names_that_are_cut_are_told_apart(names: list[str], shown: str) -> None:
+    record: dict[str, Value] = {f"eval/{name}": 1.0 + index for index, name in enumerate(names)}
+    assert evaluation_line(3, record) == f"step 3 held-out {shown}"
+
+
 def test_evaluation_is_its_own_wrapped_line() -> None:
     record: dict[str, Value] = {f"eval/source_{i}": 1.0 + i for i in range(12)}
     lines = evaluation_line(100, record).split("\n")

@@ -23,7 +23,7 @@ from trainer.metrics.wandb_file import newest_step
 
 END = Conclusion(
     4,
-    {"forgetting/web": -0.25, "kl/chat": 0.5},
+    {"forgetting/web": -0.25, "kl/fixed_conversations": 0.5},
     ("set", "change"),
     (("web", "-0.25"),),
     {"verdict": "web fell.", "gate": "passed", "report": "/runs/a/report.html"},

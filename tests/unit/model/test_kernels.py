@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.families import FAMILIES
@@ -17,15 +18,40 @@ from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.kernels import apply_kernels, missing_kernels, say_missing_kernels
 from trainer.model.load import load_model
+from trainer.model.tune.adapters import ADAPTER
+from trainer.model.tune.gated import fuse_if_same
 
 HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 
 
 @pytest.mark.parametrize(
-    ("asked", "on_gpu"), [(Kernels.none, False), (Kernels.none, True), (Kernels.auto, False)]
+    ("asked", "on_gpu", "why"),
+    [
+        (Kernels.none, False, "model.kernels=none"),
+        (Kernels.none, True, "model.kernels=none"),
+        (Kernels.auto, False, "no GPU"),
+    ],
 )
-def test_nothing_is_patched_where_nothing_is_asked_or_there_is_no_gpu(asked, on_gpu):
-    assert apply_kernels(None, asked, on_gpu) == "none"
+def test_nothing_is_patched_where_nothing_is_asked_or_there_is_no_gpu(asked, on_gpu, why):
+    assert apply_kernels(None, asked, on_gpu) == f"not Liger's ({why})"
+
+
+def test_a_log_tells_liger_and_fused_lora_apart():
+    """It said "kernels none, LoRA fused into 14 of 14 layers"."""
+    model = PeftModel(
+        AutoModelForCausalLM.from_config(tiny_config(FAMILIES["Llama 3"])),
+        LoraConfig(r=2, target_modules=["q_proj"]),
+        ADAPTER,
+    )
+    num_layers = model.config.num_hidden_layers
+    said = [
+        apply_kernels(model, asked, False) + fuse_if_same(model, asked, 1, num_layers, on_gpu=False)
+        for asked in (Kernels.auto, Kernels.none)
+    ]
+    assert said == [
+        f"not Liger's (no GPU), LoRA fused into {num_layers} of {num_layers} layers",
+        "not Liger's (model.kernels=none), LoRA by peft",
+    ]
 
 
 def test_liger_without_a_gpu_is_refused_with_the_fix():
@@ -35,7 +61,7 @@ def test_liger_without_a_gpu_is_refused_with_the_fix():
 
 @pytest.mark.skipif(HAS_LIGER, reason="liger-kernel is installed")
 def test_a_missing_liger_is_said_in_the_log_or_refused_with_the_install_line():
-    assert apply_kernels(None, Kernels.auto, on_gpu=True) == "none (liger-kernel is not installed)"
+    assert apply_kernels(None, Kernels.auto, on_gpu=True) == "not Liger's (liger-kernel is not installed)"
     with pytest.raises(
         ModelError, match=r"pip install 'palimpsest-trainer\[gpu\]'; or set model\.kernels=auto"
     ):
@@ -45,7 +71,7 @@ def test_a_missing_liger_is_said_in_the_log_or_refused_with_the_install_line():
 @pytest.mark.skipif(not HAS_LIGER, reason="liger-kernel is not installed")
 def test_an_architecture_that_liger_does_not_know_is_left_alone_or_refused_by_name():
     model = SimpleNamespace(config=SimpleNamespace(model_type="strange"))
-    assert apply_kernels(model, Kernels.auto, on_gpu=True) == "none (liger does not know strange)"
+    assert apply_kernels(model, Kernels.auto, on_gpu=True) == "not Liger's (it does not know strange)"
     with pytest.raises(ModelError, match="must be none for the architecture strange, but is liger"):
         apply_kernels(model, Kernels.liger, on_gpu=True)
 

@@ -195,9 +195,21 @@ def test_many_sources_share_a_figure_only_as_far_as_colours_go(tmp_path):
     assert "The first 5 of 9 sources." in text and "source4" in text and "source5" not in text
 
 
-def test_a_single_held_out_row_is_drawn(tmp_path):
+def test_what_has_one_value_is_said_and_has_no_empty_axis(tmp_path):
+    """A run of six steps, which logs its last alone; a second value is a curve."""
     sink = JsonlSink(tmp_path / "metrics.jsonl")
-    sink.write(8, {"eval/code": 2.5, "eval_mean": 2.5})
+    sink.write(6, {"loss": 3.25, "loss/code": 3.5, "loss/text": 3.0, "grad_norm": 1.5, "eval/code": 2.5})
+    sink.close("finished")
+    found = outline(tmp_path)
+    assert "svg" not in found.tags and found.tags.count("figure") == 3
+    assert (
+        "One value, at optimizer step 6: all sources 3.250, code 3.500, text 3 (nats per token)."
+        in found.text
+    )
+    assert "One value, at optimizer step 6: gradient norm 1.500 (L2 norm before clipping)." in found.text
+    assert "One value, at optimizer step 6: code 2.500 (nats per token)." in found.text
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write(12, {"grad_norm": 1.25})
     sink.close("finished")
     assert outline(tmp_path).tags.count("svg") == 1
 

@@ -80,6 +80,12 @@ def test_without_an_objective_there_is_a_page_that_says_so(rows):
     assert "No point has finished with an objective." in page and "nothing to draw" in page
 
 
+def test_the_first_point_to_finish_is_in_the_table_and_no_figure_of_its_own():
+    page = sweep_page(FACTS, [row(1, 2.5, seed="0"), row(2, None, seed="1")])
+    assert "Best: seed = 0" in page and "nothing to draw before two points have finished" in page
+    assert not figures(page)
+
+
 def test_higher_is_better_where_it_is():
     facts = SweepFacts("rates", "x", "tokens_per_s", True, False)
     page = sweep_page(facts, [row(1, 100.0, seed="0"), row(2, 300.0, seed="1")])

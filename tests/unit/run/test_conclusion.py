@@ -21,7 +21,7 @@ def test_figures_are_named_as_in_metrics_jsonl_and_the_words_say_verdict_gate_an
     (tmp_path / "report.html").write_text("")
     rises = {one["name"]: one["change_nats"] for one in plain["sets"]}
     found = conclusion(
-        tmp_path, GateConfig(sets={"general": GateRule(max_rise_nats=rises["general"] - 0.01)})
+        tmp_path, GateConfig(sets={"wikitext": GateRule(max_rise_nats=rises["wikitext"] - 0.01)})
     )
     assert found is not None and found.step == plain["run"]["steps"]
     for name, rise in rises.items():

@@ -10,13 +10,14 @@ from trainer.data.chat.hand import CALLS, CONTENT, Form, hand_tools, hand_turns
 from trainer.data.chat.paint import Field, Painter, Place, trace
 from trainer.data.chat.settle import ORIGIN, REASONING
 from trainer.data.chat.shape import Shape, render
-from trainer.data.types import ChatDocument, RowError, TokenizerLike
-from trainer.errors import DataError
+from trainer.data.types import TEMPLATE_FAILS, ChatDocument, RowError, TokenizerLike
+from trainer.errors import DataError, TemplateFailure
 
 ADAPT = (
     "Change these rows to turns that the template takes (for one without a system role: put the "
     "system prompt into the first user turn), or mend the template: set model.chat_template."
 )
+MEND_TEMPLATE = "Mend the template there or change these rows, or set model.chat_template."
 
 
 @dataclass(slots=True)
@@ -111,11 +112,13 @@ def render_form(document: ChatDocument, form: Form, tokenizer: TokenizerLike) ->
     """Render a conversation in one form.
 
     Raises:
-        RowError: If the template refuses it, or writes other words than it holds.
+        RowError: If the template refuses it or fails on it, or writes other words than it holds.
     """
     turns, tools = hand_turns(document.messages, form), hand_tools(document.tools)
     try:
         text = tokenizer.render_chat(turns, tools)
+    except TemplateFailure as error:
+        raise RowError(TEMPLATE_FAILS, str(error).rstrip("."), MEND_TEMPLATE) from None
     except DataError as error:
         rule = "hold only conversations that the chat template takes"
         raise RowError(rule, f"one that it refuses: {str(error).rstrip('.')}", ADAPT) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from trainer.data.chat.hand import Form, hand_turns
 from trainer.data.chat.settle import ORIGIN, REASONING, REASONING_KEYS
 from trainer.data.types import Message, TokenizerLike
-from trainer.errors import DataError
+from trainer.errors import DataError, TemplateFailure
 
 WORDS = ("Qalpha", "Qbravo", "Qcharlie", "Qdelta", "Qecho")
 THOUGHTS = ("Qthink", "Qmuse")
@@ -69,6 +70,41 @@ def render(
         return tokenizer.render_chat(messages, tools, prompts)
     except DataError:
         return None
+
+
+def why_always_failing(tokenizer: TokenizerLike) -> str | None:
+    """Return where and how a template fails on every short conversation, before rows are read; None where it does not.
+
+    Asked with a system turn and without, with contents as text and as parts, with a tool and without: what it may
+    demand. A template that refuses one of them in words of its own is sound.
+    """
+    turns = _ask(_user(WORDS[0]), _assistant(WORDS[1]))
+    tool = {"type": "function", "function": {"name": NAME, "description": VALUE, "parameters": {}}}
+    found: str | None = None
+    for tools, parts in itertools.product((None, [tool]), (False, True)):
+        for asked in ([{"role": "system", "content": WORDS[4]}, *turns], turns):
+            try:
+                tokenizer.render_chat(hand_turns(asked, Form(parts=parts)), tools)
+            except TemplateFailure as error:
+                found = found or str(error).rstrip(".")
+            except DataError:
+                return None
+            else:
+                return None
+    return found
+
+
+def refuse_always_failing(name: str, tokenizer: TokenizerLike) -> None:
+    """Raise where a source's template fails on every short conversation.
+
+    Raises:
+        DataError: Names the template's file and line.
+    """
+    if (why := why_always_failing(tokenizer)) is not None:
+        raise DataError(
+            f"`model.chat_template` must render the conversations of `data.sources.{name}`, but fails on a short one, "
+            f"with a system turn and without: {why}. Mend it there, or set model.chat_template to another file."
+        )
 
 
 @lru_cache(maxsize=64)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from trainer.config.data import LongDocuments
+from trainer.config.many import many
 from trainer.data.pack.pack import sum_runs
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import TRAIN, VALIDATION
 from trainer.data.store.writer import PackOptions
-from trainer.data.types import Bools, EncodedBatch, RowProblem, Unit, problems_said
+from trainer.data.types import TEMPLATE_FAILS, Bools, EncodedBatch, RowProblem, Unit, problems_said
 from trainer.errors import DataError
 
 
@@ -41,6 +42,8 @@ class Intake:
     """Units of which samples are shown beside others, with what their rows have that not every row has."""
     _told: set[str] = field(default_factory=set)
     _problems: Counter[str] = field(default_factory=Counter)
+    _num_alike: Counter[str] = field(default_factory=Counter)
+    """Problems of each rule that hold the same as the first."""
     _first_problems: dict[str, RowProblem] = field(default_factory=dict)
     _first_long: str = ""
     _seen: set[bytes] = field(default_factory=set)
@@ -54,7 +57,8 @@ class Intake:
         self.counts.update(batch.counts)
         self._problems.update(problem.rule for problem in batch.problems)
         for problem in batch.problems:
-            self._first_problems.setdefault(problem.rule, problem)
+            first = self._first_problems.setdefault(problem.rule, problem)
+            self._num_alike[problem.rule] += problem.value == first.value
         if len(batch.lengths) == 0:
             return
         self._check_ids(batch)
@@ -142,6 +146,8 @@ class Intake:
         num_rows = self.counts["rows"]
         if self._first_problems:
             first = [*self._first_problems.values()]
+            if 0 < num_rows == self._num_alike[TEMPLATE_FAILS]:
+                raise DataError(_template_to_blame(key, first[0], num_rows))
             raise DataError(problems_said(key, first, self._problems, f"{num_rows} rows"))
         if num_rows == 0:
             raise DataError(f"{key} must hold documents, but is empty. Check its files or drop it.")
@@ -211,3 +217,11 @@ def _way_out(name: str, counts: Counter[str]) -> str:
     """Say what to do about the reason that dropped the most documents of a source."""
     most = max(DROPS, key=lambda key: counts[key])
     return DROPS[most][1].format(source=f"data.sources.{name}")
+
+
+def _template_to_blame(key: str, first: RowProblem, num_rows: int) -> str:
+    """Return a sentence about a chat template that fails on every row in the same way."""
+    return (
+        f"`model.chat_template` must render the conversations of {key}, but fails: {first.value}; so on each of "
+        f"{many(num_rows, 'row')}, from {first.where}. Mend it there, or set model.chat_template to another file."
+    )

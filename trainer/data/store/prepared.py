@@ -197,10 +197,12 @@ def origin_now(name: str, source: SourceConfig, data: DataConfig, tokenizer: Tok
 def find_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike) -> Path:
     """Return the folder of the store that `palimpsest prepare` made of a source.
 
+    Files that have other names or times than when they were prepared are read to the end: what they hold decides.
+
     Raises:
         DataError: If it made none with these options, or only with another tokenizer.
     """
-    path = find_store(name, source, data, tokenizer)
+    path = find_store(name, source, data, tokenizer) or _find_by_content(name, source, data, tokenizer)
     if path is not None:
         return path
     fix = "Run `palimpsest prepare` with the same overrides."
@@ -213,6 +215,24 @@ def find_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: 
         f"`data.sources.{name}` must be prepared before training, but '{data.cache_dir}' has no token "
         f"store for it with these options and files. {fix}"
     )
+
+
+def _find_by_content(
+    name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike
+) -> Path | None:
+    """Return the folder of the store that was made of files with this content; None where it would be fetched."""
+    if source.path is None or is_address(source.path):
+        return None
+    described = shaped_by(hash_files(list_files(name, source)), source, data, tokenizer)
+    store = stores_folder(data) / digest_of(described)
+    return store if store.is_dir() else None
+
+
+def shaped_by(
+    origin: Any, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike
+) -> dict[str, Any]:
+    """Return all that shapes a store, whose digest is its name."""
+    return {"origin": origin, "options": shaping_options(source, data), "tokenizer": tokenizer.digest}
 
 
 def find_all(data: DataConfig, tokenizer: TokenizerLike) -> dict[str, Path]:
