@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainer.command.fitting import find_shape, run_shape, tuned_weights
+from trainer.command.counted import find_shape, run_shape, tuned_weights
 from trainer.config.replay import RatioSchedule, ReplayConfig
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import with_fitted

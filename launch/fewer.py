@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import resources
 
-from trainer.command.fitting import config_json
+from trainer.command.counted import config_json
 from trainer.command.plan import forecast_without_torch
 from trainer.config.cluster import ClusterConfig
 from trainer.config.rule import Problem, must

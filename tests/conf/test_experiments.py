@@ -62,8 +62,8 @@ def test_there_is_an_experiment_for_every_recipe_and_method_people_ask_for():
 
 
 def test_every_family_that_trains_has_an_experiment():
-    from trainer.command.fitting import EMBEDDED
     from trainer.forecast.config_json import shipped_shapes
+    from trainer.model.embedded import EMBEDDED
 
     paths = {one.word: one.values.get("path") or one.values.get("model.path") for one in shipped_options()}
     used = {paths[f"model={option(name).choices['model']}"] or EMBEDDED for name in EXPERIMENTS}

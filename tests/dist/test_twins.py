@@ -36,8 +36,8 @@ FEW = (
 
 def shape_of(name: str) -> dict[str, Any]:
     """Return the shape that ships of an experiment's model."""
-    from trainer.command.fitting import EMBEDDED
     from trainer.forecast.config_json import shipped_shapes
+    from trainer.model.embedded import EMBEDDED
 
     options = {one.word: one for one in shipped_options()}
     model = options[f"model={options[f'experiment={name}'].choices['model']}"]

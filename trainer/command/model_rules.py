@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.command.fitting import config_json, known_shape
+from trainer.command.counted import config_json, known_shape
 from trainer.config.check_context import context_problems
 from trainer.config.check_experts import no_expert_problems
 from trainer.config.rule import Problem, must, problem, said

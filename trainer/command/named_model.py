@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainer.command.counted import config_json
 from trainer.command.first_look import say_model
-from trainer.command.fitting import config_json
 from trainer.command.model_rules import context_of
 from trainer.config.model import ModelKind
 from trainer.config.options import group_options

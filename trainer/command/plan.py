@@ -5,42 +5,40 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from trainer.checkpoint.space import BYTES_PER_PARAMETER
-from trainer.command.fitting import (
-    DTYPE_LEFT,
-    config_json,
-    find_shape,
-    fitted,
-    known_shape,
-    run_shape,
-    tuned_weights,
-)
+from trainer.command.counted import config_json, find_shape, known_shape, run_shape, tuned_weights
+from trainer.command.fitting import DTYPE_LEFT, fitted
 from trainer.command.missing_here import needs_of
 from trainer.command.model_rules import model_rules
+from trainer.command.plan_figure import write_figure
 from trainer.command.plan_time import NOTE as TIME_NOTE
-from trainer.command.plan_time import Timing, spare_on_nodes, time_sentences, timing_of
+from trainer.command.plan_time import (
+    Timing,
+    fastest_sentence,
+    save_sentence,
+    spare_on_nodes,
+    time_sentences,
+    timing_of,
+)
 from trainer.command.rules import broken_rules
 from trainer.command.ways import most_of_node, ways_to_fit
 from trainer.config.check import refuse
 from trainer.config.model import Attention, Kernels
 from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import write_atomic
 from trainer.config.tune import ALL_LINEAR, EXPERTS, Quantise, TuneConfig, TuneMethod
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import TrainerError
 from trainer.forecast.activations import score_bytes
-from trainer.forecast.adapter_sizes import NF4_BYTES, AdapterSize, adapters, whole_stage
+from trainer.forecast.adapter_sizes import NF4_BYTES, adapters, whole_stage
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.card import DEFAULT_GIB, Cards, find_cards
 from trainer.forecast.memory import (
     EAGER,
     FLASH,
     GIB,
-    Peak,
     RunShape,
     Weights,
     attention_of,
@@ -60,8 +58,6 @@ from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.tuned import named_targets
 from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
 from trainer.model.on_disk import model_problems
-from trainer.report.plan import Chart, plan_svg
-from trainer.report.series import Series
 from trainer.runtime.say import say
 
 
@@ -75,7 +71,14 @@ def show_plan(config: RunConfig) -> bool:
     num_ranks, gpu = _ranks_of(config, cards), _gpu_of(config, cards)
     shape, origin = _checked_shape(config, num_ranks)
     hardware = Hardware(cards.capability or LEAST_CAPABILITY, False, is_hidden(os.environ))
-    fit = fitted(config, num_ranks, can_load=True, here_gib=gpu.gib, hardware=hardware)
+    fit = fitted(
+        config,
+        num_ranks,
+        can_load=True,
+        here_gib=gpu.gib,
+        hardware=hardware,
+        gpu_name=cards.name,
+    )
     config = fit.config
     run = run_shape(config, num_ranks)
     weights = tuned_weights(config, shape)
@@ -85,8 +88,10 @@ def show_plan(config: RunConfig) -> bool:
     full = {stage: forecast(shape, of, full_weights(shape)) for stage, of in stages.items()}
     lora = adapters(shape, run, _targets(config.tune))
     said = _verdict(config, shape, run, weights, gpu)
+    timing = timing_of(config, shape, run, weights, cards)
     if config.plan.output is not None:
-        _write_figure(config.plan.output, shape, lora, full, whole_stage(run))
+        known = None if isinstance(timing, str) else timing
+        write_figure(config.plan.output, shape, lora, full, whole_stage(run), known)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -97,9 +102,10 @@ def show_plan(config: RunConfig) -> bool:
     say(console, run_sentence(shape, run))
     console.print(memory_table(shown, run, gpu.reserve_gib, gpu.gib), "")
     say(console, said, "bold")
-    timing = timing_of(config, shape, run, weights, cards)
-    fits = gpu.spare_gib(peaks[run.stage]) >= 0
-    _show_time(console, config, timing, spare_on_nodes(config, shape, run, weights, gpu), fits)
+    if isinstance(timing, str):
+        say(console, f"\n{timing}")
+    else:
+        _show_time(console, config, shape, run, weights, timing, gpu)
     say(console, f"\nLoRA on {_adapted(config.tune, shape)}, and the peak memory of one GPU in GiB", "bold")
     console.print(adapter_table(shape, lora, full, whole_stage(run)), "")
     if config.model.warning is not None:
@@ -111,6 +117,7 @@ def show_plan(config: RunConfig) -> bool:
         say(console, f"- {note}")
     if config.plan.output is not None:
         say(console, f"Figure: {config.plan.output}")
+    fits = gpu.spare_gib(peaks[run.stage]) >= 0
     if not fits and not config.plan.strict:
         say(
             console,
@@ -141,15 +148,22 @@ def _checked_shape(config: RunConfig, num_ranks: int) -> tuple[DecoderShape, str
 
 
 def _show_time(
-    console: Console, config: RunConfig, timing: Timing | str, spare_gib: dict[int, float], fits: bool
+    console: Console,
+    config: RunConfig,
+    shape: DecoderShape,
+    run: RunShape,
+    weights: Weights,
+    timing: Timing,
+    gpu: Gpu,
 ) -> None:
-    if isinstance(timing, str):
-        say(console, f"\n{timing}")
-        return
+    spare_gib = spare_on_nodes(config, shape, run, weights, gpu)
+    fits = gpu.spare_gib(forecast(shape, run, weights)) >= 0
     say(console, "\nTime" if fits else "\nTime, were there room in memory", "bold")
     for sentence in time_sentences(config, timing):
         say(console, sentence)
     console.print(nodes_table(timing.by_nodes, spare_gib))
+    say(console, fastest_sentence(config, shape, run, weights, timing, gpu))
+    say(console, save_sentence(config, run, weights))
 
 
 def _verdict(config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, gpu: Gpu) -> str:
@@ -175,7 +189,7 @@ def fit_sentence(config: RunConfig) -> str | None:
         return None
     cards = find_cards()
     num_ranks, gpu = _ranks_of(config, cards), _gpu_of(config, cards)
-    config = fitted(config, num_ranks, can_load=False, here_gib=gpu.gib).config
+    config = fitted(config, num_ranks, can_load=False, here_gib=gpu.gib, gpu_name=cards.name).config
     return _verdict(config, shape, run_shape(config, num_ranks), tuned_weights(config, shape), gpu)
 
 
@@ -321,29 +335,3 @@ def _eager_note(shape: DecoderShape, run: RunShape) -> str:
         f"Eager attention is counted{why}: the scores of all pairs of a pack are {size / GIB:.1f} GiB in a layer that "
         "is not recomputed, and grow with the square of data.seq_len."
     )
-
-
-def _write_figure(
-    path: str, shape: DecoderShape, lora: list[AdapterSize], full: dict[int, Peak], stage: int
-) -> None:
-    """Write the SVG whole or not at all."""
-    output = Path(path).expanduser().absolute()
-    millions = Series("trainable", tuple((float(row.r), row.num_params / 1e6) for row in lora))
-    memory = [
-        Series(f"LoRA, ZeRO-{stage}", tuple((float(row.r), row.peak_gib) for row in lora)),
-        Series("LoRA, ZeRO-3", tuple((float(row.r), row.peak_stage3_gib) for row in lora)),
-        Series("QLoRA", tuple((float(row.r), row.peak_nf4_gib) for row in lora)),
-    ]
-    drawn = plan_svg(
-        [
-            Chart(f"Trainable parameters of {shape.num_params:,}", "millions", [millions]),
-            Chart("Peak memory of one GPU", "GiB", memory, ("full, ZeRO-3", full[3].gib)),
-        ]
-    )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(output, drawn)
-    except OSError as error:
-        raise ConfigError(
-            f"`plan.output` must be a file you can write, but {output} is not: {error.strerror}. Set plan.output."
-        ) from error

@@ -6,8 +6,10 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from trainer.checkpoint.space import BYTES_PER_PARAMETER
 from trainer.config.schema import RunConfig
 from trainer.forecast.card import Cards
+from trainer.forecast.fastest import AS_FAST, fastest
 from trainer.forecast.memory import RunShape, Weights, forecast
 from trainer.forecast.printed import Gpu
 from trainer.forecast.shapes import DecoderShape
@@ -15,6 +17,8 @@ from trainer.forecast.step_time import DEVICES, Device, StepTime, find_device, s
 
 NETWORK_SHARE = 0.8
 """Of a network's rate that reductions get."""
+COPY_BYTES_S = 38.9e9
+"""What a GPU's part of a save is copied with into pinned memory (benchmarks/results/saves_8b_2xH200.json)."""
 NODES = (1, 2, 4, 8, 16, 32, 64)
 NOTE = (
     "Times are fitted to measured steps of 8B and 70B shapes on one and two H100 and H200, within 15 %. Other GPUs, "
@@ -46,13 +50,25 @@ def timing_of(
         return f"Time: not forecast for {name}: plan.gpu knows {listed}."
     if why is not None:
         return f"Time: not forecast for {why}: too few of such steps were measured."
-    network = NETWORK_SHARE * config.plan.network_gbit * 1e9 / 8
 
     def on(num_nodes: int) -> StepTime:
-        spread = on_nodes(config, run, num_nodes)
-        return step_time(shape, spread, weights, device, run.seq_len, network if num_nodes > 1 else None)
+        return run_time(config, shape, on_nodes(config, run, num_nodes), weights, device, num_nodes)
 
     return Timing(device, on(config.cluster.num_nodes), {number: on(number) for number in NODES})
+
+
+def run_time(
+    config: RunConfig,
+    shape: DecoderShape,
+    run: RunShape,
+    weights: Weights,
+    device: Device,
+    num_nodes: int | None = None,
+) -> StepTime:
+    """Return the time of a step of a run on so many nodes, or on its own, each document as long as its pack."""
+    is_spread = (config.cluster.num_nodes if num_nodes is None else num_nodes) > 1
+    network = NETWORK_SHARE * config.plan.network_gbit * 1e9 / 8 if is_spread else None
+    return step_time(shape, run, weights, device, run.seq_len, network)
 
 
 def on_nodes(config: RunConfig, run: RunShape, num_nodes: int) -> RunShape:
@@ -92,6 +108,44 @@ def time_sentences(config: RunConfig, timing: Timing) -> Iterator[str]:
     gpu_hours, price = hours * own.num_ranks, config.plan.price_per_gpu_hour
     cost = "" if price is None else f", {gpu_hours * price:,.2f} at {price:g} each"
     yield f"{num_steps:,} steps: {hours:,.2f} hours, {gpu_hours:,.2f} GPU-hours{cost}."
+
+
+def fastest_sentence(
+    config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, timing: Timing, gpu: Gpu
+) -> str:
+    """Return what is forecast to be fastest on the same GPUs, with the room that a forecast of memory may be off by."""
+    found = fastest(
+        shape,
+        run,
+        weights,
+        gpu.free_gib - gpu.margin_gib,
+        lambda changed: run_time(config, shape, changed, weights, timing.device).seconds,
+    )
+    if found is None:
+        return "No ZeRO stage, recomputation or micro-batch fits these GPUs with room to spare."
+    times = timing.own.seconds / found.seconds
+    if not found.overrides or times < AS_FAST:
+        return "No other ZeRO stage, recomputation or micro-batch is forecast to be faster on these GPUs."
+    return (
+        f"Fastest on these GPUs by this forecast: {' '.join(found.overrides)}: {found.seconds:.2f} s a step, "
+        f"{times:.2f} times as fast, {gpu.spare_gib(found.peak):.1f} GiB to spare."
+    )
+
+
+def save_sentence(config: RunConfig, run: RunShape, weights: Weights) -> str:
+    """Return what a checkpoint costs: what steps wait for, and what the disk takes."""
+    if not config.checkpoint.enabled:
+        return "Nothing is saved: checkpoint.enabled=false."
+    size = weights.num_trainable * BYTES_PER_PARAMETER
+    writers = run.world_size if run.stage else 1
+    disk_s = size / (config.cluster.write_gb_per_s * 1e9 * (config.cluster.num_nodes if run.stage else 1))
+    disk = f"{disk_s:.3g} s at {config.cluster.write_gb_per_s:g} GB/s a node (cluster.write_gb_per_s)"
+    if not config.checkpoint.background:
+        return f"A save is {size / 1e9:.3g} GB, and steps wait until it is on disk: {disk}."
+    return (
+        f"A save is {size / 1e9:.3g} GB: steps wait about {size / writers / COPY_BYTES_S:.2g} s for its copy, and the "
+        f"disk takes {disk} beside them."
+    )
 
 
 def _num_steps(config: RunConfig) -> int | None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trainer.command.fitting import tuned_weights
+from trainer.command.counted import tuned_weights
 from trainer.config.check import find_problems
 from trainer.config.cluster import Scheduler
 from trainer.config.optim import Offload, ZeroConfig

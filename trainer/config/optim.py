@@ -83,8 +83,9 @@ class ZeroConfig:
     """DeepSpeed ZeRO. Counts are elements, not bytes."""
 
     stage: int | None = 3
-    """0 replicates all, 1 shards optimizer state, 2 also gradients, 3 also parameters; null (zero=auto): the lowest of
-    1 to 3 at which the run fits by the forecast of `palimpsest plan`, 1 where a GPU's memory is not known."""
+    """0 replicates all, 1 shards optimizer state, 2 also gradients, 3 also parameters; null (zero=auto): of 1 to 3 that
+    fit, the one whose step is shortest by the forecast of `palimpsest plan`; the lowest that fits where it forecasts no
+    time, 1 where a GPU's memory is not known."""
     dtype: str = "auto"
     """`bf16` (with fp32 master weights), `fp32` (everything), or `auto`: bf16 on GPUs of compute capability 8.0 and on
     processors with instructions for it, else fp32. Chosen where the first rank is, before the run is frozen."""

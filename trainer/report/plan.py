@@ -1,4 +1,4 @@
-"""The figure of `palimpsest plan`: one SVG that stands alone, trainable parameters and memory over r."""
+"""The figure of `palimpsest plan`: one SVG that stands alone, a chart below the other."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ HEADING = 34.0
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart over r; `reference` is a labelled level."""
+    """One chart; `reference` is a labelled level."""
 
     title: str
     y_unit: str
     lines: Sequence[Series]
     reference: tuple[str, float] | None = None
+    x_unit: str = "r"
 
 
 def plan_svg(charts: Sequence[Chart]) -> str:
@@ -31,7 +32,9 @@ def plan_svg(charts: Sequence[Chart]) -> str:
     groups: list[Html] = []
     described = []
     for number, chart in enumerate(charts):
-        inside, words = plot(chart.title, "r", chart.y_unit, chart.lines, chart.reference, from_zero=True)
+        inside, words = plot(
+            chart.title, chart.x_unit, chart.y_unit, chart.lines, chart.reference, from_zero=True
+        )
         heading = element("text", chart.title, x=2, y=18, class_="name")
         body = element("g", inside, transform=f"translate(0 {HEADING:.0f})")
         groups.append(element("g", heading, body, transform=f"translate(8 {block * number + 4:.0f})"))

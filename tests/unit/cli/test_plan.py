@@ -97,6 +97,11 @@ def test_the_figure_is_an_svg_and_only_written_where_it_is_asked_for(plan, here)
     # One line of trainable parameters, three of memory, seven points on each.
     assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 4
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4 * 7
+    plan(*NODE, "plan.output=figures/mine.svg", "plan.gpu=H100", "zero.dtype=bf16")
+    root = ElementTree.parse(figure).getroot()
+    words = "".join(root.itertext())
+    assert "Tokens a second on H100, forecast from 2 GPUs" in words and "GPUs" in words
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 4 + 2, "and as one node has"
 
 
 def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(plan):
@@ -326,6 +331,42 @@ def test_time_and_cost_are_told_for_a_gpu_that_is_named(plan):
     hours = re.search(r"1,000 steps: ([\d.]+) hours, ([\d.]+) GPU-hours, ([\d.]+) at 2 each", said)
     assert hours is not None and float(hours[3]) == pytest.approx(2 * float(hours[2]), abs=0.02)
     assert "nodes GPUs s a step tok/s a GPU tok/s" in said and "worked out from datasheets" in said
+    # 41.9 million parameters of 12 bytes, at 38.9 and at 1 GB a second.
+    assert (
+        "A save is 0.503 GB: steps wait about 0.013 s for its copy, and the disk takes 0.503 s at 1 GB/s"
+        in said
+    )
+    _, text = plan(*LLAMA, *lora, "checkpoint.background=false", "cluster.write_gb_per_s=2")
+    said = " ".join(text.split())
+    assert "A save is 0.503 GB, and steps wait until it is on disk: 0.252 s at 2 GB/s a node" in said
+    _, text = plan(*LLAMA, *lora, "checkpoint.enabled=false")
+    assert "Nothing is saved: checkpoint.enabled=false." in text
+
+
+def test_the_fastest_way_is_told_and_fits(plan):
+    full = [
+        "zero=zero3",
+        "plan.gpu=H200",
+        "plan.gpu_gib=140",
+        "cluster.ranks_per_node=8",
+        "cluster.num_nodes=2",
+    ]
+    _, text = plan(*LLAMA, *full)
+    said = " ".join(text.split())
+    found = re.search(
+        r"Fastest on these GPUs by this forecast: (.+): ([\d.]+) s a step, ([\d.]+) times as fast", said
+    )
+    own = re.search(r"takes about ([\d.]+) s", said)
+    assert found is not None and own is not None
+    assert float(own[1]) / float(found[2]) == pytest.approx(float(found[3]), rel=0.02)
+    _, text = plan(*LLAMA, *full, *found[1].split())
+    said = " ".join(text.split())
+    assert f"takes about {found[2]} s" in said and "Fits a GPU of 140 GiB" in said
+    assert "No other ZeRO stage, recomputation or micro-batch is forecast to be faster on these GPUs." in said
+    _, text = plan(*LLAMA, *full, "plan.gpu_gib=16")
+    assert "No ZeRO stage, recomputation or micro-batch fits these GPUs with room to spare." in " ".join(
+        text.split()
+    )
 
 
 @pytest.mark.parametrize(

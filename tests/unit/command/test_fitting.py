@@ -1,8 +1,11 @@
 """What a null zero.stage and model.checkpoint_layers become: the cheapest pair that the forecast fits into a GPU."""
 
+import re
+
 import pytest
 
-from trainer.command.fitting import fitted, known_shape, run_shape, tuned_weights
+from trainer.command.counted import known_shape, run_shape, tuned_weights
+from trainer.command.fitting import fitted
 from trainer.config.snapshot import freeze, refuse_another
 from trainer.config.store import compose_config
 from trainer.errors import ConfigError
@@ -72,6 +75,30 @@ def test_what_fits_nowhere_is_said_and_takes_the_least_memory():
     found = fit(gpu_gib=6)
     assert (found.config.zero.stage, found.config.model.checkpoint_layers) == (3, -1)
     assert "even so" in found.sentence and "palimpsest plan" in found.sentence
+
+
+def timed(*overrides, gpu="H200", gpu_gib=139.8, num_ranks=2):
+    """Return a full run's pair where a kind of GPU is known, and the sentence."""
+    words = ["recipe=full_finetune", "model=llama3_1_8b", "data=text", "data.sources.corpus.path=x.txt"]
+    config = compose_config([*words, "zero=auto", "data.seq_len=4096", *overrides])
+    found = fitted(config, num_ranks, can_load=False, here_gib=gpu_gib, gpu_name=gpu)
+    return (found.config.zero.stage, found.config.model.checkpoint_layers), found.sentence
+
+
+def test_of_what_fits_the_shortest_step_is_chosen_where_time_is_forecast():
+    """One micro-batch a step: stage 2 updates in one pass, 30 bytes a parameter for 172 (2 x 4e9 x 142 / 3.84e12 s)."""
+    words = ("train.micro_batch_size=2", "train.global_batch_tokens=16384", "plan.reserve_gib=1")
+    assert timed(*words, gpu=None)[0][0] == timed(*words, gpu="RTX 4090")[0][0] == 1
+    pair, sentence = timed(*words)
+    assert pair == (2, 0)
+    assert re.search(r"; no step of what fits is forecast to be shorter than its 0\.\d\d s\.$", sentence)
+    # Where memory is short too, and stage 2 recomputes two layers more for its buffers.
+    small = {"gpu_gib": 40, "num_ranks": 8}
+    one = ("train.micro_batch_size=1", "train.global_batch_tokens=32768")
+    assert timed(*one, gpu=None, **small)[0] == (1, 22)
+    assert timed(*one, gpu="H100", **small)[0] == (2, 24)
+    kept = timed("plan.gpu=H100", *words, gpu=None)
+    assert kept[0] == (2, 0), "what the configuration names counts too"
 
 
 def test_what_a_person_chose_stays():

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.unit.forecast.test_memory import BIG, LLAMA
-from trainer.command.fitting import find_shape, fitted, run_shape
+from trainer.command.counted import find_shape, run_shape
+from trainer.command.fitting import fitted
 from trainer.config.model import ModelConfig
 from trainer.config.store import compose_config
 from trainer.forecast.activations import bend_bytes

@@ -11,7 +11,8 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from tests.house.tree import ROOT
-from trainer.command.fitting import find_shape, fitted, run_shape, tuned_weights
+from trainer.command.counted import find_shape, run_shape, tuned_weights
+from trainer.command.fitting import fitted
 from trainer.config.store import compose_config
 from trainer.forecast.activations import layer_bytes, mask_bytes, score_bytes
 from trainer.forecast.adapter_sizes import adapter_weights

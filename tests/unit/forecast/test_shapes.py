@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.house.tree import ROOT
-from trainer.command.fitting import find_shape
+from trainer.command.counted import find_shape
 from trainer.config.model import ModelConfig
 from trainer.config.options import group_options
 from trainer.config.store import compose_config

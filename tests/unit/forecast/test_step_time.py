@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.house.tree import ROOT
-from trainer.command.fitting import find_shape, fitted, run_shape, tuned_weights
+from trainer.command.counted import find_shape, run_shape, tuned_weights
+from trainer.command.fitting import fitted
 from trainer.config.store import compose_config
 from trainer.forecast.memory import RunShape, Weights
 from trainer.forecast.shapes import DecoderShape

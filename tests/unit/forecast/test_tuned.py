@@ -5,7 +5,7 @@ import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer.command.fitting import tuned_weights
+from trainer.command.counted import tuned_weights
 from trainer.config.store import compose_config
 from trainer.forecast.shapes import decoder_shape
 from trainer.forecast.tuned import count_trained

@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers.families import FAMILIES
 from tests.helpers.tiny_families import tiny_config
-from trainer.command.fitting import find_shape
+from trainer.command.counted import find_shape
 from trainer.config.model import ModelConfig
 from trainer.errors import ModelError
 
