@@ -71,14 +71,7 @@ def show_plan(config: RunConfig) -> bool:
     num_ranks, gpu = _ranks_of(config, cards), _gpu_of(config, cards)
     shape, origin = _checked_shape(config, num_ranks)
     hardware = Hardware(cards.capability or LEAST_CAPABILITY, False, is_hidden(os.environ))
-    fit = fitted(
-        config,
-        num_ranks,
-        can_load=True,
-        here_gib=gpu.gib,
-        hardware=hardware,
-        gpu_name=cards.name,
-    )
+    fit = fitted(config, num_ranks, True, gpu.gib, hardware=hardware, gpu_name=cards.name)
     config = fit.config
     run = run_shape(config, num_ranks)
     weights = tuned_weights(config, shape)
