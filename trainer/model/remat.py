@@ -38,6 +38,11 @@ def apply_remat(model: Any, asked: int | None, spread: Remat, has_prefix: bool =
         )
     if not chosen:
         return []
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"`model.checkpoint_layers` must be 0 for {type(model).__name__}, whose layers transformers does not "
+            f"recompute, but is {asked} instead. Set model.checkpoint_layers=0."
+        )
     if has_prefix and not hasattr(GradientCheckpointingLayer, "_can_checkpoint_with_cache"):
         raise ModelError(
             f"`model.checkpoint_layers` must be 0 for tune.method=prefix with this transformers, but is {asked} "
