@@ -22,7 +22,7 @@ from trainer.config.snapshot import as_begun, with_fitted
 from trainer.config.tune import ALL_LINEAR, TuneMethod
 from trainer.engine.batch import batch_shape
 from trainer.engine.ds_config import deepspeed_dict
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TrainerError
 from trainer.forecast.card import find_cards
 from trainer.forecast.config_json import read_config_json, shipped_shapes
 from trainer.forecast.memory import ERROR_FRAC, RunShape, Weights, forecast
@@ -116,20 +116,41 @@ def fitted(
     )
     if gpu_gib is None or shape is None:
         missing = "no GPU's memory" if gpu_gib is None else "the model's shape"
-        chosen = with_fitted(config, *_pairs(config, (-1,))[0], config.zero.dtype)
+        most = -1 if _recomputes(config, can_load and is_known) else 0
+        chosen = with_fitted(config, *_pairs(config, (most,))[0], config.zero.dtype)
         return Fitted(chosen, f"{missing} is known here.", choice)
-    chosen, reason = _chosen(config, shape, num_ranks, gpu_gib, is_here)
+    counts = (*range(shape.num_layers), -1) if _recomputes(config, can_load) else (0,)
+    chosen, reason = _chosen(config, shape, num_ranks, gpu_gib, is_here, counts)
     return Fitted(chosen, reason, choice)
 
 
+def _recomputes(config: RunConfig, can_load: bool) -> bool:
+    """Tell whether transformers recomputes layers of the model; what cannot be asked here is taken for one of those."""
+    if not can_load or config.model.checkpoint_layers is not None:
+        return True
+    try:
+        if knows(config_json(config.model)[0]):
+            return True
+    except TrainerError:  # told by who reads it for more than this
+        return True
+    from trainer.model.remat import recomputes
+
+    return recomputes(config.model)
+
+
 def _chosen(
-    config: RunConfig, shape: DecoderShape, num_ranks: int, gpu_gib: float, is_here: bool
+    config: RunConfig,
+    shape: DecoderShape,
+    num_ranks: int,
+    gpu_gib: float,
+    is_here: bool,
+    layer_counts: Sequence[int],
 ) -> tuple[RunConfig, str | None]:
     """Return the cheapest pair that leaves what a forecast may be off by, else the one that leaves most; and why."""
     weights, problems = tuned_weights(config, shape), set(find_problems(config, num_ranks))
     reserve_gib, margin_gib = config.plan.reserve_gib, ERROR_FRAC * gpu_gib
     chosen, most_gib = config, -math.inf
-    for stage, layers in _pairs(config, (*range(shape.num_layers), -1)):
+    for stage, layers in _pairs(config, layer_counts):
         candidate = with_fitted(config, stage, layers, config.zero.dtype)
         # Some methods refuse a stage.
         if set(find_problems(candidate, num_ranks)) - problems:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from trainer.config.model import Remat
+from trainer.config.model import ModelConfig, Remat
 from trainer.errors import ModelError
+from trainer.model.lean import causal_class
+from trainer.model.load import read_config
+
+
+def recomputes(model: ModelConfig) -> bool:
+    """Tell whether transformers recomputes layers of a model; of one whose code comes with it that is not known: True.
+
+    Raises:
+        ModelError: Its config.json cannot be used.
+    """
+    local = Path(model.path).expanduser()
+    kind = causal_class(read_config(str(local) if local.exists() else model.path, model))
+    return kind is None or bool(kind.supports_gradient_checkpointing)
 
 
 def checkpointed_layers(num_layers: int, asked: int | None, spread: Remat) -> list[int]:
