@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.dist.test_adapters import plain_logits
 from tests.helpers.multimodal import save_multimodal
 from tests.helpers.ranks import run_apart
 from tests.helpers.tiny import make_workspace
+from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
+from trainer.evaluate.proofs.fingerprint import difference, read_fingerprint
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -41,6 +46,31 @@ def test_what_could_not_be_exported_whole_is_refused_before_it_trains(
     assert "`export.text_only` must be true for a base that also sees or hears and has no file of a" in said
     assert "set export.text_only=true, which writes its language model alone" in said
     assert not list((folder / "refused").glob("*.yaml"))
+
+
+def trained(mesh: Any, words: list[str]) -> int:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return int(run_command(words))
+
+
+def test_the_command_writes_the_language_model_alone_with_the_weights_that_were_trained(
+    pool: Any, folder: Path
+) -> None:
+    from safetensors import safe_open
+
+    run, out = folder / "alone", folder / "alone-out"
+    words = words_of(folder, "alone", "export.text_only=true", "zero.dtype=fp32")
+    assert pool(1).run(trained, words=words) == [0]
+    assert run_command(["export", f"run_dir={run}", f"export.output_dir={out}", "export.dtype=float32"]) == 0
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["Gemma3ForCausalLM"]
+    names: list[str] = []
+    for file in out.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            names += tensors.keys()
+    assert names and not [name for name in names if "vision" in name or "projector" in name]
+    saved = read_fingerprint(step_dir(run, 1) / "fingerprint.safetensors")
+    logits = plain_logits(out, saved.tokens_T)[-len(saved.logits_KV) :]
+    assert difference(logits, saved.logits_KV) < 1e-4
 
 
 @pytest.mark.slow

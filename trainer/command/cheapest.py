@@ -38,6 +38,7 @@ def chosen_pair(
     gpu_gib: float,
     is_here: bool,
     gpu_name: str | None,
+    layer_counts: Sequence[int],
 ) -> tuple[RunConfig, str | None]:
     """Return the pair that a run gets, and why; the reason is None where every stage is refused.
 
@@ -47,8 +48,9 @@ def chosen_pair(
     Args:
         is_here: `auto` means what is installed here, not flash attention and Liger.
         gpu_name: Kind of GPU, where one is known.
+        layer_counts: Recomputed layers that there may be, cheapest first.
     """
-    pairs = _forecast_pairs(config, shape, num_ranks, gpu_gib, is_here, gpu_name)
+    pairs = _forecast_pairs(config, shape, num_ranks, gpu_gib, is_here, gpu_name, layer_counts)
     if not pairs:
         return config, None
     margin_gib = ERROR_FRAC * gpu_gib
@@ -82,12 +84,13 @@ def _forecast_pairs(
     gpu_gib: float,
     is_here: bool,
     gpu_name: str | None,
+    layer_counts: Sequence[int],
 ) -> list[Pair]:
     """Return what may be chosen, cheapest first; where no time is forecast, up to the first that leaves enough."""
     weights, problems = tuned_weights(config, shape), set(find_problems(config, num_ranks))
     device = None if gpu_name is None else find_device(gpu_name)
     found, refused = list[Pair](), set[int]()
-    for stage, layers in cheapest_first(config, (*range(shape.num_layers), -1)):
+    for stage, layers in cheapest_first(config, layer_counts):
         candidate = with_fitted(config, stage, layers, config.zero.dtype)
         if stage in refused or set(find_problems(candidate, num_ranks)) - problems:
             refused.add(stage)  # by the method

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.command.cheapest import cheapest_first, chosen_pair
-from trainer.command.counted import find_shape, known_shape
+from trainer.command.counted import config_json, find_shape, known_shape
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import as_begun, with_fitted
+from trainer.errors import TrainerError
 from trainer.forecast.card import Cards, find_cards
+from trainer.forecast.shapes import knows
 from trainer.model.dtype import (
     AUTO,
     BF16_GPU,
@@ -93,10 +95,27 @@ def fitted(
     )
     if gpu_gib is None or shape is None:
         missing = "no GPU's memory" if gpu_gib is None else "the model's shape"
-        chosen = with_fitted(config, *cheapest_first(config, (-1,))[0], config.zero.dtype)
+        most = -1 if _recomputes(config, can_load and is_known) else 0
+        chosen = with_fitted(config, *cheapest_first(config, (most,))[0], config.zero.dtype)
         return Fitted(chosen, f"{missing} is known here.", choice)
-    chosen, reason = chosen_pair(config, shape, num_ranks, gpu_gib, is_here, config.plan.gpu or gpu_name)
+    counts = (*range(shape.num_layers), -1) if _recomputes(config, can_load) else (0,)
+    name = config.plan.gpu or gpu_name
+    chosen, reason = chosen_pair(config, shape, num_ranks, gpu_gib, is_here, name, counts)
     return Fitted(chosen, reason, choice)
+
+
+def _recomputes(config: RunConfig, can_load: bool) -> bool:
+    """Tell whether transformers recomputes layers of the model; what cannot be asked here is taken for one of those."""
+    if not can_load or config.model.checkpoint_layers is not None:
+        return True
+    try:
+        if knows(config_json(config.model)[0]):
+            return True
+    except TrainerError:  # told by who reads it for more than this
+        return True
+    from trainer.model.remat import recomputes
+
+    return recomputes(config.model)
 
 
 def fitted_here(

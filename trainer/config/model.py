@@ -95,6 +95,9 @@ class ModelConfig:
     """With 0 < checkpoint_layers < layers: the first k, or k spread evenly."""
     loss_chunk_tokens: int = 4096
     """Tokens whose logits exist at once in the loss head. Memory is chunk x vocabulary x 2 to 6 bytes."""
+    router_float32: bool = True
+    """In bf16 the routers of a mixture multiply, score and choose in float32; false: as the model's class does. Their
+    weights are bf16 either way."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
     verify_weights: bool = True

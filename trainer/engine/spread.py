@@ -25,6 +25,7 @@ from trainer.dist.mesh import Mesh
 from trainer.engine.gathering import gathered
 from trainer.engine.spread_layout import DOWN, GATE, UP, Spread, SpreadLayer
 from trainer.errors import ConfigError, ModelError, SelfCheckError
+from trainer.model.exact_routers import exact_routers, make_exact
 from trainer.model.experts import size_of
 from trainer.model.load import router_loss
 
@@ -104,6 +105,7 @@ def spread_experts(model: Any, size: int, mesh: Mesh, on_gpu: bool) -> Spread:
     auto = AutoEP(model, AutoEPConfig(enabled=True, autoep_size=size, use_grouped_mm=is_grouped))
     specs = auto.ep_parser()
     layers = tuple(_layer(model, spec) for spec in specs)
+    is_exact = bool(exact_routers(model))
     probes = [_Probe(model.get_submodule(spec.moe_module_name), spec.hidden_size, mesh) for spec in specs]
     with torch.random.fork_rng(devices=[]):  # parameters are made, and filled with ours
         shard = _sharding(model)
@@ -119,7 +121,7 @@ def spread_experts(model: Any, size: int, mesh: Mesh, on_gpu: bool) -> Spread:
     apart = [0.0, 0.0]
     for layer, probe in zip(layers, probes, strict=True):
         block = model.get_submodule(layer.path)
-        _settle(block)
+        _settle(block, is_exact)
         found = [max(values) for values in zip(*mesh.gather(probe.apart(block)), strict=True)]
         allowed = FLOOR.get(dtype, 2.0**-5)
         if not max(found) <= allowed:
@@ -205,8 +207,8 @@ def _layer(model: Any, spec: Any) -> SpreadLayer:
     return SpreadLayer(path, tuple(renamed), gate_up, down, layout.needs_transpose)
 
 
-def _settle(block: Any) -> None:
-    """Tell a replaced layer its ranks, and its parameters how large the tensors are that they are a part of."""
+def _settle(block: Any, is_exact: bool) -> None:
+    """Tell a replaced layer its ranks, its parameters of how large tensors they are a part, its router to be exact."""
     block.set_deepspeed_parallelism()
     for name, module in [*block._modules.items()]:
         if module is block.router and name != "router":
@@ -214,6 +216,8 @@ def _settle(block: Any) -> None:
     for name in (GATE, DOWN, UP):
         parameter = block.get_parameter(name)
         parameter.whole_shape = (block.num_experts, *size_of(parameter)[1:])
+    if is_exact:
+        make_exact(block.router)
 
 
 class _Probe:

@@ -98,12 +98,15 @@ def count_weights(model: Any) -> Counts:
     return Counts(matmul - idle, num_experts, idle)
 
 
-def describe_mixture(model: Any, dtype: str, is_packed: bool, bias_rate: float = 0.0) -> list[str]:
+def describe_mixture(
+    model: Any, dtype: str, is_packed: bool, bias_rate: float = 0.0, num_exact: int = 0
+) -> list[str]:
     """Return what a person should know of a mixture; nothing of a dense model. To be asked before anything is frozen.
 
     Args:
         dtype: What is computed in, `bf16` or `fp32`.
         is_packed: The linear layers are in 4 bits.
+        num_exact: Of the routers, how many compute in float32 though the rest is bf16.
         bias_rate: By how much tensors that steer the choice of experts move a step; 0: they stay.
     """
     tensors = expert_tensors(model)
@@ -117,6 +120,8 @@ def describe_mixture(model: Any, dtype: str, is_packed: bool, bias_rate: float =
         f"{counts.num_experts:,} parameters are experts, {counts.num_experts - counts.num_idle:,} of them active."
     ]
     lines.append(_router_loss_line(model.config))
+    if dtype == "bf16":
+        lines.append(_router_line(num_exact))
     if is_packed:
         size = counts.num_experts * (2 if dtype == "bf16" else 4)
         lines.append(
@@ -141,6 +146,14 @@ def describe_mixture(model: Any, dtype: str, is_packed: bool, bias_rate: float =
             )
         )
     return lines
+
+
+def _router_line(num_exact: int) -> str:
+    if num_exact:
+        what = f"Routers that multiply, score and choose in float32, with weights in bf16: {num_exact}"
+    else:
+        what = "Routers compute as the model's own code does, in bf16 where that says nothing else"
+    return f"{what} (model.router_float32)."
 
 
 def _router_loss_line(config: Any) -> str:

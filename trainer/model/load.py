@@ -15,6 +15,7 @@ from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.tune import Quantise
 from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
+from trainer.model.exact_routers import make_routers_exact
 from trainer.model.kernels import leave_out_kernels
 from trainer.model.lean import import_models
 from trainer.model.multimodal import text_config_of, text_part, whole_class
@@ -185,9 +186,15 @@ def load_model(
             loaded = loaded.to(device)
     del keep_alive
     loaded.config.use_cache = False
-    leave_out_kernels(loaded, on_gpu=device.type == "cuda")
+    _settle_layers(loaded, dtype == "bf16" and model.router_float32, device)
     count = sum(map(num_weights, loaded.parameters()))
     return LoadedModel(loaded, attention, source, count, OwnCode(loaded))
+
+
+def _settle_layers(loaded: Any, is_exact: bool, device: torch.device) -> None:
+    leave_out_kernels(loaded, on_gpu=device.type == "cuda")
+    if is_exact:
+        make_routers_exact(loaded)
 
 
 def announce_zero3(zero3_config: dict[str, Any] | None) -> Any:

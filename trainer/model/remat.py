@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from trainer.config.model import Remat
+from trainer.config.model import ModelConfig, Remat
 from trainer.errors import ModelError
+from trainer.model.lean import causal_class
+from trainer.model.load import read_config
+
+
+def recomputes(model: ModelConfig) -> bool:
+    """Tell whether transformers recomputes layers of a model; of one whose code comes with it that is not known: True.
+
+    Raises:
+        ModelError: Its config.json cannot be used.
+    """
+    local = Path(model.path).expanduser()
+    kind = causal_class(read_config(str(local) if local.exists() else model.path, model))
+    return kind is None or bool(kind.supports_gradient_checkpointing)
 
 
 def checkpointed_layers(num_layers: int, asked: int | None, spread: Remat) -> list[int]:
@@ -38,6 +52,11 @@ def apply_remat(model: Any, asked: int | None, spread: Remat, has_prefix: bool =
         )
     if not chosen:
         return []
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"`model.checkpoint_layers` must be 0 for {type(model).__name__}, whose layers transformers does not "
+            f"recompute, but is {asked} instead. Set model.checkpoint_layers=0."
+        )
     if has_prefix and not hasattr(GradientCheckpointingLayer, "_can_checkpoint_with_cache"):
         raise ModelError(
             f"`model.checkpoint_layers` must be 0 for tune.method=prefix with this transformers, but is {asked} "

@@ -33,6 +33,7 @@ from trainer.model.base_files import open_base
 from trainer.model.cache import context_length
 from trainer.model.causal import CausalLM
 from trainer.model.choice_bias import choice_bias_of
+from trainer.model.exact_routers import exact_routers
 from trainer.model.expert_load import ExpertLoad
 from trainer.model.experts import describe_mixture
 from trainer.model.head.head import install_loss_head
@@ -91,7 +92,8 @@ def build_model(
     heed()
     rate = config.train.router_bias_rate
     packs_now = config.tune.quantise is not Quantise.none
-    mixture = describe_mixture(loaded.model, config.zero.dtype, packs_now, rate)
+    num_exact = len(exact_routers(loaded.model))
+    mixture = describe_mixture(loaded.model, config.zero.dtype, packs_now, rate, num_exact)
     # Before an adapter wraps what they are put into.
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
     tuned = _tune(config, loaded, mesh, new_tokens, zero3_config)

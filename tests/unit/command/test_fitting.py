@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from transformers import AutoConfig
 
 from trainer.command.counted import known_shape, run_shape, tuned_weights
 from trainer.command.fitting import fitted
@@ -20,6 +21,7 @@ LORA = (
 )
 BATCH = ("train.micro_batch_size=2", "train.global_batch_tokens=65536")
 NUM_LAYERS = 32
+NAMES = {"jetmoe": "JetMoeForCausalLM", "olmoe": "OlmoeForCausalLM"}
 
 
 def fit(*overrides, gpu_gib=80.0, num_ranks=8):
@@ -117,6 +119,20 @@ def test_without_a_known_gpu_nothing_is_sharded_and_every_layer_is_recomputed():
     found = fit(gpu_gib=None)
     assert (found.config.zero.stage, found.config.model.checkpoint_layers) == (1, -1)
     assert "no GPU's memory is known" in found.sentence
+
+
+@pytest.mark.parametrize("gpu_gib", [None, 80.0, 0.1])
+@pytest.mark.parametrize(("kind", "layers"), [("jetmoe", {0}), ("olmoe", {-1, 0})])
+def test_layers_that_transformers_does_not_recompute_are_left_as_they_are(tmp_path, gpu_gib, kind, layers):
+    """JetMoE's class recomputes none. Of a GPU's memory nothing is known, it is enough, or not."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
+    AutoConfig.for_model(kind, **sizes, architectures=[NAMES[kind]]).save_pretrained(tmp_path)
+    words = [*LORA[2:], *BATCH, f"model.path={tmp_path}", "data.seq_len=64"]
+    found = fitted(compose_config(words), 1, can_load=True, here_gib=gpu_gib).config.model.checkpoint_layers
+    assert found in layers and (gpu_gib is not None or found == min(layers))
+    assert fitted(compose_config([*words, "model.checkpoint_layers=1"]), 1, can_load=True).config.model == (
+        compose_config([*words, "model.checkpoint_layers=1"]).model
+    )
 
 
 def test_a_stage_that_the_method_refuses_is_passed_over():

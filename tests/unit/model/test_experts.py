@@ -206,18 +206,24 @@ def test_a_mixture_says_what_is_active_what_is_rounded_and_what_stays():
         "active."
     )
     assert sentences[1] == "No loss evens out the use of experts: the model's config.json has none."
-    assert "stay in bf16: 3.072e-06 GB in all" in sentences[2]
-    assert sentences[3].startswith("1 weights that transformers keeps in float32 (gate.weight 1) are bf16")
-    assert sentences[4].startswith(
+    assert sentences[2].startswith(
+        "Routers compute as the model's own code does, in bf16 where that says nothing"
+    )
+    assert "stay in bf16: 3.072e-06 GB in all" in sentences[3]
+    assert sentences[4].startswith("1 weights that transformers keeps in float32 (gate.weight 1) are bf16")
+    assert sentences[5].startswith(
         "1 tensors that steer the choice of experts have no gradient (gate.e_score_corr"
     )
     assert len(describe_mixture(model, "fp32", is_packed=False)) == 3
+    assert describe_mixture(model, "bf16", is_packed=False, num_exact=1)[2] == (
+        "Routers that multiply, score and choose in float32, with weights in bf16: 1 (model.router_float32)."
+    )
 
 
 def test_a_dense_model_and_a_router_with_gradient_say_nothing_of_that():
     assert describe_mixture(built("llama", {}, "meta"), "bf16", is_packed=False) == []
     said = describe_mixture(built("gpt_oss", MIXTRAL, "meta"), "bf16", is_packed=False)
-    assert len(said) == 2 and said[1].endswith("has none switched on (output_router_logits is false).")
+    assert len(said) == 3 and said[1].endswith("has none switched on (output_router_logits is false).")
     config = {**MIXTRAL, "output_router_logits": True, "router_aux_loss_coef": 0.02}
     assert describe_mixture(built("mixtral", config, "meta"), "fp32", is_packed=False)[1] == (
         "The loss includes 0.02 times the routers' own loss, as output_router_logits of config.json says."

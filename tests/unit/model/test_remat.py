@@ -79,3 +79,14 @@ def test_a_model_without_such_layers_is_refused_unless_none_are_asked_for():
     assert apply_remat(model, 0, Remat.first) == []
     with pytest.raises(ModelError, match=r"must be 0 for Sequential, .* but is -1 instead"):
         apply_remat(model, -1, Remat.first)
+
+
+def test_an_architecture_whose_layers_are_not_recomputed_is_refused_with_the_fix():
+    """JetMoE is one: its class says so, though its layers are of the kind that can be."""
+    model = build()
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(
+        ModelError, match=r"must be 0 for LlamaForCausalLM, .* Set model\.checkpoint_layers=0\."
+    ):
+        apply_remat(model, -1, Remat.first)
+    assert apply_remat(model, 0, Remat.first) == []

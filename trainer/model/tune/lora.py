@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.model.exact_routers import within_exact
 from trainer.model.tune.quantise import base_output, is_packed, whole_weight
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -146,11 +147,12 @@ class Siblings:
 def fuse_lora(model: nn.Module, adapter: str) -> int:
     """Give adapters on frozen linear layers, plain or packed, the fused forward, in place; return how many.
 
-    Left to peft: DoRA, dropout, and layers of other kinds.
+    Left to peft: DoRA, dropout, layers of other kinds, and those of a router that computes in float32.
     """
-    count = 0
+    count, exact = 0, within_exact(model)
     for parent in list(model.modules()):
-        found = {name: child for name, child in parent.named_children() if can_fuse(child, adapter)}
+        children = {name: child for name, child in parent.named_children() if id(child) not in exact}
+        found = {name: child for name, child in children.items() if can_fuse(child, adapter)}
         joining = {name for name, child in found.items() if _joins(child.base_layer)}
         families = [[found.pop(name) for name in names if name in joining] for names in SIBLINGS]
         for layers in [*families, *([layer] for layer in found.values())]:
