@@ -201,7 +201,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_found(check):
     ((name, _, sentence),) = job.problems()
     assert name == "run directory"
     assert (
-        "must be a disk with room for 4 checkpoints" in sentence and "lower checkpoint.keep_last" in sentence
+        "must be a disk with room for 3 checkpoints" in sentence and "lower checkpoint.keep_last" in sentence
     )
 
 

@@ -16,6 +16,7 @@ from tests.dist.test_resume import commit_other_weights
 from tests.helpers.hub_server import connected_hub
 from trainer.checkpoint.layout import FINGERPRINT, step_dir
 from trainer.cli import run_command
+from trainer.command.exported import export_notes
 from trainer.errors import SelfCheckError
 
 ROUNDING = 4 * 2.0**-8
@@ -165,6 +166,8 @@ def test_two_trained_adapters_are_exported_as_one(pool, workspace, tmp_path, mon
     assert described["base_model_name_or_path"] == "my-org/base"
     head = metadata_load(tmp_path / "pushed" / "README.md")
     assert (head["library_name"], head["base_model_relation"]) == ("peft", "adapter")
+    noted = {run: [one.folder.name for one in export_notes(tmp_path / run)] for run in ("a", "b")}
+    assert noted == {"a": ["both", "pushed", "whole"], "b": ["b-alone", "both", "pushed"]}
     found = {name: plain_weights(tmp_path / name) for name in ("both", "whole")}
     assert found["both"].keys() == found["whole"].keys()
     moved = [float((found["both"][name] - tensor).abs().max()) for name, tensor in found["whole"].items()]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def combine_adapters(config: RunConfig) -> int:
     """Write the weighted combination as an adapter, or merged into the base; return the exit code."""
     from trainer.command.card import base_of, push_export
+    from trainer.command.exported import note_export
+    from trainer.config.snapshot import config_path
     from trainer.export.combine import combined
     from trainer.export.push import open_repository
     from trainer.export.weights import export_dtype
@@ -58,6 +60,9 @@ def combine_adapters(config: RunConfig) -> int:
     _describe(
         config, base, output_dir, f"It is {said} ({export.combination.value}), in {dtype}.", dtype, console
     )
+    for run_dir in map(Path, export.adapters):
+        if config_path(run_dir.expanduser()).exists():
+            note_export(run_dir.expanduser(), output_dir, console)
     if repository is not None:
         push_export(
             repository, output_dir, [source, config.data.cache_dir], "several adapters as one", console

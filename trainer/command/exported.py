@@ -51,7 +51,7 @@ def note_export(run_dir: Path, folder: Path, console: Console) -> None:
         write_atomic(file, sealed_text({"folder": named, "listed": file_digest(folder / VERIFIED)}))
     except OSError as error:
         why = f"{file} cannot be written ({error.strerror})"
-        say(console, f"{why}: `palimpsest verify` of the run will not look at {folder}.")
+        say(console, f"{why}: `palimpsest verify` of the run may not know of {folder}.")
 
 
 def export_notes(run_dir: Path) -> Iterator[ExportNote | str]:

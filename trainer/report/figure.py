@@ -120,7 +120,8 @@ def _single(x_unit: str, y_unit: str, lines: Sequence[Series], reference: tuple[
     """Say the values of lines that have one each, at the same place."""
     levels = [(line.label, line.points[-1][1]) for line in lines] + ([reference] if reference else [])
     values = ", ".join(f"{label} {short(value)}" for label, value in levels)
-    return f"One value, at {x_unit} {short(lines[0].points[-1][0])}: {values} ({y_unit})."
+    unit = "" if lines[0].label == y_unit else f" ({y_unit})"
+    return f"One value, at {x_unit} {short(lines[0].points[-1][0])}: {values}{unit}."
 
 
 def _between(value: float, edges: Point, start: float, end: float) -> float:

@@ -70,12 +70,14 @@ def curves(record: RunRecord) -> Html:
     if not any(drawn):
         text = "metrics.jsonl has no held-out loss. Train with data.validation_frac above 0, and with"
         return section("curves", heading, missing(text, "evaluate.every_steps=N"))
+    dashed = (
+        "The dashed line is the loss before the first step, or the base model's where that was not logged."
+    )
+    has_curve = any(len(record.metrics.series(f"eval/{name}").points) > 1 for name in names)
     return section(
         "curves",
         heading,
-        paragraph(
-            "The dashed line is the loss before the first step, or the base model's where that was not logged."
-        ),
+        *([paragraph(dashed)] if has_curve else []),
         figures(*drawn, *_drift(record)),
     )
 

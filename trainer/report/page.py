@@ -60,7 +60,12 @@ def _verdict(record: RunRecord) -> str:
                 f"{name} went from {fixed(first, 3)} to {fixed(last, 3)} nats (steps {start:.0f} to {end:.0f})"
             )
     if not parts:
-        return "Forgetting was not measured, and no held-out loss was logged."
+        often = (
+            "no held-out loss was logged"
+            if not record.metrics.names("eval/")
+            else "held-out loss was logged once"
+        )
+        return f"Forgetting was not measured, and {often}."
     return f"Held-out loss of {listed(parts)}; without forgetting.json there is no interval."
 
 

@@ -209,6 +209,7 @@ def test_what_has_one_value_is_said_and_has_no_empty_axis(tmp_path):
     assert "One value, at optimizer step 6: gradient norm 1.500 (L2 norm before clipping)." in found.text
     assert "One value, at optimizer step 6: code 2.500 (nats per token)." in found.text
     sink = JsonlSink(tmp_path / "metrics.jsonl")
+    assert "held-out loss was logged once" in found.text and "dashed" not in found.text
     sink.write(12, {"grad_norm": 1.25})
     sink.close("finished")
     assert outline(tmp_path).tags.count("svg") == 1
