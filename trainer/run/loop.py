@@ -282,7 +282,7 @@ def settle(parts: RunParts, state: TrainState, is_last: bool = False) -> None:
     Raises:
         CheckpointError: It cannot be written, and is the last.
     """
-    saved = parts.saver.settle()
+    saved = parts.saver.settle(parts.journal.bring_to_disk)
     if saved is None:
         return
     if saved.problem is None:

@@ -12,6 +12,7 @@ import logging
 import platform
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint.best import Best, best_of
-from trainer.checkpoint.commit import Commit, WrittenFile, remove_staging, seal
+from trainer.checkpoint.commit import Commit, WrittenFile, attempt, remove_staging, seal
 from trainer.checkpoint.layout import FINGERPRINT, STATE, find_checkpoints, rng_file, step_of
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.pending import HostCopies, PendingWrite
@@ -132,17 +133,22 @@ class Saver:
         )
         return None
 
-    def settle(self) -> Saved | None:
+    def settle(self, stands_on: Callable[[], None] = lambda: None) -> Saved | None:
         """Wait for what was begun and put it in its place, and remove superseded ones; None where nothing was begun.
 
         Collective: every rank.
+
+        Args:
+            stands_on: Brings to the disk what must be there before a checkpoint is; nothing is committed where it
+                raises on any rank.
         """
         pending, self._pending = self._pending, None
         if pending is None:
             return None
         problem = None
         try:
-            pending.begun.finish(*pending.write.wait())
+            written, failure = pending.write.wait()
+            pending.begun.finish(written, failure or attempt(stands_on)[1])
         except CheckpointError as error:
             problem = str(error)
         if problem is None:

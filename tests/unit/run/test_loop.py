@@ -89,7 +89,8 @@ class Work:
         self._looks += 1
         return self._looks % (self.slow + 1) == 0
 
-    def settle(self):
+    def settle(self, stands_on):
+        stands_on()
         saved, self._pending = self._pending, None
         if saved is None:
             return None
@@ -138,7 +139,11 @@ class Report:
     def skipped(self, state, result):
         self.skips.append(state.step)
 
+    def bring_to_disk(self):
+        self.on_disk = list(self.all_steps)
+
     def saved(self, saved):
+        assert self.on_disk == self.all_steps, "a checkpoint stands on its records"
         self.saves.append(saved.state.step)
 
     def spiked(self, state, spike, back_to):
