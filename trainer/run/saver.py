@@ -89,6 +89,11 @@ class Saver:
         """Tell whether this rank has written what was begun, so that it can be settled once all have."""
         return self._pending is not None and self._pending.write.is_done
 
+    @property
+    def writing_s(self) -> float:
+        """Return the seconds for which a save has gone on that is not settled; 0 without one."""
+        return 0.0 if self._pending is None else time.perf_counter() - self._pending.started
+
     def begin(self, state: TrainState, best_before: Best, in_background: bool) -> str | None:
         """Begin to save; return why nothing is saved of an unsound model. `settle` must follow. Collective.
 
