@@ -50,7 +50,7 @@ def any_override(seed: int, folder: Path) -> str:
 KINDS: dict[str, tuple[int, Callable[[int, Path], str]]] = {
     "data files": (6_000, outcome_of),
     "overrides of a source": (1_000, outcome_of_overrides),
-    "overrides of any keys": (1_000, any_override),
+    "overrides of any keys": (400, any_override),
     "manifests": (20_000, outcome_of_manifest),
     "ledgers": (2_000, outcome_of_ledger),
 }
