@@ -226,7 +226,8 @@ def test_a_node_off_the_network_is_named(check, slurm, tmp_path):
 
 @pytest.mark.slow
 def test_a_node_that_never_arrives_is_named_by_the_first(check):
-    job = check("cluster.preflight.rendezvous_s=10", on_node2="exec sleep 9999")
+    words = (f"cluster.preflight.timeout_s={HANG_S}", "cluster.preflight.rendezvous_s=10")
+    job = check(*words, on_node2="exec sleep 9999")
     assert job.finish() == 2 and not job.has_ranks, job.run.log
     ((name, nodes, sentence),) = job.problems()
     assert (name, nodes) == ("rendezvous", ["node2"])

@@ -169,7 +169,9 @@ def test_a_run_at_its_time_limit_goes_on_to_the_same_losses(slurm, project, alon
 
 @pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named_and_the_job_requeues_itself(slurm, project, alone):
-    watch = ("cluster.watch.enabled=true", "cluster.watch.beat_s=0.5", "cluster.watch.step_s=20")
+    watch = ["cluster.watch.enabled=true", "cluster.watch.beat_s=0.5"]
+    # After every second step it evaluates and saves, and may be stopped there.
+    watch += [f"cluster.watch.{phase}_s=20" for phase in ("step", "evaluate", "save")]
     run = submit(slurm, project, "stopped", "checkpoint.every_steps=2", *watch)
     run.wait(lambda: run.step() >= 6, "steps that are no warm-up")
     stopped = next(rank for rank in ranks_of(run.run_dir) if rank.environ()["SLURM_PROCID"] == "1")

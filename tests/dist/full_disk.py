@@ -123,18 +123,16 @@ def watch_files(disk: Path, opened: Callable[[str], None]) -> None:
 
 def watch_lines(disk: Path, file: str, reached: Callable[[], None]) -> None:
     """Tell when the next line of a file does not fit into its last page."""
-    from trainer.metrics import jsonl
+    from trainer.metrics.line_file import LineFile
 
-    for kind in (jsonl.JsonlSink, jsonl.Ledger):
-        whole = kind.write
+    whole = LineFile.add
 
-        def write(self: Any, *arguments: Any, whole: Any = whole, **fields: Any) -> None:
-            path = Path(self._file.name)
-            if name_of(path, disk) == file and path.stat().st_size % PAGE > PAGE - LONGEST_LINE:
-                reached()
-            whole(self, *arguments, **fields)
+    def add(self: LineFile, line: str, to_disk: bool) -> None:
+        if name_of(self.path, disk) == file and self.path.stat().st_size % PAGE > PAGE - LONGEST_LINE:
+            reached()
+        whole(self, line, to_disk)
 
-        kind.write = write  # type: ignore[method-assign]
+    LineFile.add = add  # type: ignore[method-assign]
 
 
 def do(

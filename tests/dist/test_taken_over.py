@@ -14,7 +14,7 @@ from trainer.runtime.lease import FOLDER
 def train_and_be_replaced(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
     """Train eight steps; before the fourth another machine takes the directory. Return what is said and left."""
     from trainer.errors import CheckpointError
-    from trainer.metrics import jsonl
+    from trainer.metrics import line_file
     from trainer.run import loop, training
     from trainer.runtime.lock import run_lock
 
@@ -30,7 +30,7 @@ def train_and_be_replaced(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
     words = ["checkpoint.every_steps=2", "checkpoint.keep_last=1", "log.every_steps=4", "zero.stage=0"]
     # The save of step 2 is waited for, so that the directory is taken after it and not while it is written.
     words += ["train.micro_batch_size=4", "evaluate.forgetting=false", "checkpoint.background=false"]
-    look_s, jsonl.LOOK_S = jsonl.LOOK_S, 0.0
+    look_s, line_file.LOOK_S = line_file.LOOK_S, 0.0
     loop.train_step = replaced
     try:
         with run_lock(run):
@@ -38,7 +38,7 @@ def train_and_be_replaced(mesh: Any, workspace: str, run_dir: str) -> list[Any]:
     except CheckpointError as error:
         said = str(error)
     finally:
-        loop.train_step, jsonl.LOOK_S = whole, look_s
+        loop.train_step, line_file.LOOK_S = whole, look_s
     events = [(event["event"], event["step"]) for event in read(run / "ledger.jsonl")]
     newest_line = max(row["step"] for row in read(run / "metrics.jsonl"))
     return [said, [folder.name for folder in find_checkpoints(run)], events[-1], newest_line]

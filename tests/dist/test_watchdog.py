@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,6 +23,8 @@ from trainer.start.local import held_port
 LIMIT = 8
 """Seconds that a rank may stand still here: many times what a step takes on a busy machine."""
 WATCH = ("cluster.watch.beat_s=0.2", f"cluster.watch.step_s={LIMIT}")
+LIMIT_OF_STEP = 4
+"""Where what is slow is no step: less, so that nobody waits for long."""
 AT_STEP = 6
 Process = multiprocessing.context.ForkServerProcess
 
@@ -41,12 +44,39 @@ def be_rank(variables: dict[str, str], folder: str, log: str, words: list[str], 
         return whole(*arguments, **options)
 
     loop.train_step = step
+    if act == "linger":
+        linger()
     if act == "slow":
         from trainer.engine.policy import Policy
 
         nll = Policy.nll
         Policy.nll = lambda *words, **named: (time.sleep(0.2), nll(*words, **named))[1]  # type: ignore[method-assign]
     sys.exit(run_command(words))
+
+
+def linger() -> None:
+    """Stand still for longer than a step may: in the first one, as a compiler does, and in what is no step."""
+    from trainer.evaluate.answers import Answering
+    from trainer.run import loop, saver
+    from trainer.run.evaluator import Evaluator
+
+    first, after_those_of_the_base = 1, 2
+    for place, name, at in (
+        (loop, "train_step", first),
+        (Evaluator, "evaluate", after_those_of_the_base),
+        (Answering, "answer", after_those_of_the_base),
+        (saver, "write_shards", first),
+    ):
+        calls, whole = itertools.count(1), getattr(place, name)
+
+        def slow(
+            *words: Any, calls: Iterator[int] = calls, whole: Any = whole, at: int = at, **named: Any
+        ) -> Any:
+            if next(calls) == at:
+                time.sleep(1.5 * LIMIT_OF_STEP)
+            return whole(*words, **named)
+
+        setattr(place, name, slow)
 
 
 class Run:
@@ -57,7 +87,8 @@ class Run:
         self.run_dir.mkdir()
         self._logs = [folder / f"rank-{rank}.log" for rank in range(len(acts))]
         line = ["train", "--config", f"{workspace}/config.yaml", f"run_dir={self.run_dir}", *words]
-        line += ["log.every_steps=1", "evaluate.forgetting=false", "evaluate.every_steps=0"]
+        line += ["log.every_steps=1", "evaluate.forgetting=false"]
+        line += [] if "linger" in acts else ["evaluate.every_steps=0"]
         self.ranks: list[Process] = []
         with held_port() as port:
             for rank, act in enumerate(acts):
@@ -140,3 +171,19 @@ def test_a_slow_rank_is_named_within_fifty_steps_and_the_run_goes_on(train):
     last = [row for row in read(run.run_dir / "metrics.jsonl") if "loss" in row][-1]
     assert last["slowest_rank"] == 1 and last["slowest_ratio"] > 1.3
     assert not list((run.run_dir / "logs" / "attempt-1").glob("*.stacks")), "nothing stood still"
+
+
+def test_a_first_step_an_evaluation_answers_and_a_save_that_take_longer_than_a_step_may_are_no_alarm(train):
+    """On one rank, for which the other waits. An alarm: its phase is not begun, or has the limit of a step."""
+    words = [
+        "train.max_steps=6",
+        "checkpoint.background=false",
+        "checkpoint.every_steps=4",
+        "checkpoint.keep_best=false",
+    ]
+    words += ["evaluate.every_steps=5", "evaluate.during.every_steps=5", "evaluate.during.max_share=1"]
+    words += ["evaluate.during.samples.num=2", "evaluate.during.samples.max_new_tokens=3"]
+    run = train(["", "linger"], *words, "cluster.watch.beat_s=0.2", f"cluster.watch.step_s={LIMIT_OF_STEP}")
+    assert run.end() == [0, 0], run.said()
+    assert run.steps == list(range(1, 7))
+    assert not list((run.run_dir / "logs" / "attempt-1").glob("*.stacks")), run.said()

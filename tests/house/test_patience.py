@@ -16,6 +16,7 @@ SLOW = {
     ("tests/dist/outside.py", "bereave"),
     ("tests/dist/test_background.py", "slowly"),
     ("tests/dist/test_watchdog.py", "be_rank"),
+    ("tests/dist/test_watchdog.py", "slow"),
     ("tests/helpers/samples.py", "sample"),
     ("tests/unit/runtime/test_lock.py", "work"),
     ("tests/unit/runtime/test_time_limit.py", "test_who_waits_is_not_ended"),

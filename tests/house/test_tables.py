@@ -84,7 +84,7 @@ def recorded(file: str) -> Any:
 
 def test_what_a_run_survives_comes_from_the_records():
     rows = {row["file"]: row for row in table_rows("README.md", "done to a run")}
-    assert len(rows) == 4
+    assert len(rows) == 5
     chaos = recorded("chaos.json")
     hit = chaos["counts"]["went on, same bits"]
     assert set(chaos["counts"]) <= {"went on, same bits", "over before"} and hit >= 200
@@ -107,6 +107,17 @@ def test_what_a_run_survives_comes_from_the_records():
     assert rows["flips.json"]["seen"].startswith(
         f"{len(flips) - len(unread)} named or made again; {len(unread)} are"
     )
+    fuzz = recorded("fuzz.json")["kinds"]
+    assert sorted(fuzz) == [
+        "data files",
+        "ledgers",
+        "manifests",
+        "overrides of a source",
+        "overrides of any keys",
+    ]
+    num_tried = sum(kind["tried"] for kind in fuzz.values())
+    num_good = sum(sum(kind["outcomes"].values()) for kind in fuzz.values())
+    assert rows["fuzz.json"]["seen"].startswith(f"{num_good:,} of {num_tried:,} taken for what they are or")
 
 
 COLUMNS = {"new text": "target", "Wikipedia": "wikipedia"} | {

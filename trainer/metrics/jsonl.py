@@ -1,7 +1,7 @@
 """metrics.jsonl and ledger.jsonl: append-only, one JSON object a line.
 
-A line torn by a killed process is dropped when the file is opened again or read. Who has lost the run directory to
-another run appends nothing any more.
+A line torn by a killed process is dropped when the file is opened again or read; what a full disk does not take waits
+(trainer/metrics/line_file.py). Who has lost the run directory to another run appends nothing any more.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from trainer.config.fence import LOOK_S, check_publish
+from trainer.config.fence import check_publish
 from trainer.errors import TrainerError
+from trainer.metrics.line_file import LineFile
 from trainer.metrics.sink import Record
-from trainer.runtime.disk import naming
 
 _LOG = logging.getLogger(__name__)
 _CHAIN = ',"chain":"'
@@ -43,34 +43,39 @@ class JsonlSink:
     @property
     def folder(self) -> Path:
         """Return where the file is."""
-        return Path(self._file.name).parent
+        return self._file.path.parent
 
     def write(self, step: int, record: Record) -> None:
-        """Append one line and hand it to the operating system."""
-        check_publish(Path(self._file.name), LOOK_S)
-        with naming(self._file.name):
-            self._file.write(_encode({"step": step, "time": time.time(), **record}))
-            self._file.flush()
+        """Append one line and hand it to the operating system, now or with a later one."""
+        self._file.add(_encode({"step": step, "time": time.time(), **record}), to_disk=False)
+
+    def sync(self) -> None:
+        """Bring every line to the disk.
+
+        Raises:
+            OSError: Some still wait.
+        """
+        self._file.sync()
 
     def go_back(self, step: int, aside: Path) -> int:
         """Move the lines after a step to another file, because those steps come again; return how many."""
-        path = Path(self._file.name)
+        path = self._file.path
         self.close("gone back")
         num_moved = truncate_after(path, step, aside / path.name)
         self._file = _opened(path)
         return num_moved
 
     def close(self, status: str) -> None:
-        """Put the file on disk and close it."""
-        with naming(self._file.name):
-            if not self._file.closed:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
+        """Put the file on disk and close it.
+
+        Raises:
+            OSError: The disk does not take all of it.
+        """
+        self._file.close()
 
 
 class Ledger:
-    """Appends events to ledger.jsonl; each is on disk when `write` returns.
+    """Appends events to ledger.jsonl; each is on disk when `write` returns, unless the disk does not take it.
 
     Every line ends with a digest of itself and of the line before: one that was changed, or is missing, is found.
 
@@ -91,18 +96,25 @@ class Ledger:
 
     def write(self, event: str, step: int, **fields: object) -> None:
         """Append one event; fields are plain JSON values."""
-        check_publish(Path(self._file.name), LOOK_S)
-        with naming(self._file.name):
-            body = _encode({"event": event, "step": step, "time": time.time(), **fields})[:-2]
-            self._chain = _chained(self._chain, body)
-            self._file.write(f'{body}{_CHAIN}{self._chain}"}}\n')
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        body = _encode({"event": event, "step": step, "time": time.time(), **fields})[:-2]
+        self._chain = _chained(self._chain, body)
+        self._file.add(f'{body}{_CHAIN}{self._chain}"}}\n', to_disk=True)
+
+    def sync(self) -> None:
+        """Bring every event to the disk.
+
+        Raises:
+            OSError: Some still wait.
+        """
+        self._file.sync()
 
     def close(self) -> None:
-        """Close the file."""
-        with naming(self._file.name):
-            self._file.close()
+        """Close the file.
+
+        Raises:
+            OSError: The disk does not take all of it.
+        """
+        self._file.close()
 
 
 def changed_line(path: Path) -> int | None:
@@ -198,11 +210,11 @@ def _write_lines(path: Path, lines: list[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-def _opened(path: Path) -> TextIO:
+def _opened(path: Path) -> LineFile:
     path.parent.mkdir(parents=True, exist_ok=True)
     check_publish(path)
     _cut_torn_tail(path)
-    return path.open("a", encoding="utf-8")
+    return LineFile(path, path.stat().st_size if path.exists() else 0)
 
 
 def _cut_torn_tail(path: Path) -> None:

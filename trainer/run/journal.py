@@ -7,24 +7,17 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from trainer.checkpoint.lineage import OF_TRACKERS, leave_behind, next_abandoned
+from trainer.checkpoint.lineage import next_abandoned
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
-from trainer.config.schema import RunConfig
-from trainer.config.store import to_plain
-from trainer.dist.mesh import Mesh
 from trainer.evaluate.answers import GivenAnswer
-from trainer.metrics.console import ConsoleSink
 from trainer.metrics.delivery import Delivery, close_all
-from trainer.metrics.device import describe_device, device_memory_gib
-from trainer.metrics.flops import ModelShape, peak_flops
-from trainer.metrics.jsonl import JsonlSink, Ledger, read, truncate_after
+from trainer.metrics.device import device_memory_gib
+from trainer.metrics.jsonl import JsonlSink, Ledger
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sinks, Value
 from trainer.metrics.tracker import Conclusion, by_source
-from trainer.metrics.trackers import begin, run_card
 from trainer.mix.controller import Decision
 from trainer.mix.mixing import Mixing
 from trainer.run.pace import SlowRank
@@ -33,7 +26,6 @@ from trainer.run.spikes import Spike
 from trainer.run.step import StepResult
 
 _LOG = logging.getLogger(__name__)
-SAMPLES_FILE = "samples.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +242,28 @@ class Journal:
         self._event("started", state, attempt=state.attempts, **facts)
 
     def close(self, state: TrainState, status: str) -> None:
-        """Record the end and close every file but the ledger; trackers may still be told what the run came to."""
+        """Record the end and close every file but the ledger; trackers may still be told what the run came to.
+
+        Raises:
+            OSError: The disk does not take all that was recorded.
+        """
         self._status = status
         self._event("stopped", state, reason=status, data_digest=state.data_digest)
         self._sinks.close(status)
         if self._samples is not None:
             self._samples.close(status)
+        if self._ledger is not None:
+            self._ledger.sync()
+
+    def bring_to_disk(self) -> None:
+        """Bring every line to the disk: a checkpoint stands on the records of the steps before it.
+
+        Raises:
+            OSError: The disk does not take all of them; they wait, and are tried again.
+        """
+        for file in (self._metrics, self._samples, self._ledger):
+            if file is not None:
+                file.sync()
 
     def conclude(self, found: Conclusion | None) -> None:
         """Tell trackers what the run came to."""
@@ -268,13 +276,17 @@ class Journal:
 
         Args:
             asked: Digest of that.
+        Raises:
+            OSError: The disk does not take it.
         """
         self._event("concluded", state, asked=asked)
+        if self._ledger is not None:
+            self._ledger.sync()
 
     def release(self) -> None:
         """Close the ledger; a second call does nothing.
 
-        Each event is on disk when it was written: what a full disk did not take has been said by then.
+        What a full disk did not take has been said by then.
         """
         if self._ledger is not None:
             with contextlib.suppress(OSError):
@@ -293,55 +305,3 @@ class Journal:
     def _event(self, event: str, state: TrainState, **fields: object) -> None:
         if self._ledger is not None:
             self._ledger.write(event, state.step, **fields)
-
-
-def open_journal(
-    config: RunConfig,
-    run_dir: Path,
-    state: TrainState,
-    mixing: Mixing,
-    mesh: Mesh,
-    shape: ModelShape | None,
-    num_adapter_params: int | None,
-    goes_on: bool,
-) -> Journal:
-    """Open the sinks on rank 0; elsewhere a journal only counts.
-
-    `shape` is what the MFU is worked out from, None where it is not known.
-    `num_adapter_params` are the trainable weights beside a frozen base, for the MFU; None without an adapter. Unless
-    the run `goes_on`, it begins anew in every tracker.
-
-    Metrics after the resumed step are moved aside first: those steps come again.
-    """
-    peak = config.log.peak_tflops
-    meter = Meter(
-        mesh.num_ranks,
-        shape,
-        peak * 1e12 if peak else peak_flops(describe_device()),
-        num_adapter_params,
-    )
-    if not mesh.is_first:
-        return Journal(Sinks(), None, meter, mixing)
-    metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / SAMPLES_FILE
-    aside = next_abandoned(run_dir)
-    if not goes_on:
-        leave_behind(run_dir, OF_TRACKERS, aside)
-    resumed_step = state.step if state.attempts > 1 else -1
-    for path in (metrics_path, samples_path):
-        num_moved = truncate_after(path, resumed_step, aside / path.name)
-        if num_moved:
-            _LOG.warning(
-                "%s of %s after step %d are now in %s.",
-                many(num_moved, "line"),
-                path,
-                state.step,
-                aside / path.name,
-            )
-    metrics = JsonlSink(metrics_path)
-    sinks = Sinks([metrics], [ConsoleSink(mixing.num_steps, config.log.progress)])
-    card = run_card(config.log, run_dir, config.name, to_plain(config) | {"device": describe_device()})
-    # Read after the sink has mended its end.
-    trackers = begin(config.log, card, resumed_step, read(metrics_path)) if config.log.trackers else []
-    samples = JsonlSink(samples_path) if config.evaluate.during.has_samples else None
-    ledger = Ledger(run_dir / "ledger.jsonl")
-    return Journal(sinks, ledger, meter, mixing, trackers, samples, metrics)

@@ -64,7 +64,8 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
                 return StopReason.non_finite
         left = cadence.evaluations_from(state.step)
         times = StepTimes(time.perf_counter() - started, data_wait_s, left)
-        parts.stop_flag.has_taken(step_s=times.step_s)
+        # A save that is still being written takes that long at least, and the last one waits for it.
+        parts.stop_flag.has_taken(step_s=times.step_s, save_s=2 * parts.saver.writing_s)
         PROGRESS.step_took(times.step_s)
         is_logged = cadence.log_due(state.step)
         shares = look_at_pace(parts, state, data_wait_s) | (spread_of_experts(parts) if is_logged else {})
@@ -282,7 +283,7 @@ def settle(parts: RunParts, state: TrainState, is_last: bool = False) -> None:
     Raises:
         CheckpointError: It cannot be written, and is the last.
     """
-    saved = parts.saver.settle()
+    saved = parts.saver.settle(parts.journal.bring_to_disk)
     if saved is None:
         return
     if saved.problem is None:

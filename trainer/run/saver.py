@@ -12,6 +12,7 @@ import logging
 import platform
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint.best import Best, best_of
-from trainer.checkpoint.commit import Commit, WrittenFile, seal
+from trainer.checkpoint.commit import Commit, WrittenFile, attempt, seal
 from trainer.checkpoint.layout import FINGERPRINT, STATE, rng_file
 from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.pending import HostCopies, PendingWrite
@@ -87,6 +88,11 @@ class Saver:
         """Tell whether this rank has written what was begun, so that it can be settled once all have."""
         return self._pending is not None and self._pending.write.is_done
 
+    @property
+    def writing_s(self) -> float:
+        """Return the seconds for which a save has gone on that is not settled; 0 without one."""
+        return 0.0 if self._pending is None else time.perf_counter() - self._pending.started
+
     def begin(self, state: TrainState, best_before: Best, in_background: bool) -> str | None:
         """Begin to save; return why nothing is saved of an unsound model. `settle` must follow. Collective.
 
@@ -131,17 +137,22 @@ class Saver:
         )
         return None
 
-    def settle(self) -> Saved | None:
+    def settle(self, stands_on: Callable[[], None] = lambda: None) -> Saved | None:
         """Wait for what was begun and put it in its place, and remove superseded ones; None where nothing was begun.
 
         Collective: every rank.
+
+        Args:
+            stands_on: Brings to the disk what must be there before a checkpoint is; nothing is committed where it
+                raises on any rank.
         """
         pending, self._pending = self._pending, None
         if pending is None:
             return None
         problem = None
         try:
-            pending.begun.finish(*pending.write.wait())
+            written, failure = pending.write.wait()
+            pending.begun.finish(written, failure or attempt(stands_on)[1])
         except CheckpointError as error:
             problem = str(error)
         if problem is None:

@@ -35,8 +35,9 @@ from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator, why_no_comparison, why_no_interval
 from trainer.run.heed import COMPARING, SOON, GivenUp, before_training
-from trainer.run.journal import Journal, open_journal
+from trainer.run.journal import Journal
 from trainer.run.loop import train
+from trainer.run.open_journal import open_journal
 from trainer.run.parts import RunParts, StopReason
 from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery

@@ -58,6 +58,8 @@ MASKED = SourceConfig(format=Format.ids, columns=ColumnsConfig(loss_mask="m"))
         ({"messages": "hello"}, CHAT, "hold a list of messages in column 'messages'"),
         ({"messages": ["hello"]}, CHAT, "hold messages of {role, content} or {from, value}"),
         ({"messages": [{"role": "king", "content": "a"}]}, CHAT, "hold messages of the roles"),
+        ({"messages": [{"role": ["king"], "content": "a"}]}, CHAT, "hold messages of the roles"),
+        ({"messages": [{"role": None, "from": {"is": "king"}}]}, CHAT, "hold messages of the roles"),
         ({"messages": [{"role": "user", "content": 5}]}, CHAT, "hold messages whose content is text"),
         ({"input_ids": [1, -2]}, SourceConfig(format=Format.ids), "hold a list of token ids"),
         ({"input_ids": [1, 2], "m": [1]}, MASKED, "hold a 0 or 1 for every token id"),

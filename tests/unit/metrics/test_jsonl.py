@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
+import os
 import random
 import resource
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,7 @@ from launch.attempts import has_finished
 from launch.status import run_status
 from tests.helpers.damage import damage
 from trainer.errors import TrainerError
+from trainer.metrics import line_file
 from trainer.metrics.effective import effective
 from trainer.metrics.jsonl import JsonlSink, Ledger, changed_line, read, truncate_after
 
@@ -48,26 +54,81 @@ def test_non_finite_numbers_stay_valid_json_and_come_back(path: Path) -> None:
     assert (record["grad_norm"], record["low"]) == (math.inf, -math.inf)
 
 
-def test_a_disk_without_room_is_named_with_the_file_also_when_it_is_closed(tmp_path: Path) -> None:
-    """What a write could not bring to the disk is tried again at the end, whose error comes last."""
-    metrics, ledger = JsonlSink(tmp_path / "metrics.jsonl"), Ledger(tmp_path / "ledger.jsonl")
-    long = "x" * 200
+@contextlib.contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes, as on a disk that is full from there on."""
     old_signal = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     old_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, old_limit[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, old_limit[1]))
     try:
-        for name, act in (
-            ("metrics.jsonl", lambda: metrics.write(1, {"a": long})),
-            ("metrics.jsonl", lambda: metrics.close("failed")),
-            ("ledger.jsonl", lambda: ledger.write(long, 1)),
-            ("ledger.jsonl", ledger.close),
-        ):
-            with pytest.raises(OSError, match="File too large") as caught:
-                act()
-            assert caught.value.filename == str(tmp_path / name)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)
         signal.signal(signal.SIGXFSZ, old_signal)
+
+
+def test_lines_that_a_full_disk_does_not_take_wait_and_come_in_order(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is there in part meanwhile, and a person hears of it twice: when it begins and when it is over."""
+    caplog.set_level("INFO")
+    ledger_path = path.with_name("ledger.jsonl")
+    metrics, ledger = JsonlSink(path), Ledger(ledger_path)
+    metrics.write(0, {"loss": 1.0})
+    ledger.write("saved", 0)
+    before = {name.name: name.read_bytes() for name in path.parent.iterdir()}
+    with room_for(100):
+        for step in (1, 2, 3):
+            metrics.write(step, {"loss": 0.5, "note": "x" * 60})
+            ledger.write("skipped", step)
+        assert {name.name: name.read_bytes() for name in path.parent.iterdir()} == before
+        for file in (metrics, ledger):
+            with pytest.raises(OSError, match="File too large"):
+                file.sync()
+    metrics.write(4, {"loss": 0.25})
+    ledger.sync()
+    assert [row["step"] for row in read(path)] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in read(ledger_path)] == [0, 1, 2, 3]
+    assert changed_line(ledger_path) is None
+    for name, number in ((path, 4), (ledger_path, 3)):
+        said = [line for line in caplog.messages if str(name) in line]
+        assert len(said) == 2 and "could not be written: File too large" in said[0], said
+        assert said[1] == f"{name} is whole: the disk has taken {number} lines."
+
+
+def test_what_a_disk_says_that_it_lost_is_written_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems have no room only when a file is brought to the disk, and keep nothing of it then."""
+    sink, whole = JsonlSink(path), os.fsync
+    sink.write(1, {"loss": 1.0})
+    sink.sync()
+    sink.write(2, {"loss": 0.5})
+    sink.write(3, {"loss": 0.25})
+
+    def lose(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", lose)
+    with pytest.raises(OSError, match="No space left") as caught:
+        sink.sync()
+    assert caught.value.filename == str(path)
+    assert [row["step"] for row in read(path)] == [1]
+    monkeypatch.setattr(os, "fsync", whole)
+    sink.close("finished")
+    assert [row["step"] for row in read(path)] == [1, 2, 3]
+
+
+def test_nobody_waits_for_ever_for_a_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_file, "_MOST_WAITING", 300)
+    sink = JsonlSink(path)
+    with room_for(0):
+        sink.write(1, {"note": "x" * 100})
+        sink.write(2, {"note": "x" * 100})
+        with pytest.raises(OSError, match="File too large"):
+            sink.write(3, {"note": "x" * 100})
+        for _ in range(2):  # the file is closed then
+            with contextlib.suppress(OSError):
+                sink.close("failed")
+    assert read(path) == []
 
 
 def test_reading_a_missing_file_gives_nothing(path: Path) -> None:
@@ -170,25 +231,40 @@ def test_a_ledger_of_a_version_without_digests_goes_on(path: Path) -> None:
 EVENTS = ("started", "saved", "skipped", "spike", "went_back", "stopped")
 
 
+@functools.cache
+def whole_ledger() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "ledger.jsonl")
+        for step, event in enumerate(EVENTS):
+            ledger.write(event, step, seconds=1.5, reason="finished", num_steps=9, data_digest="0" * 32)
+        ledger.close()
+        return (Path(folder) / "ledger.jsonl").read_bytes()
+
+
+def outcome_of_ledger(seed: int, folder: Path) -> str:
+    """Damage a ledger and let all read it that do; return what came of it, or fail."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "ledger.jsonl"
+    path.write_bytes(whole_ledger())
+    path.with_name("metrics.jsonl").write_text('{"step":3,"time":1,"loss":1.0,"step_time_s":0.5}\n')
+    before = read(path)
+    path.write_bytes(damage(whole_ledger(), random.Random(seed)))
+    outcome = "refused"
+    try:
+        found, number = read(path), changed_line(path)
+        assert number is not None or found == before[: len(found)], seed
+        assert effective(folder).lost_steps >= 0
+        assert run_status(folder).step == 3
+        assert has_finished(folder) in (True, False)
+        outcome = "refused" if number is not None else "taken"
+    except TrainerError as error:
+        assert str(path) in str(error) and "must be one JSON object" in str(error)
+    ledger = Ledger(path)
+    ledger.write("saved", 9)
+    ledger.close()
+    return outcome
+
+
 def test_no_damage_of_a_ledger_is_taken_silently_or_gives_a_traceback(tmp_path: Path) -> None:
     """Only what ends it is missed: lines that are cut off whole, or torn, as a killed process leaves them."""
-    path = tmp_path / "ledger.jsonl"
-    ledger = Ledger(path)
-    for step, event in enumerate(EVENTS):
-        ledger.write(event, step, seconds=1.5, reason="finished", num_steps=9, data_digest="0" * 32)
-    ledger.close()
-    JsonlSink(path.with_name("metrics.jsonl")).write(3, {"loss": 1.0, "step_time_s": 0.5})
-    whole, before = path.read_bytes(), read(path)
-    for seed in range(120):
-        path.write_bytes(damage(whole, random.Random(seed)))
-        try:
-            found = read(path)
-            assert changed_line(path) is not None or found == before[: len(found)], seed
-            assert effective(tmp_path).lost_steps >= 0
-            assert run_status(tmp_path).step == 3
-            assert has_finished(tmp_path) in (True, False)
-        except TrainerError as error:
-            assert str(path) in str(error) and "must be one JSON object" in str(error)
-        ledger = Ledger(path)
-        ledger.write("saved", 9)
-        ledger.close()
+    assert {outcome_of_ledger(seed, tmp_path) for seed in range(120)} == {"refused", "taken"}

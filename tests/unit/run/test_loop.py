@@ -12,6 +12,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.metric import Direction
 from trainer.config.spikes import SpikeConfig, SpikePolicy
 from trainer.dist.mesh import alone
+from trainer.dist.progress import PROGRESS
 from trainer.engine.policy import Policy
 from trainer.errors import CheckpointError
 from trainer.mix.loader import StepBatch
@@ -23,6 +24,7 @@ from trainer.run.loop import train
 from trainer.run.parts import RunParts, StopReason
 from trainer.run.saver import Saved
 from trainer.run.spikes import SpikeWatch
+from trainer.runtime.signals import StopFlag
 
 
 class Engine:
@@ -82,6 +84,11 @@ class Work:
         pass
 
     @property
+    def writing_s(self):
+        """A step takes ten seconds."""
+        return 0.0 if self._pending is None else 10.0 * self._looks
+
+    @property
     def is_written(self):
         """A write takes as many steps as it is asked this."""
         if self._pending is None:
@@ -89,7 +96,8 @@ class Work:
         self._looks += 1
         return self._looks % (self.slow + 1) == 0
 
-    def settle(self):
+    def settle(self, stands_on):
+        stands_on()
         saved, self._pending = self._pending, None
         if saved is None:
             return None
@@ -138,7 +146,11 @@ class Report:
     def skipped(self, state, result):
         self.skips.append(state.step)
 
+    def bring_to_disk(self):
+        self.on_disk = list(self.all_steps)
+
     def saved(self, saved):
+        assert self.on_disk == self.all_steps, "a checkpoint stands on its records"
         self.saves.append(saved.state.step)
 
     def spiked(self, state, spike, back_to):
@@ -408,6 +420,16 @@ def test_time_is_left_for_the_save_that_goes_on_and_the_one_after_it():
         stop = Stop()
         run(slow=slow, save_every=3, stop=stop)
         assert stop.save_s == save_s
+
+
+def test_a_save_that_takes_longer_than_any_before_is_finished_within_the_time_there_is(monkeypatch):
+    """It began at 40 s and is not written: at 70 s twice the 20 s that it was seen to take, and a half, are left."""
+    monkeypatch.setattr("trainer.runtime.signals.time.time", lambda: 10.0 * PROGRESS.place.step)
+    reason, state, work, *_ = run(
+        num_steps=20, slow=99, save_every=4, evaluate_every=0, stop=StopFlag(deadline=100.0)
+    )
+    assert reason is StopReason.preempted and state.step == 7
+    assert work.begun == [(4, True), (7, False)] and work.saved == [4, 7]
 
 
 def test_a_run_that_ends_among_bad_steps_keeps_the_save_that_goes_on():

@@ -20,7 +20,8 @@ def read_turns(raw: list[Any], counts: Counter[str], values: Collection[TokenVal
     if TokenValue.weight in values:
         for turn in said:
             refuse_null(turn)
-    if other := sum(isinstance(turn, dict) and turn.get("role", turn.get("from")) in SELDOM for turn in said):
+    roles = [str(turn.get("role") or turn.get("from")) for turn in said if isinstance(turn, dict)]
+    if other := sum(role in SELDOM for role in roles):
         counts["other_roles"] += other
     return [parse_message(_one_layout(turn)) for turn in said]
 
