@@ -128,6 +128,10 @@ class Progress:
             return limits.of_phase[phase]
         if not self._steps:
             return max(limits.of_phase[Phase.load], limits.step_s)
+        return self.step_limit_s(limits)
+
+    def step_limit_s(self, limits: Limits) -> float:
+        """Return how long a step may take that is none of the first."""
         return max(limits.step_s, limits.step_factor * self._p99_s)
 
     def _move(self, num_marks: int) -> None:

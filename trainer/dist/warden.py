@@ -1,7 +1,8 @@
 """A small process beside a rank that ends it where nothing in it can.
 
 A rank that is stopped, or in a call that never gives Python's lock back, runs no thread of its own; one whose launcher
-was killed would train on for nobody. The rank tells its warden again and again how long it may stay silent.
+was killed would train on for nobody. The rank tells its warden again and again how long it may stay silent, and how
+long it may be stopped by a signal: a stopped rank is at work on nothing, however long what it is at may take.
 
 This file is also the warden's program: it imports nothing but the standard library.
 """
@@ -9,6 +10,7 @@ This file is also the warden's program: it imports nothing but the standard libr
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -24,8 +26,11 @@ HELD_S = 5.0
 """A look that comes so late was held up with everything else (a suspended job or machine): nobody is blamed for it."""
 LAST_WORDS_S = 2.0
 """Time for a rank that was stopped or stuck to write its stacks."""
+TELLING_S = 10.0
+"""Time for a rank that goes on after it was stopped to tell the others, and to end by itself."""
 WRITE_STACKS = signal.SIGRTMIN + 5
 """A signal at which a rank writes them, without Python's lock."""
+_NEVER = "-"
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 
@@ -43,16 +48,27 @@ class Warden:
         words = [sys.executable, "-I", "-S", __file__, str(rank), str(os.getpid()), *map(str, ties)]
         # Without the variables of a rank, for which nobody must take it; and in a session that Ctrl-C does not reach.
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        self.process = subprocess.Popen(
-            words, stdin=reader, stdout=subprocess.DEVNULL, env=kept, start_new_session=True
-        )
+        self.told, writer = os.pipe()
+        """What the warden says to the rank: for how many seconds it was stopped. Readable once."""
+        self.process = subprocess.Popen(words, stdin=reader, stdout=writer, env=kept, start_new_session=True)
         os.close(reader)
+        os.close(writer)
 
-    def allow(self, seconds: float | None) -> None:
-        """Give this process so long until it must say so again; None: for ever."""
+    def allow(self, seconds: float | None, stopped_s: float | None = None) -> None:
+        """Give this process so long until it must say so again; None: for ever.
+
+        Args:
+            stopped_s: How long it may be stopped by a signal; None: as long as it may be silent.
+        """
+        words = [_NEVER if one is None else f"{one:.3f}" for one in (seconds, stopped_s)]
         # The pipe is full, or the warden is gone: the rank is not ended for it.
         with contextlib.suppress(OSError):
-            os.write(self._pipe, b"-\n" if seconds is None else f"{seconds:.3f}\n".encode())
+            os.write(self._pipe, f"{' '.join(words)}\n".encode())
+
+    def stopped_s(self) -> float | None:
+        """Return for how long this process was stopped before its warden let it go on; None: the warden is gone."""
+        text = os.read(self.told, 100).decode()
+        return float(text) if text else None
 
 
 _started: dict[int, Warden] = {}
@@ -126,7 +142,7 @@ def keep_watch(rank: int, pid: int, ties: Sequence[int]) -> None:
         signal.signal(number, signal.SIG_IGN)
     births = {one: _born(one) for one in (pid, *ties)}
     deadline: float | None = None
-    allowed_s = 0.0
+    allowed_s, stopped_s, most_stopped_s = 0.0, 0.0, math.inf
     left = b""
     last = time.monotonic()
     while births[pid] is not None and _born(pid) == births[pid]:
@@ -139,10 +155,16 @@ def keep_watch(rank: int, pid: int, ties: Sequence[int]) -> None:
             _say(f"[rank {rank}] No sign of life for {allowed_s:.0f} s (stopped, or stuck): it is ended.")
             _end_slowly(pid)
             return
+        if stopped_s > most_stopped_s:
+            _say(f"[rank {rank}] Stopped by a signal for {stopped_s:.0f} s: it is ended.")
+            _let_tell(pid, stopped_s)
+            return
         has_news, _, _ = select.select([0], [], [], POLL_S)
         now = time.monotonic()
-        if deadline is not None and now - last > POLL_S + HELD_S:
+        is_held = now - last > POLL_S + HELD_S
+        if deadline is not None and is_held:
             deadline += now - last
+        stopped_s = stopped_s + now - last if _is_stopped(pid) and not is_held else 0.0
         last = now
         if not has_news:
             continue
@@ -151,7 +173,31 @@ def keep_watch(rank: int, pid: int, ties: Sequence[int]) -> None:
             return  # the rank is gone
         *lines, left = (left + data).split(b"\n")
         if lines:
-            deadline = None if lines[-1] == b"-" else now + (allowed_s := float(lines[-1]))
+            allowed, most_stopped = (_seconds(word) for word in lines[-1].decode().split())
+            deadline = None if allowed == math.inf else now + (allowed_s := allowed)
+            most_stopped_s = most_stopped
+
+
+def _seconds(word: str) -> float:
+    return math.inf if word == _NEVER else float(word)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Tell whether a signal stopped a process; a debugger is another matter."""
+    found = _stat(pid)
+    return found is not None and found[1] == "T"
+
+
+def _let_tell(pid: int, stopped_s: float) -> None:
+    """Let a process that was stopped go on, so that it can tell the others why it ends; then kill it."""
+    with contextlib.suppress(OSError):
+        os.write(1, f"{stopped_s:.0f}".encode())
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    until = time.monotonic() + TELLING_S
+    while _born(pid) is not None and time.monotonic() < until:
+        time.sleep(0.1)
+    _kill(pid)
 
 
 def _end_slowly(pid: int) -> None:

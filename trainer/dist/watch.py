@@ -127,6 +127,9 @@ class Watch:
         with selectors.DefaultSelector() as selector:
             for rank, connection in self._peers.items():
                 selector.register(connection, selectors.EVENT_READ, rank)
+            warden = None if self._watching is None else self._watching.warden
+            if warden is not None:
+                selector.register(warden.told, selectors.EVENT_READ, warden)
             while buffers or (self._watching is not None and not self._leaving.is_set()):
                 events = selector.select(self._pause_s())
                 failure: Failure | None = None
@@ -142,7 +145,9 @@ class Watch:
     def _read(
         self, selector: selectors.BaseSelector, key: selectors.SelectorKey, buffers: dict[int, bytes]
     ) -> Failure | None:
-        """Take what a rank has sent; return the failure that it tells of."""
+        """Take what a rank, or this one's warden, has sent; return the failure that it tells of."""
+        if isinstance(key.data, Warden):
+            return self._after_stop(selector, key.data)
         rank = key.data
         data = _receive(self._peers[rank])
         *lines, buffers[rank] = (buffers[rank] + data).split(b"\n")
@@ -159,6 +164,15 @@ class Watch:
         if not data and not lines:
             return Failure(rank, Exit.died, f"Rank {rank} is gone without a word (killed, or its node)")
         return None
+
+    def _after_stop(self, selector: selectors.BaseSelector, warden: Warden) -> Failure | None:
+        """Return that this rank was stopped for longer than a step may take: the others waited for it."""
+        selector.unregister(warden.told)  # it says one thing, and ends
+        seconds = warden.stopped_s()
+        if seconds is None:
+            return None
+        text = f"Rank {self._rank} was stopped by a signal (SIGSTOP) for {seconds:.0f} s while others wait for it"
+        return Failure(self._rank, Exit.preempted, text, is_hang=True)
 
     def _pause_s(self) -> float | None:
         """Return how long to wait for what others say; None without an end."""
@@ -201,13 +215,15 @@ class Watch:
         if self._leaving.is_set() or self.heard is not None:
             return
         limit_s = watching.progress.limit_s(watching.limits)
+        # Where a place may take long, a rank that is stopped need not: rank 0 sees to those that are in a step.
+        stopped_s = watching.progress.step_limit_s(watching.limits)
         where, waits = main_thread_at()
         age_s = time.monotonic() - place.since
         beat = Beat(place.phase.value, place.step, place.entry, place.mark, age_s, limit_s, where, waits)
         self._beats[self._rank] = beat, time.monotonic()
         self._send(json.dumps({"beat": asdict(beat)}).encode() + b"\n", self._peers)
         if watching.warden is not None:
-            watching.warden.allow(limit_s + LAST_S)
+            watching.warden.allow(limit_s + LAST_S, stopped_s if stopped_s < limit_s else None)
 
     def _take(self, failure: Failure) -> None:
         """Pass a failure on and end with it, unless this rank is about to end by itself."""
@@ -215,8 +231,9 @@ class Watch:
         if self._leaving.is_set():
             return
         self._has_heard.set()
-        # Rank 0 passes on what it hears; of rank 0 itself it is told by those who found it silent, for when it goes on.
-        if self._rank == 0 or failure.rank == 0:
+        # Rank 0 passes on what it hears; of rank 0 itself it is told by those who found it silent, for when it goes on;
+        # and a rank that was stopped tells of itself.
+        if self._rank == 0 or failure.rank in (0, self._rank):
             self._tell(failure)
         if failure.is_hang:
             self._write_stacks(failure)

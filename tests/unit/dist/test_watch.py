@@ -1,6 +1,7 @@
 """Ranks hear of each other's end at once: here as processes that wait for ever, as in a collective."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -170,6 +171,8 @@ if act == "save":  # longer than a step may take, and with Python's lock held
     watch.leave()
     print("left", flush=True)
     sys.exit(0)
+if act == "long":  # what may take 600 s
+    PROGRESS.begin(Phase.evaluate)
 print("waits", flush=True)
 threading.Event().wait()
 """
@@ -212,6 +215,19 @@ def test_a_rank_that_is_stopped_is_named_by_the_others_and_killed_by_its_warden(
     found = stacks(tmp_path, stopped)
     assert "most recent call first" in found, "it went on just long enough for that"
     assert f"Rank {stopped} has given no sign of life" in found, "it blames nobody else"
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_rank_that_is_stopped_where_it_may_take_long_is_named_as_soon_as_in_a_step(tmp_path, stopped):
+    ranks = watch_each_other(tmp_path, ["long"] * 3)
+    assert ranks[stopped].stdout.readline() == "waits\n"
+    os.kill(ranks[stopped].pid, signal.SIGSTOP)
+    assert ends(ranks) == [75] * 3
+    said = ranks[1 if stopped == 0 else 0].stderr.read()
+    sentence = rf"Rank {stopped} was stopped by a signal \(SIGSTOP\) for \d+ s while others wait for it"
+    assert re.search(rf"^\[rank {stopped}\] Error: {sentence}$", said, re.MULTILINE), said
+    assert f"[rank {stopped}] Stopped by a signal for " in ranks[stopped].stderr.read()
+    assert all(re.search(sentence, stacks(tmp_path, rank)) for rank in range(3))
 
 
 def test_a_rank_that_holds_pythons_lock_is_named_too(tmp_path):
