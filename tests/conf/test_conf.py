@@ -65,7 +65,11 @@ def test_the_walk_finds_every_file_and_group():
     assert len(RECIPES) >= 3 and len(DEBUGS) >= 4 and len(EXPERIMENTS) >= 5
 
 
-OF_PAIRS = ("cpo", "orpo", "simpo")
+OF_PAIRS = (
+    *("apo_down", "apo_zero", "conservative", "cpo", "dpo", "hinge", "ipo", "ipo_sum", "normalised", "orpo"),
+    *("robust", "rpo", "simpo"),
+)
+OF_PREFERENCES = ("dpo", "preference_lora")
 # Composing costs 0.2 s, so one option of every group is taken at a time; the last groups have tests below.
 GLOBAL = ("recipe", "experiment", "debug")
 CHOSEN = {group: options for group, options in group_options().items() if group not in GLOBAL}
@@ -106,7 +110,8 @@ def test_the_rounds_miss_no_option():
 @pytest.mark.parametrize("debug", DEBUGS)
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "none"])
 def test_every_recipe_can_be_debugged(recipe, debug):
-    check_config(complete("data=text", f"recipe={recipe}", f"debug={debug}"))
+    data = "preference" if recipe in OF_PREFERENCES else "text"
+    check_config(complete(f"data={data}", f"recipe={recipe}", f"debug={debug}"))
 
 
 @pytest.mark.parametrize("experiment", SOME)

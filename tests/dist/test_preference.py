@@ -206,26 +206,29 @@ def take_steps(session: Any, objective: Any, num_steps: int = NUM_STEPS) -> list
     return records
 
 
-def objective_of(workspace: str, session: Any, name: str) -> Any:
-    from trainer.config.preference import NllMean, NllOver, PreferenceConfig, PreferenceLoss
-    from trainer.objective.preference.preference_objective import PreferenceObjective
+def overrides_of(name: str, beta: float = BETA, **options: Any) -> list[str]:
+    """Return the words that ask for a loss."""
+    given = {"loss": name, "beta": beta, "text_weight": 0.5, **options}
+    return [f"objective.preference.{key}={value}" for key, value in given.items()]
 
-    given = dict(LOSSES[name])
-    for key, kind in (("nll_over", NllOver), ("nll_mean", NllMean)):
-        if key in given:
-            given[key] = kind(given[key])
-    options = PreferenceConfig(loss=PreferenceLoss(name), beta=BETA, text_weight=0.5, **given)
+
+def objective_of(session: Any) -> Any:
+    """Return what a run of the session minimises, with its own reference."""
+    from trainer.objective.build import build_objective
+    from trainer.run.references import build_references
+
     units = [store.train.unit for store in session.stores.values()]
-    reference = references_of(workspace, session) if options.needs_reference else None
-    return PreferenceObjective(list(session.stores), units, options, reference)
+    references = build_references(session, session.mixing())
+    read = None if references is None else references.train.of
+    return build_objective(session.config.objective, list(session.stores), units, reference=read)
 
 
 def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[Any]) -> Any:
     found = []
     for index, (name, overrides) in enumerate(variants):
-        with session_of(config_for(workspace, data, f"{run_dir}/{index}", *overrides)) as session:
-            objective = objective_of(workspace, session, name)
-            found.append(take_steps(session, objective))
+        words = [*overrides_of(name, **LOSSES[name]), *overrides]
+        with session_of(config_for(workspace, data, f"{run_dir}/{index}", *words)) as session:
+            found.append(take_steps(session, objective_of(session)))
     return found
 
 
@@ -265,10 +268,11 @@ def filled_up(mesh: Any, workspace: str, data: str, run_dir: str) -> Any:
     from trainer.objective.contract import Sums
 
     found: dict[str, list[list[float]]] = {}
-    with session_of(config_for(workspace, data, run_dir)) as session:
-        stores = [store.train for store in session.stores.values()]
-        for name in LOSSES:
-            objective = objective_of(workspace, session, name)
+    for name, options in LOSSES.items():
+        words = overrides_of(name, **options)
+        with session_of(config_for(workspace, data, f"{run_dir}/{name}", *words)) as session:
+            stores = [store.train for store in session.stores.values()]
+            objective = objective_of(session)
             for refs in ([PackRef(0, 0, 0)], [PackRef(0, 0, 0), FILLER], [FILLER]):
                 filler = PackRef(0, 1, 0)
                 micro = read_batch(stores, refs, session.pad_id, filler)

@@ -8,7 +8,7 @@ from trainer.config.check_preference import preference_problems
 from trainer.config.check_values import value_problems
 from trainer.config.data import Format, Role
 from trainer.config.objective import TAKES_TEACHER, ObjectiveKind
-from trainer.config.preference import FREE
+from trainer.config.preference import UNPAIRED
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 
@@ -17,10 +17,10 @@ def objective_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what an objective cannot do, and numbers of tokens that it does not read or misses."""
     yield from value_problems(config.data, config.objective.values)
     yield from preference_problems(config.objective.preference)
-    if config.objective.kind is ObjectiveKind.preference and config.objective.preference.loss not in FREE:
+    if config.objective.kind is ObjectiveKind.preference and not config.objective.preference.is_paired:
         loss = config.objective.preference.loss.value
-        rule = f"{', '.join(sorted(free.value for free in FREE))}, which need no reference"
-        yield must("objective.preference.loss", rule, loss, "Set objective=orpo.")
+        rule = f"a loss of pairs, not one of {', '.join(sorted(one.value for one in UNPAIRED))}"
+        yield must("objective.preference.loss", rule, loss, "Set objective=dpo.")
     yield from _fed_problems(config)
     if config.replay.kl.beta and config.objective.kind not in TAKES_TEACHER:
         yield must(

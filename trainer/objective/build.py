@@ -8,13 +8,17 @@ from trainer.config.objective import ObjectiveConfig, ObjectiveKind
 from trainer.data.types import Unit
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.objective.contract import Objective
-from trainer.objective.preference.preference_objective import PreferenceObjective
+from trainer.objective.preference.preference_objective import PreferenceObjective, ReadReference
 from trainer.objective.weighted.weighted_loss import WeightedObjective
 from trainer.teacher.teacher import Teacher
 
 
 def build_objective(
-    options: ObjectiveConfig, names: Sequence[str], teacher: Teacher | None, units: Sequence[Unit]
+    options: ObjectiveConfig,
+    names: Sequence[str],
+    units: Sequence[Unit],
+    teacher: Teacher | None = None,
+    reference: ReadReference | None = None,
 ) -> Objective:
     """Return the objective.
 
@@ -22,6 +26,7 @@ def build_objective(
         names: Of the sources, in their order.
         units: What the packs of each source keep whole.
         teacher: Who says what the base thinks of replay, where replay.kl asks for it.
+        reference: Who says how likely answers were before the first step, where the loss needs it.
     """
     match options.kind:
         case ObjectiveKind.causal_lm:
@@ -29,4 +34,4 @@ def build_objective(
         case ObjectiveKind.weighted:
             return WeightedObjective(names)
         case ObjectiveKind.preference:
-            return PreferenceObjective(names, units, options.preference)
+            return PreferenceObjective(names, units, options.preference, reference)

@@ -309,9 +309,10 @@ def test_an_objective_of_pairs_is_fed_by_pairs_and_documents(config):
     assert "must be preference in some source with role=target for objective=preference" in found.sentence
 
 
-def test_a_loss_of_pairs_that_needs_a_reference_is_refused(config):
-    (found,) = of_pairs(config, objective__preference__loss=PreferenceLoss.dpo)
+def test_a_loss_of_answers_with_labels_is_refused_for_pairs(config):
+    assert of_pairs(config, objective__preference__loss=PreferenceLoss.dpo) == []
+    (found,) = of_pairs(config, objective__preference__loss=PreferenceLoss.kto)
     assert found.sentence == (
-        "`objective.preference.loss` must be cpo, orpo, simpo, which need no reference, but is 'dpo' instead. Set "
-        "objective=orpo."
+        "`objective.preference.loss` must be a loss of pairs, not one of apo_zero_unpaired, kto, but is 'kto' instead. "
+        "Set objective=dpo."
     )
