@@ -23,7 +23,6 @@ FLOOR = {"hinge": 1.0}
 THEIRS = {
     "dpo": (["sigmoid"], {}),
     "rpo": (["sigmoid", "sft"], {"name": "dpo", "nll_weight": 0.5}),
-    "conservative": (["sigmoid"], {"label_noise": 0.1}),
     "robust": (["robust"], {"label_noise": 0.1}),
     "normalised": (["sigmoid_norm"], {}),
     "ipo": (["ipo"], {}),

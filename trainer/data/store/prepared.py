@@ -131,6 +131,7 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         "unit": unit_of(source).value,
         **fields,
         **({"values": data.values} if data.values else {}),
+        **({"held_out_by": "prompt"} if source.holds_preferences else {}),
         "seq_len": data.seq_len,
         "validation_frac": held_out_frac(source, data),
         "adds_eos": adds_eos(source, data),
