@@ -273,10 +273,10 @@ def filled_up(mesh: Any, workspace: str, data: str, run_dir: str) -> Any:
         with session_of(config_for(workspace, data, f"{run_dir}/{name}", *words)) as session:
             stores = [store.train for store in session.stores.values()]
             objective = objective_of(session)
-            for refs in ([PackRef(0, 0, 0)], [PackRef(0, 0, 0), FILLER], [FILLER]):
-                filler = PackRef(0, 1, 0)
-                micro = read_batch(stores, refs, session.pad_id, filler)
-                micro.attached = objective.attach(micro, [filler if ref is FILLER else ref for ref in refs])
+            first, second = (PackRef(0, pack, 0) for pack in session.mixing().to_draw([0])[0][:2].tolist())
+            for refs in ([first], [first, FILLER], [FILLER]):
+                micro = read_batch(stores, refs, session.pad_id, second)
+                micro.attached = objective.attach(micro, [second if ref is FILLER else ref for ref in refs])
                 parts = objective.terms(session.policy, micro, Sums(objective.sum_names, mesh.device))
                 assert all(part.loss_sum.requires_grad for part in parts)
                 found.setdefault(name, []).append([float(part.loss_sum) for part in parts])

@@ -88,7 +88,7 @@ def second_and_off(mesh: Any, workspace: str, data: str, run_dir: str, words: li
         (2, ["zero.stage=3", "evaluate.micro_batch_size=3"]),
         (2, ["zero.stage=1", *LORA]),
         pytest.param(1, ["zero.stage=3", *LORA], marks=pytest.mark.slow),
-        pytest.param(3, ["zero.stage=2"], marks=pytest.mark.slow),
+        pytest.param(3, ["zero.stage=2", "train.global_batch_tokens=192"], marks=pytest.mark.slow),
     ],
 )
 def test_the_reference_is_a_second_model_and_the_adapter_off(
@@ -175,6 +175,12 @@ def train(
     assert training.run_training(config).value == "finished"
 
 
+def evaluated(mesh: Any, workspace: str, data: str, run_dir: str, words: list[str]) -> None:
+    from trainer.command.evaluate import run_evaluation
+
+    assert run_evaluation(dpo(workspace, data, run_dir, "checkpoint.every_steps=2", *words))
+
+
 def rows(run_dir: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     keys = ("loss", "loss/text", "grad_norm", "reward_chosen", "reward_rejected", "log_prob_chosen")
@@ -200,8 +206,22 @@ def test_a_run_begins_at_ln_2_and_a_resumed_one_is_bitwise_the_same(
     shutil.rmtree(folder)
     pool(2).run(train, run_dir=str(lost), copy_from=str(whole), **arguments)
     assert kept(data) == [folder] and (folder / "sums.bin").read_bytes() == sums
+    is_exact = "zero.dtype=bf16" not in more
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    before, *_, after = [line for line in lines if "eval_mean" in line]
+    assert before["eval_pair_loss/chat"] == pytest.approx(LN_2, abs=CLOSE if is_exact else 1e-2)
+    assert "eval_accuracy/chat" not in before
+    assert 0 <= after["eval_accuracy_low/chat"] < after["eval_accuracy_high/chat"] <= 1
+    mean = (after["eval_pair_loss/chat"] + after["eval/text"]) / 2
+    assert after["eval_mean"] == pytest.approx(mean) and after["eval/chat"] != after["eval_pair_loss/chat"]
+    pool(2).run(evaluated, run_dir=str(whole), **arguments)
+    kept_pairs = json.loads((whole / "evaluation.json").read_text())["pairs"]["chat"]
+    for key, logged in (("loss", "pair_loss"), ("accuracy", "accuracy"), ("margin", "margin")):
+        assert kept_pairs[key] == pytest.approx(after[f"eval_{logged}/chat"], rel=1e-5), (
+            "after training as in it"
+        )
     wanted = rows(whole)
-    assert wanted[1]["loss"] == pytest.approx(LN_2, abs=1e-6 if "zero.dtype=bf16" not in more else 1e-2)
+    assert wanted[1]["loss"] == pytest.approx(LN_2, abs=1e-6 if is_exact else 1e-2)
     assert wanted[NUM_STEPS]["loss"] != pytest.approx(LN_2, abs=1e-4)
     for resumed in (goes_on, lost):
         assert rows(resumed) == {step: wanted[step] for step in (3, 4)}
@@ -209,3 +229,60 @@ def test_a_run_begins_at_ln_2_and_a_resumed_one_is_bitwise_the_same(
     for state in states:
         del state["attempts"]
     assert states[0] == states[1] == states[2]
+
+
+def ranked(mesh: Any, workspace: str, data: str, run_dir: str, words: list[str]) -> dict[str, Any]:
+    """Train, rank held-out pairs as a run does, and with plain models that read the rows alone; one rank."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tests.dist.test_preference import BETA, objective_of, take_steps, tokens_of
+    from trainer.evaluate.held_out import held_out_losses
+    from trainer.run.held_out_pairs import held_out_pairs
+    from trainer.run.references import build_references
+
+    with session_of(dpo(workspace, data, run_dir, *words)) as session:
+        references = build_references(session, session.mixing())
+        pairs = held_out_pairs(session, references.validation)
+        take_steps(session, objective_of(session), 3)
+        found = pairs.judge(held_out_losses(session.policy, session.held_out()))["chat"]
+        plain, base = (AutoModelForCausalLM.from_pretrained(f"{workspace}/model").float() for _ in range(2))
+        weights = {name: value.detach().clone() for name, value in session.loaded.model.state_dict().items()}
+        plain.load_state_dict(weights)
+        split = session.stores["chat"].validation
+        rewards = []
+        for index in range(split.num_pieces):
+            piece = split.piece(index)
+            learnt = np.where(piece.supervised, piece.tokens, -100)
+            document = (piece.tokens.tolist(), [*learnt[1:].tolist(), -100])
+            with torch.no_grad():
+                ratio = tokens_of(plain, document).sum() - tokens_of(base, document).sum()
+            rewards.append(BETA * float(ratio))
+    chosen, rejected = np.array(rewards[0::2]), np.array(rewards[1::2])
+    return {
+        "ours": [found.loss, found.reward_chosen, found.reward_rejected, found.ranked.accuracy],
+        "theirs": [
+            float(np.log1p(np.exp(rejected - chosen)).mean()),
+            float(chosen.mean()),
+            float(rejected.mean()),
+            float((chosen > rejected).mean()),
+        ],
+        "count": [found.ranked.num_pairs, len(chosen)],
+    }
+
+
+def test_held_out_pairs_are_ranked_as_by_plain_models(pool, workspace, data, tmp_path):
+    found = pool(1).run(
+        ranked, workspace=workspace, data=data, run_dir=str(tmp_path), words=["zero.stage=0"]
+    )[0]
+    assert found["ours"] == pytest.approx(found["theirs"], rel=1e-4, abs=1e-6)
+    assert found["count"][0] == found["count"][1] > 3
+
+
+def test_a_run_in_which_both_rewards_fall_says_so_in_its_log_and_ledger(pool, workspace, data, tmp_path):
+    words = ["objective.preference.loss=apo_down", "train.max_steps=8", "log.every_steps=1", "optim.lr=0.01"]
+    pool(1).run(train, run_dir=str(tmp_path), copy_from=None, workspace=workspace, data=data, words=words)
+    (log,) = tmp_path.glob("logs/attempt-1/rank-0.log")
+    events = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    warned = [event for event in events if event["event"] == "warned"]
+    assert len(warned) == 1 and warned[0]["why"] in log.read_text()

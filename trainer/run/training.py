@@ -97,7 +97,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     base = _base(session)
     # Before a checkpoint takes the place of the weights that training begins with.
     references = build_references(session, mixing)
-    evaluator = build_evaluator(session, mixing, session.heed)
+    evaluator = build_evaluator(session, mixing, session.heed, references)
     saver = build_saver(session, base)
     objective = build_objective(
         config.objective,

@@ -211,7 +211,9 @@ def test_what_is_drawn_of_a_source_is_foreseen_whatever_its_role(config, max_ste
     assert pairs(mixing.to_draw([1])) == {pack for pack in drawn if pack[0] == 1}
     config.replay.controller = RatioController.hold
     whole = pairs(mix(config).to_draw([1]))
-    assert whole >= drawn & whole and len(whole) >= len(pairs(mixing.to_draw([1]))), "a controller may draw any"
+    assert whole >= drawn & whole and len(whole) >= len(pairs(mixing.to_draw([1]))), (
+        "a controller may draw any"
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))

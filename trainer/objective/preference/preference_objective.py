@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.config.data import TokenValue
-from trainer.config.preference import OF_MEANS, NllMean, NllOver, PreferenceConfig
+from trainer.config.preference import NllMean, NllOver, PreferenceConfig
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Float64s, Int64s, Unit
@@ -25,14 +25,15 @@ from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
 from trainer.model.head.log_probs import LogProbs
 from trainer.objective.contract import Part, Sums
+from trainer.objective.preference.falling import FallingRewards
 from trainer.objective.preference.nll_term import nll_sum
-from trainer.objective.preference.pair_losses import Sides, pair_losses
+from trainer.objective.preference.pair_losses import Sides, pair_losses, rewards
 from trainer.objective.preference.sums import AskedTokens, asked_of, first_of_pairs, place_by_segment, sums_of
 
 PAIRS, NLL_COUNT, TARGETS = "pairs", "nll_chosen_count", "targets"
 PER_PAIR, PER_NLL = "per_pair", "per_nll_chosen"
 """What divides the loss: the counts, but 1 where a step has no pair."""
-LOSS, CORRECT, NLL = "pair_loss", "correct", "nll_chosen_sum"
+LOSS, CORRECT, MARGIN, NLL = "pair_loss", "correct", "reward_margin", "nll_chosen_sum"
 REWARDS = ("reward_chosen", "reward_rejected")
 LOG_PROBS = ("log_prob_chosen", "log_prob_rejected")
 LENGTHS = ("length_chosen", "length_rejected")
@@ -56,6 +57,7 @@ class PreferenceObjective:
         assert options.needs_reference <= (reference is not None), "the loss needs a reference"
         self._options = options
         self._reference = reference
+        self._falling = FallingRewards(options)
         self._names = tuple(names)
         self._paired = [name for name, unit in zip(names, units, strict=True) if unit is Unit.pair]
         self._others = [name for name in names if name not in self._paired]
@@ -63,7 +65,7 @@ class PreferenceObjective:
     @property
     def sum_names(self) -> tuple[str, ...]:
         """Return the sums over pairs, and the sum of losses of each source without pairs."""
-        of_pairs = (LOSS, CORRECT, NLL, *REWARDS, *LOG_PROBS, *LENGTHS)
+        of_pairs = (LOSS, CORRECT, MARGIN, NLL, *REWARDS, *LOG_PROBS, *LENGTHS)
         return (*of_pairs, *(f"nll/{name}" for name in self._others))
 
     @property
@@ -73,7 +75,7 @@ class PreferenceObjective:
         Rewards are what the loss compares, times beta: log-ratios to the reference or log-probabilities, sums or means.
         """
         found = [Mean("loss", (LOSS,), (PAIRS,)), Mean("preference_accuracy", (CORRECT,), (PAIRS,))]
-        found += [Mean(name, (name,), (PAIRS,)) for name in (*REWARDS, *LOG_PROBS, *LENGTHS)]
+        found += [Mean(name, (name,), (PAIRS,)) for name in (*REWARDS, MARGIN, *LOG_PROBS, *LENGTHS)]
         found += [
             Mean(f"{log_prob}_token", (log_prob,), (length,))
             for log_prob, length in zip(LOG_PROBS, LENGTHS, strict=True)
@@ -110,6 +112,10 @@ class PreferenceObjective:
     def attach(self, micro: MicroBatch, refs: Sequence[PackRef]) -> object | None:
         """Read the reference's sums, float64 [G]."""
         return None if self._reference is None else place_by_segment(micro, self._reference(refs))
+
+    def warning(self, record: Mapping[str, float]) -> str | None:
+        """Say once that both answers become less likely."""
+        return self._falling.look(record)
 
     def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Take the losses of the pairs of a micro-batch, and of what else is in it."""
@@ -157,24 +163,16 @@ class PreferenceObjective:
     def _note(self, chosen: Sides, rejected: Sides, loss_P: Tensor, sums: Sums) -> None:
         """Add up what is reported of pairs."""
         sums.add(LOSS, loss_P.detach().sum())
-        rewards = [self._rewards(side) for side in (chosen, rejected)]
-        sums.add(CORRECT, (rewards[0] > rewards[1]).double().sum())
+        found_rewards = [rewards(side, self._options) for side in (chosen, rejected)]
+        sums.add(CORRECT, (found_rewards[0] > found_rewards[1]).double().sum())
+        sums.add(MARGIN, (found_rewards[0] - found_rewards[1]).double().sum())
         for names, found in (
-            (REWARDS, rewards),
+            (REWARDS, found_rewards),
             (LOG_PROBS, [side.sums_P.detach() for side in (chosen, rejected)]),
             (LENGTHS, [side.lengths_P for side in (chosen, rejected)]),
         ):
             for name, values_P in zip(names, found, strict=True):
                 sums.add(name, values_P.double().sum())
-
-    def _rewards(self, side: Sides) -> Tensor:
-        """Return what the loss compares of an answer, times beta."""
-        of_means = self._options.loss in OF_MEANS
-        if self._options.needs_reference:
-            found = side.mean_ratios_P if of_means else side.ratios_P
-        else:
-            found = side.means_P if of_means else side.sums_P
-        return self._options.chosen_beta * found.detach()
 
     def _others_of(self, micro: MicroBatch, sums_G: Tensor, first_P: Int64s, sums: Sums) -> list[Part]:
         """Take the cross-entropy of documents beside the pairs; a part only where there are any."""
