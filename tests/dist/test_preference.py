@@ -219,8 +219,10 @@ def objective_of(session: Any) -> Any:
 
     units = [store.train.unit for store in session.stores.values()]
     references = build_references(session, session.mixing())
-    read = None if references is None else references.train.of
-    return build_objective(session.config.objective, list(session.stores), units, reference=read)
+    names, options = list(session.stores), session.config.objective
+    if references is None:
+        return build_objective(options, names, units)
+    return build_objective(options, names, units, None, references.train.of, references.mismatched)
 
 
 def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[Any]) -> Any:

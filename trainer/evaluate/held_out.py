@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config.data import TokenValue
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.data.pack.refs import FILLER, PackRef, read_batch, spread
 from trainer.data.store.store import SplitStore
@@ -21,6 +22,7 @@ from trainer.engine.policy import Policy
 from trainer.metrics.long_work import LongWork
 
 _LOG = logging.getLogger(__name__)
+LABEL = TokenValue.label.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class HeldOutLosses:
     """Held-out losses of every source that has held-out packs."""
 
     pieces: dict[str, PieceLosses]
-    """Of a source of pairs those of the chosen answers: a loss that falls on rejected ones is no gain."""
+    """Of a source of pairs those of the chosen answers, of labelled answers those of the desirable ones: a loss that
+    falls on others is no gain."""
     rejected: dict[str, PieceLosses]
     """Of sources of pairs the rejected answers, in the order of the chosen ones."""
 
@@ -92,7 +95,8 @@ def held_out_losses(
     with policy.evaluating():
         for refs in held_out.walk(policy.mesh.data, "Held-out loss"):
             micro = read_batch(held_out.stores, refs, held_out.pad_id)
-            found += _by_piece(policy.nll(micro).nll_N.double().cpu().numpy(), micro, refs)
+            nll_N = policy.nll(micro).nll_N.double().cpu().numpy()
+            found += _by_piece(nll_N, micro, refs, held_out.stores)
             on_batch()
     everything = sorted(item for part in policy.mesh.gather(found) for item in part)
     pieces, rejected = {}, {}
@@ -124,7 +128,10 @@ _PackLosses = tuple[int, int, list[float], list[int]]
 
 
 def _by_piece(
-    nll_N: npt.NDArray[np.float64], micro: MicroBatch, refs: Sequence[PackRef]
+    nll_N: npt.NDArray[np.float64],
+    micro: MicroBatch,
+    refs: Sequence[PackRef],
+    stores: Sequence[SplitStore],
 ) -> list[_PackLosses]:
     """Return (source, pack, loss sums, targets) of each row, over its pieces with targets."""
     starts = micro.cu_seq_lens[:-1]
@@ -134,6 +141,8 @@ def _by_piece(
     found = []
     for row, ref in enumerate(refs):
         counted = (rows == row) & (targets > 0)
+        if ref is not FILLER and stores[ref.source].unit is Unit.answer:
+            counted &= np.add.reduceat(micro.values_BT[LABEL].reshape(-1), starts) > 0
         if ref is not FILLER and counted.any():
             found.append((ref.source, ref.pack, sums[counted].tolist(), targets[counted].tolist()))
     return found

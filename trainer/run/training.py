@@ -105,6 +105,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         [store.train.unit for store in session.stores.values()],
         build_teacher(session, mixing),
         None if references is None else references.train.of,
+        None if references is None else references.mismatched,
     )
     state = saver.resume(goes_on)
     mixing.restore(state)

@@ -55,6 +55,9 @@ class CausalLMObjective:
         """Read what the teacher keeps of these packs."""
         return None if self._teacher is None else self._teacher.attach(micro, refs)
 
+    def begin(self, policy: Policy, batch: StepBatch) -> None:
+        """Need nothing of the whole step."""
+
     def warning(self, record: Mapping[str, float]) -> str | None:
         """Say nothing."""
         return None

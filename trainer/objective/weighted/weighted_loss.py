@@ -53,6 +53,9 @@ class WeightedObjective:
     def attach(self, micro: MicroBatch, refs: Sequence[PackRef]) -> None:
         """Read nothing: weights are part of the packs."""
 
+    def begin(self, policy: Policy, batch: StepBatch) -> None:
+        """Need nothing of the whole step."""
+
     def warning(self, record: Mapping[str, float]) -> str | None:
         """Say nothing."""
         return None
