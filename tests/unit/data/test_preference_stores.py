@@ -82,6 +82,13 @@ def test_rows_of_one_prompt_are_held_out_together(tmp_path: Path, as_chat: bool)
     assert all(asked) and not asked[0] & asked[1] and len(asked[0] | asked[1]) == 30
 
 
+@pytest.mark.parametrize("column", ["input", "margin", "history", "functions"])
+def test_a_column_that_would_change_a_pair_is_not_left_unread(tmp_path: Path, column: str) -> None:
+    rows = [{**row, column: "More."} for row in PAIRS]
+    with pytest.raises(DataError, match=rf"must say what becomes of the column \[{column}\], which .* fills"):
+        prepared(tmp_path, {"s": source_of(tmp_path, "s", rows, Format.preference)})
+
+
 def test_a_pair_that_does_not_fit_is_dropped_whole_and_counted(tmp_path: Path) -> None:
     rows = [*PAIRS, {"prompt": "Q?", "chosen": "Yes.", "rejected": "No. " * 200}]
     stores, shown = prepared(tmp_path, {"s": source_of(tmp_path, "s", rows, Format.preference)})

@@ -33,7 +33,7 @@ from trainer.data.store.store import FORMAT_VERSION, Store, open_store, origin_d
 from trainer.data.types import TokenizerLike, Unit
 from trainer.errors import DataError
 
-RENDERING_VERSION = 3
+RENDERING_VERSION = 4
 """Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
 
 
@@ -131,7 +131,6 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         "unit": unit_of(source).value,
         **fields,
         **({"values": data.values} if data.values else {}),
-        **({"held_out_by": "prompt"} if source.holds_preferences else {}),
         "seq_len": data.seq_len,
         "validation_frac": held_out_frac(source, data),
         "adds_eos": adds_eos(source, data),
