@@ -271,7 +271,7 @@ def _pair(draw: random.Random, as_chat: bool, learnt: str) -> dict[str, Any]:
     first, second = ([_turn(draw, "assistant", learnt)] for _ in range(2))
     if way == "turns":
         return {"prompt": asked, "chosen": first, "rejected": second}
-    return {"chosen": [*asked, *first], "rejected": [*copy.deepcopy(asked), *second]}
+    return {"prompt": "", "chosen": [*asked, *first], "rejected": [*copy.deepcopy(asked), *second]}
 
 
 def _spoil(draw: random.Random, row: dict[str, Any]) -> None:
