@@ -264,6 +264,27 @@ def test_steps_of_pairs_are_those_of_plain_torch_at_every_stage(
             assert all(0 <= report["preference_accuracy"] <= 1 for report in reports)
 
 
+@pytest.mark.slow
+def test_one_two_and_three_ranks_take_the_same_steps_of_pairs(pool, workspace, data, tmp_path):
+    steps = []
+    for num_ranks in (1, 2, 3):
+        variants = [
+            (name, ["train.global_batch_tokens=768", f"train.micro_batch_size={size}", f"zero.stage={size}"])
+            for size, name in ((1, "dpo"), (2, "ipo"))
+        ]
+        run_dir = str(tmp_path / str(num_ranks))
+        steps.append(
+            pool(num_ranks).run(trained, workspace=workspace, data=data, run_dir=run_dir, variants=variants)[
+                0
+            ]
+        )
+    for more in steps[1:]:
+        for records, wanted in zip(more, steps[0], strict=True):
+            for record, one in zip(records, wanted, strict=True):
+                assert record.pop("all") == pytest.approx(one["all"], rel=1e-4, abs=1e-5)
+                assert record == pytest.approx({key: one[key] for key in record}, rel=10 * FP32)
+
+
 def filled_up(mesh: Any, workspace: str, data: str, run_dir: str) -> Any:
     """Return the losses of a pack of pairs, with and without one beside it that only fills up."""
     from trainer.data.pack.refs import FILLER, PackRef, read_batch
