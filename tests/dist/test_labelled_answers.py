@@ -203,6 +203,10 @@ def test_a_run_of_labelled_answers_trains_saves_and_reports(pool, workspace, dat
     assert {"reward_desirable", "reward_undesirable", "loss/text", "log_prob_desirable_token"} <= set(
         losses[-1]
     )
+    sets = json.loads((tmp_path / "forgetting.json").read_text())["sets"]
+    assert {one["name"]: one["num_documents"] for one in sets}["chat"] < 21, (
+        "desirable answers of those held out"
+    )
     assert (tmp_path / "report.html").is_file() and (tmp_path / "checkpoints" / "step-00000004").is_dir()
     log = (tmp_path / "logs" / "attempt-1" / "rank-0.log").read_text()
     assert "KTO measures its point of reference on " in log

@@ -152,3 +152,20 @@ def test_of_pairs_the_chosen_answers_are_the_loss_and_the_rejected_ones_stand_be
     assert chosen.targets_P.tolist() == [1, 2] * 3 and rejected.targets_P.tolist() == [2, 3] * 3
     assert chosen.nll_P.tolist() == [1.0, 2.0, 2.0, 4.0, 3.0, 6.0]
     assert rejected.nll_P.tolist() == [2.0, 3.0, 4.0, 6.0, 6.0, 9.0]
+
+
+class LabelledStore(PairStore):
+    """The same answers, each by itself; every second one is undesirable."""
+
+    unit = Unit.answer
+
+    def pack(self, index):
+        pack = super().pack(index)
+        labels = np.repeat(np.array([1, -1, 1, -1], dtype=np.float32), 4) * pack.supervised
+        return Pack(pack.tokens, pack.supervised, pack.lengths, [1] * 4, {"label": labels})
+
+
+def test_of_labelled_answers_the_desirable_ones_are_the_loss():
+    found = held_out_losses_of(summing(), HeldOut(["answers"], [LabelledStore(2)], 64, 1, pad_id=0))
+    assert found.pieces["answers"].targets_P.tolist() == [1, 2] * 2 and not found.rejected
+    assert found.pieces["answers"].nll_P.tolist() == [1.0, 2.0, 2.0, 4.0]
