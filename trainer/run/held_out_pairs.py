@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.config.metric import ACCURACY, PAIR_LOSS
 from trainer.config.objective import ObjectiveKind
 from trainer.config.preference import PreferenceConfig
 from trainer.data.pack.refs import PackRef
@@ -79,7 +80,7 @@ class HeldOutPairs:
         record: dict[str, float | None] = {}
         for name, found in judged.items():
             record |= {
-                by_source("eval_pair_loss", name): found.loss,
+                by_source(PAIR_LOSS, name): found.loss,
                 by_source("eval_reward_chosen", name): found.reward_chosen,
                 by_source("eval_reward_rejected", name): found.reward_rejected,
                 by_source("eval_margin", name): found.margin,
@@ -87,11 +88,11 @@ class HeldOutPairs:
             if is_begun or not self.options.needs_reference:
                 low, high = found.ranked.interval or (None, None)
                 record |= {
-                    by_source("eval_accuracy", name): found.ranked.accuracy,
-                    by_source("eval_accuracy_low", name): low,
-                    by_source("eval_accuracy_high", name): high,
-                    by_source("eval_accuracy_longer", name): found.longer.accuracy,
-                    by_source("eval_accuracy_shorter", name): found.shorter.accuracy,
+                    by_source(ACCURACY, name): found.ranked.accuracy,
+                    by_source(f"{ACCURACY}_low", name): low,
+                    by_source(f"{ACCURACY}_high", name): high,
+                    by_source(f"{ACCURACY}_longer", name): found.longer.accuracy,
+                    by_source(f"{ACCURACY}_shorter", name): found.shorter.accuracy,
                 }
         return {key: value for key, value in record.items() if value is not None}
 
