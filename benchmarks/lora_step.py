@@ -83,7 +83,8 @@ def open_steps(arguments: argparse.Namespace, stack: ExitStack) -> tuple[Any, An
 
     config = compose_config(words)
     session = open_session(config, stack, goes_on=False)
-    objective = build_objective(config.objective, list(session.stores), None)
+    units = [store.train.unit for store in session.stores.values()]
+    objective = build_objective(config.objective, list(session.stores), units)
     loader = open_loader(session, session.mixing(), objective)
     stack.callback(loader.close)
     session.policy.engine.set_lr(1e-5)

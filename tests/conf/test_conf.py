@@ -65,7 +65,12 @@ def test_the_walk_finds_every_file_and_group():
     assert len(RECIPES) >= 3 and len(DEBUGS) >= 4 and len(EXPERIMENTS) >= 5
 
 
-OF_PAIRS = ("cpo", "orpo", "simpo")
+OF_PAIRS = (
+    *("apo_down", "apo_zero", "conservative", "cpo", "dpo", "hinge", "ipo", "ipo_sum", "normalised", "orpo"),
+    *("robust", "rpo", "simpo"),
+)
+OF_ANSWERS = ("apo_zero_unpaired", "kto")
+OF_PREFERENCES = ("dpo", "preference_lora")
 # Composing costs 0.2 s, so one option of every group is taken at a time; the last groups have tests below.
 GLOBAL = ("recipe", "experiment", "debug")
 CHOSEN = {group: options for group, options in group_options().items() if group not in GLOBAL}
@@ -79,7 +84,9 @@ ROUNDS = [
 def test_every_option_of_every_group_composes_and_passes_the_check(options):
     config = complete(*(f"{group}={option}" for group, option in options.items()))
     targets = [name for name, source in config.data.sources.items() if source.role is Role.target]
-    is_fed = (options["objective"] in OF_PAIRS) == (options["data"] == "preference")
+    fed = {**dict.fromkeys(OF_PAIRS, "preference"), **dict.fromkeys(OF_ANSWERS, "unpaired")}
+    wanted = fed.get(options["objective"])
+    is_fed = options["data"] == wanted or (wanted is None and options["data"] not in fed.values())
     refused = {
         "cluster.hostfile": options["cluster"] == "hostfile",
         "data.sources": options["data"] == "none",
@@ -93,9 +100,10 @@ def test_every_option_of_every_group_composes_and_passes_the_check(options):
         check_config(config)
 
 
-@pytest.mark.parametrize("objective", OF_PAIRS)
-def test_an_objective_of_pairs_passes_the_check_with_pairs(objective):
-    check_config(complete("data=preference", f"objective={objective}", "model=tiny"))
+@pytest.mark.parametrize("objective", [*OF_PAIRS, *OF_ANSWERS])
+def test_an_objective_of_preferences_passes_the_check_with_what_it_reads(objective):
+    data = "preference" if objective in OF_PAIRS else "unpaired"
+    check_config(complete(f"data={data}", f"objective={objective}", "model=tiny"))
 
 
 def test_the_rounds_miss_no_option():
@@ -106,7 +114,8 @@ def test_the_rounds_miss_no_option():
 @pytest.mark.parametrize("debug", DEBUGS)
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "none"])
 def test_every_recipe_can_be_debugged(recipe, debug):
-    check_config(complete("data=text", f"recipe={recipe}", f"debug={debug}"))
+    data = "preference" if recipe in OF_PREFERENCES else "text"
+    check_config(complete(f"data={data}", f"recipe={recipe}", f"debug={debug}"))
 
 
 @pytest.mark.parametrize("experiment", SOME)

@@ -39,6 +39,7 @@ def test_an_experiment_fits_its_gpus_with_the_memory_that_its_head_tells(name, o
     files = [f"{key}=/data/x.jsonl" for key in ("data.sources.corpus.path", "data.sources.chat.path")]
     given = [word for word in files if word.split(".")[2] in option(name).choices.get("data", "")]
     given += files[:1] if option(name).choices["data"] == "text" else []
+    given += ["data.sources.pairs.path=/data/x.jsonl"] * (option(name).choices["data"] == "preference")
     assert run_command([*head["command"].split()[1:], "plan.strict=true", *given]) == 0
     shown = capsys.readouterr().out
     peaks = {line.split("  ")[0].strip(): line for line in shown.splitlines()}["peak"].split()[1:]
@@ -54,6 +55,7 @@ def test_there_is_an_experiment_for_every_recipe_and_method_people_ask_for():
     chosen = {pair for one in choices for pair in one.items()}
     for wanted in (
         *(("recipe", name) for name in ("full_finetune", "continued_pretrain", "lora", "qlora")),
+        *(("recipe", name) for name in ("dpo", "preference_lora")),
         *(("tune", name) for name in ("dora", "pissa", TuneMethod.freeze.value)),
         *(("replay", name) for name in ("general", "generated")),
         ("objective", "weighted"),

@@ -52,6 +52,9 @@ class OfDocuments:
     def counts(self, batch: Any) -> dict[str, float]:
         return {"documents": self._num_documents}
 
+    def begin(self, policy: Any, batch: Any) -> None:
+        pass
+
     def terms(self, policy: Any, micro: Any, sums: Any) -> list[Part]:
         number_S, last_D = documents_in(micro)
         log_probs_S = policy.log_probs(micro)

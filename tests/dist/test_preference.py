@@ -206,26 +206,31 @@ def take_steps(session: Any, objective: Any, num_steps: int = NUM_STEPS) -> list
     return records
 
 
-def objective_of(workspace: str, session: Any, name: str) -> Any:
-    from trainer.config.preference import NllMean, NllOver, PreferenceConfig, PreferenceLoss
-    from trainer.objective.preference.preference_objective import PreferenceObjective
+def overrides_of(name: str, beta: float = BETA, **options: Any) -> list[str]:
+    """Return the words that ask for a loss."""
+    given = {"loss": name, "beta": beta, "text_weight": 0.5, **options}
+    return [f"objective.preference.{key}={value}" for key, value in given.items()]
 
-    given = dict(LOSSES[name])
-    for key, kind in (("nll_over", NllOver), ("nll_mean", NllMean)):
-        if key in given:
-            given[key] = kind(given[key])
-    options = PreferenceConfig(loss=PreferenceLoss(name), beta=BETA, text_weight=0.5, **given)
+
+def objective_of(session: Any) -> Any:
+    """Return what a run of the session minimises, with its own reference."""
+    from trainer.objective.build import build_objective
+    from trainer.run.references import build_references
+
     units = [store.train.unit for store in session.stores.values()]
-    reference = references_of(workspace, session) if options.needs_reference else None
-    return PreferenceObjective(list(session.stores), units, options, reference)
+    references = build_references(session, session.mixing())
+    names, options = list(session.stores), session.config.objective
+    if references is None:
+        return build_objective(options, names, units)
+    return build_objective(options, names, units, None, references.train.of, references.mismatched)
 
 
 def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[Any]) -> Any:
     found = []
     for index, (name, overrides) in enumerate(variants):
-        with session_of(config_for(workspace, data, f"{run_dir}/{index}", *overrides)) as session:
-            objective = objective_of(workspace, session, name)
-            found.append(take_steps(session, objective))
+        words = [*overrides_of(name, **LOSSES[name]), *overrides]
+        with session_of(config_for(workspace, data, f"{run_dir}/{index}", *words)) as session:
+            found.append(take_steps(session, objective_of(session)))
     return found
 
 
@@ -259,20 +264,42 @@ def test_steps_of_pairs_are_those_of_plain_torch_at_every_stage(
             assert all(0 <= report["preference_accuracy"] <= 1 for report in reports)
 
 
+@pytest.mark.slow
+def test_one_two_and_three_ranks_take_the_same_steps_of_pairs(pool, workspace, data, tmp_path):
+    steps = []
+    for num_ranks in (1, 2, 3):
+        variants = [
+            (name, ["train.global_batch_tokens=768", f"train.micro_batch_size={size}", f"zero.stage={size}"])
+            for size, name in ((1, "dpo"), (2, "ipo"))
+        ]
+        run_dir = str(tmp_path / str(num_ranks))
+        steps.append(
+            pool(num_ranks).run(trained, workspace=workspace, data=data, run_dir=run_dir, variants=variants)[
+                0
+            ]
+        )
+    for more in steps[1:]:
+        for records, wanted in zip(more, steps[0], strict=True):
+            for record, one in zip(records, wanted, strict=True):
+                assert record.pop("all") == pytest.approx(one["all"], rel=1e-4, abs=1e-5)
+                assert record == pytest.approx({key: one[key] for key in record}, rel=10 * FP32)
+
+
 def filled_up(mesh: Any, workspace: str, data: str, run_dir: str) -> Any:
     """Return the losses of a pack of pairs, with and without one beside it that only fills up."""
     from trainer.data.pack.refs import FILLER, PackRef, read_batch
     from trainer.objective.contract import Sums
 
     found: dict[str, list[list[float]]] = {}
-    with session_of(config_for(workspace, data, run_dir)) as session:
-        stores = [store.train for store in session.stores.values()]
-        for name in LOSSES:
-            objective = objective_of(workspace, session, name)
-            for refs in ([PackRef(0, 0, 0)], [PackRef(0, 0, 0), FILLER], [FILLER]):
-                filler = PackRef(0, 1, 0)
-                micro = read_batch(stores, refs, session.pad_id, filler)
-                micro.attached = objective.attach(micro, [filler if ref is FILLER else ref for ref in refs])
+    for name, options in LOSSES.items():
+        words = overrides_of(name, **options)
+        with session_of(config_for(workspace, data, f"{run_dir}/{name}", *words)) as session:
+            stores = [store.train for store in session.stores.values()]
+            objective = objective_of(session)
+            first, second = (PackRef(0, pack, 0) for pack in session.mixing().to_draw([0])[0][:2].tolist())
+            for refs in ([first], [first, FILLER], [FILLER]):
+                micro = read_batch(stores, refs, session.pad_id, second)
+                micro.attached = objective.attach(micro, [second if ref is FILLER else ref for ref in refs])
                 parts = objective.terms(session.policy, micro, Sums(objective.sum_names, mesh.device))
                 assert all(part.loss_sum.requires_grad for part in parts)
                 found.setdefault(name, []).append([float(part.loss_sum) for part in parts])

@@ -1,6 +1,6 @@
 """Every cell that the support matrix in docs/models.md calls tested is trained here, two ranks, one recipe a row.
 
-Six cells, every recipe and every stage among them, in the default suite; all of them with `-m slow`.
+Some cells, every stage among them, in the default suite; all of them with `-m slow`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import pytest
 
 from tests.house.test_tables import MATRIX
 
-DEFAULT = [("continued_pretrain", 3), ("full_finetune", 2), ("qlora", 1)]
+DEFAULT = [("continued_pretrain", 3), ("full_finetune", 2), ("qlora", 1), ("preference_lora", 0)]
 TESTED = [(row["recipe"], int(row["ZeRO"])) for row in MATRIX if row["sdpa"] == "tested"]
 NUM_STEPS = 3
 
 
 def overrides_of(folder: Path, recipe: str, stage: int) -> list[str]:
+    pairs = (f"data.sources.pairs.path={folder / 'pairs.jsonl'}", "data.sources.pairs.as_chat=false")
     by_recipe = {
         "continued_pretrain": ["data=text", f"data.sources.corpus.path={folder / 'text.jsonl'}"],
         "full_finetune": ["data=chat", f"data.sources.chat.path={folder / 'chat.jsonl'}"],
         "lora": ["data=chat", f"data.sources.chat.path={folder / 'chat.jsonl'}", "tune.r=8"],
         "qlora": ["data=chat", f"data.sources.chat.path={folder / 'chat.jsonl'}", "tune.r=8"],
+        "dpo": ["data=preference", *pairs],
+        "preference_lora": ["data=preference", *pairs, "tune.r=8"],
     }
     return [
         f"recipe={recipe}",
@@ -54,7 +57,11 @@ def write_sources(folder: Path) -> None:
         }
         for i in range(120)
     ]
-    for name, rows in (("text", texts), ("chat", chats)):
+    pairs = [
+        {"prompt": f"{i} plus {i}?", "chosen": f"It is {2 * i}.", "rejected": f"{i} or {i % 7}"}
+        for i in range(120)
+    ]
+    for name, rows in (("text", texts), ("chat", chats), ("pairs", pairs)):
         body = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(body, encoding="utf-8")
 
@@ -72,7 +79,7 @@ def train_all(mesh: Any, folder: str, cells: list[list[Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cells", [DEFAULT, pytest.param(TESTED, marks=pytest.mark.slow)], ids=["three", "all"]
+    "cells", [DEFAULT, pytest.param(TESTED, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_recipes_train_at_the_stages_that_the_matrix_calls_tested(
     pool: Any, tmp_path: Path, cells: list[tuple[str, int]]
@@ -81,7 +88,7 @@ def test_recipes_train_at_the_stages_that_the_matrix_calls_tested(
     from trainer.command.prepare import prepare_data
     from trainer.config.store import compose_config
 
-    assert len(TESTED) == 16 and set(DEFAULT) <= set(TESTED)
+    assert len(TESTED) == 24 and set(DEFAULT) <= set(TESTED)
     write_sources(tmp_path)
     for recipe in {recipe for recipe, _ in cells}:
         prepare_data(compose_config(overrides_of(tmp_path, recipe, 1)))

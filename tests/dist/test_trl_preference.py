@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from tests.dist.session import config_of, session_of
-from tests.dist.test_preference import references_of, take_steps
+from tests.dist.test_preference import BETA, objective_of, overrides_of, take_steps
 from tests.dist.test_trl import by_trl
 
 NUM_STEPS = 20
-BETA = 0.3
 LOSS, GRAD_NORM = 1e-5, 1e-5
 """Relative; of what is below 0.1 to 0.1, as some losses come down to 0. Both sides compute in float32 and sum in
 another order (TRL sums tokens in float32 too, we in float64), and twenty steps of Adam carry the differences on."""
@@ -23,7 +22,7 @@ FLOOR = {"hinge": 1.0}
 """Other floors: the hinge is 1 minus what comes near to 1, and keeps the rounding of both."""
 THEIRS = {
     "dpo": (["sigmoid"], {}),
-    "rpo": (["sigmoid", "sft"], {"loss": "dpo", "nll_weight": 0.5}),
+    "rpo": (["sigmoid", "sft"], {"name": "dpo", "nll_weight": 0.5}),
     "robust": (["robust"], {"label_noise": 0.1}),
     "normalised": (["sigmoid_norm"], {}),
     "ipo": (["ipo"], {}),
@@ -57,8 +56,6 @@ def write_pairs(path: Path) -> None:
 
 def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, float]]]:
     from trainer.command.prepare import ensure_inputs
-    from trainer.config.preference import NllOver, PreferenceConfig, PreferenceLoss
-    from trainer.objective.preference.preference_objective import PreferenceObjective
 
     overrides = [
         "data.shuffle=false",
@@ -70,7 +67,6 @@ def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, flo
         "data.sources.chat.columns.loss_mask=null",
         f"data.sources.chat.path={folder}/pairs.jsonl",
         "objective.kind=preference",
-        "objective.preference.loss=orpo",
         "train.micro_batch_size=2",
         f"train.max_steps={NUM_STEPS}",
         "schedule.name=constant",
@@ -80,18 +76,13 @@ def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, flo
     ]
     found = {}
     for name, (_, options) in THEIRS.items():
-        config = config_of(workspace, f"{folder}/{name}", *overrides)
+        words = overrides_of(**({"name": name} | options))
+        config = config_of(workspace, f"{folder}/{name}", *overrides, *words)
         ensure_inputs(config)
         with session_of(config) as session:
             assert session.stores["chat"].train.pack_units.tolist() == [1] * (4 * NUM_STEPS)
-            read = references_of(workspace, session)
-            given = {"loss": name, "nll_over": "answer"} | options
-            kinds = {"loss": PreferenceLoss(given["loss"]), "nll_over": NllOver(given["nll_over"])}
-            chosen = PreferenceConfig(**given | kinds | {"beta": BETA})
-            units = [store.train.unit for store in session.stores.values()]
-            reference = read if chosen.needs_reference else None
-            objective = PreferenceObjective(list(session.stores), units, chosen, reference)
-            found[name] = take_steps(session, objective, NUM_STEPS)
+            chosen = session.config.objective.preference
+            found[name] = take_steps(session, objective_of(session), NUM_STEPS)
             for record in found[name]:
                 record |= record.pop("all")
                 record["loss"] += chosen.chosen_nll_weight * record.get("nll_chosen", 0.0)

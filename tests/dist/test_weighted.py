@@ -103,7 +103,7 @@ def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[l
     for index, overrides in enumerate(variants):
         with session_of(config_for(workspace, data, f"{run_dir}/{index}", *overrides)) as session:
             units = [store.train.unit for store in session.stores.values()]
-            objective = build_objective(session.config.objective, list(session.stores), None, units)
+            objective = build_objective(session.config.objective, list(session.stores), units)
             found.append(take_steps(session, objective))
     return found
 

@@ -171,9 +171,9 @@ def make_odd(seed: int, folder: Path) -> OddInput:
 
 
 def _options(draw: random.Random) -> dict[str, Any]:
-    format_ = draw.choice([one for one in Format if one not in ANSWERED])  # pairs have tests of their own
+    format_ = draw.choice(list(Format))
     options: dict[str, Any] = {"format": format_}
-    if format_ is Format.completion:
+    if format_ in ANSWERED:
         options["as_chat"] = draw.random() < 0.5
     return options
 
@@ -200,9 +200,11 @@ def _layout(draw: random.Random, format_: Format) -> list[str]:
         Format.chat: [["messages"], ["conversations"]],
         Format.ids: [["input_ids", m] for m in ("labels", "loss_mask", "completion_mask", "assistant_masks")],
         Format.completion: [["prompt", "completion"], ["instruction", "output"], ["question", "answer"]],
+        Format.preference: [["prompt", "chosen", "rejected"]],
+        Format.unpaired: [["prompt", "completion", "label"]],
     }
     more = [name for name in ("id", "url", "system", "history", "input", "functions") if draw.random() < 0.07]
-    if draw.random() < 0.1:
+    if draw.random() < 0.1 and format_ not in (Format.preference, Format.unpaired):
         more.append(draw.choice(MUTES))
     return [*draw.choice(layouts[format_]), *more]
 
@@ -235,11 +237,41 @@ def _plain_row(
             mask = [int(i < 100) for i in ids]
             labels = [i if i < 100 else -100 for i in ids]
             return {"input_ids": ids, layout[1]: labels if layout[1] == "labels" else mask}
+        case Format.preference:
+            return _pair(draw, options["as_chat"], learnt)
+        case Format.unpaired:
+            said = _say(draw, learnt)
+            row = {"prompt": _say(draw, ASIDE), "completion": said, "label": draw.random() < 0.5}
+            if options["as_chat"] and draw.random() < 0.5:
+                row |= {
+                    "prompt": [_turn(draw, "user", ASIDE)],
+                    "completion": [_turn(draw, "assistant", learnt)],
+                }
+            return row
         case _:
             if options["as_chat"] and draw.random() < 0.2:
                 asked, said = [_turn(draw, "user", ASIDE)], [_turn(draw, "assistant", learnt)]
                 return {layout[0]: asked, layout[1]: said}
             return {layout[0]: _say(draw, ASIDE), layout[1]: _say(draw, learnt)}
+
+
+def _pair(draw: random.Random, as_chat: bool, learnt: str) -> dict[str, Any]:
+    """Return a pair as texts, as turns after a prompt, or as two conversations."""
+    way = draw.choice(["texts", "turns", "conversations"]) if as_chat else "texts"
+    if way == "texts":
+        return {
+            "prompt": _say(draw, ASIDE),
+            "chosen": _say(draw, learnt),
+            "rejected": _say(draw, learnt),
+        }
+    asked = [_turn(draw, "system", ASIDE)] if draw.random() < 0.3 else []
+    for _ in range(draw.randint(0, 2)):
+        asked += [_turn(draw, "user", ASIDE), _turn(draw, "assistant", ASIDE)]
+    asked.append(_turn(draw, "user", ASIDE))
+    first, second = ([_turn(draw, "assistant", learnt)] for _ in range(2))
+    if way == "turns":
+        return {"prompt": asked, "chosen": first, "rejected": second}
+    return {"prompt": "", "chosen": [*asked, *first], "rejected": [*copy.deepcopy(asked), *second]}
 
 
 def _spoil(draw: random.Random, row: dict[str, Any]) -> None:

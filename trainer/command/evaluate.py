@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -21,14 +23,17 @@ from trainer.data.store.store import data_digest
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
-from trainer.evaluate.held_out import held_out_pieces
+from trainer.evaluate.held_out import held_out_losses, held_out_pieces
 from trainer.evaluate.record import BASE_FILE, FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.evaluate.tasks.scores import TaskScores
 from trainer.model.tune.prompt import virtual_off
+from trainer.objective.preference.judged import JudgedPairs
 from trainer.report.announce import announce
 from trainer.run.conclusion import tell_trackers
 from trainer.run.evaluator import build_forgetting, build_task_scores, replay_record, texts_of
+from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, told
 from trainer.run.proofs import prove_head
+from trainer.run.references import build_references
 from trainer.run.session import Session, open_session
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.log import EVALUATION
@@ -68,8 +73,10 @@ def _evaluate(session: Session) -> bool:
     if task_scores is not None:
         with virtual_off(session.policy.module):
             task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
+    references = build_references(session, session.mixing())
+    pairs = held_out_pairs(session, None if references is None else references.validation)
     session.policy.engine.load(open_shards(folder))
-    _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores)
+    _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores, pairs)
     if not config.gate.has_rules:
         return True
     passed: bool = mesh.from_first(lambda: gate_passes(config, folder.name))
@@ -120,34 +127,50 @@ def _evaluate_base(session: Session) -> None:
     _show(session, "base model", losses, [(score, "value", "stderr") for score in scores])
 
 
-def _evaluate_tuned(session: Session, label: str, state: TrainState, task_scores: TaskScores | None) -> None:
-    pieces = held_out_pieces(session.policy, session.held_out())
+def _evaluate_tuned(
+    session: Session,
+    label: str,
+    state: TrainState,
+    task_scores: TaskScores | None,
+    pairs: HeldOutPairs | None,
+) -> None:
+    found = held_out_losses(session.policy, session.held_out())
     tasks = task_scores.measure_tuned(state.step) if task_scores is not None else []
-    losses = {name: found.mean for name, found in pieces.items()}
-    _show(session, label, losses, [(compared.to_plain(), "tuned", "tuned_stderr") for compared in tasks])
+    losses = {name: pieces.mean for name, pieces in found.pieces.items()}
+    judged = {} if pairs is None else pairs.judge(found)
+    shown = [(compared.to_plain(), "tuned", "tuned_stderr") for compared in tasks]
+    _show(session, label, losses, shown, judged)
     forgetting = build_forgetting(session)
     if forgetting is None:
         return
     replay = replay_record(session.mixing(), state)
-    if forgetting.compare(state, pieces, texts_of(session), replay, tasks) and session.mesh.is_first:
+    if forgetting.compare(state, found.pieces, texts_of(session), replay, tasks) and session.mesh.is_first:
         announce(session.run_dir)
 
 
 def _show(
-    session: Session, label: str, losses: dict[str, float], scores: list[tuple[dict[str, Any], str, str]]
+    session: Session,
+    label: str,
+    losses: dict[str, float],
+    scores: list[tuple[dict[str, Any], str, str]],
+    judged: Mapping[str, JudgedPairs] = MappingProxyType({}),
 ) -> None:
-    """Print and keep losses and task scores; a score comes with its keys of value and standard error."""
+    """Print and keep losses, ranked pairs and task scores; a score has its keys of value and standard error."""
     if not session.mesh.is_first:
         return
     for name, loss in losses.items():
         print(f"{label}: held-out loss of {name}: {loss:.4f} nats", flush=True)
+    for name, found in judged.items():
+        print(f"{label}: held-out pairs of {name}: {told(found)}", flush=True)
     tasks: dict[str, dict[str, float | None]] = {}
-    for found, value, stderr in scores:
-        tasks.setdefault(found["task"], {})[found["metric"]] = found[value]
-        shown = "not finite" if found[value] is None else f"{found[value]:.4f}"
-        error = "" if found[stderr] is None else f" (standard error {found[stderr]:.4f})"
-        print(f"{label}: {found['task']} {found['metric']}: {shown}{error}", flush=True)
-    record = {"checkpoint": label, "losses": losses, "tasks": tasks}
+    for score, value, stderr in scores:
+        tasks.setdefault(score["task"], {})[score["metric"]] = score[value]
+        shown = "not finite" if score[value] is None else f"{score[value]:.4f}"
+        error = "" if score[stderr] is None else f" (standard error {score[stderr]:.4f})"
+        print(f"{label}: {score['task']} {score['metric']}: {shown}{error}", flush=True)
+    record: dict[str, Any] = {"checkpoint": label, "losses": losses, "tasks": tasks}
+    if judged:
+        record["pairs"] = {name: found.to_plain() for name, found in judged.items()}
     write_atomic(session.run_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")
 
 

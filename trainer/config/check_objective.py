@@ -8,7 +8,6 @@ from trainer.config.check_preference import preference_problems
 from trainer.config.check_values import value_problems
 from trainer.config.data import Format, Role
 from trainer.config.objective import TAKES_TEACHER, ObjectiveKind
-from trainer.config.preference import FREE
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 
@@ -17,10 +16,6 @@ def objective_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what an objective cannot do, and numbers of tokens that it does not read or misses."""
     yield from value_problems(config.data, config.objective.values)
     yield from preference_problems(config.objective.preference)
-    if config.objective.kind is ObjectiveKind.preference and config.objective.preference.loss not in FREE:
-        loss = config.objective.preference.loss.value
-        rule = f"{', '.join(sorted(free.value for free in FREE))}, which need no reference"
-        yield must("objective.preference.loss", rule, loss, "Set objective=orpo.")
     yield from _fed_problems(config)
     if config.replay.kl.beta and config.objective.kind not in TAKES_TEACHER:
         yield must(
@@ -33,20 +28,27 @@ def objective_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _fed_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield sources whose rows the objective would misread: of a pair it would learn the rejected answer too."""
-    kind, sources = config.objective.kind, config.data.sources
-    is_preference = kind is ObjectiveKind.preference
-    for name, source in sources.items():
-        is_fed = source.format is Format.preference if is_preference else False
-        if source.holds_preferences and not is_fed:
-            rest = ", chat, ids or preference" if is_preference else ", chat or ids"
-            yield must(
-                f"data.sources.{name}.format",
-                f"text, completion{rest} for objective={kind.value}",
-                source.format.value,
-                "It would learn rejected answers too: take the chosen ones as format=completion.",
-            )
+    objective, sources = config.objective, config.data.sources
+    is_preference = objective.kind is ObjectiveKind.preference
+    fed = Format.preference if objective.preference.is_paired else Format.unpaired
+    asked = f"objective.preference.loss={objective.preference.loss.value}" if is_preference else ""
+    misread = {
+        name: source
+        for name, source in sources.items()
+        if source.holds_preferences and not (is_preference and source.format is fed)
+    }
+    for name, source in misread.items():
+        rest = f", chat, ids or {fed.value} for {asked}" if is_preference else ""
+        yield must(
+            f"data.sources.{name}.format",
+            f"text, completion{rest or f', chat or ids for objective={objective.kind.value}'}",
+            source.format.value,
+            "It would learn rejected answers too: take the chosen ones as format=completion.",
+        )
     targets = {name: source for name, source in sources.items() if source.role is Role.target}
-    if is_preference and targets and all(s.format is not Format.preference for s in targets.values()):
+    if is_preference and targets and all(source.format is not fed for source in targets.values()):
+        if any(name in misread for name in targets):
+            return  # told already
         name, source = next(iter(targets.items()))
-        rule = "preference in some source with role=target for objective=preference"
+        rule = f"{fed.value} in some source with role=target for {asked}"
         yield must(f"data.sources.{name}.format", rule, source.format.value, "Or set objective=causal_lm.")

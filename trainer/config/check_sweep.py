@@ -6,7 +6,14 @@ import difflib
 from collections.abc import Iterator
 
 from trainer.config.data import DataConfig
-from trainer.config.metric import TASK, held_out_metrics, is_task_metric, kl_metrics, usual_direction
+from trainer.config.metric import (
+    ACCURACY,
+    TASK,
+    held_out_metrics,
+    is_task_metric,
+    kl_metrics,
+    usual_direction,
+)
 from trainer.config.rule import Problem, must
 from trainer.config.sweep import SweepConfig
 from trainer.config.train import EvaluateConfig
@@ -34,6 +41,7 @@ def sweep_problems(sweep: SweepConfig, data: DataConfig, evaluate: EvaluateConfi
         return
     held_out = list(held_out_metrics(data))
     possible = ["eval_mean", "forgetting", *(f"eval/{name}" for name in data.sources), *kl_metrics(data)]
+    possible += [name for name in held_out if name not in possible]
     known = [*METRICS, *possible, *(f"loss/{name}" for name in data.sources), f"{TASK}TASK/METRIC"]
     if objective not in known[:-1]:
         near = difflib.get_close_matches(objective, known, n=1, cutoff=0.6)
@@ -59,6 +67,8 @@ def sweep_problems(sweep: SweepConfig, data: DataConfig, evaluate: EvaluateConfi
         )
     elif objective in kl_metrics(data) and not evaluate.during.kl:
         yield must("evaluate.during.kl", f"true for sweep.objective={objective}", False, "Set it.")
+    elif objective.startswith(ACCURACY):
+        yield from _direction_problems(sweep)
 
 
 def _task_problems(sweep: SweepConfig, evaluate: EvaluateConfig) -> Iterator[Problem]:
@@ -71,6 +81,10 @@ def _task_problems(sweep: SweepConfig, evaluate: EvaluateConfig) -> Iterator[Pro
             "empty",
             f"Set evaluate.during.tasks=[{task}].",
         )
+    yield from _direction_problems(sweep)
+
+
+def _direction_problems(sweep: SweepConfig) -> Iterator[Problem]:
     usual = usual_direction(sweep.objective)
     if usual is not None and usual is not sweep.direction:
         yield must(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
-from trainer.config.data import DataConfig, Role
+from trainer.config.data import DataConfig, Format, Role
 
 EVAL_MEAN = "eval_mean"
 FORGETTING = "forgetting"
 KL_MEAN = "kl_mean"
+PAIR_LOSS, ACCURACY = "eval_pair_loss", "eval_accuracy"
+"""Of held-out pairs, by source."""
 CHAT_PROMPTS = "fixed_conversations"
 """In whose name a chat model has a KL to its base as well; no source may have it."""
 TASK = "tasks/"
@@ -51,7 +53,7 @@ def is_task_metric(name: str) -> bool:
 def usual_direction(name: str) -> Direction | None:
     """Return which values are better of what is measured at an evaluation; None for a metric that is not known."""
     if not name.startswith(TASK):
-        return Direction.minimize
+        return Direction.maximize if name.startswith(f"{ACCURACY}/") else Direction.minimize
     metric = name.rpartition("/")[2].partition(",")[0]
     return next((direction for direction, names in _USUAL.items() if metric in names), None)
 
@@ -64,6 +66,9 @@ def held_out_metrics(data: DataConfig) -> Iterator[str]:
     if held_out:
         yield EVAL_MEAN
     yield from (f"eval/{name}" for name in held_out)
+    for name in held_out:
+        if data.sources[name].format is Format.preference:
+            yield from (f"{quantity}/{name}" for quantity in (PAIR_LOSS, ACCURACY))
     if any(data.sources[name].role is not Role.target for name in held_out):
         yield FORGETTING
 

@@ -144,6 +144,22 @@ class PreferenceConfig:
         return LOSS_DEFAULTS[self.loss].nll_weight if self.nll_weight is None else self.nll_weight
 
     @property
+    def described(self) -> str:
+        """Return what is minimised, as it is told at the start of a run: what was left open with whose choice it is."""
+        default = LOSS_DEFAULTS[self.loss]
+
+        def told(name: str, given: float | None, own: float) -> str:
+            return f"{name} {own:g} ({default.source})" if given is None else f"{name} {given:g}"
+
+        parts = [told("beta", self.beta, default.beta)]
+        if self.chosen_nll_weight:
+            weight = told("cross-entropy of chosen answers times", self.nll_weight, default.nll_weight)
+            parts.append(f"{weight}, over {self.nll_over.value}, a mean over {self.nll_mean.value}")
+        parts += [f"label_noise {self.label_noise:g}"] * (self.loss in NOISY)
+        parts += [f"gamma {self.gamma:g}"] * (self.loss is PreferenceLoss.simpo)
+        return f"Loss of preferences: {self.loss.value}, {'; '.join(parts)}."
+
+    @property
     def needs_reference(self) -> bool:
         """Tell whether the loss compares the model with a reference."""
         return self.loss not in FREE

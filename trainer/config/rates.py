@@ -12,6 +12,8 @@ CHOSEN_FOR = {
     RunKind.continued_pretrain: WEIGHTS,
     RunKind.lora: (TuneMethod.lora,),
     RunKind.qlora: (TuneMethod.lora,),
+    RunKind.dpo: WEIGHTS,
+    RunKind.preference_lora: (TuneMethod.lora,),
 }
 """What trains where the rate of a recipe holds."""
 USUAL = {
@@ -21,6 +23,8 @@ USUAL = {
     TuneMethod.prompt: "3e-2",
 }
 """Usual rates of what trains beside a frozen base; the comments in conf/tune say whose."""
+OF_PREFERENCES = 0.05
+"""What recipes of preferences take of them."""
 
 
 def is_others(config: RunConfig) -> bool:
@@ -38,15 +42,22 @@ def said_of(config: RunConfig) -> str:
     """
     recipe, method, rate = config.kind.value, config.tune.method, config.optim.lr
     if config.tune.trains_weights:
-        whole = RunKind.full_finetune.value
+        whole = (RunKind.dpo if _is_of_preferences(config) else RunKind.full_finetune).value
         raise ConfigError(
             f"`optim.lr` must be chosen for tune.method={method.value}, but is {rate:g} instead, which recipe={recipe} "
             f"chose for an adapter. Set recipe={whole}, or optim.lr={recipe_rate(whole):g}."
         )
+    usual = USUAL[method]
+    if _is_of_preferences(config):
+        usual = f"{float(usual) * OF_PREFERENCES:.0e}".replace("e-0", "e-")
     return (
         f"optim.lr={rate:g} is what recipe={recipe} chose for other parameters; for tune.method={method.value} "
-        f"{USUAL[method]} is usual. Set optim.lr to say which."
+        f"{usual} is usual. Set optim.lr to say which."
     )
+
+
+def _is_of_preferences(config: RunConfig) -> bool:
+    return config.kind in (RunKind.dpo, RunKind.preference_lora)
 
 
 def recipe_rate(name: str) -> float | None:

@@ -40,6 +40,10 @@ class RunKind(Enum):
     """Conversations or pairs, an adapter."""
     qlora = "qlora"
     """The same on a base in 4 bits."""
+    dpo = "dpo"
+    """Preferences, all weights."""
+    preference_lora = "preference_lora"
+    """Preferences, an adapter."""
 
 
 @dataclass

@@ -21,12 +21,12 @@ from trainer.config.metric import CHAT_PROMPTS
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.prepared import digest_of
 from trainer.data.store.store import SplitStore, Store
-from trainer.data.types import TokenizerLike
+from trainer.data.types import TokenizerLike, Unit
 from trainer.engine.policy import Policy
 from trainer.evaluate.base import BaseEvaluation, BaseIdentity, DamagedBase, read_base, write_base
 from trainer.evaluate.compare import SetComparison, by_document, compare_set, mean_with_interval
 from trainer.evaluate.conversations import ChatPrompts
-from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
+from trainer.evaluate.held_out import LABEL, HeldOut, PieceLosses, held_out_pieces
 from trainer.evaluate.kl import TOP, divergence_by_document, take_references
 from trainer.evaluate.record import (
     BASE_FILE,
@@ -244,14 +244,18 @@ def _divergence(name: str, sums: list[float], counts: list[int]) -> Divergence:
 def _of_pieces(
     split: SplitStore, max_packs: int, tokenizer: TokenizerLike
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the document of each piece with supervised text, and the UTF-8 bytes of that text."""
+    """Return the document of each piece that held-out losses count, and the UTF-8 bytes of its supervised text."""
     documents, num_bytes = [], []
+    step = 2 if split.unit is Unit.pair else 1
     for index in range(min(split.num_packs, max_packs)):
         pack = split.pack(index)
         start = 0
-        for length, document in zip(pack.lengths, split.documents_of(index).tolist(), strict=True):
+        for place, (length, document) in enumerate(
+            zip(pack.lengths, split.documents_of(index).tolist(), strict=True)
+        ):
             tokens = pack.tokens[start + 1 : start + length][pack.supervised[start + 1 : start + length]]
-            if len(tokens):
+            is_liked = split.unit is not Unit.answer or pack.values[LABEL][start : start + length].sum() > 0
+            if len(tokens) and place % step == 0 and is_liked:
                 documents.append(document)
                 num_bytes.append(len(tokenizer.decode(tokens.tolist()).encode("utf-8")))
             start += length

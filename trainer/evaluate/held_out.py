@@ -12,14 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config.data import TokenValue
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.data.pack.refs import FILLER, PackRef, read_batch, spread
 from trainer.data.store.store import SplitStore
+from trainer.data.types import Unit
 from trainer.dist.mesh import Axis
 from trainer.engine.policy import Policy
 from trainer.metrics.long_work import LongWork
 
 _LOG = logging.getLogger(__name__)
+LABEL = TokenValue.label.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +71,68 @@ class PieceLosses:
         """Return the mean loss of a supervised token in nats."""
         return float(self.nll_P.sum() / self.targets_P.sum())
 
+    def every_second(self, first: int) -> PieceLosses:
+        """Return the pieces of one side, where pieces come in pairs."""
+        return PieceLosses(self.nll_P[first::2], self.targets_P[first::2])
 
-def held_out_pieces(
-    policy: Policy,
-    held_out: HeldOut,
-    on_batch: Callable[[], None] = lambda: None,
-) -> dict[str, PieceLosses]:
-    """Return the held-out losses of every source, piece by piece. Collective: every rank, which all get the same.
 
-    Sources without held-out packs are left out.
-    """
-    found: list[tuple[int, int, list[float], list[int]]] = []
+@dataclass(frozen=True, slots=True)
+class HeldOutLosses:
+    """Held-out losses of every source that has held-out packs."""
+
+    pieces: dict[str, PieceLosses]
+    """Of a source of pairs those of the chosen answers, of labelled answers those of the desirable ones: a loss that
+    falls on others is no gain."""
+    rejected: dict[str, PieceLosses]
+    """Of sources of pairs the rejected answers, in the order of the chosen ones."""
+
+
+def held_out_losses(
+    policy: Policy, held_out: HeldOut, on_batch: Callable[[], None] = lambda: None
+) -> HeldOutLosses:
+    """Return the held-out losses of every source. Collective: every rank, which all get the same."""
+    found: list[_PackLosses] = []
     with policy.evaluating():
         for refs in held_out.walk(policy.mesh.data, "Held-out loss"):
             micro = read_batch(held_out.stores, refs, held_out.pad_id)
-            found += _by_piece(policy.nll(micro).nll_N.double().cpu().numpy(), micro, refs)
+            nll_N = policy.nll(micro).nll_N.double().cpu().numpy()
+            found += _by_piece(nll_N, micro, refs, held_out.stores)
             on_batch()
     everything = sorted(item for part in policy.mesh.gather(found) for item in part)
-    losses = {}
-    for number, name in enumerate(held_out.names):
-        nll = [value for source, _, values, _ in everything if source == number for value in values]
-        targets = [count for source, _, _, counts in everything if source == number for count in counts]
-        if targets:
-            losses[name] = PieceLosses(np.array(nll), np.array(targets, dtype=np.int64))
-    return losses
+    pieces, rejected = {}, {}
+    for number, (name, store) in enumerate(zip(held_out.names, held_out.stores, strict=True)):
+        nll = np.array([value for source, _, values, _ in everything if source == number for value in values])
+        counts = [count for source, _, _, counts in everything if source == number for count in counts]
+        if not counts:
+            continue
+        losses = PieceLosses(nll, np.array(counts, dtype=np.int64))
+        if store.unit is Unit.pair:
+            rejected[name] = losses.every_second(1)
+            losses = losses.every_second(0)
+        pieces[name] = losses
+    return HeldOutLosses(pieces, rejected)
+
+
+def held_out_pieces(
+    policy: Policy, held_out: HeldOut, on_batch: Callable[[], None] = lambda: None
+) -> dict[str, PieceLosses]:
+    """Return the held-out losses of every source, piece by piece; of pairs those of the chosen answers.
+
+    Collective: every rank, which all get the same. Sources without held-out packs are left out.
+    """
+    return held_out_losses(policy, held_out, on_batch).pieces
+
+
+_PackLosses = tuple[int, int, list[float], list[int]]
+"""Source, pack, and the loss sums and targets of its pieces."""
 
 
 def _by_piece(
-    nll_N: npt.NDArray[np.float64], micro: MicroBatch, refs: Sequence[PackRef]
-) -> list[tuple[int, int, list[float], list[int]]]:
+    nll_N: npt.NDArray[np.float64],
+    micro: MicroBatch,
+    refs: Sequence[PackRef],
+    stores: Sequence[SplitStore],
+) -> list[_PackLosses]:
     """Return (source, pack, loss sums, targets) of each row, over its pieces with targets."""
     starts = micro.cu_seq_lens[:-1]
     sums = np.add.reduceat(nll_N, starts)
@@ -105,6 +141,8 @@ def _by_piece(
     found = []
     for row, ref in enumerate(refs):
         counted = (rows == row) & (targets > 0)
+        if ref is not FILLER and stores[ref.source].unit is Unit.answer:
+            counted &= np.add.reduceat(micro.values_BT[LABEL].reshape(-1), starts) > 0
         if ref is not FILLER and counted.any():
             found.append((ref.source, ref.pack, sums[counted].tolist(), targets[counted].tolist()))
     return found

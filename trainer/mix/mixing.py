@@ -135,13 +135,24 @@ class Mixing:
             lambda step: max(floor, ratio_at(self.replay, self.ratio, step / self.num_steps))
         )
         plan.skip_to(self.num_steps)
-        drawn = {source: packs for source, packs in plan.replay_drawn().items() if len(packs)}
+        replay = [i for i, source in enumerate(self.sources.values()) if source.role is Role.replay]
+        drawn = {source: packs for source, packs in plan.drawn(replay).items() if len(packs)}
         if not drawn:
             raise DataError(
                 f"`replay.kl.beta` must be 0 for a run that draws no replay, but is {self.replay.kl.beta:g} instead. "
                 "Raise replay.ratio or set replay.kl.beta=0."
             )
         return drawn
+
+    def to_draw(self, sources: Sequence[int]) -> dict[int, Int64s]:
+        """Return the packs that the run can draw of sources, by their number; all where a controller decides."""
+        if self.replay.controller is not RatioController.none:
+            pools = [pool for pool in self.plan.pools if not set(sources).isdisjoint(pool.sources)]
+            sizes = {i: len(t) for pool in pools for i, t in zip(pool.sources, pool.targets, strict=True)}
+            return {source: np.arange(sizes[source]) for source in sources if source in sizes}
+        plan = self._plan_with(lambda step: ratio_at(self.replay, self.ratio, step / self.num_steps))
+        plan.skip_to(self.num_steps)
+        return {source: packs for source, packs in plan.drawn(sources).items() if source in sources}
 
     def passes(self, ratio: float) -> list[Passes]:
         """Foresee how often each pool is passed over at a mean replay ratio."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,11 +146,14 @@ class DataPlan:
         while self._cursor.step < step:
             self._advance(None)
 
-    def replay_drawn(self) -> dict[int, Int64s]:
-        """Return the replay packs drawn before the cursor, each once and in order, by number of the source."""
+    def drawn(self, sources: Collection[int]) -> dict[int, Int64s]:
+        """Return the packs of sources drawn before the cursor, each once and in order, by number of the source.
+
+        Where a source shares its pool with others, theirs are there too; one that is in no pool is not.
+        """
         drawn: dict[int, Int64s] = {}
         for pool, order, position in zip(self.pools, self._orders, self._cursor.positions, strict=True):
-            if pool.is_replay:
+            if not set(sources).isdisjoint(pool.sources):
                 refs = {order.ref(at)[:2] for at in range(position)} if position < pool.num_packs else None
                 for source, targets in zip(pool.sources, pool.targets, strict=True):
                     packs = range(len(targets)) if refs is None else sorted(p for s, p in refs if s == source)

@@ -8,13 +8,20 @@ from trainer.config.objective import ObjectiveConfig, ObjectiveKind
 from trainer.data.types import Unit
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.objective.contract import Objective
+from trainer.objective.preference.answer_objective import AnswerObjective, ReadMismatched
 from trainer.objective.preference.preference_objective import PreferenceObjective
+from trainer.objective.preference.read_reference import ReadReference
 from trainer.objective.weighted.weighted_loss import WeightedObjective
 from trainer.teacher.teacher import Teacher
 
 
 def build_objective(
-    options: ObjectiveConfig, names: Sequence[str], teacher: Teacher | None, units: Sequence[Unit]
+    options: ObjectiveConfig,
+    names: Sequence[str],
+    units: Sequence[Unit],
+    teacher: Teacher | None = None,
+    reference: ReadReference | None = None,
+    mismatched: ReadMismatched | None = None,
 ) -> Objective:
     """Return the objective.
 
@@ -22,11 +29,16 @@ def build_objective(
         names: Of the sources, in their order.
         units: What the packs of each source keep whole.
         teacher: Who says what the base thinks of replay, where replay.kl asks for it.
+        reference: Who says how likely answers were before the first step, where the loss needs it.
+        mismatched: Who reads packs with answers behind the prompts of others, where the loss measures from them.
     """
     match options.kind:
         case ObjectiveKind.causal_lm:
             return CausalLMObjective(names, teacher)
         case ObjectiveKind.weighted:
             return WeightedObjective(names)
+        case ObjectiveKind.preference if not options.preference.is_paired:
+            assert reference is not None, "losses of answers with labels have a reference"
+            return AnswerObjective(names, units, options.preference, reference, mismatched)
         case ObjectiveKind.preference:
-            return PreferenceObjective(names, units, options.preference)
+            return PreferenceObjective(names, units, options.preference, reference)

@@ -80,5 +80,14 @@ class Objective(Protocol):
     def attach(self, micro: MicroBatch, refs: Sequence[PackRef]) -> object | None:
         """Read what a micro-batch needs beside its tokens, on the loader's thread, for `MicroBatch.attached`."""
 
+    def begin(self, policy: Policy, batch: StepBatch) -> None:
+        """Look at this rank's part of a whole step before its first micro-batch, without a gradient.
+
+        For what a loss needs of all micro-batches and ranks at once. Collective: every rank, every step.
+        """
+
+    def warning(self, record: Mapping[str, float]) -> str | None:
+        """Look at the means between two log lines, by name, and return a sentence where something is going wrong."""
+
     def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Run the model on a micro-batch and return the parts of its loss. Collective: every rank, every time."""

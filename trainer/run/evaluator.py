@@ -22,7 +22,7 @@ from trainer.data.store.store import Store, data_digest
 from trainer.engine.policy import Policy
 from trainer.evaluate.base import BaseIdentity
 from trainer.evaluate.forgetting import ForgettingMeasurement, Subject, Texts, prompts_for_kl
-from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_pieces
+from trainer.evaluate.held_out import HeldOut, HeldOutLosses, PieceLosses, held_out_losses
 from trainer.evaluate.record import Recovery, Replay, ReplaySource
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.harness import load_everywhere
@@ -32,7 +32,10 @@ from trainer.mix.mixing import Mixing
 from trainer.model.cache import context_length, end_tokens
 from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
+from trainer.objective.preference.judged import JudgedPairs
 from trainer.report.verdict import no_interval
+from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs
+from trainer.run.references import RunReferences
 from trainer.run.session import Session
 
 
@@ -48,16 +51,17 @@ class Evaluator:
         forgetting: ForgettingMeasurement | None,
         task_scores: TaskScores | None,
         takes_kl: bool,
-        heed: Callable[[], None] = lambda: None,
+        pairs: HeldOutPairs | None = None,
     ) -> None:
         """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation.
 
         Args:
-            heed: Called between batches; raises on all ranks where one is asked to stop.
+            pairs: What ranks held-out pairs; None where the loss is not of pairs.
         """
         self._policy = policy
         self._held_out = held_out
-        self._heed = heed
+        self._pairs = pairs
+        self._judged: dict[str, JudgedPairs] = {}
         self._mixing = mixing
         self._texts = texts
         self._forgetting = forgetting
@@ -70,11 +74,33 @@ class Evaluator:
         if state.step == 0 and self._forgetting is not None:
             with virtual_off(self._policy.module):
                 if self.task_scores is not None:
-                    self.task_scores.measure_base(self._heed)
-                return self._forgetting.measure_base()
-        pieces = held_out_pieces(self._policy, self._held_out)
-        self._newest = (state.step, pieces)
-        return {name: losses.mean for name, losses in pieces.items()}
+                    self.task_scores.measure_base(self._held_out.heed)
+                losses = self._forgetting.measure_base()
+                if self._pairs is not None:
+                    self._judge(held_out_losses(self._policy, self._pairs.alone))
+                return losses
+        found = held_out_losses(self._policy, self._held_out)
+        self._newest = (state.step, found.pieces)
+        self._judge(found)
+        return {name: losses.mean for name, losses in found.pieces.items()}
+
+    def _judge(self, found: HeldOutLosses) -> None:
+        if self._pairs is not None:
+            self._judged = self._pairs.judge(found)
+
+    def mean(self, losses: Mapping[str, float]) -> float:
+        """Return the mean over sources of the newest evaluation; of pairs it is their loss, which is what is learnt."""
+        learnt = {**losses, **{name: found.loss for name, found in self._judged.items()}}
+        return sum(learnt.values()) / len(learnt)
+
+    def preferences(self, state: TrainState) -> dict[str, float]:
+        """Return how the newest evaluation ranks held-out pairs, as it is logged, and say so on rank 0."""
+        if self._pairs is None:
+            return {}
+        is_begun = state.step > 0
+        if self._policy.mesh.is_first and is_begun:
+            self._pairs.tell(self._judged)
+        return self._pairs.logged(self._judged, is_begun)
 
     def drift(self, state: TrainState) -> dict[str, float]:
         """Return how far the newest evaluation is from the base, as it is logged.
@@ -104,13 +130,24 @@ class Evaluator:
             return False
         if self._newest[0] != state.step:
             self.evaluate(state)
-        tasks = self.task_scores.measure_tuned(state.step, self._heed) if self.task_scores is not None else []
+        tasks = (
+            self.task_scores.measure_tuned(state.step, self._held_out.heed)
+            if self.task_scores is not None
+            else []
+        )
         replay = replay_record(self._mixing, state)
         return self._forgetting.compare(state, self._newest[1], self._texts, replay, tasks, recover)
 
 
-def build_evaluator(session: Session, mixing: Mixing, heed: Callable[[], None]) -> Evaluator:
-    """Build what measures a run; `heed` as in Evaluator. Collective: every rank."""
+def build_evaluator(
+    session: Session, mixing: Mixing, heed: Callable[[], None], references: RunReferences | None = None
+) -> Evaluator:
+    """Build what measures a run. Collective: every rank.
+
+    Args:
+        heed: Called between batches; raises on all ranks where one is asked to stop.
+        references: What the model said of held-out answers before the first step, where the loss needs it.
+    """
     return Evaluator(
         session.policy,
         dataclasses.replace(session.held_out(), heed=heed),
@@ -119,8 +156,14 @@ def build_evaluator(session: Session, mixing: Mixing, heed: Callable[[], None]) 
         build_forgetting(session, heed),
         build_task_scores(session),
         session.config.evaluate.during.kl,
-        heed,
+        _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
     )
+
+
+def _with_heed(pairs: HeldOutPairs | None, heed: Callable[[], None]) -> HeldOutPairs | None:
+    if pairs is None:
+        return None
+    return dataclasses.replace(pairs, held_out=dataclasses.replace(pairs.held_out, heed=heed))
 
 
 def texts_of(session: Session) -> Texts:

@@ -73,8 +73,8 @@ class Journal:
         times: StepTimes,
         is_logged: bool,
         spread: Mapping[str, float] | None = None,
-    ) -> None:
-        """Add a step to the window; write the window when it is logged.
+    ) -> Mapping[str, float]:
+        """Add a step to the window; write the window when it is logged, and return its means by name.
 
         Args:
             spread: How evenly tokens were spread over experts in the window, and work over ranks.
@@ -89,16 +89,12 @@ class Journal:
         )
         self._meter.add_sums(result.sums)
         if not is_logged:
-            return
-        record: dict[str, Value] = dict(
-            self._meter.flush(
-                result.means,
-                self._mixing.num_steps - state.step,
-                device_memory_gib()[0],
-                times.evaluations_left,
-            )
+            return {}
+        means = self._meter.flush(
+            result.means, self._mixing.num_steps - state.step, device_memory_gib()[0], times.evaluations_left
         )
-        record |= {
+        record: dict[str, Value] = {
+            **means,
             "lr": lr,
             "grad_norm": result.grad_norm,
             "tokens_seen": state.tokens_seen,
@@ -111,6 +107,12 @@ class Journal:
             record["replay_ratio"] = state.replay_ratio
             record["replay_share"] = self._mixing.share_reached(state)
         self._write(state.step, record)
+        return means
+
+    def warned(self, state: TrainState, why: str) -> None:
+        """Record what the objective says is going wrong."""
+        _LOG.warning("Step %d: %s", state.step, why)
+        self._event("warned", state, why=why)
 
     def evaluation(self, state: TrainState, measured: dict[str, float], seconds: float) -> None:
         """Write held-out losses and what else was measured with them, under the keys they have."""

@@ -67,9 +67,7 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         # A save that is still being written takes that long at least, and the last one waits for it.
         parts.stop_flag.has_taken(step_s=times.step_s, save_s=2 * parts.saver.writing_s)
         PROGRESS.step_took(times.step_s)
-        is_logged = cadence.log_due(state.step)
-        shares = look_at_pace(parts, state, data_wait_s) | (spread_of_experts(parts) if is_logged else {})
-        parts.journal.step(state, result, lr, times, is_logged, shares)
+        tell(parts, state, result, lr, times, cadence.log_due(state.step))
         mind_memory(parts, state, result)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
         measured, preempted = measure(parts, state, cadence, preempted)
@@ -148,6 +146,16 @@ def spread_of_experts(parts: RunParts) -> dict[str, float]:
     seen = (0.0, 0) if balance is None else balance.take_seen()
     loss_sum, count, *counts = parts.policy.mesh.sum([*seen, *load.take()])
     return spread(counts, load.sizes) | ({"router_loss": loss_sum / count} if count else {})
+
+
+def tell(
+    parts: RunParts, state: TrainState, result: StepResult, lr: float, times: StepTimes, is_logged: bool
+) -> None:
+    """Record a step, and what the objective warns of where a line is written. Collective: every rank."""
+    shares = look_at_pace(parts, state, times.data_wait_s) | (spread_of_experts(parts) if is_logged else {})
+    means = parts.journal.step(state, result, lr, times, is_logged, shares)
+    if is_logged and (why := parts.objective.warning(means)) is not None:
+        parts.journal.warned(state, why)
 
 
 def mind_memory(parts: RunParts, state: TrainState, result: StepResult) -> None:
@@ -229,7 +237,7 @@ def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, 
         state.last_losses = losses
         if state.step == 0:
             state.base_losses = losses
-        mean = measured["eval_mean"] = sum(losses.values()) / len(losses)
+        mean = measured["eval_mean"] = parts.evaluator.mean(losses)
         best = math.inf if state.best_loss is None else state.best_loss
         # Never true for NaN.
         if mean < best - cadence.min_delta_nats and not state.bad_steps_in_a_row:
@@ -237,7 +245,7 @@ def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, 
             state.evaluations_without_gain = 0
         else:
             state.evaluations_without_gain += 1
-        measured |= parts.evaluator.drift(state)
+        measured |= parts.evaluator.drift(state) | parts.evaluator.preferences(state)
     parts.journal.evaluation(state, measured, time.perf_counter() - started)
     decision = parts.mixing.steer(state)
     if decision is not None:

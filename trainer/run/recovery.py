@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from trainer.checkpoint.state import TrainState
 from trainer.config.schema import RunConfig
 from trainer.data.store.store import Store
+from trainer.data.types import Unit
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
 from trainer.evaluate.record import Recovery
 from trainer.mix.loader import TrainLoader
@@ -36,7 +37,7 @@ def probe_recovery(
 ) -> Recovery | None:
     """Train on replay alone and return how far the set that rose most came back. Collective; changes the weights.
 
-    None when it is off, without replay, or when no general set rose.
+    None when it is off, without replay of documents, or when no general set rose.
     """
     if not config.evaluate.recovery_steps:
         return None
@@ -48,7 +49,14 @@ def probe_recovery(
     name = max(rises, key=lambda key: rises[key], default=None)
     if name is None or not mixing.has_replay or not rises[name] > 0:
         return None
-    pools = [dataclasses.replace(pool, is_replay=False) for pool in mixing.plan.pools if pool.is_replay]
+    units = [store.train.unit for store in stores.values()]
+    pools = [
+        dataclasses.replace(pool, is_replay=False)
+        for pool in mixing.plan.pools
+        if pool.is_replay and all(units[source] is Unit.document for source in pool.sources)
+    ]
+    if not pools:  # of preferences it would learn rejected answers
+        return None
     plan = DataPlan(pools, mixing.plan.packs_per_step, config.data.seq_len, lambda step: 0.0, config.seed + 1)
     loader = TrainLoader(
         parts.loader.names,

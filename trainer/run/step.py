@@ -105,6 +105,7 @@ def train_step(
     """
     counts = objective.counts(batch)
     running = Sums(objective.sum_names, policy.device)
+    objective.begin(policy, batch)
     sum_len_sq = 0
     is_refused = False
     for index, micro in enumerate(batch.micro_batches):

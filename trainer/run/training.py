@@ -14,6 +14,7 @@ from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.space import make_room
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
+from trainer.config.objective import ObjectiveKind
 from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import asked_digest, config_digest, write_atomic, write_provenance
 from trainer.data.store.store import data_digest
@@ -41,6 +42,7 @@ from trainer.run.open_journal import open_journal
 from trainer.run.parts import RunParts, StopReason
 from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
+from trainer.run.references import build_references
 from trainer.run.resumer import RunIdentity
 from trainer.run.saver import Saver
 from trainer.run.session import Session, open_session
@@ -95,12 +97,18 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     forward = prove_model(session)
     PROGRESS.begin(Phase.load)
     base = _base(session)
-    evaluator = build_evaluator(session, mixing, session.heed)
+    # Before a checkpoint takes the place of the weights that training begins with.
+    references = build_references(session, mixing)
+    evaluator = build_evaluator(session, mixing, session.heed, references)
     saver = build_saver(session, base)
-    # Before a checkpoint takes the place of the base's weights.
-    units = [store.train.unit for store in session.stores.values()]
-    teacher = build_teacher(session, mixing)
-    objective = build_objective(config.objective, list(session.stores), teacher, units)
+    objective = build_objective(
+        config.objective,
+        list(session.stores),
+        [store.train.unit for store in session.stores.values()],
+        build_teacher(session, mixing),
+        None if references is None else references.train.of,
+        None if references is None else references.mismatched,
+    )
     state = saver.resume(goes_on)
     mixing.restore(state)
     session.heed()
@@ -310,6 +318,8 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
         described = describe_adapter(session.tuned.peft_config, session.loaded.source)
         write_atomic(session.run_dir / CONFIG, described)
     Console().print(mixing.table())
+    if session.config.objective.kind is ObjectiveKind.preference:
+        _LOG.info(session.config.objective.preference.described)
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
     for why in (why_no_comparison, why_no_interval):

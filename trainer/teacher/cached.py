@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer.checkpoint.space import bytes_free
 from trainer.config.data import DataConfig
@@ -41,9 +37,9 @@ from trainer.teacher.reference import (
     publish,
     references_folder,
 )
+from trainer.teacher.showing import showing
 
 _LOG = logging.getLogger(__name__)
-LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +110,7 @@ def open_reference(
         with ExitStack() as stack:
             stack.enter_context(cache_explained(data.cache_dir, "the base model's log-probabilities"))
             mesh.from_first(lambda: clear_leftovers(references))
-            show = stack.enter_context(_progress(num_packs, mesh.is_first))
+            show = stack.enter_context(showing("Base model on replay", num_packs, mesh.is_first))
 
             def on_batch(done: int) -> None:
                 show(done)
@@ -170,24 +166,3 @@ def check_room(folder: Path, num_rows: int, num_top: int) -> None:
             f"but {folder.parent} has {free_bytes / 2**30:.1f} GiB left instead. Choose a larger disk, lower "
             "replay.kl.top or the replay ratio, or shorten the run."
         )
-
-
-@contextmanager
-def _progress(num_packs: int, is_first: bool) -> Iterator[Callable[[int], None]]:
-    """Give a function that shows how many packs are done: a bar on a terminal, a line every ten seconds elsewhere."""
-    console = Console(file=sys.stderr)
-    if not is_first or not console.is_terminal:
-        last = time.monotonic()
-
-        def show(done: int) -> None:
-            nonlocal last
-            if is_first and time.monotonic() - last >= LINE_EVERY_S:
-                last = time.monotonic()
-                _LOG.info("Base model on replay: %d of %d packs.", done, num_packs)
-
-        yield show
-        return
-    columns = (TextColumn("base model on replay"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("packs", total=num_packs)
-        yield lambda done: bar.update(task, completed=done)

@@ -301,18 +301,23 @@ def of_pairs(config, **edits):
 
 def test_an_objective_of_pairs_is_fed_by_pairs_and_documents(config):
     assert of_pairs(config) == []
-    (found,) = of_pairs(config, data__sources__text__format=Format.unpaired)[:1]
-    assert (
-        "must be text, completion, chat, ids or preference for objective=preference, but is 'unpaired'"
-        in found.sentence
+    (found,) = of_pairs(config, data__sources__text__format=Format.unpaired)
+    assert found.sentence.startswith(
+        "`data.sources.text.format` must be text, completion, chat, ids or preference for "
+        "objective.preference.loss=orpo, but is 'unpaired' instead."
     )
     (found,) = of_pairs(config, data__sources__text__format=Format.text)
-    assert "must be preference in some source with role=target for objective=preference" in found.sentence
+    assert (
+        "must be preference in some source with role=target for objective.preference.loss=orpo"
+        in found.sentence
+    )
 
 
-def test_a_loss_of_pairs_that_needs_a_reference_is_refused(config):
-    (found,) = of_pairs(config, objective__preference__loss=PreferenceLoss.dpo)
-    assert found.sentence == (
-        "`objective.preference.loss` must be cpo, orpo, simpo, which need no reference, but is 'dpo' instead. Set "
-        "objective=orpo."
+def test_a_loss_of_answers_with_labels_is_fed_by_those(config):
+    kto = {"objective__preference__loss": PreferenceLoss.kto}
+    assert of_pairs(config, **kto, data__sources__text__format=Format.unpaired) == []
+    (found,) = of_pairs(config, **kto)
+    assert found.sentence.startswith(
+        "`data.sources.text.format` must be text, completion, chat, ids or unpaired for "
+        "objective.preference.loss=kto, but is 'preference' instead."
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from trainer.config.check_during import best_problems, during_problems
-from trainer.config.data import DataConfig, Role, SourceConfig
+from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.during import AnswersConfig, DuringConfig
 from trainer.config.metric import Direction
 from trainer.config.store import compose_config
@@ -64,6 +64,14 @@ def of_best(metric, direction=None, sources=BOTH, validation_frac=0.02, keep_bes
 @pytest.mark.parametrize("metric", ["eval_mean", "eval/corpus", "eval/general", "forgetting"])
 def test_every_held_out_number_can_be_the_best(metric):
     assert of_best(metric) == []
+
+
+def test_the_accuracy_of_held_out_pairs_can_be_the_best_and_more_of_it_is_better():
+    pairs = {"pairs": SourceConfig(format=Format.preference, as_chat=True)}
+    for metric in ("eval_accuracy/pairs", "eval_pair_loss/pairs"):
+        assert of_best(metric, sources=pairs) == []
+        assert len(of_best(metric)) == 1
+    assert len(of_best("eval_accuracy/pairs", Direction.minimize, sources=pairs)) == 1
 
 
 def test_kl_and_tasks_can_be_the_best_where_they_are_measured():

@@ -8,6 +8,16 @@ from trainer.config.check_preference import preference_problems
 from trainer.config.preference import NOISY, PreferenceConfig, PreferenceLoss
 
 
+def test_what_is_left_open_is_told_with_whose_choice_it_is():
+    told = PreferenceConfig(loss=PreferenceLoss.dpo).described
+    assert told == "Loss of preferences: dpo, beta 0.1 (arXiv:2305.18290, TRL)."
+    given = PreferenceConfig(loss=PreferenceLoss.simpo, beta=2.5, gamma=1.0, nll_weight=0.5).described
+    assert given == (
+        "Loss of preferences: simpo, beta 2.5; cross-entropy of chosen answers times 0.5, over answer, a mean over "
+        "tokens; gamma 1."
+    )
+
+
 def sentences(**options):
     return [problem.sentence for problem in preference_problems(PreferenceConfig(**options))]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from trainer.config.check_sweep import METRICS, sweep_problems
-from trainer.config.data import DataConfig, Role, SourceConfig
+from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.during import DuringConfig
 from trainer.config.metric import Direction
 from trainer.config.sweep import SweepConfig
@@ -79,3 +79,16 @@ def test_the_list_of_metrics_has_what_the_meter_writes():
     written = {key for key in meter.flush(means, 3, 1.0) if "/" not in key} - {"eta_s", "targets_frac"}
     assert {"loss", "loss_total", "kl_replay"} <= written
     assert written <= set(METRICS)
+
+
+def test_the_accuracy_of_held_out_pairs_is_an_objective_in_its_direction():
+    pairs = {"pairs": SourceConfig(format=Format.preference, as_chat=True)}
+    (problem,) = problems(objective="eval_accuracy/pairs", sources=pairs)
+    assert problem.sentence.startswith(
+        "`sweep.direction` must be maximize for sweep.objective=eval_accuracy/pairs"
+    )
+    options = {"direction": Direction.maximize, "sources": pairs}
+    assert problems(objective="eval_accuracy/pairs", **options) == []
+    assert problems(objective="eval_pair_loss/pairs", sources=pairs) == []
+    (problem,) = problems(objective="eval_accuracy/corpus")
+    assert problem.key == "sweep.objective"

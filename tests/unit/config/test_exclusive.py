@@ -228,6 +228,15 @@ def test_a_rate_that_a_recipe_chose_for_other_parameters_is_told_of():
     assert composed(*CHAT, "recipe=lora", "tune=dora")[1] == []
     assert composed(*CHAT, "tune=lora")[1] == [], "no recipe chose anything"
     assert composed(*CHAT, "recipe=full_finetune", "tune=lora", "optim={lr: 1e-5}")[1] == []
+    (line,) = composed("data=preference", "recipe=dpo", "tune=lora")[1]
+    assert (
+        line.startswith("optim.lr=5e-07 is what recipe=dpo chose")
+        and "tune.method=lora 5e-6 is usual" in line
+    )
+    with pytest.raises(
+        ConfigError, match=r"recipe=preference_lora chose for an adapter. Set recipe=dpo, or optim.lr=5e-07"
+    ):
+        composed("data=preference", "recipe=preference_lora", "tune=full")
 
 
 def test_a_rate_of_an_own_file_is_its_own(tmp_path):

@@ -63,6 +63,32 @@ def test_a_pair_lies_as_two_pieces_side_by_side_in_a_pack(tmp_path: Path) -> Non
     assert "⟦No.<|im_end|>⟧" in shown and "pairs" in shown
 
 
+@pytest.mark.parametrize("as_chat", [True, False])
+def test_rows_of_one_prompt_are_held_out_together(tmp_path: Path, as_chat: bool) -> None:
+    """Held out by their content, a prompt whose other answers were trained on would be measured."""
+    rows = [
+        {"prompt": f"Q{n}?", "chosen": f"Yes {k}.", "rejected": f"No {k}."}
+        for n in range(30)
+        for k in range(4)
+    ]
+    source = source_of(tmp_path, "s", rows, Format.preference)
+    source.as_chat = as_chat
+    store = prepared(tmp_path, {"s": source}, validation_frac=0.3)[0]["s"]
+    asked = []
+    for split in (store.train, store.validation):
+        texts = [CHAT.decode(split.piece(index).tokens.tolist()) for index in range(split.num_pieces)]
+        asked.append({text.split("Q")[1].split("?")[0] for text in texts})
+        assert int(split.pack_units.sum()) == 4 * len(asked[-1]), "a prompt is whole, and no row is a copy"
+    assert all(asked) and not asked[0] & asked[1] and len(asked[0] | asked[1]) == 30
+
+
+@pytest.mark.parametrize("column", ["input", "margin", "history", "functions"])
+def test_a_column_that_would_change_a_pair_is_not_left_unread(tmp_path: Path, column: str) -> None:
+    rows = [{**row, column: "More."} for row in PAIRS]
+    with pytest.raises(DataError, match=rf"must say what becomes of the column \[{column}\], which .* fills"):
+        prepared(tmp_path, {"s": source_of(tmp_path, "s", rows, Format.preference)})
+
+
 def test_a_pair_that_does_not_fit_is_dropped_whole_and_counted(tmp_path: Path) -> None:
     rows = [*PAIRS, {"prompt": "Q?", "chosen": "Yes.", "rejected": "No. " * 200}]
     stores, shown = prepared(tmp_path, {"s": source_of(tmp_path, "s", rows, Format.preference)})

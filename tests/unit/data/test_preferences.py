@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -266,6 +267,27 @@ def test_turns_of_one_speaker_in_a_row_are_joined_where_a_text_has_them():
     assert read.dropped == {"joined_turns": 2}
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi?", "chosen": [assistant("Hello.")], "rejected": [assistant("Go away.")]},
+        {"prompt": [user("Hi?")], "chosen": "Hello.", "rejected": assistant("Go away.")},
+        {"chosen": [user("Hi?"), assistant("Hello.")], "rejected": [user("Hi?"), assistant("Go away.")]},
+        {"prompt": {"messages": [user("Hi?")]}, "chosen": [assistant("Hello.")], "rejected": "Go away."},
+    ],
+    ids=["answers", "prompt", "conversations", "OpenAI"],
+)
+def test_turns_that_a_table_keeps_as_text_are_turns(row):
+    """Read as text, a conversation would be learnt whole: its prompt, roles and brackets."""
+    written = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+    assert read_rows([written], CHAT).only == (SYSTEM + ASKED, [GOOD, BAD])
+
+
+def test_an_answer_that_is_json_but_no_turns_is_text():
+    row = {"prompt": "Hi?", "chosen": '[{"name": "add"}]', "rejected": '{"x": 1}'}
+    assert read_rows([row], CHAT).only[1] == [['[{"name": "add"}]<|im_end|>'], ['{"x": 1}<|im_end|>']]
+
+
 # ---- what is dropped, whole, and counted
 
 HELLO = [user("Hi?"), assistant("Hello.")]
@@ -328,6 +350,10 @@ REFUSED = [
     (
         {"prompt": {"text": "Hi?"}, "chosen": "B.", "rejected": "A."},
         "hold {messages, tools} in column 'prompt'",
+    ),
+    (
+        {"prompt": "Hi?", "chosen": [{"role": {}, "content": "B."}], "rejected": "A."},
+        "hold messages of the roles user, assistant, system or tool",
     ),
     (
         {"prompt": "Hi?", "chosen": [{"role": "narrator", "content": "B."}], "rejected": "A."},

@@ -288,3 +288,21 @@ def test_both_columns_of_pairs_that_are_not_there_are_told(tmp_path):
         DataError, match="but is 'promt' instead, and completion is 'compltion'; the columns are"
     ):
         read_files("corpus", source, list_files("corpus", source)).look()
+
+
+@pytest.mark.parametrize("format_", [Format.preference, Format.unpaired])
+def test_the_first_rows_of_preferences_are_looked_at_as_such(tmp_path, format_):
+    """`train` looks at them before anything is loaded."""
+    file = tmp_path / "rows.jsonl"
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    if format_ is Format.unpaired:
+        row = {"prompt": "a", "completion": "b", "label": True}
+    file.write_text(json.dumps(row) + "\n")
+    source = SourceConfig(path=str(file), format=format_, as_chat=True)
+    values = [TokenValue.label]
+    read_files("pairs", source, list_files("pairs", source), values).look()
+    file.write_text("".join(json.dumps(one) + "\n" for one in (row, row | {"prompt": 3})))
+    with pytest.raises(
+        DataError, match=r"`data.sources.pairs` must hold text in column 'prompt', but 1 of 2 rows"
+    ):
+        read_files("pairs", source, list_files("pairs", source), values).look()

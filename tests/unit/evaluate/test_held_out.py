@@ -9,16 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.pack.refs import PackRef
-from trainer.data.types import Pack
+from trainer.data.types import Pack, Unit
 from trainer.dist.mesh import Axis, Mesh, alone
 from trainer.engine.policy import Policy
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
+from trainer.evaluate.held_out import held_out_losses as held_out_losses_of
 
 
 class MemoryStore:
     """Pack k holds the token k + 1 four times; the last (k + 1) % 4 of them are supervised."""
 
     seq_len = 4
+    unit = Unit.document
 
     def __init__(self, num_packs):
         self.num_packs = num_packs
@@ -130,3 +132,40 @@ def test_a_measurement_that_takes_long_says_how_far_it_is(monkeypatch, caplog):
     caplog.clear()
     held_out_pieces(summing(), layout([0, 7], 3))
     assert not caplog.records
+
+
+class PairStore(MemoryStore):
+    """Pack k holds two pairs; the answers of pair p have p + 1 and p + 2 supervised tokens of the value k + 1."""
+
+    seq_len = 16
+    unit = Unit.pair
+
+    def pack(self, index):
+        supervised = np.concatenate([np.arange(4) >= 4 - count for count in (1, 2, 2, 3)])
+        return Pack(np.full(16, index + 1, dtype=np.int64), supervised, [4] * 4, [2, 2])
+
+
+def test_of_pairs_the_chosen_answers_are_the_loss_and_the_rejected_ones_stand_beside():
+    held_out = HeldOut(["pairs"], [PairStore(3)], 64, 2, pad_id=0)
+    found = held_out_losses_of(summing(), held_out)
+    chosen, rejected = found.pieces["pairs"], found.rejected["pairs"]
+    assert chosen.targets_P.tolist() == [1, 2] * 3 and rejected.targets_P.tolist() == [2, 3] * 3
+    assert chosen.nll_P.tolist() == [1.0, 2.0, 2.0, 4.0, 3.0, 6.0]
+    assert rejected.nll_P.tolist() == [2.0, 3.0, 4.0, 6.0, 6.0, 9.0]
+
+
+class LabelledStore(PairStore):
+    """The same answers, each by itself; every second one is undesirable."""
+
+    unit = Unit.answer
+
+    def pack(self, index):
+        pack = super().pack(index)
+        labels = np.repeat(np.array([1, -1, 1, -1], dtype=np.float32), 4) * pack.supervised
+        return Pack(pack.tokens, pack.supervised, pack.lengths, [1] * 4, {"label": labels})
+
+
+def test_of_labelled_answers_the_desirable_ones_are_the_loss():
+    found = held_out_losses_of(summing(), HeldOut(["answers"], [LabelledStore(2)], 64, 1, pad_id=0))
+    assert found.pieces["answers"].targets_P.tolist() == [1, 2] * 2 and not found.rejected
+    assert found.pieces["answers"].nll_P.tolist() == [1.0, 2.0, 2.0, 4.0]

@@ -200,6 +200,22 @@ def test_the_replay_to_draw_is_what_a_run_without_a_controller_draws(config, max
     assert (len(drawn) == 50) == (max_steps == 400), "all packs, once there are enough steps"
 
 
+@pytest.mark.parametrize("max_steps", [3, 400])
+def test_what_is_drawn_of_a_source_is_foreseen_whatever_its_role(config, max_steps):
+    config.train.max_steps = max_steps
+    mixing = mix(config)
+    drawn = {
+        (ref.source, ref.pack) for step in range(mixing.num_steps) for ref in mixing.plan.packs_of_step(step)
+    }
+    assert pairs(mixing.to_draw(range(4))) == drawn
+    assert pairs(mixing.to_draw([1])) == {pack for pack in drawn if pack[0] == 1}
+    config.replay.controller = RatioController.hold
+    whole = pairs(mix(config).to_draw([1]))
+    assert whole >= drawn & whole and len(whole) >= len(pairs(mixing.to_draw([1]))), (
+        "a controller may draw any"
+    )
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_no_decision_of_a_controller_draws_what_is_not_foreseen(config, seed):
     """Packs differ much in size here, so a bound by the mean would be broken now and then."""

@@ -2,11 +2,16 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role, SourceConfig
+from trainer.config.preference import PreferenceConfig, PreferenceLoss
 from trainer.config.store import compose_config
 from trainer.data.formats.opened import AS_ONE
+from trainer.objective.preference.judged import JudgedPairs, RankedPairs
 from trainer.run.evaluator import Evaluator, why_no_comparison, why_no_interval
+from trainer.run.held_out_pairs import HeldOutPairs, told
 
 ROLES = {"new": Role.target, "old": Role.replay, "maths": Role.probe}
 
@@ -76,3 +81,35 @@ def test_a_run_whose_comparison_will_have_no_interval_is_told_before_it_trains()
     )
     config.evaluate.forgetting = False
     assert why_no_interval(config, held) is None
+
+
+def pairs(loss):
+    options = PreferenceConfig(loss=loss)
+    return HeldOutPairs(options, None, None)
+
+
+def judged():
+    rank = RankedPairs
+    return {"new": JudgedPairs(0.5, 0.25, -0.25, rank(100, 50), rank(40, 30), rank(0, 0))}
+
+
+def test_pairs_count_by_their_loss_in_the_mean_of_held_out_losses():
+    """By the cross-entropy of chosen answers, which may rise while they are learnt, a run would lose its patience."""
+    one = evaluator()
+    assert one.mean({"new": 4.0, "old": 2.0}) == 3.0
+    one._judged = judged()
+    assert one.mean({"new": 4.0, "old": 2.0}) == 1.25
+
+
+def test_what_is_logged_of_pairs_ranks_nothing_before_the_first_step():
+    record = pairs(PreferenceLoss.dpo).logged(judged(), is_begun=True)
+    assert record["eval_accuracy/new"] == 0.5 and record["eval_margin/new"] == 0.5
+    assert record["eval_accuracy_low/new"] == pytest.approx(0.40383, abs=1e-5)
+    assert record["eval_accuracy_longer/new"] == 0.75 and "eval_accuracy_shorter/new" not in record
+    before = {"eval_pair_loss/new", "eval_reward_chosen/new", "eval_reward_rejected/new", "eval_margin/new"}
+    assert set(pairs(PreferenceLoss.dpo).logged(judged(), is_begun=False)) == before
+    assert set(pairs(PreferenceLoss.cpo).logged(judged(), is_begun=False)) > before
+    assert told(judged()["new"]) == (
+        "50.0% of 100 ranked right (95 %: 40.4% to 59.6%), by +0.5 in the mean; 75.0% of 40 whose chosen answer is "
+        "longer."
+    )

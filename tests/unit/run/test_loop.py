@@ -70,7 +70,13 @@ class Work:
         self.evaluated.append(state.step)
         return {"a": self._losses.pop(0)} if self._losses else {}
 
+    def mean(self, losses):
+        return sum(losses.values()) / len(losses)
+
     def drift(self, state):
+        return {}
+
+    def preferences(self, state):
         return {}
 
     def begin(self, state, best_before, in_background):
@@ -139,6 +145,7 @@ class Report:
         self.all_steps.append(state.step)
         if is_logged:
             self.logged.append(state.step)
+        return {}
 
     def evaluation(self, state, measured, seconds):
         self.evaluations.append((state.step, measured))

@@ -161,6 +161,9 @@ class TwoParts:
     def counts(self, batch):
         return {"targets": 6.0, "packs": 0.5}
 
+    def begin(self, policy, batch):
+        pass
+
     def terms(self, policy, micro, sums):
         return [Part(torch.tensor(3.0), "targets"), Part(torch.tensor(8.0), "packs")]
 

@@ -45,6 +45,26 @@ def list_cell(row: Row, column: str, what: str) -> list[Any]:
     return value
 
 
+def unfolded(value: Any) -> Any:
+    """Return the turns that a text spells, as tables keep them, or the {messages}; any other value as it is.
+
+    A conversation that was read as the text of an answer would be learnt with its prompt, roles and brackets.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        found = parse_json(value)
+    except JsonError:
+        return value
+    if isinstance(found, dict):
+        return found if isinstance(found.get("messages"), list) or _is_turn(found) else value
+    return found if isinstance(found, list) and any(map(_is_turn, found)) else value
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and ("role" in value or "from" in value)
+
+
 def parsed_cell(text: str, rule: str) -> Any:
     """Return the value of a JSON text.
 

@@ -276,7 +276,7 @@ def _is_one_edit(one: str, other: str) -> bool:
 def _slots(layout: ColumnLayout, column: str) -> Iterator[str]:
     names = {**OPTIONAL, "tools": ("tools", "functions")}
     for key in _possible(layout.source, layout.values):
-        if any(_is_meant(column, known) for known in names[key]):
+        if any(_is_meant(column, known) for known in names.get(key, ())):
             yield key
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import assert_never
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig, TokenValue
-from trainer.data.rows.cells import Row, list_cell, text_cell
+from trainer.data.rows.cells import Row, list_cell, text_cell, unfolded
 from trainer.data.rows.message import MEND, short
 from trainer.data.rows.turns import chat_of, read_turns
 from trainer.data.rows.weight import WEIGHT, row_weight
@@ -88,7 +88,7 @@ def _parse_answer(
     row: Row, columns: ColumnsConfig, counts: Counter[str], values: Collection[TokenValue]
 ) -> Document | None:
     """Parse prompt and completion as a chat; each is a text or a list of turns."""
-    prompt, completion = row.get(columns.prompt), row.get(columns.completion)
+    prompt, completion = unfolded(row.get(columns.prompt)), unfolded(row.get(columns.completion))
     if isinstance(prompt, list):
         asked = read_turns(list_cell(row, columns.prompt, "messages"), counts, values)
         if any(turn["role"] == "assistant" for turn in asked):

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
-from trainer.data.rows.cells import Row, list_cell, text_cell
+from trainer.data.rows.cells import Row, list_cell, text_cell, unfolded
 from trainer.data.rows.human_turns import is_human_text, split_text, split_turns
 from trainer.data.rows.message import MEND, short
 from trainer.data.rows.turns import chat_of, read_tools, read_turns
@@ -81,6 +81,7 @@ def _texts(
     row: Row, said: list[Any], names: list[str], columns: ColumnsConfig, counts: Counter[str]
 ) -> list[CompletionDocument]:
     """Return texts after a text; none where the row is dropped."""
+    row = row | {name: unfolded(row.get(name)) for name in (columns.prompt, *names)}
     prompt, answers = text_cell(row, columns.prompt), [text_cell(row, name) for name in names]
     if columns.completions is not None:
         answers = [text_cell({"completion": value}, "completion") for value in said]
@@ -130,20 +131,21 @@ def _conversations(
 
 def _asked(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> tuple[list[Message], list[Any] | None]:
     """Return the turns of the prompt's own column, a text, turns or {messages, tools}, and its tools; none if empty."""
-    value = row.get(columns.prompt)
+    value = unfolded(row.get(columns.prompt))
     if isinstance(value, dict):
         if not isinstance(value.get("messages"), list):
             raise RowError(f"hold {{messages, tools}} in column '{columns.prompt}'", short(value), MEND)
         turns = read_turns(list_cell(value, "messages", "messages"), counts, ())
         return turns, read_tools(value, "tools") or None
     if isinstance(value, list):
-        return read_turns(list_cell(row, columns.prompt, "messages"), counts, ()), None
+        return read_turns(list_cell({columns.prompt: value}, columns.prompt, "messages"), counts, ()), None
     text = text_cell(row, columns.prompt)
     return [{"role": "user", "content": text}] if text.strip() else [], None
 
 
 def _answer(value: Any, column: str, counts: Counter[str]) -> list[Message]:
     """Read an answer: a text, a turn, or a list of turns, which may begin with the prompt."""
+    value = unfolded(value)
     if isinstance(value, str):
         text = text_cell({column: value}, column)
         return [{"role": "assistant", "content": text}] if text.strip() else []

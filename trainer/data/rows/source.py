@@ -29,6 +29,7 @@ from trainer.data.rows.columns import (
 )
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, kind_of
+from trainer.data.rows.preferred import parse_answers
 from trainer.data.rows.reading import Reading, join_names
 from trainer.data.types import RowBatch, RowError, RowProblem, problems_said
 from trainer.errors import DataError
@@ -104,7 +105,7 @@ class SourceRows:
         for file in chain(self._first, self._opened):
             for number, row in islice(self._rows(file), most - self._num_rows):
                 try:
-                    parse_row(row, self.source, Counter(), self._values)
+                    self._parse(row)
                 except RowError as error:
                     where = f"{file.place}, {file.unit} {number}"
                     kinds.setdefault(error.rule, RowProblem(error.rule, error.value, error.fix, where))
@@ -123,6 +124,13 @@ class SourceRows:
                     f"'{column}' instead, which none of the first {most} rows has. Set data.sources.{self._name}."
                     f"columns.{slot}={near}, if that is it."
                 )
+
+    def _parse(self, row: Row) -> None:
+        """Parse a row for what is wrong with it; raises RowError."""
+        if self.source.holds_preferences:
+            parse_answers(row, self.source, Counter())
+        else:
+            parse_row(row, self.source, Counter(), self._values)
 
     def _refuse_rows(self, kinds: dict[str, RowProblem], counts: Counter[str], most: int) -> None:
         key = f"`data.sources.{self._name}`"

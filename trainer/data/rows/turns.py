@@ -20,10 +20,14 @@ def read_turns(raw: list[Any], counts: Counter[str], values: Collection[TokenVal
     if TokenValue.weight in values:
         for turn in said:
             refuse_null(turn)
-    roles = [str(turn.get("role") or turn.get("from")) for turn in said if isinstance(turn, dict)]
-    if other := sum(role in SELDOM for role in roles):
+    if other := sum(map(_is_seldom, said)):
         counts["other_roles"] += other
     return [parse_message(_one_layout(turn)) for turn in said]
+
+
+def _is_seldom(turn: Any) -> bool:
+    role = turn.get("role") or turn.get("from") if isinstance(turn, dict) else None
+    return isinstance(role, str) and role in SELDOM
 
 
 def _is_void(turn: Any) -> bool:

@@ -33,7 +33,7 @@ from trainer.data.store.store import FORMAT_VERSION, Store, open_store, origin_d
 from trainer.data.types import TokenizerLike, Unit
 from trainer.errors import DataError
 
-RENDERING_VERSION = 3
+RENDERING_VERSION = 4
 """Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
 
 

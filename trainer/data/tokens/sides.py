@@ -23,6 +23,7 @@ from trainer.data.chat.traits import traits_of
 from trainer.data.rows.clean import DIGEST_BYTES, clean_document, content_digest
 from trainer.data.rows.message import short
 from trainer.data.rows.preferred import parse_answers
+from trainer.data.store.held_back import HASH_BYTES
 from trainer.data.tokens.encoded import Encoded, encode_marked, encoded_of
 from trainer.data.types import (
     Answers,
@@ -95,7 +96,7 @@ def encode_answers(
         supervised=np.concatenate([np.empty(0, np.uint8), *(piece.mark for piece in pieces)]),
         lengths=np.array([len(piece.ids) for piece in pieces], dtype=np.int32),
         unit_pieces=np.array([len(found) for _, found in kept], dtype=np.int32),
-        digests=[_digest(unit.sides) for unit, _ in kept],
+        digests=[_digest(unit) for unit, _ in kept],
         places=[unit.place for unit, _ in kept],
         values={
             name: np.concatenate([np.empty(0, np.float32), *(piece.values[name] for piece in pieces)])
@@ -206,6 +207,12 @@ def _prompt_of(encoded: Encoded) -> list[int]:
     return encoded.ids[: int(encoded.mark.argmax())]
 
 
-def _digest(sides: Sequence[Side]) -> bytes:
-    """Name the content of a unit."""
-    return hashlib.sha256(b"".join(map(content_digest, sides))).digest()[:DIGEST_BYTES]
+def _digest(unit: _Unit) -> bytes:
+    """Name the content of a row; the part by which it is held out or not is that of its prompt.
+
+    So rows of one prompt are all held out or all trained on, whatever their answers.
+    """
+    asked = unit.marked[0].text[: unit.marked[0].spans[0][0]]
+    prompt = hashlib.sha256(asked.encode("utf-8", errors="surrogatepass")).digest()[:HASH_BYTES]
+    answers = hashlib.sha256(b"".join(map(content_digest, unit.sides))).digest()
+    return prompt + answers[: DIGEST_BYTES - HASH_BYTES]

@@ -55,6 +55,13 @@ class CausalLMObjective:
         """Read what the teacher keeps of these packs."""
         return None if self._teacher is None else self._teacher.attach(micro, refs)
 
+    def begin(self, policy: Policy, batch: StepBatch) -> None:
+        """Need nothing of the whole step."""
+
+    def warning(self, record: Mapping[str, float]) -> str | None:
+        """Say nothing."""
+        return None
+
     def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Take the losses of a micro-batch."""
         base = None if self._teacher is None else self._teacher.top_tokens(policy, micro)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from trainer.config.preference import PreferenceConfig, PreferenceLoss
+from trainer.config.preference import OF_MEANS, PreferenceConfig, PreferenceLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,16 @@ def pair_losses(chosen: Sides, rejected: Sides, options: PreferenceConfig) -> Te
     if options.needs_reference:
         return _compared(chosen, rejected, options)
     return _free(chosen, rejected, options)
+
+
+def rewards(side: Sides, options: PreferenceConfig) -> Tensor:
+    """Return what the loss compares of each answer [P], times beta, without a gradient."""
+    of_means = options.loss in OF_MEANS
+    if options.needs_reference:
+        found = side.mean_ratios_P if of_means else side.ratios_P
+    else:
+        found = side.means_P if of_means else side.sums_P
+    return options.chosen_beta * found.detach()
 
 
 def _compared(chosen: Sides, rejected: Sides, options: PreferenceConfig) -> Tensor:

@@ -8,14 +8,14 @@ Shapes: S tokens asked about, G segments, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.config.data import TokenValue
-from trainer.config.preference import OF_MEANS, NllMean, NllOver, PreferenceConfig
+from trainer.config.preference import NllMean, NllOver, PreferenceConfig
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Float64s, Int64s, Unit
@@ -25,20 +25,20 @@ from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
 from trainer.model.head.log_probs import LogProbs
 from trainer.objective.contract import Part, Sums
+from trainer.objective.preference.falling import FallingRewards
 from trainer.objective.preference.nll_term import nll_sum
-from trainer.objective.preference.pair_losses import Sides, pair_losses
+from trainer.objective.preference.other_sources import OtherSources
+from trainer.objective.preference.pair_losses import Sides, pair_losses, rewards
+from trainer.objective.preference.read_reference import ReadReference
 from trainer.objective.preference.sums import AskedTokens, asked_of, first_of_pairs, place_by_segment, sums_of
 
-PAIRS, NLL_COUNT, TARGETS = "pairs", "nll_chosen_count", "targets"
+PAIRS, NLL_COUNT = "pairs", "nll_chosen_count"
 PER_PAIR, PER_NLL = "per_pair", "per_nll_chosen"
 """What divides the loss: the counts, but 1 where a step has no pair."""
-LOSS, CORRECT, NLL = "pair_loss", "correct", "nll_chosen_sum"
+LOSS, CORRECT, MARGIN, NLL = "pair_loss", "correct", "reward_margin", "nll_chosen_sum"
 REWARDS = ("reward_chosen", "reward_rejected")
 LOG_PROBS = ("log_prob_chosen", "log_prob_rejected")
 LENGTHS = ("length_chosen", "length_rejected")
-
-ReadReference = Callable[[Sequence[PackRef]], Float64s]
-"""Returns the reference's sums of log-probabilities of the pieces of packs, in their order."""
 
 
 class PreferenceObjective:
@@ -56,15 +56,16 @@ class PreferenceObjective:
         assert options.needs_reference <= (reference is not None), "the loss needs a reference"
         self._options = options
         self._reference = reference
-        self._names = tuple(names)
+        self._falling = FallingRewards(options)
         self._paired = [name for name, unit in zip(names, units, strict=True) if unit is Unit.pair]
-        self._others = [name for name in names if name not in self._paired]
+        others = [name for name in names if name not in self._paired]
+        self._others = OtherSources(names, others, options.text_weight)
 
     @property
     def sum_names(self) -> tuple[str, ...]:
         """Return the sums over pairs, and the sum of losses of each source without pairs."""
-        of_pairs = (LOSS, CORRECT, NLL, *REWARDS, *LOG_PROBS, *LENGTHS)
-        return (*of_pairs, *(f"nll/{name}" for name in self._others))
+        of_pairs = (LOSS, CORRECT, MARGIN, NLL, *REWARDS, *LOG_PROBS, *LENGTHS)
+        return (*of_pairs, *self._others.sum_names)
 
     @property
     def means(self) -> tuple[Mean, ...]:
@@ -73,29 +74,25 @@ class PreferenceObjective:
         Rewards are what the loss compares, times beta: log-ratios to the reference or log-probabilities, sums or means.
         """
         found = [Mean("loss", (LOSS,), (PAIRS,)), Mean("preference_accuracy", (CORRECT,), (PAIRS,))]
-        found += [Mean(name, (name,), (PAIRS,)) for name in (*REWARDS, *LOG_PROBS, *LENGTHS)]
+        found += [Mean(name, (name,), (PAIRS,)) for name in (*REWARDS, MARGIN, *LOG_PROBS, *LENGTHS)]
         found += [
             Mean(f"{log_prob}_token", (log_prob,), (length,))
             for log_prob, length in zip(LOG_PROBS, LENGTHS, strict=True)
         ]
         if self._options.chosen_nll_weight:
             found.append(Mean("nll_chosen", (NLL,), (NLL_COUNT,)))
-        return (
-            *found,
-            *(Mean(f"loss/{name}", (f"nll/{name}",), (f"{TARGETS}/{name}",)) for name in self._others),
-        )
+        return (*found, *self._others.means)
 
     def counts(self, batch: StepBatch) -> Mapping[str, float]:
         """Return the pairs of the step, what its chosen answers' cross-entropy is a mean over, and other targets."""
         num_pairs = sum(batch.num_units_by_source[name] for name in self._paired)
-        by_source = {f"{TARGETS}/{name}": batch.num_targets_by_source[name] for name in self._others}
         nll_count = self._nll_count(batch, num_pairs)
-        return by_source | {
+        return {
+            **self._others.counts(batch),
             PAIRS: num_pairs,
             PER_PAIR: max(num_pairs, 1),
             NLL_COUNT: nll_count,
             PER_NLL: max(nll_count, 1),
-            TARGETS: sum(by_source.values()),
         }
 
     def _nll_count(self, batch: StepBatch, num_pairs: int) -> float:
@@ -110,6 +107,13 @@ class PreferenceObjective:
     def attach(self, micro: MicroBatch, refs: Sequence[PackRef]) -> object | None:
         """Read the reference's sums, float64 [G]."""
         return None if self._reference is None else place_by_segment(micro, self._reference(refs))
+
+    def begin(self, policy: Policy, batch: StepBatch) -> None:
+        """Need nothing of the whole step."""
+
+    def warning(self, record: Mapping[str, float]) -> str | None:
+        """Say once that both answers become less likely."""
+        return self._falling.look(record)
 
     def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Take the losses of the pairs of a micro-batch, and of what else is in it."""
@@ -134,7 +138,9 @@ class PreferenceObjective:
             loss = nll_sum(whole.sums_P, whole.lengths_P, self._options.nll_mean)
             sums.add(NLL, loss.detach())
             parts.append(Part(self._options.chosen_nll_weight * loss, PER_NLL))
-        return [*parts, *self._others_of(micro, sums_G, first_P, sums)]
+        is_document_G = micro.units_S >= 0
+        is_document_G[first_P] = is_document_G[first_P + 1] = False
+        return [*parts, *self._others.parts(micro, sums_G, is_document_G, sums)]
 
     @property
     def _learns_prompts(self) -> bool:
@@ -157,37 +163,16 @@ class PreferenceObjective:
     def _note(self, chosen: Sides, rejected: Sides, loss_P: Tensor, sums: Sums) -> None:
         """Add up what is reported of pairs."""
         sums.add(LOSS, loss_P.detach().sum())
-        rewards = [self._rewards(side) for side in (chosen, rejected)]
-        sums.add(CORRECT, (rewards[0] > rewards[1]).double().sum())
+        found_rewards = [rewards(side, self._options) for side in (chosen, rejected)]
+        sums.add(CORRECT, (found_rewards[0] > found_rewards[1]).double().sum())
+        sums.add(MARGIN, (found_rewards[0] - found_rewards[1]).double().sum())
         for names, found in (
-            (REWARDS, rewards),
+            (REWARDS, found_rewards),
             (LOG_PROBS, [side.sums_P.detach() for side in (chosen, rejected)]),
             (LENGTHS, [side.lengths_P for side in (chosen, rejected)]),
         ):
             for name, values_P in zip(names, found, strict=True):
                 sums.add(name, values_P.double().sum())
-
-    def _rewards(self, side: Sides) -> Tensor:
-        """Return what the loss compares of an answer, times beta."""
-        of_means = self._options.loss in OF_MEANS
-        if self._options.needs_reference:
-            found = side.mean_ratios_P if of_means else side.ratios_P
-        else:
-            found = side.means_P if of_means else side.sums_P
-        return self._options.chosen_beta * found.detach()
-
-    def _others_of(self, micro: MicroBatch, sums_G: Tensor, first_P: Int64s, sums: Sums) -> list[Part]:
-        """Take the cross-entropy of documents beside the pairs; a part only where there are any."""
-        is_document_G = micro.units_S >= 0
-        is_document_G[first_P] = is_document_G[first_P + 1] = False
-        at_D = np.flatnonzero(is_document_G)
-        if not len(at_D):
-            return []
-        losses_D = -sums_G[_moved(at_D, sums_G.device)]
-        pack_D = micro.cu_seq_lens[:-1][at_D] // micro.tokens_BT.shape[1]
-        names_D = [f"nll/{self._names[micro.source_B[pack]]}" for pack in pack_D.tolist()]
-        sums.add_rows(names_D, losses_D.detach())
-        return [Part(self._options.text_weight * losses_D.sum(), TARGETS)]
 
 
 def _moved(numbers: Int64s | Float64s, device: torch.device) -> Tensor:

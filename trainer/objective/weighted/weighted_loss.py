@@ -53,6 +53,13 @@ class WeightedObjective:
     def attach(self, micro: MicroBatch, refs: Sequence[PackRef]) -> None:
         """Read nothing: weights are part of the packs."""
 
+    def begin(self, policy: Policy, batch: StepBatch) -> None:
+        """Need nothing of the whole step."""
+
+    def warning(self, record: Mapping[str, float]) -> str | None:
+        """Say nothing."""
+        return None
+
     def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Take the weighted losses of a micro-batch."""
         rows_S = np.flatnonzero(micro.labels_BT.reshape(-1) != IGNORE)
