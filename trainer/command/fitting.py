@@ -109,13 +109,14 @@ def _recomputes(config: RunConfig, can_load: bool) -> bool:
     if not can_load or config.model.checkpoint_layers is not None:
         return True
     try:
-        if knows(config_json(config.model)[0]):
+        found = config_json(config.model)[0]
+        if knows(found):
             return True
     except TrainerError:  # told by who reads it for more than this
         return True
     from trainer.model.remat import recomputes
 
-    return recomputes(config.model)
+    return recomputes(found, config.model)
 
 
 def fitted_here(

@@ -36,7 +36,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     from trainer.model.tune.targets import is_linear, read_by_weight
     from trainer.model.widths import attention_widths
 
-    whole, config = _configs(found, source, model)
+    whole, config = configs_of(found, source, model)
     packing, has = packing_of(whole), offered(config)
     built = _built(config, source, model)
     output = built.get_output_embeddings()
@@ -100,7 +100,7 @@ def meta_trained(
 
     model = model or ModelConfig()
     source = model.path or str(found.get("model_type"))
-    built = _built(_configs(found, source, model)[1], source, model)
+    built = _built(configs_of(found, source, model)[1], source, model)
     own = {id(parameter) for parameter in built.parameters()}
     with torch.device("meta"):
         new = NewTokens(built.config.get_text_config().vocab_size, ((0,),) * num_new_tokens)
@@ -151,7 +151,7 @@ def _notes(
         yield WHOLE.format(method=method_of(packing), gib=2 * num_params / 1024**3)
 
 
-def _configs(found: Mapping[str, Any], source: str, model: ModelConfig) -> tuple[Any, Any]:
+def configs_of(found: Mapping[str, Any], source: str, model: ModelConfig) -> tuple[Any, Any]:
     """Return the configuration of a folder and that of what trains of it; code is read that comes with the model.
 
     Raises:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.config.model import ModelConfig, Remat
 from trainer.errors import ModelError
 from trainer.model.lean import causal_class
-from trainer.model.load import read_config
+from trainer.model.meta import configs_of
 
 
-def recomputes(model: ModelConfig) -> bool:
+def recomputes(found: Mapping[str, Any], model: ModelConfig) -> bool:
     """Tell whether transformers recomputes layers of a model; of one whose code comes with it that is not known: True.
 
+    Args:
+        found: Contents of its config.json; a name is not looked up for it.
     Raises:
-        ModelError: Its config.json cannot be used.
+        ModelError: It cannot be used.
     """
     local = Path(model.path).expanduser()
-    kind = causal_class(read_config(str(local) if local.exists() else model.path, model))
+    _, trained = configs_of(found, str(local) if local.exists() else model.path, model)
+    kind = causal_class(trained)
     return kind is None or bool(kind.supports_gradient_checkpointing)
 
 
