@@ -424,7 +424,7 @@ def test_whether_it_fits_is_what_the_plan_says_of_the_gpu_that_is_there_or_named
     program.write_text('#!/bin/sh\ncase "$1" in *memory*) echo 143771;; *) echo 9.0;; esac\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{here.parent}:/bin:/usr/bin")
-    assert "Memory: fits a GPU of 140 GiB with " in init("model=tiny", "data=a.jsonl", "name=b")
+    assert "Memory: fits a GPU of 140.4 GiB with " in init("model=tiny", "data=a.jsonl", "name=b")
 
 
 @pytest.mark.parametrize("verb", ["plan", "train", "prepare"])
