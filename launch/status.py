@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,10 @@ from rich.table import Table
 
 from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.errors import ConfigError, Exit
+from trainer.metrics.console import duration_text
 from trainer.metrics.effective import effective
 from trainer.metrics.jsonl import has_numbers, read
+from trainer.metrics.remaining import remaining_s
 from trainer.runtime.ended import End
 from trainer.runtime.lease import is_held
 from trainer.runtime.say import say
@@ -35,6 +36,7 @@ CODES: Mapping[int, str] = {
     Exit.non_finite: "not finite",
 }
 RUNNING = "running"
+ETTR = "ETTR, the effective training time ratio: the share of a run's time that went into steps that stayed."
 DIED = "died, "
 """How the state of a run begins that nobody trains, and of whose end nothing was written; then what is saved of it."""
 STOPPED = "stopped, "
@@ -87,6 +89,8 @@ def show_status(words: Sequence[str]) -> int:
     if not console.is_terminal:
         console = Console(width=160)
     console.print(_table(statuses, " ".join(names) if len(names) < 2 else "objective"))
+    if any(status.effective is not None for status in statuses):
+        say(console, ETTR)
     for status, (_, goal, _) in zip(statuses, found, strict=True):
         # A point goes on with its sweep.
         goes_on = status.goes_on if goal is None else None
@@ -159,7 +163,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
         num_steps=_num_steps(run_dir),
         loss=_number(newest, "loss"),
         tokens_per_s=_number(newest, "tokens_per_s"),
-        eta_s=newest["eta_s"] if not has_ended and has_numbers(newest, "eta_s") else None,
+        eta_s=None if has_ended else remaining_s(metrics),
         last_error=None if state == "finished" else attempts.last_error,
         effective=effective(run_dir).ratio,
         shrunk=attempts.shrunk,
@@ -274,7 +278,7 @@ def _table(statuses: Sequence[RunStatus], objective: str) -> Table:
             steps,
             "" if one.loss is None else f"{one.loss:.4f}",
             "" if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}",
-            "" if one.eta_s is None else str(datetime.timedelta(seconds=round(one.eta_s))),
+            "" if one.eta_s is None else duration_text(one.eta_s),
             "" if one.effective is None else f"{one.effective:.0%}",
             *last,
         )

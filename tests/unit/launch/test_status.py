@@ -170,7 +170,7 @@ def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
     assert run_command(["status", str(tmp_path / "runs")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["run", "state", "attempts", "step", "loss", "tokens/s", "left", "ETTR"]
-    assert lines[1].split() == ["first", "begun", "2", "25/100", "2.7500", "1,234", "1:01:40"]
+    assert lines[1].split() == ["first", "begun", "2", "25/100", "2.7500", "1,234", "1h01m"]
     assert lines[2].split()[:4] == ["second", "finished", "2", "160/160"] or lines[2].startswith("second")
     assert lines[3] == "first: Error: `run_dir` must have room."
     assert [path.name for path in find_runs(tmp_path)] == ["first", "second"]
