@@ -89,14 +89,14 @@ def show_status(words: Sequence[str]) -> int:
     if not console.is_terminal:
         console = Console(width=160)
     console.print(_table(statuses, " ".join(names) if len(names) < 2 else "objective"))
-    if any(status.effective is not None for status in statuses):
-        say(console, ETTR)
     for status, (_, goal, _) in zip(statuses, found, strict=True):
         # A point goes on with its sweep.
         goes_on = status.goes_on if goal is None else None
         for line in (status.shrunk, _why(status), goes_on):
             if line is not None:
                 say(console, f"{status.name}: {line}")
+    if any(status.effective is not None for status in statuses):
+        say(console, ETTR)
     return Exit.done
 
 
