@@ -331,7 +331,8 @@ REFUSED = [
     ),
     (
         {"prompt": "Hi?", "chosen": [{"role": "narrator", "content": "B."}], "rejected": "A."},
-        "hold messages of the roles user, assistant, system or tool",
+        "hold messages of the roles assistant, bot, chatgpt, developer, function, function_response, gpt, human, "
+        "ipython, model, observation, system, tool, user",
     ),
 ]
 
