@@ -250,7 +250,17 @@ def test_a_file_that_is_there_is_kept(init, here, model, capsys):
     file = here / "palimpsest/experiment/a.yaml"
     file.write_text("mine")
     assert run_command(["init", f"model={model}", "data=a.jsonl"]) == 2
-    assert "is there already. Set name=OTHER" in capsys.readouterr().err and file.read_text() == "mine"
+    assert "is there already. Set name=a-2, or" in capsys.readouterr().err and file.read_text() == "mine"
+
+
+def test_a_name_that_cannot_be_is_answered_with_one_like_it_that_is_free(here, model, capsys):
+    write_rows(here / "a.jsonl", ROWS["text"])
+    words = ["init", f"model={model}", "data=a.jsonl", "name=größter versuch"]
+    assert run_command(words) == 2 and "Set name=grosster-versuch." in capsys.readouterr().err
+    taken = here / "palimpsest/experiment/grosster-versuch.yaml"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("mine")
+    assert run_command(words) == 2 and "Set name=grosster-versuch-2." in capsys.readouterr().err
 
 
 @pytest.fixture
