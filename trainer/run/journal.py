@@ -123,8 +123,8 @@ class Journal:
         self._num_still += 1
         if self._num_still == 1:
             _LOG.warning(
-                "Step %d: the gradient is exactly 0, so nothing is learnt from its tokens. If earlier ones were not, the "
-                "weights have most likely been driven too far: lower optim.lr (it is %.3g here).",
+                "Step %d: the gradient is exactly 0, so nothing is learnt from its tokens. If earlier ones were not, "
+                "the weights have most likely been driven too far: lower optim.lr (it is %.3g here).",
                 state.step,
                 lr,
             )
