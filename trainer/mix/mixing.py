@@ -204,7 +204,7 @@ class Mixing:
         fitting = packs * train.global_batch_tokens // self.plan.packs_per_step
         instead = "" if asked is None else f" instead of train.max_epochs={asked:g}"
         return (
-            f"WARNING: `train.global_batch_tokens` is {train.global_batch_tokens}, and a step of so many tokens passes "
+            f"`train.global_batch_tokens` is {train.global_batch_tokens}, and a step of so many tokens passes "
             f"{a_step:.3g} times over the {many(num_packs, 'pack')} that there are to learn from: {in_all:.3g} passes "
             f"in {many(self.num_steps, 'step')}{instead}. Set train.global_batch_tokens={fitting}, or add data; "
             "`palimpsest init model=... data=...` writes an experiment whose sizes fit the data."

@@ -342,8 +342,8 @@ def test_rows_that_prepare_would_refuse_get_the_fix_and_no_experiment(init, refu
     write_rows(here.parent / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
     said = refuse("init", f"model={model}", f"data={here.parent}/tools.jsonl")
     assert said == (
-        "`data` must hold rows that the model's chat template renders, but 3 of 3 rows that it was asked about "
-        f"it does not:\n  - {here.parent}/tools.jsonl, line 1 and 2 more rows: tool schemas that it "
+        "`data` must hold rows that the model's chat template renders, but it does not render 3 of 3 rows "
+        f"that were tried:\n  - {here.parent}/tools.jsonl, line 1 and 2 more rows: tool schemas that it "
         "leaves out or cuts. A row must hold only what the chat template renders whole. Give chat_template=FILE, "
         "one that renders tools, or take the tools out of the source."
     )

@@ -242,6 +242,7 @@ def test_a_step_that_passes_over_the_data_several_times_is_told_with_the_size_th
     config.train.global_batch_tokens = 4000 * SEQ_LEN
     said = mix(config, 4000).too_large_a_step(config.train, num_ranks=2)
     # 400 packs to learn from, a step of 4000: ten passes, and an eighth of them is 50 packs.
+    assert said.startswith("`train.global_batch_tokens` is"), "the log line says that it is a warning"
     assert "passes 10 times over the 400 packs" in said
     assert "10 passes in 1 step instead of train.max_epochs=2" in said
     assert f"Set train.global_batch_tokens={50 * SEQ_LEN}, " in said

@@ -23,6 +23,9 @@ def read_turns(raw: list[Any], counts: Counter[str], values: Collection[TokenVal
     roles = [str(turn.get("role") or turn.get("from")) for turn in said if isinstance(turn, dict)]
     if other := sum(role in SELDOM for role in roles):
         counts["other_roles"] += other
+    contents = [turn.get("content") or turn.get("value") for turn in said if isinstance(turn, dict)]
+    if joined := sum(isinstance(content, list) and len(content) > 1 for content in contents):
+        counts["joined_parts"] += joined
     return [parse_message(_one_layout(turn)) for turn in said]
 
 
