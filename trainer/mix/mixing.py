@@ -191,13 +191,13 @@ class Mixing:
         ]
 
     def too_large_a_step(self, train: TrainConfig, num_ranks: int) -> str | None:
-        """Return what to say of steps that pass over the new data several times; None where none does."""
+        """Return what to say of a step that passes more than once over the new data; None where none does."""
         num_packs = sum(pool.num_packs for pool in self.plan.pools if not pool.is_replay)
         share = 1.0 - (self.mean_ratio if self.has_replay else 0.0)
         a_step = share * self.plan.packs_per_step / num_packs
         in_all = self.num_steps * a_step
         asked = train.max_epochs
-        if (in_all < 2 * asked) if asked is not None else a_step < 2:
+        if (in_all < 2 * asked) if asked is not None else a_step <= 1:
             return None
         unit = num_ranks * train.micro_batch_size
         packs = max(num_packs // (STEPS_A_PASS * unit), 1) * unit
