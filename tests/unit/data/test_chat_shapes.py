@@ -339,12 +339,6 @@ def test_a_template_that_takes_or_refuses_some_conversation_is_not_called_failin
     assert "line 1: " in (why_always_failing(make_tokenizer("{{ messages.nope.x }}")) or "")
 
 
-def test_a_role_in_capitals_is_told_as_it_must_be_written():
-    with pytest.raises(RowError) as error:
-        parse_message({"role": "User", "content": "Hi?"})
-    assert error.value.fix == "Write it as 'user' in these rows." and "developer" in error.value.rule
-
-
 def test_a_content_of_several_texts_is_joined_and_counted():
     turns = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     turns.append({"role": "assistant", "content": [{"type": "text", "text": "c"}]})

@@ -331,8 +331,7 @@ REFUSED = [
     ),
     (
         {"prompt": "Hi?", "chosen": [{"role": "narrator", "content": "B."}], "rejected": "A."},
-        "hold messages of the roles assistant, bot, chatgpt, developer, function, function_response, gpt, human, "
-        "ipython, model, observation, system, tool, user",
+        "hold messages of the roles user, assistant, system or tool",
     ),
 ]
 

@@ -35,7 +35,6 @@ ASIDE |= {"timestamp", "date", "time", "model", "lang", "language"}
 """Keys of a turn whose text is not what is said in it."""
 SAID_OTHERWISE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys of a turn that may stand without a content."""
-ROLES_RULE = f"hold messages of the roles {', '.join(sorted(ROLES))}"
 
 
 def parse_message(raw: Any) -> Message:
@@ -59,10 +58,7 @@ def parse_message(raw: Any) -> Message:
     said = raw.get("role", raw.get("from"))
     role = ROLES.get(said) if isinstance(said, str) else None
     if role is None:
-        meant = said.strip().lower() if isinstance(said, str) else ""
-        raise RowError(
-            ROLES_RULE, repr(said), f"Write it as '{meant}' in these rows." if meant in ROLES else MEND
-        )
+        raise RowError("hold messages of the roles user, assistant, system or tool", repr(said), MEND)
     known = {"role", "from", "content", "value"}
     message: Message = {"role": role, "content": _content(raw.get("content", raw.get("value")))}
     message |= {key: value for key, value in raw.items() if key not in known and value is not None}
