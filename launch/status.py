@@ -153,7 +153,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
     attempts = read_attempts(run_dir)
     step = max((int(record["step"]) for record in metrics if has_numbers(record, "step")), default=0)
     state = _state(run_dir, attempts, states)
-    is_left = state.startswith((DIED, STOPPED))
+    is_left, is_wrong = state.startswith((DIED, STOPPED)), state == CODES[Exit.mendable]
     has_ended = is_left or attempts.end is not None or state in (*ENDS.values(), *CODES.values(), "gave up")
     return RunStatus(
         name=run_dir.name,
@@ -168,7 +168,9 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
         effective=effective(run_dir).ratio,
         shrunk=attempts.shrunk,
         ended=None if attempts.end is None or state == "running" else _ended(attempts.end),
-        goes_on=_goes_on(run_dir) if is_left else None,
+        goes_on=_goes_on(run_dir, is_left)
+        if is_left or (is_wrong and _saved_step(run_dir) is not None)
+        else None,
     )
 
 
@@ -237,8 +239,8 @@ def _saved_step(run_dir: Path) -> int | None:
     return None if newest is None else step_of(newest)
 
 
-def _goes_on(run_dir: Path) -> str:
-    """Return from where a run goes on that is not over, and by which command."""
+def _goes_on(run_dir: Path, is_sound: bool) -> str:
+    """Return from where a run goes on that is not over, and by which command; what is wrong must be mended first."""
     step = _saved_step(run_dir)
     start = "from the beginning, since nothing is saved" if step is None else f"after step {step}"
     command = (
@@ -246,7 +248,8 @@ def _goes_on(run_dir: Path) -> str:
         if (run_dir / SCRIPT).exists()
         else f"palimpsest train --config {shlex.quote(str(run_dir / 'config.yaml'))}"
     )
-    return f"To go on {start}, give the same command again, or: {command}"
+    first = "To go on" if is_sound else "Once that is mended, to go on"
+    return f"{first} {start}, give the same command again, or: {command}"
 
 
 def _num_steps(run_dir: Path) -> int | None:

@@ -154,6 +154,11 @@ def test_what_the_queue_says_of_a_job_that_left_no_last_line_is_the_state(begun,
     assert run_status(begun).state == "node fail"
     note(begun, "ended", attempt=2, job=7, code=2, newest="")
     assert run_status(begun).state == "must be mended"
+    assert run_status(begun).goes_on is None, "nothing is saved"
+    (begun / "checkpoints/step-00000020").mkdir(parents=True)
+    assert (run_status(begun).goes_on or "").startswith(
+        "Once that is mended, to go on after step 20, give the same"
+    )
 
 
 def test_an_attempt_that_went_on_with_fewer_nodes_is_told_until_the_run_is_submitted_again(begun, capsys):
