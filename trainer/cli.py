@@ -164,6 +164,10 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.config.store import to_yaml
 
         print(to_yaml(config), end="")
+        if invocation.is_dry and invocation.command == "train":
+            from trainer.command.dry_hosts import lines_of_hosts
+
+            print("".join(f"{line}\n" for line in lines_of_hosts(config)), end="")
         return Exit.done
     match invocation.command:
         case "plan":
