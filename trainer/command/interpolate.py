@@ -187,8 +187,8 @@ def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> AlphaPo
 def _table(points: list[AlphaPoint], best: AlphaPoint | None) -> Table:
     table = Table(title="Held-out loss between base (0) and tuned (1), nats", title_justify="left")
     names = list(points[0].losses)
-    for column in ("alpha", *names, ""):
-        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    for column in ("alpha", *names, "verdict"):
+        table.add_column(column, justify="left" if column == "verdict" else "right", overflow="fold")
     for point in points:
         cells = (f"{point.losses[name]:.4f}" for name in names)
         table.add_row(f"{point.alpha:g}", *cells, "suggested" if point is best else "")
