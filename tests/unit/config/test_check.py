@@ -18,6 +18,7 @@ from trainer.config.optim import Offload, ScheduleName
 from trainer.config.preference import PreferenceLoss
 from trainer.config.schema import RunConfig
 from trainer.config.spikes import SpikePolicy
+from trainer.config.store import compose_config
 from trainer.errors import ConfigError
 
 
@@ -315,4 +316,17 @@ def test_a_loss_of_pairs_that_needs_a_reference_is_refused(config):
     assert found.sentence == (
         "`objective.preference.loss` must be cpo, orpo, simpo, which need no reference, but is 'dpo' instead. Set "
         "objective=orpo."
+    )
+
+
+def test_a_larger_step_is_not_proposed_without_what_it_does_to_little_data():
+    words = ["model=tiny", "train.global_batch_tokens=4096", "data.seq_len=512", "cluster.num_nodes=2"]
+    (one,) = (
+        rule.sentence
+        for rule in find_problems(compose_config([*words, "cluster.ranks_per_node=8"]))
+        if rule.key == "train.global_batch_tokens"
+    )
+    assert (
+        "Set train.global_batch_tokens=8192. A step grows by that: where the data is small take fewer ranks"
+        in one
     )

@@ -253,6 +253,11 @@ def test_steps_within_a_pass_are_not_told_of(config):
     config.train.max_steps, config.train.max_epochs = None, 2.0
     config.replay.ratio = 0.0
     assert mix(config, 300).too_large_a_step(config.train, num_ranks=2) is None
+    said = mix(config, 700).too_large_a_step(config.train, num_ranks=2)
+    assert "passes 1.75 times over" in said, "an epoch that is less than a step is told too"
+    config.train.global_batch_tokens = 800 * SEQ_LEN
+    said = mix(config, 800).too_large_a_step(config.train, num_ranks=800)
+    assert "No step of 800 ranks is smaller: take fewer ranks, or add data" in said
     config.train.max_steps, config.train.max_epochs = 100, None
     assert "passes 1.75 times over" in mix(config, 700).too_large_a_step(config.train, num_ranks=2)
     assert "1e+03" not in mix(config, 800).too_large_a_step(config.train, num_ranks=2)
