@@ -19,11 +19,11 @@ class LongWork:
         total: float,
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
-        every_s: float = EVERY_S,
+        every_s: float | None = None,
     ) -> None:
-        """Take the whole amount, in any unit, and begin."""
+        """Take the whole amount, in any unit, and begin; without `every_s` it is EVERY_S."""
         self._total = total
-        self._every_s = every_s
+        self._every_s = EVERY_S if every_s is None else every_s
         self._say = say
         self._clock = clock
         self._begun_s = self._said_s = clock()
