@@ -248,7 +248,7 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
             f"a multiple of ranks x micro batch x seq_len = {max(ranks, 1)} x "
             f"{train.micro_batch_size} x {seq_len} = {unit}",
             train.global_batch_tokens,
-            f"Set train.global_batch_tokens={nearest}.{fewer if nearest > train.global_batch_tokens else ''}",
+            f"Set train.global_batch_tokens={nearest}.{fewer if ranks > 1 and nearest > train.global_batch_tokens else ''}",
         )
 
 
