@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,10 @@ from rich.table import Table
 
 from trainer.checkpoint.layout import find_checkpoints, step_of
 from trainer.errors import ConfigError, Exit
+from trainer.metrics.console import duration_text
 from trainer.metrics.effective import effective
 from trainer.metrics.jsonl import has_numbers, read
+from trainer.metrics.remaining import remaining_s
 from trainer.runtime.ended import End
 from trainer.runtime.lease import is_held
 from trainer.runtime.say import say
@@ -35,6 +36,7 @@ CODES: Mapping[int, str] = {
     Exit.non_finite: "not finite",
 }
 RUNNING = "running"
+ETTR = "ETTR, the effective training time ratio: the share of a run's time that went into steps that stayed."
 DIED = "died, "
 """How the state of a run begins that nobody trains, and of whose end nothing was written; then what is saved of it."""
 STOPPED = "stopped, "
@@ -93,6 +95,8 @@ def show_status(words: Sequence[str]) -> int:
         for line in (status.shrunk, _why(status), goes_on):
             if line is not None:
                 say(console, f"{status.name}: {line}")
+    if any(status.effective is not None for status in statuses):
+        say(console, ETTR)
     return Exit.done
 
 
@@ -149,7 +153,7 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
     attempts = read_attempts(run_dir)
     step = max((int(record["step"]) for record in metrics if has_numbers(record, "step")), default=0)
     state = _state(run_dir, attempts, states)
-    is_left = state.startswith((DIED, STOPPED))
+    is_left, is_wrong = state.startswith((DIED, STOPPED)), state == CODES[Exit.mendable]
     has_ended = is_left or attempts.end is not None or state in (*ENDS.values(), *CODES.values(), "gave up")
     return RunStatus(
         name=run_dir.name,
@@ -159,12 +163,14 @@ def run_status(run_dir: Path, states: Mapping[int, str] | None = None) -> RunSta
         num_steps=_num_steps(run_dir),
         loss=_number(newest, "loss"),
         tokens_per_s=_number(newest, "tokens_per_s"),
-        eta_s=newest["eta_s"] if not has_ended and has_numbers(newest, "eta_s") else None,
+        eta_s=None if has_ended else remaining_s(metrics),
         last_error=None if state == "finished" else attempts.last_error,
         effective=effective(run_dir).ratio,
         shrunk=attempts.shrunk,
         ended=None if attempts.end is None or state == "running" else _ended(attempts.end),
-        goes_on=_goes_on(run_dir) if is_left else None,
+        goes_on=_goes_on(run_dir, is_left)
+        if is_left or (is_wrong and _saved_step(run_dir) is not None)
+        else None,
     )
 
 
@@ -233,8 +239,8 @@ def _saved_step(run_dir: Path) -> int | None:
     return None if newest is None else step_of(newest)
 
 
-def _goes_on(run_dir: Path) -> str:
-    """Return from where a run goes on that is not over, and by which command."""
+def _goes_on(run_dir: Path, is_sound: bool) -> str:
+    """Return from where a run goes on that is not over, and by which command; what is wrong must be mended first."""
     step = _saved_step(run_dir)
     start = "from the beginning, since nothing is saved" if step is None else f"after step {step}"
     command = (
@@ -242,7 +248,8 @@ def _goes_on(run_dir: Path) -> str:
         if (run_dir / SCRIPT).exists()
         else f"palimpsest train --config {shlex.quote(str(run_dir / 'config.yaml'))}"
     )
-    return f"To go on {start}, give the same command again, or: {command}"
+    first = "To go on" if is_sound else "Once that is mended, to go on"
+    return f"{first} {start}, give the same command again, or: {command}"
 
 
 def _num_steps(run_dir: Path) -> int | None:
@@ -274,7 +281,7 @@ def _table(statuses: Sequence[RunStatus], objective: str) -> Table:
             steps,
             "" if one.loss is None else f"{one.loss:.4f}",
             "" if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}",
-            "" if one.eta_s is None else str(datetime.timedelta(seconds=round(one.eta_s))),
+            "" if one.eta_s is None else duration_text(one.eta_s),
             "" if one.effective is None else f"{one.effective:.0%}",
             *last,
         )

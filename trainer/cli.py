@@ -164,6 +164,10 @@ def _dispatch(invocation: Invocation) -> int:
         from trainer.config.store import to_yaml
 
         print(to_yaml(config), end="")
+        if invocation.is_dry and invocation.command == "train":
+            from trainer.command.dry_hosts import lines_of_hosts
+
+            print("".join(f"{line}\n" for line in lines_of_hosts(config)), end="")
         return Exit.done
     match invocation.command:
         case "plan":
@@ -293,13 +297,16 @@ def _load(invocation: Invocation) -> RunConfig:
 
         require_file(invocation.config_file)
     from trainer.command.missing_here import with_other_problems
-    from trainer.config.store import compose_config, load_config
+    from trainer.config.store import compose_config, load_config, say_too_late
     from trainer.config.together import WrongWords
 
     frozen = invocation.config_file or frozen_config(invocation)
     try:
         if frozen is not None:
-            return load_config(frozen, invocation.overrides)
+            config = load_config(frozen, invocation.overrides)
+            if invocation.command in ("evaluate", "export", "report"):
+                say_too_late(frozen, invocation.overrides, invocation.command)
+            return config
         return compose_config(invocation.overrides)
     except WrongWords as error:
         raise (error if invocation.show_config else with_other_problems(error, invocation.command)) from None

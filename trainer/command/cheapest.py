@@ -10,6 +10,7 @@ from trainer.command.plan_time import run_time
 from trainer.config.check import find_problems
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import with_fitted
+from trainer.forecast.card import gib_text
 from trainer.forecast.fastest import AS_FAST
 from trainer.forecast.memory import ERROR_FRAC, forecast
 from trainer.forecast.shapes import DecoderShape
@@ -64,8 +65,8 @@ def chosen_pair(
     else:
         found = next(pair for pair in fitting if (pair.seconds or 0.0) <= AS_FAST * min(times))
     said = (
-        f"a peak of {gpu_gib - config.plan.reserve_gib - found.spare_gib:.1f} GiB is forecast of {gpu_gib:.0f}, with "
-        f"{config.plan.reserve_gib:g} kept in reserve"
+        f"a peak of {gpu_gib - config.plan.reserve_gib - found.spare_gib:.1f} GiB is forecast of {gib_text(gpu_gib)}, "
+        f"with {config.plan.reserve_gib:g} kept in reserve"
     )
     if found.spare_gib < 0:
         return found.config, f"and even so {said}. See palimpsest plan."

@@ -209,7 +209,7 @@ def gate_table(results: list[GateResult]) -> Table:
         table.add_column(column, overflow="fold")
     for column in ("change", "broken by"):
         table.add_column(column, justify="right")
-    table.add_column("")
+    table.add_column("verdict")
     for result in results:
         rule = f"{result.unit} {result.rule} {result.allowed:g}"
         broken = "" if result.passed else f"{result.excess:.4f}"

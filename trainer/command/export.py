@@ -176,10 +176,7 @@ def _verify(
     else:
         found = _compare(config, checkpoint, files, output_dir)
     whose = "those of the unrounded weights" if is_narrowed else "the folder's in float32"
-    proof = (
-        f"{written}. {found.whose.capitalize()} are {found.moved:.1e} of their spread from {whose}; rounding alone "
-        f"makes {found.noise:.1e}."
-    )
+    proof = f"{written}. {distance(found, whose)}"
     say(console, proof)
     if found.narrowing is not None:
         say(
@@ -188,7 +185,7 @@ def _verify(
         )
     if found.packing is not None:
         say(console, f"The trained model's are {found.packing:.1e} away: its base is in NF4.")
-    if not found.moved <= EXPORT_FACTOR * found.noise + EXPORT_FLOOR:
+    if not found.moved <= found.allowed:
         raise SelfCheckError(
             f"The exported folder {output_dir} must give {found.whose} within twice what rounding "
             f"does ({found.noise:.1e} of their spread), but they differ by {found.moved:.1e}. Do not use it; export "
@@ -207,7 +204,7 @@ def _require_loads(config: RunConfig, checkpoint: Path, folder: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Compared:
+class Compared:
     """How far logits are from those of an exported folder in float32, as shares of their spread."""
 
     moved: float
@@ -222,8 +219,23 @@ class _Compared:
     narrowing: float | None = None
     """Those of the narrower weights, where `exact_KV` is of unrounded ones."""
 
+    @property
+    def allowed(self) -> float:
+        """Return how far they may be: twice what rounding does, for the trained model was rounded in other places."""
+        return EXPORT_FACTOR * self.noise + EXPORT_FLOOR
 
-def _compare_unrounded(config: RunConfig, checkpoint: Path, files: BaseFiles, folder: Path) -> _Compared:
+
+def distance(found: Compared, whose: str) -> str:
+    """Return how far logits are apart and may be, and that the folder is verified where they are no further."""
+    whose_are = f"{found.whose[:1].upper()}{found.whose[1:]} are"
+    verdict = "verified, as" if found.moved <= found.allowed else "not verified:"
+    return (
+        f"{whose_are} {found.moved:.1e} of their spread from {whose}: {verdict} up to "
+        f"{found.allowed:.1e} is allowed, twice the {found.noise:.1e} that rounding alone makes."
+    )
+
+
+def _compare_unrounded(config: RunConfig, checkpoint: Path, files: BaseFiles, folder: Path) -> Compared:
     """Compare the trained logits with those of the same export in float32, and that with the folder.
 
     The weights of the folder are those, rounded: bit by bit, as they were read back. So a difference from the trained
@@ -243,7 +255,7 @@ def _compare_unrounded(config: RunConfig, checkpoint: Path, files: BaseFiles, fo
     return dataclasses.replace(found, narrowing=difference(found.exact_KV, narrow_KV))
 
 
-def _compare(config: RunConfig, checkpoint: Path, files: BaseFiles, folder: Path) -> _Compared:
+def _compare(config: RunConfig, checkpoint: Path, files: BaseFiles, folder: Path) -> Compared:
     """Compare the logits of a folder with those of what was trained.
 
     What was trained on a base in 4 bits and merged into the whole one is not the trained model any more: there it is
@@ -266,8 +278,8 @@ def _compare(config: RunConfig, checkpoint: Path, files: BaseFiles, folder: Path
     if is_packed and not is_adapter:
         beside_KV = _beside_whole_base(config, checkpoint, files, saved.tokens_T)[-len(exact_KV) :]
         whose = "the logits of the whole base with the adapter beside it"
-        return _Compared(difference(exact_KV, beside_KV), whose, noise, exact_KV, trained)
-    return _Compared(trained, "the trained model's logits", noise, exact_KV)
+        return Compared(difference(exact_KV, beside_KV), whose, noise, exact_KV, trained)
+    return Compared(trained, "the trained model's logits", noise, exact_KV)
 
 
 def _folder_logits(config: RunConfig, folder: Path, saved: Fingerprint, dtype: str) -> tuple[Tensor, Tensor]:

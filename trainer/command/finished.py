@@ -11,7 +11,7 @@ from typing import Any
 from trainer.checkpoint.layout import find_checkpoints
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.verify import find_damage
-from trainer.config.check_export import exports_adapter
+from trainer.config.longer import begin_from
 from trainer.config.paths import is_address
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import MADE_ANEW, asked_digest, free_folder
@@ -72,17 +72,9 @@ def _ways_on(config: RunConfig) -> str:
     """Return how a finished run is used, and trained longer."""
     run_dir = Path(config.run_dir)
     place, other = shlex.quote(str(run_dir)), shlex.quote(str(free_folder(run_dir)))
-    export = config.export.output_dir or str(run_dir / "export")
-    begin = f"let it begin from the export (model.path={shlex.quote(export)})"
-    if exports_adapter(config):
-        merged = shlex.quote(str(run_dir / "merged"))
-        begin = (
-            f"let it begin from the adapter merged into its base: palimpsest export run_dir={place} export.merge=true "
-            f"export.output_dir={merged}, then model.path={merged}"
-        )
     return (
         f"To use it: palimpsest export run_dir={place}. To train longer, give a run of its own (run_dir={other}) more "
-        f"steps, or {begin}."
+        f"steps, or {begin_from(config)}."
     )
 
 

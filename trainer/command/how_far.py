@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import shlex
 from pathlib import Path
-from statistics import median
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import config_path
+from trainer.metrics.console import duration_text
 from trainer.metrics.jsonl import has_numbers, read, read_events
+from trainer.metrics.remaining import remaining_s
 from trainer.runtime.lease import is_held
 
 ENDS = {"finished": "finished", "early_stop": "finished: it stopped early, by evaluate.patience"}
-LAST_STEPS = 50
-"""Logged steps by whose time that of the steps that are left is reckoned."""
 
 
 def how_far(config: RunConfig, saved: TrainState | None) -> str:
@@ -35,13 +33,15 @@ def how_far(config: RunConfig, saved: TrainState | None) -> str:
         return f"The run is {end}: {of}."
     rows = [row for row in read(run_dir / "metrics.jsonl") if has_numbers(row, "step", "step_time_s")]
     is_trained = is_held(run_dir)
-    num_again = 0 if is_trained else max((int(row["step"]) - step for row in rows), default=0)
+    num_after = max((int(row["step"]) - step for row in rows), default=0)
     said = f"The run is not finished: {of} {_are(step)} saved"
-    if num_again > 0:
-        said += f", and {many(num_again, 'step')} after that {_are(num_again)} taken again"
+    if num_after > 0:
+        again = "taken" if is_trained else "taken again"
+        said += f", and {many(num_after, 'step')} after that {_are(num_after)} {again}"
     if num_steps is not None:
-        times_s = [float(row["step_time_s"]) for row in rows[-LAST_STEPS:]]
-        said += f". {_left(num_steps - step, config.train.global_batch_tokens, times_s)}"
+        begin = step + max(num_after, 0) if is_trained else step
+        left_s = remaining_s(rows, begin)
+        said += f". {_left(num_steps - begin, config.train.global_batch_tokens, left_s)}"
     said += "."
     if is_trained:
         return f"{said} It is being trained."
@@ -52,15 +52,11 @@ def how_far(config: RunConfig, saved: TrainState | None) -> str:
     )
 
 
-def _left(num_steps: int, tokens_a_step: int, times_s: list[float]) -> str:
-    """Return what is left: steps, their tokens, and the time that they take where some were timed."""
+def _left(num_steps: int, tokens_a_step: int, left_s: float | None) -> str:
+    """Return what is left: steps, their tokens, and the time that they and evaluations take where some were timed."""
     if num_steps <= 0:
         return "The comparison with the base and the report are left"
-    time = (
-        f", {datetime.timedelta(seconds=round(num_steps * median(times_s)))} at the pace so far"
-        if times_s
-        else ""
-    )
+    time = "" if left_s is None else f", {duration_text(left_s)} at the pace so far"
     tokens = f"{num_steps * tokens_a_step:,} tokens"
     return f"{many(num_steps, 'step')} {_are(num_steps)} left ({tokens}{time})"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.command.free_name import free_name
 from trainer.command.named_model import NamedModel, look_at_model
 from trainer.config.describe import as_word
 from trainer.config.learn import LearnConfig, Reasoning
@@ -91,7 +92,8 @@ def read_words(words: Sequence[str]) -> Wish:
 def _wrong_values(wish: Wish) -> Iterator[str]:
     """Yield a sentence for every word whose value cannot be."""
     if wish.name and not _NAME.fullmatch(wish.name):
-        yield f"`name` must be letters, digits, _, - and ., but is '{wish.name}' instead. Set name=first."
+        free = free_name(wish.name, wish.folder / ("cluster" if wish.is_site else "experiment"))
+        yield f"`name` must be letters, digits, _, - and ., but is '{wish.name}' instead. Set name={free}."
     choices = {"recipe": group_options()["recipe"], "reasoning": [kind.value for kind in Reasoning]}
     for key, known in choices.items():
         value = getattr(wish, key)
@@ -255,8 +257,9 @@ def write_new(file: Path, text: str) -> None:
         ConfigError: It is there, or cannot be written.
     """
     if file.exists():
+        free = free_name(file.stem, file.parent)
         raise ConfigError(
-            f"`name` must be that of a new file, but {file} is there already. Set name=OTHER, or remove it."
+            f"`name` must be that of a new file, but {file} is there already. Set name={free}, or remove it."
         )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

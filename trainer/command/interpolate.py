@@ -40,13 +40,15 @@ from trainer.model.load import load_model, read_config
 from trainer.model.resolve import resolve_model
 from trainer.model.tokenizer import configured_tokenizer
 from trainer.report.build import build_report
-from trainer.report.interpolation import FILE_NAME
+from trainer.report.interpolation import FILE_NAME, rule_sentence
 from trainer.run.identity import refuse_others
 from trainer.run.packing import with_packing
 from trainer.runtime.say import say
 
 WITHIN = 0.01
-"""A target loss this close to the best, relatively, counts as good as it (reliability-and-forgetting.md, F8)."""
+"""A target loss this close to the best, relatively, counts as good as it."""
+OF_SPAN = 0.1
+"""And at most this share of what lies between the best and the worst: a run that learnt little has learnt something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,17 @@ def interpolate(config: RunConfig) -> int:
     best = suggest(points)
     record = {
         "checkpoint": checkpoint.name,
-        "suggested_alpha": best.alpha,
+        "suggested_alpha": None if best is None else best.alpha,
         "points": [asdict(p) for p in points],
     }
     write_atomic(run_dir / FILE_NAME, json.dumps(record, indent=2) + "\n")
     console = Console()
     console.print(_table(points, best))
     say(console, f"Report: {build_report(run_dir)}")
-    say(console, f"To write that model: palimpsest export run_dir={run_dir} export.alpha={best.alpha:g}")
+    has_general = points[0].general_nats is not None
+    say(console, rule_sentence(None if best is None else best.alpha, has_general))
+    if best is not None:
+        say(console, f"To write that model: palimpsest export run_dir={run_dir} export.alpha={best.alpha:g}")
     return Exit.done
 
 
@@ -128,14 +133,18 @@ def parse_alphas(text: str) -> list[float]:
     return [round(start + i * step, 10) for i in range(count)]
 
 
-def suggest(points: list[AlphaPoint]) -> AlphaPoint:
-    """Return the point that forgets least among those whose target loss is within 1 % of the best.
+def suggest(points: list[AlphaPoint]) -> AlphaPoint | None:
+    """Return the point that forgets least among those whose target loss is about the best; None where that is the base.
 
-    Without general sets it is the one nearest the base.
+    About the best: within 1 % of it, and within a tenth of what lies between the best and the worst. Without general
+    sets nothing says what is forgotten, and it is the one of the least target loss.
     """
-    best = min(point.target_nats for point in points)
-    good = [point for point in points if point.target_nats <= best * (1 + WITHIN)]
-    return min(good, key=lambda point: (point.general_nats or 0.0, point.alpha))
+    best = min(points, key=lambda point: (point.target_nats, point.alpha))
+    span = max(point.target_nats for point in points) - best.target_nats
+    allowed = best.target_nats + min(best.target_nats * WITHIN, span * OF_SPAN)
+    good = [point for point in points if point.target_nats <= allowed and point.general_nats is not None]
+    found = min(good, key=lambda point: (point.general_nats or 0.0, point.alpha), default=best)
+    return found if found.alpha > 0 else None
 
 
 def _held_out(config: RunConfig, source: str) -> HeldOut:
@@ -175,11 +184,11 @@ def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> AlphaPo
     )
 
 
-def _table(points: list[AlphaPoint], best: AlphaPoint) -> Table:
+def _table(points: list[AlphaPoint], best: AlphaPoint | None) -> Table:
     table = Table(title="Held-out loss between base (0) and tuned (1), nats", title_justify="left")
     names = list(points[0].losses)
-    for column in ("alpha", *names, ""):
-        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    for column in ("alpha", *names, "verdict"):
+        table.add_column(column, justify="left" if column == "verdict" else "right", overflow="fold")
     for point in points:
         cells = (f"{point.losses[name]:.4f}" for name in names)
         table.add_row(f"{point.alpha:g}", *cells, "suggested" if point is best else "")

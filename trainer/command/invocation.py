@@ -59,6 +59,7 @@ def parse(arguments: Sequence[str]) -> Invocation:
             is_dry = True
         elif word in ("--cfg", "--dry-run") and command not in WITHOUT_OPTIONS:
             show_config = True
+            is_dry = is_dry or word == "--dry-run"
         elif word.startswith(("--local_rank", "--local-rank")):
             if "=" not in word and words:
                 words.pop(0)

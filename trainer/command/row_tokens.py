@@ -208,9 +208,10 @@ def _rendered(tokenizer: TokenizerLike, guess: Guess, raw: list[int]) -> list[in
         longer = [index for index, length in enumerate(lengths) if length > longest or not rendered.known]
         if not rendered.ask(sorted(longer, key=lambda index: -lengths[index])[:NUM_AT_ONCE]):
             return lengths
+    tried = f"{len(rendered.problems)} of {many(len(rendered.known), 'row')}"
     raise DataError(
-        f"`data` must hold rows that the model's chat template renders, but {len(rendered.problems)} of "
-        f"{many(len(rendered.known), 'row')} that it was asked about it does not:{''.join(_by_kind(rendered.problems))}"
+        f"`data` must hold rows that the model's chat template renders, but it does not render {tried} that were tried:"
+        f"{''.join(_by_kind(rendered.problems))}"
     )
 
 

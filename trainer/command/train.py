@@ -58,9 +58,10 @@ def start_ranks(command: str, config: RunConfig) -> int:
         refuse_missing(config, command, more=[why_not])
     if command == "train":
         refuse_in_use(Path(config.run_dir))
-        refuse_another(
-            config, Path(config.run_dir)
-        )  # before hours of preparing; what is open yet is no difference
+        try:  # before hours of preparing; what is open yet is no difference
+            refuse_another(config, Path(config.run_dir))
+        except ConfigError as error:
+            refuse_missing(config, command, more=[said("run_dir", str(error))])
         if (finished := find_finished(config)) is not None:
             print(finished.sentence, flush=True)
             if finished.is_done:

@@ -242,12 +242,14 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
         return
     if train.global_batch_tokens < unit or train.global_batch_tokens % unit:
         nearest = max(round(train.global_batch_tokens / unit), 1) * unit
+        is_larger = ranks > 1 and nearest > train.global_batch_tokens
+        fewer = " A step grows by that: where the data is small take fewer ranks, or a smaller data.seq_len."
         yield must(
             "train.global_batch_tokens",
             f"a multiple of ranks x micro batch x seq_len = {max(ranks, 1)} x "
             f"{train.micro_batch_size} x {seq_len} = {unit}",
             train.global_batch_tokens,
-            f"Set train.global_batch_tokens={nearest}.",
+            f"Set train.global_batch_tokens={nearest}.{fewer if is_larger else ''}",
         )
 
 

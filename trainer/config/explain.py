@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ _TYPES = {
 }
 _EXAMPLES = {"Integer": "4", "Float": "0.1", "Boolean": "true", "bool": "true"}
 """Values of those types, for keys that are null by default."""
+_UNITS = {"_gib": "gib|gb|g", "_gb": "gb|g", "_min": "minutes?|min|m", "_s": "seconds?|sec|s"}
+"""What people write behind a number, by the end of the key that has that unit."""
 _WHOLE = re.compile(r"\d{1,15}\.0")
 """A whole number as YAML reads 1e9."""
 _SET = "a variable of the environment that is set"
@@ -112,11 +115,23 @@ def _usual(key: str, kind: str = "", value: str = "") -> str:
         return f" Set {key}=[{value}]."
     if kind == "Integer" and _WHOLE.fullmatch(value):
         return f" Set {key}={int(float(value))}."
+    if (near := _number_in(key, kind, value)) is not None:
+        return f" Set {key}={near}."
     if default not in (None, dataclasses.MISSING):
         return f" Set {shlex.quote(f'{key}={as_word(default)}')}, or leave it out."
     if kind not in _EXAMPLES:
         return f" Set {key}=null, or leave it out."
     return f" Set {key}={_EXAMPLES[kind]} or such, or leave it out."
+
+
+def _number_in(key: str, kind: str, value: str) -> str | None:
+    """Return the number that a value means which has the unit of its key, marks of thousands, or a part of a whole."""
+    unit = next((words for end, words in _UNITS.items() if key.endswith(end)), "")
+    found = re.fullmatch(rf"(\d[\d,_]*(?:\.\d+)?) ?(?:{unit})", value, re.IGNORECASE)
+    if found is None or kind not in ("Integer", "Float"):
+        return None
+    number = float(re.sub("[,_]", "", found[1]))
+    return f"{math.ceil(number)}" if kind == "Integer" else f"{number:.15g}"
 
 
 def nearest(name: str, candidates: list[str]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from trainer.config.address import shown_address
 from trainer.config.data import PackingMode
 from trainer.config.fence import check_publish
+from trainer.config.longer import LENGTH, begin_from
 from trainer.config.record import WORDS
 from trainer.config.reference import EnvText
 from trainer.config.schema import RunConfig
@@ -168,9 +169,14 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
         different.sort(key=lambda line: not line.startswith(given))  # what was typed first, then by name
         more = len(different) - MOST_SHOWN
         shown = "; ".join(different[:MOST_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        is_longer = all(line.startswith(LENGTH) for line in different)
+        longer = (
+            f" To train on what it has trained, give the new run its own directory and {begin_from(config)}."
+        )
         raise ConfigError(
             f"{run_dir} holds a run of another configuration ({shown}). Give the new run a directory of its own, such "
             f"as {_free_word(config, run_dir)}, or give the same values to go on with the one that is there."
+            f"{longer if is_longer else ''}"
         )
 
 

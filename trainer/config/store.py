@@ -43,6 +43,7 @@ from trainer.config.explain import (
     override_key,
     wrong_value,
 )
+from trainer.config.idle import OF_TRAINING, replaced, too_late, without_use
 from trainer.config.options import CONF_MODULE, Option, group_options, searchpath_folders
 from trainer.config.override import check_word, is_swept, read_entries, readable, take_out, typed, typed_keys
 from trainer.config.own import chosen_options, keep_own, raw
@@ -74,7 +75,7 @@ def compose_config(
     """
     lines: list[str] = []
     config = all_told(overrides, lambda words: _composed(words, config_name, lines.append))
-    for line in lines:
+    for line in (*replaced(overrides), *lines, *without_use(config, overrides)):
         say(line)
     return config
 
@@ -174,7 +175,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file cannot be read, or words that cannot be, all of them.
     """
-    return all_told(overrides, lambda words: _loaded(path, words))
+    config = all_told(overrides, lambda words: _loaded(path, words))
+    for line in (*replaced(overrides), *without_use(config, overrides)):
+        to_standard_error(line)
+    return config
 
 
 def _loaded(path: Path, overrides: Sequence[str]) -> RunConfig:
@@ -253,6 +257,17 @@ def to_dataclass(config: DictConfig) -> RunConfig:
     check_values(result)
     check_texts(result)
     return result
+
+
+def say_too_late(path: Path, overrides: Sequence[str], command: str) -> None:
+    """Say which words change nothing of a command that goes on from a trained run.
+
+    Args:
+        path: The run's frozen config.yaml.
+    """
+    words = [word for word in overrides if word.startswith(OF_TRAINING)]
+    for line in too_late(load_config(path), words, command) if words else ():
+        to_standard_error(line)
 
 
 def to_yaml(config: RunConfig) -> str:

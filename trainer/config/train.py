@@ -162,7 +162,11 @@ class ExportConfig:
     alpha: float = 1.0
     """Write base + alpha (tuned - base): 1 is the tuned model, 0 the base. Range: [0, 1]."""
     interpolate: str | None = None
-    """START:STOP:STEP of alphas to evaluate instead of writing a model; `palimpsest export interpolate=0:1:0.1`."""
+    """START:STOP:STEP of alphas to evaluate instead of writing a model; `palimpsest export interpolate=0:1:0.1`.
+
+    Suggested is the alpha of the least loss on sets that are no target, among those whose target loss is within 1 % of
+    the best and within a tenth of what lies between the best and the worst; without such sets that of the least target
+    loss."""
     text_only: bool = False
     """A model that also sees or hears: write its language model alone, as a folder of its own. False writes the whole:
     what is not language is the base's."""

@@ -214,10 +214,14 @@ def problems_said(key: str, problems: Sequence[RowProblem], counts: Counter[str]
         of: The rows that were read, in words.
     """
     return " ".join(
-        f"{key if one is problems[0] else 'It'} must {one.rule}, but {counts[one.rule]} of {of} do not; the first is "
+        f"{key if one is problems[0] else 'It'} must {one.rule}, but {_not(counts[one.rule], of)}; the first is "
         f"{one.where}, with {one.value}. {one.fix}"
         for one in problems
     )
+
+
+def _not(count: int, of: str) -> str:
+    return f"{count} of {of} {'does' if count == 1 else 'do'} not"
 
 
 @dataclass(slots=True)

@@ -55,19 +55,24 @@ def parse_hostfile(text: str, name: str) -> dict[str, int]:
         TopologyError: A line that is not of that form, a host twice, no host, or different numbers of ranks.
     """
     hosts: dict[str, int] = {}
+    problems: list[str] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         slots = re.fullmatch(r"slots=([1-9]\d*)", words[1]) if len(words) == 2 else None
         slots = slots if _HOST.fullmatch(words[0]) else None
-        if slots is None or words[0] in hosts:
-            problem = "names a host again" if words[0] in hosts else f"is '{line.strip()}' instead"
-            raise TopologyError(
-                f"`cluster.hostfile` must be lines of HOST slots=N, each host once, but {name}:{number} {problem}. "
-                "Mend that line."
-            )
-        hosts[words[0]] = int(slots.group(1))
+        if words[0] in hosts:
+            problems.append(f"{name}:{number} names a host again")
+        elif slots is None:
+            problems.append(f"{name}:{number} is '{line.strip()}' instead")
+        else:
+            hosts[words[0]] = int(slots.group(1))
+    if problems:
+        raise TopologyError(
+            f"`cluster.hostfile` must be lines of HOST slots=N, each host once, but {', '.join(problems)}. "
+            f"Mend {'that line' if len(problems) == 1 else 'these lines'}."
+        )
     if len(set(hosts.values())) != 1:
         found = ", ".join(f"{host} {slots}" for host, slots in hosts.items()) or "no host"
         raise TopologyError(

@@ -61,7 +61,7 @@ def _candidates(
     shape: DecoderShape, run: RunShape, more: Mapping[int, dict[str, bool]], offloads: Sequence[bool]
 ) -> Iterator[_Candidate]:
     choices = itertools.product(
-        range(run.stage, 4),
+        _stages(run),
         _checkpoint_counts(shape.num_layers, run.checkpoint_layers),
         _halves(run.micro_batch_size),
         more,
@@ -93,6 +93,13 @@ def _candidates(
         is_offloaded = int(offload != run.offload_optimizer)
         cost = (is_offloaded, factor, len(overrides), recomputed, -micro, stage)
         yield cost, changed, overrides
+
+
+def _stages(run: RunShape) -> Sequence[int]:
+    """Return every stage that the rest of the run allows: a lower one may need less, which has fewer buffers."""
+    if run.offload_param:
+        return (3,)
+    return range(1 if run.asks_base and run.stage else 0, 4)
 
 
 def _more_gpus(world_size: int, num_nodes: int, factor: int, most_of_node: int) -> dict[str, bool]:

@@ -24,6 +24,11 @@ class Cards:
     """Of the first."""
 
 
+def gib_text(gib: float) -> str:
+    """Return the memory of a GPU to a tenth of a GiB, whole numbers as such."""
+    return f"{gib:.1f}".removesuffix(".0")
+
+
 def find_cards() -> Cards:
     """Return this machine's GPUs; none where nvidia-smi is missing or fails. CUDA_VISIBLE_DEVICES limits the count."""
     program = shutil.which("nvidia-smi")

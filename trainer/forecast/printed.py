@@ -9,6 +9,7 @@ from rich.table import Table
 
 from trainer.forecast.adapter_sizes import AdapterSize, checkpoint_bytes
 from trainer.forecast.advice import Advice
+from trainer.forecast.card import gib_text
 from trainer.forecast.memory import ERROR_FRAC, GIB, Peak, RunShape, attention_of
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.step_time import StepTime
@@ -57,7 +58,7 @@ def memory_table(peaks: Mapping[int, Peak], run: RunShape, reserve_gib: float, g
     table.add_row("  at", *(peaks[stage].moment for stage in stages))
     table.add_row("context, fragmentation", *(f"{reserve_gib:.1f}" for _ in stages))
     spare = [gpu_gib - reserve_gib - peaks[stage].gib for stage in stages]
-    table.add_row(f"to spare of {gpu_gib:.0f}", *map(_spare, spare))
+    table.add_row(f"to spare of {gib_text(gpu_gib)}", *map(_spare, spare))
     return table
 
 
@@ -99,7 +100,7 @@ class Gpu:
     def __str__(self) -> str:
         """Name it."""
         assumed = " (assumed, since no GPU is known: set plan.gpu_gib)" if self.is_assumed else ""
-        return f"a GPU of {self.gib:.0f} GiB{assumed}"
+        return f"a GPU of {gib_text(self.gib)} GiB{assumed}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """How much of a run's time went into steps that stayed: the effective training time ratio (ETTR).
 
 Between the first start and the last sign of life lie loading, proofs, evaluations, saves, steps that a crash threw
-away, and waiting in a queue. What is left are the steps of the run as it stands: of one that died, those it saved.
+away, and waiting in a queue. What is left are the steps of the run as it stands: of one that died, those it saved. The
+time for which a run was over before somebody started it again is not its time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 
 from trainer.metrics.jsonl import has_numbers, read, read_events
 from trainer.runtime.lease import is_held
+
+OVER = ("finished", "early_stop")
+"""Reasons of an end after which nothing is left to be trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Effective:
     productive_s: float
     """Of the steps that stayed."""
     wall_s: float
-    """From the first start to the last record, queues in between included."""
+    """From the first start to the last record, queues in between included, without the time for which it was over."""
 
     @property
     def ratio(self) -> float | None:
@@ -59,15 +63,25 @@ def effective(run_dir: Path) -> Effective:
         lost_steps=sum(_lost(turns, [*events, *rows, *aside])),
         skipped_steps=_num_skipped(events),
         productive_s=sum(_step_times(rows, math.inf if kept is None else kept)),
-        wall_s=max(times) - min(times) if times else 0.0,
+        wall_s=max(times) - min(times) - sum(_over(events)) if times else 0.0,
     )
+
+
+def _over(events: Sequence[Mapping[str, Any]]) -> Iterator[float]:
+    """Yield the seconds between the end of an attempt with which the run was over and the start of the next."""
+    for before, now in itertools.pairwise(events):
+        has_ended = before["event"] == "concluded" or (
+            before["event"] == "stopped" and before.get("reason") in OVER
+        )
+        if has_ended and now["event"] == "started":
+            yield max(float(now["time"]) - float(before["time"]), 0.0)
 
 
 def _kept(run_dir: Path, events: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the step that a run which died goes on from; None where all of its steps stay: it ended, or is trained."""
     of_saves = [event for event in events if event["event"] in ("started", "saved", "went_back")]
     ends = [event for event in events if event["event"] in ("started", "stopped")]
-    has_ended = bool(ends) and ends[-1].get("reason") in ("finished", "early_stop")
+    has_ended = bool(ends) and ends[-1].get("reason") in OVER
     return None if not of_saves or has_ended or is_held(run_dir) else int(of_saves[-1]["step"])
 
 

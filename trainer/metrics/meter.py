@@ -5,13 +5,16 @@ Takes plain floats that are already reduced over ranks; never touches a device o
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from trainer.metrics.flops import ModelShape, flops_per_token, mfu
 from trainer.metrics.mean import Mean
 
-_MEAN_STEP_WEIGHT = 0.1
+LAST_STEPS = 50
+"""Steps by whose median the time of those that are left is reckoned: one that was slow moves nothing."""
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Meter:
         self._peak_flops = peak_flops
         self._num_adapter_params = num_adapter_params
         self._window = _Window()
-        self._mean_step_s: float | None = None
+        self._last_steps_s: deque[float] = deque(maxlen=LAST_STEPS)
         self._evaluation_s = 0.0
         self._num_steps_seen = 0
 
@@ -73,11 +76,9 @@ class Meter:
         window.num_targets += num_targets_global
         window.sum_len_sq += sum_len_sq_global
         self._num_steps_seen += 1
-        # The first step compiles and warms up, so the second one replaces it in the mean.
-        if self._mean_step_s is None or self._num_steps_seen == 2:
-            self._mean_step_s = step_time_s
-        else:
-            self._mean_step_s += _MEAN_STEP_WEIGHT * (step_time_s - self._mean_step_s)
+        if self._num_steps_seen == 2:
+            self._last_steps_s.clear()  # the first step compiles and warms up
+        self._last_steps_s.append(step_time_s)
 
     def add_sums(self, sums: Mapping[str, float]) -> None:
         """Add the sums and counts of a step over all ranks, by name."""
@@ -107,8 +108,8 @@ class Meter:
             record |= self._speed(window)
         if memory_gib is not None:
             record["memory_gib"] = memory_gib
-        if remaining_steps is not None and self._mean_step_s is not None:
-            steps_s = remaining_steps * self._mean_step_s
+        if remaining_steps is not None and self._last_steps_s:
+            steps_s = remaining_steps * median(self._last_steps_s)
             record["eta_s"] = steps_s + remaining_evaluations * self._evaluation_s
         return record
 

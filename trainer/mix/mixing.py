@@ -202,22 +202,25 @@ class Mixing:
         ]
 
     def too_large_a_step(self, train: TrainConfig, num_ranks: int) -> str | None:
-        """Return what to say of steps that pass over the new data several times; None where none does."""
+        """Return what to say of a step that passes more than once over the new data; None where none does."""
         num_packs = sum(pool.num_packs for pool in self.plan.pools if not pool.is_replay)
         share = 1.0 - (self.mean_ratio if self.has_replay else 0.0)
         a_step = share * self.plan.packs_per_step / num_packs
         in_all = self.num_steps * a_step
         asked = train.max_epochs
-        if (in_all < 2 * asked) if asked is not None else a_step < 2:
+        if a_step <= 1 and (asked is None or in_all < 2 * asked):
             return None
         unit = num_ranks * train.micro_batch_size
         packs = max(num_packs // (STEPS_A_PASS * unit), 1) * unit
         fitting = packs * train.global_batch_tokens // self.plan.packs_per_step
+        fix = f"Set train.global_batch_tokens={fitting}, or add data"
+        if fitting >= train.global_batch_tokens:
+            fix = f"No step of {many(num_ranks, 'rank')} is smaller: take fewer ranks, or add data"
         instead = "" if asked is None else f" instead of train.max_epochs={asked:g}"
         return (
-            f"WARNING: `train.global_batch_tokens` is {train.global_batch_tokens}, and a step of so many tokens passes "
+            f"`train.global_batch_tokens` is {train.global_batch_tokens}, and a step of so many tokens passes "
             f"{a_step:.3g} times over the {many(num_packs, 'pack')} that there are to learn from: {in_all:.3g} passes "
-            f"in {many(self.num_steps, 'step')}{instead}. Set train.global_batch_tokens={fitting}, or add data; "
+            f"in {many(self.num_steps, 'step')}{instead}. {fix}; "
             "`palimpsest init model=... data=...` writes an experiment whose sizes fit the data."
         )
 

@@ -25,7 +25,8 @@ def interpolation(record: RunRecord) -> Html | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         points = [(float(p["alpha"]), {k: float(v) for k, v in p["losses"].items()}) for p in found["points"]]
-        suggested = float(found["suggested_alpha"])
+        has_general = any(p["general_nats"] is not None for p in found["points"])
+        suggested = None if found["suggested_alpha"] is None else float(found["suggested_alpha"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainerError(f"{path} must be readable, but is damaged: {error!r}. Delete it.") from error
     names = list(points[0][1]) if points else []
@@ -41,8 +42,8 @@ def interpolation(record: RunRecord) -> Html | None:
     ]
     rows = [[f"{alpha:g}", *(fixed(losses[name], 4) for name in names)] for alpha, losses in points]
     words = (
-        f"Weights base + alpha (tuned - base). Suggested: alpha {suggested:g}, the least general loss among "
-        "those whose target loss is within 1 % of the best. Nothing but this file was written."
+        f"Weights base + alpha (tuned - base). {rule_sentence(suggested, has_general)} "
+        "Nothing but this file was written."
     )
     caption = "Held-out loss in nats per token by alpha"
     return section(
@@ -51,4 +52,24 @@ def interpolation(record: RunRecord) -> Html | None:
         paragraph(words),
         figures(*drawn),
         table(["Alpha", *names], [list(row) for row in rows], caption),
+    )
+
+
+def rule_sentence(suggested: float | None, has_general: bool) -> str:
+    """Return which alpha is suggested and by which rule.
+
+    Args:
+        suggested: None where no mixture is better than the base.
+        has_general: Whether a held-out set that is no target was measured.
+    """
+    if suggested is None:
+        return "No alpha above 0 is suggested: the base is as good on the target sets, so there is nothing to write."
+    if has_general:
+        return (
+            f"Suggested: alpha {suggested:g}, the least loss on the other sets among those whose target loss is within "
+            "1 % of the best, and within a tenth of what lies between the best and the worst."
+        )
+    return (
+        f"Suggested: alpha {suggested:g}, the least target loss. No set but the target's was measured, so what is "
+        "forgotten is not weighed: give a source with role=replay or role=probe."
     )

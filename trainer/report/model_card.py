@@ -192,6 +192,7 @@ def _data(exported: Exported) -> str:
     ]
     header = ("Source", "Role", "From", "Rows", "Tokens trained on", "Share", "Digest of the tokens")
     note = (
+        "Tokens are those that the run read of a source, what is not learnt of a row included and padding not. "
         "`target` is learnt, `replay` is older data against forgetting, `probe` is only measured. Rows are those that "
         "were read; held-out ones are among them."
     )
@@ -284,7 +285,7 @@ def _gate(exported: Exported) -> str:
         )
         for result in exported.gate
     ]
-    return f"{verdict}\n\n{_table(('Set or task', 'Rule', 'Change', ''), rows)}"
+    return f"{verdict}\n\n{_table(('Set or task', 'Rule', 'Change', 'Verdict'), rows)}"
 
 
 def _dropped(record: RunRecord, exported: Exported) -> str:

@@ -21,7 +21,8 @@ from trainer.report.verdict import listed, verdict
 
 def build_page(record: RunRecord) -> str:
     """Return the whole page."""
-    title = f"Run report: {record.name}"
+    folder = record.run_dir.absolute().name
+    title = f"Run report: {record.name}{f' ({folder})' if folder != record.name else ''}"
     return document(
         title,
         _head(record, title),
@@ -77,10 +78,23 @@ def _facts(record: RunRecord) -> dict[str, str]:
         steps, tokens = run.steps, run.tokens_seen
     times = [row["time"] for row in record.metrics.rows if isinstance(row.get("time"), int | float)]
     return {
+        "Run directory": str(record.run_dir),
         "Base model": run.base if run is not None else str(record.provenance.get("model") or ""),
         "Compared checkpoint": run.tuned if run is not None else "",
         "Steps": "" if steps is None else count(steps),
-        "Tokens seen": "" if tokens is None else count(tokens),
+        "Tokens seen": "" if tokens is None else _tokens(record, int(tokens)),
         "Device": str(record.provenance.get("device") or (run.device if run is not None else "")),
         "Last logged": f"{datetime.fromtimestamp(times[-1], UTC):%Y-%m-%d %H:%M} UTC" if times else "",
     }
+
+
+def _tokens(record: RunRecord, tokens: int) -> str:
+    """Return the tokens of all packs and, by the ledger, how many of them are of the data and how many are learnt."""
+    saved = [one for one in record.events if one.get("event") == "saved" and one.get("tokens_seen") == tokens]
+    of_data, learnt = (
+        sum((saved[-1].get(key) or {}).values()) if saved else 0
+        for key in ("tokens_by_source", "targets_by_source")
+    )
+    if not of_data:
+        return count(tokens)
+    return f"{count(tokens)}, padding included; {count(of_data)} of the data, of which {count(learnt)} are learnt"

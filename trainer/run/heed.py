@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from trainer.dist.mesh import Mesh
 from trainer.dist.progress import PROGRESS
+from trainer.metrics.long_work import LongWork
+from trainer.metrics.outlook import LONG_S
 from trainer.runtime.signals import StopFlag
+
+_LOG = logging.getLogger(__name__)
 
 
 class GivenUp(Exception):
@@ -40,9 +45,11 @@ def before_training(when: str) -> str:
 def in_step(
     stop_flag: StopFlag, step: int, num_steps: int, num_micro: int, saves: bool
 ) -> Callable[[int], None]:
-    """Return what prepares, before each micro-batch of a step, the answer to a signal: how far the step is."""
+    """Return what is told before each micro-batch how far a step is: for the answer to a signal, and long steps."""
+    progress = LongWork(num_micro, _LOG.info, every_s=LONG_S)
 
     def at(index: int) -> None:
+        progress.at(index, f"Step {step} of {num_steps}, micro-batch {index + 1} of {num_micro}")
         where = f"now in its micro-batch {index + 1} of {num_micro}"
         stop_flag.when = f"after step {step} of {num_steps}, {where}, {_ends(saves)}"
 

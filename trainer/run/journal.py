@@ -26,6 +26,8 @@ from trainer.run.spikes import Spike
 from trainer.run.step import StepResult
 
 _LOG = logging.getLogger(__name__)
+MOST_SAID = 3
+"""Spikes that are applied and told of an attempt; the ledger has every one, and their number is said at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Journal:
         self._status = "failed"
         self._samples = samples
         self._metrics = metrics
+        self._num_spikes = self._num_still = 0
 
     def step(
         self,
@@ -88,6 +91,7 @@ class Journal:
             result.num_padding,
         )
         self._meter.add_sums(result.sums)
+        self._mind_still(state, result, lr)
         if not is_logged:
             return {}
         means = self._meter.flush(
@@ -113,6 +117,19 @@ class Journal:
         """Record what the objective says is going wrong."""
         _LOG.warning("Step %d: %s", state.step, why)
         self._event("warned", state, why=why)
+
+    def _mind_still(self, state: TrainState, result: StepResult, lr: float) -> None:
+        """Say once that a gradient is exactly 0, and count such steps."""
+        if result.grad_norm != 0 or not result.is_sound:
+            return
+        self._num_still += 1
+        if self._num_still == 1:
+            _LOG.warning(
+                "Step %d: the gradient is exactly 0, so nothing is learnt from its tokens. If earlier ones were not, "
+                "the weights have most likely been driven too far: lower optim.lr (it is %.3g here).",
+                state.step,
+                lr,
+            )
 
     def evaluation(self, state: TrainState, measured: dict[str, float], seconds: float) -> None:
         """Write held-out losses and what else was measured with them, under the keys they have."""
@@ -161,14 +178,22 @@ class Journal:
         done = "not applied, its data counts as consumed" if spike.is_refused else "applied"
         if back_to is not None:
             done = f"gone back to step {back_to}, from where its data is passed over"
-        _LOG.warning(
-            "Step %d: a spike: %s is %.4g, and %.4g is usual at most: %s.",
-            state.step,
-            spike.number,
-            spike.value,
-            spike.bound,
-            done,
-        )
+        self._num_spikes += 1
+        if spike.is_refused or back_to is not None or self._num_spikes <= MOST_SAID:
+            more = (
+                ". More of them are only counted, and are in ledger.jsonl"
+                if self._num_spikes == MOST_SAID
+                else ""
+            )
+            _LOG.warning(
+                "Step %d: a spike: %s is %.4g, and %.4g is usual at most: %s%s.",
+                state.step,
+                spike.number,
+                spike.value,
+                spike.bound,
+                done,
+                more,
+            )
         self._event("spike", state, **dataclasses.asdict(spike), back_to=back_to)
 
     def passed_over(self, state: TrainState) -> None:
@@ -250,6 +275,10 @@ class Journal:
             OSError: The disk does not take all that was recorded.
         """
         self._status = status
+        if self._num_spikes > MOST_SAID:
+            _LOG.warning("Spikes: %d in this attempt; ledger.jsonl has them.", self._num_spikes)
+        if self._num_still > 1:
+            _LOG.warning("%d steps of this attempt had a gradient of exactly 0.", self._num_still)
         self._event("stopped", state, reason=status, data_digest=state.data_digest)
         self._sinks.close(status)
         if self._samples is not None:

@@ -85,7 +85,7 @@ def test_a_conversation_without_an_assistant_turn_is_named_with_its_line(prepare
 def test_every_kind_of_bad_row_and_what_else_is_wrong_are_told_at_once(refuse, prepare):
     prepare.rows({"messages": [ASKED, SAID | {"role": "usr"}]}, {"messages": 1}, {"messages": [ASKED, SAID]})
     message = refuse(*prepare.arguments("chat", "data.seq_len=-1"))
-    check(message, "`data.seq_len` must", "line 1", "'usr'", "line 2", "It must", "1 of 3 rows do not")
+    check(message, "`data.seq_len` must", "line 1", "'usr'", "line 2", "It must", "1 of 3 rows does not")
     prepare.rows()
     message = refuse(*prepare.arguments("chat", "data.seq_len=-1"))
     check(message, "`data.seq_len` must", "`data.sources.chat` must hold documents, but is empty")

@@ -164,6 +164,10 @@ def test_what_is_missing_is_told_with_the_broken_rules(refuse, monkeypatch):
             "tune.alpha=x",
             "`tune.alpha` must be a number, but is 'x' instead. Set tune.alpha=0.1 or such, or leave",
         ),
+        ("plan.gpu_gib=80GB", "`plan.gpu_gib` must be a number, but is '80GB' instead. Set plan.gpu_gib=80."),
+        ("cluster.time_limit_min=90min", "is '90min' instead. Set cluster.time_limit_min=90."),
+        ("cluster.time_limit_min=2h", "is '2h' instead. Set cluster.time_limit_min=1440, or"),
+        ("train.max_steps=1.5", "is '1.5' instead. Set train.max_steps=2."),
         (
             "train.max_tokens=auto",
             "`train.max_tokens` must be a whole number, but is 'auto' instead. Set train.max_tokens=null.",

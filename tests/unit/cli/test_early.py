@@ -278,6 +278,8 @@ def test_another_run_of_the_directory_is_refused_before_its_data_is_read(run_dir
     """The seed is known to be another without the data, which is not even there."""
     (run_dir / "metrics.jsonl").write_text("")
     words = [*WORDS, f"data.sources.corpus.path={run_dir}/none.txt", f"run_dir={run_dir}", "seed=9"]
+    said = refused("train", *words, "optim.weight_decay=-1")
+    assert "`optim.weight_decay` must be 0 or more" in said, "what else is wrong is told with it"
     said = refused("train", *words)
     assert "holds a run of another configuration" in said and "seed: " in said and "none.txt" in said
 

@@ -1,6 +1,9 @@
 """`palimpsest train cluster=hostfile`: what is wrong with the file is said before anything starts."""
 
 import pytest
+import yaml
+
+from trainer.cli import run_command
 
 ARGUMENTS = [
     "train",
@@ -62,3 +65,20 @@ def test_a_number_of_ranks_is_named_where_it_is_what_is_wrong_beside_nodes_too(r
 def test_several_nodes_without_a_hostfile_are_told_where_to_go(refuse):
     shown = refuse(*ARGUMENTS, "cluster=local", "cluster.num_nodes=2")
     assert "`cluster.num_nodes` must be 1 for `palimpsest train`" in shown and "palimpsest submit" in shown
+
+
+def test_a_dry_run_shows_the_hosts_and_what_would_be_started_and_changes_nothing(here, tmp_path, capsys):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node1 slots=4\nnode2 slots=4\n")
+    words = [*ARGUMENTS, f"cluster.hostfile={hosts}", f"run_dir={tmp_path}/run"]
+    assert run_command([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"# 8 ranks on 2 hosts of {hosts}: node1 4, node2 4.\n" in said
+    assert (
+        f"--module trainer train --config {tmp_path}/run/config.yaml\n" in said and "trainer doctor" in said
+    )
+    assert yaml.safe_load(said)["cluster"]["hostfile"] == str(hosts), "it is the configuration still"
+    assert not (tmp_path / "run").exists()
+    assert run_command([*words, "--cfg"]) == 0 and "# 8 ranks" not in capsys.readouterr().out
+    hosts.write_text("node1\n")
+    assert run_command([*words, "--dry-run"]) == 2

@@ -250,7 +250,17 @@ def test_a_file_that_is_there_is_kept(init, here, model, capsys):
     file = here / "palimpsest/experiment/a.yaml"
     file.write_text("mine")
     assert run_command(["init", f"model={model}", "data=a.jsonl"]) == 2
-    assert "is there already. Set name=OTHER" in capsys.readouterr().err and file.read_text() == "mine"
+    assert "is there already. Set name=a-2, or" in capsys.readouterr().err and file.read_text() == "mine"
+
+
+def test_a_name_that_cannot_be_is_answered_with_one_like_it_that_is_free(here, model, capsys):
+    write_rows(here / "a.jsonl", ROWS["text"])
+    words = ["init", f"model={model}", "data=a.jsonl", "name=größter versuch"]
+    assert run_command(words) == 2 and "Set name=grosster-versuch." in capsys.readouterr().err
+    taken = here / "palimpsest/experiment/grosster-versuch.yaml"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("mine")
+    assert run_command(words) == 2 and "Set name=grosster-versuch-2." in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -332,8 +342,8 @@ def test_rows_that_prepare_would_refuse_get_the_fix_and_no_experiment(init, refu
     write_rows(here.parent / "tools.jsonl", {**ROWS["messages"], "tools": [tool]}, count=3)
     said = refuse("init", f"model={model}", f"data={here.parent}/tools.jsonl")
     assert said == (
-        "`data` must hold rows that the model's chat template renders, but 3 of 3 rows that it was asked about "
-        f"it does not:\n  - {here.parent}/tools.jsonl, line 1 and 2 more rows: tool schemas that it "
+        "`data` must hold rows that the model's chat template renders, but it does not render 3 of 3 rows "
+        f"that were tried:\n  - {here.parent}/tools.jsonl, line 1 and 2 more rows: tool schemas that it "
         "leaves out or cuts. A row must hold only what the chat template renders whole. Give chat_template=FILE, "
         "one that renders tools, or take the tools out of the source."
     )
@@ -424,7 +434,7 @@ def test_whether_it_fits_is_what_the_plan_says_of_the_gpu_that_is_there_or_named
     program.write_text('#!/bin/sh\ncase "$1" in *memory*) echo 143771;; *) echo 9.0;; esac\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{here.parent}:/bin:/usr/bin")
-    assert "Memory: fits a GPU of 140 GiB with " in init("model=tiny", "data=a.jsonl", "name=b")
+    assert "Memory: fits a GPU of 140.4 GiB with " in init("model=tiny", "data=a.jsonl", "name=b")
 
 
 @pytest.mark.parametrize("verb", ["plan", "train", "prepare"])

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from launch.status import run_status
 from trainer.checkpoint.state import TrainState
 from trainer.cli import run_command
 from trainer.command.how_far import how_far
@@ -18,12 +19,12 @@ from trainer.runtime.log import attempt_dir
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Return a run of 12 steps of which six were taken, two seconds each."""
+    """Return a run of 12 steps of which six were taken, two seconds each, with 30 s of evaluations to come."""
     folder = tmp_path / "run"
     folder.mkdir()
     sink = JsonlSink(folder / "metrics.jsonl")
     for step in range(1, 7):
-        sink.write(step, {"step_time_s": 2.0})
+        sink.write(step, {"step_time_s": 2.0, "eta_s": 2.0 * (12 - step) + 30})
     sink.close("killed")
     return folder
 
@@ -51,7 +52,7 @@ def test_a_run_that_was_killed_says_what_is_left_and_how_it_goes_on(run_dir):
     )
     assert said(run_dir, 4) == (
         "The run is not finished: 4 of 12 steps are saved, and 2 steps after that are taken again. 8 steps are left "
-        f"(8,192 tokens, 0:00:16 at the pace so far). {how}"
+        f"(8,192 tokens, 0m46s at the pace so far). {how}"
     )
     assert said(run_dir, 5).startswith(
         "The run is not finished: 5 of 12 steps are saved, and 1 step after that is"
@@ -73,9 +74,10 @@ def test_a_run_that_somebody_trains_needs_nothing(run_dir):
     write(run_dir, BEGUN)
     hold(run_dir)
     assert said(run_dir, 4) == (
-        "The run is not finished: 4 of 12 steps are saved. 8 steps are left (8,192 tokens, "
-        "0:00:16 at the pace so far). It is being trained."
+        "The run is not finished: 4 of 12 steps are saved, and 2 steps after that are taken. 6 steps are left "
+        "(6,144 tokens, 0m42s at the pace so far). It is being trained."
     )
+    assert run_status(run_dir).eta_s == 42, "three places told three times"
 
 
 @pytest.mark.parametrize(

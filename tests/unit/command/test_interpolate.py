@@ -4,6 +4,7 @@ import pytest
 
 from trainer.command.interpolate import AlphaPoint, parse_alphas, suggest
 from trainer.errors import ConfigError
+from trainer.report.interpolation import rule_sentence
 
 
 def test_both_ends_are_evaluated():
@@ -30,5 +31,18 @@ def test_the_least_general_loss_among_the_best_targets_is_suggested():
     assert suggest(points((0.0, 3.0, 2.0), (0.5, 2.03, 2.1), (1.0, 2.0, 2.5))).alpha == 1.0
 
 
-def test_without_general_sets_the_nearest_to_the_base_is_suggested():
-    assert suggest(points((0.0, 3.0, None), (0.6, 2.01, None), (1.0, 2.0, None))).alpha == 0.6
+def test_without_general_sets_the_best_target_is_suggested_and_never_the_base():
+    little = points((0.0, 5.5907, None), (0.5, 5.5743, None), (1.0, 5.5582, None))
+    assert suggest(little).alpha == 1.0
+    assert suggest(points((0.0, 5.5, None), (0.5, 5.6, None), (1.0, 5.7, None))) is None
+
+
+def test_a_run_that_learnt_less_than_1_percent_is_not_answered_with_the_base():
+    found = points((0.0, 5.5907, 2.0), (0.5, 5.5743, 2.1), (0.9, 5.559, 2.2), (1.0, 5.5582, 2.3))
+    assert suggest(found).alpha == 0.9
+
+
+def test_the_rule_is_said():
+    assert "the least loss on the other sets" in rule_sentence(0.5, True)
+    assert "the least target loss" in rule_sentence(0.5, False)
+    assert "nothing to write" in rule_sentence(None, False)

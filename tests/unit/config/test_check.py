@@ -18,6 +18,7 @@ from trainer.config.optim import Offload, ScheduleName
 from trainer.config.preference import PreferenceLoss
 from trainer.config.schema import RunConfig
 from trainer.config.spikes import SpikePolicy
+from trainer.config.store import compose_config
 from trainer.errors import ConfigError
 
 
@@ -220,7 +221,7 @@ def test_the_batch_that_the_sentence_proposes_is_accepted(tokens, micro, ranks, 
         assert tokens % (micro * ranks * seq_len) == 0
         return
     (problem,) = problems
-    config.train.global_batch_tokens = int(problem.sentence.rsplit("=", 1)[1].rstrip("."))
+    config.train.global_batch_tokens = int(problem.sentence.rsplit("=", 1)[1].partition(".")[0])
     assert list(find_problems(config, ranks)) == []
     unit = micro * ranks * seq_len
     assert (
@@ -320,4 +321,17 @@ def test_a_loss_of_answers_with_labels_is_fed_by_those(config):
     assert found.sentence.startswith(
         "`data.sources.text.format` must be text, completion, chat, ids or unpaired for "
         "objective.preference.loss=kto, but is 'preference' instead."
+    )
+
+
+def test_a_larger_step_is_not_proposed_without_what_it_does_to_little_data():
+    words = ["model=tiny", "train.global_batch_tokens=4096", "data.seq_len=512", "cluster.num_nodes=2"]
+    (one,) = (
+        rule.sentence
+        for rule in find_problems(compose_config([*words, "cluster.ranks_per_node=8"]))
+        if rule.key == "train.global_batch_tokens"
+    )
+    assert (
+        "Set train.global_batch_tokens=8192. A step grows by that: where the data is small take fewer ranks"
+        in one
     )

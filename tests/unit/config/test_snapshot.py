@@ -185,6 +185,10 @@ def test_a_run_directory_refuses_another_configuration_and_keeps_its_own(config,
         f"the new run a directory of its own, such as run_dir={run_dir}-2, or give the same values to go on with the "
         "one that is there."
     )
+    with pytest.raises(
+        ConfigError, match=r"one that is there\. To train on what it has trained, give the new run its"
+    ):
+        freeze(changed(config, "train.max_steps", 99), run_dir)
     assert (run_dir / "config.yaml").read_bytes() == before
     assert sorted(entry.name for entry in run_dir.iterdir()) == ["config.yaml", "metrics.jsonl"]
 

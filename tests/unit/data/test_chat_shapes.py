@@ -22,12 +22,14 @@ from tests.helpers.tokenizers import make_tokenizer
 from trainer.config.learn import LearnConfig, Reasoning
 from trainer.data.chat.hand import hand_tools, hand_turns
 from trainer.data.chat.mark import mark_chat
+from trainer.data.chat.notes import NOTES
 from trainer.data.chat.paint import COLOURS
 from trainer.data.chat.rendering import render_whole
 from trainer.data.chat.settle import settle_chat
 from trainer.data.chat.shape import describe_shape, find_shape, why_always_failing
 from trainer.data.rows.message import parse_message
-from trainer.data.types import ChatDocument, RowError, Span
+from trainer.data.rows.turns import read_turns
+from trainer.data.types import ChatDocument, RowError, RowProblem, Span, problems_said
 from trainer.model.tokenizer import Tokenizer
 
 FILE = Path(__file__).resolve().parents[2] / "golden" / "chat_shapes.json"
@@ -335,3 +337,21 @@ if __name__ == "__main__":
 def test_a_template_that_takes_or_refuses_some_conversation_is_not_called_failing(template):
     assert why_always_failing(make_tokenizer(template)) is None
     assert "line 1: " in (why_always_failing(make_tokenizer("{{ messages.nope.x }}")) or "")
+
+
+def test_a_content_of_several_texts_is_joined_and_counted():
+    turns = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    turns.append({"role": "assistant", "content": [{"type": "text", "text": "c"}]})
+    counts = Counter()
+    assert [turn["content"] for turn in read_turns(turns, counts, ())] == ["ab", "c"]
+    assert counts["joined_parts"] == 1 and "joined_parts" in NOTES
+
+
+def test_one_row_does_not_and_two_do_not():
+    problem = RowProblem("hold text", "3", "Mend it.", "a.jsonl, line 1")
+    assert "but 1 of 1 row does not;" in problems_said(
+        "`data`", [problem], Counter({"hold text": 1}), "1 row"
+    )
+    assert "but 2 of 9 rows do not;" in problems_said(
+        "`data`", [problem], Counter({"hold text": 2}), "9 rows"
+    )

@@ -24,6 +24,10 @@ def test_hosts_and_their_ranks_are_read_in_order():
             "node1 slots=8\nnode2 slots=4\n",
             "the same number of slots, but hosts has node1 8, node2 4 instead",
         ),
+        (
+            "n1 slots=8\nn1 slots=8\nn2\n",
+            "hosts:2 names a host again, hosts:3 is 'n2' instead. Mend these lines.",
+        ),
         ("# nothing\n", "has no host instead"),
     ],
 )

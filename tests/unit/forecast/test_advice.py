@@ -8,6 +8,7 @@ import pytest
 from trainer.forecast.advice import smallest_change
 from trainer.forecast.config_json import shipped_shapes
 from trainer.forecast.memory import RunShape, forecast, full_weights
+from trainer.forecast.printed import Gpu
 from trainer.forecast.shapes import decoder_shape
 
 LLAMA = decoder_shape(shipped_shapes()["meta-llama/Llama-3.1-8B"], "Llama-3.1-8B")
@@ -71,5 +72,28 @@ def test_a_higher_stage_alone_is_preferred_to_recomputation_when_it_is_enough():
     assert advice is not None and advice.overrides == ("zero.stage=2",)
 
 
+def test_a_lower_stage_is_found_where_that_is_what_fits():
+    """On one GPU a higher stage shards nothing and has buckets."""
+    run = replace(
+        ONE_NODE, world_size=1, stage=3, micro_batch_size=1, num_micro_steps=1, checkpoint_layers=-1
+    )
+    weights = full_weights(LLAMA)
+    peaks = [forecast(LLAMA, replace(run, stage=stage), weights).gib for stage in range(4)]
+    assert min(peaks[:3]) < peaks[3], "the case is of no use"
+    advice = smallest_change(LLAMA, run, weights, min(peaks[:3]) + 0.01, 1, (1,), (False,))
+    assert advice is not None and advice.overrides == (f"zero.stage={peaks.index(min(peaks[:3]))}",)
+
+
+def test_parameters_in_host_memory_stay_at_stage_3():
+    run = replace(ONE_NODE, stage=3, offload_param=True, offload_optimizer=True)
+    peak = forecast(LLAMA, run, full_weights(LLAMA)).gib
+    advice = smallest_change(LLAMA, run, full_weights(LLAMA), peak * 0.7, 1)
+    assert advice is None or not any(word.startswith("zero.stage") for word in advice.overrides)
+
+
 def test_nothing_helps_a_model_that_is_too_large_for_64_times_the_nodes():
     assert smallest_change(LLAMA, replace(ONE_NODE, world_size=1), full_weights(LLAMA), 1.0, 1) is None
+
+
+def test_the_memory_of_a_gpu_is_told_as_it_was_given():
+    assert [str(Gpu(gib, 1.0)) for gib in (4.2, 80.0)] == ["a GPU of 4.2 GiB", "a GPU of 80 GiB"]

@@ -154,6 +154,11 @@ def test_what_the_queue_says_of_a_job_that_left_no_last_line_is_the_state(begun,
     assert run_status(begun).state == "node fail"
     note(begun, "ended", attempt=2, job=7, code=2, newest="")
     assert run_status(begun).state == "must be mended"
+    assert run_status(begun).goes_on is None, "nothing is saved"
+    (begun / "checkpoints/step-00000020").mkdir(parents=True)
+    assert (run_status(begun).goes_on or "").startswith(
+        "Once that is mended, to go on after step 20, give the same"
+    )
 
 
 def test_an_attempt_that_went_on_with_fewer_nodes_is_told_until_the_run_is_submitted_again(begun, capsys):
@@ -170,7 +175,7 @@ def test_a_folder_of_runs_is_a_table(begun, tmp_path, capsys):
     assert run_command(["status", str(tmp_path / "runs")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["run", "state", "attempts", "step", "loss", "tokens/s", "left", "ETTR"]
-    assert lines[1].split() == ["first", "begun", "2", "25/100", "2.7500", "1,234", "1:01:40"]
+    assert lines[1].split() == ["first", "begun", "2", "25/100", "2.7500", "1,234", "1h01m"]
     assert lines[2].split()[:4] == ["second", "finished", "2", "160/160"] or lines[2].startswith("second")
     assert lines[3] == "first: Error: `run_dir` must have room."
     assert [path.name for path in find_runs(tmp_path)] == ["first", "second"]

@@ -12,6 +12,25 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_the_time_for_which_a_run_was_over_is_not_its_own(tmp_path):
+    """A failure: ETTR 0 % of a finished run whose comparison was made anew a day later."""
+    write(tmp_path / "metrics.jsonl", [{"step": 4, "time": 108.0, "step_time_s": 2.0}])
+    first = [
+        {"event": "started", "step": 0, "time": 100.0},
+        {"event": "stopped", "step": 4, "time": 110.0, "reason": "finished"},
+        {"event": "concluded", "step": 4, "time": 111.0},
+    ]
+    again = [
+        {"event": "started", "step": 4, "time": 90000.0},
+        {"event": "stopped", "step": 4, "time": 90004.0, "reason": "finished"},
+        {"event": "concluded", "step": 4, "time": 90005.0},
+    ]
+    write(tmp_path / "ledger.jsonl", [*first, *again])
+    assert effective(tmp_path).wall_s == 11 + 5
+    write(tmp_path / "ledger.jsonl", [*first[:2], *again])
+    assert effective(tmp_path).wall_s == 10 + 5, "killed between its end and its conclusion"
+
+
 def test_steps_that_were_lost_and_the_time_between_starts_count_against_a_run(tmp_path):
     """Two starts. The first reached step 7 and had saved 4; the second goes to 10. Steps take 2 s, logged in pairs."""
     rows = [{"step": step, "time": 100.0 + 2 * step, "step_time_s": 2.0} for step in (2, 4)]

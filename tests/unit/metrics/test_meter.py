@@ -98,6 +98,13 @@ def test_eta_survives_the_window_and_forgets_the_slow_first_step() -> None:
     assert meter.flush(remaining_steps=0)["eta_s"] == 0
 
 
+def test_a_slow_step_moves_the_time_left_by_nothing() -> None:
+    meter = Meter(num_ranks=1)
+    for step_time_s in (9.0, 2.0, 2.0, 60.0, 2.0):
+        _add(meter, step_time_s=step_time_s)
+    assert meter.flush(remaining_steps=100)["eta_s"] == 200
+
+
 def test_the_time_left_counts_the_evaluations_to_come() -> None:
     meter = Meter(num_ranks=1)
     meter.add_evaluation(7.0)

@@ -258,6 +258,7 @@ def test_a_step_that_passes_over_the_data_several_times_is_told_with_the_size_th
     config.train.global_batch_tokens = 4000 * SEQ_LEN
     said = mix(config, 4000).too_large_a_step(config.train, num_ranks=2)
     # 400 packs to learn from, a step of 4000: ten passes, and an eighth of them is 50 packs.
+    assert said.startswith("`train.global_batch_tokens` is"), "the log line says that it is a warning"
     assert "passes 10 times over the 400 packs" in said
     assert "10 passes in 1 step instead of train.max_epochs=2" in said
     assert f"Set train.global_batch_tokens={50 * SEQ_LEN}, " in said
@@ -268,6 +269,11 @@ def test_steps_within_a_pass_are_not_told_of(config):
     config.train.max_steps, config.train.max_epochs = None, 2.0
     config.replay.ratio = 0.0
     assert mix(config, 300).too_large_a_step(config.train, num_ranks=2) is None
+    said = mix(config, 700).too_large_a_step(config.train, num_ranks=2)
+    assert "passes 1.75 times over" in said, "an epoch that is less than a step is told too"
+    config.train.global_batch_tokens = 800 * SEQ_LEN
+    said = mix(config, 800).too_large_a_step(config.train, num_ranks=800)
+    assert "No step of 800 ranks is smaller: take fewer ranks, or add data" in said
     config.train.max_steps, config.train.max_epochs = 100, None
-    assert mix(config, 700).too_large_a_step(config.train, num_ranks=2) is None
+    assert "passes 1.75 times over" in mix(config, 700).too_large_a_step(config.train, num_ranks=2)
     assert "1e+03" not in mix(config, 800).too_large_a_step(config.train, num_ranks=2)

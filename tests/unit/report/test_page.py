@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.run_files import forgetting, write_run
 from tests.house.tree import ROOT
+from trainer.command.evaluate import gate_table
 from trainer.errors import TrainerError
 from trainer.metrics.jsonl import JsonlSink
 from trainer.report.build import build_report
@@ -293,3 +294,22 @@ def test_a_damaged_answer_is_named_by_its_line(tmp_path):
     write_rows(run_dir / "samples.jsonl", [answered(0, 0, "x"), {"step": 1, "number": 0}])
     with pytest.raises(TrainerError, match=r"`origin` of .*samples.jsonl:2 must be str, but is None"):
         build_report(run_dir)
+
+
+def test_two_runs_of_one_experiment_are_told_apart_and_tokens_are_put_in_relation(tmp_path):
+    """Reports of two runs had one heading; report, card and mixture told three numbers of tokens."""
+    run_dir = write_run(tmp_path / "lora")
+    name = json.loads((run_dir / "forgetting.json").read_text())["run"]["name"]
+    seen = json.loads((run_dir / "forgetting.json").read_text())["run"]["tokens_seen"]
+    with (run_dir / "ledger.jsonl").open("a") as ledger:
+        event = {"event": "saved", "step": 160, "time": 1.0, "tokens_seen": seen}
+        ledger.write(
+            json.dumps({**event, "tokens_by_source": {"a": 5700}, "targets_by_source": {"a": 2600}}) + "\n"
+        )
+    text = outline(run_dir).text
+    assert f"Run report: {name} (lora)" in text and str(run_dir) in text
+    assert f"{seen:,}, padding included; 5,700 of the data, of which 2,600 are learnt" in text
+
+
+def test_every_column_of_the_gate_has_a_heading():
+    assert all(str(column.header) for column in gate_table([]).columns)

@@ -12,6 +12,7 @@ from trainer.metrics.sink import Sinks
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
 from trainer.run.journal import Journal, StepTimes
 from trainer.run.saver import Saved
+from trainer.run.spikes import Spike
 from trainer.run.step import StepResult
 
 
@@ -137,3 +138,32 @@ def test_the_divergence_is_reported_beside_the_cross_entropy(journal, sink):
     assert record["loss_total"] == pytest.approx((16.0 + 6.0) / 8)
     journal.step(TrainState(step=3), result(teacher=Base(), **without), 1e-3, StepTimes(1.0, 0.0), True)
     assert not {"kl_replay", "loss_total"} & set(sink.records[-1][1])
+
+
+def test_spikes_that_are_applied_are_told_three_times_and_counted(journal, tmp_path, caplog):
+    """A failure: eleven warnings in a run of 300 steps that was well."""
+    with caplog.at_level(logging.WARNING):
+        for step in range(1, 7):
+            journal.spiked(TrainState(step=step), Spike("grad_norm", 1.27, 0.5), None)
+        assert caplog.text.count("a spike:") == 3 and "Step 3: a spike" in caplog.text
+        journal.spiked(TrainState(step=7), Spike("grad_norm", 1.27, 0.5, is_refused=True), None)
+        journal.close(TrainState(step=8), "finished")
+    assert "Step 7: a spike" in caplog.text, "one that changes the run is always told"
+    assert "Spikes: 7 in this attempt" in caplog.text
+    assert [event["event"] for event in events(tmp_path)].count("spike") == 7
+
+
+def test_a_gradient_of_exactly_0_is_said_once_and_counted(journal, caplog):
+    with caplog.at_level(logging.WARNING):
+        journal.step(TrainState(step=1), result(), 50.0, StepTimes(1.0, 0.0), False)
+        assert not caplog.text
+        for step in (2, 3):
+            journal.step(TrainState(step=step), result(norm=0.0), 50.0, StepTimes(1.0, 0.0), False)
+        journal.close(TrainState(step=3), "finished")
+    assert (
+        caplog.text.count("Step 2: the gradient is exactly 0") == 1
+        and "optim.lr (it is 50 here)" in caplog.text
+    )
+    assert (
+        "Step 3" not in caplog.text and "2 steps of this attempt had a gradient of exactly 0" in caplog.text
+    )

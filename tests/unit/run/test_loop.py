@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import logging
 import math
 
 import pytest
@@ -15,6 +17,7 @@ from trainer.dist.mesh import alone
 from trainer.dist.progress import PROGRESS
 from trainer.engine.policy import Policy
 from trainer.errors import CheckpointError
+from trainer.metrics.long_work import LongWork
 from trainer.mix.loader import StepBatch
 from trainer.mix.plan import Cursor
 from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
@@ -319,6 +322,19 @@ def test_the_answer_in_a_step_tells_how_far_it_is():
         "after step 3 of 10, now in its micro-batch 12 of 64, a checkpoint is saved and the run ends. A second "
         "Ctrl-C ends it at once, without a save."
     )
+
+
+def test_a_long_step_says_now_and_then_how_far_it_is(caplog, monkeypatch):
+    """A step of three and a half minutes said nothing."""
+    now_s = [0.0]
+    monkeypatch.setattr("trainer.run.heed.LongWork", functools.partial(LongWork, clock=lambda: now_s[0]))
+    at = in_step(Stop(), 3, 10, 64, True)
+    with caplog.at_level(logging.INFO):
+        for index in range(64):
+            at(index)
+            now_s[0] += 3.0
+    assert len(caplog.messages) == 64 * 3 // 45
+    assert caplog.messages[0] == "Step 3 of 10, micro-batch 16 of 64: 0m45s so far, about 2m27s left."
 
 
 def test_a_request_to_stop_in_the_last_step_is_a_finished_run():

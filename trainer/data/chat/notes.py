@@ -17,6 +17,7 @@ NOTES = {
     "extras_lost": "turns with keys that the chat template does not render",
     "empty_answers": "empty turns of the assistant, not learnt",
     "unmarked_ends": "last turns without a mark that ends them: the model does not learn to stop there",
+    "joined_parts": "turns whose content is a list of texts, joined with nothing between",
     "joined_turns": "turns joined with the one before them, of the same speaker",
     "cut_prompts": "rows whose text is cut where the answer begins, as tokens would reach over it",
     "quoted_tokens": "conversations that spell out special tokens, encoded as text",

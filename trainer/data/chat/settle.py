@@ -37,7 +37,8 @@ def settle_chat(document: ChatDocument, counts: Counter[str]) -> ChatDocument | 
 
     Counts:
         function_calls, flat_calls, null_arguments: turns or calls converted; empty_answers: turns of the assistant
-        without a word, which are not learnt, or left out at the end; no_answer: conversations dropped.
+        without a word, which are not learnt, or left out at the end; no_answer: conversations dropped, whose turns are
+        not counted beside them.
 
     Raises:
         RowError: If a turn contradicts itself, or says what nobody can honour.
@@ -51,6 +52,9 @@ def settle_chat(document: ChatDocument, counts: Counter[str]) -> ChatDocument | 
             turn_values[turn] = {WEIGHT: turn_weight(message[WEIGHT], of_row)}
             message[WEIGHT] = bool(message[WEIGHT])
         messages.append(_settle(message, counts))
+    if not any(m["role"] == "assistant" and not _is_empty_answer(m) for m in messages):
+        counts["no_answer"] += 1
+        return None  # whole: its turns are not counted as well
     while messages and _is_empty_answer(messages[-1]):
         messages.pop()
         counts["empty_answers"] += 1
@@ -58,9 +62,6 @@ def settle_chat(document: ChatDocument, counts: Counter[str]) -> ChatDocument | 
         if _is_empty_answer(message):
             message[LEARN] = False
             counts["empty_answers"] += 1
-    if not any(m["role"] == "assistant" and not _is_empty_answer(m) for m in messages):
-        counts["no_answer"] += 1
-        return None
     return replace(document, messages=messages, turn_values=turn_values)
 
 

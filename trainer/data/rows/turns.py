@@ -22,6 +22,9 @@ def read_turns(raw: list[Any], counts: Counter[str], values: Collection[TokenVal
             refuse_null(turn)
     if other := sum(map(_is_seldom, said)):
         counts["other_roles"] += other
+    contents = [turn.get("content") or turn.get("value") for turn in said if isinstance(turn, dict)]
+    if joined := sum(isinstance(content, list) and len(content) > 1 for content in contents):
+        counts["joined_parts"] += joined
     return [parse_message(_one_layout(turn)) for turn in said]
 
 

@@ -107,11 +107,11 @@ def check_gradient(
             _refuse(f"of {name}", apart, allowed, num_kernels, num_recomputed)
     worst = max((*places.values(), *parameters.values()), default=0.0)
     _LOG.info(
-        "The gradient is that of the model's own code: apart by %.1e of the largest, at %d places and of %d parameters "
-        "(%d layers recomputed, %d kernels).",
-        worst,
+        "The gradient is that of the model's own code: compared at %d places between layers and for %d parameters, it "
+        "differs by %.1e of the largest one at most (%d layers recomputed, %d kernels).",
         len(ours.places),
         len(own.parameters),
+        worst,
         num_recomputed,
         num_kernels,
     )
