@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from trainer.config.tune import Quantise, TuneMethod
 from trainer.errors import Exit, SelfCheckError
 from trainer.export.gguf import find_converter, write_gguf
 from trainer.run.identity import refuse_others
+from trainer.runtime.publish import staged
 from trainer.runtime.say import say
 
 if TYPE_CHECKING:
@@ -232,13 +232,10 @@ def _compare_unrounded(config: RunConfig, checkpoint: Path, files: BaseFiles, fo
     from trainer.checkpoint.layout import FINGERPRINT
     from trainer.evaluate.proofs.fingerprint import difference, read_fingerprint
 
-    wide, beside = in_dtype(config, "float32"), folder.with_name(f".{folder.name}.float32")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        write_export(wide, checkpoint, files, beside, Console(quiet=True))
-        found = _compare(wide, checkpoint, files, beside)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    wide = in_dtype(config, "float32")
+    with staged(folder.with_name(f"{folder.name}.float32")) as beside:
+        write_export(wide, checkpoint, files, beside / "model", Console(quiet=True))
+        found = _compare(wide, checkpoint, files, beside / "model")
     _, narrow_KV = _folder_logits(config, folder, read_fingerprint(checkpoint / FINGERPRINT), "bfloat16")
     return dataclasses.replace(found, narrowing=difference(found.exact_KV, narrow_KV))
 

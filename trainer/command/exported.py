@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer.command.card import VERIFIED
 from trainer.config.snapshot import write_atomic
+from trainer.export.earlier import VERIFIED
 from trainer.export.push import file_digest
 from trainer.runtime.say import say
 from trainer.runtime.seal import read_sealed, sealed_text

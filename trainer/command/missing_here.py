@@ -14,6 +14,7 @@ from trainer.checkpoint.named import KEY, why_not_named
 from trainer.command.model_rules import rules_of_named_model
 from trainer.command.prepare import not_generated
 from trainer.command.rules import broken_rules
+from trainer.config.apart import inputs_of, why_no_cache, why_not_apart
 from trainer.config.check_export import exports_adapter
 from trainer.config.data import SourceConfig
 from trainer.config.paths import is_address
@@ -182,6 +183,9 @@ def _export_problems(config: RunConfig) -> Iterator[Problem]:
     export = config.export
     yield from _checkpoint_problems(config, KEY, export.checkpoint)
     yield from folder_problems("export.output_dir", export.output_dir)
+    yield from _apart_problems(
+        "export.output_dir", export.output_dir or Path(config.run_dir) / "export", config
+    )
     yield from login_problems(export)
     yield from _raised("export.gguf", lambda: find_converter(export, exports_adapter(config)))
 
@@ -193,9 +197,25 @@ def folder_problems(key: str, folder: str | None) -> Iterator[Problem]:
         yield problem(key, f"must be a folder you can write to, but {folder} is not: {why}. Set {key}.")
 
 
+def _apart_problems(key: str, place: str | Path, config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem where a place would be written into what the configuration reads."""
+    why = why_not_apart(place, inputs_of(config))
+    if why is not None:
+        yield problem(
+            key, f"must be a folder that nothing is read from, but {place} {why} instead. Set {key}."
+        )
+
+
 def cache_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield a problem where there can be no cache; one that is only read may hold everything already."""
-    if not Path(config.data.cache_dir).is_dir():
+    why = why_no_cache(config)
+    if why is not None:
+        yield problem(
+            "data.cache_dir",
+            f"must be a folder that nothing is read from, but {config.data.cache_dir} {why} instead. Set "
+            "data.cache_dir.",
+        )
+    elif not Path(config.data.cache_dir).is_dir():
         yield from folder_problems("data.cache_dir", config.data.cache_dir)
 
 

@@ -1,0 +1,50 @@
+"""A run, an export or a cache is never written into what is read, nor into a folder that holds something else."""
+
+import pytest
+
+from trainer.command.missing_here import missing
+from trainer.config.apart import inputs_of, why_not_apart
+from trainer.config.store import compose_config
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Return a configuration that reads a model, a folder and two files of another."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("base", "texts/deep", "notes", "empty"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("base/config.json", "texts/a.txt", "notes/a.txt", "notes/b.txt"):
+        (tmp_path / file).write_text("{}")
+    (tmp_path / "link").symlink_to("texts")
+    words = ["data=text", "train.max_steps=4", "model.kind=pretrained", "model.path=./base"]
+    return compose_config(
+        [*words, "data.sources.corpus.path=texts", "data.sources.more.path=notes/*.txt", "run_dir=new"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("base", "is `model.path`"),
+        ("base/out", "is in `model.path`"),
+        ("link", "is `data.sources.corpus.path`"),
+        ("link/../texts/deep/../out", "is in `data.sources.corpus.path`"),
+        ("notes/a.txt", "is `data.sources.more.path`"),
+        ("notes/out", None),
+        ("out", None),
+    ],
+)
+def test_a_place_is_where_its_links_and_dots_lead(config, place, why):
+    found = why_not_apart(place, inputs_of(config))
+    assert found is None if why is None else str(found).startswith(why)
+
+
+@pytest.mark.parametrize("place", ["base", "texts/deep", "a", "fine"])
+def test_an_export_is_not_written_into_what_its_run_was_made_from(config, tmp_path, place):
+    """The base was deleted, and only then said to be missing."""
+    config.export.output_dir, config.export.adapters = str(tmp_path / place), [str(tmp_path / "a"), "b"]
+    (tmp_path / "a").mkdir()
+    said = [one.sentence for one in missing(config, "export") if one.key == "export.output_dir"]
+    assert [sentence.split(", but ")[0] for sentence in said] == (
+        [] if place == "fine" else ["`export.output_dir` must be a folder that nothing is read from"]
+    )
