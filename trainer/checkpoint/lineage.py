@@ -83,9 +83,13 @@ def find_damaged(run_dir: Path) -> list[Path]:
     return sorted(checkpoints_dir(run_dir).glob(f"{DAMAGED}step-*"), reverse=True)
 
 
-def abandon(run_dir: Path) -> Path | None:
-    """Move the checkpoints of the run that is there and what is known of them aside; None where it left none."""
-    if not find_checkpoints(run_dir) and not find_damaged(run_dir):
+def abandon(run_dir: Path, had_some: bool = False) -> Path | None:
+    """Move the checkpoints of the run that is there and what is known of them aside; None where it left none.
+
+    Args:
+        had_some: It saved, though nothing is there any more.
+    """
+    if not had_some and not find_checkpoints(run_dir) and not find_damaged(run_dir):
         return None
     target = next_abandoned(run_dir)
     leave_behind(run_dir, OF_A_RUN, target)
