@@ -78,7 +78,7 @@ def export_model(config: RunConfig) -> int:
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
     source = resolve_model(config.model, Path(config.data.cache_dir))
-    refuse_others(config, source)
+    refuse_others(config, source, reads_data=False)
     is_adapter = writes_adapter(config)
     converter = find_converter(config.export, is_adapter)
     repository = open_repository(config.export)

@@ -29,8 +29,8 @@ from trainer.runtime.log import attempt_dirs
 from trainer.runtime.say import say
 
 OTHER_DATA = (
-    "Bring back the data that the run read: with other data, train, evaluate and export refuse the run. What was "
-    "trained is in its checkpoints as it was."
+    "Bring back the data that the run read: with other data, train and evaluate refuse the run. What was trained "
+    "is in its checkpoints as it was, and can be exported."
 )
 OTHER_TOKENS = "Give the configuration that it was trained with: its own config.yaml, without other words."
 AGAIN = "Export again: `palimpsest export` writes the folder anew."
