@@ -284,7 +284,7 @@ def test_another_run_of_the_directory_is_refused_before_its_data_is_read(run_dir
 
 @pytest.mark.parametrize("command", ["evaluate", "verify", "export", "report"])
 def test_a_command_about_a_run_without_one_says_what_to_give(command):
-    assert "must be given a run, but is given none instead. Say run_dir=RUN." in refused(command)
+    assert "must be given a run, but is given none instead. Say which: palimpsest " in refused(command)
 
 
 def test_an_export_of_no_run_says_so_and_names_no_folder_that_nobody_typed():
