@@ -52,7 +52,7 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     Raises:
         ConfigError: Lists every rule that is broken.
     """
-    if config.checkpoint.resume and config.checkpoint.enabled:
+    if config.checkpoint.resume and config.checkpoint.enabled and not is_dry:
         refuse_lost(Path(config.run_dir))
     finished = find_finished(config)
     if finished is not None and finished.is_done and not is_dry:

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from trainer.checkpoint.layout import STATE, checkpoints_dir, find_checkpoints
-from trainer.checkpoint.lineage import find_damaged
+from trainer.checkpoint.layout import STATE, checkpoints_dir, find_checkpoints, find_damaged
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.checkpoint.verify import inspect
 from trainer.command.card import changed_file

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.checkpoint.layout import checkpoints_dir, find_checkpoints
-from trainer.checkpoint.lineage import find_damaged, next_abandoned
+from trainer.checkpoint.layout import checkpoints_dir, find_checkpoints, find_damaged, next_abandoned
 from trainer.errors import CheckpointError
 from trainer.metrics.jsonl import read_events
 
