@@ -42,7 +42,7 @@ def inputs_of(config: RunConfig) -> Iterator[tuple[str, Path]]:
         if key not in READ or is_address(path):
             continue
         whole = os.path.expanduser(path)
-        found = [whole] if os.path.exists(whole) else glob.glob(whole, recursive=True)
+        found = [whole] if os.path.exists(whole) else sorted(glob.glob(whole, recursive=True))
         yield from ((typed, _real(one)) for one in found)
 
 
@@ -57,20 +57,30 @@ def why_not_apart(place: str | Path, inputs: Iterable[tuple[str, Path]]) -> str 
     return None
 
 
+def why_no_run(config: RunConfig, run_dir: Path) -> str | None:
+    """Return the sentence about a folder that a run must not be written into: it is read, or holds something else."""
+    if _is_frozen(run_dir / "config.yaml"):
+        return None
+    why = why_not_apart(run_dir, inputs_of(config))
+    if why is None and (other := _not_of_a_run(run_dir)) is not None:
+        why = f"holds {other}, which no run wrote"
+    if why is None:
+        return None
+    return (
+        f"`run_dir` must be a new folder or that of a run, but {run_dir} {why} instead. Set another, such as "
+        f"run_dir=runs/{config.name}."
+    )
+
+
 def refuse_run_dir(config: RunConfig, run_dir: Path) -> None:
-    """Raise where a run would be written into what it reads, or into a folder that holds something else.
+    """Raise where a run, or a sweep, would be written into what it reads or into a folder that holds something else.
 
     Raises:
         ConfigError: Names what is there.
     """
-    why = why_not_apart(run_dir, inputs_of(config))
-    if why is None and (other := _not_of_a_run(run_dir)) is not None:
-        why = f"holds {other}, which no run wrote"
+    why = why_no_run(config, run_dir)
     if why is not None:
-        raise ConfigError(
-            f"`run_dir` must be a new folder or that of a run, but {run_dir} {why} instead. Set another, such as "
-            f"run_dir=runs/{config.name}."
-        )
+        raise ConfigError(why)
 
 
 def why_no_cache(config: RunConfig) -> str | None:
@@ -84,8 +94,8 @@ def why_no_cache(config: RunConfig) -> str | None:
 
 
 def _not_of_a_run(folder: Path) -> str | None:
-    """Return what is in a folder that is that of no run; None where it is new, empty or that of a run."""
-    if not folder.is_dir() or _is_frozen(folder / "config.yaml"):
+    """Return what is in a folder that no start left there; None where it is new or empty."""
+    if not folder.is_dir():
         return None
     names = sorted(one.name for one in folder.iterdir())
     return next((name for name in names if name not in OF_RUNS and not name.startswith(".")), None)

@@ -3,8 +3,10 @@
 import pytest
 
 from trainer.command.missing_here import missing
-from trainer.config.apart import inputs_of, why_not_apart
+from trainer.config.apart import inputs_of, why_no_cache, why_not_apart
+from trainer.config.snapshot import freeze
 from trainer.config.store import compose_config
+from trainer.errors import ConfigError
 
 
 @pytest.fixture
@@ -48,3 +50,55 @@ def test_an_export_is_not_written_into_what_its_run_was_made_from(config, tmp_pa
     assert [sentence.split(", but ")[0] for sentence in said] == (
         [] if place == "fine" else ["`export.output_dir` must be a folder that nothing is read from"]
     )
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("base", "is `model.path`"),
+        ("texts", "is `data.sources.corpus.path`"),
+        ("texts/run", "is in `data.sources.corpus.path`"),
+        ("notes", "holds a.txt, which no run wrote"),
+        ("theirs", "holds config.yaml, which no run wrote"),
+        ("notes/run", None),
+        ("empty", None),
+        ("begun", None),
+        ("new", None),
+    ],
+)
+def test_a_run_is_not_written_into_a_folder_of_something_else(config, tmp_path, place, why):
+    """Texts became a run directory, and checkpoints were written into a base model."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text("epochs: 3\n")
+    for file in (".lock", "attempts.jsonl", "logs/console.log"):  # what a start leaves that came no further
+        (tmp_path / "begun" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "begun" / file).touch()
+    if why is None:
+        freeze(config, tmp_path / place)
+        (tmp_path / place / "more.txt").touch()
+        freeze(config, tmp_path / place)
+        return
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError) as caught:
+        freeze(config, tmp_path / place)
+    assert str(caught.value).startswith("`run_dir` must be a new folder or that of a run, but")
+    assert f"{place} {why}" in str(caught.value) and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("texts", "is `data.sources.corpus.path`"),
+        ("base/cache", "is in `model.path`"),
+        ("notes", "holds `data.sources.more.path` (a.txt)"),
+        (".", "holds `model.path` (base)"),
+        ("cache", None),
+        ("used", None),
+    ],
+)
+def test_a_cache_is_not_mixed_with_what_is_read(config, tmp_path, place, why):
+    (tmp_path / "used" / "stores").mkdir(parents=True)
+    config.data.cache_dir = str(tmp_path / place)
+    assert why_no_cache(config) == why or (why and str(why_no_cache(config)).startswith(why))
+    said = [one.sentence for one in missing(config, "prepare") if one.key == "data.cache_dir"]
+    assert len(said) == (why is not None)
