@@ -182,10 +182,10 @@ def _adapter_problems(export: ExportConfig) -> Iterator[Problem]:
 def _export_problems(config: RunConfig) -> Iterator[Problem]:
     export = config.export
     yield from _checkpoint_problems(config, KEY, export.checkpoint)
-    yield from folder_problems("export.output_dir", export.output_dir)
-    yield from _apart_problems(
-        "export.output_dir", export.output_dir or Path(config.run_dir) / "export", config
-    )
+    output_dir = export.output_dir or str(Path(config.run_dir) / "export")
+    if export.interpolate is None:
+        yield from folder_problems("export.output_dir", output_dir)
+        yield from _apart_problems("export.output_dir", output_dir, config)
     yield from login_problems(export)
     yield from _raised("export.gguf", lambda: find_converter(export, exports_adapter(config)))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.errors import CheckpointError, SelfCheckError
 from trainer.export.earlier import note_written, refuse_foreign
-from trainer.runtime.disk import disk_errno
+from trainer.runtime.disk import FULL, disk_errno
 from trainer.runtime.publish import publish_folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -75,11 +75,14 @@ def publish_export(output_dir: Path, fill: Callable[[Path], None]) -> None:
     try:
         publish_folder(output_dir, noted, keeps=refuse_foreign)
     except Exception as error:
-        if not isinstance(error, OSError) and disk_errno(error) is None:
+        number = disk_errno(error)
+        if not isinstance(error, OSError) and number is None:
             raise
+        why = os.strerror(number) if number is not None else str(error)
+        fix = "Free space or choose" if number in FULL else "Choose"
         raise CheckpointError(
             f"`export.output_dir` must be writable with room for the model, but {output_dir} failed: "
-            f"{error}. Free space or choose another folder."
+            f"{why}. {fix} another folder."
         ) from error
 
 

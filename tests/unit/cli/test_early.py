@@ -215,6 +215,12 @@ def test_a_run_directory_that_nobody_can_make(run_dir, tmp_path, command):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "run"]
 
 
+def test_an_export_into_a_run_directory_that_takes_nothing_is_refused_before_it_begins(run_dir):
+    (run_dir / "export").write_text("a file is in the way, as a disk that is only read would be")
+    said = refused("export", f"run_dir={run_dir}")
+    assert f"`export.output_dir` must be a folder you can write to, but {run_dir}/export is not" in said
+
+
 def test_all_that_an_export_lacks_is_told_at_once(run_dir):
     words = [f"run_dir={run_dir}", f"export.output_dir={run_dir}/config.yaml", "export.hub=my-org/mine"]
     words += ["tune.method=lora", "export.gguf=f16", f"export.llama_cpp={run_dir}"]

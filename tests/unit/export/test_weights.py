@@ -101,15 +101,23 @@ def test_an_export_with_anything_of_somebody_else_in_it_stays(tmp_path, mine):
     assert len(load(out)[0]) == 3 and (out / mine).is_symlink()
 
 
-@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), RuntimeError("broken")])
-def test_a_failure_leaves_no_folder_and_the_earlier_export(tmp_path, problem):
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (OSError(28, "No space"), "No space left on device. Free space or choose another folder."),
+        (OSError(30, "Read-only"), "Read-only file system. Choose another folder."),
+        (RuntimeError("broken"), ""),
+    ],
+)
+def test_a_failure_leaves_no_folder_and_the_earlier_export(tmp_path, problem, said):
     export_weights(stream(2), tmp_path / "out", "float32", 10**9, write_rest)
 
     def fail(folder):
         raise problem
 
-    with pytest.raises((CheckpointError, RuntimeError)):
+    with pytest.raises((CheckpointError, RuntimeError)) as caught:
         export_weights(stream(), tmp_path / "out", "float32", 10**9, fail)
+    assert f" failed: {said}" in str(caught.value) or isinstance(problem, RuntimeError)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     assert len(load(tmp_path / "out")[0]) == 3
 
