@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +68,7 @@ def export(config: RunConfig) -> int:
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
     from trainer.command.card import base_of, is_verified, made_from, push_export
-    from trainer.command.exported import note_export
+    from trainer.command.exported import note_export, what_stands
     from trainer.export.push import open_repository
     from trainer.export.weights import export_dtype
     from trainer.model.base_files import open_base
@@ -87,17 +88,21 @@ def export_model(config: RunConfig) -> int:
     config = in_dtype(config, export_dtype(config.export.dtype, config.zero.dtype))
     console = Console()
     origin = made_from(config, checkpoint, base)
-    if repository is not None and is_verified(output_dir, origin):
-        say(console, f"{output_dir} holds {checkpoint.name}, exported and verified before.")
-    else:
-        _export_verified(
-            config, checkpoint, open_base(source, config.model), base, output_dir, origin, how, console
-        )
-    note_export(run_dir, output_dir, console)
-    if repository is not None:
-        places = [source, str(run_dir), str(Path(config.data.cache_dir))]
-        push_export(repository, output_dir, places, f"{checkpoint.name} of {config.name}", console)
-    write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
+    try:
+        if repository is not None and is_verified(output_dir, origin):
+            say(console, f"{output_dir} holds {checkpoint.name}, exported and verified before.")
+        else:
+            _export_verified(
+                config, checkpoint, open_base(source, config.model), base, output_dir, origin, how, console
+            )
+        note_export(run_dir, output_dir, console)
+        if repository is not None:
+            places = [source, str(run_dir), str(Path(config.data.cache_dir))]
+            push_export(repository, output_dir, places, f"{checkpoint.name} of {config.name}", console)
+        write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
+    except KeyboardInterrupt:
+        print(f"Interrupted. {what_stands(output_dir, origin)}", file=sys.stderr)
+        return Exit.interrupted
     return Exit.done
 
 
