@@ -190,7 +190,7 @@ def push_export(repository: Repository, folder: Path, places: list[str], what: s
                     "Take it out of the base's own files, and export again."
                 )
     say(console, f"Pushing {many(len(files), 'verified file')} to {repository.name} ({repository.branch})")
-    done = push(repository, folder, files, f"Palimpsest: {what}")
+    done = push(repository, folder, files, what)
     say(console, f"{done.url}: {many(done.num_files, 'file')}, each compared with the one in {folder}.")
     if done.removed:
         say(console, f"Removed there, weights of an earlier push: {', '.join(done.removed)}.")
