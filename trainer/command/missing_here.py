@@ -28,6 +28,7 @@ from trainer.data.rows.files import is_large_json, list_files
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.prompt_file import read_prompts
 from trainer.evaluate.tasks.known import harness_problems
+from trainer.export.earlier import why_foreign
 from trainer.export.gguf import find_converter
 from trainer.export.push import login_problems
 from trainer.forecast.config_json import meant
@@ -101,6 +102,8 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
         case "replay generate":
             target = config.replay.generate.output_dir
             found += [*folder_problems("replay.generate.output_dir", target), *cache_problems(config)]
+            if target and not os.path.exists(target):  # one that is there holds samples, or is refused
+                found += [*_apart_problems("replay.generate.output_dir", target, config)]
     return list(dict.fromkeys(found))
 
 
@@ -182,12 +185,19 @@ def _adapter_problems(export: ExportConfig) -> Iterator[Problem]:
 def _export_problems(config: RunConfig) -> Iterator[Problem]:
     export = config.export
     yield from _checkpoint_problems(config, KEY, export.checkpoint)
-    output_dir = export.output_dir or str(Path(config.run_dir) / "export")
     if export.interpolate is None:
-        yield from folder_problems("export.output_dir", output_dir)
-        yield from _apart_problems("export.output_dir", output_dir, config)
+        yield from _place_problems(config, export.output_dir or str(Path(config.run_dir) / "export"))
     yield from login_problems(export)
     yield from _raised("export.gguf", lambda: find_converter(export, exports_adapter(config)))
+
+
+def _place_problems(config: RunConfig, output_dir: str) -> Iterator[Problem]:
+    """Yield a problem where an export cannot be written to a folder, or would destroy what is there."""
+    key = "export.output_dir"
+    found = [*folder_problems(key, output_dir), *_apart_problems(key, output_dir, config)]
+    if not found and (why := why_foreign(Path(output_dir))):
+        found = [said(key, why)]
+    yield from found
 
 
 def folder_problems(key: str, folder: str | None) -> Iterator[Problem]:

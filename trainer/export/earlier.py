@@ -42,13 +42,11 @@ def why_not_replaced(folder: Path) -> str | None:
         return None
     if not folder.is_dir():
         return "is no folder"
-    found = files_in(folder)
     listed = [name for one in (VERIFIED, WRITTEN) for name in _listed(folder / one)]
-    if not found and not any(folder.iterdir()):
-        return None
-    if not listed:
-        return f"holds {_first(found)}, and no list of an export ({VERIFIED})" if found else "holds folders"
-    others = [name for name in found if name not in (*listed, CARD) and not _ADDED.fullmatch(name)]
+    if not listed:  # and nobody knows how much is below it
+        names = sorted((one.name for one in folder.iterdir()), key=lambda name: (name.startswith("."), name))
+        return f"holds {_first(names)}, and no list of an export ({VERIFIED})" if names else None
+    others = [name for name in files_in(folder) if name not in (*listed, CARD) and not _ADDED.fullmatch(name)]
     return f"holds {_first(others)}, which no export wrote" if others else None
 
 
@@ -58,13 +56,18 @@ def refuse_foreign(folder: Path) -> bool:
     Raises:
         CheckpointError: Names what it holds.
     """
-    why = why_not_replaced(folder)
+    why = why_foreign(folder)
     if why is not None:
-        raise CheckpointError(
-            f"`export.output_dir` must be a new folder or an earlier export, but {folder} {why}. Choose another "
-            "folder."
-        )
+        raise CheckpointError(why)
     return False
+
+
+def why_foreign(folder: Path) -> str | None:
+    """Return the sentence about a folder that an export must not replace; None where it may be written there."""
+    why = why_not_replaced(folder)
+    if why is None:
+        return None
+    return f"`export.output_dir` must be a new folder or an earlier export, but {folder} {why}. Choose another folder."
 
 
 def _listed(file: Path) -> list[str]:

@@ -215,6 +215,20 @@ def test_a_run_directory_that_nobody_can_make(run_dir, tmp_path, command):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "run"]
 
 
+def test_an_export_over_a_run_is_refused_before_it_begins(run_dir):
+    (run_dir / "adapter_config.json").write_text("{}")
+    said = refused("export", f"run_dir={run_dir}", f"export.output_dir={run_dir}")
+    assert (
+        f"must be a new folder or an earlier export, but {run_dir} holds adapter_config.json and 2 more"
+        in said
+    )
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "adapter_config.json",
+        "checkpoints",
+        "config.yaml",
+    ]
+
+
 def test_an_export_into_a_run_directory_that_takes_nothing_is_refused_before_it_begins(run_dir):
     (run_dir / "export").write_text("a file is in the way, as a disk that is only read would be")
     said = refused("export", f"run_dir={run_dir}")

@@ -52,6 +52,13 @@ def test_an_export_is_not_written_into_what_its_run_was_made_from(config, tmp_pa
     )
 
 
+@pytest.mark.parametrize(("place", "count"), [("base/out", 1), ("texts/out", 1), ("out", 0)])
+def test_samples_are_not_written_into_what_is_read(config, tmp_path, place, count):
+    config.replay.generate.output_dir = str(tmp_path / place)
+    found = [one.key for one in missing(config, "replay generate")]
+    assert found.count("replay.generate.output_dir") == count
+
+
 @pytest.mark.parametrize(
     ("place", "why"),
     [
