@@ -10,6 +10,7 @@ from pathlib import Path
 import trainer
 from trainer.command.missing_here import folder_problems, source_problems
 from trainer.command.model_rules import rules_of_named_model
+from trainer.config.apart import why_no_run
 from trainer.config.check import find_problems
 from trainer.config.check_cluster import limit_problems, local_problem, node_local, submit_problems
 from trainer.config.cluster import ContainerRuntime
@@ -143,6 +144,8 @@ def _place_problems(config: RunConfig, told: Collection[str]) -> Iterator[Proble
     yield from (one for one in gone if one.key not in told)
     if "run_dir" not in told:
         yield from folder_problems("run_dir", config.run_dir)
+        if (why := why_no_run(config, Path(config.run_dir))) is not None:
+            yield said("run_dir", why)
     if is_contained(config.cluster):
         return
     needs = Needs() if Path(config.model.path).exists() else SHAPE

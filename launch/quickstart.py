@@ -31,6 +31,7 @@ from trainer.config.snapshot import refuse_another
 from trainer.config.store import compose_config, to_yaml
 from trainer.dist.env import is_rank
 from trainer.errors import ConfigError, Exit
+from trainer.export.earlier import refuse_foreign
 from trainer.runtime.job import as_shells_tell
 from trainer.runtime.signals import handed_on
 from trainer.runtime.tied import tied
@@ -172,6 +173,7 @@ def _run_parts(words: list[str], config: RunConfig) -> int:
     if is_trained(config):
         _begin(5, f"Training: {in_short(run_dir)} is trained already")
     else:
+        refuse_foreign(run_dir / "export")
         shutil.rmtree(run_dir / "export", ignore_errors=True)  # of an earlier training
         _run(5, ["train", *words])
 

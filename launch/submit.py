@@ -21,6 +21,7 @@ from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import freeze, holds_values, write_atomic
 from trainer.errors import ConfigError, Exit, TrainerError
+from trainer.run.lost import refuse_lost
 from trainer.runtime.lock import refuse_in_use
 
 from .attempts import SCRIPT, last_job, measured_save_s, note
@@ -51,6 +52,8 @@ def submit(config: RunConfig, is_dry: bool) -> int:
     Raises:
         ConfigError: Lists every rule that is broken.
     """
+    if config.checkpoint.resume and config.checkpoint.enabled and not is_dry:
+        refuse_lost(Path(config.run_dir))
     finished = find_finished(config)
     if finished is not None and finished.is_done and not is_dry:
         print(finished.sentence)

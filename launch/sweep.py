@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer.config.apart import refuse_run_dir
 from trainer.config.check import refuse
 from trainer.config.check_sweep import sweep_problems
 from trainer.config.override import is_swept
@@ -67,6 +68,8 @@ class Sweep:
                 "another run_dir."
             )
         known = read_record(self.folder)
+        if known is None:
+            refuse_run_dir(base, self.folder)
         points = [] if known is None else known.points
         self.record = Record(base.name, Goal.of(base.sweep), points)
         self._say = say

@@ -46,6 +46,7 @@ def main() -> None:
     os.environ.setdefault(WORDS, _words_shown(sys.argv[1:]))
     try:
         code = run_command(sys.argv[1:])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said: what is left is to end
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough; what is still to be written goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

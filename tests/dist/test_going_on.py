@@ -89,6 +89,10 @@ def start_over(mesh: Any, workspace: str, folder: str) -> list[str]:
     anew = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, resume=False))
     for _ in range(2):
         assert training.run_training(anew).value == "finished"
+    (run_dir / "checkpoints").rename(run_dir / "gone")
+    with pytest.raises(CheckpointError, match="knows that step 6 was saved"):
+        training.run_training(config)
+    (run_dir / "gone").rename(run_dir / "checkpoints")
     return sentences
 
 

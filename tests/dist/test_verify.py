@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.dist.test_spikes import train_through_a_spike, words_of
 from tests.helpers.ranks import RankFailure
 from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
+from trainer.command.exported import what_stands
 from trainer.config.snapshot import freeze
 from trainer.metrics.jsonl import read
 from trainer.runtime.seal import read_sealed, sealed_text
@@ -191,3 +194,25 @@ def test_a_run_that_was_killed_rewound_and_gone_on_with_by_one_rank_is_told_what
 def test_a_folder_that_holds_no_run_is_a_sentence(tmp_path, capsys):
     assert run_command(["verify", str(tmp_path)]) == 2
     assert "`run_dir` must hold a run, but" in capsys.readouterr().err
+
+
+def test_an_export_that_is_interrupted_says_what_stands_and_is_made_again(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C had one word, whatever was there."""
+    ends = threading.Event()
+
+    def interrupt() -> None:
+        while not ends.wait(0.001):
+            if any(run.glob(".export.*.tmp")) or (run / "export").exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    code = run_command(["export", f"run_dir={run}"])
+    ends.set()
+    watcher.join()
+    assert code == 130
+    assert f"Interrupted. {what_stands(run / 'export', '')}" in capsys.readouterr().err
+    assert run_command(["export", f"run_dir={run}"]) == 0

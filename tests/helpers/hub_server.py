@@ -130,6 +130,12 @@ class _Handler(BaseHTTPRequestHandler):
         if found is not None:
             self.answer(200, [self.entry(path, held) for path, held in found.branches[branch].items()])
 
+    def log(self, body, name, branch):
+        found = self.repository(name)
+        if found is not None:
+            one = {"id": "0" * 40, "authors": [], "date": "2026-01-01T00:00:00.000Z", "message": ""}
+            self.answer(200, [one | {"title": title} for title in [*found.commits[::-1], "initial commit"]])
+
     def entry(self, path, held):
         if isinstance(held, str):  # a large file: its digest
             lfs = {"oid": held, "size": len(self.hub.lfs[held]), "pointerSize": 130}
@@ -248,6 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/validate-yaml", validate),
         ("GET", rf"/api/models/{NAME}/auth-check/write", check_write),
         ("GET", rf"/api/models/{NAME}/tree/{BRANCH}", tree),
+        ("GET", rf"/api/models/{NAME}/commits/{BRANCH}", log),
         ("GET", rf"/api/models/{NAME}(?:/revision/main)?", info),
         ("POST", rf"/api/models/{NAME}/branch/{BRANCH}", branch),
         ("POST", rf"/api/models/{NAME}/preupload/{BRANCH}", preupload),

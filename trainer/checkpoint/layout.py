@@ -8,6 +8,8 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FINGERPRINT = "fingerprint.safetensors"
+DAMAGED = "damaged-"
+ABANDONED = "abandoned-"
 
 _STEP = re.compile(r"step-(\d{8})")
 
@@ -40,3 +42,16 @@ def find_checkpoints(run_dir: Path) -> list[Path]:
         return []
     found = [(step, entry) for entry in parent.iterdir() if (step := step_of(entry)) is not None]
     return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def find_damaged(run_dir: Path) -> list[Path]:
+    """List checkpoints that were set aside."""
+    return sorted(checkpoints_dir(run_dir).glob(f"{DAMAGED}step-*"), reverse=True)
+
+
+def next_abandoned(run_dir: Path) -> Path:
+    """Return the next free place for what a run leaves behind."""
+    number = 1
+    while (run_dir / f"{ABANDONED}{number}").exists():
+        number += 1
+    return run_dir / f"{ABANDONED}{number}"

@@ -10,15 +10,19 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainer.checkpoint.layout import checkpoints_dir, find_checkpoints
+from trainer.checkpoint.layout import (
+    DAMAGED,
+    checkpoints_dir,
+    find_checkpoints,
+    find_damaged,
+    next_abandoned,
+)
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.verify import inspect
 from trainer.config.fence import check_publish
 from trainer.dist.mesh import Mesh
 from trainer.errors import CheckpointError
 
-DAMAGED = "damaged-"
-ABANDONED = "abandoned-"
 OF_TRACKERS = ("trackers", "tensorboard")
 """How trackers know the run, and what one of them was told: another run is another one there."""
 OF_A_RUN = (
@@ -78,14 +82,13 @@ def set_aside(folder: Path) -> Path:
         number += 1
 
 
-def find_damaged(run_dir: Path) -> list[Path]:
-    """List checkpoints that were set aside."""
-    return sorted(checkpoints_dir(run_dir).glob(f"{DAMAGED}step-*"), reverse=True)
+def abandon(run_dir: Path, had_some: bool = False) -> Path | None:
+    """Move the checkpoints of the run that is there and what is known of them aside; None where it left none.
 
-
-def abandon(run_dir: Path) -> Path | None:
-    """Move the checkpoints of the run that is there and what is known of them aside; None where it left none."""
-    if not find_checkpoints(run_dir) and not find_damaged(run_dir):
+    Args:
+        had_some: It saved, though nothing is there any more.
+    """
+    if not had_some and not find_checkpoints(run_dir) and not find_damaged(run_dir):
         return None
     target = next_abandoned(run_dir)
     leave_behind(run_dir, OF_A_RUN, target)
@@ -99,11 +102,3 @@ def leave_behind(run_dir: Path, names: Sequence[str], target: Path) -> None:
         if (run_dir / name).exists():
             target.mkdir(exist_ok=True)
             os.rename(run_dir / name, target / name)
-
-
-def next_abandoned(run_dir: Path) -> Path:
-    """Return the next free place for what a run leaves behind."""
-    number = 1
-    while (run_dir / f"{ABANDONED}{number}").exists():
-        number += 1
-    return run_dir / f"{ABANDONED}{number}"

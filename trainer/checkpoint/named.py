@@ -41,21 +41,32 @@ def find_checkpoint(run_dir: Path, which: str, key: str = KEY) -> Path:
     why = why_not_named(run_dir, which, key)
     if why is not None:
         raise CheckpointError(why)
-    newest = newest_verified(run_dir)
-    if newest is None:
-        raise CheckpointError(
-            f"`run_dir` must hold a checkpoint that verifies, but {run_dir} holds none instead. Train first."
-        )
-    if which == "last":
-        return newest[0]
-    step = read_state(newest[0] / STATE).best_step if which == "best" else int(which)
+    newest = find_checkpoints(run_dir)[0]
+    folder = step_dir(run_dir, int(which)) if which.isdigit() else newest
+    if damage := inspect(folder)[1]:
+        raise CheckpointError(_damaged(run_dir, folder, damage, key))
+    if which != "best":
+        return folder
+    step = read_state(newest / STATE).best_step
     folder = step_dir(run_dir, step if step is not None else -1)
     if not folder.is_dir():
         raise CheckpointError(_not_saved(_saved(run_dir), key, which))
-    damage = inspect(folder)[1]
-    if damage:
-        raise CheckpointError(f"Checkpoint {folder.name} does not verify: {damage}. Choose another.")
+    if damage := inspect(folder)[1]:
+        raise CheckpointError(_damaged(run_dir, folder, damage, key))
     return folder
+
+
+def _damaged(run_dir: Path, folder: Path, damage: str, key: str) -> str:
+    """Return what is said of a checkpoint that does not verify: no other is taken in its place by itself."""
+    sound = newest_verified(run_dir, on_damage=lambda text: None)
+    if sound is None:
+        return (
+            f"`run_dir` must hold a checkpoint that verifies, but {run_dir} holds none instead. Train first."
+        )
+    return (
+        f"`{key}` must be a checkpoint that verifies, but {folder.name} does not: {damage.rstrip('.')}. Take another "
+        f"on purpose: {key}={sound[1].step}."
+    )
 
 
 def _saved(run_dir: Path) -> list[int]:

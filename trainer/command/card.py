@@ -23,6 +23,7 @@ from trainer.data.store.summary import describe_notes
 from trainer.errors import ConfigError, ModelError
 from trainer.evaluate.gate import GateResult, check_gate, check_tasks
 from trainer.export.base_card import BaseCard, hub_name_of, read_base_card
+from trainer.export.earlier import CARD, VERIFIED, WRITTEN, files_in
 from trainer.export.merge import CONFIG
 from trainer.export.push import Repository, file_digest, push
 from trainer.model.embedded import EMBEDDED
@@ -32,9 +33,6 @@ from trainer.report.series import Metrics
 from trainer.runtime.say import say
 from trainer.runtime.seal import read_sealed, sealed_text
 
-CARD = "README.md"
-VERIFIED = ".verified.json"
-"""Digests of the files of an export that was verified, and of what it was made from; never pushed."""
 OF_THE_HUB = ("hub", "hub_revision", "hub_private", "gguf", "llama_cpp", "despite_gate", "output_dir")
 """Options that say nothing of what is in the folder."""
 
@@ -168,9 +166,9 @@ def seal_export(folder: Path, origin: str, base: BaseCard, is_pushed: bool, cons
                 described, json.dumps(plain | {"base_model_name_or_path": base.hub_name}, indent=2) + "\n"
             )
             say(console, f"{CONFIG} names {base.hub_name} as its base, where others find it.")
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != VERIFIED)
-    files = {name: file_digest(folder / name) for name in names}
+    files = {name: file_digest(folder / name) for name in files_in(folder)}
     write_atomic(folder / VERIFIED, sealed_text({"origin": origin, "files": files}))
+    (folder / WRITTEN).unlink(missing_ok=True)
 
 
 def push_export(repository: Repository, folder: Path, places: list[str], what: str, console: Console) -> None:
@@ -192,12 +190,12 @@ def push_export(repository: Repository, folder: Path, places: list[str], what: s
                     "Take it out of the base's own files, and export again."
                 )
     say(console, f"Pushing {many(len(files), 'verified file')} to {repository.name} ({repository.branch})")
-    done = push(repository, folder, files, f"Palimpsest: {what}")
+    done = push(repository, folder, files, what)
     say(console, f"{done.url}: {many(done.num_files, 'file')}, each compared with the one in {folder}.")
     if done.removed:
         say(console, f"Removed there, weights of an earlier push: {', '.join(done.removed)}.")
     if done.others:
         say(console, f"Left there, not of this export: {', '.join(done.others)}.")
-    left = sorted(path.name for path in folder.iterdir() if path.name not in files and path.name != VERIFIED)
+    left = [name for name in files_in(folder) if name not in files]
     if left:
         say(console, f"Not pushed, because nothing verified it: {', '.join(left)}.")

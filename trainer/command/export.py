@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from trainer.config.tune import Quantise, TuneMethod
 from trainer.errors import Exit, SelfCheckError
 from trainer.export.gguf import find_converter, write_gguf
 from trainer.run.identity import refuse_others
+from trainer.runtime.publish import staged
 from trainer.runtime.say import say
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def export(config: RunConfig) -> int:
 def export_model(config: RunConfig) -> int:
     """Write a checkpoint as a Hugging Face folder and compare its logits with the trained ones."""
     from trainer.command.card import base_of, is_verified, made_from, push_export
-    from trainer.command.exported import note_export
+    from trainer.command.exported import note_export, what_stands
     from trainer.export.push import open_repository
     from trainer.export.weights import export_dtype
     from trainer.model.base_files import open_base
@@ -78,7 +79,7 @@ def export_model(config: RunConfig) -> int:
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()
     source = resolve_model(config.model, Path(config.data.cache_dir))
-    refuse_others(config, source)
+    refuse_others(config, source, reads_data=False)
     is_adapter = writes_adapter(config)
     converter = find_converter(config.export, is_adapter)
     repository = open_repository(config.export)
@@ -87,17 +88,21 @@ def export_model(config: RunConfig) -> int:
     config = in_dtype(config, export_dtype(config.export.dtype, config.zero.dtype))
     console = Console()
     origin = made_from(config, checkpoint, base)
-    if repository is not None and is_verified(output_dir, origin):
-        say(console, f"{output_dir} holds {checkpoint.name}, exported and verified before.")
-    else:
-        _export_verified(
-            config, checkpoint, open_base(source, config.model), base, output_dir, origin, how, console
-        )
-    note_export(run_dir, output_dir, console)
-    if repository is not None:
-        places = [source, str(run_dir), str(Path(config.data.cache_dir))]
-        push_export(repository, output_dir, places, f"{checkpoint.name} of {config.name}", console)
-    write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
+    try:
+        if repository is not None and is_verified(output_dir, origin):
+            say(console, f"{output_dir} holds {checkpoint.name}, exported and verified before.")
+        else:
+            _export_verified(
+                config, checkpoint, open_base(source, config.model), base, output_dir, origin, how, console
+            )
+        note_export(run_dir, output_dir, console)
+        if repository is not None:
+            places = [source, str(run_dir), str(Path(config.data.cache_dir))]
+            push_export(repository, output_dir, places, f"{checkpoint.name} of {config.name}", console)
+        write_gguf(converter, output_dir, config.export.gguf, source if is_adapter else None, console)
+    except KeyboardInterrupt:
+        print(f"Interrupted. {what_stands(output_dir, origin)}", file=sys.stderr)
+        return Exit.interrupted
     return Exit.done
 
 
@@ -244,13 +249,10 @@ def _compare_unrounded(config: RunConfig, checkpoint: Path, files: BaseFiles, fo
     from trainer.checkpoint.layout import FINGERPRINT
     from trainer.evaluate.proofs.fingerprint import difference, read_fingerprint
 
-    wide, beside = in_dtype(config, "float32"), folder.with_name(f".{folder.name}.float32")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        write_export(wide, checkpoint, files, beside, Console(quiet=True))
-        found = _compare(wide, checkpoint, files, beside)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    wide = in_dtype(config, "float32")
+    with staged(folder.with_name(f"{folder.name}.float32")) as beside:
+        write_export(wide, checkpoint, files, beside / "model", Console(quiet=True))
+        found = _compare(wide, checkpoint, files, beside / "model")
     _, narrow_KV = _folder_logits(config, folder, read_fingerprint(checkpoint / FINGERPRINT), "bfloat16")
     return dataclasses.replace(found, narrowing=difference(found.exact_KV, narrow_KV))
 

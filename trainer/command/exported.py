@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer.command.card import VERIFIED
 from trainer.config.snapshot import write_atomic
+from trainer.export.earlier import VERIFIED, WRITTEN
 from trainer.export.push import file_digest
 from trainer.runtime.say import say
 from trainer.runtime.seal import read_sealed, sealed_text
@@ -52,6 +52,23 @@ def note_export(run_dir: Path, folder: Path, console: Console) -> None:
     except OSError as error:
         why = f"{file} cannot be written ({error.strerror})"
         say(console, f"{why}: `palimpsest verify` of the run may not know of {folder}.")
+
+
+def what_stands(folder: Path, origin: str) -> str:
+    """Return in a sentence what an export that was interrupted left in its place: folders appear whole, or not at all.
+
+    Args:
+        origin: What the export that was asked for is made from.
+    """
+    try:
+        is_this = read_sealed(folder / VERIFIED)["origin"] == origin
+    except (OSError, ValueError, KeyError):
+        if (folder / WRITTEN).exists():
+            return f"{folder} is written whole, and was not verified: export again."
+        return f"Nothing was written to {folder}."
+    if is_this:
+        return f"{folder} is whole, and was verified."
+    return f"{folder} holds an earlier export, as it was."
 
 
 def export_notes(run_dir: Path) -> Iterator[ExportNote | str]:

@@ -15,6 +15,10 @@ OF_EVALUATION = ("run_dir=", "evaluate.", "gate", "interpolate=")
 """How words begin that say how a run is evaluated, and not of what data."""
 
 
+OF_RUNS = ("evaluate", "export", "report", "verify")
+"""Commands that go on from a run, which may be given as a path alone."""
+NAME_RUNS = {"run_dir", "name", "experiment", "export.adapters"}
+"""Keys that say which run is meant."""
 WITHOUT_OPTIONS = ("status",)
 """Commands that read directories, and make no configuration."""
 
@@ -69,7 +73,7 @@ def parse(arguments: Sequence[str]) -> Invocation:
             overrides.append(_in_section(command, word))
     if is_multirun:
         _check_multirun(command, config_file, show_config)
-    return Invocation(command, overrides, config_file, show_config, is_dry, is_multirun)
+    return Invocation(command, _with_run(command, overrides), config_file, show_config, is_dry, is_multirun)
 
 
 def _options(command: str) -> str:
@@ -87,9 +91,17 @@ def _options(command: str) -> str:
 
 def _in_section(command: str, word: str) -> str:
     """Return a word with the key that it may be given without."""
-    if command == "export":
-        return _in_export(word)
-    return f"run_dir={word}" if command == "verify" and "=" not in word else word
+    return _in_export(word) if command == "export" else word
+
+
+def _with_run(command: str, words: list[str]) -> list[str]:
+    """Return the words with the first that is no KEY=VALUE as the run that a command is about, where no other says."""
+    if command not in OF_RUNS:
+        return words
+    bare = next((word for word in words if "=" not in word and word[:1] not in ("~", "+")), None)
+    if bare is None or _keys(words) & NAME_RUNS:
+        return words
+    return [f"run_dir={word}" if word is bare else word for word in words]
 
 
 def _as_key(option: str) -> str:
@@ -146,13 +158,14 @@ def frozen_config(invocation: Invocation) -> Path | None:
     Raises:
         ConfigError: There is none, and the command needs one.
     """
-    if invocation.command not in ("evaluate", "export", "report", "verify"):
+    if invocation.command not in OF_RUNS:
         return None
     from trainer.config.snapshot import config_path
 
     if invocation.config_file is None and _names_no_run(invocation):
         raise ConfigError(
-            f"`palimpsest {invocation.command}` must be given a run, but is given none instead. Say run_dir=RUN."
+            f"`palimpsest {invocation.command}` must be given a run, but is given none instead. Say which: "
+            f"palimpsest {invocation.command} RUN_DIR"
         )
     for override in invocation.overrides:
         if override.startswith("export.adapters="):
@@ -172,19 +185,36 @@ def frozen_config(invocation: Invocation) -> Path | None:
             # The base can be evaluated without a run, by words that name its data.
             names_data = any(not word.lstrip("+~").startswith(OF_EVALUATION) for word in invocation.overrides)
             if invocation.command in ("export", "report", "verify") or not names_data:
-                raise ConfigError(
-                    f"`run_dir` must hold a run, but {path.parent} has no config.yaml instead. Give the "
-                    "directory of a trained run."
-                )
+                raise ConfigError(_no_run(path.parent))
     return None
+
+
+def _no_run(folder: Path) -> str:
+    """Return the sentence about a folder that holds no run."""
+    from trainer.config.nearby import near_place
+    from trainer.config.snapshot import SWEEP_RECORD, config_path
+
+    must = "`run_dir` must hold a run, but"
+    if not folder.exists():
+        near = near_place(str(folder))
+        meant = "" if near is None else f" Did you mean {near}?"
+        return f"{must} {folder} is not there.{meant} Give the directory of a trained run."
+    if (folder / SWEEP_RECORD).exists():
+        runs = sorted(one for one in folder.iterdir() if config_path(one).exists())
+        such = f", such as run_dir={runs[0]}" if runs else ""
+        return f"{must} {folder} holds a sweep instead. Give one of its {len(runs)} runs{such}."
+    return f"{must} {folder} has no config.yaml instead. Give the directory of a trained run."
 
 
 def _names_no_run(invocation: Invocation) -> bool:
     """Tell whether a command goes on from a run and no word says which; the base is evaluated without one."""
     if invocation.command == "evaluate":
         return not invocation.overrides
-    keys = {word.lstrip("+").partition("=")[0] for word in invocation.overrides}
-    return not keys & {"run_dir", "name", "experiment", "export.adapters"}
+    return not _keys(invocation.overrides) & NAME_RUNS
+
+
+def _keys(words: Sequence[str]) -> set[str]:
+    return {word.lstrip("+").partition("=")[0] for word in words if "=" in word}
 
 
 def sweep_folder(invocation: Invocation) -> Path | None:

@@ -14,6 +14,7 @@ from trainer.checkpoint.named import KEY, why_not_named
 from trainer.command.model_rules import rules_of_named_model
 from trainer.command.prepare import not_generated
 from trainer.command.rules import broken_rules
+from trainer.config.apart import inputs_of, why_no_cache, why_not_apart
 from trainer.config.check_export import exports_adapter
 from trainer.config.data import SourceConfig
 from trainer.config.paths import is_address
@@ -27,6 +28,7 @@ from trainer.data.rows.files import is_large_json, list_files
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.prompt_file import read_prompts
 from trainer.evaluate.tasks.known import harness_problems
+from trainer.export.earlier import why_foreign
 from trainer.export.gguf import find_converter
 from trainer.export.push import login_problems
 from trainer.forecast.config_json import meant
@@ -100,6 +102,8 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
         case "replay generate":
             target = config.replay.generate.output_dir
             found += [*folder_problems("replay.generate.output_dir", target), *cache_problems(config)]
+            if target and not os.path.exists(target):  # one that is there holds samples, or is refused
+                found += [*_apart_problems("replay.generate.output_dir", target, config)]
     return list(dict.fromkeys(found))
 
 
@@ -181,9 +185,19 @@ def _adapter_problems(export: ExportConfig) -> Iterator[Problem]:
 def _export_problems(config: RunConfig) -> Iterator[Problem]:
     export = config.export
     yield from _checkpoint_problems(config, KEY, export.checkpoint)
-    yield from folder_problems("export.output_dir", export.output_dir)
+    if export.interpolate is None:
+        yield from _place_problems(config, export.output_dir or str(Path(config.run_dir) / "export"))
     yield from login_problems(export)
     yield from _raised("export.gguf", lambda: find_converter(export, exports_adapter(config)))
+
+
+def _place_problems(config: RunConfig, output_dir: str) -> Iterator[Problem]:
+    """Yield a problem where an export cannot be written to a folder, or would destroy what is there."""
+    key = "export.output_dir"
+    found = [*folder_problems(key, output_dir), *_apart_problems(key, output_dir, config)]
+    if not found and (why := why_foreign(Path(output_dir))):
+        found = [said(key, why)]
+    yield from found
 
 
 def folder_problems(key: str, folder: str | None) -> Iterator[Problem]:
@@ -193,9 +207,25 @@ def folder_problems(key: str, folder: str | None) -> Iterator[Problem]:
         yield problem(key, f"must be a folder you can write to, but {folder} is not: {why}. Set {key}.")
 
 
+def _apart_problems(key: str, place: str | Path, config: RunConfig) -> Iterator[Problem]:
+    """Yield a problem where a place would be written into what the configuration reads."""
+    why = why_not_apart(place, inputs_of(config))
+    if why is not None:
+        yield problem(
+            key, f"must be a folder that nothing is read from, but {place} {why} instead. Set {key}."
+        )
+
+
 def cache_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield a problem where there can be no cache; one that is only read may hold everything already."""
-    if not Path(config.data.cache_dir).is_dir():
+    why = why_no_cache(config)
+    if why is not None:
+        yield problem(
+            "data.cache_dir",
+            f"must be a folder that nothing is read from, but {config.data.cache_dir} {why} instead. Set "
+            "data.cache_dir.",
+        )
+    elif not Path(config.data.cache_dir).is_dir():
         yield from folder_problems("data.cache_dir", config.data.cache_dir)
 
 

@@ -13,6 +13,8 @@ from trainer.forecast.shapes import DecoderShape
 from trainer.report.plan import Chart, plan_svg
 from trainer.report.series import Series
 
+PLATE = b'class="plate"'
+"""Is in every figure."""
 MEASURED_GPUS = 2
 """GPUs up to which steps were measured; what is beyond is worked out."""
 
@@ -28,7 +30,7 @@ def write_figure(
     """Write the SVG whole or not at all.
 
     Raises:
-        ConfigError: The file cannot be written.
+        ConfigError: The file cannot be written, or holds something else than such a figure.
     """
     output = Path(path).expanduser().absolute()
     millions = Series("trainable", tuple((float(row.r), row.num_params / 1e6) for row in lora))
@@ -44,12 +46,26 @@ def write_figure(
     if timing is not None:
         charts.append(_scaling(timing))
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(output)
         write_atomic(output, plan_svg(charts))
     except OSError as error:
         raise ConfigError(
             f"`plan.output` must be a file you can write, but {output} is not: {error.strerror}. Set plan.output."
         ) from error
+
+
+def _refuse_foreign(file: Path) -> None:
+    """Raise for a file that is there and no figure of ours, and for a folder that is not there."""
+    if not file.parent.exists():
+        raise ConfigError(
+            f"`plan.output` must be in a folder that is there, but {file.parent} is not. Make it, or set plan.output."
+        )
+    content = file.read_bytes() if file.exists() else b""
+    if content and not (content.startswith(b"<svg") and PLATE in content):
+        raise ConfigError(
+            f"`plan.output` must be a new file or an earlier figure, but {file} holds something else instead. Set "
+            "plan.output=plan.svg."
+        )
 
 
 def _scaling(timing: Timing) -> Chart:

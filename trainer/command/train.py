@@ -38,6 +38,7 @@ from trainer.dist.hosts import expand_hosts
 from trainer.errors import ConfigError, Exit, TrainerError
 from trainer.forecast.card import find_cards
 from trainer.model.dtype import NO_BF16
+from trainer.run.lost import refuse_lost
 from trainer.runtime.ended import note_end
 from trainer.runtime.job import given_log_dir
 from trainer.runtime.lock import LEASE, locked_for_ranks, refuse_in_use
@@ -62,6 +63,8 @@ def start_ranks(command: str, config: RunConfig) -> int:
             refuse_another(config, Path(config.run_dir))
         except ConfigError as error:
             refuse_missing(config, command, more=[said("run_dir", str(error))])
+        if config.checkpoint.resume and config.checkpoint.enabled:
+            refuse_lost(Path(config.run_dir))
         if (finished := find_finished(config)) is not None:
             print(finished.sentence, flush=True)
             if finished.is_done:

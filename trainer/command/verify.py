@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from trainer.checkpoint.layout import STATE, checkpoints_dir, find_checkpoints
-from trainer.checkpoint.lineage import find_damaged
+from trainer.checkpoint.layout import STATE, checkpoints_dir, find_checkpoints, find_damaged
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.checkpoint.verify import inspect
-from trainer.command.card import VERIFIED, changed_file
+from trainer.command.card import changed_file
 from trainer.command.exported import ExportNote, export_notes
 from trainer.command.how_far import how_far
 from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.errors import CheckpointError, DataError, Exit
+from trainer.export.earlier import VERIFIED
 from trainer.metrics.effective import Effective, effective
 from trainer.metrics.jsonl import changed_line, read, read_events
 from trainer.runtime.lease import is_held
@@ -28,11 +28,12 @@ from trainer.runtime.log import attempt_dirs
 from trainer.runtime.say import say
 
 OTHER_DATA = (
-    "Bring back the data that the run read: with other data, train, evaluate and export refuse the run. What was "
-    "trained is in its checkpoints as it was."
+    "Bring back the data that the run read: with other data, train and evaluate refuse the run. What was trained "
+    "is in its checkpoints as it was, and can be exported."
 )
 OTHER_TOKENS = "Give the configuration that it was trained with: its own config.yaml, without other words."
 AGAIN = "Export again: `palimpsest export` writes the folder anew."
+ELSEWHERE = "Export again: remove that folder, which is known as no export without it, or give another."
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ def _noted(note: ExportNote | str) -> Finding:
         gone = "is gone: it was removed or moved, or its disk is not here"
         return Finding("export", f"{note.folder} {gone}", is_there=False)
     if not (note.folder / VERIFIED).exists():
-        return Finding("export", f"{note.folder} has no {VERIFIED} any more", False, AGAIN)
+        return Finding("export", f"{note.folder} has no {VERIFIED} any more", False, ELSEWHERE)
     if note.is_of_another:
         other = "holds another export by now than this run wrote there"
         return Finding("export", f"{note.folder} {other}", is_there=False)
@@ -214,7 +215,7 @@ def _export(folder: Path) -> Finding:
     except FileNotFoundError:
         return Finding("export", f"{folder} was not verified whole when it was made", False, AGAIN)
     except ValueError as error:
-        return Finding("export", f"{folder}: what was noted of it cannot be read ({error})", False, AGAIN)
+        return Finding("export", f"{folder}: what was noted of it cannot be read ({error})", False, ELSEWHERE)
     if changed is not None:
         return Finding("export", f"{changed} in {folder} is not as it was written", False, AGAIN)
     return Finding("export", f"{folder}: as written")

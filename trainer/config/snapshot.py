@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.address import shown_address
+from trainer.config.apart import refuse_run_dir
 from trainer.config.data import PackingMode
 from trainer.config.fence import check_publish
 from trainer.config.longer import LENGTH, begin_from
@@ -153,7 +154,7 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
     """Raise when the directory holds what the configuration cannot go on from.
 
     Raises:
-        ConfigError: It holds a run of another configuration, or a sweep.
+        ConfigError: It holds a run of another configuration, a sweep or what is of no run, or is read.
     """
     if (run_dir / SWEEP_RECORD).exists():
         raise ConfigError(
@@ -161,6 +162,8 @@ def refuse_another(config: RunConfig, run_dir: Path) -> None:
             "-m with the sweep's own words to go on with it."
         )
     old = _begun_with(run_dir)
+    if old is None:
+        refuse_run_dir(config, run_dir)
     different = [] if old is None else differences(old, config)
     if different:
         given = tuple(

@@ -296,10 +296,11 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, MissingConfigException):
         return missing_option((error.missing_cfg_file or "").removesuffix(".yaml"))
     if isinstance(error, OverrideParseException):
-        key = key_of(str(error.override))
+        word = str(error.override)
+        key = key_of(word)
         return (
-            str(unreadable(str(error.override)))
-            if key.isascii()
+            str(unreadable(word))
+            if key.isascii() or "=" not in word or "/" in key
             else f"Unknown key `{key}`.{nearest_key(key)}"
         )
     cause: BaseException = error

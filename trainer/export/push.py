@@ -18,6 +18,8 @@ from trainer.config.train import ExportConfig
 from trainer.errors import ConfigError, SelfCheckError, TrainerError
 
 MAIN = "main"
+TITLE = "Palimpsest: "
+"""How the title of every commit of ours begins."""
 _WEIGHTS = re.compile(
     r"(adapter_)?model[^/]*\.(safetensors|bin|gguf)|model\.safetensors\.index\.json|adapter_config\.json"
 )
@@ -71,10 +73,26 @@ def open_repository(export: ExportConfig) -> Repository | None:
             "such a one. Set export.hub_private=false, make it private on the hub, or name another."
         )
     branch = export.hub_revision or MAIN
-    if branch != MAIN and not branch.startswith("refs/"):
+    if branch == MAIN:
+        _refuse_foreign_weights(api, name)
+    elif not branch.startswith("refs/"):
         with _explained(name):
             api.create_branch(name, branch=branch, exist_ok=True)
     return Repository(name, branch)
+
+
+def _refuse_foreign_weights(api: Any, name: str) -> None:
+    """Raise for a repository with weights into which no export was pushed: they would be removed."""
+    with _explained(name):
+        weights = sorted(file for file in api.list_repo_files(name) if _WEIGHTS.fullmatch(file))
+        is_ours = (
+            any(commit.title.startswith(TITLE) for commit in api.list_repo_commits(name)) if weights else True
+        )
+    if not is_ours:
+        raise ConfigError(
+            f"`export.hub` must name a new repository or one that an export was pushed to, but {name} holds weights "
+            f"that none pushed ({weights[0]}) instead. Name another, or a branch of it with export.hub_revision=BRANCH."
+        )
 
 
 def login_problems(export: ExportConfig) -> Iterator[Problem]:
@@ -121,7 +139,7 @@ def push(repository: Repository, folder: Path, digests: Mapping[str, str], messa
             revision=repository.branch,
             allow_patterns=list(digests),
             delete_patterns=removed or None,
-            commit_message=message,
+            commit_message=f"{TITLE}{message}",
         )
         listed = api.list_repo_tree(repository.name, revision=repository.branch, recursive=True)
         found = {entry.path: entry for entry in listed}

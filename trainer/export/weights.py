@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointError, SelfCheckError
-from trainer.runtime.disk import disk_errno
+from trainer.export.earlier import note_written, refuse_foreign
+from trainer.runtime.disk import FULL, disk_errno
 from trainer.runtime.publish import publish_folder
 
-MARKS = ("model.safetensors.index.json", "adapter_config.json")
-"""Files by which an earlier export is known."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _AS_TRAINED = {"bf16": "bfloat16", "fp32": "float32"}
 
@@ -67,26 +66,24 @@ def publish_export(output_dir: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         CheckpointError: The folder exists and is not ours to replace, or cannot be written.
     """
-    _refuse_foreign(output_dir)  # before hours of work; and again after them
+
+    def noted(staging: Path) -> None:
+        fill(staging)
+        note_written(staging)
+
+    refuse_foreign(output_dir)  # before hours of work; and again after them
     try:
-        publish_folder(output_dir, fill, keeps=_refuse_foreign)
+        publish_folder(output_dir, noted, keeps=refuse_foreign)
     except Exception as error:
-        if not isinstance(error, OSError) and disk_errno(error) is None:
+        number = disk_errno(error)
+        if not isinstance(error, OSError) and number is None:
             raise
+        why = os.strerror(number) if number is not None else str(error)
+        fix = "Free space or choose" if number in FULL else "Choose"
         raise CheckpointError(
             f"`export.output_dir` must be writable with room for the model, but {output_dir} failed: "
-            f"{error}. Free space or choose another folder."
+            f"{why}. {fix} another folder."
         ) from error
-
-
-def _refuse_foreign(folder: Path) -> bool:
-    """Raise for a folder that is there and no export."""
-    if folder.exists() and not any((folder / mark).exists() for mark in MARKS):
-        raise CheckpointError(
-            f"`export.output_dir` must be a new folder or an earlier export, but {folder} holds "
-            "something else instead. Choose another folder."
-        )
-    return False
 
 
 def _write_shards(

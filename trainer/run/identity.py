@@ -13,6 +13,11 @@ from trainer.data.types import TokenizerLike
 from trainer.errors import DataError
 from trainer.runtime.say import say
 
+OF_NO_MATTER = (
+    "`data.sources.{name}` holds other data by now than the run read. Nothing of it is in an export: it is made from "
+    "the checkpoint and the base."
+)
+
 
 def known_base(config: RunConfig, source: str) -> str | None:
     """Return the digest of the base if the run recorded one to compare it with."""
@@ -24,11 +29,13 @@ def known_base(config: RunConfig, source: str) -> str | None:
     return base_digest(config.model, config.tune.quantise, source, config.data.cache_dir)
 
 
-def refuse_others(config: RunConfig, source: str) -> None:
+def refuse_others(config: RunConfig, source: str, reads_data: bool = True) -> None:
     """Raise when the data, the base or the tokenizer of a run is not what it was trained with.
 
     Data that is not on this machine is not compared, which is said.
 
+    Args:
+        reads_data: False where nothing is worked out from data: then other data is only said, too.
     Raises:
         DataError: Names what differs.
     """
@@ -36,6 +43,9 @@ def refuse_others(config: RunConfig, source: str) -> None:
 
     tokenizer = configured_tokenizer(config.model, source)
     data, untold = data_now(config, tokenizer)
+    if not reads_data:
+        untold += [OF_NO_MATTER.format(name=name) for name in data]
+        data = {}
     for line in untold:
         say(Console(), line)
     run_dir = Path(config.run_dir)

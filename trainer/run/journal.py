@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.checkpoint.lineage import next_abandoned
+from trainer.checkpoint.layout import next_abandoned
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
 from trainer.evaluate.answers import GivenAnswer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from trainer.checkpoint.lineage import OF_TRACKERS, leave_behind, next_abandoned
+from trainer.checkpoint.layout import next_abandoned
+from trainer.checkpoint.lineage import OF_TRACKERS, leave_behind
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
 from trainer.config.schema import RunConfig

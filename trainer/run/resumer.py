@@ -27,6 +27,7 @@ from trainer.evaluate.proofs.fingerprint import (
     take_fingerprint,
 )
 from trainer.metrics.device import describe_device
+from trainer.run.lost import lost_step, refuse_lost
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,11 +66,11 @@ class Resumer:
             new: The line of a run that begins.
 
         Raises:
-            CheckpointError: Saved with another configuration or data; or there are checkpoints, and none can be used: a
-                run does not start over by itself.
+            CheckpointError: Saved with another configuration or data; or there are checkpoints and none can be used, or
+                there were: a run does not start over by itself.
         """
         if not goes_on:
-            left = self._mesh.from_first(lambda: abandon(self._run_dir))
+            left = self._mesh.from_first(lambda: abandon(self._run_dir, lost_step(self._run_dir) is not None))
             if left is not None and self._mesh.is_first:
                 _LOG.warning("checkpoint.resume=false: begins at step 0. What was here is kept in %s.", left)
             return TrainState(), new
@@ -81,6 +82,7 @@ class Resumer:
 
         found = choose(self._run_dir, self._mesh, load, _LOG.warning)
         if found is None:
+            self._mesh.from_first(lambda: refuse_lost(self._run_dir))
             return TrainState(), new
         folder, manifest = found
         state = loaded[-1]

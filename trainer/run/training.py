@@ -77,7 +77,10 @@ def run_training(config: RunConfig) -> StopReason:
         stop_flag.when = before_training(SOON)
         # Inside the stack: the other ranks hear of the sentence, not of what it explains.
         size, layers = config.train.micro_batch_size, config.model.checkpoint_layers
-        with shortage_explained("train.micro_batch_size", size, layers), disk_explained(Path(config.run_dir)):
+        with (
+            shortage_explained("train.micro_batch_size", size, layers),
+            disk_explained(Path(config.run_dir), trains=True),
+        ):
             resumes = config.checkpoint.resume and config.checkpoint.enabled
             try:
                 session = open_session(config, stack, resumes, stop_flag)

@@ -19,11 +19,12 @@ _IN_WORDS = re.compile(r"\(os error (\d+)\)")
 
 
 @contextlib.contextmanager
-def disk_explained(run_dir: Path | None) -> Iterator[None]:
+def disk_explained(run_dir: Path | None, trains: bool = False) -> Iterator[None]:
     """Turn a disk's error in the block into one that a person can mend.
 
     Args:
         run_dir: Named where the error names no file.
+        trains: Whether the command goes on from a checkpoint when it is given again.
     Raises:
         CheckpointError: The disk is full or fails.
     """
@@ -39,9 +40,11 @@ def disk_explained(run_dir: Path | None) -> Iterator[None]:
         where = named if isinstance(named, str | os.PathLike) else run_dir
         what = f"{where} could not be written" if where is not None else "a file could not be written"
         fix = "Free space or give a larger disk" if number in FULL else "Mend the disk or give another"
+        rest = ", then give the same command again"
+        if trains:
+            rest = "; checkpoints that are there are untouched, and the same command goes on from the last"
         raise CheckpointError(
-            f"The disk must take what is written to it, but {what}: {os.strerror(number)}. {fix}; checkpoints that "
-            "are there are untouched, and the same command goes on from the last."
+            f"The disk must take what is written to it, but {what}: {os.strerror(number)}. {fix}{rest}."
         ) from error
 
 

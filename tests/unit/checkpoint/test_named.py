@@ -63,11 +63,18 @@ def test_a_step_that_is_not_there_is_refused_before_anything_is_read(run_dir):
     assert why_not_named(run_dir, "30") is why_not_named(run_dir, "best") is None, "which is seen by reading"
 
 
-def test_the_last_is_the_newest_that_verifies_and_a_damaged_one_cannot_be_named(run_dir):
+@pytest.mark.parametrize("which", ["last", "best", "30"])
+def test_no_older_checkpoint_is_taken_for_one_that_is_damaged(run_dir, which, capsys):
+    """The one before was exported as the last, with exit code 0."""
     (step_dir(run_dir, 30) / STATE).write_text("{}")
-    assert find_checkpoint(run_dir, "last") == step_dir(run_dir, 20)
-    with pytest.raises(CheckpointError, match=r"step-00000030 does not verify: .* Choose another"):
-        find_checkpoint(run_dir, "30")
+    with pytest.raises(
+        CheckpointError,
+        match=r"`export.checkpoint` must be a checkpoint that verifies, but step-00000030 does not: .*\. Take another "
+        r"on purpose: export.checkpoint=20\.$",
+    ):
+        find_checkpoint(run_dir, which)
+    assert capsys.readouterr().out == ""
+    assert find_checkpoint(run_dir, "20") == step_dir(run_dir, 20)
 
 
 @pytest.mark.parametrize("best_step", [5, None], ids=["gone", "never evaluated"])

@@ -547,6 +547,15 @@ def test_a_misspelt_key_of_a_source_gets_the_nearest_key_of_sources(refuse):
     assert "Did you mean `data.sources.NAME.path`?" in message
 
 
+@pytest.mark.parametrize("word", ["folder/sizes", "Ordner/größe/chäts", "№1.jsonl", "Ordner/größe=3/chäts"])
+def test_a_path_that_a_shell_split_at_a_space_is_to_be_quoted(refuse, word):
+    """One with an umlaut was an unknown key."""
+    said = refuse("train", "data=chat", "data.sources.chat.path=mein", word)
+    key = word.partition("=")[0]
+    assert f"`{key}` must be given as KEY=VALUE, but the command line has '{key}" in said
+    assert "instead. Quote the value." in said and "Unknown key" not in said
+
+
 @pytest.mark.parametrize(("word", "part"), [("optim", "KEY=VALUE"), ("optim.lr=[1", "`optim.lr`")])
 def test_an_override_that_cannot_be_parsed_says_how_to_write_it(refuse, word, part):
     assert part in refuse("train", word)

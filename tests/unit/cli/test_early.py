@@ -215,6 +215,26 @@ def test_a_run_directory_that_nobody_can_make(run_dir, tmp_path, command):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "run"]
 
 
+def test_an_export_over_a_run_is_refused_before_it_begins(run_dir):
+    (run_dir / "adapter_config.json").write_text("{}")
+    said = refused("export", f"run_dir={run_dir}", f"export.output_dir={run_dir}")
+    assert (
+        f"must be a new folder or an earlier export, but {run_dir} holds adapter_config.json and 2 more"
+        in said
+    )
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "adapter_config.json",
+        "checkpoints",
+        "config.yaml",
+    ]
+
+
+def test_an_export_into_a_run_directory_that_takes_nothing_is_refused_before_it_begins(run_dir):
+    (run_dir / "export").write_text("a file is in the way, as a disk that is only read would be")
+    said = refused("export", f"run_dir={run_dir}")
+    assert f"`export.output_dir` must be a folder you can write to, but {run_dir}/export is not" in said
+
+
 def test_all_that_an_export_lacks_is_told_at_once(run_dir):
     words = [f"run_dir={run_dir}", f"export.output_dir={run_dir}/config.yaml", "export.hub=my-org/mine"]
     words += ["tune.method=lora", "export.gguf=f16", f"export.llama_cpp={run_dir}"]
@@ -286,7 +306,7 @@ def test_another_run_of_the_directory_is_refused_before_its_data_is_read(run_dir
 
 @pytest.mark.parametrize("command", ["evaluate", "verify", "export", "report"])
 def test_a_command_about_a_run_without_one_says_what_to_give(command):
-    assert "must be given a run, but is given none instead. Say run_dir=RUN." in refused(command)
+    assert "must be given a run, but is given none instead. Say which: palimpsest " in refused(command)
 
 
 def test_an_export_of_no_run_says_so_and_names_no_folder_that_nobody_typed():

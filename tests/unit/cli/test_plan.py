@@ -87,6 +87,7 @@ def test_the_table_of_time_says_which_rows_do_not_fit(plan):
 def test_the_figure_is_an_svg_and_only_written_where_it_is_asked_for(plan, here):
     plan(*NODE)
     assert [*here.iterdir()] == [], "a forecast writes nothing by itself"
+    (here / "figures").mkdir()
     _, text = plan(*NODE, "plan.output=figures/mine.svg")
     figure = here / "figures" / "mine.svg"
     assert f"Figure: {figure}" in text
@@ -275,6 +276,17 @@ def test_a_figure_that_cannot_be_written_is_refused(refuse, tmp_path):
     assert "`plan.output` must be a file you can write" in refuse(
         "plan", "model=tiny", f"plan.output={tmp_path / 'file' / 'a.svg'}"
     )
+
+
+def test_a_figure_replaces_no_other_file_and_makes_no_folder(refuse, tmp_path):
+    for name, text in (("mine.jsonl", '{"text": "mine"}'), ("drawn.svg", "<svg><path d='M0 0'/></svg>")):
+        (tmp_path / name).write_text(text)
+        said = refuse("plan", "model=tiny", f"plan.output={tmp_path / name}")
+        assert "`plan.output` must be a new file or an earlier figure, but" in said
+        assert (tmp_path / name).read_text() == text
+    said = refuse("plan", "model=tiny", f"plan.output={tmp_path}/typo/plan.svg")
+    assert f"must be in a folder that is there, but {tmp_path}/typo is not." in said
+    assert not (tmp_path / "typo").exists()
 
 
 def test_an_adapter_is_planned_with_its_own_rank_and_targets(plan):

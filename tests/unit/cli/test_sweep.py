@@ -432,3 +432,11 @@ def test_what_is_not_here_is_told_before_the_first_point_trains(here, python, tm
     assert (
         "`data.sources.corpus.path` must name a file" in said and not (tmp_path / "sweep" / "calls").exists()
     )
+
+
+def test_a_sweep_is_not_written_into_a_folder_of_something_else(folder, refuse):
+    folder.mkdir(exist_ok=True)
+    (folder / "notes.md").write_text("words")
+    said = refuse("train", "-m", *RUN, f"run_dir={folder}", "seed=0,1")
+    assert f"`run_dir` must be a new folder or that of a run, but {folder} holds notes.md" in said
+    assert [path.name for path in folder.iterdir()] == ["notes.md"]

@@ -7,6 +7,7 @@ import pytest
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.data.rows import document as document_module
+from trainer.data.rows.message import parse_message
 from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, RowError
 
 CHAT = SourceConfig(format=Format.chat)
@@ -76,3 +77,13 @@ def test_a_system_column_beside_a_system_turn_is_an_error_and_not_a_choice() -> 
     source = SourceConfig(format=Format.chat, columns=ColumnsConfig(system="s"))
     with pytest.raises(RowError, match="one place"):
         parse_row({"messages": [{"role": "system", "content": "x"}, *TURNS], "s": "y"}, source)
+
+
+@pytest.mark.parametrize(
+    ("role", "fix"), [("User", "Write it 'user' in these rows."), (" GPT", "Write it 'gpt' in these rows.")]
+)
+def test_a_role_in_other_letters_is_told_how_to_be_written(role, fix) -> None:
+    with pytest.raises(RowError) as caught:
+        parse_message({"role": role, "content": "Hi"})
+    assert caught.value.fix == fix
+    assert "user, assistant, system, developer, tool, ipython, human, gpt" in caught.value.rule

@@ -357,7 +357,8 @@ REFUSED = [
     ),
     (
         {"prompt": "Hi?", "chosen": [{"role": "narrator", "content": "B."}], "rejected": "A."},
-        "hold messages of the roles user, assistant, system or tool",
+        "hold messages of the roles user, assistant, system, developer, tool, ipython, human, gpt, chatgpt, model, "
+        "bot, observation, function or function_response",
     ),
 ]
 

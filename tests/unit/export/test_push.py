@@ -49,7 +49,7 @@ def test_the_pushed_files_are_those_of_the_list_and_equal_the_folders(hub, folde
         content = hub.lfs[held[name]] if isinstance(held[name], str) else held[name]
         assert hashlib.sha256(content).hexdigest() == digest, name
     assert isinstance(held["model-00001-of-00002.safetensors"], str)
-    assert hub.repositories[NAME].is_private and hub.repositories[NAME].commits == ["a push"]
+    assert hub.repositories[NAME].is_private and hub.repositories[NAME].commits == ["Palimpsest: a push"]
     assert (done.num_files, done.removed, done.others) == (4, (), ())
 
 
@@ -111,6 +111,16 @@ def test_a_public_repository_is_not_pushed_to_unless_said(hub):
     ):
         opened()
     assert opened(hub_private=False).name == NAME
+
+
+def test_weights_that_no_export_pushed_are_not_replaced(hub, folder):
+    """A base model in a repository of one's own was removed for the export."""
+    hub.repositories[NAME] = HubRepository(is_private=True)
+    hub.files(NAME)["model.safetensors"] = b"a person pushed this"
+    with pytest.raises(ConfigError, match=r"my-model holds weights that none pushed \(model\.safetensors\)"):
+        opened()
+    push(opened(hub_revision="tuned"), folder, digests_of(folder), "a push")
+    assert hub.files(NAME)["model.safetensors"] == b"a person pushed this"
 
 
 def test_a_repository_that_was_not_asked_for_asks_nothing_of_the_hub():

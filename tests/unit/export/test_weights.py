@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from trainer.errors import CheckpointError, SelfCheckError
 from trainer.export import weights
+from trainer.export.earlier import files_in, why_not_replaced
 from trainer.export.weights import export_weights, tensor_digest
 
 
@@ -56,21 +57,67 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_not(tmp_path):
     for num in (5, 2):
         export_weights(stream(num), tmp_path / "out", "float32", 450, write_rest)
     assert len(load(tmp_path / "out")[0]) == 3
-    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine" / "notes.md"
+    mine.parent.mkdir()
+    mine.write_text("words")
     with pytest.raises(CheckpointError, match=r"`export\.output_dir` must be a new folder"):
         export_weights(stream(), tmp_path / "mine", "float32", 450, write_rest)
-    assert (tmp_path / "mine").is_dir()
+    assert mine.read_text() == "words"
 
 
-@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), RuntimeError("broken")])
-def test_a_failure_leaves_no_folder_and_the_earlier_export(tmp_path, problem):
+@pytest.mark.parametrize(
+    "there",
+    [
+        ["adapter_config.json", "config.yaml", "checkpoints/step-00000003/manifest.json"],
+        ["model.safetensors.index.json", "model-00001-of-00001.safetensors", "config.json"],
+    ],
+    ids=["run", "base"],
+)
+def test_a_run_and_a_base_are_no_exports(tmp_path, there):
+    """A run of LoRA has an adapter_config.json and a sharded base an index: both were replaced whole."""
+    for name in there:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("theirs")
+    (tmp_path / "link").symlink_to("out")
+    for place in ("out", "link", "out/../out"):
+        with pytest.raises(
+            CheckpointError, match=r"must be a new folder or an earlier export, but .* holds "
+        ):
+            export_weights(stream(), tmp_path / place, "float32", 10**9, write_rest)
+    assert files_in(tmp_path / "out") == sorted(there)
+
+
+@pytest.mark.parametrize("mine", ["notes.md", "drafts/chapter.txt", "mine.gguf", "link"])
+def test_an_export_with_anything_of_somebody_else_in_it_stays(tmp_path, mine):
+    out = tmp_path / "out"
+    export_weights(stream(2), out, "float32", 10**9, write_rest)
+    (out / "model-q8_0.gguf").touch()  # ours
+    (out / "README.md").touch()
+    assert why_not_replaced(out) is None
+    (out / mine).parent.mkdir(exist_ok=True)
+    (out / mine).symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match=f"holds {mine}, which no export wrote"):
+        export_weights(stream(), out, "float32", 10**9, write_rest)
+    assert len(load(out)[0]) == 3 and (out / mine).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (OSError(28, "No space"), "No space left on device. Free space or choose another folder."),
+        (OSError(30, "Read-only"), "Read-only file system. Choose another folder."),
+        (RuntimeError("broken"), ""),
+    ],
+)
+def test_a_failure_leaves_no_folder_and_the_earlier_export(tmp_path, problem, said):
     export_weights(stream(2), tmp_path / "out", "float32", 10**9, write_rest)
 
     def fail(folder):
         raise problem
 
-    with pytest.raises((CheckpointError, RuntimeError)):
+    with pytest.raises((CheckpointError, RuntimeError)) as caught:
         export_weights(stream(), tmp_path / "out", "float32", 10**9, fail)
+    assert f" failed: {said}" in str(caught.value) or isinstance(problem, RuntimeError)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     assert len(load(tmp_path / "out")[0]) == 3
 

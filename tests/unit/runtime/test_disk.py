@@ -26,6 +26,17 @@ def test_an_error_of_the_disk_names_the_file_and_what_to_do(number, words):
         raise OSError(number, "")
 
 
+def test_only_a_training_is_said_to_go_on_from_a_checkpoint():
+    """It was said of a report."""
+    said = []
+    for trains in (False, True):
+        with pytest.raises(CheckpointError) as caught, disk_explained(None, trains):
+            raise OSError(errno.EROFS, "", "/run/report.html")
+        said.append(str(caught.value))
+    assert said[0].endswith("Mend the disk or give another, then give the same command again.")
+    assert said[1].endswith("are untouched, and the same command goes on from the last.")
+
+
 def test_safetensors_tells_of_a_full_disk_in_its_own_words():
     """As version 0.8.0 does on a full tmpfs; another number is not the disk's."""
     from safetensors import SafetensorError

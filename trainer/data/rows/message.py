@@ -24,6 +24,8 @@ ROLES = {
     "ipython": "ipython",
 }
 
+_NAMES = sorted(ROLES, key=lambda name: ROLES[name] != name)
+_TAKEN = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 SELDOM = frozenset(("chatgpt", "model", "bot", "observation", "function", "function_response"))
 """Those of them that are told of where they are met: in other data they are something else."""
 
@@ -58,13 +60,19 @@ def parse_message(raw: Any) -> Message:
     said = raw.get("role", raw.get("from"))
     role = ROLES.get(said) if isinstance(said, str) else None
     if role is None:
-        raise RowError("hold messages of the roles user, assistant, system or tool", repr(said), MEND)
+        raise RowError(f"hold messages of the roles {_TAKEN}", short(said), _role_fix(said))
     known = {"role", "from", "content", "value"}
     message: Message = {"role": role, "content": _content(raw.get("content", raw.get("value")))}
     message |= {key: value for key, value in raw.items() if key not in known and value is not None}
     if message.get("tool_calls") == []:
         del message["tool_calls"]
     return message
+
+
+def _role_fix(said: Any) -> str:
+    """Return what to do about a role that is not known: one that only its letters make another is to be written so."""
+    plain = said.strip().lower() if isinstance(said, str) else ""
+    return f"Write it '{plain}' in these rows." if plain in ROLES else MEND
 
 
 def _speaker(raw: dict[str, Any]) -> str | None:
