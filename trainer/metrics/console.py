@@ -21,6 +21,8 @@ _WIDTH = 120
 _SOURCE_CHARS = 16
 # Names of sources are cut to these lengths, one after the other, until the line fits.
 _SHORTER_SOURCE_CHARS = (_SOURCE_CHARS, 12, 10, 8, 6, 4)
+_PARTS = {"pair_loss": "pairs", "answer_loss": "answers", "nll_chosen": "chosen"}
+"""Parts of a loss of preferences, and what the line calls them."""
 
 
 class ConsoleSink:
@@ -111,13 +113,29 @@ def task_line(step: int, record: Record) -> str:
 
 
 def _ways_to_show(record: Record) -> Iterator[list[str]]:
+    """Yield what may stand between the loss and the rest, the most first."""
+    parts = _of_preferences(record)
     for num_chars in _SHORTER_SOURCE_CHARS:
         sources = _by_source(record, "loss/", num_chars, 3)
-        # With one source its loss is the loss.
-        yield sources if len(sources) > 1 else []
+        # With one source its loss is the loss, unless there are other parts of it.
+        yield [*parts, *(sources if len(sources) > 1 or parts else [])]
     sources = _by_source(record, "loss/", _SOURCE_CHARS, 3)
     for num_shown in range(len(sources) - 1, 0, -1):
-        yield [*sources[:num_shown], "..."]
+        yield [*parts, *sources[:num_shown], "..."]
+    for num_shown in range(len(parts) - 1, 0, -1):
+        yield parts[:num_shown]
+
+
+def _of_preferences(record: Record) -> list[str]:
+    """Return the parts of a loss of preferences, where it has several, and how pairs are ranked."""
+    has_parts = "nll_chosen" in record or any(key.startswith("loss/") for key in record)
+    parts = {key: short for key, short in _PARTS.items() if key in record and has_parts}
+    shown = [f"{short} {float(record[key]):.3g}" for key, short in parts.items()]
+    if "preference_accuracy" in record:
+        shown.append(f"right {100 * float(record['preference_accuracy']):.0f}%")
+    if "reward_margin" in record:
+        shown.append(f"margin {float(record['reward_margin']):+.2g}")
+    return shown
 
 
 def _join(*parts: list[str]) -> str:

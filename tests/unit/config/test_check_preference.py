@@ -28,6 +28,20 @@ def test_what_is_left_open_is_told_with_whose_choice_it_is():
     )
 
 
+def test_what_the_loss_is_made_of_is_told_with_its_units():
+    orpo = PreferenceConfig(loss=PreferenceLoss.orpo)
+    assert orpo.told_loss(has_text=False) == (
+        "`loss` is what is minimised: pair_loss (mean of orpo over pairs, no unit), plus 1 x nll_chosen (cross-entropy "
+        "of chosen answers, nats a token)."
+    )
+    kto = PreferenceConfig(loss=PreferenceLoss.kto, text_weight=0.5)
+    assert kto.told_loss(has_text=True) == (
+        "`loss` is what is minimised: answer_loss (mean of kto over answers, no unit), plus 0.5 x the cross-entropy of "
+        "sources without preferences (nats a token)."
+    )
+    assert kto.told_loss(has_text=False).endswith("no unit).")
+
+
 def sentences(**options):
     return [problem.sentence for problem in preference_problems(PreferenceConfig(**options))]
 
