@@ -14,6 +14,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from trainer.config.metric import ACCURACY
 from trainer.metrics.sink import Record, Value
 from trainer.runtime.say import say
 
@@ -101,8 +102,23 @@ def training_line(step: int, total_steps: int, record: Record) -> str:
 
 def evaluation_line(step: int, record: Record) -> str:
     """Return the held-out losses of one evaluation, wrapped when there are many sources."""
-    text = _join([f"step {step} held-out"], _by_source(record, "eval/", _SOURCE_CHARS, 4))
+    right = {
+        name: _ranked(record, name)
+        for key in record
+        if key.startswith(f"{ACCURACY}/") and (name := key.removeprefix(f"{ACCURACY}/"))
+    }
+    shown = [f"{name}: {said}" for name, said in right.items()]
+    text = _join([f"step {step} held-out"], _by_source(record, "eval/", _SOURCE_CHARS, 4), shown)
     return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="    "))
+
+
+def _ranked(record: Record, name: str) -> str:
+    """Return the share of held-out pairs that is ranked right, with its interval."""
+    share, low, high = (
+        f"{100 * float(record[key]):.0f}" if (key := f"{ACCURACY}{end}/{name}") in record else "?"
+        for end in ("", "_low", "_high")
+    )
+    return f"{share}% of pairs right ({low} to {high}%)"
 
 
 def task_line(step: int, record: Record) -> str:

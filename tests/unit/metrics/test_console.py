@@ -148,3 +148,10 @@ def test_the_parts_of_a_loss_of_preferences_stand_behind_it_and_fit() -> None:
     )
     line = training_line(1200, 20000, {**RECORD, **orpo})
     assert len(line) <= 120 and " loss 5.6380 pairs 0.0676 " in line
+
+
+def test_an_evaluation_says_how_many_pairs_are_ranked_right() -> None:
+    shares = {"eval_accuracy/pairs": 0.625, "eval_accuracy_low/pairs": 0.4, "eval_accuracy_high/pairs": 0.81}
+    assert evaluation_line(3, {"eval/pairs": 5.637, **shares}) == (
+        "step 3 held-out pairs 5.6370 pairs: 62% of pairs right (40 to 81%)"
+    )
