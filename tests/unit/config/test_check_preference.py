@@ -5,12 +5,13 @@ import math
 import pytest
 
 from tests.helpers.tiny import tiny_config
+from tests.house.tree import ROOT
 from tests.unit.config.test_check import edited
 from trainer.config.check import find_problems
 from trainer.config.check_preference import preference_problems
 from trainer.config.data import Format, SourceConfig
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
-from trainer.config.preference import NOISY, PreferenceConfig, PreferenceLoss
+from trainer.config.preference import LOSS_DEFAULTS, NOISY, PreferenceConfig, PreferenceLoss
 
 
 @pytest.fixture
@@ -117,3 +118,10 @@ def test_files_of_a_source_whose_name_is_mistyped_are_asked_about(config):
         "`data.sources.pairs.path` must be given, but is null instead. Set data.sources.pairs.path=FILES, or "
         "data.sources.pairs.dataset=NAME. Did you mean it by `data.sources.par`?"
     )
+
+
+def test_the_page_has_the_defaults_of_every_loss():
+    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    for loss, own in LOSS_DEFAULTS.items():
+        weight = f"times {own.nll_weight:g}" if own.nll_weight else "none"
+        assert f"| `{loss.value}` | {own.beta:g} | {weight} | {own.source} |" in text
