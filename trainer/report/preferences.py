@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.config.metric import ACCURACY, PAIR_LOSS
-from trainer.config.preference import NllMean, PreferenceConfig, PreferenceLoss
+from trainer.config.preference import OF_MEANS, NllMean, PreferenceConfig, PreferenceLoss
 from trainer.metrics.tracker import by_source
 from trainer.report.element import Child, Html, element, table
 from trainer.report.figure import line_chart
@@ -20,6 +20,8 @@ PARTS = {
 }
 """Parts of the loss beside those of sources, and how they are labelled."""
 UNIT = "loss (of which parts: see Preferences)"
+RIGHT = "Training pairs ranked right"
+TIES = "Against a reference all pairs tie before the first step, and none is right."
 LOW, HIGH = "95 % interval, low", "95 % interval, high"
 
 
@@ -58,7 +60,8 @@ def preferences(record: RunRecord) -> Html | None:
 def _charts(options: PreferenceConfig) -> list[tuple[str, str, dict[str, str], float]]:
     """Return title, unit, lines by key, and factor of the figures of training."""
     sides = ("chosen", "rejected") if options.is_paired else ("desirable", "undesirable")
-    of = "beta times the log-ratio" if options.needs_reference else "beta times the log-probability"
+    compared = "log-ratio" if options.needs_reference else "log-probability"
+    of = f"beta times the {compared} of {'a token' if options.loss in OF_MEANS else 'an answer'}"
     found = [
         ("Rewards", of, {f"reward_{side}": side for side in sides}, 1.0),
         (
@@ -71,12 +74,7 @@ def _charts(options: PreferenceConfig) -> list[tuple[str, str, dict[str, str], f
     if not options.is_paired:
         return [*found, ("Point of reference", "nats an answer", {"reference_point": "point"}, 1.0)]
     return [
-        (
-            "Training pairs ranked right",
-            "% (0 where nothing is learnt yet: ties)",
-            {"preference_accuracy": "right"},
-            100.0,
-        ),
+        (RIGHT, "%", {"preference_accuracy": "right"}, 100.0),
         ("Reward margin", of, {"reward_margin": "chosen - rejected"}, 1.0),
         *found,
         ("Cross-entropy of chosen answers", "nats per token", {"nll_chosen": "chosen"}, 1.0),
@@ -85,7 +83,9 @@ def _charts(options: PreferenceConfig) -> list[tuple[str, str, dict[str, str], f
 
 def _chart(title: str, unit: str, keys: dict[str, str], factor: float, record: RunRecord) -> Html | None:
     lines = [record.metrics.series(key, label).scaled(factor) for key, label in keys.items()]
-    return line_chart(title, STEP, unit, lines) if any(line.points for line in lines) else None
+    if not any(line.points for line in lines):
+        return None
+    return line_chart(title, STEP, unit, lines, from_zero=title == RIGHT, note=TIES if title == RIGHT else "")
 
 
 def _held_out(record: RunRecord, name: str) -> Html | None:
@@ -93,7 +93,9 @@ def _held_out(record: RunRecord, name: str) -> Html | None:
     lines: list[Series] = [
         record.metrics.series(by_source(key, name), label).scaled(100.0) for key, label in keys.items()
     ]
-    return line_chart(f"Held-out pairs of {name} ranked right", STEP, "%", lines, ("chance", 50.0))
+    return line_chart(
+        f"Held-out pairs of {name} ranked right", STEP, "%", lines, ("chance", 50.0), from_zero=True
+    )
 
 
 def _alarm(record: RunRecord, options: PreferenceConfig) -> Html:
