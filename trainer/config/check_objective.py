@@ -20,9 +20,11 @@ def objective_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what an objective cannot do, and numbers of tokens that it does not read or misses."""
     objective = config.objective
     yield from value_problems(config.data, objective.values)
-    yield from preference_problems(objective.preference)
+    wrong = list(preference_problems(objective.preference))
+    yield from wrong
     if objective.kind is not ObjectiveKind.preference:
-        yield from _unread_problems(objective)
+        told = {found.key for found in wrong}
+        yield from (found for found in _unread_problems(objective) if found.key not in told)
     yield from _fed_problems(config)
     if config.replay.kl.beta and objective.kind not in TAKES_TEACHER:
         yield must(
