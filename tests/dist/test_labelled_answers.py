@@ -140,11 +140,13 @@ def torch_steps(workspace: str, steps: Any, loss: str) -> list[dict[str, float]]
                 liked, not_liked = WEIGHT * (1 - torch.sigmoid(beyond)), 1 - torch.sigmoid(-beyond)
                 losses.append(liked if label > 0 else not_liked)
         found, text = torch.stack(losses).mean(), -torch.cat(texts).mean()
-        (found + 0.5 * text).backward()
+        whole = found + 0.5 * text
+        whole.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        records.append({"loss": float(found), "grad_norm": float(norm), "loss/text": float(text)})
+        records.append({"loss": float(whole), "answer_loss": float(found), "loss/text": float(text)})
+        records[-1]["grad_norm"] = float(norm)
         if loss == "kto":
             records[-1]["reference_point"] = float(point)
     return records

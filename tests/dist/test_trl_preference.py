@@ -81,11 +81,9 @@ def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, flo
         ensure_inputs(config)
         with session_of(config) as session:
             assert session.stores["chat"].train.pack_units.tolist() == [1] * (4 * NUM_STEPS)
-            chosen = session.config.objective.preference
             found[name] = take_steps(session, objective_of(session), NUM_STEPS)
             for record in found[name]:
                 record |= record.pop("all")
-                record["loss"] += chosen.chosen_nll_weight * record.get("nll_chosen", 0.0)
     return found
 
 

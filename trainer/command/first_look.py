@@ -80,7 +80,7 @@ def choose_sizes(
             f"the model's context is {context}" if seq_len == context else "the longest that init chooses"
         )
     elif seq_len != most or (holding.is_whole and 2 * longest > seq_len):
-        because = f"the longest document has about {tokens.longest:,} tokens"
+        because = f"the longest {holding.unit} has about {tokens.longest:,} tokens"
     else:
         because = f"the model's context is {context}" if context else "at most the model's context"
     # One rank a GPU of this machine, each of which has a pack of a step.
@@ -100,13 +100,13 @@ def choose_held_out(holding: Holding) -> ShareHeldOut:
     if not holding.is_whole:
         return ShareHeldOut(usual, "the usual share; not all rows were read", usual)
     if num < 2:
-        return ShareHeldOut(usual, "of one document none can be held out", 0.0)
+        return ShareHeldOut(usual, f"of one {holding.unit} none can be held out", 0.0)
     frac = min(max(usual, math.ceil(200 * MIN_DOCUMENTS / num) / 100), MOST_HELD_OUT)
     hashes = np.array([split_hash(digest) for digest in holding.digests], dtype=np.uint64)
     about = int(choose_validation(hashes, frac).sum())
-    of = f"about {about} of {many(num, 'document')}"
+    of = f"about {about} of {many(num, holding.unit)}"
     if about < MIN_DOCUMENTS:
-        because = f"{of}, but an interval takes {MIN_DOCUMENTS}: give more documents"
+        because = f"{of}, but an interval takes {MIN_DOCUMENTS}: give more {holding.unit}s"
     else:
         because = f"{of}, so that the comparison with the base has an interval, which takes {MIN_DOCUMENTS}"
     return ShareHeldOut(frac, because, about / num)
@@ -137,7 +137,7 @@ def say_data(data: str, guess: Guess, tokens: Tokens) -> str:
     return (
         f"Data: {data} is {guess.title} (format: {guess.source.format.value}"
         f"{f', read from {columns}' if columns else ''}); {holding.rows_read}, with about {tokens.total:,} tokens; "
-        f"the longest document has about {tokens.longest:,}{asked}{tokens.template}."
+        f"the longest {holding.unit} has about {tokens.longest:,}{asked}{tokens.template}."
     )
 
 
@@ -154,10 +154,27 @@ def say_long(guess: Guess, sizes: Sizes) -> list[str]:
     """Return what becomes of documents that are longer than a pack, where there are such."""
     if not sizes.num_long:
         return []
+    if guess.source.holds_preferences:
+        of = many(guess.holding.num_documents, guess.holding.unit)
+        return [f"Longer than a pack: {sizes.num_long} of {of}; they are left out and counted."]
     return [
         f"Longer than a pack: {sizes.num_long} of {many(guess.holding.num_documents, 'document')}; they are cut, and "
         "what follows a cut does not see what stands before it (long_documents: split). Set drop to leave them out."
     ]
+
+
+def long_text(num_long: int, guess: Guess) -> str:
+    """Return the line of a source about documents that are longer than a pack."""
+    if guess.source.holds_preferences:
+        return (
+            f"# long_documents: drop   # {guess.holding.unit}s longer than a pack are left out, and counted"
+        )
+    if not num_long:
+        return "# long_documents: split   # error stops at a document longer than a pack; drop and split go on, counted"
+    return (
+        f"long_documents: split   # cuts {many(num_long, 'document')} longer than a pack; drop leaves them out, error "
+        "stops there"
+    )
 
 
 def say_choice(recipe: str, why: str, sizes: Sizes) -> str:

@@ -32,6 +32,14 @@ WORDS = ("model", "data", "name", "recipe", "folder", "chat_template", "reasonin
 _WORDS_HAVE = "What `palimpsest init` was given has"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REPLAY = "# Replay of 5 % of general text keeps what the model knew: add `- override /replay: general`.\n"
+_LOSSES = (
+    "# Another loss: `- override /objective: NAME` (palimpsest explain objective; docs/objectives.md).\n"
+)
+_PREFERRED = {
+    "preference": ("dpo", "pairs of answers: DPO"),
+    "unpaired": ("kto", "answers with a label: KTO"),
+}
+"""The objective of each format of preferences, and for what its recipe is chosen."""
 _TEMPLATE = Path(__file__).with_name("experiment.yaml.tmpl")
 
 
@@ -155,9 +163,11 @@ def write_experiment(wish: Wish) -> list[str]:
     if model is None or guess is None:
         raise told_together(sentences, _WORDS_HAVE)
     source_name, source = _source_name(wish.data), guess.source
-    is_talk = source.format.value in ("chat", "completion")
+    is_talk = source.format.value in ("chat", "completion", *_PREFERRED)
+    objective, liked = _PREFERRED.get(source.format.value, ("", ""))
     tokens, unknown = _look_at_rows(wish, model, guess)
-    recipe = wish.recipe or ("lora" if is_talk else "continued_pretrain")
+    usual = "preference_lora" if objective else "lora" if is_talk else "continued_pretrain"
+    recipe = wish.recipe or usual
     name = wish.name or source_name
     file = wish.folder / "experiment" / f"{name}.yaml"
     held = look.choose_held_out(guess.holding)
@@ -168,10 +178,10 @@ def write_experiment(wish: Wish) -> list[str]:
         words=words,
         what=f"{recipe} of {wish.model} ({model.kind}) on {wish.data} ({guess.title}, {many(guess.num_files, 'file')}; "
         f"{guess.holding.rows_read})",
-        defaults=_defaults_text(model, recipe),
+        defaults=_defaults_text(model, recipe, objective),
         model=_model_text(wish, model),
         source=_source_text(source_name, source, guess.named, guess.lines),
-        long=_long_text(sizes.num_long),
+        long=look.long_text(sizes.num_long, guess),
         seq_len=sizes.seq_len,
         context=sizes.because,
         held=f"{held.frac:g}",
@@ -179,11 +189,12 @@ def write_experiment(wish: Wish) -> list[str]:
         batch=sizes.batch_tokens,
         steps=f"about {many(sizes.num_steps, 'step')} an epoch",
         lr=_lr_of(recipe),
-        replay="" if is_talk else _REPLAY,
+        replay=_LOSSES if objective else "" if is_talk else _REPLAY,
     )
     write_new(file, text)
     config = _compose(file, name, wish.folder)
-    why = "as asked" if wish.recipe else "for conversations and pairs" if is_talk else "for text"
+    because = f"for {liked}" if liked else "for conversations and pairs" if is_talk else "for text"
+    why = "as asked" if wish.recipe else because
     said = [
         model.says,
         look.say_data(wish.data, guess, tokens),
@@ -232,16 +243,6 @@ def _rendering_folder(model: NamedModel, guess: Guess) -> Path | None:
     return Path(model.make()) if model.make is not None and is_rendered else model.folder
 
 
-def _long_text(num_long: int) -> str:
-    """Return the line of a source about documents that are longer than a pack."""
-    if not num_long:
-        return "# long_documents: split   # error stops at a document longer than a pack; drop and split go on, counted"
-    return (
-        f"long_documents: split   # cuts {many(num_long, 'document')} longer than a pack; drop leaves them out, error "
-        "stops there"
-    )
-
-
 def _lr_of(recipe: str) -> str:
     """Return the learning rate that a recipe sets, as YAML reads it for a number."""
     from trainer.config.store import compose_config
@@ -284,8 +285,8 @@ def _compose(file: Path, name: str, folder: Path) -> RunConfig:
         raise
 
 
-def _defaults_text(model: NamedModel, recipe: str) -> str:
-    chosen = {"model": model.choice, "recipe": recipe}
+def _defaults_text(model: NamedModel, recipe: str, objective: str) -> str:
+    chosen = {"model": model.choice, "recipe": recipe, "objective": objective}
     return "\n".join(f"  - override /{group}: {option}" for group, option in chosen.items() if option)
 
 

@@ -13,6 +13,7 @@ from trainer.command.counted import config_json, find_shape, known_shape, run_sh
 from trainer.command.fitting import DTYPE_LEFT, fitted
 from trainer.command.missing_here import needs_of
 from trainer.command.model_rules import model_rules
+from trainer.command.plan_answers import answer_notes
 from trainer.command.plan_figure import write_figure
 from trainer.command.plan_time import NOTE as TIME_NOTE
 from trainer.command.plan_time import (
@@ -82,8 +83,8 @@ def show_plan(config: RunConfig) -> bool:
     lora = adapters(shape, run, _targets(config.tune))
     said = _verdict(config, shape, run, weights, gpu)
     timing = timing_of(config, shape, run, weights, cards)
+    known = None if isinstance(timing, str) else timing
     if config.plan.output is not None:
-        known = None if isinstance(timing, str) else timing
         write_figure(config.plan.output, shape, lora, full, whole_stage(run), known)
     console = Console()
     if not console.is_terminal:
@@ -105,8 +106,8 @@ def show_plan(config: RunConfig) -> bool:
         say(console, config.model.warning, "bold")
     if fit.dtype is not None:
         say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
-    notes = _notes(config, shape, run, cards, weights)
-    for note in notes if isinstance(timing, str) else [*notes, TIME_NOTE]:
+    notes = [*answer_notes(config, shape, run, weights, known), *_notes(config, shape, run, cards, weights)]
+    for note in notes if known is None else [*notes, TIME_NOTE]:
         say(console, f"- {note}")
     if config.plan.output is not None:
         say(console, f"Figure: {config.plan.output}")

@@ -101,7 +101,7 @@ def time_sentences(config: RunConfig, timing: Timing) -> Iterator[str]:
         f"A step on {own.num_ranks} x {timing.device.name} takes about {own.seconds:.2f} s: {shown}. "
         f"{own.tokens_per_s_per_gpu:,.0f} tok/s a GPU."
     )
-    num_steps = _num_steps(config)
+    num_steps = num_steps_of(config)
     if num_steps is None:
         return
     hours = num_steps * own.seconds / 3600
@@ -148,7 +148,7 @@ def save_sentence(config: RunConfig, run: RunShape, weights: Weights) -> str:
     )
 
 
-def _num_steps(config: RunConfig) -> int | None:
+def num_steps_of(config: RunConfig) -> int | None:
     """Return the steps of the run where the configuration alone says them: not for epochs of data."""
     train = config.train
     if train.max_steps is not None:

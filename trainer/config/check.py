@@ -5,6 +5,7 @@ Pure: no torch, no files. Rules that need the model or the data are checked wher
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +25,15 @@ from trainer.config.check_replay import replay_problems
 from trainer.config.check_spikes import spike_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
-from trainer.config.data import ANSWERED, Format, LongDocuments, Packing, PackingMode, SourceConfig
+from trainer.config.data import (
+    ANSWERED,
+    DataConfig,
+    Format,
+    LongDocuments,
+    Packing,
+    PackingMode,
+    SourceConfig,
+)
 from trainer.config.metric import CHAT_PROMPTS
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.optim import ScheduleConfig, ScheduleName
@@ -181,15 +190,26 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
                 source.packing.value,
                 "Set it to null, or set data.packing=packed.",
             )
-        yield from _source_problems(f"data.sources.{name}", source)
+        yield from _source_problems(f"data.sources.{name}", source, _meant_by(data))
         yield from column_problems(f"data.sources.{name}", source)
         yield from learn_problems(f"data.sources.{name}", source)
 
 
-def _source_problems(key: str, source: SourceConfig) -> Iterator[Problem]:
+def _meant_by(data: DataConfig) -> str:
+    """Return a question about sources of which nothing but their files is said: their names may be mistyped."""
+    bare = [
+        f"`data.sources.{name}`"
+        for name, source in data.sources.items()
+        if (source.path or source.dataset)
+        and dataclasses.replace(source, path=None, dataset=None) == SourceConfig()
+    ]
+    return f" Did you mean it by {' or '.join(bare)}?" if bare else ""
+
+
+def _source_problems(key: str, source: SourceConfig, meant: str) -> Iterator[Problem]:
     if (source.path is None) == (source.dataset is None):
         if source.path is None:
-            rest = f"must be given, but is null instead. Set {key}.path=FILES, or {key}.dataset=NAME."
+            rest = f"must be given, but is null instead. Set {key}.path=FILES, or {key}.dataset=NAME.{meant}"
             yield problem(f"{key}.path", rest, is_open=True)
         else:
             rest = f"must have one of `path` and `dataset`, but has both instead. Set {key}.dataset=null."

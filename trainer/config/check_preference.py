@@ -22,9 +22,8 @@ def preference_problems(options: PreferenceConfig) -> Iterator[Problem]:
         if not (options.gamma >= 0 and math.isfinite(options.gamma)):
             yield must(f"{KEY}.gamma", "a number of at least 0", options.gamma, "Set 0.5 of beta.")
     elif options.gamma != 0:
-        yield must(
-            f"{KEY}.gamma", f"0 for loss={loss.value}, which does not read it", options.gamma, "Remove it."
-        )
+        rule = f"0 for loss={loss.value}, which does not read it"
+        yield must(f"{KEY}.gamma", rule, options.gamma, _chosen_by_option(loss))
     yield from _nll_problems(options)
     if not (options.text_weight >= 0 and math.isfinite(options.text_weight)):
         yield must(f"{KEY}.text_weight", "a number of at least 0", options.text_weight, "1 is usual.")
@@ -47,7 +46,8 @@ def _noise_problems(options: PreferenceConfig) -> Iterator[Problem]:
         yield must(key, rule, noise, "Set the share of pairs that are the wrong way round, such as 0.1.")
     elif loss not in NOISY and noise != 0:
         rule = f"0 for loss={loss.value}, which does not read it"
-        yield must(key, rule, noise, f"Set {KEY}.loss=conservative or robust.")
+        fix = f"{_chosen_by_option(loss)} objective=conservative and robust read it."
+        yield must(key, rule, noise, fix)
 
 
 def _nll_problems(options: PreferenceConfig) -> Iterator[Problem]:
@@ -58,4 +58,9 @@ def _nll_problems(options: PreferenceConfig) -> Iterator[Problem]:
         yield must(f"{KEY}.nll_weight", "a number of at least 0, or null", weight, "1 is usual.")
     elif weight and not options.is_paired:
         rule = f"0 for loss={loss.value}, whose answers are not all to be learnt"
-        yield must(f"{KEY}.nll_weight", rule, weight, "Remove it.")
+        yield must(f"{KEY}.nll_weight", rule, weight, _chosen_by_option(loss))
+
+
+def _chosen_by_option(loss: PreferenceLoss) -> str:
+    """Return the fix of an option that may be another loss's own, as of `objective=simpo` with its loss overridden."""
+    return f"Remove it, or choose the loss by objective={loss.value} alone."

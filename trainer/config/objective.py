@@ -41,3 +41,10 @@ class ObjectiveConfig:
     def values(self) -> tuple[TokenValue, ...]:
         """Return the numbers of tokens that it reads, which stores must keep."""
         return VALUES.get(self.kind, ())
+
+    @property
+    def named(self) -> str:
+        """Return it as the word that chooses it on a command line."""
+        # Every loss of preferences has an option of its name.
+        is_preference = self.kind is ObjectiveKind.preference
+        return f"objective={(self.preference.loss if is_preference else self.kind).value}"

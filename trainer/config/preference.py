@@ -159,6 +159,25 @@ class PreferenceConfig:
         parts += [f"gamma {self.gamma:g}"] * (self.loss is PreferenceLoss.simpo)
         return f"Loss of preferences: {self.loss.value}, {'; '.join(parts)}."
 
+    def told_loss(self, has_text: bool) -> str:
+        """Return what `loss` is made of, with its units, as it is told at the start of a run and in its report.
+
+        Args:
+            has_text: Whether sources without preferences are learnt beside them.
+        """
+        part, unit = ("pair_loss", "pair") if self.is_paired else ("answer_loss", "answer")
+        parts = [f"{part} (mean of {self.loss.value} over {unit}s, no unit)"]
+        if self.chosen_nll_weight:
+            mean = "a token" if self.nll_mean is NllMean.tokens else "a token, a mean over answers"
+            parts.append(
+                f"{self.chosen_nll_weight:g} x nll_chosen (cross-entropy of chosen answers, nats {mean})"
+            )
+        if has_text and self.text_weight:
+            parts.append(
+                f"{self.text_weight:g} x the cross-entropy of sources without preferences (nats a token)"
+            )
+        return f"`loss` is what is minimised: {', plus '.join(parts)}."
+
     @property
     def needs_reference(self) -> bool:
         """Tell whether the loss compares the model with a reference."""

@@ -14,6 +14,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from trainer.config.metric import ACCURACY
 from trainer.metrics.sink import Record, Value
 from trainer.runtime.say import say
 
@@ -21,6 +22,8 @@ _WIDTH = 120
 _SOURCE_CHARS = 16
 # Names of sources are cut to these lengths, one after the other, until the line fits.
 _SHORTER_SOURCE_CHARS = (_SOURCE_CHARS, 12, 10, 8, 6, 4)
+_PARTS = {"pair_loss": "pairs", "answer_loss": "answers", "nll_chosen": "chosen"}
+"""Parts of a loss of preferences, and what the line calls them."""
 
 
 class ConsoleSink:
@@ -99,8 +102,23 @@ def training_line(step: int, total_steps: int, record: Record) -> str:
 
 def evaluation_line(step: int, record: Record) -> str:
     """Return the held-out losses of one evaluation, wrapped when there are many sources."""
-    text = _join([f"step {step} held-out"], _by_source(record, "eval/", _SOURCE_CHARS, 4))
+    right = {
+        name: _ranked(record, name)
+        for key in record
+        if key.startswith(f"{ACCURACY}/") and (name := key.removeprefix(f"{ACCURACY}/"))
+    }
+    shown = [f"{name}: {said}" for name, said in right.items()]
+    text = _join([f"step {step} held-out"], _by_source(record, "eval/", _SOURCE_CHARS, 4), shown)
     return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="    "))
+
+
+def _ranked(record: Record, name: str) -> str:
+    """Return the share of held-out pairs that is ranked right, with its interval."""
+    share, low, high = (
+        f"{100 * float(record[key]):.0f}" if (key := f"{ACCURACY}{end}/{name}") in record else "?"
+        for end in ("", "_low", "_high")
+    )
+    return f"{share}% of pairs right ({low} to {high}%)"
 
 
 def task_line(step: int, record: Record) -> str:
@@ -111,13 +129,29 @@ def task_line(step: int, record: Record) -> str:
 
 
 def _ways_to_show(record: Record) -> Iterator[list[str]]:
+    """Yield what may stand between the loss and the rest, the most first."""
+    parts = _of_preferences(record)
     for num_chars in _SHORTER_SOURCE_CHARS:
         sources = _by_source(record, "loss/", num_chars, 3)
-        # With one source its loss is the loss.
-        yield sources if len(sources) > 1 else []
+        # With one source its loss is the loss, unless there are other parts of it.
+        yield [*parts, *(sources if len(sources) > 1 or parts else [])]
     sources = _by_source(record, "loss/", _SOURCE_CHARS, 3)
     for num_shown in range(len(sources) - 1, 0, -1):
-        yield [*sources[:num_shown], "..."]
+        yield [*parts, *sources[:num_shown], "..."]
+    for num_shown in range(len(parts) - 1, 0, -1):
+        yield parts[:num_shown]
+
+
+def _of_preferences(record: Record) -> list[str]:
+    """Return the parts of a loss of preferences, where it has several, and how pairs are ranked."""
+    has_parts = "nll_chosen" in record or any(key.startswith("loss/") for key in record)
+    parts = {key: short for key, short in _PARTS.items() if key in record and has_parts}
+    shown = [f"{short} {float(record[key]):.3g}" for key, short in parts.items()]
+    if "preference_accuracy" in record:
+        shown.append(f"right {100 * float(record['preference_accuracy']):.0f}%")
+    if "reward_margin" in record:
+        shown.append(f"margin {float(record['reward_margin']):+.2g}")
+    return shown
 
 
 def _join(*parts: list[str]) -> str:

@@ -16,6 +16,8 @@ from trainer.report.verdict import between, in_a_word, no_interval
 
 MIN_SPAN_NATS = 0.1
 """Of the vertical axis of a curve: a change in the third decimal must not look like a slope."""
+_ALONE = {"preference": ", chosen answers", "unpaired": ", desirable answers"}
+"""Of which answers of a source a held-out loss is, by its format."""
 ARROW = " \u2192 "
 
 
@@ -152,7 +154,7 @@ def _curve(record: RunRecord, name: str) -> Html | None:
     if not found.points:
         return None
     return line_chart(
-        name,
+        f"{name}{_ALONE.get(record.setting(f'data.sources.{name}.format'), '')}",
         "optimizer step",
         "nats per token",
         [found],

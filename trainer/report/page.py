@@ -11,6 +11,7 @@ from trainer.report.held_out import changes, curves, divergence, recovery
 from trainer.report.interpolation import interpolation
 from trainer.report.number import count, fixed
 from trainer.report.origin import origin
+from trainer.report.preferences import preferences
 from trainer.report.record import RunRecord
 from trainer.report.replay import replay
 from trainer.report.section import definitions, paragraph
@@ -30,6 +31,7 @@ def build_page(record: RunRecord) -> str:
         tasks(record),
         answers(record),
         curves(record),
+        preferences(record),
         replay(record),
         training(record),
         interpolation(record),

@@ -10,6 +10,7 @@ from typing import Any
 from trainer.report.element import Html
 from trainer.report.figure import line_chart
 from trainer.report.number import count
+from trainer.report.preferences import PARTS, UNIT, loss_of
 from trainer.report.record import RunRecord
 from trainer.report.section import figures, missing, paragraph, section
 from trainer.report.series import Series
@@ -22,18 +23,13 @@ MAX_SOURCES = 5
 def training(record: RunRecord) -> Html:
     """Return the learning curve and the run's speed and memory."""
     metrics = record.metrics
-    losses = [metrics.series("loss", "all sources")]
-    names = metrics.names("loss/")
-    if len(names) > 1:
-        losses += [metrics.series(f"loss/{name}", name) for name in names[:MAX_SOURCES]]
-    note = f"The first {MAX_SOURCES} of {len(names)} sources." if len(names) > MAX_SOURCES else ""
     speed, mfu = metrics.series("tokens_per_s", "all ranks"), metrics.series("mfu", "MFU").scaled(100)
     shares = [
         metrics.series(f"experts_{which}_share", f"{which} expert").scaled(100)
         for which in ("busiest", "idlest")
     ]
     drawn = [
-        _chart("Training loss", "nats per token", losses, note=note),
+        _loss_chart(record),
         _chart("Learning rate", "learning rate", [metrics.series("lr", "learning rate")], from_zero=True),
         _chart("Gradient norm", "L2 norm before clipping", [metrics.series("grad_norm", "gradient norm")]),
         _chart("Throughput", "tokens per second", [speed], from_zero=True),
@@ -47,6 +43,22 @@ def training(record: RunRecord) -> Html:
         text = "metrics.jsonl has no training step. It is written while training:"
         return section("training", "Training", events, missing(text, "palimpsest train ..."))
     return section("training", "Training", events, figures(*shown))
+
+
+def _loss_chart(record: RunRecord) -> Html | None:
+    """Return the loss, its parts where there are several, and the loss of each source."""
+    metrics, options = record.metrics, loss_of(record)
+    names = metrics.names("loss/")
+    if options is None:
+        losses, parts, unit = [metrics.series("loss", "all sources")], [], "nats per token"
+    else:
+        losses, unit = [metrics.series("loss", "what is minimised")], UNIT
+        parts = [part for key, label in PARTS.items() if (part := metrics.series(key, label)).points]
+    most = MAX_SOURCES - len(parts)
+    if len(names) + len(parts) > 1:
+        losses += [*parts, *(metrics.series(f"loss/{name}", name) for name in names[:most])]
+    note = f"The first {most} of {len(names)} sources." if len(names) > most else ""
+    return _chart("Training loss", unit, losses, note=note)
 
 
 def _chart(

@@ -322,7 +322,9 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
         write_atomic(session.run_dir / CONFIG, described)
     Console().print(mixing.table())
     if session.config.objective.kind is ObjectiveKind.preference:
-        _LOG.info(session.config.objective.preference.described)
+        learnt = [source for source in session.config.data.sources.values() if source.role is not Role.probe]
+        options, has_text = session.config.objective.preference, not all(s.holds_preferences for s in learnt)
+        _LOG.info("%s %s", options.described, options.told_loss(has_text))
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
     for why in (why_no_comparison, why_no_interval):

@@ -38,8 +38,10 @@ _LOG = logging.getLogger(__name__)
 NUM_SAMPLED = 8
 """Packs of each split that are asked about again at a start."""
 MOST_APART = {"fp32": 1e-4, "bf16": 2e-2}
-"""Nats a token, over the sample. Micro-batches and ranks of another number sum in another order; measured on CPUs: 1e-7
-and 2e-3. Other weights are further away than that, and a wrong prompt or template much further."""
+"""Nats a token, over the sample: an allowance, since micro-batches and ranks of another number may sum in another
+order. On CPUs they did not: of a tiny random model (ZeRO-1 and 3, 1 to 4 packs at once) and of one with 9 million
+weights (ZeRO-1, 1 to 8 packs) the sums of 52 answers were the same to the last bit on one and two ranks, in float32
+and in bf16. On GPUs it was not measured. The same weights in the other of the two precisions were 1e-3 away."""
 
 
 @dataclass(frozen=True, slots=True)

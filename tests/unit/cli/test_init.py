@@ -12,8 +12,9 @@ from trainer.cli import run_command
 from trainer.command.first_look import choose_sizes
 from trainer.command.row_tokens import Tokens
 from trainer.config.cluster import Scheduler
-from trainer.config.data import Format, SourceConfig
+from trainer.config.data import Format, SourceConfig, TokenValue
 from trainer.config.model import ModelKind
+from trainer.config.preference import PreferenceLoss
 from trainer.config.store import compose_config
 from trainer.data.rows.guess import Guess, Holding
 from trainer.model.tiny import build_tokenizer
@@ -34,6 +35,13 @@ ROWS = {
     },
     "alpaca": {"instruction": "Count {0}", "input": "now", "output": "{0}"},
     "pairs": {"prompt": "Count {0}", "completion": "{0}"},
+    "preferences": {"prompt": "Count {0}", "chosen": "{0}", "rejected": "No {0}."},
+    "conversations": {
+        "chosen": [{"role": "user", "content": "Hi {0}?"}, {"role": "assistant", "content": "Hello {0}."}],
+        "rejected": [{"role": "user", "content": "Hi {0}?"}, {"role": "assistant", "content": "No."}],
+    },
+    "labelled": {"prompt": "Count {0}", "completion": "{0}", "label": True},
+    "classes": {"prompt": "Count {0}", "completion": "{0}", "label": 1},
     "text": {"text": "A document about {0} and what follows from it."},
 }
 LOOKS = {
@@ -41,6 +49,10 @@ LOOKS = {
     "sharegpt": (Format.chat, False, "conversations", "lora"),
     "alpaca": (Format.completion, True, "instruction", "lora"),
     "pairs": (Format.completion, True, "prompt", "lora"),
+    "preferences": (Format.preference, True, "prompt", "preference_lora"),
+    "conversations": (Format.preference, True, "prompt", "preference_lora"),
+    "labelled": (Format.unpaired, True, "prompt", "preference_lora"),
+    "classes": (Format.completion, True, "prompt", "lora"),
     "text": (Format.text, False, "text", "continued_pretrain"),
 }
 
@@ -79,11 +91,31 @@ def test_what_is_written_composes_for_every_layout(init, here, model, layout):
     config = compose_config([f"hydra.searchpath=[file://{here}/palimpsest]", "experiment=first"])
     (source,) = config.data.sources.values()
     format_, as_chat, column, recipe = LOOKS[layout]
-    columns = {Format.chat: "messages", Format.completion: "prompt", Format.text: "text"}
+    columns = {Format.chat: "messages", Format.text: "text"}
     assert (source.format, source.as_chat, config.kind.value) == (format_, as_chat, recipe)
-    assert getattr(source.columns, columns[format_]) == column
+    assert getattr(source.columns, columns.get(format_, "prompt")) == column
     assert source.path == str(here / f"{layout}.jsonl") and config.data.seq_len == 512
     assert (config.model.kind, config.model.path) == (ModelKind.pretrained, str(model))
+
+
+@pytest.mark.parametrize(
+    ("layout", "loss", "unit"),
+    [("preferences", PreferenceLoss.dpo, "pair"), ("labelled", PreferenceLoss.kto, "answer")],
+)
+def test_pairs_and_labelled_answers_get_an_objective_that_reads_them(
+    init, here, model, capsys, layout, loss, unit
+):
+    rows = [{**ROWS[layout], "prompt": f"Count {n}"} | {"label": n % 2 > 0} for n in range(60)]
+    rows = rows if unit == "answer" else [{k: v for k, v in row.items() if k != "label"} for row in rows]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = init(f"model={model}", "data=rows.jsonl", "name=first")
+    assert f"of 60 {unit}s, so that" in said and f"the longest {unit} has about" in said
+    words = [f"hydra.searchpath=[file://{here}/palimpsest]", "experiment=first"]
+    config = compose_config(words)
+    assert config.objective.preference.loss is loss and config.data.values == [TokenValue.label]
+    assert run_command(["prepare", *words, f"data.cache_dir={here}/cache", "data.num_workers=1"]) == 0
+    assert f"{unit}s" in capsys.readouterr().out
+    assert compose_config([*words, "objective=rpo"]).objective.preference.nll_weight == 1
 
 
 def test_the_commands_that_it_names_plan_and_prepare(init, here, model, capsys):

@@ -139,6 +139,35 @@ def test_a_large_model_without_a_cluster_gets_the_cheapest_ways_first_with_figur
     assert text.count(" to spare") == 4
 
 
+def of_answers(plan, data, objective, *words):
+    source = {"preference": "pairs", "unpaired": "answers"}[data]
+    own = [f"data={data}", f"data.sources.{source}.path=/data/rows.jsonl", f"objective={objective}"]
+    sizes = ["plan.gpu=H100", "plan.gpu_gib=80", "cluster.ranks_per_node=1"]
+    length = ["train.max_epochs=null", "train.max_steps=100"]
+    code, text = plan("recipe=preference_lora", "model=llama3_1_8b", *own, *sizes, *length, *words)
+    assert code == 0
+    return " ".join(text.split())
+
+
+def test_a_run_of_preferences_is_told_what_its_rows_are_and_what_is_asked_before_the_first_step(plan):
+    dpo = of_answers(plan, "preference", "dpo")
+    assert "Rows are pairs, each two documents" in dpo and "16 bytes a pair" in dpo
+    seconds = re.search(r"It takes about ([\d.]+) s for as many tokens as a step has, at most (\S+) for", dpo)
+    step = re.search(r"A step on 1 x H100 takes about ([\d.]+) s", dpo)
+    assert 0.2 < float(seconds[1]) / float(step[1]) < 0.5, (
+        "a forward pass of what has no gradients of weights"
+    )
+    orpo = of_answers(plan, "preference", "orpo")
+    assert "orpo has no reference: nothing is asked before the first step" in orpo and "It takes" not in orpo
+    kto = of_answers(plan, "unpaired", "kto")
+    assert "16 bytes a row" in kto and "KTO takes one more forward pass of each step, about " in kto
+    zero = of_answers(plan, "unpaired", "apo_zero_unpaired", "plan.gpu=null")
+    assert "8 bytes a row. How long that takes is not forecast." in zero and "KTO takes" not in zero
+    assert "Rows are pairs" not in " ".join(
+        plan("recipe=lora", "model=llama3_1_8b", "data.sources={}")[1].split()
+    )
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_every_way_that_is_listed_fits(plan, place):
     words = ["recipe=full_finetune", "model=llama3_1_70b", "plan.gpu_gib=80", "cluster.ranks_per_node=1"]

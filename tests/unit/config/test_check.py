@@ -304,12 +304,13 @@ def test_an_objective_of_pairs_is_fed_by_pairs_and_documents(config):
     assert of_pairs(config) == []
     (found,) = of_pairs(config, data__sources__text__format=Format.unpaired)
     assert found.sentence.startswith(
-        "`data.sources.text.format` must be text, completion, chat, ids or preference for "
-        "objective.preference.loss=orpo, but is 'unpaired' instead."
+        "`data.sources.text.format` must be text, completion, chat, ids or preference for objective=orpo, but is "
+        "'unpaired' instead. To learn from answers with labels set objective=kto (apo_zero_unpaired or kto); "
     )
     (found,) = of_pairs(config, data__sources__text__format=Format.text)
     assert (
-        "must be preference in some source with role=target for objective.preference.loss=orpo"
+        "must be preference in some source with role=target for objective=orpo, but is 'ids' instead. Set "
+        "data=preference where rows hold prompt, chosen and rejected, or objective=causal_lm."
         in found.sentence
     )
 
@@ -319,8 +320,8 @@ def test_a_loss_of_answers_with_labels_is_fed_by_those(config):
     assert of_pairs(config, **kto, data__sources__text__format=Format.unpaired) == []
     (found,) = of_pairs(config, **kto)
     assert found.sentence.startswith(
-        "`data.sources.text.format` must be text, completion, chat, ids or unpaired for "
-        "objective.preference.loss=kto, but is 'preference' instead."
+        "`data.sources.text.format` must be text, completion, chat, ids or unpaired for objective=kto, but is "
+        "'preference' instead."
     )
 
 

@@ -4,8 +4,19 @@ import math
 
 import pytest
 
+from tests.helpers.tiny import tiny_config
+from tests.house.tree import ROOT
+from tests.unit.config.test_check import edited
+from trainer.config.check import find_problems
 from trainer.config.check_preference import preference_problems
-from trainer.config.preference import NOISY, PreferenceConfig, PreferenceLoss
+from trainer.config.data import Format, SourceConfig
+from trainer.config.objective import ObjectiveConfig, ObjectiveKind
+from trainer.config.preference import LOSS_DEFAULTS, NOISY, PreferenceConfig, PreferenceLoss
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
 
 
 def test_what_is_left_open_is_told_with_whose_choice_it_is():
@@ -16,6 +27,20 @@ def test_what_is_left_open_is_told_with_whose_choice_it_is():
         "Loss of preferences: simpo, beta 2.5; cross-entropy of chosen answers times 0.5, over answer, a mean over "
         "tokens; gamma 1."
     )
+
+
+def test_what_the_loss_is_made_of_is_told_with_its_units():
+    orpo = PreferenceConfig(loss=PreferenceLoss.orpo)
+    assert orpo.told_loss(has_text=False) == (
+        "`loss` is what is minimised: pair_loss (mean of orpo over pairs, no unit), plus 1 x nll_chosen (cross-entropy "
+        "of chosen answers, nats a token)."
+    )
+    kto = PreferenceConfig(loss=PreferenceLoss.kto, text_weight=0.5)
+    assert kto.told_loss(has_text=True) == (
+        "`loss` is what is minimised: answer_loss (mean of kto over answers, no unit), plus 0.5 x the cross-entropy of "
+        "sources without preferences (nats a token)."
+    )
+    assert kto.told_loss(has_text=False).endswith("no unit).")
 
 
 def sentences(**options):
@@ -61,3 +86,42 @@ def test_a_loss_that_expects_wrong_labels_is_told_how_many(noise):
 def test_an_option_that_does_nothing_or_harm_is_named(options, key):
     (said,) = sentences(**options)
     assert said.startswith(f"`objective.preference.{key}` must be ")
+
+
+def test_who_forgets_the_objective_of_pairs_is_told_which_there_are(config):
+    (found,) = find_problems(edited(config, {"data.sources.text.format": Format.preference}))
+    assert found.sentence.startswith(
+        "`data.sources.text.format` must be text, completion, chat or ids for objective=causal_lm, but is "
+        "'preference' instead. To learn from pairs set objective=dpo (normalised, ipo, "
+    )
+    assert found.sentence.endswith("with columns.completion=chosen and columns.ignore=[rejected].")
+
+
+def test_what_only_losses_of_preferences_read_is_refused_without_one(config):
+    (found,) = find_problems(edited(config, {"objective.preference.loss": PreferenceLoss.orpo}))
+    assert found.sentence == (
+        "`objective.preference.loss` must be dpo with objective=causal_lm, which does not read it, but is 'orpo' "
+        "instead. Set objective=orpo, or remove it."
+    )
+
+
+def test_an_objective_is_named_as_it_is_chosen():
+    options = ObjectiveConfig(ObjectiveKind.preference, PreferenceConfig(loss=PreferenceLoss.orpo))
+    assert options.named == "objective=orpo"
+    assert ObjectiveConfig(ObjectiveKind.weighted).named == "objective=weighted"
+
+
+def test_files_of_a_source_whose_name_is_mistyped_are_asked_about(config):
+    sources = {"pairs": SourceConfig(format=Format.chat), "par": SourceConfig(path="pairs.jsonl")}
+    (found,) = find_problems(edited(config, {"data.sources": sources}))
+    assert found.sentence == (
+        "`data.sources.pairs.path` must be given, but is null instead. Set data.sources.pairs.path=FILES, or "
+        "data.sources.pairs.dataset=NAME. Did you mean it by `data.sources.par`?"
+    )
+
+
+def test_the_page_has_the_defaults_of_every_loss():
+    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    for loss, own in LOSS_DEFAULTS.items():
+        weight = f"times {own.nll_weight:g}" if own.nll_weight else "none"
+        assert f"| `{loss.value}` | {own.beta:g} | {weight} | {own.source} |" in text

@@ -109,7 +109,7 @@ def test_labels_are_kept_beside_sources_without_any(tmp_path: Path) -> None:
         "s": source_of(tmp_path, "s", ANSWERS, Format.unpaired),
         "t": source_of(tmp_path, "t", TEXTS, Format.text),
     }
-    stores, _ = prepared(tmp_path, sources, values=[TokenValue.label], seq_len=2048)
+    stores, shown = prepared(tmp_path, sources, values=[TokenValue.label], seq_len=2048)
     train = stores["s"].train
     assert train.unit is Unit.answer and stores["t"].train.unit is Unit.document
     micro = read_batch([train, stores["t"].train], [PackRef(0, 0, 0), PackRef(1, 0, 0)], 0)
@@ -118,6 +118,7 @@ def test_labels_are_kept_beside_sources_without_any(tmp_path: Path) -> None:
         for segment in range(len(micro.units_S))
     ]
     num_answers = int(train.pack_units[0])
+    assert "supervised tokens" in shown and "of targets" not in shown, "a sum of labels says nothing"
     assert sorted(labels_S[:num_answers], key=min) == [{-1.0}] * 8 + [{1.0}] * 4
     assert labels_S[num_answers + 1 :] and all(found <= {0.0} for found in labels_S[num_answers + 1 :])
 

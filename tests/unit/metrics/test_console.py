@@ -135,3 +135,23 @@ def test_no_bar_when_it_is_off_or_the_terminal_is_dumb(
 def test_the_divergence_stands_after_the_losses_and_fits() -> None:
     line = training_line(1200, 20000, {**RECORD, "kl_replay": 0.01234, "loss_total": 1.3})
     assert " 1.100 KL 0.0123 lr 1.00e-05 " in line and len(line) <= 120
+
+
+def test_the_parts_of_a_loss_of_preferences_stand_behind_it_and_fit() -> None:
+    orpo = {"loss": 5.638, "pair_loss": 0.0676, "nll_chosen": 5.5704, "preference_accuracy": 0.625}
+    orpo["reward_margin"] = 0.0123
+    assert training_line(1, 3, orpo) == "1/3 loss 5.6380 pairs 0.0676 chosen 5.57 right 62% margin +0.012"
+    dpo = {"loss": 0.6931, "pair_loss": 0.6931, "preference_accuracy": 0.5, "reward_margin": 0.0}
+    assert training_line(1, 3, dpo) == "1/3 loss 0.6931 right 50% margin +0"
+    assert training_line(1, 3, {"loss": 3.5, "answer_loss": 0.5, "loss/text": 3.0}) == (
+        "1/3 loss 3.5000 answers 0.5 text 3.000"
+    )
+    line = training_line(1200, 20000, {**RECORD, **orpo})
+    assert len(line) <= 120 and " loss 5.6380 pairs 0.0676 " in line
+
+
+def test_an_evaluation_says_how_many_pairs_are_ranked_right() -> None:
+    shares = {"eval_accuracy/pairs": 0.625, "eval_accuracy_low/pairs": 0.4, "eval_accuracy_high/pairs": 0.81}
+    assert evaluation_line(3, {"eval/pairs": 5.637, **shares}) == (
+        "step 3 held-out pairs 5.6370 pairs: 62% of pairs right (40 to 81%)"
+    )

@@ -62,6 +62,14 @@ def test_a_reading_that_needs_a_count_is_left_out_without_it() -> None:
     assert total.of({**sums, "kl_tokens": 1.0}) == 2.0
 
 
+def test_means_that_are_added_keep_their_own_counts() -> None:
+    whole = Mean("loss", ("pairs",), ("num_pairs",), plus=((0.5, Mean("text", ("nll",), ("targets",))),))
+    sums = {"pairs": 6.0, "num_pairs": 3, "nll": 40.0, "targets": 10}
+    assert whole.of(sums) == 2.0 + 0.5 * 4.0
+    assert whole.of({**sums, "targets": 0}) == 2.0 and whole.of({**sums, "num_pairs": 0}) == 2.0
+    assert whole.of({}) is None
+
+
 def test_mfu_uses_the_document_lengths() -> None:
     meter = Meter(num_ranks=2, shape=SHAPE, peak_flops=1e6)
     _add(meter)

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import assert_never
 
-from trainer.config.data import ColumnsConfig, Format, SourceConfig
+from trainer.config.data import ANSWERED, ColumnsConfig, Format, SourceConfig
 from trainer.config.learn import LearnConfig
 from trainer.config.many import many
 from trainer.data.chat.settle import REASONING_KEYS, settle_chat
@@ -20,13 +21,24 @@ from trainer.data.rows.clean import content_digest
 from trainer.data.rows.columns import LAYOUTS, Row
 from trainer.data.rows.document import parse_row
 from trainer.data.rows.files import Listing, kind_of, list_files
+from trainer.data.rows.preferred import parse_answers
 from trainer.data.rows.source import first_rows, read_files
-from trainer.data.types import ChatDocument, CompletionDocument, Document, IdsDocument, RowError
+from trainer.data.types import (
+    Answers,
+    ChatDocument,
+    CompletionDocument,
+    Document,
+    IdsDocument,
+    RowError,
+    TextDocument,
+)
 from trainer.errors import DataError
 
 SAMPLE_ROWS = 10_000
 SAMPLE_CHARS = 20_000_000
 """No more rows are read after so many characters."""
+PREFERENCES = (Format.preference, Format.unpaired)
+"""Formats that are tried before all others: their rows may hold conversations and prompts as well."""
 ORDER = (Format.chat, Format.completion, Format.ids, Format.text)
 """Formats as they are tried: rows of chats may have a column `text` beside the conversation."""
 
@@ -58,6 +70,8 @@ class Holding:
     num_documents: int = 0
     """Those that hold something to learn; rows without are dropped."""
     num_chars: int = 0
+    unit: str = "document"
+    """What a document of the sample is called: pairs and answers with labels count as one each."""
     documents: list[SampleRow] = field(default_factory=list)
     """In the order of the rows; none where rows hold token ids."""
     read_as: SourceConfig | None = None
@@ -73,26 +87,52 @@ class Holding:
         """Return how many rows were read, in words."""
         return f"{'all' if self.is_whole else 'the first'} {many(self.num_rows, 'row')} read"
 
-    def add(self, document: Document, as_chat: bool, place: tuple[str, str, int, Row]) -> None:
-        """Count a document; `place` is its file, the unit that numbers its rows, its number, and the row."""
+    def add(self, document: Document | Answers, as_chat: bool, place: tuple[str, str, int, Row]) -> None:
+        """Count a document, or the answers of a row.
+
+        Args:
+            place: Its file, the unit that numbers its rows, its number, and the row.
+        """
         if isinstance(document, IdsDocument):
             self.num_documents += bool(document.ids)
             self.digests += [content_digest(document)] if document.ids else []
             self.num_ids += len(document.ids)
             self.longest_ids = max(self.longest_ids, len(document.ids))
             return
-        turns = 0
-        if isinstance(document, ChatDocument):
-            text, turns = "\n".join(_words(document)), len(document.messages)
-        elif isinstance(document, CompletionDocument):
-            text, turns = document.prompt + document.completion, 2 if as_chat else 0
-        else:
-            text = document.text
+        alone = document.documents if isinstance(document, Answers) else [document]
+        said = [_said(one, as_chat) for one in alone]
+        text = "\n".join(words for words, _ in said)
         self.num_chars += len(text)
         if text.strip():
             self.num_documents += 1
-            self.digests.append(content_digest(_settled(document)))
-            self.documents.append(SampleRow(*place, text, turns, _is_peculiar(document)))
+            self.digests.append(_digest(document))
+            turns, is_peculiar = sum(count for _, count in said), any(map(_is_peculiar, alone))
+            self.documents.append(SampleRow(*place, text, turns, is_peculiar))
+
+
+def _said(document: Document, as_chat: bool) -> tuple[str, int]:
+    """Return the words of a document, and its turns where a chat template renders it."""
+    match document:
+        case ChatDocument():
+            return "\n".join(_words(document)), len(document.messages)
+        case CompletionDocument():
+            return document.prompt + document.completion, 2 if as_chat else 0
+        case TextDocument():
+            return document.text, 0
+        case IdsDocument():
+            return "", 0
+        case _:
+            assert_never(document)
+
+
+def _digest(document: Document | Answers) -> bytes:
+    """Return the digest by which a document is held out: of answers that of their prompt."""
+    if not isinstance(document, Answers):
+        return content_digest(_settled(document))
+    first = document.documents[0]
+    if isinstance(first, ChatDocument):
+        return content_digest(replace(first, messages=first.messages[: document.num_asked]))
+    return content_digest(TextDocument(first.prompt))
 
 
 def _settled(document: Document) -> Document:
@@ -155,7 +195,7 @@ def guess_layout(name: str, path: str, can_chat: bool, ignore: Sequence[str], le
     source = replace(
         asked,
         format=format_,
-        as_chat=can_chat and format_ is Format.completion,
+        as_chat=can_chat and format_ in ANSWERED,
         columns=ColumnsConfig(**named, ignore=list(ignore)),
         learn=learn if format_ is Format.chat else LearnConfig(),
     )
@@ -196,21 +236,33 @@ def _is_peculiar(document: Document) -> bool:
 def _known(
     columns: list[str], path: str, sample: Callable[[], list[Row]]
 ) -> tuple[Format, str, dict[str, str]]:
-    for format_ in ORDER:
+    for format_ in (*PREFERENCES, *ORDER):
         for title, layout in LAYOUTS[format_]:
-            if set(layout.values()) <= set(columns):
+            if set(layout.values()) <= set(columns) and _has_labels(layout, sample):
                 return format_, title, layout
     if not columns:
         raise _no_rows(path)
     titles = ", ".join(dict.fromkeys(title for format_ in ORDER for title, _ in LAYOUTS[format_]))
+    pairs_too = "prompt, chosen and rejected, prompt, completion and label"
     texts = text_columns(columns, sample(), 2)
     wanted = ("text",) if len(texts) == 1 else ("prompt", "completion")
     pairs = [f"{column} to {name}" for column, name in zip(texts, wanted, strict=False)]
     such = f", such as {' and '.join(pairs)}," if pairs else ""
     raise DataError(
-        f"`data` must hold rows of a known layout ({titles}), but '{path}' has the columns "
+        f"`data` must hold rows of a known layout ({titles}, {pairs_too}), but '{path}' has the columns "
         f"[{', '.join(columns)}] instead. Rename columns{such} or write a source of your own: palimpsest explain "
         "data.sources.NAME.columns."
+    )
+
+
+def _has_labels(layout: dict[str, str], sample: Callable[[], list[Row]]) -> bool:
+    """Tell whether the label of a layout, where it has one, is true or false in the first rows: others are classes."""
+    column = layout.get("label")
+    if column is None:
+        return True
+    return all(
+        isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+        for value in (row.get(column) for row in sample())
     )
 
 
@@ -222,12 +274,14 @@ def _parsed_sample(name: str, source: SourceConfig, listing: Listing) -> tuple[H
     """Read and parse the first rows; return what they hold and what was noticed."""
     rows = read_files(name, replace(source, max_documents=SAMPLE_ROWS), listing)
     counts: Counter[str] = Counter()
-    holding = Holding(read_as=rows.source)
+    unit = {Format.preference: "pair", Format.unpaired: "answer"}.get(source.format, "document")
+    holding = Holding(read_as=rows.source, unit=unit)
     for batch in rows.batches():
         for number, row in zip(batch.numbers, batch.rows, strict=True):
             holding.num_rows += 1
             try:
-                document = parse_row(row, rows.source, counts)
+                parse = parse_answers if source.holds_preferences else parse_row
+                document = parse(row, rows.source, counts)
             except RowError as error:
                 where = f"{batch.file}, {batch.unit} {number},"
                 raise DataError(

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.config.data import TokenValue
 from trainer.config.many import many
 from trainer.data.chat.notes import describe_chats
 from trainer.data.store.intake import describe_drops
@@ -77,11 +78,16 @@ def _describe_rows(store: Store) -> dict[str, str]:
 
 
 def _describe_values(store: Store) -> dict[str, str]:
-    """Return a cell for each number of tokens: its sum over all targets, and its mean."""
+    """Return a cell for each number of tokens: its sum over all targets, and its mean.
+
+    Labels are left out: they tell answers apart, and answers of each kind are counted where there are labels.
+    """
     splits = (store.train, store.validation)
     num_targets = sum(split.num_targets for split in splits)
     cells = {}
     for name in store.train.values:
+        if name == TokenValue.label.value:
+            continue
         total = sum(float(split.pack_value_sums[name].sum()) for split in splits)
         cells[f"{name} of targets"] = f"{total:,.1f} (mean {total / max(num_targets, 1):.3g})"
     return cells

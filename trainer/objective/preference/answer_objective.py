@@ -97,8 +97,11 @@ class AnswerObjective:
 
     @property
     def means(self) -> tuple[Mean, ...]:
-        """Return the loss of an answer, the point, and rewards and log-probabilities by label."""
-        found = [Mean("loss", (LOSS,), (ANSWERS,))]
+        """Return what is minimised and its parts, the point, and rewards and log-probabilities by label.
+
+        `loss` is `answer_loss`, and the loss of other sources with its weight.
+        """
+        found = [Mean("loss", (LOSS,), (ANSWERS,), plus=self._others.added), Mean(LOSS, (LOSS,), (ANSWERS,))]
         if self._mismatched is not None:
             found.append(Mean("reference_point", (POINT,), (ANSWERS,)))
         for side in SIDES:

@@ -38,6 +38,13 @@ class OtherSources:
         """Return the loss of each source."""
         return tuple(Mean(f"loss/{name}", (f"nll/{name}",), (f"{TARGETS}/{name}",)) for name in self._others)
 
+    @property
+    def added(self) -> tuple[tuple[float, Mean], ...]:
+        """Return their part of what is minimised: the weight, and the mean over all their tokens."""
+        if not self._others or not self._weight:
+            return ()
+        return ((self._weight, Mean("text", self.sum_names, (TARGETS,))),)
+
     def counts(self, batch: StepBatch) -> Mapping[str, float]:
         """Return the supervised tokens of the step, by source and together."""
         by_source = {f"{TARGETS}/{name}": batch.num_targets_by_source[name] for name in self._others}

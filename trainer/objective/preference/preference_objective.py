@@ -69,18 +69,21 @@ class PreferenceObjective:
 
     @property
     def means(self) -> tuple[Mean, ...]:
-        """Return the loss of a pair, how often and how far the chosen answer is ahead, and the losses of other sources.
+        """Return what is minimised and its parts, and how often and how far the chosen answer is ahead.
 
-        Rewards are what the loss compares, times beta: log-ratios to the reference or log-probabilities, sums or means.
+        `loss` is `pair_loss`, and `nll_chosen` and the loss of other sources with their weights. Rewards are what the
+        loss compares, times beta: log-ratios to the reference or log-probabilities, sums or means.
         """
-        found = [Mean("loss", (LOSS,), (PAIRS,)), Mean("preference_accuracy", (CORRECT,), (PAIRS,))]
+        weight, nll = self._options.chosen_nll_weight, Mean("nll_chosen", (NLL,), (NLL_COUNT,))
+        added = (*(((weight, nll),) if weight else ()), *self._others.added)
+        found = [Mean("loss", (LOSS,), (PAIRS,), plus=added), Mean(LOSS, (LOSS,), (PAIRS,))]
+        found += [nll] if weight else []
+        found.append(Mean("preference_accuracy", (CORRECT,), (PAIRS,)))
         found += [Mean(name, (name,), (PAIRS,)) for name in (*REWARDS, MARGIN, *LOG_PROBS, *LENGTHS)]
         found += [
             Mean(f"{log_prob}_token", (log_prob,), (length,))
             for log_prob, length in zip(LOG_PROBS, LENGTHS, strict=True)
         ]
-        if self._options.chosen_nll_weight:
-            found.append(Mean("nll_chosen", (NLL,), (NLL_COUNT,)))
         return (*found, *self._others.means)
 
     def counts(self, batch: StepBatch) -> Mapping[str, float]:

@@ -1,0 +1,73 @@
+"""What `palimpsest plan` says of a run of preferences: what its rows are, and what is asked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainer.command.plan_time import Timing, num_steps_of
+from trainer.config.objective import ObjectiveKind
+from trainer.config.preference import PreferenceLoss
+from trainer.config.schema import RunConfig
+from trainer.forecast.memory import RunShape, Weights
+from trainer.forecast.shapes import DecoderShape
+from trainer.metrics.console import duration_text
+
+SUM_BYTES = 8
+"""Of the reference, an answer."""
+
+
+def answer_notes(
+    config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, timing: Timing | None
+) -> Iterator[str]:
+    """Yield notes on a run of preferences; none of any other.
+
+    Args:
+        timing: Of a step; None where it is not forecast.
+    """
+    options = config.objective.preference
+    if config.objective.kind is not ObjectiveKind.preference:
+        return
+    if options.is_paired:
+        yield (
+            "Rows are pairs, each two documents: the prompt with the chosen answer, and with the rejected one. Both "
+            "are among the tokens of a step. A pair that does not fit a pack is dropped."
+        )
+    else:
+        yield (
+            "Rows are answers with a label, each a document behind its prompt. One that does not fit a pack is dropped."
+        )
+    if not options.needs_reference:
+        yield f"The loss {options.loss.value} has no reference: nothing is asked before the first step."
+        return
+    is_kto = options.loss is PreferenceLoss.kto
+    each = 2 * SUM_BYTES if options.is_paired or is_kto else SUM_BYTES
+    twice = ", and as many behind the prompts of others" if is_kto else ""
+    seconds = None if timing is None else _forward_s(shape, run, weights, timing) * (2 if is_kto else 1)
+    yield (
+        "Before the first step one forward pass asks the model about all answers that the run draws and those held out"
+        f"{twice}: their reference, kept in data.cache_dir, {each} bytes a {'pair' if options.is_paired else 'row'}. "
+        f"{_how_long(config, seconds)} A run that finds them there asks about a few."
+    )
+    if is_kto:
+        more = "" if seconds is None else f", about {seconds / 2:.2f} s"
+        yield f"KTO takes one more forward pass of each step{more}, which the time of a step leaves out."
+
+
+def _how_long(config: RunConfig, seconds: float | None) -> str:
+    """Return how long the reference takes, as far as it is known."""
+    if seconds is None:
+        return "How long that takes is not forecast."
+    num_steps = num_steps_of(config)
+    a_step = f"It takes about {seconds:.2f} s for as many tokens as a step has"
+    if num_steps is None:
+        return f"{a_step}."
+    return f"{a_step}, at most {duration_text(seconds * num_steps)} for those of {num_steps:,} steps."
+
+
+def _forward_s(shape: DecoderShape, run: RunShape, weights: Weights, timing: Timing) -> float:
+    """Return the seconds of a forward pass over the tokens of a step: its share of the passes that a step makes."""
+    asked = run.checkpoint_layers
+    again = (shape.num_layers if asked < 0 else min(asked, shape.num_layers)) / shape.num_layers
+    passes = (3 if weights.is_full else 2) + again
+    own = timing.own
+    return (own.matmuls + own.attention + own.memory) / passes
