@@ -84,7 +84,7 @@ def held_out_pieces(
             micro = read_batch(held_out.stores, refs, held_out.pad_id)
             found += _by_piece(policy.nll(micro).nll_N.double().cpu().numpy(), micro, refs)
             on_batch()
-    everything = sorted(item for part in policy.mesh.gather(found) for item in part)
+    everything = sorted(item for part in policy.mesh.gather_data(found) for item in part)
     losses = {}
     for number, name in enumerate(held_out.names):
         nll = [value for source, _, values, _ in everything if source == number for value in values]
