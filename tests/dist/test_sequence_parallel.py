@@ -93,6 +93,99 @@ def test_two_ranks_that_share_packs_take_the_steps_of_one(pool, workspace, varia
     assert results[1] == results[0], "ranks report different numbers"
 
 
+def counted(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> dict[str, Any]:
+    """Return what a step says that it has seen."""
+    from tests.dist.session import loader_of
+    from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+    from trainer.run.step import train_step
+
+    with session_of(config_of(workspace, run_dir, *words)) as session:
+        loader = loader_of(session)
+        objective, batch = CausalLMObjective(loader.names), loader.read(0)
+        loader.close()
+        result = train_step(session.policy, objective, batch, stop=lambda: mesh.is_first)
+    counts = ("num_targets", "sum_len_sq", "num_tokens", "num_padding", "stop_votes")
+    return {"digest": batch.digest, "sums": result.sums} | {name: getattr(result, name) for name in counts}
+
+
+def test_a_step_of_shared_packs_counts_every_token_once(pool, workspace, tmp_path):
+    """A sum that is twice as large: every rank of a group adds what all of them have."""
+    one = pool(1).run(counted, workspace=workspace, run_dir=str(tmp_path / "one"), words=[])[0]
+    for two in pool(2).run(counted, workspace=workspace, run_dir=str(tmp_path / "two"), words=[SHARED]):
+        assert two.pop("sums") == pytest.approx(one["sums"], rel=FP32)
+        assert two == {name: value for name, value in one.items() if name != "sums"}
+
+
+@pytest.mark.slow
+def test_two_groups_of_ranks_that_share_packs_take_the_same_steps(pool, workspace, tmp_path):
+    """A failure here alone: groups see the same packs, or exchange between them."""
+    variants = [["zero.stage=1"], ["zero.stage=2"], ["zero.stage=3"], [*LORA, "zero.stage=1"]]
+    arguments = {"workspace": workspace, "run_dir": str(tmp_path / "one"), "variants": variants}
+    alone = pool(1).run(trained, **arguments)[0]
+    arguments |= {"run_dir": str(tmp_path / "four"), "variants": [[*words, SHARED] for words in variants]}
+    results = pool(4).run(trained, **arguments)
+    for (steps, held_out), (expected, measured) in zip(results[0], alone, strict=True):
+        assert_close(steps, expected, FP32, FP32)
+        assert held_out == pytest.approx(measured, rel=FP32)
+    assert all(result == results[0] for result in results), "ranks report different numbers"
+
+
+def flash_of_tests(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+    """Attend as flash attention does: no mask, but where each document of all packs begins and ends."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from trainer.model.masks import block_mask
+
+    ends = options["cu_seq_lens_q"]
+    assert mask is None and int(ends[-1]) == query.shape[2] and query.shape[0] == 1
+    segments = torch.repeat_interleave(torch.arange(len(ends) - 1), ends.diff())
+    return sdpa_attention_forward(
+        module, query, key, value, block_mask(segments[None]), scaling=options["scaling"]
+    )
+
+
+def told_by_boundaries(mesh: Any, workspace: str, run_dir: str) -> list[float]:
+    """Return how far loss and gradients are from those of SDPA where attention is told of boundaries."""
+    from dataclasses import replace
+
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from tests.dist.session import loader_of
+    from trainer.evaluate.proofs.gradient import slopes_of
+    from trainer.model.token_slices import let_attention_exchange
+
+    name = "flash_of_tests"
+    ALL_ATTENTION_FUNCTIONS.register(name, flash_of_tests)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, flash_attention_mask)
+    let_attention_exchange(name)
+    with session_of(config_of(workspace, run_dir, SHARED, "train.micro_batch_size=4")) as session:
+        loader = loader_of(session)
+        (micro,) = loader.read(0).micro_batches
+        loader.close()
+        assert len(micro.cu_seq_lens) > 6
+        masked = slopes_of(session.policy, micro)
+        held = session.policy.evaluating
+        with held():
+            nll_N = session.policy.nll(micro).nll_N
+        session.loaded.model.config._attn_implementation = name
+        flash = replace(session.policy, is_flash=True)
+        found = slopes_of(flash, micro)
+        with held():
+            apart = [float((flash.nll(micro).nll_N - nll_N).abs().max())]
+    return [
+        *apart,
+        abs(found.loss - masked.loss) / masked.loss,
+        *(float((found.parameters[name] - g).norm() / g.norm()) for name, g in masked.parameters.items()),
+    ]
+
+
+def test_boundaries_of_documents_are_those_of_the_whole_pack(pool, workspace, tmp_path):
+    """Flash attention's layout: all packs in one row, which ranks cut elsewhere than between packs."""
+    for apart in pool(2).run(told_by_boundaries, workspace=workspace, run_dir=str(tmp_path)):
+        assert len(apart) > 8 and max(apart) < 1e-5, apart
+
+
 def test_a_run_that_is_shared_goes_on_unshared_and_the_other_way_round(pool, workspace, tmp_path):
     """Whole runs, with their proofs and the comparison with the base. Digests differ: ranks draw other packs."""
     words = ["evaluate.forgetting=true", "zero.stage=2"]

@@ -21,7 +21,7 @@ from trainer.model.expert_load import ExpertLoad
 from trainer.model.head.ask import Ask, OwnLogits, Scores
 from trainer.model.head.nll import Nll
 from trainer.model.masks import layer_masks
-from trainer.model.token_slices import ARGUMENT, TokenSlices, check_exchanged
+from trainer.model.token_slices import ARGUMENT, TokenSlices, exchanging_in_all
 
 
 class CausalLM(nn.Module):
@@ -157,9 +157,7 @@ class CausalLM(nn.Module):
             if mask is not None and keeps_state_alone(body):
                 # A state has no keys to mask: only padding among what is given counts, and Mamba 1 takes no wider mask.
                 inputs["attention_mask"] = mask[:, -inputs["input_ids"].shape[1] :]
-        with self._heard(is_token_N):
+        with self._heard(is_token_N), exchanging_in_all(slices, lm.config):
             found = body(use_cache=use_cache, **inputs)
-        if slices is not None:
-            check_exchanged(slices, lm.config)
         hidden: Tensor = found.last_hidden_state
         return hidden[:, num_added:], getattr(found, "router_logits", None) or ()

@@ -10,9 +10,10 @@ Source: Jacobs et al. 2023, arXiv:2309.14509. Shapes: B packs, T tokens of a pac
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,8 +152,8 @@ def let_attention_exchange(name: str) -> None:
 
     if name not in ALL_ATTENTION_FUNCTIONS:
         raise ModelError(
-            f"`{KEY}` must be 1 with {name} attention, which is in the model's own code. Set model.attention=auto, or "
-            f"{KEY}=1."
+            f"`{KEY}` must be 1 with {name} attention, which is in the model's own code, but is more instead. Set "
+            f"{KEY}=1, or train where there is a flash attention that the model takes."
         )
     attend = ALL_ATTENTION_FUNCTIONS[name]
     if not hasattr(attend, "__wrapped__"):
@@ -176,15 +177,29 @@ def check_slices(size: int, hf_config: Any) -> None:
         raise ConfigError(broken.sentence)
 
 
-def check_exchanged(slices: TokenSlices, hf_config: Any) -> None:
-    """Refuse a model of which not every layer's attention came to the exchange, after a forward pass.
+@contextlib.contextmanager
+def exchanging_in_all(slices: TokenSlices | None, hf_config: Any) -> Iterator[None]:
+    """Refuse a model of which not every layer's attention comes to the exchange in the forward pass within.
 
     Raises:
-        ModelError: Some saw only their slice.
+        ModelError: Some would see only their slice, or do not run because of it.
     """
-    num_layers = hf_config.get_text_config().num_hidden_layers
-    if slices.num_calls != num_layers:
-        raise ModelError(
-            f"`{KEY}` must be 1 for this model, but is {slices.axis.size} instead: {slices.num_calls} of its "
-            f"{num_layers} layers hand on what attention needs to see the whole pack. Set {KEY}=1."
-        )
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if slices is None or slices.num_calls:
+            raise
+        raise _not_all(slices, hf_config) from error
+    if slices is not None and slices.num_calls != hf_config.get_text_config().num_hidden_layers:
+        raise _not_all(slices, hf_config)
+
+
+def _not_all(slices: TokenSlices, hf_config: Any) -> ModelError:
+    text = hf_config.get_text_config()
+    return ModelError(
+        f"`{KEY}` must be 1 for {text.model_type}, but is {slices.axis.size} instead: the attention of "
+        f"{text.num_hidden_layers - slices.num_calls} of its {text.num_hidden_layers} layers cannot see more than a "
+        f"rank's part of a pack. Set {KEY}=1."
+    )

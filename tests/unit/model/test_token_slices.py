@@ -7,9 +7,9 @@ from trainer.dist.mesh import Axis
 from trainer.errors import ConfigError, ModelError
 from trainer.model.token_slices import (
     TokenSlices,
-    check_exchanged,
     check_slices,
     exchanging,
+    exchanging_in_all,
     let_attention_exchange,
 )
 
@@ -33,9 +33,22 @@ def test_a_model_that_carries_something_along_a_row_is_refused(config):
 
 def test_a_layer_whose_attention_did_not_see_the_whole_pack_is_noticed():
     config = LlamaConfig(num_hidden_layers=3)
-    check_exchanged(TokenSlices(Axis(0, 2), None, num_calls=3), config)
-    with pytest.raises(ModelError, match="2 of its 3 layers hand on"):
-        check_exchanged(TokenSlices(Axis(0, 2), None, num_calls=2), config)
+    slices = TokenSlices(Axis(0, 2), None)
+    with exchanging_in_all(slices, config):
+        slices.num_calls = 3
+    slices.num_calls = 2
+    with (
+        pytest.raises(ModelError, match="the attention of 1 of its 3 layers"),
+        exchanging_in_all(slices, config),
+    ):
+        pass
+    # What is wrong after some layer came to it is told as it is, and so is everything where nobody shares.
+    for given in (slices, None):
+        with pytest.raises(RuntimeError, match="broken"), exchanging_in_all(given, config):
+            raise RuntimeError("broken")
+    slices.num_calls = 0
+    with pytest.raises(ModelError, match="of 3 of its 3 layers"), exchanging_in_all(slices, config):
+        raise RuntimeError("The size of tensor a (64) must match the size of tensor b (128)")
 
 
 def test_attention_in_the_models_own_code_is_refused():
