@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ def shared_apart(mesh: Any, folder: str, family: str) -> dict[str, Any]:
         ask.make_base(mesh, folder, family)
     mesh.barrier()
     found: dict[str, Any] = {}
-    alone, both = (
-        with_packing(ask.config_for(folder, "base", name, "zero.stage=1", *words), says=False)
-        for name, words in (("alone", []), ("both", [f"{KEY}=2"]))
-    )
-    with ask.told(found, "alone"), session_of(alone) as session:
-        prove_model(session)
-        steps = take_steps(session, ask.NUM_STEPS)
+    with ask.told(found, "alone"):
+        alone, both = (
+            with_packing(ask.config_for(folder, "base", name, "zero.stage=1", *words), says=False)
+            for name, words in (("alone", []), ("both", [f"{KEY}=2"]))
+        )
+        with session_of(alone) as session:
+            prove_model(session)
+            steps = take_steps(session, ask.NUM_STEPS)
     if found:
         return found
     with ask.told(found, "shared"), session_of(both) as session:
@@ -66,3 +68,26 @@ def test_a_family_takes_the_same_steps_or_is_refused(pool: Any, shared: Path, tm
     said = found.get("shared", "")
     assert said.startswith(f"refused: `{KEY}` must be ") or found["apart"] <= CLOSE
     assert (family in EQUAL) <= (not said) and (family in REFUSED) <= bool(said)
+
+
+def with_router_loss(mesh: Any, folder: str) -> dict[str, str]:
+    """Return what a mixture whose routers have a loss says."""
+    if mesh.is_first:
+        ask.make_base(mesh, folder, "Qwen3-MoE")
+        path = Path(folder, "base", "config.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"output_router_logits": True}))
+    mesh.barrier()
+    found: dict[str, str] = {}
+    with (
+        ask.told(found, "shared"),
+        session_of(ask.config_for(folder, "base", "both", "data.packing=packed", f"{KEY}=2")),
+    ):
+        pass
+    return found
+
+
+def test_a_loss_of_routers_is_refused_which_is_that_of_whole_packs(pool: Any, shared: Path, tmp_path: Path):
+    for entry in shared.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    for found in pool(2).run(with_router_loss, folder=str(tmp_path)):
+        assert found["shared"].startswith("refused: `output_router_logits` must be false"), found

@@ -186,20 +186,25 @@ def test_boundaries_of_documents_are_those_of_the_whole_pack(pool, workspace, tm
         assert len(apart) > 8 and max(apart) < 1e-5, apart
 
 
-def test_a_run_that_is_shared_goes_on_unshared_and_the_other_way_round(pool, workspace, tmp_path):
-    """Whole runs, with their proofs and the comparison with the base. Digests differ: ranks draw other packs."""
-    words = ["evaluate.forgetting=true", "zero.stage=2"]
+@pytest.mark.parametrize(
+    "own", [["zero.stage=2"], pytest.param([*LORA, "zero.stage=1"], marks=pytest.mark.slow)]
+)
+def test_a_run_that_is_shared_goes_on_unshared_and_the_other_way_round(pool, workspace, tmp_path, own):
+    """Whole runs, with their proofs and the comparison with the base. Digests differ: ranks draw other packs. Of what
+    is compared, numbers alone: ranks that have the same say it twice.
+    """
+    words = ["evaluate.forgetting=true", *own]
     whole, first = tmp_path / "whole", tmp_path / "shared"
     run = {"workspace": workspace, "start": None}
     pool(1).run(go_on, **run, run_dir=str(whole), overrides=words)
     pool(2).run(go_on, **run, run_dir=str(first), overrides=[*words, SHARED])
     assert_same(whole, first, 0, FP32)
     assert numbers(compared(first)) == pytest.approx(numbers(compared(whole)), rel=1e-4, abs=1e-6)
-    for num_ranks, own, step in ((1, [], 2), (2, [SHARED, "zero.stage=3"], 4)):
+    for num_ranks, leg, step in ((1, [], 2), (2, [SHARED, "zero.stage=3"], 4)):
         before, first = first, tmp_path / f"from-{step}"
         start = str(before / "checkpoints" / f"step-{step:08d}")
         pool(num_ranks).run(
-            go_on, workspace=workspace, run_dir=str(first), start=start, overrides=[*words, *own]
+            go_on, workspace=workspace, run_dir=str(first), start=start, overrides=[*words, *leg]
         )
         assert_same(whole, first, step, FP32)
 

@@ -140,7 +140,7 @@ def verdict(peak: Peak, gpu: Gpu, advice: Advice | None, ways: Sequence[Way] = (
     if not changed:
         return (
             f"{start} No ZeRO stage, recomputation, micro-batch or number of nodes up to 64 times these makes it "
-            "fit: shorten data.seq_len, or take a smaller model."
+            "fit: share packs between ranks (train.sequence_parallel), shorten data.seq_len, or take a smaller model."
         )
     return f"{start} Smallest change that fits: {changed}."
 

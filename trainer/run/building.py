@@ -249,7 +249,7 @@ def _say_what_was_built(
     for line in [*([slow] if slow else ()), *mixture, *describe_tuned(tuned, config.tune.method)]:
         _LOG.info(line)
     _LOG.info(
-        "%s on %s, ZeRO-%d %s, %s of %d tokens a step = %s of %d a rank.",
+        "%s on %s, ZeRO-%d %s, %s of %d tokens a step = %s of %d a rank%s.",
         many(num_ranks, "rank"),
         describe_device(),
         config.zero.stage,
@@ -258,6 +258,7 @@ def _say_what_was_built(
         shape.seq_len,
         many(shape.num_micro_steps, "micro-step"),
         shape.micro_batch_size,
+        f", each shared by {shape.sequence_parallel} ranks" if shape.sequence_parallel > 1 else "",
     )
 
 

@@ -48,7 +48,7 @@ def applied(run, overrides, num_nodes):
         ONE_NODE,
         replace(ONE_NODE, world_size=1, num_micro_steps=16),
         replace(ONE_NODE, stage=3),
-        replace(ONE_NODE, sequence_parallel=4, num_micro_steps=8),
+        replace(ONE_NODE, sequence_parallel=4, num_micro_steps=1),
     ],
     ids=str,
 )
