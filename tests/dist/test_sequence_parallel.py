@@ -118,13 +118,14 @@ def test_a_step_of_shared_packs_counts_every_token_once(pool, workspace, tmp_pat
 
 @pytest.mark.slow
 def test_two_groups_of_ranks_that_share_packs_take_the_same_steps(pool, workspace, tmp_path):
-    """A failure here alone: groups see the same packs, or exchange between them."""
+    """A failure here alone: groups see the same packs, or exchange between them. Beside four ranks that do not share:
+    ZeRO-3's norm, a sum in float32, differs by 1.1e-6 between one rank and four.
+    """
     variants = [["zero.stage=1"], ["zero.stage=2"], ["zero.stage=3"], [*LORA, "zero.stage=1"]]
-    arguments = {"workspace": workspace, "run_dir": str(tmp_path / "one"), "variants": variants}
-    alone = pool(1).run(trained, **arguments)[0]
-    arguments |= {"run_dir": str(tmp_path / "four"), "variants": [[*words, SHARED] for words in variants]}
-    results = pool(4).run(trained, **arguments)
-    for (steps, held_out), (expected, measured) in zip(results[0], alone, strict=True):
+    both = [*variants, *([*words, SHARED] for words in variants)]
+    results = pool(4).run(trained, workspace=workspace, run_dir=str(tmp_path), variants=both)
+    alone, shared = results[0][: len(variants)], results[0][len(variants) :]
+    for (steps, held_out), (expected, measured) in zip(shared, alone, strict=True):
         assert_close(steps, expected, FP32, FP32)
         assert held_out == pytest.approx(measured, rel=FP32)
     assert all(result == results[0] for result in results), "ranks report different numbers"
