@@ -25,7 +25,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_tasks(tmp_path_factory.mktemp("tasks")))
 
 
-def score(mesh: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> list[Any]:
+def score(mesh: Any, workspace: str, tasks: str, run_dir: str, words: list[str]) -> list[Any]:
     """Return the base's scores and some answers; nothing is taken from another run."""
     from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
     from trainer.run.evaluator import build_task_scores
@@ -33,7 +33,7 @@ def score(mesh: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> li
     config = config_of(
         workspace,
         run_dir,
-        f"zero.stage={stage}",
+        *words,
         ASKED,
         f"evaluate.tasks.include_path={tasks}",
         "evaluate.tasks.batch_tokens=150",
@@ -53,18 +53,23 @@ def score(mesh: Any, workspace: str, tasks: str, run_dir: str, stage: int) -> li
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "stage"),
-    [pytest.param(1, 3, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow), (2, 3)],
+    ("num_ranks", "words"),
+    [
+        pytest.param(1, ["zero.stage=3"], marks=pytest.mark.slow),
+        pytest.param(2, ["zero.stage=0"], marks=pytest.mark.slow),
+        (2, ["zero.stage=3"]),
+        (2, ["zero.stage=2", "train.sequence_parallel=2"]),
+    ],
 )
-def test_scores_do_not_depend_on_ranks_or_sharding(pool, workspace, tasks, tmp_path, num_ranks, stage):
+def test_scores_do_not_depend_on_ranks_or_sharding(pool, workspace, tasks, tmp_path, num_ranks, words):
     """A difference: fillers are counted, or answers go to other questions on the way from the ranks."""
     alone, answers = pool(1).run(
-        score, workspace=workspace, tasks=tasks, run_dir=str(tmp_path / "1"), stage=1
+        score, workspace=workspace, tasks=tasks, run_dir=str(tmp_path / "1"), words=["zero.stage=1"]
     )[0]
     assert {one["task"] for one in alone} == set(NAMES) and [len(ids) for ids in answers] == [3, 5, 7, 5, 11]
     # One of them ends early with an end token, so ranks end at different steps.
     found = pool(num_ranks).run(
-        score, workspace=workspace, tasks=tasks, run_dir=str(tmp_path / "other"), stage=stage
+        score, workspace=workspace, tasks=tasks, run_dir=str(tmp_path / "other"), words=words
     )
     for scores, others in found:
         assert others == answers

@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -206,7 +207,7 @@ def serve(requests: Connection, environment: dict[str, str], log: str) -> None:
     """Run as one rank: join the group once, then answer requests until there are no more."""
     settle_in(str(ROOT), environment, log)
     from trainer.dist.env import rank_env
-    from trainer.dist.mesh import close_mesh, open_mesh
+    from trainer.dist.mesh import close_mesh, open_mesh, with_sequence
     from trainer.run import session, training
 
     mesh = open_mesh(rank_env(os.environ), timeout_s=int(LIMIT_S))
@@ -216,7 +217,9 @@ def serve(requests: Connection, environment: dict[str, str], log: str) -> None:
     manual = training.ManualGc
     training.ManualGc = lambda every_steps: manual(every_steps=0)  # type: ignore[assignment,misc]
     # Sessions of this process share its group; everything else of session.py is used as it is.
-    session.open_mesh = lambda env, timeout_s, watching=None: mesh  # type: ignore[assignment]
+    session.open_mesh = lambda env, timeout_s, watching=None, sharing=1: with_sequence(  # type: ignore[assignment]
+        mesh, sharing, timedelta(seconds=LIMIT_S)
+    )
     session.close_mesh = lambda *error: None  # type: ignore[assignment]
     with contextlib.suppress(EOFError):
         while True:

@@ -99,7 +99,14 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
     zero, model = config.zero, config.model
     assert zero.stage is not None and model.checkpoint_layers is not None, "fitted() comes first"
     train, seq_len, is_movable = config.train, config.data.seq_len, may_be_uneven(config, num_ranks)
-    batch = batch_shape(train.global_batch_tokens, seq_len, train.micro_batch_size, num_ranks, is_movable)
+    batch = batch_shape(
+        train.global_batch_tokens,
+        seq_len,
+        train.micro_batch_size,
+        num_ranks,
+        is_movable,
+        train.sequence_parallel,
+    )
     deepspeed_dict(zero, config.optim, batch, on_gpu=True)
     return RunShape(
         stage=zero.stage,
@@ -107,6 +114,7 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         micro_batch_size=batch.micro_batch_size,
         seq_len=batch.seq_len,
         num_micro_steps=batch.num_micro_steps,
+        sequence_parallel=batch.sequence_parallel,
         checkpoint_layers=model.checkpoint_layers,
         loss_chunk_tokens=model.loss_chunk_tokens,
         element_bytes=ELEMENT_BYTES[config.zero.dtype],

@@ -8,6 +8,7 @@ from typing import Any
 from trainer.command.counted import config_json, known_shape
 from trainer.config.check_context import context_problems
 from trainer.config.check_experts import no_expert_problems
+from trainer.config.check_sequence import head_problems
 from trainer.config.rule import Problem, must, problem, said
 from trainer.config.schema import RunConfig
 from trainer.config.tune import ALL_LINEAR, TuneConfig, TuneMethod
@@ -29,6 +30,7 @@ def model_rules(config: RunConfig, found: Mapping[str, Any], shape: DecoderShape
     yield from _packing_problems(config, found)
     if shape is not None:
         yield from no_expert_problems(config, shape.experts, shape.model_type)
+        yield from head_problems(config.train.sequence_parallel, [shape.num_heads])
         yield from _adapter_problems(config.tune, shape)
 
 

@@ -22,6 +22,7 @@ from trainer.config.check_log import log_problems
 from trainer.config.check_numbers import number_problems, seed_problems
 from trainer.config.check_objective import objective_problems
 from trainer.config.check_replay import replay_problems
+from trainer.config.check_sequence import batch_rule, sequence_problems
 from trainer.config.check_spikes import spike_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
@@ -85,6 +86,7 @@ def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Pr
     yield from _schedule_problems(config.schedule)
     yield from zero_problems(config.zero, config.model.attention)
     yield from expert_problems(config, world_size)
+    yield from sequence_problems(config, world_size)
     yield from _cadence_problems(config)
     yield from spike_problems(config)
     yield from log_problems(config.log, config.data.sources)
@@ -257,7 +259,9 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
     if config.cluster.num_nodes < 1 or config.cluster.ranks_per_node < 0:
         return
     ranks = world_size or config.cluster.num_nodes * config.cluster.ranks_per_node
-    unit = max(ranks, 1) * train.micro_batch_size * max(seq_len, 1)
+    sharing = max(train.sequence_parallel, 1)
+    places = max(ranks // sharing, 1)
+    unit = places * train.micro_batch_size * max(seq_len, 1)
     if may_be_uneven(config, ranks) and train.global_batch_tokens % max(seq_len, 1) == 0:
         return
     if train.global_batch_tokens < unit or train.global_batch_tokens % unit:
@@ -266,8 +270,7 @@ def _batch_problems(config: RunConfig, world_size: int | None) -> Iterator[Probl
         fewer = " A step grows by that: where the data is small take fewer ranks, or a smaller data.seq_len."
         yield must(
             "train.global_batch_tokens",
-            f"a multiple of ranks x micro batch x seq_len = {max(ranks, 1)} x "
-            f"{train.micro_batch_size} x {seq_len} = {unit}",
+            f"{batch_rule(sharing)} = {places} x {train.micro_batch_size} x {seq_len} = {unit}",
             train.global_batch_tokens,
             f"Set train.global_batch_tokens={nearest}.{fewer if is_larger else ''}",
         )

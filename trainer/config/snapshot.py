@@ -35,6 +35,7 @@ MAY_DIFFER = (
     *("data.cache_dir", "data.num_workers", "model.verify_weights", "train.isolation_probe"),
     *("replay.generate.", "name", "train.micro_batch_size", "model.checkpoint_"),
     # How work is spread over ranks, and where memory is: the tokens are the same, numbers within rounding.
+    "train.sequence_parallel",
     *(
         "zero.stage",
         "zero.overlap_comm",

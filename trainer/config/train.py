@@ -18,7 +18,13 @@ class TrainConfig:
     global_batch_tokens: int = 131072
     """Tokens of one optimizer step over all ranks. Must be a multiple of data.seq_len x ranks x micro batch."""
     micro_batch_size: int = 1
-    """Packs of data.seq_len that one rank puts through the model at once."""
+    """Packs of data.seq_len that one rank puts through the model at once; those that share packs, together."""
+    sequence_parallel: int = 1
+    """Ranks that share the tokens of each pack, neighbours; 1: each has packs of its own. For packs whose activations
+    one GPU cannot hold: a rank computes, and keeps, data.seq_len / N tokens of a pack, and in attention ranks exchange
+    tokens for heads (DeepSpeed-Ulysses). Divides the ranks, data.seq_len and the heads of attention; heads of keys
+    are repeated where it does not divide them. objective=causal_lm, without replay.kl, spread experts and virtual
+    tokens. Counts and losses of a step are those without it; a run may go on with another number."""
     max_steps: int | None = None
     """Length in optimizer steps. Give one of max_steps, max_epochs, max_tokens."""
     max_epochs: float | None = None

@@ -12,7 +12,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,15 @@ class Axis:
     rank: int
     size: int
 
+    @property
+    def is_first(self) -> bool:
+        """Tell whether this is the first place."""
+        return self.rank == 0
+
+
+ONE_PLACE = Axis(0, 1)
+"""Along an axis that is not there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
@@ -52,6 +61,10 @@ class Mesh:
     """What this rank computes on."""
     host_group: Any = None
     """Gloo group for objects and slow waits, so that file work never meets an NCCL timeout."""
+    sequence: Axis = ONE_PLACE
+    """Neighbours that share each pack, and their places in it."""
+    sequence_group: Any = None
+    """Of the ranks along that axis, for tensors; None where it has one place."""
 
     @property
     def is_first(self) -> bool:
@@ -76,6 +89,10 @@ class Mesh:
         gathered: list[Any] = [None] * self.num_ranks
         torch_dist.all_gather_object(gathered, value, group=self.host_group)
         return gathered
+
+    def gather_data(self, value: Any) -> list[Any]:
+        """Return a small object of every place on the data axis, of the first rank there. Collective: every rank."""
+        return self.gather(value)[:: self.sequence.size]
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's small object on every rank. Collective."""
@@ -127,11 +144,14 @@ def _is_on_gpu(env: RankEnv) -> bool:
     return True
 
 
-def open_mesh(env: RankEnv, timeout_s: int, watching: Watching | None = None) -> Mesh:
+def open_mesh(
+    env: RankEnv, timeout_s: int, watching: Watching | None = None, sequence_parallel: int = 1
+) -> Mesh:
     """Join the process group: NCCL on GPUs, gloo on CPUs. Collective: every rank.
 
     Args:
         watching: How ranks watch each other for one that stands still; None: only for failures and deaths.
+        sequence_parallel: Ranks that share each pack; divides all.
     Raises:
         TopologyError: More ranks on this machine than it shows GPUs, or a rendezvous that cannot be.
     """
@@ -159,13 +179,33 @@ def open_mesh(env: RankEnv, timeout_s: int, watching: Watching | None = None) ->
         verbose=False,
     )
     host_group = torch_dist.new_group(backend="gloo", timeout=timeout) if env.world_size > 1 else None
-    data = Axis(env.rank, env.world_size)  # the only axis yet
+    data = Axis(env.rank, env.world_size)
     mesh = Mesh(env.rank, env.world_size, env.local_rank, data, device, host_group)
+    mesh = with_sequence(mesh, sequence_parallel, timeout)
     if env.world_size > 1:
         _watch_all(mesh, env.master_addr, watching)
     elif watching is not None:
         _watches.append(Watch(0, {}, watching))
     return mesh
+
+
+def with_sequence(mesh: Mesh, size: int, timeout: timedelta) -> Mesh:
+    """Let every `size` neighbours of a mesh whose one axis is data share their packs. Collective: every rank.
+
+    Neighbours, so that they are on one node where a node has as many ranks: they exchange activations in every layer.
+    """
+    if size == 1:
+        return mesh
+    firsts = range(0, mesh.num_ranks, size)
+    # Every rank makes every group, in the same order.
+    groups = [torch_dist.new_group([*range(first, first + size)], timeout=timeout) for first in firsts]
+    place, rank = divmod(mesh.rank, size)
+    return replace(
+        mesh,
+        data=Axis(place, mesh.num_ranks // size),
+        sequence=Axis(rank, size),
+        sequence_group=groups[place],
+    )
 
 
 def keep_stacks_in(folder: Path) -> None:

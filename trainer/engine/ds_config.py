@@ -32,7 +32,7 @@ def deepspeed_dict(zero: ZeroConfig, optim: OptimConfig, shape: BatchShape, on_g
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": shape.micro_batch_size,
         "gradient_accumulation_steps": shape.num_micro_steps,
-        "train_batch_size": shape.num_places,
+        "train_batch_size": shape.micro_batch_size * shape.num_micro_steps * shape.world_size,
         "gradient_clipping": optim.clip_norm,
         "steps_per_print": 2**31,
         "zero_allow_untested_optimizer": True,

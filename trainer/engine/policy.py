@@ -28,6 +28,7 @@ from trainer.model.head.divergence import TopTokens
 from trainer.model.head.log_probs import LogProbs
 from trainer.model.head.nll import Nll
 from trainer.model.head.top import Top
+from trainer.model.token_slices import ARGUMENT, TokenSlices
 
 A = TypeVar("A")
 
@@ -88,6 +89,16 @@ class Policy:
         found = getattr(self.module, "choice_bias", None)
         return found if isinstance(found, ChoiceBias) else None
 
+    @property
+    def slices(self) -> TokenSlices | None:
+        """Return how ranks share the tokens of one pass; None where each has packs of its own."""
+        sequence = self.mesh.sequence
+        return TokenSlices(sequence, self.mesh.sequence_group) if sequence.size > 1 else None
+
+    def row_length(self, num_tokens: int) -> int:
+        """Return the length of the shortest row for so many tokens that ranks can share."""
+        return -(-num_tokens // self.mesh.sequence.size) * self.mesh.sequence.size
+
     def evaluating(self) -> AbstractContextManager[None]:
         """Run without gradients and dropout, then go back to training."""
         return self.engine.evaluating()
@@ -97,7 +108,10 @@ class Policy:
         return self.engine.forward(ask, **self.inputs(micro))
 
     def inputs(self, micro: MicroBatch) -> dict[str, Any]:
-        """Return what the model takes of a micro-batch, on the device."""
+        """Return what the model takes of a micro-batch, on the device.
+
+        Ranks share its tokens where they divide them; a row of another length each computes by itself.
+        """
         inputs = (
             row_inputs(micro, self.device)
             if self.in_rows
@@ -106,6 +120,8 @@ class Policy:
         if (self.balance is not None or self.expert_load is not None) and micro.num_tokens:
             is_token_BT = micro.units_S[micro.segments_BT] >= 0
             inputs["is_token_N"] = move(torch.from_numpy(is_token_BT.reshape(-1)), self.device)
+        if self.slices is not None and micro.tokens_BT.shape[1] % self.mesh.sequence.size == 0:
+            inputs[ARGUMENT] = self.slices
         return inputs
 
     def answer_raw(self, ask: Ask[A], **inputs: Any) -> A:
@@ -113,7 +129,10 @@ class Policy:
         return self.engine.forward(ask, **inputs)
 
     def nll(self, micro: MicroBatch, teacher: TopTokens | None = None) -> Losses:
-        """Return the losses of a micro-batch; their gradient is made in the forward pass."""
+        """Return the losses of a micro-batch; their gradient is made in the forward pass.
+
+        Where ranks share its tokens and a gradient is made, those of this rank's slice: the sum over ranks is all.
+        """
         loss_sum, nll_N, *kl = self.answer(Nll(labels_of(micro, self.device).reshape(-1), teacher), micro)
         return Losses(loss_sum, nll_N, kl[0] if kl else None)
 

@@ -98,7 +98,7 @@ def held_out_losses(
             nll_N = policy.nll(micro).nll_N.double().cpu().numpy()
             found += _by_piece(nll_N, micro, refs, held_out.stores)
             on_batch()
-    everything = sorted(item for part in policy.mesh.gather(found) for item in part)
+    everything = sorted(item for part in policy.mesh.gather_data(found) for item in part)
     pieces, rejected = {}, {}
     for number, (name, store) in enumerate(zip(held_out.names, held_out.stores, strict=True)):
         nll = np.array([value for source, _, values, _ in everything if source == number for value in values])

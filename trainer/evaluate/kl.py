@@ -52,7 +52,7 @@ def take_references(policy: Policy, held_out: HeldOut) -> References:
             ):
                 if len(piece_Q):  # nothing is supervised in a filler
                     mine[key] = Reference(ids_QK.numpy(), log_probs_QK.numpy(), piece_Q)
-    return {key: value for part in policy.mesh.gather(mine) for key, value in part.items()}
+    return {key: value for part in policy.mesh.gather_data(mine) for key, value in part.items()}
 
 
 def divergence_by_document(
@@ -81,7 +81,7 @@ def divergence_by_document(
     stores = dict(zip(held_out.names, held_out.stores, strict=True))
     found: dict[str, dict[int, list[float]]] = {}
     for name, pack, pieces, sums, counts in sorted(
-        item for part in policy.mesh.gather(mine) for item in part
+        item for part in policy.mesh.gather_data(mine) for item in part
     ):
         documents, so_far = stores[name].documents_of(pack), found.setdefault(name, {})
         for piece, kl, count in zip(pieces, sums, counts, strict=True):

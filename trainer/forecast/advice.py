@@ -67,10 +67,11 @@ def _candidates(
         more,
         offloads if not run.offload_optimizer else (True,),
     )
-    packs = run.world_size * run.micro_batch_size * run.num_micro_steps
+    packs = run.world_size // run.sequence_parallel * run.micro_batch_size * run.num_micro_steps
     for stage, count, micro, factor, offload in choices:
         world_size = run.world_size * factor
-        if packs % (world_size * micro) or (offload and stage == 0):
+        places = world_size // run.sequence_parallel * micro
+        if packs % places or (offload and stage == 0):
             continue
         changed = replace(
             run,
@@ -78,7 +79,7 @@ def _candidates(
             checkpoint_layers=count,
             micro_batch_size=micro,
             world_size=world_size,
-            num_micro_steps=packs // (world_size * micro),
+            num_micro_steps=packs // places,
             offload_optimizer=offload,
         )
         words = {

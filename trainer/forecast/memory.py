@@ -62,6 +62,8 @@ class RunShape:
     sub_group_size: int = 1_000_000_000
     expert_parallel: int = 1
     """Ranks that share the experts of a layer."""
+    sequence_parallel: int = 1
+    """Ranks that share the tokens of a pack."""
     offload_optimizer: bool = False
     offload_param: bool = False
     has_extra: bool = False
@@ -72,7 +74,7 @@ class RunShape:
     @property
     def num_tokens(self) -> int:
         """Return the tokens of a micro-batch on one rank."""
-        return self.micro_batch_size * self.seq_len
+        return self.micro_batch_size * self.seq_len // self.sequence_parallel
 
     @property
     def accumulates(self) -> bool:

@@ -67,8 +67,9 @@ def run_sentence(shape: DecoderShape, run: RunShape) -> str:
     asked = run.checkpoint_layers
     count = shape.num_layers if asked < 0 else min(asked, shape.num_layers)
     dtype = "bf16" if run.element_bytes == 2 else "float32"
+    sharing = "a rank" if run.sequence_parallel == 1 else f"of {run.sequence_parallel} ranks that share them"
     return (
-        f"{_plural(run.world_size, 'rank')}, {run.micro_batch_size} x {run.seq_len:,} tokens a rank, "
+        f"{_plural(run.world_size, 'rank')}, {run.micro_batch_size} x {run.seq_len:,} tokens {sharing}, "
         f"{_plural(run.num_micro_steps, 'micro-step')} in {dtype}, {count} of {shape.num_layers} layers recomputed, "
         f"{attention_of(shape, run)}, {'Liger' if run.is_fused else 'no fused'} kernels."
     )
@@ -140,7 +141,7 @@ def verdict(peak: Peak, gpu: Gpu, advice: Advice | None, ways: Sequence[Way] = (
     if not changed:
         return (
             f"{start} No ZeRO stage, recomputation, micro-batch or number of nodes up to 64 times these makes it "
-            "fit: shorten data.seq_len, or take a smaller model."
+            "fit: share packs between ranks (train.sequence_parallel), shorten data.seq_len, or take a smaller model."
         )
     return f"{start} Smallest change that fits: {changed}."
 

@@ -96,6 +96,7 @@ def why_not_timed(shape: DecoderShape, run: RunShape) -> str | None:
         "float32": run.element_bytes != 2,
         "attention that is not flash attention": attention_of(shape, run) != FLASH,
         "offload": run.offload_optimizer or run.offload_param,
+        "packs whose tokens ranks share": run.sequence_parallel > 1,
     }
     return next((what for what, is_so in found.items() if is_so), None)
 

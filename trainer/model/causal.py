@@ -19,7 +19,9 @@ from trainer.model.body import body_of, cache_argument, keeps_state_alone
 from trainer.model.choice_bias import ChoiceBias
 from trainer.model.expert_load import ExpertLoad
 from trainer.model.head.ask import Ask, OwnLogits, Scores
+from trainer.model.head.nll import Nll
 from trainer.model.masks import layer_masks
+from trainer.model.token_slices import ARGUMENT, TokenSlices, exchanging_in_all
 
 
 class CausalLM(nn.Module):
@@ -55,6 +57,7 @@ class CausalLM(nn.Module):
         Args:
             inputs: What the model takes; a cache in `past_key_values` is filled in place. A mask of pairs
                 becomes one for each kind of layer. Or `rows` and `place_N` of engine/model_inputs.py.
+                With `token_slices` this rank computes its slice of the tokens; the rest is of whole packs.
                 `is_token_N` tells the routers' loss, and what counts the tokens of experts, what is no padding.
         Raises:
             ModelError: Scores are asked of a model without a score head.
@@ -65,6 +68,9 @@ class CausalLM(nn.Module):
             silent = {} if self.balance is None else {"output_router_logits": False}
             return lm(use_cache=use_cache, **silent, **inputs).logits
         is_token_N = inputs.pop("is_token_N", None)
+        slices: TokenSlices | None = inputs.get(ARGUMENT)
+        if slices is not None:
+            return self._of_slices(ask, self._hidden(inputs, use_cache, is_token_N)[0], slices)
         if "rows" in inputs:
             hidden = self._of_rows(is_token_N=is_token_N, **inputs)
         else:
@@ -77,6 +83,26 @@ class CausalLM(nn.Module):
                 )
             return self.scores(hidden.reshape(-1, hidden.shape[-1])[ask.rows_K])[:, 0]
         return lm.get_output_embeddings()(hidden, ask=ask)
+
+    def _of_slices(self, ask: Ask[Any], hidden: Tensor, slices: TokenSlices) -> Any:
+        """Answer from hidden states [B, T / ranks, H] of this rank's slices. Collective: the ranks of their group.
+
+        Losses of tokens are zero beside the slice where they have a gradient, so that those of the ranks add up to
+        what is asked. Everything else is asked without one, and every rank gets all of it.
+        """
+        head = cast(Any, self.lm).get_output_embeddings()
+        if not isinstance(ask, Nll):
+            if torch.is_grad_enabled() or isinstance(ask, Scores):
+                raise ModelError(
+                    f"Slices must be asked for losses, but {type(ask).__name__} is asked instead."
+                )
+            return head(slices.joined(hidden), ask=ask)
+        num_packs, num_tokens = hidden.shape[:2]
+        loss_sum, nll_M = head(hidden, ask=ask.within(slices, num_packs))
+        nll_N = slices.placed(nll_M.reshape(num_packs, num_tokens)).reshape(-1)
+        if torch.is_grad_enabled():
+            return loss_sum, nll_N
+        return slices.summed(loss_sum), slices.summed(nll_N)
 
     def _of_rows(self, rows: Sequence[Tensor], place_N: Tensor, is_token_N: Tensor | None) -> Tensor:
         """Return hidden states [1, N, H] in the order of the packs, of rows [R, W] that the model sees one by one."""
@@ -119,13 +145,19 @@ class CausalLM(nn.Module):
         if mask is not None and mask.ndim == 4:
             dtype = lm.get_input_embeddings().weight.dtype
             inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"], dtype)
+        slices: TokenSlices | None = inputs.get(ARGUMENT)
+        if slices is not None:
+            whole = inputs["input_ids"]
+            inputs |= {name: slices.own(inputs[name]) for name in ("input_ids", "position_ids")}
+            if is_token_N is not None:
+                is_token_N = slices.own(is_token_N.reshape(whole.shape)).reshape(-1)
         body = body_of(lm)
         if use_cache:
             inputs[cache_argument(body)] = inputs.pop("past_key_values")
             if mask is not None and keeps_state_alone(body):
                 # A state has no keys to mask: only padding among what is given counts, and Mamba 1 takes no wider mask.
                 inputs["attention_mask"] = mask[:, -inputs["input_ids"].shape[1] :]
-        with self._heard(is_token_N):
+        with self._heard(is_token_N), exchanging_in_all(slices, lm.config):
             found = body(use_cache=use_cache, **inputs)
         hidden: Tensor = found.last_hidden_state
         return hidden[:, num_added:], getattr(found, "router_logits", None) or ()

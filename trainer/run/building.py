@@ -50,6 +50,7 @@ from trainer.model.packed import packing_of
 from trainer.model.packing_kind import check_packing, is_nf4
 from trainer.model.remat import apply_remat
 from trainer.model.tensor_by_tensor import looking_up
+from trainer.model.token_slices import check_slices, let_attention_exchange
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
 from trainer.model.tune.gated import fuse_if_same
 from trainer.model.tune.new_tokens import NewTokens, vocabulary
@@ -82,6 +83,7 @@ def build_model(
     whole = read_whole_config(source, config.model)
     hf_config = trained_part(whole)
     check_spread(config.zero.expert_parallel, hf_config)
+    check_slices(mesh.sequence.size, hf_config)
     ds_config = deepspeed_dict(config.zero, config.optim, shape, on_gpu)
     zero3_config = ds_config if config.zero.stage == 3 else None
     check_packing(packing := packing_of(whole), source, config.tune.quantise)
@@ -153,6 +155,8 @@ def _load(
         needs_mask=config.tune.is_virtual,
         has=offered(hf_config),
     )
+    if mesh.sequence.size > 1:
+        let_attention_exchange(attention.name)
     gathers: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if zero3_config is not None:
         gathers = looking_up_at_gathers(heed)
@@ -192,6 +196,11 @@ def _build_engine(
         raise ModelError(
             "`output_router_logits` must be false in the model's config.json with virtual tokens, but is true instead: "
             "its loss of routers is not worked out for them. Set it to false in a copy of the folder."
+        )
+    if balance is not None and mesh.sequence.size > 1:
+        raise ModelError(
+            "`output_router_logits` must be false in the model's config.json with train.sequence_parallel, but is true "
+            "instead: its loss of routers is that of whole packs. Set it to false in a copy of the folder."
         )
     load, rate = ExpertLoad(model), config.train.router_bias_rate
     bias = choice_bias_of(model, load, rate) if rate else None
@@ -240,7 +249,7 @@ def _say_what_was_built(
     for line in [*([slow] if slow else ()), *mixture, *describe_tuned(tuned, config.tune.method)]:
         _LOG.info(line)
     _LOG.info(
-        "%s on %s, ZeRO-%d %s, %s of %d tokens a step = %s of %d a rank.",
+        "%s on %s, ZeRO-%d %s, %s of %d tokens a step = %s of %d a rank%s.",
         many(num_ranks, "rank"),
         describe_device(),
         config.zero.stage,
@@ -249,6 +258,7 @@ def _say_what_was_built(
         shape.seq_len,
         many(shape.num_micro_steps, "micro-step"),
         shape.micro_batch_size,
+        f", each shared by {shape.sequence_parallel} ranks" if shape.sequence_parallel > 1 else "",
     )
 
 

@@ -131,7 +131,8 @@ def open_session(
     env = rank_env(os.environ)
     run_dir = Path(config.run_dir)
     setup_logging(env.rank, env.world_size, None)
-    mesh = open_mesh(env, config.cluster.comm_timeout_s, watching_of(config.cluster.watch, env.is_first))
+    watching = watching_of(config.cluster.watch, env.is_first)
+    mesh = open_mesh(env, config.cluster.comm_timeout_s, watching, config.train.sequence_parallel)
     stack.push(close_mesh)
     PROGRESS.begin(Phase.load)
     # Nodes may differ in their GPUs or processors: what the first one made of them is what was frozen.
@@ -168,8 +169,9 @@ def _batch_shape(config: RunConfig, mesh: Mesh) -> BatchShape:
         train.global_batch_tokens,
         config.data.seq_len,
         train.micro_batch_size,
-        mesh.data.size,
+        mesh.num_ranks,
         may_be_uneven=mesh.from_first(lambda: may_be_uneven(config, mesh.num_ranks)),
+        sequence_parallel=mesh.sequence.size,
     )
 
 

@@ -100,7 +100,8 @@ def train_step(
     `stop` is asked at the end of the step, so that a signal in the middle of it is not heard a step later.
 
     Every part is a sum, divided once by a count over all micro-batches and ranks; the count comes from the plan, so it
-    needs no communication. Times the ranks that see different data, because DeepSpeed averages gradients over them.
+    needs no communication. Times the ranks, because DeepSpeed averages gradients over them; those that share a pack
+    have parts of its sum.
     Biases of routers that move do so after the update of a sound step, by the tokens of experts over all of it.
     """
     counts = objective.counts(batch)
@@ -121,7 +122,7 @@ def train_step(
             )  # and so are all gradients: as after an overflow, nothing is applied anywhere
         policy.engine.backward(loss, is_last)
         PROGRESS.mark()
-        sum_len_sq += micro.sum_len_sq
+        sum_len_sq += micro.sum_len_sq * policy.mesh.sequence.is_first
     found = running.to_list()  # waits for the backward pass, so that nothing after the update waits for it
     PROGRESS.mark()
     grad_norm, is_applied = policy.engine.step(care.most_norm)
@@ -171,7 +172,7 @@ def pass_over(
 
 def _loss(parts: Sequence[Part], counts: Mapping[str, float], policy: Policy, num_micro: int) -> Tensor:
     """Return what a micro-batch adds to the loss of the step."""
-    loss = functools.reduce(operator.add, (_divided(part, counts, policy.mesh.data.size) for part in parts))
+    loss = functools.reduce(operator.add, (_divided(part, counts, policy.mesh.num_ranks) for part in parts))
     balance = None if policy.balance is None else policy.balance.take()
     if balance is not None:  # a mean by itself: over the step it is the mean over micro-batches and ranks
         loss = loss + balance / num_micro

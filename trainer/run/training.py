@@ -186,7 +186,7 @@ def _base(session: Session) -> str | None:
 
 def _say_if_too_large(session: Session, mixing: Mixing) -> None:
     """Say before anything that takes long that a step passes over the data several times; rank 0."""
-    said = mixing.too_large_a_step(session.config.train, session.mesh.num_ranks)
+    said = mixing.too_large_a_step(session.config.train, session.mesh.data.size)
     if said is not None and session.mesh.is_first:
         _LOG.warning("%s", said)
 

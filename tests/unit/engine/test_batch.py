@@ -37,3 +37,12 @@ def test_the_batch_that_the_sentence_proposes_is_accepted(tokens, micro, ranks):
     except TopologyError as error:
         proposed = int(str(error).rsplit("=", 1)[1].rstrip("."))
         assert batch_shape(proposed, 64, micro, ranks).packs_per_step * 64 == proposed
+
+
+def test_ranks_that_share_packs_take_one_place_in_a_step():
+    shape = batch_shape(131072, 2048, 2, 8, sequence_parallel=4)
+    assert (shape.packs_per_step, shape.num_micro_steps, shape.num_places) == (64, 16, 64)
+    with pytest.raises(
+        TopologyError, match=r"of ranks / train\.sequence_parallel x .* = 2 x 2 x 2048 = 8192"
+    ):
+        batch_shape(4096, 2048, 2, 8, sequence_parallel=4)

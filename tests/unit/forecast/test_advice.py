@@ -26,17 +26,18 @@ ONE_NODE = RunShape(
 def applied(run, overrides, num_nodes):
     """Return the run with overrides, its tokens a step the same."""
     values = dict(word.split("=") for word in overrides)
-    packs = run.world_size * run.micro_batch_size * run.num_micro_steps
+    places = run.world_size // run.sequence_parallel
+    packs = places * run.micro_batch_size * run.num_micro_steps
     micro = int(values.get("train.micro_batch_size", run.micro_batch_size))
     factor = int(values.get("cluster.num_nodes", num_nodes)) // num_nodes
-    assert packs % (run.world_size * factor * micro) == 0
+    assert packs % (places * factor * micro) == 0
     return replace(
         run,
         stage=int(values.get("zero.stage", run.stage)),
         checkpoint_layers=int(values.get("model.checkpoint_layers", run.checkpoint_layers)),
         micro_batch_size=micro,
         world_size=run.world_size * factor,
-        num_micro_steps=packs // (run.world_size * factor * micro),
+        num_micro_steps=packs // (places * factor * micro),
         offload_optimizer=run.offload_optimizer or "zero.offload_optimizer" in values,
     )
 
@@ -44,7 +45,12 @@ def applied(run, overrides, num_nodes):
 @pytest.mark.parametrize("limit_gib", [24, 44, 60, 76, 90, 130])
 @pytest.mark.parametrize(
     "run",
-    [ONE_NODE, replace(ONE_NODE, world_size=1, num_micro_steps=16), replace(ONE_NODE, stage=3)],
+    [
+        ONE_NODE,
+        replace(ONE_NODE, world_size=1, num_micro_steps=16),
+        replace(ONE_NODE, stage=3),
+        replace(ONE_NODE, sequence_parallel=4, num_micro_steps=1),
+    ],
     ids=str,
 )
 def test_what_is_advised_fits_and_no_part_of_it_would(run, limit_gib):

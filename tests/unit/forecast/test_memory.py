@@ -166,6 +166,18 @@ def test_spread_experts_leave_a_rank_its_part_of_weights_and_the_same_state(stag
     assert replace(run, offload_optimizer=True, expert_parallel=4).is_refused
 
 
+def test_ranks_that_share_packs_keep_their_part_of_the_activations_and_all_of_the_state():
+    run = replace(BIG, checkpoint_layers=0)
+    whole, shared = (
+        forecast(LLAMA, replace(run, sequence_parallel=size), full_weights(LLAMA)).parts for size in (1, 4)
+    )
+    assert shared.activations == whole.activations / 4
+    assert (shared.parameters, shared.optimizer) == (whole.parameters, whole.optimizer)
+    words = ["tune=full", "zero=zero3", "data.seq_len=8192", "train.global_batch_tokens=16384"]
+    asked = of_overrides([*words, "train.sequence_parallel=4"], 8)
+    assert (asked.num_tokens, asked.num_micro_steps, asked.world_size) == (2048, 1, 8)
+
+
 def test_a_layer_of_llama_keeps_139_kb_a_token():
     assert layer_bytes(LLAMA, 2, is_flash=True, is_fused=True) == 2 * 69_632 + 4 * 32
 

@@ -152,7 +152,7 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int, before_pass: Bef
     tokens_1T = _tokens(before + num_tokens, hf_config.get_text_config().vocab_size, policy.device)
     lengths = [before, num_tokens]
     pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
-    micro = collate([pack], [0], sum(lengths), 0)
+    micro = collate([pack], [0], policy.row_length(sum(lengths)), 0)
     kept = np.linspace(0, num_tokens - 1, min(num_tokens, NUM_KEPT)).astype(np.int64)
     if is_beyond:
         kept = np.union1d(kept, np.arange(window, num_tokens))

@@ -74,7 +74,8 @@ def check_gradient(
     Raises:
         SelfCheckError: They differ by more than rounding.
     """
-    micro = _document(min(seq_len, NUM_TOKENS), hf_config.get_text_config().vocab_size)
+    num_tokens = policy.row_length(min(seq_len, NUM_TOKENS))
+    micro = _document(num_tokens, hf_config.get_text_config().vocab_size)
     work = PASSES * min(seq_len, NUM_TOKENS)
     with virtual_off(policy.module):
         with own_code.restored() as num_kernels:
@@ -176,8 +177,21 @@ def _ours(policy: Policy, micro: MicroBatch) -> tuple[Slopes, int]:
         _LOG.warning(
             "Recomputed layers drop out at random: their gradient is compared without recomputing them."
         )
-        return _slopes(policy, loss)
-    return found, num_recomputed
+        found, num_recomputed = _slopes(policy, loss)
+    return _of_pack(policy, found), num_recomputed
+
+
+def _of_pack(policy: Policy, found: Slopes) -> Slopes:
+    """Return the slopes of a whole row where ranks share it. Collective: every rank."""
+    slices = policy.slices
+    if slices is None:
+        return found
+    loss = slices.summed(torch.tensor(found.loss, dtype=torch.float64, device=policy.device))
+    return Slopes(
+        float(loss),
+        {place: slices.joined(gradient) for place, gradient in found.places.items()},
+        {name: slices.summed(gradient) for name, gradient in found.parameters.items()},
+    )
 
 
 def slopes_of(policy: Policy, micro: MicroBatch) -> Slopes:

@@ -74,7 +74,7 @@ def continue_greedily(model: TaskModel, prompts: Sequence[Prompt], decode: Decod
             answers = _continue_batch(model, [fitted[index] for index in batch], decode)
             found += zip(batch, answers, strict=True) if is_counted else []
             model.heed()
-    everything = [item for part in model.policy.mesh.gather(found) for item in part]
+    everything = [item for part in model.policy.mesh.gather_data(found) for item in part]
     return [ids for _, ids in sorted(everything, key=lambda item: item[0])]
 
 

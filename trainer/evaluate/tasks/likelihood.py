@@ -53,7 +53,7 @@ def log_likelihoods(
             found += scored if is_counted else []
             model.heed()
     answers: list[Scored] = [(0.0, False)] * len(requests)
-    for number, nats, is_greedy in (item for part in model.policy.mesh.gather(found) for item in part):
+    for number, nats, is_greedy in (item for part in model.policy.mesh.gather_data(found) for item in part):
         answers[number] = (nats, is_greedy)
     return answers
 

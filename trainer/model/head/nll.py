@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.errors import ModelError
 from trainer.model.head.ask import IGNORE, HeadAsk, Output, working_type
 from trainer.model.head.bend import NO_BEND, Bend
 from trainer.model.head.divergence import TopTokens, divergence_step
+from trainer.model.token_slices import TokenSlices
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,16 @@ class Nll(HeadAsk[tuple[Tensor, ...]]):
     labels_N: Tensor
     """Next tokens; -100 is not supervised."""
     teacher: TopTokens | None = None
+
+    def within(self, slices: TokenSlices, num_packs: int) -> Nll:
+        """Return the question about this rank's slice of every pack.
+
+        Raises:
+            ModelError: A teacher's places are those of whole packs.
+        """
+        if self.teacher is not None:
+            raise ModelError("A teacher must be asked of whole packs, but is asked of slices instead.")
+        return Nll(slices.own(self.labels_N.reshape(num_packs, -1)).reshape(-1))
 
     def answer(self, hidden: Tensor, output: Output) -> tuple[Tensor, ...]:
         """Take the losses of all rows."""
