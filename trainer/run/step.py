@@ -117,9 +117,7 @@ def train_step(
         PROGRESS.mark()
         loss = _loss(parts, counts, policy, len(batch.micro_batches))
         if is_last and (is_refused := _is_beyond(care.most_loss, objective, running, counts, policy)):
-            loss = (
-                loss * math.nan
-            )  # and so are all gradients: as after an overflow, nothing is applied anywhere
+            loss = loss * math.nan  # and all gradients: as after an overflow, nothing is applied
         policy.engine.backward(loss, is_last)
         PROGRESS.mark()
         sum_len_sq += micro.sum_len_sq * policy.mesh.sequence.is_first
