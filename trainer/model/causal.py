@@ -157,7 +157,7 @@ class CausalLM(nn.Module):
             if mask is not None and keeps_state_alone(body):
                 # A state has no keys to mask: only padding among what is given counts, and Mamba 1 takes no wider mask.
                 inputs["attention_mask"] = mask[:, -inputs["input_ids"].shape[1] :]
-        with self._heard(is_token_N), exchanging_in_all(slices, lm.config):
+        with self._heard(is_token_N), exchanging_in_all(slices, lm):
             found = body(use_cache=use_cache, **inputs)
         hidden: Tensor = found.last_hidden_state
         return hidden[:, num_added:], getattr(found, "router_logits", None) or ()

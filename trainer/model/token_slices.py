@@ -178,22 +178,28 @@ def check_slices(size: int, hf_config: Any) -> None:
 
 
 @contextlib.contextmanager
-def exchanging_in_all(slices: TokenSlices | None, hf_config: Any) -> Iterator[None]:
+def exchanging_in_all(slices: TokenSlices | None, model: Any) -> Iterator[None]:
     """Refuse a model of which not every layer's attention comes to the exchange in the forward pass within.
+
+    Args:
+        slices: None: the pass is of whole packs, and nothing is asked.
 
     Raises:
         ModelError: Some would see only their slice, or do not run because of it.
     """
+    if slices is None:
+        yield
+        return
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if slices is None or slices.num_calls:
+        if slices.num_calls:
             raise
-        raise _not_all(slices, hf_config) from error
-    if slices is not None and slices.num_calls != hf_config.get_text_config().num_hidden_layers:
-        raise _not_all(slices, hf_config)
+        raise _not_all(slices, model.config) from error
+    if slices.num_calls != model.config.get_text_config().num_hidden_layers:
+        raise _not_all(slices, model.config)
 
 
 def _not_all(slices: TokenSlices, hf_config: Any) -> ModelError:

@@ -344,6 +344,10 @@ def test_answers_that_are_too_long_or_too_short_drop_their_pair():
 
 # ---- what is refused, with its row and a fix
 
+ROLES_READ = (
+    "hold messages of the roles user, assistant, system, developer, tool, ipython, human, gpt, chatgpt, model, bot, "
+    "observation, function or function_response"
+)
 REFUSED = [
     ({"prompt": "Hi?", "chosen": 3, "rejected": "A."}, "hold a list of messages in column 'chosen'"),
     ({"prompt": 3, "chosen": "B.", "rejected": "A."}, "hold text in column 'prompt'"),
@@ -353,12 +357,11 @@ REFUSED = [
     ),
     (
         {"prompt": "Hi?", "chosen": [{"role": {}, "content": "B."}], "rejected": "A."},
-        "hold messages of the roles user, assistant, system or tool",
+        ROLES_READ,
     ),
     (
         {"prompt": "Hi?", "chosen": [{"role": "narrator", "content": "B."}], "rejected": "A."},
-        "hold messages of the roles user, assistant, system, developer, tool, ipython, human, gpt, chatgpt, model, "
-        "bot, observation, function or function_response",
+        ROLES_READ,
     ),
 ]
 

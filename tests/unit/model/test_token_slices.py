@@ -1,5 +1,7 @@
 """Which models' packs ranks may share the tokens of."""
 
+from types import SimpleNamespace
+
 import pytest
 from transformers import BloomConfig, LlamaConfig, Qwen3NextConfig
 
@@ -32,22 +34,22 @@ def test_a_model_that_carries_something_along_a_row_is_refused(config):
 
 
 def test_a_layer_whose_attention_did_not_see_the_whole_pack_is_noticed():
-    config = LlamaConfig(num_hidden_layers=3)
+    model = SimpleNamespace(config=LlamaConfig(num_hidden_layers=3))
     slices = TokenSlices(Axis(0, 2), None)
-    with exchanging_in_all(slices, config):
+    with exchanging_in_all(slices, model):
         slices.num_calls = 3
     slices.num_calls = 2
     with (
         pytest.raises(ModelError, match="the attention of 1 of its 3 layers"),
-        exchanging_in_all(slices, config),
+        exchanging_in_all(slices, model),
     ):
         pass
     # What is wrong after some layer came to it is told as it is, and so is everything where nobody shares.
     for given in (slices, None):
-        with pytest.raises(RuntimeError, match="broken"), exchanging_in_all(given, config):
+        with pytest.raises(RuntimeError, match="broken"), exchanging_in_all(given, model):
             raise RuntimeError("broken")
     slices.num_calls = 0
-    with pytest.raises(ModelError, match="of 3 of its 3 layers"), exchanging_in_all(slices, config):
+    with pytest.raises(ModelError, match="of 3 of its 3 layers"), exchanging_in_all(slices, model):
         raise RuntimeError("The size of tensor a (64) must match the size of tensor b (128)")
 
 
