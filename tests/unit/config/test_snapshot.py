@@ -76,6 +76,7 @@ MAY = [
     ("train.isolation_probe", False),
     ("replay.generate.num_tokens", 5),
     ("train.micro_batch_size", 2),
+    ("train.sequence_parallel", 2),
     ("model.checkpoint_layers", 1),
     ("zero.stage", 3),
     ("zero.overlap_comm", False),
