@@ -72,8 +72,7 @@ def shrink_problems(config: RunConfig) -> Iterator[Problem]:
     cluster, train = config.cluster, config.train
     num_packs = train.global_batch_tokens // config.data.seq_len
     ranks = [nodes * cluster.ranks_per_node for nodes in cluster.smaller]
-    sharing = max(train.sequence_parallel, 1)
-    odd = [count for count in ranks if num_packs % (max(count // sharing, 1) * train.micro_batch_size)]
+    odd = [count for count in ranks if num_packs % (count * train.micro_batch_size)]
     if odd and _trains_routers(config):
         yield must(
             "cluster.min_nodes",

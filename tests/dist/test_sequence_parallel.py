@@ -93,6 +93,37 @@ def test_two_ranks_that_share_packs_take_the_steps_of_one(pool, workspace, varia
     assert results[1] == results[0], "ranks report different numbers"
 
 
+def kept(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> int:
+    """Return the bytes that a forward pass of a pack keeps for the one back, beside weights."""
+    from tests.dist.session import loader_of
+
+    with session_of(config_of(workspace, run_dir, "model.checkpoint_layers=0", *words)) as session:
+        loader = loader_of(session)
+        micro = loader.read(0).micro_batches[0]
+        loader.close()
+        weights = {p.untyped_storage().data_ptr() for p in session.policy.module.parameters()}
+        found: dict[int, Any] = {}
+
+        def keep(tensor: Any) -> Any:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                found[storage.data_ptr()] = storage  # held, so that its place is not given out again
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            session.policy.nll(micro)
+        return sum(storage.nbytes() for storage in found.values())
+
+
+def test_a_rank_keeps_its_part_of_the_activations(pool, workspace, tmp_path):
+    """What it is for. More than half by the mask alone, which is that of the whole pack."""
+    (alone,) = pool(1).run(kept, workspace=workspace, run_dir=str(tmp_path / "one"), words=LORA)
+    for shared in pool(2).run(
+        kept, workspace=workspace, run_dir=str(tmp_path / "two"), words=[*LORA, SHARED]
+    ):
+        assert 0.4 * alone < shared < 0.6 * alone, (alone, shared)
+
+
 def counted(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> dict[str, Any]:
     """Return what a step says that it has seen."""
     from tests.dist.session import loader_of
