@@ -258,7 +258,7 @@ def test_training_goes_on_while_records_wait_for_room_and_saves_when_they_have_i
     assert [line[len(str(run_dir / name)) + 1 :].split()[0] for line in of_file] == ["could", "is"], said
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])
+@pytest.mark.parametrize("name", [pytest.param("metrics.jsonl", marks=pytest.mark.slow), "ledger.jsonl"])
 def test_records_that_find_no_room_until_the_end_are_a_sentence_on_both_ranks(workspace, tmp_path, name):
     """Rank 0 alone writes them, while rank 1 waits in the next step."""
     with mounted(tmp_path / "disk", f"size={PAGE}") as disk:

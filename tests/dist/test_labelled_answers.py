@@ -170,7 +170,7 @@ def expected(pool: Any, workspace: str, data: str, tmp_path_factory: pytest.Temp
     return pool(1).run(by_torch, workspace=workspace, data=data, run_dir=run_dir)[0]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_steps_of_labelled_answers_are_those_of_plain_torch_at_every_stage(
     pool, workspace, data, expected, num_ranks, tmp_path
 ):

@@ -218,9 +218,8 @@ def test_boundaries_of_documents_are_those_of_the_whole_pack(pool, workspace, tm
         assert len(apart) > 8 and max(apart) < 1e-5, apart
 
 
-@pytest.mark.parametrize(
-    "own", [["zero.stage=2"], pytest.param([*LORA, "zero.stage=1"], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [["zero.stage=2"], [*LORA, "zero.stage=1"]])
 def test_a_run_that_is_shared_goes_on_unshared_and_the_other_way_round(pool, workspace, tmp_path, own):
     """Whole runs, with their proofs and the comparison with the base. Digests differ: ranks draw other packs. Of what
     is compared, numbers alone: ranks that have the same say it twice.

@@ -23,11 +23,19 @@ READ = (
 """Keys of PLACES that are read and may be folders."""
 OF_RUNS = frozenset(
     (
-        *("attempts.jsonl", "checkpoints", "export", "exported", "job.sh", "ledger.jsonl", "logs"),
+        *(
+            "attempts.jsonl",
+            "base_evaluation.npz",
+            "base_tasks.json",
+            "base_tasks_during.json",
+            "checkpoints",
+            "export",
+        ),
+        *("exported", "job.sh", "ledger.jsonl", "logs"),
         *("metrics.jsonl", "provenance.json", "report.html", "samples.jsonl", "tensorboard", "trackers"),
     )
 )
-"""What a start may leave in a run directory before, or without, the frozen configuration."""
+"""What a start may leave in a run directory without the frozen configuration, and what may be brought to go on from."""
 OF_CACHES = (
     *("addresses", "corpora", "datasets", "digests", "evaluations", "generated", "locks", "models"),
     *("prepared", "references", "stores"),
