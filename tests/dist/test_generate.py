@@ -64,7 +64,7 @@ def generate(mesh: Any, workspace: str, folder: str, prompts: str) -> dict[str, 
     }
 
 
-@pytest.mark.parametrize("prompts", ["text", "chat"])
+@pytest.mark.parametrize("prompts", ["text", pytest.param("chat", marks=pytest.mark.slow)])
 def test_one_rank_and_two_make_the_same_store(pool, workspace, tmp_path, prompts):
     (alone,) = pool(1).run(generate, workspace=workspace, folder=str(tmp_path / "one"), prompts=prompts)
     both = pool(2).run(generate, workspace=workspace, folder=str(tmp_path / "two"), prompts=prompts)

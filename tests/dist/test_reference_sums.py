@@ -198,7 +198,7 @@ def rows(run_dir: Path) -> dict[int, dict[str, float]]:
 @pytest.mark.parametrize(
     ("stage", "more"),
     [
-        (3, []),
+        pytest.param(3, [], marks=pytest.mark.slow),
         (1, list(LORA)),
         *(
             pytest.param(stage, words, marks=pytest.mark.slow)

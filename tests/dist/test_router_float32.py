@@ -43,9 +43,10 @@ def told(pool: Any, workspace: Any, tmp_path: Path, variants: list[list[str]]) -
     return list(both[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "num_routers"),
-    [("AFMoE (Trinity)", 1), pytest.param("JetMoE", 4, marks=pytest.mark.slow)],
+    [("AFMoE (Trinity)", 1), ("JetMoE", 4)],
 )
 def test_routers_in_float32_train_sharded_recomputed_and_adapted(
     pool, workspace, tmp_path, family, num_routers

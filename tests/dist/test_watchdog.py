@@ -173,6 +173,7 @@ def test_a_slow_rank_is_named_within_fifty_steps_and_the_run_goes_on(train):
     assert not list((run.run_dir / "logs" / "attempt-1").glob("*.stacks")), "nothing stood still"
 
 
+@pytest.mark.slow
 def test_a_first_step_an_evaluation_answers_and_a_save_that_take_longer_than_a_step_may_are_no_alarm(train):
     """On one rank, for which the other waits. An alarm: its phase is not begun, or has the limit of a step."""
     words = [

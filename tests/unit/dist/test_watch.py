@@ -202,7 +202,7 @@ def test_a_rank_that_hangs_is_named_and_all_write_their_stacks_and_end_with_a_co
         assert "NCCL's flight recorder: none, torch is not loaded." in stacks(tmp_path, rank)
 
 
-@pytest.mark.parametrize("stopped", [0, 2])
+@pytest.mark.parametrize("stopped", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_rank_that_is_stopped_is_named_by_the_others_and_killed_by_its_warden(tmp_path, stopped):
     ranks = watch_each_other(tmp_path, ["wait"] * 3)
     assert ranks[stopped].stdout.readline() == "waits\n"
