@@ -58,6 +58,14 @@ def test_it_prints_parameters_memory_by_stage_and_lora(plan, here):
     assert "set cluster.ranks_per_node" not in text
 
 
+def test_the_page_shows_what_the_command_prints(plan):
+    """It showed a table of an older forecast."""
+    command, block = (ROOT / "docs/plan.md").read_text(encoding="utf-8").split("```")[1:4:2]
+    _, text = plan(*command.split()[2:])
+    printed = {line.rstrip() for line in text.splitlines()}
+    assert [line for line in block.splitlines() if line.rstrip() not in printed] == []
+
+
 def test_stage_0_has_a_column_where_training_allows_it(plan):
     _, text = plan(*NODE, "train.global_batch_tokens=16384")
     assert "ZeRO-0 " in text and len(rows(text)["peak"]) == 4
