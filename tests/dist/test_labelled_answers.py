@@ -14,7 +14,7 @@ import torch
 from tests.dist.session import config_of, plain_adamw, session_of
 from tests.dist.test_preference import BETA, FP32, NUM_STEPS, WORDS, objective_of, tokens_of
 from tests.dist.test_preference import take_steps as take_steps_of
-from tests.dist.test_trl import by_trl
+from tests.dist.test_trl import by_trl, options_of_trl
 from tests.dist.test_zero import assert_close, cosine
 
 LOSSES = ("kto", "apo_zero_unpaired")
@@ -274,32 +274,13 @@ def train_with_trl(model: Path, answers: Path, output: Path) -> None:
     found = {}
     for loss in LOSSES:
         options = KTOConfig(
-            output_dir=str(output.parent / "trl"),
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
+            **options_of_trl(output, TRL_STEPS),
             per_device_train_batch_size=4,
-            max_steps=TRL_STEPS,
-            learning_rate=2e-3,
-            lr_scheduler_type="constant",
-            warmup_steps=0,
-            optim="adamw_torch",
-            adam_beta1=0.9,
-            adam_beta2=0.95,
-            adam_epsilon=1e-8,
-            weight_decay=0.1,
-            max_grad_norm=1.0,
             beta=BETA,
             desirable_weight=WEIGHT,
             undesirable_weight=1.0,
             loss_type=loss,
-            train_sampling_strategy="sequential",
             max_length=None,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
         )
         models = [AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32) for _ in range(2)]
         trainer = KTOTrainer(

@@ -59,6 +59,32 @@ def ours(mesh: Any, workspace: str, folder: str) -> list[dict[str, float]]:
         return take_steps(session, NUM_STEPS, total=NUM_STEPS)
 
 
+def options_of_trl(output: Path, num_steps: int) -> dict[str, Any]:
+    """Return what a trainer of TRL is told in every comparison: our optimizer, on a processor, in the order of rows."""
+    return dict(
+        output_dir=str(output.parent / "trl"),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_steps=num_steps,
+        learning_rate=2e-3,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        optim="adamw_torch",
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        adam_epsilon=1e-8,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+
 def train_with_trl(model: Path, documents: Path, output: Path) -> None:
     """Train with SFTTrainer in this process and write loss and gradient norm of every step."""
     import torch
@@ -71,31 +97,12 @@ def train_with_trl(model: Path, documents: Path, output: Path) -> None:
         [{"input_ids": row["input_ids"], "completion_mask": row["loss_mask"]} for row in rows]
     )
     arguments = SFTConfig(
-        output_dir=str(output.parent / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
+        **options_of_trl(output, NUM_STEPS),
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
-        max_steps=NUM_STEPS,
-        learning_rate=2e-3,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        optim="adamw_torch",
-        adam_beta1=0.9,
-        adam_beta2=0.95,
-        adam_epsilon=1e-8,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
         max_length=SEQ_LEN,
         packing=False,
         completion_only_loss=True,
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
     )
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),

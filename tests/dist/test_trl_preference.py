@@ -12,7 +12,7 @@ import pytest
 
 from tests.dist.session import config_of, session_of
 from tests.dist.test_preference import BETA, objective_of, overrides_of, take_steps
-from tests.dist.test_trl import by_trl
+from tests.dist.test_trl import by_trl, options_of_trl
 
 NUM_STEPS = 20
 LOSS, GRAD_NORM = 1e-5, 1e-5
@@ -100,30 +100,8 @@ def train_with_trl(model: Path, pairs: Path, output: Path) -> None:
         return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
 
     dataset = Dataset.from_list([json.loads(line) for line in pairs.read_text().splitlines()])
-    common = dict(
-        output_dir=str(output.parent / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=4,  # of micro-batches it takes a mean of means of the chosen tokens
-        max_steps=NUM_STEPS,
-        learning_rate=2e-3,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        optim="adamw_torch",
-        adam_beta1=0.9,
-        adam_beta2=0.95,
-        adam_epsilon=1e-8,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        beta=BETA,
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
+    # Of micro-batches it takes a mean of means of the chosen tokens.
+    common = options_of_trl(output, NUM_STEPS) | {"per_device_train_batch_size": 4, "beta": BETA}
     found = {}
     for name, (theirs, options) in THEIRS.items():
         given = {"train_dataset": dataset, "processing_class": AutoTokenizer.from_pretrained(model)}

@@ -11,14 +11,10 @@ from trainer.config.check import find_problems
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import with_fitted
 from trainer.forecast.card import gib_text
-from trainer.forecast.fastest import AS_FAST
+from trainer.forecast.fastest import AS_FAST, STAGES
 from trainer.forecast.memory import ERROR_FRAC, forecast
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.step_time import find_device, why_not_timed
-
-STAGES = (1, 2, 3)
-"""What a null `zero.stage` chooses from, cheapest first: gathering a frozen base in every layer costs LoRA a third of
-its speed (measured on two H200s), more than recomputing all layers does. Stage 0 saves nothing over 1 in speed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,26 +28,12 @@ class Pair:
     """Of a step; None where it is not forecast."""
 
 
-def chosen_pair(
-    config: RunConfig,
-    shape: DecoderShape,
-    num_ranks: int,
-    gpu_gib: float,
-    is_here: bool,
-    gpu_name: str | None,
-    layer_counts: Sequence[int],
-) -> tuple[RunConfig, str | None]:
+def chosen_pair(config: RunConfig, pairs: Sequence[Pair], gpu_gib: float) -> tuple[RunConfig, str | None]:
     """Return the pair that a run gets, and why; the reason is None where every stage is refused.
 
     Of those that leave what a forecast of memory may be off by: the one with the shortest step, the cheapest of those
     that are as fast; the cheapest where no time is forecast. Where none leaves it: the one that leaves most.
-
-    Args:
-        is_here: `auto` means what is installed here, not flash attention and Liger.
-        gpu_name: Kind of GPU, where one is known.
-        layer_counts: Recomputed layers that there may be, cheapest first.
     """
-    pairs = _forecast_pairs(config, shape, num_ranks, gpu_gib, is_here, gpu_name, layer_counts)
     if not pairs:
         return config, None
     margin_gib = ERROR_FRAC * gpu_gib
@@ -78,7 +60,7 @@ def chosen_pair(
     return found.config, f"{said}."
 
 
-def _forecast_pairs(
+def forecast_pairs(
     config: RunConfig,
     shape: DecoderShape,
     num_ranks: int,
@@ -87,7 +69,13 @@ def _forecast_pairs(
     gpu_name: str | None,
     layer_counts: Sequence[int],
 ) -> list[Pair]:
-    """Return what may be chosen, cheapest first; where no time is forecast, up to the first that leaves enough."""
+    """Return what may be chosen, cheapest first; where no time is forecast, up to the first that leaves enough.
+
+    Args:
+        is_here: `auto` means what is installed here, not flash attention and Liger.
+        gpu_name: Kind of GPU, where one is known.
+        layer_counts: Recomputed layers that there may be, cheapest first.
+    """
     weights, problems = tuned_weights(config, shape), set(find_problems(config, num_ranks))
     device = None if gpu_name is None else find_device(gpu_name)
     found, refused = list[Pair](), set[int]()

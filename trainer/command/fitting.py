@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.command.cheapest import cheapest_first, chosen_pair
+from trainer.command.cheapest import cheapest_first, chosen_pair, forecast_pairs
 from trainer.command.counted import config_json, find_shape, known_shape
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import as_begun, with_fitted
@@ -100,7 +100,8 @@ def fitted(
         return Fitted(chosen, f"{missing} is known here.", choice)
     counts = (*range(shape.num_layers), -1) if _recomputes(config, can_load) else (0,)
     name = config.plan.gpu or gpu_name
-    chosen, reason = chosen_pair(config, shape, num_ranks, gpu_gib, is_here, name, counts)
+    pairs = forecast_pairs(config, shape, num_ranks, gpu_gib, is_here, name, counts)
+    chosen, reason = chosen_pair(config, pairs, gpu_gib)
     return Fitted(chosen, reason, choice)
 
 

@@ -120,8 +120,9 @@ class Policy:
         if (self.balance is not None or self.expert_load is not None) and micro.num_tokens:
             is_token_BT = micro.units_S[micro.segments_BT] >= 0
             inputs["is_token_N"] = move(torch.from_numpy(is_token_BT.reshape(-1)), self.device)
-        if self.slices is not None and micro.tokens_BT.shape[1] % self.mesh.sequence.size == 0:
-            inputs[ARGUMENT] = self.slices
+        slices = self.slices
+        if slices is not None and micro.tokens_BT.shape[1] % slices.axis.size == 0:
+            inputs[ARGUMENT] = slices
         return inputs
 
     def answer_raw(self, ask: Ask[A], **inputs: Any) -> A:

@@ -9,6 +9,8 @@ from trainer.forecast.memory import Peak, RunShape, Weights, forecast
 from trainer.forecast.shapes import DecoderShape
 
 STAGES = (1, 2, 3)
+"""What is chosen from, cheapest first: gathering a frozen base in every layer costs LoRA a third of its speed (measured
+on two H200s), more than recomputing all layers does. Stage 0 saves nothing over 1 in speed."""
 AS_FAST = 1.01
 """Times of two steps that a forecast does not tell apart."""
 MOST_PACKS = 32

@@ -161,8 +161,8 @@ def _ask(
             for batch in spread(wanted, mesh.data, question.micro_batch_size):
                 for ref, sums in _sums_of_batch(policy, split.stores, batch, question.pad_id):
                     found[number, ref.source, ref.pack] = sums
-                show(min(done + question.micro_batch_size * mesh.data.size, total))
                 done = min(done + question.micro_batch_size * mesh.data.size, total)
+                show(done)
                 heed()
     everything: dict[tuple[int, int, int], Float64s] = {}
     for part in mesh.gather(found):
