@@ -74,7 +74,10 @@ def losses(folder: Path, name: str, *overrides: str) -> list[float]:
         f"run_dir={folder / name}",
         *overrides,
     ]
-    torchrun = [*("-m", "torch.distributed.run", "--nproc_per_node", "1"), *("-m", "trainer", "train")]
+    torchrun = [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"),
+        *("-m", "trainer", "train"),
+    ]
     start(torchrun, [*common_overrides(folder), *own])
     rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]

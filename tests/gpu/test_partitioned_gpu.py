@@ -58,7 +58,19 @@ def test_two_gpus_learn_as_with_deepspeeds_own_stage(tmp_path: Path, micro_batch
         ]
         overrides = [*common_overrides(tmp_path), *own, *words]
         start(["-m", "trainer", "prepare"], overrides)
-        start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainer", "train"], overrides)
+        start(
+            [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node",
+                "2",
+                "-m",
+                "trainer",
+                "train",
+            ],
+            overrides,
+        )
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if "loss" in row])
     ours, theirs = losses

@@ -30,7 +30,16 @@ def losses(place: Path, name: str, num_ranks: int, *overrides: str) -> list[floa
         *("train.global_batch_tokens=4096", "train.micro_batch_size=2", "optim.lr=1e-3"),
         *("checkpoint.enabled=false", "log.progress=false", f"run_dir={place / name}"),
     ]
-    ranks = ["-m", "torch.distributed.run", "--nproc_per_node", str(num_ranks), "-m", "trainer", "train"]
+    ranks = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(num_ranks),
+        "-m",
+        "trainer",
+        "train",
+    ]
     start(ranks, [*common_overrides(place), *own, *overrides])
     rows = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]

@@ -47,7 +47,16 @@ def losses(place: Path, name: str, *overrides: str) -> list[float]:
         *("train.global_batch_tokens=8192", "train.micro_batch_size=2", "optim.lr=1e-3"),
         *("checkpoint.every_steps=6", "log.progress=false", f"run_dir={place / name}"),
     ]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainer", "train"]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "trainer",
+        "train",
+    ]
     start(torchrun, [*words_of(place), *own, *overrides])
     rows = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
