@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -79,24 +80,44 @@ def processor() -> str:
     return "unknown"
 
 
-def run_watched(command: list[str], log: Path) -> tuple[float, float]:
-    """Run a command; return its seconds, and the most MiB that it and its children had together.
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a command took, with all processes below it."""
+
+    seconds: float
+    cpu_s: float
+    """Of all processes, which what else runs on the machine moves less."""
+    most_mib: float
+
+
+def run_watched(command: list[str], log: Path) -> Cost:
+    """Run a command to its end.
 
     Raises:
         SystemExit: It failed.
     """
     env = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    most, began = 0, time.perf_counter()
+    most, used, began = 0, dict[int, float](), time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=env)
         while process.poll() is None:
-            most = max(most, sum(map(pss_bytes, family(process.pid))))
+            pids = family(process.pid)
+            most = max(most, sum(map(pss_bytes, pids)))
+            used |= {pid: seconds for pid in pids if (seconds := cpu_seconds(pid)) is not None}
             with suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_S)
     seconds = time.perf_counter() - began
     if process.returncode:
         raise SystemExit(f"{command[:4]} failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
-    return seconds, most / MIB
+    return Cost(seconds, sum(used.values()), most / MIB)
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Return the processor time of a process so far; None where it is gone."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return None
 
 
 def family(pid: int) -> list[int]:
@@ -125,7 +146,7 @@ def words_of(file: Path, columns: list[str], cache: Path, arguments: argparse.Na
     words += [f"data.num_workers={arguments.processes}", "data.validation_frac=0", "data=text"]
     words += [f"model.path={arguments.tokenizer}", "recipe=continued_pretrain"]
     if len(columns) == 2:
-        words += [f"{key}.format=completion", f"{key}.packing=concat"]
+        words.append(f"{key}.format=completion")  # packed whole, where datasets.map cuts
         words += [f"{key}.columns.prompt={columns[0]}", f"{key}.columns.completion={columns[1]}"]
     return words + ([f"{key}.txt_documents=line"] if file.suffix == ".txt" else [])
 
@@ -153,7 +174,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         file = enlarged(given, work / f"{number}{given.suffix}", arguments.at_least_mb)
         picked = columns.split(",") if columns else ["text"]
         row: dict[str, Any] = {"file": given.name, "bytes": file.stat().st_size}
-        timed: dict[str, list[tuple[float, float]]] = {"ours": [], "datasets": []}
+        timed: dict[str, list[Cost]] = {"ours": [], "datasets": []}
         for turn in range(arguments.repeat):
             cache, folder = (work / f"{kind}-{number}-{turn}" for kind in ("ours", "datasets"))
             ours = [sys.executable, "-m", "trainer", "prepare", *words_of(file, picked, cache, arguments)]
@@ -165,10 +186,11 @@ def compare(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         row |= store_facts(work / f"ours-{number}-0")
         found = json.loads((work / f"datasets-{number}-0" / "counts.json").read_text(encoding="utf-8"))
         row |= {f"datasets_{key}": value for key, value in found.items()}
-        for kind, pairs in timed.items():
-            row[f"{kind}_s"] = round(statistics.median(seconds for seconds, _ in pairs), 2)
-            row[f"{kind}_all_s"] = [round(seconds, 2) for seconds, _ in pairs]
-            row[f"{kind}_mib"] = round(max(mib for _, mib in pairs), 1)
+        for kind, costs in timed.items():
+            row[f"{kind}_s"] = round(statistics.median(cost.seconds for cost in costs), 2)
+            row[f"{kind}_all_s"] = [round(cost.seconds, 2) for cost in costs]
+            row[f"{kind}_cpu_s"] = round(statistics.median(cost.cpu_s for cost in costs), 2)
+            row[f"{kind}_mib"] = round(max(cost.most_mib for cost in costs), 1)
         row["times_as_fast"] = round(row["datasets_s"] / row["ours_s"], 3)
         rows.append(row)
     return rows
@@ -192,10 +214,10 @@ def memory(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         file, cache = work / f"synthetic-{gigabytes:g}.jsonl", work / f"synthetic-{gigabytes:g}"
         num_documents = write_synthetic(file, int(gigabytes * 1e9))
         words = words_of(file, ["text"], cache, arguments)
-        seconds, mib = run_watched([sys.executable, "-m", "trainer", "prepare", *words], work / "memory.log")
+        cost = run_watched([sys.executable, "-m", "trainer", "prepare", *words], work / "memory.log")
         row = {"gb": gigabytes, "bytes": file.stat().st_size, "num_documents": num_documents}
-        row |= {"seconds": round(seconds, 1), "most_mib": round(mib, 1)} | store_facts(cache)
-        rows.append(row | {"mb_per_s": round(row["bytes"] / 1e6 / seconds, 2)})
+        row |= {"seconds": round(cost.seconds, 1), "most_mib": round(cost.most_mib, 1)} | store_facts(cache)
+        rows.append(row | {"mb_per_s": round(row["bytes"] / 1e6 / cost.seconds, 2)})
         print(json.dumps(rows[-1]), flush=True)
         file.unlink()
     return rows
@@ -249,9 +271,13 @@ def plan(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Lay out 10^9 packs in a process of its own."""
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import prepare; prepare.plan_a_billion()"
     log = work / "plan.log"
-    seconds, mib = run_watched([sys.executable, "-c", code], log)
+    cost = run_watched([sys.executable, "-c", code], log)
     found: dict[str, Any] = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
-    return {"num_packs": BILLION, "process_s": round(seconds, 2), "most_mib": round(mib, 1)} | found
+    return {
+        "num_packs": BILLION,
+        "process_s": round(cost.seconds, 2),
+        "most_mib": round(cost.most_mib, 1),
+    } | found
 
 
 def plan_a_billion() -> None:
