@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 from multiprocessing import get_context, parent_process
 from typing import assert_never
 
@@ -82,10 +83,11 @@ def encode_batch(
     encoded = _encode(documents, pending, adds_eos, tokenizer, counts, names)
     kept = [i for i, found in enumerate(encoded) if found.ids]
     counts["empty"] += len(encoded) - len(kept) - counts["quoted_dropped"]
+    lengths = np.array([len(encoded[i].ids) for i in kept], dtype=np.int32)
     return EncodedBatch(
-        tokens=np.array([t for i in kept for t in encoded[i].ids], dtype=np.uint32),
+        tokens=np.fromiter(chain.from_iterable(encoded[i].ids for i in kept), np.uint32, int(lengths.sum())),
         supervised=np.concatenate([np.empty(0, np.uint8), *(encoded[i].mark for i in kept)]),
-        lengths=np.array([len(encoded[i].ids) for i in kept], dtype=np.int32),
+        lengths=lengths,
         unit_pieces=np.ones(len(kept), dtype=np.int32),
         digests=[content_digest(documents[i]) for i in kept],
         places=[places[i] for i in kept],
