@@ -84,7 +84,12 @@ def units_of_steps(session: Any) -> list[list[list[tuple[list[int], list[int]]]]
             found: dict[int, list[tuple[list[int], list[int]]]] = {}
             for segment in np.flatnonzero(micro.units_S >= 0).tolist():
                 inside = micro.segments_BT == segment
-                document = (micro.tokens_BT[inside].tolist(), micro.labels_BT[inside].tolist())
+                seen = int(micro.prefixes_S[segment])
+                first = micro.tokens_BT[micro.segments_BT == micro.firsts_S[segment]][:seen]
+                document = (
+                    [*first.tolist(), *micro.tokens_BT[inside].tolist()],
+                    [-100] * seen + micro.labels_BT[inside].tolist(),
+                )
                 found.setdefault(int(micro.units_S[segment]), []).append(document)
             units += found.values()
         steps.append(units)

@@ -54,7 +54,7 @@ FITTED = ("zero.stage", "model.checkpoint_layers", "zero.dtype")
 """Keys that command/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
 OPEN = (None, "auto")
 """Values of FITTED that are to be filled in."""
-FILLED_IN = (*FITTED, "model.chat_template_date", "data.packing")
+FILLED_IN = (*FITTED, "model.chat_template_date", "data.packing", "data.share_prompts")
 """Keys that are filled in before a run is frozen."""
 
 MOST_SHOWN = 6
@@ -140,6 +140,18 @@ def packed_as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
 def with_packing_mode(config: RunConfig, mode: PackingMode) -> RunConfig:
     """Return the configuration with this `data.packing`."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, packing=mode))
+
+
+def shared_as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Return the configuration with `data.share_prompts` as the run began where it is open; unchanged for a new run."""
+    old = _begun_with(run_dir) if config.data.share_prompts is None else None
+    # Frozen before there was a choice: two documents a pair.
+    return config if old is None else with_share_prompts(config, bool(old.data.share_prompts))
+
+
+def with_share_prompts(config: RunConfig, shared: bool | None) -> RunConfig:
+    """Return the configuration with this `data.share_prompts`."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, share_prompts=shared))
 
 
 def dated(config: RunConfig, run_dir: Path) -> RunConfig:

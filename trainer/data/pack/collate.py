@@ -21,7 +21,8 @@ IGNORE = -100
 class MicroBatch:
     """One micro-batch on the host.
 
-    Shapes: tokens, labels, positions, segments [B, T] int64; cu_seq_lens [S + 1] int32 over B*T; units [S] int64.
+    Shapes: tokens, labels, positions, segments [B, T] int64; cu_seq_lens [S + 1] int32 over B*T; units, prefixes,
+    firsts [S] int64.
     """
 
     tokens_BT: npt.NDArray[np.int64]
@@ -34,8 +35,14 @@ class MicroBatch:
     source_B: list[int]
     num_tokens: int
     sum_len_sq: int
+    """Of the tokens of each document, squared: twice the pairs of tokens that attention computes. A branch has those of
+    the whole less those of its prefix."""
     units_S: npt.NDArray[np.int64]
     """Unit of each segment in [0, U), ascending over the micro-batch; -1 for padding, and for rows that fill up."""
+    prefixes_S: npt.NDArray[np.int64]
+    """Tokens at the beginning of the first segment of its unit that each segment sees before its own; mostly 0."""
+    firsts_S: npt.NDArray[np.int64]
+    """The first segment of each segment's unit; of padding itself."""
     values_BT: dict[str, npt.NDArray[np.float32]]
     """Numbers of the target tokens, by name: shifted as the labels are, 0 where there is none."""
     lengths_B: list[list[int]]
@@ -55,6 +62,11 @@ class MicroBatch:
         """Return the units of the micro-batch."""
         return int(self.units_S.max(initial=-1)) + 1
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Tell whether any segment sees tokens of another."""
+        return bool(self.prefixes_S.any())
+
 
 def collate(
     packs: Sequence[Pack], sources: Sequence[int], seq_len: int, pad_id: int, is_one_call: bool = False
@@ -63,7 +75,8 @@ def collate(
 
     The label of a position is the next token of the same document if that token is supervised; the
     last token of a document has none, so nothing is predicted across a boundary. Padding is a
-    segment of its own without labels, so shapes never change between steps.
+    segment of its own without labels, so shapes never change between steps. A branch goes on behind its prefix: its
+    positions begin there, and its first token is the prompt's last.
     """
     shape = (len(packs), seq_len)
     tokens = np.full(shape, pad_id, dtype=np.int64)
@@ -73,23 +86,30 @@ def collate(
     values = {name: np.zeros(shape, dtype=np.float32) for pack in packs for name in pack.values}
     boundaries = [0]
     units: list[int] = []
+    prefixes: list[int] = []
+    firsts: list[int] = []
     num_segments = sum_len_sq = num_tokens = num_units = 0
     for row, pack in enumerate(packs):
         lengths = list(pack.lengths)
         used = len(pack.tokens)
         num_tokens += used
-        sum_len_sq += sum(length * length for length in lengths)
+        before = list(pack.prefixes or [0] * len(lengths))
+        sum_len_sq += sum(n * (n + 2 * seen) for n, seen in zip(lengths, before, strict=True))
         for count in [1] * len(lengths) if pack.unit_pieces is None else pack.unit_pieces:
+            firsts += [len(units)] * count
             units += [num_units] * count
             num_units += 1
         if used < seq_len:
             lengths.append(seq_len - used)
+            before.append(0)
+            firsts.append(len(units))
             units.append(-1)
+        prefixes += before
         tokens[row, :used] = pack.tokens
         start = 0
-        for length in lengths:
+        for length, seen in zip(lengths, before, strict=True):
             stop = start + length
-            positions[row, start:stop] = np.arange(length)
+            positions[row, start:stop] = np.arange(seen, seen + length)
             segments[row, start:stop] = num_segments
             if stop <= used:
                 is_target = pack.supervised[start + 1 : stop]
@@ -111,6 +131,8 @@ def collate(
         num_tokens=num_tokens,
         sum_len_sq=sum_len_sq,
         units_S=np.asarray(units, dtype=np.int64),
+        prefixes_S=np.asarray(prefixes, dtype=np.int64),
+        firsts_S=np.asarray(firsts, dtype=np.int64),
         values_BT=values,
         lengths_B=[list(pack.lengths) for pack in packs],
         is_one_call=is_one_call,
