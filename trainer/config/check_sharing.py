@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.data import DataConfig, Format, PackingMode
-from trainer.config.rule import Problem, must, problem
+from trainer.config.rule import Problem, problem
 from trainer.config.schema import RunConfig
 
 KEY = "data.share_prompts"
@@ -22,7 +22,7 @@ def sharing_problems(config: RunConfig) -> Iterator[Problem]:
         return
     if not holds_pairs(config.data):
         rule = "null or false without a source of format=preference"
-        yield must(KEY, rule, "true", "Remove it, or set data=preference.")
+        yield problem(KEY, f"must be {rule}, but is true instead. Remove it, or set data=preference.")
         return
     why = why_not_asked(config)
     if why is not None:

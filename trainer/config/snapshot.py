@@ -145,8 +145,7 @@ def with_packing_mode(config: RunConfig, mode: PackingMode) -> RunConfig:
 def shared_as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
     """Return the configuration with `data.share_prompts` as the run began where it is open; unchanged for a new run."""
     old = _begun_with(run_dir) if config.data.share_prompts is None else None
-    # Frozen before there was a choice: two documents a pair.
-    return config if old is None else with_share_prompts(config, bool(old.data.share_prompts))
+    return config if old is None else with_share_prompts(config, old.data.share_prompts)
 
 
 def with_share_prompts(config: RunConfig, shared: bool | None) -> RunConfig:
@@ -220,9 +219,10 @@ def _begun_with(run_dir: Path) -> RunConfig | None:
     if not (has_begun and path.exists()):
         return None
     old = load_config(path)
-    # Frozen before there was a choice: packed.
-    is_old = old.data.packing is PackingMode.auto
-    return with_packing_mode(old, PackingMode.packed) if is_old else old
+    # Frozen before there was a choice: packed, and two documents a pair.
+    if old.data.packing is PackingMode.auto:
+        old = with_packing_mode(old, PackingMode.packed)
+    return with_share_prompts(old, bool(old.data.share_prompts))
 
 
 def write_atomic(path: Path, content: str | bytes, is_private: bool = False) -> None:

@@ -173,6 +173,18 @@ def test_a_pack_that_fills_up_has_its_branches_and_no_label(tmp_path: Path) -> N
     assert (micro.labels_BT[1] == IGNORE).all() and set(micro.units_S[first:].tolist()) == {-1}
 
 
+def test_a_piece_alone_has_its_prompt(tmp_path: Path) -> None:
+    splits = [prepared(tmp_path, share)[0].train for share in (True, False)]
+    pieces = [
+        sorted(
+            (one.tokens.tolist(), one.supervised.tolist(), one.lengths)
+            for one in map(split.piece, range(split.num_pieces))
+        )
+        for split in splits
+    ]
+    assert len(pieces[0]) == 40 and pieces[0] == pieces[1]
+
+
 def test_samples_show_both_answers(tmp_path: Path) -> None:
     _, shown = prepared(tmp_path, True)
     assert "s, sample 1, rejected" in shown

@@ -160,9 +160,7 @@ class SplitStore:
         return int(found[0]) if len(found) else None
 
     def piece(self, index: int) -> Pack:
-        """Return one isolated piece as a pack of its own, of an answer that shares its prompt what it adds to it.
-
-        Reports show these.
+        """Return one isolated piece as a pack of its own, with the prompt where it shares one; reports show these.
 
         Raises:
             DataError: If the bytes of its pack are not those that were written.
@@ -171,10 +169,13 @@ class SplitStore:
         number = int(np.searchsorted(pack_offset, index, side="right")) - 1
         pack = self.pack(number)
         inside = index - int(pack_offset[number])
-        start = sum(pack.lengths[:inside])
-        part = slice(start, start + pack.lengths[inside])
-        values = {name: numbers[part] for name, numbers in pack.values.items()}
-        return Pack(pack.tokens[part], pack.supervised[part], [pack.lengths[inside]], None, values)
+        units, starts = self.documents_of(number), np.cumsum([0, *pack.lengths])
+        seen = 0 if pack.prefixes is None else pack.prefixes[inside]
+        first = int(starts[int((units == units[inside]).argmax())])
+        own = np.arange(starts[inside], starts[inside + 1])
+        at = np.concatenate([np.arange(first, first + seen), own])
+        values = {name: numbers[at] for name, numbers in pack.values.items()}
+        return Pack(pack.tokens[at], pack.supervised[at], [len(at)], None, values)
 
 
 def origin_digest(origin: Any) -> str:
