@@ -63,6 +63,8 @@ def flash_in_torch(
     Takes [1, heads, N, size] and keys of another length; gives [1, N, heads, size].
     """
     assert attention_mask is None and query.shape[0] == 1
+    options = {"cu_seq_lens_q": torch.tensor([0, query.shape[2]]), "max_length_q": query.shape[2]} | options
+    options = {"cu_seq_lens_k": options["cu_seq_lens_q"], "max_length_k": options["max_length_q"]} | options
     bounds = [options[name].tolist() for name in ("cu_seq_lens_q", "cu_seq_lens_k")]
     assert bounds[0][-1] == query.shape[2] and bounds[1][-1] == key.shape[2] == value.shape[2]
     longest = [max(b - a for a, b in itertools.pairwise(ends)) for ends in bounds]

@@ -15,6 +15,7 @@ from trainer.evaluate.proofs.agreement import (
     packing_work,
     rows_work,
 )
+from trainer.evaluate.proofs.branching import Branching, check_sharing, sharing_work
 from trainer.evaluate.proofs.called import BeforePass, at_once
 from trainer.evaluate.proofs.choice import check_choice, choice_work
 from trainer.evaluate.proofs.course import Course, Proof
@@ -27,7 +28,6 @@ from trainer.evaluate.proofs.isolation import (
     isolation_work,
     time_forward,
 )
-from trainer.evaluate.proofs.sharing import Branching, check_sharing, sharing_work
 from trainer.model.masks import reach
 from trainer.run.heed import SOON
 from trainer.run.session import Session

@@ -6,7 +6,7 @@ Shapes: B packs of a micro-batch, T = data.seq_len, S isolated segments in all p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -84,56 +84,71 @@ def collate(
     positions = np.zeros(shape, dtype=np.int64)
     segments = np.zeros(shape, dtype=np.int64)
     values = {name: np.zeros(shape, dtype=np.float32) for pack in packs for name in pack.values}
-    boundaries = [0]
-    units: list[int] = []
-    prefixes: list[int] = []
-    firsts: list[int] = []
-    num_segments = sum_len_sq = num_tokens = num_units = 0
+    laid = _Segments()
     for row, pack in enumerate(packs):
-        lengths = list(pack.lengths)
         used = len(pack.tokens)
-        num_tokens += used
-        before = list(pack.prefixes or [0] * len(lengths))
-        sum_len_sq += sum(n * (n + 2 * seen) for n, seen in zip(lengths, before, strict=True))
-        for count in [1] * len(lengths) if pack.unit_pieces is None else pack.unit_pieces:
-            firsts += [len(units)] * count
-            units += [num_units] * count
-            num_units += 1
-        if used < seq_len:
-            lengths.append(seq_len - used)
-            before.append(0)
-            firsts.append(len(units))
-            units.append(-1)
-        prefixes += before
         tokens[row, :used] = pack.tokens
         start = 0
-        for length, seen in zip(lengths, before, strict=True):
+        for number, length, seen in laid.add(pack, seq_len):
             stop = start + length
             positions[row, start:stop] = np.arange(seen, seen + length)
-            segments[row, start:stop] = num_segments
+            segments[row, start:stop] = number
             if stop <= used:
                 is_target = pack.supervised[start + 1 : stop]
                 labels[row, start : stop - 1] = np.where(is_target, pack.tokens[start + 1 : stop], IGNORE)
                 for name, numbers in pack.values.items():
                     values[name][row, start : stop - 1] = np.where(is_target, numbers[start + 1 : stop], 0)
-            boundaries.append(boundaries[-1] + length)
-            num_segments += 1
             start = stop
+    lengths, prefixes, units = (np.asarray(found, dtype=np.int64) for found in laid.columns)
+    is_real = units >= 0
     return MicroBatch(
         tokens_BT=tokens,
         labels_BT=labels,
         positions_BT=positions,
         segments_BT=segments,
-        cu_seq_lens=np.asarray(boundaries, dtype=np.int32),
-        max_seq_len=int(np.max(np.diff(boundaries))),
+        cu_seq_lens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        max_seq_len=int(lengths.max()),
         num_targets_B=[int(n) for n in (labels != IGNORE).sum(axis=1)],
         source_B=list(sources),
-        num_tokens=num_tokens,
-        sum_len_sq=sum_len_sq,
-        units_S=np.asarray(units, dtype=np.int64),
-        prefixes_S=np.asarray(prefixes, dtype=np.int64),
-        firsts_S=np.asarray(firsts, dtype=np.int64),
+        num_tokens=int(lengths[is_real].sum()),
+        sum_len_sq=int((lengths * (lengths + 2 * prefixes))[is_real].sum()),
+        units_S=units,
+        prefixes_S=prefixes,
+        firsts_S=np.asarray(laid.firsts, dtype=np.int64),
         values_BT=values,
         lengths_B=[list(pack.lengths) for pack in packs],
         is_one_call=is_one_call,
     )
+
+
+@dataclass(slots=True)
+class _Segments:
+    """The segments of packs, one after the other."""
+
+    lengths: list[int] = field(default_factory=list)
+    prefixes: list[int] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
+    firsts: list[int] = field(default_factory=list)
+    num_units: int = 0
+
+    @property
+    def columns(self) -> tuple[list[int], list[int], list[int]]:
+        return self.lengths, self.prefixes, self.units
+
+    def add(self, pack: Pack, seq_len: int) -> list[tuple[int, int, int]]:
+        """Add those of a pack; return the number of each, its tokens and what it sees before them."""
+        begin = len(self.lengths)
+        self.lengths += pack.lengths
+        self.prefixes += pack.prefixes or [0] * len(pack.lengths)
+        for count in pack.unit_pieces or [1] * len(pack.lengths):
+            self.firsts += [len(self.units)] * count
+            self.units += [self.num_units] * count
+            self.num_units += 1
+        padding = seq_len - len(pack.tokens)
+        if padding:
+            self.lengths.append(padding)
+            self.prefixes.append(0)
+            self.firsts.append(len(self.units))
+            self.units.append(-1)
+        numbers = range(begin, len(self.lengths))
+        return list(zip(numbers, self.lengths[begin:], self.prefixes[begin:], strict=True))

@@ -10,7 +10,7 @@ import torch
 from tests.unit.evaluate.test_agreement import passes_of, policy_of
 from trainer.engine import policy as policies
 from trainer.errors import SelfCheckError
-from trainer.evaluate.proofs.sharing import check_sharing, sharing_work
+from trainer.evaluate.proofs.branching import check_sharing, sharing_work
 
 WINDOW = {"sliding_window": 40}
 
