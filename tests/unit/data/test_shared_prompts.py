@@ -19,6 +19,7 @@ from trainer.data.pack.pack import best_fit
 from trainer.data.pack.refs import FILLER, PackRef, read_batch
 from trainer.data.pack.shared import shared_prefixes
 from trainer.data.prepare import prepare
+from trainer.data.store.counted_pairs import shared_counts
 from trainer.data.store.pack_arrays import digest_of_pack
 from trainer.data.store.store import SplitStore, Store
 from trainer.data.types import EncodedBatch, Pack, Unit
@@ -183,6 +184,27 @@ def test_a_piece_alone_has_its_prompt(tmp_path: Path) -> None:
         for split in splits
     ]
     assert len(pieces[0]) == 40 and pieces[0] == pieces[1]
+
+
+def test_a_forecast_finds_the_tokens_of_prepared_pairs_without_a_tokenizer(tmp_path: Path) -> None:
+    store, _ = prepared(tmp_path, True, validation_frac=0.2)
+    source = SourceConfig(path=str(tmp_path / "pairs.jsonl"), format=Format.preference, as_chat=True)
+    data = DataConfig(
+        sources={"s": source},
+        cache_dir=str(tmp_path / "cache"),
+        share_prompts=True,
+        seq_len=256,
+        validation_frac=0.2,
+    )
+    splits = (store.train, store.validation)
+    assert shared_counts("s", source, data) == (
+        20,
+        sum(split.num_tokens for split in splits),
+        sum(split.num_shared for split in splits),
+    )
+    assert all(split.num_shared for split in splits)
+    data.seq_len = 128
+    assert shared_counts("s", source, data) is None
 
 
 def test_samples_show_both_answers(tmp_path: Path) -> None:
