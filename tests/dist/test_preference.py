@@ -63,7 +63,9 @@ def make_data(mesh: Any, workspace: str, data: str) -> None:
     from trainer.command.prepare import prepare_data
 
     write_rows(Path(data))
-    prepare_data(config_for(workspace, data, Path(data) / "unused", "objective.preference.loss=orpo"))
+    for share in ("null", "false"):  # for what cannot share prompts, too
+        words = ["objective.preference.loss=orpo", f"data.share_prompts={share}"]
+        prepare_data(config_for(workspace, data, Path(data) / "unused", *words))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,12 @@ def units_of_steps(session: Any) -> list[list[list[tuple[list[int], list[int]]]]
             found: dict[int, list[tuple[list[int], list[int]]]] = {}
             for segment in np.flatnonzero(micro.units_S >= 0).tolist():
                 inside = micro.segments_BT == segment
-                document = (micro.tokens_BT[inside].tolist(), micro.labels_BT[inside].tolist())
+                seen = int(micro.prefixes_S[segment])
+                first = micro.tokens_BT[micro.segments_BT == micro.firsts_S[segment]][:seen]
+                document = (
+                    [*first.tolist(), *micro.tokens_BT[inside].tolist()],
+                    [-100] * seen + micro.labels_BT[inside].tolist(),
+                )
                 found.setdefault(int(micro.units_S[segment]), []).append(document)
             units += found.values()
         steps.append(units)
@@ -118,6 +125,7 @@ def by_torch(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, li
     """Train with nothing of ours but which units a step has: every document alone."""
 
     with session_of(config_for(workspace, data, run_dir)) as session:
+        assert session.shares_prompts, "a pack holds a prompt twice"
         steps = units_of_steps(session)
     assert all({len(unit) for unit in units} == {1, 2} for units in steps), "a step has both pairs and texts"
     assert len({len(units) for units in steps}) > 1, "steps have as many units"
@@ -170,13 +178,15 @@ def references_of(workspace: str, session: Any) -> Any:
         sums = []
         for ref in refs:
             pack, start = stores[ref.source].pack(ref.pack), 0
-            for length in pack.lengths:
+            before: list[int] = []
+            for length, seen in zip(pack.lengths, pack.prefixes or [0] * len(pack.lengths), strict=True):
                 part = slice(start, start + length)
+                tokens = [*before[:seen], *pack.tokens[part].tolist()]
                 learnt = np.where(pack.supervised[part], pack.tokens[part], -100)
                 with torch.no_grad():
-                    document = (pack.tokens[part].tolist(), [*learnt[1:].tolist(), -100])
+                    document = (tokens, [-100] * seen + [*learnt[1:].tolist(), -100])
                     sums.append(float(tokens_of(base, document).sum()))
-                start += length
+                before, start = before if seen else tokens, start + length
         return np.array(sums)
 
     return read

@@ -24,8 +24,9 @@ def exchanges(mesh: Any) -> list[float]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from trainer.dist.mesh import with_sequence
+    from trainer.model.around_attention import ARGUMENT, told
     from trainer.model.masks import block_mask
-    from trainer.model.token_slices import ARGUMENT, TokenSlices, exchanging
+    from trainer.model.token_slices import TokenSlices
 
     sharing = with_sequence(mesh, 2, timedelta(seconds=60))
     slices = TokenSlices(sharing.sequence, sharing.sequence_group)
@@ -41,7 +42,7 @@ def exchanges(mesh: Any) -> list[float]:
         weight = torch.randn_like(whole)
         expected = torch.autograd.grad((whole * weight).sum(), wholes)
         owned = [slices.own(w, 2).detach().requires_grad_() for w in wholes]
-        own, _ = exchanging(sdpa_attention_forward)(layer, *owned, mask, **{ARGUMENT: slices})
+        own, _ = told(sdpa_attention_forward)(layer, *owned, mask, **{ARGUMENT: slices})
         found = torch.autograd.grad((own * slices.own(weight)).sum(), owned)
         apart.append(float((own - slices.own(whole)).abs().max()))
         apart += [float((f - slices.own(e, 2)).abs().max()) for f, e in zip(found, expected, strict=True)]
@@ -185,12 +186,12 @@ def told_by_boundaries(mesh: Any, workspace: str, run_dir: str) -> list[float]:
 
     from tests.dist.session import loader_of
     from trainer.evaluate.proofs.gradient import slopes_of
-    from trainer.model.token_slices import let_attention_exchange
+    from trainer.model.around_attention import let_attention_be_told
 
     name = "flash_of_tests"
     ALL_ATTENTION_FUNCTIONS.register(name, flash_of_tests)
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, flash_attention_mask)
-    let_attention_exchange(name)
+    let_attention_be_told(name, "train.sequence_parallel", "1", "more")
     with session_of(config_of(workspace, run_dir, SHARED, "train.micro_batch_size=4")) as session:
         loader = loader_of(session)
         (micro,) = loader.read(0).micro_batches

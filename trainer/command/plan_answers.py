@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from trainer.command.plan_time import Timing, num_steps_of
+from trainer.config.check_sharing import why_not_asked
+from trainer.config.data import Format
 from trainer.config.objective import ObjectiveKind
 from trainer.config.preference import PreferenceLoss
 from trainer.config.schema import RunConfig
+from trainer.data.store.counted_pairs import shared_counts
 from trainer.forecast.memory import RunShape, Weights
 from trainer.forecast.shapes import DecoderShape
 from trainer.metrics.console import duration_text
@@ -28,10 +32,7 @@ def answer_notes(
     if config.objective.kind is not ObjectiveKind.preference:
         return
     if options.is_paired:
-        yield (
-            "Rows are pairs, each two documents: the prompt with the chosen answer, and with the rejected one. Both "
-            "are among the tokens of a step. A pair that does not fit a pack is dropped."
-        )
+        yield _of_pairs(config)
     else:
         yield (
             "Rows are answers with a label, each a document behind its prompt. One that does not fit a pack is dropped."
@@ -51,6 +52,43 @@ def answer_notes(
     if is_kto:
         more = "" if seconds is None else f", about {seconds / 2:.2f} s"
         yield f"KTO takes one more forward pass of each step{more}, which the time of a step leaves out."
+
+
+def _of_pairs(config: RunConfig) -> str:
+    """Return what a pair is in a pack, and what its tokens are where they were counted."""
+    dropped = "A pair that does not fit a pack is dropped."
+    if config.data.share_prompts is False or why_not_asked(config) is not None:
+        return (
+            "Rows are pairs, each two documents: the prompt with the chosen answer, and with the rejected one. Both "
+            f"are among the tokens of a step. {dropped}"
+        )
+    found = _counted(config)
+    saved = "How many tokens that saves is counted by palimpsest prepare."
+    if found is not None:
+        num_pairs, num_tokens, num_shared = found
+        saved = (
+            f"As they are prepared, a pair has {num_tokens / num_pairs:,.1f} tokens; as two documents it would have "
+            f"{(num_tokens + num_shared) / num_pairs:,.1f}, {(num_tokens + num_shared) / num_tokens:.2f} times as many."
+        )
+    return (
+        "Rows are pairs, each a prompt with the chosen answer and, behind the same prompt, the rejected one. The "
+        f"prompt is once among the tokens of a step, unless the start says otherwise of the model. {saved} {dropped}"
+    )
+
+
+def _counted(config: RunConfig) -> tuple[int, int, int] | None:
+    """Return pairs, their tokens, and those of prompts that are not there twice; None where they are not prepared."""
+    data = dataclasses.replace(config.data, share_prompts=True)
+    found = [
+        shared_counts(name, source, data)
+        for name, source in data.sources.items()
+        if source.format is Format.preference
+    ]
+    whole = [one for one in found if one is not None]
+    if not whole or len(whole) < len(found):
+        return None
+    pairs, tokens, shared = (sum(column) for column in zip(*whole, strict=True))
+    return pairs, tokens, shared
 
 
 def _how_long(config: RunConfig, seconds: float | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.command.before_ranks import check_logins, check_whole_export
 from trainer.command.fitting import fitted_here
 from trainer.config.check import check_config
+from trainer.config.check_sharing import holds_pairs
 from trainer.config.data import PackingMode
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated, freeze
@@ -56,7 +57,8 @@ def run_rank(command: str, config: RunConfig) -> int:
         return Exit.done if run_generation(config) else _say_stopped_generation(env.is_first)
     check_config(config, env.world_size)
     config = dated(fitted_here(config, env.world_size, env.is_first), Path(config.run_dir))
-    if config.data.packing is PackingMode.auto:
+    is_open = config.data.share_prompts is None and holds_pairs(config.data)
+    if config.data.packing is PackingMode.auto or is_open:
         from trainer.run.packing import with_packing
 
         config = with_packing(config, env.is_first)

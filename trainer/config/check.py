@@ -23,6 +23,7 @@ from trainer.config.check_numbers import number_problems, seed_problems
 from trainer.config.check_objective import objective_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_sequence import batch_rule, sequence_problems
+from trainer.config.check_sharing import sharing_problems
 from trainer.config.check_spikes import spike_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
@@ -85,6 +86,7 @@ def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Pr
     yield from zero_problems(config.zero, config.model.attention)
     yield from expert_problems(config, world_size)
     yield from sequence_problems(config, world_size)
+    yield from sharing_problems(config)
     yield from _cadence_problems(config)
     yield from spike_problems(config)
     yield from log_problems(config.log, config.data.sources)

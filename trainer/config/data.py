@@ -221,6 +221,10 @@ class DataConfig:
     packing: PackingMode = PackingMode.auto
     """Whether documents share rows. `none` trains any model; `packed` fills a step better, and is
     refused where documents would see each other."""
+    share_prompts: bool | None = None
+    """format=preference: whether a pack holds the prompt of a pair once, with both answers behind it that do not see
+    each other, so that more pairs fit. null takes true where the model's attention can be told of it; said at start.
+    false makes two documents of a pair. What is learnt is the same."""
     validation_frac: float = 0.02
     """Share of documents held out, chosen by a hash of the document. Range: [0, 0.5]."""
     max_validation_packs: int = 64

@@ -54,7 +54,7 @@ FITTED = ("zero.stage", "model.checkpoint_layers", "zero.dtype")
 """Keys that command/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
 OPEN = (None, "auto")
 """Values of FITTED that are to be filled in."""
-FILLED_IN = (*FITTED, "model.chat_template_date", "data.packing")
+FILLED_IN = (*FITTED, "model.chat_template_date", "data.packing", "data.share_prompts")
 """Keys that are filled in before a run is frozen."""
 
 MOST_SHOWN = 6
@@ -142,6 +142,17 @@ def with_packing_mode(config: RunConfig, mode: PackingMode) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, packing=mode))
 
 
+def shared_as_begun(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Return the configuration with `data.share_prompts` as the run began where it is open; unchanged for a new run."""
+    old = _begun_with(run_dir) if config.data.share_prompts is None else None
+    return config if old is None else with_share_prompts(config, old.data.share_prompts)
+
+
+def with_share_prompts(config: RunConfig, shared: bool | None) -> RunConfig:
+    """Return the configuration with this `data.share_prompts`."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, share_prompts=shared))
+
+
 def dated(config: RunConfig, run_dir: Path) -> RunConfig:
     """Return the configuration with the day that chat templates are told: as the run began, else today."""
     if config.model.chat_template_date is not None:
@@ -208,9 +219,10 @@ def _begun_with(run_dir: Path) -> RunConfig | None:
     if not (has_begun and path.exists()):
         return None
     old = load_config(path)
-    # Frozen before there was a choice: packed.
-    is_old = old.data.packing is PackingMode.auto
-    return with_packing_mode(old, PackingMode.packed) if is_old else old
+    # Frozen before there was a choice: packed, and two documents a pair.
+    if old.data.packing is PackingMode.auto:
+        old = with_packing_mode(old, PackingMode.packed)
+    return with_share_prompts(old, bool(old.data.share_prompts))
 
 
 def write_atomic(path: Path, content: str | bytes, is_private: bool = False) -> None:

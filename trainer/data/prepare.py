@@ -33,12 +33,10 @@ from trainer.data.store.prepared import (
     adds_eos,
     cache_folder,
     digest_of,
-    effective_long,
-    effective_packing,
     find_store,
     held_out_frac,
-    in_rows,
     lock_file,
+    pack_options,
     refuse_rows,
     shaped_by,
     source_key,
@@ -49,7 +47,7 @@ from trainer.data.store.prepared import (
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import Store, check_vocabulary, open_store
 from trainer.data.store.summary import print_report
-from trainer.data.store.writer import PackOptions, cache_explained, is_whole, write_store
+from trainer.data.store.writer import cache_explained, is_whole, write_store
 from trainer.data.tokens.tokenise import encode_batch, encode_parallel, num_processes
 from trainer.data.types import EncodedBatch, TokenizerLike, Unit
 from trainer.errors import DataError
@@ -217,12 +215,9 @@ def _build(
 
     def fill(folder: Path) -> str:
         encoded = _encode(rows, data, tokenizer, make_tokenizer)
-        options = PackOptions(
-            data.seq_len, effective_packing(source), effective_long(source, data), unit, in_rows(data)
-        )
         spool = Spool(folder, [value.value for value in data.values])
         try:
-            intake = Intake(name, spool, options, source.clean.deduplicate, vocab_size)
+            intake = Intake(name, spool, pack_options(source, data), source.clean.deduplicate, vocab_size)
             _take_all(intake, encoded, rows, console)
             intake.check()
             notes = [*rows.rows.reading.to_lines(), *([rows.fetched] if rows.remote else ())]

@@ -283,3 +283,5 @@ class Pack:
     """Pieces of each unit, in order; None where every piece is one."""
     values: dict[str, Float32s] = field(default_factory=dict)
     """Numbers of the tokens, [n], by name."""
+    prefixes: list[int] | None = None
+    """How many tokens of its unit's first piece each piece sees before its own; None where none sees any."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.pack import row_width
-from trainer.model.masks import block_mask
+from trainer.model.around_attention import ARGUMENT
+from trainer.model.masks import block_mask, with_prefixes
+from trainer.model.shared_prompts import shared_prompts
 
 
 def model_inputs(
@@ -23,7 +26,8 @@ def model_inputs(
 
     Flash attention gets one row of all packs with explicit int32 `cu_seq_lens` and a Python-int
     maximum, so that transformers need not look for boundaries with a device synchronisation in
-    every layer. SDPA gets a block-diagonal causal mask, of which the objective makes those of windows.
+    every layer. SDPA gets a block-diagonal causal mask, of which the objective makes those of windows. Where answers
+    share a prompt, it is in the mask, and flash attention is told around its call.
 
     Args:
         carries: Layers carry something along a row. Kernels of convolutions and scans take `seq_idx`, the document of
@@ -46,8 +50,19 @@ def model_inputs(
             "max_length_q": batch.max_seq_len,
             "max_length_k": batch.max_seq_len,
         }
+        if batch.shares_prompts:
+            inputs[ARGUMENT] = shared_prompts(
+                batch.cu_seq_lens, batch.prefixes_S, batch.firsts_S, lambda numbers: _moved(numbers, device)
+            )
     else:
-        inputs["attention_mask"] = block_mask(move(segments, device))
+        mask = block_mask(move(segments, device))
+        if batch.shares_prompts:
+            of_segment = (batch.firsts_S[batch.segments_BT], batch.prefixes_S[batch.segments_BT])
+            seen = (
+                _moved(numbers, device) for numbers in (batch.segments_BT, batch.positions_BT, *of_segment)
+            )
+            mask = with_prefixes(mask, *seen)
+        inputs["attention_mask"] = mask
     if carries:
         inputs["seq_idx"] = move(segments.int(), device)
     return inputs
@@ -89,6 +104,10 @@ def row_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
 def labels_of(batch: MicroBatch, device: torch.device) -> Tensor:
     """Move the labels to the device."""
     return move(torch.from_numpy(batch.labels_BT), device)
+
+
+def _moved(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
+    return move(torch.from_numpy(numbers), device)
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.dist.mesh import Mesh
 from trainer.engine.engine import Engine
 from trainer.engine.model_inputs import labels_of, model_inputs, move, row_inputs
+from trainer.model.around_attention import ARGUMENT
 from trainer.model.balance import Balance
 from trainer.model.choice_bias import ChoiceBias
 from trainer.model.expert_load import ExpertLoad
@@ -28,7 +29,7 @@ from trainer.model.head.divergence import TopTokens
 from trainer.model.head.log_probs import LogProbs
 from trainer.model.head.nll import Nll
 from trainer.model.head.top import Top
-from trainer.model.token_slices import ARGUMENT, TokenSlices
+from trainer.model.token_slices import TokenSlices
 
 A = TypeVar("A")
 

@@ -1,4 +1,4 @@
-"""Which architectures want a row for every document.
+"""Which architectures want a row for every document, and of which answers can share a prompt.
 
 Those that carry something along a row, which no mask of pairs stops, and those that take no such mask.
 
@@ -13,10 +13,14 @@ import sys
 from typing import Any
 
 from trainer.model.lean import causal_class
-from trainer.model.masks import CHUNKED, FULL, SLIDING
+from trainer.model.masks import CHUNKED, FULL, SLIDING, layer_kinds
 
 _NO_MEMORY = frozenset({*FULL, *SLIDING, *CHUNKED, "attention", "mlp", "moe", "dense", "sparse"})
 """Kinds of layers that see other tokens through a mask, or none."""
+_SHAREABLE = frozenset({"full_attention", "sliding_attention", "attention", "mlp", "moe", "dense", "sparse"})
+"""Kinds of layers that see all tokens before, or those of a window that is counted by places; or none."""
+_PICKS = ("attention_chunk_size", "index_topk", "compress_rate")
+"""Keys of architectures that pick what a token sees by where it is in a row, or of a summary."""
 
 
 def carried_by(hf_config: Any) -> str | None:
@@ -59,4 +63,26 @@ def why_in_rows(hf_config: Any) -> str | None:
         return f"{carried} carry something from one document to the next"
     if takes_no_pairs(hf_config):
         return f"{hf_config.model_type} counts places of tokens by a mask of padding (ALiBi) and takes none of pairs"
+    return None
+
+
+def why_not_shared(hf_config: Any) -> str | None:
+    """Say why answers are not to share their prompt in a pack of a model; None where they may.
+
+    The second answer stands behind the first in a row, and its places go on behind the prompt: what is told by
+    `position_ids` and by who sees whom is right, and what counts along the row is not. That all of it is right is
+    proved at the start of a run.
+    """
+    why = why_in_rows(hf_config)
+    if why is not None:
+        return why
+    text, found = hf_config.get_text_config(), causal_class(hf_config)
+    if found is None:
+        return f"the code of {hf_config.model_type} is not of transformers"
+    if others := sorted((layer_kinds(text) or set()) - _SHAREABLE):
+        return f"layers of the kind {' and '.join(others)} pick what they see"
+    if picks := [key for key in _PICKS if getattr(text, key, None)]:
+        return f"{hf_config.model_type} picks what a token sees ({', '.join(picks)})"
+    if "position_ids" not in inspect.signature(found.forward).parameters:
+        return f"{hf_config.model_type} counts places of tokens along a row"
     return None

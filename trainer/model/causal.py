@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ModelError
+from trainer.model.around_attention import ARGUMENT, around_all
 from trainer.model.balance import Balance
 from trainer.model.body import body_of, cache_argument, keeps_state_alone
 from trainer.model.choice_bias import ChoiceBias
@@ -21,7 +22,7 @@ from trainer.model.expert_load import ExpertLoad
 from trainer.model.head.ask import Ask, OwnLogits, Scores
 from trainer.model.head.nll import Nll
 from trainer.model.masks import layer_masks
-from trainer.model.token_slices import ARGUMENT, TokenSlices, exchanging_in_all
+from trainer.model.token_slices import TokenSlices
 
 
 class CausalLM(nn.Module):
@@ -57,7 +58,8 @@ class CausalLM(nn.Module):
         Args:
             inputs: What the model takes; a cache in `past_key_values` is filled in place. A mask of pairs
                 becomes one for each kind of layer. Or `rows` and `place_N` of engine/model_inputs.py.
-                With `token_slices` this rank computes its slice of the tokens; the rest is of whole packs.
+                With `around_attention` something is done around attention; with TokenSlices there this rank computes
+                its slice of the tokens, and the rest is of whole packs.
                 `is_token_N` tells the routers' loss, and what counts the tokens of experts, what is no padding.
         Raises:
             ModelError: Scores are asked of a model without a score head.
@@ -68,7 +70,7 @@ class CausalLM(nn.Module):
             silent = {} if self.balance is None else {"output_router_logits": False}
             return lm(use_cache=use_cache, **silent, **inputs).logits
         is_token_N = inputs.pop("is_token_N", None)
-        slices: TokenSlices | None = inputs.get(ARGUMENT)
+        slices = _slices(inputs)
         if slices is not None:
             return self._of_slices(ask, self._hidden(inputs, use_cache, is_token_N)[0], slices)
         if "rows" in inputs:
@@ -145,7 +147,7 @@ class CausalLM(nn.Module):
         if mask is not None and mask.ndim == 4:
             dtype = lm.get_input_embeddings().weight.dtype
             inputs["attention_mask"] = layer_masks(lm.config, mask, inputs["position_ids"], dtype)
-        slices: TokenSlices | None = inputs.get(ARGUMENT)
+        slices = _slices(inputs)
         if slices is not None:
             whole = inputs["input_ids"]
             inputs |= {name: slices.own(inputs[name]) for name in ("input_ids", "position_ids")}
@@ -157,7 +159,13 @@ class CausalLM(nn.Module):
             if mask is not None and keeps_state_alone(body):
                 # A state has no keys to mask: only padding among what is given counts, and Mamba 1 takes no wider mask.
                 inputs["attention_mask"] = mask[:, -inputs["input_ids"].shape[1] :]
-        with self._heard(is_token_N), exchanging_in_all(slices, lm):
+        with self._heard(is_token_N), around_all(inputs.get(ARGUMENT), lm):
             found = body(use_cache=use_cache, **inputs)
         hidden: Tensor = found.last_hidden_state
         return hidden[:, num_added:], getattr(found, "router_logits", None) or ()
+
+
+def _slices(inputs: dict[str, Any]) -> TokenSlices | None:
+    """Return how ranks share the tokens of a pass; None where each has packs of its own."""
+    around = inputs.get(ARGUMENT)
+    return around if isinstance(around, TokenSlices) else None

@@ -37,6 +37,23 @@ def block_mask(segments_BT: Tensor) -> Tensor:
     return same & causal
 
 
+def with_prefixes(
+    mask: Tensor, segments_BT: Tensor, positions_BT: Tensor, first_BT: Tensor, prefix_BT: Tensor
+) -> Tensor:
+    """Return the mask under which branches also see the beginning of the first segment of their unit.
+
+    Shapes: [B, 1, T, T] bool.
+
+    Args:
+        mask: Of `block_mask`.
+        first_BT: That segment, of each token.
+        prefix_BT: How many of its tokens each token sees; 0 where it is no branch.
+    """
+    of_first = first_BT[:, None, :, None] == segments_BT[:, None, None, :]
+    is_near = positions_BT[:, None, None, :] < prefix_BT[:, None, :, None]
+    return mask | (of_first & is_near)
+
+
 def layer_masks(
     hf_config: Any, mask: Tensor, positions_BT: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor | dict[str, Tensor | None]:

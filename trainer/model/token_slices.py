@@ -10,10 +10,7 @@ Source: Jacobs et al. 2023, arXiv:2309.14509. Shapes: B packs, T tokens of a pac
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +21,61 @@ from torch import Tensor
 from trainer.config.check_sequence import KEY, head_problems
 from trainer.dist.mesh import Axis
 from trainer.errors import ConfigError, ModelError
+from trainer.model.around_attention import Attend
 from trainer.model.carry import why_in_rows
-
-ARGUMENT = "token_slices"
-"""Under which layers hand it on to attention: with what else transformers does, so that a recomputed layer has it."""
 
 
 @dataclass(slots=True)
 class TokenSlices:
-    """How the ranks of a group share the tokens of one pass through a model. Its methods but `own` are collective."""
+    """How the ranks of a group share the tokens of one pass through a model: something that is done around attention.
+
+    Its methods but `own` and `refusal` are collective.
+    """
 
     axis: Axis
     group: Any
     """Of torch.distributed; its ranks in the order of the axis."""
     num_calls: int = 0
-    """Calls of attention that exchanged."""
+
+    def attend(
+        self,
+        attend: Attend,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """Call attention on whole packs with this rank's heads, and return this rank's tokens of all heads.
+
+        Takes queries, keys and values [B, heads, T / ranks, size]; gives [B, T / ranks, heads, size]. Where the ranks
+        do not divide the heads of keys, those are repeated, as few times as need be.
+        """
+        if options.get("s_aux") is not None or options.get("position_bias") is not None:
+            raise ModelError(
+                f"`{KEY}` must be 1 for a model with a number of its own for each head of attention (sinks, biases), "
+                f"but is {self.axis.size} instead. Set {KEY}=1."
+            )
+        self.num_calls += 1
+        # Those of the slice; the mask or the boundaries tell of documents.
+        options.pop("position_ids", None)
+        num_ranks = self.axis.size
+        repeats = num_ranks // math.gcd(num_ranks, key.shape[1])
+        if repeats > 1:
+            module = _Regrouped(module, query.shape[1] // (key.shape[1] * repeats))
+            key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+        query, key, value = (self.exchanged(tensor, cut=1, join=2) for tensor in (query, key, value))
+        outcome, weights = attend(module, query, key, value, attention_mask, *args, **options)
+        return self.exchanged(outcome, cut=1, join=2), weights
+
+    def refusal(self, model_type: str, num_missed: int, num_layers: int) -> str:
+        """Return the sentence about a model of which so many layers never came here."""
+        return (
+            f"`{KEY}` must be 1 for {model_type}, but is {self.axis.size} instead: the attention of {num_missed} of "
+            f"its {num_layers} layers cannot see more than a rank's part of a pack. Set {KEY}=1."
+        )
 
     def own(self, whole: Tensor, dim: int = 1) -> Tensor:
         """Return this rank's slice, a view."""
@@ -102,64 +139,6 @@ class _Regrouped:
         return getattr(self._layer, name)
 
 
-def exchanging(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an attention of transformers that sees the whole pack where it is given slices; else it is as before.
-
-    Takes queries, keys and values [B, heads, T / ranks, size]; gives [B, T / ranks, heads, size]. Where the ranks do
-    not divide the heads of keys, those are repeated, as few times as need be.
-    """
-
-    @functools.wraps(attend)
-    def attend_whole(
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        slices: TokenSlices | None = options.pop(ARGUMENT, None)
-        if slices is None:
-            return attend(module, query, key, value, attention_mask, *args, **options)
-        if options.get("s_aux") is not None or options.get("position_bias") is not None:
-            raise ModelError(
-                f"`{KEY}` must be 1 for a model with a number of its own for each head of attention (sinks, biases), "
-                f"but is {slices.axis.size} instead. Set {KEY}=1."
-            )
-        slices.num_calls += 1
-        # Those of the slice; the mask or the boundaries tell of documents.
-        options.pop("position_ids", None)
-        num_ranks = slices.axis.size
-        repeats = num_ranks // math.gcd(num_ranks, key.shape[1])
-        if repeats > 1:
-            module = _Regrouped(module, query.shape[1] // (key.shape[1] * repeats))
-            key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
-        query, key, value = (slices.exchanged(tensor, cut=1, join=2) for tensor in (query, key, value))
-        outcome, weights = attend(module, query, key, value, attention_mask, *args, **options)
-        return slices.exchanged(outcome, cut=1, join=2), weights
-
-    return attend_whole
-
-
-def let_attention_exchange(name: str) -> None:
-    """Put the exchange around an attention of transformers, once, for all models of this process.
-
-    Raises:
-        ModelError: Its code is in the model's own file (eager attention).
-    """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        raise ModelError(
-            f"`{KEY}` must be 1 with {name} attention, which is in the model's own code, but is more instead. Set "
-            f"{KEY}=1, or train where there is a flash attention that the model takes."
-        )
-    attend = ALL_ATTENTION_FUNCTIONS[name]
-    if not hasattr(attend, "__wrapped__"):
-        ALL_ATTENTION_FUNCTIONS.register(name, exchanging(attend))
-
-
 def check_slices(size: int, hf_config: Any) -> None:
     """Refuse what the tokens of a pack cannot be shared for.
 
@@ -175,37 +154,3 @@ def check_slices(size: int, hf_config: Any) -> None:
     found = [heads] if isinstance(heads, int) else list(heads or ())
     for broken in head_problems(size, found):
         raise ConfigError(broken.sentence)
-
-
-@contextlib.contextmanager
-def exchanging_in_all(slices: TokenSlices | None, model: Any) -> Iterator[None]:
-    """Refuse a model of which not every layer's attention comes to the exchange in the forward pass within.
-
-    Args:
-        slices: None: the pass is of whole packs, and nothing is asked.
-
-    Raises:
-        ModelError: Some would see only their slice, or do not run because of it.
-    """
-    if slices is None:
-        yield
-        return
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if slices.num_calls:
-            raise
-        raise _not_all(slices, model.config) from error
-    if slices.num_calls != model.config.get_text_config().num_hidden_layers:
-        raise _not_all(slices, model.config)
-
-
-def _not_all(slices: TokenSlices, hf_config: Any) -> ModelError:
-    text = hf_config.get_text_config()
-    return ModelError(
-        f"`{KEY}` must be 1 for {text.model_type}, but is {slices.axis.size} instead: the attention of "
-        f"{text.num_hidden_layers - slices.num_calls} of its {text.num_hidden_layers} layers cannot see more than a "
-        f"rank's part of a pack. Set {KEY}=1."
-    )

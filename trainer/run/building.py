@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from trainer.config.check_context import check_context
+from trainer.config.check_sequence import KEY as SEQUENCE
+from trainer.config.check_sharing import KEY as SHARING
 from trainer.config.many import many
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
@@ -27,6 +29,7 @@ from trainer.engine.initialize import build_engine
 from trainer.engine.spread import check_spread, spread_experts, spread_groups
 from trainer.errors import ModelError
 from trainer.metrics.device import describe_device, device_memory_gib
+from trainer.model.around_attention import let_attention_be_told
 from trainer.model.attention import choose_attention, offered
 from trainer.model.balance import balance_of
 from trainer.model.base_files import open_base
@@ -50,7 +53,7 @@ from trainer.model.packed import packing_of
 from trainer.model.packing_kind import check_packing, is_nf4
 from trainer.model.remat import apply_remat
 from trainer.model.tensor_by_tensor import looking_up
-from trainer.model.token_slices import check_slices, let_attention_exchange
+from trainer.model.token_slices import check_slices
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
 from trainer.model.tune.gated import fuse_if_same
 from trainer.model.tune.new_tokens import NewTokens, vocabulary
@@ -156,7 +159,9 @@ def _load(
         has=offered(hf_config),
     )
     if mesh.sequence.size > 1:
-        let_attention_exchange(attention.name)
+        let_attention_be_told(attention.name, SEQUENCE, "1", "more")
+    if config.data.share_prompts and attention.is_flash:
+        let_attention_be_told(attention.name, SHARING, "false", "true")
     gathers: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if zero3_config is not None:
         gathers = looking_up_at_gathers(heed)

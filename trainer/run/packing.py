@@ -1,4 +1,7 @@
-"""Settles `data.packing=auto`: whether documents share the rows of a model, before any data is packed."""
+"""Settles `data.packing=auto`: whether documents share the rows of a model, before any data is packed.
+
+Then `data.share_prompts`, which depends on it.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,23 @@ from trainer.errors import ConfigError
 from trainer.model.carry import takes_no_pairs, why_in_rows
 from trainer.model.load import read_config
 from trainer.model.resolve import resolve_model
+from trainer.run.sharing import with_sharing
 
 
 def with_packing(config: RunConfig, says: bool = True) -> RunConfig:
-    """Return the configuration with `data.packing` as the run began, else as the model needs it; print that.
+    """Return the configuration with `data.packing` and `data.share_prompts` as the run began, else by the model.
 
-    Reads the model's config.json; the model of `tiny` and `embedded` is made.
+    Prints what was chosen. Reads the model's config.json; the model of `tiny` and `embedded` is made.
 
     Raises:
         ModelError: There is no such configuration.
-        ConfigError: Documents shall share rows, which the model cannot do.
+        ConfigError: Documents shall share rows or answers their prompt, which the model cannot do.
     """
+    return with_sharing(_with_rows(config, says), says)
+
+
+def _with_rows(config: RunConfig, says: bool) -> RunConfig:
+    """Return the configuration with `data.packing` settled."""
     config = packed_as_begun(config, Path(config.run_dir))
     if config.data.packing is PackingMode.none:
         return config

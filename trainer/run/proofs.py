@@ -15,6 +15,7 @@ from trainer.evaluate.proofs.agreement import (
     packing_work,
     rows_work,
 )
+from trainer.evaluate.proofs.branching import Branching, check_sharing, sharing_work
 from trainer.evaluate.proofs.called import BeforePass, at_once
 from trainer.evaluate.proofs.choice import check_choice, choice_work
 from trainer.evaluate.proofs.course import Course, Proof
@@ -50,6 +51,8 @@ def prove_model(session: Session) -> ForwardTime:
     )
     if session.config.train.isolation_probe:
         forward = prove_isolation(session, course).forward
+        if session.shares_prompts:
+            prove_sharing(session, course.begin())
         prove_gradient(session, course.begin())
     else:
         forward = time_forward(session.policy, vocab_size, seq_len, lambda work: session.heed())
@@ -66,9 +69,15 @@ def _planned(session: Session) -> list[Proof]:
     if session.config.train.isolation_probe:
         in_rows = session.policy.in_rows
         alone = (rows_work if in_rows else packing_work)(hf_config, seq_len)
+        sharing = (
+            [Proof("that answers share their prompt alone", sharing_work(hf_config, seq_len))]
+            if session.shares_prompts
+            else []
+        )
         planned += [
             Proof("that documents do not see each other", isolation_work(seq_len, reach(hf_config))),
             Proof(f"that {'beside others' if in_rows else 'in a pack'} one is what it is alone", alone),
+            *sharing,
             Proof("that the gradient is that of its own code", gradient_work(seq_len)),
         ]
     if session.policy.choice_bias is not None:
@@ -111,6 +120,19 @@ def prove_isolation(session: Session, course: Course | None = None) -> Isolation
         + (", longer than a pack" * (window >= seq_len)),
     )
     return probed
+
+
+def prove_sharing(session: Session, before_pass: BeforePass = at_once) -> Branching:
+    """Stop unless answers that share a prompt are what they are behind one of their own."""
+    hf_config, seq_len = session.loaded.model.config, session.config.data.seq_len
+    found = check_sharing(session.policy, hf_config, seq_len, before_pass)
+    _LOG.info(
+        "Shared prompts: changing a chosen answer moved the rejected one's logits by %.1e of the largest; behind a "
+        "prompt of its own it is the same to %.1e.",
+        found.moved,
+        found.apart,
+    )
+    return found
 
 
 def prove_gradient(session: Session, before_pass: BeforePass = at_once) -> float:

@@ -12,7 +12,7 @@ from trainer.checkpoint.layout import find_checkpoints
 from trainer.config.begun import may_be_uneven
 from trainer.config.record import refuse_other_inputs
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import fitted_values, with_fitted, with_packing_mode
+from trainer.config.snapshot import fitted_values, with_fitted, with_packing_mode, with_share_prompts
 from trainer.data.store.overlap import check_disjoint
 from trainer.data.store.prepared import find_all, in_rows, open_each
 from trainer.data.store.store import Store
@@ -69,6 +69,13 @@ class Session:
     def pad_id(self) -> int:
         """Return the token that fills packs; its positions carry no loss."""
         return self.tokenizer.pad_id or 0
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Tell whether any pack holds a prompt once for several answers."""
+        return any(
+            split.num_shared for store in self.stores.values() for split in (store.train, store.validation)
+        )
 
     def heed(self) -> None:
         """Raise GivenUp on all ranks where one is asked to stop. Collective: every rank."""
@@ -137,7 +144,8 @@ def open_session(
     PROGRESS.begin(Phase.load)
     # Nodes may differ in their GPUs or processors: what the first one made of them is what was frozen.
     config = with_fitted(config, *mesh.from_first(lambda: fitted_values(config)))
-    config = with_packing_mode(config, mesh.from_first(lambda: with_packing(config, says=False).data.packing))
+    packed = mesh.from_first(lambda: with_packing(config, says=False).data)
+    config = with_share_prompts(with_packing_mode(config, packed.packing), packed.share_prompts)
     logs = mesh.from_first(lambda: attempt_dir(run_dir, logs_of))
     setup_logging(env.rank, env.world_size, logs)
     keep_stacks_in(logs)

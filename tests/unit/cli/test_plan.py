@@ -161,7 +161,13 @@ def of_answers(plan, data, objective, *words):
 
 def test_a_run_of_preferences_is_told_what_its_rows_are_and_what_is_asked_before_the_first_step(plan):
     dpo = of_answers(plan, "preference", "dpo")
-    assert "Rows are pairs, each two documents" in dpo and "16 bytes a pair" in dpo
+    assert (
+        "Rows are pairs, each a prompt with the chosen answer and, behind the same prompt, the rejected"
+        in dpo
+    )
+    assert "How many tokens that saves is counted by palimpsest prepare." in dpo and "16 bytes a pair" in dpo
+    apart = of_answers(plan, "preference", "dpo", "data.share_prompts=false")
+    assert "Rows are pairs, each two documents" in apart and "shared" not in apart
     seconds = re.search(r"It takes about ([\d.]+) s for as many tokens as a step has, at most (\S+) for", dpo)
     step = re.search(r"A step on 1 x H100 takes about ([\d.]+) s", dpo)
     assert 0.2 < float(seconds[1]) / float(step[1]) < 0.5, (

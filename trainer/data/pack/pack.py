@@ -28,7 +28,7 @@ class Layout:
 
     Shapes:
         piece_start: int64 [pieces], piece_len: int32 [pieces], pack_offset: int64 [packs + 1],
-        unit_pieces: int32 [units].
+        unit_pieces: int32 [units], piece_prefix: int32 [pieces].
     """
 
     piece_start: Int64s
@@ -36,6 +36,8 @@ class Layout:
     pack_offset: Int64s
     unit_pieces: Int32s | None = None
     """Pieces of each unit in pack order; None where every piece is one."""
+    piece_prefix: Int32s | None = None
+    """Tokens of the first piece of its unit that each piece sees before its own; None where prompts are not shared."""
 
     @property
     def num_packs(self) -> int:
@@ -69,7 +71,9 @@ def cut_long(lengths: Int32s, seq_len: int) -> Int32s:
     return pieces
 
 
-def best_fit(lengths: Int32s, seq_len: int, unit_pieces: Int32s | None = None) -> Layout:
+def best_fit(
+    lengths: Int32s, seq_len: int, unit_pieces: Int32s | None = None, prefixes: Int32s | None = None
+) -> Layout:
     """Put units together so that little space is left, cutting none.
 
     Each unit, longest first, goes into the fullest pack that holds it. Where that leaves more
@@ -82,6 +86,7 @@ def best_fit(lengths: Int32s, seq_len: int, unit_pieces: Int32s | None = None) -
     Args:
         lengths: Tokens of each piece, the pieces of a unit one after the other.
         unit_pieces: Pieces of each unit; None where every piece is one.
+        prefixes: Tokens at the beginning of each piece that stand in its unit's first piece and are left out.
     Source:
         "Fewer Truncations Improve Language Modeling", arXiv:2404.10830, for packing without cuts.
     """
@@ -89,13 +94,21 @@ def best_fit(lengths: Int32s, seq_len: int, unit_pieces: Int32s | None = None) -
     if unit_pieces is None:
         order, pack_offset = _fill(lengths, seq_len)
         return Layout(starts[order], lengths[order].astype(np.int32), pack_offset)
+    if prefixes is not None:
+        starts, lengths = starts + prefixes, lengths - prefixes
     order, unit_offset = _fill(sum_runs(lengths, unit_pieces), seq_len)
     counts = unit_pieces[order]
     first = np.cumsum(unit_pieces, dtype=np.int64) - unit_pieces
     ends = np.cumsum(counts, dtype=np.int64)
     pieces = np.repeat(first[order] - (ends - counts), counts) + np.arange(len(lengths))
     pack_offset = np.concatenate([[0], ends])[unit_offset]
-    return Layout(starts[pieces], lengths[pieces].astype(np.int32), pack_offset, counts.astype(np.int32))
+    return Layout(
+        starts[pieces],
+        lengths[pieces].astype(np.int32),
+        pack_offset,
+        counts.astype(np.int32),
+        None if prefixes is None else prefixes[pieces].astype(np.int32),
+    )
 
 
 def as_rows(lengths: Int32s, seq_len: int) -> Layout:
@@ -261,7 +274,8 @@ def pack_targets(layout: Layout, supervised: Bytes | None) -> Int32s:
     """Count the supervised targets of each pack: supervised tokens that are not first of a piece.
 
     Shapes:
-        supervised: uint8 [tokens] or None when all are; the pieces must tile it. Returns int32 [packs].
+        supervised: uint8 [tokens] or None when all are; the pieces must tile it, but for prompts that are shared, of
+            which nothing is supervised. Returns int32 [packs].
     """
     targets = layout.piece_len.astype(np.int64) - 1
     if supervised is not None:

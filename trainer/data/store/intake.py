@@ -15,6 +15,7 @@ import numpy as np
 from trainer.config.data import LongDocuments
 from trainer.config.many import many
 from trainer.data.pack.pack import sum_runs
+from trainer.data.pack.shared import shared_prefixes
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import TRAIN, VALIDATION
 from trainer.data.store.writer import PackOptions
@@ -37,7 +38,7 @@ class Intake:
     equal_sides, empty_side, different_prompts, tied_ranks, merged_prompts, long_units.
     long_pieces and long_tokens are of the documents that were split."""
     longest: int = 0
-    """Tokens of the longest unit, dropped ones included."""
+    """Tokens of the longest unit as a pack holds it, dropped ones included."""
     shown: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """Units of which samples are shown beside others, with what their rows have that not every row has."""
     _told: set[str] = field(default_factory=set)
@@ -62,12 +63,16 @@ class Intake:
         if len(batch.lengths) == 0:
             return
         self._check_ids(batch)
-        lengths = sum_runs(batch.lengths, batch.unit_pieces)
+        prefixes = shared_prefixes(batch) if self.options.shares_prompts else None
+        own = batch.lengths if prefixes is None else batch.lengths - prefixes
+        lengths = sum_runs(own, batch.unit_pieces)
         self.longest = max(self.longest, int(lengths.max()))
-        keep = [self._keeps(batch, i, length) for i, length in enumerate(lengths.tolist())]
-        kept = batch.only(np.array(keep, dtype=np.bool_))
+        keep = np.array(
+            [self._keeps(batch, i, length) for i, length in enumerate(lengths.tolist())], dtype=np.bool_
+        )
+        kept = batch.only(keep)
         self._note_traits(kept)
-        self.spool.add(kept)
+        self.spool.add(kept, None if prefixes is None else prefixes[np.repeat(keep, batch.unit_pieces)])
 
     def _note_traits(self, kept: EncodedBatch) -> None:
         """Note the first units with what not every row has, before they are spooled."""

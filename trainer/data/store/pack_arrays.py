@@ -52,12 +52,14 @@ class PackArrays:
         marks: Bytes = np.ones(len(tokens), dtype=np.uint8)
         if self.marks is not None:
             marks = np.concatenate([self.marks[r] for r in ranges])
-        units = None
+        units = prefixes = None
         if self.layout.unit_pieces is not None:
             units = self.layout.unit_pieces[slice(*self.unit_offset[index : index + 2])].tolist()
         values = {name: np.concatenate([column[r] for r in ranges]) for name, column in self._values.items()}
-        digest = digest_of_pack(tokens, marks, lengths, units, values)
-        return Pack(tokens, marks.astype(np.bool_), lengths, units, values), digest
+        if self.layout.piece_prefix is not None:
+            prefixes = self.layout.piece_prefix[first:last].tolist()
+        digest = digest_of_pack(tokens, marks, lengths, units, values, prefixes)
+        return Pack(tokens, marks.astype(np.bool_), lengths, units, values, prefixes), digest
 
 
 def digest_of_pack(
@@ -66,6 +68,7 @@ def digest_of_pack(
     lengths: list[int],
     unit_pieces: list[int] | None = None,
     values: dict[str, Float32s] | None = None,
+    prefixes: list[int] | None = None,
 ) -> bytes:
     """Return the digest of what a model learns from a pack: its fields in their order."""
     pieces = np.array([len(lengths), *lengths], dtype="<i4")
@@ -74,6 +77,8 @@ def digest_of_pack(
         parts.append(np.array([len(unit_pieces), *unit_pieces], dtype="<i4").data)
     for name, numbers in sorted((values or {}).items()):
         parts += [memoryview(f"{name}\0".encode()), np.ascontiguousarray(numbers, dtype="<f4").data]
+    if prefixes is not None:
+        parts += [memoryview(b"prefixes\0"), np.array(prefixes, dtype="<i4").data]
     return part_digest(*parts)
 
 

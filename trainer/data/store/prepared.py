@@ -30,6 +30,7 @@ from trainer.data.rows.files import hash_files, list_files
 from trainer.data.store.look import look_at
 from trainer.data.store.note import read_note, write_note
 from trainer.data.store.store import FORMAT_VERSION, Store, open_store, origin_digest
+from trainer.data.store.writer import PackOptions
 from trainer.data.types import TokenizerLike, Unit
 from trainer.errors import DataError
 
@@ -76,6 +77,11 @@ def refuse_rows(name: str, source: SourceConfig, data: DataConfig) -> None:
         )
 
 
+def shares_prompts(source: SourceConfig, data: DataConfig) -> bool:
+    """Tell whether packs hold the prompt of a pair once; what is left open is settled before (run/sharing.py)."""
+    return source.format is Format.preference and data.share_prompts is True
+
+
 def effective_long(source: SourceConfig, data: DataConfig) -> LongDocuments:
     """Return what happens to documents longer than a sequence, chosen by the format where that is left open."""
     if source.long_documents is not None:
@@ -84,6 +90,18 @@ def effective_long(source: SourceConfig, data: DataConfig) -> LongDocuments:
         return LongDocuments.drop
     is_stream = source.format in (Format.text, Format.ids)
     return LongDocuments.split if in_rows(data) and is_stream else LongDocuments.error
+
+
+def pack_options(source: SourceConfig, data: DataConfig) -> PackOptions:
+    """Return how the units of a source become packs."""
+    return PackOptions(
+        data.seq_len,
+        effective_packing(source),
+        effective_long(source, data),
+        unit_of(source),
+        in_rows(data),
+        shares_prompts(source, data),
+    )
 
 
 def adds_eos(source: SourceConfig, data: DataConfig) -> bool:
@@ -131,6 +149,7 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         "unit": unit_of(source).value,
         **fields,
         **({"values": data.values} if data.values else {}),
+        **({"share_prompts": True} if shares_prompts(source, data) else {}),
         "seq_len": data.seq_len,
         "validation_frac": held_out_frac(source, data),
         "adds_eos": adds_eos(source, data),

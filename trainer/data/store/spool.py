@@ -1,6 +1,7 @@
 """Keeps encoded units on disk until the last one is known: only then can they be split and packed.
 
-Memory holds 14 bytes a document and the current batch, however large the corpus is.
+Memory holds 14 bytes a document, 4 more a piece where prompts are shared, and the current batch, however large the
+corpus is.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ class Spool:
         self._columns = {name: (folder / f"spool-{name}", np.dtype(kind)) for name, kind in columns.items()}
         self._streams = {name: file.open("wb") for name, (file, _) in self._columns.items()}
         self._lengths = array("i")
+        self._prefixes = array("i")
         self._unit_pieces = array("H")
         self._hashes = array("Q")
         self.max_id = -1
         self.num_supervised = 0
         self.num_tokens = 0
 
-    def add(self, batch: EncodedBatch) -> None:
-        """Append the units of a batch."""
+    def add(self, batch: EncodedBatch, prefixes: Int32s | None = None) -> None:
+        """Append the units of a batch, with what each piece shares of its unit's first: for every batch or for none."""
         assert batch.lengths.sum() == len(batch.tokens) == len(batch.supervised), (
             "lengths do not tile the tokens"
         )
@@ -63,6 +65,8 @@ class Spool:
             assert len(values) == len(batch.tokens), f"{name} is not of every token"
             self._streams[name].write(np.ascontiguousarray(values, dtype=self._columns[name][1]).data)
         self._lengths.extend(batch.lengths.tolist())
+        if prefixes is not None:
+            self._prefixes.extend(prefixes.tolist())
         self._unit_pieces.extend(batch.unit_pieces.tolist())
         self._hashes.extend(split_hash(digest) for digest in batch.digests)
         self.max_id = max(self.max_id, int(batch.tokens.max()))
@@ -78,6 +82,11 @@ class Spool:
     def lengths(self) -> Int32s:
         """Tokens of each piece, in order."""
         return np.array(self._lengths, dtype=np.int32)
+
+    @property
+    def prefixes(self) -> Int32s:
+        """Tokens of each piece that stand in the first of its unit, in order."""
+        return np.array(self._prefixes, dtype=np.int32)
 
     @property
     def unit_pieces(self) -> Int32s:

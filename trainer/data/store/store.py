@@ -32,6 +32,8 @@ HASHES = "document_hashes.npy"
 ARRAYS = ("piece_start.npy", "piece_len.npy", "pack_offset.npy", "pack_targets.npy")
 UNIT_PIECES = "unit_pieces.npy"
 """Pieces of each unit in pack order, where a unit is not a document."""
+PREFIXES = "piece_prefix.npy"
+"""Tokens of its unit's first piece that each piece sees before its own, where prompts are shared."""
 DOCUMENTS = "piece_document.npy"
 """Document of each piece in pack order, where held-out documents were cut."""
 
@@ -52,9 +54,12 @@ class SplitStore:
         self.num_tokens = int(split["num_tokens"])
         self.num_documents = int(split["num_documents"])
         self.num_targets = int(split["num_targets"])
+        self.num_shared = int(split.get("num_shared", 0))
+        """Tokens of prompts that packs hold once in place of once an answer."""
         self._folder, self._name, self._files = folder, name, meta["arrays"]
         start, length, offset, targets = map(self._load, ARRAYS)
         units = None if self.unit is Unit.document else self._load(UNIT_PIECES)
+        prefixes = self._load(PREFIXES) if f"{name}/{PREFIXES}" in self._files else None
         self._documents: Int64s | None = None
         if name == VALIDATION and self.unit is Unit.document and len(length) > self.num_documents:
             self._documents = self._load(DOCUMENTS)
@@ -64,7 +69,7 @@ class SplitStore:
             np.dtype(split["dtype"]),
             f"{name}/{SUPERVISED}" in self._files,
             self.values,
-            Layout(start, length, offset, units),
+            Layout(start, length, offset, units, prefixes),
         )
         self.pack_targets: Int32s = targets
         self.num_packs = len(targets)
@@ -155,7 +160,7 @@ class SplitStore:
         return int(found[0]) if len(found) else None
 
     def piece(self, index: int) -> Pack:
-        """Return one isolated piece as a pack of its own; reports show these.
+        """Return one isolated piece as a pack of its own, with the prompt where it shares one; reports show these.
 
         Raises:
             DataError: If the bytes of its pack are not those that were written.
@@ -164,10 +169,13 @@ class SplitStore:
         number = int(np.searchsorted(pack_offset, index, side="right")) - 1
         pack = self.pack(number)
         inside = index - int(pack_offset[number])
-        start = sum(pack.lengths[:inside])
-        part = slice(start, start + pack.lengths[inside])
-        values = {name: numbers[part] for name, numbers in pack.values.items()}
-        return Pack(pack.tokens[part], pack.supervised[part], [pack.lengths[inside]], None, values)
+        units, starts = self.documents_of(number), np.cumsum([0, *pack.lengths])
+        seen = 0 if pack.prefixes is None else pack.prefixes[inside]
+        first = int(starts[int((units == units[inside]).argmax())])
+        own = np.arange(starts[inside], starts[inside + 1])
+        at = np.concatenate([np.arange(first, first + seen), own])
+        values = {name: numbers[at] for name, numbers in pack.values.items()}
+        return Pack(pack.tokens[at], pack.supervised[at], [len(at)], None, values)
 
 
 def origin_digest(origin: Any) -> str:

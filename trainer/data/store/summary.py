@@ -93,6 +93,18 @@ def _describe_values(store: Store) -> dict[str, str]:
     return cells
 
 
+def describe_shared(store: Store) -> list[str]:
+    """Say in a line how many tokens of prompts packs hold once in place of twice; none where none are shared."""
+    num_shared = store.train.num_shared + store.validation.num_shared
+    if not num_shared:
+        return []
+    num_tokens = store.train.num_tokens + store.validation.num_tokens
+    fewer = (num_tokens + num_shared) / num_tokens
+    return [
+        f"{many(num_shared, 'token')} of prompts {'is' if num_shared == 1 else 'are'} shared (x{fewer:.2f} fewer)"
+    ]
+
+
 def describe_notes(meta: dict[str, Any]) -> str:
     """Say what was dropped, changed or held out in an unusual way; `-` if nothing was."""
     counts = meta["counts"]
@@ -129,7 +141,7 @@ def print_report(
     """Print the table, the notes and a few samples of every source."""
     console.print(build_table(stores))
     for name, lines in notes.items():
-        for line in lines:
+        for line in [*lines, *describe_shared(stores[name])]:
             say(console, f"{name}: {line}.")
     for name, store in stores.items():
         for number, (said, samples) in enumerate(choose_samples(store), 1):

@@ -37,6 +37,7 @@ from trainer.data.store.store import (
     FORMAT_VERSION,
     HASHES,
     META,
+    PREFIXES,
     TRAIN,
     UNIT_PIECES,
     VALIDATION,
@@ -60,12 +61,14 @@ class PackOptions:
     """Only documents are ever cut; other units are packed by best fit."""
     in_rows: bool = False
     """Every document is to be a row of its own; `packing` says nothing then."""
+    shares_prompts: bool = False
+    """A pack holds the prompt of a unit once, in its first piece."""
 
-    def lay_out(self, lengths: Int32s, unit_pieces: Int32s) -> Layout:
-        """Return where pieces of these lengths go."""
+    def lay_out(self, lengths: Int32s, unit_pieces: Int32s, prefixes: Int32s | None = None) -> Layout:
+        """Return where pieces of these lengths go, less what each shares of the first of its unit."""
         if self.unit is not Unit.document:
             assert not self.in_rows, "rows are laid out for documents only"
-            return best_fit(lengths, self.seq_len, unit_pieces)
+            return best_fit(lengths, self.seq_len, unit_pieces, prefixes)
         assert len(lengths) == len(unit_pieces), "a document is one piece"
         if self.is_stream:
             return concat(lengths, self.seq_len)
@@ -148,12 +151,14 @@ def _write_split(
     arrays: dict[str, Any],
 ) -> dict[str, Any]:
     unit_pieces = spool.unit_pieces
-    lengths = spool.lengths[np.repeat(wanted, unit_pieces)]
-    num_tokens = int(lengths.sum(dtype=np.int64))
+    wanted_pieces = np.repeat(wanted, unit_pieces)
+    lengths = spool.lengths[wanted_pieces]
+    prefixes = spool.prefixes[wanted_pieces] if options.shares_prompts else None
     dtype = np.dtype("<u2" if spool.max_id < 2**16 else "<u4")
     has_marks = spool.num_supervised < spool.num_tokens
     _write_tokens(folder, name, spool, wanted, dtype, arrays)
-    layout = options.lay_out(lengths, unit_pieces[wanted])
+    layout = options.lay_out(lengths, unit_pieces[wanted], prefixes)
+    num_tokens = int(layout.piece_len.sum(dtype=np.int64))
     packs = PackArrays(folder / name, dtype, has_marks, spool.values, layout)
     targets = pack_targets(layout, packs.marks)
     found = (layout.piece_start, layout.piece_len, layout.pack_offset, targets)
@@ -161,6 +166,8 @@ def _write_split(
     small[HASHES] = np.sort(spool.hashes[wanted])
     if layout.unit_pieces is not None:
         small[UNIT_PIECES] = layout.unit_pieces
+        if layout.piece_prefix is not None:
+            small[PREFIXES] = layout.piece_prefix
     elif name == VALIDATION and len(layout.piece_len) > len(lengths):
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
         small[DOCUMENTS] = np.searchsorted(starts, layout.piece_start, side="right") - 1
@@ -179,6 +186,7 @@ def _write_split(
         "num_pieces": len(layout.piece_len),
         "num_packs": layout.num_packs,
         "num_tokens": num_tokens,
+        **({} if prefixes is None else {"num_shared": int(prefixes.sum(dtype=np.int64))}),
         "num_supervised": num_tokens if packs.marks is None else int(np.count_nonzero(packs.marks)),
         "num_targets": int(targets.sum(dtype=np.int64)),
     }

@@ -75,32 +75,32 @@ def check_head(policy: Policy, hf_config: Any, seq_len: int, before_pass: Before
         SelfCheckError: They differ by more than rounding, or the model's own forward cannot be called.
     """
     num_tokens = min(seq_len, HEAD_TOKENS)
-    tokens_1T = _tokens(num_tokens, hf_config.get_text_config().vocab_size, policy.device)
+    tokens_1T = probe_ids(num_tokens, hf_config.get_text_config().vocab_size, policy.device)
     labels_1T = torch.cat([tokens_1T[:, 1:], tokens_1T[:, :1]], dim=1)
-    alone = _alone(tokens_1T)
+    alone = alone_inputs(tokens_1T)
 
     def own() -> Tensor:
         before_pass(num_tokens)
-        logits_TV = _called(
+        logits_TV = logits_of_call(
             lambda: policy.answer_raw(OwnLogits(), input_ids=tokens_1T), "The model's own forward"
         )
-        return _working(logits_TV)
+        return working(logits_TV)
 
     with policy.evaluating(), virtual_off(policy.module):
         own_TV = own()
         before_pass(num_tokens)
-        ours_TV = _called(lambda: policy.answer_raw(Logits(), **alone))
+        ours_TV = logits_of_call(lambda: policy.answer_raw(Logits(), **alone))
         before_pass(num_tokens)
         nll_T = policy.answer_raw(Nll(labels_1T[0]), **alone)[1]
-        dtype, ours_TV = ours_TV.dtype, _working(ours_TV)
+        dtype, ours_TV = ours_TV.dtype, working(ours_TV)
         own_nll_T = torch.nn.functional.cross_entropy(own_TV, labels_1T[0], reduction="none")
-        found = _typical(_apart(own_TV, ours_TV))
-        loss = _typical((own_nll_T - nll_T.to(own_nll_T.dtype)).abs())
-        of_loss = max(1.0, _typical(own_TV.abs().amax(-1))) * 4
+        found = typical(apart_of(own_TV, ours_TV))
+        loss = typical((own_nll_T - nll_T.to(own_nll_T.dtype)).abs())
+        of_loss = max(1.0, typical(own_TV.abs().amax(-1))) * 4
         is_bent = not head_of(policy.module).bend.is_none
         allowed = HEAD_FLOOR.get(dtype, 2.0**-7 if is_bent else 2.0**-9)
         if anywhere(policy.mesh, not (found <= allowed and loss <= allowed * of_loss)):
-            allowed = max(NOISE * _typical(_apart(own_TV, own())), allowed)
+            allowed = max(NOISE * typical(apart_of(own_TV, own())), allowed)
     if not bool(own_TV.isfinite().all()):
         _LOG.warning("The model's logits are not finite: that its loss is made from them cannot be proved.")
         return Agreement(float("nan"), float("nan"))
@@ -149,7 +149,7 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int, before_pass: Bef
     """
     window, before, num_tokens = _packed_lengths(hf_config, seq_len)
     is_beyond = window > 0
-    tokens_1T = _tokens(before + num_tokens, hf_config.get_text_config().vocab_size, policy.device)
+    tokens_1T = probe_ids(before + num_tokens, hf_config.get_text_config().vocab_size, policy.device)
     lengths = [before, num_tokens]
     pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
     micro = collate([pack], [0], policy.row_length(sum(lengths)), 0)
@@ -160,16 +160,18 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int, before_pass: Bef
 
     def alone() -> Tensor:
         before_pass(num_tokens)
-        return _called(lambda: policy.answer_raw(Logits(kept_K), **_alone(tokens_1T[:, before:])))
+        return logits_of_call(
+            lambda: policy.answer_raw(Logits(kept_K), **alone_inputs(tokens_1T[:, before:]))
+        )
 
     with policy.evaluating(), virtual_off(policy.module):
         before_pass(before + num_tokens)
-        packed_KV = _called(lambda: policy.logits(micro, kept_K + before))
+        packed_KV = logits_of_call(lambda: policy.logits(micro, kept_K + before))
         alone_KV = alone()
-        apart_K = _apart(_working(alone_KV), _working(packed_KV))
+        apart_K = apart_of(working(alone_KV), working(packed_KV))
         is_far_K = kept_K >= window if is_beyond else torch.zeros_like(kept_K, dtype=torch.bool)
-        near = _typical(apart_K[~is_far_K])
-        bound = _allowed(policy, near, alone_KV, alone)
+        near = typical(apart_K[~is_far_K])
+        bound = allowed_apart(policy, near, alone_KV, alone)
     if not near <= bound:
         raise SelfCheckError(
             f"A document in a pack must be what it is alone, but its logits differ by {near:.1e} of the largest "
@@ -179,7 +181,7 @@ def check_packing(policy: Policy, hf_config: Any, seq_len: int, before_pass: Bef
     if not is_beyond:
         return near
     floor = MASK_FLOOR.get(alone_KV.dtype, 2.0**-6)
-    far, allowed = _typical(apart_K[is_far_K]), max(NOISE * near, floor)
+    far, allowed = typical(apart_K[is_far_K]), max(NOISE * near, floor)
     if not far <= allowed:
         raise SelfCheckError(
             f"Layers must see no further than the model's window of {window} tokens, but beyond it logits differ by "
@@ -211,21 +213,21 @@ def check_rows(policy: Policy, hf_config: Any, seq_len: int, before_pass: Before
     """
     num_tokens = _row_tokens(hf_config, seq_len)
     lengths = [num_tokens, num_tokens + max(num_tokens // 2, 1)]
-    tokens_1T = _tokens(sum(lengths), hf_config.get_text_config().vocab_size, policy.device)
+    tokens_1T = probe_ids(sum(lengths), hf_config.get_text_config().vocab_size, policy.device)
     pack = Pack(tokens_1T[0].cpu().numpy(), np.ones(sum(lengths), dtype=bool), lengths)
     micro = collate([pack], [0], sum(lengths), 0)
     kept_K = torch.linspace(0, num_tokens - 1, min(num_tokens, NUM_KEPT), device=policy.device).long()
 
     def alone() -> Tensor:
         before_pass(num_tokens)
-        return _called(lambda: policy.answer_raw(Logits(kept_K), input_ids=tokens_1T[:, :num_tokens]))
+        return logits_of_call(lambda: policy.answer_raw(Logits(kept_K), input_ids=tokens_1T[:, :num_tokens]))
 
     with policy.evaluating(), virtual_off(policy.module):
         before_pass(2 * max(lengths))
-        beside_KV = _called(lambda: policy.logits(micro, kept_K))
+        beside_KV = logits_of_call(lambda: policy.logits(micro, kept_K))
         alone_KV = alone()
-        apart = _typical(_apart(_working(alone_KV), _working(beside_KV)))
-        allowed = _allowed(policy, apart, alone_KV, alone)
+        apart = typical(apart_of(working(alone_KV), working(beside_KV)))
+        allowed = allowed_apart(policy, apart, alone_KV, alone)
     if not apart <= allowed:
         raise SelfCheckError(
             f"A document must be what it is alone when padding stands behind it, but its logits differ by {apart:.1e} "
@@ -235,7 +237,7 @@ def check_rows(policy: Policy, hf_config: Any, seq_len: int, before_pass: Before
     return apart
 
 
-def _called(call: Callable[[], Tensor], whose: str = "The body of the model") -> Tensor:
+def logits_of_call(call: Callable[[], Tensor], whose: str = "The body of the model") -> Tensor:
     """Return logits [., V] of one call.
 
     Raises:
@@ -246,12 +248,13 @@ def _called(call: Callable[[], Tensor], whose: str = "The body of the model") ->
     return torch.as_tensor(logits).reshape(-1, logits.shape[-1])
 
 
-def _tokens(count: int, vocab_size: int, device: torch.device) -> Tensor:
+def probe_ids(count: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Return as many token ids [1, T], always the same."""
     ids = np.random.default_rng(0).integers(0, vocab_size, count)
     return torch.from_numpy(ids)[None].to(device)
 
 
-def _alone(tokens_1T: Tensor) -> dict[str, Tensor]:
+def alone_inputs(tokens_1T: Tensor) -> dict[str, Tensor]:
     """Return the inputs of one document, to which the model makes its own masks."""
     return {
         "input_ids": tokens_1T,
@@ -259,21 +262,22 @@ def _alone(tokens_1T: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _working(logits: Tensor) -> Tensor:
+def working(logits: Tensor) -> Tensor:
+    """Return logits in float32, wider ones as they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _apart(own_TV: Tensor, other_TV: Tensor) -> Tensor:
+def apart_of(own_TV: Tensor, other_TV: Tensor) -> Tensor:
     """Return the largest difference of each position as a share of its largest logit [T]."""
     return (own_TV - other_TV).abs().amax(-1) / own_TV.abs().amax(-1).clamp(min=1e-30)
 
 
-def _typical(values: Tensor) -> float:
+def typical(values: Tensor) -> float:
     """Return the median, which a token that rounding sends to another expert does not move; NaN if any is."""
     return float("nan") if values.isnan().any() else float(values.median())
 
 
-def _allowed(policy: Policy, found: float, alone_KV: Tensor, alone: Callable[[], Tensor]) -> float:
+def allowed_apart(policy: Policy, found: float, alone_KV: Tensor, alone: Callable[[], Tensor]) -> float:
     """Return up to where a difference is rounding, by that of a document whose every operation rounded anew.
 
     Measured only where more was found on any rank than what is allowed anyway. Collective: every rank.
@@ -283,7 +287,7 @@ def _allowed(policy: Policy, found: float, alone_KV: Tensor, alone: Callable[[],
         return floor
     with shaking(policy.module):
         again_KV = alone()
-    return max(floor, NOISE * _typical(_apart(_working(alone_KV), _working(again_KV))))
+    return max(floor, NOISE * typical(apart_of(working(alone_KV), working(again_KV))))
 
 
 def _suspect(own_TV: Tensor, ours_TV: Tensor, hf_config: Any) -> str:
@@ -299,7 +303,7 @@ def _suspect(own_TV: Tensor, ours_TV: Tensor, hf_config: Any) -> str:
     ]
     named = f" (its configuration has {', '.join(keys)})" if keys else ""
     scale = float((own_TV * ours_TV).sum() / ours_TV.square().sum().clamp(min=1e-30))
-    if _typical(_apart(own_TV, scale * ours_TV)) < 0.3 * _typical(_apart(own_TV, ours_TV)):
+    if typical(apart_of(own_TV, scale * ours_TV)) < 0.3 * typical(apart_of(own_TV, ours_TV)):
         return f"It seems to multiply them by {scale:.4g} after the output layer{named}."
     same_order = (own_TV.argsort(-1) == ours_TV.argsort(-1)).float().mean()
     if same_order > 0.9:
