@@ -18,6 +18,9 @@ from trainer.forecast.shapes import DecoderShape, language_part
 from trainer.forecast.tuned import named_targets, needs_names
 from trainer.model.packing_kind import check_packing
 
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
 
 def model_rules(config: RunConfig, found: Mapping[str, Any], shape: DecoderShape | None) -> Iterator[Problem]:
     """Yield every broken rule.
@@ -28,6 +31,7 @@ def model_rules(config: RunConfig, found: Mapping[str, Any], shape: DecoderShape
     """
     yield from context_problems(context_of(found), config.data.seq_len, config.tune)
     yield from _packing_problems(config, found)
+    yield from _choice_problems(config.model.path, language_part(found))
     if shape is not None:
         yield from no_expert_problems(config, shape.experts, shape.model_type)
         yield from head_problems(config.train.sequence_parallel, [shape.num_heads])
@@ -37,10 +41,31 @@ def model_rules(config: RunConfig, found: Mapping[str, Any], shape: DecoderShape
 def _packing_problems(config: RunConfig, found: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem where the folder's weights are packed in a way that does not go with the tuning."""
     packing = found.get("quantization_config") or language_part(found).get("quantization_config")
+    if packing is not None and not isinstance(packing, dict):
+        fix = "Mend it, or name another model.path."
+        yield problem(
+            "model.path",
+            f"must be a folder whose quantization_config is a mapping, but that of {config.model.path} is {packing!r} "
+            f"instead. {fix}",
+        )
+        return
     try:
         check_packing(packing, config.model.path, config.tune.quantise)
     except TrainerError as error:
         yield said("model.path", str(error))
+
+
+def _choice_problems(path: str, part: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a token that is sent to more experts than a layer has."""
+    counts = {key: part[key] for key in (*_CHOSEN, *_EXPERTS) if type(part.get(key)) is int}
+    chosen = next((key for key in _CHOSEN if key in counts), None)
+    held = max((counts[key] for key in _EXPERTS if key in counts), default=0)
+    if chosen is not None and 0 < held < counts[chosen]:
+        yield problem(
+            "model.path",
+            f"must be a folder whose config.json sends a token to at most the {held} experts of a layer, but {path} "
+            f"has {chosen}={counts[chosen]} instead. Mend it, or name another model.path.",
+        )
 
 
 def _adapter_problems(tune: TuneConfig, shape: DecoderShape) -> Iterator[Problem]:

@@ -53,6 +53,7 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     from trainer.data.store.prepared import find_store, open_each
     from trainer.model.load import read_whole_config
     from trainer.model.packed import packing_of
+    from trainer.model.packed_pairs import check_scales
     from trainer.model.packing_kind import check_packing
     from trainer.model.resolve import resolve_model
     from trainer.model.tokenizer import configured_tokenizer
@@ -60,7 +61,9 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
 
     config = with_packing(config)
     source = resolve_model(config.model, Path(config.data.cache_dir))
-    check_packing(packing_of(read_whole_config(source, config.model)), source, config.tune.quantise)
+    packing = packing_of(read_whole_config(source, config.model))
+    check_packing(packing, source, config.tune.quantise)
+    check_scales(source, config.model, packing)
     tokenizer = configured_tokenizer(config.model, source)
     try:
         found = {

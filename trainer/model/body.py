@@ -24,7 +24,7 @@ def body_of(lm: Any) -> Any:
             return child
     raise ModelError(
         f"The body and the head of {type(lm).__name__} must be two modules, but no part of it holds the input "
-        "embeddings alone. This architecture is not supported."
+        "embeddings alone. Name another model.path: this architecture is not supported yet."
     )
 
 

@@ -21,6 +21,7 @@ from trainer.model.lean import import_models
 from trainer.model.multimodal import text_config_of, text_part, whole_class
 from trainer.model.own_code import OwnCode
 from trainer.model.packed import fit_nf4, now_whole, packing_of, reading_nf4, unpacking
+from trainer.model.packed_pairs import check_scales
 from trainer.model.packing_kind import is_nf4
 from trainer.model.tensor_files import weight_files
 from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
@@ -154,6 +155,7 @@ def load_model(
     disable_progress_bar()  # of reading files; what is downloaded is here by now
     whole = read_whole_config(source, model)
     config, packing = trained_part(whole), packing_of(whole)
+    check_scales(source, model, packing)
     packs_now = quantise is not Quantise.none
     shards_now = zero3_config is not None and not packs_now
     keep_alive = announce_zero3(zero3_config if shards_now else None)

@@ -22,7 +22,7 @@ def packing_of(hf_config: Any) -> dict[str, Any] | None:
     for part in (hf_config, hf_config.get_text_config()):
         found = getattr(part, "quantization_config", None)
         if found is not None:
-            return dict(found) if isinstance(found, dict) else dict(found.to_dict())
+            return dict(found) if isinstance(found, dict) else dict(getattr(found, "to_dict", dict)())
     return None
 
 

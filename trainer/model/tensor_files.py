@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,20 @@ def weight_files(source: str, revision: str | None = None) -> dict[str, Path]:
 
     with safe_open(str(single), framework="pt") as tensors:
         return {name: single for name in tensors.keys()}  # noqa: SIM118
+
+
+def tensor_types(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the type of every tensor as safetensors names it, such as F8_E4M3, from the heads of the files.
+
+    A file that cannot be read tells nothing here: who loads it says what is wrong.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, str] = {}
+    for file in sorted(set(files.values())):
+        with contextlib.suppress(OSError, SafetensorError), safe_open(str(file), framework="pt") as tensors:
+            found |= {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
+    return found
 
 
 def _cached_folder(name: str, revision: str | None) -> Path | None:

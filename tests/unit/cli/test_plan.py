@@ -480,3 +480,24 @@ def test_weights_that_are_packed_and_would_be_rounded_twice_are_refused(refuse, 
     assert (
         f"`tune.quantise` must be none for {tmp_path}, whose weights are in fp8, but is nf4 instead" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"quantization_config": "fp8"},
+            "whose quantization_config is a mapping, but that of {} is 'fp8' instead",
+        ),
+        (
+            {"num_experts_per_tok": 129},
+            "at most the 128 experts of a layer, but {} has num_experts_per_tok=129",
+        ),
+    ],
+)
+def test_a_config_json_that_cannot_be_meant_is_refused_with_its_key(refuse, tmp_path, changes, sentence):
+    """The first was a traceback, the second a library's words about an index."""
+    shape = json.loads((ROOT / "benchmarks/shapes/qwen3_30b_a3b_6_layers/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(shape | changes))
+    said = refuse("plan", f"model.path={tmp_path}", "cluster.ranks_per_node=1")
+    assert sentence.format(tmp_path) in said and "ame another model.path" in said

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from transformers import AutoConfig  # noqa: E402
 
 from trainer.errors import ModelError  # noqa: E402
 from trainer.model.head.ask import Logits, Output  # noqa: E402
@@ -54,6 +55,19 @@ def test_the_change_is_found_whatever_its_name(change: Any, found: Bend) -> None
     assert bend.cap == (pytest.approx(found.cap) if found.cap else None)
     assert bend.scale == pytest.approx(found.scale, rel=1e-7)
     assert bend.is_none == found.is_none
+
+
+@pytest.mark.parametrize("change", [lambda z: 0.0 * z, lambda z: torch.tanh(z / 0.0) * 0.0])
+def test_logits_that_are_all_0_are_refused_with_the_keys_of_config_json(change: Any) -> None:
+    """A cap of 0 was a traceback, and a scale of 0 a model that learns nothing."""
+    model = Made(change)
+    with pytest.raises(
+        ModelError, match=r"but all of Made's are 0 instead\. Mend config\.json, or name another"
+    ):
+        find_bend(model)
+    model.config = AutoConfig.for_model("gemma2", final_logit_softcapping=0.0)
+    with pytest.raises(ModelError, match=r"0 instead \(final_logit_softcapping=0 in its config\.json\)"):
+        find_bend(model)
 
 
 def test_a_factor_before_the_output_layer_is_one_behind_it() -> None:

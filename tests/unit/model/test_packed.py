@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,72 @@ def test_experts_in_mxfp4_become_what_they_stand_for(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 
 
+def drop(ending: str) -> Callable[[dict[str, Any]], Any]:
+    """Return a change that takes the first tensor with such a name out of a file."""
+    return lambda tensors: tensors.pop(next(name for name in sorted(tensors) if name.endswith(ending)))
+
+
+def unpack_first(tensors: dict[str, Any]) -> None:
+    name = next(name for name in sorted(tensors) if name.endswith("down_proj.weight"))
+    tensors[name] = tensors[name].float()
+
+
+def cut_scales(tensors: dict[str, Any]) -> None:
+    for name in [name for name in tensors if name.endswith("_scale_inv")]:
+        tensors.pop(name)
+
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+EXPERTS = "model.layers.0.mlp.experts.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("save", "packing", "change", "said"),
+    [
+        (
+            "fp8",
+            "fp8",
+            drop("down_proj.weight_scale_inv"),
+            rf"{DOWN} in F8_E4M3 without {DOWN}_scale_inv instead:",
+        ),
+        ("fp8", "fp8", unpack_first, rf"{DOWN} in F32 with {DOWN}_scale_inv, which only a packed weight has"),
+        (
+            "fp8",
+            None,
+            cut_scales,
+            rf"{DOWN} in F8_E4M3 and no quantization_config.* \(and 6 more\): the model would",
+        ),
+        ("mxfp4", "mxfp4", drop("down_proj_scales"), f"{EXPERTS}_blocks without {EXPERTS}_scales"),
+        ("mxfp4", "mxfp4", drop("down_proj_blocks"), f"{EXPERTS}_scales without {EXPERTS}_blocks"),
+    ],
+)
+def test_packed_weights_without_their_scales_and_scales_without_them_are_refused(
+    tmp_path: Path, save: str, packing: str | None, change: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    """The codes of FP8 trained as if they were the weights, and weights that were whole were multiplied again."""
+    (save_fp8 if save == "fp8" else save_mxfp4)(tmp_path)
+    tensors = load_file(str(tmp_path / "model.safetensors"))
+    change(tensors)
+    save_file(tensors, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    if packing is None:
+        file = tmp_path / "config.json"
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({key: record[key] for key in record if key != "quantization_config"}))
+    with pytest.raises(ModelError, match=said) as told:
+        load(tmp_path, "sdpa" if save == "fp8" else "eager")
+    assert "Get its files again, or name another model.path." in str(told.value)
+
+
+def test_scales_under_other_names_of_transformers_belong_to_their_weights(tmp_path: Path) -> None:
+    """DeepSeek-V4 writes `.scale`."""
+    meant, _ = save_fp8(tmp_path)
+    tensors = load_file(str(tmp_path / "model.safetensors"))
+    renamed = {name.replace(".weight_scale_inv", ".scale"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    found = load(tmp_path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in meant.items())
+
+
 def test_what_was_made_whole_is_held_in_the_type_asked_for() -> None:
     """transformers 5.17 makes bf16 of MXFP4 whatever it was asked for; in bf16 what it keeps in float32 stays."""
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -198,12 +265,19 @@ def test_a_folder_in_nf4_is_read_as_it_is(tmp_path: Path) -> None:
         tmp_path / "whole", quantization_config=options, device_map="cpu"
     )
     packed.save_pretrained(tmp_path / "nf4")
+    tensors = load_file(str(tmp_path / "nf4" / "model.safetensors"))
     theirs, ours = quantised_layers(packed), quantised_layers(load(tmp_path / "nf4", quantise=Quantise.nf4))
     assert theirs.keys() == ours.keys() and len(ours) == 7
     for name, layer in ours.items():
         bits, same = (one.weight.detach().as_subclass(torch.Tensor) for one in (layer, theirs[name]))
         assert torch.equal(bits.view(torch.uint8), same.view(torch.uint8)), name
         assert torch.equal(whole_weight(layer, torch.float32), whole_weight(theirs[name], torch.float32))
+    bare = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{DOWN}.")}
+    save_file(bare, str(tmp_path / "nf4" / "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=rf"{DOWN} in U8 without {DOWN}.quant_state.bitsandbytes__nf4 instead: the"
+    ):
+        load(tmp_path / "nf4", quantise=Quantise.nf4)
 
 
 def describe(folder: Path, packing: dict[str, Any]) -> None:

@@ -107,8 +107,8 @@ def check_head(policy: Policy, hf_config: Any, seq_len: int, before_pass: Before
     if not found <= allowed:
         raise SelfCheckError(
             f"The model's own logits must be those that the loss is computed from, but differ by {found:.1e} of the "
-            f"largest instead (allowed: {allowed:.1e}). {_suspect(own_TV, ours_TV, hf_config)} This architecture is "
-            "not supported yet."
+            f"largest instead (allowed: {allowed:.1e}). {_suspect(own_TV, ours_TV, hf_config)} Name another "
+            "model.path: this architecture is not supported yet."
         )
     allowed_loss = allowed * of_loss
     if not loss <= allowed_loss:

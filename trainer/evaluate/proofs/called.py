@@ -24,7 +24,9 @@ def anywhere(mesh: Mesh, is_so: bool) -> bool:
 
 
 @contextlib.contextmanager
-def called(whose: str, fix: str = "This architecture is not supported yet.") -> Iterator[None]:
+def called(
+    whose: str, fix: str = "Name another model.path: this architecture is not supported yet."
+) -> Iterator[None]:
     """Turn what a call of a model raises into a sentence; lack of memory stays what it is.
 
     Raises:

@@ -148,6 +148,10 @@ def _logits(policy: Policy, tokens: np.ndarray, lengths: list[int], kept_K: torc
     """
     pack = Pack(tokens=tokens, supervised=np.ones(len(tokens), dtype=bool), lengths=lengths)
     micro: MicroBatch = collate([pack], [0], policy.row_length(len(tokens)), 0)
-    fix = "This architecture is not supported yet." if policy.in_rows else f"It may not take masks. {APART}"
+    fix = (
+        "Name another model.path: this architecture is not supported yet."
+        if policy.in_rows
+        else f"It may not take masks. {APART}"
+    )
     with policy.evaluating(), called("The body of the model", fix):
         return policy.logits(micro, kept_K.to(policy.device)).float()

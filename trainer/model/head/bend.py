@@ -93,17 +93,33 @@ def find_bend(lm: nn.Module) -> Bend:
     if not torch.allclose(ratio_H, ratio_H[:1], rtol=2.0**-8) or (before != 1.0 and head.bias is not None):
         raise ModelError(
             f"The output layer must get the hidden states as the body makes them, but {type(lm).__name__} changes them "
-            "in between instead. This architecture is not supported yet."
+            "in between instead. Name another model.path: this architecture is not supported yet."
         )
     bent_V = bent.reshape(-1, len(probe_V))[-1]
+    if not bool(bent_V.nan_to_num().any()):  # a cap of 0 makes no number of 0 / 0
+        raise _all_zero(lm)
     found = _fitted(probe_V, bent_V.double())
     off = float((found.of(probe_V) - bent_V).abs().max() / bent_V.abs().max())
     if not off <= _CLOSE[bent_V.dtype is torch.float64]:
         raise ModelError(
             f"Logits must be the output layer's, scaled or under a soft cap, but {type(lm).__name__} does something "
-            f"else to them instead (off by {off:.1e} of the largest). This architecture is not supported yet."
+            f"else to them instead (off by {off:.1e} of the largest). Name another model.path: this architecture is "
+            "not supported yet."
         )
     return Bend(found.scale * before, found.cap)
+
+
+def _all_zero(lm: nn.Module) -> ModelError:
+    """Return what to raise for a model all of whose logits are 0: a cap or a scale of 0."""
+    config = getattr(lm, "config", None)
+    text = {} if config is None else config.get_text_config().to_dict()
+    words = ("cap", "scal", "multiplier")
+    found = [f"{key}={value:g}" for key, value in text.items() if value == 0 and any(w in key for w in words)]
+    zeros = f" ({', '.join(found)} in its config.json)" if found else ""
+    return ModelError(
+        f"`model.path` must be a model whose logits tell tokens apart, but all of {type(lm).__name__}'s are 0 "
+        f"instead{zeros}. Mend config.json, or name another model.path."
+    )
 
 
 def _fitted(probe_V: Tensor, bent_V: Tensor) -> Bend:

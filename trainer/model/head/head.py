@@ -57,7 +57,7 @@ def install_loss_head(model: nn.Module, chunk_tokens: int) -> None:
     if type(head) is not nn.Linear:
         raise ModelError(
             f"The output layer must be a plain linear layer, but is {type(head).__name__} instead. "
-            "This architecture is not supported yet."
+            "Name another model.path: this architecture is not supported yet."
         )
     bend = find_bend(model)
     head.__class__ = LossHead
