@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.dist.preferred import config_for, make_data, overrides_of, references_of
 from tests.dist.session import session_of
-from tests.dist.test_preference import config_for, make_data, overrides_of, references_of
 from trainer.checkpoint.layout import STATE, step_dir
 
 LN_2 = 0.6931471805599453
@@ -76,7 +76,7 @@ def second_and_off(mesh: Any, workspace: str, data: str, run_dir: str, words: li
             (without, _), _ = sums_and_lines(session)
         return [
             len(ours),
-            float(np.abs(ours - references_of(workspace, session)(refs)).max()),
+            float(np.abs(ours - references_of(f"{workspace}/model", session)(refs)).max()),
             float(np.abs(ours - without.of(refs)).max()),
         ]
 
@@ -258,7 +258,7 @@ def ranked(mesh: Any, workspace: str, data: str, run_dir: str, words: list[str])
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tests.dist.test_preference import BETA, objective_of, take_steps, tokens_of
+    from tests.dist.preferred import BETA, objective_of, take_steps, tokens_of
     from trainer.evaluate.held_out import held_out_losses
     from trainer.run.held_out_pairs import held_out_pairs
     from trainer.run.references import build_references

@@ -260,7 +260,7 @@ def base_identity(session: Session) -> BaseIdentity:
     config = session.config
     return BaseIdentity(
         name=_base_name(config),
-        digest=session.base_digest(),
+        digest=session.begun_digest(),
         dtype=config.zero.dtype,
         quantise=config.tune.quantise.value,
         attention=config.model.attention.value,
@@ -269,9 +269,9 @@ def base_identity(session: Session) -> BaseIdentity:
 
 
 def _base_name(config: RunConfig) -> str:
-    if config.model.kind is ModelKind.embedded:
-        return EMBEDDED
-    return config.model.path or config.model.kind.value
+    is_embedded = config.model.kind is ModelKind.embedded
+    name = EMBEDDED if is_embedded else config.model.path or config.model.kind.value
+    return name if config.tune.start is None else f"{name} with the adapter {config.tune.start}"
 
 
 def replay_record(mixing: Mixing, state: TrainState) -> Replay | None:
