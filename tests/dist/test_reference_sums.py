@@ -233,7 +233,7 @@ def test_a_run_begins_at_ln_2_and_a_resumed_one_is_bitwise_the_same(
     assert before["eval_pair_loss/chat"] == pytest.approx(LN_2, abs=CLOSE if is_exact else 1e-2)
     assert "eval_accuracy/chat" not in before
     assert 0 <= after["eval_accuracy_low/chat"] < after["eval_accuracy_high/chat"] <= 1
-    mean = (after["eval_pair_loss/chat"] + after["eval/text"]) / 2
+    mean = after["eval_pair_loss/chat"] + 0.5 * after["eval/text"]
     assert after["eval_mean"] == pytest.approx(mean) and after["eval/chat"] != after["eval_pair_loss/chat"]
     pool(2).run(evaluated, run_dir=str(whole), **arguments)
     kept_pairs = json.loads((whole / "evaluation.json").read_text())["pairs"]["chat"]

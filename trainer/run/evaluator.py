@@ -89,9 +89,21 @@ class Evaluator:
             self._judged = self._pairs.judge(found)
 
     def mean(self, losses: Mapping[str, float]) -> float:
-        """Return the mean over sources of the newest evaluation; of pairs it is their loss, which is what is learnt."""
-        learnt = {**losses, **{name: found.loss for name, found in self._judged.items()}}
-        return sum(learnt.values()) / len(learnt)
+        """Return the mean over sources of the newest evaluation.
+
+        With held-out pairs it is made as the `loss` of a step is: the mean over sources of pairs of all that is learnt
+        of them, and `text_weight` times the mean over other sources that are learnt.
+        """
+        if self._pairs is None or not self._judged:
+            return sum(losses.values()) / len(losses)
+        whole = [found.whole for found in self._judged.values()]
+        others = [
+            loss
+            for name, loss in losses.items()
+            if name not in self._judged and self._mixing.sources[name].role is not Role.probe
+        ]
+        text = sum(others) / len(others) if others else 0.0
+        return sum(whole) / len(whole) + self._pairs.options.text_weight * text
 
     def preferences(self, state: TrainState) -> dict[str, float]:
         """Return how the newest evaluation ranks held-out pairs, as it is logged, and say so on rank 0."""
