@@ -81,8 +81,7 @@ def run_training(config: RunConfig) -> StopReason:
             shortage_explained("train.micro_batch_size", size, layers),
             disk_explained(Path(config.run_dir), trains=True),
         ):
-            goes_on = config.checkpoint.resume or is_requeued(os.environ)
-            resumes = goes_on and config.checkpoint.enabled
+            resumes = config.checkpoint.enabled and (config.checkpoint.resume or is_requeued(os.environ))
             try:
                 session = open_session(config, stack, resumes, stop_flag)
                 return _train(session, stop_flag, stack)
