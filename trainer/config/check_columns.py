@@ -29,7 +29,7 @@ OPTIONAL = {
     "tools": (Format.chat, *ANSWERED),
     "system": (Format.chat, *ANSWERED),
     "completions": (Format.preference,),
-    "input": (Format.completion,),
+    "input": ANSWERED,
     "loss_mask": (Format.ids,),
     "labels": (Format.ids,),
     "attention_mask": (Format.ids,),

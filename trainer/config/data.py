@@ -116,8 +116,8 @@ class ColumnsConfig:
     """format=completion and unpaired: the supervised part; with as_chat=true a list of turns too. Rows without one are
     dropped."""
     input: str | None = None
-    """format=completion: text put after the prompt and a blank line, as Alpaca's `input`. null takes `input` or
-    `context` beside `instruction`."""
+    """format=completion, preference and unpaired: text put after the prompt and a blank line, as Alpaca's `input`. null
+    takes `input` or `context` beside `instruction`."""
     messages: str = "messages"
     """format=chat: a list of {role, content} (or {from, value})."""
     tools: str | None = None

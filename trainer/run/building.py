@@ -59,6 +59,7 @@ from trainer.model.tune.gated import fuse_if_same
 from trainer.model.tune.new_tokens import NewTokens, vocabulary
 from trainer.model.tune.pissa import begin_at_principal
 from trainer.model.tune.quantise import held_bytes
+from trainer.model.tune.started import StartAdapter
 from trainer.model.verify_weights import verify_weights
 from trainer.optim.groups import decay_groups
 from trainer.optim.optimizer import build_optimizer
@@ -75,11 +76,13 @@ def build_model(
     shape: BatchShape,
     new_tokens: NewTokens | None,
     heed: Callable[[], None],
+    start: StartAdapter | None = None,
 ) -> tuple[LoadedModel, Tuned, Engine]:
     """Load the model and hand it to DeepSpeed. Collective: every rank.
 
     Args:
         heed: Called by every rank between tensors and between stages; may raise on all of them, to give up.
+        start: What the adapter begins as; None for a fresh one.
     """
     run_dir = Path(config.run_dir)
     on_gpu = mesh.device.type == "cuda"
@@ -101,7 +104,7 @@ def build_model(
     mixture = describe_mixture(loaded.model, config.zero.dtype, packs_now, rate, num_exact)
     # Before an adapter wraps what they are put into.
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
-    tuned = _tune(config, loaded, mesh, new_tokens, zero3_config)
+    tuned = _tune(config, loaded, mesh, new_tokens, zero3_config, start)
     recomputed = apply_remat(
         loaded.model,
         config.model.checkpoint_layers,
@@ -122,10 +125,11 @@ def _tune(
     mesh: Mesh,
     new_tokens: NewTokens | None,
     zero3_config: dict[str, Any] | None,
+    start: StartAdapter | None,
 ) -> Tuned:
     """Put adapters around a model, or freeze what does not train, in place. Collective: every rank."""
     keep_alive = announce_zero3(zero3_config)
-    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
+    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens, start)
     del keep_alive
     if config.tune.init is Init.pissa:
         run_dir = Path(config.run_dir)

@@ -89,9 +89,21 @@ class Evaluator:
             self._judged = self._pairs.judge(found)
 
     def mean(self, losses: Mapping[str, float]) -> float:
-        """Return the mean over sources of the newest evaluation; of pairs it is their loss, which is what is learnt."""
-        learnt = {**losses, **{name: found.loss for name, found in self._judged.items()}}
-        return sum(learnt.values()) / len(learnt)
+        """Return the mean over sources of the newest evaluation.
+
+        With held-out pairs it is made as the `loss` of a step is: the mean over sources of pairs of all that is learnt
+        of them, and `text_weight` times the mean over other sources that are learnt.
+        """
+        if self._pairs is None or not self._judged:
+            return sum(losses.values()) / len(losses)
+        whole = [found.whole for found in self._judged.values()]
+        others = [
+            loss
+            for name, loss in losses.items()
+            if name not in self._judged and self._mixing.sources[name].role is not Role.probe
+        ]
+        text = sum(others) / len(others) if others else 0.0
+        return sum(whole) / len(whole) + self._pairs.options.text_weight * text
 
     def preferences(self, state: TrainState) -> dict[str, float]:
         """Return how the newest evaluation ranks held-out pairs, as it is logged, and say so on rank 0."""
@@ -260,7 +272,7 @@ def base_identity(session: Session) -> BaseIdentity:
     config = session.config
     return BaseIdentity(
         name=_base_name(config),
-        digest=session.base_digest(),
+        digest=session.begun_digest(),
         dtype=config.zero.dtype,
         quantise=config.tune.quantise.value,
         attention=config.model.attention.value,
@@ -269,9 +281,9 @@ def base_identity(session: Session) -> BaseIdentity:
 
 
 def _base_name(config: RunConfig) -> str:
-    if config.model.kind is ModelKind.embedded:
-        return EMBEDDED
-    return config.model.path or config.model.kind.value
+    is_embedded = config.model.kind is ModelKind.embedded
+    name = EMBEDDED if is_embedded else config.model.path or config.model.kind.value
+    return name if config.tune.start is None else f"{name} with the adapter {config.tune.start}"
 
 
 def replay_record(mixing: Mixing, state: TrainState) -> Replay | None:

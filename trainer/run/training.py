@@ -81,7 +81,7 @@ def run_training(config: RunConfig) -> StopReason:
             shortage_explained("train.micro_batch_size", size, layers),
             disk_explained(Path(config.run_dir), trains=True),
         ):
-            resumes = config.checkpoint.resume and config.checkpoint.enabled
+            resumes = config.checkpoint.enabled and (config.checkpoint.resume or is_requeued(os.environ))
             try:
                 session = open_session(config, stack, resumes, stop_flag)
                 return _train(session, stop_flag, stack)
@@ -273,11 +273,11 @@ def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
     kl = config.replay.kl
     if not kl.beta:
         return None
-    if session.tuned.peft_config is not None:
+    if session.tuned.peft_config is not None and session.start is None:
         roles = [spec.role for spec in config.data.sources.values()]
         replay = frozenset(i for i, role in enumerate(roles) if role is Role.replay)
         return AdapterBase(kl.beta, kl.top, replay)
-    question = Question(session.base_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
+    question = Question(session.begun_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
     packs = mixing.replay_to_draw()
     reference = open_reference(
         session.policy, config.data, session.stores, packs, question, session.pad_id, session.heed

@@ -55,6 +55,7 @@ LAYOUTS: dict[Format, tuple[tuple[str, dict[str, str]], ...]] = {
     ),
     Format.unpaired: (
         ("prompt, completion and label", {"prompt": "prompt", "completion": "completion", "label": "label"}),
+        ("Alpaca with kto_tag", {"prompt": "instruction", "completion": "output", "label": "kto_tag"}),
         ("ShareGPT with kto_tag", {"completion": "conversations", "label": "kto_tag"}),
         ("messages with kto_tag", {"completion": "messages", "label": "kto_tag"}),
         ("messages and label", {"completion": "messages", "label": "label"}),
@@ -133,7 +134,7 @@ def optional_columns(source: SourceConfig) -> dict[str, str]:
         wanted["system"] = columns.system
     if source.holds_preferences and columns.prompt not in required_columns(source).values():
         wanted["prompt"] = columns.prompt
-    if source.format is Format.completion:
+    if source.format in ANSWERED:
         wanted["input"] = columns.input
     if source.format is Format.ids:
         wanted |= {key: getattr(columns, key) for key in ("loss_mask", "labels", "attention_mask")}

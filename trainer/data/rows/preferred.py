@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
-from trainer.data.rows.cells import Row, list_cell, text_cell, unfolded
+from trainer.data.rows.cells import Row, list_cell, prompt_text, text_cell, unfolded
 from trainer.data.rows.human_turns import is_human_text, split_text, split_turns
 from trainer.data.rows.message import MEND, short
 from trainer.data.rows.turns import chat_of, read_tools, read_turns
@@ -82,7 +82,8 @@ def _texts(
 ) -> list[CompletionDocument]:
     """Return texts after a text; none where the row is dropped."""
     row = row | {name: unfolded(row.get(name)) for name in (columns.prompt, *names)}
-    prompt, answers = text_cell(row, columns.prompt), [text_cell(row, name) for name in names]
+    prompt = prompt_text(row, columns.prompt, columns.input)
+    answers = [text_cell(row, name) for name in names]
     if columns.completions is not None:
         answers = [text_cell({"completion": value}, "completion") for value in said]
     if not prompt.strip() and all(map(is_human_text, answers)):
@@ -132,6 +133,9 @@ def _conversations(
 def _asked(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> tuple[list[Message], list[Any] | None]:
     """Return the turns of the prompt's own column, a text, turns or {messages, tools}, and its tools; none if empty."""
     value = unfolded(row.get(columns.prompt))
+    if isinstance(value, dict | list) and columns.input and text_cell(row, columns.input):
+        rule = f"hold text in column '{columns.prompt}' beside '{columns.input}'"
+        raise RowError(rule, short(value), MEND)
     if isinstance(value, dict):
         if not isinstance(value.get("messages"), list):
             raise RowError(f"hold {{messages, tools}} in column '{columns.prompt}'", short(value), MEND)
@@ -139,7 +143,7 @@ def _asked(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> tuple[list
         return turns, read_tools(value, "tools") or None
     if isinstance(value, list):
         return read_turns(list_cell({columns.prompt: value}, columns.prompt, "messages"), counts, ()), None
-    text = text_cell(row, columns.prompt)
+    text = prompt_text(row, columns.prompt, columns.input)
     return [{"role": "user", "content": text}] if text.strip() else [], None
 
 

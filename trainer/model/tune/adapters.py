@@ -29,7 +29,8 @@ from trainer.model.tune.adapted import (
 from trainer.model.tune.new_tokens import NewTokens, add_new_tokens
 from trainer.model.tune.prompt import VirtualTokens, make_virtual_tokens, virtual_off
 from trainer.model.tune.quantise import held_tensors, num_weights
-from trainer.model.tune.targets import expert_targets, linear_targets, moved_by_peft
+from trainer.model.tune.started import StartAdapter, check_layers, fill_adapter
+from trainer.model.tune.targets import expert_targets, is_linear, linear_targets, moved_by_peft
 from trainer.model.tune.whole import train_whole
 
 ADAPTER = "default"
@@ -92,18 +93,27 @@ def describe_tuned(tuned: Tuned, method: TuneMethod) -> list[str]:
     return lines
 
 
-def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens | None = None) -> Tuned:
+def apply_tuning(
+    model: Any,
+    tune: TuneConfig,
+    seed: int,
+    new_tokens: NewTokens | None = None,
+    start: StartAdapter | None = None,
+) -> Tuned:
     """Freeze what does not train and add the adapter, in place. The same on every rank, whatever its generators hold.
 
     Under ZeRO-3 collective, and peft must have been told of it (`announce_zero3`).
 
+    Args:
+        start: What a LoRA adapter begins as; its layers are those that get one.
     Raises:
         ConfigError: A pattern that finds nothing or the head, or a rank that no layer can have.
+        ModelError: `start` is of another model.
     """
     peft_config: Any = None
     modules, tensors, virtual = tuple[str, ...](), tuple[str, ...](), None
     if tune.method is TuneMethod.lora:
-        peft_config, modules, tensors = _add_lora(model, tune, seed)
+        peft_config, modules, tensors = _add_lora(model, tune, seed, start)
     elif tune.method is TuneMethod.ia3:
         peft_config, modules = _add_ia3(model, tune)
     if tune.modules_to_save:
@@ -125,12 +135,18 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens 
     return Tuned(num_trainable, total, peft_config, modules, tensors, left_out, virtual)
 
 
-def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+def _add_lora(
+    model: Any, tune: TuneConfig, seed: int, start: StartAdapter | None
+) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """Inject the factors; return their description for plain peft, and the layers and tensors that have some."""
     import_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    names, experts = linear_targets(model, tune), expert_targets(model, tune)
+    if start is None:
+        names, experts = linear_targets(model, tune), expert_targets(model, tune)
+    else:
+        check_layers(model, start, is_linear)
+        names, experts = tuple(name for name, _ in model.named_modules() if name in start.layers), ()
     moved = moved_by_peft(model, names)
     if moved and tune.dora:
         raise ConfigError(
@@ -171,6 +187,8 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
         peft_config.lora_dropout = 0.0  # peft reads no parameters beside one, which is of training alone
     modules, tensors = adapted(model)
     refuse_others(names, experts, modules, tensors)
+    if start is not None:
+        fill_adapter(model, start)
     return peft_config, modules, tensors
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.config.preference import PreferenceConfig
+from trainer.config.preference import NllMean, PreferenceConfig
 from trainer.evaluate.wilson import wilson_interval
+from trainer.objective.preference.nll_term import nll_sum
 from trainer.objective.preference.pair_losses import Sides, pair_losses, rewards
 
 
@@ -38,6 +39,8 @@ class JudgedPairs:
 
     loss: float
     """Mean over pairs, without the cross-entropy beside it."""
+    whole: float
+    """With it, as `loss` of a step has it; of answers alone where that of a step is over prompts too."""
     reward_chosen: float
     reward_rejected: float
     """Means of what the loss compares, times beta."""
@@ -76,8 +79,13 @@ def judge(chosen: Sides, rejected: Sides, options: PreferenceConfig) -> JudgedPa
     def ranked(is_counted_P: torch.Tensor) -> RankedPairs:
         return RankedPairs(int(is_counted_P.sum()), int((is_right_P & is_counted_P).sum()))
 
+    loss = float(pair_losses(chosen, rejected, options).mean())
+    is_by_token = options.nll_mean is NllMean.tokens
+    count = int(chosen.lengths_P.sum()) if is_by_token else len(chosen.lengths_P)
+    nll = float(nll_sum(chosen.sums_P, chosen.lengths_P, options.nll_mean)) / count
     return JudgedPairs(
-        loss=float(pair_losses(chosen, rejected, options).mean()),
+        loss=loss,
+        whole=loss + options.chosen_nll_weight * nll,
         reward_chosen=float(first_P.mean()),
         reward_rejected=float(second_P.mean()),
         ranked=ranked(torch.ones_like(is_right_P)),
