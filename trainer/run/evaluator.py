@@ -34,8 +34,9 @@ from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
 from trainer.report.verdict import no_interval
-from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs
+from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, logged_pairs, tell
 from trainer.run.references import RunReferences
+from trainer.run.scored_pairs import ScoredPairs, scored_pairs
 from trainer.run.session import Session
 
 
@@ -52,15 +53,18 @@ class Evaluator:
         task_scores: TaskScores | None,
         takes_kl: bool,
         pairs: HeldOutPairs | None = None,
+        scored: ScoredPairs | None = None,
     ) -> None:
         """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation.
 
         Args:
             pairs: What ranks held-out pairs; None where the loss is not of pairs.
+            scored: What does so of a reward model, which has no other loss.
         """
         self._policy = policy
         self._held_out = held_out
         self._pairs = pairs
+        self._scored = scored
         self._judged: dict[str, JudgedPairs] = {}
         self._mixing = mixing
         self._texts = texts
@@ -71,6 +75,9 @@ class Evaluator:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source; before the first step they are the base model's."""
+        if self._scored is not None:
+            self._judged = self._scored.judge()
+            return {name: found.loss for name, found in self._judged.items()}
         if state.step == 0 and self._forgetting is not None:
             with virtual_off(self._policy.module):
                 if self.task_scores is not None:
@@ -95,11 +102,11 @@ class Evaluator:
 
     def preferences(self, state: TrainState) -> dict[str, float]:
         """Return how the newest evaluation ranks held-out pairs, as it is logged, and say so on rank 0."""
-        if self._pairs is None:
-            return {}
         is_begun = state.step > 0
         if self._policy.mesh.is_first and is_begun:
-            self._pairs.tell(self._judged)
+            tell(self._judged)
+        if self._pairs is None:
+            return logged_pairs(self._judged, ranks=True)
         return self._pairs.logged(self._judged, is_begun)
 
     def drift(self, state: TrainState) -> dict[str, float]:
@@ -157,6 +164,7 @@ def build_evaluator(
         build_task_scores(session),
         session.config.evaluate.during.kl,
         _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
+        scored_pairs(session, heed),
     )
 
 

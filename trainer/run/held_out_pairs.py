@@ -77,29 +77,39 @@ class HeldOutPairs:
             is_begun: False before the first step, where all rewards against a reference are 0 but for rounding and
                 rank nothing.
         """
-        record: dict[str, float | None] = {}
-        for name, found in judged.items():
-            record |= {
-                by_source(PAIR_LOSS, name): found.loss,
-                by_source("eval_reward_chosen", name): found.reward_chosen,
-                by_source("eval_reward_rejected", name): found.reward_rejected,
-                by_source("eval_margin", name): found.margin,
-            }
-            if is_begun or not self.options.needs_reference:
-                low, high = found.ranked.interval or (None, None)
-                record |= {
-                    by_source(ACCURACY, name): found.ranked.accuracy,
-                    by_source(f"{ACCURACY}_low", name): low,
-                    by_source(f"{ACCURACY}_high", name): high,
-                    by_source(f"{ACCURACY}_longer", name): found.longer.accuracy,
-                    by_source(f"{ACCURACY}_shorter", name): found.shorter.accuracy,
-                }
-        return {key: value for key, value in record.items() if value is not None}
+        return logged_pairs(judged, is_begun or not self.options.needs_reference)
 
-    def tell(self, judged: Mapping[str, JudgedPairs]) -> None:
-        """Say in a line a source how many are right."""
-        for name, found in judged.items():
-            _LOG.info("Held-out pairs of %s: %s", name, told(found))
+
+def logged_pairs(judged: Mapping[str, JudgedPairs], ranks: bool) -> dict[str, float]:
+    """Return what is logged of held-out pairs, by key.
+
+    Args:
+        ranks: Rewards rank them already.
+    """
+    record: dict[str, float | None] = {}
+    for name, found in judged.items():
+        record |= {
+            by_source(PAIR_LOSS, name): found.loss,
+            by_source("eval_reward_chosen", name): found.reward_chosen,
+            by_source("eval_reward_rejected", name): found.reward_rejected,
+            by_source("eval_margin", name): found.margin,
+        }
+        if ranks:
+            low, high = found.ranked.interval or (None, None)
+            record |= {
+                by_source(ACCURACY, name): found.ranked.accuracy,
+                by_source(f"{ACCURACY}_low", name): low,
+                by_source(f"{ACCURACY}_high", name): high,
+                by_source(f"{ACCURACY}_longer", name): found.longer.accuracy,
+                by_source(f"{ACCURACY}_shorter", name): found.shorter.accuracy,
+            }
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def tell(judged: Mapping[str, JudgedPairs]) -> None:
+    """Say in a line a source how many are right."""
+    for name, found in judged.items():
+        _LOG.info("Held-out pairs of %s: %s", name, told(found))
 
 
 def told(found: JudgedPairs) -> str:

@@ -66,6 +66,10 @@ NO_REPLAY = (
 )
 
 
+NOT_COMPARED = (
+    "A reward model answers with a score: what is about the answers of a language model (comparison with the base, KL, "
+    "benchmark tasks, the gate) is off."
+)
 NOT_BEGUN = "A signal asked to stop before the first step: nothing was trained, and nothing is saved."
 
 
@@ -325,6 +329,8 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
         learnt = [source for source in session.config.data.sources.values() if source.role is not Role.probe]
         options, has_text = session.config.objective.preference, not all(s.holds_preferences for s in learnt)
         _LOG.info("%s %s", options.described, options.told_loss(has_text))
+    if session.config.objective.kind is ObjectiveKind.reward:
+        _LOG.info("%s %s", session.config.objective.reward.described, NOT_COMPARED)
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
     for why in (why_no_comparison, why_no_interval):
