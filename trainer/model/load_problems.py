@@ -34,7 +34,7 @@ def check_names(loaded: Any, info: dict[str, Any], source: str, head: ModelHead,
     if not problems["unexpected_keys"] and not was_packed:
         problems["unexpected_keys"] = _unexpected_in_files(source, loaded)
     if head is ModelHead.score and not is_classifier(loaded.config):
-        _leave_out_head(source, loaded, problems)
+        leave_out_head(source, loaded, problems)
     broken = {kind: keys for kind, keys in problems.items() if keys}
     if broken:
         kind, keys = next(iter(broken.items()))
@@ -52,7 +52,7 @@ def in_shards(fix: str) -> str:
     return f"{fix}, or set zero.stage=2" if is_deepspeed_zero3_enabled() else fix
 
 
-def _leave_out_head(source: str, loaded: Any, problems: dict[str, list[str]]) -> None:
+def leave_out_head(source: str, loaded: Any, problems: dict[str, Any]) -> None:
     """Take from the problems, in place, what a reward model lacks of a language model, and say what that is."""
     problems["missing_keys"] = [key for key in problems["missing_keys"] if key != WEIGHT]
     found = left_out(problems["unexpected_keys"], loaded.base_model_prefix)
