@@ -45,7 +45,8 @@ def told_pad(pad_id: int | None, folder: Path) -> str:
             "transformers scores the last token that is no padding."
         )
     shown = configured_tokenizer(ModelConfig(), str(folder)).decode([pad_id])
-    return f"Batches are filled with {shown}, which ends no text: transformers scores the last token that is no padding."
+    why = "transformers scores the last token that is no padding"
+    return f"Batches are filled with {shown}, which ends no text: {why}."
 
 
 def head_of_folder(folder: Path) -> ModelHead:

@@ -114,7 +114,7 @@ class Evaluator:
 
         The rise of each source, the mean rise of those that are no target, and KL.
         """
-        if state.step == 0:
+        if state.step == 0 or self._scored is not None:
             return {}
         rises = {
             name: loss - state.base_losses[name]
