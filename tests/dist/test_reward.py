@@ -350,6 +350,7 @@ def twice(mesh: Any, workspace: str, data: str, folder: str) -> None:
     assert training.run_training(config_for(workspace, data, resumed, *words)).value == "finished"
 
 
+@pytest.mark.slow
 def test_a_resumed_reward_model_is_the_same_to_the_last_bit(pool, workspace, data, tmp_path):
     pool(2).run(twice, workspace=workspace, data=data, folder=str(tmp_path))
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
