@@ -15,7 +15,7 @@ from torch import nn
 from trainer.config.model import ModelConfig, ModelHead
 from trainer.errors import SelfCheckError
 from trainer.export.merge import WEIGHTS, read_adapter
-from trainer.export.scores import fill_of, fill_with, head_of_folder, scores_of, scoring, told_pad
+from trainer.export.pooled import fill_of, fill_with, head_of_folder, scores_of, scoring, told_pad
 from trainer.model.attention import caps_scores
 from trainer.model.lean import import_peft
 from trainer.model.load import read_config, read_whole_config

@@ -211,11 +211,9 @@ def load_model(
             loaded = loaded.to(device)
     del keep_alive
     loaded.config.use_cache = False
-    if model.head is ModelHead.score:
-        settle_scorer(loaded)
+    is_new = model.head is ModelHead.score and settle_scorer(loaded)
     _settle_layers(loaded, dtype == "bf16" and model.router_float32, device)
     count = sum(map(num_weights, loaded.parameters()))
-    is_new = model.head is ModelHead.score and not is_classifier(loaded.config)
     return LoadedModel(loaded, attention, source, count, OwnCode(loaded), has_new_score=is_new)
 
 

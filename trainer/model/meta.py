@@ -40,8 +40,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     whole, config = configs_of(found, source, model)
     packing, has = packing_of(whole), offered(config)
     built = _built(config, source, model)
-    output = output_layer(built)
-    counts, weights = _count_by_kind(built, output), count_weights(built)
+    counts, weights = _count_by_kind(built, output := output_layer(built)), count_weights(built)
     layers = {name: one for name, one in built.named_modules() if is_linear(one) and one is not output}
     passed = read_by_weight(built, layers)
     linears = Counter(

@@ -83,8 +83,10 @@ def class_of(config: Any) -> Any:
     return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
 
 
-def settle_scorer(model: Any) -> None:
+def settle_scorer(model: Any) -> bool:
     """Check that the layer is the one that is known, and let the model's own forward score the last token, in place.
+
+    Return whether the layer is in none of the files it was loaded from.
 
     Raises:
         ModelError: The architecture scores in another way.
@@ -97,6 +99,7 @@ def settle_scorer(model: Any) -> None:
             f"{type(model).__name__} has {type(layer).__name__} instead. Choose another base."
         )
     model.config.get_text_config().pad_token_id = None  # one document at a time, whose every token counts
+    return not is_classifier(model.config)
 
 
 def has_score(model: Any) -> bool:

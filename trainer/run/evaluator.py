@@ -52,19 +52,17 @@ class Evaluator:
         forgetting: ForgettingMeasurement | None,
         task_scores: TaskScores | None,
         takes_kl: bool,
-        pairs: HeldOutPairs | None = None,
-        scored: ScoredPairs | None = None,
+        pairs: HeldOutPairs | ScoredPairs | None = None,
     ) -> None:
         """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation.
 
         Args:
-            pairs: What ranks held-out pairs; None where the loss is not of pairs.
-            scored: What does so of a reward model, which has no other loss.
+            pairs: What ranks held-out pairs, by their losses or by their scores; None where the loss is not of pairs.
         """
         self._policy = policy
         self._held_out = held_out
-        self._pairs = pairs
-        self._scored = scored
+        self._pairs = pairs if isinstance(pairs, HeldOutPairs) else None
+        self._scored = pairs if isinstance(pairs, ScoredPairs) else None
         self._judged: dict[str, JudgedPairs] = {}
         self._mixing = mixing
         self._texts = texts
@@ -163,8 +161,8 @@ def build_evaluator(
         build_forgetting(session, heed),
         build_task_scores(session),
         session.config.evaluate.during.kl,
-        _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
-        scored_pairs(session, heed),
+        scored_pairs(session, heed)
+        or _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
     )
 
 

@@ -28,7 +28,6 @@ from trainer.model.flow import shaking
 from trainer.model.head.ask import Logits, OwnLogits
 from trainer.model.head.head import head_of
 from trainer.model.head.nll import Nll
-from trainer.model.head.rewards import Rewards, is_scorer
 from trainer.model.masks import reach
 from trainer.model.tune.prompt import virtual_off
 
@@ -75,8 +74,6 @@ def check_head(policy: Policy, hf_config: Any, seq_len: int, before_pass: Before
     Raises:
         SelfCheckError: They differ by more than rounding, or the model's own forward cannot be called.
     """
-    if is_scorer(policy.module):
-        return check_score(policy, hf_config, min(seq_len, HEAD_TOKENS), before_pass)
     num_tokens = min(seq_len, HEAD_TOKENS)
     tokens_1T = _tokens(num_tokens, hf_config.get_text_config().vocab_size, policy.device)
     labels_1T = torch.cat([tokens_1T[:, 1:], tokens_1T[:, :1]], dim=1)
@@ -126,41 +123,6 @@ def check_head(policy: Policy, hf_config: Any, seq_len: int, before_pass: Before
         loss,
     )
     return Agreement(found, loss)
-
-
-def check_score(policy: Policy, hf_config: Any, num_tokens: int, before_pass: BeforePass) -> Agreement:
-    """Compare the score of one document with that of a reward model's own forward. Collective: every rank.
-
-    Raises:
-        SelfCheckError: They differ by more than rounding, or the model's own forward cannot be called.
-    """
-    tokens_1T = _tokens(num_tokens, hf_config.get_text_config().vocab_size, policy.device)
-    last = torch.tensor([num_tokens - 1], device=policy.device)
-
-    def own() -> Tensor:
-        before_pass(num_tokens)
-        return _called(lambda: policy.answer_raw(OwnLogits(), input_ids=tokens_1T), "The model's own forward")
-
-    with policy.evaluating():
-        own_11 = own()
-        before_pass(num_tokens)
-        ours_11 = policy.answer_raw(Rewards(last), **_alone(tokens_1T))[:, None]
-        dtype, own_11 = own_11.dtype, _working(own_11)
-        # A score is a sum that may be near 0, and rounding is a share of what is summed.
-        found = float((own_11 - ours_11).abs().max()) / max(float(own_11.abs().max()), 1.0)
-        allowed = HEAD_FLOOR.get(dtype, 2.0**-7)
-        if anywhere(policy.mesh, not found <= allowed):
-            allowed = max(NOISE * _typical(_apart(own_11, _working(own()))), allowed)
-    if not bool(own_11.isfinite().all()):
-        _LOG.warning("The model's scores are not finite: that they are its own cannot be proved.")
-        return Agreement(float("nan"), float("nan"))
-    if not found <= allowed:
-        raise SelfCheckError(
-            f"The score that is learnt must be the one of the model's own forward, but is {found:.1e} off instead "
-            f"(allowed: {allowed:.1e}). {_suspect(own_11, ours_11, hf_config)} This architecture is not supported yet."
-        )
-    _LOG.info("What is learnt is the score of the model's own forward: apart by %.1e.", found)
-    return Agreement(found, 0.0)
 
 
 def _packed_lengths(hf_config: Any, seq_len: int) -> tuple[int, int, int]:
