@@ -12,6 +12,10 @@ from trainer.forecast.memory import RunShape, Weights
 from trainer.forecast.shapes import DecoderShape
 from trainer.metrics.console import duration_text
 
+OF_PAIRS = (
+    "Rows are pairs, each two documents: the prompt with the chosen answer, and with the rejected one. Both are among "
+    "the tokens of a step. A pair that does not fit a pack is dropped."
+)
 SUM_BYTES = 8
 """Of the reference, an answer."""
 
@@ -25,13 +29,12 @@ def answer_notes(
         timing: Of a step; None where it is not forecast.
     """
     options = config.objective.preference
+    if config.objective.kind is ObjectiveKind.reward:
+        yield f"{OF_PAIRS} A score is one number an answer: there are no logits, and no output layer of a vocabulary."
     if config.objective.kind is not ObjectiveKind.preference:
         return
     if options.is_paired:
-        yield (
-            "Rows are pairs, each two documents: the prompt with the chosen answer, and with the rejected one. Both "
-            "are among the tokens of a step. A pair that does not fit a pack is dropped."
-        )
+        yield OF_PAIRS
     else:
         yield (
             "Rows are answers with a label, each a document behind its prompt. One that does not fit a pack is dropped."

@@ -25,6 +25,9 @@ class Histogram:
         return {"edges": list(self.edges), "counts": list(self.counts)}
 
 
+NOTHING = Histogram((), ())
+
+
 def histogram_of(numbers: Float64s) -> Histogram:
     """Count numbers in bins from -m to m, so that 0 is an edge; m is the least of 1, 2 or 5 times a power of ten.
 

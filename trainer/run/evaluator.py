@@ -102,7 +102,8 @@ class Evaluator:
         """Return how the newest evaluation ranks held-out pairs, as it is logged, and say so on rank 0."""
         is_begun = state.step > 0
         if self._policy.mesh.is_first and is_begun:
-            tell(self._judged)
+            kept = self._scored or self._pairs
+            tell(self._judged, state.step, None if kept is None else kept.run_dir)
         if self._pairs is None:
             return logged_pairs(self._judged, ranks=True)
         return self._pairs.logged(self._judged, is_begun)

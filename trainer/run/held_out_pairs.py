@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from trainer.config.metric import ACCURACY, PAIR_LOSS
 from trainer.config.objective import ObjectiveKind
 from trainer.config.preference import PreferenceConfig
+from trainer.config.snapshot import write_atomic
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Unit
 from trainer.evaluate.held_out import HeldOut, HeldOutLosses
@@ -24,6 +27,8 @@ from trainer.run.session import Session
 from trainer.teacher.answer_sums import AnswerSums
 
 _LOG = logging.getLogger(__name__)
+MARGINS = "held_out_margins.json"
+"""How the margins of held-out pairs were spread at the newest evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class HeldOutPairs:
     """Of all sources."""
     reference: AnswerSums | None
     """Of the held-out answers; None where the loss needs none."""
+    run_dir: Path | None = None
 
     @property
     def alone(self) -> HeldOut:
@@ -106,10 +112,13 @@ def logged_pairs(judged: Mapping[str, JudgedPairs], ranks: bool) -> dict[str, fl
     return {key: value for key, value in record.items() if value is not None}
 
 
-def tell(judged: Mapping[str, JudgedPairs]) -> None:
-    """Say in a line a source how many are right."""
+def tell(judged: Mapping[str, JudgedPairs], step: int, run_dir: Path | None) -> None:
+    """Say in a line a source how many are right, and keep how margins are spread in a file of the run."""
     for name, found in judged.items():
         _LOG.info("Held-out pairs of %s: %s", name, told(found))
+    if judged and run_dir is not None:
+        spread = {name: found.histogram.to_plain() for name, found in judged.items()}
+        write_atomic(run_dir / MARGINS, json.dumps({"step": step, "sources": spread}, indent=2) + "\n")
 
 
 def told(found: JudgedPairs) -> str:
@@ -133,4 +142,4 @@ def held_out_pairs(session: Session, reference: AnswerSums | None) -> HeldOutPai
     options = session.config.objective
     if options.kind is not ObjectiveKind.preference or not options.preference.is_paired:
         return None
-    return HeldOutPairs(options.preference, session.held_out(), reference)
+    return HeldOutPairs(options.preference, session.held_out(), reference, session.run_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from trainer.config.objective import ObjectiveKind
 from trainer.config.reward import RewardConfig
@@ -22,6 +23,7 @@ class ScoredPairs:
     policy: Policy
     held_out: HeldOut
     options: RewardConfig
+    run_dir: Path
 
     def judge(self) -> dict[str, JudgedPairs]:
         """Score and rank the pairs of every source that has some. Collective: every rank."""
@@ -38,4 +40,5 @@ def scored_pairs(session: Session, heed: Callable[[], None] = lambda: None) -> S
     options = session.config.objective
     if options.kind is not ObjectiveKind.reward:
         return None
-    return ScoredPairs(session.policy, replace(session.held_out(), heed=heed), options.reward)
+    held_out = replace(session.held_out(), heed=heed)
+    return ScoredPairs(session.policy, held_out, options.reward, session.run_dir)

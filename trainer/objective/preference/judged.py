@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.config.preference import PreferenceConfig
-from trainer.evaluate.histogram import Histogram, histogram_of
+from trainer.evaluate.histogram import NOTHING, Histogram, histogram_of
 from trainer.evaluate.wilson import wilson_interval
 from trainer.objective.preference.pair_losses import Sides, pair_losses, rewards
 
@@ -48,7 +48,7 @@ class JudgedPairs:
     longer: RankedPairs
     """Those whose chosen answer has more tokens: a model that only likes long answers is right there alone."""
     shorter: RankedPairs
-    histogram: Histogram
+    histogram: Histogram = NOTHING
     """Of margins: how far each chosen answer is ahead."""
 
     @property
