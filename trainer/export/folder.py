@@ -13,9 +13,17 @@ import torch
 from torch import nn
 
 from trainer.config.model import ModelConfig, ModelHead
-from trainer.errors import SelfCheckError
+from trainer.errors import ModelError, SelfCheckError
 from trainer.export.merge import WEIGHTS, read_adapter
-from trainer.export.pooled import fill_of, fill_with, head_of_folder, scores_of, scoring, told_pad
+from trainer.export.pooled import (
+    fill_of,
+    fill_with,
+    head_of_folder,
+    scores_of,
+    scoring,
+    told_pad,
+    written_dtype,
+)
 from trainer.model.attention import caps_scores
 from trainer.model.lean import import_peft
 from trainer.model.load import read_config, read_whole_config
@@ -175,6 +183,26 @@ def require_loads(folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote
                 f"The exported folder {folder} must give finite logits, but does not. Do not use it; choose other "
                 "weights."
             )
+
+
+def load_scorer(folder: Path, trust_remote_code: bool) -> Any:
+    """Load an exported reward model, whole or an adapter, as any user would; in the type that it was written in.
+
+    Raises:
+        ModelError: The folder holds a language model.
+    """
+    adapter = read_adapter(folder)
+    is_scorer = head_of_folder(folder) is ModelHead.score if adapter is None else adapter.task_type == SCORED
+    if not is_scorer:
+        raise ModelError(
+            f"Scores must be asked of a reward model, but {folder} is a language model instead. Train one with "
+            "recipe=reward, and export it."
+        )
+    dtype = written_dtype(folder)
+    model = _load_adapter(folder, dtype, trust_remote_code, is_packed=False)
+    if model is None:
+        model = _load_whole(folder, dtype, trust_remote_code, ModelHead.score)
+    return model.to(_device_for(model)).eval()
 
 
 def _load_whole(

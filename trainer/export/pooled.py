@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from trainer.config.model import ModelConfig, ModelHead
@@ -57,6 +58,16 @@ def head_of_folder(folder: Path) -> ModelHead:
         return ModelHead.language  # who loads it says what is wrong
     is_scored = any(KIND in str(name) for name in found.get("architectures") or ())
     return ModelHead.score if is_scored else ModelHead.language
+
+
+def written_dtype(folder: Path) -> str:
+    """Return the type of the tensors of a folder, as torch names it."""
+    file = next(iter(sorted(folder.glob("*.safetensors"))), None)
+    if file is None:
+        return "float32"
+    with safe_open(str(file), framework="pt") as tensors:
+        first = next(iter(tensors.keys()))
+        return str(tensors.get_tensor(first).dtype).removeprefix("torch.")
 
 
 @contextlib.contextmanager
