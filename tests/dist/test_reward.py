@@ -16,6 +16,7 @@ from tests.dist.test_preference import take_steps, units_of_steps
 from tests.dist.test_resume import contents, losses
 from tests.dist.test_zero import assert_close, cosine
 from trainer.checkpoint.layout import step_dir
+from trainer.cli import run_command
 
 NUM_STEPS = 4
 FP32 = 2e-6
@@ -330,6 +331,28 @@ def test_scores_of_exports_are_those_of_the_run_in_plain_transformers_and_peft(
         assert np.std(found) > 1e-2, "scores differ"
         np.testing.assert_allclose(found, scores[name], atol=1e-5)
     assert "verified" in capsys.readouterr().out
+    scored_alike(tmp_path, data, Path(f"{tmp_path}/lora-False"), Path(f"{tmp_path}/lora-True"))
+    assert run_command(["evaluate", base, f"evaluate.scores.file={data}/pairs.jsonl"]) == 2
+    assert "is a language model instead" in capsys.readouterr().err
+    assert run_command(["export", str(tmp_path / "full"), "model.head=language"]) == 2
+    assert "`model.head` must be score with objective=reward" in capsys.readouterr().err
+
+
+def scored_alike(tmp_path: Path, data: str, adapter: Path, merged: Path) -> None:
+    """Score the file of pairs by an adapter, which peft loads, and by the model that it was merged into."""
+    rows = []
+    for folder in (adapter, merged):
+        words = [f"evaluate.scores.file={data}/pairs.jsonl", "evaluate.scores.as_chat=false"]
+        assert run_command(["evaluate", str(folder), *words]) == 0
+        output = folder.with_name(f"{folder.name}-scores")
+        rows.append([json.loads(line) for line in (output / "scores.jsonl").read_text().splitlines()])
+        summary = json.loads((output / "summary.json").read_text())
+        kept = [row for row in rows[-1] if "score_chosen" in row]
+        right = sum(row["score_chosen"] > row["score_rejected"] for row in kept)
+        assert summary["pairs"]["num_pairs"] == len(kept) and summary["dropped"] == len(rows[-1]) - len(kept)
+        assert summary["pairs"]["accuracy"] == pytest.approx(right / len(kept))
+    for one, other in zip(*rows, strict=True):
+        assert one.get("score_chosen", 0) == pytest.approx(other.get("score_chosen", 0), abs=1e-5)
 
 
 def twice(mesh: Any, workspace: str, data: str, folder: str) -> None:
