@@ -334,7 +334,7 @@ def test_scores_of_exports_are_those_of_the_run_in_plain_transformers_and_peft(
     scored_alike(tmp_path, data, Path(f"{tmp_path}/lora-False"), Path(f"{tmp_path}/lora-True"))
     assert run_command(["evaluate", base, f"evaluate.scores.file={data}/pairs.jsonl"]) == 2
     assert "is a language model instead" in capsys.readouterr().err
-    assert run_command(["export", str(tmp_path / "full"), "model.head=language"]) == 2
+    assert run_command(["export", str(tmp_path / "lora"), "model.head=language"]) == 2
     assert "`model.head` must be score with objective=reward" in capsys.readouterr().err
 
 
