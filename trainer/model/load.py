@@ -177,8 +177,7 @@ def load_model(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of reading files; what is downloaded is here by now
-    whole = read_whole_config(source, model)
-    config, packing = trained_part(whole), packing_of(whole)
+    config, packing = trained_part(whole := read_whole_config(source, model)), packing_of(whole)
     packs_now = quantise is not Quantise.none
     shards_now = zero3_config is not None and not packs_now
     keep_alive = announce_zero3(zero3_config if shards_now else None)
@@ -213,8 +212,8 @@ def load_model(
     loaded.config.use_cache = False
     is_new = model.head is ModelHead.score and settle_scorer(loaded)
     _settle_layers(loaded, dtype == "bf16" and model.router_float32, device)
-    count = sum(map(num_weights, loaded.parameters()))
-    return LoadedModel(loaded, attention, source, count, OwnCode(loaded), has_new_score=is_new)
+    count, code = sum(map(num_weights, loaded.parameters())), OwnCode(loaded)
+    return LoadedModel(loaded, attention, source, count, code, has_new_score=is_new)
 
 
 def _settle_layers(loaded: Any, is_exact: bool, device: torch.device) -> None:
