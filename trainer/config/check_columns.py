@@ -29,6 +29,7 @@ OPTIONAL = {
     "tools": (Format.chat, *ANSWERED),
     "system": (Format.chat, *ANSWERED),
     "completions": (Format.preference,),
+    "margin": (Format.preference,),
     "input": ANSWERED,
     "loss_mask": (Format.ids,),
     "labels": (Format.ids,),

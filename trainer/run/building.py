@@ -24,7 +24,7 @@ from trainer.dist.mesh import Mesh
 from trainer.engine.batch import BatchShape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.engine.engine import Engine
-from trainer.engine.gathering import gathered, looking_up_at_gathers
+from trainer.engine.gathering import filling, gathered, looking_up_at_gathers
 from trainer.engine.initialize import build_engine
 from trainer.engine.spread import check_spread, spread_experts, spread_groups
 from trainer.errors import ModelError
@@ -52,6 +52,7 @@ from trainer.model.load import (
 from trainer.model.packed import packing_of
 from trainer.model.packing_kind import check_packing, is_nf4
 from trainer.model.remat import apply_remat
+from trainer.model.scorer import begin_score, output_layer
 from trainer.model.tensor_by_tensor import looking_up
 from trainer.model.token_slices import check_slices
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
@@ -173,6 +174,11 @@ def _load(
         loaded = load_model(
             source, config.model, attention, dtype, zero3_config, mesh.device, config.tune.quantise
         )
+    if loaded.has_new_score:
+        weight = output_layer(loaded.model).weight
+        with filling(weight):
+            begin_score(weight, hf_config, config.seed)
+        _LOG.info("The layer that scores is new: normal, from seed %d.", config.seed)
     if on_gpu:
         _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
     return loaded

@@ -34,8 +34,9 @@ from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
 from trainer.report.verdict import no_interval
-from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs
+from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, logged_pairs, tell
 from trainer.run.references import RunReferences
+from trainer.run.scored_pairs import ScoredPairs, scored_pairs
 from trainer.run.session import Session
 
 
@@ -51,16 +52,17 @@ class Evaluator:
         forgetting: ForgettingMeasurement | None,
         task_scores: TaskScores | None,
         takes_kl: bool,
-        pairs: HeldOutPairs | None = None,
+        pairs: HeldOutPairs | ScoredPairs | None = None,
     ) -> None:
         """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation.
 
         Args:
-            pairs: What ranks held-out pairs; None where the loss is not of pairs.
+            pairs: What ranks held-out pairs, by their losses or by their scores; None where the loss is not of pairs.
         """
         self._policy = policy
         self._held_out = held_out
-        self._pairs = pairs
+        self._pairs = pairs if isinstance(pairs, HeldOutPairs) else None
+        self._scored = pairs if isinstance(pairs, ScoredPairs) else None
         self._judged: dict[str, JudgedPairs] = {}
         self._mixing = mixing
         self._texts = texts
@@ -71,6 +73,9 @@ class Evaluator:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source; before the first step they are the base model's."""
+        if self._scored is not None:
+            self._judged = self._scored.judge()
+            return {name: found.loss for name, found in self._judged.items()}
         if state.step == 0 and self._forgetting is not None:
             with virtual_off(self._policy.module):
                 if self.task_scores is not None:
@@ -107,11 +112,12 @@ class Evaluator:
 
     def preferences(self, state: TrainState) -> dict[str, float]:
         """Return how the newest evaluation ranks held-out pairs, as it is logged, and say so on rank 0."""
-        if self._pairs is None:
-            return {}
         is_begun = state.step > 0
         if self._policy.mesh.is_first and is_begun:
-            self._pairs.tell(self._judged)
+            kept = self._scored or self._pairs
+            tell(self._judged, state.step, None if kept is None else kept.run_dir)
+        if self._pairs is None:
+            return logged_pairs(self._judged, ranks=True)
         return self._pairs.logged(self._judged, is_begun)
 
     def drift(self, state: TrainState) -> dict[str, float]:
@@ -119,7 +125,7 @@ class Evaluator:
 
         The rise of each source, the mean rise of those that are no target, and KL.
         """
-        if state.step == 0:
+        if state.step == 0 or self._scored is not None:
             return {}
         rises = {
             name: loss - state.base_losses[name]
@@ -168,7 +174,8 @@ def build_evaluator(
         build_forgetting(session, heed),
         build_task_scores(session),
         session.config.evaluate.during.kl,
-        _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
+        scored_pairs(session, heed)
+        or _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
     )
 
 

@@ -28,6 +28,8 @@ from trainer.evaluate.proofs.isolation import (
     isolation_work,
     time_forward,
 )
+from trainer.evaluate.proofs.last_score import check_score
+from trainer.model.head.rewards import is_scorer
 from trainer.model.masks import reach
 from trainer.run.heed import SOON
 from trainer.run.session import Session
@@ -86,8 +88,9 @@ def _planned(session: Session) -> list[Proof]:
 
 
 def prove_head(session: Session, before_pass: BeforePass = at_once) -> None:
-    """Stop unless the loss is made from the model's own logits."""
-    check_head(session.policy, session.loaded.model.config, session.config.data.seq_len, before_pass)
+    """Stop unless the loss is made from the model's own logits, or from its own score."""
+    check = check_score if is_scorer(session.policy.module) else check_head
+    check(session.policy, session.loaded.model.config, session.config.data.seq_len, before_pass)
 
 
 def prove_isolation(session: Session, course: Course | None = None) -> Isolation:

@@ -12,6 +12,7 @@ from typing import Any
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
 from trainer.data.rows.cells import Row, list_cell, prompt_text, text_cell, unfolded
 from trainer.data.rows.human_turns import is_human_text, split_text, split_turns
+from trainer.data.rows.margin import row_margin
 from trainer.data.rows.message import MEND, short
 from trainer.data.rows.turns import chat_of, read_tools, read_turns
 from trainer.data.types import Answers, ChatDocument, CompletionDocument, Message, RowError
@@ -32,7 +33,7 @@ def parse_answers(row: Row, source: SourceConfig, counts: Counter[str]) -> Answe
     Raises:
         RowError: If the row does not hold them.
     """
-    columns = source.columns
+    columns, margin = source.columns, 0.0
     if source.format is Format.unpaired:
         said, label = [row.get(columns.completion)], _label(row, columns.label)
         names = [columns.completion]
@@ -41,11 +42,13 @@ def parse_answers(row: Row, source: SourceConfig, counts: Counter[str]) -> Answe
         if found is None:
             return None
         (said, names), label = found, None
+        if columns.margin is not None and columns.margin in row:
+            margin = row_margin(row[columns.margin], columns.margin)
     if not source.as_chat:
         texts = _texts(row, said, names, columns, counts)
-        return Answers(texts, is_desirable=label) if texts else None
+        return Answers(texts, is_desirable=label, margin=margin) if texts else None
     conversations, num_asked = _conversations(row, said, names, columns, counts)
-    return Answers(conversations, num_asked, label) if conversations else None
+    return Answers(conversations, num_asked, label, margin) if conversations else None
 
 
 def _sides(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> tuple[list[Any], list[str]] | None:

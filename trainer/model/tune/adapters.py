@@ -19,6 +19,7 @@ from torch import nn
 from trainer.config.tune import ALL_LINEAR, EXPERTS, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
 from trainer.model.lean import import_peft
+from trainer.model.scorer import SCORE, has_score, output_layer
 from trainer.model.tune.adapted import (
     adapted,
     counted,
@@ -35,6 +36,8 @@ from trainer.model.tune.whole import train_whole
 
 ADAPTER = "default"
 """peft's name for the one adapter of a model."""
+SCORED = "SEQ_CLS"
+"""peft's name for what an adapter of a reward model does."""
 FACTOR_B = re.compile(r"\.lora_(embedding_)?B\.")
 """Parameters whose learning rate LoRA+ raises."""
 
@@ -116,12 +119,17 @@ def apply_tuning(
         peft_config, modules, tensors = _add_lora(model, tune, seed, start)
     elif tune.method is TuneMethod.ia3:
         peft_config, modules = _add_ia3(model, tune)
-    if tune.modules_to_save:
+    if peft_config is not None and has_score(model):
+        peft_config.task_type = SCORED
+        peft_config.modules_to_save = train_whole(model, [*tune.modules_to_save, SCORE], modules)
+    elif tune.modules_to_save:
         peft_config.modules_to_save = train_whole(model, tune.modules_to_save, modules)
     if new_tokens is not None:
         peft_config.trainable_token_indices = add_new_tokens(model, new_tokens)
     if tune.method is TuneMethod.freeze:
         _freeze(model, tune)
+        if has_score(model):
+            output_layer(model).requires_grad_(True)
     elif tune.is_virtual:
         virtual, peft_config = make_virtual_tokens(model, tune, seed)
         model.requires_grad_(False)
