@@ -62,12 +62,9 @@ def config_for(workspace: str, data: str, run_dir: str | Path, *overrides: str) 
     return config_beside_texts(workspace, data, run_dir, "preference", "pairs.jsonl", *overrides)
 
 
-def make_data(mesh: Any, workspace: str, data: str) -> None:
-    """Write pairs and texts, and prepare them."""
-    from trainer.command.prepare import prepare_data
-
-    rng = np.random.default_rng(5)
-    pairs = [
+def made_pairs(rng: Any) -> list[dict[str, Any]]:
+    """Return pairs of short answers."""
+    return [
         {
             "prompt": said(rng, 2, 9) + "?",
             "chosen": said(rng, 1, 16) + ".",
@@ -75,7 +72,14 @@ def make_data(mesh: Any, workspace: str, data: str) -> None:
         }
         for _ in range(60)
     ]
-    write_rows(Path(data) / "pairs.jsonl", pairs)
+
+
+def make_data(mesh: Any, workspace: str, data: str) -> None:
+    """Write pairs and texts, and prepare them."""
+    from trainer.command.prepare import prepare_data
+
+    rng = np.random.default_rng(5)
+    write_rows(Path(data) / "pairs.jsonl", made_pairs(rng))
     write_texts(Path(data), rng)
     for share in ("null", "false"):  # for what cannot share prompts, too
         words = ["objective.preference.loss=orpo", f"data.share_prompts={share}"]

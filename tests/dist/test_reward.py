@@ -247,8 +247,9 @@ def finish(mesh: Any, workspace: str, data: str, run_dir: str, words: list[str])
     from trainer.config.snapshot import freeze
     from trainer.evaluate.held_out_scores import held_out_scores
     from trainer.run import training
+    from trainer.run.sharing import with_sharing
 
-    config = config_for(workspace, data, run_dir, *words)
+    config = with_sharing(config_for(workspace, data, run_dir, *words), says=False)
     if mesh.is_first:
         freeze(config, Path(run_dir))
     mesh.barrier()
@@ -265,8 +266,9 @@ def held_out_pieces(session: Any) -> list[list[int]]:
     store, found = session.stores["chat"].validation, []
     for number in range(store.num_packs):
         pack, start = store.pack(number), 0
-        for length in pack.lengths:
-            found.append(pack.tokens[start : start + length].tolist())
+        for length, seen in zip(pack.lengths, pack.prefixes or [0] * len(pack.lengths), strict=True):
+            before = found[-1][:seen] if seen else []
+            found.append([*before, *pack.tokens[start : start + length].tolist()])
             start += length
     return found
 
