@@ -182,8 +182,10 @@ def whole_runs(mesh: Any, workspace: str, data: str, folder: str) -> None:
     """Fine-tune with a fresh adapter, go on with that run in two parts, and lose the first run between them."""
     from trainer.config.snapshot import freeze
     from trainer.run import training
+    from trainer.run.sharing import with_sharing
 
     def train(config: Any) -> None:
+        config = with_sharing(config, says=False)
         if mesh.is_first:
             freeze(config, Path(config.run_dir))
         mesh.barrier()

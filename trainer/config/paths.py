@@ -74,6 +74,8 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "replay.generate.output_dir": absolute,
     "evaluate.tasks.include_path": absolute,
     "evaluate.during.samples.file": absolute,
+    "evaluate.scores.file": absolute,
+    "evaluate.scores.output_dir": absolute,
     "export.output_dir": absolute,
     "export.llama_cpp": absolute,
     "export.adapters": absolute,
