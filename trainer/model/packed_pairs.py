@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safetensors import SafetensorError
+
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.errors import ModelError
 from trainer.model.packing_kind import is_nf4, method_of
@@ -22,14 +24,19 @@ def check_scales(source: str, model: ModelConfig, packing: dict[str, Any] | None
     """Refuse a folder in which a packed weight has no scales, or scales stand beside a weight that is not packed.
 
     transformers reads the codes of the first as numbers, and multiplies the second once more. Reads the heads of the
-    files, no tensor. A folder without safetensors files here is not looked at.
+    files, no tensor. A folder without safetensors files here, or with some that cannot be read, is not looked at.
 
     Args:
         packing: How its configuration says that weights are packed; None where it says nothing, which FP8 contradicts.
     Raises:
         ModelError: Names the first of them.
     """
-    types = tensor_types(weight_files(source, model.revision)) if model.kind is not ModelKind.random else {}
+    if model.kind is ModelKind.random:
+        return
+    try:
+        types = tensor_types(weight_files(source, model.revision))
+    except (OSError, ValueError, KeyError, SafetensorError):  # who loads them says what is wrong
+        return
     problems = list(_problems(types, packing))
     if not problems:
         return
