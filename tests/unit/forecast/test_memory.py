@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from tests.house.tree import ROOT
-from trainer.command.counted import find_shape, run_shape, tuned_weights
+from trainer.command.counted import run_shape
 from trainer.command.fitting import fitted
 from trainer.config.store import compose_config
 from trainer.forecast.activations import layer_bytes, mask_bytes, score_bytes
@@ -317,33 +317,3 @@ def test_layers_recomputed_save_what_they_do_not_keep():
     per_layer = (layer_bytes(LLAMA, 2, True, True) - 2 * 4096) * 8192
     assert peaks[0] - peaks[1] == pytest.approx(8 * per_layer)
     assert 8 * per_layer / GIB > 7
-
-
-@pytest.mark.parametrize(
-    "name", ["qwen3_30b_a3b_6_layers_1xH200_lora_experts", "qwen3_30b_a3b_1xH200_lora_4096x1"]
-)
-def test_lora_on_a_mixture_takes_what_was_measured(name):
-    """Adapters of experts are added into a tensor of the experts' size in every layer, which backward needs."""
-    record = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
-    (result,) = record["results"]
-    assert forecast_of(record, result) == pytest.approx(result["memory_gib"], rel=0.05)
-
-
-@pytest.mark.parametrize("word", ["zero=zero3", "zero.expert_parallel=2"])
-def test_all_weights_of_a_mixture_take_what_was_measured_sharded_and_with_experts_spread(word):
-    """Plain ZeRO-2 of that file was measured while DeepSpeed's own step copied gradients; it is other code now."""
-    path = ROOT / "benchmarks/results/qwen3_30b_a3b_6_layers_2xH200.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
-    (result,) = (result for result in record["results"] if word in result["overrides"])
-    assert forecast_of(record, result) == pytest.approx(result["memory_gib"], rel=0.03)
-
-
-def forecast_of(record, result):
-    """Return the forecast in GiB of a case of a file of benchmarks, as a run of it would make it."""
-    num_ranks = record["environment"]["gpus_used"]
-    words = [word for word in result["overrides"] if not word.startswith(("data=", "data.sources"))]
-    shape = ROOT / "benchmarks/shapes" / record["environment"]["shape"]
-    config = compose_config([*words, f"model.path={shape}", "run_dir=/nowhere"])
-    config = fitted(config, num_ranks, can_load=True, here_gib=H200_GIB).config
-    found, _ = find_shape(config.model)
-    return forecast(found, run_shape(config, num_ranks), tuned_weights(config, found)).gib
