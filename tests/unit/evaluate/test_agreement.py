@@ -125,7 +125,10 @@ def test_an_own_forward_that_cannot_be_called_is_a_sentence():
         model.forward = lambda **inputs: inputs["nothing"]
 
     policy, config = policy_of(change=change)
-    with pytest.raises(SelfCheckError, match=r"The model's own forward must run .* KeyError"):
+    with pytest.raises(
+        SelfCheckError,
+        match=r"The model's own forward must run .* KeyError.*nothing'\. Name another model\.path",
+    ):
         check_head(policy, config, 256)
 
 

@@ -159,7 +159,7 @@ def test_an_installed_head_keeps_its_parameters_and_gives_logits_or_losses():
 
 
 def test_a_head_that_is_no_linear_layer_is_refused():
-    with pytest.raises(ModelError, match="Sequential"):
+    with pytest.raises(ModelError, match=r"is Sequential instead\. Name another model\.path"):
         install_loss_head(Model(nn.Sequential()), 8)
 
 

@@ -37,7 +37,7 @@ def called(
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise SelfCheckError(
             f"{whose} must run on token ids and return logits, but ends with {type(error).__name__} instead: {reason}. "
             f"{fix}"
