@@ -40,10 +40,12 @@ def disk_explained(run_dir: Path | None, trains: bool = False) -> Iterator[None]
         number = disk_errno(error)
         named = getattr(error, "filename", None)
         if number is None and named and isinstance(error, OSError) and error.errno in IN_THE_WAY:
+            fix = "Move away what is in its place, or let this user have it, then give the same command again"
+            if error.errno == errno.ENAMETOOLONG:
+                fix = "Give a shorter one"
             raise CheckpointError(
                 f"{error.filename2 or named} must be a file or folder that can be read and written here, but is not: "
-                f"{os.strerror(error.errno)}. Move away what is in its place, or let this user have it, then give the "
-                "same command again."
+                f"{os.strerror(error.errno)}. {fix}."
             ) from error
         if number is None:
             raise

@@ -34,6 +34,11 @@ def test_what_is_in_the_place_of_a_file_is_named_with_what_to_do(number):
         raise OSError(number, "", "/run/metrics.jsonl")
     assert str(caught.value).startswith("/run/metrics.jsonl must be a file or folder that can be read")
     assert os.strerror(number) in str(caught.value) and "Move away what is in its place" in str(caught.value)
+    with (
+        pytest.raises(CheckpointError, match=r"File name too long. Give a shorter one.$"),
+        disk_explained(None),
+    ):
+        raise OSError(errno.ENAMETOOLONG, "", "/run/" + "x" * 300)
     with pytest.raises(CheckpointError, match=r"^/run/report.html must be"), disk_explained(None):
         raise OSError(number, "", "/run/.report.html.tmp", None, "/run/report.html")
     with pytest.raises(OSError, match="whose"), disk_explained(None):
