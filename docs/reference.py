@@ -19,7 +19,7 @@ GROUPS = {
     "data": "sources, cleaning, split, packing",
     "replay": "older data against forgetting: ratio, schedule, controller",
     "tune": "which parameters train",
-    "objective": "what is minimised: cross-entropy, by `weight`, or a loss of preferences (docs/objectives.md)",
+    "objective": "what is minimised: cross-entropy, by `weight`, of preferences, or a score (docs/objectives.md)",
     "optim": "AdamW",
     "schedule": "learning rate over the run",
     "zero": "DeepSpeed ZeRO; `zero.extra` takes the keys of DeepSpeed that take effect here and that no field decides; "

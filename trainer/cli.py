@@ -281,6 +281,10 @@ def _run_here(command: str, config: RunConfig) -> int:
             from trainer.command.export import export
 
             return export(config)
+        case "evaluate" if config.evaluate.scores.file is not None:
+            from trainer.command.score_file import score_file
+
+            return score_file(config)
         case "replay generate":
             from trainer.command.train import start_generation
 

@@ -13,7 +13,7 @@ import yaml
 from trainer.cli import run_command
 from trainer.command.usage import help_text
 from trainer.config.check import check_config, find_problems
-from trainer.config.data import Role
+from trainer.config.data import Format, Role
 from trainer.config.describe import known_keys, schema_key
 from trainer.config.model import ModelKind
 from trainer.config.optim import ScheduleName
@@ -70,7 +70,7 @@ OF_PAIRS = (
     *("robust", "rpo", "simpo"),
 )
 OF_ANSWERS = ("apo_zero_unpaired", "kto")
-OF_PREFERENCES = ("dpo", "preference_lora")
+OF_PREFERENCES = ("dpo", "preference_lora", "reward", "reward_lora")
 # Composing costs 0.2 s, so one option of every group is taken at a time; the last groups have tests below.
 GLOBAL = ("recipe", "experiment", "debug")
 CHOSEN = {group: options for group, options in group_options().items() if group not in GLOBAL}
@@ -85,12 +85,19 @@ def test_every_option_of_every_group_composes_and_passes_the_check(options):
     config = complete(*(f"{group}={option}" for group, option in options.items()))
     targets = [name for name, source in config.data.sources.items() if source.role is Role.target]
     fed = {**dict.fromkeys(OF_PAIRS, "preference"), **dict.fromkeys(OF_ANSWERS, "unpaired")}
+    fed["reward"] = "preference"
     wanted = fed.get(options["objective"])
     is_fed = options["data"] == wanted or (wanted is None and options["data"] not in fed.values())
     refused = {
         "cluster.hostfile": options["cluster"] == "hostfile",
         "data.sources": options["data"] == "none",
         f"data.sources.{targets[0] if targets else ''}.format": bool(targets) and not is_fed,
+        # A reward model learns from pairs alone, replay too.
+        **{
+            f"data.sources.{name}.format": options["objective"] == "reward"
+            for name, source in config.data.sources.items()
+            if source.role is not Role.target and source.format is not Format.preference
+        },
         "zero.stage": options["tune"] == "pissa" and options["zero"].startswith("zero3"),
         "zero.offload_param": (options["tune"], options["zero"]) == ("qlora", "zero3_offload"),
     }

@@ -55,7 +55,7 @@ def test_there_is_an_experiment_for_every_recipe_and_method_people_ask_for():
     chosen = {pair for one in choices for pair in one.items()}
     for wanted in (
         *(("recipe", name) for name in ("full_finetune", "continued_pretrain", "lora", "qlora")),
-        *(("recipe", name) for name in ("dpo", "preference_lora")),
+        *(("recipe", name) for name in ("dpo", "preference_lora", "reward")),
         *(("tune", name) for name in ("dora", "pissa", TuneMethod.freeze.value)),
         *(("replay", name) for name in ("general", "generated")),
         ("objective", "weighted"),

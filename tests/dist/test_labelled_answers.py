@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from tests.dist.preferred import (
+    BETA,
+    FP32,
+    NUM_STEPS,
+    config_beside_texts,
+    objective_of,
+    said,
+    take_steps,
+    tokens_of,
+    write_rows,
+    write_texts,
+)
 from tests.dist.session import config_of, plain_adamw, session_of
-from tests.dist.test_preference import BETA, FP32, NUM_STEPS, WORDS, objective_of, tokens_of
-from tests.dist.test_preference import take_steps as take_steps_of
 from tests.dist.test_trl import by_trl, options_of_trl
 from tests.dist.test_zero import assert_close, cosine
 
@@ -21,32 +31,14 @@ LOSSES = ("kto", "apo_zero_unpaired")
 WEIGHT = 1.3
 
 
-def said(rng: Any, low: int, high: int) -> str:
-    return "".join(rng.choice(list(WORDS), int(rng.integers(low, high))))
-
-
 def config_for(workspace: str, data: str, run_dir: str | Path, loss: str, *overrides: str) -> Any:
-    """Return a configuration of answers, with texts to replay beside them."""
     words = [
-        "data.sources.chat.format=unpaired",
-        "data.sources.chat.columns.loss_mask=null",
-        f"data.sources.chat.path={data}/answers.jsonl",
-        "data.sources.text.format=text",
-        "data.sources.text.columns.loss_mask=null",
-        "data.sources.text.packing=best_fit",
-        f"data.sources.text.path={data}/text.jsonl",
-        "data.sources.text.role=replay",
-        "replay.ratio=0.3",
-        "objective.kind=preference",
         f"objective.preference.loss={loss}",
         f"objective.preference.beta={BETA}",
         f"objective.preference.desirable_weight={WEIGHT}",
         "objective.preference.text_weight=0.5",
-        "data.values=[label]",
-        f"data.cache_dir={data}/cache",
-        f"train.max_steps={NUM_STEPS}",
     ]
-    return config_of(workspace, run_dir, *words, *overrides)
+    return config_beside_texts(workspace, data, run_dir, "unpaired", "answers.jsonl", *words, *overrides)
 
 
 def make_data(mesh: Any, workspace: str, data: str) -> None:
@@ -61,9 +53,8 @@ def make_data(mesh: Any, workspace: str, data: str) -> None:
         }
         for _ in range(120)
     ]
-    texts = [{"text": said(rng, 10, 40)} for _ in range(60)]
-    for name, rows in (("answers", answers), ("text", texts)):
-        (Path(data) / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(Path(data) / "answers.jsonl", answers)
+    write_texts(Path(data), rng)
     prepare_data(config_for(workspace, data, Path(data) / "unused", "kto"))
 
 
@@ -156,7 +147,7 @@ def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[A
     found = []
     for index, (loss, words) in enumerate(variants):
         with session_of(config_for(workspace, data, f"{run_dir}/{index}", loss, *words)) as session:
-            records = take_steps_of(session, objective_of(session))
+            records = take_steps(session, objective_of(session))
             for record in records:
                 report = record.pop("all")
                 record |= {key: report[key] for key in ("reference_point",) if key in report}
@@ -225,7 +216,7 @@ def write_answers(path: Path) -> None:
         asked = int(rng.integers(3, 9))
         prompt, answer = ("".join(rng.choice(list("abcdefghij"), count)) for count in (asked, 13 - asked))
         rows.append({"prompt": f"{prompt}?", "completion": f"{answer}.", "label": index % 3 != 1})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
 
 
 def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, float]]]:
@@ -258,8 +249,7 @@ def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, flo
         with session_of(config) as session:
             assert session.stores["chat"].train.pack_units.tolist() == [4] * TRL_STEPS
             found[loss] = [
-                record | record.pop("all")
-                for record in take_steps_of(session, objective_of(session), TRL_STEPS)
+                record | record.pop("all") for record in take_steps(session, objective_of(session), TRL_STEPS)
             ]
     return found
 

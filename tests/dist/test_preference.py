@@ -10,62 +10,26 @@ import numpy as np
 import pytest
 import torch
 
-from tests.dist.session import config_of, loader_of, plain_adamw, session_of
+from tests.dist.preferred import (
+    BETA,
+    FP32,
+    NUM_STEPS,
+    config_for,
+    make_data,
+    objective_of,
+    overrides_of,
+    take_steps,
+    tokens_of,
+)
+from tests.dist.session import loader_of, plain_adamw, session_of
 from tests.dist.test_zero import assert_close, cosine
 
-NUM_STEPS = 4
-FP32 = 2e-6
-"""Relative; as for other losses of whole documents."""
-BETA = 0.3
 LOSSES = {
     "dpo": {},
     "orpo": {"nll_over": "prompt_and_answer"},
     "ipo": {"nll_weight": 0.5, "nll_mean": "answers"},
     "simpo": {"gamma": 0.5, "nll_weight": 0.5},
 }
-KEPT = ("loss", "pair_loss", "answer_loss", "loss/text", "nll_chosen")
-WORDS = "abc defg hij klmno pq"
-
-
-def write_rows(folder: Path) -> None:
-    rng = np.random.default_rng(5)
-
-    def said(low: int, high: int) -> str:
-        return "".join(rng.choice(list(WORDS), int(rng.integers(low, high))))
-
-    pairs = [
-        {"prompt": said(2, 9) + "?", "chosen": said(1, 16) + ".", "rejected": said(1, 12) + "!"}
-        for _ in range(60)
-    ]
-    texts = [{"text": said(10, 40)} for _ in range(60)]
-    for name, rows in (("pairs", pairs), ("text", texts)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def config_for(workspace: str, data: str, run_dir: str | Path, *overrides: str) -> Any:
-    """Return a configuration of pairs, with texts to replay beside them."""
-    sources = [
-        "data.sources.chat.format=preference",
-        "data.sources.chat.columns.loss_mask=null",
-        f"data.sources.chat.path={data}/pairs.jsonl",
-        "data.sources.text.format=text",
-        "data.sources.text.columns.loss_mask=null",
-        "data.sources.text.packing=best_fit",
-        f"data.sources.text.path={data}/text.jsonl",
-        "data.sources.text.role=replay",
-        "replay.ratio=0.3",
-    ]
-    own = ("objective.kind=preference", "data.values=[label]", f"data.cache_dir={data}/cache")
-    return config_of(workspace, run_dir, *sources, *own, f"train.max_steps={NUM_STEPS}", *overrides)
-
-
-def make_data(mesh: Any, workspace: str, data: str) -> None:
-    from trainer.command.prepare import prepare_data
-
-    write_rows(Path(data))
-    for share in ("null", "false"):  # for what cannot share prompts, too
-        words = ["objective.preference.loss=orpo", f"data.share_prompts={share}"]
-        prepare_data(config_for(workspace, data, Path(data) / "unused", *words))
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +61,6 @@ def units_of_steps(session: Any) -> list[list[list[tuple[list[int], list[int]]]]
         steps.append(units)
     loader.close()
     return steps
-
-
-def tokens_of(model: Any, document: tuple[list[int], list[int]], over: str = "answer") -> Any:
-    """Return the log-probabilities of what is learnt of a document alone, float64."""
-    tokens, labels = (torch.tensor(found) for found in document)
-    log_probs = torch.log_softmax(model(input_ids=tokens[None], use_cache=False).logits[0].double(), -1)[:-1]
-    found = log_probs.gather(1, tokens[1:, None])[:, 0]
-    return found if over == "prompt_and_answer" else found[labels[:-1] != -100]
 
 
 def loss_of_pair(name: str, chosen: Any, rejected: Any, references: Any, options: dict[str, Any]) -> Any:
@@ -165,77 +121,6 @@ def torch_steps(workspace: str, steps: Any, name: str, options: dict[str, Any]) 
         found["grad_norm"] = float(norm)
         records.append(found | ({"nll_chosen": float(nll)} if weight else {}))
     return records
-
-
-def references_of(workspace: str, session: Any) -> Any:
-    """Return what says the sums of a base's log-probabilities, each piece of a pack alone."""
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32)
-    stores = [store.train for store in session.stores.values()]
-
-    def read(refs: Any) -> Any:
-        sums = []
-        for ref in refs:
-            pack, start = stores[ref.source].pack(ref.pack), 0
-            before: list[int] = []
-            for length, seen in zip(pack.lengths, pack.prefixes or [0] * len(pack.lengths), strict=True):
-                part = slice(start, start + length)
-                tokens = [*before[:seen], *pack.tokens[part].tolist()]
-                learnt = np.where(pack.supervised[part], pack.tokens[part], -100)
-                with torch.no_grad():
-                    document = (tokens, [-100] * seen + [*learnt[1:].tolist(), -100])
-                    sums.append(float(tokens_of(base, document).sum()))
-                before, start = before if seen else tokens, start + length
-        return np.array(sums)
-
-    return read
-
-
-def take_steps(session: Any, objective: Any, num_steps: int = NUM_STEPS) -> list[dict[str, float]]:
-    from trainer.mix.loader import TrainLoader
-    from trainer.optim.schedule import lr_factor
-    from trainer.run.step import train_step
-
-    config = session.config
-    loader = TrainLoader(
-        list(session.stores),
-        [store.train for store in session.stores.values()],
-        session.mixing().plan,
-        session.mesh.data,
-        config.train.micro_batch_size,
-        session.pad_id,
-        objective.attach,
-    )
-    records = []
-    for step in range(num_steps):
-        session.policy.engine.set_lr(config.optim.lr * lr_factor(step, num_steps, config.schedule))
-        result = train_step(session.policy, objective, loader.read(step), stop=lambda: False)
-        assert result.is_sound
-        found = {mean.name: mean.of(result.sums) for mean in result.means}
-        kept = {key: found[key] for key in KEPT if key in found}
-        records.append(kept | {"grad_norm": result.grad_norm, "all": found})
-    loader.close()
-    return records
-
-
-def overrides_of(name: str, beta: float = BETA, **options: Any) -> list[str]:
-    """Return the words that ask for a loss."""
-    given = {"loss": name, "beta": beta, "text_weight": 0.5, **options}
-    return [f"objective.preference.{key}={value}" for key, value in given.items()]
-
-
-def objective_of(session: Any) -> Any:
-    """Return what a run of the session minimises, with its own reference."""
-    from trainer.objective.build import build_objective
-    from trainer.run.references import build_references
-
-    units = [store.train.unit for store in session.stores.values()]
-    references = build_references(session, session.mixing())
-    names, options = list(session.stores), session.config.objective
-    if references is None:
-        return build_objective(options, names, units)
-    return build_objective(options, names, units, None, references.train.of, references.mismatched)
 
 
 def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[Any]) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.dist.preferred import config_for, make_data, overrides_of, references_of
 from tests.dist.session import session_of
-from tests.dist.test_preference import config_for, make_data, overrides_of, references_of
 from trainer.checkpoint.layout import STATE, step_dir
 
 LN_2 = 0.6931471805599453
@@ -76,7 +76,7 @@ def second_and_off(mesh: Any, workspace: str, data: str, run_dir: str, words: li
             (without, _), _ = sums_and_lines(session)
         return [
             len(ours),
-            float(np.abs(ours - references_of(workspace, session)(refs)).max()),
+            float(np.abs(ours - references_of(f"{workspace}/model", session)(refs)).max()),
             float(np.abs(ours - without.of(refs)).max()),
         ]
 
@@ -233,7 +233,7 @@ def test_a_run_begins_at_ln_2_and_a_resumed_one_is_bitwise_the_same(
     assert before["eval_pair_loss/chat"] == pytest.approx(LN_2, abs=CLOSE if is_exact else 1e-2)
     assert "eval_accuracy/chat" not in before
     assert 0 <= after["eval_accuracy_low/chat"] < after["eval_accuracy_high/chat"] <= 1
-    mean = (after["eval_pair_loss/chat"] + after["eval/text"]) / 2
+    mean = after["eval_pair_loss/chat"] + 0.5 * after["eval/text"]
     assert after["eval_mean"] == pytest.approx(mean) and after["eval/chat"] != after["eval_pair_loss/chat"]
     pool(2).run(evaluated, run_dir=str(whole), **arguments)
     kept_pairs = json.loads((whole / "evaluation.json").read_text())["pairs"]["chat"]
@@ -258,7 +258,7 @@ def ranked(mesh: Any, workspace: str, data: str, run_dir: str, words: list[str])
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tests.dist.test_preference import BETA, objective_of, take_steps, tokens_of
+    from tests.dist.preferred import BETA, objective_of, take_steps, tokens_of
     from trainer.evaluate.held_out import held_out_losses
     from trainer.run.held_out_pairs import held_out_pairs
     from trainer.run.references import build_references

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.dist.preferred import made_pairs, objective_of, overrides_of, take_steps, write_rows
 from tests.dist.session import config_of, session_of
-from tests.dist.test_preference import objective_of, overrides_of, take_steps, write_rows
 
 NUM_STEPS = 3
 FP32 = 1e-5
@@ -56,14 +56,12 @@ def words_of(data: str, share: str, *words: str) -> list[str]:
 
 def write_pairs(folder: Path) -> None:
     """Write pairs of which no two fit a pack with their prompts once, so that steps have the same ones both ways."""
-    write_rows(folder)
-    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    with (folder / "pairs.jsonl").open("w") as file:
-        for row in rows:
-            row["prompt"] = (row["prompt"] * 20)[:14]
-            for side in ("chosen", "rejected"):
-                row[side] = (row[side][:-1] * 30)[: 10 + len(row[side]) % 5] + row[side][-1]
-            file.write(json.dumps(row) + "\n")
+    rows = made_pairs(np.random.default_rng(5))
+    for row in rows:
+        row["prompt"] = (row["prompt"] * 20)[:14]
+        for side in ("chosen", "rejected"):
+            row[side] = (row[side][:-1] * 30)[: 10 + len(row[side]) % 5] + row[side][-1]
+    write_rows(folder / "pairs.jsonl", rows)
 
 
 def save_model(folder: Path, kind: str) -> None:

@@ -27,6 +27,8 @@ def overrides_of(folder: Path, recipe: str, stage: int) -> list[str]:
         "qlora": ["data=chat", f"data.sources.chat.path={folder / 'chat.jsonl'}", "tune.r=8"],
         "dpo": ["data=preference", *pairs],
         "preference_lora": ["data=preference", *pairs, "tune.r=8"],
+        "reward": ["data=preference", *pairs],
+        "reward_lora": ["data=preference", *pairs, "tune.r=8"],
     }
     return [
         f"recipe={recipe}",
@@ -88,7 +90,7 @@ def test_recipes_train_at_the_stages_that_the_matrix_calls_tested(
     from trainer.command.prepare import prepare_data
     from trainer.config.store import compose_config
 
-    assert len(TESTED) == 24 and set(DEFAULT) <= set(TESTED)
+    assert len(TESTED) == 32 and set(DEFAULT) <= set(TESTED)
     write_sources(tmp_path)
     for recipe in {recipe for recipe, _ in cells}:
         prepare_data(compose_config(overrides_of(tmp_path, recipe, 1)))

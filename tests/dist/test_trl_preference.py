@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.dist.preferred import BETA, objective_of, overrides_of, take_steps
 from tests.dist.session import config_of, session_of
-from tests.dist.test_preference import BETA, objective_of, overrides_of, take_steps
 from tests.dist.test_trl import by_trl, options_of_trl
 
 NUM_STEPS = 20

@@ -131,6 +131,15 @@ def check_quantiser(config: RunConfig) -> None:
         require_bitsandbytes()
 
 
+def check_start_adapter(config: RunConfig) -> None:
+    """Raise before ranks start when the adapter to go on from cannot be read, or is one of another base."""
+    if config.tune.start is not None:
+        from trainer.model.resolve import resolve_model
+        from trainer.run.start_adapter import check_start
+
+        check_start(config, resolve_model(config.model, Path(config.data.cache_dir)))
+
+
 def check_logins(config: RunConfig) -> None:
     """Raise when a tracker has no package or no login here."""
     from trainer.metrics.trackers import tracker_problems

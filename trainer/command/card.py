@@ -14,7 +14,7 @@ from trainer.checkpoint.layout import MANIFEST, STATE
 from trainer.checkpoint.state import read_state
 from trainer.command.write_export import writes_adapter
 from trainer.config.many import many
-from trainer.config.model import ModelKind
+from trainer.config.model import ModelHead, ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.prepared import digest_of, stores_folder
@@ -74,6 +74,7 @@ def write_card(
             for name in (config.kind.value, method.value)
             if name not in ("none", "full")
         ],
+        is_scorer=config.model.head is ModelHead.score,
     )
     write_atomic(folder / CARD, build_card(record, exported))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.begun import may_be_uneven
-from trainer.config.model import WITH_MASK, Attention, Kernels, ModelConfig, ModelKind
+from trainer.config.model import WITH_MASK, Attention, Kernels, ModelConfig, ModelHead, ModelKind
 from trainer.config.optim import Offload
 from trainer.config.schema import RunConfig
 from trainer.config.tune import ALL_LINEAR, TuneMethod
@@ -31,7 +31,7 @@ from trainer.model.tiny import CONTEXT, VOCAB
 def known_shape(config: RunConfig) -> DecoderShape | None:
     """Return the model's counts; None where only torch can count the model or what trains of it."""
     found, origin = config_json(config.model)
-    return decoder_shape(found, origin) if knows(found) and not needs_names(config.tune) else None
+    return _counted(found, origin, config.model) if knows(found) and not needs_names(config.tune) else None
 
 
 def as_installed(model: ModelConfig, run: RunShape) -> RunShape:
@@ -68,12 +68,17 @@ def find_shape(model: ModelConfig) -> tuple[DecoderShape, str]:
     """Return the counts of the configured model and where they are from."""
     config, origin = config_json(model)
     if knows(config):
-        return decoder_shape(config, origin), origin
+        return _counted(config, origin, model), origin
     from trainer.model.meta import meta_shape
 
     local = Path(model.path).expanduser()
     source = str(local) if local.exists() else model.path
     return meta_shape(config, source, model), f"{origin}, built on the meta device"
+
+
+def _counted(found: dict[str, Any], origin: str, model: ModelConfig) -> DecoderShape:
+    shape = decoder_shape(found, origin)
+    return shape if model.head is ModelHead.language else shape.scoring()
 
 
 def config_json(model: ModelConfig) -> tuple[dict[str, Any], str]:

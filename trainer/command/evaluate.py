@@ -34,6 +34,7 @@ from trainer.run.evaluator import build_forgetting, build_task_scores, replay_re
 from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, told
 from trainer.run.proofs import prove_head
 from trainer.run.references import build_references
+from trainer.run.scored_pairs import scored_pairs
 from trainer.run.session import Session, open_session
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.log import EVALUATION
@@ -117,6 +118,9 @@ def _without(file: str, run_dir: Path) -> str:
 
 
 def _evaluate_base(session: Session) -> None:
+    if (scored := scored_pairs(session)) is not None:
+        _show(session, "base model", {}, [], scored.judge())
+        return
     forgetting, task_scores = build_forgetting(session), build_task_scores(session)
     scores = [score.to_plain() for score in task_scores.measure_base()] if task_scores is not None else []
     if forgetting is None:
@@ -134,6 +138,10 @@ def _evaluate_tuned(
     task_scores: TaskScores | None,
     pairs: HeldOutPairs | None,
 ) -> None:
+    if (scored := scored_pairs(session)) is not None:
+        judged = scored.judge()
+        _show(session, label, {}, [], judged)
+        return
     found = held_out_losses(session.policy, session.held_out())
     tasks = task_scores.measure_tuned(state.step) if task_scores is not None else []
     losses = {name: pieces.mean for name, pieces in found.pieces.items()}

@@ -74,7 +74,7 @@ def export_model(config: RunConfig) -> int:
     from trainer.model.base_files import open_base
     from trainer.model.resolve import resolve_model
 
-    check_config(config, only=("export",))
+    check_config(config, only=("export", "model.head"))
     run_dir = Path(config.run_dir)
     checkpoint = find_checkpoint(run_dir, config.export.checkpoint)
     output_dir = Path(config.export.output_dir or run_dir / "export").expanduser().absolute()

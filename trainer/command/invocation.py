@@ -15,6 +15,7 @@ OF_EVALUATION = ("run_dir=", "evaluate.", "gate", "interpolate=")
 """How words begin that say how a run is evaluated, and not of what data."""
 
 
+OF_SCORES = "evaluate.scores.file="
 OF_RUNS = ("evaluate", "export", "report", "verify")
 """Commands that go on from a run, which may be given as a path alone."""
 NAME_RUNS = {"run_dir", "name", "experiment", "export.adapters"}
@@ -182,6 +183,8 @@ def frozen_config(invocation: Invocation) -> Path | None:
             path = config_path(Path(override.removeprefix("run_dir=")).expanduser())
             if path.exists():
                 return path
+            if any(word.startswith(OF_SCORES) for word in invocation.overrides):
+                return None  # the folder of an exported reward model
             # The base can be evaluated without a run, by words that name its data.
             names_data = any(not word.lstrip("+~").startswith(OF_EVALUATION) for word in invocation.overrides)
             if invocation.command in ("export", "report", "verify") or not names_data:

@@ -29,6 +29,11 @@ def answer_notes(
         timing: Of a step; None where it is not forecast.
     """
     options = config.objective.preference
+    if config.objective.kind is ObjectiveKind.reward:
+        yield (
+            f"{_of_pairs(config)} A score is one number an answer: there are no logits, and no output layer of a "
+            "vocabulary."
+        )
     if config.objective.kind is not ObjectiveKind.preference:
         return
     if options.is_paired:

@@ -159,10 +159,12 @@ TOPICS: dict[str, Topic] = {
         (
             "palimpsest evaluate run_dir=runs/first evaluate.checkpoint=best",
             "palimpsest evaluate run_dir=runs/first gate=default   # exit code 3 when the gate refuses it",
+            "palimpsest evaluate runs/reward evaluate.scores.file=rows.jsonl   # by an exported reward model",
         ),
         (
             *("run_dir", "evaluate.checkpoint", "evaluate.micro_batch_size", "evaluate.kl_packs"),
             *("evaluate.tasks.names", "evaluate.tasks.include_path", "evaluate.tasks.limit"),
+            *("evaluate.scores.file", "evaluate.scores.output_dir"),
             *("gate.sets.NAME.max_rise_nats", "gate.sets.NAME.min_drop_nats", "gate.tasks.NAME.max_drop"),
         ),
         ("evaluate", "gate"),

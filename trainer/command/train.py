@@ -12,6 +12,7 @@ from trainer.command.before_ranks import (
     check_benchmarks,
     check_disk,
     check_quantiser,
+    check_start_adapter,
     check_stores,
     check_whole_export,
 )
@@ -81,6 +82,8 @@ def start_ranks(command: str, config: RunConfig) -> int:
     config = with_packing(dated(config, Path(config.run_dir)))
     check_config(config, num_ranks)  # what was chosen may break a rule that was not one before
     check_quantiser(config)
+    if command == "train":
+        check_start_adapter(config)
     check_benchmarks(config, command)
     if command == "train":
         check_whole_export(config)

@@ -17,7 +17,7 @@ from trainer.errors import ConfigError
 ADAPTERS = "export.adapters"
 """Names runs, whose directories also take exports."""
 READ = (
-    *("model.path", "model.tokenizer", "evaluate.tasks.include_path", ADAPTERS),
+    *("model.path", "model.tokenizer", "evaluate.tasks.include_path", "tune.start", ADAPTERS),
     *(f"data.sources.NAME.{name}" for name in ("path", "dataset", "tokenizer")),
 )
 """Keys of PLACES that are read and may be folders."""
@@ -32,7 +32,15 @@ OF_RUNS = frozenset(
             "export",
         ),
         *("exported", "job.sh", "ledger.jsonl", "logs"),
-        *("metrics.jsonl", "provenance.json", "report.html", "samples.jsonl", "tensorboard", "trackers"),
+        *(
+            "metrics.jsonl",
+            "provenance.json",
+            "report.html",
+            "samples.jsonl",
+            "start_adapter",
+            "tensorboard",
+            "trackers",
+        ),
     )
 )
 """What a start may leave in a run directory without the frozen configuration, and what may be brought to go on from."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from trainer.config.check_preference import preference_problems
+from trainer.config.check_reward import reward_problems
 from trainer.config.check_values import value_problems
 from trainer.config.data import Format, Role, SourceConfig
 from trainer.config.describe import as_word
@@ -25,7 +26,9 @@ def objective_problems(config: RunConfig) -> Iterator[Problem]:
     if objective.kind is not ObjectiveKind.preference:
         told = {found.key for found in wrong}
         yield from (found for found in _unread_problems(objective) if found.key not in told)
-    yield from _fed_problems(config)
+    if objective.kind is not ObjectiveKind.reward:
+        yield from _fed_problems(config)
+    yield from reward_problems(config)
     if config.replay.kl.beta and objective.kind not in TAKES_TEACHER:
         yield must(
             "replay.kl.beta",

@@ -10,6 +10,7 @@ from trainer.config.model import WITH_MASK
 from trainer.config.optim import Offload
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
+from trainer.config.start import start_problems
 from trainer.config.tune import ALL_LINEAR, EXPERTS, Init, Quantise, TuneConfig, TuneMethod
 
 
@@ -25,7 +26,8 @@ def tune_problems(config: RunConfig) -> Iterator[Problem]:
             yield from _virtual_problems(config)
         case TuneMethod.freeze:
             yield from _freeze_problems(tune)
-    yield from _start_problems(config)
+    yield from _init_problems(config)
+    yield from start_problems(config)
     rate = config.train.router_bias_rate
     if not (math.isfinite(rate) and rate >= 0):
         yield must("train.router_bias_rate", "0 or more", rate, "Set 0.001, or 0 to leave the bias as it is.")
@@ -112,7 +114,7 @@ INITS = {
 }
 
 
-def _start_problems(config: RunConfig) -> Iterator[Problem]:
+def _init_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what the initialisation and modules trained whole cannot go with."""
     tune = config.tune
     known = INITS.get(tune.method, (Init.default,))

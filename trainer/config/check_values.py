@@ -20,10 +20,12 @@ def value_problems(data: DataConfig, read: Sequence[TokenValue]) -> Iterator[Pro
         rule = f"{wanted}, the numbers of tokens that the objective reads"
         yield problem("data.values", f"must be {rule}, but is {shown} instead. Set data.values={wanted}.")
     for name, source in data.sources.items():
-        if source.columns.weight is not None and TokenValue.weight not in data.values:
-            yield must(
-                f"data.sources.{name}.columns.weight",
-                "null unless data.values holds weight",
-                source.columns.weight,
-                f"Remove it; data.sources.{name}.columns.ignore=[{source.columns.weight}] leaves it unread.",
-            )
+        for value in (TokenValue.weight, TokenValue.margin):
+            column = getattr(source.columns, value.value)
+            if column is not None and value not in data.values:
+                yield must(
+                    f"data.sources.{name}.columns.{value.value}",
+                    f"null unless data.values holds {value.value}",
+                    column,
+                    f"Remove it; data.sources.{name}.columns.ignore=[{column}] leaves it unread.",
+                )

@@ -77,6 +77,9 @@ class TokenValue(Enum):
 
     label = "label"
     """1 where the answer of format=unpaired is desirable and -1 where it is not; 0 for tokens of other sources."""
+    margin = "margin"
+    """By how much the chosen answer of a pair has to be ahead of the rejected one, as rows say it in `margin`; 0 where
+    there is no such column."""
     weight = "weight"
     """How much of a token's loss counts, as rows and turns say it in `weight`: a row's times its turn's, 1 where
     neither says one. A row or turn of weight 0 is not learnt. Where duplicates are dropped, the first one's stands."""
@@ -116,8 +119,8 @@ class ColumnsConfig:
     """format=completion and unpaired: the supervised part; with as_chat=true a list of turns too. Rows without one are
     dropped."""
     input: str | None = None
-    """format=completion: text put after the prompt and a blank line, as Alpaca's `input`. null takes `input` or
-    `context` beside `instruction`."""
+    """format=completion, preference and unpaired: text put after the prompt and a blank line, as Alpaca's `input`. null
+    takes `input` or `context` beside `instruction`."""
     messages: str = "messages"
     """format=chat: a list of {role, content} (or {from, value})."""
     tools: str | None = None
@@ -146,6 +149,9 @@ class ColumnsConfig:
     """format=preference: a list of two {rank, completion} in place of chosen and rejected; the lower rank is better."""
     label: str = "label"
     """format=unpaired: true where the completion is desirable, false where it is not."""
+    margin: str | None = None
+    """format=preference, with data.values=[margin]: a number, by how much the chosen answer is better. null takes
+    `margin`."""
     weight: str | None = None
     """With data.values=[weight]: a number of at least 0 that multiplies the weights of the row's turns; rows of
     weight 0 are dropped. null takes `weight`, `sample_weight` or `loss_weight`."""

@@ -19,6 +19,15 @@ class ModelKind(Enum):
     """The shape of `path` with random weights, for benchmarks."""
 
 
+class ModelHead(Enum):
+    """What stands behind the final norm."""
+
+    language = "language"
+    """The output layer of a language model."""
+    score = "score"
+    """A layer of one number: a reward model."""
+
+
 class Attention(Enum):
     """Attention implementation asked for; `auto` takes the fastest one installed."""
 
@@ -71,6 +80,8 @@ class ModelConfig:
     weights, for benchmarks only."""
     path: str = ""
     """Hugging Face model name or local folder. For `kind=random`: a folder or file with a config.json."""
+    head: ModelHead = ModelHead.language
+    """Set by the objective group."""
     revision: str | None = None
     """Git revision of a Hugging Face model; quote it."""
     tokenizer: str | None = None

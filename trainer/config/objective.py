@@ -7,6 +7,7 @@ from enum import Enum
 
 from trainer.config.data import TokenValue
 from trainer.config.preference import PreferenceConfig
+from trainer.config.reward import RewardConfig
 
 
 class ObjectiveKind(Enum):
@@ -18,11 +19,14 @@ class ObjectiveKind(Enum):
     """Cross-entropy in which rows and turns count by their `weight`."""
     preference = "preference"
     """A loss of pairs of answers, with the cross-entropy of sources without pairs beside it."""
+    reward = "reward"
+    """How often the better answer of a pair gets the higher score: a reward model."""
 
 
 VALUES: dict[ObjectiveKind, tuple[TokenValue, ...]] = {
     ObjectiveKind.weighted: (TokenValue.weight,),
     ObjectiveKind.preference: (TokenValue.label,),
+    ObjectiveKind.reward: (TokenValue.margin,),
 }
 """Numbers of tokens that an objective reads; none where it is not named."""
 TAKES_TEACHER = (ObjectiveKind.causal_lm,)
@@ -36,6 +40,7 @@ class ObjectiveConfig:
     kind: ObjectiveKind = ObjectiveKind.causal_lm
     """Set by the objective group."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
 
     @property
     def values(self) -> tuple[TokenValue, ...]:

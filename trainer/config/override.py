@@ -100,11 +100,16 @@ def _given(word: str) -> Iterator[tuple[str, Any]]:
         return
     if is_swept(word):
         return
-    yield from _leaves(key, OmegaConf.select(read_entries([word]), key))
+    value: Any = OmegaConf.to_container(
+        read_entries([word])
+    )  # references to other keys stay as they are written
+    for part in key.split("."):
+        value = value[part]
+    yield from _leaves(key, value)
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, DictConfig):
+    if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name!s}", inner)
     else:

@@ -14,6 +14,8 @@ CHOSEN_FOR = {
     RunKind.qlora: (TuneMethod.lora,),
     RunKind.dpo: WEIGHTS,
     RunKind.preference_lora: (TuneMethod.lora,),
+    RunKind.reward: WEIGHTS,
+    RunKind.reward_lora: (TuneMethod.lora,),
 }
 """What trains where the rate of a recipe holds."""
 USUAL = {
@@ -23,6 +25,8 @@ USUAL = {
     TuneMethod.prompt: "3e-2",
 }
 """Usual rates of what trains beside a frozen base; the comments in conf/tune say whose."""
+OF_WEIGHTS = {RunKind.preference_lora: RunKind.dpo, RunKind.reward_lora: RunKind.reward}
+"""The recipe of all weights that goes with one of an adapter, where it is another than full_finetune."""
 OF_PREFERENCES = 0.05
 """What recipes of preferences take of them."""
 
@@ -42,7 +46,7 @@ def said_of(config: RunConfig) -> str:
     """
     recipe, method, rate = config.kind.value, config.tune.method, config.optim.lr
     if config.tune.trains_weights:
-        whole = (RunKind.dpo if _is_of_preferences(config) else RunKind.full_finetune).value
+        whole = OF_WEIGHTS.get(config.kind, RunKind.full_finetune).value
         raise ConfigError(
             f"`optim.lr` must be chosen for tune.method={method.value}, but is {rate:g} instead, which recipe={recipe} "
             f"chose for an adapter. Set recipe={whole}, or optim.lr={recipe_rate(whole):g}."

@@ -44,6 +44,10 @@ class RunKind(Enum):
     """Preferences, all weights."""
     preference_lora = "preference_lora"
     """Preferences, an adapter."""
+    reward = "reward"
+    """A reward model, all weights."""
+    reward_lora = "reward_lora"
+    """A reward model, an adapter."""
 
 
 @dataclass

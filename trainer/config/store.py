@@ -51,6 +51,7 @@ from trainer.config.paths import make_absolute
 from trainer.config.rates import is_others, said_of
 from trainer.config.reference import EnvText, as_given, keep_references
 from trainer.config.schema import RunConfig
+from trainer.config.start import with_start
 from trainer.config.together import all_told, word_at_fault
 from trainer.errors import ConfigError
 
@@ -101,7 +102,7 @@ def _composed(overrides: Sequence[str], config_name: str, say: Callable[[str], N
         for line in settle(composed, Hands(typed(overrides), lambda: given)):
             say(line)
         _name_after_folder(composed, overrides)
-    config = to_dataclass(with_ds_file(composed, overrides))
+    config = with_start(to_dataclass(with_ds_file(composed, overrides)), typed_keys(overrides))
     if is_others(config) and "optim.lr" not in (*given, *typed_keys(overrides)):
         say(said_of(config))
     return config

@@ -7,6 +7,7 @@ from enum import Enum
 
 from trainer.config.during import DuringConfig
 from trainer.config.metric import Direction
+from trainer.config.scores import ScoresConfig
 from trainer.config.spikes import SpikeConfig
 from trainer.config.tasks import TasksConfig
 
@@ -71,6 +72,7 @@ class EvaluateConfig:
     """`palimpsest evaluate`: `last`, `best`, a step number, or `base` for the model before training."""
     tasks: TasksConfig = field(default_factory=TasksConfig)
     during: DuringConfig = field(default_factory=DuringConfig)
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
 
     @property
     def tasks_during(self) -> TasksConfig:

@@ -63,6 +63,10 @@ class TuneConfig:
     values and the MLP's inner activations (Liu et al. 2022, arXiv:2205.05638); `freeze`: the layers that `train` and
     `last_layers` name; `prefix`: keys and values of virtual tokens in every layer (Li and Liang 2021,
     arXiv:2101.00190); `prompt`: embeddings of virtual tokens (Lester et al. 2021, arXiv:2104.08691)."""
+    start: str | None = None
+    """lora: an adapter to go on training, ours or peft's: its folder, or the directory of a run, whose last checkpoint
+    counts. `r`, `alpha`, `rslora`, `dora` and `target` are its own, and the base that the run is compared with is the
+    model with it. null: factors that begin fresh."""
     quantise: Quantise = Quantise.none
     """lora, ia3: how the frozen linear layers are kept. `nf4`: in 4 bits with double quantisation, half a byte a weight
     (Dettmers et al. 2023, arXiv:2305.14314); needs bitsandbytes. `none`: in the dtype of training."""

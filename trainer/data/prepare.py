@@ -5,24 +5,17 @@ Never runs inside a process group; a source is read once, and a failure leaves n
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.many import many
 from trainer.data.chat.shape import describe_shape, find_shape, refuse_always_failing
-from trainer.data.remote.fetched import RemoteFile
-from trainer.data.rows.files import Listing, hash_files, list_files
-from trainer.data.rows.hub import open_dataset, read_dataset
-from trainer.data.rows.source import SourceRows, read_files
+from trainer.data.sized_rows import SizedRows, open_rows, taking
 from trainer.data.store.given import describe_given
 from trainer.data.store.held_back import choose_validation
 from trainer.data.store.intake import Intake
@@ -31,7 +24,6 @@ from trainer.data.store.look import keep_look, look_at
 from trainer.data.store.overlap import check_disjoint
 from trainer.data.store.prepared import (
     adds_eos,
-    cache_folder,
     digest_of,
     find_store,
     held_out_frac,
@@ -57,41 +49,8 @@ from trainer.runtime.say import say
 
 PARALLEL_BYTES = 8 << 20
 """Smaller sources are tokenised in this process: starting others takes longer."""
-LINE_EVERY_S = 10.0
-MIB = 1 << 20
 
 MakeTokenizer = Callable[[], TokenizerLike]
-
-
-@dataclass(slots=True)
-class _Rows:
-    """The rows of a source, what names their content, and their size."""
-
-    rows: SourceRows
-    origin: Any
-    """None for files behind an address, until they were read."""
-    num_bytes: int
-    listing: Listing | None = None
-
-    @property
-    def read_origin(self) -> Any:
-        """What names their content, once they were read."""
-        return self.origin if self.listing is None or self.origin is not None else hash_files(self.listing)
-
-    @property
-    def remote(self) -> list[RemoteFile]:
-        """The files behind an address."""
-        return [f for f in self.listing.files if isinstance(f, RemoteFile)] if self.listing else []
-
-    @property
-    def fetched(self) -> str:
-        """What came of the files behind an address, in words; empty for others."""
-        files = self.remote
-        if not files:
-            return ""
-        done = sum(file.sha256 is not None for file in files)
-        num_mib = sum(file.num_fetched for file in files) / MIB
-        return f"{done:,} of {len(files):,} files fetched whole, {num_mib:,.1f} of {self.num_bytes / MIB:,.1f} MiB"
 
 
 def prepare(
@@ -208,7 +167,7 @@ def _build(
 ) -> Store:
     key, unit = source_key(name, source, data), unit_of(source)
     clear_leftovers(stores_folder(data))
-    rows = _open_rows(name, source, data)
+    rows = open_rows(name, source, data)
 
     def describe() -> dict[str, Any]:
         return shaped_by(rows.read_origin, source, data, tokenizer)
@@ -241,19 +200,8 @@ def _build(
     return open_store(stores_folder(data) / digest, unit)
 
 
-def _open_rows(name: str, source: SourceConfig, data: DataConfig) -> _Rows:
-    if source.path is not None:
-        listing = list_files(name, source, stores_folder(data))
-        rows = _Rows(read_files(name, source, listing, data.values), None, listing.num_bytes, listing)
-        rows.origin = None if rows.remote else hash_files(listing)
-        return rows
-    dataset = open_dataset(name, source, cache_folder(data) / "datasets")
-    origin = [source.dataset, source.subset, source.split, source.revision, dataset._fingerprint]
-    return _Rows(read_dataset(name, source, dataset, data.values), origin, int(dataset.data.nbytes))
-
-
 def _encode(
-    rows: _Rows, data: DataConfig, tokenizer: TokenizerLike, make_tokenizer: MakeTokenizer
+    rows: SizedRows, data: DataConfig, tokenizer: TokenizerLike, make_tokenizer: MakeTokenizer
 ) -> Iterator[EncodedBatch]:
     source, batches = rows.rows.source, rows.rows.batches()
     eos = adds_eos(source, data)
@@ -263,42 +211,11 @@ def _encode(
     return (encode_batch(batch, source, eos, tokenizer, data.values) for batch in batches)
 
 
-def _take_all(intake: Intake, encoded: Iterable[EncodedBatch], rows: _Rows, console: Console) -> None:
-    with _progress(intake, rows, console) as show:
+def _take_all(intake: Intake, encoded: Iterable[EncodedBatch], rows: SizedRows, console: Console) -> None:
+    with taking(intake, rows, console) as show:
         for batch in encoded:
             intake.take(batch)
             show()
-
-
-@contextmanager
-def _progress(intake: Intake, rows: _Rows, console: Console) -> Iterator[Callable[[], None]]:
-    if not console.is_terminal:
-        with _plain_progress(intake, rows, console) as show:
-            yield show
-        return
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(intake.name, total=None)
-        yield lambda: bar.update(task, description=_describe(intake, rows))
-
-
-@contextmanager
-def _plain_progress(intake: Intake, rows: _Rows, console: Console) -> Iterator[Callable[[], None]]:
-    last = time.monotonic()
-
-    def show() -> None:
-        nonlocal last
-        if time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
-            say(console, _describe(intake, rows))
-
-    yield show
-    say(console, _describe(intake, rows))
-
-
-def _describe(intake: Intake, rows: _Rows) -> str:
-    fetched = f"; {rows.fetched}" if rows.remote else ""
-    return f"{intake.name}: {many(intake.counts['rows'], 'row')}, {many(intake.spool.num_tokens, 'token')}{fetched}"
 
 
 def _write(folder: Path, intake: Intake, notes: list[str], frac: float, described: dict[str, Any]) -> str:

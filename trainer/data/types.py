@@ -179,6 +179,8 @@ class Answers:
     """Turns of the prompt, the same in all; of conversations."""
     is_desirable: bool | None = None
     """The label of a single answer."""
+    margin: float = 0.0
+    """By how much the first of two has to be ahead."""
 
 
 class RowError(Exception):

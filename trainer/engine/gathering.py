@@ -23,6 +23,18 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def filling(parameter: nn.Parameter) -> Iterator[None]:
+    """Hold the whole value of a ZeRO-3 parameter for writing; that of rank 0 is kept. Collective."""
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        yield
+
+
+@contextlib.contextmanager
 def looking_up_at_gathers(look: Callable[[], None]) -> Iterator[None]:
     """Call `look` before parameters are gathered, as they are when transformers loads them into a ZeRO-3 model.
 

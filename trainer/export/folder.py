@@ -12,16 +12,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config.model import ModelConfig
-from trainer.errors import SelfCheckError
+from trainer.config.model import ModelConfig, ModelHead
+from trainer.errors import ModelError, SelfCheckError
 from trainer.export.merge import WEIGHTS, read_adapter
+from trainer.export.pooled import (
+    fill_of,
+    fill_with,
+    head_of_folder,
+    scores_of,
+    scoring,
+    told_pad,
+    written_dtype,
+)
 from trainer.model.attention import caps_scores
 from trainer.model.lean import import_peft
 from trainer.model.load import read_config, read_whole_config
+from trainer.model.load_problems import leave_out_head
 from trainer.model.multimodal import text_part, whole_class
 from trainer.model.packed import forget_packing
 from trainer.model.processor import processor_files
+from trainer.model.scorer import auto_arguments, auto_class
 from trainer.model.tokenizer import configured_tokenizer
+from trainer.model.tune.adapters import SCORED
 from trainer.model.tune.new_tokens import vocabulary
 from trainer.model.tune.quantise import keep_right, load_arguments, use_float32
 
@@ -48,7 +60,12 @@ def write_model_files(
     num_ids = write_tokenizer(source, model, folder)
     if model.new_tokens:
         text.vocab_size = max(text.vocab_size, num_ids)
+    if model.head is ModelHead.score:
+        text.pad_token_id = fill_of(configured_tokenizer(model, source))
     config.save_pretrained(folder)
+    if model.head is ModelHead.score:
+        say(told_pad(text.pad_token_id, folder))
+        return
     for path in processor_files(source, model) if is_whole else ():
         shutil.copy(path, folder)
     generation, stops, end = _stops(source, model, config, folder)
@@ -64,6 +81,10 @@ def say_stops(source: str, model: ModelConfig, say: Callable[[str], None], folde
     Args:
         folder: Of the adapter, with its tokenizer.
     """
+    if model.head is ModelHead.score:
+        pad_id = fill_of(configured_tokenizer(model, source))
+        say(f"{told_pad(pad_id, folder)} Load the base with num_labels=1 and pad_token_id={pad_id}.")
+        return
     _, stops, end = _stops(source, model, read_config(source, model), folder)
     if end is not None:
         listed = ", ".join(map(str, stops))
@@ -93,6 +114,8 @@ def _stops(source: str, model: ModelConfig, config: Any, folder: Path) -> tuple[
 def write_tokenizer(source: str, model: ModelConfig, folder: Path) -> int:
     """Write tokenizer and chat template; return its largest id plus one."""
     tokenizer = configured_tokenizer(model, source)
+    if model.head is ModelHead.score:
+        fill_with(tokenizer, fill_of(tokenizer))
     tokenizer.save(folder)
     return tokenizer.vocab_size
 
@@ -111,14 +134,16 @@ def folder_logits(
     model = _load_adapter(folder, dtype, trust_remote_code, is_packed)
     has_adapter = model is not None
     if model is None:
-        model = _text_of(_load_whole(folder, dtype, trust_remote_code))
+        model = _text_of(_load_whole(folder, dtype, trust_remote_code, head_of_folder(folder)))
     if not is_packed:  # what is packed was put where it stays
         model = model.to(_device_for(model))
     model.eval()
 
     def compute() -> torch.Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), scoring(model) as seen:
             logits = model(input_ids=tokens_T[None].to(model.device), use_cache=False).logits
+        if seen is not None:
+            return scores_of(seen, logits, folder)
         return torch.as_tensor(logits[0]).float().cpu()
 
     rounded_TV = compute()
@@ -160,21 +185,55 @@ def require_loads(folder: Path, tokens_T: torch.Tensor, dtype: str, trust_remote
             )
 
 
-def _load_whole(folder: Path, dtype: str, trust_remote_code: bool, **arguments: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def load_scorer(folder: Path, trust_remote_code: bool) -> Any:
+    """Load an exported reward model, whole or an adapter, as any user would; in the type that it was written in.
+
+    Raises:
+        ModelError: The folder holds a language model.
+    """
+    adapter = read_adapter(folder)
+    is_scorer = head_of_folder(folder) is ModelHead.score if adapter is None else adapter.task_type == SCORED
+    if not is_scorer:
+        raise ModelError(
+            f"Scores must be asked of a reward model, but {folder} is a language model instead. Train one with "
+            "recipe=reward, and export it."
+        )
+    dtype = written_dtype(folder)
+    model = _load_adapter(folder, dtype, trust_remote_code, is_packed=False)
+    if model is None:
+        model = _load_whole(folder, dtype, trust_remote_code, ModelHead.score)
+    return model.to(_device_for(model)).eval()
+
+
+def _load_whole(
+    folder: Path,
+    dtype: str,
+    trust_remote_code: bool,
+    head: ModelHead = ModelHead.language,
+    is_base: bool = False,
+    **arguments: Any,
+) -> Any:
+    """Load a folder as any user would.
+
+    Args:
+        is_base: It is the base of an adapter: what scores, or classified before, is not in it.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = read_whole_config(str(folder), ModelConfig(trust_remote_code=trust_remote_code))
+    config = read_whole_config(str(folder), ModelConfig(trust_remote_code=trust_remote_code, head=head))
     if caps_scores(config.get_text_config()):
         arguments["attn_implementation"] = "eager"
-    model, info = (whole_class(config) or AutoModelForCausalLM).from_pretrained(
+    model, info = (whole_class(config) or auto_class(head)).from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        **auto_arguments(head),
         **arguments,
     )
+    if head is ModelHead.score and is_base:
+        leave_out_head(str(folder), model, info)
     broken = [k for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)]
     if broken:
         raise SelfCheckError(
@@ -198,6 +257,7 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: 
     described = read_adapter(folder)
     if described is None:
         return None
+    head = ModelHead.score if described.task_type == SCORED else ModelHead.language
     source = Path(described.base_model_name_or_path)
     base: Any
     if is_packed:
@@ -205,7 +265,7 @@ def _load_adapter(folder: Path, dtype: str, trust_remote_code: bool, is_packed: 
         arguments = load_arguments(getattr(torch, dtype), device, is_sharded=False)
         base = keep_right(_load_whole(source, dtype, trust_remote_code, **arguments))
     else:
-        base = _load_whole(source, dtype, trust_remote_code)
+        base = _load_whole(source, dtype, trust_remote_code, head, is_base=True)
     new_ids = getattr(described, "trainable_token_indices", None) or {}
     num_rows = vocabulary(base.config.get_text_config().vocab_size, next(iter(new_ids.values()), ()))
     if num_rows > base.config.get_text_config().vocab_size:

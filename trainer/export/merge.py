@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trainer.errors import ModelError, SelfCheckError
 from trainer.model.base_files import BaseFiles
 from trainer.model.lean import import_peft
+from trainer.model.scorer import WEIGHT as SCORE_WEIGHT
 from trainer.model.tune.adapters import ADAPTER
 from trainer.model.tune.expert_places import add_experts, expert_places, has_experts
 from trainer.model.tune.new_tokens import PEFT_ROWS, ROWS, grown
@@ -125,6 +126,8 @@ def with_base(
                 yield name, trained.pop(name)
             else:
                 yield name, read(name)
+    if SCORE_WEIGHT in trained:  # of a reward model whose base had no such layer
+        yield SCORE_WEIGHT, trained.pop(SCORE_WEIGHT)
     lost = sorted([*parts, *trained])
     if lost:
         raise ModelError(

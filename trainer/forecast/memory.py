@@ -295,8 +295,8 @@ def _head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
     e, hidden = run.element_bytes, shape.hidden_size
     rows = min(run.loss_chunk_tokens, run.num_tokens)
     states = 2 * run.num_tokens * hidden * e  # its input and the gradient of it
-    logits = rows * shape.vocab_size * (e + (bend_bytes(shape, e) if run.asks_base else 0))
-    matrix = shape.vocab_size * hidden if weights.is_full else 0
+    logits = rows * shape.num_outputs * (e + (bend_bytes(shape, e) if run.asks_base else 0))
+    matrix = shape.num_outputs * hidden if weights.is_full else 0
     summed = matrix * (e if run.num_tokens <= run.loss_chunk_tokens else 4)
     cast = matrix * e if summed > matrix * e else 0
     # Stage 3 reduces the head's gradient into its partition at once.

@@ -6,7 +6,7 @@ Shapes: a weight is [out, in]; counts are elements, not bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.errors import ModelError
@@ -72,8 +72,19 @@ class DecoderShape:
     """Logits are multiplied behind the output layer."""
     caps_logits: bool = False
     """Logits are bent under a soft cap behind the output layer."""
+    num_scores: int | None = None
+    """Numbers that a reward model's output layer gives; None for a language model, which gives one for each token."""
     notes: tuple[str, ...] = field(default=())
     """What the counts leave open, for the reader."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Return the rows of the output layer."""
+        return self.vocab_size if self.num_scores is None else self.num_scores
+
+    def scoring(self) -> DecoderShape:
+        """Return the counts of the reward model that this language model becomes."""
+        return replace(self, num_scores=1, head=self.hidden_size, scales_logits=False, caps_logits=False)
 
     @property
     def num_params(self) -> int:

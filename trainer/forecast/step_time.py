@@ -116,8 +116,8 @@ def step_time(
         link_bytes_s: Of each GPU between nodes, where that is less than within one.
     """
     tokens, hbm = run.num_tokens, _HBM_SHARE * device.hbm_bytes_s
-    head = shape.vocab_size * shape.hidden_size
-    in_layers = shape.num_params - head * (1 if shape.is_tied else 2)
+    head = shape.num_outputs * shape.hidden_size
+    in_layers = shape.num_params - shape.embeddings - shape.head
     asked = run.checkpoint_layers
     again = (shape.num_layers if asked < 0 else min(asked, shape.num_layers)) / shape.num_layers
     # A frozen weight has no gradient; that of its input is made all the same.
@@ -127,7 +127,7 @@ def step_time(
     wide, narrow = _LAYER_PASSES
     moved = 2 * shape.num_layers * tokens * (wide * shape.hidden_size + narrow * shape.ffn_width)
     moved *= (1 + _FORWARD * again) * (1 if run.is_fused else _UNFUSED)
-    moved += _LOGITS_PASSES * 2 * shape.vocab_size * tokens
+    moved += _LOGITS_PASSES * 2 * shape.num_outputs * tokens
     if weights.is_full:
         moved += 8 * head * tokens / max(run.loss_chunk_tokens, 1)
     if weights.adapter_width:

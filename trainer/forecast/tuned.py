@@ -61,7 +61,10 @@ def count_trained(shape: DecoderShape, tune: TuneConfig, num_new_tokens: int = 0
             return Trained(tune.virtual_tokens * shape.num_layers * 2 * shape.kv_dim)
         case _:
             return Trained(tune.virtual_tokens * shape.hidden_size)
-    return Trained(added + rows if added else 0, num_adapted=sum(linear.count for linear in linears))
+    own = shape.head if shape.num_scores is not None else 0
+    if not added:
+        return Trained(0)
+    return Trained(added + rows, own, num_adapted=sum(linear.count for linear in linears))
 
 
 def weights_of(shape: DecoderShape, tune: TuneConfig, trained: Trained, element_bytes: int = 2) -> Weights:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.model import ModelConfig, ModelHead, ModelKind
 from trainer.errors import ModelError
 from trainer.model.experts import choice_biases
 from trainer.model.load import read_whole_config
@@ -23,6 +24,7 @@ from trainer.model.multimodal import renamed, text_part, whole_class, whole_name
 from trainer.model.packed import forget_packing, names_when_whole, packing_of
 from trainer.model.packing_kind import method_of
 from trainer.model.places import Places, into_files, into_model, place_tensors
+from trainer.model.scorer import auto_class, left_out
 from trainer.model.tensor_files import tensor_reader, weight_files
 
 
@@ -177,22 +179,24 @@ def open_base(source: str, model: ModelConfig) -> BaseFiles:
     packing = packing_of(config)
     files = names_when_whole(files, packing)
     forget_packing(config)
-    whole, text = _without_memory(config, model.trust_remote_code)
+    whole, text = _without_memory(config, model)
     if not files:
         return BaseFiles(source, {}, skeleton=text, is_partial=whole_class(config) is not None)
     modules = None if text is whole else whole_names(whole, text)
     method = None if packing is None else method_of(packing)
-    return BaseFiles(source, files, place_tensors(whole, text, files), modules, whole, packing=method)
+    places = place_tensors(whole, text, files)
+    if model.head is ModelHead.score:
+        lost = left_out(places.kept, whole.base_model_prefix)
+        places = replace(places, kept=tuple(name for name in places.kept if name not in lost))
+    return BaseFiles(source, files, places, modules, whole, packing=method)
 
 
-def _without_memory(config: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+def _without_memory(config: Any, model: ModelConfig) -> tuple[Any, Any]:
     """Return the whole model and its language part on the meta device; of most models both are one."""
-    from transformers import AutoModelForCausalLM
-
     kind = whole_class(config)
     with torch.device("meta"):
         if kind is None:
-            whole = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            whole = auto_class(model.head).from_config(config, trust_remote_code=model.trust_remote_code)
             return whole, whole
         whole = kind._from_config(config)
     return whole, text_part(whole)

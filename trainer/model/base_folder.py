@@ -97,8 +97,8 @@ def _no_config(path: Path) -> Lack:
         base = _read(path / ADAPTER).get("base_model_name_or_path") or "BASE"
         return Lack(
             f"is an adapter of {base}, and no model alone",
-            f"Set model.path={base}; or write both as one, such as with palimpsest export ... export.merge=true, and "
-            "give that folder.",
+            f"Set model.path={base}, and tune=lora tune.start={path} to go on with it; or write both as one, such as "
+            "with palimpsest export ... export.merge=true, and give that folder.",
         )
     inside = sorted(
         file.parent for file in chain(path.glob(f"*/{CONFIG}"), path.glob(f"snapshots/*/{CONFIG}"))
@@ -110,7 +110,8 @@ def _no_config(path: Path) -> Lack:
         return Lack("holds several models", f"Give one of them: model.path={path}/NAME ({shown}).")
     if (path / "checkpoints").is_dir():
         fix = (
-            f"Write it as a model: palimpsest export run_dir={path} (for an adapter with export.merge=true)."
+            f"Write it as a model: palimpsest export run_dir={path} (of an adapter with export.merge=true, or set "
+            f"model.path to its base and tune.start={path}, which goes on with it)."
         )
         return Lack("is the directory of a run", fix)
     gguf = next(path.glob("*.gguf"), None)

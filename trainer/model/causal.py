@@ -22,6 +22,7 @@ from trainer.model.expert_load import ExpertLoad
 from trainer.model.head.ask import Ask, OwnLogits, Scores
 from trainer.model.head.nll import Nll
 from trainer.model.masks import layer_masks
+from trainer.model.scorer import output_layer
 from trainer.model.token_slices import TokenSlices
 
 
@@ -84,7 +85,7 @@ class CausalLM(nn.Module):
                     "This model must have a score head to score positions, but has none instead."
                 )
             return self.scores(hidden.reshape(-1, hidden.shape[-1])[ask.rows_K])[:, 0]
-        return lm.get_output_embeddings()(hidden, ask=ask)
+        return output_layer(lm)(hidden, ask=ask)
 
     def _of_slices(self, ask: Ask[Any], hidden: Tensor, slices: TokenSlices) -> Any:
         """Answer from hidden states [B, T / ranks, H] of this rank's slices. Collective: the ranks of their group.
@@ -92,7 +93,7 @@ class CausalLM(nn.Module):
         Losses of tokens are zero beside the slice where they have a gradient, so that those of the ranks add up to
         what is asked. Everything else is asked without one, and every rank gets all of it.
         """
-        head = cast(Any, self.lm).get_output_embeddings()
+        head = output_layer(self.lm)
         if not isinstance(ask, Nll):
             if torch.is_grad_enabled() or isinstance(ask, Scores):
                 raise ModelError(

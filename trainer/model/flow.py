@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.experts import size_of
+from trainer.model.scorer import output_layer
 
 EMBEDDINGS, HEAD = "the input embeddings", "the output layer"
 MOST_NUMBERS = 2**22
@@ -46,7 +47,7 @@ def watching(model: nn.Module, moved: float = 0.0) -> Iterator[dict[str, Tensor]
         return note
 
     hooks = [lm.get_input_embeddings().register_forward_hook(leaf)]
-    for name, module in [*layers(model).items(), (HEAD, lm.get_output_embeddings())]:
+    for name, module in [*layers(model).items(), (HEAD, output_layer(lm))]:
         hooks.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
     try:
         yield seen

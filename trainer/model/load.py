@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from trainer.config.model import ModelConfig, ModelKind
+from trainer.config.model import ModelConfig, ModelHead, ModelKind
 from trainer.config.tune import Quantise
 from trainer.errors import ModelError
 from trainer.model.attention import AttentionChoice
 from trainer.model.exact_routers import make_routers_exact
 from trainer.model.kernels import leave_out_kernels
 from trainer.model.lean import import_models
+from trainer.model.load_problems import check_names, check_shapes, in_shards
 from trainer.model.multimodal import text_config_of, text_part, whole_class
 from trainer.model.own_code import OwnCode
 from trainer.model.packed import fit_nf4, now_whole, packing_of, reading_nf4, unpacking
 from trainer.model.packing_kind import is_nf4
-from trainer.model.tensor_files import weight_files
-from trainer.model.tune.quantise import adopt, is_packed, load_arguments, num_weights, pack
+from trainer.model.scorer import (
+    as_scorer,
+    auto_arguments,
+    auto_class,
+    check_scorer,
+    is_classifier,
+    settle_scorer,
+)
+from trainer.model.tune.quantise import adopt, load_arguments, num_weights, pack
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, IndexError, TypeError, AttributeError, SafetensorError)
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -41,6 +48,8 @@ class LoadedModel:
     """What it runs without the kernels that are put in later."""
     kernels: str = ""
     """What was fused, and by whom; told once it is known."""
+    has_new_score: bool = False
+    """A reward model whose layer that scores is in no file: it has no values yet."""
 
 
 def read_config(source: str, model: ModelConfig) -> Any:
@@ -82,8 +91,23 @@ def read_whole_config(source: str, model: ModelConfig) -> Any:
         raise ModelError(
             f"`model.path` must be a model folder or name, but {source} cannot be read: {first}{hint}"
         ) from error
-    check_causal(config, source, bool(model.trust_remote_code and getattr(config, "auto_map", None)))
-    return config
+    return settled_config(config, source, model)
+
+
+def settled_config(config: Any, source: str, model: ModelConfig) -> Any:
+    """Return a configuration as it trains, in place: a language model's, or that of a reward model.
+
+    Raises:
+        ModelError: It can be none.
+    """
+    remote = bool(model.trust_remote_code and getattr(config, "auto_map", None))
+    if model.head is ModelHead.language:
+        check_causal(config, source, remote)
+        return config
+    if not is_classifier(config):
+        check_causal(config, source)
+    check_scorer(config, source)
+    return as_scorer(config)
 
 
 def check_causal(config: Any, source: str, remote: bool = False) -> None:
@@ -109,7 +133,8 @@ def check_causal(config: Any, source: str, remote: bool = False) -> None:
         shown = names[0] if names else config.model_type
         raise ModelError(
             f"`model.path` must be a causal language model, but {source} is {shown} instead. Choose a "
-            "...ForCausalLM model, or one that has such a model as its text part."
+            "...ForCausalLM model, or one that has such a model as its text part"
+            f"{'; a reward model goes on training with objective=reward' * is_classifier(config)}."
         )
 
 
@@ -152,8 +177,7 @@ def load_model(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of reading files; what is downloaded is here by now
-    whole = read_whole_config(source, model)
-    config, packing = trained_part(whole), packing_of(whole)
+    config, packing = trained_part(whole := read_whole_config(source, model)), packing_of(whole)
     packs_now = quantise is not Quantise.none
     shards_now = zero3_config is not None and not packs_now
     keep_alive = announce_zero3(zero3_config if shards_now else None)
@@ -163,7 +187,7 @@ def load_model(
         "trust_remote_code": model.trust_remote_code,
     }
     if model.kind is ModelKind.random:
-        loaded = _make_random(config, arguments, model.seed, shards_now, device)
+        loaded = _make_random(config, arguments, model, shards_now, device)
         if packs_now:
             pack(loaded, _DTYPES[dtype], zero3_config is not None)
             adopt(loaded)
@@ -174,7 +198,7 @@ def load_model(
     elif packs_now:
         arguments |= load_arguments(_DTYPES[dtype], device, zero3_config is not None)
         loaded = _load_pretrained(source, model, arguments, False, device)
-        _check_shapes(loaded, config, model.trust_remote_code)
+        check_shapes(loaded, config, model.trust_remote_code)
         adopt(loaded)
     else:
         if packing is not None:
@@ -186,9 +210,10 @@ def load_model(
             loaded = loaded.to(device)
     del keep_alive
     loaded.config.use_cache = False
+    is_new = model.head is ModelHead.score and settle_scorer(loaded)
     _settle_layers(loaded, dtype == "bf16" and model.router_float32, device)
-    count = sum(map(num_weights, loaded.parameters()))
-    return LoadedModel(loaded, attention, source, count, OwnCode(loaded))
+    count, code = sum(map(num_weights, loaded.parameters())), OwnCode(loaded)
+    return LoadedModel(loaded, attention, source, count, code, has_new_score=is_new)
 
 
 def _settle_layers(loaded: Any, is_exact: bool, device: torch.device) -> None:
@@ -207,34 +232,32 @@ def announce_zero3(zero3_config: dict[str, Any] | None) -> Any:
 
 
 def _make_random(
-    config: Any, arguments: dict[str, Any], seed: int, sharded: bool, device: torch.device
+    config: Any, arguments: dict[str, Any], model: ModelConfig, sharded: bool, device: torch.device
 ) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
+    torch.manual_seed(model.seed)
     place = contextlib.nullcontext() if sharded else device
     with place:
-        return AutoModelForCausalLM.from_config(config, **arguments)
+        return auto_class(model.head).from_config(config, **arguments)
 
 
 def _load_pretrained(
     source: str, model: ModelConfig, arguments: dict[str, Any], direct: bool, device: torch.device
 ) -> Any:
-    """Return the causal model of the files; of a model that also sees or hears, its language part alone."""
-    from transformers import AutoModelForCausalLM
-
+    """Return the model of the files; of a model that also sees or hears, its language part alone."""
     if direct and device.type == "cuda":
         arguments = arguments | {"device_map": {"": str(device)}}
-    whole, attention = whole_class(read_whole_config(source, model)), arguments["attn_implementation"]
+    config = read_whole_config(source, model)
+    whole, attention = whole_class(config), arguments["attn_implementation"]
     if whole is not None:  # what sees may refuse an attention that the language part can do
         arguments = arguments | {"attn_implementation": "eager"}
     try:
-        loaded, info = (whole or AutoModelForCausalLM).from_pretrained(
+        loaded, info = (whole or auto_class(model.head)).from_pretrained(
             # Mismatched sizes are reported, and refused below, instead of raised as a bare RuntimeError.
             source,
             revision=model.revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **auto_arguments(model.head),
             **arguments,
         )
     except torch.OutOfMemoryError:
@@ -248,31 +271,10 @@ def _load_pretrained(
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
             f"The weights of {source} (model.safetensors or its shards) cannot be loaded: {reason}. "
-            f"{_in_shards('Get the files again')}, or name another model.path."
+            f"{in_shards('Get the files again')}, or name another model.path."
         ) from error
-    problems = {
-        kind: sorted(str(key) for key in info.get(kind) or [])
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-    }
-    problems["missing_keys"] = [key for key in problems["missing_keys"] if key not in _tied_names(loaded)]
-    if not problems["unexpected_keys"] and "quantization_config" not in arguments:
-        problems["unexpected_keys"] = _unexpected_in_files(source, loaded)
-    broken = {kind: keys for kind, keys in problems.items() if keys}
-    if broken:
-        kind, keys = next(iter(broken.items()))
-        raise ModelError(
-            f"The weights of {source} must match the model exactly, but there are {kind.replace('_', ' ')}: "
-            f"{', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}. The run would train random weights; "
-            f"{_in_shards('use files that fit this transformers version')}."
-        )
+    check_names(loaded, info, source, model.head, was_packed="quantization_config" in arguments)
     return loaded if whole is None else _with_attention(text_part(loaded), attention, source)
-
-
-def _in_shards(fix: str) -> str:
-    """Return a fix, and another where weights are read in shards, for which transformers has other code."""
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    return f"{fix}, or set zero.stage=2" if is_deepspeed_zero3_enabled() else fix
 
 
 def _with_attention(text: Any, attention: str, source: str) -> Any:
@@ -292,53 +294,3 @@ def _with_attention(text: Any, attention: str, source: str) -> Any:
             f"({found}). Set model.attention=sdpa."
         )
     return text
-
-
-def _check_shapes(loaded: Any, config: Any, trust_remote_code: bool) -> None:
-    """Compare what is not packed with the architecture: beside packed weights transformers 5.17 takes any shape.
-
-    Raises:
-        ModelError: A tensor of another shape than the model's.
-    """
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    meant = {name: parameter.shape for name, parameter in built.named_parameters()}
-    for name, parameter in loaded.named_parameters():
-        if not is_packed(parameter) and parameter.shape != meant.get(name, parameter.shape):
-            raise ModelError(
-                f"The weights of the model must match it exactly, but there are mismatched keys: {name} is "
-                f"{list(parameter.shape)} in the files and {list(meant[name])} in the model. Use files that fit this "
-                "transformers version."
-            )
-
-
-def _tied_names(model: Any) -> set[str]:
-    # The empty answer of an untied model counts: its class names the head all the same.
-    tied = getattr(model, "all_tied_weights_keys", getattr(model, "_tied_weights_keys", None))
-    return set(tied or ())
-
-
-def _unexpected_in_files(source: str, model: Any) -> list[str]:
-    """Return tensors that the files hold and the model does not; ZeRO-3 loading reports none itself."""
-    names = weight_files(source)
-    if not names or _is_converted(model):
-        return []
-    known = set(model.state_dict().keys()) | _tied_names(model)
-    prefix = f"{model.base_model_prefix}."
-    ignorable = re.compile(
-        "|".join([r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())])
-    )
-    return sorted(
-        name
-        for name in names
-        if name not in known and prefix + name not in known and not ignorable.search(name)
-    )
-
-
-def _is_converted(model: Any) -> bool:
-    """Tell whether transformers renames or merges tensors of this class, or of a part of it, while loading."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    return bool(get_model_conversion_mapping(model, add_legacy=False))

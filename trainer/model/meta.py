@@ -33,14 +33,14 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     from trainer.model.experts import count_weights, expert_tensors, num_chosen
     from trainer.model.head.bend import find_bend
     from trainer.model.packed import packing_of
+    from trainer.model.scorer import has_score, output_layer
     from trainer.model.tune.targets import is_linear, read_by_weight
     from trainer.model.widths import attention_widths
 
     whole, config = configs_of(found, source, model)
     packing, has = packing_of(whole), offered(config)
     built = _built(config, source, model)
-    output = built.get_output_embeddings()
-    counts, weights = _count_by_kind(built, output), count_weights(built)
+    counts, weights = _count_by_kind(built, output := output_layer(built)), count_weights(built)
     layers = {name: one for name, one in built.named_modules() if is_linear(one) and one is not output}
     passed = read_by_weight(built, layers)
     linears = Counter(
@@ -75,6 +75,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
         has_sdpa=has.has_sdpa,
         scales_logits=bend.scale != 1.0,
         caps_logits=bend.cap is not None,
+        num_scores=1 if has_score(built) else None,
         notes=tuple(_notes(whole, config, packing, weights.num_experts, sum(counts.values()))),
         embeddings=counts["embeddings"],
         attention=counts["attention"],
@@ -160,7 +161,7 @@ def configs_of(found: Mapping[str, Any], source: str, model: ModelConfig) -> tup
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    from trainer.model.load import check_causal, read_whole_config, trained_part
+    from trainer.model.load import read_whole_config, settled_config, trained_part
 
     if model.trust_remote_code and found.get("auto_map"):
         whole = read_whole_config(source, model)
@@ -175,21 +176,21 @@ def configs_of(found: Mapping[str, Any], source: str, model: ModelConfig) -> tup
             whole = AutoConfig.for_model(**found)
         except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
             raise _not_built(source, error) from error
-        check_causal(whole, source)
+        settled_config(whole, source, model)
     return whole, trained_part(whole)
 
 
 def _built(config: Any, source: str, model: ModelConfig) -> Any:
     """Return a model without memory, its weights whole."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from trainer.model.packed import forget_packing
+    from trainer.model.scorer import auto_class
 
     forget_packing(config)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+            return auto_class(model.head).from_config(config, trust_remote_code=model.trust_remote_code)
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise _not_built(source, error) from error
 

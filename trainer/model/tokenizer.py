@@ -101,7 +101,7 @@ class Tokenizer:
 
         Nothing finds padding by comparing with this id, so sharing EOS would mask no EOS.
         """
-        return next(self._spare_ids(), self.eos_id)
+        return next(self.spare_ids(), self.eos_id)
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -284,7 +284,8 @@ class Tokenizer:
             **options,
         )
 
-    def _spare_ids(self) -> Iterator[int]:
+    def spare_ids(self) -> Iterator[int]:
+        """Yield tokens to fill masked positions with, the best first, none of them EOS."""
         taken = {None, self.eos_id}
         if self.hf.pad_token_id not in taken:
             yield int(self.hf.pad_token_id)

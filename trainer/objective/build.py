@@ -11,6 +11,7 @@ from trainer.objective.contract import Objective
 from trainer.objective.preference.answer_objective import AnswerObjective, ReadMismatched
 from trainer.objective.preference.preference_objective import PreferenceObjective
 from trainer.objective.preference.read_reference import ReadReference
+from trainer.objective.reward.reward_objective import RewardObjective
 from trainer.objective.weighted.weighted_loss import WeightedObjective
 from trainer.teacher.teacher import Teacher
 
@@ -37,6 +38,8 @@ def build_objective(
             return CausalLMObjective(names, teacher)
         case ObjectiveKind.weighted:
             return WeightedObjective(names)
+        case ObjectiveKind.reward:
+            return RewardObjective(names, options.reward)
         case ObjectiveKind.preference if not options.preference.is_paired:
             assert reference is not None, "losses of answers with labels have a reference"
             return AnswerObjective(names, units, options.preference, reference, mismatched)

@@ -80,6 +80,8 @@ class Exported:
     gate: Sequence[GateResult] | None
     """None where there is no gate, or no measurement to judge."""
     tags: Sequence[str] = ()
+    is_scorer: bool = False
+    """A reward model."""
 
 
 def build_card(record: RunRecord, exported: Exported) -> str:
@@ -120,7 +122,7 @@ def _head(exported: Exported) -> str:
         "license_name": base.license_name,
         "license_link": base.license_link,
         "library_name": "peft" if exported.is_adapter else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if exported.is_scorer else "text-generation",
         "language": list(base.languages),
         "datasets": list(dict.fromkeys(s.dataset for s in exported.sources.values() if s.dataset)),
         "tags": ["palimpsest", *dict.fromkeys(exported.tags)],

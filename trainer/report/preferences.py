@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from trainer.config.metric import ACCURACY, PAIR_LOSS
 from trainer.config.preference import OF_MEANS, NllMean, PreferenceConfig, PreferenceLoss
+from trainer.config.reward import RewardConfig
 from trainer.metrics.tracker import by_source
 from trainer.report.element import Child, Html, element, table
 from trainer.report.figure import line_chart
+from trainer.report.margins import margin_charts
 from trainer.report.number import fixed, percent, signed
 from trainer.report.record import RunRecord
 from trainer.report.section import figures, paragraph, section
@@ -22,6 +24,13 @@ PARTS = {
 UNIT = "loss (of which parts: see Preferences)"
 RIGHT = "Training pairs ranked right"
 TIES = "Against a reference all pairs tie before the first step, and none is right."
+SCORED = [
+    (RIGHT, "%", {"preference_accuracy": "right"}, 100.0),
+    ("Margin", "score", {"reward_margin": "chosen - rejected", "asked_margin": "asked by rows"}, 1.0),
+    ("Scores", "score", {"reward_chosen": "chosen", "reward_rejected": "rejected"}, 1.0),
+    ("Squared sum of a pair's scores", "score squared", {"off_centre": "off centre"}, 1.0),
+]
+"""Figures of a reward model: title, unit, lines by key, and factor."""
 LOW, HIGH = "95 % interval, low", "95 % interval, high"
 
 
@@ -43,6 +52,8 @@ def loss_of(record: RunRecord) -> PreferenceConfig | None:
 def preferences(record: RunRecord) -> Html | None:
     """Return how a run of preferences went; None of any other run."""
     options = loss_of(record)
+    if record.setting("objective.kind") == "reward":
+        return _rewards(record)
     if options is None:
         return None
     has_text = bool(record.metrics.names("loss/"))
@@ -53,8 +64,26 @@ def preferences(record: RunRecord) -> Html | None:
         paragraph(f"Loss: {options.loss.value}, beta {options.chosen_beta:g}. {options.told_loss(has_text)}"),
         _alarm(record, options),
         *_ranked(record),
-        figures(*drawn, *(_held_out(record, name) for name in record.metrics.names(f"{ACCURACY}/"))),
+        figures(*drawn, *_of_held_out(record)),
     )
+
+
+def _rewards(record: RunRecord) -> Html:
+    """Return how a run of a reward model went."""
+    centre = record.setting("objective.reward.centre") or 0.0
+    drawn = [_chart(*one, record) for one in SCORED]
+    return section(
+        "preferences",
+        "Preferences",
+        paragraph(RewardConfig(centre=centre).described),
+        *_ranked(record),
+        figures(*drawn, *_of_held_out(record)),
+    )
+
+
+def _of_held_out(record: RunRecord) -> list[Html | None]:
+    ranked = [_held_out(record, name) for name in record.metrics.names(f"{ACCURACY}/")]
+    return [*ranked, *margin_charts(record)]
 
 
 def _charts(options: PreferenceConfig) -> list[tuple[str, str, dict[str, str], float]]:
@@ -85,7 +114,8 @@ def _chart(title: str, unit: str, keys: dict[str, str], factor: float, record: R
     lines = [record.metrics.series(key, label).scaled(factor) for key, label in keys.items()]
     if not any(line.points for line in lines):
         return None
-    return line_chart(title, STEP, unit, lines, from_zero=title == RIGHT, note=TIES if title == RIGHT else "")
+    is_tied = title == RIGHT and loss_of(record) is not None
+    return line_chart(title, STEP, unit, lines, from_zero=title == RIGHT, note=TIES if is_tied else "")
 
 
 def _held_out(record: RunRecord, name: str) -> Html | None:

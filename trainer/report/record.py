@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class RunRecord:
     provenance: dict[str, Any]
     samples: tuple[dict[str, Any], ...] = ()
     """Rows of samples.jsonl."""
+    margins: dict[str, Any] = field(default_factory=dict)
+    """held_out_margins.json."""
 
     @property
     def name(self) -> str:
@@ -73,6 +75,7 @@ def read_run(run_dir: Path) -> RunRecord:
         config_digest=digest,
         provenance=_mapping(run_dir / "provenance.json"),
         samples=_samples(run_dir / "samples.jsonl"),
+        margins=_mapping(run_dir / "held_out_margins.json"),
     )
 
 

@@ -49,8 +49,11 @@ def _loss_chart(record: RunRecord) -> Html | None:
     """Return the loss, its parts where there are several, and the loss of each source."""
     metrics, options = record.metrics, loss_of(record)
     names = metrics.names("loss/")
-    if options is None:
-        losses, parts, unit = [metrics.series("loss", "all sources")], [], "nats per token"
+    parts: list[Series] = []
+    if record.setting("objective.kind") == "reward":
+        losses, unit = [metrics.series("loss", "what is minimised")], "loss of a pair"
+    elif options is None:
+        losses, unit = [metrics.series("loss", "all sources")], "nats per token"
     else:
         losses, unit = [metrics.series("loss", "what is minimised")], UNIT
         parts = [part for key, label in PARTS.items() if (part := metrics.series(key, label)).points]

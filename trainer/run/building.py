@@ -24,7 +24,7 @@ from trainer.dist.mesh import Mesh
 from trainer.engine.batch import BatchShape
 from trainer.engine.ds_config import deepspeed_dict
 from trainer.engine.engine import Engine
-from trainer.engine.gathering import gathered, looking_up_at_gathers
+from trainer.engine.gathering import filling, gathered, looking_up_at_gathers
 from trainer.engine.initialize import build_engine
 from trainer.engine.spread import check_spread, spread_experts, spread_groups
 from trainer.errors import ModelError
@@ -52,6 +52,7 @@ from trainer.model.load import (
 from trainer.model.packed import packing_of
 from trainer.model.packing_kind import check_packing, is_nf4
 from trainer.model.remat import apply_remat
+from trainer.model.scorer import begin_score, output_layer
 from trainer.model.tensor_by_tensor import looking_up
 from trainer.model.token_slices import check_slices
 from trainer.model.tune.adapters import FACTOR_B, Tuned, apply_tuning, describe_tuned
@@ -59,6 +60,7 @@ from trainer.model.tune.gated import fuse_if_same
 from trainer.model.tune.new_tokens import NewTokens, vocabulary
 from trainer.model.tune.pissa import begin_at_principal
 from trainer.model.tune.quantise import held_bytes
+from trainer.model.tune.started import StartAdapter
 from trainer.model.verify_weights import verify_weights
 from trainer.optim.groups import decay_groups
 from trainer.optim.optimizer import build_optimizer
@@ -75,11 +77,13 @@ def build_model(
     shape: BatchShape,
     new_tokens: NewTokens | None,
     heed: Callable[[], None],
+    start: StartAdapter | None = None,
 ) -> tuple[LoadedModel, Tuned, Engine]:
     """Load the model and hand it to DeepSpeed. Collective: every rank.
 
     Args:
         heed: Called by every rank between tensors and between stages; may raise on all of them, to give up.
+        start: What the adapter begins as; None for a fresh one.
     """
     run_dir = Path(config.run_dir)
     on_gpu = mesh.device.type == "cuda"
@@ -101,7 +105,7 @@ def build_model(
     mixture = describe_mixture(loaded.model, config.zero.dtype, packs_now, rate, num_exact)
     # Before an adapter wraps what they are put into.
     loaded.kernels = apply_kernels(loaded.model, config.model.kernels, on_gpu)
-    tuned = _tune(config, loaded, mesh, new_tokens, zero3_config)
+    tuned = _tune(config, loaded, mesh, new_tokens, zero3_config, start)
     recomputed = apply_remat(
         loaded.model,
         config.model.checkpoint_layers,
@@ -122,10 +126,11 @@ def _tune(
     mesh: Mesh,
     new_tokens: NewTokens | None,
     zero3_config: dict[str, Any] | None,
+    start: StartAdapter | None,
 ) -> Tuned:
     """Put adapters around a model, or freeze what does not train, in place. Collective: every rank."""
     keep_alive = announce_zero3(zero3_config)
-    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens)
+    tuned = apply_tuning(loaded.model, config.tune, config.seed, new_tokens, start)
     del keep_alive
     if config.tune.init is Init.pissa:
         run_dir = Path(config.run_dir)
@@ -169,6 +174,11 @@ def _load(
         loaded = load_model(
             source, config.model, attention, dtype, zero3_config, mesh.device, config.tune.quantise
         )
+    if loaded.has_new_score:
+        weight = output_layer(loaded.model).weight
+        with filling(weight):
+            begin_score(weight, hf_config, config.seed)
+        _LOG.info("The layer that scores is new: normal, from seed %d.", config.seed)
     if on_gpu:
         _LOG.info("Loaded with a peak of %.2f GiB on this GPU.", device_memory_gib()[0])
     return loaded

@@ -34,8 +34,9 @@ from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
 from trainer.report.verdict import no_interval
-from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs
+from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, logged_pairs, tell
 from trainer.run.references import RunReferences
+from trainer.run.scored_pairs import ScoredPairs, scored_pairs
 from trainer.run.session import Session
 
 
@@ -51,16 +52,17 @@ class Evaluator:
         forgetting: ForgettingMeasurement | None,
         task_scores: TaskScores | None,
         takes_kl: bool,
-        pairs: HeldOutPairs | None = None,
+        pairs: HeldOutPairs | ScoredPairs | None = None,
     ) -> None:
         """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation.
 
         Args:
-            pairs: What ranks held-out pairs; None where the loss is not of pairs.
+            pairs: What ranks held-out pairs, by their losses or by their scores; None where the loss is not of pairs.
         """
         self._policy = policy
         self._held_out = held_out
-        self._pairs = pairs
+        self._pairs = pairs if isinstance(pairs, HeldOutPairs) else None
+        self._scored = pairs if isinstance(pairs, ScoredPairs) else None
         self._judged: dict[str, JudgedPairs] = {}
         self._mixing = mixing
         self._texts = texts
@@ -71,6 +73,9 @@ class Evaluator:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source; before the first step they are the base model's."""
+        if self._scored is not None:
+            self._judged = self._scored.judge()
+            return {name: found.loss for name, found in self._judged.items()}
         if state.step == 0 and self._forgetting is not None:
             with virtual_off(self._policy.module):
                 if self.task_scores is not None:
@@ -89,17 +94,30 @@ class Evaluator:
             self._judged = self._pairs.judge(found)
 
     def mean(self, losses: Mapping[str, float]) -> float:
-        """Return the mean over sources of the newest evaluation; of pairs it is their loss, which is what is learnt."""
-        learnt = {**losses, **{name: found.loss for name, found in self._judged.items()}}
-        return sum(learnt.values()) / len(learnt)
+        """Return the mean over sources of the newest evaluation.
+
+        With held-out pairs it is made as the `loss` of a step is: the mean over sources of pairs of all that is learnt
+        of them, and `text_weight` times the mean over other sources that are learnt.
+        """
+        if self._pairs is None or not self._judged:
+            return sum(losses.values()) / len(losses)
+        whole = [found.whole for found in self._judged.values()]
+        others = [
+            loss
+            for name, loss in losses.items()
+            if name not in self._judged and self._mixing.sources[name].role is not Role.probe
+        ]
+        text = sum(others) / len(others) if others else 0.0
+        return sum(whole) / len(whole) + self._pairs.options.text_weight * text
 
     def preferences(self, state: TrainState) -> dict[str, float]:
         """Return how the newest evaluation ranks held-out pairs, as it is logged, and say so on rank 0."""
-        if self._pairs is None:
-            return {}
         is_begun = state.step > 0
         if self._policy.mesh.is_first and is_begun:
-            self._pairs.tell(self._judged)
+            kept = self._scored or self._pairs
+            tell(self._judged, state.step, None if kept is None else kept.run_dir)
+        if self._pairs is None:
+            return logged_pairs(self._judged, ranks=True)
         return self._pairs.logged(self._judged, is_begun)
 
     def drift(self, state: TrainState) -> dict[str, float]:
@@ -107,7 +125,7 @@ class Evaluator:
 
         The rise of each source, the mean rise of those that are no target, and KL.
         """
-        if state.step == 0:
+        if state.step == 0 or self._scored is not None:
             return {}
         rises = {
             name: loss - state.base_losses[name]
@@ -156,7 +174,8 @@ def build_evaluator(
         build_forgetting(session, heed),
         build_task_scores(session),
         session.config.evaluate.during.kl,
-        _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
+        scored_pairs(session, heed)
+        or _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
     )
 
 
@@ -260,7 +279,7 @@ def base_identity(session: Session) -> BaseIdentity:
     config = session.config
     return BaseIdentity(
         name=_base_name(config),
-        digest=session.base_digest(),
+        digest=session.begun_digest(),
         dtype=config.zero.dtype,
         quantise=config.tune.quantise.value,
         attention=config.model.attention.value,
@@ -269,9 +288,9 @@ def base_identity(session: Session) -> BaseIdentity:
 
 
 def _base_name(config: RunConfig) -> str:
-    if config.model.kind is ModelKind.embedded:
-        return EMBEDDED
-    return config.model.path or config.model.kind.value
+    is_embedded = config.model.kind is ModelKind.embedded
+    name = EMBEDDED if is_embedded else config.model.path or config.model.kind.value
+    return name if config.tune.start is None else f"{name} with the adapter {config.tune.start}"
 
 
 def replay_record(mixing: Mixing, state: TrainState) -> Replay | None:

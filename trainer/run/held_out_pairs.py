@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from trainer.config.metric import ACCURACY, PAIR_LOSS
 from trainer.config.objective import ObjectiveKind
 from trainer.config.preference import PreferenceConfig
+from trainer.config.snapshot import write_atomic
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Unit
 from trainer.evaluate.held_out import HeldOut, HeldOutLosses
@@ -24,6 +27,8 @@ from trainer.run.session import Session
 from trainer.teacher.answer_sums import AnswerSums
 
 _LOG = logging.getLogger(__name__)
+MARGINS = "held_out_margins.json"
+"""How the margins of held-out pairs were spread at the newest evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class HeldOutPairs:
     """Of all sources."""
     reference: AnswerSums | None
     """Of the held-out answers; None where the loss needs none."""
+    run_dir: Path | None = None
 
     @property
     def alone(self) -> HeldOut:
@@ -77,29 +83,42 @@ class HeldOutPairs:
             is_begun: False before the first step, where all rewards against a reference are 0 but for rounding and
                 rank nothing.
         """
-        record: dict[str, float | None] = {}
-        for name, found in judged.items():
-            record |= {
-                by_source(PAIR_LOSS, name): found.loss,
-                by_source("eval_reward_chosen", name): found.reward_chosen,
-                by_source("eval_reward_rejected", name): found.reward_rejected,
-                by_source("eval_margin", name): found.margin,
-            }
-            if is_begun or not self.options.needs_reference:
-                low, high = found.ranked.interval or (None, None)
-                record |= {
-                    by_source(ACCURACY, name): found.ranked.accuracy,
-                    by_source(f"{ACCURACY}_low", name): low,
-                    by_source(f"{ACCURACY}_high", name): high,
-                    by_source(f"{ACCURACY}_longer", name): found.longer.accuracy,
-                    by_source(f"{ACCURACY}_shorter", name): found.shorter.accuracy,
-                }
-        return {key: value for key, value in record.items() if value is not None}
+        return logged_pairs(judged, is_begun or not self.options.needs_reference)
 
-    def tell(self, judged: Mapping[str, JudgedPairs]) -> None:
-        """Say in a line a source how many are right."""
-        for name, found in judged.items():
-            _LOG.info("Held-out pairs of %s: %s", name, told(found))
+
+def logged_pairs(judged: Mapping[str, JudgedPairs], ranks: bool) -> dict[str, float]:
+    """Return what is logged of held-out pairs, by key.
+
+    Args:
+        ranks: Rewards rank them already.
+    """
+    record: dict[str, float | None] = {}
+    for name, found in judged.items():
+        record |= {
+            by_source(PAIR_LOSS, name): found.loss,
+            by_source("eval_reward_chosen", name): found.reward_chosen,
+            by_source("eval_reward_rejected", name): found.reward_rejected,
+            by_source("eval_margin", name): found.margin,
+        }
+        if ranks:
+            low, high = found.ranked.interval or (None, None)
+            record |= {
+                by_source(ACCURACY, name): found.ranked.accuracy,
+                by_source(f"{ACCURACY}_low", name): low,
+                by_source(f"{ACCURACY}_high", name): high,
+                by_source(f"{ACCURACY}_longer", name): found.longer.accuracy,
+                by_source(f"{ACCURACY}_shorter", name): found.shorter.accuracy,
+            }
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def tell(judged: Mapping[str, JudgedPairs], step: int, run_dir: Path | None) -> None:
+    """Say in a line a source how many are right, and keep how margins are spread in a file of the run."""
+    for name, found in judged.items():
+        _LOG.info("Held-out pairs of %s: %s", name, told(found))
+    if judged and run_dir is not None:
+        spread = {name: found.histogram.to_plain() for name, found in judged.items()}
+        write_atomic(run_dir / MARGINS, json.dumps({"step": step, "sources": spread}, indent=2) + "\n")
 
 
 def told(found: JudgedPairs) -> str:
@@ -123,4 +142,4 @@ def held_out_pairs(session: Session, reference: AnswerSums | None) -> HeldOutPai
     options = session.config.objective
     if options.kind is not ObjectiveKind.preference or not options.preference.is_paired:
         return None
-    return HeldOutPairs(options.preference, session.held_out(), reference)
+    return HeldOutPairs(options.preference, session.held_out(), reference, session.run_dir)

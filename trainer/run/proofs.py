@@ -19,7 +19,7 @@ from trainer.evaluate.proofs.branching import Branching, check_sharing, sharing_
 from trainer.evaluate.proofs.called import BeforePass, at_once
 from trainer.evaluate.proofs.choice import check_choice, choice_work
 from trainer.evaluate.proofs.course import Course, Proof
-from trainer.evaluate.proofs.frozen import FrozenCheck, check_heard, check_silent
+from trainer.evaluate.proofs.frozen import FrozenCheck, check_heard, check_silent, moved_by_adapter
 from trainer.evaluate.proofs.gradient import check_gradient, gradient_work
 from trainer.evaluate.proofs.isolation import (
     ForwardTime,
@@ -28,6 +28,8 @@ from trainer.evaluate.proofs.isolation import (
     isolation_work,
     time_forward,
 )
+from trainer.evaluate.proofs.last_score import check_score
+from trainer.model.head.rewards import is_scorer
 from trainer.model.masks import reach
 from trainer.run.heed import SOON
 from trainer.run.session import Session
@@ -86,8 +88,9 @@ def _planned(session: Session) -> list[Proof]:
 
 
 def prove_head(session: Session, before_pass: BeforePass = at_once) -> None:
-    """Stop unless the loss is made from the model's own logits."""
-    check_head(session.policy, session.loaded.model.config, session.config.data.seq_len, before_pass)
+    """Stop unless the loss is made from the model's own logits, or from its own score."""
+    check = check_score if is_scorer(session.policy.module) else check_head
+    check(session.policy, session.loaded.model.config, session.config.data.seq_len, before_pass)
 
 
 def prove_isolation(session: Session, course: Course | None = None) -> Isolation:
@@ -142,10 +145,17 @@ def prove_gradient(session: Session, before_pass: BeforePass = at_once) -> float
 
 
 def prove_adapter(session: Session, probe: np.ndarray) -> FrozenCheck | None:
-    """Stop unless an adapter begins as its base; return the check that it never moves it, None for whole weights."""
+    """Stop unless a fresh adapter begins as its base; return the check that it never moves that, None without one."""
     tune = session.config.tune
     frozen = FrozenCheck(session.policy) if tune.method is not TuneMethod.full else None
-    if tune.method in (TuneMethod.lora, TuneMethod.ia3) and tune.init is not Init.pissa:
+    if session.start is not None:
+        moved = moved_by_adapter(session.policy, probe)
+        _LOG.info(
+            "The adapter that the run goes on with moves the base's logits by %.1e of their spread.", moved
+        )
+        if not moved:
+            _LOG.warning("It changes nothing: the run begins at its base, as without tune.start.")
+    elif tune.method in (TuneMethod.lora, TuneMethod.ia3) and tune.init is not Init.pissa:
         check_silent(session.policy, probe)
         _LOG.info("The adapter leaves the base's logits as they are.")
     if tune.is_virtual:

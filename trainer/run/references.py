@@ -131,7 +131,7 @@ def _model(session: Session) -> dict[str, object]:
     """
     config, loaded = session.config, session.loaded
     found: dict[str, object] = {
-        "base": session.base_digest(),
+        "base": session.begun_digest(),
         "attention": loaded.attention.name,
         "kernels": loaded.kernels,
         "device": session.mesh.device.type,

@@ -32,10 +32,12 @@ from trainer.model.load import (
 from trainer.model.resolve import resolve_model
 from trainer.model.tokenizer import Tokenizer, configured_tokenizer
 from trainer.model.tune.adapters import Tuned
+from trainer.model.tune.started import StartAdapter
 from trainer.run.building import build_model
 from trainer.run.heed import before_training, heeding
 from trainer.run.identity import known_base
 from trainer.run.packing import with_packing
+from trainer.run.start_adapter import named_with_start, open_start
 from trainer.run.uneven import check_uneven
 from trainer.run.watching import watching_of
 from trainer.runtime.log import ATTEMPT, adopt_library_loggers, attempt_dir, setup_logging
@@ -58,6 +60,8 @@ class Session:
     shape: BatchShape
     stop_flag: StopFlag | None = None
     """Heeded in what takes long before training; None: signals do what they did before."""
+    start: StartAdapter | None = None
+    """What the adapter began as; None for a fresh one, and without one."""
     _base: str | None = None
 
     @property
@@ -86,8 +90,15 @@ class Session:
         if self.stop_flag is not None:
             self.stop_flag.when = before_training(when)
 
+    def begun_digest(self) -> str:
+        """Return what names the model before the first step: the base, with an adapter that it goes on with.
+
+        Collective: every rank.
+        """
+        return named_with_start(self.base_digest(), self.start)
+
     def base_digest(self) -> str:
-        """Return what names the weights that training began with. Collective: every rank.
+        """Return what names the weights that were loaded, without an adapter. Collective: every rank.
 
         Raises:
             GivenUp: A rank was asked to stop meanwhile; where it is the first, which reads them, that ends at once.
@@ -162,12 +173,13 @@ def open_session(
     shape = _batch_shape(config, mesh)
     heed = heeding(mesh, stop_flag)
     heed()
-    loaded, tuned, engine = build_model(config, source, stores, mesh, shape, tokenizer.new, heed)
+    start = open_start(config, source, goes_on, mesh)
+    loaded, tuned, engine = build_model(config, source, stores, mesh, shape, tokenizer.new, heed, start)
     carries = carried_by(loaded.model.config) is not None
     policy = Policy(engine, mesh, loaded.attention.is_flash, in_rows(config.data), carries)
     adopt_library_loggers()
     check_uneven(shape, policy)
-    return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape, stop_flag)
+    return Session(config, run_dir, stores, tokenizer, loaded, tuned, policy, shape, stop_flag, start)
 
 
 def _batch_shape(config: RunConfig, mesh: Mesh) -> BatchShape:

@@ -14,7 +14,6 @@ from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.space import make_room
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
-from trainer.config.objective import ObjectiveKind
 from trainer.config.schema import RunConfig, RunKind
 from trainer.config.snapshot import asked_digest, config_digest, write_atomic, write_provenance
 from trainer.data.store.store import data_digest
@@ -48,6 +47,7 @@ from trainer.run.saver import Saver
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
 from trainer.run.spikes import SpikeWatch
+from trainer.run.told_objective import told_objective
 from trainer.run.watching import pace_of
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
@@ -81,7 +81,7 @@ def run_training(config: RunConfig) -> StopReason:
             shortage_explained("train.micro_batch_size", size, layers),
             disk_explained(Path(config.run_dir), trains=True),
         ):
-            resumes = config.checkpoint.resume and config.checkpoint.enabled
+            resumes = config.checkpoint.enabled and (config.checkpoint.resume or is_requeued(os.environ))
             try:
                 session = open_session(config, stack, resumes, stop_flag)
                 return _train(session, stop_flag, stack)
@@ -273,11 +273,11 @@ def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
     kl = config.replay.kl
     if not kl.beta:
         return None
-    if session.tuned.peft_config is not None:
+    if session.tuned.peft_config is not None and session.start is None:
         roles = [spec.role for spec in config.data.sources.values()]
         replay = frozenset(i for i, role in enumerate(roles) if role is Role.replay)
         return AdapterBase(kl.beta, kl.top, replay)
-    question = Question(session.base_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
+    question = Question(session.begun_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
     packs = mixing.replay_to_draw()
     reference = open_reference(
         session.policy, config.data, session.stores, packs, question, session.pad_id, session.heed
@@ -321,10 +321,8 @@ def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
         described = describe_adapter(session.tuned.peft_config, session.loaded.source)
         write_atomic(session.run_dir / CONFIG, described)
     Console().print(mixing.table())
-    if session.config.objective.kind is ObjectiveKind.preference:
-        learnt = [source for source in session.config.data.sources.values() if source.role is not Role.probe]
-        options, has_text = session.config.objective.preference, not all(s.holds_preferences for s in learnt)
-        _LOG.info("%s %s", options.described, options.told_loss(has_text))
+    if (told := told_objective(session.config)) is not None:
+        _LOG.info("%s", told)
     if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
         _LOG.warning(NO_REPLAY)
     for why in (why_no_comparison, why_no_interval):

@@ -42,7 +42,8 @@ def test_an_adapter_is_not_named_as_a_whole_model(tmp_path):
     """RUN_DIR/export may hold the adapter alone, from which no run can begin."""
     run_dir = tmp_path / "first"
     run_that_ended(run_dir, "finished")
-    assert said(run_dir, "tune=lora").endswith(
+    assert said(run_dir, "tune=lora").endswith(f"or let it begin from the adapter (tune.start={run_dir}).")
+    assert said(run_dir, "tune=ia3").endswith(
         f"or let it begin from the adapter merged into its base: palimpsest export run_dir={run_dir} export.merge=true "
         f"export.output_dir={run_dir}/merged, then model.path={run_dir}/merged."
     )

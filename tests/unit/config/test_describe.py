@@ -28,7 +28,7 @@ def test_a_field_says_its_type_unit_default_and_words():
     assert fields()["optim.betas"].default_text == "[0.9, 0.95]"
     assert fields()["optim.betas"].kind == "list of numbers"
     assert fields()["data.sources"].kind == "mapping of names to sections"
-    assert fields()["data.values"].choices.keys() == {"label", "weight"}
+    assert fields()["data.values"].choices.keys() == {"label", "margin", "weight"}
     assert fields()["checkpoint.enabled"].default_text == "true"
     assert fields()["cluster.time_limit_min"].unit == "minutes"
     assert fields()["model.new_tokens"].unit == "", "a list is no number of tokens"

@@ -16,7 +16,10 @@ NO_PLACES = {
     *(f"data.sources.NAME.columns.{name}" for name in ("text", "prompt", "completion", "messages", "tools")),
     *(f"data.sources.NAME.columns.{name}" for name in ("system", "input_ids", "loss_mask", "weight")),
     *(f"data.sources.NAME.columns.{name}" for name in ("attention_mask", "input", "labels", "ignore")),
-    *(f"data.sources.NAME.columns.{name}" for name in ("chosen", "completions", "label", "rejected")),
+    *(
+        f"data.sources.NAME.columns.{name}"
+        for name in ("chosen", "completions", "label", "margin", "rejected")
+    ),
     "data.sources.NAME.learn.roles",
     *(f"data.sources.NAME.{name}" for name in ("subset", "split", "revision", "txt_documents")),
     *(

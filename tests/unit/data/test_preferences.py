@@ -69,6 +69,7 @@ LAYOUTS = {
         "rejected": assistant("Go away."),
     },
     "Argilla": {"instruction": "Hi?", "chosen_response": "Hello.", "rejected_response": "Go away."},
+    "Alpaca": {"instruction": "Hi?", "input": "", "chosen": "Hello.", "rejected": "Go away."},
     "Intel": {"question": "Hi?", "chosen": "Hello.", "rejected": "Go away."},
     "NeMo-RL": {
         "context": [user("Hi?")],
@@ -403,3 +404,17 @@ def test_a_template_that_writes_a_prompt_by_its_answer_is_a_sentence():
     template = templates.CHATML.replace("m.role +", f"m.role + {shouts} +")
     (problem,) = read_rows([LAYOUTS["TRL, texts"]], make_tokenizer(template)).problems
     assert problem.rule == "hold prompts that the chat template writes alike before both answers"
+
+
+@pytest.mark.parametrize("as_chat", [True, False])
+def test_alpacas_input_is_part_of_the_prompt(as_chat):
+    """Left unread, both answers would be to half of what was asked."""
+    row = {"instruction": "Add.", "input": "1, 2", "chosen": "3.", "rejected": "4."}
+    read = read_rows([row], CHAT if as_chat else make_tokenizer(None), as_chat=as_chat)
+    assert not read.problems and "Add.\n\n1, 2" in read.only[0]
+    rated = {"instruction": "Add.", "input": "1, 2", "output": "3.", "kto_tag": True}
+    read = read_rows([rated], CHAT if as_chat else make_tokenizer(None), Format.unpaired, as_chat=as_chat)
+    assert not read.problems and "Add.\n\n1, 2" in read.only[0]
+    turns = {"instruction": [user("Add.")], "input": "1, 2", "chosen": "3.", "rejected": "4."}
+    (problem,) = read_rows([turns], CHAT).problems
+    assert problem.rule == "hold text in column 'instruction' beside 'input'"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.config.preference import PreferenceConfig, PreferenceLoss
+from trainer.config.preference import NllMean, PreferenceConfig, PreferenceLoss
 from trainer.objective.preference.judged import judge
 from trainer.objective.preference.pair_losses import Sides
 
@@ -40,3 +40,13 @@ def test_what_is_not_there_has_no_share():
     found = judge(one, other, PreferenceConfig(loss=PreferenceLoss.cpo))
     assert found.shorter.accuracy is found.shorter.interval is None
     assert found.to_plain()["accuracy"] == 1.0 and found.to_plain()["num_shorter"] == 0
+
+
+def test_the_whole_loss_has_the_cross_entropy_of_chosen_answers_as_a_step_has_it():
+    """By tokens: 21 nats over 10; by answers: the mean of 2, 1.5, 3 and 2."""
+    for mean, nll in ((NllMean.tokens, 2.1), (NllMean.answers, 2.125)):
+        options = PreferenceConfig(loss=PreferenceLoss.cpo, nll_weight=0.5, nll_mean=mean)
+        found = judge(CHOSEN, REJECTED, options)
+        assert found.whole == pytest.approx(found.loss + 0.5 * nll, abs=1e-12)
+    found = judge(CHOSEN, REJECTED, PreferenceConfig(loss=PreferenceLoss.dpo))
+    assert found.whole == found.loss

@@ -58,6 +58,15 @@ class MicroBatch:
         return sum(self.num_targets_B)
 
     @property
+    def last_S(self) -> npt.NDArray[np.int64]:
+        """Return where the last token of each segment is in the flattened batch: where an answer is scored.
+
+        What an answer ends with is what its rendering does: in a chat template the token that ends a turn, and what
+        the template writes behind that; of texts EOS.
+        """
+        return self.cu_seq_lens[1:].astype(np.int64) - 1
+
+    @property
     def num_units(self) -> int:
         """Return the units of the micro-batch."""
         return int(self.units_S.max(initial=-1)) + 1

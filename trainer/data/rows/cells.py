@@ -65,6 +65,12 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, dict) and ("role" in value or "from" in value)
 
 
+def prompt_text(row: Row, prompt: str, more: str | None) -> str:
+    """Return the text of a prompt's column and, behind a blank line, that of the column beside it."""
+    parts = [text_cell(row, prompt), text_cell(row, more) if more else ""]
+    return "\n\n".join(part for part in parts if part)
+
+
 def parsed_cell(text: str, rule: str) -> Any:
     """Return the value of a JSON text.
 

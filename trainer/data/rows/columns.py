@@ -55,6 +55,7 @@ LAYOUTS: dict[Format, tuple[tuple[str, dict[str, str]], ...]] = {
     ),
     Format.unpaired: (
         ("prompt, completion and label", {"prompt": "prompt", "completion": "completion", "label": "label"}),
+        ("Alpaca with kto_tag", {"prompt": "instruction", "completion": "output", "label": "kto_tag"}),
         ("ShareGPT with kto_tag", {"completion": "conversations", "label": "kto_tag"}),
         ("messages with kto_tag", {"completion": "messages", "label": "kto_tag"}),
         ("messages and label", {"completion": "messages", "label": "label"}),
@@ -71,6 +72,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "labels": ("labels",),
     "attention_mask": ("attention_mask",),
     "weight": ("weight", "sample_weight", "loss_weight"),
+    "margin": ("margin",),
 }
 """Names by which an optional column is taken when the configuration leaves it null."""
 
@@ -133,7 +135,9 @@ def optional_columns(source: SourceConfig) -> dict[str, str]:
         wanted["system"] = columns.system
     if source.holds_preferences and columns.prompt not in required_columns(source).values():
         wanted["prompt"] = columns.prompt
-    if source.format is Format.completion:
+    if source.format is Format.preference:
+        wanted["margin"] = columns.margin
+    if source.format in ANSWERED:
         wanted["input"] = columns.input
     if source.format is Format.ids:
         wanted |= {key: getattr(columns, key) for key in ("loss_mask", "labels", "attention_mask")}
@@ -198,7 +202,8 @@ def _with_columns(source: SourceConfig, names: dict[str, Any]) -> SourceConfig:
 def _possible(source: SourceConfig, values: Collection[TokenValue]) -> list[str]:
     """Return the config keys of the optional columns that a source may name."""
     keys = optional_columns(_with_columns(source, {key: key for key in OPTIONAL}))
-    return [key for key in keys if key != TokenValue.weight.value or TokenValue.weight in values]
+    unread = {value.value for value in (TokenValue.weight, TokenValue.margin) if value not in values}
+    return [key for key in keys if key not in unread]
 
 
 def _optional(
@@ -239,6 +244,7 @@ def refuse_unread(name: str, layout: ColumnLayout, row: Row, names: Iterable[str
     maps = [f"{key}.{slot}={column}" for column in lost for slot in _slots(layout, column)]
     fix = f"Map it ({' '.join(maps)}), or" if maps else "To"
     counts = " To make it count: objective=weighted." if {*lost} <= {*OPTIONAL["weight"]} else ""
+    counts = " To make it count: objective=reward." if {*lost} <= {*OPTIONAL["margin"]} else counts
     raise DataError(
         f"`{key}` must say what becomes of the column{'s' * (len(lost) > 1)} [{', '.join(lost)}], which {where} "
         f"fills, but does not instead. {fix} leave it unread: {key}.ignore=[{','.join(lost)}].{counts}"

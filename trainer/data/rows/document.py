@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import assert_never
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig, TokenValue
-from trainer.data.rows.cells import Row, list_cell, text_cell, unfolded
+from trainer.data.rows.cells import Row, list_cell, prompt_text, text_cell, unfolded
 from trainer.data.rows.message import MEND, short
 from trainer.data.rows.turns import chat_of, read_turns
 from trainer.data.rows.weight import WEIGHT, row_weight
@@ -70,18 +70,13 @@ def _parse(
 
 
 def _parse_completion(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> Document | None:
-    prompt, completion = _prompt(row, columns), text_cell(row, columns.completion)
+    prompt, completion = prompt_text(row, columns.prompt, columns.input), text_cell(row, columns.completion)
     if not completion.strip():
         counts["no_completion"] += 1
         return None
     counts["empty_prompts"] += not prompt.strip()
     system = text_cell(row, columns.system) if columns.system else ""
     return CompletionDocument(f"{system}\n\n{prompt}" if system else prompt, completion)
-
-
-def _prompt(row: Row, columns: ColumnsConfig) -> str:
-    parts = [text_cell(row, columns.prompt), text_cell(row, columns.input) if columns.input else ""]
-    return "\n\n".join(part for part in parts if part)
 
 
 def _parse_answer(
@@ -101,7 +96,7 @@ def _parse_answer(
             rule = f"hold text in column '{columns.prompt}' beside '{columns.input}'"
             raise RowError(rule, short(prompt), MEND)
     else:
-        said = _prompt(row, columns)
+        said = prompt_text(row, columns.prompt, columns.input)
         asked = [{"role": "user", "content": said}] if said.strip() else []
     if isinstance(completion, list):
         answer = read_turns(list_cell(row, columns.completion, "messages"), counts, values)

@@ -10,8 +10,9 @@ from collections import Counter
 from typing import Any
 
 from trainer.config.data import ColumnsConfig, Format, SourceConfig
-from trainer.data.rows.cells import Row, list_cell, text_cell, unfolded
+from trainer.data.rows.cells import Row, list_cell, prompt_text, text_cell, unfolded
 from trainer.data.rows.human_turns import is_human_text, split_text, split_turns
+from trainer.data.rows.margin import row_margin
 from trainer.data.rows.message import MEND, short
 from trainer.data.rows.turns import chat_of, read_tools, read_turns
 from trainer.data.types import Answers, ChatDocument, CompletionDocument, Message, RowError
@@ -32,7 +33,7 @@ def parse_answers(row: Row, source: SourceConfig, counts: Counter[str]) -> Answe
     Raises:
         RowError: If the row does not hold them.
     """
-    columns = source.columns
+    columns, margin = source.columns, 0.0
     if source.format is Format.unpaired:
         said, label = [row.get(columns.completion)], _label(row, columns.label)
         names = [columns.completion]
@@ -41,11 +42,13 @@ def parse_answers(row: Row, source: SourceConfig, counts: Counter[str]) -> Answe
         if found is None:
             return None
         (said, names), label = found, None
+        if columns.margin is not None and columns.margin in row:
+            margin = row_margin(row[columns.margin], columns.margin)
     if not source.as_chat:
         texts = _texts(row, said, names, columns, counts)
-        return Answers(texts, is_desirable=label) if texts else None
+        return Answers(texts, is_desirable=label, margin=margin) if texts else None
     conversations, num_asked = _conversations(row, said, names, columns, counts)
-    return Answers(conversations, num_asked, label) if conversations else None
+    return Answers(conversations, num_asked, label, margin) if conversations else None
 
 
 def _sides(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> tuple[list[Any], list[str]] | None:
@@ -82,7 +85,8 @@ def _texts(
 ) -> list[CompletionDocument]:
     """Return texts after a text; none where the row is dropped."""
     row = row | {name: unfolded(row.get(name)) for name in (columns.prompt, *names)}
-    prompt, answers = text_cell(row, columns.prompt), [text_cell(row, name) for name in names]
+    prompt = prompt_text(row, columns.prompt, columns.input)
+    answers = [text_cell(row, name) for name in names]
     if columns.completions is not None:
         answers = [text_cell({"completion": value}, "completion") for value in said]
     if not prompt.strip() and all(map(is_human_text, answers)):
@@ -132,6 +136,9 @@ def _conversations(
 def _asked(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> tuple[list[Message], list[Any] | None]:
     """Return the turns of the prompt's own column, a text, turns or {messages, tools}, and its tools; none if empty."""
     value = unfolded(row.get(columns.prompt))
+    if isinstance(value, dict | list) and columns.input and text_cell(row, columns.input):
+        rule = f"hold text in column '{columns.prompt}' beside '{columns.input}'"
+        raise RowError(rule, short(value), MEND)
     if isinstance(value, dict):
         if not isinstance(value.get("messages"), list):
             raise RowError(f"hold {{messages, tools}} in column '{columns.prompt}'", short(value), MEND)
@@ -139,7 +146,7 @@ def _asked(row: Row, columns: ColumnsConfig, counts: Counter[str]) -> tuple[list
         return turns, read_tools(value, "tools") or None
     if isinstance(value, list):
         return read_turns(list_cell({columns.prompt: value}, columns.prompt, "messages"), counts, ()), None
-    text = text_cell(row, columns.prompt)
+    text = prompt_text(row, columns.prompt, columns.input)
     return [{"role": "user", "content": text}] if text.strip() else [], None
 
 

@@ -189,7 +189,7 @@ class SourceRows:
                     "row has. Mend the name or leave it out."
                 )
         optional = optional_columns(self.source)
-        for slot in ("loss_mask", "labels", "weight"):
+        for slot in ("loss_mask", "labels", "weight", "margin"):
             column = optional.get(slot, "")
             if 0 < self._num_with[column] < self._num_rows:
                 raise DataError(

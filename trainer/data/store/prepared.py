@@ -38,7 +38,7 @@ RENDERING_VERSION = 4
 """Raise it when the same rows and options give other tokens or other marks: a new number makes new stores."""
 
 
-PREFERENCE_COLUMNS = ("chosen", "rejected", "completions", "label")
+PREFERENCE_COLUMNS = ("chosen", "rejected", "completions", "label", "margin")
 """Columns that shape stores of preferences alone."""
 
 
@@ -139,6 +139,8 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
     if not source.holds_preferences:
         for key in PREFERENCE_COLUMNS:
             del fields["columns"][key]
+    elif source.columns.margin is None:  # as stores were named before there were margins
+        del fields["columns"]["margin"]
     fields["packing"] = PackingMode.none if in_rows(data) else packing
     fields["long_documents"] = effective_long(source, data)
     if packing is Packing.concat and not in_rows(data):

@@ -123,7 +123,11 @@ def _ready(
             counts[_cause(met[number])] += 1
             return None
         is_better = number == 0 if answers.is_desirable is None else answers.is_desirable
-        side.values = {TokenValue.label.value: 1.0 if is_better else -1.0, TokenValue.weight.value: 1.0}
+        side.values = {
+            TokenValue.label.value: 1.0 if is_better else -1.0,
+            TokenValue.weight.value: 1.0,
+            TokenValue.margin.value: answers.margin,
+        }
         sides.append(side)
     if len(sides) == 2 and content_digest(sides[0]) == content_digest(sides[1]):
         counts["equal_sides"] += 1

@@ -268,8 +268,9 @@ def working(logits: Tensor) -> Tensor:
 
 
 def apart_of(own_TV: Tensor, other_TV: Tensor) -> Tensor:
-    """Return the largest difference of each position as a share of its largest logit [T]."""
-    return (own_TV - other_TV).abs().amax(-1) / own_TV.abs().amax(-1).clamp(min=1e-30)
+    """Return the largest difference of each position as a share of its largest logit [T]; of all scores' largest."""
+    largest = own_TV.abs().amax(-1) if own_TV.shape[-1] > 1 else own_TV.abs().max()
+    return (own_TV - other_TV).abs().amax(-1) / largest.clamp(min=1e-30)
 
 
 def typical(values: Tensor) -> float:

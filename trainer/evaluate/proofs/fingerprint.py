@@ -92,8 +92,11 @@ def read_fingerprint(path: Path) -> Fingerprint:
 
 
 def difference(expected_KV: torch.Tensor, actual_KV: torch.Tensor) -> float:
-    """Return the RMS difference of logits as a share of their RMS deviation from each position's mean."""
-    spread = expected_KV - expected_KV.mean(dim=-1, keepdim=True)
+    """Return the RMS difference of logits as a share of their RMS deviation from each position's mean.
+
+    Of scores, one a position, from the mean of all positions.
+    """
+    spread = expected_KV - expected_KV.mean(dim=-1 if expected_KV.shape[-1] > 1 else 0, keepdim=True)
     scale = max(float(spread.square().mean().sqrt()), 1e-30)
     return float((expected_KV - actual_KV).square().mean().sqrt()) / scale
 

@@ -34,20 +34,27 @@ def check_silent(policy: Policy, tokens: np.ndarray) -> float:
     Raises:
         SelfCheckError: They differ: the run would not begin at its base.
     """
-    on = take_fingerprint(policy, tokens)
-    with adapter_off(policy.module):
-        off = take_fingerprint(policy, tokens)
-    moved = difference(off.logits_KV, on.logits_KV)
+    moved = moved_by_adapter(policy, tokens)
     allowed = 0.0
     if anywhere(policy.mesh, moved != 0) and adapted(policy.module)[1] and not _adds_anything(policy):
         with adapter_off(policy.module), shaking(policy.module):
-            allowed = NOISE * difference(off.logits_KV, take_fingerprint(policy, tokens).logits_KV)
+            shaken = take_fingerprint(policy, tokens)
+        with adapter_off(policy.module):
+            allowed = NOISE * difference(take_fingerprint(policy, tokens).logits_KV, shaken.logits_KV)
     if not moved <= allowed:
         raise SelfCheckError(
             "The adapter must leave the base's logits as they are before the first step, but moves them by "
             f"{moved:.1e} of their spread (allowed: {allowed:.1e}). Set tune.init=default, or report this model."
         )
     return moved
+
+
+def moved_by_adapter(policy: Policy, tokens: np.ndarray) -> float:
+    """Return how far the adapter moves the base's logits, as a share of their spread. Collective: every rank."""
+    on = take_fingerprint(policy, tokens)
+    with adapter_off(policy.module):
+        off = take_fingerprint(policy, tokens)
+    return difference(off.logits_KV, on.logits_KV)
 
 
 def _adds_anything(policy: Policy) -> bool:

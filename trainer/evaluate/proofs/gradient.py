@@ -31,6 +31,7 @@ from trainer.model.flow import EMBEDDINGS, HEAD, early_parameters, recomputing, 
 from trainer.model.head.ask import OwnLogits, working_type
 from trainer.model.head.head import head_of
 from trainer.model.head.nll import Nll
+from trainer.model.head.rewards import Rewards, is_scorer
 from trainer.model.own_code import OwnCode
 from trainer.model.tune.prompt import virtual_off
 
@@ -151,6 +152,8 @@ def _own(policy: Policy, micro: MicroBatch, moved: float) -> Slopes:
     )
 
     def loss(module: nn.Module) -> Tensor:
+        if is_scorer(module):
+            return torch.as_tensor(module(OwnLogits(), input_ids=tokens_1T)).float().sum()
         logits_TV = module(OwnLogits(), input_ids=tokens_1T)[0]
         return nn.functional.cross_entropy(
             logits_TV.to(working_type(logits_TV)), labels_T, ignore_index=IGNORE, reduction="sum"
@@ -164,6 +167,9 @@ def _ours(policy: Policy, micro: MicroBatch) -> tuple[Slopes, int]:
     labels_T = torch.from_numpy(micro.labels_BT.reshape(-1)).to(policy.device)
 
     def loss(module: nn.Module) -> Tensor:
+        if is_scorer(module):
+            last = torch.tensor([micro.num_tokens - 1], device=policy.device)
+            return torch.as_tensor(module(Rewards(last), **policy.inputs(micro))).sum()
         return torch.as_tensor(module(Nll(labels_T), **policy.inputs(micro))[0])
 
     devices = [policy.device] if policy.device.type == "cuda" else []

@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.errors import ModelError
 from trainer.model.body import body_of
+from trainer.model.scorer import output_layer
 
 _NUM_PROBED = 257
 _CLOSE = {True: 1e-9, False: 1e-5}
@@ -75,7 +76,7 @@ def find_bend(lm: nn.Module) -> Bend:
     probe_V = torch.cat([torch.linspace(-1e3, 1e3, _NUM_PROBED - 2), torch.tensor([1e-4, 1e12])]).double()
     hidden_BTH = torch.arange(-4, 2, dtype=torch.float64).reshape(1, 2, 3) / 2 + 0.25
     seen: list[Tensor] = []
-    head = cast(Any, lm).get_output_embeddings()
+    head = output_layer(lm)
     with (
         _answering(body_of(lm), lambda: _Hidden(hidden_BTH)),
         _answering(head, probe_V.expand(1, 2, -1).clone, seen),

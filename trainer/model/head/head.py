@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trainer.errors import ModelError
 from trainer.model.head.ask import HeadAsk, Output
 from trainer.model.head.bend import Bend, find_bend
+from trainer.model.scorer import output_layer
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def install_loss_head(model: nn.Module, chunk_tokens: int) -> None:
         ModelError: The output layer is not a plain linear layer, or logits are changed after it in a way that is not
             known. That the outcome is the model's own logits is proved when it runs.
     """
-    head = cast(Any, model).get_output_embeddings()
+    head = output_layer(model)
     if type(head) is not nn.Linear:
         raise ModelError(
             f"The output layer must be a plain linear layer, but is {type(head).__name__} instead. "

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer.errors import ConfigError
 from trainer.model.experts import expert_tensors, size_of
+from trainer.model.scorer import output_layer
 from trainer.model.tune.quantise import held_tensors, num_weights
 
 _FACTOR = re.compile(r"\.lora_(embedding_)?[AB]\.")
@@ -63,7 +64,7 @@ def without_adapter(model: Any, only_experts: bool) -> tuple[tuple[str, int, boo
     Args:
         only_experts: Look at them only.
     """
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     modules, tensors = adapted(model)
     covered = {f"{name}.weight" for name in modules} | set(tensors)
     skipped = {

@@ -19,6 +19,7 @@ from torch import nn
 from trainer.config.tune import ALL_LINEAR, EXPERTS, Init, TuneConfig, TuneMethod
 from trainer.errors import ConfigError
 from trainer.model.lean import import_peft
+from trainer.model.scorer import SCORE, has_score, output_layer
 from trainer.model.tune.adapted import (
     adapted,
     counted,
@@ -29,11 +30,14 @@ from trainer.model.tune.adapted import (
 from trainer.model.tune.new_tokens import NewTokens, add_new_tokens
 from trainer.model.tune.prompt import VirtualTokens, make_virtual_tokens, virtual_off
 from trainer.model.tune.quantise import held_tensors, num_weights
-from trainer.model.tune.targets import expert_targets, linear_targets, moved_by_peft
+from trainer.model.tune.started import StartAdapter, check_layers, fill_adapter
+from trainer.model.tune.targets import expert_targets, is_linear, linear_targets, moved_by_peft
 from trainer.model.tune.whole import train_whole
 
 ADAPTER = "default"
 """peft's name for the one adapter of a model."""
+SCORED = "SEQ_CLS"
+"""peft's name for what an adapter of a reward model does."""
 FACTOR_B = re.compile(r"\.lora_(embedding_)?B\.")
 """Parameters whose learning rate LoRA+ raises."""
 
@@ -92,26 +96,40 @@ def describe_tuned(tuned: Tuned, method: TuneMethod) -> list[str]:
     return lines
 
 
-def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens | None = None) -> Tuned:
+def apply_tuning(
+    model: Any,
+    tune: TuneConfig,
+    seed: int,
+    new_tokens: NewTokens | None = None,
+    start: StartAdapter | None = None,
+) -> Tuned:
     """Freeze what does not train and add the adapter, in place. The same on every rank, whatever its generators hold.
 
     Under ZeRO-3 collective, and peft must have been told of it (`announce_zero3`).
 
+    Args:
+        start: What a LoRA adapter begins as; its layers are those that get one.
     Raises:
         ConfigError: A pattern that finds nothing or the head, or a rank that no layer can have.
+        ModelError: `start` is of another model.
     """
     peft_config: Any = None
     modules, tensors, virtual = tuple[str, ...](), tuple[str, ...](), None
     if tune.method is TuneMethod.lora:
-        peft_config, modules, tensors = _add_lora(model, tune, seed)
+        peft_config, modules, tensors = _add_lora(model, tune, seed, start)
     elif tune.method is TuneMethod.ia3:
         peft_config, modules = _add_ia3(model, tune)
-    if tune.modules_to_save:
+    if peft_config is not None and has_score(model):
+        peft_config.task_type = SCORED
+        peft_config.modules_to_save = train_whole(model, [*tune.modules_to_save, SCORE], modules)
+    elif tune.modules_to_save:
         peft_config.modules_to_save = train_whole(model, tune.modules_to_save, modules)
     if new_tokens is not None:
         peft_config.trainable_token_indices = add_new_tokens(model, new_tokens)
     if tune.method is TuneMethod.freeze:
         _freeze(model, tune)
+        if has_score(model):
+            output_layer(model).requires_grad_(True)
     elif tune.is_virtual:
         virtual, peft_config = make_virtual_tokens(model, tune, seed)
         model.requires_grad_(False)
@@ -125,12 +143,18 @@ def apply_tuning(model: Any, tune: TuneConfig, seed: int, new_tokens: NewTokens 
     return Tuned(num_trainable, total, peft_config, modules, tensors, left_out, virtual)
 
 
-def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+def _add_lora(
+    model: Any, tune: TuneConfig, seed: int, start: StartAdapter | None
+) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """Inject the factors; return their description for plain peft, and the layers and tensors that have some."""
     import_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    names, experts = linear_targets(model, tune), expert_targets(model, tune)
+    if start is None:
+        names, experts = linear_targets(model, tune), expert_targets(model, tune)
+    else:
+        check_layers(model, start, is_linear)
+        names, experts = tuple(name for name, _ in model.named_modules() if name in start.layers), ()
     moved = moved_by_peft(model, names)
     if moved and tune.dora:
         raise ConfigError(
@@ -171,6 +195,8 @@ def _add_lora(model: Any, tune: TuneConfig, seed: int) -> tuple[Any, tuple[str, 
         peft_config.lora_dropout = 0.0  # peft reads no parameters beside one, which is of training alone
     modules, tensors = adapted(model)
     refuse_others(names, experts, modules, tensors)
+    if start is not None:
+        fill_adapter(model, start)
     return peft_config, modules, tensors
 
 

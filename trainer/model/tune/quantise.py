@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ModelError
+from trainer.model.scorer import output_layer
 from trainer.model.tune.quantiser import require_bitsandbytes
 
 NF4 = "nf4, double quantisation, blocks of 64"
@@ -45,7 +46,7 @@ def pack(model: Any, dtype: torch.dtype, is_sharded: bool) -> None:
     require_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     options = {"quant_type": "nf4", "quant_storage": dtype if is_sharded else torch.uint8}
     for name, layer in list(model.named_modules()):
         if type(layer) is not nn.Linear or layer is head:

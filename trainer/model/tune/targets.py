@@ -21,6 +21,7 @@ from trainer.errors import ConfigError
 from trainer.forecast.adapter_sizes import has_few_small
 from trainer.model.experts import expert_tensors, size_of
 from trainer.model.lean import import_peft
+from trainer.model.scorer import output_layer
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -36,7 +37,7 @@ def linear_targets(model: Any, tune: TuneConfig) -> tuple[str, ...]:
     Raises:
         ConfigError: Names that find nothing or the head, or a rank that no layer can have.
     """
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     linear = {name: module for name, module in model.named_modules() if is_linear(module)}
     named = [name for name in tune.target if name != EXPERTS]
     if tune.target_pattern is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from trainer.errors import ConfigError
+from trainer.model.scorer import output_layer
 
 
 def train_whole(model: Any, asked: Sequence[str], adapted: Sequence[str]) -> list[str]:
@@ -56,7 +57,7 @@ def with_tied_copies(tensors: dict[str, Tensor], peft_config: Any) -> dict[str, 
 def _with_tied(model: Any, chosen: list[str]) -> list[str]:
     """Add the module whose weight is that of a chosen one."""
     names = {id(module): name for name, module in model.named_modules()}
-    embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embed, head = model.get_input_embeddings(), output_layer(model)
     if head is None or head.weight is not embed.weight:
         return chosen
     pair = [names[id(embed)], names[id(head)]]

@@ -17,6 +17,7 @@ from torch import Tensor
 from trainer.config.data import TokenValue
 from trainer.config.preference import NllMean, NllOver, PreferenceConfig
 from trainer.data.pack.collate import MicroBatch
+from trainer.data.pack.pairs import first_of_pairs
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Float64s, Int64s, Unit
 from trainer.engine.model_inputs import move
@@ -30,7 +31,7 @@ from trainer.objective.preference.nll_term import nll_sum
 from trainer.objective.preference.other_sources import OtherSources
 from trainer.objective.preference.pair_losses import Sides, pair_losses, rewards
 from trainer.objective.preference.read_reference import ReadReference
-from trainer.objective.preference.sums import AskedTokens, asked_of, first_of_pairs, place_by_segment, sums_of
+from trainer.objective.preference.sums import AskedTokens, asked_of, place_by_segment, sums_of
 
 PAIRS, NLL_COUNT = "pairs", "nll_chosen_count"
 PER_PAIR, PER_NLL = "per_pair", "per_nll_chosen"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.pack.collate import IGNORE, MicroBatch
+from trainer.data.pack.pairs import first_of_pairs
 from trainer.data.types import Bools, Float64s, Int64s
 
 
@@ -47,13 +48,6 @@ def asked_of(micro: MicroBatch, with_prompts: bool) -> AskedTokens:
         targets_N, is_asked_N = np.where(is_prompt_N, after_N, labels_N), is_asked_N | is_prompt_N
     rows_S = np.flatnonzero(is_asked_N)
     return AskedTokens(rows_S, targets_N[rows_S], labels_N[rows_S] != IGNORE, segments_N[rows_S])
-
-
-def first_of_pairs(units_G: Int64s) -> Int64s:
-    """Return the segment of each pair's chosen answer, int64 [P]; the rejected one is the next."""
-    if len(units_G) < 2:
-        return np.empty(0, dtype=np.int64)
-    return np.flatnonzero((units_G[:-1] == units_G[1:]) & (units_G[:-1] >= 0))
 
 
 def sums_of(log_probs_S: Tensor, lengths_G: Int64s) -> Tensor:

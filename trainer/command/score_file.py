@@ -1,0 +1,137 @@
+"""`palimpsest evaluate FOLDER evaluate.scores.file=FILE`: rows scored by an exported reward model, on one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.config.model import ModelConfig
+from trainer.config.reward import RewardConfig
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import config_path, write_atomic
+from trainer.errors import ConfigError, Exit
+from trainer.sample.scored_rows import RowToScore, best_of, read_rows, with_scores
+
+
+def score_file(config: RunConfig) -> int:
+    """Score the rows of a file, write them with their scores, and say how pairs are ranked."""
+    from trainer.export.folder import load_scorer
+    from trainer.model.cache import context_length
+    from trainer.model.tokenizer import configured_tokenizer
+
+    options = config.evaluate.scores
+    run_dir = Path(config.run_dir).expanduser()
+    is_run = config_path(run_dir).exists()
+    folder = Path(config.export.output_dir or run_dir / "export").expanduser() if is_run else run_dir
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        fix = (
+            f"palimpsest export {run_dir}"
+            if is_run
+            else "Give the folder of an exported reward model, or its run."
+        )
+        raise ConfigError(
+            f"`evaluate.scores.file` must be scored by an exported model, but {folder} holds none. "
+            f"{f'Export it first: {fix}' if is_run else fix}"
+        )
+    model = load_scorer(folder, config.model.trust_remote_code)
+    tokenizer = configured_tokenizer(
+        ModelConfig(trust_remote_code=config.model.trust_remote_code), str(folder)
+    )
+    as_chat = _as_chat(config, is_run, tokenizer.has_chat_template)
+    rows = list(read_rows(Path(options.file or ""), tokenizer, as_chat, context_length(model.config)))
+    scores = _scores(model, rows, config.evaluate.micro_batch_size)
+    output = Path(options.output_dir) if options.output_dir else run_dir / "scores" if is_run else None
+    output = folder.with_name(f"{folder.name}-scores") if output is None else output
+    _write(rows, scores, output.expanduser(), as_chat)
+    return Exit.done
+
+
+def _as_chat(config: RunConfig, is_run: bool, has_template: bool) -> bool:
+    asked = config.evaluate.scores.as_chat
+    if asked is None and is_run:
+        return any(source.as_chat for source in config.data.sources.values())
+    if asked and not has_template:
+        raise ConfigError(
+            "`evaluate.scores.as_chat` must be false without a chat template, but is True instead. Leave it out."
+        )
+    return has_template if asked is None else asked
+
+
+def _scores(model: Any, rows: Sequence[RowToScore], size: int) -> list[list[float]]:
+    """Score the answers of all rows. Texts of one length go together, so that nothing is padded.
+
+    Args:
+        size: Texts that go through the model at once.
+    """
+    import torch
+
+    texts = [
+        (tokens, row, place) for row, one in enumerate(rows) for place, tokens in enumerate(one.tokens_A)
+    ]
+    texts.sort(key=lambda text: len(text[0]))
+    found = [[0.0] * len(row.tokens_A) for row in rows]
+    start = 0
+    while start < len(texts):
+        stop = start + 1
+        while stop < min(start + max(size, 1), len(texts)) and len(texts[stop][0]) == len(texts[start][0]):
+            stop += 1
+        ids = torch.tensor([tokens for tokens, _, _ in texts[start:stop]], device=model.device)
+        with torch.no_grad():
+            scores = model(input_ids=ids, use_cache=False).logits[:, 0].double().tolist()
+        for (_, row, place), score in zip(texts[start:stop], scores, strict=True):
+            found[row][place] = score
+        start = stop
+    return found
+
+
+def _write(rows: Sequence[RowToScore], scores: list[list[float]], output: Path, as_chat: bool) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    pairs = list(zip(rows, scores, strict=True))
+    _write_lines(output / "scores.jsonl", [with_scores(row, found) for row, found in pairs])
+    dropped = [row.dropped for row in rows if row.dropped]
+    summary: dict[str, Any] = {"rows": len(rows), "dropped": len(dropped), "as_chat": as_chat}
+    print(
+        f"{len(rows)} rows scored{' as chats' * as_chat}, {len(dropped)} dropped: {output / 'scores.jsonl'}"
+    )
+    for why in dict.fromkeys(dropped):
+        print(f"  dropped, {why}: {dropped.count(why)}")
+    kept = [(row, found) for row, found in pairs if not row.dropped]
+    if ranked := [(row, found) for row, found in kept if row.is_pair]:
+        summary["pairs"] = _ranked(ranked)
+    if several := [(row, found) for row, found in kept if row.has_several and not row.is_pair]:
+        best = [best_of(row, found) for row, found in several]
+        _write_lines(output / "best.jsonl", [learnt for learnt, _ in best])
+        beside = [pair for _, pair in best if pair is not None]
+        _write_lines(output / "pairs.jsonl", beside)
+        mean = float(np.mean([max(found) - float(np.mean(found)) for _, found in several]))
+        summary["best_of"] = {"rows": len(best), "pairs": len(beside), "ties": len(best) - len(beside)}
+        print(
+            f"Best of several answers: {len(best)} conversations in {output / 'best.jsonl'}, {mean:+.4g} above the "
+            f"mean of their row; {len(beside)} pairs of best and worst in {output / 'pairs.jsonl'}, "
+            f"{len(best) - len(beside)} tie and make none."
+        )
+    write_atomic(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _ranked(ranked: Sequence[tuple[RowToScore, list[float]]]) -> dict[str, Any]:
+    """Say how pairs are ranked, and return it as it is kept."""
+    from trainer.evaluate.held_out_scores import PairScores
+    from trainer.objective.reward.judged_scores import judge_scores
+    from trainer.run.held_out_pairs import told
+
+    table = np.array([found for _, found in ranked])
+    tokens = np.array([row.num_learnt_A for row, _ in ranked], dtype=np.int64)
+    none = np.zeros(len(ranked))
+    judged = judge_scores(
+        PairScores(table[:, 0], table[:, 1], none, tokens[:, 0], tokens[:, 1]), RewardConfig()
+    )
+    print(f"Pairs: {told(judged)}")
+    return judged.to_plain()
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
