@@ -156,7 +156,7 @@ def _failed_check(folder: Path) -> str | None:
         first = f"Error: {problems[0]['sentence']}"
         if problems[0]["check"] == "rendezvous":
             return None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return first if len(problems) == 1 else f"{first} (and {len(problems) - 1} more)"
 

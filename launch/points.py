@@ -100,7 +100,7 @@ def read_record(folder: Path) -> Record | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{path} must be what a sweep wrote, but is not ({error}). Move it away; a grid finds the runs that have "
             "finished by the names of their folders."

@@ -57,6 +57,10 @@ class CheckpointError(TrainerError):
     """A run directory or checkpoint that cannot be written, verified or resumed."""
 
 
+class DamagedError(CheckpointError):
+    """A file of a checkpoint that holds what no run writes: the checkpoint before it serves."""
+
+
 class SelfCheckError(TrainerError):
     """A proof made at run time failed: isolation, weights, or export. The run must not go on."""
 

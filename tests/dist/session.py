@@ -26,13 +26,13 @@ def config_of(workspace: str, run_dir: str | Path, *overrides: str) -> RunConfig
 
 def train_frozen(mesh: Any, workspace: str, run_dir: str, words: list[str]) -> None:
     """Train to the end, with the configuration in the run directory as a command leaves it there."""
-    from trainer.config.snapshot import freeze
+    from trainer.config.snapshot import config_path, freeze
     from trainer.run import training
 
-    config = config_of(workspace, run_dir, *words)
     if mesh.is_first:
-        freeze(config, Path(run_dir))
+        freeze(config_of(workspace, run_dir, *words), Path(run_dir))
     mesh.barrier()
+    config = load_config(config_path(Path(run_dir)), [])
     assert training.run_training(config).value == "finished"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import pickle
 import shutil
@@ -15,9 +16,10 @@ import pytest
 from tests.dist.session import session_of
 from tests.dist.test_resume import config_for, saver_of
 from trainer.checkpoint.commit import seal
-from trainer.checkpoint.layout import MANIFEST, checkpoints_dir, step_dir
+from trainer.checkpoint.layout import FINGERPRINT, MANIFEST, STATE, checkpoints_dir, rng_file, step_dir
 from trainer.checkpoint.manifest import manifest_text, read_manifest
 from trainer.checkpoint.verify import inspect
+from trainer.evaluate.proofs.fingerprint import Fingerprint, read_fingerprint, write_fingerprint
 
 BESIDE = (
     *("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt", "pytorch_model.bin"),
@@ -80,6 +82,51 @@ def resume_from_planted(mesh: Any, workspace: str, run_dir: str, made: str) -> d
                 step = saver_of(session).resume(goes_on=True).step
                 answers[f"{kind} {name}"] = [verifies, step, os.path.exists(made)]
     return answers
+
+
+def resume_from_odd(mesh: Any, workspace: str, run_dir: str) -> dict[str, int]:
+    """Train; then make a file of the last checkpoint odd, and return for each the step that was gone on from."""
+    from trainer.run import training
+
+    run, answers = Path(run_dir), {}
+    config = config_for(workspace, run, 0)
+    assert training.run_training(config).value == "finished"
+    whole = run.with_name("whole")
+    shutil.copytree(checkpoints_dir(run), whole)
+    state = json.loads((whole / "step-00000006" / STATE).read_text())
+    odd = {"the same": (STATE, json.dumps(state)), "no object": (STATE, "[]"), "nested": (STATE, "[" * 10**5)}
+    for key, value in (
+        ("step", "six"),
+        ("step", 5),
+        ("tokens_seen", -1),
+        ("ratio_changes", [[1]]),
+        ("base_losses", None),
+    ):
+        odd[f"{key} {value}"] = STATE, json.dumps(state | {key: value})
+    odd["no generators"] = rng_file(0), "{}"
+    odd["other logits"] = FINGERPRINT, ""
+    with session_of(config) as session:
+        for name, (file, text) in odd.items():
+            shutil.rmtree(checkpoints_dir(run))
+            shutil.copytree(whole, checkpoints_dir(run))
+            place = step_dir(run, 6) / file
+            if text:
+                place.write_text(text)
+            else:
+                saved = read_fingerprint(place)
+                write_fingerprint(place, Fingerprint(saved.tokens_T, saved.logits_KV[:, :-1].contiguous()))
+            seal_anew(step_dir(run, 6))
+            answers[name] = saver_of(session).resume(goes_on=True).step
+    return answers
+
+
+def test_a_checkpoint_of_odd_values_that_was_sealed_anew_is_set_aside_for_the_one_before(
+    pool, workspace, tmp_path
+):
+    """A traceback; or, of another step's number, a run that takes its data again."""
+    (answers,) = pool(1).run(resume_from_odd, workspace=workspace, run_dir=str(tmp_path / "run"))
+    assert answers.pop("the same") == 6
+    assert len(answers) == 9 and set(answers.values()) == {3}, answers
 
 
 def test_no_pickle_in_a_checkpoint_that_was_sealed_anew_runs(pool, workspace, tmp_path):

@@ -17,6 +17,8 @@ from tests.dist.test_non_finite import answers_of
 from tests.dist.test_resume import contents
 from tests.helpers.ranks import RankFailure
 from trainer.checkpoint.layout import step_dir
+from trainer.config.snapshot import config_path
+from trainer.config.store import load_config
 from trainer.metrics.jsonl import read
 
 
@@ -118,8 +120,10 @@ def train_through_a_spike(
             policy.engine.forward = forward
 
     loop.train_step = spiky
+    frozen = config_path(Path(run_dir))
     try:
-        return training.run_training(config_of(workspace, run_dir, *words_of(policy))).value
+        config = load_config(frozen) if frozen.exists() else config_of(workspace, run_dir, *words_of(policy))
+        return training.run_training(config).value
     finally:
         loop.train_step = whole
 

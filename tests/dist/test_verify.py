@@ -14,12 +14,14 @@ import pytest
 
 from launch.status import run_status
 from tests.dist.session import config_of, train_frozen
+from tests.dist.test_resealed import seal_anew
 from tests.dist.test_spikes import train_through_a_spike, words_of
 from tests.helpers.ranks import RankFailure
 from trainer.checkpoint.layout import step_dir
 from trainer.cli import run_command
 from trainer.command.exported import what_stands
 from trainer.config.snapshot import freeze
+from trainer.config.store import load_config
 from trainer.metrics.jsonl import read
 from trainer.runtime.seal import read_sealed, sealed_text
 
@@ -85,6 +87,41 @@ def test_a_run_that_consumed_other_tokens_is_told_so(run, capsys):
     assert (
         "tokens: those of the steps up to 2 are not what the configuration draws. Give the configuration that it"
         in capsys.readouterr().err
+    )
+
+
+def test_another_configuration_than_the_run_was_trained_with_is_named(run, capsys):
+    """One that lost its seal with its end is a person's own; its rate says nothing of tokens."""
+    path = run / "config.yaml"
+    whole = path.read_text()
+    assert "  weight_decay:" in whole
+    kept = [line for line in whole.splitlines() if not line.startswith(("# sha256", "  weight_decay:"))]
+    path.write_text("\n".join(kept) + "\n")
+    before = load_config(path).optim.weight_decay
+    path.write_text(path.read_text().replace("optim:\n", f"optim:\n  weight_decay: {before / 2 + 0.01}\n"))
+    assert run_command(["verify", str(run)]) == 2
+    said = capsys.readouterr()
+    assert "configuration: is not the one that step-00000006 was saved with. Give the conf" in said.err
+    assert "those that the configuration draws" in said.out
+
+
+def test_a_state_that_somebody_made_is_named(run, capsys):
+    """It ended in a traceback."""
+    folder = step_dir(run, 6)
+    state = folder / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"step": "six"}))
+    seal_anew(folder)
+    assert run_command(["verify", str(run)]) == 2
+    assert f"step-00000006: {state} has a value of another kind for step" in capsys.readouterr().err
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_all_that_it_was(run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    assert run_command(["verify", str(run)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "though the ledger knows that step 6 was saved" in said
+        and "All that is here is as it was written" in said
     )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, DamagedError
 
 VERSION = 3
+MOST = 2**63
+"""No number of a run is as large."""
 
 
 @dataclass(slots=True)
@@ -73,17 +77,77 @@ def write_state(path: Path, state: TrainState) -> None:
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def read_state(path: Path) -> TrainState:
+def read_state(path: Path, step: int | None = None) -> TrainState:
     """Read a state file.
 
+    Args:
+        step: Of the checkpoint by its manifest, where that is known.
     Raises:
+        DamagedError: It holds what no run writes, whoever sealed it.
         CheckpointError: Written by another version of the format.
     """
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    version = record.pop("version", None)
-    if version != VERSION:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} must be JSON, but is not: {error}. {_FIX}") from error
+    version = record.pop("version", None) if isinstance(record, dict) else None
+    if type(version) is int and version != VERSION:
         raise CheckpointError(
             f"{path} must be of format version {VERSION}, but is {version} instead. Resume with the "
             "version of palimpsest that wrote it."
         )
-    return TrainState(**record)
+    kinds = typing.get_type_hints(TrainState)
+    if version is None or not record.keys() <= kinds.keys():
+        raise DamagedError(f"{path} must have the keys of a run's state, but has others instead. {_FIX}")
+    for name, value in record.items():
+        if not _fits(value, kinds[name]):
+            raise DamagedError(f"{path} has a value of another kind for {name} than a run writes. {_FIX}")
+    state = TrainState(**record)
+    _check_together(path, state, step)
+    return state
+
+
+_FIX = "Bring the checkpoint back from its source, or go on from another."
+PARTS: dict[str, dict[str, Any]] = {
+    "plan": {"step": int, "positions": list[int], "targets": list[int], "balance": int},
+    "during": {"wall_s": float, "spent_s": float, "last_s": float, "is_owed": bool},
+}
+"""What `Cursor` and `Budget` keep here, and the kinds of it."""
+
+
+def _check_together(path: Path, state: TrainState, step: int | None) -> None:
+    """Refuse what does not go together: another step's data would be consumed."""
+    plan = state.plan
+    for name, kinds in PARTS.items():
+        found = getattr(state, name)
+        if found and not (
+            found.keys() == kinds.keys() and all(_fits(found[key], kinds[key]) for key in kinds)
+        ):
+            raise DamagedError(f"{path} has a value of another kind for {name} than a run writes. {_FIX}")
+    if any(len(change) != 2 for change in state.ratio_changes):
+        raise DamagedError(f"{path} has a value of another kind for ratio_changes than a run writes. {_FIX}")
+    steps = {state.step, *([plan["step"]] if plan else ()), *(() if step is None else (step,))}
+    least = min(
+        state.step, state.tokens_seen, state.skipped_steps, state.attempts, *plan.get("positions", ())
+    )
+    if len(steps) > 1 or least < 0:
+        raise DamagedError(
+            f"{path} must be of one step of a run, but its numbers are of {', '.join(map(str, sorted(steps)))} or "
+            f"below 0 instead. {_FIX}"
+        )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Tell whether a value that JSON gave is of a kind; a whole number is a number too."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is types.UnionType:
+        return any(_fits(value, one) for one in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
+    if type(value) is int:
+        return kind in (int, float) and abs(value) < MOST
+    return type(value) is kind

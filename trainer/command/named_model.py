@@ -144,6 +144,6 @@ def _has_template(folder: Path) -> bool:
         return True
     try:
         settings: Any = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(settings, dict) and bool(settings.get("chat_template"))

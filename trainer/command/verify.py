@@ -19,10 +19,12 @@ from trainer.command.exported import ExportNote, export_notes
 from trainer.command.how_far import how_far
 from trainer.config.many import many
 from trainer.config.schema import RunConfig
-from trainer.errors import CheckpointError, DataError, Exit
+from trainer.config.snapshot import config_digest
+from trainer.errors import CheckpointError, DataError, Exit, TrainerError
 from trainer.export.earlier import VERIFIED
 from trainer.metrics.effective import Effective, effective
 from trainer.metrics.jsonl import changed_line, read, read_events
+from trainer.run.lost import lost_step
 from trainer.runtime.lease import is_held
 from trainer.runtime.log import attempt_dirs
 from trainer.runtime.say import say
@@ -73,7 +75,7 @@ def verify_run(config: RunConfig) -> int:
             f"`run_dir` must hold a run that was trained, but {run_dir} has no ledger.jsonl instead. "
             f"{fix if num_attempts else 'Set run_dir.'}"
         )
-    checkpoints, newest = _checkpoints(run_dir, console)
+    checkpoints, newest = _checkpoints(config, console)
     found = [_ledger(run_dir), *checkpoints]
     if newest is not None:
         found.append(_tokens(config, newest, console))
@@ -110,9 +112,9 @@ def _ledger(run_dir: Path) -> Finding:
     return Finding("ledger", f"{many(len(read(path)), 'event')}, chained")
 
 
-def _checkpoints(run_dir: Path, console: Console) -> tuple[list[Finding], TrainState | None]:
+def _checkpoints(config: RunConfig, console: Console) -> tuple[list[Finding], TrainState | None]:
     """Verify every file of every checkpoint; return what was found, and the state of the newest that is sound."""
-    found, newest = [], None
+    run_dir, found, newest = Path(config.run_dir), list[Finding](), None
     for folder in track(find_checkpoints(run_dir), description="checkpoints", **_bar(console)):
         manifest, damage = inspect(folder)
         if damage is not None or manifest is None:
@@ -121,12 +123,36 @@ def _checkpoints(run_dir: Path, console: Console) -> tuple[list[Finding], TrainS
         num_bytes = sum(size for size, _ in manifest.files.values())
         text = f"{many(len(manifest.files), 'file')}, {num_bytes / 1e9:.3g} GB, by {many(manifest.world_size, 'rank')}"
         found.append(Finding(folder.name, f"{text} at ZeRO-{manifest.zero_stage}: as written"))
-        if newest is None:
-            newest = read_state(folder / STATE)
+        if newest is not None:
+            continue
+        try:
+            newest = read_state(folder / STATE, manifest.step)
+        except CheckpointError as error:
+            found[-1] = Finding(folder.name, str(error), False, "")
+            continue
+        if _asked(config) not in (None, manifest.config_digest):
+            saved_it = f"is not the one that {folder.name} was saved with"
+            found.append(Finding("configuration", saved_it, False, OTHER_TOKENS))
     found += [Finding(folder.name, "was set aside as damaged") for folder in find_damaged(run_dir)]
     if newest is None:
-        found.append(Finding("checkpoints", f"none that can be used in {checkpoints_dir(run_dir)}"))
+        lost = lost_step(run_dir)
+        known = "" if lost is None else f", though the ledger knows that step {lost} was saved"
+        none = f"none that can be used in {checkpoints_dir(run_dir)}{known}"
+        found.append(Finding("checkpoints", none, is_there=lost is None))
     return found, newest
+
+
+def _asked(config: RunConfig) -> str | None:
+    """Return the digest of what shapes the training, with what ranks choose where it is open.
+
+    None where the model is not here to be asked: what else needs it says so.
+    """
+    from trainer.run.packing import with_packing
+
+    try:
+        return config_digest(with_packing(config, says=False))
+    except TrainerError:
+        return None
 
 
 def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:

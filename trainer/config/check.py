@@ -64,12 +64,11 @@ def refuse(problems: Sequence[Problem]) -> None:
 
 
 def find_problems(config: RunConfig, world_size: int | None = None) -> Iterator[Problem]:
-    """Yield every broken rule."""
-    told = set()
-    for found in _rules_of_sections(config, world_size):
-        told.add(found.key)
-        yield found
-    yield from (found for found in number_problems(config) if found.key not in told)
+    """Yield every broken rule; of a number that is not finite that alone, as another fix would be worked out of it."""
+    odd = list(number_problems(config))
+    keys = {found.key for found in odd}
+    yield from (found for found in _rules_of_sections(config, world_size) if found.key not in keys)
+    yield from odd
 
 
 def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Problem]:

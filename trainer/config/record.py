@@ -29,7 +29,7 @@ def read_inputs(run_dir: Path) -> dict[str, Any] | None:
         return {"data": dict(inputs["data"]), "tokenizer": inputs["tokenizer"], "base": inputs["base"]}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} must say what the run read, but cannot be read: {error}. Bring it back from a copy; without it "
             "nobody can tell whether this is the data and the base of the run."

@@ -42,12 +42,27 @@ def capture_rng() -> dict[str, Any]:
     return state
 
 
+def check_rng(state: Any) -> None:
+    """Refuse what no generators can be set to, before one of them is.
+
+    Raises:
+        LookupError, TypeError, ValueError, RuntimeError, OverflowError: It is no captured state.
+    """
+    _set(state, random.Random(), np.random.RandomState(), torch.Generator())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.Generator("cuda").set_state(torch.tensor(state["cuda"], dtype=torch.uint8))
+
+
 def restore_rng(state: dict[str, Any]) -> None:
     """Set all generators to a captured state."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, pos, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), pos, has_gauss, cached))
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    _set(state, random, np.random, torch.default_generator)
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
+
+
+def _set(state: dict[str, Any], python: Any, numpy: Any, of_torch: torch.Generator) -> None:
+    version, internal, gauss = state["python"]
+    python.setstate((version, tuple(internal), gauss))
+    name, keys, pos, has_gauss, cached = state["numpy"]
+    numpy.set_state((name, np.asarray(keys, dtype=np.uint32), pos, has_gauss, cached))
+    of_torch.set_state(torch.tensor(state["torch"], dtype=torch.uint8))

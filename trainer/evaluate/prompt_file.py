@@ -58,7 +58,7 @@ def _row(path: Path, number: int, line: str, as_chat: bool) -> WrittenPrompt:
     where = f"{path}:{number}"
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unfit(where, "is not one JSON object", "Mend that line.") from error
     keys = {"prompt", "messages"} & set(row) if isinstance(row, dict) else set()
     if len(keys) != 1:

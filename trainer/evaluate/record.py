@@ -109,7 +109,7 @@ def read_forgetting(path: Path) -> ForgettingRecord | None:
         return None
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainerError(
             f"{path} must be whole JSON, but is not: {error}. Delete the file and measure again."
         ) from error

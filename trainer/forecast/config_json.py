@@ -76,7 +76,7 @@ def shipped_shapes() -> dict[str, dict[str, Any]]:
 def _parse(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"), object_hook=_number)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
             f"{file} must be the JSON of a model's configuration, but cannot be read: {reason}. Get the file again."

@@ -102,7 +102,7 @@ class Bookmark:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return Bookmark(path, str(found["run_id"]), Told(int(found["step"]), int(found["record"])))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return Bookmark(path)
 
     def begin(self, run_id: str) -> None:

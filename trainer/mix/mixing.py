@@ -102,7 +102,16 @@ class Mixing:
         return decided[-1] if decided else ratio_at(self.replay, self.ratio, step / self.num_steps)
 
     def restore(self, state: TrainState) -> None:
-        """Go on where a checkpoint stands."""
+        """Go on where a checkpoint stands.
+
+        Raises:
+            DataError: It has no place in the data, or one of other sources.
+        """
+        if state.step and not state.plan:
+            raise DataError(
+                f"The state of step {state.step} must say where in the data it stands, but does not. Bring the "
+                "checkpoint back from its source, or go on from another."
+            )
         self._changes = state.ratio_changes
         if state.plan:
             self.plan.go_to(Cursor(**state.plan))

@@ -130,7 +130,7 @@ def _config_lacks(file: Path) -> Iterator[Lack]:
         return
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield Lack(f"has a {file.name} that is no JSON ({error})", "Get that file again.")
         return
     if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
@@ -219,7 +219,7 @@ def _read(file: Path) -> dict[str, Any]:
     """Return the JSON object of a file; an empty one where it is none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

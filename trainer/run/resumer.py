@@ -17,9 +17,9 @@ from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.shards import open_shards
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.checkpoint.verify import inspect, patiently
-from trainer.dist.seed import restore_rng, seed_everything
+from trainer.dist.seed import check_rng, restore_rng, seed_everything
 from trainer.engine.policy import Policy
-from trainer.errors import CheckpointError, SelfCheckError
+from trainer.errors import CheckpointError, DamagedError, SelfCheckError
 from trainer.evaluate.proofs.fingerprint import (
     Fingerprint,
     check_same,
@@ -117,6 +117,8 @@ class Resumer:
         problem: str | None = None
         try:
             read = patiently(lambda: self._read(folder, manifest))
+        except DamagedError as error:
+            problem = str(error)
         except CheckpointError:
             raise
         except Exception as error:
@@ -158,7 +160,8 @@ class Resumer:
         rng = None
         if self._is_alike(manifest):
             rng = json.loads((folder / rng_file(self._mesh.rank)).read_text(encoding="utf-8"))
-        return _Read(rng, read_state(folder / STATE), read_fingerprint(folder / FINGERPRINT))
+            check_rng(rng)
+        return _Read(rng, read_state(folder / STATE, manifest.step), read_fingerprint(folder / FINGERPRINT))
 
     def _is_alike(self, manifest: Manifest) -> bool:
         """Tell whether as many ranks at the same stage saved a checkpoint: then it goes on bit for bit."""

@@ -14,6 +14,10 @@ from trainer.errors import CheckpointError, TrainerError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FAILING = frozenset({errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT})
+IN_THE_WAY = frozenset(
+    {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+)
+"""Something else is in the place of a file or folder, or it belongs to somebody else."""
 _IN_WORDS = re.compile(r"\(os error (\d+)\)")
 """How safetensors and tokenizers tell of an error of the operating system."""
 
@@ -26,7 +30,7 @@ def disk_explained(run_dir: Path | None, trains: bool = False) -> Iterator[None]
         run_dir: Named where the error names no file.
         trains: Whether the command goes on from a checkpoint when it is given again.
     Raises:
-        CheckpointError: The disk is full or fails.
+        CheckpointError: The disk is full or fails, or has something else where a file or folder should be.
     """
     try:
         yield
@@ -34,9 +38,17 @@ def disk_explained(run_dir: Path | None, trains: bool = False) -> Iterator[None]
         raise
     except Exception as error:
         number = disk_errno(error)
+        named = getattr(error, "filename", None)
+        if number is None and named and isinstance(error, OSError) and error.errno in IN_THE_WAY:
+            fix = "Move away what is in its place, or let this user have it, then give the same command again"
+            if error.errno == errno.ENAMETOOLONG:
+                fix = "Give a shorter one"
+            raise CheckpointError(
+                f"{error.filename2 or named} must be a file or folder that can be read and written here, but is not: "
+                f"{os.strerror(error.errno)}. {fix}."
+            ) from error
         if number is None:
             raise
-        named = getattr(error, "filename", None)
         where = named if isinstance(named, str | os.PathLike) else run_dir
         what = f"{where} could not be written" if where is not None else "a file could not be written"
         fix = "Free space or give a larger disk" if number in FULL else "Mend the disk or give another"

@@ -74,7 +74,7 @@ def read_end(folder: Path) -> End | None:
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return End(int(found["code"]), str(found["sentence"]), float(found["time"]))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

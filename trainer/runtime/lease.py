@@ -31,6 +31,7 @@ EXPIRES_S = 60.0
 POLL_S = 0.5
 SETTLE_S = 1.0
 """Given to a holder who looked just before it was replaced: what it publishes is in its place then."""
+_MOST_DIGITS = 15
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
@@ -132,7 +133,7 @@ def take(run_dir: Path, say: Callable[[str], None], given: str | None = None) ->
             time.sleep(POLL_S)
             continue
         for old in folder.iterdir():  # what others are just writing has no number yet
-            if old.name.isdigit() and old.name < f"{number:08d}":
+            if _is_number(old.name) and int(old.name) < number:
                 old.unlink(missing_ok=True)
         if found is not None and not _is_over(found, me):
             say(f"{run_dir} was held by {_words(found)}, which is gone: this run goes on in it.")
@@ -173,8 +174,8 @@ def refuse_alive(run_dir: Path, found: NewestLease, me: Holder, say: Callable[[s
 def newest(run_dir: Path) -> NewestLease | None:
     """Return the newest lease; None in a directory that never had one."""
     folder = run_dir / FOLDER
-    names = [name for name in os.listdir(folder) if name.isdigit()] if folder.is_dir() else []
-    found = (_read(folder / name) for name in sorted(names, reverse=True))
+    names = [name for name in os.listdir(folder) if _is_number(name)] if folder.is_dir() else []
+    found = (_read(folder / name) for name in sorted(names, key=int, reverse=True))
     return next((one for one in found if one is not None), None)
 
 
@@ -186,6 +187,11 @@ def is_held(run_dir: Path) -> bool | None:
     if found.holder.machine == this_machine():
         return is_running(found.holder)
     return time.time() - found.beat_s < EXPIRES_S
+
+
+def _is_number(name: str) -> bool:
+    """Tell whether a file is a lease by its name: others are nobody's."""
+    return name.isascii() and name.isdigit() and len(name) <= _MOST_DIGITS
 
 
 def _read(path: Path) -> NewestLease | None:
@@ -203,7 +209,9 @@ def _read(path: Path) -> NewestLease | None:
     try:
         plain = json.loads(text)
         holder = Holder(**{**plain, "machine": Machine(**plain["machine"])})
-    except (ValueError, TypeError, LookupError):
+        if type(holder.pid) is not int or type(holder.attempt) is not int:
+            raise TypeError(plain)
+    except (ValueError, TypeError, LookupError, RecursionError):
         return NewestLease(number, None, beat_s)
     return NewestLease(number, holder, beat_s)
 

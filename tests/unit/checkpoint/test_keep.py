@@ -13,9 +13,11 @@ from tests.unit.checkpoint.test_commit import manifest, save
 from trainer.checkpoint.layout import MANIFEST, find_checkpoints, rng_file, step_dir, step_of
 from trainer.checkpoint.prune import Retention, prune, superseded
 from trainer.checkpoint.space import Demand, check_space, demand, make_room, most_saves
-from trainer.checkpoint.state import TrainState, read_state, write_state
+from trainer.checkpoint.state import PARTS, TrainState, read_state, write_state
 from trainer.config.train import BestConfig, CheckpointConfig
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, DamagedError
+from trainer.mix.plan import Cursor
+from trainer.run.during import Budget
 
 
 def steps_left(run_dir):
@@ -109,6 +111,77 @@ def test_the_state_makes_a_round_trip(tmp_path):
         "version",
         *(field.name for field in dataclasses.fields(TrainState)),
     }
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    2**80,
+    1e400,
+    float("nan"),
+    "",
+    "x" * 300,
+    [],
+    {},
+    [[]],
+    [[1]],
+    {"": None},
+    ["x"],
+    {"a": [0]},
+)
+
+
+def test_an_odd_value_at_any_place_of_the_state_is_a_sentence_or_the_kind_that_a_run_writes(tmp_path):
+    """Whoever sealed it: a traceback, or a run that goes on from the beginning of its data, came of these."""
+    plan = dataclasses.asdict(Cursor(3, [4, 1], [90, 20], -5))
+    during = Budget(9.0, 1.0, 0.5, True).to_plain()
+    good = TrainState(
+        step=3, tokens_seen=9, plan=plan, during=during, ratio_changes=[[2, 0.1]], usual={"loss": [1.0]}
+    )
+    path = tmp_path / "state.json"
+    write_state(path, good)
+    assert read_state(path, 3) == good
+    record, refused = json.loads(path.read_text()), 0
+    places = [(key,) for key in record] + [(part, key) for part in PARTS for key in record[part]]
+    for place in places:
+        for odd in ODD:
+            changed = json.loads(json.dumps(record))
+            inner = changed if len(place) == 1 else changed[place[0]]
+            inner[place[-1]] = odd
+            path.write_text(json.dumps(changed))
+            try:
+                found = read_state(path, 3)
+            except CheckpointError as error:
+                assert str(path) in str(error)
+                refused += 1
+                continue
+            if found.plan:
+                Cursor(**found.plan).copy()
+            Budget(**found.during)
+            assert found.step == 3 and all(at >= 0 for at, _ in found.ratio_changes), (place, odd)
+    assert refused > 300
+    for text in ("", "[" * 100_000, "[]", "{}", "3", json.dumps(record | {"colour": 1}), "\xff{"):
+        path.write_text(text)
+        with pytest.raises(DamagedError, match=r"state\.json"):
+            read_state(path)
+
+
+def test_the_parts_of_a_state_are_those_that_are_kept_in_it():
+    assert [list(kinds) for kinds in PARTS.values()] == [
+        [field.name for field in dataclasses.fields(kind)] for kind in (Cursor, Budget)
+    ]
+
+
+def test_a_state_of_another_step_than_its_checkpoint_or_its_data_is_refused(tmp_path):
+    path = tmp_path / "state.json"
+    for step, of_plan in ((3, 3), (2, 2), (3, 2)):
+        write_state(path, TrainState(step=step, plan=dataclasses.asdict(Cursor(of_plan, [1], [1]))))
+        if (step, of_plan) == (3, 3):
+            assert read_state(path, 3).step == 3
+            continue
+        with pytest.raises(DamagedError, match="must be of one step of a run, but its numbers are of 2, 3"):
+            read_state(path, 3)
 
 
 def test_a_state_of_another_version_is_refused(tmp_path):

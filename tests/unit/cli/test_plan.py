@@ -263,7 +263,7 @@ def test_a_launchers_environment_does_not_start_ranks(plan, monkeypatch):
         ),
         (["plan.gpu_gib=0"], "`plan.gpu_gib` must be more than 0, but is 0.0 instead."),
         (["plan.gpu_gib=-80"], "`plan.gpu_gib` must be more than 0, but is -80.0 instead."),
-        (["plan.gpu_gib=nan"], "`plan.gpu_gib` must be more than 0, but is nan instead."),
+        (["plan.gpu_gib=nan"], "`plan.gpu_gib` must be a finite number, but is nan instead."),
         (["plan.reserve_gib=-1"], "`plan.reserve_gib` must be 0 or more"),
         (
             ["plan.gpu=80"],

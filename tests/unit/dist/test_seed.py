@@ -4,9 +4,10 @@ import json
 import random
 
 import numpy as np
+import pytest
 import torch
 
-from trainer.dist.seed import capture_rng, restore_rng, seed_everything
+from trainer.dist.seed import capture_rng, check_rng, restore_rng, seed_everything
 
 
 def draw():
@@ -23,6 +24,21 @@ def test_generators_go_on_after_a_round_trip_through_json():
     seed_everything(1, 1)
     restore_rng(state)
     assert [draw(), random.gauss(0, 1)] == expected
+
+
+@pytest.mark.parametrize("key", ["python", "numpy", "torch"])
+def test_what_generators_cannot_be_set_to_is_found_before_one_of_them_is(key):
+    seed_everything(7, 0)
+    state = json.loads(json.dumps(capture_rng()))
+    check_rng(state)
+    expected = draw()
+    seed_everything(7, 0)
+    for odd in ("zz", [], [1, 2, 3], {}, None, [-1] * 700):
+        with pytest.raises((LookupError, TypeError, ValueError, RuntimeError, OverflowError)):
+            check_rng(state | {key: odd})
+    with pytest.raises(KeyError):
+        check_rng({name: value for name, value in state.items() if name != key})
+    assert draw() == expected, "it was only looked at"
 
 
 def test_ranks_draw_differently_and_a_seed_draws_the_same():

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from trainer.errors import DataError, SelfCheckError
+from trainer.errors import DamagedError, DataError, SelfCheckError
 from trainer.evaluate.proofs.fingerprint import (
     OTHER_DEVICE_LIMIT,
     Fingerprint,
@@ -17,7 +18,7 @@ from trainer.evaluate.proofs.fingerprint import (
     write_fingerprint,
 )
 
-TOKENS = torch.arange(20)
+TOKENS = torch.arange(20) % 12
 LOGITS = torch.linspace(-3, 4, 48).reshape(4, 12)
 SAVED = Fingerprint(TOKENS, LOGITS)
 
@@ -34,6 +35,32 @@ def test_a_fingerprint_makes_a_round_trip(tmp_path):
     write_fingerprint(tmp_path / "f.safetensors", SAVED)
     read = read_fingerprint(tmp_path / "f.safetensors")
     assert torch.equal(read.tokens_T, TOKENS) and torch.equal(read.logits_KV, LOGITS)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"tokens": TOKENS},
+        {"tokens": TOKENS, "logits": LOGITS, "more": TOKENS + 1},
+        {"tokens": TOKENS + 1, "logits": LOGITS},
+        {"tokens": TOKENS - 1, "logits": LOGITS},
+        {"tokens": TOKENS.float(), "logits": LOGITS},
+        {"tokens": TOKENS[:3], "logits": LOGITS},
+        {"tokens": TOKENS[:, None], "logits": LOGITS},
+        {"tokens": TOKENS, "logits": LOGITS[0]},
+        {"tokens": TOKENS[:0], "logits": LOGITS[:0]},
+    ],
+)
+def test_a_fingerprint_that_no_run_writes_is_a_sentence(tmp_path, tensors):
+    """A token that the model does not have ended a resume in a traceback."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "f.safetensors")
+    with pytest.raises(DamagedError, match=r"f\.safetensors must hold tokens and what a model answered"):
+        read_fingerprint(tmp_path / "f.safetensors")
+
+
+def test_answers_of_another_shape_are_not_the_models():
+    with pytest.raises(SelfCheckError, match="moved by inf"):
+        check_same(Fingerprint(TOKENS, LOGITS[:, :7]), SAVED, True)
 
 
 def store(*packs):

@@ -11,6 +11,7 @@ from trainer.config.data import Role, SourceConfig
 from trainer.config.replay import RatioController, RatioSchedule
 from trainer.errors import DataError
 from trainer.mix.mixing import Mixing
+from trainer.mix.plan import Cursor
 
 NUM_PACKS = {"new": 300, "more": 100, "old": 40, "older": 10, "general": 0}
 ROLES = {
@@ -158,6 +159,7 @@ def test_the_controllers_decision_begins_after_the_step_that_is_being_read(confi
     assert mixing.steer(state) is None, "there is nothing to compare before the first step"
     state.base_losses, state.step = {"general": 2.0, "old": 1.0}, 4
     state.last_losses = {"general": 3.0, "old": 0.0}
+    state.plan = Cursor(4, *([0] * len(mixing.plan.pools) for _ in range(2))).to_plain()
     decision = mixing.steer(state)
     assert decision.rise_nats == pytest.approx(1.0), "the probe counts, not the replay source"
     assert [mixing.ratio_of_step(step) for step in (3, 4, 5, 49)] == pytest.approx([0.1, 0.1, 0.12, 0.12])
@@ -165,6 +167,9 @@ def test_the_controllers_decision_begins_after_the_step_that_is_being_read(confi
     resumed = mix(config)
     resumed.restore(state)
     assert [resumed.ratio_of_step(step) for step in range(50)] == [mixing.ratio_of_step(s) for s in range(50)]
+    state.plan = {}
+    with pytest.raises(DataError, match="of step 4 must say where in the data it stands"):
+        resumed.restore(state)
 
 
 def test_without_replay_the_ratio_asked_for_is_zero(config):

@@ -1,6 +1,7 @@
 """A disk that takes no more, as a sentence; what is our own error stays one."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,24 @@ def test_an_error_of_the_disk_names_the_file_and_what_to_do(number, words):
     assert "/run/metrics.jsonl could not be written: " + words in str(caught.value)
     with pytest.raises(CheckpointError, match="but /run could not be written"), disk_explained(Path("/run")):
         raise OSError(number, "")
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EACCES])
+def test_what_is_in_the_place_of_a_file_is_named_with_what_to_do(number):
+    """A folder named metrics.jsonl ended training, verify and status in a traceback."""
+    with pytest.raises(CheckpointError) as caught, disk_explained(None):
+        raise OSError(number, "", "/run/metrics.jsonl")
+    assert str(caught.value).startswith("/run/metrics.jsonl must be a file or folder that can be read")
+    assert os.strerror(number) in str(caught.value) and "Move away what is in its place" in str(caught.value)
+    with (
+        pytest.raises(CheckpointError, match=r"File name too long. Give a shorter one.$"),
+        disk_explained(None),
+    ):
+        raise OSError(errno.ENAMETOOLONG, "", "/run/" + "x" * 300)
+    with pytest.raises(CheckpointError, match=r"^/run/report.html must be"), disk_explained(None):
+        raise OSError(number, "", "/run/.report.html.tmp", None, "/run/report.html")
+    with pytest.raises(OSError, match="whose"), disk_explained(None):
+        raise OSError(number, "whose?")
 
 
 def test_only_a_training_is_said_to_go_on_from_a_checkpoint():

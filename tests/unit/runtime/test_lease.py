@@ -198,10 +198,30 @@ def test_asking_whether_a_directory_is_in_use_changes_nothing(tmp_path: Path) ->
     refuse_in_use(tmp_path)
 
 
-def test_a_lease_that_cannot_be_read_is_waited_for(tmp_path: Path, swift) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff{",
+        b"[" * 100_000,
+        b'{"id":"a","machine":{"host":"h","boot":"b","processes":"p"},"pid":[],"started":"",'
+        b'"job":"","attempt":1}',
+    ],
+    ids=["no text", "nested", "no number"],
+)
+def test_a_lease_that_cannot_be_read_is_waited_for(tmp_path: Path, swift, content: bytes) -> None:
     (tmp_path / FOLDER).mkdir()
-    (tmp_path / FOLDER / "00000004").write_bytes(b"\xff{")
+    (tmp_path / FOLDER / "00000004").write_bytes(content)
     told: list[str] = []
     take(tmp_path, told.append).release()
     assert "another process" in told[-1]
     assert [entry.name for entry in (tmp_path / FOLDER).iterdir()] == ["00000005"]
+
+
+@pytest.mark.parametrize("name", ["²", "9" * 200, "0001x"])
+def test_a_file_among_the_leases_that_is_none_is_nobodys(tmp_path: Path, name: str) -> None:
+    """The first ended every command of the run in a traceback."""
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / name).touch()
+    assert newest(tmp_path) is None
+    take(tmp_path, pytest.fail).release()
+    assert sorted(entry.name for entry in (tmp_path / FOLDER).iterdir()) == sorted(["00000001", name])

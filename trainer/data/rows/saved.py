@@ -114,7 +114,7 @@ def _read(file: Path, asked: Asked) -> dict[str, Any]:
             f"`{asked.key}.path` must be a whole folder of save_to_disk, but '{file}' is missing instead. Copy the "
             "whole folder."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(file, asked, f"it is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise _broken(file, asked, "it holds no object")

@@ -6,6 +6,7 @@ Source: GPT-NeoX's checkpoint_validation_with_forward_pass; here always on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from trainer.data.pack.collate import collate
 from trainer.data.store.store import Store
 from trainer.data.types import Pack
 from trainer.engine.policy import Policy
-from trainer.errors import DataError, SelfCheckError
+from trainer.errors import DamagedError, DataError, SelfCheckError
 
 NUM_TOKENS = 64
 NUM_KEPT = 16
@@ -71,9 +72,23 @@ def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
 
 
 def read_fingerprint(path: Path) -> Fingerprint:
-    """Read a fingerprint."""
+    """Read a fingerprint.
+
+    Raises:
+        DamagedError: It holds what no run writes, whoever sealed it.
+        OSError, SafetensorError: It cannot be read.
+    """
     tensors = load_file(str(path))
-    return Fingerprint(tensors["tokens"], tensors["logits"])
+    if tensors.keys() == {"tokens", "logits"}:
+        tokens_T, logits_KV = tensors["tokens"], tensors["logits"]
+        shapes_fit = tokens_T.ndim == 1 and logits_KV.ndim == 2 and 0 < len(logits_KV) <= len(tokens_T)
+        kinds_fit = tokens_T.dtype is torch.int64 and logits_KV.dtype is torch.float32
+        if shapes_fit and kinds_fit and 0 <= int(tokens_T.min()) <= int(tokens_T.max()) < logits_KV.shape[1]:
+            return Fingerprint(tokens_T, logits_KV)
+    raise DamagedError(
+        f"{path} must hold tokens and what a model answered to them, but holds something else instead. Bring the "
+        "checkpoint back from its source, or go on from another."
+    )
 
 
 def difference(expected_KV: torch.Tensor, actual_KV: torch.Tensor) -> float:
@@ -92,7 +107,8 @@ def check_same(expected: Fingerprint, actual: Fingerprint, is_same_device: bool)
     Raises:
         SelfCheckError: Something was lost between save and load.
     """
-    moved = difference(expected.logits_KV, actual.logits_KV)
+    shapes = expected.logits_KV.shape, actual.logits_KV.shape
+    moved = difference(expected.logits_KV, actual.logits_KV) if shapes[0] == shapes[1] else math.inf
     allowed = 0.0 if is_same_device else OTHER_DEVICE_LIMIT
     if not moved <= allowed:
         raise SelfCheckError(
