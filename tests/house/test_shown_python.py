@@ -10,7 +10,7 @@ from tests.house.test_shown_commands import PAGES
 from tests.house.tree import ROOT
 
 SHOWN = shown_python(ROOT, PAGES)
-PAGE = "docs/ask.md"
+PAGE, REWARD = "docs/ask.md", "docs/reward-models.md"
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def export(tmp_path, monkeypatch):
 
 
 def test_every_block_is_run_here():
-    assert {page: len(blocks) for page, blocks in SHOWN.items()} == {PAGE: 1}
+    assert {page: len(blocks) for page, blocks in SHOWN.items()} == {PAGE: 1, REWARD: 1}
 
 
 def test_an_exported_model_is_loaded_and_asked(export, capsys):
@@ -47,3 +47,14 @@ def test_an_exported_adapter_is_loaded_as_the_page_says(export, tmp_path, capsys
     code = re.sub(r"^model = .*$", third, SHOWN[PAGE][0], flags=re.MULTILINE)
     exec(f"{first}\n{code}", {})
     assert capsys.readouterr().out.endswith("\n")
+
+
+def test_an_exported_reward_model_is_loaded_and_scores(tmp_path, monkeypatch, capsys):
+    from transformers import AutoModelForSequenceClassification
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / re.search(r'folder = "([^"]+)"', SHOWN[REWARD][0])[1]
+    save_llama(folder)
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).save_pretrained(folder)
+    exec(SHOWN[REWARD][0], {})
+    float(capsys.readouterr().out)

@@ -103,7 +103,7 @@ def test_the_tables_of_the_runs_have_every_arm_that_ended_and_what_it_forgot() -
     ("program", "record", "page"),
     [
         ("pairs", "pairs_1xH200.json", "docs/performance.md"),
-        ("preference_runs", "preference_runs.json", "docs/objectives.md"),
+        ("preference_runs", "preference_runs.json", "docs/preferences.md"),
     ],
 )
 def test_the_page_has_the_table_that_the_command_prints(program: str, record: str, page: str) -> None:
