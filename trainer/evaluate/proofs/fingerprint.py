@@ -33,7 +33,7 @@ nothing may move."""
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Tokens [T] int64 and the logits [K, V] float32 of the last K positions."""
+    """Tokens [T] int64 and the logits [K, V] float32 of the last K positions; of a reward model scores [K, 1]."""
 
     tokens_T: torch.Tensor
     logits_KV: torch.Tensor
@@ -83,8 +83,10 @@ def read_fingerprint(path: Path) -> Fingerprint:
         tokens_T, logits_KV = tensors["tokens"], tensors["logits"]
         shapes_fit = tokens_T.ndim == 1 and logits_KV.ndim == 2 and 0 < len(logits_KV) <= len(tokens_T)
         kinds_fit = tokens_T.dtype is torch.int64 and logits_KV.dtype is torch.float32
-        if shapes_fit and kinds_fit and 0 <= int(tokens_T.min()) <= int(tokens_T.max()) < logits_KV.shape[1]:
-            return Fingerprint(tokens_T, logits_KV)
+        if shapes_fit and kinds_fit and int(tokens_T.min()) >= 0:
+            num_tokens = logits_KV.shape[1] if logits_KV.shape[1] > 1 else None  # scores do not tell
+            if num_tokens is None or int(tokens_T.max()) < num_tokens:
+                return Fingerprint(tokens_T, logits_KV)
     raise DamagedError(
         f"{path} must hold tokens and what a model answered to them, but holds something else instead. Bring the "
         "checkpoint back from its source, or go on from another."
