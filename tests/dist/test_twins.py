@@ -27,6 +27,7 @@ FEW = (
     "zero.dtype=fp32",
     "evaluate.every_steps=0",
     "evaluate.forgetting=false",
+    "evaluate.during.kl=false",
     "checkpoint.enabled=false",
     "log.progress=false",
     "cluster.num_nodes=1",
@@ -58,13 +59,12 @@ def write_rows(path: Path, format_name: str, columns: Any, is_weighted: bool) ->
         ]
         if is_weighted:
             turns[1]["weight"] = 1 + index % 2
-        lines.append(
-            {"messages": turns}
-            if format_name == "chat"
-            else {columns.prompt: said, columns.completion: more}
-            if format_name == "completion"
-            else {"text": f"{said} {more}"}
-        )
+        rows: dict[str, dict[str, Any]] = {
+            "chat": {"messages": turns},
+            "completion": {columns.prompt: said, columns.completion: more},
+            "preference": {columns.prompt: said, columns.chosen: more, columns.rejected: f"No. {more}"},
+        }
+        lines.append(rows.get(format_name, {"text": f"{said} {more}"}))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -81,6 +81,7 @@ def train_twin(mesh: Any, name: str, folder: str) -> dict[str, Any]:
     from trainer.run import training
     from trainer.run.packing import with_packing
     from trainer.run.session import open_session
+    from trainer.run.sharing import with_sharing
     from trainer.runtime.signals import StopFlag
 
     base, run_dir = Path(folder) / "base", Path(folder) / "run"
@@ -94,7 +95,7 @@ def train_twin(mesh: Any, name: str, folder: str) -> dict[str, Any]:
         words += [f"{at}.path={file}", f"{at}.dataset=null", f"{at}.subset=null"]
     config = compose_config(words)
     check_config(config, 1)
-    config = with_packing(fitted_here(config, 1))
+    config = with_sharing(with_packing(fitted_here(config, 1)))
     ensure_inputs(config)
     run_dir.mkdir()
     with ExitStack() as stack:
@@ -133,7 +134,9 @@ def test_a_twin_of_an_experiment_trains_what_the_experiment_says(pool, tmp_path,
     assert all(math.isfinite(norm) and norm > 0 for norm in found["norms"]), found["norms"]
     match found["method"]:
         case "lora":
-            assert found["trained"] and all(".lora_" in key for key in found["trained"])
+            added = [key for key in found["trained"] if ".lora_" not in key]
+            assert len(found["trained"]) > len(added)
+            assert all("score" in key for key in added) and bool(added) == ("reward" in name)
         case "freeze":
             assert all(".layers." in key for key in found["trained"])
             assert any("embed" in key for key in found["frozen"])
