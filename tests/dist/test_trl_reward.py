@@ -49,6 +49,7 @@ def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, flo
         words = [
             f"model.path={folder}/scorer",
             f"objective.reward.centre={centre}",
+            "data.share_prompts=false",  # as TRL has it, and no two pairs fit a pack
             "data.shuffle=false",
             "data.validation_frac=0",
             "train.micro_batch_size=2",
