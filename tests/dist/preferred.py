@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,16 @@ def config_beside_texts(
 def config_for(workspace: str, data: str, run_dir: str | Path, *overrides: str) -> Any:
     """Return a configuration of pairs."""
     return config_beside_texts(workspace, data, run_dir, "preference", "pairs.jsonl", *overrides)
+
+
+def lone_pairs(rng: Any, count: int) -> Iterator[dict[str, Any]]:
+    """Yield pairs of which no two fit a pack of 64 tokens as two documents each."""
+    for _ in range(count):
+        prompt, chosen, rejected = (
+            "".join(rng.choice(list("abcdefghij klmnop"), rng.integers(*at)))
+            for at in ((8, 11), (8, 17), (8, 17))
+        )
+        yield {"prompt": f"x{prompt}?", "chosen": f"{chosen}.", "rejected": f"{rejected}!"}
 
 
 def made_pairs(rng: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.dist.preferred import BETA, objective_of, overrides_of, take_steps
+from tests.dist.preferred import BETA, lone_pairs, objective_of, overrides_of, take_steps, write_rows
 from tests.dist.session import config_of, session_of
 from tests.dist.test_trl import by_trl, options_of_trl
 
@@ -39,19 +39,11 @@ REPORTED = {
     "reward_chosen": "rewards/chosen",
     "reward_rejected": "rewards/rejected",
 }
-WORDS = list("abcdefghij klmnop")
 
 
 def write_pairs(path: Path) -> None:
     """Write pairs of which no two fit a pack of 64 tokens, so that a step is four of them on both sides."""
-    rng = np.random.default_rng(11)
-    rows = []
-    for _ in range(4 * NUM_STEPS):
-        prompt, chosen, rejected = (
-            "".join(rng.choice(WORDS, rng.integers(*at))) for at in ((8, 11), (8, 17), (8, 17))
-        )
-        rows.append({"prompt": f"x{prompt}?", "chosen": f"{chosen}.", "rejected": f"{rejected}!"})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, lone_pairs(np.random.default_rng(11), 4 * NUM_STEPS))
 
 
 def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, float]]]:

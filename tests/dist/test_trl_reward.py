@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.dist.preferred import lone_pairs, write_rows
 from tests.dist.session import session_of
 from tests.dist.test_preference import take_steps
 from tests.dist.test_reward import config_for, objective_of, save_scorer
@@ -20,25 +21,16 @@ SAME = 1e-5
 """Relative; of what is below 0.1 to 0.1. Both sides compute in float32 and sum in another order."""
 VARIANTS = {"plain": (False, 0.0), "margin": (True, 0.0), "centred": (False, 0.01), "both": (True, 0.05)}
 """Whether rows say a margin, and the weight of the centring."""
-WORDS = list("abcdefghij klmnop")
 
 
 def write_pairs(folder: Path) -> None:
     """Write pairs of which no two fit a pack of 64 tokens, so that a step is four of them on both sides."""
     rng = np.random.default_rng(13)
-    rows = []
-    for _ in range(4 * NUM_STEPS):
-        prompt, chosen, rejected = (
-            "".join(rng.choice(WORDS, rng.integers(*at))) for at in ((8, 11), (8, 17), (8, 17))
-        )
-        margin = float(np.float32(rng.normal()))
-        rows.append(
-            {"prompt": f"x{prompt}?", "chosen": f"{chosen}.", "rejected": f"{rejected}!", "margin": margin}
-        )
+    rows = [row | {"margin": float(np.float32(rng.normal()))} for row in lone_pairs(rng, 4 * NUM_STEPS)]
     for name in ("with", "without"):
         kept = [row if name == "with" else {k: v for k, v in row.items() if k != "margin"} for row in rows]
         (folder / name).mkdir()
-        (folder / name / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_rows(folder / name / "pairs.jsonl", kept)
 
 
 def ours(mesh: Any, workspace: str, folder: str) -> dict[str, list[dict[str, float]]]:

@@ -52,14 +52,14 @@ def model_inputs(
         }
         if batch.shares_prompts:
             inputs[ARGUMENT] = shared_prompts(
-                batch.cu_seq_lens, batch.prefixes_S, batch.firsts_S, lambda numbers: _moved(numbers, device)
+                batch.cu_seq_lens, batch.prefixes_S, batch.firsts_S, lambda numbers: moved(numbers, device)
             )
     else:
         mask = block_mask(move(segments, device))
         if batch.shares_prompts:
             of_segment = (batch.firsts_S[batch.segments_BT], batch.prefixes_S[batch.segments_BT])
             seen = (
-                _moved(numbers, device) for numbers in (batch.segments_BT, batch.positions_BT, *of_segment)
+                moved(numbers, device) for numbers in (batch.segments_BT, batch.positions_BT, *of_segment)
             )
             mask = with_prefixes(mask, *seen)
         inputs["attention_mask"] = mask
@@ -106,7 +106,8 @@ def labels_of(batch: MicroBatch, device: torch.device) -> Tensor:
     return move(torch.from_numpy(batch.labels_BT), device)
 
 
-def _moved(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
+def moved(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array of the host to the device without waiting for it."""
     return move(torch.from_numpy(numbers), device)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trainer.config.data import TokenValue
@@ -19,8 +18,8 @@ from trainer.config.preference import NllMean, NllOver, PreferenceConfig
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.pairs import first_of_pairs
 from trainer.data.pack.refs import PackRef
-from trainer.data.types import Float64s, Int64s, Unit
-from trainer.engine.model_inputs import move
+from trainer.data.types import Int64s, Unit
+from trainer.engine.model_inputs import moved
 from trainer.engine.policy import Policy
 from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
@@ -122,11 +121,11 @@ class PreferenceObjective:
     def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Take the losses of the pairs of a micro-batch, and of what else is in it."""
         asked = asked_of(micro, self._learns_prompts)
-        places = (move(torch.from_numpy(found), policy.device) for found in (asked.rows_S, asked.targets_S))
+        places = (moved(found, policy.device) for found in (asked.rows_S, asked.targets_S))
         log_probs_S: Tensor = policy.answer(LogProbs(*places), micro)
         lengths_G = asked.lengths_G(len(micro.units_S))
         learnt = np.flatnonzero(asked.is_learnt_S)
-        learnt_S = log_probs_S[_moved(learnt, policy.device)] if self._learns_prompts else log_probs_S
+        learnt_S = log_probs_S[moved(learnt, policy.device)] if self._learns_prompts else log_probs_S
         sums_G = sums_of(learnt_S, lengths_G)
         first_P = first_of_pairs(micro.units_S)
         chosen, rejected = (self._side(micro, sums_G, lengths_G, at_P) for at_P in (first_P, first_P + 1))
@@ -154,15 +153,15 @@ class PreferenceObjective:
     def _whole(self, asked: AskedTokens, log_probs_S: Tensor, first_P: Int64s, num_segments: int) -> Sides:
         """Return the chosen answers with their prompts."""
         lengths_G = asked.lengths_G(num_segments, learnt_only=False)
-        at_P, device = _moved(first_P, log_probs_S.device), log_probs_S.device
-        return Sides(sums_of(log_probs_S, lengths_G)[at_P], _moved(lengths_G[first_P], device), None)
+        at_P, device = moved(first_P, log_probs_S.device), log_probs_S.device
+        return Sides(sums_of(log_probs_S, lengths_G)[at_P], moved(lengths_G[first_P], device), None)
 
     def _side(self, micro: MicroBatch, sums_G: Tensor, lengths_G: Int64s, at_P: Int64s) -> Sides:
         reference_P = None
         if self._reference is not None:
             assert isinstance(micro.attached, np.ndarray)
-            reference_P = _moved(micro.attached[at_P], sums_G.device)
-        return Sides(sums_G[_moved(at_P, sums_G.device)], _moved(lengths_G[at_P], sums_G.device), reference_P)
+            reference_P = moved(micro.attached[at_P], sums_G.device)
+        return Sides(sums_G[moved(at_P, sums_G.device)], moved(lengths_G[at_P], sums_G.device), reference_P)
 
     def _note(self, chosen: Sides, rejected: Sides, loss_P: Tensor, sums: Sums) -> None:
         """Add up what is reported of pairs."""
@@ -177,7 +176,3 @@ class PreferenceObjective:
         ):
             for name, values_P in zip(names, found, strict=True):
                 sums.add(name, values_P.double().sum())
-
-
-def _moved(numbers: Int64s | Float64s, device: torch.device) -> Tensor:
-    return move(torch.from_numpy(numbers), device)

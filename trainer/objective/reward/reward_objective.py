@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainer.config.reward import RewardConfig
 from trainer.data.pack.collate import MicroBatch
 from trainer.data.pack.margins import margins
 from trainer.data.pack.pairs import first_of_pairs
 from trainer.data.pack.refs import PackRef
-from trainer.data.types import Float64s, Int64s
-from trainer.engine.model_inputs import move
+from trainer.engine.model_inputs import moved
 from trainer.engine.policy import Policy
 from trainer.metrics.mean import Mean
 from trainer.mix.loader import StepBatch
@@ -80,10 +78,10 @@ class RewardObjective:
     def terms(self, policy: Policy, micro: MicroBatch, sums: Sums) -> Sequence[Part]:
         """Score both answers of the pairs of a micro-batch."""
         first_P, last_G = first_of_pairs(micro.units_S), micro.last_S
-        rows_K = _moved(np.concatenate([last_G[first_P], last_G[first_P + 1]]), policy.device)
+        rows_K = moved(np.concatenate([last_G[first_P], last_G[first_P + 1]]), policy.device)
         scores_K = policy.answer(Rewards(rows_K), micro).double()
         chosen_P, rejected_P = scores_K[: len(first_P)], scores_K[len(first_P) :]
-        margin_P = _moved(margins(micro)[first_P], policy.device)
+        margin_P = moved(margins(micro)[first_P], policy.device)
         loss_P = pair_losses(chosen_P, rejected_P, margin_P)
         apart_P = off_centre(chosen_P, rejected_P)
         with torch.no_grad():
@@ -98,7 +96,3 @@ class RewardObjective:
             ):
                 sums.add(name, values_P.sum())
         return [Part(loss_P.sum() + self._options.centre * apart_P.sum(), PER_PAIR)]
-
-
-def _moved(numbers: Int64s | Float64s, device: torch.device) -> Tensor:
-    return move(torch.from_numpy(numbers), device)
