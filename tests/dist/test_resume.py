@@ -162,6 +162,7 @@ def commit_other_weights(run_dir: Path, mesh: Any) -> None:
     from safetensors.torch import load_file, save_file
 
     from trainer.checkpoint.commit import seal
+    from trainer.checkpoint.state import read_state, write_state
 
     source = step_dir(run_dir, 6)
 
@@ -173,6 +174,9 @@ def commit_other_weights(run_dir: Path, mesh: Any) -> None:
         tensors = load_file(path)
         tensors["weight/lm_head.weight@0"] *= 1.5
         save_file(tensors, path, metadata=facts)
+        state = read_state(staging / STATE)
+        state.step = state.plan["step"] = 7
+        write_state(staging / STATE, state)
         return [seal(f) for f in staging.rglob("*") if f.is_file() and f.name != "manifest.json"]
 
     commit(run_dir, dataclasses.replace(read_manifest(source), step=7, files={}), write, mesh)

@@ -456,6 +456,21 @@ def test_a_store_made_by_another_tokenizer_is_called_that(tmp_path: Path) -> Non
         open_prepared("s", data.sources["s"], data, make_tokenizer(adds_bos=True))
 
 
+def test_a_store_made_by_another_tokenizer_is_called_that_of_files_that_were_touched_too(
+    tmp_path: Path,
+) -> None:
+    """Their times name another source: it was said that nothing was prepared. Other content is another source."""
+    data = make_data(tmp_path, texts_source(tmp_path, ["one"]))
+    run(data, make_tokenizer())
+    file = Path(str(data.sources["s"].path))
+    os.utime(file, (1, 1))
+    with pytest.raises(DataError, match="made by another tokenizer"):
+        open_prepared("s", data.sources["s"], data, make_tokenizer(adds_bos=True))
+    file.write_text(file.read_text().replace("one", "two"))
+    with pytest.raises(DataError, match="has no token store"):
+        open_prepared("s", data.sources["s"], data, make_tokenizer(adds_bos=True))
+
+
 def test_training_needs_neither_datasets_nor_transformers(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['datasets'] = None; sys.modules['transformers'] = None; "

@@ -223,11 +223,14 @@ def find_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: 
     Raises:
         DataError: If it made none with these options, or only with another tokenizer.
     """
-    path = find_store(name, source, data, tokenizer) or _find_by_content(name, source, data, tokenizer)
-    if path is not None:
-        return path
+    place = find_store(name, source, data, tokenizer)
+    if place is not None:
+        return place
+    described = _shaped_by_content(name, source, data, tokenizer)
+    if described is not None and (place := stores_folder(data) / digest_of(described)).is_dir():
+        return place
     fix = "Run `palimpsest prepare` with the same overrides."
-    if _is_prepared_otherwise(source_key(name, source, data), data):
+    if _is_prepared_otherwise(source_key(name, source, data), described, data):
         raise DataError(
             f"`data.sources.{name}` must be prepared with the tokenizer of this run, but the store in "
             f"'{data.cache_dir}' was made by another tokenizer (or chat template). {fix}"
@@ -238,15 +241,13 @@ def find_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: 
     )
 
 
-def _find_by_content(
+def _shaped_by_content(
     name: str, source: SourceConfig, data: DataConfig, tokenizer: TokenizerLike
-) -> Path | None:
-    """Return the folder of the store that was made of files with this content; None where it would be fetched."""
+) -> dict[str, Any] | None:
+    """Return what shapes a store of files with this content; None where it would be fetched."""
     if source.path is None or is_address(source.path):
         return None
-    described = shaped_by(hash_files(list_files(name, source)), source, data, tokenizer)
-    store = stores_folder(data) / digest_of(described)
-    return store if store.is_dir() else None
+    return shaped_by(hash_files(list_files(name, source)), source, data, tokenizer)
 
 
 def shaped_by(
@@ -275,6 +276,11 @@ def open_each(data: DataConfig, places: Mapping[str, Path]) -> dict[str, Store]:
     return {name: open_store(place, unit_of(data.sources[name])) for name, place in places.items()}
 
 
-def _is_prepared_otherwise(key: str, data: DataConfig) -> bool:
-    notes = (cache_folder(data) / "prepared").glob("*.json")
-    return any(read_note(note).get("source_key") == key for note in notes)
+def _is_prepared_otherwise(key: str, described: dict[str, Any] | None, data: DataConfig) -> bool:
+    """Tell whether a source was prepared with another tokenizer: these files by their times, or by their content."""
+    notes = [read_note(path) for path in (cache_folder(data) / "prepared").glob("*.json")]
+    if any(note.get("source_key") == key for note in notes):
+        return True
+    return described is not None and any(
+        note.get("store") == digest_of({**described, "tokenizer": note.get("tokenizer")}) for note in notes
+    )
