@@ -227,8 +227,10 @@ def find_prepared(name: str, source: SourceConfig, data: DataConfig, tokenizer: 
     if place is not None:
         return place
     described = _shaped_by_content(name, source, data, tokenizer)
-    if described is not None and (place := stores_folder(data) / digest_of(described)).is_dir():
-        return place
+    if described is not None:
+        place = stores_folder(data) / digest_of(described)
+        if place.is_dir():
+            return place
     fix = "Run `palimpsest prepare` with the same overrides."
     if _is_prepared_otherwise(source_key(name, source, data), described, data):
         raise DataError(
