@@ -35,6 +35,8 @@ class TrainState:
     """Replay ratio asked for in the last step."""
     ratio_changes: list[list[float]] = field(default_factory=list)
     """The controller's decisions: [first step, ratio]."""
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    """Which replay packs come before others, as `Choice.to_plain` gives it; empty with replay.choice=uniform."""
     base_losses: dict[str, float] = field(default_factory=dict)
     """Held-out loss by source before the first step."""
     data_digest: str = ""
@@ -124,6 +126,8 @@ def _check_together(path: Path, state: TrainState, step: int | None) -> None:
             found.keys() == kinds.keys() and all(_fits(found[key], kinds[key]) for key in kinds)
         ):
             raise DamagedError(f"{path} has a value of another kind for {name} than a run writes. {_FIX}")
+    if not all(_is_choice(one) for one in state.choices):
+        raise DamagedError(f"{path} has a value of another kind for choices than a run writes. {_FIX}")
     if any(len(change) != 2 for change in state.ratio_changes):
         raise DamagedError(f"{path} has a value of another kind for ratio_changes than a run writes. {_FIX}")
     steps = {state.step, *([plan["step"]] if plan else ()), *(() if step is None else (step,))}
@@ -135,6 +139,17 @@ def _check_together(path: Path, state: TrainState, step: int | None) -> None:
             f"{path} must be of one step of a run, but its numbers are of {', '.join(map(str, sorted(steps)))} or "
             f"below 0 instead. {_FIX}"
         )
+
+
+CHOICE: dict[str, Any] = {
+    **{"step": int, "pool": str, "begin": int, "packs": list[int], "num_wanted": int, "num_candidates": int},
+    **{"rise_chosen": float, "rise_candidates": float},
+}
+"""What `Choice` keeps, and the kinds of it."""
+
+
+def _is_choice(found: dict[str, Any]) -> bool:
+    return found.keys() == CHOICE.keys() and all(_fits(found[key], kind) for key, kind in CHOICE.items())
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -173,7 +173,7 @@ def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
         stores = open_all(config.data, tokenizer)
         packs_per_step = config.train.global_batch_tokens // config.data.seq_len
         mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
-        mixing.restore(TrainState(ratio_changes=state.ratio_changes))
+        mixing.restore(TrainState(ratio_changes=state.ratio_changes, choices=state.choices))
         said = _said(read_events(Path(config.run_dir) / "ledger.jsonl"), state)
         splits = [store.train for store in stores.values()]
         looked_at: set[tuple[int, int]] = set()

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from trainer.config.data import Role, SourceConfig
-from trainer.config.replay import RatioController, RatioSchedule, ReplayConfig
+from trainer.config.objective import ObjectiveKind
+from trainer.config.replay import RatioController, RatioSchedule, ReplayChoice, ReplayConfig
 from trainer.config.rule import Problem, must, problem
 from trainer.config.schema import RunConfig
 
@@ -21,6 +22,8 @@ def replay_problems(config: RunConfig) -> Iterator[Problem]:
     if replay.controller is RatioController.hold:
         yield from _controller_problems(config)
     yield from _kl_problems(sources, replay)
+    if replay.choice is ReplayChoice.losing:
+        yield from _choice_problems(config)
 
 
 def _role_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[Problem]:
@@ -143,3 +146,34 @@ def _kl_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iter
         yield _nothing_to_replay(f"replay.kl.beta={beta:g}")
     if replay.kl.top < 1:
         yield must("replay.kl.top", "at least 1", replay.kl.top, "Set 64.")
+
+
+def _choice_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield what cannot be chosen by its loss: nothing, or rows whose tokens no loss is taken of."""
+    replay, sources, objective = config.replay, config.data.sources, config.objective
+    if replay.choice_every < 1:
+        yield must("replay.choice_every", "at least 1", replay.choice_every, "Set replay.choice_every=100.")
+    if replay.choice_of < 2:
+        fix = "Set 4, or replay.choice=uniform."
+        yield must("replay.choice_of", "at least 2, to choose among", replay.choice_of, fix)
+    replayed = {name: source for name, source in sources.items() if source.role is Role.replay}
+    if sources and not replayed:
+        yield _nothing_to_replay("replay.choice=losing")
+    uniform = "Set replay.choice=uniform"
+    if objective.kind is ObjectiveKind.reward:
+        yield must(
+            "replay.choice",
+            f"uniform with {objective.named}, which learns no tokens",
+            "losing",
+            f"{uniform}.",
+        )
+    for name, source in replayed.items():
+        if source.holds_preferences and objective.kind is ObjectiveKind.preference:
+            rule = f"uniform with format={source.format.value} of the replay source {name}, which is learnt by no token"
+            yield must("replay.choice", rule, "losing", f"{uniform}, or replay text or chats.")
+            return
+    if objective.kind is ObjectiveKind.preference and not objective.preference.text_weight:
+        rule = (
+            f"uniform with objective.preference.text_weight=0, with which {objective.named} learns no replay"
+        )
+        yield must("replay.choice", rule, "losing", f"{uniform}, or objective.preference.text_weight=1.")

@@ -42,6 +42,15 @@ class RatioController(Enum):
     """It rises when held-out loss does, and falls again."""
 
 
+class ReplayChoice(Enum):
+    """Which packs of the replay sources come next. Evidence for anything but `uniform` is thin."""
+
+    uniform = "uniform"
+    """Those of a seeded permutation."""
+    losing = "losing"
+    """Those whose loss has risen most over the base's."""
+
+
 @dataclass
 class ReplayKlConfig:
     """Hold the model to its base on replay: beta times KL(base || model) is added to the loss there.
@@ -87,6 +96,14 @@ class ReplayConfig:
     """hold: highest ratio."""
     max_change: float = 0.02
     """hold: largest change of the ratio at one evaluation."""
+    choice: ReplayChoice = ReplayChoice.uniform
+    """`losing` scores the next packs of the permutation every `choice_every` steps and draws those first whose loss has
+    risen most since the base. Shares stay exact, and no pack comes again before its pool is exhausted.
+    Source: choosing by what is being forgotten (Aljundi et al. 2019, arXiv:1908.04742)."""
+    choice_every: int = 100
+    """losing: optimizer steps between choices. The first of them draw in the permutation's order."""
+    choice_of: int = 4
+    """losing: packs that are scored, a forward pass each, for every one that is expected until the next choice."""
     kl: ReplayKlConfig = field(default_factory=ReplayKlConfig)
     """KL to the base model on replay tokens."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)

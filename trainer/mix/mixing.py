@@ -15,11 +15,12 @@ from rich.table import Table
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import DataConfig, Role, SourceConfig
 from trainer.config.many import many
-from trainer.config.replay import RatioController, ReplayConfig
+from trainer.config.replay import RatioController, ReplayChoice, ReplayConfig
 from trainer.config.train import TrainConfig
 from trainer.data.store.store import Store
 from trainer.data.types import Int64s
 from trainer.errors import DataError
+from trainer.mix.choosing import ReplayChoices
 from trainer.mix.controller import Decision, decide
 from trainer.mix.plan import Cursor, DataPlan, Pool, RatioOfStep, num_steps
 from trainer.mix.ratio import mean_ratio, ratio_at, starting_ratio
@@ -30,6 +31,8 @@ STEPS_A_PASS = 8
 
 MOST_PLANNED = 1_000_000
 """Packs of a run that is planned to its end before it begins, which takes a second."""
+LOOKS = 1000
+"""Places of a run at which a schedule is looked at for its highest ratio."""
 UNLIKE = 0.005
 """A share that is so far from the one asked for is told with it."""
 
@@ -69,8 +72,10 @@ class Mixing:
         self._changes: list[list[float]] = []
         pools = [*_pools(sources, stores, Role.target), *_pools(sources, stores, Role.replay)]
 
+        chooses = replay.choice is ReplayChoice.losing
+
         def plan_with(ratio_of_step: RatioOfStep) -> DataPlan:
-            return DataPlan(pools, packs_per_step, data.seq_len, ratio_of_step, seed, data.shuffle)
+            return DataPlan(pools, packs_per_step, data.seq_len, ratio_of_step, seed, data.shuffle, chooses)
 
         self._plan_with = plan_with
         self.plan = plan_with(self.ratio_of_step)
@@ -90,6 +95,11 @@ class Mixing:
         self._names = list(sources)
         self._num_targets = [max(pool.num_targets, 1) for pool in self.plan.pools]
         self._refuse_repetition()
+        self.choices: ReplayChoices | None = None
+        """None: replay comes in the order of its permutation."""
+        if chooses and self.has_replay:
+            double = plan_with(self.ratio_of_step)
+            self.choices = ReplayChoices(replay, self.plan, double, self.num_steps, self._packs_between)
 
     @property
     def has_replay(self) -> bool:
@@ -115,6 +125,8 @@ class Mixing:
         self._changes = state.ratio_changes
         if state.plan:
             self.plan.go_to(Cursor(**state.plan))
+        if self.choices is not None:
+            self.choices.restore(state)
 
     def steer(self, state: TrainState) -> Decision | None:
         """Let the controller answer to the newest held-out losses; None if it is off or has no base yet.
@@ -135,6 +147,8 @@ class Mixing:
         Those of the highest ratio: each role's packs come in an order of their own, so where two plans have
         drawn the same, the one with the higher ratio asks for replay whenever the other does; it is never behind.
 
+        With replay.choice=losing they may be any of their pools.
+
         Raises:
             DataError: There are none.
         """
@@ -146,6 +160,8 @@ class Mixing:
         plan.skip_to(self.num_steps)
         replay = [i for i, source in enumerate(self.sources.values()) if source.role is Role.replay]
         drawn = {source: packs for source, packs in plan.drawn(replay).items() if len(packs)}
+        if self.choices is not None and drawn:
+            drawn = self._all_of(replay)
         if not drawn:
             raise DataError(
                 f"`replay.kl.beta` must be 0 for a run that draws no replay, but is {self.replay.kl.beta:g} instead. "
@@ -156,20 +172,47 @@ class Mixing:
     def to_draw(self, sources: Sequence[int]) -> dict[int, Int64s]:
         """Return the packs that the run can draw of sources, by their number; all where a controller decides."""
         if self.replay.controller is not RatioController.none:
-            pools = [pool for pool in self.plan.pools if not set(sources).isdisjoint(pool.sources)]
-            sizes = {i: len(t) for pool in pools for i, t in zip(pool.sources, pool.targets, strict=True)}
-            return {source: np.arange(sizes[source]) for source in sources if source in sizes}
+            return self._all_of(sources)
         plan = self._plan_with(lambda step: ratio_at(self.replay, self.ratio, step / self.num_steps))
         plan.skip_to(self.num_steps)
         return {source: packs for source, packs in plan.drawn(sources).items() if source in sources}
 
-    def passes(self, ratio: float) -> list[Passes]:
-        """Foresee how often each pool is passed over at a mean replay ratio."""
+    def _all_of(self, sources: Sequence[int]) -> dict[int, Int64s]:
+        """Return all packs of those sources that are in a pool, by their number."""
+        pools = [pool for pool in self.plan.pools if not set(sources).isdisjoint(pool.sources)]
+        sizes = {i: len(t) for pool in pools for i, t in zip(pool.sources, pool.targets, strict=True)}
+        return {source: np.arange(sizes[source]) for source in sources if source in sizes}
+
+    def to_score(self) -> dict[int, Int64s]:
+        """Return the replay packs whose loss is to be known before the first step, to choose by its rise."""
+        assert self.choices is not None, "replay is chosen"
+        every = min(self.replay.choice_every, self.num_steps)
+        most = self.most_ratio
+        in_all, at_once = (
+            {row.pool.name: row.epochs * row.pool.num_packs for row in self.passes(most, steps)}
+            for steps in (self.num_steps, every)
+        )
+        return self.choices.to_know({name: (in_all[name], at_once[name]) for name in in_all})
+
+    @property
+    def most_ratio(self) -> float:
+        """Return the highest ratio that a step may have."""
+        if self.replay.controller is RatioController.hold:
+            return max(self.replay.max_ratio, self.ratio)
+        return max(ratio_at(self.replay, self.ratio, step / LOOKS) for step in range(LOOKS))
+
+    def _packs_between(self, first: int, stop: int) -> dict[str, float]:
+        """Return the packs that each pool is expected to give from a step on until another."""
+        ratio = sum(map(self.ratio_of_step, range(first, stop))) / (stop - first)
+        return {row.pool.name: row.epochs * row.pool.num_packs for row in self.passes(ratio, stop - first)}
+
+    def passes(self, ratio: float, num_steps: int | None = None) -> list[Passes]:
+        """Foresee how often each pool is passed over at a mean replay ratio, in the run or in so many steps."""
         pools = self.plan.pools
         total = {role: sum(p.weight for p in pools if p.is_replay is role) for role in (False, True)}
         part = {False: 1.0 - (ratio if self.has_replay else 0.0), True: ratio}
         shares = [part[pool.is_replay] * pool.weight / total[pool.is_replay] for pool in pools]
-        packs = self.num_steps * self.plan.packs_per_step
+        packs = (self.num_steps if num_steps is None else num_steps) * self.plan.packs_per_step
         sizes = self._num_targets
         per_target = sum(
             share * pool.num_packs / size for share, pool, size in zip(shares, pools, sizes, strict=True)

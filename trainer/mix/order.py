@@ -84,6 +84,21 @@ class PoolOrder:
         at = self._place(position)
         return PackRef(self._chunk_sources[at], self._chunk_packs[at], position // self.num_packs)
 
+    def number_at(self, position: int) -> int:
+        """Return the number in the pool of the pack at a position of the permutation."""
+        at = self._place(position)
+        return int(self._chunk_numbers[at])
+
+    def ref_of(self, number: int, epoch: int) -> PackRef:
+        """Return a pack by its number in the pool."""
+        part = int(np.searchsorted(self._offsets, number, side="right")) - 1
+        return PackRef(int(self._sources[part]), number - int(self._offsets[part]), epoch)
+
+    def targets_of(self, number: int) -> int:
+        """Return the supervised targets of a pack by its number in the pool."""
+        part = int(np.searchsorted(self._offsets, number, side="right")) - 1
+        return int(self._targets[part][number - int(self._offsets[part])])
+
     def _place(self, position: int) -> int:
         """Return the place of a position in the chunk that holds it, computed if it is another one."""
         if not 0 <= position - self._chunk_start < self._chunk:
@@ -107,4 +122,5 @@ class PoolOrder:
         self._chunk_sources: list[int] = self._sources[part_K].tolist()
         self._chunk_packs: list[int] = packs_K.tolist()
         self._chunk_targets: list[int] = targets_K.tolist()
+        self._chunk_numbers = indices_K
         self._chunk_start = start

@@ -1,5 +1,7 @@
 """The plan: which packs every optimizer step trains on. A pure function, the same on any number of ranks.
 
+Of stores, mixture, seed and step, and of the decisions of a controller and a choice of replay, which are kept.
+
 Two roles share the run by supervised tokens: after every pack, the replay tokens so far differ from what
 the ratio asked for by at most half a sequence, whatever the sizes of packs and however the ratio moves.
 Everything is counted in integers, so no machine rounds differently. Memory does not grow with the run.
@@ -19,6 +21,8 @@ import numpy.typing as npt
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Int64s
 from trainer.errors import DataError
+from trainer.mix.choice import Choice
+from trainer.mix.chosen_order import ChosenOrder
 from trainer.mix.order import PoolOrder
 
 ONE = 10**12
@@ -83,9 +87,12 @@ class DataPlan:
         ratio_of_step: RatioOfStep,
         seed: int,
         shuffle: bool = True,
+        chooses: bool = False,
     ) -> None:
         """Take the pools of both roles and the replay ratio of every zero-based step, in [0, 1).
 
+        Args:
+            chooses: Decisions put some replay packs before others.
         Raises:
             DataError: No packs to train on.
         """
@@ -93,7 +100,12 @@ class DataPlan:
         self.packs_per_step = packs_per_step
         self._seq_len = seq_len
         self._ratio_of_step = ratio_of_step
-        self._orders = [PoolOrder(p.name, p.sources, p.targets, seed, shuffle) for p in self.pools]
+        self._orders = [
+            (ChosenOrder if chooses and p.is_replay else PoolOrder)(
+                p.name, p.sources, p.targets, seed, shuffle
+            )
+            for p in self.pools
+        ]
         self._roles = [[i for i, p in enumerate(self.pools) if p.is_replay is role] for role in (False, True)]
         if not self._roles[0]:
             raise DataError(
@@ -117,6 +129,22 @@ class DataPlan:
                 f"{len(cursor.positions)} instead. Resume with the same data.sources."
             )
         self._stand_at(cursor)
+
+    @property
+    def chosen_orders(self) -> dict[int, ChosenOrder]:
+        """Return the orders of pools that decisions change, by number of the pool."""
+        return {i: order for i, order in enumerate(self._orders) if isinstance(order, ChosenOrder)}
+
+    def choose(self, choices: Sequence[Choice], is_anew: bool = False) -> None:
+        """Take all decisions about replay packs so far, in their order.
+
+        Those of steps that were planned already must be as they were, unless they are taken `is_anew`.
+
+        Raises:
+            DataError: They name packs that there are not.
+        """
+        for pool, order in self.chosen_orders.items():
+            order.choose([choice for choice in choices if choice.pool == self.pools[pool].name], is_anew)
 
     def _stand_at(self, cursor: Cursor) -> None:
         self._cursor = cursor.copy()

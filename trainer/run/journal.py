@@ -18,12 +18,14 @@ from trainer.metrics.jsonl import JsonlSink, Ledger
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sinks, Value
 from trainer.metrics.tracker import Conclusion, by_source
+from trainer.mix.choice import Choice
 from trainer.mix.controller import Decision
 from trainer.mix.mixing import Mixing
 from trainer.run.pace import SlowRank
 from trainer.run.saver import Saved
 from trainer.run.spikes import Spike
 from trainer.run.step import StepResult
+from trainer.run.told_choices import logged_choices, told_choice
 
 _LOG = logging.getLogger(__name__)
 MOST_SAID = 3
@@ -235,6 +237,14 @@ class Journal:
             decision.ratio,
         )
         self._event("steered", state, **dataclasses.asdict(decision))
+
+    def chose(self, state: TrainState, choices: Sequence[Choice], seconds: float) -> None:
+        """Record which replay packs come next; the time is none of steps."""
+        self._meter.add_evaluation(seconds)
+        for choice in choices:
+            _LOG.info("Step %d: %s", state.step, told_choice(choice))
+            self._event("chose", state, **choice.to_plain())
+        self._write(state.step, {**logged_choices(choices, seconds)})
 
     def saved(self, saved: Saved) -> None:
         """Record a checkpoint and everything consumed up to it."""

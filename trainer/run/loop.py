@@ -71,6 +71,7 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         mind_memory(parts, state, result)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
         measured, preempted = measure(parts, state, cadence, preempted)
+        preempted = preempted or choose(parts, state)
         out_of_patience = is_out_of_patience(state, cadence)
         stopping = preempted or out_of_patience
         # A save that was due in the middle of non-finite steps is made up for after the first sound one.
@@ -115,6 +116,8 @@ def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
         found = evaluate(parts, state, cadence)
         if cadence.evaluate_before_save and cadence.saves:
             save(parts, state, found)
+    if choose(parts, state):
+        raise GivenUp
     measured = parts.during.begin(state)
     if is_new_best(parts, state, measured):
         save(parts, state, measured)
@@ -251,6 +254,23 @@ def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, 
     if decision is not None:
         parts.journal.steered(state, decision)
     return measured
+
+
+def choose(parts: RunParts, state: TrainState) -> bool:
+    """Choose which replay comes next, if that is due; tell whether ranks are to stop instead. Collective: every rank.
+
+    What a stop leaves undone is made up for by the next start, with the same weights.
+    """
+    if parts.chooser is None or not parts.chooser.is_due(state):
+        return False
+    PROGRESS.begin(Phase.evaluate)
+    started = time.perf_counter()
+    try:
+        choices = parts.chooser.choose(state)
+    except GivenUp:
+        return True
+    parts.journal.chose(state, choices, time.perf_counter() - started)
+    return False
 
 
 def is_new_best(parts: RunParts, state: TrainState, measured: dict[str, float]) -> bool:

@@ -11,6 +11,7 @@ from trainer.engine.policy import Policy
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
 from trainer.objective.contract import Objective
+from trainer.run.chooser import ReplayChooser
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
 from trainer.run.journal import Journal
@@ -57,3 +58,5 @@ class RunParts:
     """None: nobody looks for slow ranks."""
     spikes: SpikeWatch | None = None
     """None: nobody looks for spikes."""
+    chooser: ReplayChooser | None = None
+    """None: replay comes in the order of its permutation."""

@@ -65,7 +65,7 @@ def build_references(session: Session, mixing: Mixing) -> RunReferences | None:
         splits.append(AnswerPacks(strange, to_draw))
     question = AnswerQuestion(
         splits=splits,
-        model=_model(session),
+        model=shaping(session),
         dtype=config.zero.dtype,
         micro_batch_size=config.evaluate.micro_batch_size,
         pad_id=session.pad_id,
@@ -124,8 +124,8 @@ def _say_how_strange(stores: Sequence[SplitStore], packs: Mapping[int, Int64s]) 
     )
 
 
-def _model(session: Session) -> dict[str, object]:
-    """Return what shapes the sums beside the answers. Collective: every rank.
+def shaping(session: Session) -> dict[str, object]:
+    """Return what shapes what the model says before the first step, beside the text. Collective: every rank.
 
     The options of an adapter that begins as its base are not in it: they shape no sum.
     """

@@ -31,6 +31,7 @@ from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
 from trainer.run.cadence import Cadence, best_rule, cadence_of, save_clock_of
+from trainer.run.chooser import build_chooser
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator, why_no_comparison, why_no_interval
@@ -64,8 +65,6 @@ NO_REPLAY = (
     "This run continues pretraining without replay, which forgets most: add replay=general, or a source with "
     "role=replay."
 )
-
-
 NOT_BEGUN = "A signal asked to stop before the first step: nothing was trained, and nothing is saved."
 
 
@@ -102,6 +101,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     base = _base(session)
     # Before a checkpoint takes the place of the weights that training begins with.
     references = build_references(session, mixing)
+    chooser = build_chooser(session, mixing)
     evaluator = build_evaluator(session, mixing, session.heed, references)
     saver = build_saver(session, base)
     objective = build_objective(
@@ -138,6 +138,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         config.checkpoint.enabled and config.checkpoint.background and saver.has_room_for_copy(),
         pace_of(config.cluster.watch, session.policy),
         SpikeWatch(config.train.spikes, mesh),
+        chooser,
     )
     cadence = cadence_of(config, mixing.num_steps, best)
     if mesh.is_first:

@@ -55,6 +55,8 @@ class AnswerQuestion:
     micro_batch_size: int
     """Packs that a rank asks about at once."""
     pad_id: int
+    what: str = "answers"
+    """Whose sums these are, for what is said."""
 
     @property
     def described(self) -> dict[str, object]:
@@ -84,11 +86,13 @@ def open_answer_sums(
         sums_A = None
     if sums_A is None:
         _LOG.info(
-            "Asking the model, as it is before the first step, about %d answers: it is their reference, kept in %s.",
+            "Asking the model, as it is before the first step, about %d %s: it is their reference, kept in %s.",
             num_answers,
+            question.what,
             folder,
         )
-        sums_A = _ask(policy, question, [split.refs for split in question.splits], heed)
+        with virtual_off(policy.module):
+            sums_A = ask_sums(policy, question, [split.refs for split in question.splits], heed)
         with cache_explained(cache_dir, "the reference's log-probabilities"):
             policy.mesh.from_first(lambda: write_sums(folder, sums_A, described))
     ends = np.cumsum([split.num_answers for split in question.splits])[:-1]
@@ -121,41 +125,48 @@ def _is_true(
         known.append(mine.of(chosen[-1]))
         num_tokens += sum(int(split.stores[ref.source].pack_targets[ref.pack]) for ref in chosen[-1])
     expected_A = np.concatenate(known)
-    apart = float(np.abs(_ask(policy, question, chosen, heed) - expected_A).sum()) / max(num_tokens, 1)
+    with virtual_off(policy.module):
+        now_A = ask_sums(policy, question, chosen, heed)
+    apart = float(np.abs(now_A - expected_A).sum()) / max(num_tokens, 1)
     most = MOST_APART[question.dtype]
     if apart <= most:
         _LOG.info(
-            "What the reference says of %d answers is known (%s); asked again about %d of them it is %.1e nats a token "
+            "What the reference says of %d %s is known (%s); asked again about %d of them it is %.1e nats a token "
             "away.",
             len(sums_A),
+            question.what,
             folder.name[:12],
             len(expected_A),
             apart,
         )
         return True
     _LOG.warning(
-        "%s is not what the model says before the first step: on %d answers it is %.1e nats a token away, and rounding "
+        "%s is not what the model says before the first step: on %d %s it is %.1e nats a token away, and rounding "
         "is at most %.0e. The reference is asked again about all.",
         folder,
         len(expected_A),
+        question.what,
         apart,
         most,
     )
     return False
 
 
-def _ask(
+def ask_sums(
     policy: Policy, question: AnswerQuestion, refs: Sequence[Sequence[PackRef]], heed: Callable[[], None]
 ) -> Float64s:
-    """Return the sums of packs of every split in their order, float64. Collective: every rank."""
+    """Return what the model as it is says of packs of every split, in their order, float64. Collective: every rank.
+
+    Args:
+        refs: Packs of each split of the question.
+    """
     mesh = policy.mesh
     total = sum(map(len, refs))
     found: dict[tuple[int, int, int], Float64s] = {}
     done = 0
     with (
-        showing("Reference of answers", total, mesh.is_first) as show,
+        showing(f"Likelihood of {question.what}", total, mesh.is_first) as show,
         policy.evaluating(),
-        virtual_off(policy.module),
     ):
         for number, (split, wanted) in enumerate(zip(question.splits, refs, strict=True)):
             for batch in spread(wanted, mesh.data, question.micro_batch_size):

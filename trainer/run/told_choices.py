@@ -1,0 +1,27 @@
+"""A choice of replay as a line and as what is logged of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.config.many import many
+from trainer.metrics.tracker import by_source
+from trainer.mix.choice import Choice
+
+
+def told_choice(choice: Choice) -> str:
+    """Return in words what was chosen of a pool, and why."""
+    num_chosen = min(choice.num_wanted, choice.num_candidates)
+    return (
+        f"of {many(choice.num_candidates, 'replay pack')} of {choice.pool} the {num_chosen} come next on which the "
+        f"loss has risen most: by {choice.rise_chosen:+.4f} nats over the base, and {choice.rise_candidates:+.4f} on all."
+    )
+
+
+def logged_choices(choices: Sequence[Choice], seconds: float) -> dict[str, float]:
+    """Return what is logged of choices that were made together, by key."""
+    record = {"choice_time_s": seconds}
+    for choice in choices:
+        record[by_source("replay_rise_chosen", choice.pool)] = choice.rise_chosen
+        record[by_source("replay_rise", choice.pool)] = choice.rise_candidates
+    return record
