@@ -22,6 +22,7 @@ def replay_problems(config: RunConfig) -> Iterator[Problem]:
     if replay.controller is RatioController.hold:
         yield from _controller_problems(config)
     yield from _kl_problems(sources, replay)
+    yield from _weight_of_loss_problems(config)
     if replay.choice is ReplayChoice.losing:
         yield from _choice_problems(config)
 
@@ -146,6 +147,23 @@ def _kl_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iter
         yield _nothing_to_replay(f"replay.kl.beta={beta:g}")
     if replay.kl.top < 1:
         yield must("replay.kl.top", "at least 1", replay.kl.top, "Set 64.")
+
+
+def _weight_of_loss_problems(config: RunConfig) -> Iterator[Problem]:
+    weight, sources, objective = config.replay.loss_weight, config.data.sources, config.objective
+    key = "replay.loss_weight"
+    if not 0 < weight < math.inf:
+        fix = "Set 1, or leave replay out with replay.ratio=0."
+        yield must(key, "a finite number above 0", weight, fix)
+    elif weight == 1:
+        return
+    elif objective.kind is not ObjectiveKind.causal_lm:
+        fix = "Set it to 1, or objective=causal_lm."
+        if objective.kind is ObjectiveKind.weighted:
+            fix = "Set it to 1 and give the rows of replay a weight, or set objective=causal_lm."
+        yield must(key, f"1 with {objective.named}", weight, fix)
+    elif sources and not any(source.role is Role.replay for source in sources.values()):
+        yield _nothing_to_replay(f"{key}={weight:g}")
 
 
 def _choice_problems(config: RunConfig) -> Iterator[Problem]:

@@ -104,6 +104,9 @@ class ReplayConfig:
     """losing: optimizer steps between choices. The first of them draw in the permutation's order."""
     choice_of: int = 4
     """losing: packs that are scored, a forward pass each, for every one that is expected until the next choice."""
+    loss_weight: float = 1.0
+    """What a supervised replay token counts in the loss and in the count that divides it: with 5, 2 % of the tokens
+    pull about as 10 % do. It multiplies kl.beta too. Losses by source are reported as they are. Range: more than 0."""
     kl: ReplayKlConfig = field(default_factory=ReplayKlConfig)
     """KL to the base model on replay tokens."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)

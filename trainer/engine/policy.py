@@ -8,6 +8,7 @@ Shapes: B packs, T sequence, N = B*T, S supervised tokens, K chosen positions, V
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,7 +40,7 @@ class Losses:
     """Cross-entropy of a micro-batch in nats; only the sum has a gradient."""
 
     loss_sum: Tensor
-    """Over supervised tokens, with beta times the KL to a teacher where there is one."""
+    """Over supervised tokens, with beta times the KL to a teacher where there is one; packs may have weights."""
     nll_N: Tensor
     """0 where nothing is supervised."""
     kl_R: Tensor | None
@@ -130,12 +131,22 @@ class Policy:
         """Ask something about inputs that are no pack: a document with the model's own mask, a generation."""
         return self.engine.forward(ask, **inputs)
 
-    def nll(self, micro: MicroBatch, teacher: TopTokens | None = None) -> Losses:
+    def nll(
+        self, micro: MicroBatch, teacher: TopTokens | None = None, weights_B: Sequence[float] | None = None
+    ) -> Losses:
         """Return the losses of a micro-batch; their gradient is made in the forward pass.
+
+        Args:
+            weights_B: What a token of each pack counts in the sum; None: all alike.
 
         Where ranks share its tokens and a gradient is made, those of this rank's slice: the sum over ranks is all.
         """
-        loss_sum, nll_N, *kl = self.answer(Nll(labels_of(micro, self.device).reshape(-1), teacher), micro)
+        weights_N: Tensor | None = None
+        if weights_B is not None:
+            weights = np.repeat(np.array(weights_B, dtype=np.float32), micro.labels_BT.shape[1])
+            weights_N = move(torch.from_numpy(weights), self.device)
+        ask = Nll(labels_of(micro, self.device).reshape(-1), teacher, weights_N)
+        loss_sum, nll_N, *kl = self.answer(ask, micro)
         return Losses(loss_sum, nll_N, kl[0] if kl else None)
 
     def log_probs(self, micro: MicroBatch) -> Tensor:

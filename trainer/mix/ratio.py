@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from trainer.config.data import Role, SourceConfig
 from trainer.config.replay import RatioSchedule, ReplayConfig, Shift
 
 RATIO_BY_SHIFT = {Shift.weak: 0.05, Shift.strong: 0.25}
@@ -29,6 +30,13 @@ def starting_ratio(
     if len(weights) == len(target_weights) + len(replay_weights):
         return sum(w for w in replay_weights if w is not None) / sum(weights)
     return RATIO_BY_SHIFT[Shift.weak]
+
+
+def replay_weights(sources: Mapping[str, SourceConfig], replay: ReplayConfig) -> dict[str, float] | None:
+    """Return what a supervised token of each source counts in the loss; None where all count alike."""
+    if replay.loss_weight == 1:
+        return None
+    return {name: replay.loss_weight if s.role is Role.replay else 1.0 for name, s in sources.items()}
 
 
 def ratio_at(replay: ReplayConfig, ratio: float, done: float) -> float:

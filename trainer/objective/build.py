@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
 from trainer.data.types import Unit
@@ -23,6 +23,7 @@ def build_objective(
     teacher: Teacher | None = None,
     reference: ReadReference | None = None,
     mismatched: ReadMismatched | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Objective:
     """Return the objective.
 
@@ -32,10 +33,11 @@ def build_objective(
         teacher: Who says what the base thinks of replay, where replay.kl asks for it.
         reference: Who says how likely answers were before the first step, where the loss needs it.
         mismatched: Who reads packs with answers behind the prompts of others, where the loss measures from them.
+        weights: What a token of a source counts, by its name, where not all count alike.
     """
     match options.kind:
         case ObjectiveKind.causal_lm:
-            return CausalLMObjective(names, teacher)
+            return CausalLMObjective(names, teacher, weights)
         case ObjectiveKind.weighted:
             return WeightedObjective(names)
         case ObjectiveKind.reward:

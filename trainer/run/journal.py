@@ -243,7 +243,9 @@ class Journal:
         self._meter.add_evaluation(seconds)
         for choice in choices:
             _LOG.info("Step %d: %s", state.step, told_choice(choice))
-            self._event("chose", state, **choice.to_plain())
+            plain = choice.to_plain()
+            assert plain.pop("step") == state.step, "it is told when it is made"
+            self._event("chose", state, **plain)
         self._write(state.step, {**logged_choices(choices, seconds)})
 
     def saved(self, saved: Saved) -> None:

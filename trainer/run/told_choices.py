@@ -14,7 +14,8 @@ def told_choice(choice: Choice) -> str:
     num_chosen = min(choice.num_wanted, choice.num_candidates)
     return (
         f"of {many(choice.num_candidates, 'replay pack')} of {choice.pool} the {num_chosen} come next on which the "
-        f"loss has risen most: by {choice.rise_chosen:+.4f} nats over the base, and {choice.rise_candidates:+.4f} on all."
+        f"loss has risen most: by {choice.rise_chosen:+.4f} nats over the base, and "
+        f"{choice.rise_candidates:+.4f} on all."
     )
 
 

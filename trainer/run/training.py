@@ -26,6 +26,7 @@ from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
+from trainer.mix.ratio import replay_weights
 from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
@@ -111,6 +112,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         build_teacher(session, mixing),
         None if references is None else references.train.of,
         None if references is None else references.mismatched,
+        replay_weights(config.data.sources, config.replay),
     )
     state = saver.resume(goes_on)
     mixing.restore(state)
@@ -270,13 +272,12 @@ def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
     Raises:
         GivenUp: A rank was asked to stop while the base was asked.
     """
-    config = session.config
-    kl = config.replay.kl
+    config, kl = session.config, session.config.replay.kl
     if not kl.beta:
         return None
     if session.tuned.peft_config is not None and session.start is None:
-        roles = [spec.role for spec in config.data.sources.values()]
-        replay = frozenset(i for i, role in enumerate(roles) if role is Role.replay)
+        sources = enumerate(config.data.sources.values())
+        replay = frozenset(i for i, source in sources if source.role is Role.replay)
         return AdapterBase(kl.beta, kl.top, replay)
     question = Question(session.begun_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
     packs = mixing.replay_to_draw()

@@ -26,7 +26,9 @@ def plain_config(folder):
 def config_of(folder, num_steps=24, every=4, of=3, ratio=0.25):
     config = copy.deepcopy(plain_config(folder))
     roles = {"new": Role.target, "old": Role.replay, "older": Role.replay}
-    config.data.sources = {name: SourceConfig(path=f"{name}.jsonl", role=role) for name, role in roles.items()}
+    config.data.sources = {
+        name: SourceConfig(path=f"{name}.jsonl", role=role) for name, role in roles.items()
+    }
     config.train.max_steps, config.train.max_epochs = num_steps, None
     config.replay.ratio, config.replay.choice = ratio, ReplayChoice.losing
     config.replay.choice_every, config.replay.choice_of = every, of
@@ -201,7 +203,7 @@ def test_choices_of_another_pool_or_of_packs_that_are_not_there_are_refused(tmp_
     good = Choice(4, "old+older", 5, [0, 50], 4, 12, 0.5, 0.1)
     mixing.restore(TrainState(choices=[good.to_plain()]))
     for changed in ({"packs": [51]}, {"packs": [-1]}, {"pool": "other"}):
-        with pytest.raises(DataError, match="choices? of replay"):
+        with pytest.raises(DataError, match=r"choices? of replay"):
             mixing.restore(TrainState(choices=[good.to_plain() | changed]))
 
 

@@ -24,12 +24,15 @@ from trainer.model.token_slices import TokenSlices
 class Nll(HeadAsk[tuple[Tensor, ...]]):
     """Ask for (loss_sum, nll_N), and kl_R with a teacher; float32.
 
-    loss_sum is the sum of nll_N plus beta times that of kl_R, and the only one with a gradient.
+    loss_sum is the sum of nll_N plus beta times that of kl_R, both by weight where there are weights, and the only one
+    with a gradient.
     """
 
     labels_N: Tensor
     """Next tokens; -100 is not supervised."""
     teacher: TopTokens | None = None
+    weights_N: Tensor | None = None
+    """What a token counts in loss_sum, float32; None: all alike."""
 
     def within(self, slices: TokenSlices, num_packs: int) -> Nll:
         """Return the question about this rank's slice of every pack.
@@ -39,7 +42,12 @@ class Nll(HeadAsk[tuple[Tensor, ...]]):
         """
         if self.teacher is not None:
             raise ModelError("A teacher must be asked of whole packs, but is asked of slices instead.")
-        return Nll(slices.own(self.labels_N.reshape(num_packs, -1)).reshape(-1))
+        own = [
+            None if of_all is None else slices.own(of_all.reshape(num_packs, -1)).reshape(-1)
+            for of_all in (self.labels_N, self.weights_N)
+        ]
+        assert own[0] is not None, "there are labels"
+        return Nll(own[0], weights_N=own[1])
 
     def answer(self, hidden: Tensor, output: Output) -> tuple[Tensor, ...]:
         """Take the losses of all rows."""
@@ -52,6 +60,7 @@ class Nll(HeadAsk[tuple[Tensor, ...]]):
             output.chunk_tokens,
             self.teacher,
             output.bend,
+            self.weights_N,
         )
         return found
 
@@ -69,10 +78,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         base: TopTokens | None = None,
         bend: Bend = NO_BEND,
+        weights_N: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Return (loss_sum, nll_N), and kl_R with a base; float32, nll is 0 where the label is -100.
 
-        loss_sum is the sum of nll_N plus beta times that of kl_R.
+        loss_sum is the sum of nll_N plus beta times that of kl_R, both by weight where there are weights.
         """
         needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         num_tokens = hidden_NH.shape[0]
@@ -92,6 +102,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             )
             if kl is not None:
                 kls.append(kl)
+            if weights_N is not None and (needs_hidden or needs_weight):
+                grad_logits.mul_(weights_N[part, None])
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight_VH, out=grad_hidden[part])
             grads.add(grad_logits, hidden_NH[part])
@@ -99,12 +111,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 grad_bias += grad_logits.sum(0, dtype=grad_bias.dtype)
         ctx.save_for_backward(grad_hidden, grads.total, grad_bias)
         ctx.weight_dtype = weight_VH.dtype
+        counted_N = nll_N if weights_N is None else weights_N * nll_N
         if base is None:
             ctx.mark_non_differentiable(nll_N)
-            return nll_N.sum(), nll_N
+            return counted_N.sum(), nll_N
         kl_R = torch.cat(kls) if kls else nll_N.new_zeros(0)
         ctx.mark_non_differentiable(nll_N, kl_R)
-        return nll_N.sum() + base.beta * kl_R.sum(), nll_N, kl_R
+        counted_R = kl_R if weights_N is None or not kls else weights_N[base.rows_R] * kl_R
+        return counted_N.sum() + base.beta * counted_R.sum(), nll_N, kl_R
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -118,7 +132,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight = grad_weight.to(ctx.weight_dtype)
         if grad_bias is not None:
             grad_bias = (grad_bias * scale).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _scale_in_place(grad: Tensor, scale: Tensor) -> None:
