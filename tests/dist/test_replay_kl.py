@@ -65,13 +65,15 @@ def references(data: str) -> list[Path]:
 
 def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     """Train as a run does and return what every step said, and the loader."""
+    from trainer.mix.ratio import replay_weights
     from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
     from trainer.optim.schedule import lr_factor
     from trainer.run.step import train_step
     from trainer.run.training import build_teacher, open_loader
 
     config, mixing = session.config, session.mixing()
-    objective = CausalLMObjective(list(session.stores), build_teacher(session, mixing))
+    weights = replay_weights(config.data.sources, config.replay)
+    objective = CausalLMObjective(list(session.stores), build_teacher(session, mixing), weights)
     loader = open_loader(session, mixing, objective)
     records = []
     for step in range(NUM_STEPS):
@@ -95,7 +97,9 @@ def trained(mesh: Any, workspace: str, data: str, run_dir: str, variants: list[l
     return found
 
 
-def plain_torch(mesh: Any, workspace: str, data: str, run_dir: str) -> list[dict[str, float]]:
+def plain_torch(
+    mesh: Any, workspace: str, data: str, run_dir: str, beta: float = BETA, weight: float = 1.0
+) -> list[dict[str, float]]:
     """Train with nothing of ours but the batches: every document alone, autograd's KL to a frozen second model."""
     from transformers import AutoModelForCausalLM
 
@@ -115,15 +119,21 @@ def plain_torch(mesh: Any, workspace: str, data: str, run_dir: str) -> list[dict
         for group_of in optimizer.param_groups:
             lr = (step + 1) / 2 if step < 2 else cosine((step - 2) / (NUM_STEPS - 2), 0.1)
             group_of["lr"] = 0.01 * lr
-        sums = [plain_document(model, base, *document) for document in documents_of(batch, is_replay)]
-        total = batch.num_targets_global
+        documents = documents_of(batch, is_replay)
+        sums = [plain_document(model, base, *document) for document in documents]
+        weights = [weight if document[-1] else 1.0 for document in documents]
+        counts = [int((document[1] != -100).sum()) for document in documents]
+        total = sum(counts)
+        assert total == batch.num_targets_global
         nll, kl = sum(s[0] for s in sums), sum(s[1] for s in sums)
-        ((nll + BETA * kl) / total).backward()
+        minimised = sum(w * (s[0] + beta * s[1]) for w, s in zip(weights, sums, strict=True))
+        minimised = minimised / sum(w * count for w, count in zip(weights, counts, strict=True))
+        minimised.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         num_kl = batch.num_targets_by_source["old"]
-        values = (nll / total, (nll + BETA * kl) / total, kl / num_kl, norm)
+        values = (nll / total, minimised, kl / num_kl, norm)
         records.append({key: float(value) for key, value in zip(KEYS, values, strict=True)})
     return records
 
@@ -181,6 +191,42 @@ def test_every_stage_and_number_of_ranks_takes_the_steps_of_plain_torch(
                 assert record[key] == pytest.approx(wanted[key], rel=10 * FP32), key
             assert record["kl"] == pytest.approx(wanted["kl"], rel=1e-4, abs=1e-7)
     assert len(references(data)) == 1, "one base, one set of packs, whatever the stage and the ranks"
+
+
+WEIGHT = 5.0
+WEIGHED = [
+    (BETA, ["zero.stage=3"]),
+    (BETA, ["tune.method=full", "zero.stage=1", "train.micro_batch_size=1"]),
+    (0.0, ["zero.stage=2", "replay.kl.beta=0"]),
+    (0.0, ["zero.stage=1", "replay.kl.beta=0", "train.sequence_parallel=2"]),
+]
+
+
+def test_a_replay_token_that_weighs_more_counts_more_in_the_sum_and_in_what_divides_it(
+    pool, workspace, data, tmp_path
+):
+    """The norm alone: the gradient is not weighed where it is made. The total alone: the count is not that of weights,
+    or of one rank. The plain loss: what is reported is weighed too.
+    """
+    expected = {
+        beta: pool(1).run(
+            plain_torch,
+            workspace=workspace,
+            data=data,
+            run_dir=str(tmp_path / f"plain{beta:g}"),
+            beta=beta,
+            weight=WEIGHT,
+        )[0]
+        for beta in (0.0, BETA)
+    }
+    variants = [[*words, f"replay.loss_weight={WEIGHT:g}"] for _, words in WEIGHED]
+    results = pool(2).run(trained, workspace=workspace, data=data, run_dir=str(tmp_path), variants=variants)
+    assert all(result == results[0] for result in results), "ranks report different numbers"
+    for (beta, _), records in zip(WEIGHED, results[0], strict=True):
+        for record, wanted in zip(records, expected[beta], strict=True):
+            for key in ("loss", "total_loss", "grad_norm"):
+                assert record[key] == pytest.approx(wanted[key], rel=10 * FP32), key
+    assert abs(expected[0.0][-1]["total_loss"] - expected[0.0][-1]["loss"]) > 1e-3
 
 
 def train(

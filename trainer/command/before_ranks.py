@@ -11,6 +11,7 @@ from trainer.config.check_export import exports_adapter
 from trainer.config.gate import about_nothing, sets_about
 from trainer.config.metric import is_task_metric
 from trainer.config.model import ModelKind
+from trainer.config.replay import RatioController
 from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
 from trainer.config.tune import Quantise
@@ -82,12 +83,36 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> int:
     from trainer.mix.mixing import Mixing
     from trainer.run.packing import with_packing
 
+    _check_conversations(config, tokenizer)
     stores = open_all(with_packing(config, says=False).data, tokenizer)
     packs_per_step = config.train.global_batch_tokens // config.data.seq_len
     mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
     return mixing.num_steps
+
+
+def _check_conversations(config: RunConfig, tokenizer: TokenizerLike) -> None:
+    """Raise when the ratio shall answer to the KL on conversations, and the model has none.
+
+    Raises:
+        ConfigError: It has no chat template, or a pack is too short for all of them.
+    """
+    from trainer.evaluate.conversations import ChatPrompts
+
+    epsilon = config.replay.epsilon_kl
+    if epsilon is None or config.replay.controller is not RatioController.hold:
+        return
+    if not tokenizer.has_chat_template:
+        why, fix = (
+            "a chat template, which this model's tokenizer has not",
+            "Leave it out, or set model.chat_template",
+        )
+    elif not ChatPrompts(tokenizer, config.data.seq_len).num_packs:
+        why, fix = f"conversations that fit data.seq_len={config.data.seq_len}", "Raise data.seq_len"
+    else:
+        return
+    raise ConfigError(f"`replay.epsilon_kl` must be null without {why}, but is {epsilon:g} instead. {fix}.")
 
 
 def check_prompts(config: RunConfig, tokenizer: TokenizerLike) -> None:

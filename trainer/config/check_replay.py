@@ -117,6 +117,8 @@ def _controller_problems(config: RunConfig) -> Iterator[Problem]:
     replay, sources = config.replay, config.data.sources
     if not replay.epsilon > 0:
         yield must("replay.epsilon", "more than 0", replay.epsilon, "Set 0.05 nats.")
+    if replay.epsilon_kl is not None:
+        yield from _epsilon_kl_problems(config, replay.epsilon_kl)
     if not replay.max_change > 0:
         yield must("replay.max_change", "more than 0", replay.max_change, "Set 0.02.")
     if replay.min_ratio > replay.max_ratio:
@@ -137,6 +139,20 @@ def _controller_problems(config: RunConfig) -> Iterator[Problem]:
         yield must(
             "data.validation_frac", "more than 0 for controller=hold without a probe", 0.0, "Set 0.02."
         )
+
+
+def _epsilon_kl_problems(config: RunConfig, epsilon: float) -> Iterator[Problem]:
+    key, evaluate = "replay.epsilon_kl", config.evaluate
+    if not 0 < epsilon < math.inf:
+        yield must(key, "null or a finite number above 0", epsilon, "Set 0.05 nats.")
+    if config.objective.kind is ObjectiveKind.reward:
+        rule = f"null with {config.objective.named}, which answers nothing"
+        yield must(key, rule, epsilon, "Leave it out.")
+    elif not evaluate.forgetting or evaluate.kl_packs < 1:
+        asked, value = ("forgetting", False) if not evaluate.forgetting else ("kl_packs", evaluate.kl_packs)
+        rule = f"{'true' if not evaluate.forgetting else 'more than 0'} with {key}"
+        fix = "What the base answers is kept for both: set it to true." if value is False else "Set 16."
+        yield must(f"evaluate.{asked}", rule, value, fix)
 
 
 def _kl_problems(sources: dict[str, SourceConfig], replay: ReplayConfig) -> Iterator[Problem]:

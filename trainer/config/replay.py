@@ -34,12 +34,12 @@ class RatioSchedule(Enum):
 
 
 class RatioController(Enum):
-    """Whether the ratio answers to held-out loss."""
+    """Whether the ratio answers to what is forgotten."""
 
     none = "none"
     """It does not."""
     hold = "hold"
-    """It rises when held-out loss does, and falls again."""
+    """It rises when held-out loss or the KL to the base does, and falls again."""
 
 
 class ReplayChoice(Enum):
@@ -88,6 +88,9 @@ class ReplayConfig:
     """`hold` moves the ratio after every evaluation so that held-out loss stays near the base model's."""
     epsilon: float = 0.05
     """hold: allowed rise of the mean held-out loss of `watch` over the base, in nats."""
+    epsilon_kl: float | None = None
+    """hold: allowed mean KL(base || model) on the fixed conversations, in nats a token, taken at every evaluation; the
+    ratio answers to the worse of it and the loss. null: it does not count."""
     watch: list[str] = field(default_factory=list)
     """hold: sources whose held-out loss counts. Empty: all with role=probe, else all with role=replay."""
     min_ratio: float = 0.01

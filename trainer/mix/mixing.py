@@ -128,15 +128,18 @@ class Mixing:
         if self.choices is not None:
             self.choices.restore(state)
 
-    def steer(self, state: TrainState) -> Decision | None:
+    def steer(self, state: TrainState, kl: float | None = None) -> Decision | None:
         """Let the controller answer to the newest held-out losses; None if it is off or has no base yet.
 
         Its decision begins with the step after the next, because the next one is being read already.
+
+        Args:
+            kl: To the base on the fixed conversations, in nats.
         """
         if self.replay.controller is RatioController.none or state.step == 0 or not self.has_replay:
             return None
         previous = self.ratio_of_step(state.step)
-        decision = decide(self.replay, previous, state.last_losses, state.base_losses, self.watch)
+        decision = decide(self.replay, previous, state.last_losses, state.base_losses, self.watch, kl)
         state.ratio_changes.append([state.step + 1, decision.ratio])
         self._changes = state.ratio_changes
         return decision

@@ -15,6 +15,7 @@ from trainer.config.data import Role
 from trainer.config.many import many
 from trainer.config.metric import FORGETTING, KL_MEAN
 from trainer.config.model import ModelKind
+from trainer.config.replay import RatioController, ReplayConfig
 from trainer.config.schema import RunConfig
 from trainer.config.tune import TuneConfig
 from trainer.data.formats.opened import AS_ONE
@@ -173,7 +174,7 @@ def build_evaluator(
         texts_of(session),
         build_forgetting(session, heed),
         build_task_scores(session),
-        session.config.evaluate.during.kl,
+        session.config.evaluate.during.kl or _answers_to_kl(session.config.replay),
         scored_pairs(session, heed)
         or _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
     )
@@ -183,6 +184,10 @@ def _with_heed(pairs: HeldOutPairs | None, heed: Callable[[], None]) -> HeldOutP
     if pairs is None:
         return None
     return dataclasses.replace(pairs, held_out=dataclasses.replace(pairs.held_out, heed=heed))
+
+
+def _answers_to_kl(replay: ReplayConfig) -> bool:
+    return replay.controller is RatioController.hold and replay.epsilon_kl is not None
 
 
 def texts_of(session: Session) -> Texts:

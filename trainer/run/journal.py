@@ -25,7 +25,7 @@ from trainer.run.pace import SlowRank
 from trainer.run.saver import Saved
 from trainer.run.spikes import Spike
 from trainer.run.step import StepResult
-from trainer.run.told_choices import logged_choices, told_choice
+from trainer.run.told_replay import logged_choices, told_choice, told_decision
 
 _LOG = logging.getLogger(__name__)
 MOST_SAID = 3
@@ -229,13 +229,7 @@ class Journal:
 
     def steered(self, state: TrainState, decision: Decision) -> None:
         """Record what the replay controller saw and chose."""
-        _LOG.info(
-            "Step %d: general held-out loss is %+.4f nats from the base; replay ratio %.4f -> %.4f.",
-            state.step,
-            decision.rise_nats,
-            decision.previous,
-            decision.ratio,
-        )
+        _LOG.info("Step %d: %s", state.step, told_decision(decision))
         self._event("steered", state, **dataclasses.asdict(decision))
 
     def chose(self, state: TrainState, choices: Sequence[Choice], seconds: float) -> None:

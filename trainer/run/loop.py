@@ -12,6 +12,7 @@ import time
 from trainer.checkpoint.best import best_of
 from trainer.checkpoint.state import TrainState
 from trainer.config.many import many
+from trainer.config.metric import CHAT_PROMPTS
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.errors import CheckpointError
 from trainer.metrics.tracker import by_source
@@ -250,7 +251,7 @@ def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, 
             state.evaluations_without_gain += 1
         measured |= parts.evaluator.drift(state) | parts.evaluator.preferences(state)
     parts.journal.evaluation(state, measured, time.perf_counter() - started)
-    decision = parts.mixing.steer(state)
+    decision = parts.mixing.steer(state, measured.get(by_source("kl", CHAT_PROMPTS)))
     if decision is not None:
         parts.journal.steered(state, decision)
     return measured

@@ -13,9 +13,10 @@ from tests.unit.checkpoint.test_commit import manifest, save
 from trainer.checkpoint.layout import MANIFEST, find_checkpoints, rng_file, step_dir, step_of
 from trainer.checkpoint.prune import Retention, prune, superseded
 from trainer.checkpoint.space import Demand, check_space, demand, make_room, most_saves
-from trainer.checkpoint.state import PARTS, TrainState, read_state, write_state
+from trainer.checkpoint.state import CHOICE, PARTS, TrainState, read_state, write_state
 from trainer.config.train import BestConfig, CheckpointConfig
 from trainer.errors import CheckpointError, DamagedError
+from trainer.mix.choice import Choice
 from trainer.mix.plan import Cursor
 from trainer.run.during import Budget
 
@@ -136,8 +137,15 @@ def test_an_odd_value_at_any_place_of_the_state_is_a_sentence_or_the_kind_that_a
     """Whoever sealed it: a traceback, or a run that goes on from the beginning of its data, came of these."""
     plan = dataclasses.asdict(Cursor(3, [4, 1], [90, 20], -5))
     during = Budget(9.0, 1.0, 0.5, True).to_plain()
+    choice = Choice(2, "old", 4, [1, 0], 1, 2, 0.5, 0.25)
     good = TrainState(
-        step=3, tokens_seen=9, plan=plan, during=during, ratio_changes=[[2, 0.1]], usual={"loss": [1.0]}
+        step=3,
+        tokens_seen=9,
+        plan=plan,
+        during=during,
+        ratio_changes=[[2, 0.1]],
+        usual={"loss": [1.0]},
+        choices=[choice.to_plain()],
     )
     path = tmp_path / "state.json"
     write_state(path, good)
@@ -159,6 +167,7 @@ def test_an_odd_value_at_any_place_of_the_state_is_a_sentence_or_the_kind_that_a
             if found.plan:
                 Cursor(**found.plan).copy()
             Budget(**found.during)
+            assert all(Choice(**one) for one in found.choices)
             assert found.step == 3 and all(at >= 0 for at, _ in found.ratio_changes), (place, odd)
     assert refused > 300
     for text in ("", "[" * 100_000, "[]", "{}", "3", json.dumps(record | {"colour": 1}), "\xff{"):
@@ -171,6 +180,7 @@ def test_the_parts_of_a_state_are_those_that_are_kept_in_it():
     assert [list(kinds) for kinds in PARTS.values()] == [
         [field.name for field in dataclasses.fields(kind)] for kind in (Cursor, Budget)
     ]
+    assert list(CHOICE) == [field.name for field in dataclasses.fields(Choice)]
 
 
 def test_a_state_of_another_step_than_its_checkpoint_or_its_data_is_refused(tmp_path):

@@ -5,8 +5,9 @@ import pytest
 from tests.helpers.tiny import tiny_config
 from tests.unit.config.test_check import edited
 from trainer.config.check import find_problems
-from trainer.config.data import Role, SourceConfig
-from trainer.config.replay import RatioController, RatioSchedule, Shift
+from trainer.config.data import Format, Role, SourceConfig
+from trainer.config.objective import ObjectiveKind
+from trainer.config.replay import RatioController, RatioSchedule, ReplayChoice, Shift
 
 
 @pytest.fixture
@@ -25,6 +26,10 @@ def config(tmp_path):
 
 
 HOLD = {"replay.controller": RatioController.hold}
+LOSING = {"replay.choice": ReplayChoice.losing}
+REWARD = {"objective.kind": ObjectiveKind.reward}
+PAIRS = {"objective.kind": ObjectiveKind.preference, "data.sources.new.format": Format.preference}
+WEIGHED = {"objective.kind": ObjectiveKind.weighted}
 PIECEWISE = {"replay.schedule": RatioSchedule.piecewise}
 RULES = [
     ("replay.ratio", {"replay.ratio": 1.0}),
@@ -51,6 +56,14 @@ RULES = [
     ("replay.kl.beta", {"replay.kl.beta": float("nan")}),
     ("replay.kl.beta", {"replay.kl.beta": float("inf")}),
     ("replay.kl.top", {"replay.kl.top": 0}),
+    ("replay.epsilon_kl", HOLD | {"replay.epsilon_kl": 0.0}),
+    ("replay.epsilon_kl", HOLD | {"replay.epsilon_kl": float("nan")}),
+    ("evaluate.forgetting", HOLD | {"replay.epsilon_kl": 0.1, "evaluate.forgetting": False}),
+    ("evaluate.kl_packs", HOLD | {"replay.epsilon_kl": 0.1, "evaluate.kl_packs": 0}),
+    ("replay.loss_weight", {"replay.loss_weight": 0.0}),
+    ("replay.loss_weight", {"replay.loss_weight": float("inf")}),
+    ("replay.choice_every", LOSING | {"replay.choice_every": 0}),
+    ("replay.choice_of", LOSING | {"replay.choice_of": 1}),
     ("data.sources.new.weight", {"data.sources.new.weight": -1.0, "data.sources.more.weight": 2.0}),
     ("data.sources.general.weight", {"data.sources.general.weight": 1.0}),
     ("data.sources.old.max_epochs", {"data.sources.old.max_epochs": 0.0}),
@@ -107,3 +120,48 @@ def test_a_controller_without_anything_held_out_is_refused(config):
     del config.data.sources["general"]
     (problem,) = find_problems(edited(config, HOLD | {"data.validation_frac": 0.0}))
     assert problem.sentence.startswith("`data.validation_frac` must be more than 0")
+
+
+@pytest.mark.parametrize(
+    ("key", "edits", "says"),
+    [
+        ("replay.epsilon_kl", HOLD | REWARD | {"replay.epsilon_kl": 0.1}, "null with objective=reward"),
+        ("replay.loss_weight", WEIGHED | {"replay.loss_weight": 2.0}, "give the rows of replay a weight"),
+        ("replay.loss_weight", PAIRS | {"replay.loss_weight": 2.0}, "1 with objective=dpo"),
+        ("replay.choice", LOSING | REWARD, "learns no tokens"),
+        (
+            "replay.choice",
+            LOSING | PAIRS | {"data.sources.old.format": Format.preference},
+            "learnt by no token",
+        ),
+        ("replay.choice", LOSING | PAIRS | {"objective.preference.text_weight": 0.0}, "learns no replay"),
+    ],
+)
+def test_what_another_objective_cannot_do_with_replay_is_a_sentence(config, key, edits, says):
+    found = [one.sentence for one in find_problems(edited(config, edits)) if one.key == key]
+    assert len(found) == 1 and says in found[0] and f"`{key}` must be" in found[0]
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        LOSING,
+        LOSING | WEIGHED,
+        LOSING | PAIRS,
+        {"replay.loss_weight": 2.0},
+        HOLD | {"replay.epsilon_kl": 0.1},
+    ],
+)
+def test_what_can_be_done_is_no_problem(config, edits):
+    assert not [one.sentence for one in find_problems(edited(config, edits)) if one.key.startswith("replay")]
+
+
+@pytest.mark.parametrize("edits", [LOSING, {"replay.loss_weight": 2.0}])
+def test_nothing_can_be_chosen_or_weighed_without_replay(config, edits):
+    for name in ("old", "older"):
+        config.data.sources[name].role = Role.target
+    (problem,) = find_problems(edited(config, edits))
+    assert (
+        problem.key == "data.sources"
+        and "must have a source with role=replay for replay." in problem.sentence
+    )

@@ -45,6 +45,40 @@ def test_a_loss_that_is_not_finite_counts_as_the_worst(loss):
     assert decision.ratio == pytest.approx(0.12)
 
 
+KL = ReplayConfig(epsilon=0.05, epsilon_kl=0.2, min_ratio=0.01, max_ratio=0.5, max_change=0.02)
+
+
+@pytest.mark.parametrize(
+    ("rise", "kl", "ratio", "decided_by"),
+    [
+        (
+            0.0,
+            0.3,
+            0.11,
+            "kl",
+        ),  # half over its epsilon: half of the largest change, though the loss would lower it
+        (0.075, 0.1, 0.11, "loss"),
+        (0.075, 0.25, 0.11, "loss"),  # a half against a quarter
+        (0.0, 0.15, 0.1, "kl"),  # nothing moves: the KL is between half of its epsilon and all of it
+        (0.0, 0.0, 0.08, "loss"),
+        (0.0, 0.05, 0.09, "kl"),
+        (0.0, math.nan, 0.12, "kl"),
+    ],
+)
+def test_the_worse_of_loss_and_kl_decides(rise, kl, ratio, decided_by):
+    decision = decide(KL, 0.1, {"general": 2.0 + rise}, {"general": 2.0}, ["general"], kl)
+    assert decision.ratio == pytest.approx(ratio) and decision.decided_by == decided_by
+    assert decision.kl_nats is kl
+
+
+def test_a_kl_that_is_not_asked_for_does_not_count():
+    decision = decide(HOLD, 0.1, {"general": 2.0}, {"general": 2.0}, ["general"], 9.0)
+    assert decision.ratio == pytest.approx(0.08)
+    assert (decision.kl_nats, decision.decided_by) == (None, "loss")
+    unmeasured = decide(KL, 0.1, {"general": 2.0}, {"general": 2.0}, ["general"], None)
+    assert unmeasured.ratio == pytest.approx(0.08) and unmeasured.decided_by == "loss"
+
+
 def test_several_sets_count_by_their_mean_and_unknown_ones_not_at_all():
     losses, base = {"a": 2.2, "b": 1.9, "c": 9.0}, {"a": 2.0, "b": 2.0, "c": 1.0}
     decision = decide(HOLD, 0.1, losses, base, ["a", "b", "gone"])

@@ -123,7 +123,7 @@ class Work:
     def is_due_again(self, step):
         return self.again_at is not None and step >= self.again_at
 
-    def steer(self, state):
+    def steer(self, state, kl=None):
         return None
 
     def go_back(self, most_step):
@@ -152,6 +152,9 @@ class Report:
 
     def evaluation(self, state, measured, seconds):
         self.evaluations.append((state.step, measured))
+
+    def chose(self, state, choices, seconds):
+        self.chosen = [*getattr(self, "chosen", ()), (state.step, choices)]
 
     def skipped(self, state, result):
         self.skips.append(state.step)
@@ -244,6 +247,7 @@ def run(
     slow=None,
     clock=None,
     spikes=None,
+    chooser=None,
     **changes,
 ):
     """Run the loop; with `slow`, writes go on beside it for so many steps."""
@@ -259,6 +263,7 @@ def run(
     parts.saves_in_background, parts.clock = slow is not None, clock
     if spikes is not None:
         parts.spikes = SpikeWatch(spikes, mesh)
+    parts.chooser = chooser
     reason = train(parts, state, cadence(**changes))
     return reason, state, work, report, loader, engine
 
@@ -690,3 +695,38 @@ def test_a_run_is_not_rewound_for_ever():
 def test_without_a_checkpoint_to_go_back_to_a_spike_is_said():
     reason, state, _, report, *_ = run(norms=ONE_SPIKE, spikes=spikes(SpikePolicy.rewind, rewind_steps=9))
     assert reason is StopReason.finished and report.spikes[0][-1] is None and state.rewinds == 0
+
+
+class Chooser:
+    """Is due after every fourth step, and stopped when it is asked for the n-th time."""
+
+    def __init__(self, stops_at=10**9):
+        self._left = stops_at
+
+    def is_due(self, state):
+        made = [choice["step"] for choice in state.choices]
+        return state.step > 0 and state.step % 4 == 0 and state.step not in made
+
+    def choose(self, state):
+        self._left -= 1
+        if self._left == 0:
+            raise GivenUp
+        state.choices.append({"step": state.step})
+        return [state.step]
+
+
+def test_replay_is_chosen_at_its_cadence_before_a_checkpoint_is_saved():
+    _, state, work, report, _, _ = run(save_every=4, chooser=Chooser())
+    assert report.chosen == [(4, [4]), (8, [8])] and work.saved == [4, 8, 10]
+    assert [choice["step"] for choice in state.choices] == [4, 8]
+
+
+def test_a_choice_that_a_stop_left_undone_is_made_up_for_before_the_next_step():
+    reason, state, work, report, _, _ = run(chooser=Chooser(stops_at=1))
+    assert reason is StopReason.preempted and work.saved == [4] and not hasattr(report, "chosen")
+    _, state, work, report, loader, _ = run(state, chooser=Chooser())
+    assert report.chosen == [(4, [4]), (8, [8])] and loader.taken == [4, 5, 6, 7, 8, 9]
+    stopped = run(TrainState(step=4, last_evaluated_step=0), chooser=Chooser(stops_at=1))
+    assert stopped[0] is StopReason.preempted and stopped[4].taken == []
+    asked = run(stop=Stop(after=3), chooser=Chooser())
+    assert asked[0] is StopReason.preempted and asked[1].step == 4 and not asked[1].choices

@@ -1,4 +1,4 @@
-"""A choice of replay as a line and as what is logged of it."""
+"""Decisions about replay as lines, and as what is logged of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trainer.config.many import many
 from trainer.metrics.tracker import by_source
 from trainer.mix.choice import Choice
+from trainer.mix.controller import Decision
 
 
 def told_choice(choice: Choice) -> str:
@@ -16,6 +17,17 @@ def told_choice(choice: Choice) -> str:
         f"of {many(choice.num_candidates, 'replay pack')} of {choice.pool} the {num_chosen} come next on which the "
         f"loss has risen most: by {choice.rise_chosen:+.4f} nats over the base, and "
         f"{choice.rise_candidates:+.4f} on all."
+    )
+
+
+def told_decision(decision: Decision) -> str:
+    """Return in words what the controller saw and chose."""
+    kl = ""
+    if decision.kl_nats is not None:
+        kl = f", the KL to the base {decision.kl_nats:.4f}; the {decision.decided_by} decides"
+    return (
+        f"general held-out loss is {decision.rise_nats:+.4f} nats from the base{kl}; "
+        f"replay ratio {decision.previous:.4f} -> {decision.ratio:.4f}."
     )
 
 
