@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from trainer.checkpoint.state import TrainState
+from trainer.config.many import many
 from trainer.config.replay import ReplayConfig
 from trainer.data.types import Bools, Int64s
 from trainer.errors import DataError
@@ -87,6 +88,26 @@ class ReplayChoices:
                 ref = order.ref_of(number, 0)
                 found.setdefault(ref.source, []).append(ref.pack)
         return {source: np.array(sorted(packs), dtype=np.int64) for source, packs in sorted(found.items())}
+
+    def too_small(self, at_once: Mapping[str, float]) -> list[str]:
+        """Return what to say of pools that have fewer packs than shall be scored for a choice.
+
+        Args:
+            at_once: Packs that a pool may give between two choices.
+        """
+        found = []
+        for pool, name in self._names.items():
+            asked, there = (
+                self._replay.choice_of * math.ceil(at_once[name]),
+                self._after.pools[pool].num_packs,
+            )
+            if asked > there:
+                found.append(
+                    f"replay.choice=losing asks for {asked} candidates at a time, and {name} has "
+                    f"{many(there, 'pack')}: all that are left of a pass are candidates. Add documents, or lower "
+                    "replay.choice_of or replay.choice_every."
+                )
+        return found
 
     def candidates(self, state: TrainState) -> list[Candidates]:
         """Return the packs that are to be scored; of a pool that gives none until the next choice none."""

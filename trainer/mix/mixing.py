@@ -186,8 +186,11 @@ class Mixing:
         sizes = {i: len(t) for pool in pools for i, t in zip(pool.sources, pool.targets, strict=True)}
         return {source: np.arange(sizes[source]) for source in sources if source in sizes}
 
-    def to_score(self) -> dict[int, Int64s]:
-        """Return the replay packs whose loss is to be known before the first step, to choose by its rise."""
+    def to_score(self) -> tuple[dict[int, Int64s], list[str]]:
+        """Return the replay packs whose loss is to be known before the first step, to choose by its rise.
+
+        And what to say of pools that are small for that.
+        """
         assert self.choices is not None, "replay is chosen"
         every = min(self.replay.choice_every, self.num_steps)
         most = self.most_ratio
@@ -195,7 +198,8 @@ class Mixing:
             {row.pool.name: row.epochs * row.pool.num_packs for row in self.passes(most, steps)}
             for steps in (self.num_steps, every)
         )
-        return self.choices.to_know({name: (in_all[name], at_once[name]) for name in in_all})
+        packs = self.choices.to_know({name: (in_all[name], at_once[name]) for name in in_all})
+        return packs, self.choices.too_small(at_once)
 
     @property
     def most_ratio(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.config.many import many
 from trainer.evaluate.record import Replay, ReplaySource
 from trainer.report.element import Child, Html, table
 from trainer.report.figure import line_chart
@@ -25,6 +26,8 @@ def replay(record: RunRecord) -> Html:
         body.append(missing("The sources are listed once forgetting.json is there."))
     else:
         body = [paragraph(_in_words(found)), *body, _sources(found)]
+    if chosen := _chosen_in_words(record):
+        body += [paragraph(chosen), _rise_figure(record)]
     return section("replay", "Replay", *body)
 
 
@@ -43,6 +46,35 @@ def _in_words(found: Replay) -> str:
     return (
         f"Asked for {percent(found.ratio_asked)} replay and reached {percent(found.ratio_reached)} "
         f"(schedule {found.schedule}, controller {found.controller})."
+    )
+
+
+def _chosen_in_words(record: RunRecord) -> str:
+    """Say how often packs were chosen by what was lost on them, and of the last time by how much; empty without."""
+    chosen = [event for event in record.events if event.get("event") == "chose"]
+    if not chosen:
+        return ""
+    last = chosen[-1]
+    num_times = len({event.get("step") for event in chosen})
+    return (
+        f"Replay packs were chosen {many(num_times, 'time')} by what the model was losing. At step {last['step']}, "
+        f"{min(last['num_wanted'], last['num_candidates'])} of {many(last['num_candidates'], 'pack')} of "
+        f"{last['pool']} were chosen: their loss was {last['rise_chosen']:+.4f} nats a token from the base's, and "
+        f"{last['rise_candidates']:+.4f} on all that were scored."
+    )
+
+
+def _rise_figure(record: RunRecord) -> Html | None:
+    lines = [
+        record.metrics.series(f"{key}/{name}", f"{name}, {word}")
+        for key, word in (("replay_rise_chosen", "chosen"), ("replay_rise", "all scored"))
+        for name in record.metrics.names(f"{key}/")
+    ]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    return line_chart(
+        "Loss on replay over the base", "optimizer step", "nats per token", lines, ("base", 0.0)
     )
 
 

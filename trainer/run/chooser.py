@@ -5,6 +5,7 @@ Collective everywhere: every rank, same order.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from trainer.run.references import shaping
 from trainer.run.session import Session
 from trainer.teacher.answer_sums import AnswerPacks, AnswerSums
 from trainer.teacher.start_answers import AnswerQuestion, ask_sums, open_answer_sums
+
+_LOG = logging.getLogger(__name__)
 
 
 class ReplayChooser:
@@ -75,7 +78,10 @@ def build_chooser(session: Session, mixing: Mixing) -> ReplayChooser | None:
     if mixing.choices is None:
         return None
     config = session.config
-    packs = mixing.to_score()
+    packs, said = mixing.to_score()
+    if session.mesh.is_first:
+        for sentence in said:
+            _LOG.warning("%s", sentence)
     asked = AnswerPacks([store.train for store in session.stores.values()], packs)
     question = AnswerQuestion(
         [asked], shaping(session), config.zero.dtype, 1, session.pad_id, "replay documents"

@@ -178,6 +178,10 @@ def test_a_pool_smaller_than_the_candidates_gives_all_it_has(tmp_path):
     _, made = draw(mixing, state, until=9)
     (candidates, choice, _), *_ = made
     assert choice.num_wanted == 16
+    (said,) = mixing.to_score()[1]
+    assert said.startswith(
+        "replay.choice=losing asks for 80 candidates at a time, and old+older has 40 packs: all"
+    )
     assert choice.num_candidates == 40 - mixing.choices._after.cursor.positions[1] < 5 * 16
     assert len(candidates.numbers) == choice.num_candidates
 
@@ -185,7 +189,8 @@ def test_a_pool_smaller_than_the_candidates_gives_all_it_has(tmp_path):
 def test_only_the_beginning_of_a_large_pool_is_asked_of_the_base_and_chosen_from(tmp_path):
     """Worked out: a quarter of 24 steps of 4 packs is 24 packs; three times 4 more are candidates at the end."""
     mixing = mixing_of(config_of(tmp_path), stores_of((SEQ_LEN - 1,) * 900, (SEQ_LEN - 1,) * 100))
-    asked = mixing.to_score()
+    asked, said = mixing.to_score()
+    assert said == []
     assert sum(map(len, asked.values())) == 24 + 3 * 4
     drawn, _ = draw(mixing, TrainState())
     came = {ref[:2] for refs in drawn for ref in refs if ref.source > 0}

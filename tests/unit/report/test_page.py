@@ -313,3 +313,30 @@ def test_two_runs_of_one_experiment_are_told_apart_and_tokens_are_put_in_relatio
 
 def test_every_column_of_the_gate_has_a_heading():
     assert all(str(column.header) for column in gate_table([]).columns)
+
+
+def test_what_was_chosen_of_replay_is_told_and_drawn(tmp_path):
+    run_dir = write_run(tmp_path)
+    event = {
+        **{
+            "event": "chose",
+            "pool": "old",
+            "begin": 3,
+            "packs": [4, 2, 9],
+            "num_wanted": 2,
+            "num_candidates": 8,
+        },
+        **{"rise_chosen": 0.25, "rise_candidates": -0.125},
+    }
+    with (run_dir / "ledger.jsonl").open("a") as file:
+        for step in (100, 200):
+            file.write(json.dumps(event | {"step": step}) + "\n")
+    rows = [{"step": step, "replay_rise_chosen/old": 0.25, "replay_rise/old": -0.125} for step in (100, 200)]
+    write_rows(run_dir / "metrics.jsonl", rows)
+    text = outline(run_dir).text
+    assert (
+        "Replay packs were chosen 2 times by what the model was losing. At step 200, 2 of 8 packs of old"
+        in text
+    )
+    assert "+0.2500 nats a token from the base's, and -0.1250 on all that were scored" in text
+    assert "Loss on replay over the base" in text
