@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from tests.dist.session import config_of, session_of, take_steps
 from tests.helpers.tiny import SEQ_LEN, write_documents
 from trainer.checkpoint.layout import STATE, step_dir
+from trainer.checkpoint.state import read_state
+from trainer.cli import run_command
+from trainer.command.verify import _tokens
+from trainer.config.snapshot import config_path
+from trainer.config.store import load_config
 
 NUM_STEPS = 10
 LORA = ("tune.method=lora", "tune.r=4", "optim.lr=0.1")
@@ -55,12 +62,18 @@ def data(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) ->
 def train(
     mesh: Any, workspace: str, data: str, run_dir: str, overrides: list[str], copy_from: str | None = None
 ) -> None:
+    from trainer.config.snapshot import config_path, freeze
+    from trainer.config.store import load_config
     from trainer.run import training
 
+    config = config_for(workspace, data, run_dir, *overrides)
+    if mesh.is_first:
+        Path(run_dir).mkdir(exist_ok=True)
+        freeze(config, Path(run_dir))
     if copy_from and mesh.is_first:
         shutil.copytree(step_dir(Path(copy_from), 3), step_dir(Path(run_dir), 3))
     mesh.barrier()
-    assert training.run_training(config_for(workspace, data, run_dir, *overrides)).value == "finished"
+    assert training.run_training(load_config(config_path(Path(run_dir)), [])).value == "finished"
 
 
 def state_of(run_dir: Path, step: int = NUM_STEPS) -> dict[str, Any]:
@@ -76,7 +89,7 @@ def decided(run_dir: Path) -> list[dict[str, Any]]:
     return [{key: event[key] for key in DECIDED} for event in events(run_dir, "chose")]
 
 
-def test_a_resumed_run_decides_and_draws_what_the_whole_run_did(pool, workspace, data, tmp_path):
+def test_a_resumed_run_decides_and_draws_what_the_whole_run_did(pool, workspace, data, tmp_path, capsys):
     """Other choices: the base was asked after the checkpoint was loaded, or a candidate depends on what was read ahead.
     Other data alone: the decision that was made at the checkpoint is not in it.
     """
@@ -92,6 +105,10 @@ def test_a_resumed_run_decides_and_draws_what_the_whole_run_did(pool, workspace,
         del state["attempts"]
     assert before == after and [choice["step"] for choice in before["choices"]] == [3, 6]
     assert len(state_of(whole, 3)["choices"]) == 1, "what was decided after step 3 is in its checkpoint"
+    assert run_command(["verify", str(whole)]) == 0
+    assert "those that the configuration draws (4 digests compared)" in capsys.readouterr().out
+    config, state = load_config(config_path(whole), []), read_state(step_dir(whole, NUM_STEPS) / STATE)
+    assert not _tokens(config, dataclasses.replace(state, choices=[]), Console()).is_sound
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     rises = [
         (row["replay_rise_chosen/old"], row["replay_rise/old"]) for row in rows if "choice_time_s" in row

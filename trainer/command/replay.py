@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 
 from trainer import __version__
-from trainer.config.generate import GenerateConfig, SampleEngine
+from trainer.config.generate import GenerateConfig, Prompts, SampleEngine
+from trainer.config.many import many
 from trainer.config.model import ModelConfig, ModelKind
 from trainer.config.schema import RunConfig
 from trainer.dist.env import rank_env
@@ -40,6 +41,7 @@ from trainer.runtime.disk import disk_explained
 from trainer.runtime.log import adopt_library_loggers, setup_logging
 from trainer.runtime.signals import StopFlag
 from trainer.sample.generate import Judge, sample_until_enough
+from trainer.sample.given import GivenPrompts, given_prompts
 from trainer.sample.prompts import PromptPlan, plan_prompts, uses_chat
 from trainer.sample.sampler import Sampler, TransformersSampler, cache_bytes, choose_batch_size
 from trainer.sample.samples import WorkFolder, explained, find_store, try_lock
@@ -64,6 +66,14 @@ class Request:
     engine: SampleEngine
     key: str
     target: Path
+    given: GivenPrompts | None = None
+    """What is asked where that are real prompts."""
+
+    def longest(self, options: GenerateConfig) -> int:
+        """Return the tokens of the longest sample, its prompt included."""
+        if self.given is not None:
+            return self.given.longest + options.max_new_tokens
+        return _longest(self.plan, options)
 
 
 def make_request(config: RunConfig) -> Request:
@@ -84,14 +94,29 @@ def make_request(config: RunConfig) -> Request:
     engine = choose_engine(options, torch.cuda.is_available())
     hf_config = read_config(source, model)
     plan = plan_prompts(is_chat, tokenizer, tokenizer.special_ids, _model_stops(source, hf_config))
-    _check_context(hf_config, plan, options)
+    given = None
+    if options.prompts is Prompts.given:
+        given = _given(config, tokenizer, hf_config)
+        plan = replace(plan, header=given.header, bridge=[])
+    else:
+        _check_context(hf_config, plan, options)
     weights = model_digest(source, model.revision, cache_dir)
     shaping = {name: getattr(value, "value", value) for name, value in asdict(options).items()}
     shaping |= {"output_dir": None, "prompts": "chat" if is_chat else "text"}
+    del shaping["prompt_file"]  # the prompts themselves count
+    if given is not None:
+        shaping["prompts"] = given.digest
     described = [SAMPLES_VERSION, weights, tokenizer.digest, shaping]
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     target = Path(options.output_dir or cache_dir / "generated" / key[:8]).expanduser().resolve()
-    return Request(source, weights, tokenizer, plan, engine, key, target)
+    return Request(source, weights, tokenizer, plan, engine, key, target, given)
+
+
+def _given(config: RunConfig, tokenizer: Tokenizer, hf_config: Any) -> GivenPrompts:
+    options = config.replay.generate
+    context = getattr(hf_config, "max_position_embeddings", None)
+    most = None if context is None else context - options.max_new_tokens
+    return given_prompts(options.prompt_file, config.data.sources, tokenizer, most, options.seed)
 
 
 def _model_stops(source: str, hf_config: Any) -> list[int]:
@@ -191,7 +216,7 @@ def _generate(
         return None
     batch_size = options.batch_size or choose_batch_size(
         read_config(request.source, config.model),
-        _longest(request.plan, options),
+        request.longest(options),
         gpu_bytes,
         loaded.num_parameters if loaded is not None else 0,
         ELEMENT_BYTES[dtype],
@@ -211,7 +236,7 @@ def _generate(
         stack.callback(view.close)
         _LOG.info(
             "Sampling %s of %s until %s tokens are kept: %d rank(s), %s in %s, batches of %d.",
-            "chats" if plan.is_chat else "texts",
+            "texts" if not plan.is_chat else "chats" if request.given is None else "answers",
             request.source,
             f"{options.num_tokens:,}",
             mesh.num_ranks,
@@ -219,7 +244,8 @@ def _generate(
             dtype,
             agreed["batch_size"],
         )
-    judge = Judge(plan, options, request.tokenizer, request.tokenizer.special_ids)
+        _say_given(request.given)
+    judge = Judge(plan, options, request.tokenizer, request.tokenizer.special_ids, request.given)
     tally = sample_until_enough(
         sampler,
         judge,
@@ -248,8 +274,8 @@ def _build_sampler(
 ) -> Sampler:
     options, model, batch_size = config.replay.generate, config.model, int(agreed["batch_size"])
     if loaded is not None:
-        return TransformersSampler(loaded.model, plan, options, batch_size, mesh.device)
-    longest = _longest(plan, options)
+        return TransformersSampler(loaded.model, plan, options, batch_size, mesh.device, request.given)
+    longest = request.longest(options)
     gpu: int | None = mesh.local_rank
     room: int | None = None
     if mesh.device.type != "cuda":
@@ -259,7 +285,13 @@ def _build_sampler(
     engine = start_engine(
         request.source, model.revision, model.trust_remote_code, longest, gpu, room, agreed["dtype"]
     )
-    return VllmSampler(engine, plan, options, batch_size)
+    return VllmSampler(engine, plan, options, batch_size, request.given)
+
+
+def _say_given(given: GivenPrompts | None) -> None:
+    if given is not None:
+        causes = "".join(f"; {count:,} {what}" for what, count in given.counts.items() if count)
+        _LOG.info("They answer %s%s.", many(len(given.rest), "prompt"), causes)
 
 
 def _facts(config: RunConfig, request: Request, agreed: dict[str, Any]) -> dict[str, Any]:
@@ -273,6 +305,7 @@ def _facts(config: RunConfig, request: Request, agreed: dict[str, Any]) -> dict[
         "model_digest": request.model_digest,
         "tokenizer_digest": request.tokenizer.digest,
         "format": "chat" if request.plan.is_chat else "text",
+        **({} if request.given is None else {"given": request.given.to_plain()}),
         "options": {name: getattr(value, "value", value) for name, value in options.items()},
         **agreed,
         "device": describe_device(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainer.config.generate import VLLM_TEMPERATURES, GenerateConfig, SampleEngine
+from trainer.config.generate import VLLM_TEMPERATURES, GenerateConfig, Prompts, SampleEngine
 from trainer.config.rule import Problem, must
 
 _SECTION = "replay.generate"
@@ -45,5 +45,9 @@ def generate_problems(generate: GenerateConfig) -> Iterator[Problem]:
     if generate.min_new_tokens > generate.max_new_tokens >= 1:
         rule = f"at most max_new_tokens ({generate.max_new_tokens})"
         yield must(f"{_SECTION}.min_new_tokens", rule, generate.min_new_tokens, "Lower it.")
+    if generate.prompt_file is not None and generate.prompts is not Prompts.given:
+        fix = f"Set {_SECTION}.prompts=given, or leave it out."
+        rule = f"null with {_SECTION}.prompts={generate.prompts.value}"
+        yield must(f"{_SECTION}.prompt_file", rule, generate.prompt_file, fix)
     if generate.output_dir == "":
         yield must(f"{_SECTION}.output_dir", "a folder or null", "", "Leave it out.")

@@ -15,6 +15,8 @@ class Prompts(Enum):
     """The token that begins a document."""
     chat = "chat"
     """The header of a user's turn."""
+    given = "given"
+    """Questions of people: those of `prompt_file`, else of the run's target sources."""
 
 
 class SampleEngine(Enum):
@@ -40,7 +42,11 @@ class GenerateConfig:
     """Sampled tokens to keep, without prompts and end marks. The last batch may go over. Range: 1 or more."""
     prompts: Prompts = Prompts.auto
     """`text` samples documents from BOS; `chat` samples a user's turn from the chat template's header, then
-    the answer; `auto` is chat where the tokenizer has a chat template."""
+    the answer; `given` samples the model's own answers to real prompts; `auto` is chat where the tokenizer has a chat
+    template."""
+    prompt_file: str | None = None
+    """given: rows of chats, of prompts with answers or of prompts alone. What is before the first answer is asked, the
+    rest thrown away. null: the target sources of the run that hold chats or answers."""
     max_new_tokens: int = 512
     """Longest sample in tokens; for chats, longest turn. Longer texts are cut, longer chats dropped."""
     min_new_tokens: int = 8

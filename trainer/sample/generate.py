@@ -19,6 +19,7 @@ from trainer.config.generate import GenerateConfig
 from trainer.dist.mesh import Mesh
 from trainer.errors import DataError
 from trainer.sample.filters import DUPLICATE, find_fault, fingerprint, without_cut_character
+from trainer.sample.given import GivenPrompts
 from trainer.sample.prompts import Draft, PromptPlan
 from trainer.sample.sampler import Sampler
 from trainer.sample.samples import Batch, DraftOutcome, WorkFolder
@@ -102,6 +103,8 @@ class Judge:
     options: GenerateConfig
     decoder: Decoder
     special_ids: Set[int]
+    given: GivenPrompts | None = None
+    """What is asked; None: the model asks itself, or writes texts."""
 
     def outcome(self, draft: Draft) -> tuple[DraftOutcome, dict[str, Any]]:
         """Return what became of a draft and the row it makes."""
@@ -114,7 +117,12 @@ class Judge:
             draft.turns, texts, self.plan.is_chat, draft.has_ended, self.special_ids, self.options
         )
         row: dict[str, Any] = {"text": texts[0]}
-        if self.plan.is_chat:
+        if self.given is not None and draft.place is not None:
+            asked = self.given.turns[draft.place]
+            answer = {"role": "assistant", "content": self.plan.opening + texts[0]}
+            row = {"messages": [*asked, answer]}
+            texts = [*(str(turn.get("content")) for turn in asked), *texts]
+        elif self.plan.is_chat:
             said = [self.plan.opening + text for text in texts[1:]]
             roles = zip(("user", "assistant"), texts[:1] + said, strict=False)
             row = {"messages": [{"role": role, "content": text} for role, text in roles]}

@@ -6,7 +6,7 @@ with a question of its own (Magpie, arXiv 2406.08464). No template and no token 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -144,17 +144,27 @@ def _unfit(reason: str) -> ConfigError:
 class Draft:
     """One sample while it grows: says which token comes next, the model's or the template's."""
 
-    def __init__(self, plan: PromptPlan, max_new_tokens: int) -> None:
+    def __init__(self, plan: PromptPlan, max_new_tokens: int, place: int | None = None) -> None:
+        """Begin behind the header; behind a question of the model's own, or a given one, comes its answer.
+
+        Args:
+            place: Of the given prompt that it answers.
+        """
         self._plan = plan
         self._stops = frozenset(plan.stops)
         self._limit = max_new_tokens
         self._forced: list[int] = []
+        self.place = place
         self.turns: list[list[int]] = [[]]
         self.num_sampled = 0
         """Tokens the model was asked for, end marks included."""
         self.is_done = False
         self.has_ended = False
         """Whether the model ended the sample itself."""
+
+    def ask(self, prompt: Sequence[int]) -> None:
+        """Put the rest of a given prompt before what is sampled."""
+        self._forced = list(prompt)
 
     def take(self, sampled: int) -> int:
         """Take the model's token, unless the template has the word; return the token that follows."""
@@ -163,7 +173,7 @@ class Draft:
         if self._forced:
             return self._forced.pop(0)
         self.num_sampled += 1
-        asks = self._plan.is_chat and len(self.turns) == 1
+        asks = self._plan.is_chat and len(self.turns) == 1 and self.place is None
         if asks and sampled == self._plan.bridge[0]:
             self.turns.append([])
             self._forced = self._plan.bridge[1:]

@@ -20,6 +20,7 @@ from trainer.config.generate import GenerateConfig
 from trainer.model.body import body_of, cache_argument, keeps_state_alone
 from trainer.model.cache import empty_cache
 from trainer.model.widths import attention_widths
+from trainer.sample.given import GivenPrompts
 from trainer.sample.prompts import Draft, PromptPlan
 
 CPU_BATCH = 16
@@ -33,11 +34,32 @@ class Sampler(Protocol):
         """Return the batch, or None when it was told to stop on the way."""
 
 
+def drafts_of(
+    plan: PromptPlan, options: GenerateConfig, batch_size: int, number: int, given: GivenPrompts | None
+) -> list[Draft]:
+    """Return the drafts of batch `number`, with their prompts where those are given."""
+    if given is None:
+        return [Draft(plan, options.max_new_tokens) for _ in range(batch_size)]
+    drafts = []
+    for row in range(batch_size):
+        place = given.place(number * batch_size + row)
+        draft = Draft(plan, options.max_new_tokens, place)
+        draft.ask(given.rest[place])
+        drafts.append(draft)
+    return drafts
+
+
 class TransformersSampler:
     """Samples with the model that transformers loaded, on this rank's device."""
 
     def __init__(
-        self, model: Any, plan: PromptPlan, options: GenerateConfig, batch_size: int, device: torch.device
+        self,
+        model: Any,
+        plan: PromptPlan,
+        options: GenerateConfig,
+        batch_size: int,
+        device: torch.device,
+        given: GivenPrompts | None = None,
     ) -> None:
         """Take the model.
 
@@ -51,13 +73,14 @@ class TransformersSampler:
         self._options = options
         self._batch_size = batch_size
         self._device = device
+        self._given = given
 
     @torch.inference_mode()
     def sample(self, number: int, should_stop: Callable[[], bool]) -> list[Draft] | None:
         """Sample batch `number`; the result depends on it, the seed and the batch size alone."""
         options = self._options
         generator = torch.Generator(self._device).manual_seed(batch_seed(options.seed, number))
-        drafts = [Draft(self._plan, options.max_new_tokens) for _ in range(self._batch_size)]
+        drafts = drafts_of(self._plan, options, self._batch_size, number, self._given)
         # The header is the same in every row: it is read once and what is kept of it repeated. By choosing rows, which
         # states of recurrent layers can and no method else of theirs.
         cache = empty_cache(self._model.config)

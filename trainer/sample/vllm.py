@@ -16,8 +16,9 @@ from trainer.config.check_generate import fits_vllm
 from trainer.config.generate import GenerateConfig, SampleEngine
 from trainer.errors import ModelError
 from trainer.runtime.guard import guarded
+from trainer.sample.given import GivenPrompts
 from trainer.sample.prompts import Draft, PromptPlan
-from trainer.sample.sampler import batch_seed
+from trainer.sample.sampler import batch_seed, drafts_of
 
 _CPU_BLOCK = 128
 """vLLM on a CPU gives out its cache in blocks of so many tokens."""
@@ -127,18 +128,33 @@ def _as_no_rank() -> Iterator[None]:
 class VllmSampler:
     """Samples with a vLLM engine of this rank's own."""
 
-    def __init__(self, llm: Any, plan: PromptPlan, options: GenerateConfig, batch_size: int) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        plan: PromptPlan,
+        options: GenerateConfig,
+        batch_size: int,
+        given: GivenPrompts | None = None,
+    ) -> None:
         self._llm = llm
         self._plan = plan
         self._options = options
         self._batch_size = batch_size
+        self._given = given
 
     def sample(self, number: int, should_stop: Callable[[], bool]) -> list[Draft] | None:
         """Sample batch `number`: all questions or texts first, then the answers of those that asked."""
         plan = self._plan
-        drafts = [Draft(plan, self._options.max_new_tokens) for _ in range(self._batch_size)]
+        drafts = drafts_of(plan, self._options, self._batch_size, number, self._given)
         seed = batch_seed(self._options.seed, number)
         try:
+            if self._given is not None:
+                rests = [self._given.rest[draft.place or 0] for draft in drafts]
+                for draft, rest in zip(drafts, rests, strict=True):
+                    for forced in rest:
+                        draft.take(forced)
+                self._grow(drafts, [plan.header + rest for rest in rests], set(plan.stops), seed)
+                return drafts
             self._grow(drafts, [plan.header] * len(drafts), {*plan.stops, *plan.bridge[:1]}, seed)
             asked = [draft for draft in drafts if len(draft.turns) == 2]
             if should_stop():

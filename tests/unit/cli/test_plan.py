@@ -150,7 +150,7 @@ def test_a_large_model_without_a_cluster_gets_the_cheapest_ways_first_with_figur
 
 
 def test_what_choosing_replay_costs_is_told(plan):
-    """Worked out: a tenth of the tokens, scored four times and once by the base: a half, and a third of that in work."""
+    """Worked out: a tenth of the tokens, scored four times and once by the base: a half; a third of it in work."""
     words = ["recipe=lora", "model=llama3_1_8b", "data=text", "data.sources.corpus.path=corpus.jsonl"]
     words += ["replay=general", "replay.ratio=0.1"]
     text = " ".join(plan(*words, "replay.choice=losing")[1].split())
