@@ -31,6 +31,12 @@ def generate(mesh: Any, workspace: str, folder: str, prompts: str) -> dict[str, 
         wanted += ["num_tokens=1000", "max_new_tokens=40"]
     else:
         wanted += ["num_tokens=300", "max_new_tokens=150", "min_new_tokens=2"]
+    if prompts == "given":
+        rows = [{"prompt": "a" * (number + 1)} for number in range(5)]
+        if mesh.is_first:
+            (Path(folder).parent / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        mesh.barrier()
+        wanted.append(f"prompt_file={Path(folder).parent}/asked.jsonl")
     config = config_of(
         workspace,
         folder,
@@ -64,7 +70,9 @@ def generate(mesh: Any, workspace: str, folder: str, prompts: str) -> dict[str, 
     }
 
 
-@pytest.mark.parametrize("prompts", ["text", pytest.param("chat", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "prompts", ["text", *(pytest.param(one, marks=pytest.mark.slow) for one in ("chat", "given"))]
+)
 def test_one_rank_and_two_make_the_same_store(pool, workspace, tmp_path, prompts):
     (alone,) = pool(1).run(generate, workspace=workspace, folder=str(tmp_path / "one"), prompts=prompts)
     both = pool(2).run(generate, workspace=workspace, folder=str(tmp_path / "two"), prompts=prompts)
@@ -79,6 +87,8 @@ def test_one_rank_and_two_make_the_same_store(pool, workspace, tmp_path, prompts
         assert all(list(row) == ["text"] for row in rows)
     else:
         assert all([m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
+        if prompts == "given":
+            assert {row["messages"][0]["content"] for row in rows} <= {"a" * (n + 1) for n in range(5)}
         assert alone["counts"]["dropped"]["not ended"] > 0
 
 

@@ -116,7 +116,7 @@ def _given(config: RunConfig, tokenizer: Tokenizer, hf_config: Any) -> GivenProm
     options = config.replay.generate
     context = getattr(hf_config, "max_position_embeddings", None)
     most = None if context is None else context - options.max_new_tokens
-    return given_prompts(options.prompt_file, config.data.sources, tokenizer, most, options.seed)
+    return given_prompts(options.prompt_file, config.data, tokenizer, most, options.seed)
 
 
 def _model_stops(source: str, hf_config: Any) -> list[int]:

@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.config.data import ColumnsConfig, Format, Role, SourceConfig
+from trainer.config.data import ColumnsConfig, DataConfig, Format, Role, SourceConfig
 from trainer.config.learn import LearnConfig
 from trainer.data.rows.document import parse_row
-from trainer.data.rows.files import list_files
 from trainer.data.rows.guess import guess_layout
-from trainer.data.rows.source import read_files
+from trainer.data.sized_rows import open_rows
 from trainer.data.types import ChatDocument, RowError, TextDocument
 from trainer.errors import ConfigError, DataError
 from trainer.sample.prompts import PromptTokenizer
@@ -69,7 +68,7 @@ class GivenPrompts:
 
 def given_prompts(
     path: str | None,
-    sources: Mapping[str, SourceConfig],
+    data: DataConfig,
     tokenizer: PromptTokenizer,
     most_tokens: int | None,
     seed: int,
@@ -90,8 +89,9 @@ def given_prompts(
         )
     counts: Counter[str] = Counter()
     found = _Found(tokenizer, most_tokens, counts)
-    for name, source in _read_from(path, sources).items():
-        for turns, tools in _questions(name, source, counts):
+    data = replace(data, values=[])
+    for name, source in _read_from(path, data).items():
+        for turns, tools in _questions(name, source, data, counts):
             found.add(turns, tools)
     if not found.tokens:
         where = path or "the target sources of the run"
@@ -140,13 +140,13 @@ class _Found:
             self.tokens.append(tokens)
 
 
-def _read_from(path: str | None, sources: Mapping[str, SourceConfig]) -> dict[str, SourceConfig]:
+def _read_from(path: str | None, data: DataConfig) -> dict[str, SourceConfig]:
     """Return the sources whose prompts are read, by name."""
     if path is not None:
-        return {"prompts": _source_of(path)}
+        return {"prompts": _source_of(path, data)}
     fit = {
         name: replace(source, as_chat=source.format is Format.completion)
-        for name, source in sources.items()
+        for name, source in data.sources.items()
         if source.role is Role.target and source.format in (Format.chat, Format.completion)
     }
     if not fit:
@@ -157,14 +157,13 @@ def _read_from(path: str | None, sources: Mapping[str, SourceConfig]) -> dict[st
     return fit
 
 
-def _source_of(path: str) -> SourceConfig:
+def _source_of(path: str, data: DataConfig) -> SourceConfig:
     """Return a source that reads a file of prompts: of a layout that training knows, else of prompts alone."""
     alone = SourceConfig(path=path, format=Format.text, columns=ColumnsConfig(text="prompt"))
     try:
         found = guess_layout("prompts", path, True, [], LearnConfig()).source
     except DataError:
-        listing = list_files("prompts", alone)
-        first = next(iter(read_files("prompts", alone, listing).batches()), None)
+        first = next(iter(open_rows("prompts", alone, data).rows.batches()), None)
         if first is None or "prompt" not in first.rows[0]:
             raise
         return alone
@@ -179,10 +178,10 @@ def _source_of(path: str) -> SourceConfig:
 
 
 def _questions(
-    name: str, source: SourceConfig, counts: Counter[str]
+    name: str, source: SourceConfig, data: DataConfig, counts: Counter[str]
 ) -> Iterator[tuple[list[dict[str, Any]], list[Any] | None]]:
     """Yield the turns of each row up to its first answer, and its tools."""
-    rows = read_files(name, source, list_files(name, source))
+    rows = open_rows(name, source, data).rows
     for batch in rows.batches():
         for row in batch.rows:
             try:
