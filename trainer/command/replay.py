@@ -41,8 +41,8 @@ from trainer.runtime.disk import disk_explained
 from trainer.runtime.log import adopt_library_loggers, setup_logging
 from trainer.runtime.signals import StopFlag
 from trainer.sample.generate import Judge, sample_until_enough
-from trainer.sample.given import GivenPrompts, given_prompts
 from trainer.sample.prompts import PromptPlan, plan_prompts, uses_chat
+from trainer.sample.real_prompts import GivenPrompts, given_prompts
 from trainer.sample.sampler import Sampler, TransformersSampler, cache_bytes, choose_batch_size
 from trainer.sample.samples import WorkFolder, explained, find_store, try_lock
 from trainer.sample.show import ProgressView, show_store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from trainer.config.data import Role, SourceConfig
+from trainer.config.data import Role, SourceConfig, TokenValue
 from trainer.config.objective import ObjectiveKind
 from trainer.config.replay import RatioController, RatioSchedule, ReplayChoice, ReplayConfig
 from trainer.config.rule import Problem, must, problem
@@ -175,7 +175,7 @@ def _weight_of_loss_problems(config: RunConfig) -> Iterator[Problem]:
         return
     elif objective.kind is not ObjectiveKind.causal_lm:
         fix = "Set it to 1, or objective=causal_lm."
-        if objective.kind is ObjectiveKind.weighted:
+        if TokenValue.weight in objective.values:
             fix = "Set it to 1 and give the rows of replay a weight, or set objective=causal_lm."
         yield must(key, f"1 with {objective.named}", weight, fix)
     elif sources and not any(source.role is Role.replay for source in sources.values()):

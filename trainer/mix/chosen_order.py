@@ -11,8 +11,8 @@ import numpy.typing as npt
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Bools
 from trainer.errors import DataError
-from trainer.mix.choice import Choice
 from trainer.mix.order import PoolOrder
+from trainer.mix.replay_choice import Choice
 
 
 class ChosenOrder(PoolOrder):

@@ -20,10 +20,10 @@ from trainer.config.train import TrainConfig
 from trainer.data.store.store import Store
 from trainer.data.types import Int64s
 from trainer.errors import DataError
-from trainer.mix.choosing import ReplayChoices
 from trainer.mix.controller import Decision, decide
 from trainer.mix.plan import Cursor, DataPlan, Pool, RatioOfStep, num_steps
 from trainer.mix.ratio import mean_ratio, ratio_at, starting_ratio
+from trainer.mix.replay_choices import ReplayChoices
 
 STEPS_A_PASS = 8
 """Steps that a pass over little data is to have at least, so that the rate has a course."""

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Int64s
 from trainer.errors import DataError
-from trainer.mix.choice import Choice
 from trainer.mix.chosen_order import ChosenOrder
 from trainer.mix.order import PoolOrder
+from trainer.mix.replay_choice import Choice
 
 ONE = 10**12
 """Shares are whole parts of this: over a trillion tokens, rounding them moves less than a token."""

@@ -13,9 +13,9 @@ import numpy as np
 from trainer.checkpoint.state import TrainState
 from trainer.data.pack.refs import PackRef
 from trainer.engine.policy import Policy
-from trainer.mix.choice import Choice
-from trainer.mix.choosing import ReplayChoices
 from trainer.mix.mixing import Mixing
+from trainer.mix.replay_choice import Choice
+from trainer.mix.replay_choices import ReplayChoices
 from trainer.run.references import shaping
 from trainer.run.session import Session
 from trainer.teacher.answer_sums import AnswerPacks, AnswerSums

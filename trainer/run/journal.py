@@ -18,9 +18,9 @@ from trainer.metrics.jsonl import JsonlSink, Ledger
 from trainer.metrics.meter import Meter
 from trainer.metrics.sink import Sinks, Value
 from trainer.metrics.tracker import Conclusion, by_source
-from trainer.mix.choice import Choice
 from trainer.mix.controller import Decision
 from trainer.mix.mixing import Mixing
+from trainer.mix.replay_choice import Choice
 from trainer.run.pace import SlowRank
 from trainer.run.saver import Saved
 from trainer.run.spikes import Spike

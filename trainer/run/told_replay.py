@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from trainer.config.many import many
 from trainer.metrics.tracker import by_source
-from trainer.mix.choice import Choice
 from trainer.mix.controller import Decision
+from trainer.mix.replay_choice import Choice
 
 
 def told_choice(choice: Choice) -> str:

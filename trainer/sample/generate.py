@@ -19,8 +19,8 @@ from trainer.config.generate import GenerateConfig
 from trainer.dist.mesh import Mesh
 from trainer.errors import DataError
 from trainer.sample.filters import DUPLICATE, find_fault, fingerprint, without_cut_character
-from trainer.sample.given import GivenPrompts
 from trainer.sample.prompts import Draft, PromptPlan
+from trainer.sample.real_prompts import GivenPrompts
 from trainer.sample.sampler import Sampler
 from trainer.sample.samples import Batch, DraftOutcome, WorkFolder
 

@@ -20,8 +20,8 @@ from trainer.config.generate import GenerateConfig
 from trainer.model.body import body_of, cache_argument, keeps_state_alone
 from trainer.model.cache import empty_cache
 from trainer.model.widths import attention_widths
-from trainer.sample.given import GivenPrompts
 from trainer.sample.prompts import Draft, PromptPlan
+from trainer.sample.real_prompts import GivenPrompts
 
 CPU_BATCH = 16
 MAX_BATCH = 256

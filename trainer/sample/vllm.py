@@ -16,8 +16,8 @@ from trainer.config.check_generate import fits_vllm
 from trainer.config.generate import GenerateConfig, SampleEngine
 from trainer.errors import ModelError
 from trainer.runtime.guard import guarded
-from trainer.sample.given import GivenPrompts
 from trainer.sample.prompts import Draft, PromptPlan
+from trainer.sample.real_prompts import GivenPrompts
 from trainer.sample.sampler import batch_seed, drafts_of
 
 _CPU_BLOCK = 128

@@ -16,8 +16,8 @@ from trainer.checkpoint.space import Demand, check_space, demand, make_room, mos
 from trainer.checkpoint.state import CHOICE, PARTS, TrainState, read_state, write_state
 from trainer.config.train import BestConfig, CheckpointConfig
 from trainer.errors import CheckpointError, DamagedError
-from trainer.mix.choice import Choice
 from trainer.mix.plan import Cursor
+from trainer.mix.replay_choice import Choice
 from trainer.run.during import Budget
 
 

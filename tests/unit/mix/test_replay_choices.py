@@ -14,8 +14,8 @@ from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role, SourceConfig
 from trainer.config.replay import RatioController, ReplayChoice
 from trainer.errors import DataError
-from trainer.mix.choice import Candidates, Choice, decide_choice
 from trainer.mix.mixing import Mixing
+from trainer.mix.replay_choice import Candidates, Choice, decide_choice
 
 
 @functools.cache

@@ -16,8 +16,8 @@ from trainer.config.many import many
 from trainer.config.replay import ReplayConfig
 from trainer.data.types import Bools, Int64s
 from trainer.errors import DataError
-from trainer.mix.choice import Candidates, Choice, decide_choice
 from trainer.mix.plan import Cursor, DataPlan
+from trainer.mix.replay_choice import Candidates, Choice, decide_choice
 
 Wanted = Callable[[int, int], Mapping[str, float]]
 """Packs that pools are expected to give from a step on until another, by name of the pool."""

@@ -13,8 +13,8 @@ from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.generate import GenerateConfig
 from trainer.errors import ConfigError, DataError
 from trainer.sample.generate import Judge
-from trainer.sample.given import GivenPrompts, given_prompts
 from trainer.sample.prompts import Draft, PromptPlan
+from trainer.sample.real_prompts import GivenPrompts, given_prompts
 from trainer.sample.sampler import TransformersSampler
 
 CPU = torch.device("cpu")
