@@ -72,6 +72,7 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "data.sources.NAME.tokenizer": name_or_place,
     "data.cache_dir": absolute,
     "replay.generate.output_dir": absolute,
+    "replay.generate.prompt_file": pattern,
     "evaluate.tasks.include_path": absolute,
     "evaluate.during.samples.file": absolute,
     "evaluate.scores.file": absolute,

@@ -232,3 +232,15 @@ def test_a_higher_ratio_than_was_expected_draws_the_next_by_rise_and_then_the_pe
     }
     rest = [base.ref(position)[:2] for position in range(40) if base.ref(position)[:2] not in taken]
     assert len(came) > 10 and [ref[:2] for ref in came[8:]] == rest[: len(came) - 8]
+
+
+def test_more_passes_than_a_source_allows_are_refused_when_replay_is_chosen_too(tmp_path):
+    """A quarter of 24 steps of 4 packs, at 63 tokens, is 24 packs of about 30 to 50: over half a pass of 51."""
+    config = config_of(tmp_path)
+    config.data.sources["old"].max_epochs = 0.2
+    with pytest.raises(
+        DataError, match=r"`data.sources.old.max_epochs` must be at least 0\.\d\d for this run"
+    ):
+        mixing_of(config, stores_of())
+    config.data.sources["old"].max_epochs = 2.0
+    assert mixing_of(config, stores_of()).choices is not None
