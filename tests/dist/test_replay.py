@@ -38,12 +38,12 @@ def config_for(workspace: str, data: str, run_dir: Path, *overrides: str) -> Any
     )
 
 
-def make_data(mesh: Any, workspace: str, data: str) -> None:
+def make_data(mesh: Any, workspace: str, data: str, overrides: tuple[str, ...] = ()) -> None:
     from trainer.command.prepare import prepare_data
 
     for seed, name in enumerate(SOURCES):
         write_documents(Path(data) / f"{name}.jsonl", 60, 50 + seed, ragged=True)
-    prepare_data(config_for(workspace, data, Path(data) / "unused"))
+    prepare_data(config_for(workspace, data, Path(data) / "unused", *overrides))
 
 
 def train(
@@ -134,3 +134,20 @@ def test_one_rank_and_two_consume_the_same(pool, workspace, data, tmp_path):
         events = lines(run_dir / "ledger.jsonl")
         digests[num_ranks] = [(e["step"], e["data_digest"]) for e in events if e["event"] == "saved"]
     assert digests[1] == digests[2] and len(digests[1]) == 2
+
+
+def test_the_ratio_answers_to_the_kl_on_conversations_and_the_ledger_says_so(pool, workspace, data, tmp_path):
+    """No KL in an event: it is not taken at evaluations. The loss decides: the worse of the two does not."""
+    overrides = ["replay.epsilon=9", "replay.epsilon_kl=0.0001", "data.seq_len=192", "zero.stage=1"]
+    overrides += ["train.global_batch_tokens=384", "train.max_steps=4"]
+    pool(1).run(make_data, workspace=workspace, data=data, overrides=tuple(overrides))
+    words = {"workspace": workspace, "data": data, "run_dir": str(tmp_path), "copy_from": None}
+    pool(1).run(train, **words, overrides=overrides)
+    found = [event for event in lines(tmp_path / "ledger.jsonl") if event["event"] == "steered"]
+    measured = {
+        row["step"]: row for row in lines(tmp_path / "metrics.jsonl") if "kl/fixed_conversations" in row
+    }
+    assert [event["step"] for event in found] == [2, 4]
+    for event in found:
+        assert event["decided_by"] == "kl" and event["ratio"] == pytest.approx(event["previous"] + 0.02)
+        assert event["kl_nats"] == measured[event["step"]]["kl/fixed_conversations"] > 0.001
