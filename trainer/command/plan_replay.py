@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from trainer.config.data import Role
 from trainer.config.replay import RatioController, ReplayChoice
 from trainer.config.schema import RunConfig
+from trainer.config.tune import TuneMethod
 from trainer.mix.ratio import mean_ratio, starting_ratio
 
-FORWARD = 1 / 3
-"""Of the work of a trained token that a forward pass takes: a backward pass is two."""
+FORWARD, FORWARD_FROZEN = 1 / 3, 1 / 2
+"""Of the work of a trained token that a forward pass takes: a backward pass is two, or one beside a frozen base."""
 
 
 def replay_notes(config: RunConfig) -> Iterator[str]:
@@ -23,9 +24,10 @@ def replay_notes(config: RunConfig) -> Iterator[str]:
     most = ""
     if replay.controller is RatioController.hold:
         ratio, most = max(replay.max_ratio, ratio), "at most "
+    share = FORWARD if config.tune.method is TuneMethod.full else FORWARD_FROZEN
     scored = ratio * (replay.choice_of + 1)
     yield (
         f"replay.choice=losing scores {replay.choice_of} replay packs for each that is drawn, and the base each of "
         f"those that may be once: forward passes, a pack at a time, over {most}{scored:.1%} of as many tokens as the "
-        f"run trains on, which is {most}{scored * FORWARD:.1%} more work. The time of a step leaves it out."
+        f"run trains on, which is {most}{scored * share:.1%} more work. The time of a step leaves it out."
     )

@@ -150,11 +150,13 @@ def test_a_large_model_without_a_cluster_gets_the_cheapest_ways_first_with_figur
 
 
 def test_what_choosing_replay_costs_is_told(plan):
-    """Worked out: a tenth of the tokens, scored four times and once by the base: a half; a third of it in work."""
+    """Worked out: a tenth of the tokens, scored four times and once by the base: a half; its work is half with LoRA."""
     words = ["recipe=lora", "model=llama3_1_8b", "data=text", "data.sources.corpus.path=corpus.jsonl"]
     words += ["replay=general", "replay.ratio=0.1"]
     text = " ".join(plan(*words, "replay.choice=losing")[1].split())
-    assert "over 50.0% of as many tokens as the run trains on, which is 16.7% more work." in text
+    assert "over 50.0% of as many tokens as the run trains on, which is 25.0% more work." in text
+    full = " ".join(plan("recipe=full_finetune", *words[1:], "replay.choice=losing")[1].split())
+    assert "which is 16.7% more work." in full
     held = plan(*words, "replay.choice=losing", "replay.controller=hold", "evaluate.every_steps=9")[1]
     assert "over at most 250.0% of as many" in " ".join(held.split())
     assert "replay.choice" not in plan(*words)[1]
