@@ -202,6 +202,11 @@ def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs
         assert first == pytest.approx(entry["base_nats"], rel=1e-5)
         assert last == pytest.approx(entry["tuned_nats"], rel=1e-5)
         assert middle != first
+    told = {entry["prompts"]: entry["nats"] for entry in forgetting(run_dirs[1])["kl"]}
+    assert all(set(point["kl"]) == set(told) for point in record["points"]) and told
+    for name, nats in told.items():
+        first, middle, last = (point["kl"][name] for point in record["points"])
+        assert abs(first) < 1e-6 < middle < last == pytest.approx(nats, rel=1e-4)
     assert "Between the base and the tuned model" in (run_dirs[1] / "report.html").read_text()
 
 
