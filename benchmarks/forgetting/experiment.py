@@ -54,6 +54,7 @@ from one_run import (  # noqa: E402
     carry_out,
     command,
     common_words,
+    format_words,
     overrides_of,
 )
 from pareto import figure  # noqa: E402
@@ -209,7 +210,7 @@ def make_ready(settings: Settings, arguments: argparse.Namespace, starter: Plain
         for name in ("texts", "chats", "general"):
             key = f"data.sources.{name}"
             words += [f"{key}.path={settings.files[name].resolve()}", f"{key}.role=replay"]
-            words += [f"{key}.format={'chat' if name == 'chats' else 'text'}"]
+            words += format_words(key, name == "chats")
         command(starter, ["prepare", *words], settings.work / f"prepare-{shift}.log", {})
 
 

@@ -86,6 +86,11 @@ class FailedRun(Exception):
         self.code = code
 
 
+def format_words(key: str, is_chat: bool) -> list[str]:
+    """Return the words of a source's format: texts are cut into sequences, conversations that are longer left out."""
+    return [f"{key}.format=chat", f"{key}.long_documents=drop"] if is_chat else [f"{key}.format=text"]
+
+
 def common_words(settings: Settings, shift: str) -> list[str]:
     """Return what all runs of a shift share."""
     own = f"data.sources.{shift}"
@@ -95,7 +100,7 @@ def common_words(settings: Settings, shift: str) -> list[str]:
         "zero=zero1",
         "cluster.ranks_per_node=1",
         f"{own}.path={settings.files[shift].resolve()}",
-        f"{own}.format={'chat' if shift == 'chat' else 'text'}",
+        *format_words(own, shift == "chat"),
         f"data.seq_len={settings.seq_len}",
         "data.validation_frac=0.05",
         f"data.max_validation_packs={settings.packs}",
@@ -126,7 +131,7 @@ def replay_words(settings: Settings, arm: Arm) -> list[str]:
     key = f"data.sources.{arm.replay}"
     return [
         f"{key}.path={settings.files[arm.replay].resolve()}",
-        f"{key}.format={'chat' if arm.replay == 'chats' else 'text'}",
+        *format_words(key, arm.replay == "chats"),
         f"{key}.role=replay",
         f"{key}.max_epochs=8",
         f"replay.ratio={arm.ratio}",
