@@ -18,6 +18,7 @@ from typing import Any
 
 KL_NAME = "KL on chats"
 REFERENCE = "none"
+INTERPOLATED = "interpolated"
 LEVELS = (0.99, 0.95)
 """Shares of what is learnt without anything done about drift, at its rate, that must be kept."""
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
@@ -49,10 +50,10 @@ def points_of(lines: Iterable[dict[str, Any]]) -> list[Point]:
         for swept in line["points"]:
             alpha, of_run = swept["alpha"], f" of {line['arm']}"
             if swept["sweep"] == "alpha":
-                method = f"interpolated{of_run}"
+                method = f"{INTERPOLATED}{of_run}"
                 name = f"alpha {alpha:g}{of_run}"
             else:
-                method = f"{swept['sweep']}, interpolated{of_run}"
+                method = f"{swept['sweep']}, {INTERPOLATED}{of_run}"
                 name = f"{swept['sweep']}{'' if alpha == 1 else f', alpha {alpha:g}'}{of_run}"
             if swept["sweep"] == "alpha" and alpha == 1:
                 found.append(_point(shift, method, line["arm"], seed, alpha, swept["changes"]))
@@ -137,7 +138,9 @@ def arms(points: Sequence[Point]) -> list[dict[str, Any]]:
         of_shift = [p for p in points if p.shift == shift]
         base = {p.seed: p for p in of_shift if p.method == REFERENCE and p.order == 1}
         for name in dict.fromkeys(p.name for p in of_shift):
-            own = {p.seed: p for p in of_shift if p.name == name}  # of two that are one model, either
+            own = {
+                p.seed: p for p in reversed(of_shift) if p.name == name
+            }  # of two that are one model, the first
             pairs = [(p, base[seed]) for seed, p in own.items() if seed in base and base[seed].learnt > 0]
             if not pairs:
                 continue
@@ -145,6 +148,8 @@ def arms(points: Sequence[Point]) -> list[dict[str, Any]]:
                 {
                     "shift": shift,
                     "arm": name,
+                    "method": pairs[0][0].method,
+                    "order": pairs[0][0].order,
                     "num_seeds": len(pairs),
                     "learnt": interval([p.learnt for p, _ in pairs]),
                     "kept": interval([p.learnt / b.learnt for p, b in pairs]),
@@ -216,7 +221,7 @@ def shown(pair: Sequence[float | None], scale: float = 1.0, digits: int = 3) -> 
     """Return a mean and its interval as tables have it."""
     mean, half = pair
     assert mean is not None
-    text = f"{scale * mean:.{digits}f}"
+    text = f"{round(scale * mean, digits) + 0.0:.{digits}f}"  # no -0
     return text if half is None else f"{text} \u00b1 {scale * half:.{digits}f}"
 
 

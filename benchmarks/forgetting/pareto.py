@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from judge import REFERENCE, frontier
+from judge import INTERPOLATED, REFERENCE, frontier
 
 from trainer.report.element import Html, element, join
 from trainer.report.number import tick_labels, ticks
@@ -26,8 +26,8 @@ LEGEND_ROW, LEGEND_COLUMNS = 17.0, 3
 MEASURES = {"drift": "KL to the base on conversations (nats)", "rise": "mean rise of the probes' loss (nats)"}
 COLOURS = {
     "LoRA": "#8a5a9e",
-    "alpha": "#b0562c",
     "mean of": "#b08a2c",
+    "alpha": "#b0562c",
     "base decay": "#c23b6b",
     "KL": "#1f8a4c",
     "self": "#0b6fb8",
@@ -56,7 +56,7 @@ def figure(record: dict[str, Any]) -> str:
     """Return the SVG of a record: a row a measure, a column a shift, and the legend."""
     rows = record["arms"]
     shifts = list(dict.fromkeys(row["shift"] for row in rows))
-    names = list(dict.fromkeys(row["arm"] for row in rows))
+    names = list(dict.fromkeys(row["arm"] for row in rows if not _is_between(row)))
     best = frontier(rows)
     panels = []
     for i, (measure, unit) in enumerate(MEASURES.items()):
@@ -110,19 +110,23 @@ def panel(
         )
     caption, middle = "learnt, in % of what is learnt without (none)", (LEFT + WIDTH - RIGHT) / 2
     parts.append(element("text", caption, x=middle, y=HEIGHT - 9, text_anchor="middle", class_="tick"))
-    for belongs, colour in ((_is_rate, COLOURS["none"]), (_is_alpha, COLOURS["alpha"])):
-        line = sorted((spots[name][0][0], spots[name][1][0]) for name in spots if belongs(name))
-        if len(line) > 1:
-            points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line)
-            parts.append(element("polyline", points=points, fill="none", stroke=colour, stroke_width=1))
-    for row in rows:
+    for line, colour in _lines(rows):
+        ends = (spots[row["arm"]] for row in line)
+        points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for (x, _), (y, _) in ends)
+        parts.append(element("polyline", points=points, fill="none", stroke=colour, stroke_width=1))
+    for row in (row for row in rows if row["arm"] in names):
         (x, x_half), (y, y_half) = spots[row["arm"]]
         is_best = (row["shift"], row["arm"]) in best
         parts.append(_spot(row["arm"], names.index(row["arm"]) + 1, (x_of(x), y_of(y)), is_best))
         colour = colour_of(row["arm"])
         for first, second in (((x - x_half, y), (x + x_half, y)), ((x, y - y_half), (x, y + y_half))):
-            ends = {"x1": x_of(first[0]), "y1": y_of(first[1]), "x2": x_of(second[0]), "y2": y_of(second[1])}
-            parts.append(element("line", **ends, stroke=colour, stroke_width=1, stroke_opacity=0.5))
+            ends_at = {
+                "x1": x_of(first[0]),
+                "y1": y_of(first[1]),
+                "x2": x_of(second[0]),
+                "y2": y_of(second[1]),
+            }
+            parts.append(element("line", **ends_at, stroke=colour, stroke_width=1, stroke_opacity=0.5))
     return join(*parts)
 
 
@@ -131,12 +135,20 @@ def _ends(pair: Sequence[float | None], scale: float = 1.0) -> Pair:
     return scale * (mean or 0.0), scale * (half or 0.0)
 
 
-def _is_rate(name: str) -> bool:
-    return name == REFERENCE or (name.startswith(f"{REFERENCE}, ") and name.endswith("x rate"))
+def _is_between(row: dict[str, Any]) -> bool:
+    """Tell whether an arm is a mixture with the base, which is drawn as a part of a line."""
+    return INTERPOLATED in row["method"] and row["order"] < 1
 
 
-def _is_alpha(name: str) -> bool:
-    return name == REFERENCE or (name.startswith("alpha ") and name.endswith(f" of {REFERENCE}"))
+def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], str]]:
+    """Yield the arms of each line in their order: `none` by rate, and what was swept by alpha, up to what it is of."""
+    for method in dict.fromkeys(row["method"] for row in rows):
+        if method == REFERENCE or INTERPOLATED in method:
+            of = method.removeprefix(f"{INTERPOLATED} of ")
+            line = sorted((row for row in rows if row["method"] == method), key=lambda row: row["order"])
+            line += [row for row in rows if row["arm"] == of and method != REFERENCE]
+            if len(line) > 1:
+                yield line, colour_of(line[0]["arm"])
 
 
 def _spot(name: str, number: int, at: Pair, is_best: bool) -> Html:

@@ -221,6 +221,30 @@ def test_a_line_that_was_cut_off_and_runs_of_other_words_are_run_again(tmp_path:
     assert [json.loads(text)["arm"] for text in path.read_text().splitlines()] == ["a", "b"]
 
 
+def test_mixtures_with_the_base_are_a_line_up_to_what_they_are_of_and_no_points() -> None:
+    from judge import arms, points_of
+    from pareto import _lines, figure
+
+    sweeps = [
+        {
+            "sweep": sweep,
+            "alpha": alpha,
+            "changes": {"target": -alpha * more, "KL on chats": 0.2 * alpha**2 * more},
+        }
+        for sweep, more in (("alpha", 1.0), ("mean of 3", 0.9))
+        for alpha in (0.6, 0.8, 1.0)
+    ]
+    rows = arms(points_of([line("none", 1.0, 0.2, points=sweeps), *NONE[1:]]))
+    assert [[row["arm"] for row in found] for found, _ in _lines(rows)] == [
+        ["none, 0.5 x rate", "none", "none, 2 x rate"],
+        ["alpha 0.6 of none", "alpha 0.8 of none", "none"],
+        ["mean of 3, alpha 0.6 of none", "mean of 3, alpha 0.8 of none", "mean of 3 of none"],
+    ]
+    svg = figure({"arms": rows})
+    assert svg.count("<polyline") == 2 * 3
+    assert "<title>mean of 3 of none</title>" in svg and "<title>alpha" not in svg
+
+
 def test_the_figure_holds_every_arm_once_a_panel_and_rings_the_frontier() -> None:
     from judge import arms, points_of
     from pareto import figure
