@@ -92,7 +92,7 @@ ARMS: tuple[Arm, ...] = (
     Arm("general 5 %", replay="general", ratio=0.05),
     Arm("LoRA, base decay 1", words=(*LORA, "optim.base_decay={decay:1.0}")),
 )
-ALPHAS = "0.6:1:0.2"
+ALPHAS = "0.4:1:0.2"
 """Of what is swept: base + alpha (tuned - base)."""
 AVERAGED = 3
 """Checkpoints whose mean is an arm of its own (LAWA, arXiv:2209.14981): the last ones."""

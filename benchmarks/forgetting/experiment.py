@@ -13,12 +13,13 @@ printed, and FIGURE is drawn (pareto.py).
 
 Sizes, for three calls of 560 s on one H100 or H200. The earlier experiment took 339 s for 25 runs of 1.2 M tokens,
 six at once (results/forgetting.json): 13.6 s a run, each a process of its own that read some 0.5 M tokens of held-out
-text before and after. Runs here have 0.6 M tokens and 64 packs of each set, 0.26 M tokens, so that, with time as
-tokens, one takes 13.6 x (0.6 + 2 x 0.26) / (1.2 + 2 x 0.5) = 7 s; what is swept reads six times as much text again, 4
-s. The first 22 arms on three shifts with three seeds are 198 runs, 18 of them swept: 198 x 7 + 18 x 4 = 1,460 s, of
-1,680 less some 150 for sampling and three warm starts. That is an estimate from another machine and no measurement;
-each call prints what a run took and how many are left, and --jobs, --tokens and --most-arms are there where it is
-wrong. With half the tokens a step of the earlier one more than six fit on 80 GB.
+text before and after, which are 6.2 s for a million. Runs here have 0.6 M tokens and read 64 packs of each set, 0.26
+M, as often: 1.12 M are 7 s. What is swept reads it eight times more, 2.1 M, 13 s. The first 20 arms on three shifts
+with three seeds are 180 runs, 18 of them swept: 180 x 7 + 18 x 13 = 1,494 s, of 1,680 less some 150 for sampling and
+three warm starts. That is an estimate from another machine and no measurement: held-out text costs less than
+training, starts are warm, but sampling, KL and averages are not in it. Each call prints what a run took and how many
+are left; --jobs, --tokens, --most-arms are there where it is wrong. With half the tokens a micro-batch of the earlier
+one more than six runs fit on 80 GB.
 """
 
 from __future__ import annotations

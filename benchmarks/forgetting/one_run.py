@@ -81,8 +81,9 @@ class FailedRun(Exception):
     def __init__(self, code: int, log: Path) -> None:
         """Take its code and where its words are."""
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-        said = [line for line in lines if line.startswith("Error:") or "Error" in line]
-        super().__init__((said or lines or ["nothing was said"])[-1][:400])
+        first = next((index for index, line in enumerate(lines) if line.startswith("Error:")), len(lines) - 1)
+        said = " ".join(" ".join(lines[max(first, 0) :]).split())
+        super().__init__(said[:400] or f"it ended with {code} and said nothing")
         self.code = code
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +257,78 @@ def test_the_figure_holds_every_arm_once_a_panel_and_rings_the_frontier() -> Non
     svg = figure({"arms": arms(points_of([*NONE, *second]))})
     assert svg.count("<title>m</title>") == 2 == svg.count("<title>none</title>")
     assert svg.count('stroke="#222222"') == 3, "none, at twice the rate and at half of it"
+
+
+def write_corpora(folder: Path) -> dict[str, Path]:
+    """Write documents of few words, other ones in each file."""
+    rng = random.Random(0)
+    found = {}
+    for name, letters in (("strong", "aeinrst"), ("general", "bcdfg"), ("probe", "0123"), ("texts", "klmop")):
+        words = ["".join(rng.choice(letters) for _ in range(4)) for _ in range(40)]
+        texts = [" ".join(rng.choice(words) for _ in range(40)) for _ in range(60)]
+        found[name] = folder / f"{name}.jsonl"
+        found[name].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    chats = [
+        {"messages": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": f"say {i}"}]}
+        for i in range(60)
+    ]
+    found["chats"] = folder / "chats.jsonl"
+    found["chats"].write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return found
+
+
+@pytest.mark.slow
+def test_the_experiment_is_killed_and_started_again_and_does_what_is_missing(tmp_path: Path) -> None:
+    """A run of before would have other seconds; a missing one would be counted; a third call would run something."""
+    files = write_corpora(tmp_path)
+    state, out = tmp_path / "state", tmp_path / "out.json"
+    state.mkdir()
+    for name in ("texts", "chats"):  # as if sampled before
+        files[name].rename(state / f"{name}.jsonl")
+    words = [sys.executable, str(ROOT / "benchmarks/forgetting/experiment.py"), "--model", "tiny"]
+    words += ["--strong", str(files["strong"]), "--general", str(files["general"])]
+    words += ["--probe", f"numbers={files['probe']}", "--tokens", "3072", "--batch-tokens", "512"]
+    words += [
+        "--seq-len",
+        "128",
+        "--lr",
+        "3e-3",
+        "--packs",
+        "4",
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+        "--most-arms",
+        "3",
+    ]
+    words += ["--state", str(state), "--work", str(tmp_path / "work"), "--out", str(out), "--budget-s", "600"]
+    words += ["--figure", str(tmp_path / "figure.svg"), "--set", "zero.dtype=fp32"]
+    env = os.environ | {"PALIMPSEST_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL)
+    runs = state / "runs.jsonl"
+    while first.poll() is None and not (runs.is_file() and runs.read_text().count("\n")):
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    before = runs.read_text()
+    assert 1 <= before.count("\n") < 3
+    said = subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
+    assert f"{before.count(chr(10))} of 3 runs are there." in said and "3 of 3 runs are there after" in said
+    assert runs.read_text().startswith(before) and runs.read_text().count("\n") == 3
+    record = json.loads(out.read_text())
+    assert record["num_runs"] == record["num_asked"] == 3 and not record["failures"]
+    assert {row["arm"] for row in record["arms"]} >= {
+        "none",
+        "none, 0.5 x rate",
+        "alpha 0.8 of none",
+        "mean of 3 of none",
+    }
+    swept = next(row for row in record["runs"] if row["arm"] == "none")
+    whole = next(p for p in swept["points"] if p["sweep"] == "alpha" and p["alpha"] == 1)
+    assert whole["changes"] == pytest.approx(swept["changes"], rel=1e-3), "alpha 1 is the run itself"
+    assert not list((tmp_path / "work").glob("strong-*/")), "checkpoints are removed"
+    again = subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
+    assert "3 of 3 runs are there." in again and "forked" not in again
+    other = subprocess.run([*words, "--lr", "1e-3"], env=env, capture_output=True, text=True, check=False)
+    assert other.returncode == 1 and "has another lr" in other.stderr
