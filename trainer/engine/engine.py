@@ -57,6 +57,7 @@ class Engine:
         self._spread = spread
         self._summed_over = summed_over
         self._is_partial = not all(p.requires_grad for p in self.module.parameters())
+        self._pull: BasePull | None = None
 
     def forward(self, ask: Ask[A], **inputs: Any) -> A:
         """Run the model on packed inputs and return its answer. Collective under ZeRO-3."""
@@ -101,9 +102,14 @@ class Engine:
         """
         masters = [flat.master for flat in flat_states(self._ds, self.stage, MODULE_PREFIX, self._spread)]
         dtype = next(p.dtype for p in self.module.parameters() if p.requires_grad)
-        pull = BasePull(masters, dtype, decay)
-        pull_after_steps(getattr(self._ds.optimizer, "optimizer", self._ds.optimizer), pull)
-        return pull.num_bytes
+        self._pull = BasePull(masters, dtype, decay)
+        pull_after_steps(getattr(self._ds.optimizer, "optimizer", self._ds.optimizer), self._pull)
+        return self._pull.num_bytes
+
+    def stop_decay_to_start(self) -> None:
+        """Leave what trains to its gradients from here on."""
+        if self._pull is not None:
+            self._pull.stop()
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of all groups for the next step."""

@@ -42,6 +42,10 @@ class BasePull:
         """Return what the start takes on this rank."""
         return sum(start.numel() * start.element_size() for _, start in self._starts.values())
 
+    def stop(self) -> None:
+        """Pull nothing any more."""
+        self._decay = 0.0
+
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Pull what the optimizer has just updated."""
         for group in optimizer.param_groups:
@@ -55,6 +59,8 @@ class BasePull:
             KeyError: One was not there when training began.
         """
         share = float(group["lr"]) * self._decay
+        if not share:
+            return
         for master in group["params"]:
             held, start = self._starts[id(master)]
             assert held is master, "a master of the optimizer was replaced by another tensor"

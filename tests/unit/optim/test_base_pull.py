@@ -91,6 +91,17 @@ def test_each_group_is_pulled_by_its_own_learning_rate():
     assert (slow.item(), fast.item()) == pytest.approx((0.9, 0.6))
 
 
+def test_nothing_is_pulled_once_it_is_stopped():
+    master = torch.nn.Parameter(torch.zeros(3))
+    optimizer, pull = pulled(master, decay=1.0, lr=0.5)
+    with torch.no_grad():
+        master.add_(1.0)
+    master.grad = torch.zeros(3)
+    pull.stop()
+    optimizer.step()
+    assert master.tolist() == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("every", [5, 20])
 def test_pulls_every_so_many_steps_leave_a_run_where_the_decay_does(every):
     """On a bowl around 1 from a base at 0, in float64: both keep the same share of what is learnt, by as many steps.
