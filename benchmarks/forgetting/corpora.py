@@ -7,7 +7,8 @@
 
 strong.jsonl: German manual pages (another language); weak.jsonl: the documentation of Python (English, a kind of
 text the model has seen); general.jsonl and probe_wikipedia.jsonl: different Wikipedia articles; the other probes:
-school maths and medical abstracts. A corpus whose text is not given is not made.
+school maths and medical abstracts; chat.jsonl: those problems as conversations. A corpus whose text is not given is not
+made.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     for name, given, read, limit in (
         ("strong", args.manpages, manual_pages, args.max_mb),
         ("weak", args.rst, rst_pages, args.max_mb),
+        ("chat", args.gsm8k, conversations, args.max_mb),
         ("general", args.wikitext, partial(articles, is_probe=False), args.max_mb),
         ("probe_wikipedia", args.wikitext, partial(articles, is_probe=True), args.max_probe_mb),
         ("probe_maths", args.gsm8k, problems, args.max_probe_mb),
@@ -51,14 +53,16 @@ def main() -> None:
         write(args.out / f"{name}.jsonl", read(given), int(limit * 1e6))
 
 
-def write(file: Path, documents: Iterator[str], max_bytes: int) -> None:
-    """Write distinct documents in random order until the file has its size."""
-    chosen = sorted(set(text.strip() for text in documents))
+def write(file: Path, documents: Iterator[str] | Iterator[list[dict[str, str]]], max_bytes: int) -> None:
+    """Write distinct documents, or conversations, in random order until the file has its size."""
+    known = {one.strip() if isinstance(one, str) else json.dumps(one): one for one in documents}
+    chosen = sorted(known)
     random.Random(0).shuffle(chosen)
     size = count = 0
     with file.open("w", encoding="utf-8") as stream:
-        for text in chosen:
-            line = json.dumps({"text": text}, ensure_ascii=False) + "\n"
+        for key in chosen:
+            row = {"text": key} if isinstance(known[key], str) else {"messages": known[key]}
+            line = json.dumps(row, ensure_ascii=False) + "\n"
             if size + len(line.encode()) > max_bytes:
                 break
             stream.write(line)
@@ -142,6 +146,16 @@ def problems(file: Path) -> Iterator[str]:
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         yield f"Question: {row['question']}\nAnswer: {row['answer']}"
+
+
+def conversations(file: Path) -> Iterator[list[dict[str, str]]]:
+    """Yield school problems as a turn of the user and one of the assistant."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        yield [
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": row["answer"]},
+        ]
 
 
 def abstracts(file: Path) -> Iterator[str]:

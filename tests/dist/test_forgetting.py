@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,22 +203,38 @@ def test_an_interpolation_ends_in_the_base_and_in_the_tuned_model(pool, run_dirs
         assert first == pytest.approx(entry["base_nats"], rel=1e-5)
         assert last == pytest.approx(entry["tuned_nats"], rel=1e-5)
         assert middle != first
+    told = {entry["prompts"]: entry["nats"] for entry in forgetting(run_dirs[1])["kl"]}
+    assert all(set(point["kl"]) == set(told) for point in record["points"]) and told
+    for name, nats in told.items():
+        first, middle, last = (point["kl"][name] for point in record["points"])
+        assert abs(first) < 1e-6 < middle < last == pytest.approx(nats, rel=1e-4)
     assert "Between the base and the tuned model" in (run_dirs[1] / "report.html").read_text()
 
 
-def recover(mesh: Any, workspace: str, data: str, run_dir: str, steps: int) -> list[Any]:
+def recover(
+    mesh: Any, workspace: str, data: str, run_dir: str, steps: int, words: tuple[str, ...] = ()
+) -> list[Any]:
     """Return what the probe says, and held-out losses before and after it."""
     from trainer.checkpoint.state import TrainState
     from trainer.run.parts import RunParts
     from trainer.run.recovery import probe_recovery
 
     config = config_for(
-        workspace, data, Path(run_dir), *OVERRIDES, f"evaluate.recovery_steps={steps}", "optim.lr=0.05"
+        workspace,
+        data,
+        Path(run_dir),
+        *OVERRIDES,
+        f"evaluate.recovery_steps={steps}",
+        "optim.lr=0.05",
+        *words,
     )
     with session_of(config) as session:
         mixing = session.mixing()
         loader = loader_of(session)
-        parts = RunParts(session.policy, None, loader, None, None, mixing, *[None] * 7)
+        asked_to_stop = SimpleNamespace(requested=False)
+        parts = RunParts(
+            session.policy, None, loader, None, None, mixing, *[None] * 3, asked_to_stop, *[None] * 3
+        )
         before = held_out_losses(session.policy, session.held_out())
         state = TrainState(last_losses=before, base_losses={"general": before["general"] - 1.0})
         found = probe_recovery(parts, config, session.stores, session.held_out(), mixing, state)
@@ -237,5 +254,9 @@ def test_the_recovery_probe_trains_on_replay_and_measures_the_set_that_rose(pool
             found["recovered_nats"] == pytest.approx(after["general"])
             and after["general"] < before["general"]
         )
+    plain = pool(2).run(recover, steps=6, **arguments)
+    assert pool(2).run(recover, steps=6, words=("optim.base_decay=15",), **arguments) == plain, (
+        "nothing is pulled"
+    )
     ((found, before, after),) = pool(1).run(recover, steps=0, **arguments)
     assert found is None and before == after

@@ -1,6 +1,7 @@
 """Tables and figures of the documentation are what the repository holds."""
 
 import functools
+import importlib
 import json
 import re
 from typing import Any
@@ -137,6 +138,23 @@ def test_every_figure_in_the_forgetting_tables_comes_from_the_results_file(headi
         for shown, name in COLUMNS.items():
             mean, deviation = found["changes"][name]
             assert row[shown] == f"{mean:+.3f} ± {deviation:.3f}"
+
+
+def test_tables_and_figure_of_the_arms_are_those_of_their_record(monkeypatch):
+    path = RESULTS / "forgetting_arms.json"
+    if not path.exists():
+        pytest.skip("benchmarks/forgetting/experiment.py has not been run yet")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "forgetting"))
+    judge, pareto = (importlib.import_module(name) for name in ("judge", "pareto"))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    points = judge.points_of(record["runs"])
+    assert record["equal_loss"] == json.loads(json.dumps(judge.equal_loss(points)))
+    assert record["chosen"] == json.loads(json.dumps(judge.chosen_and_judged(points)))
+    told = (DOCS / "forgetting.md").read_text(encoding="utf-8").splitlines()
+    for table in (judge.equal_table(record["equal_loss"]), judge.judged_table(record["chosen"])):
+        assert not [line for line in table.splitlines() if line not in told]
+    drawn = (DOCS / "img" / "forgetting_arms.svg").read_text(encoding="utf-8")
+    assert drawn == f"{pareto.figure(record)}\n"
 
 
 def test_the_losses_on_gsm8k_come_from_their_measurement():

@@ -139,4 +139,5 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         offload_param=zero.offload_param is Offload.cpu,
         has_extra=bool(zero.extra),
         asks_base=config.replay.kl.beta > 0,
+        holds_start=config.optim.base_decay > 0,
     )

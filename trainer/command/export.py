@@ -145,8 +145,15 @@ def _export_verified(
 def _what(config: RunConfig, checkpoint: Path) -> str:
     """Say in a sentence what of a run was exported."""
     if config.export.alpha != 1:
-        share = f"{config.export.alpha:g} x ({checkpoint.name} - base)"
+        count = config.export.average
+        tuned = checkpoint.name if count == 1 else f"mean of {count} checkpoints up to {checkpoint.name}"
+        share = f"{config.export.alpha:g} x ({tuned} - base)"
         return f"Its weights are base + {share}, in {config.export.dtype}."
+    if config.export.average > 1:
+        return (
+            f"Its weights are the mean of {config.export.average} checkpoints of the run up to {checkpoint.name}, in "
+            f"{config.export.dtype}."
+        )
     merged = ", with the adapter added into the base" if config.export.merge else ""
     return f"It is {checkpoint.name} of the run{merged}, in {config.export.dtype}."
 
@@ -170,9 +177,11 @@ def _verify(
 
     if (note := how_to_load(files.source, config.model)) is not None:
         say(console, note)
-    if config.export.alpha != 1:
+    if config.export.alpha != 1 or config.export.average > 1:
         _require_loads(config, checkpoint, output_dir)
-        why = f"with alpha {config.export.alpha:g} it is another model"
+        of_several = f"the mean of {config.export.average} checkpoints is another model"
+        is_mixed = config.export.alpha != 1
+        why = f"with alpha {config.export.alpha:g} it is another model" if is_mixed else of_several
         say(console, f"{written}; it loads, its logits are finite; they were not compared: {why}.")
         return f"{written}; it was loaded and gives finite logits, but it is not the model that was trained."
     is_narrowed = config.zero.dtype == "fp32" and config.export.dtype == "bfloat16"

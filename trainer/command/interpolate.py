@@ -6,8 +6,8 @@ One process, one GPU or the CPU; tensors are streamed, so beside the model under
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,7 +28,9 @@ from trainer.dist.mesh import alone
 from trainer.engine.engine import undivided
 from trainer.engine.policy import Policy
 from trainer.errors import ConfigError, DataError, Exit
+from trainer.evaluate.forgetting import Texts, prompts_for_kl
 from trainer.evaluate.held_out import HeldOut, held_out_pieces
+from trainer.evaluate.kl import divergence_by_document, take_references
 from trainer.export.blend import blended
 from trainer.model.attention import choose_attention, offered
 from trainer.model.base_files import open_base
@@ -61,6 +63,8 @@ class AlphaPoint:
     """Mean over the sets with role=target."""
     general_nats: float | None
     """Mean over all other sets; None without any."""
+    kl: dict[str, float] = field(default_factory=dict)
+    """KL(base || mixture) by set of prompts, in nats: new-task text, and conversations where there is a template."""
 
 
 def interpolate(config: RunConfig) -> int:
@@ -88,12 +92,13 @@ def interpolate(config: RunConfig) -> int:
     policy = Policy(
         undivided(CausalLM(loaded)), alone(device), attention.is_flash, in_rows(config.data), carries
     )
-    held_out = _held_out(config, source)
+    held_out, drift = _measured_on(config, source, policy)
     points, base = [], open_base(source, config.model)
     for alpha in track(alphas, description="interpolating", console=Console()):
         _set_weights(tensors, blended(tuned_tensors(config, checkpoint, base), base, alpha))
         pieces = held_out_pieces(policy, held_out)
-        points.append(_point(config, alpha, {name: found.mean for name, found in pieces.items()}))
+        losses = {name: found.mean for name, found in pieces.items()}
+        points.append(_point(config, alpha, losses, drift()))
     best = suggest(points)
     record = {
         "checkpoint": checkpoint.name,
@@ -147,7 +152,10 @@ def suggest(points: list[AlphaPoint]) -> AlphaPoint | None:
     return found if found.alpha > 0 else None
 
 
-def _held_out(config: RunConfig, source: str) -> HeldOut:
+def _measured_on(
+    config: RunConfig, source: str, policy: Policy
+) -> tuple[HeldOut, Callable[[], dict[str, float]]]:
+    """Return the held-out text, and what says how far answers are from the base's, whose weights are still loaded."""
     tokenizer = configured_tokenizer(config.model, source)
     stores = open_all(config.data, tokenizer)
     targets = [n for n, s in config.data.sources.items() if s.role is Role.target]
@@ -156,13 +164,24 @@ def _held_out(config: RunConfig, source: str) -> HeldOut:
             "`data.validation_frac` must hold out documents of a target source for an interpolation, but none are "
             "held out instead. Set it before training."
         )
-    return HeldOut(
+    pad_id, max_packs = tokenizer.pad_id or 0, config.evaluate.kl_packs
+    held_out = HeldOut(
         names=list(stores),
         stores=[store.validation for store in stores.values()],
         max_packs=config.data.max_validation_packs,
         micro_batch_size=config.evaluate.micro_batch_size,
-        pad_id=tokenizer.pad_id or 0,
+        pad_id=pad_id,
     )
+    if not max_packs:
+        return held_out, dict
+    prompts = prompts_for_kl(config.data, max_packs, Texts(stores, tokenizer), pad_id)
+    references = take_references(policy, prompts)
+
+    def drift() -> dict[str, float]:
+        found = divergence_by_document(policy, prompts, references)
+        return {name: sum(sums) / sum(counts) for name, (sums, counts) in found.items()}
+
+    return held_out, drift
 
 
 def _set_weights(tensors: dict[str, Tensor], stream: Iterator[tuple[str, Tensor]]) -> None:
@@ -172,7 +191,7 @@ def _set_weights(tensors: dict[str, Tensor], stream: Iterator[tuple[str, Tensor]
                 tensors[name].copy_(tensor)
 
 
-def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> AlphaPoint:
+def _point(config: RunConfig, alpha: float, losses: dict[str, float], kl: dict[str, float]) -> AlphaPoint:
     by_role = [(config.data.sources[name].role is Role.target, loss) for name, loss in losses.items()]
     target = [loss for is_target, loss in by_role if is_target]
     general = [loss for is_target, loss in by_role if not is_target]
@@ -181,15 +200,17 @@ def _point(config: RunConfig, alpha: float, losses: dict[str, float]) -> AlphaPo
         losses,
         sum(target) / len(target),
         sum(general) / len(general) if general else None,
+        kl,
     )
 
 
 def _table(points: list[AlphaPoint], best: AlphaPoint | None) -> Table:
     table = Table(title="Held-out loss between base (0) and tuned (1), nats", title_justify="left")
-    names = list(points[0].losses)
-    for column in ("alpha", *names, "verdict"):
+    names, prompts = list(points[0].losses), list(points[0].kl)
+    for column in ("alpha", *names, *(f"KL {name}" for name in prompts), "verdict"):
         table.add_column(column, justify="left" if column == "verdict" else "right", overflow="fold")
     for point in points:
-        cells = (f"{point.losses[name]:.4f}" for name in names)
+        cells = [f"{point.losses[name]:.4f}" for name in names]
+        cells += [f"{point.kl[name]:.4f}" for name in prompts]
         table.add_row(f"{point.alpha:g}", *cells, "suggested" if point is best else "")
     return table

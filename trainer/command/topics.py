@@ -191,6 +191,7 @@ TOPICS: dict[str, Topic] = {
         (
             *("run_dir", "export.checkpoint", "export.output_dir", "export.dtype", "export.merge"),
             *(
+                "export.average",
                 "export.alpha",
                 "export.interpolate",
                 "export.adapters",

@@ -104,7 +104,18 @@ def under_file_names(
 
 
 def tuned_tensors(config: RunConfig, checkpoint: Path, base: BaseFiles) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did."""
+    """Yield (name, whole tensor) of the tuned model: what trained, and the base where nothing did.
+
+    With `export.average` the mean of that over several checkpoints, each with its adapter added in.
+    """
+    from trainer.checkpoint.several import find_last
+    from trainer.export.average import averaged
+
+    streams = [_tuned(config, one, base) for one in find_last(checkpoint, config.export.average)]
+    return averaged(streams) if len(streams) > 1 else streams[0]
+
+
+def _tuned(config: RunConfig, checkpoint: Path, base: BaseFiles) -> Iterator[tuple[str, Tensor]]:
     from trainer.engine.consolidate import stream_parameters
     from trainer.export.merge import read_adapter, with_base
     from trainer.model.tune.pissa import as_plain_lora

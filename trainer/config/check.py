@@ -21,6 +21,7 @@ from trainer.config.check_log import log_problems
 from trainer.config.check_model import model_problems
 from trainer.config.check_numbers import number_problems, seed_problems
 from trainer.config.check_objective import objective_problems
+from trainer.config.check_pull import pull_problems
 from trainer.config.check_replay import replay_problems
 from trainer.config.check_sequence import batch_rule, sequence_problems
 from trainer.config.check_sharing import sharing_problems
@@ -230,6 +231,7 @@ def _optim_problems(config: RunConfig) -> Iterator[Problem]:
         yield must("optim.weight_decay", "0 or more", optim.weight_decay, "Set 0.1.")
     if not optim.clip_norm >= 0:
         yield must("optim.clip_norm", "0 (off) or more", optim.clip_norm, "Set 1.0.")
+    yield from pull_problems(config)
 
 
 def _schedule_problems(schedule: ScheduleConfig) -> Iterator[Problem]:

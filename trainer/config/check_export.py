@@ -32,6 +32,7 @@ def export_problems(config: RunConfig) -> Iterator[Problem]:
             "Leave it out.",
         )
     is_adapter = exports_adapter(config)
+    yield from _average_problems(config, is_adapter)
     if export.text_only and is_adapter:
         fix = "Set export.merge=true, or leave it out."
         yield must("export.text_only", "false for an adapter, which belongs to the whole base", True, fix)
@@ -44,6 +45,20 @@ def export_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _hub_problems(export)
     if export.hub is not None and export.hub_base is None and export.interpolate is None and is_adapter:
         yield from _base_problems(config.model)
+
+
+def _average_problems(config: RunConfig, is_adapter: bool) -> Iterator[Problem]:
+    key, count = "export.average", config.export.average
+    if count < 1:
+        yield must(key, "1 (the named checkpoint alone) or more", count, f"Set {key}=1.")
+    elif count > 1 and config.export.adapters:
+        yield must(key, "1 with export.adapters, which are of several runs", count, f"Set {key}=1.")
+    elif count > 1 and config.tune.is_virtual:
+        fix = f"Set {key}=1. (They are no change of the weights, so that there is no whole model to average.)"
+        yield must(key, f"1 with tune.method={config.tune.method.value}", count, fix)
+    elif count > 1 and is_adapter and config.export.interpolate is None:
+        rule = "1 for an adapter alone, since the mean of its factors is not that of their product"
+        yield must(key, rule, count, "Set export.merge=true, which averages whole models, or leave it out.")
 
 
 def exports_adapter(config: RunConfig) -> bool:

@@ -21,6 +21,12 @@ class OptimConfig:
     """Decoupled weight decay of matrices. Norms, biases and embeddings have none."""
     decay_embeddings: bool = False
     """Decay embedding matrices too."""
+    base_decay: float = 0.0
+    """Decoupled decay of all that trains towards what it began as, on the float32 masters after each update:
+    w <- w - lr * base_decay * (w - w0). Of a way from the base that no gradient renews, exp(-base_decay * S) is left, S
+    the sum of the learning rates of all steps: 1 / S is a strong pull, so a value is for one length of run. At most
+    1 / lr. Takes 2 bytes a trained parameter in bf16 and 4 in fp32, sharded (L2-SP, arXiv:1802.01483; decoupled as the
+    decay of AdamW is, arXiv:1711.05101)."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
 

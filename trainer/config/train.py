@@ -167,6 +167,11 @@ class ExportConfig:
     """Largest size of one safetensors file in 10^9 bytes."""
     merge: bool = False
     """An adapter: add it into the base and write the whole model. False writes the adapter alone."""
+    average: int = 1
+    """Write the mean of so many checkpoints of the run, the named one and those before it (LAWA, arXiv:2209.14981),
+    read a tensor at a time without a GPU. In the run checkpoint.keep_last says how many there are,
+    checkpoint.every_steps how far apart. An adapter needs merge=true or an alpha: the mean of its factors is not that
+    of their product. With `interpolate` the mean takes the tuned model's place. 1: the named one alone."""
     alpha: float = 1.0
     """Write base + alpha (tuned - base): 1 is the tuned model, 0 the base. Range: [0, 1]."""
     interpolate: str | None = None

@@ -20,9 +20,11 @@ from trainer.checkpoint.shard_file import BUFFER, Fragment
 from trainer.checkpoint.shards import Shards
 from trainer.engine.flat_state import flat_states, spread_masters, whole_shapes
 from trainer.engine.spread_layout import SPREAD, Spread
+from trainer.engine.update import pull_after_steps
 from trainer.engine.veto import vetoing
 from trainer.errors import CheckpointError
 from trainer.model.head.ask import Ask
+from trainer.optim.base_pull import BasePull
 
 MODULE_PREFIX = "lm."
 """Name of the model inside the objective that the engine wraps."""
@@ -55,6 +57,7 @@ class Engine:
         self._spread = spread
         self._summed_over = summed_over
         self._is_partial = not all(p.requires_grad for p in self.module.parameters())
+        self._pull: BasePull | None = None
 
     def forward(self, ask: Ask[A], **inputs: Any) -> A:
         """Run the model on packed inputs and return its answer. Collective under ZeRO-3."""
@@ -88,6 +91,25 @@ class Engine:
         if norm is not None and value < 0:  # DeepSpeed's mark of an invalid norm
             value = float("nan")
         return value, applied and math.isfinite(value)
+
+    def decay_to_start(self, decay: float) -> int:
+        """Pull what trains towards what it is now, after every step from here on; return the bytes that takes here.
+
+        Before a checkpoint is taken over: it holds other weights.
+
+        Args:
+            decay: `optim.base_decay`.
+        """
+        masters = [flat.master for flat in flat_states(self._ds, self.stage, MODULE_PREFIX, self._spread)]
+        dtype = next(p.dtype for p in self.module.parameters() if p.requires_grad)
+        self._pull = BasePull(masters, dtype, decay)
+        pull_after_steps(getattr(self._ds.optimizer, "optimizer", self._ds.optimizer), self._pull)
+        return self._pull.num_bytes
+
+    def stop_decay_to_start(self) -> None:
+        """Leave what trains to its gradients from here on."""
+        if self._pull is not None:
+            self._pull.stop()
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of all groups for the next step."""

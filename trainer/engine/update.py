@@ -7,6 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.optim.base_pull import BasePull
+
+PULL = "base_pull"
+"""Attribute of an optimizer that has one: trainer/optim/base_pull.py."""
+
+
+def pull_after_steps(optimizer: torch.optim.Optimizer, pull: BasePull) -> None:
+    """Let every step of an optimizer be followed by a pull of what it updated, one of `take_step` too."""
+    setattr(optimizer, PULL, pull)
+    optimizer.register_step_post_hook(pull)
+
 
 @torch.no_grad()
 def take_step(
@@ -23,6 +34,10 @@ def take_step(
         from trainer.optim import fused_adamw
 
         fused_adamw.take_step(optimizer, group, gradient, scale, rounded)
+        pull = getattr(optimizer, PULL, None)
+        if pull is not None:  # on a CPU it is a hook of the step
+            pull.pull(group)
+            rounded.copy_(group["params"][0])
         return
     (master,) = group["params"]
     master.grad = gradient * scale

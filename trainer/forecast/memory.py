@@ -70,6 +70,8 @@ class RunShape:
     """DeepSpeed's own classes do all (`zero.extra`)."""
     asks_base: bool = False
     """Replay is compared with the base (`replay.kl.beta`)."""
+    holds_start: bool = False
+    """What training began with is kept (`optim.base_decay`)."""
 
     @property
     def num_tokens(self) -> int:

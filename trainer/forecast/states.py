@@ -35,9 +35,11 @@ def states_of(run: RunShape, weights: Weights) -> States:
     A single micro-step keeps gradients in the parameters' dtype, and stages 1 and 2 alike free those of other ranks
     as they are reduced; DeepSpeed's step copies them flat and to fp32, that of stage 2 (engine/partitioned.py) copies
     nothing. Several accumulate in fp32: stage 1 is then DeepSpeed's BF16_Optimizer, which keeps all of them on every
-    rank, and the bf16 ones until the step is over.
+    rank, and the bf16 ones until the step is over. What training began with, for `optim.base_decay`, is held where the
+    masters are, in the parameters' dtype.
     """
     n, w, e = weights.num_trainable, run.world_size, run.element_bytes
+    begun = e if run.holds_start else 0
     share = 1 if run.stage < 3 else w
     # Shards add up to as much wherever experts are: at stage 3 of everything, below it of the optimizer's state.
     held = n - (weights.num_experts * (1 - 1 / run.expert_parallel) if run.stage < 3 else 0)
@@ -45,11 +47,12 @@ def states_of(run: RunShape, weights: Weights) -> States:
     parameters = 0.0 if run.offload_param else sharded / share + weights.constant_bytes
     if run.stage == 0:
         # DeepSpeed wraps bf16 with fp32 copies of every gradient; fp32 has torch's optimizer as it is.
-        return States(parameters, n * (12 if e == 2 else 8), 0.0, n * e, n * e, n * 4 if e == 2 else 0)
+        own = n * ((12 if e == 2 else 8) + begun)
+        return States(parameters, own, 0.0, n * e, n * e, n * 4 if e == 2 else 0)
     if run.offload_optimizer:
         return States(parameters, 0.0, 0.0, 0.0, 0.0, 0.0)
     # In fp32 stage 3's parameters are their own master weights.
-    optimizer = n * (8 if run.stage == 3 and e == 4 else 12) / w
+    optimizer = n * ((8 if run.stage == 3 and e == 4 else 12) + begun) / w
     grad = 4 if run.accumulates else e
     if run.stage == 3:
         group = min(run.sub_group_size, n / w)

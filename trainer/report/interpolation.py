@@ -25,6 +25,7 @@ def interpolation(record: RunRecord) -> Html | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         points = [(float(p["alpha"]), {k: float(v) for k, v in p["losses"].items()}) for p in found["points"]]
+        apart = [{k: float(v) for k, v in p.get("kl", {}).items()} for p in found["points"]]
         has_general = any(p["general_nats"] is not None for p in found["points"])
         suggested = None if found["suggested_alpha"] is None else float(found["suggested_alpha"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -40,7 +41,21 @@ def interpolation(record: RunRecord) -> Html | None:
         )
         for name in names
     ]
-    rows = [[f"{alpha:g}", *(fixed(losses[name], 4) for name in names)] for alpha, losses in points]
+    prompts = list(apart[0]) if apart else []
+    drawn += [
+        line_chart(
+            f"KL to the base on {name}",
+            "alpha: 0 is the base, 1 the tuned model",
+            "nats per token",
+            [Series(name, tuple((alpha, kl[name]) for (alpha, _), kl in zip(points, apart, strict=True)))],
+            min_span=MIN_SPAN_NATS,
+        )
+        for name in prompts
+    ]
+    rows = [
+        [f"{alpha:g}", *(fixed(losses[name], 4) for name in names), *(fixed(kl[name], 4) for name in prompts)]
+        for (alpha, losses), kl in zip(points, apart, strict=True)
+    ]
     words = (
         f"Weights base + alpha (tuned - base). {rule_sentence(suggested, has_general)} "
         "Nothing but this file was written."
@@ -51,7 +66,7 @@ def interpolation(record: RunRecord) -> Html | None:
         "Between the base and the tuned model",
         paragraph(words),
         figures(*drawn),
-        table(["Alpha", *names], [list(row) for row in rows], caption),
+        table(["Alpha", *names, *(f"KL {name}" for name in prompts)], [list(row) for row in rows], caption),
     )
 
 

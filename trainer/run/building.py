@@ -114,6 +114,9 @@ def build_model(
     )
     heed()
     engine = _build_engine(config, loaded.model, tuned, ds_config, mesh)
+    if config.optim.base_decay:
+        held = engine.decay_to_start(config.optim.base_decay)
+        _LOG.info("What trains is pulled to what it began as, of which this rank holds %.4g MB.", held / 1e6)
     if mesh.is_first:
         write_atomic(run_dir / "deepspeed.json", json.dumps(ds_config, indent=2) + "\n")
     _say_what_was_built(config, loaded, tuned, shape, mesh.num_ranks, len(recomputed), num_verified, mixture)

@@ -67,6 +67,7 @@ def probe_recovery(
         held_out.pad_id,
     )
     objective = CausalLMObjective(parts.loader.names)
+    parts.policy.engine.stop_decay_to_start()  # what the pull brings back, replay did not
     try:
         for step in range(config.evaluate.recovery_steps):
             parts.policy.engine.set_lr(LR_FRAC * config.optim.lr)

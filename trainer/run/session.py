@@ -81,6 +81,11 @@ class Session:
             split.num_shared for store in self.stores.values() for split in (store.train, store.validation)
         )
 
+    @property
+    def goes_by_base(self) -> bool:
+        """Tell whether what goes on needs the very base it began with: for what is frozen, or to be pulled to."""
+        return self.tuned.is_partial or self.config.optim.base_decay > 0
+
     def heed(self) -> None:
         """Raise GivenUp on all ranks where one is asked to stop. Collective: every rank."""
         heeding(self.mesh, self.stop_flag)()

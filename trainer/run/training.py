@@ -181,9 +181,9 @@ def _train_and_conclude(session: Session, parts: RunParts, state: TrainState, ca
 def _base(session: Session) -> str | None:
     """Return the digest of what training began with where it is asked for. Collective: every rank.
 
-    Whole weights without a comparison need no base: they are not read for the sake of a digest.
+    Whole weights without a comparison or a pull need no base: they are not read for the sake of a digest.
     """
-    is_needed = session.tuned.is_partial or session.config.evaluate.forgetting
+    is_needed = session.goes_by_base or session.config.evaluate.forgetting
     return session.base_digest() if is_needed else None
 
 
@@ -251,7 +251,7 @@ def build_saver(session: Session, base: str | None) -> Saver:
     config = session.config
     probe = probe_tokens(session.stores.values())
     identity = RunIdentity(
-        config_digest(config), data_digest(session.stores), base if session.tuned.is_partial else None
+        config_digest(config), data_digest(session.stores), base if session.goes_by_base else None
     )
     frozen = prove_adapter(session, probe)
     return Saver(session.policy, session.run_dir, config.checkpoint, identity, probe, frozen, config.seed)

@@ -99,6 +99,12 @@ RULES = [
     ("optim.eps", {"optim.eps": 0.0}),
     ("optim.weight_decay", {"optim.weight_decay": -0.1}),
     ("optim.clip_norm", {"optim.clip_norm": -1.0}),
+    ("optim.base_decay", {"optim.base_decay": -0.1}),
+    ("optim.base_decay", {"optim.base_decay": 500.0, "optim.lr": 2e-3}),
+    (
+        "zero.extra.zero_optimization.offload_optimizer.ratio",
+        {"optim.base_decay": 1.0, "zero.extra": {"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}}},
+    ),
     ("schedule.warmup_frac", {"schedule.warmup_frac": 1.5}),
     ("schedule.final_frac", {"schedule.final_frac": -0.1}),
     ("schedule.warmup_steps", {"schedule.warmup_steps": -1}),

@@ -16,6 +16,13 @@ COMMON = ["model=tiny", "data=text", "data.sources.corpus.path=x.txt", "train.ma
     [
         ("export.alpha=1.5", ["export.alpha"]),
         ("export.dtype=float16", ["export.dtype"]),
+        ("export.average=0", ["export.average"]),
+        ("export.average=3", []),
+        ("export.average=3 tune=lora", ["export.average"]),
+        ("export.average=3 tune=lora export.merge=true", []),
+        ("export.average=3 tune=lora export.interpolate=0:1:0.5", []),
+        ("export.average=3 tune=prompt", ["export.average"]),
+        ("export.average=2 export.adapters=[a,b] export.output_dir=x", ["export.average"]),
         ("export.gguf=f16 export.interpolate=0:1:0.5", ["export.gguf"]),
         ("export.text_only=true", []),
         ("export.text_only=true tune=lora", ["export.text_only"]),

@@ -149,6 +149,24 @@ def test_offload_leaves_no_optimizer_state_on_the_gpu():
     assert forecast(LLAMA, replace(run, offload_param=True), full_weights(LLAMA)).parts.parameters == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({"stage": 0}, 2),
+        ({"stage": 1}, 2 / 8),
+        ({"stage": 2, "element_bytes": 4}, 4 / 8),
+        ({"stage": 3}, 2 / 8),
+        ({"stage": 2, "offload_optimizer": True}, 0),
+    ],
+)
+def test_the_weights_that_training_began_with_are_held_where_the_masters_are(changes, more):
+    """In the dtype of the weights, which holds them exactly."""
+    plain = replace(BIG, **changes)
+    first, second = (states_of(run, full_weights(LLAMA)) for run in (plain, replace(plain, holds_start=True)))
+    assert second.optimizer - first.optimizer == N * more
+    assert replace(second, optimizer=first.optimizer) == first
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_spread_experts_leave_a_rank_its_part_of_weights_and_the_same_state(stage):
     path = ROOT / "benchmarks/shapes/qwen3_30b_a3b/config.json"
