@@ -78,12 +78,12 @@ def with_other_problems(error: WrongWords, command: str) -> ConfigError:
 def missing(config: RunConfig, command: str) -> list[Problem]:
     """Return what the command needs and is not on this machine."""
     found = [*model_problems(config.model, needs_of(config, command))]
-    if command in ("prepare", "train") and not found:
+    if command in ("prepare", "train", "plan data") and not found:
         found += rules_of_named_model(config)
     if command in ("train", "evaluate", "replay generate"):
         found += accelerator_problems(os.environ, is_here=config.cluster.hostfile is None)
     match command:
-        case "prepare":
+        case "prepare" | "plan data":
             found += [*source_problems(config), *cache_problems(config)]
         case "train":
             found += [
@@ -109,7 +109,7 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
 
 def needs_of(config: RunConfig, command: str) -> Needs:
     """Return what a command reads of the base beside its config.json."""
-    if command not in ("prepare", "train", "evaluate", "export", "replay generate"):
+    if command not in ("prepare", "plan data", "train", "evaluate", "export", "replay generate"):
         return Needs(tokenizer=False, weights=False)
     return Needs(weights=command != "prepare")  # an export compares the base with that of the training
 
