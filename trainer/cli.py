@@ -255,6 +255,10 @@ def _report_run(config: RunConfig, overrides: Sequence[str]) -> int:
 
         check_config(config, only=("log",))
         check_logins(config)
+    if "evaluate.layer_drift=true" in overrides:
+        from trainer.run.layers import take_layer_drift
+
+        take_layer_drift(config)
     announce(Path(config.run_dir))
     if names_trackers:
         from trainer.run.conclusion import tell_trackers

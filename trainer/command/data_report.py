@@ -87,8 +87,8 @@ class DataPlanReport:
             by = "" if shift.low is None or shift.high is None else f" ({shift.low:.2f} to {shift.high:.2f})"
             close = " It is close to the line between the two, or too few documents to tell." * shift.is_close
             said.append(
-                f"{name}: a {shift.kind.value} shift. A byte of it costs the base {shift.ratio:.2f} times{by} what one of "
-                f"general text does ({PROSE}); from {STRONG_RATIO:g} on it is strong.{close}"
+                f"{name}: a {shift.kind.value} shift. A byte of it costs the base {shift.ratio:.2f} times{by} what "
+                f"one of general text does ({PROSE}); from {STRONG_RATIO:g} on it is strong.{close}"
             )
         for name in few_documents(list(self.sources.values())):
             said.append(f"{name} has no interval: it takes {MIN_DOCUMENTS} documents.")

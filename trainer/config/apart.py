@@ -33,6 +33,7 @@ OF_RUNS = frozenset(
         ),
         *("exported", "forgotten_documents.json", "job.sh", "ledger.jsonl", "logs"),
         *(
+            "layer_drift.json",
             "metrics.jsonl",
             "probe_evaluation.npz",
             "provenance.json",

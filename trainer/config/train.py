@@ -85,6 +85,10 @@ class EvaluateConfig:
     probe_dir: str | None = None
     """Folder of texts that must not be forgotten, each file a kind of its own: UTF-8 text, which is cut at empty lines,
     or .jsonl of rows with `text` or `messages`. Measured beside evaluate.probes, before and after training."""
+    layer_drift: bool | None = None
+    """How far the weights of each layer moved from the base's, in the report. null: at the end of a run of 50 steps or
+    more whose base has at most 4 GB of files; `palimpsest report run_dir=RUN evaluate.layer_drift=true` measures it of
+    any. Reads the base and the newest checkpoint once more, on one rank."""
     recovery_steps: int = 0
     """After training, so many steps on replay alone tell covered knowledge from lost knowledge, in the report; the
     weights are thrown away. 20 is usual; 0: none."""

@@ -34,8 +34,8 @@ class MeasuredSets:
     base: Mapping[str, PieceLosses]
     base_tokens: TokenLosses
     tuned: Mapping[str, PieceLosses]
-    named: Callable[[str, int], str] = lambda name, document: name
-    """How a set is called, by the number of a document of it."""
+    named: Callable[[str, int], tuple[str, int]] = lambda name, document: (name, document)
+    """How a set is called that a document is shown of, and its number there."""
 
 
 class ChosenPacks:
@@ -83,7 +83,8 @@ def forgotten_documents(
         sets, key = measured[one.measured], (one.name, one.piece.pack)
         pack = _store(sets.held_out, one.name).pack(one.piece.pack)
         document = show(one.rise, one.piece, pack, sets.base_tokens[key], tuned[one.measured][key], decode)
-        shown.append(dataclasses.replace(document, set=sets.named(one.name, one.rise.document)))
+        name, number = sets.named(one.name, one.rise.document)
+        shown.append(dataclasses.replace(document, set=name, document=number))
     return shown
 
 

@@ -21,6 +21,8 @@ class ProbePacks:
         self.seq_len = seq_len
         self.kinds = [probe.kind for probe in probes for _ in probe.tokens]
         """Of each document."""
+        self.numbers = [number for probe in probes for number in range(len(probe.tokens))]
+        """Of each document within its kind."""
         self.num_bytes = np.array([size for probe in probes for size in probe.num_bytes], dtype=np.int64)
         """UTF-8 bytes of what is supervised of each document, its cuts left out of account."""
         self._laid: list[list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]] = []
@@ -35,6 +37,10 @@ class ProbePacks:
                 self._laid[-1].append((number, *part))
                 room -= len(part[0])
         self.num_packs = len(self._laid)
+
+    def named(self, document: int) -> tuple[str, int]:
+        """Return the kind of a document and its number within it."""
+        return self.kinds[document], self.numbers[document]
 
     def pack(self, index: int) -> Pack:
         """Return a pack."""

@@ -117,7 +117,7 @@ class ProbeMeasurement:
             base.pieces,
             base.tokens,
             tuned,
-            lambda name, document: question.packs.kinds[document],
+            lambda name, document: question.packs.named(document),
         )
         # The packs are of documents as those of a store are.
         packs = cast(SplitStore, question.packs)

@@ -10,6 +10,7 @@ from trainer.report.document import document
 from trainer.report.element import Html, element
 from trainer.report.held_out import changes, curves, divergence, recovery
 from trainer.report.interpolation import interpolation
+from trainer.report.layers_figure import layers
 from trainer.report.number import count, fixed
 from trainer.report.origin import origin
 from trainer.report.outcome import Finding, Outcome, outcome
@@ -24,7 +25,8 @@ from trainer.report.verdict import listed
 UNIT = (
     "Loss says how surprised the model is by text that it was not trained on, in nats: with 0.1 nats lost, the right "
     "next word (strictly the next token: a word or a piece of one) is about 10 % less likely. A range says how far "
-    "chance in the choice of documents reaches (95 %); where it includes 0, no change was seen, which counts as kept."
+    "chance in the choice of documents reaches (95 %: one of twenty misses); where it includes 0, no change was seen, "
+    "which counts as kept."
 )
 
 
@@ -44,6 +46,7 @@ def build_page(record: RunRecord) -> str:
         replay(record),
         training(record),
         interpolation(record),
+        layers(record),
         divergence(record),
         recovery(record),
         origin(record),

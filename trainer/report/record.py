@@ -14,6 +14,8 @@ import yaml
 from trainer.errors import TrainerError
 from trainer.evaluate.forgotten import FILE_NAME as FORGOTTEN
 from trainer.evaluate.forgotten import ForgottenDocument, read_forgotten
+from trainer.evaluate.layer_drift import FILE_NAME as DRIFT
+from trainer.evaluate.layer_drift import DriftRecord, read_drift
 from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.metrics.jsonl import changed_line
 from trainer.metrics.jsonl import read as read_lines
@@ -39,6 +41,8 @@ class RunRecord:
     """Rows of samples.jsonl."""
     margins: dict[str, Any] = field(default_factory=dict)
     """held_out_margins.json."""
+    drift: DriftRecord | None = None
+    """layer_drift.json; None where there is none of that checkpoint."""
     forgotten: tuple[ForgottenDocument, ...] | None = None
     """forgotten_documents.json; None where there is none of the checkpoint that forgetting.json is about."""
 
@@ -81,6 +85,7 @@ def read_run(run_dir: Path) -> RunRecord:
         provenance=_mapping(run_dir / "provenance.json"),
         samples=_samples(run_dir / "samples.jsonl"),
         margins=_mapping(run_dir / "held_out_margins.json"),
+        drift=None if forgetting is None else read_drift(run_dir / DRIFT, forgetting.run.tuned),
         forgotten=None if forgetting is None else read_forgotten(run_dir / FORGOTTEN, forgetting.run.tuned),
     )
 
