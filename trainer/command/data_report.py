@@ -76,8 +76,8 @@ class DataPlanReport:
         for name, one in losses.items():
             interval = "none" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
             row = [name, f"{one.nats:.3f}", f"{one.bits_per_byte:.3f}", interval]
-            row += [f"{one.bits_per_byte / self.general.bits_per_byte:.2f}", str(one.num_documents)]
-            table.add_row(*row, *([str(one.known(self.general.bits_per_byte))] if with_known else []))
+            row += [f"{one.bits_per_letter / self.general.bits_per_letter:.2f}", str(one.num_documents)]
+            table.add_row(*row, *([str(one.known(self.general.bits_per_letter))] if with_known else []))
         return table
 
     def sentences(self) -> list[str]:
@@ -87,13 +87,13 @@ class DataPlanReport:
             by = "" if shift.low is None or shift.high is None else f" ({shift.low:.2f} to {shift.high:.2f})"
             close = " It is close to the line between the two, or too few documents to tell." * shift.is_close
             said.append(
-                f"{name}: a {shift.kind.value} shift. A byte of it costs the base {shift.ratio:.2f} times{by} what "
+                f"{name}: a {shift.kind.value} shift. A letter of it costs the base {shift.ratio:.2f} times{by} what "
                 f"one of general text does ({PROSE}); from {STRONG_RATIO:g} on it is strong.{close}"
             )
         for name in few_documents(list(self.sources.values())):
             said.append(f"{name} has no interval: it takes {MIN_DOCUMENTS} documents.")
         for name, loss in self.sources.items():
-            known = loss.known(self.general.bits_per_byte)
+            known = loss.known(self.general.bits_per_letter)
             if known:
                 said.append(
                     f"{name}: {known} of {many(loss.num_documents, 'document')} cost less than {KNOWN_SHARE:.0%} of "
@@ -126,7 +126,7 @@ class DataPlanReport:
                 name: loss.to_plain()
                 | {
                     "role": self.roles[name].value,
-                    "known_documents": loss.known(self.general.bits_per_byte),
+                    "known_documents": loss.known(self.general.bits_per_letter),
                     "shift": _plain(shifts[name]) if name in shifts else None,
                 }
                 for name, loss in self.sources.items()

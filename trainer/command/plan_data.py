@@ -30,7 +30,7 @@ from trainer.data.store.store import Store
 from trainer.data.types import TokenizerLike
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate.probe_texts import PROSE, encode_texts, folder_texts, packaged_texts
-from trainer.evaluate.shift import TextLoss, shared_documents, text_loss
+from trainer.evaluate.shift import TextLoss, count_letters, shared_documents, text_loss
 from trainer.evaluate.windows import TextWindow, cut_window, sample_windows, score_windows
 from trainer.metrics.long_work import LongWork
 from trainer.model.attention import AttentionChoice, offered
@@ -164,7 +164,8 @@ def _loss(
 ) -> TextLoss:
     nll_W = score_windows(model, windows, device, on_row)
     tokens_W = np.array([len(window.targets) for window in windows], dtype=np.int64)
-    texts = (tokenizer.decode(window.targets.tolist()) for window in windows)
+    texts = [tokenizer.decode(window.targets.tolist()) for window in windows]
     bytes_W = np.array([max(len(text.encode("utf-8")), 1) for text in texts], dtype=np.int64)
+    letters_W = np.array([max(count_letters(text), 1) for text in texts], dtype=np.int64)
     documents_W = np.array([window.document for window in windows], dtype=np.int64)
-    return text_loss(name, nll_W, tokens_W, bytes_W, documents_W)
+    return text_loss(name, nll_W, tokens_W, bytes_W, letters_W, documents_W)

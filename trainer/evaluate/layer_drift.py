@@ -94,18 +94,17 @@ def drift(
             num_new += 1
             continue
         of = sums.setdefault(group_of(name), [0.0, 0.0])
-        for part, part0 in zip(tensor.reshape(-1).split(CHUNK), base.reshape(-1).split(CHUNK), strict=True):
-            wide, wide0 = part.double(), part0.double()
+        flat, flat0 = tensor.reshape(-1), base.reshape(-1)
+        for first in range(0, len(flat), CHUNK):
+            wide, wide0 = (one[first : first + CHUNK].double() for one in (flat, flat0))
             of[0] += float((wide - wide0).square().sum())
             of[1] += float(wide0.square().sum())
     groups = tuple(
-        DriftGroup(layer, kind, math.sqrt(moved), math.sqrt(base))
-        for (layer, kind), (moved, base) in sorted(
-            sums.items(), key=lambda item: (item[0][0] is None, item[0])
-        )
+        DriftGroup(layer, kind, *map(math.sqrt, of))
+        for (layer, kind), of in sorted(sums.items(), key=lambda item: (item[0][0] is None, item[0]))
     )
-    moved, base = (math.fsum(of[number] for of in sums.values()) for number in (0, 1))
-    return DriftRecord(tuned, groups, math.sqrt(moved / base) if base else None, num_new)
+    moved, size = (math.fsum(of[number] for of in sums.values()) for number in (0, 1))
+    return DriftRecord(tuned, groups, math.sqrt(moved / size) if size else None, num_new)
 
 
 def read_drift(path: Path, tuned: str) -> DriftRecord | None:

@@ -3,7 +3,8 @@
 Bits per byte, and not nats per token, tell a shift: a tokenizer cuts text that it was not made for into many tokens,
 each of which is easy to guess. Of what benchmarks/forgetting/ trained on, German manual pages cost
 SmolLM2-135M-Instruct 3.06 nats a token and general English 2.92 to 2.99, hardly less; in bits per byte 1.79 and 0.99 to
-1.01.
+1.01. A shift is judged by letters and not by bytes, of which a letter of Cyrillic has two and one of Devanagari three: by
+bytes Hindi, which that model hardly knows, would be as near as Python code.
 
 Shapes: W windows of text, D documents.
 """
@@ -11,6 +12,7 @@ Shapes: W windows of text, D documents.
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,14 +21,16 @@ import numpy as np
 from trainer.config.replay import Shift
 from trainer.evaluate.compare import MIN_DOCUMENTS, Floats, Ints, by_document, mean_with_interval
 
+WIDE_LETTERS = 3
+"""What a wide character of an East Asian script counts, in letters: about what it says in letters of an alphabet."""
 STRONG_RATIO = 1.3
-"""Bits per byte of a source over those of general text from which a shift is a strong one.
+"""Bits per letter of a source over those of general text from which a shift is a strong one.
 
 The geometric mean of the two that were measured (docs/forgetting.md): 1.79 / 1.00 for German manual pages, where
 training without replay lost 0.065 nats on maths, and 0.956 / 1.00 for the Python documentation, where it lost none.
 """
 KNOWN_SHARE = 0.5
-"""A document of less than this share of the bits per byte of general text is known already: recited, or trivial."""
+"""A document of less than this share of the bits per letter of general text is known already: recited, or trivial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,13 @@ class TextLoss:
     num_tokens: int
     num_bytes: int
     bits_by_document: tuple[float, ...]
+    """Per letter."""
+    bits_per_letter: float
+    letter_low: float | None
+    letter_high: float | None
 
     def known(self, general: float) -> int:
-        """Return the documents that cost less than KNOWN_SHARE of the bits per byte of general text."""
+        """Return the documents that cost less than KNOWN_SHARE of the bits per letter of general text."""
         return sum(bits < KNOWN_SHARE * general for bits in self.bits_by_document)
 
     def to_plain(self) -> dict[str, Any]:
@@ -59,13 +67,23 @@ class TextLoss:
         return plain
 
 
-def text_loss(name: str, nll_W: Floats, tokens_W: Ints, bytes_W: Ints, documents_W: Ints) -> TextLoss:
+def count_letters(text: str) -> int:
+    """Count characters, wide ones of East Asian scripts as WIDE_LETTERS."""
+    return sum(WIDE_LETTERS if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def text_loss(
+    name: str, nll_W: Floats, tokens_W: Ints, bytes_W: Ints, letters_W: Ints, documents_W: Ints
+) -> TextLoss:
     """Add windows up by document and return the loss with its interval, which resamples documents.
 
     Windows without a byte or a token of what is learnt are left out by who makes them.
     """
-    nll_D, tokens_D, bytes_D = (by_document(documents_W, one) for one in (nll_W, tokens_W, bytes_W))
+    nll_D, tokens_D, bytes_D, letters_D = (
+        by_document(documents_W, one) for one in (nll_W, tokens_W, bytes_W, letters_W)
+    )
     bits = mean_with_interval(name, nll_D / math.log(2), bytes_D)
+    by_letter = mean_with_interval(name, nll_D / math.log(2), letters_D)
     return TextLoss(
         name=name,
         nats=float(nll_D.sum() / tokens_D.sum()),
@@ -75,7 +93,10 @@ def text_loss(name: str, nll_W: Floats, tokens_W: Ints, bytes_W: Ints, documents
         num_documents=len(nll_D),
         num_tokens=int(tokens_D.sum()),
         num_bytes=int(bytes_D.sum()),
-        bits_by_document=tuple((nll_D / math.log(2) / bytes_D).tolist()),
+        bits_by_document=tuple((nll_D / math.log(2) / letters_D).tolist()),
+        bits_per_letter=by_letter.mean,
+        letter_low=by_letter.low,
+        letter_high=by_letter.high,
     )
 
 
@@ -85,7 +106,7 @@ class DataShift:
 
     kind: Shift
     ratio: float
-    """Bits per byte of the source over those of general text."""
+    """Bits per letter of the source over those of general text."""
     low: float | None
     high: float | None
     """By the interval of the source alone; None where it has none."""
@@ -97,9 +118,10 @@ class DataShift:
 
 
 def judge_shift(source: TextLoss, general: TextLoss) -> DataShift:
-    """Compare the bits per byte of a source with those of general text."""
-    low, high = (None if end is None else end / general.bits_per_byte for end in (source.low, source.high))
-    ratio = source.bits_per_byte / general.bits_per_byte
+    """Compare the bits per letter of a source with those of general text."""
+    ends = (source.letter_low, source.letter_high)
+    low, high = (None if end is None else end / general.bits_per_letter for end in ends)
+    ratio = source.bits_per_letter / general.bits_per_letter
     return DataShift(Shift.strong if ratio >= STRONG_RATIO else Shift.weak, ratio, low, high)
 
 

@@ -73,7 +73,12 @@ def test_pieces_of_one_character_are_joined():
     pack = Pack(ids, np.ones(5, bool), [5])
     tuned = np.array([0.5, 0.25, 0.125, 2.0, 0], np.float16)
     found = show(
-        Rise("s", 0, 0, 1, 4), HeldOutPiece(0, 0, 5, 0), pack, np.zeros(5, np.float16), tuned, tokenizer.decode
+        Rise("s", 0, 0, 1, 4),
+        HeldOutPiece(0, 0, 5, 0),
+        pack,
+        np.zeros(5, np.float16),
+        tuned,
+        tokenizer.decode,
     )
     assert [(part.text, part.rise) for part in found.parts] == [("a", None), ("\u20ac", 0.875), ("b", 2.0)]
 
@@ -119,7 +124,9 @@ class LabelEngine:
 def test_the_documents_of_all_sets_that_lost_most_are_read_once_more():
     """The loss doubles, so a document rises by the mean of its labels: 16, 12, 6 and 2 for documents 3, 2, 1, 0."""
     base, tuned = (Policy(LabelEngine(factor), alone(torch.device("cpu")), False) for factor in (1.0, 2.0))
-    held_out = HeldOut(["empty", "s"], [type("Empty", (LetterStore,), {"num_packs": 0})(), LetterStore()], 9, 1, 0)
+    held_out = HeldOut(
+        ["empty", "s"], [type("Empty", (LetterStore,), {"num_packs": 0})(), LetterStore()], 9, 1, 0
+    )
     before = held_out_losses(base, held_out, keeps_tokens=True)
     assert before.tokens["s", 1].tolist() == [11, 12, 13, 0, 15, 16, 17, 0]
     sets = MeasuredSets(held_out, before.pieces, before.tokens, held_out_losses(tuned, held_out).pieces)

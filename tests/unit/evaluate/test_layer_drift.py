@@ -25,7 +25,11 @@ def test_the_change_of_a_group_is_that_of_one_long_vector(monkeypatch, chunk):
     tuned["model.layers.0.self_attn.q_proj.weight"][0, 0] += 1
     tuned["model.layers.0.self_attn.o_proj.weight"] += torch.tensor([[2.0, 0.0], [2.0, 0.0]])
     tuned["model.layers.11.mlp.up_proj.weight"] += 1
-    stream = [*tuned.items(), ("score.weight", torch.ones(1, 2)), ("model.counts", torch.ones(2, dtype=torch.long))]
+    stream = [
+        *tuned.items(),
+        ("score.weight", torch.ones(1, 2)),
+        ("model.counts", torch.ones(2, dtype=torch.long)),
+    ]
     found = drift("step-8", stream, BASE.get)
     assert found.groups == (
         DriftGroup(0, "attention", 3.0, 5.0),

@@ -24,7 +24,9 @@ from trainer.evaluate.probe_texts import (
 
 def test_every_kind_of_the_package_has_an_interval_and_is_told_from_the_others():
     found = {texts.kind: texts for texts in packaged_texts()}
-    assert {"Conversation", "Maths with worked steps", PROSE, "Code: Python", "German", "Chinese"} <= set(found)
+    assert {"Conversation", "Maths with worked steps", PROSE, "Code: Python", "German", "Chinese"} <= set(
+        found
+    )
     assert len(found) == 18 and len([kind for kind in found if ":" not in kind]) == 16
     assert all(len(texts.rows) > MIN_DOCUMENTS for texts in found.values())
     texts = [row["text"] for kind in found.values() for row in kind.rows]
@@ -41,7 +43,9 @@ def test_conversations_are_rendered_where_there_is_a_template():
 
 def test_a_file_is_a_kind_and_is_cut_at_empty_lines(tmp_path):
     (tmp_path / "laws.txt").write_text("a" * 900 + "\n\n" + "b" * 200 + "\n\n\n\n" + "c" * 10)
-    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n\n")
+    (tmp_path / "chats.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n\n"
+    )
     (tmp_path / ".hidden").write_bytes(b"\xff")
     (tmp_path / "folder").mkdir()
     chats, laws = folder_texts(str(tmp_path))
@@ -52,7 +56,10 @@ def test_a_file_is_a_kind_and_is_cut_at_empty_lines(tmp_path):
 def test_of_a_large_file_the_beginning_is_read(tmp_path):
     (tmp_path / "big.txt").write_text("\u00e4\n\n" * MOST_BYTES)
     (texts,) = folder_texts(str(tmp_path))
-    assert texts.note == "the first 64 kB of it" and len("".join(r["text"] for r in texts.rows).encode()) < MOST_BYTES
+    assert (
+        texts.note == "the first 64 kB of it"
+        and len("".join(r["text"] for r in texts.rows).encode()) < MOST_BYTES
+    )
 
 
 @pytest.mark.parametrize(

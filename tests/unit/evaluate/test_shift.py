@@ -8,22 +8,34 @@ import torch
 
 from trainer.config.replay import Shift
 from trainer.data.types import Pack, Unit
-from trainer.evaluate.shift import STRONG_RATIO, TextLoss, judge_shift, shared_documents, text_loss
+from trainer.evaluate.shift import (
+    STRONG_RATIO,
+    TextLoss,
+    count_letters,
+    judge_shift,
+    shared_documents,
+    text_loss,
+)
 from trainer.evaluate.windows import WIDTH, TextWindow, cut_window, sample_windows, score_windows
 
 
 def loss(bits, low=None, high=None):
-    return TextLoss("x", 1.0, bits, low, high, 9, 9, 9, (bits,))
+    """Bits per letter; per byte they are others."""
+    return TextLoss("x", 1.0, bits / 3, None, None, 9, 9, 9, (bits,), bits, low, high)
 
 
 def test_nats_are_per_token_bits_per_byte_and_a_document_is_counted_once():
-    """Windows of documents 5, 5, 8: 6 ln 2 nats over 3 tokens, 12 bytes. Document 5 costs 4 / 8, document 8 2 / 4 bits."""
+    """Windows of documents 5, 5, 8: 6 ln 2 nats over 3 tokens. By letters 5 costs 4 / 4, 8 2 / 8 bits."""
     nll = math.log(2) * np.array([1.0, 3.0, 2.0])
-    found = text_loss("x", nll, np.array([1, 1, 1]), np.array([3, 5, 4]), np.array([5, 5, 8]))
+    found = text_loss(
+        "x", nll, np.array([1, 1, 1]), np.array([3, 5, 4]), np.array([2, 2, 8]), np.array([5, 5, 8])
+    )
     assert found.nats == pytest.approx(2 * math.log(2)) and found.bits_per_byte == pytest.approx(0.5)
-    assert found.bits_by_document == pytest.approx((0.5, 0.5))
+    assert found.bits_by_document == pytest.approx((1.0, 0.25)) and found.bits_per_letter == pytest.approx(
+        0.5
+    )
     assert (found.num_documents, found.num_tokens, found.num_bytes) == (2, 3, 12) and found.low is None
-    assert found.known(1.001) == 2 and found.known(0.999) == 0
+    assert (found.known(2.001), found.known(1.999), found.known(0.499)) == (2, 1, 0)
 
 
 def test_a_shift_is_strong_by_bits_per_byte_and_close_where_the_interval_holds_the_line():
@@ -31,10 +43,14 @@ def test_a_shift_is_strong_by_bits_per_byte_and_close_where_the_interval_holds_t
     strong, weak = judge_shift(loss(1.79, 1.7, 1.9), loss(1.0)), judge_shift(loss(0.956, 0.9, 1.0), loss(1.0))
     assert (strong.kind, strong.ratio, strong.is_close) == (Shift.strong, 1.79, False)
     assert (weak.kind, weak.is_close) == (Shift.weak, False)
-    assert STRONG_RATIO == pytest.approx(math.sqrt(1.79 * 0.956), abs=0.01)
+    assert pytest.approx(math.sqrt(1.79 * 0.956), abs=0.01) == STRONG_RATIO
     near = judge_shift(loss(2.5, 2.4, 2.7), loss(2.0))
     assert (near.kind, near.ratio, near.low, near.high, near.is_close) == (Shift.weak, 1.25, 1.2, 1.35, True)
     assert judge_shift(loss(9.0), loss(1.0)).is_close, "without an interval nobody can tell"
+
+
+def test_letters_of_two_or_three_bytes_are_one_and_wide_ones_three():
+    assert [count_letters(text) for text in ("ab", "\u0434\u0430", "\u6c34", "")] == [2, 2, 3, 0]
 
 
 def test_documents_in_two_sources_are_counted():
