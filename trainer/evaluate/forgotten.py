@@ -12,17 +12,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.config.data import TokenValue
 from trainer.data.store.store import SplitStore
 from trainer.data.types import Int64s, Pack, Unit
 from trainer.errors import TrainerError
 from trainer.evaluate.compare import by_document
-from trainer.evaluate.held_out import LABEL, PieceLosses
 
+if TYPE_CHECKING:
+    from trainer.evaluate.held_out import PieceLosses
+
+LABEL = TokenValue.label.value
 FILE_NAME = "forgotten_documents.json"
 VERSION = 1
 MIN_TARGETS = 16

@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE_NAME = "layer_drift.json"
 VERSION = 1

@@ -3,8 +3,8 @@
 Bits per byte, and not nats per token, tell a shift: a tokenizer cuts text that it was not made for into many tokens,
 each of which is easy to guess. Of what benchmarks/forgetting/ trained on, German manual pages cost
 SmolLM2-135M-Instruct 3.06 nats a token and general English 2.92 to 2.99, hardly less; in bits per byte 1.79 and 0.99 to
-1.01. A shift is judged by letters and not by bytes, of which a letter of Cyrillic has two and one of Devanagari three: by
-bytes Hindi, which that model hardly knows, would be as near as Python code.
+1.01. A shift is judged by letters and not by bytes, of which a letter of Cyrillic has two and one of Devanagari three:
+by bytes Hindi, which that model hardly knows, would be near.
 
 Shapes: W windows of text, D documents.
 """

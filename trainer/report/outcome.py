@@ -28,7 +28,7 @@ MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class OutcomeItem:
     """One thing that was measured."""
 
     name: str
@@ -39,12 +39,12 @@ class Finding:
 
 
 @dataclass(slots=True)
-class Outcome:
+class RunOutcome:
     """The lists of the first screen."""
 
-    kept: list[Finding] = field(default_factory=list)
-    lost: list[Finding] = field(default_factory=list)
-    gained: list[Finding] = field(default_factory=list)
+    kept: list[OutcomeItem] = field(default_factory=list)
+    lost: list[OutcomeItem] = field(default_factory=list)
+    gained: list[OutcomeItem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """What has no answer, and why, in sentences."""
     moved: list[str] = field(default_factory=list)
@@ -89,9 +89,9 @@ class Outcome:
         return ", ".join(parts)
 
 
-def outcome(record: RunRecord) -> Outcome:
+def outcome(record: RunRecord) -> RunOutcome:
     """Sort what the files of a run say into kept, lost and gained."""
-    found = Outcome()
+    found = RunOutcome()
     is_reward = record.setting("objective.kind") == "reward"
     _take_pairs(found, record)
     forgetting = record.forgetting
@@ -133,7 +133,7 @@ def _why_nothing(is_reward: bool) -> str:
     )
 
 
-def _take_set(found: Outcome, record: RunRecord, one: SetComparison, is_of_pairs: bool) -> None:
+def _take_set(found: RunOutcome, record: RunRecord, one: SetComparison, is_of_pairs: bool) -> None:
     kind = record.setting(f"data.sources.{one.name}.format")
     name = _ANSWERS.get(str(kind), "") + one.name
     is_taught = one.role == "target" and not is_of_pairs
@@ -149,13 +149,13 @@ def _take_set(found: Outcome, record: RunRecord, one: SetComparison, is_of_pairs
     decimals = decimals_for(low, high)
     if low > 0 and high > KEPT_NATS:
         words = f"lost {fixed(change, decimals)} nats, {fixed(low, decimals)} to {fixed(high, decimals)}"
-        found.lost.append(Finding(name, f"{words}: {_likelier(change)}{role}", change, is_taught))
+        found.lost.append(OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught))
     elif high < 0 and low < -KEPT_NATS:
         words = f"gained {fixed(-change, decimals)} nats, {fixed(-high, decimals)} to {fixed(-low, decimals)}"
-        found.gained.append(Finding(name, f"{words}: {_likelier(change)}{role}", change, is_taught))
+        found.gained.append(OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught))
     else:
         words = f"somewhere between {_end(low, decimals)} and {_end(high, decimals)}"
-        found.kept.append(Finding(name, f"{words}{role}", change, is_taught))
+        found.kept.append(OutcomeItem(name, f"{words}{role}", change, is_taught))
 
 
 def _end(nats: float, decimals: int) -> str:
@@ -171,7 +171,7 @@ def _likelier(change: float) -> str:
     return f"the right next word is {size} % {'more' if share > 0 else 'less'} likely"
 
 
-def _take_pairs(found: Outcome, record: RunRecord) -> None:
+def _take_pairs(found: RunOutcome, record: RunRecord) -> None:
     """Take how held-out pairs are ranked, against the first evaluation or, where that ranks nothing, chance."""
     for name in record.metrics.names(f"{ACCURACY}/"):
         points = record.metrics.series(by_source(ACCURACY, name)).points
@@ -185,11 +185,11 @@ def _take_pairs(found: Outcome, record: RunRecord) -> None:
             f"{percent(now)} of held-out pairs ranked right, {percent(low)} to {percent(high)}, against "
             f"{percent(before)} {'before' if is_known else 'by chance'} (what it was taught)"
         )
-        one = Finding(f"Telling good answers of {name} from bad", words, before - now, True)
+        one = OutcomeItem(f"Telling good answers of {name} from bad", words, before - now, True)
         _list_for(found, low - before, high - before).append(one)
 
 
-def _take_task(found: Outcome, task: TaskComparison) -> None:
+def _take_task(found: RunOutcome, task: TaskComparison) -> None:
     """Take a benchmark, whose scores are taken as independent: its interval is rather too wide."""
     if task.change is None or task.base_stderr is None or task.tuned_stderr is None:
         found.unknown.append(f"Benchmark {task.task} ({task.metric}): it has no score, or no standard error.")
@@ -200,11 +200,11 @@ def _take_task(found: Outcome, task: TaskComparison) -> None:
         f"{task.metric} {fixed(task.base or 0.0, 3)} before, {fixed(task.tuned or 0.0, 3)} now; a change of "
         f"{_range(task.change - half, task.change + half)}"
     )
-    one = Finding(f"Benchmark {task.task}", words, -better)
+    one = OutcomeItem(f"Benchmark {task.task}", words, -better)
     _list_for(found, better - half, better + half).append(one)
 
 
-def _list_for(found: Outcome, low: float, high: float) -> list[Finding]:
+def _list_for(found: RunOutcome, low: float, high: float) -> list[OutcomeItem]:
     """Return the list of a gain that lies between two numbers."""
     return found.gained if low > 0 else found.lost if high < 0 else found.kept
 

@@ -13,7 +13,7 @@ from trainer.report.interpolation import interpolation
 from trainer.report.layers_figure import layers
 from trainer.report.number import count, fixed
 from trainer.report.origin import origin
-from trainer.report.outcome import Finding, Outcome, outcome
+from trainer.report.outcome import OutcomeItem, RunOutcome, outcome
 from trainer.report.preferences import preferences
 from trainer.report.record import RunRecord
 from trainer.report.replay import replay
@@ -67,18 +67,18 @@ def _head(record: RunRecord, title: str) -> Html:
     )
 
 
-def _lists(found: Outcome) -> Html:
+def _lists(found: RunOutcome) -> Html:
     lists = {"kept": found.kept, "lost": found.lost, "gained": found.gained}
     return element("div", *(_list(key, findings) for key, findings in lists.items()), class_="outcome")
 
 
-def _list(key: str, findings: list[Finding]) -> Html:
+def _list(key: str, findings: list[OutcomeItem]) -> Html:
     items = [element("li", element("b", one.name), ": ", one.words) for one in findings]
     body = element("ul", *items) if items else paragraph("Nothing that was measured.")
     return element("div", element("h2", key.capitalize()), body, class_=key)
 
 
-def _unknown(found: Outcome) -> Html | None:
+def _unknown(found: RunOutcome) -> Html | None:
     if not found.unknown:
         return None
     items = [element("li", text) for text in found.unknown]
