@@ -23,7 +23,7 @@ def read(run_dir: Path, name: str) -> Any:
     return json.loads((run_dir / name).read_text())
 
 
-def drift_by_hand(mesh: Any, workspace: str, run_dir: str) -> float:
+def drift_by_hand(mesh: Any, run_dir: str, is_adapter: bool) -> float:
     """Return ||w - w0|| / ||w0|| of all weights as an export has them, merged where there is an adapter."""
     import torch
     from safetensors.torch import load_file
@@ -31,7 +31,11 @@ def drift_by_hand(mesh: Any, workspace: str, run_dir: str) -> float:
     from trainer.command.export import export_model
     from trainer.config.store import load_config
 
-    words = ["export.dtype=float32", "export.merge=true", f"export.output_dir={run_dir}/whole"]
+    words = [
+        "export.dtype=float32",
+        f"export.merge={str(is_adapter).lower()}",
+        f"export.output_dir={run_dir}/whole",
+    ]
     config = load_config(Path(run_dir) / "config.yaml", words)
     assert export_model(config) == 0
     base, tuned = (
@@ -75,7 +79,7 @@ def test_a_run_ends_with_probes_documents_and_drift(pool, workspace, tmp_path, n
             total = sum(rise or 0 for _, rise in one["parts"])
             assert total / one["num_targets"] == pytest.approx(one["tuned_nats"] - one["base_nats"], abs=0.02)
     drift = read(run_dir, "layer_drift.json")
-    (wanted,) = pool(1).run(drift_by_hand, workspace=workspace, run_dir=str(run_dir))
+    (wanted,) = pool(1).run(drift_by_hand, run_dir=str(run_dir), is_adapter="tune.r=4" in words)
     assert drift["why"] is None and drift["total"] == pytest.approx(wanted, rel=1e-5)
     assert {one["layer"] for one in drift["groups"]} == {0, 1, None}
     assert "What was lost, word by word" in (run_dir / "report.html").read_text()

@@ -26,6 +26,7 @@ from trainer.config.train import ExportConfig
 from trainer.config.tune import Quantise
 from trainer.data.rows.files import is_large_json, list_files
 from trainer.errors import ConfigError, TrainerError
+from trainer.evaluate.probe_texts import folder_texts
 from trainer.evaluate.prompt_file import read_prompts
 from trainer.evaluate.tasks.known import harness_problems
 from trainer.export.earlier import why_foreign
@@ -80,6 +81,8 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
     found = [*model_problems(config.model, needs_of(config, command))]
     if command in ("prepare", "train", "plan data") and not found:
         found += rules_of_named_model(config)
+    if command in ("train", "evaluate", "plan data") and config.evaluate.probe_dir is not None:
+        found += _raised("evaluate.probe_dir", partial(folder_texts, config.evaluate.probe_dir))
     if command in ("train", "evaluate", "replay generate"):
         found += accelerator_problems(os.environ, is_here=config.cluster.hostfile is None)
     match command:

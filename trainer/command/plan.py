@@ -15,6 +15,7 @@ from trainer.command.missing_here import needs_of
 from trainer.command.model_rules import model_rules
 from trainer.command.plan_answers import answer_notes
 from trainer.command.plan_figure import write_figure
+from trainer.command.plan_probes import probe_notes
 from trainer.command.plan_time import NOTE as TIME_NOTE
 from trainer.command.plan_time import (
     Timing,
@@ -106,7 +107,11 @@ def show_plan(config: RunConfig) -> bool:
         say(console, config.model.warning, "bold")
     if fit.dtype is not None:
         say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
-    notes = [*answer_notes(config, shape, run, weights, known), *_notes(config, shape, run, cards, weights)]
+    notes = [
+        *answer_notes(config, shape, run, weights, known),
+        *_notes(config, shape, run, cards, weights),
+        *probe_notes(config),
+    ]
     for note in notes if known is None else [*notes, TIME_NOTE]:
         say(console, f"- {note}")
     if config.plan.output is not None:

@@ -23,8 +23,8 @@ from trainer.data.store.store import Store
 from trainer.data.tokens.tokenise import encode_batch
 from trainer.data.types import RowBatch, TokenizerLike
 from trainer.errors import DataError
+from trainer.evaluate.probe_cost import FILE
 
-FILE = "probe_texts.txt"
 KEY = "evaluate.probe_dir"
 CONVERSATION = "Conversation"
 KIND, NEXT = "=== ", "---"

@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.config.many import many
 from trainer.config.train import EvaluateConfig, ProbeChoice
 from trainer.evaluate.base import BaseIdentity
+from trainer.evaluate.probe_cost import MOST_SHARE, share_of_run
 from trainer.evaluate.probe_packs import ProbePacks
 from trainer.evaluate.probe_texts import (
     ProbeTexts,
@@ -24,12 +25,6 @@ from trainer.evaluate.record import LeftOut
 from trainer.run.session import Session
 
 _LOG = logging.getLogger(__name__)
-MOST_SHARE = 0.02
-"""Of a run's computation, up to which `auto` takes them."""
-FORWARD = 1 / 3
-"""Of the computation of a token that is trained on, what one that is only read takes."""
-NUM_READ = 4
-"""How often probes are read: for losses and for likely tokens, of the base and of the tuned model."""
 ALL_KINDS = "Kinds of text that nobody named"
 
 
@@ -88,8 +83,7 @@ def _encoded(session: Session, texts: list[ProbeTexts]) -> tuple[list[ProbeToken
 
 def _share(session: Session, num_packs: int) -> float:
     """Return what reading the probes takes of the computation of the training."""
-    trained = session.mixing().num_steps * session.shape.packs_per_step
-    return NUM_READ * FORWARD * num_packs / max(trained, 1)
+    return share_of_run(num_packs, session.mixing().num_steps * session.shape.packs_per_step)
 
 
 def _say(packs: ProbePacks, left_out: list[LeftOut], share: float) -> None:
