@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.config.schema import RunConfig
 from trainer.config.train import ProbeChoice
-from trainer.evaluate.probe_cost import MOST_SHARE, NUM_READ, packaged_tokens, share_of_run
+from trainer.evaluate.probe_cost import MOST_SHARE, NUM_READ, packaged_tokens, share_of_run, share_shown
 
 
 def probe_notes(config: RunConfig) -> list[str]:
@@ -23,4 +23,4 @@ def probe_notes(config: RunConfig) -> list[str]:
     share = share_of_run(tokens, trained)
     is_left = evaluate.probes is ProbeChoice.auto and evaluate.probe_dir is None and share > MOST_SHARE
     verdict = f", too much for evaluate.probes=auto ({MOST_SHARE:.0%}): none is read" if is_left else ""
-    return [f"{said}, {100 * share:.2g} % of the computation of the training{verdict}."]
+    return [f"{said}, {share_shown(share)} of the computation of the training{verdict}."]

@@ -20,6 +20,11 @@ def share_of_run(read_tokens: float, trained_tokens: float) -> float:
     return NUM_READ * FORWARD * read_tokens / max(trained_tokens, 1)
 
 
+def share_shown(share: float) -> str:
+    """Return a share as a percentage of two digits, or whole."""
+    return f"{100 * share:,.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
 def packaged_tokens() -> int:
     """Return about how many tokens the texts of the package have."""
     text = (resources.files("trainer.evaluate") / FILE).read_text(encoding="utf-8")

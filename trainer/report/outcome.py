@@ -21,7 +21,7 @@ from trainer.report.verdict import listed
 KEPT_NATS = 0.01
 """A change within it is none that anybody would notice: the right next word is 1 % more or less likely."""
 _ROLES = {"target": " (what it was taught)", "replay": " (older text that it was reminded of)", "probe": ""}
-_ANSWERS = {"preference": "Chosen answers of ", "unpaired": "Desirable answers of "}
+_ANSWERS = {"preference": "chosen answers of ", "unpaired": "desirable answers of "}
 CHANCE = 0.5
 STANDARD_ERRORS = 1.96
 MOST_NAMED = 3
@@ -36,6 +36,8 @@ class OutcomeItem:
     lost: float
     """In its own unit, by which findings of a list are ordered; negative where it was gained."""
     is_taught: bool = False
+    is_rest: bool = True
+    """It is about something else than what it was trained on."""
 
 
 @dataclass(slots=True)
@@ -58,7 +60,7 @@ class RunOutcome:
     @property
     def knows_rest(self) -> bool:
         """Tell whether anything but what was taught was measured."""
-        return any(not one.is_taught for one in (*self.kept, *self.lost, *self.gained))
+        return any(one.is_rest for one in (*self.kept, *self.lost, *self.gained))
 
     @property
     def verdict(self) -> str:
@@ -136,7 +138,8 @@ def _why_nothing(is_reward: bool) -> str:
 def _take_set(found: RunOutcome, record: RunRecord, one: SetComparison, is_of_pairs: bool) -> None:
     kind = record.setting(f"data.sources.{one.name}.format")
     name = _ANSWERS.get(str(kind), "") + one.name
-    is_taught = one.role == "target" and not is_of_pairs
+    is_rest = one.role != "target"
+    is_taught = not is_rest and not is_of_pairs
     role = _ROLES[one.role]
     low, high, change = one.change_low, one.change_high, one.change_nats
     if low is None or high is None:
@@ -149,13 +152,17 @@ def _take_set(found: RunOutcome, record: RunRecord, one: SetComparison, is_of_pa
     decimals = decimals_for(low, high)
     if low > 0 and high > KEPT_NATS:
         words = f"lost {fixed(change, decimals)} nats, {fixed(low, decimals)} to {fixed(high, decimals)}"
-        found.lost.append(OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught))
+        found.lost.append(
+            OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught, is_rest)
+        )
     elif high < 0 and low < -KEPT_NATS:
         words = f"gained {fixed(-change, decimals)} nats, {fixed(-high, decimals)} to {fixed(-low, decimals)}"
-        found.gained.append(OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught))
+        found.gained.append(
+            OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught, is_rest)
+        )
     else:
         words = f"somewhere between {_end(low, decimals)} and {_end(high, decimals)}"
-        found.kept.append(OutcomeItem(name, f"{words}{role}", change, is_taught))
+        found.kept.append(OutcomeItem(name, f"{words}{role}", change, is_taught, is_rest))
 
 
 def _end(nats: float, decimals: int) -> str:
@@ -182,10 +189,10 @@ def _take_pairs(found: RunOutcome, record: RunRecord) -> None:
         before = points[0][1] if is_known else CHANCE
         now = points[-1][1]
         words = (
-            f"{percent(now)} of held-out pairs ranked right, {percent(low)} to {percent(high)}, against "
+            f"{percent(now)} ranked right, {percent(low)} to {percent(high)}, against "
             f"{percent(before)} {'before' if is_known else 'by chance'} (what it was taught)"
         )
-        one = OutcomeItem(f"Telling good answers of {name} from bad", words, before - now, True)
+        one = OutcomeItem(f"ranking held-out pairs of {name}", words, before - now, True, False)
         _list_for(found, low - before, high - before).append(one)
 
 

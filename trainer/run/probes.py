@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer.config.many import many
 from trainer.config.train import EvaluateConfig, ProbeChoice
 from trainer.evaluate.base import BaseIdentity
-from trainer.evaluate.probe_cost import MOST_SHARE, share_of_run
+from trainer.evaluate.probe_cost import MOST_SHARE, share_of_run, share_shown
 from trainer.evaluate.probe_packs import ProbePacks
 from trainer.evaluate.probe_texts import (
     ProbeTexts,
@@ -43,7 +43,7 @@ def build_probes(session: Session, base: BaseIdentity, heed: Callable[[], None])
     share = _share(session, packs.num_packs)
     if options.probes is ProbeChoice.auto and options.probe_dir is None and share > MOST_SHARE:
         why = (
-            f"they would have taken {100 * share:.2g} % as long as the training of this short run, and "
+            f"they would have taken {share_shown(share)} as long as the training of this short run, and "
             f"evaluate.probes=auto takes them up to {100 * MOST_SHARE:g} %. evaluate.probes=all measures them whatever "
             "they take."
         )
@@ -90,10 +90,10 @@ def _say(packs: ProbePacks, left_out: list[LeftOut], share: float) -> None:
     if packs.num_packs:
         kinds = len(set(packs.kinds))
         _LOG.info(
-            "Probes: %s of text, %s, %.2g %% of the computation of the training (evaluate.probes).",
+            "Probes: %s of text, %s, %s of the computation of the training (evaluate.probes).",
             many(kinds, "kind"),
             many(packs.num_packs, "pack"),
-            100 * share,
+            share_shown(share),
         )
     for one in left_out:
         _LOG.info("Probe left out: %s: %s", one.name, one.why)

@@ -118,12 +118,9 @@ def test_a_reward_model_is_told_by_its_pairs_and_says_what_cannot_be_known(tmp_p
     (run_dir / "forgetting.json").unlink()
     ranked(run_dir, values, "reward")
     found = outcome(read_run(run_dir))
-    assert (
-        lists(found)[where] == ["Telling good answers of p from bad"]
-        and words in getattr(found, where)[0].words
-    )
+    assert lists(found)[where] == ["ranking held-out pairs of p"] and words in getattr(found, where)[0].words
     assert "a reward model answers with a score and no words" in found.unknown[0]
-    assert "Telling good answers of p from bad" in build_page(read_run(run_dir))
+    assert "ranking held-out pairs of p" in build_page(read_run(run_dir))
 
 
 def test_of_preferences_the_pairs_are_what_was_taught_and_answers_have_their_own_line(tmp_path):
@@ -132,11 +129,21 @@ def test_of_preferences_the_pairs_are_what_was_taught_and_answers_have_their_own
     )
     ranked(run_dir, [(8, 0.8)], "preference")
     found = outcome(read_run(run_dir))
-    assert lists(found)["lost"] == ["Chosen answers of p"]
+    assert lists(found)["lost"] == ["chosen answers of p"]
+    assert (
+        found.verdict == "It got better at ranking held-out pairs of p, but it lost on chosen answers of p."
+    )
+
+
+def test_of_preferences_alone_nothing_else_is_said_to_be_kept(tmp_path):
+    run_dir = run_with(tmp_path, sets=[one_set("p", "target", -0.2, -0.3, -0.1)])
+    ranked(run_dir, [(8, 0.8)], "preference")
+    found = outcome(read_run(run_dir))
     assert (
         found.verdict
-        == "It got better at Telling good answers of p from bad, but it lost on Chosen answers of p."
+        == "It got better at ranking held-out pairs of p, and nobody measured what else it knew."
     )
+    assert lists(found)["gained"] == ["ranking held-out pairs of p", "chosen answers of p"]
 
 
 def test_a_score_is_better_by_its_own_direction(tmp_path):
