@@ -107,11 +107,7 @@ def show_plan(config: RunConfig) -> bool:
         say(console, config.model.warning, "bold")
     if fit.dtype is not None:
         say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
-    notes = [
-        *answer_notes(config, shape, run, weights, known),
-        *_notes(config, shape, run, cards, weights),
-        *probe_notes(config),
-    ]
+    notes = [*answer_notes(config, shape, run, weights, known), *_notes(config, shape, run, cards, weights)]
     for note in notes if known is None else [*notes, TIME_NOTE]:
         say(console, f"- {note}")
     if config.plan.output is not None:
@@ -269,7 +265,7 @@ def _notes(
     config: RunConfig, shape: DecoderShape, run: RunShape, cards: Cards, weights: Weights
 ) -> list[str]:
     """Return what the numbers leave open."""
-    notes, attention = list(shape.notes), attention_of(shape, run)
+    notes, attention = [*shape.notes, *probe_notes(config)], attention_of(shape, run)
     if config.tune.method is not TuneMethod.full:
         share = weights.num_trainable / (weights.num_frozen + weights.num_trainable)
         notes.append(
