@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trainer import __version__
 from trainer.command.invocation import Invocation, frozen_config, parse, sweep_folder
-from trainer.command.usage import ABOUT, SUBCOMMANDS, help_text
+from trainer.command.usage import ABOUT, SUBCOMMANDS, WHOLE_ALONE, help_text
 from trainer.config.record import WORDS
 from trainer.config.schema import RunConfig
 from trainer.dist.env import is_rank, rank_env, rank_shown
@@ -104,7 +104,7 @@ def _told(arguments: Sequence[str]) -> str | None:
 
         topic = _topic([word for word in words if word not in (*HELP, "--all", "help")])
         return command_help(topic, "--all" in words) if topic in TOPICS else help_text()
-    if len(words) == 1 and words[0] in SUBCOMMANDS:
+    if len(words) == 1 and words[0] in SUBCOMMANDS and words[0] not in WHOLE_ALONE:
         return "\n".join(
             f"palimpsest {words[0]} {name}: {what}" for name, what in SUBCOMMANDS[words[0]].items()
         )
@@ -116,6 +116,8 @@ def _topic(words: Sequence[str]) -> str:
     if not words or words[0] not in SUBCOMMANDS:
         return words[0] if words else ""
     known = SUBCOMMANDS[words[0]]
+    if words[0] in WHOLE_ALONE and not (words[1:] and words[1] in known):
+        return words[0]
     return f"{words[0]} {words[1] if words[1:] and words[1] in known else next(iter(known))}"
 
 
@@ -175,6 +177,11 @@ def _dispatch(invocation: Invocation) -> int:
             from trainer.command.plan import show_plan
 
             return Exit.done if show_plan(config) or not config.plan.strict else Exit.refused
+        case "plan data":
+            from trainer.command.plan_data import show_data_plan
+
+            show_data_plan(config)
+            return Exit.done
         case "submit":
             from trainer.launch.submit import submit
 
@@ -248,6 +255,10 @@ def _report_run(config: RunConfig, overrides: Sequence[str]) -> int:
 
         check_config(config, only=("log",))
         check_logins(config)
+    if "evaluate.layer_drift=true" in overrides:
+        from trainer.run.layers import take_layer_drift
+
+        take_layer_drift(config)
     announce(Path(config.run_dir))
     if names_trackers:
         from trainer.run.conclusion import tell_trackers

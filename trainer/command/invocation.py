@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.command.usage import COMMANDS, SUBCOMMANDS
+from trainer.command.usage import COMMANDS, SUBCOMMANDS, WHOLE_ALONE
 from trainer.config.foreign import key_for
 from trainer.errors import ConfigError
 
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str]) -> Invocation:
         near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
         meant = f" Did you mean `{near[0]}`?" if near else ""
         raise ConfigError(f"Unknown command `{command}`.{meant} Commands: {', '.join(COMMANDS)}.")
-    if command in SUBCOMMANDS:
+    if command in SUBCOMMANDS and not (command in WHOLE_ALONE and _is_alone(words)):
         command = f"{command} {_second_word(command, words)}"
     config_file: Path | None = None
     is_multirun = bool({"-m", "--multirun"} & set(words))
@@ -75,6 +75,11 @@ def parse(arguments: Sequence[str]) -> Invocation:
     if is_multirun:
         _check_multirun(command, config_file, show_config)
     return Invocation(command, _with_run(command, overrides), config_file, show_config, is_dry, is_multirun)
+
+
+def _is_alone(words: Sequence[str]) -> bool:
+    """Tell whether no second word of a command follows, but KEY=VALUE, an option or nothing."""
+    return not words or "=" in words[0] or words[0][:1] in "-+~"
 
 
 def _options(command: str) -> str:

@@ -26,6 +26,7 @@ from trainer.config.train import ExportConfig
 from trainer.config.tune import Quantise
 from trainer.data.rows.files import is_large_json, list_files
 from trainer.errors import ConfigError, TrainerError
+from trainer.evaluate.probe_texts import folder_texts
 from trainer.evaluate.prompt_file import read_prompts
 from trainer.evaluate.tasks.known import harness_problems
 from trainer.export.earlier import why_foreign
@@ -78,12 +79,14 @@ def with_other_problems(error: WrongWords, command: str) -> ConfigError:
 def missing(config: RunConfig, command: str) -> list[Problem]:
     """Return what the command needs and is not on this machine."""
     found = [*model_problems(config.model, needs_of(config, command))]
-    if command in ("prepare", "train") and not found:
+    if command in ("prepare", "train", "plan data") and not found:
         found += rules_of_named_model(config)
+    if command in ("train", "evaluate", "plan data") and config.evaluate.probe_dir is not None:
+        found += _raised("evaluate.probe_dir", partial(folder_texts, config.evaluate.probe_dir))
     if command in ("train", "evaluate", "replay generate"):
         found += accelerator_problems(os.environ, is_here=config.cluster.hostfile is None)
     match command:
-        case "prepare":
+        case "prepare" | "plan data":
             found += [*source_problems(config), *cache_problems(config)]
         case "train":
             found += [
@@ -109,7 +112,7 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
 
 def needs_of(config: RunConfig, command: str) -> Needs:
     """Return what a command reads of the base beside its config.json."""
-    if command not in ("prepare", "train", "evaluate", "export", "replay generate"):
+    if command not in ("prepare", "plan data", "train", "evaluate", "export", "replay generate"):
         return Needs(tokenizer=False, weights=False)
     return Needs(weights=command != "prepare")  # an export compares the base with that of the training
 

@@ -15,6 +15,7 @@ from trainer.command.missing_here import needs_of
 from trainer.command.model_rules import model_rules
 from trainer.command.plan_answers import answer_notes
 from trainer.command.plan_figure import write_figure
+from trainer.command.plan_probes import probe_notes
 from trainer.command.plan_replay import replay_notes
 from trainer.command.plan_time import NOTE as TIME_NOTE
 from trainer.command.plan_time import (
@@ -265,7 +266,8 @@ def _notes(
     config: RunConfig, shape: DecoderShape, run: RunShape, cards: Cards, weights: Weights
 ) -> list[str]:
     """Return what the numbers leave open."""
-    notes, attention = [*replay_notes(config), *shape.notes], attention_of(shape, run)
+    notes = [*replay_notes(config), *shape.notes, *probe_notes(config)]
+    attention = attention_of(shape, run)
     if config.tune.method is not TuneMethod.full:
         share = weights.num_trainable / (weights.num_frozen + weights.num_trainable)
         notes.append(

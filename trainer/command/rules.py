@@ -12,6 +12,7 @@ from trainer.forecast.step_time import DEVICES, find_device
 READ = {
     "doctor": ("cluster", "run_dir"),
     "export": ("export",),
+    "plan data": ("model", "data", "plan", "evaluate.probe_dir"),
     "replay generate": ("model", "cluster", "replay.generate"),
 }
 """Sections and keys that a command reads of the configuration, where it does not read all."""

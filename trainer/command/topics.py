@@ -111,6 +111,20 @@ TOPICS: dict[str, Topic] = {
         ("plan", "model", "train", "tune", "zero", "cluster"),
         ("experiment", "recipe", "model", "tune", "zero", "cluster"),
     ),
+    "plan data": Topic(
+        f"palimpsest plan data {WORDS}",
+        (
+            "palimpsest plan data recipe=continued_pretrain model=llama3_1_8b data=text "
+            "data.sources.corpus.path=corpus.jsonl",
+        ),
+        (
+            *("plan.data_windows", "plan.data_output", "evaluate.probe_dir", "model.path"),
+            *("data.sources.NAME.path", "data.sources.NAME.format", "data.seq_len"),
+        ),
+        ("plan", "model", "data"),
+        ("experiment", "recipe", "model", "data", "replay"),
+        "It prepares the data where that is not done, and asks the base about a sample of it; nothing is trained.",
+    ),
     "train": Topic(
         f"palimpsest train {WORDS} [--cfg] [--config FILE] [-m]",
         (

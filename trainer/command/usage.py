@@ -27,11 +27,16 @@ ABOUT = ("init", "explain", "schema", "completion")
 """Commands about the configuration, which take words of their own and run nothing."""
 
 SUBCOMMANDS = {
+    "plan": {
+        "data": "how far the data is from what the base knows, and how much replay that asks for; loads the model"
+    },
     "replay": {
         "generate": "sample the model into a store of texts or chats; replay.generate.* says what and how much"
     },
 }
 """Commands of two words."""
+WHOLE_ALONE = ("plan",)
+"""Those of them that are a command without the second word too."""
 
 
 def help_text() -> str:

@@ -31,9 +31,11 @@ OF_RUNS = frozenset(
             "checkpoints",
             "export",
         ),
-        *("exported", "job.sh", "ledger.jsonl", "logs"),
+        *("exported", "forgotten_documents.json", "job.sh", "ledger.jsonl", "logs"),
         *(
+            "layer_drift.json",
             "metrics.jsonl",
+            "probe_evaluation.npz",
             "provenance.json",
             "report.html",
             "samples.jsonl",

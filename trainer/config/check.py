@@ -39,7 +39,7 @@ from trainer.config.data import (
 )
 from trainer.config.metric import CHAT_PROMPTS
 from trainer.config.optim import ScheduleConfig, ScheduleName
-from trainer.config.plan import PlanConfig
+from trainer.config.plan import MIN_WINDOWS, PlanConfig
 from trainer.config.rates import USUAL
 from trainer.config.rule import Problem, must, problem, problems_shown
 from trainer.config.schema import RunConfig
@@ -266,6 +266,8 @@ def _plan_problems(plan: PlanConfig) -> Iterator[Problem]:
     if plan.price_per_gpu_hour is not None and not plan.price_per_gpu_hour > 0:
         fix = "Leave it out, or set what a GPU costs in an hour."
         yield must("plan.price_per_gpu_hour", "more than 0", plan.price_per_gpu_hour, fix)
+    if plan.data_windows < MIN_WINDOWS:
+        yield must("plan.data_windows", f"at least {MIN_WINDOWS}", plan.data_windows, "Set 64.")
     if not plan.reserve_gib >= 0:
         yield must("plan.reserve_gib", "0 or more", plan.reserve_gib, "Set plan.reserve_gib=4.")
 
@@ -277,6 +279,7 @@ def _cadence_problems(config: RunConfig) -> Iterator[Problem]:
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluate.every_steps", config.evaluate.every_steps),
         ("evaluate.kl_packs", config.evaluate.kl_packs),
+        ("evaluate.forgotten_documents", config.evaluate.forgotten_documents),
         ("evaluate.recovery_steps", config.evaluate.recovery_steps),
         ("train.max_non_finite_steps", config.train.max_non_finite_steps),
         ("train.verify_every", config.train.verify_every),

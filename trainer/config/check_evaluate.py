@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from trainer.config.data import DataConfig, Role
 from trainer.config.gate import GateConfig, about_nothing, sets_about
 from trainer.config.rule import Problem, must, said
-from trainer.config.train import EvaluateConfig
+from trainer.config.train import EvaluateConfig, ProbeChoice
 
 
 def task_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
     """Yield every broken rule about benchmark tasks."""
     tasks = evaluate.tasks
+    if evaluate.probe_dir is not None and evaluate.probes is ProbeChoice.none:
+        yield must(
+            "evaluate.probes", "auto or all with evaluate.probe_dir", "none", "Leave one of the two out."
+        )
     if tasks.names and not evaluate.forgetting:
         yield must(
             "evaluate.forgetting",

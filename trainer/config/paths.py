@@ -81,6 +81,8 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "export.llama_cpp": absolute,
     "export.adapters": absolute,
     "plan.output": absolute,
+    "plan.data_output": absolute,
+    "evaluate.probe_dir": absolute,
     "log.tensorboard.dir": absolute,
     "log.trackio.dir": absolute,
     "cluster.hostfile": absolute,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MIN_WINDOWS = 5
+"""Fewer give no interval."""
+
 
 @dataclass
 class PlanConfig:
@@ -23,3 +26,7 @@ class PlanConfig:
     """Exit with code 3 when the run does not fit."""
     output: str | None = None
     """File to draw LoRA over its ranks into, an SVG; null draws nothing."""
+    data_windows: int = 64
+    """`palimpsest plan data`: windows of 96 tokens of each source that the base is asked about. At least 5."""
+    data_output: str | None = None
+    """`palimpsest plan data`: file to write what it found into, as JSON; null writes none."""

@@ -49,6 +49,17 @@ class TrainConfig:
     of the loss is that of the model's own code."""
 
 
+class ProbeChoice(Enum):
+    """Whether a run is also measured on kinds of text that nobody named."""
+
+    auto = "auto"
+    """Where reading them takes at most 2 % of the computation of the training."""
+    all = "all"
+    """Whatever they take."""
+    none = "none"
+    """None."""
+
+
 @dataclass
 class EvaluateConfig:
     """Held-out loss during the run."""
@@ -65,6 +76,19 @@ class EvaluateConfig:
     """Compare the tuned model with its base at the end of training: forgetting.json and report.html."""
     kl_packs: int = 16
     """Held-out packs of each target source, and conversations, on which the KL to the base is taken; 0: none."""
+    forgotten_documents: int = 10
+    """Held-out documents of which the report shows what became less likely, token by token: those whose own loss rose
+    most. Their text stands in forgotten_documents.json and report.html then. 0: none."""
+    probes: ProbeChoice = ProbeChoice.auto
+    """Kinds of text that come with the package (conversation, maths, code, prose, languages), a few short documents
+    each: losses and KL to the base on them before training and at its end, in the report."""
+    probe_dir: str | None = None
+    """Folder of texts that must not be forgotten, each file a kind of its own: UTF-8 text, which is cut at empty lines,
+    or .jsonl of rows with `text` or `messages`. Measured beside evaluate.probes, before and after training."""
+    layer_drift: bool | None = None
+    """How far the weights of each layer moved from the base's, in the report. null: at the end of a run of 50 steps or
+    more whose base has at most 4 GB of files; `palimpsest report run_dir=RUN evaluate.layer_drift=true` measures it of
+    any. Reads the base and the newest checkpoint once more, on one rank."""
     recovery_steps: int = 0
     """After training, so many steps on replay alone tell covered knowledge from lost knowledge, in the report; the
     weights are thrown away. 20 is usual; 0: none."""

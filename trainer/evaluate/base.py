@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.prepared import digest_of
 from trainer.errors import DataError
-from trainer.evaluate.held_out import PieceLosses
+from trainer.evaluate.held_out import PieceLosses, TokenLosses
 from trainer.evaluate.kl import Reference, References
 from trainer.metrics.device import describe_device
 from trainer.runtime.seal import with_digest, without_digest
@@ -54,6 +55,8 @@ class BaseEvaluation:
     """Digest of the base model, the held-out data and how they were evaluated."""
     pieces: dict[str, PieceLosses]
     references: References
+    tokens: TokenLosses = field(default_factory=dict)
+    """Loss by position of held-out packs; empty where it was evaluated by a version that kept none."""
 
 
 class DamagedBase(DataError):
@@ -70,6 +73,8 @@ def write_base(path: Path, base: BaseEvaluation) -> None:
         arrays[f"ids|{label}"] = reference.ids_QK
         arrays[f"log_probs|{label}"] = reference.log_probs_QK
         arrays[f"piece|{label}"] = reference.piece_Q
+    for (name, pack), losses_T in base.tokens.items():
+        arrays[f"tokens|{pack}|{name}"] = losses_T
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
@@ -93,15 +98,23 @@ def read_base(path: Path, key: str) -> BaseEvaluation:
                 )
             names = json.loads(str(file["sets"]))
             pieces = {name: PieceLosses(file[f"nll|{name}"], file[f"targets|{name}"]) for name in names}
-            references: References = {}
-            for label in [entry.removeprefix("ids|") for entry in file.files if entry.startswith("ids|")]:
-                pack, _, name = label.partition("|")
-                references[(name, int(pack))] = Reference(
-                    file[f"ids|{label}"], file[f"log_probs|{label}"], file[f"piece|{label}"]
-                )
+            references: References = {
+                key: Reference(file[f"ids|{label}"], file[f"log_probs|{label}"], file[f"piece|{label}"])
+                for key, label in _of_packs(file.files, "ids|")
+            }
+            tokens: TokenLosses = {
+                key: file[f"tokens|{label}"] for key, label in _of_packs(file.files, "tokens|")
+            }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DamagedBase(
             f"{path} must be readable, but is damaged: {error}. Delete it; palimpsest evaluate with "
             "evaluate.checkpoint=base makes it again."
         ) from error
-    return BaseEvaluation(found, pieces, references)
+    return BaseEvaluation(found, pieces, references, tokens)
+
+
+def _of_packs(entries: Sequence[str], kind: str) -> Iterator[tuple[tuple[str, int], str]]:
+    """Yield ((set, pack), the rest of the entry) of entries of one kind."""
+    for label in [entry.removeprefix(kind) for entry in entries if entry.startswith(kind)]:
+        pack, _, name = label.partition("|")
+        yield (name, int(pack)), label

@@ -21,13 +21,17 @@ from trainer.config.metric import CHAT_PROMPTS
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.prepared import digest_of
 from trainer.data.store.store import SplitStore, Store
-from trainer.data.types import TokenizerLike, Unit
+from trainer.data.types import TokenizerLike
 from trainer.engine.policy import Policy
 from trainer.evaluate.base import BaseEvaluation, BaseIdentity, DamagedBase, read_base, write_base
 from trainer.evaluate.compare import SetComparison, by_document, compare_set, mean_with_interval
 from trainer.evaluate.conversations import ChatPrompts
-from trainer.evaluate.held_out import LABEL, HeldOut, PieceLosses, held_out_pieces
+from trainer.evaluate.forgotten import FILE_NAME as FORGOTTEN
+from trainer.evaluate.forgotten import ForgottenDocument, counted_pieces, forgotten_text
+from trainer.evaluate.forgotten_scores import MeasuredSets, forgotten_documents
+from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_losses
 from trainer.evaluate.kl import TOP, divergence_by_document, take_references
+from trainer.evaluate.probing import ProbeFindings, ProbeMeasurement
 from trainer.evaluate.record import (
     BASE_FILE,
     FILE_NAME,
@@ -52,6 +56,10 @@ class Subject:
     held_out: HeldOut
     prompts: HeldOut
     """New-task text and conversations for the KL to the base."""
+    probes: ProbeMeasurement | None = None
+    """Kinds of text that nobody named; None where none are asked for."""
+    num_shown: int = 0
+    """Documents that are shown of those that lost most."""
 
 
 class ForgettingMeasurement:
@@ -116,9 +124,9 @@ class ForgettingMeasurement:
         """Evaluate the model before the first step, or take what is known of it; return held-out losses."""
         subject = self._subject
         if self._base is None:
-            pieces = held_out_pieces(subject.policy, subject.held_out)
+            found = held_out_losses(subject.policy, subject.held_out, keeps_tokens=True)
             references = take_references(subject.policy, subject.prompts)
-            self._base = base = BaseEvaluation(self._key, pieces, references)
+            self._base = base = BaseEvaluation(self._key, found.pieces, references, found.tokens)
 
             def keep() -> None:
                 write_base(self._path, base)
@@ -127,6 +135,8 @@ class ForgettingMeasurement:
             subject.policy.mesh.from_first(keep)
         else:
             _LOG.info("The base model's evaluation is known (%s).", self._key[:12])
+        if subject.probes is not None:
+            subject.probes.measure_base()
         return {name: losses.mean for name, losses in self._base.pieces.items()}
 
     def divergence_means(self) -> dict[str, float]:
@@ -156,9 +166,13 @@ class ForgettingMeasurement:
             _LOG.warning("No forgetting report: this run began before its base was evaluated.")
             return False
         divergences = divergence_by_document(subject.policy, subject.prompts, base.references)
+        probed = ProbeFindings() if subject.probes is None else subject.probes.compare()
+        measured = [MeasuredSets(subject.held_out, base.pieces, base.tokens, tuned), *probed.measured]
+        forgotten = forgotten_documents(subject.policy, measured, subject.num_shown, texts.tokenizer.decode)
         recovery = recover()
 
         def write() -> None:
+            self._write_forgotten(self._label(state), forgotten)
             known = self._known(state)
             record = ForgettingRecord(
                 run=self._facts(state),
@@ -167,15 +181,25 @@ class ForgettingMeasurement:
                     for name in tuned
                     if name in base.pieces
                 ),
-                kl=tuple(_divergence(name, *found) for name, found in divergences.items()),
+                kl=(*(_divergence(name, *found) for name, found in divergences.items()), *probed.kl),
                 tasks=tuple(tasks) or (known.tasks if known is not None else ()),
                 recovery=recovery or (known.recovery if known is not None else None),
                 replay=replay,
+                probes=tuple(probed.sets),
+                left_out=tuple(probed.left_out),
             )
             write_atomic(self._run_dir / FILE_NAME, record.to_text())
 
         subject.policy.mesh.from_first(write)
         return True
+
+    def _write_forgotten(self, label: str, documents: Sequence[ForgottenDocument]) -> None:
+        """Write the documents that lost most, or take away those of another checkpoint where none are asked for."""
+        path = self._run_dir / FORGOTTEN
+        if self._subject.num_shown:
+            write_atomic(path, forgotten_text(label, documents))
+        else:
+            path.unlink(missing_ok=True)
 
     def _known(self, state: TrainState) -> ForgettingRecord | None:
         """Return what was measured of this checkpoint before: not all of it is at every evaluation."""
@@ -246,17 +270,9 @@ def _of_pieces(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the document of each piece that held-out losses count, and the UTF-8 bytes of its supervised text."""
     documents, num_bytes = [], []
-    step = 2 if split.unit is Unit.pair else 1
-    for index in range(min(split.num_packs, max_packs)):
-        pack = split.pack(index)
-        start = 0
-        for place, (length, document) in enumerate(
-            zip(pack.lengths, split.documents_of(index).tolist(), strict=True)
-        ):
-            tokens = pack.tokens[start + 1 : start + length][pack.supervised[start + 1 : start + length]]
-            is_liked = split.unit is not Unit.answer or pack.values[LABEL][start : start + length].sum() > 0
-            if len(tokens) and place % step == 0 and is_liked:
-                documents.append(document)
-                num_bytes.append(len(tokenizer.decode(tokens.tolist()).encode("utf-8")))
-            start += length
+    for piece, pack in counted_pieces(split, max_packs):
+        here = slice(piece.start + 1, piece.start + piece.length)
+        tokens = pack.tokens[here][pack.supervised[here]]
+        documents.append(piece.document)
+        num_bytes.append(len(tokenizer.decode(tokens.tolist()).encode("utf-8")))
     return np.array(documents, dtype=np.int64), np.array(num_bytes, dtype=np.int64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,10 @@ class PieceLosses:
         return PieceLosses(self.nll_P[first::2], self.targets_P[first::2])
 
 
+TokenLosses = dict[tuple[str, int], npt.NDArray[np.float16]]
+"""By set and pack: the loss in nats at each position of the pack, 0 where nothing is supervised, [T] float16."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOutLosses:
     """Held-out losses of every source that has held-out packs."""
@@ -85,18 +89,35 @@ class HeldOutLosses:
     falls on others is no gain."""
     rejected: dict[str, PieceLosses]
     """Of sources of pairs the rejected answers, in the order of the chosen ones."""
+    tokens: TokenLosses = field(default_factory=dict)
+    """Loss by position; empty unless asked for."""
 
 
 def held_out_losses(
-    policy: Policy, held_out: HeldOut, on_batch: Callable[[], None] = lambda: None
+    policy: Policy,
+    held_out: HeldOut,
+    on_batch: Callable[[], None] = lambda: None,
+    keeps_tokens: bool = False,
 ) -> HeldOutLosses:
-    """Return the held-out losses of every source. Collective: every rank, which all get the same."""
+    """Return the held-out losses of every source. Collective: every rank, which all get the same.
+
+    Args:
+        keeps_tokens: Return the loss at every position too: 2 bytes for each position of the packs.
+    """
     found: list[_PackLosses] = []
+    tokens: TokenLosses = {}
     with policy.evaluating():
         for refs in held_out.walk(policy.mesh.data, "Held-out loss"):
             micro = read_batch(held_out.stores, refs, held_out.pad_id)
             nll_N = policy.nll(micro).nll_N.double().cpu().numpy()
             found += _by_piece(nll_N, micro, refs, held_out.stores)
+            if keeps_tokens:
+                rows_BT = nll_N.reshape(micro.labels_BT.shape).astype(np.float16)
+                tokens |= {
+                    (held_out.names[ref.source], ref.pack): row_T
+                    for ref, row_T in zip(refs, rows_BT, strict=True)
+                    if ref is not FILLER
+                }
             on_batch()
     everything = sorted(item for part in policy.mesh.gather_data(found) for item in part)
     pieces, rejected = {}, {}
@@ -110,7 +131,9 @@ def held_out_losses(
             rejected[name] = losses.every_second(1)
             losses = losses.every_second(0)
         pieces[name] = losses
-    return HeldOutLosses(pieces, rejected)
+    if keeps_tokens:
+        tokens = {key: row_T for part in policy.mesh.gather_data(tokens) for key, row_T in part.items()}
+    return HeldOutLosses(pieces, rejected, tokens)
 
 
 def held_out_pieces(

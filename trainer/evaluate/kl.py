@@ -59,6 +59,16 @@ def divergence_by_document(
     policy: Policy, held_out: HeldOut, references: References
 ) -> dict[str, tuple[list[float], list[int]]]:
     """Return the summed KL in nats and the positions of every document, by set. Collective: every rank gets all."""
+    return {
+        name: ([kl for kl, _ in of.values()], [count for _, count in of.values()])
+        for name, of in divergences(policy, held_out, references).items()
+    }
+
+
+def divergences(
+    policy: Policy, held_out: HeldOut, references: References
+) -> dict[str, dict[int, tuple[float, int]]]:
+    """Return the same by set and number of the document, in the order of packs. Collective: every rank gets all."""
     mine: list[tuple[str, int, list[int], list[float], list[int]]] = []
     for key, piece_Q, logits in _positions(policy, held_out):
         reference = references.get(key)
@@ -88,7 +98,7 @@ def divergence_by_document(
             of = so_far.setdefault(int(documents[piece]), [0.0, 0])
             of[0], of[1] = of[0] + kl, of[1] + count
     return {
-        name: ([kl for kl, _ in of.values()], [int(count) for _, count in of.values()])
+        name: {document: (kl, int(count)) for document, (kl, count) in of.items()}
         for name, of in found.items()
     }
 

@@ -83,6 +83,14 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A probe that was not measured, and why, with what to do."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForgettingRecord:
     """The whole file."""
 
@@ -93,6 +101,10 @@ class ForgettingRecord:
     replay: Replay | None
     tasks: tuple[TaskComparison, ...]
     """Empty where no benchmark task was run."""
+    probes: tuple[SetComparison, ...] = ()
+    """Kinds of text that nobody had to name."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Of them, those that were not measured."""
 
     def to_text(self) -> str:
         """Return the contents of the file."""
@@ -127,11 +139,7 @@ class _Reader:
             raise self._error("the file", "one JSON object", plain)
         if plain.get("version") != VERSION:
             raise self._error("version", str(VERSION), plain.get("version", _MISSING))
-        sets = self._items(SetComparison, plain, "sets")
-        for number, one in enumerate(sets):
-            if one.role not in ROLES:
-                raise self._error(f"sets[{number}].role", "target, replay or probe", one.role)
-            self._check_pair(f"sets[{number}].change", one.change_low, one.change_high)
+        sets, probes = self._sets(plain, "sets"), self._sets({"probes": plain.get("probes", [])}, "probes")
         kl = self._items(Divergence, plain, "kl")
         for number, row in enumerate(kl):
             self._check_pair(f"kl[{number}].", row.low, row.high)
@@ -143,7 +151,17 @@ class _Reader:
             recovery=None if recovery is None else self._item(Recovery, recovery, "recovery"),
             replay=self._replay(plain.get("replay")),
             tasks=self._items(TaskComparison, {"tasks": plain.get("tasks", [])}, "tasks"),
+            probes=probes,
+            left_out=self._items(LeftOut, {"left_out": plain.get("left_out", [])}, "left_out"),
         )
+
+    def _sets(self, plain: dict[str, Any], key: str) -> tuple[SetComparison, ...]:
+        sets = self._items(SetComparison, plain, key)
+        for number, one in enumerate(sets):
+            if one.role not in ROLES:
+                raise self._error(f"{key}[{number}].role", "target, replay or probe", one.role)
+            self._check_pair(f"{key}[{number}].change", one.change_low, one.change_high)
+        return sets
 
     def _replay(self, plain: Any) -> Replay | None:
         if plain is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trainer.config.metric import FORGETTING
 from trainer.evaluate.compare import MIN_DOCUMENTS, SetComparison
 from trainer.evaluate.record import Divergence, Recovery
@@ -61,7 +63,19 @@ def changes(record: RunRecord) -> Html:
             num_text_columns=3,
         ),
         figures(interval_plot(found.sets)),
+        _probes(found.probes),
     )
+
+
+def _probes(probes: Sequence[SetComparison]) -> Html | None:
+    """Return the table of kinds of text that nobody named; None without any."""
+    if not probes:
+        return None
+    num_decimals = max(decimals_for(one.change_low, one.change_high) for one in probes)
+    header = ["Kind", "Role", "Seen", "Change, nats", "95 % interval", "Base \u2192 tuned, nats per token"]
+    header += ["Base \u2192 tuned, bits per byte", "Documents", "Tokens"]
+    rows = [_set_row(one, num_decimals, True) for one in probes]
+    return table(header, rows, "Kinds of text that nobody had to name (evaluate.probes)", num_text_columns=3)
 
 
 def curves(record: RunRecord) -> Html:

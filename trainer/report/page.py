@@ -5,19 +5,29 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from trainer.report.answers import answers
+from trainer.report.coloured import coloured
 from trainer.report.document import document
 from trainer.report.element import Html, element
 from trainer.report.held_out import changes, curves, divergence, recovery
 from trainer.report.interpolation import interpolation
+from trainer.report.layers_figure import layers
 from trainer.report.number import count, fixed
 from trainer.report.origin import origin
+from trainer.report.outcome import OutcomeItem, RunOutcome, outcome
 from trainer.report.preferences import preferences
 from trainer.report.record import RunRecord
 from trainer.report.replay import replay
 from trainer.report.section import definitions, paragraph
 from trainer.report.tasks import tasks
 from trainer.report.training import training
-from trainer.report.verdict import listed, verdict
+from trainer.report.verdict import listed
+
+UNIT = (
+    "Loss says how surprised the model is by text that it was not trained on, in nats: with 0.1 nats lost, the right "
+    "next word (strictly the next token: a word or a piece of one) is about 10 % less likely. A range says how far "
+    "chance in the choice of documents reaches (95 %: one of twenty misses); where it includes 0, no change was seen, "
+    "which counts as kept."
+)
 
 
 def build_page(record: RunRecord) -> str:
@@ -28,6 +38,7 @@ def build_page(record: RunRecord) -> str:
         title,
         _head(record, title),
         changes(record),
+        coloured(record),
         tasks(record),
         answers(record),
         curves(record),
@@ -35,6 +46,7 @@ def build_page(record: RunRecord) -> str:
         replay(record),
         training(record),
         interpolation(record),
+        layers(record),
         divergence(record),
         recovery(record),
         origin(record),
@@ -42,18 +54,39 @@ def build_page(record: RunRecord) -> str:
 
 
 def _head(record: RunRecord, title: str) -> Html:
+    found = outcome(record)
     return element(
         "header",
         element("h1", title),
-        paragraph(_verdict(record), class_="verdict"),
+        paragraph(_through_training(record) if found.is_empty else found.verdict, class_="verdict"),
+        None if found.is_empty else paragraph(UNIT),
+        None if found.is_empty else _lists(found),
+        *(paragraph(text) for text in found.moved),
+        _unknown(found),
         definitions(_facts(record)),
     )
 
 
-def _verdict(record: RunRecord) -> str:
-    """Return the measured verdict, or what the training log alone can say."""
-    if record.forgetting is not None:
-        return verdict(record.forgetting.sets)
+def _lists(found: RunOutcome) -> Html:
+    lists = {"kept": found.kept, "lost": found.lost, "gained": found.gained}
+    return element("div", *(_list(key, findings) for key, findings in lists.items()), class_="outcome")
+
+
+def _list(key: str, findings: list[OutcomeItem]) -> Html:
+    items = [element("li", element("b", one.name), ": ", one.words) for one in findings]
+    body = element("ul", *items) if items else paragraph("Nothing that was measured.")
+    return element("div", element("h2", key.capitalize()), body, class_=key)
+
+
+def _unknown(found: RunOutcome) -> Html | None:
+    if not found.unknown:
+        return None
+    items = [element("li", text) for text in found.unknown]
+    return element("div", element("b", "Not known"), element("ul", *items), class_="missing")
+
+
+def _through_training(record: RunRecord) -> str:
+    """Return what the training log alone can say."""
     parts = []
     for name in record.metrics.names("eval/"):
         points = record.metrics.series(f"eval/{name}").points
@@ -62,6 +95,8 @@ def _verdict(record: RunRecord) -> str:
             parts.append(
                 f"{name} went from {fixed(first, 3)} to {fixed(last, 3)} nats (steps {start:.0f} to {end:.0f})"
             )
+    if record.forgetting is not None:
+        return "No held-out set was measured."
     if not parts:
         often = (
             "no held-out loss was logged"

@@ -12,6 +12,10 @@ from typing import Any
 import yaml
 
 from trainer.errors import TrainerError
+from trainer.evaluate.forgotten import FILE_NAME as FORGOTTEN
+from trainer.evaluate.forgotten import ForgottenDocument, read_forgotten
+from trainer.evaluate.layer_drift import FILE_NAME as DRIFT
+from trainer.evaluate.layer_drift import DriftRecord, read_drift
 from trainer.evaluate.record import FILE_NAME, ForgettingRecord, read_forgetting
 from trainer.metrics.jsonl import changed_line
 from trainer.metrics.jsonl import read as read_lines
@@ -37,6 +41,10 @@ class RunRecord:
     """Rows of samples.jsonl."""
     margins: dict[str, Any] = field(default_factory=dict)
     """held_out_margins.json."""
+    drift: DriftRecord | None = None
+    """layer_drift.json; None where there is none of that checkpoint."""
+    forgotten: tuple[ForgottenDocument, ...] | None = None
+    """forgotten_documents.json; None where there is none of the checkpoint that forgetting.json is about."""
 
     @property
     def name(self) -> str:
@@ -66,9 +74,10 @@ def read_run(run_dir: Path) -> RunRecord:
         )
     config_path = run_dir / "config.yaml"
     digest = hashlib.sha256(config_path.read_bytes()).hexdigest() if config_path.is_file() else None
+    forgetting = read_forgetting(run_dir / FILE_NAME)
     return RunRecord(
         run_dir=run_dir,
-        forgetting=read_forgetting(run_dir / FILE_NAME),
+        forgetting=forgetting,
         metrics=Metrics(run_dir / "metrics.jsonl", _rows(run_dir / "metrics.jsonl")),
         events=_events(run_dir / "ledger.jsonl"),
         config=_mapping(config_path),
@@ -76,6 +85,8 @@ def read_run(run_dir: Path) -> RunRecord:
         provenance=_mapping(run_dir / "provenance.json"),
         samples=_samples(run_dir / "samples.jsonl"),
         margins=_mapping(run_dir / "held_out_margins.json"),
+        drift=None if forgetting is None else read_drift(run_dir / DRIFT, forgetting.run.tuned),
+        forgotten=None if forgetting is None else read_forgotten(run_dir / FORGOTTEN, forgetting.run.tuned),
     )
 
 

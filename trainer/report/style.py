@@ -8,11 +8,13 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #ffffff; --text: #1c2126; --soft: #59636e; --edge: #d5dae0; --grid: #e8ebee; --box: #f4f6f8;
+  --lost: #d9480f;
   --s1: #0b62b8; --s2: #b3480b; --s3: #0f7a5c; --s4: #8a3b8f; --s5: #7a6200; --s6: #b02a4c;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14181c; --text: #e6e9ec; --soft: #a0aab4; --edge: #3a424a; --grid: #262d34; --box: #1c2228;
+    --lost: #ff7a45;
     --s1: #6cb2ff; --s2: #ff9d5c; --s3: #4fd1a5; --s4: #dc9be0; --s5: #e0c04a; --s6: #ff8ba3;
   }
 }
@@ -52,6 +54,23 @@ thead .num { white-space: normal; min-width: 4.5rem; }
 td { white-space: nowrap; }
 td code { white-space: normal; }
 code.spoken { display: block; min-width: 12rem; max-width: 24rem; white-space: pre-wrap; }
+details { margin: 0 0 .6rem; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+.tokens {
+  max-width: none; margin: .4rem 0 .3rem; padding: .5rem .7rem; background: var(--box); white-space: pre-wrap;
+  overflow-wrap: anywhere; font-size: .9rem;
+}
+.lost1 { background: color-mix(in srgb, var(--lost) 14%, transparent); }
+.lost2 { background: color-mix(in srgb, var(--lost) 28%, transparent); }
+.lost3 { background: color-mix(in srgb, var(--lost) 45%, transparent); }
+.lost4 { background: color-mix(in srgb, var(--lost) 58%, transparent); text-decoration: underline; }
+.outcome { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem 2rem; }
+.outcome h2 { padding-bottom: .2rem; border-bottom: 3px solid var(--line); }
+.outcome ul { margin: 0; padding-left: 1.1rem; }
+.outcome li { margin-bottom: .35rem; overflow-wrap: anywhere; }
+.outcome .kept { --line: var(--s1); }
+.outcome .lost { --line: var(--s2); }
+.outcome .gained { --line: var(--s3); }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem 2rem;
   margin-bottom: 1.25rem;

@@ -36,6 +36,7 @@ from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
 from trainer.report.verdict import no_interval
 from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, logged_pairs, tell
+from trainer.run.probes import build_probes
 from trainer.run.references import RunReferences
 from trainer.run.scored_pairs import ScoredPairs, scored_pairs
 from trainer.run.session import Session
@@ -205,8 +206,9 @@ def build_forgetting(
         return None
     prompts = prompts_for_kl(config.data, config.evaluate.kl_packs, texts_of(session), session.pad_id)
     held_out, prompts = (dataclasses.replace(one, heed=heed) for one in (session.held_out(), prompts))
-    subject = Subject(session.policy, held_out, prompts)
     base, digest = base_identity(session), data_digest(session.stores)
+    probes = build_probes(session, base, heed)
+    subject = Subject(session.policy, held_out, prompts, probes, config.evaluate.forgotten_documents)
     return ForgettingMeasurement(session.run_dir, config.name, subject, base, config.data, digest)
 
 

@@ -38,6 +38,7 @@ from trainer.run.during import build_during
 from trainer.run.evaluator import build_evaluator, why_no_comparison, why_no_interval
 from trainer.run.heed import COMPARING, SOON, GivenUp, before_training
 from trainer.run.journal import Journal
+from trainer.run.layers import take_layer_drift
 from trainer.run.loop import train
 from trainer.run.open_journal import open_journal
 from trainer.run.parts import RunParts, StopReason
@@ -169,6 +170,8 @@ def _train_and_conclude(session: Session, parts: RunParts, state: TrainState, ca
         journal.close(state, status)
     has_concluded = reason in (StopReason.finished, StopReason.early_stop)
     if mesh.is_first and has_concluded:
+        if is_measured:
+            take_layer_drift(session.config, state.step)
         _conclude(session, journal, is_measured)
     journal.leave()
     if has_concluded:

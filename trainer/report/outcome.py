@@ -1,0 +1,223 @@
+"""What a run kept, lost and gained, in plain words: the first thing on the page.
+
+A change counts where its 95 % interval leaves out 0 and is not all within KEPT_NATS; all else is kept. What has no
+interval is in no list, and what could not be measured is said with what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from trainer.config.many import many
+from trainer.config.metric import ACCURACY, CHAT_PROMPTS
+from trainer.evaluate.compare import MIN_DOCUMENTS, SetComparison
+from trainer.evaluate.tasks.score import TaskComparison
+from trainer.metrics.tracker import by_source
+from trainer.report.number import decimals_for, fixed, percent
+from trainer.report.record import RunRecord
+from trainer.report.verdict import listed
+
+KEPT_NATS = 0.01
+"""A change within it is none that anybody would notice: the right next word is 1 % more or less likely."""
+_ROLES = {"target": " (what it was taught)", "replay": " (older text that it was reminded of)", "probe": ""}
+_ANSWERS = {"preference": "chosen answers of ", "unpaired": "desirable answers of "}
+CHANCE = 0.5
+STANDARD_ERRORS = 1.96
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeItem:
+    """One thing that was measured."""
+
+    name: str
+    words: str
+    lost: float
+    """In its own unit, by which findings of a list are ordered; negative where it was gained."""
+    is_taught: bool = False
+    is_rest: bool = True
+    """It is about something else than what it was trained on."""
+
+
+@dataclass(slots=True)
+class RunOutcome:
+    """The lists of the first screen."""
+
+    kept: list[OutcomeItem] = field(default_factory=list)
+    lost: list[OutcomeItem] = field(default_factory=list)
+    gained: list[OutcomeItem] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """What has no answer, and why, in sentences."""
+    moved: list[str] = field(default_factory=list)
+    """How far answers are from the base's, in sentences."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing at all was measured."""
+        return not (self.kept or self.lost or self.gained)
+
+    @property
+    def knows_rest(self) -> bool:
+        """Tell whether anything but what was taught was measured."""
+        return any(one.is_rest for one in (*self.kept, *self.lost, *self.gained))
+
+    @property
+    def verdict(self) -> str:
+        """Return the whole in a sentence."""
+        if self.is_empty:
+            return "What this run kept, lost and gained was not measured."
+        others = [one.name for one in self.lost if not one.is_taught]
+        named = others[:MOST_NAMED] + ([f"{len(others) - MOST_NAMED} more"] if others[MOST_NAMED:] else [])
+        if others:
+            rest = f"it lost on {listed(named)}"
+        else:
+            rest = (
+                "lost nothing else that was measured"
+                if self.knows_rest
+                else "nobody measured what else it knew"
+            )
+        taught = self._taught()
+        joint = ", but " if taught and others else ", and " if taught else ""
+        sentence = f"{taught}{joint}{rest}."
+        return sentence[0].upper() + sentence[1:]
+
+    def _taught(self) -> str:
+        by_list = [
+            [one.name for one in found if one.is_taught] for found in (self.gained, self.lost, self.kept)
+        ]
+        said = ("It got better at {}", "it got worse at {}", "no change was seen in {}")
+        parts = [text.format(listed(names)) for text, names in zip(said, by_list, strict=True) if names]
+        return ", ".join(parts)
+
+
+def outcome(record: RunRecord) -> RunOutcome:
+    """Sort what the files of a run say into kept, lost and gained."""
+    found = RunOutcome()
+    is_reward = record.setting("objective.kind") == "reward"
+    _take_pairs(found, record)
+    forgetting = record.forgetting
+    if forgetting is None:
+        found.unknown.append(_why_nothing(is_reward))
+        return found
+    is_of_pairs = bool(record.metrics.names(f"{ACCURACY}/"))
+    for one in (*forgetting.sets, *forgetting.probes):
+        _take_set(found, record, one, is_of_pairs)
+    for task in forgetting.tasks:
+        _take_task(found, task)
+    for row in forgetting.kl:
+        if row.prompts == CHAT_PROMPTS:
+            found.moved.append(
+                f"On everyday conversations its next words are {fixed(row.nats, 3)} nats away from the base's "
+                f"({_range(row.low, row.high)}): 0 would be the same model."
+            )
+    found.unknown += [f"{one.name}: {one.why}" for one in forgetting.left_out]
+    if not found.is_empty and not found.knows_rest:
+        found.unknown.append(
+            "What it knew beside what it was taught: nothing of it was measured. evaluate.probes=all measures kinds of "
+            "text that need no files; replay=general holds out some of what is replayed."
+        )
+    for group in (found.kept, found.lost):
+        group.sort(key=lambda one: (not one.is_taught, -one.lost))
+    found.gained.sort(key=lambda one: (not one.is_taught, one.lost))
+    return found
+
+
+def _why_nothing(is_reward: bool) -> str:
+    if is_reward:
+        return (
+            "What it still knows of text: a reward model answers with a score and no words, so there is no text of "
+            "which it could have become less likely. Pairs it had not seen are what can be measured."
+        )
+    return (
+        "What it knew before: this run was not compared with its base (no forgetting.json). Train with "
+        "evaluate.forgetting=true and data.validation_frac above 0."
+    )
+
+
+def _take_set(found: RunOutcome, record: RunRecord, one: SetComparison, is_of_pairs: bool) -> None:
+    kind = record.setting(f"data.sources.{one.name}.format")
+    name = _ANSWERS.get(str(kind), "") + one.name
+    is_rest = one.role != "target"
+    is_taught = not is_rest and not is_of_pairs
+    role = _ROLES[one.role]
+    low, high, change = one.change_low, one.change_high, one.change_nats
+    if low is None or high is None:
+        way, size = "rose" if change > 0 else "fell", fixed(abs(change), 3)
+        found.unknown.append(
+            f"{name}: its loss {way} by {size} nats, but {many(one.num_documents, 'document')} cannot tell a "
+            f"change from chance: it takes {MIN_DOCUMENTS}."
+        )
+        return
+    decimals = decimals_for(low, high)
+    if low > 0 and high > KEPT_NATS:
+        words = f"lost {fixed(change, decimals)} nats, {fixed(low, decimals)} to {fixed(high, decimals)}"
+        found.lost.append(
+            OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught, is_rest)
+        )
+    elif high < 0 and low < -KEPT_NATS:
+        words = f"gained {fixed(-change, decimals)} nats, {fixed(-high, decimals)} to {fixed(-low, decimals)}"
+        found.gained.append(
+            OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught, is_rest)
+        )
+    else:
+        words = f"somewhere between {_end(low, decimals)} and {_end(high, decimals)}"
+        found.kept.append(OutcomeItem(name, f"{words}{role}", change, is_taught, is_rest))
+
+
+def _end(nats: float, decimals: int) -> str:
+    return f"{fixed(abs(nats), decimals)} {'lost' if nats > 0 else 'gained'}"
+
+
+def _likelier(change: float) -> str:
+    """Return what a change of loss does to the probability of the right next word."""
+    if change < -math.log(2):
+        return f"the right next word is {math.exp(-change):.1f} times as likely"
+    share = math.exp(-change) - 1
+    size = f"{100 * abs(share):.0f}" if abs(share) >= 0.01 else f"{100 * abs(share):.1f}"
+    return f"the right next word is {size} % {'more' if share > 0 else 'less'} likely"
+
+
+def _take_pairs(found: RunOutcome, record: RunRecord) -> None:
+    """Take how held-out pairs are ranked, against the first evaluation or, where that ranks nothing, chance."""
+    for name in record.metrics.names(f"{ACCURACY}/"):
+        points = record.metrics.series(by_source(ACCURACY, name)).points
+        low, high = (record.metrics.last(by_source(f"{ACCURACY}_{end}", name)) for end in ("low", "high"))
+        if not points or low is None or high is None:
+            continue
+        is_known = points[0][0] == 0 and len(points) > 1
+        before = points[0][1] if is_known else CHANCE
+        now = points[-1][1]
+        words = (
+            f"{percent(now)} ranked right, {percent(low)} to {percent(high)}, against "
+            f"{percent(before)} {'before' if is_known else 'by chance'} (what it was taught)"
+        )
+        one = OutcomeItem(f"ranking held-out pairs of {name}", words, before - now, True, False)
+        _list_for(found, low - before, high - before).append(one)
+
+
+def _take_task(found: RunOutcome, task: TaskComparison) -> None:
+    """Take a benchmark, whose scores are taken as independent: its interval is rather too wide."""
+    if task.change is None or task.base_stderr is None or task.tuned_stderr is None:
+        found.unknown.append(f"Benchmark {task.task} ({task.metric}): it has no score, or no standard error.")
+        return
+    half = STANDARD_ERRORS * math.hypot(task.base_stderr, task.tuned_stderr)
+    better = task.change if task.higher_is_better is not False else -task.change
+    words = (
+        f"{task.metric} {fixed(task.base or 0.0, 3)} before, {fixed(task.tuned or 0.0, 3)} now; a change of "
+        f"{_range(task.change - half, task.change + half)}"
+    )
+    one = OutcomeItem(f"Benchmark {task.task}", words, -better)
+    _list_for(found, better - half, better + half).append(one)
+
+
+def _list_for(found: RunOutcome, low: float, high: float) -> list[OutcomeItem]:
+    """Return the list of a gain that lies between two numbers."""
+    return found.gained if low > 0 else found.lost if high < 0 else found.kept
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"fewer than {MIN_DOCUMENTS} documents, so no interval"
+    decimals = decimals_for(low, high)
+    return f"{fixed(low, decimals)} to {fixed(high, decimals)}"
