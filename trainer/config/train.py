@@ -37,8 +37,11 @@ class TrainConfig:
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
     """What is done about steps far beyond what is usual."""
     verify_every: int = 0
-    """Every so many steps, one micro-batch goes forward and backward twice on each rank; a rank whose loss or gradients
-    differ by a bit computes wrongly, and ends the run with its name. Needs deterministic=true. 0: never."""
+    """Every so many steps, each micro-batch of the step goes forward and backward twice more on its rank, without
+    dropout; a rank whose loss or gradients differ by a bit computes wrongly, and ends the run with its name. Below
+    ZeRO-3 the gradients of all that trains are compared; at ZeRO-3 those that flow into each layer, and the first
+    layer's own. Sums over ranks and the optimizer's update are not done again. Such a step takes three times as long.
+    Needs deterministic=true. 0: never."""
     router_bias_rate: float = 0.0
     """For mixtures whose routers have a bias without a gradient instead of a loss that evens out the use of experts
     (DeepSeek-V3, GLM-4.5, MiniMax-M2, Kimi): after each step the bias of an expert that got fewer tokens than the mean
