@@ -88,10 +88,10 @@ class BestConfig:
     """By which number the best checkpoint is the best. The base, at step 0, never is."""
 
     metric: str = "eval_mean"
-    """eval_mean, eval/SOURCE, of pairs eval_pair_loss/SOURCE and eval_accuracy/SOURCE, forgetting (mean rise of the
-    sources that are not target), kl_mean and kl/SET (with evaluate.during.kl), or tasks/TASK/METRIC (of
-    evaluate.during.tasks), as in metrics.jsonl. The best by a task is saved when it is found; by the others it is the
-    best of those that are saved, each of which is evaluated first."""
+    """eval_mean, eval/SOURCE, of pairs eval_pair_loss/SOURCE and eval_accuracy/SOURCE, of answers with labels
+    eval_answer_loss/SOURCE, forgetting (mean rise of the sources that are not target), kl_mean and kl/SET (with
+    evaluate.during.kl), or tasks/TASK/METRIC (of evaluate.during.tasks), as in metrics.jsonl. The best by a task is
+    saved when it is found; by the others it is the best of those that are saved, each of which is evaluated first."""
     direction: Direction | None = None
     """Which values are better; null: as the metric has it, losses low, scores as lm-eval says."""
 

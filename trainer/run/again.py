@@ -82,8 +82,8 @@ def _bits(
         stack.enter_context(recomputing(module))
         trained = dict(module.named_parameters()) if is_whole else early_parameters(module)
         leaves: dict[str, Tensor] = {name: one for name, one in trained.items() if one.requires_grad}
-        watched = contextlib.nullcontext({}) if is_whole else watching(cast(Any, module).lm)
-        with watched as places:
+        with contextlib.ExitStack() as forward:
+            places = {} if is_whole else forward.enter_context(watching(cast(Any, module).lm))
             parts = objective.terms(policy, micro, Sums(objective.sum_names, policy.device))
         loss = loss_of(parts, counts, policy, len(batch.micro_batches))
         if EMBEDDINGS in places:
@@ -108,7 +108,7 @@ def _hooked(tensor: Tensor, hook: Any) -> Iterator[None]:
 
 def _checksum(numbers: Tensor) -> Tensor:
     """Return the sum of the bit patterns of numbers, int64: one flipped bit changes it."""
-    pieces = numbers.reshape(-1).split(CHUNK)
+    pieces = torch.split(numbers.reshape(-1), CHUNK)
     patterns = _AS_INTEGERS[numbers.element_size()]
     sums = [piece.contiguous().view(patterns).sum(dtype=torch.int64) for piece in pieces]
     return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.int64, device=numbers.device)

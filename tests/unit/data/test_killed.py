@@ -136,7 +136,7 @@ def test_a_store_that_is_killed_again_and_again_is_made_in_the_end(texts, whole,
 COMMAND = """
 import sys
 from tests.dist.blows import Counts, counting, struck
-from trainer.cli import main
+from trainer.cli import run_command
 from trainer.data import prepare
 
 prepare.PARALLEL_BYTES = 0
@@ -144,11 +144,11 @@ how, where, at, *words = sys.argv[1:]
 if how == "none":
     counts = Counts()
     with counting(counts):
-        code = main(words)
+        code = run_command(words)
     print("made", counts.made[where])
     sys.exit(code)
 with struck(how, where, int(at)):
-    sys.exit(main(words))
+    sys.exit(run_command(words))
 """
 MARK = "TEST_OF_KILLED_PREPARATIONS"
 
