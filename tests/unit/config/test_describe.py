@@ -78,7 +78,8 @@ def test_the_parser_loads_neither_hydra_nor_omegaconf():
     [
         (
             "data.sources.x.split=null",
-            "`data.sources.x.split` must be text, but is null instead. Set data.sources.x.split=train, or leave it out.",
+            "`data.sources.x.split` must be text, but is null instead. Set data.sources.x.split=train, or leave it "
+            "out.",
         ),
         (
             "data.sources={x: {role: null}}",
@@ -92,7 +93,8 @@ def test_the_parser_loads_neither_hydra_nor_omegaconf():
         ),
         (
             "tune.target=null",
-            "`tune.target` must be a list of texts, but is null instead. Set 'tune.target=[all_linear]', or leave it out.",
+            "`tune.target` must be a list of texts, but is null instead. Set 'tune.target=[all_linear]', or leave "
+            "it out.",
         ),
         (
             "data.sources.x=null",
