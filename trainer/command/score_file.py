@@ -62,7 +62,7 @@ def _answer(options: ScoresConfig, trust_remote_code: bool, file: Path, output: 
     """Let the generator answer the prompts of a file; return the file with the answers."""
     from trainer.export.folder import load_generator
     from trainer.model.tokenizer import configured_tokenizer
-    from trainer.sample.answers import AnswerSampler
+    from trainer.sample.prompted import AnswerSampler
 
     folder = Path(options.generator or "").expanduser()
     model = load_generator(folder, trust_remote_code)

@@ -20,7 +20,7 @@ from tests.helpers.tokenizers import make_tokenizer, save_tokenizer
 from trainer.cli import run_command
 from trainer.config.scores import ScoresConfig
 from trainer.errors import DataError
-from trainer.sample.answers import AnswerSampler
+from trainer.sample.prompted import AnswerSampler
 from trainer.sample.sampler import batch_seed
 
 PROMPTS = ["How?", "Why not?", "When?"]
