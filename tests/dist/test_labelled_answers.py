@@ -72,16 +72,21 @@ def packs_of_steps(session: Any) -> list[list[tuple[bool, list[Any]]]]:
     for step in range(NUM_STEPS):
         packs = []
         for ref in plan.packs_of_step(step):
-            pack, start, pieces = stores[ref.source].pack(ref.pack), 0, []
-            for length in pack.lengths:
-                part = slice(start, start + length)
-                tokens, marks = pack.tokens[part].tolist(), pack.supervised[part].tolist()
-                begin = marks.index(True)
-                pieces.append((tokens[:begin], tokens[begin:], float(pack.values["label"][part].sum())))
-                start += length
-            packs.append((ref.source == 0, pieces))
+            packs.append((ref.source == 0, pieces_of(stores[ref.source].pack(ref.pack))))
         steps.append(packs)
     return steps
+
+
+def pieces_of(pack: Any) -> list[tuple[list[int], list[int], float]]:
+    """Return prompt, answer and label of each piece of a pack; of texts the first is what is not learnt."""
+    start, pieces = 0, []
+    for length in pack.lengths:
+        part = slice(start, start + length)
+        tokens, marks = pack.tokens[part].tolist(), pack.supervised[part].tolist()
+        begin = marks.index(True)
+        pieces.append((tokens[:begin], tokens[begin:], float(pack.values["label"][part].sum())))
+        start += length
+    return pieces
 
 
 def log_probs(model: Any, prompt: list[int], answer: list[int]) -> Any:
@@ -193,6 +198,8 @@ def test_a_run_of_labelled_answers_trains_saves_and_reports(pool, workspace, dat
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "loss" in line]
     assert len(losses) == NUM_STEPS and losses[0]["reference_point"] == pytest.approx(0, abs=1e-5)
+    evaluated = [line for line in lines if "eval_answer_loss/chat" in line]
+    assert evaluated[0]["eval_answer_loss/chat"] < 0.6 < 3 < evaluated[0]["eval/chat"]
     assert {"reward_desirable", "reward_undesirable", "loss/text", "log_prob_desirable_token"} <= set(
         losses[-1]
     )
@@ -203,6 +210,74 @@ def test_a_run_of_labelled_answers_trains_saves_and_reports(pool, workspace, dat
     assert (tmp_path / "report.html").is_file() and (tmp_path / "checkpoints" / "step-00000004").is_dir()
     log = (tmp_path / "logs" / "attempt-1" / "rank-0.log").read_text()
     assert "KTO measures its point of reference on " in log
+
+
+def judged_after_training(mesh: Any, workspace: str, data: str, run_dir: str) -> list[dict[str, float]]:
+    """Train, and return what is said of held-out answers, and what plain torch makes of the same weights."""
+    from transformers import AutoModelForCausalLM
+
+    from trainer.checkpoint.state import TrainState
+    from trainer.run.evaluator import build_evaluator
+    from trainer.run.references import build_references
+
+    with session_of(config_for(workspace, data, run_dir, "kto", "zero.stage=0")) as session:
+        mixing = session.mixing()
+        evaluator = build_evaluator(session, mixing, session.heed, build_references(session, mixing))
+        take_steps(session, objective_of(session))
+        losses = evaluator.evaluate(TrainState(step=NUM_STEPS))
+        said = {"eval_mean": evaluator.mean(losses), **losses} | evaluator.preferences(
+            TrainState(step=NUM_STEPS)
+        )
+        weights = session.policy.module.lm.state_dict()
+        model, base = (
+            AutoModelForCausalLM.from_pretrained(Path(workspace) / "model", dtype=torch.float32)
+            for _ in range(2)
+        )
+        model.load_state_dict(weights)
+        store = session.stores["chat"].validation
+        packs = [store.pack(index) for index in range(store.num_packs)]
+
+    def ratio(prompt: list[int], answer: list[int]) -> float:
+        with torch.no_grad():
+            return float(log_probs(model, prompt, answer).sum() - log_probs(base, prompt, answer).sum())
+
+    pieces = [pieces_of(pack) for pack in packs]
+    strange = [
+        ratio(prompt, other)
+        for found in pieces
+        for (prompt, _, _), (asked, other, _) in zip(found, [found[-1], *found[:-1]], strict=True)
+        if prompt != asked
+    ]
+    point = max(float(np.mean(strange)), 0.0)
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    for prompt, answer, label in [one for found in pieces for one in found]:
+        taken[label > 0].append(ratio(prompt, answer))
+    liked, other = (np.array(taken[side]) for side in (True, False))
+    losses_A = [
+        *(WEIGHT * (1 - 1 / (1 + np.exp(-BETA * (liked - point))))),
+        *(1 - 1 / (1 + np.exp(BETA * (other - point)))),
+    ]
+    found = float(np.mean(losses_A))
+    wanted = {
+        "eval_answer_loss/chat": found,
+        "eval_reward_desirable/chat": BETA * float(liked.mean()),
+        "eval_reward_undesirable/chat": BETA * float(other.mean()),
+        "eval_mean": found + 0.5 * losses["text"],
+    }
+    return [said, wanted, {"point": point}]
+
+
+def test_held_out_answers_of_both_labels_are_judged_by_the_loss_that_is_minimised(
+    pool, workspace, data, tmp_path
+):
+    """`eval_mean`, by which the best checkpoint is chosen, was the cross-entropy of desirable answers."""
+    answers = pool(2).run(judged_after_training, workspace=workspace, data=data, run_dir=str(tmp_path))
+    for judged, wanted, measured in answers:
+        assert measured["point"] > 1e-4, "the point is not beyond 0"
+        assert {name: judged[name] for name in wanted} == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        assert judged["eval_mean"] != pytest.approx(judged["chat"], rel=0.1), (
+            "the cross-entropy has its own name"
+        )
 
 
 TRL_STEPS = 20

@@ -20,6 +20,7 @@ RATE = 0.01
 def moved(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]], poisoned: int = -1) -> Any:
     """Take three steps, one of which may fail; return the biases after each, and the tokens of experts of each."""
     from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
+    from trainer.run.again import check_again
     from trainer.run.step import train_step
 
     found = []
@@ -35,6 +36,8 @@ def moved(mesh: Any, workspace: str, run_dir: str, variants: list[list[str]], po
                 engine.set_lr(1e-3)
                 if step == poisoned and mesh.rank == mesh.num_ranks - 1:
                     engine.forward = functools.partial(broken, forward)
+                if session.config.train.verify_every:
+                    check_again(policy, objective, loader.read(step), step)
                 train_step(policy, objective, loader.read(step), stop=lambda: False)
                 engine.forward = forward
                 steps.append(policy.choice_bias.exact.tolist())
@@ -67,9 +70,13 @@ def test_biases_move_by_the_load_of_the_step_alike_on_ranks_stages_and_recompute
     mixture: str,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Ranks differ: a load of its own each. Stages differ: what is recomputed or gathered counts twice."""
+    """Ranks differ: a load of its own each. Stages differ: what is recomputed or gathered counts twice.
+
+    So does what is done again to be compared.
+    """
     variants = [[mixture, f"zero.stage={stage}"] for stage in (1, 2, 3)]
     variants.append([mixture, "zero.stage=3", "model.checkpoint_layers=-1", "train.micro_batch_size=2"])
+    variants.append([mixture, "zero.stage=2", "train.verify_every=1"])
     arguments = {"workspace": workspace, "variants": variants}
     one = pool(1).run(moved, run_dir=str(tmp_path / "one"), **arguments)[0]
     two = pool(2).run(moved, run_dir=str(tmp_path / "two"), **arguments)

@@ -185,7 +185,7 @@ def told_by_boundaries(mesh: Any, workspace: str, run_dir: str) -> list[float]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     from tests.dist.session import loader_of
-    from trainer.evaluate.proofs.gradient import slopes_of
+    from trainer.evaluate.proofs.gradient import _ours
     from trainer.model.around_attention import let_attention_be_told
 
     name = "flash_of_tests"
@@ -197,13 +197,13 @@ def told_by_boundaries(mesh: Any, workspace: str, run_dir: str) -> list[float]:
         (micro,) = loader.read(0).micro_batches
         loader.close()
         assert len(micro.cu_seq_lens) > 6
-        masked = slopes_of(session.policy, micro)
+        masked = _ours(session.policy, micro)[0]
         held = session.policy.evaluating
         with held():
             nll_N = session.policy.nll(micro).nll_N
         session.loaded.model.config._attn_implementation = name
         flash = replace(session.policy, is_flash=True)
-        found = slopes_of(flash, micro)
+        found = _ours(flash, micro)[0]
         with held():
             apart = [float((flash.nll(micro).nll_N - nll_N).abs().max())]
     return [

@@ -199,38 +199,55 @@ def shown_by_tensorboard(run_dir: Path) -> dict[int, float]:
     return {point.step: pytest.approx(point.value, rel=1e-6, nan_ok=True) for point in points}
 
 
-def verify_steps(mesh: Any, workspace: str, run_dir: str, is_faulty: bool) -> str:
-    """Do a step twice; on rank 1 the second time may come out otherwise."""
+def verify_steps(
+    mesh: Any, workspace: str, run_dir: str, stage: int, fault: str | None, at: int = 0
+) -> list[Any]:
+    """Do a step of two micro-batches again; on rank 1 one of four passes may come out otherwise.
+
+    Returns what was said, and the passes.
+    """
     import torch
 
     from trainer.errors import SelfCheckError
+    from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
     from trainer.run.again import check_again
 
     torch.use_deterministic_algorithms(False)
-    with session_of(config_of(workspace, run_dir, "zero.stage=3", "train.micro_batch_size=2")) as session:
-        loader = loader_of(session)
+    calls = {"forward": 0, "weight": 0}
+
+    def flipped(kind: str, value: Any) -> Any:
+        calls[kind] += 1
+        if fault == kind and mesh.rank == 1 and calls[kind] == at:
+            value = value.clone()
+            value.view(-1)[7] *= 1.0001
+        return value
+
+    with session_of(
+        config_of(workspace, run_dir, f"zero.stage={stage}", "model.checkpoint_layers=0")
+    ) as session:
+        loader, module = loader_of(session), session.policy.module
         batch = loader.read(0)
+        assert len(batch.micro_batches) == 2
         before = answers_of(session)
-        calls: list[int] = []
-
-        def flip(module: Any, inputs: Any, output: Any) -> Any:
-            calls.append(1)
-            if is_faulty and mesh.rank == 1 and len(calls) == 2:
-                output = output.clone()
-                output.view(-1)[7] *= 1.0001
-            return output
-
-        layer = next(m for m in session.policy.module.modules() if type(m).__name__ == "LlamaMLP")
-        handle = layer.register_forward_hook(flip)
+        layer = next(m for m in module.modules() if type(m).__name__ == "LlamaMLP")
+        last = [p for n, p in module.named_parameters() if n.endswith("mlp.up_proj.weight")][-1]
+        hooks = [layer.register_forward_hook(lambda module, inputs, output: flipped("forward", output))]
+        if stage < 3:
+            hooks.append(last.register_hook(lambda gradient: flipped("weight", gradient)))
+        drawn = torch.get_rng_state()
         try:
-            check_again(session.policy, batch.micro_batches[0], 1)
+            check_again(session.policy, CausalLMObjective(loader.names), batch, 1)
         except SelfCheckError as error:
-            return str(error)
+            return [str(error), calls["forward"]]
         finally:
-            handle.remove()
+            for hook in hooks:
+                hook.remove()
             loader.close()
-        assert len(calls) >= 2 and float((answers_of(session) - before).abs().max()) == 0.0
-    return ""
+        assert torch.equal(drawn, torch.get_rng_state())
+        assert all(p.grad is None for p in module.parameters())
+        passes = calls["forward"]
+        assert float((answers_of(session) - before).abs().max()) == 0.0
+    return ["", passes]
 
 
 def train_and_verify(mesh: Any, workspace: str, run_dir: str, words: list[str], fault_at: int) -> list[Any]:
@@ -240,7 +257,7 @@ def train_and_verify(mesh: Any, workspace: str, run_dir: str, words: list[str], 
 
     whole, looked = loop.check_again, []
 
-    def check(policy: Any, micro: Any, step: int) -> None:
+    def check(policy: Any, objective: Any, batch: Any, step: int) -> None:
         looked.append(step)
         calls: list[int] = []
 
@@ -252,7 +269,7 @@ def train_and_verify(mesh: Any, workspace: str, run_dir: str, words: list[str], 
         layer = next(m for m in policy.module.modules() if type(m).__name__ == "LlamaMLP")
         handle = layer.register_forward_hook(flip)
         try:
-            whole(policy, micro, step)
+            whole(policy, objective, batch, step)
         finally:
             handle.remove()
 
@@ -280,12 +297,18 @@ def test_a_run_does_every_nth_step_again_and_ends_at_the_first_that_differs(pool
             assert "but step 4 differs on rank 1 (" in said if fault_at == 4 else said == "finished"
 
 
-def test_a_rank_that_computes_otherwise_the_second_time_is_named(pool, workspace, tmp_path):
-    assert pool(2).run(verify_steps, workspace=workspace, run_dir=str(tmp_path / "a"), is_faulty=False) == [
-        "",
-        "",
-    ]
-    first, second = pool(2).run(
-        verify_steps, workspace=workspace, run_dir=str(tmp_path / "b"), is_faulty=True
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_rank_that_computes_otherwise_when_a_micro_batch_is_done_again_is_named(
+    pool, workspace, tmp_path, stage
+):
+    run = functools.partial(
+        pool(2).run, verify_steps, workspace=workspace, run_dir=str(tmp_path), stage=stage
     )
-    assert first == second and "step 1 differs on rank 1 (" in first and "rank 0" not in first
+    assert run(fault=None) == [["", 4], ["", 4]], "each of two micro-batches, twice"
+    for fault, at, micro in (("forward", 2, 1), ("forward", 4, 2), ("weight", 4, 2)):
+        if fault == "weight" and stage == 3:
+            continue  # no rank holds a whole gradient of the last layer's weights
+        (first, _), (second, _) = run(fault=fault, at=at)
+        assert first == second and "step 1 differs on rank 1 (" in first and "rank 0" not in first
+        assert f"of micro-batch {micro}" in first and f"of micro-batch {3 - micro}" not in first
+        assert fault == "forward" or ("the loss" not in first and "mlp.up_proj.weight of" in first)

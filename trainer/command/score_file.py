@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from trainer.config.check import refuse
+from trainer.config.check_scores import score_problems
 from trainer.config.model import ModelConfig
 from trainer.config.reward import RewardConfig
 from trainer.config.schema import RunConfig
+from trainer.config.scores import ScoresConfig
 from trainer.config.snapshot import config_path, write_atomic
 from trainer.errors import ConfigError, Exit
-from trainer.sample.scored_rows import RowToScore, best_of, read_rows, with_scores
+from trainer.sample.scored_rows import RowToScore, best_of, read_objects, read_rows, with_scores
 
 
 def score_file(config: RunConfig) -> int:
@@ -24,6 +27,7 @@ def score_file(config: RunConfig) -> int:
     from trainer.model.tokenizer import configured_tokenizer
 
     options = config.evaluate.scores
+    refuse(list(score_problems(options)))
     run_dir = Path(config.run_dir).expanduser()
     is_run = config_path(run_dir).exists()
     folder = Path(config.export.output_dir or run_dir / "export").expanduser() if is_run else run_dir
@@ -42,12 +46,37 @@ def score_file(config: RunConfig) -> int:
         ModelConfig(trust_remote_code=config.model.trust_remote_code), str(folder)
     )
     as_chat = _as_chat(config, is_run, tokenizer.has_chat_template)
-    rows = list(read_rows(Path(options.file or ""), tokenizer, as_chat, context_length(model.config)))
-    scores = _scores(model, rows, config.evaluate.micro_batch_size)
     output = Path(options.output_dir) if options.output_dir else run_dir / "scores" if is_run else None
-    output = folder.with_name(f"{folder.name}-scores") if output is None else output
-    _write(rows, scores, output.expanduser(), as_chat)
+    output = (folder.with_name(f"{folder.name}-scores") if output is None else output).expanduser()
+    output.mkdir(parents=True, exist_ok=True)
+    file = Path(options.file or "")
+    if options.generator is not None:
+        file = _answer(options, config.model.trust_remote_code, file, output)
+    rows = list(read_rows(file, tokenizer, as_chat, context_length(model.config)))
+    scores = _scores(model, rows, config.evaluate.micro_batch_size)
+    _write(rows, scores, output, as_chat)
     return Exit.done
+
+
+def _answer(options: ScoresConfig, trust_remote_code: bool, file: Path, output: Path) -> Path:
+    """Let the generator answer the prompts of a file; return the file with the answers."""
+    from trainer.export.folder import load_generator
+    from trainer.model.tokenizer import configured_tokenizer
+    from trainer.sample.prompted import AnswerSampler
+
+    folder = Path(options.generator or "").expanduser()
+    model = load_generator(folder, trust_remote_code)
+    tokenizer = configured_tokenizer(ModelConfig(trust_remote_code=trust_remote_code), str(folder))
+    sampler = AnswerSampler(model, tokenizer, options)
+    rows = [sampler.answer(row, number) for number, (_, row) in enumerate(read_objects(file))]
+    answered = output / "answers.jsonl"
+    _write_lines(answered, [row for row in rows if row["answers"]])
+    silent = sum(not row["answers"] for row in rows)
+    print(
+        f"{len(rows) - silent} prompts answered by {folder}, {options.num_answers} times each: {answered}. Left out as "
+        f"empty: {sampler.num_empty} answers, {silent} prompts with no other."
+    )
+    return answered
 
 
 def _as_chat(config: RunConfig, is_run: bool, has_template: bool) -> bool:
@@ -89,7 +118,6 @@ def _scores(model: Any, rows: Sequence[RowToScore], size: int) -> list[list[floa
 
 
 def _write(rows: Sequence[RowToScore], scores: list[list[float]], output: Path, as_chat: bool) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     pairs = list(zip(rows, scores, strict=True))
     _write_lines(output / "scores.jsonl", [with_scores(row, found) for row, found in pairs])
     dropped = [row.dropped for row in rows if row.dropped]

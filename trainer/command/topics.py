@@ -178,7 +178,7 @@ TOPICS: dict[str, Topic] = {
         (
             *("run_dir", "evaluate.checkpoint", "evaluate.micro_batch_size", "evaluate.kl_packs"),
             *("evaluate.tasks.names", "evaluate.tasks.include_path", "evaluate.tasks.limit"),
-            *("evaluate.scores.file", "evaluate.scores.output_dir"),
+            *("evaluate.scores.file", "evaluate.scores.output_dir", "evaluate.scores.generator"),
             *("gate.sets.NAME.max_rise_nats", "gate.sets.NAME.min_drop_nats", "gate.tasks.NAME.max_drop"),
         ),
         ("evaluate", "gate"),

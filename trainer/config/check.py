@@ -23,6 +23,7 @@ from trainer.config.check_numbers import number_problems, seed_problems
 from trainer.config.check_objective import objective_problems
 from trainer.config.check_pull import pull_problems
 from trainer.config.check_replay import replay_problems
+from trainer.config.check_scores import score_problems
 from trainer.config.check_sequence import batch_rule, sequence_problems
 from trainer.config.check_sharing import sharing_problems
 from trainer.config.check_spikes import spike_problems
@@ -89,6 +90,7 @@ def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Pr
     yield from sharing_problems(config)
     yield from _cadence_problems(config)
     yield from spike_problems(config)
+    yield from score_problems(config.evaluate.scores)
     yield from log_problems(config.log, config.data.sources)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)

@@ -31,7 +31,6 @@ _SET = "a variable of the environment that is set"
 _WRONG = (
     (re.compile(r"Value '(?P<value>.*)' of type '.*' could not be converted to (?P<kind>\w+)"), ""),
     (re.compile(r"Value '(?P<value>.*)' is not a valid (?P<kind>bool)"), ""),
-    (re.compile(r"[Ff]ield '.*' is not Optional"), "other than null"),
     (re.compile(r"Cannot assign (?P<type>\w+) to Dict"), "a mapping"),
     (re.compile(r"Merge error: (?P<type>\w+) is not a subclass of \w+. value: (?P<value>.*)"), "a mapping"),
     (
@@ -48,6 +47,7 @@ _WRONG = (
     (re.compile(r"An item is already at"), "given without Hydra's '+', since it is there"),
     (re.compile(r"Could not override '(?P<value>.*)'"), "a key or a group"),
 )
+_NULL = re.compile(r"[Ff]ield '.*' is not Optional|Incompatible value 'None' for field of type")
 _CHOICE = re.compile(r"Invalid value '(?P<value>.*)', expected one of \[(?P<words>.*)\]")
 MAX_NEAR = 4
 """Options that are named where several are as like the one asked for."""
@@ -70,6 +70,8 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
         message: The first line of what OmegaConf says.
         given: The override that gave it, if one did.
     """
+    if _NULL.search(message):
+        return not_null(key)
     choice = _CHOICE.search(message)
     if choice is not None:
         words = choice["words"].split(", ")
@@ -89,8 +91,6 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
                 f"`{key}` must be {_TYPES.get(kind, kind)}, but is '{named['value']}' instead."
                 f"{_usual(key, kind, named['value'])}"
             )
-        if "Optional" in message:
-            return f"`{key}` must be {rule}, but is null instead. Leave it out for the default."
         value = named.get("value")
         if value is None and given is not None:
             value = given.partition("=")[2] or given
@@ -99,6 +99,21 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
         fix = f" Export {value}." if rule == _SET else _usual(key, rule, value) if rule == "a list" else ""
         return f"`{key}` must be {rule}, but is '{value}' instead.{fix}"
     return None
+
+
+def not_null(key: str) -> str:
+    """Return the sentence about a key that is given null and may not be: what it may be, and what to write."""
+    found, above = find_field(key), find_field(key.rpartition(".")[0])
+    if found is not None:
+        kind = found.kind
+        article = "a " if kind.startswith(("whole", "number", "list", "mapping")) else ""
+        default = found.default
+        fix = f"Set {shlex.quote(f'{key}={as_word(default)}')}, or leave it out."
+        fix = f"Set {key}=VALUE." if default in (None, dataclasses.MISSING) else fix
+        return f"`{key}` must be {article}{kind}, but is null instead. {fix}"
+    if above is not None and above.kind.endswith(("values", "texts", "numbers")):
+        return f"`{key}` must be one value, but is null instead. Set {key}=VALUE, or leave it out."
+    return f"`{key}` must be a mapping of keys to values, but is null instead. Leave it out for the default."
 
 
 def _usual(key: str, kind: str = "", value: str = "") -> str:

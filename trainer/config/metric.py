@@ -12,6 +12,8 @@ FORGETTING = "forgetting"
 KL_MEAN = "kl_mean"
 PAIR_LOSS, ACCURACY = "eval_pair_loss", "eval_accuracy"
 """Of held-out pairs, by source."""
+ANSWER_LOSS = "eval_answer_loss"
+"""Of held-out answers with labels, by source."""
 CHAT_PROMPTS = "fixed_conversations"
 """In whose name a chat model has a KL to its base as well; no source may have it."""
 TASK = "tasks/"
@@ -69,6 +71,8 @@ def held_out_metrics(data: DataConfig) -> Iterator[str]:
     for name in held_out:
         if data.sources[name].format is Format.preference:
             yield from (f"{quantity}/{name}" for quantity in (PAIR_LOSS, ACCURACY))
+        elif data.sources[name].format is Format.unpaired:
+            yield f"{ANSWER_LOSS}/{name}"
     if any(data.sources[name].role is not Role.target for name in held_out):
         yield FORGETTING
 

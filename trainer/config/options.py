@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from trainer.config.yaml_text import TooMuch, plain, text_of
 from trainer.errors import ConfigError
 
 CONF_MODULE = "trainer.conf"
@@ -95,11 +96,13 @@ def read_option(group: str, file: Traversable) -> Option:
     """Read one file of a group.
 
     Raises:
-        ConfigError: It is not valid YAML, or no mapping.
+        ConfigError: It is not valid YAML, no mapping, or comes to more than any option does.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-        tree = yaml.load(text, Loader=_Loader) or {}
+        text = text_of(file)
+        tree = plain(text) or {}
+    except TooMuch as error:
+        raise ConfigError(f"{file} must be an option of a group, but {error} instead. Mend it.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
@@ -133,6 +136,3 @@ def _flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

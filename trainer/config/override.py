@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from trainer.config.entry import is_removal, key_of, unreadable
 from trainer.config.exclusive import touches
 from trainer.config.options import group_options
+from trainer.config.yaml_text import MOST_DEPTH, measure
 from trainer.errors import ConfigError
 
 _PIECE = re.compile(
@@ -36,6 +37,7 @@ _CALL = re.compile(r"\w+\(")
 def readable(word: str) -> str:
     """Return a word with quotes around what Hydra's lexer cannot read bare, such as é, # or ~; a sweep stays one."""
     key, equals, value = word.partition("=")
+    _check_depth(word)
     if not equals or _READ.fullmatch(value) or _is_read(word):
         return word
     if "," not in value and not value.startswith(("[", "{", "'", '"')) and not _CALL.match(value):
@@ -51,6 +53,18 @@ def readable(word: str) -> str:
         else:
             pieces.append(_safe(text))
     return f"{key}={''.join(pieces)}"
+
+
+def _check_depth(word: str) -> None:
+    """Raise where brackets stand within each other deeper than Python and Hydra can follow."""
+    depth = 0
+    for sign in re.findall(r"[\[\]{}()]", re.sub(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", "", word)):
+        depth += 1 if sign in "[{(" else -1
+        if depth > MOST_DEPTH:
+            raise ConfigError(
+                f"`{key_of(word)}` must hold at most {MOST_DEPTH} brackets within each other, but is '{word[:60]}...' "
+                "instead. Write a flat value."
+            )
 
 
 def _is_read(word: str) -> bool:
@@ -144,6 +158,7 @@ def read_entries(overrides: Sequence[str]) -> DictConfig:
             if value.startswith(("{", "[")):
                 OmegaConf.update(one, key, _parsed(word).value())
             else:
+                measure(value)
                 one = OmegaConf.from_dotlist([f"{key}={value}"])
         except (yaml.YAMLError, HydraException) as error:
             raise unreadable(word) from error

@@ -77,6 +77,7 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "evaluate.during.samples.file": absolute,
     "evaluate.scores.file": absolute,
     "evaluate.scores.output_dir": absolute,
+    "evaluate.scores.generator": absolute,
     "export.output_dir": absolute,
     "export.llama_cpp": absolute,
     "export.adapters": absolute,

@@ -17,3 +17,14 @@ class ScoresConfig:
     `scores` in the run's directory, or beside the exported folder."""
     as_chat: bool | None = None
     """Render rows with the chat template; null: as the run's sources were, of a folder alone where it has one."""
+    generator: str | None = None
+    """Folder of a language model, whole or an adapter, that answers the prompt of each row itself, in the place of the
+    answers in it: best of n. Null: the answers are in the rows."""
+    num_answers: int = 8
+    """Answers that it samples to each prompt. Range: 2 or more."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens; longer ones are cut. Range: 1 or more."""
+    temperature: float = 1.0
+    """Divides its logits. 1 is the model's own distribution, whatever its generation_config says."""
+    seed: int = 0
+    """Row k is answered with a seed made of this and k."""

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
@@ -44,7 +45,7 @@ from trainer.config.explain import (
     wrong_value,
 )
 from trainer.config.idle import OF_TRAINING, replaced, too_late, without_use
-from trainer.config.options import CONF_MODULE, Option, group_options, searchpath_folders
+from trainer.config.options import CONF_MODULE, Option, group_options, own_options, searchpath_folders
 from trainer.config.override import check_word, is_swept, read_entries, readable, take_out, typed, typed_keys
 from trainer.config.own import chosen_options, keep_own, raw
 from trainer.config.paths import make_absolute
@@ -53,6 +54,7 @@ from trainer.config.reference import EnvText, as_given, keep_references
 from trainer.config.schema import RunConfig
 from trainer.config.start import with_start
 from trainer.config.together import all_told, word_at_fault
+from trainer.config.yaml_text import TooMuch, text_of
 from trainer.errors import ConfigError
 
 _SEAL = "# sha256: "
@@ -146,6 +148,8 @@ def compose_sweep(overrides: Sequence[str]) -> tuple[DictConfig, HydraContext]:
 def _composing(overrides: Sequence[str]) -> Iterator[None]:
     """Let Hydra find the configuration, and turn its errors into sentences."""
     _register_schema()
+    for folder in searchpath_folders(overrides):
+        list(own_options(folder))  # Hydra reads what they come to, however much that is
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(config_module=CONF_MODULE, version_base="1.3"):
@@ -185,8 +189,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def _loaded(path: Path, overrides: Sequence[str]) -> RunConfig:
     """Read and apply once; the first word that cannot be is an error."""
     try:
-        _check_seal(path)
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.StringIO(_unsealed(path)))
         merged = cast(DictConfig, OmegaConf.merge(_schema(), loaded))
         chosen = [word for word in overrides if _is_gate(word)]
         for word in chosen:
@@ -198,6 +201,10 @@ def _loaded(path: Path, overrides: Sequence[str]) -> RunConfig:
             to_standard_error(line)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except TooMuch as error:
+        raise ConfigError(
+            f"{path} must be a configuration, but {error} instead. Bring it back from a copy."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     except OmegaConfBaseException as error:
@@ -212,14 +219,16 @@ def sealed(text: str) -> str:
     return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
-def _check_seal(path: Path) -> None:
-    """Raise where a file has a digest of itself and is another; one without is a person's own."""
-    text, found, digest = path.read_text(encoding="utf-8").rpartition(_SEAL)
+def _unsealed(path: Path) -> str:
+    """Return a file's text; raise where it has a digest of itself and is another. One without is a person's own."""
+    whole = text_of(path)
+    text, found, digest = whole.rpartition(_SEAL)
     if found and hashlib.sha256(text.encode()).hexdigest() != digest.strip():
         raise ConfigError(
             f"{path} must be as it was frozen, but was changed or damaged since. Bring it back from a copy, or give "
             f"another value as KEY=VALUE; to use it as it is, delete the line that begins with {_SEAL.strip()}."
         )
+    return whole
 
 
 def _is_gate(override: str) -> bool:

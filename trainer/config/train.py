@@ -37,8 +37,11 @@ class TrainConfig:
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
     """What is done about steps far beyond what is usual."""
     verify_every: int = 0
-    """Every so many steps, one micro-batch goes forward and backward twice on each rank; a rank whose loss or gradients
-    differ by a bit computes wrongly, and ends the run with its name. Needs deterministic=true. 0: never."""
+    """Every so many steps, each micro-batch of the step goes forward and backward twice more on its rank, without
+    dropout; a rank whose loss or gradients differ by a bit computes wrongly, and ends the run with its name. Below
+    ZeRO-3 the gradients of all that trains are compared; at ZeRO-3 those that flow into each layer, and the first
+    layer's own. Sums over ranks and the optimizer's update are not done again. Such a step takes three times as long.
+    Needs deterministic=true. 0: never."""
     router_bias_rate: float = 0.0
     """For mixtures whose routers have a bias without a gradient instead of a loss that evens out the use of experts
     (DeepSeek-V3, GLM-4.5, MiniMax-M2, Kimi): after each step the bias of an expert that got fewer tokens than the mean
@@ -109,10 +112,10 @@ class BestConfig:
     """By which number the best checkpoint is the best. The base, at step 0, never is."""
 
     metric: str = "eval_mean"
-    """eval_mean, eval/SOURCE, of pairs eval_pair_loss/SOURCE and eval_accuracy/SOURCE, forgetting (mean rise of the
-    sources that are not target), kl_mean and kl/SET (with evaluate.during.kl), or tasks/TASK/METRIC (of
-    evaluate.during.tasks), as in metrics.jsonl. The best by a task is saved when it is found; by the others it is the
-    best of those that are saved, each of which is evaluated first."""
+    """eval_mean, eval/SOURCE, of pairs eval_pair_loss/SOURCE and eval_accuracy/SOURCE, of answers with labels
+    eval_answer_loss/SOURCE, forgetting (mean rise of the sources that are not target), kl_mean and kl/SET (with
+    evaluate.during.kl), or tasks/TASK/METRIC (of evaluate.during.tasks), as in metrics.jsonl. The best by a task is
+    saved when it is found; by the others it is the best of those that are saved, each of which is evaluated first."""
     direction: Direction | None = None
     """Which values are better; null: as the metric has it, losses low, scores as lm-eval says."""
 

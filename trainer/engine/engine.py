@@ -218,7 +218,7 @@ class Engine:
 
 
 class _Undivided(nn.Module):
-    """Stands where DeepSpeed's engine stands, for a model that is only evaluated."""
+    """Stands where DeepSpeed's engine stands, for a model that is only evaluated, or differentiated past it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -228,9 +228,9 @@ class _Undivided(nn.Module):
         return self.module(**inputs)
 
 
-def undivided(model: nn.Module) -> Engine:
-    """Return an engine that evaluates a model of this process, without DeepSpeed, optimizer or other ranks."""
-    return Engine(_Undivided(model), stage=0)
+def undivided(model: nn.Module, stage: int = 0) -> Engine:
+    """Return an engine that asks a model of this process past DeepSpeed; at stage 0 no other rank takes part."""
+    return Engine(_Undivided(model), stage)
 
 
 def _is_persistent(module: nn.Module, name: str) -> bool:

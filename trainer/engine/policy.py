@@ -8,10 +8,12 @@ Shapes: B packs, T sequence, N = B*T, S supervised tokens, K chosen positions, V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from trainer.data.pack.collate import IGNORE, MicroBatch
 from trainer.dist.mesh import Mesh
-from trainer.engine.engine import Engine
+from trainer.engine.engine import Engine, undivided
 from trainer.engine.model_inputs import labels_of, model_inputs, move, row_inputs
 from trainer.model.around_attention import ARGUMENT
 from trainer.model.balance import Balance
@@ -104,6 +106,22 @@ class Policy:
     def evaluating(self) -> AbstractContextManager[None]:
         """Run without gradients and dropout, then go back to training."""
         return self.engine.evaluating()
+
+    @contextlib.contextmanager
+    def differentiating(self) -> Iterator[Policy]:
+        """Give this policy past DeepSpeed, to use `torch.autograd.grad` of its answers; nothing of them counts.
+
+        Neither tokens of experts nor losses of routers do. As Engine.differentiating; collective under ZeRO-3.
+        """
+        load = self.expert_load
+        with contextlib.ExitStack() as stack:
+            module = stack.enter_context(self.engine.differentiating())
+            if self.balance is not None:
+                stack.enter_context(self.balance.unseen())
+            if load is not None:
+                cast(Any, module).expert_load = None
+                stack.callback(setattr, module, "expert_load", load)
+            yield dataclasses.replace(self, engine=undivided(module, self.engine.stage))
 
     def answer(self, ask: Ask[A], micro: MicroBatch) -> A:
         """Ask something about a micro-batch."""

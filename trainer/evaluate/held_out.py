@@ -81,6 +81,13 @@ TokenLosses = dict[tuple[str, int], npt.NDArray[np.float16]]
 
 
 @dataclass(frozen=True, slots=True)
+class LabelledLosses(PieceLosses):
+    """Those of answers with labels."""
+
+    is_desirable_P: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class HeldOutLosses:
     """Held-out losses of every source that has held-out packs."""
 
@@ -89,6 +96,8 @@ class HeldOutLosses:
     falls on others is no gain."""
     rejected: dict[str, PieceLosses]
     """Of sources of pairs the rejected answers, in the order of the chosen ones."""
+    labelled: dict[str, LabelledLosses] = field(default_factory=dict)
+    """Of sources of labelled answers all of them, in order."""
     tokens: TokenLosses = field(default_factory=dict)
     """Loss by position; empty unless asked for."""
 
@@ -120,20 +129,26 @@ def held_out_losses(
                 }
             on_batch()
     everything = sorted(item for part in policy.mesh.gather_data(found) for item in part)
-    pieces, rejected = {}, {}
+    pieces, rejected, labelled = {}, {}, {}
     for number, (name, store) in enumerate(zip(held_out.names, held_out.stores, strict=True)):
-        nll = np.array([value for source, _, values, _ in everything if source == number for value in values])
-        counts = [count for source, _, _, counts in everything if source == number for count in counts]
-        if not counts:
+        own = [item[2:] for item in everything if item[0] == number]
+        nll_P, targets_P, labels_P = (np.array([one for part in own for one in part[at]]) for at in range(3))
+        if not len(nll_P):
             continue
-        losses = PieceLosses(nll, np.array(counts, dtype=np.int64))
+        losses = PieceLosses(nll_P, targets_P.astype(np.int64))
+        if store.unit is Unit.answer:
+            is_desirable_P = labels_P > 0
+            labelled[name] = LabelledLosses(losses.nll_P, losses.targets_P, is_desirable_P)
+            if not is_desirable_P.any():
+                continue
+            losses = PieceLosses(losses.nll_P[is_desirable_P], losses.targets_P[is_desirable_P])
         if store.unit is Unit.pair:
             rejected[name] = losses.every_second(1)
             losses = losses.every_second(0)
         pieces[name] = losses
     if keeps_tokens:
         tokens = {key: row_T for part in policy.mesh.gather_data(tokens) for key, row_T in part.items()}
-    return HeldOutLosses(pieces, rejected, tokens)
+    return HeldOutLosses(pieces, rejected, labelled, tokens)
 
 
 def held_out_pieces(
@@ -146,8 +161,8 @@ def held_out_pieces(
     return held_out_losses(policy, held_out, on_batch).pieces
 
 
-_PackLosses = tuple[int, int, list[float], list[int]]
-"""Source, pack, and the loss sums and targets of its pieces."""
+_PackLosses = tuple[int, int, list[float], list[int], list[float]]
+"""Source, pack, and the loss sums, targets and labels of its pieces; 0 for labels where they have none."""
 
 
 def _by_piece(
@@ -156,7 +171,7 @@ def _by_piece(
     refs: Sequence[PackRef],
     stores: Sequence[SplitStore],
 ) -> list[_PackLosses]:
-    """Return (source, pack, loss sums, targets) of each row, over its pieces with targets."""
+    """Return (source, pack, loss sums, targets, labels) of each row, over its pieces with targets."""
     starts = micro.cu_seq_lens[:-1]
     sums = np.add.reduceat(nll_N, starts)
     targets = np.add.reduceat((micro.labels_BT.reshape(-1) != IGNORE).astype(np.int64), starts)
@@ -164,8 +179,11 @@ def _by_piece(
     found = []
     for row, ref in enumerate(refs):
         counted = (rows == row) & (targets > 0)
-        if ref is not FILLER and stores[ref.source].unit is Unit.answer:
-            counted &= np.add.reduceat(micro.values_BT[LABEL].reshape(-1), starts) > 0
-        if ref is not FILLER and counted.any():
-            found.append((ref.source, ref.pack, sums[counted].tolist(), targets[counted].tolist()))
+        if ref is FILLER or not counted.any():
+            continue
+        labels = np.zeros(len(starts))
+        if stores[ref.source].unit is Unit.answer:
+            labels = np.add.reduceat(micro.values_BT[LABEL].reshape(-1), starts)
+        kept = (sums[counted].tolist(), targets[counted].tolist(), labels[counted].tolist())
+        found.append((ref.source, ref.pack, *kept))
     return found

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from trainer.config.check_export import name_on_hub
+from trainer.config.yaml_text import OF_A_CARD, plain
 
 _FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _TEXTS = (
@@ -88,7 +89,7 @@ def hub_name_of(source: str) -> str | None:
 def _front_matter(path: Path) -> dict[str, Any]:
     try:
         found = _FRONT.match(path.read_text(encoding="utf-8-sig", errors="replace"))
-        read = yaml.safe_load(found[1]) if found else None
+        read = plain(found[1], OF_A_CARD) if found else None
     except (OSError, yaml.YAMLError):
         return {}
     return read if isinstance(read, dict) else {}

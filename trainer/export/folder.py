@@ -205,6 +205,29 @@ def load_scorer(folder: Path, trust_remote_code: bool) -> Any:
     return model.to(_device_for(model)).eval()
 
 
+def load_generator(folder: Path, trust_remote_code: bool) -> Any:
+    """Load a folder with a language model, whole or an adapter, as any user would; in the type that it was written in.
+
+    Raises:
+        ModelError: It holds none.
+    """
+    is_there = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    adapter = read_adapter(folder) if is_there else None
+    if not is_there or (
+        head_of_folder(folder) is ModelHead.score if adapter is None else adapter.task_type == SCORED
+    ):
+        found = "is a reward model" if is_there else "holds no model"
+        raise ModelError(
+            f"`evaluate.scores.generator` must be the folder of a language model, but {folder} {found} instead. Give "
+            "the model that is to answer."
+        )
+    dtype = written_dtype(folder)
+    model = _load_adapter(folder, dtype, trust_remote_code, is_packed=False)
+    if model is None:
+        model = _load_whole(folder, dtype, trust_remote_code)
+    return model.to(_device_for(model)).eval()
+
+
 def _load_whole(
     folder: Path,
     dtype: str,

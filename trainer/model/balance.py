@@ -8,8 +8,9 @@ Shapes: N tokens of a micro-batch.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -51,6 +52,16 @@ class Balance:
         """Return the weighted loss since the last call, with a gradient; None where nothing was asked."""
         found, self._waiting = self._waiting, None
         return None if found is None else self._weight * found
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Leave what `take_seen` returns as it is, whatever is asked meanwhile."""
+        before = self._seen, self._num_seen
+        try:
+            yield
+        finally:
+            self._waiting = None
+            self._seen, self._num_seen = before
 
     def take_seen(self) -> tuple[float, int]:
         """Return the sum of the losses since the last call, without weight, and their count. Waits for the device."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from trainer.config.yaml_text import plain, text_of
 from trainer.errors import TrainerError
 from trainer.evaluate.forgotten import FILE_NAME as FORGOTTEN
 from trainer.evaluate.forgotten import ForgottenDocument, read_forgotten
@@ -126,12 +127,12 @@ def _mapping(path: Path) -> dict[str, Any]:
     """Read a JSON or YAML file that holds one mapping; empty where there is no file."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
     try:
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        found = json.loads(path.read_bytes()) if path.suffix == ".json" else plain(text_of(path))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
         raise TrainerError(
-            f"{path} must be whole {path.suffix[1:].upper()}, but cannot be read: {error}. Restore it."
+            f"{path} must be whole {path.suffix[1:].upper()}, but cannot be read: {why}. Restore it."
         ) from error
     if not isinstance(found, dict):
         raise TrainerError(f"{path} must be one mapping, but is {str(found)[:40]!r} instead. Restore it.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
@@ -34,12 +34,16 @@ from trainer.model.cache import context_length, end_tokens
 from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
+from trainer.objective.preference.judged_answers import JudgedAnswers
 from trainer.report.verdict import no_interval
+from trainer.run.held_out_answers import HeldOutAnswers, held_out_answers, tell_answers
 from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, logged_pairs, tell
 from trainer.run.probes import build_probes
 from trainer.run.references import RunReferences
 from trainer.run.scored_pairs import ScoredPairs, scored_pairs
 from trainer.run.session import Session
+
+H = TypeVar("H", HeldOutPairs, HeldOutAnswers)
 
 
 class Evaluator:
@@ -54,18 +58,21 @@ class Evaluator:
         forgetting: ForgettingMeasurement | None,
         task_scores: TaskScores | None,
         takes_kl: bool,
-        pairs: HeldOutPairs | ScoredPairs | None = None,
+        pairs: HeldOutPairs | HeldOutAnswers | ScoredPairs | None = None,
     ) -> None:
         """Take the model, the text, and what compares it with its base; `takes_kl` at every evaluation.
 
         Args:
-            pairs: What ranks held-out pairs, by their losses or by their scores; None where the loss is not of pairs.
+            pairs: What judges held-out pairs, by their losses or by their scores, or held-out answers with labels; None
+                where the loss is of neither.
         """
         self._policy = policy
         self._held_out = held_out
         self._pairs = pairs if isinstance(pairs, HeldOutPairs) else None
+        self._answers = pairs if isinstance(pairs, HeldOutAnswers) else None
         self._scored = pairs if isinstance(pairs, ScoredPairs) else None
         self._judged: dict[str, JudgedPairs] = {}
+        self._judged_answers: dict[str, JudgedAnswers] = {}
         self._mixing = mixing
         self._texts = texts
         self._forgetting = forgetting
@@ -83,8 +90,9 @@ class Evaluator:
                 if self.task_scores is not None:
                     self.task_scores.measure_base(self._held_out.heed)
                 losses = self._forgetting.measure_base()
-                if self._pairs is not None:
-                    self._judge(held_out_losses(self._policy, self._pairs.alone))
+                preferred = self._pairs or self._answers
+                if preferred is not None:
+                    self._judge(held_out_losses(self._policy, preferred.alone))
                 return losses
         found = held_out_losses(self._policy, self._held_out)
         self._newest = (state.step, found.pieces)
@@ -94,27 +102,35 @@ class Evaluator:
     def _judge(self, found: HeldOutLosses) -> None:
         if self._pairs is not None:
             self._judged = self._pairs.judge(found)
+        if self._answers is not None:
+            self._judged_answers = self._answers.judge(found)
 
     def mean(self, losses: Mapping[str, float]) -> float:
         """Return the mean over sources of the newest evaluation.
 
-        With held-out pairs it is made as the `loss` of a step is: the mean over sources of pairs of all that is learnt
-        of them, and `text_weight` times the mean over other sources that are learnt.
+        With held-out pairs or labelled answers it is made as the `loss` of a step is: the mean over sources of such of
+        all that is learnt of them, and `text_weight` times the mean over other sources that are learnt.
         """
-        if self._pairs is None or not self._judged:
+        preferred = self._pairs or self._answers
+        judged: Mapping[str, JudgedPairs | JudgedAnswers] = self._judged_answers or self._judged
+        if preferred is None or not judged:
             return sum(losses.values()) / len(losses)
-        whole = [found.whole for found in self._judged.values()]
+        whole = [found.whole for found in judged.values()]
         others = [
             loss
             for name, loss in losses.items()
-            if name not in self._judged and self._mixing.sources[name].role is not Role.probe
+            if name not in judged and self._mixing.sources[name].role is not Role.probe
         ]
         text = sum(others) / len(others) if others else 0.0
-        return sum(whole) / len(whole) + self._pairs.options.text_weight * text
+        return sum(whole) / len(whole) + preferred.options.text_weight * text
 
     def preferences(self, state: TrainState) -> dict[str, float]:
-        """Return how the newest evaluation ranks held-out pairs, as it is logged, and say so on rank 0."""
+        """Return how the newest evaluation judges held-out pairs or answers, as it is logged, and say so on rank 0."""
         is_begun = state.step > 0
+        if self._answers is not None:
+            if self._policy.mesh.is_first and is_begun:
+                tell_answers(self._judged_answers)
+            return self._answers.logged(self._judged_answers)
         if self._policy.mesh.is_first and is_begun:
             kept = self._scored or self._pairs
             tell(self._judged, state.step, None if kept is None else kept.run_dir)
@@ -177,11 +193,12 @@ def build_evaluator(
         build_task_scores(session),
         session.config.evaluate.during.kl or _answers_to_kl(session.config.replay),
         scored_pairs(session, heed)
-        or _with_heed(held_out_pairs(session, None if references is None else references.validation), heed),
+        or _with_heed(held_out_pairs(session, None if references is None else references.validation), heed)
+        or _with_heed(held_out_answers(session, references), heed),
     )
 
 
-def _with_heed(pairs: HeldOutPairs | None, heed: Callable[[], None]) -> HeldOutPairs | None:
+def _with_heed(pairs: H | None, heed: Callable[[], None]) -> H | None:
     if pairs is None:
         return None
     return dataclasses.replace(pairs, held_out=dataclasses.replace(pairs.held_out, heed=heed))

@@ -51,7 +51,7 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         lr = parts.lr(state.step)
         parts.policy.engine.set_lr(lr)
         if cadence.verify_due(state.step + 1):
-            check_again(parts.policy, batch.micro_batches[0], state.step + 1)
+            check_again(parts.policy, parts.objective, batch, state.step + 1)
         result = take_step(parts, state, cadence, batch)
         spike = look_for_spike(parts, state, result)
         advance(state, result, batch)

@@ -35,6 +35,8 @@ class RunReferences:
     validation: AnswerSums
     mismatched: ReadMismatched | None = None
     """Reads training packs with answers behind the prompts of others; None where nothing is measured on them."""
+    strange_validation: AnswerSums | None = None
+    """Of held-out packs with answers behind the prompts of others; None where nothing is measured on them."""
 
 
 def build_references(session: Session, mixing: Mixing) -> RunReferences | None:
@@ -60,9 +62,10 @@ def build_references(session: Session, mixing: Mixing) -> RunReferences | None:
         AnswerPacks([store.train for store in stores], to_draw),
         AnswerPacks([store.validation for store in stores], held_out),
     ]
-    strange = [MismatchedSplit(s.train) if s.train.unit is Unit.answer else s.train for s in stores]
+    strange = strange_splits([store.train for store in stores])
     if options.loss is PreferenceLoss.kto:
         splits.append(AnswerPacks(strange, to_draw))
+        splits.append(AnswerPacks(strange_splits([store.validation for store in stores]), held_out))
     question = AnswerQuestion(
         splits=splits,
         model=shaping(session),
@@ -74,7 +77,12 @@ def build_references(session: Session, mixing: Mixing) -> RunReferences | None:
     if not rest:
         return RunReferences(train, validation)
     _say_how_strange(strange, to_draw)
-    return RunReferences(train, validation, _Strangers(strange, rest[0], session.pad_id))
+    return RunReferences(train, validation, _Strangers(strange, rest[0], session.pad_id), rest[1])
+
+
+def strange_splits(stores: Sequence[SplitStore]) -> list[SplitStore]:
+    """Return splits with answers behind the prompts of others where they have labels; the rest as they are."""
+    return [MismatchedSplit(store) if store.unit is Unit.answer else store for store in stores]
 
 
 @dataclass(frozen=True, slots=True)

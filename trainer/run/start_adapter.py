@@ -29,6 +29,7 @@ from trainer.model.base_files import open_base
 from trainer.model.digest import base_digest
 from trainer.model.tune.pissa import as_plain_lora
 from trainer.model.tune.started import StartAdapter, start_of
+from trainer.run.start_tokenizer import check_start_tokenizer
 from trainer.runtime.publish import publish_folder
 
 _LOG = logging.getLogger(__name__)
@@ -54,11 +55,12 @@ def check_start(config: RunConfig, source: str) -> None:
     """Raise before ranks start when what a run would begin with is no adapter of its base.
 
     Raises:
-        ModelError: Says what it is instead.
+        ModelError: Says what it is instead, or that it has other token ids.
     """
     place = start_place(config, config.checkpoint.resume)
     if place is not None:
         _read(config, place, source)
+        check_start_tokenizer(config.model, place, source)
 
 
 def named_with_start(base: str, start: StartAdapter | None) -> str:

@@ -115,7 +115,7 @@ def train_step(
         with contextlib.nullcontext() if care.pace is None else care.pace.computing():
             parts = objective.terms(policy, micro, running)
         PROGRESS.mark()
-        loss = _loss(parts, counts, policy, len(batch.micro_batches))
+        loss = loss_of(parts, counts, policy, len(batch.micro_batches))
         if is_last and (is_refused := _is_beyond(care.most_loss, objective, running, counts, policy)):
             loss = loss * math.nan  # and all gradients: as after an overflow, nothing is applied
         policy.engine.backward(loss, is_last)
@@ -168,7 +168,7 @@ def pass_over(
     )
 
 
-def _loss(parts: Sequence[Part], counts: Mapping[str, float], policy: Policy, num_micro: int) -> Tensor:
+def loss_of(parts: Sequence[Part], counts: Mapping[str, float], policy: Policy, num_micro: int) -> Tensor:
     """Return what a micro-batch adds to the loss of the step."""
     loss = functools.reduce(operator.add, (_divided(part, counts, policy.mesh.num_ranks) for part in parts))
     balance = None if policy.balance is None else policy.balance.take()

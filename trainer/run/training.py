@@ -8,22 +8,16 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from rich.console import Console
-
 from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.space import make_room
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
-from trainer.config.schema import RunConfig, RunKind
-from trainer.config.snapshot import asked_digest, config_digest, write_atomic, write_provenance
+from trainer.config.schema import RunConfig
+from trainer.config.snapshot import asked_digest, config_digest
 from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.evaluate.proofs.fingerprint import probe_tokens
-from trainer.evaluate.proofs.isolation import ForwardTime
-from trainer.export.merge import CONFIG, describe_adapter
-from trainer.metrics.device import describe_device
-from trainer.metrics.outlook import Outlook
 from trainer.mix.loader import TrainLoader
 from trainer.mix.mixing import Mixing
 from trainer.mix.ratio import replay_weights
@@ -35,7 +29,7 @@ from trainer.run.cadence import Cadence, best_rule, cadence_of, save_clock_of
 from trainer.run.chooser import build_chooser
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
-from trainer.run.evaluator import build_evaluator, why_no_comparison, why_no_interval
+from trainer.run.evaluator import build_evaluator, why_no_comparison
 from trainer.run.heed import COMPARING, SOON, GivenUp, before_training
 from trainer.run.journal import Journal
 from trainer.run.layers import take_layer_drift
@@ -50,7 +44,7 @@ from trainer.run.saver import Saver
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
 from trainer.run.spikes import SpikeWatch
-from trainer.run.told_objective import told_objective
+from trainer.run.told_start import say_how_long, say_what_runs
 from trainer.run.watching import pace_of
 from trainer.runtime.disk import disk_explained
 from trainer.runtime.gc import ManualGc
@@ -63,10 +57,6 @@ from trainer.teacher.teacher import Teacher
 
 _LOG = logging.getLogger(__name__)
 
-NO_REPLAY = (
-    "This run continues pretraining without replay, which forgets most: add replay=general, or a source with "
-    "role=replay."
-)
 NOT_BEGUN = "A signal asked to stop before the first step: nothing was trained, and nothing is saved."
 
 
@@ -145,8 +135,8 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     )
     cadence = cadence_of(config, mixing.num_steps, best)
     if mesh.is_first:
-        _say_what_runs(session, mixing, base)
-        _say_how_long(session, forward, cadence, state.step)
+        say_what_runs(session, mixing, base)
+        say_how_long(session, forward, cadence, state.step)
     journal.started(state, world_size=mesh.num_ranks, num_steps=mixing.num_steps)
     return _train_and_conclude(session, parts, state, cadence)
 
@@ -305,49 +295,3 @@ def open_loader(session: Session, mixing: Mixing, objective: Objective) -> Train
 
 def _lr(config: RunConfig, num_steps: int, step: int) -> float:
     return config.optim.lr * lr_factor(step, num_steps, config.schedule)
-
-
-def _say_what_runs(session: Session, mixing: Mixing, base: str | None) -> None:
-    """Write provenance.json and the adapter's description, and print what the run will draw; rank 0."""
-    write_provenance(
-        session.run_dir,
-        data={name: store.digest for name, store in session.stores.items()},
-        inputs={
-            "data": {name: store.described for name, store in session.stores.items()},
-            "tokenizer": session.tokenizer.digest,
-            "base": base,
-        },
-        model=session.loaded.source,
-        attention=session.loaded.attention.name,
-        kernels=session.loaded.kernels,
-        device=describe_device(),
-    )
-    if session.tuned.peft_config is not None:
-        described = describe_adapter(session.tuned.peft_config, session.loaded.source)
-        write_atomic(session.run_dir / CONFIG, described)
-    Console().print(mixing.table())
-    if (told := told_objective(session.config)) is not None:
-        _LOG.info("%s", told)
-    if session.config.kind is RunKind.continued_pretrain and not mixing.has_replay:
-        _LOG.warning(NO_REPLAY)
-    for why in (why_no_comparison, why_no_interval):
-        if (said := why(session.config, session.stores)) is not None:
-            _LOG.warning(said)
-
-
-def _say_how_long(session: Session, forward: ForwardTime, cadence: Cadence, step: int) -> None:
-    """Say before the first step how long it will take, where that is long."""
-    layers = session.config.model.checkpoint_layers or 0
-    num_layers = max(getattr(session.loaded.model.config, "num_hidden_layers", 1), 1)
-    packs = len(session.held_out().batches(session.mesh.data))
-    outlook = Outlook(
-        forward_s=forward.seconds,
-        forward_tokens=forward.num_tokens,
-        step_tokens=session.shape.packs_per_step * session.shape.seq_len // session.mesh.data.size,
-        num_steps=cadence.num_steps - step,
-        recomputed_share=1.0 if layers < 0 else min(layers / num_layers, 1.0),
-        evaluation_tokens=packs * session.config.evaluate.micro_batch_size * session.shape.seq_len,
-        num_evaluations=cadence.evaluations_from(step),
-    )
-    if outlook.sentence is not None:
-        _LOG.info(outlook.sentence)

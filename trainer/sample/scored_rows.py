@@ -55,6 +55,12 @@ def read_rows(
     Raises:
         DataError: The file cannot be read, or a row cannot; names the line.
     """
+    for number, row in read_objects(path):
+        yield _read(row, path, number, tokenizer, as_chat, longest)
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file with their lines, from 1; raises as read_rows does."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -63,7 +69,7 @@ def read_rows(
         ) from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _read(_parsed(line, path, number), path, number, tokenizer, as_chat, longest)
+            yield number, _parsed(line, path, number)
 
 
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:

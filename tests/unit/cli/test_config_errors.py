@@ -276,7 +276,7 @@ def test_an_unknown_option_is_named_with_the_nearest_and_all_others(refuse, over
         ("train.max_steps=ten", ["`train.max_steps`", "'ten'"]),
         ("model.trust_remote_code=maybe", ["`model.trust_remote_code`", "'maybe'"]),
         ("optim.betas=0.9", ["`optim.betas`", "list"]),
-        ("seed=null", ["`seed`", "other than null"]),
+        ("seed=null", ["`seed` must be a whole number, but is null instead. Set seed="]),
         ("model.tiny.hidden_size=wide", ["`model.tiny.hidden_size`", "a whole number"]),
         ("run_dir=${nme}", ["`run_dir`", "a key that there is", "'nme'"]),
         ("name=${run_dir}", ["`name`", "Recursive"]),

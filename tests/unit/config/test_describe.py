@@ -1,5 +1,6 @@
 """What keys mean, out of the docstrings beside them: found for every key, and the key of a typo."""
 
+import functools
 from enum import Enum
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 
 from trainer.config import describe
 from trainer.config.describe import fields, find_field, find_sections, nearest_keys, schema_key, sections
+from trainer.config.explain import not_null
 from trainer.config.optim import Offload
+from trainer.config.store import compose_config, load_config, to_yaml
+from trainer.errors import ConfigError
 
 
 def test_every_key_and_every_word_of_a_choice_has_a_meaning():
@@ -67,3 +71,58 @@ def test_a_typo_and_a_bare_last_name_find_their_key():
 def test_the_parser_loads_neither_hydra_nor_omegaconf():
     text = Path(describe.__file__).read_text(encoding="utf-8")
     assert "import hydra" not in text and "from omegaconf" not in text
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        (
+            "data.sources.x.split=null",
+            "`data.sources.x.split` must be text, but is null instead. Set data.sources.x.split=train, or leave it "
+            "out.",
+        ),
+        (
+            "data.sources={x: {role: null}}",
+            "`data.sources.x.role` must be one of target, replay, probe, but is null instead. Set "
+            "data.sources.x.role=target, or leave it out.",
+        ),
+        (
+            "train.isolation_probe=null",
+            "`train.isolation_probe` must be true or false, but is null instead. Set train.isolation_probe=true, or "
+            "leave it out.",
+        ),
+        (
+            "tune.target=null",
+            "`tune.target` must be a list of texts, but is null instead. Set 'tune.target=[all_linear]', or leave "
+            "it out.",
+        ),
+        (
+            "data.sources.x=null",
+            "`data.sources.x` must be a mapping of keys to values, but is null instead. Leave it out for the default.",
+        ),
+        (
+            "cluster.environment.A=null",
+            "`cluster.environment.A` must be one value, but is null instead. Set cluster.environment.A=VALUE, or leave "
+            "it out.",
+        ),
+    ],
+)
+def test_null_where_none_may_be_given_is_answered_with_kinds_and_a_value(tmp_path, word, sentence):
+    """The same on the command line and beside a file: a number that is given null there had OmegaConf's words."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(compose_config(["model=tiny"])))
+    for read in (compose_config, functools.partial(load_config, path)):
+        with pytest.raises(ConfigError) as error:
+            read([word])
+        assert sentence in str(error.value)
+
+
+def test_every_key_that_is_never_null_has_such_a_sentence():
+    keys = [one.key for section in sections() for one in section.fields if not one.is_optional]
+    assert len(keys) > 150
+    for key in keys:
+        said = not_null(key.replace("NAME", "x"))
+        assert (
+            said.startswith(f"`{key.replace('NAME', 'x')}` must be ")
+            and ", but is null instead. Set " in said
+        )

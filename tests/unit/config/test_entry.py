@@ -72,7 +72,10 @@ def test_what_is_given_is_merged_into_what_is_there():
     ("word", "said"),
     [
         ("cluster.environment=3", "`cluster.environment` must be a mapping, but is '3' instead."),
-        ("cluster.environment=null", "`cluster.environment` must be other than null, but is null instead."),
+        (
+            "cluster.environment=null",
+            "`cluster.environment` must be a mapping of names to texts, but is null instead.",
+        ),
         (
             "cluster.environment={A: {B: c}}",
             "`cluster.environment.A` must be one value, but is a mapping instead.",
@@ -136,7 +139,7 @@ def test_a_value_that_no_mapping_takes_is_a_sentence(word, said):
         ("~nothing", "Unknown key `nothing`."),
         (
             "optim.lr=null",
-            "`optim.lr` must be other than null, but is null instead. Leave it out for the default.",
+            "`optim.lr` must be a number, but is null instead. Set optim.lr=1e-05, or leave it out.",
         ),
         ("optim.betas=3", "`optim.betas` must be a list, but is '3' instead."),
         (

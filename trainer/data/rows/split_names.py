@@ -101,8 +101,10 @@ def _read_configs(readme: str | None) -> list[dict[str, Any]]:
         return []
     import yaml
 
+    from trainer.config.yaml_text import OF_A_CARD, plain
+
     try:
-        header = yaml.safe_load(found.group(1))
+        header = plain(found.group(1), OF_A_CARD)
     except yaml.YAMLError:
         return []
     configs = header.get("configs") if isinstance(header, dict) else None

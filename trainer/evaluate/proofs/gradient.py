@@ -200,11 +200,6 @@ def _of_pack(policy: Policy, found: Slopes) -> Slopes:
     )
 
 
-def slopes_of(policy: Policy, micro: MicroBatch) -> Slopes:
-    """Return the loss of a micro-batch and its gradients, without dropout. Collective under ZeRO-3."""
-    return _ours(policy, micro)[0]
-
-
 def _random_states(devices: list[torch.device]) -> list[Tensor]:
     return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 

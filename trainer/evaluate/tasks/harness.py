@@ -29,7 +29,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.known import harness_problems
 from trainer.evaluate.tasks.score import TaskScore, scores_of
-from trainer.evaluate.tasks.task_files import anchored, find_broken
+from trainer.evaluate.tasks.task_files import anchored, find_broken, refuse_too_much
 from trainer.model.tokenizer import Tokenizer
 
 NAMES = "evaluate.tasks.names"
@@ -233,6 +233,8 @@ def _is_in(index: Mapping[str, Any], name: str) -> bool:
 def _index(folder: Path | None, with_defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
+    if folder is not None:
+        refuse_too_much(folder)
     manager = TaskManager(include_path=folder, include_defaults=with_defaults)
     if folder is not None:
         for entry in manager.task_index.values():

@@ -6,6 +6,28 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from trainer.config.yaml_text import TooMuch, text_of
+from trainer.errors import ConfigError
+
+
+def refuse_too_much(folder: Path) -> None:
+    """Raise where a task file comes to more than any does, as lm-eval would make all of it.
+
+    Raises:
+        ConfigError: Names the file.
+    """
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            text_of(path)
+        except TooMuch as error:
+            raise ConfigError(
+                f"`evaluate.tasks.include_path` must hold task files, but {path} {error} instead. Mend that file."
+            ) from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue  # lm-eval passes over it; find_broken tells why where a name is missed
+
 
 def anchored(entry: Any, folder: Path) -> None:
     """Make relative data files of a task in a folder count from its YAML file instead of the working directory.
