@@ -18,8 +18,9 @@ class _Node:
 
 @pytest.fixture(autouse=True)
 def collector_as_before() -> Iterator[None]:
-    yield
     gc.unfreeze()
+    yield
+    gc.freeze()
     gc.enable()
 
 
