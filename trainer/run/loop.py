@@ -40,6 +40,8 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         begin(parts, state, cadence)
     except GivenUp:
         return StopReason.preempted  # nothing was trained that is not saved
+    if state.step and is_out_of_patience(state, cadence):
+        return StopReason.early_stop
     is_owed = False
     if parts.policy.expert_load is not None:
         parts.policy.expert_load.take()  # of proofs
@@ -113,9 +115,10 @@ def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
     parts.stop_flag.when = before_training("and gives up what it measures before its first step")
     if state.last_evaluated_step < 0:
         evaluate(parts, state, cadence)
-    elif state.step == cadence.num_steps != state.last_evaluated_step:
+    elif cadence.evaluate_due(state.step) and state.step != state.last_evaluated_step:
         found = evaluate(parts, state, cadence)
-        if cadence.evaluate_before_save and cadence.saves:
+        is_due = cadence.evaluate_before_save and cadence.save_due(state.step)
+        if is_due or (is_out_of_patience(state, cadence) and cadence.saves):
             save(parts, state, found)
     if choose(parts, state):
         raise GivenUp

@@ -641,6 +641,37 @@ def test_an_evaluation_that_a_signal_cut_off_after_the_last_step_is_made_up_for(
     assert work.evaluated == [10] and state.last_evaluated_step == 10
 
 
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for_before_the_next_step():
+    """The replay ratio, patience and the best checkpoint answered to other evaluations than those of a whole run."""
+    whole = run(evaluate_every=4, losses=[3.0, 2.0, 2.5, 1.0])
+    assert whole[2].evaluated == [0, 4, 8, 10]
+    _, state, work, *_ = run(stop=Stop(after=3), evaluate_every=4, losses=[3.0])
+    assert state.step == 4 and work.evaluated == [0]
+    _, state, work, *_ = run(state=state, evaluate_every=4, losses=[2.0, 2.5, 1.0])
+    assert work.evaluated == [4, 8, 10] and work.saved == [10]
+    assert (state.best_loss, state.evaluations_without_gain) == (1.0, 0)
+    assert state == whole[1]
+
+
+def test_a_checkpoint_that_a_stop_did_not_evaluate_may_be_the_best():
+    _, state, work, *_ = run(
+        stop=Stop(after=3), save_every=4, evaluate_before_save=True, losses=[3.0], best=LOWEST
+    )
+    assert work.saved == [4] and state.best_step is None
+    _, state, work, *_ = run(state=state, save_every=4, evaluate_before_save=True, losses=[1.0, 2.0, 3.0])
+    assert work.saved == [4, 8, 10] and (state.best_step, state.best_value) == (4, 1.0)
+
+
+@pytest.mark.parametrize("last", [2, 4], ids=["a stop came first", "it was killed before it had ended"])
+def test_a_run_without_patience_left_takes_no_further_step(last):
+    state = TrainState(
+        step=4, last_evaluated_step=last, best_loss=1.0, evaluations_without_gain=1 if last == 2 else 2
+    )
+    reason, state, work, _, loader, _ = run(state=state, losses=[1.5], evaluate_every=2, patience=2)
+    assert reason is StopReason.early_stop and loader.taken == []
+    assert work.evaluated == work.saved == ([4] if last == 2 else [])
+
+
 def test_what_heeds_a_signal_raises_between_batches():
     mesh, stop = alone(torch.device("cpu")), Stop(after=2)
     heed = heeding(mesh, stop)
