@@ -92,6 +92,21 @@ def test_one_rank_and_two_make_the_same_store(pool, workspace, tmp_path, prompts
         assert alone["counts"]["dropped"]["not ended"] > 0
 
 
+def test_what_was_sampled_goes_on_when_more_is_asked_for_and_not_under_other_options(workspace, tmp_path):
+    from trainer.command.replay import make_request
+
+    def keys(*words: str) -> tuple[str, str]:
+        words = (f"model.path={workspace}/model", *(f"replay.generate.{word}" for word in words))
+        request = make_request(config_of(workspace, tmp_path, *words))
+        return request.key, request.samples_key
+
+    first = keys("prompts=text", "max_new_tokens=8")
+    more = keys("prompts=text", "max_new_tokens=8", "num_tokens=99")
+    assert more[0] != first[0] and more[1] == first[1]
+    assert keys("prompts=text", "max_new_tokens=9")[1] != first[1]
+    assert keys("prompts=text", "max_new_tokens=8", "seed=7")[1] != first[1]
+
+
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     words = [
         "model=tiny",

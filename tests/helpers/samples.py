@@ -15,7 +15,7 @@ from trainer.sample.sampler import batch_seed
 from trainer.sample.samples import WorkFolder
 
 PLAN = PromptPlan(is_chat=False, header=[0], bridge=[], stops=[1])
-STARTED = {"engine": "words", "batch_size": 4, "prompts": PLAN.to_plain()}
+STARTED = {"engine": "words", "batch_size": 4, "prompts": PLAN.to_plain(), "samples_key": "a"}
 
 
 class Words:

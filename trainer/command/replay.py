@@ -65,6 +65,8 @@ class Request:
     plan: PromptPlan
     engine: SampleEngine
     key: str
+    samples_key: str
+    """Of what shapes a sample: the key without how many are asked for, at once and in all."""
     target: Path
     given: GivenPrompts | None = None
     """What is asked where that are real prompts."""
@@ -106,10 +108,15 @@ def make_request(config: RunConfig) -> Request:
     del shaping["prompt_file"]  # the prompts themselves count
     if given is not None:
         shaping["prompts"] = given.digest
-    described = [SAMPLES_VERSION, weights, tokenizer.digest, shaping]
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    key, samples_key = (
+        hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        for described in (
+            [SAMPLES_VERSION, weights, tokenizer.digest, shaping],
+            [SAMPLES_VERSION, weights, tokenizer.digest, shaping | {"num_tokens": None, "batch_size": None}],
+        )
+    )
     target = Path(options.output_dir or cache_dir / "generated" / key[:8]).expanduser().resolve()
-    return Request(source, weights, tokenizer, plan, engine, key, target, given)
+    return Request(source, weights, tokenizer, plan, engine, key, samples_key, target, given)
 
 
 def _given(config: RunConfig, tokenizer: Tokenizer, hf_config: Any) -> GivenPrompts:
@@ -227,6 +234,7 @@ def _generate(
         "batch_size": batch_size,
         "dtype": dtype,
         "prompts": request.plan.to_plain(),
+        "samples_key": request.samples_key,
     }
     agreed = mesh.from_first(lambda: work.begin(asked))
     plan = PromptPlan(**agreed["prompts"])

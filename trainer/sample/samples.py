@@ -185,14 +185,15 @@ class WorkFolder:
         """Return the plan that an earlier start wrote, or write this one; rank 0 only.
 
         An earlier plan holds: its batch size and its prompts (some templates print the date) shaped the
-        samples that are there. Samples of another engine are thrown away.
+        samples that are there. Samples of another engine, model or other options are thrown away, which is said.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / PLAN
         try:
             earlier = read_sealed(file)
-            if earlier["engine"] == plan["engine"]:
+            if all(earlier[key] == plan[key] for key in ("engine", "samples_key")):
                 return earlier
+            _LOG.warning("%s is of another engine, model or other options: it is thrown away.", self.path)
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError) as error:

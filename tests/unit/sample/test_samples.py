@@ -98,14 +98,19 @@ def test_batches_that_more_ranks_left_behind_are_used_and_surplus_ones_are_not(w
     assert contents(target) == contents(whole)
 
 
-def test_samples_of_another_engine_are_thrown_away_and_an_earlier_plan_holds(tmp_path):
+@pytest.mark.parametrize("other", [{"engine": "another"}, {"samples_key": "of other options"}])
+def test_samples_that_were_asked_for_otherwise_are_thrown_away_and_an_earlier_plan_holds(
+    tmp_path, caplog, other
+):
+    """A folder of one's own has no options in its name: samples of 32 tokens were taken for those of 64."""
     work = WorkFolder(tmp_path / "store")
     assert work.begin(STARTED) == STARTED
     (work.path / "part-0.jsonl").write_bytes(Batch(0, 0, 0.0, [], []).to_line())
     assert work.begin(STARTED | {"batch_size": 99}) == STARTED
     assert [batch.number for batch in work.batches()] == [0]
-    other = STARTED | {"engine": "another"}
-    assert work.begin(other) == other and list(work.batches()) == []
+    assert not caplog.text
+    assert work.begin(STARTED | other) == STARTED | other and list(work.batches()) == []
+    assert "is of another engine, model or other options: it is thrown away" in caplog.text
 
 
 def test_a_finished_store_is_found_and_anything_else_in_its_place_is_refused(whole, tmp_path):
