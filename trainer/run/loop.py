@@ -36,12 +36,9 @@ def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
 
 def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
     """Run them, and leave a save that goes on beside them. Collective: every rank."""
-    try:
-        begin(parts, state, cadence)
-    except GivenUp:
-        return StopReason.preempted  # nothing was trained that is not saved
-    if state.step and is_out_of_patience(state, cadence):
-        return StopReason.early_stop
+    ended = begin(parts, state, cadence)
+    if ended is not None:
+        return ended
     is_owed = False
     if parts.policy.expert_load is not None:
         parts.policy.expert_load.take()  # of proofs
@@ -110,8 +107,21 @@ def take_step(parts: RunParts, state: TrainState, cadence: Cadence, batch: StepB
     return train_step(parts.policy, parts.objective, batch, lambda: parts.stop_flag.requested, care)
 
 
-def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
-    """Measure the base before the first step, and make up for what a stop left undone. Collective: every rank."""
+def begin(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason | None:
+    """Measure what is to be known before a step is taken; return why none is to be. Collective: every rank."""
+    try:
+        make_up(parts, state, cadence)
+    except GivenUp:
+        return StopReason.preempted  # nothing was trained that is not saved
+    return StopReason.early_stop if state.step and is_out_of_patience(state, cadence) else None
+
+
+def make_up(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
+    """Measure the base before the first step, and what a stop left undone. Collective: every rank.
+
+    Raises:
+        GivenUp: Ranks are to stop.
+    """
     parts.stop_flag.when = before_training("and gives up what it measures before its first step")
     if state.last_evaluated_step < 0:
         evaluate(parts, state, cadence)
