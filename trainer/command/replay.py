@@ -266,10 +266,8 @@ def _generate(
         view.close()
     if tally is None:
         return None
-    counts = tally.to_plain()
-    num_batches = tally.num_batches
-    facts = _facts(config, request, agreed)
-    return dict(mesh.from_first(lambda: work.publish(num_batches, facts | {"counts": counts})))
+    num_batches, facts = tally.num_batches, _facts(config, request, agreed) | {"counts": tally.to_plain()}
+    return dict(mesh.from_first(lambda: work.publish(num_batches, facts)))
 
 
 def _build_sampler(
