@@ -42,6 +42,7 @@ def live_storages() -> dict[int, torch.UntypedStorage]:
 def measure(mesh: Mesh, stage: int, num_micro_steps: int) -> dict[str, float]:
     """Return what lives after backward and inside the optimizer, in bytes a parameter; the second step."""
     others = live_storages()  # of engines before, held here so that no address is used again
+    gc.freeze()  # they are passed over from here on
 
     def live_bytes() -> int:
         return sum(one.nbytes() for address, one in live_storages().items() if address not in others)
@@ -72,6 +73,7 @@ def measure(mesh: Mesh, stage: int, num_micro_steps: int) -> dict[str, float]:
         del loss
         after_backward = live_bytes()
         engine.step()
+    gc.unfreeze()
     found = {"after_backward": after_backward, "inside_optimizer": max(inside)}
     return {key: value / NUM_PARAMS for key, value in found.items()}
 

@@ -15,6 +15,7 @@ import platform
 import shlex
 import subprocess
 import uuid
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,16 @@ def make_run_dir(run_dir: Path) -> None:
 def holds_values(config: RunConfig) -> bool:
     """Tell whether a configuration has values in it that others must not read: of variables, or in an address."""
     given = [one for one in config.cluster.environment.values() if not isinstance(one, EnvText)]
-    text = to_yaml(config)
-    return bool(given) or shown_address(text) != text
+    return bool(given) or any(shown_address(text) != text for text in _texts(to_plain(config)))
+
+
+def _texts(section: Any) -> Iterator[str]:
+    """Yield every text of nested mappings and lists."""
+    if isinstance(section, str):
+        yield section
+    elif isinstance(section, dict | list):
+        for one in section.values() if isinstance(section, dict) else section:
+            yield from _texts(one)
 
 
 def as_begun(config: RunConfig, run_dir: Path) -> RunConfig:

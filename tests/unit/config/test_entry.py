@@ -28,6 +28,13 @@ def test_the_mappings_of_the_schema_are_found():
     assert expected <= set(mapping_keys())
 
 
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    path = tmp_path_factory.mktemp("frozen") / "config.yaml"
+    path.write_text(to_yaml(compose_config(["model=tiny"])))
+    return path
+
+
 @pytest.mark.parametrize("sign", ["", "+", "++"])
 @pytest.mark.parametrize(
     ("words", "key", "value"),
@@ -54,12 +61,10 @@ def test_the_mappings_of_the_schema_are_found():
         (["model.tiny={hidden_size: 32}"], "model.tiny.hidden_size", 32),
     ],
 )
-def test_a_mapping_takes_values_in_every_spelling(tmp_path, sign, words, key, value):
+def test_a_mapping_takes_values_in_every_spelling(frozen, sign, words, key, value):
     words = [f"{sign}{word}" for word in words]
     assert at(compose_config(words), key) == value
-    path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(compose_config(["model=tiny"])))
-    assert at(load_config(path, words), key) == value
+    assert at(load_config(frozen, words), key) == value
 
 
 def test_what_is_given_is_merged_into_what_is_there():
