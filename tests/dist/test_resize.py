@@ -113,7 +113,7 @@ def assert_close(one: Shards, two: Shards, allowed: float) -> None:
     ("stage", "words", "legs"),
     [
         (2, [], [(1, []), (3, ["zero.stage=3"]), (2, [])]),
-        (
+        pytest.param(
             3,
             [
                 "tune.method=lora",
@@ -123,6 +123,7 @@ def assert_close(one: Shards, two: Shards, allowed: float) -> None:
                 "evaluate.every_steps=2",
             ],
             [(4, ["zero.stage=1"]), (1, ["zero.stage=0"]), (2, [])],
+            marks=pytest.mark.slow,
         ),
         (2, ["tune.method=freeze", "tune.last_layers=1"], [(1, ["zero.stage=1"]), (3, ["zero.stage=3"])]),
     ],
