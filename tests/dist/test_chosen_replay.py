@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.dist.session import config_of, session_of, take_steps
+from tests.dist.session import config_of, old_replay, session_of, take_steps
 from tests.helpers.tiny import SEQ_LEN, write_documents
 from trainer.checkpoint.layout import STATE, step_dir
 from trainer.checkpoint.state import read_state
@@ -28,14 +28,10 @@ DECIDED = ("step", "pool", "begin", "packs", "num_wanted", "num_candidates")
 
 
 def config_for(workspace: str, data: str, run_dir: str | Path, *overrides: str) -> Any:
-    key = "data.sources.old"
     return config_of(
         workspace,
         run_dir,
-        *(f"{key}.path={data}/old.jsonl", f"{key}.role=replay", f"{key}.format=ids"),
-        f"{key}.columns.loss_mask=loss_mask",
-        f"data.cache_dir={data}/cache",
-        "replay.ratio=0.4",
+        *old_replay(data),
         *("replay.choice=losing", "replay.choice_every=3", "replay.choice_of=3"),
         f"train.global_batch_tokens={6 * SEQ_LEN}",
         *("checkpoint.every_steps=3", "checkpoint.keep_last=9"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.session import config_of, plain_adamw, session_of
+from tests.dist.session import config_of, old_replay, plain_adamw, session_of
 from tests.dist.test_zero import FP32, cosine
 from tests.helpers.divergence import plain_divergence, top_tokens
 from tests.helpers.tiny import write_documents
@@ -28,14 +28,10 @@ KEYS = ("loss", "total_loss", "kl", "grad_norm")
 
 
 def config_for(workspace: str, data: str, run_dir: str | Path, *overrides: str) -> Any:
-    key = "data.sources.old"
     return config_of(
         workspace,
         run_dir,
-        *(f"{key}.path={data}/old.jsonl", f"{key}.role=replay", f"{key}.format=ids"),
-        f"{key}.columns.loss_mask=loss_mask",
-        f"data.cache_dir={data}/cache",
-        "replay.ratio=0.4",
+        *old_replay(data),
         f"replay.kl.beta={BETA}",
         "train.micro_batch_size=2",
         "checkpoint.every_steps=3",

@@ -57,6 +57,18 @@ def table(header: list[str], rows: list[list[Child]], caption: str, num_text_col
     return element("div", inner, class_="scroll", role="region", aria_label=caption, tabindex=0)
 
 
+def drawing(described: str, *parts: Child, width: float, height: float) -> Html:
+    """Return a picture of a page; `described` is what a screen reader says of it."""
+    return element(
+        "svg",
+        element("title", described),
+        *parts,
+        viewbox=f"0 0 {width:.0f} {height:.0f}",
+        role="img",
+        aria_label=described,
+    )
+
+
 def _attribute(key: str, value: Attribute) -> str:
     if value is None or value is False:
         return ""

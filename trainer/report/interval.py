@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.evaluate.compare import SetComparison
-from trainer.report.element import Html, element
+from trainer.report.element import Html, drawing, element
 from trainer.report.number import decimals_for, signed, tick_labels, ticks
 from trainer.report.verdict import change_with_interval
 
@@ -51,15 +51,7 @@ def interval_plot(sets: Sequence[SetComparison]) -> Html:
     return element(
         "figure",
         element("figcaption", element("b", title), element("span", SHAPES, class_="note")),
-        element(
-            "svg",
-            element("title", f"{title}. {words}."),
-            *axis,
-            *rows,
-            viewbox=f"0 0 {WIDTH:.0f} {floor + 42:.0f}",
-            role="img",
-            aria_label=f"{title}. {words}.",
-        ),
+        drawing(f"{title}. {words}.", *axis, *rows, width=WIDTH, height=floor + 42),
         class_="wide",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.evaluate.layer_drift import DriftGroup, DriftRecord
-from trainer.report.element import Child, Html, element, table
+from trainer.report.element import Child, Html, drawing, element, table
 from trainer.report.number import count, percent
 from trainer.report.record import RunRecord
 from trainer.report.section import figures, missing, paragraph, section
@@ -73,15 +73,7 @@ def _figure(found: DriftRecord, inside: list[DriftGroup]) -> Html:
     return element(
         "figure",
         element("figcaption", element("b", title)),
-        element(
-            "svg",
-            element("title", described),
-            *drawn,
-            *labels,
-            viewbox=f"0 0 {WIDTH:.0f} {max(floor + FLOOR, 120):.0f}",
-            role="img",
-            aria_label=described,
-        ),
+        drawing(described, *drawn, *labels, width=WIDTH, height=max(floor + FLOOR, 120)),
         class_="wide",
     )
 

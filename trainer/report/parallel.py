@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.report.element import Html, element
+from trainer.report.element import Html, drawing, element
 from trainer.report.number import short
 from trainer.report.scale import Scale, chosen_scale, measured_scale
 
@@ -55,15 +55,7 @@ def parallel_coordinates(
     return element(
         "figure",
         element("figcaption", element("b", title), element("span", note, class_="note")),
-        element(
-            "svg",
-            element("title", described),
-            *drawn,
-            *axes,
-            viewbox=f"0 0 {width:.0f} {HEIGHT:.0f}",
-            role="img",
-            aria_label=described,
-        ),
+        drawing(described, *drawn, *axes, width=width, height=HEIGHT),
         class_="wide",
     )
 

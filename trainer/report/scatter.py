@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.report.element import Html, element
+from trainer.report.element import Html, drawing, element
 from trainer.report.figure import BOTTOM, CHAR_WIDTH, HEIGHT, TOP, WIDTH
 from trainer.report.number import short, shown
 from trainer.report.scale import Scale, chosen_scale, measured_scale
@@ -56,15 +56,13 @@ def scatter(
     return element(
         "figure",
         element("figcaption", element("b", title)),
-        element(
-            "svg",
-            element("title", described),
+        drawing(
+            described,
             *_grid(heights, left, right, f"{objective} (log)" if heights.is_log else objective),
             *_floor(scale, left, right, parameter),
             *drawn,
-            viewbox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
-            role="img",
-            aria_label=described,
+            width=WIDTH,
+            height=HEIGHT,
         ),
     )
 
