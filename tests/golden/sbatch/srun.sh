@@ -44,13 +44,14 @@ newest_checkpoint() {
 }
 
 # SLURM's warning reaches this shell alone: it is passed on until the ranks, which may still be loading, have stopped. The
-# next attempt, after a lost node, has this job's number too: it is not meant.
+# next attempt, after a lost node or a requeue, has this job's number too and is not meant: scancel, which waits 5 s and
+# tries again while a job is on its way into the queue, may outlive this shell and is not left that long at first.
 stopping=
 step=
 tell_ranks() {
     local pause=1
     while kill -0 "$step" 2>/dev/null && [[ ! -d $run_dir/logs/attempt-$((attempt + 1)) ]]; do
-        scancel --signal=USR1 "$SLURM_JOB_ID"
+        timeout $((pause + 4)) scancel --signal=USR1 "$SLURM_JOB_ID"
         sleep "$pause"
         ((pause < 10)) && pause=$((2 * pause))
     done &

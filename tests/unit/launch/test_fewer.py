@@ -1,7 +1,9 @@
 """A job that goes on with fewer nodes: its whole script runs here, with stand-ins for SLURM's commands."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 
 import psutil
@@ -9,7 +11,7 @@ import pytest
 
 from launch.render import render
 from launch.words import Job
-from tests.helpers.wait import wait_until
+from tests.helpers.wait import LIMIT_S, wait_until
 from trainer.config.store import compose_config
 
 # A node that stands in the file `lost` starts nothing; ranks do what the test says, in the file `ranks`.
@@ -31,18 +33,22 @@ case "$1 $2" in
     *) echo "$*" >>"$HERE/asked" ;;
 esac""",
     "squeue": "echo RUNNING",
-    "scancel": "exit 0",
+    "scancel": """\
+echo "$$" >>"$HERE/tellers"
+[[ -e $HERE/in-transition ]] && exec sleep infinity
+exit 0""",
 }
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch):
-    """Return what submits a job of three nodes whose ranks run a shell script, and waits for its script's end."""
+def started(tmp_path):
+    """Return what starts the script of a job of three nodes whose ranks run a shell script."""
+    scripts = []
     for name, text in TOOLS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
 
-    def run(ranks, *words, min_nodes=1):
+    def start(ranks, *words, min_nodes=1):
         (tmp_path / "ranks").write_text(ranks)
         words = ("cluster=slurm_cpu", "cluster.num_nodes=3", f"cluster.min_nodes={min_nodes}", *words)
         job = Job("first", tmp_path / "run", tmp_path, tmp_path / "cache", "python", 180)
@@ -54,13 +60,32 @@ def job(tmp_path, monkeypatch):
             "SLURM_JOB_ID": "7",
             **nodes,
         }
-        return subprocess.run(
+        script = subprocess.Popen(
             ["bash", str(tmp_path / "job.sh")],
             env=env | {"SLURMD_NODENAME": "node1"},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            start_new_session=True,
         )
+        scripts.append(script)
+        return script
+
+    yield start
+    for script in scripts:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+        script.communicate(timeout=LIMIT_S)
+
+
+@pytest.fixture
+def job(started):
+    """Return what submits such a job and waits for its script's end."""
+
+    def run(ranks, *words, min_nodes=1):
+        script = started(ranks, *words, min_nodes=min_nodes)
+        out, errors = script.communicate(timeout=LIMIT_S)
+        return subprocess.CompletedProcess(script.args, script.returncode, out, errors)
 
     return run
 
@@ -166,6 +191,18 @@ def test_one_that_slurm_asks_to_stop_looks_for_no_lost_node(job, tmp_path):
     assert done.returncode == 137 and done.stderr == "", done.stdout + done.stderr
     assert "telling the ranks to save" in done.stdout and not lines(tmp_path, "lost")
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
+def test_what_tells_the_ranks_does_not_wait_for_the_attempt_after_its_own(started, tmp_path):
+    """scancel waits while a job goes into the queue, and would signal the next attempt; not all SLURMs end it."""
+    (tmp_path / "in-transition").touch()
+    told = tmp_path / "tellers"
+    script = started(
+        'kill -USR1 "$(<"$HERE/script")"; exec sleep infinity', "cluster.setup=['echo $$ >$HERE/script']"
+    )
+    wait_until(lambda: told.exists() and told.read_text().strip(), "what tells the ranks")
+    script.kill()
+    wait_until(lambda: has_ended(int(told.read_text().split()[0])), "the end of what told the ranks")
 
 
 @pytest.mark.parametrize(
