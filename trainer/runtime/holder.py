@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
 from pathlib import Path
 
 
@@ -35,6 +37,22 @@ class Holder:
         """Return the holder in words."""
         job = f", job {self.job}" if self.job else ""
         return f"process {self.pid} on {self.machine.host}{job}"
+
+
+def this_machine() -> Machine:
+    """Return where this process runs."""
+
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = ""
+    return Machine(platform.node(), read("/proc/sys/kernel/random/boot_id"), processes)
 
 
 def is_running(holder: Holder) -> bool:

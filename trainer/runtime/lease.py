@@ -11,7 +11,6 @@ import dataclasses
 import errno
 import json
 import os
-import platform
 import threading
 import time
 import uuid
@@ -21,7 +20,7 @@ from pathlib import Path
 from trainer.config.fence import held
 from trainer.errors import CheckpointError
 from trainer.runtime.disk import naming
-from trainer.runtime.holder import Holder, Machine, is_running, started
+from trainer.runtime.holder import Holder, Machine, is_running, started, this_machine
 
 FOLDER = ".lease"
 BEAT_S = 10.0
@@ -237,22 +236,6 @@ def in_use(run_dir: Path, holder: str) -> CheckpointError:
         f"`run_dir` must be used by one run at a time, but {run_dir} is in use by {holder} instead. "
         "Wait for it, stop it, or give another run_dir."
     )
-
-
-def this_machine() -> Machine:
-    """Return where this process runs."""
-
-    def read(path: str) -> str:
-        try:
-            return Path(path).read_text(encoding="utf-8").strip()
-        except OSError:
-            return ""
-
-    try:
-        processes = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        processes = ""
-    return Machine(platform.node(), read("/proc/sys/kernel/random/boot_id"), processes)
 
 
 def _me(name: str) -> Holder:

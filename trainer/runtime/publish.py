@@ -1,7 +1,9 @@
 """The one way by which a folder that must appear whole appears, and what a process that dies at it leaves behind.
 
-    .NAME.TOKEN.tmp    being filled, or on its way out: may be half a folder, and goes
-    .NAME.TOKEN.old    what NAME was, whole, while another takes its place
+    .NAME.TOKEN.OWNER.tmp    being filled, or on its way out: may be half a folder, and goes
+    .NAME.TOKEN.OWNER.old    what NAME was, whole, while another takes its place
+
+OWNER is a process: its machine, its number and when it began.
 
 stage -> fill -> private files as the umask says -> fsync files and folders -> NAME becomes .old -> .tmp becomes NAME ->
 fsync the parent -> .old goes.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -23,14 +26,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.config.fence import check_publish
+from trainer.runtime.holder import started, this_machine
 
 STALE_S = 24 * 3600
-"""Nothing is written to a folder for so long that somebody still fills."""
+"""Nothing is written to a folder for so long that somebody still fills, of whom nothing else can be known."""
 TRIES = 20
 """Of a swap. Each that fails has met another process that published to the same place at the same moment."""
 PRIVATE = 0o600
 """Mode of what was a temporary file, whatever the umask says."""
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<kind>tmp|old)", re.DOTALL)
+_LEFTOVER = re.compile(
+    r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<machine>[0-9a-f]{12})-(?P<pid>[0-9]+)-(?P<started>[0-9]*)\.(?P<kind>tmp|old)",
+    re.DOTALL,
+)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
@@ -92,7 +99,8 @@ def clear_leftovers(parent: Path, name: str | None = None, older_s: float = STAL
 
     Args:
         name: Of one place; None means all in a folder that holds nothing else.
-        older_s: Since when nothing is written to what is removed. 0 where no other process can be at work.
+        older_s: Since when nothing is written to what is removed, unless its owner is known to have ended. 0 where no
+            other process can be at work.
     Raises:
         CheckpointError: The folder is in a run directory that another run has taken over.
     """
@@ -104,7 +112,7 @@ def clear_leftovers(parent: Path, name: str | None = None, older_s: float = STAL
             continue
         if found["kind"] == "old":
             _settle(entry, entry.with_name(found["name"]))
-        elif not older_s or _newest_s(entry) < time.time() - older_s:
+        elif not older_s or _has_ended(found) or _newest_s(entry) < time.time() - older_s:
             _remove(entry)
 
 
@@ -155,7 +163,23 @@ def _real(target: Path) -> Path:
 
 
 def _beside(target: Path, kind: str) -> Path:
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.{kind}")
+    pid = os.getpid()
+    owner = f"{_machine()}-{pid}-{started(pid)}"
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.{owner}.{kind}")
+
+
+def _machine() -> str:
+    """Return 12 hexadecimal digits of what numbers of processes are counted in here."""
+    return hashlib.sha256(repr(this_machine()).encode()).hexdigest()[:12]
+
+
+def _has_ended(found: re.Match[str]) -> bool:
+    """Tell whether whoever made what is left was a process of this machine, and is no more."""
+    return (
+        bool(found["started"])
+        and found["machine"] == _machine()
+        and started(int(found["pid"])) != found["started"]
+    )
 
 
 def _remove(path: Path) -> None:

@@ -189,7 +189,7 @@ def test_only_folders_named_after_steps_are_checkpoints_and_the_newest_comes_fir
     assert find_checkpoints(tmp_path) == [] and newest_verified(tmp_path) is None
     for step in (9, 100, 20):
         save(tmp_path, step)
-    for name in ("step-12", "step-000000099", "other", ".step-00000200.0123456789ab.tmp"):
+    for name in ("step-12", "step-000000099", "other", ".step-00000200.0123456789ab.0123456789ab-7-77.tmp"):
         (checkpoints_dir(tmp_path) / name).mkdir()
     assert [folder.name for folder in find_checkpoints(tmp_path)] == [
         "step-00000100",

@@ -82,7 +82,7 @@ def test_who_lost_the_lease_changes_nothing(run: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ACTS)
 def test_who_has_it_does(run: Path, name: str) -> None:
     """Without this the test above would pass with acts that do nothing anyway."""
-    (run / "checkpoints" / ".step-00000003.0123456789ab.tmp").mkdir()
+    (run / "checkpoints" / ".step-00000003.0123456789ab.0123456789ab-7-77.tmp").mkdir()
     with leased(run, print):
         before = {path for path in run.rglob("*") if path.is_dir()}, state_of(run)
         ACTS[name](run)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +17,8 @@ from trainer.runtime.publish import clear_leftovers, publish_folder, put_in_plac
 
 OLD = {"a": "old", "deep/b": "old too", "deep/only": "old"}
 NEW = {"a": "new", "deep/b": "new too", "deep/er/c": "new"}
-TOKEN = "0123456789ab"
+TOKEN = "0123456789ab.0123456789ab-7-77"
+"""Of a process on another machine."""
 
 
 def write(content, folder):
@@ -179,7 +181,7 @@ def test_a_file_and_an_empty_folder_in_the_place_are_replaced(tmp_path):
 
 
 def test_a_folder_of_any_name_is_brought_back(tmp_path):
-    for name in ("a [b]*", "two\nlines", ".hidden", "x.0123456789ab.old", "\udcff"):
+    for name in ("a [b]*", "two\nlines", ".hidden", f"x.{TOKEN}.old", "\udcff"):
         write(OLD, tmp_path / f".{name}.{TOKEN}.old")
         with pytest.raises(OSError, match="No space"):
             publish_folder(tmp_path / name, fail)
@@ -213,7 +215,7 @@ def test_processes_that_publish_to_one_place_at_once_leave_one_whole_folder(tmp_
 
 
 def test_only_what_nobody_writes_any_more_is_cleared_and_nothing_of_others(tmp_path):
-    stale, fresh = tmp_path / f".out.{TOKEN}.tmp", tmp_path / ".out.ba9876543210.tmp"
+    stale, fresh = tmp_path / f".out.{TOKEN}.tmp", tmp_path / ".out.ba9876543210.0123456789ab-7-77.tmp"
     foreign = [
         tmp_path / name for name in (".out.tmp", f".out.{TOKEN}.txt", f"out.{TOKEN}.tmp", ".cache.tmp")
     ]
@@ -233,6 +235,29 @@ def test_only_what_nobody_writes_any_more_is_cleared_and_nothing_of_others(tmp_p
     clear_leftovers(tmp_path, older_s=0)
     assert names(tmp_path) == sorted(["out", *(path.name for path in foreign)])
     clear_leftovers(tmp_path / "nowhere")
+
+
+def test_what_a_process_of_this_machine_left_goes_as_soon_as_it_has_ended(tmp_path):
+    target = tmp_path / "out"
+    begun, end = get_context("fork").Pipe()
+
+    def work():
+        with staged(target) as staging:
+            write({"deep/file": "text"}, staging)
+            end.send(staging.name)
+            signal.pause()
+
+    process = get_context("fork").Process(target=work)
+    process.start()
+    left = begun.recv()
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == [left]
+    others = left.replace(left.split(".")[3].split("-")[0], "0" * 12)
+    write({"deep/file": "text"}, tmp_path / others)
+    process.kill()
+    process.join(LIMIT_S)
+    publish_folder(target, fill_new)
+    assert names(tmp_path) == sorted([others, "out"])
 
 
 @pytest.mark.parametrize(("umask", "usual"), [(0o022, 0o644), (0o027, 0o640)])
