@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from trainer.evaluate.held_out import PieceLosses, TokenLosses
 from trainer.evaluate.kl import Reference, References
 from trainer.metrics.device import describe_device
 from trainer.runtime.seal import with_digest, without_digest
+
+LAYOUT = 2
+"""Of the file, and part of its key: what an evaluation holds by now is not missed in one that was kept before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,8 @@ class BaseEvaluation:
     """Digest of the base model, the held-out data and how they were evaluated."""
     pieces: dict[str, PieceLosses]
     references: References
-    tokens: TokenLosses = field(default_factory=dict)
-    """Loss by position of held-out packs; empty where it was evaluated by a version that kept none."""
+    tokens: TokenLosses
+    """Loss by position of held-out packs."""
 
 
 class DamagedBase(DataError):

@@ -23,7 +23,7 @@ from trainer.data.store.prepared import digest_of
 from trainer.data.store.store import SplitStore, Store
 from trainer.data.types import TokenizerLike
 from trainer.engine.policy import Policy
-from trainer.evaluate.base import BaseEvaluation, BaseIdentity, DamagedBase, read_base, write_base
+from trainer.evaluate.base import LAYOUT, BaseEvaluation, BaseIdentity, DamagedBase, read_base, write_base
 from trainer.evaluate.compare import SetComparison, by_document, compare_set, mean_with_interval
 from trainer.evaluate.conversations import ChatPrompts
 from trainer.evaluate.forgotten import FILE_NAME as FORGOTTEN
@@ -91,6 +91,7 @@ class ForgettingMeasurement:
         self._identity = base
         self._key = digest_of(
             {
+                "layout": LAYOUT,
                 "base": base.digest,
                 "data": data_digest,
                 "seq_len": data.seq_len,

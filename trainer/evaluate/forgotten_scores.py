@@ -89,7 +89,7 @@ def forgotten_documents(
 
 
 def _choose(measured: Sequence[MeasuredSets], num: int) -> list[_Found]:
-    """Return the documents that lost most, each with the piece that lost most of those whose base tokens are known."""
+    """Return the documents that lost most, each with the piece that lost most."""
     pieces: dict[tuple[int, str], list[HeldOutPiece]] = {}
     found: list[tuple[int, Rise]] = []
     for number, sets in enumerate(measured):
@@ -110,10 +110,9 @@ def _choose(measured: Sequence[MeasuredSets], num: int) -> list[_Found]:
         own = [
             (float(tuned.nll_P[place] - base.nll_P[place]), piece)
             for place, piece in enumerate(pieces[number, rise.set])
-            if piece.document == rise.document and (rise.set, piece.pack) in sets.base_tokens
+            if piece.document == rise.document
         ]
-        if own:
-            chosen.append(_Found(number, rise.set, rise, max(own, key=lambda one: one[0])[1]))
+        chosen.append(_Found(number, rise.set, rise, max(own, key=lambda one: one[0])[1]))
     return chosen
 
 

@@ -18,7 +18,7 @@ from trainer.data.store.prepared import digest_of
 from trainer.data.store.store import SplitStore
 from trainer.engine.policy import Policy
 from trainer.errors import DataError
-from trainer.evaluate.base import BaseEvaluation, BaseIdentity, read_base, write_base
+from trainer.evaluate.base import LAYOUT, BaseEvaluation, BaseIdentity, read_base, write_base
 from trainer.evaluate.compare import SetComparison, by_document, compare_set, mean_with_interval
 from trainer.evaluate.forgotten import counted_pieces
 from trainer.evaluate.forgotten_scores import MeasuredSets
@@ -67,7 +67,7 @@ class ProbeMeasurement:
         """Find what the base said: in this run, or in another of the same base and probes. Collective: every rank."""
         self._question = question
         self._path = run_dir / FILE_NAME
-        self._key = digest_of([base.digest, question.digest, base.dtype, TOP])
+        self._key = digest_of([LAYOUT, base.digest, question.digest, base.dtype, TOP])
         self._cache = cache_dir / "evaluations" / f"{base.shared_key(self._key, PROBES)}.npz"
         self._base: BaseEvaluation | None = question.policy.mesh.from_first(self._find)
 

@@ -23,7 +23,7 @@ def coloured(record: RunRecord) -> Html | None:
         return None
     heading = "What was lost, word by word"
     if not record.forgotten:
-        text = "No held-out document became less likely, or the version that scored the base did not keep its tokens."
+        text = "No held-out document became less likely."
         return section("forgotten", heading, missing(text))
     return section(
         "forgotten",

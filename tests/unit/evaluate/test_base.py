@@ -21,6 +21,7 @@ BASE = BaseEvaluation(
             np.array([0, 1], np.int32),
         )
     },
+    {("x|y", 7): np.array([0.5, 1.0], np.float16)},
 )
 
 
@@ -32,6 +33,7 @@ def test_an_evaluation_makes_a_round_trip(tmp_path):
     assert list(read.pieces) == ["x|y", "z"] and read.pieces["x|y"].mean == pytest.approx(0.5)
     reference = read.references[("x|y", 7)]
     assert reference.ids_QK.tolist() == [[0, 1], [2, 3]] and reference.piece_Q.tolist() == [0, 1]
+    assert [*read.tokens] == [("x|y", 7)] and read.tokens["x|y", 7].tolist() == [0.5, 1.0]
     assert [path.name for path in path.parent.iterdir()] == ["base.npz"]
 
 
