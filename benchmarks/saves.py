@@ -50,7 +50,7 @@ main()
 
 
 def main() -> None:
-    """Run both and write the JSON."""
+    """Run what is asked for and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--gpus", type=int, default=1)
@@ -58,6 +58,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the shape; all where it is not given")
     parser.add_argument(
         "--steps", type=int, default=20, help="the step of the save; as many may go on beside it"
+    )
+    parser.add_argument(
+        "--background",
+        nargs="+",
+        choices=("true", "false"),
+        default=["true", "false"],
+        help="beside the training",
     )
     parser.add_argument("--limit-s", type=int, default=280, help="wall clock limit of one run")
     parser.add_argument("--set", nargs="*", default=[])
@@ -77,7 +84,7 @@ def main() -> None:
         "pinned_copy_gb_per_s_a_gpu": round(float(copied.stdout), 1),
         "runs": [],
     }
-    for background in ("true", "false"):
+    for background in arguments.background:
         record["runs"].append(measure(background, arguments, work))
         arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(record["runs"][-1]), flush=True)
