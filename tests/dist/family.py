@@ -123,7 +123,9 @@ def _kind(model: Any) -> str:
 
     sees = whole_class(model.config) is not None
     text = text_part(model) if sees else model
-    found = ["mixture" if expert_tensors(text) else "dense"]
+    # The experts of DBRX are rows of one matrix: what tells them is what chooses among them.
+    chooses = any("router" in name for name, _ in text.named_modules())
+    found = ["mixture" if expert_tensors(text) or chooses else "dense"]
     found += ["windows"] * (WINDOW in text.config.to_dict().values())
     found += ["scaled logits"] * (not find_bend(text).is_none)
     found += ["carries state"] * bool(carried_by(text.config))
