@@ -80,7 +80,7 @@ class Engine:
         if norm is not None and not norm <= most:
             self.module.zero_grad(set_to_none=True)  # DeepSpeed has no check of its own here
             return norm if math.isfinite(norm) else float("nan"), False
-        with vetoing(self._ds.optimizer, most) as refused:
+        with vetoing(self._ds.optimizer, most if norm is None else math.inf) as refused:
             self._ds.step()
         if refused:
             return refused[0], False

@@ -64,7 +64,7 @@ def _place_of_norm(optimizer: Any, judged: Callable[[Any], Any]) -> tuple[Any, s
             return found if judged(norm) is norm else [torch.full_like(torch.as_tensor(norm), math.inf)]
 
         return optimizer, "_get_norm_groups", judged_groups
-    # Those of stage 0 ask a function of their module.
+    # That of stage 0 in bf16 asks a function of its module; in fp32 there is none, and the engine judges the norm.
     module = sys.modules[type(optimizer).__module__]
     name = next(name for name in ("get_global_norm", "get_global_norm_of_tensors") if hasattr(module, name))
     whole = getattr(module, name)
