@@ -20,6 +20,7 @@ from trainer.checkpoint.shard_file import BUFFER, Fragment
 from trainer.checkpoint.shards import Shards
 from trainer.engine.flat_state import flat_states, spread_masters, whole_shapes
 from trainer.engine.spread_layout import SPREAD, Spread
+from trainer.engine.squares import sum_of_squares
 from trainer.engine.update import pull_after_steps
 from trainer.engine.veto import vetoing
 from trainer.errors import CheckpointError
@@ -58,6 +59,7 @@ class Engine:
         self._summed_over = summed_over
         self._is_partial = not all(p.requires_grad for p in self.module.parameters())
         self._pull: BasePull | None = None
+        ds.clip_fp32_gradients = lambda: None  # of stage 0 in fp32 alone, which `step` clips
 
     def forward(self, ask: Ask[A], **inputs: Any) -> A:
         """Run the model on packed inputs and return its answer. Collective under ZeRO-3."""
@@ -80,6 +82,8 @@ class Engine:
         if norm is not None and not norm <= most:
             self.module.zero_grad(set_to_none=True)  # DeepSpeed has no check of its own here
             return norm if math.isfinite(norm) else float("nan"), False
+        if norm is not None:
+            self._clip(norm)
         with vetoing(self._ds.optimizer, most if norm is None else math.inf) as refused:
             self._ds.step()
         if refused:
@@ -207,14 +211,19 @@ class Engine:
             if _is_persistent(self.module, name)
         }
 
+    def _clip(self, norm: float) -> None:
+        """Scale the gradients of fp32 at stage 0, which DeepSpeed would by a norm that a CPU adds up badly."""
+        most = float(self._ds.gradient_clipping())
+        if 0 < most < norm:
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            torch._foreach_mul_(grads, most / (norm + 1e-6))
+
     def _plain_norm(self) -> float | None:
         """Return the gradient norm where DeepSpeed reports none: fp32 at stage 0."""
         if self.stage != 0 or hasattr(self._ds.optimizer, "_global_grad_norm"):
             return None
-        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        if not grads:
-            return None
-        return float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in grads])))
+        squares = [sum_of_squares(p.grad) for p in self.module.parameters() if p.grad is not None]
+        return math.sqrt(float(torch.stack(squares).sum())) if squares else None
 
 
 class _Undivided(nn.Module):

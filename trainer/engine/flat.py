@@ -19,6 +19,7 @@ import torch.distributed as torch_dist
 from torch import Tensor, nn
 
 from trainer.dist.mesh import import_deepspeed
+from trainer.engine.squares import sum_of_squares
 
 import_deepspeed()
 from deepspeed.runtime.utils import all_gather_dp_groups  # noqa: E402
@@ -115,8 +116,6 @@ class FlatGradients:
 class FlatZeroOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
     """DeepSpeed's stage 1 with flat gradients; made by `flatten_gradients`."""
 
-    norm_dtype = torch.float64
-    """Of the sum of squares of a group."""
     flat_gradients: list[FlatGradients]
     own_gradients: list[Tensor]
     """This rank's part of the averaged gradients, one a group; set by the last backward pass of a step."""
@@ -177,7 +176,6 @@ class FlatZeroOptimizer(DeepSpeedZeroOptimizer):  # type: ignore[misc]
 
     def _norm(self, own: list[Tensor]) -> float:
         """Return the norm of the gradients over all groups and ranks; the padding in them is zero."""
-        squares = [torch.linalg.vector_norm(gradient, dtype=self.norm_dtype) for gradient in own]
-        total = torch.stack(squares).double().square().sum()
+        total = torch.stack([sum_of_squares(gradient) for gradient in own]).sum()
         torch_dist.all_reduce(total, group=self.dp_process_group)
         return math.sqrt(float(total))

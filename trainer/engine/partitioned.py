@@ -237,8 +237,6 @@ class PartitionedZeroOptimizer(FlatZeroOptimizer):
     A loss must come divided by the ranks: gradients are summed.
     """
 
-    # bf16 is summed in it as it is read; float64 would be a copy four times as large.
-    norm_dtype = torch.float32
     buckets: list[Bucket]
     reducer: Reducer
     has_finished_pass: bool

@@ -17,6 +17,7 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from trainer.dist.mesh import import_deepspeed
+from trainer.engine.squares import sum_of_squares
 from trainer.engine.update import take_step
 
 import_deepspeed()
@@ -53,8 +54,7 @@ class ShardedZeroOptimizer(DeepSpeedZeroOptimizer_Stage3):  # type: ignore[misc]
 
     def _get_norm_groups(self) -> list[Tensor]:
         """Return the norm over all sub-groups and ranks; the padding in the gradients is zero. Collective."""
-        norm = torch.linalg.vector_norm(self.grad_partitions_flat_buffer, dtype=torch.float32)
-        total = norm.double().square()
+        total = sum_of_squares(self.grad_partitions_flat_buffer)
         torch_dist.all_reduce(total, group=self.dp_process_group)
         return [total.sqrt().float()]
 

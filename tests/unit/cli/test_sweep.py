@@ -301,6 +301,8 @@ def test_what_to_sweep_over_may_stand_in_a_file(python, tmp_path, here, folder):
 
 @pytest.mark.slow
 def test_a_source_and_a_key_that_is_also_fixed_may_be_swept(python, here, folder):
+    for name in ("a.txt", "b.txt"):
+        (here / name).write_text("Some words.\n")
     words = ["data.sources.corpus.path=a.txt,b.txt", "seed=3", "zero.extra.steps_per_print=7"]
     assert train(folder, *words, "seed=4,5") == 0
     assert [tuple(point["params"].values()) for point in points(folder)] == [
