@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, cast
 
+from trainer.config.kinds import kind_problems
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 
@@ -45,11 +46,13 @@ def unreadable(word: str) -> ConfigError:
 
 
 def check_values(config: RunConfig) -> None:
-    """Raise when a mapping of plain values holds another mapping or a list, which OmegaConf lets pass.
+    """Raise when a section or list is none, or a mapping of plain values holds another; OmegaConf lets it pass.
 
     Raises:
         ConfigError: Names the key.
     """
+    for found in kind_problems(config):
+        raise ConfigError(found.sentence)
     for key in mapping_keys():
         mapping: Any = config
         for part in key.split("."):

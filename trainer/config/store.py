@@ -259,12 +259,12 @@ def to_dataclass(config: DictConfig) -> RunConfig:
         raise ConfigError(_explain(error, ())) from error
     if not isinstance(result, RunConfig):
         raise ConfigError("The primary configuration must begin its defaults list with run_schema.")
+    check_values(result)
     keep_references(result, OmegaConf.to_container(config))
     try:
         make_absolute(result, Path.cwd())
     except FileNotFoundError as error:
         raise ConfigError(NO_WORKING_DIRECTORY) from error
-    check_values(result)
     check_texts(result)
     return result
 
