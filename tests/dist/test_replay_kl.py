@@ -243,7 +243,11 @@ def rows(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [pytest.param(2, "fp32", marks=pytest.mark.slow), (3, "bf16")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -52,7 +53,8 @@ from trainer.runtime.job import deadline, is_requeued
 from trainer.runtime.shortage import shortage_explained
 from trainer.runtime.signals import StopFlag
 from trainer.teacher.adapter_off import AdapterBase
-from trainer.teacher.cached import CachedBase, Question, open_reference
+from trainer.teacher.cached import CachedBase, open_reference
+from trainer.teacher.inquiry import Question
 from trainer.teacher.teacher import Teacher
 
 _LOG = logging.getLogger(__name__)
@@ -272,10 +274,17 @@ def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
         sources = enumerate(config.data.sources.values())
         replay = frozenset(i for i, source in sources if source.role is Role.replay)
         return AdapterBase(kl.beta, kl.top, replay)
-    question = Question(session.begun_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
+    size = config.evaluate.micro_batch_size
+    question = Question(session.begun_digest(), config.zero.dtype, kl.top, size, session.pad_id)
     packs = mixing.replay_to_draw()
     reference = open_reference(
-        session.policy, config.data, session.stores, packs, question, session.pad_id, session.heed
+        session.mesh,
+        lambda: contextlib.nullcontext(session.policy),
+        config.data,
+        session.stores,
+        packs,
+        question,
+        session.heed,
     )
     return CachedBase(kl.beta, reference)
 
