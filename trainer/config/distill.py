@@ -58,3 +58,22 @@ class DistillConfig:
     shard_teacher: bool | None = None
     """Spread the teacher over all ranks (ZeRO-3) while it is asked; false: all of it on each; null: as zero.stage has
     the student."""
+
+    def told(self, has_text: bool) -> str:
+        """Return what `loss` is made of, with its units, as it is told at the start of a run.
+
+        Args:
+            has_text: Whether sources with another role than target are learnt beside them.
+        """
+        names = {
+            Divergence.forward: "KL(teacher || student)",
+            Divergence.reverse: "KL(student || teacher)",
+            Divergence.jsd: f"generalised JSD, jsd_beta {self.jsd_beta:g}",
+        }
+        at = "" if self.temperature == 1 else f" at temperature {self.temperature:g}, times its square"
+        parts = [f"{self.weight:g} x divergence ({names[self.divergence]}{at}; nats a distilled token)"]
+        if self.cross_entropy:
+            parts.append(f"{self.cross_entropy:g} x cross_entropy (of the same tokens, nats a token)")
+        if has_text:
+            parts.append("the cross-entropy of other sources (nats a token)")
+        return f"Distillation from {self.teacher}. `loss` is what is minimised: {', plus '.join(parts)}."

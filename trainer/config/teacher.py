@@ -44,4 +44,4 @@ def distilled(sources: dict[str, SourceConfig]) -> frozenset[int]:
 
 def of_teacher(sentence: str) -> str:
     """Return what is said of a model's key, of the teacher's."""
-    return sentence.replace("`model.path`", f"`{KEY}`").replace("model.path=", f"{KEY}=")
+    return sentence.replace(", or set model.tokenizer=FOLDER", "").replace("model.path", KEY)

@@ -15,6 +15,7 @@ from trainer.model.head.comparison import Comparison
 from trainer.model.tune.new_tokens import vocabulary
 from trainer.run.frozen_teacher import TeacherFiles, find_teacher, teacher_policy
 from trainer.run.session import Session
+from trainer.run.teacher_ids import check_teacher_tokenizer, check_used_ids
 from trainer.teacher.cached import CachedBase, open_reference
 from trainer.teacher.inquiry import Question
 from trainer.teacher.live import LiveTeacher
@@ -63,6 +64,7 @@ def _base_on_replay(session: Session, mixing: Mixing) -> Teacher | None:
 def _teacher(session: Session, mixing: Mixing, stack: ExitStack) -> Teacher:
     """Return who says what the teacher thinks of what is distilled."""
     config, options = session.config, session.config.objective.distill
+    session.mesh.from_first(lambda: _check_ids(session))
     teacher = find_teacher(session)
     if teacher.digest == session.begun_digest() and session.mesh.is_first:
         _LOG.warning(
@@ -96,6 +98,14 @@ def _teacher(session: Session, mixing: Mixing, stack: ExitStack) -> Teacher:
         session.heed,
     )
     return CachedBase(beta, reference, how)
+
+
+def _check_ids(session: Session) -> None:
+    """Refuse a teacher of another tokenizer: a run may have been started past the command that looks first."""
+    names = list(session.stores)
+    used = [names[number] for number in sorted(distilled(session.config.data.sources))]
+    others = check_teacher_tokenizer(session.config, session.tokenizer)
+    check_used_ids(others, {name: store.train for name, store in session.stores.items()}, used)
 
 
 def num_shared_ids(session: Session, teacher: TeacherFiles) -> int | None:
