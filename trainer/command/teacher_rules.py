@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from trainer.command.counted import config_json
 from trainer.command.model_rules import context_of
 from trainer.config.objective import ObjectiveKind
-from trainer.config.rule import Problem, must, problem
+from trainer.config.rule import Problem, must, problem, said
 from trainer.config.schema import RunConfig
 from trainer.config.teacher import KEY, of_teacher, teacher_model
 from trainer.errors import TrainerError
@@ -28,7 +28,7 @@ def teacher_problems(config: RunConfig, needs: Needs) -> Iterator[Problem]:
     if config.objective.kind is not ObjectiveKind.distill or not options.teacher:
         return
     model = teacher_model(options, config.model)
-    lacking = [Problem(KEY, of_teacher(one.sentence)) for one in model_problems(model, needs)]
+    lacking = [said(KEY, of_teacher(one.sentence)) for one in model_problems(model, needs)]
     yield from lacking
     if lacking:
         return

@@ -61,15 +61,17 @@ class TopTokens:
             None if self.log_rest_R is None else self.log_rest_R[part],
         )
 
-    def rest_R(self, base_RK: Tensor) -> Tensor:
-        """Return the teacher's mass outside its tokens, at least LEAST_MASS.
+    def says(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the teacher's log-probabilities [R, K] and its mass outside them [R], at least LEAST_MASS.
 
-        Args:
-            base_RK: The log-probabilities in the type that is computed in.
+        Where the rest was kept too, all of it sums up to 1: stored numbers are rounded.
         """
+        base_RK = self.log_probs_RK.to(dtype)
         if self.log_rest_R is None:
-            return (1.0 - base_RK.exp().sum(dim=-1)).clamp(min=LEAST_MASS)
-        return self.log_rest_R.to(base_RK.dtype).exp().clamp(min=LEAST_MASS)
+            return base_RK, (1.0 - base_RK.exp().sum(dim=-1)).clamp(min=LEAST_MASS)
+        log_rest_R = self.log_rest_R.to(dtype)
+        total_R = torch.logaddexp(base_RK.logsumexp(dim=-1), log_rest_R)
+        return base_RK - total_R.unsqueeze(1), (log_rest_R - total_R).exp().clamp(min=LEAST_MASS)
 
 
 def divergence(
@@ -95,14 +97,13 @@ def divergence(
 def divergence_step(logits_RV: Tensor, base: TopTokens, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Return (divergence [R], d divergence / d logits [R, V]), without `beta`, from logits of at least float32."""
     how, ids_RK = base.how, base.ids_RK.long()
-    base_RK = base.log_probs_RK.to(logits_RV.dtype)
+    base_RK, base_rest_R = base.says(logits_RV.dtype)
     seen_RV = how.seen(logits_RV)
     log_total_R1 = seen_RV.logsumexp(dim=-1, keepdim=True)
     model_RK = seen_RV.gather(1, ids_RK) - log_total_R1
     # Summed by itself: 1 minus the sum of the K would have only rounding left where they hold nearly all.
     others_RV = seen_RV.scatter(1, ids_RK, float("-inf")).sub_(log_total_R1)
     rest_R = others_RV.logsumexp(dim=-1).exp()
-    base_rest_R = base.rest_R(base_RK)
     if how.divergence is Divergence.forward:
         found_R = divergence(base_RK, model_RK, rest_R, base_rest_R)
         pull_RK = base_RK.exp()
