@@ -214,7 +214,7 @@ def test_every_stage_rank_and_micro_batch_takes_the_same_steps_cached_or_not(
     """At two ranks only: scaled wrongly for DeepSpeed's average. Not cached only: the teacher, or the mask of what it
     is asked about. At stage 3 only: its rows are not gathered.
     """
-    words = words_of(kind, temperature)
+    words = [*words_of(kind, temperature), "train.max_steps=3"]
     arguments = {
         "workspace": workspace,
         "data": data,
@@ -240,7 +240,7 @@ def test_every_stage_rank_and_micro_batch_takes_the_same_steps_cached_or_not(
 def test_adapters_learn_the_same_from_few_tokens_whatever_the_ranks_and_the_stage(
     pool, workspace, data, tmp_path
 ):
-    lora = [*words_of("jsd", 2.0, top=8), "tune.method=lora", "tune.r=4"]
+    lora = [*words_of("jsd", 2.0, top=8), "tune.method=lora", "tune.r=4", "train.max_steps=3"]
     variants = [[*lora, "zero.stage=0"], [*lora, "zero.stage=3", "objective.distill.cached=false"]]
     arguments = {"workspace": workspace, "data": data}
     alone = pool(1).run(trained, run_dir=str(tmp_path / "1"), variants=variants[:1], **arguments)[0]

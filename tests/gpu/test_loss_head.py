@@ -69,7 +69,7 @@ def test_logits_are_scaled_and_capped_inside_the_kernel(
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
 def test_a_divergence_without_a_kernel_is_that_of_a_cpu_in_float64(vocab_size: int, kind: str) -> None:
     """A failure points at the rows that are taken at once, or at what the fused softmax overwrites."""
-    from trainer.config.distill import Divergence
+    from trainer.config.distill import DivergenceKind
     from trainer.model.head.comparison import Comparison
     from trainer.model.head.divergence import TopTokens
     from trainer.model.head.nll import _softmax_step
@@ -79,7 +79,7 @@ def test_a_divergence_without_a_kernel_is_that_of_a_cpu_in_float64(vocab_size: i
     labels = torch.randint(0, vocab_size, (1300,), device="cuda")
     labels[::7] = -100
     rows = torch.tensor([row for row in range(1300) if row % 7 and row % 2 == 0])
-    how = Comparison(Divergence(kind), 0.3, 2.0, vocab_size - 9, 0.5)
+    how = Comparison(DivergenceKind(kind), 0.3, 2.0, vocab_size - 9, 0.5)
     says = torch.log_softmax(how.seen(3 * torch.randn(len(rows), vocab_size, device="cuda")), -1)
     top = says.topk(32)
     rest = says.scatter(1, top.indices, float("-inf")).logsumexp(-1)

@@ -110,11 +110,7 @@ def show_plan(config: RunConfig) -> bool:
         say(console, config.model.warning, "bold")
     if fit.dtype is not None:
         say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
-    notes = [
-        *answer_notes(config, shape, run, weights, known),
-        *teacher_notes(config, shape, run, weights, known),
-        *_notes(config, shape, run, cards, weights),
-    ]
+    notes = [*_asked_notes(config, shape, run, weights, known), *_notes(config, shape, run, cards, weights)]
     for note in notes if known is None else [*notes, TIME_NOTE]:
         say(console, f"- {note}")
     if config.plan.output is not None:
@@ -267,6 +263,14 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
         advice = None if found_change is None else " ".join(found_change.overrides)
     size = weights.num_trainable * BYTES_PER_PARAMETER
     return LightForecast(need_gib, gpu_gib, fits, advice, size)
+
+
+def _asked_notes(
+    config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, known: Timing | None
+) -> list[str]:
+    """Return what is asked before the first step, or beside it: of the model itself, or of a teacher."""
+    given = (config, shape, run, weights, known)
+    return [*answer_notes(*given), *teacher_notes(*given)]
 
 
 def _notes(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from trainer.config.describe import as_word
-from trainer.config.distill import DistillConfig, Divergence
+from trainer.config.distill import DistillConfig, DivergenceKind
 from trainer.config.objective import ObjectiveKind
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
@@ -47,7 +47,7 @@ def _mixture_problems(options: DistillConfig) -> Iterator[Problem]:
     if not 0 <= options.jsd_beta <= 1:
         fix = "Set 0.5, half of each."
         yield must(f"{SECTION}.jsd_beta", "in [0, 1]: a share of the mixture", options.jsd_beta, fix)
-    elif options.divergence is not Divergence.jsd and options.jsd_beta != DistillConfig.jsd_beta:
+    elif options.divergence is not DivergenceKind.jsd and options.jsd_beta != DistillConfig.jsd_beta:
         rule = f"left out with divergence={options.divergence.value}, which has no mixture"
         yield must(
             f"{SECTION}.jsd_beta", rule, options.jsd_beta, f"Set {SECTION}.divergence=jsd, or remove it."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Divergence(Enum):
+class DivergenceKind(Enum):
     """How far the student is from its teacher."""
 
     forward = "forward"
@@ -38,7 +38,7 @@ class DistillConfig:
     """Git revision of a Hugging Face teacher; quote it."""
     top: int = 64
     """Most likely next tokens that are kept of a position; the rest is one outcome more."""
-    divergence: Divergence = Divergence.forward
+    divergence: DivergenceKind = DivergenceKind.forward
     """How far the student is from its teacher."""
     jsd_beta: float = 0.5
     """With divergence=jsd: the teacher's share of the mixture. Without a mixture, at 0 and at 1, it is forward and
@@ -66,9 +66,9 @@ class DistillConfig:
             has_text: Whether sources with another role than target are learnt beside them.
         """
         names = {
-            Divergence.forward: "KL(teacher || student)",
-            Divergence.reverse: "KL(student || teacher)",
-            Divergence.jsd: f"generalised JSD, jsd_beta {self.jsd_beta:g}",
+            DivergenceKind.forward: "KL(teacher || student)",
+            DivergenceKind.reverse: "KL(student || teacher)",
+            DivergenceKind.jsd: f"generalised JSD, jsd_beta {self.jsd_beta:g}",
         }
         at = "" if self.temperature == 1 else f" at temperature {self.temperature:g}, times its square"
         parts = [f"{self.weight:g} x divergence ({names[self.divergence]}{at}; nats a distilled token)"]

@@ -37,13 +37,8 @@ MAY_DIFFER = (
     *("replay.generate.", "name", "train.micro_batch_size", "model.checkpoint_"),
     # How work is spread over ranks, and where memory is: the tokens are the same, numbers within rounding.
     *("train.sequence_parallel", "objective.distill.shard_teacher"),
-    *(
-        "zero.stage",
-        "zero.overlap_comm",
-        "zero.reduce_bucket_size",
-        "zero.prefetch_bucket_size",
-        "zero.max_live_parameters",
-    ),
+    *("zero.stage", "zero.overlap_comm", "zero.reduce_bucket_size"),
+    *("zero.prefetch_bucket_size", "zero.max_live_parameters"),
     *("zero.max_reuse_distance", "zero.persistence_threshold", "zero.sub_group_size", "zero.offload_"),
 )
 """Key prefixes that do not change what is trained; a resumed run may change them."""

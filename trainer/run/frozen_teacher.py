@@ -19,10 +19,11 @@ from trainer.config.tune import Quantise
 from trainer.data.store.prepared import in_rows
 from trainer.dist.seed import capture_rng, restore_rng
 from trainer.engine.ds_config import deepspeed_dict
-from trainer.engine.frozen import frozen_engine
-from trainer.engine.gathering import gathered
+from trainer.engine.frozen_engine import frozen_engine
+from trainer.engine.gathering import gathered, looking_up_at_gathers
 from trainer.engine.policy import Policy
-from trainer.errors import ModelError
+from trainer.errors import ModelError, SelfCheckError
+from trainer.evaluate.proofs.agreement import check_head, check_packing, check_rows
 from trainer.evaluate.proofs.isolation import check_isolation
 from trainer.model.attention import choose_attention, offered
 from trainer.model.base_files import open_base
@@ -35,6 +36,7 @@ from trainer.model.load import load_model, read_config
 from trainer.model.masks import reach
 from trainer.model.packed import packing_of
 from trainer.model.resolve import resolve_model
+from trainer.model.tensor_by_tensor import looking_up
 from trainer.model.verify_weights import verify_weights
 from trainer.run.heed import heeding
 from trainer.run.session import Session
@@ -89,13 +91,13 @@ def teacher_policy(session: Session, teacher: TeacherFiles) -> Iterator[Policy]:
 
     Raises:
         ModelError: It cannot be loaded.
-        SelfCheckError: Its weights are not those of its files, or documents of a pack see each other in it.
+        SelfCheckError: Its weights are not those of its files, what is read is not its own logits, or documents of a
+            pack see each other in it.
     """
     before = capture_rng()
     with told_of_teacher():
         policy = _load(session, teacher)
-    if session.config.train.isolation_probe:
-        check_isolation(policy, teacher.num_rows, session.config.data.seq_len, reach(teacher.hf_config))
+    _prove(session, teacher, policy)
     restore_rng(before)
     try:
         yield policy
@@ -107,6 +109,23 @@ def teacher_policy(session: Session, teacher: TeacherFiles) -> Iterator[Policy]:
             torch.cuda.empty_cache()
 
 
+def _prove(session: Session, teacher: TeacherFiles, policy: Policy) -> None:
+    """Prove what a run needs of a model that it asks, as of the one that it trains."""
+    seq_len, hf_config = session.config.data.seq_len, teacher.hf_config
+    heed = heeding(session.mesh, session.stop_flag)
+
+    def before_pass(num_tokens: int) -> None:
+        heed()
+
+    try:
+        check_head(policy, hf_config, seq_len, before_pass)
+        if session.config.train.isolation_probe:
+            check_isolation(policy, teacher.num_rows, seq_len, reach(hf_config), before_pass)
+            (check_rows if policy.in_rows else check_packing)(policy, hf_config, seq_len, before_pass)
+    except SelfCheckError as error:
+        raise SelfCheckError(f"Of the teacher {teacher.source}: {error}") from error
+
+
 def _load(session: Session, teacher: TeacherFiles) -> Policy:
     config, mesh, model = session.config, session.mesh, teacher.model
     on_gpu, dtype = mesh.device.type == "cuda", config.zero.dtype
@@ -115,8 +134,10 @@ def _load(session: Session, teacher: TeacherFiles) -> Policy:
     ds_config = _inference(session) if is_sharded else None
     capability = torch.cuda.get_device_capability(mesh.device) if on_gpu else None
     attention = choose_attention(model.attention, capability, dtype, has=offered(teacher.hf_config))
-    loaded = load_model(teacher.source, model, attention, dtype, ds_config, mesh.device)
-    heeding(mesh, session.stop_flag)()
+    heed = heeding(mesh, session.stop_flag)
+    gathers = contextlib.nullcontext() if ds_config is None else looking_up_at_gathers(heed)
+    with looking_up(heed), gathers:
+        loaded = load_model(teacher.source, model, attention, dtype, ds_config, mesh.device)
     is_plain = packing_of(teacher.hf_config) is None and model.kind is not ModelKind.random
     num_verified = 0
     if model.verify_weights and is_plain:

@@ -7,7 +7,7 @@ import logging
 from contextlib import ExitStack
 
 from trainer.config.data import Role
-from trainer.config.distill import DistillConfig, Divergence
+from trainer.config.distill import DistillConfig, DivergenceKind
 from trainer.config.objective import ObjectiveKind
 from trainer.config.teacher import distilled
 from trainer.mix.mixing import Mixing
@@ -128,6 +128,6 @@ def num_shared_ids(session: Session, teacher: TeacherFiles) -> int | None:
 def comparison(options: DistillConfig, num_ids: int | None) -> Comparison:
     """Return how the teacher and the student are compared; a mixture of one of them alone is a KL."""
     divergence = options.divergence
-    if divergence is Divergence.jsd and options.jsd_beta in (0, 1):
-        divergence = Divergence.forward if options.jsd_beta == 0 else Divergence.reverse
+    if divergence is DivergenceKind.jsd and options.jsd_beta in (0, 1):
+        divergence = DivergenceKind.forward if options.jsd_beta == 0 else DivergenceKind.reverse
     return Comparison(divergence, options.jsd_beta, options.temperature, num_ids, options.cross_entropy)

@@ -98,19 +98,14 @@ def open_reference(
     sizes = [sum(int(splits[ref.source].pack_targets[ref.pack]) for ref in block) for block in blocks]
     missing = mesh.from_first(lambda: _missing(folders, question))
     places = {source: place for place, source in enumerate(packs)}
-    if not missing:
-        _LOG.info(
-            "What %s says of %d %s tokens is known (%s).", question.who, sum(sizes), question.about, key[:12]
-        )
-        return BaseReference(folders, places, question.who)
-    if len(missing) < len(blocks):
-        known = sum(sizes) - sum(sizes[number] for number in missing)
-        _LOG.info("What %s says of %d of %d tokens is known already.", question.who, known, sum(sizes))
     num_rows = sum(sizes[number] for number in missing)
+    _say_known(question, sum(sizes) - num_rows, sum(sizes), key)
+    if not missing:
+        return BaseReference(folders, places, question.who)
     mesh.from_first(lambda: check_room(references / key, num_rows, question))
     with ExitStack() as stack:
-        stack.enter_context(cache_explained(data.cache_dir, f"{question.who}'s log-probabilities"))
         policy = stack.enter_context(asking())
+        stack.enter_context(cache_explained(data.cache_dir, f"{question.who}'s log-probabilities"))
         mesh.from_first(lambda: clear_leftovers(references / key))
         num_packs = sum(len(blocks[number]) for number in missing)
         title = f"{question.who.removeprefix('the ').capitalize()} on {question.about}"
@@ -164,6 +159,12 @@ def describe(
             "num_ids": question.how.num_ids,
         }
     return digest_of(described), described
+
+
+def _say_known(question: Question, num_known: int, num_all: int, key: str) -> None:
+    if num_known:
+        part = f"{num_all}" if num_known == num_all else f"{num_known} of {num_all}"
+        _LOG.info("What %s says of %s %s tokens is known (%s).", question.who, part, question.about, key[:12])
 
 
 def _blocks(

@@ -6,7 +6,7 @@ import pytest
 
 from trainer.config.check import find_problems
 from trainer.config.data import Format, Role
-from trainer.config.distill import DistillConfig, Divergence
+from trainer.config.distill import DistillConfig, DivergenceKind
 from trainer.config.model import ModelKind
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
 from trainer.config.snapshot import asked_digest, config_digest
@@ -43,8 +43,8 @@ def test_a_teacher_alone_is_enough(composed):
         ({"top": 0}, "top", "must be at least 1, but is 0 instead. Set 64."),
         ({"temperature": 0.0}, "temperature", "must be a finite number above 0, but is 0.0 instead. Set 1."),
         ({"temperature": -1.0}, "temperature", "but is -1.0 instead"),
-        ({"divergence": Divergence.jsd, "jsd_beta": 1.2}, "jsd_beta", "must be in [0, 1]"),
-        ({"divergence": Divergence.jsd, "jsd_beta": -0.1}, "jsd_beta", "but is -0.1 instead. Set 0.5"),
+        ({"divergence": DivergenceKind.jsd, "jsd_beta": 1.2}, "jsd_beta", "must be in [0, 1]"),
+        ({"divergence": DivergenceKind.jsd, "jsd_beta": -0.1}, "jsd_beta", "but is -0.1 instead. Set 0.5"),
         ({"jsd_beta": 0.3}, "jsd_beta", "left out with divergence=forward"),
         ({"weight": 0.0}, "weight", "objective=causal_lm to learn without a teacher"),
         ({"cross_entropy": -1.0}, "cross_entropy", "must be 0 (off) or a finite number above it"),
@@ -58,7 +58,7 @@ def test_what_cannot_be_is_said_with_its_fix(composed, options, key, words):
 
 def test_the_ends_of_the_mixture_are_allowed(composed):
     for beta in (0.0, 1.0):
-        assert told(composed, divergence=Divergence.jsd, jsd_beta=beta) == {}
+        assert told(composed, divergence=DivergenceKind.jsd, jsd_beta=beta) == {}
 
 
 def with_source(config, **changes):
@@ -80,7 +80,7 @@ def test_the_base_is_no_second_teacher(composed):
 
 def test_options_of_a_teacher_that_nobody_reads_are_refused_and_decide_nothing(composed):
     plain = dataclasses.replace(composed, objective=ObjectiveConfig())
-    found = told(plain, teacher="/models/larger", top=8, divergence=Divergence.reverse)
+    found = told(plain, teacher="/models/larger", top=8, divergence=DivergenceKind.reverse)
     assert list(found) == [f"{KEY}.teacher", f"{KEY}.top", f"{KEY}.divergence"]
     assert "64 with objective=causal_lm, which does not read it, but is 8 instead" in found[f"{KEY}.top"]
     other = ObjectiveConfig(distill=DistillConfig(top=8))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config.distill import Divergence
+from trainer.config.distill import DivergenceKind
 from trainer.model.head.ask import Output
 from trainer.model.head.bend import NO_BEND
 from trainer.model.head.comparison import Comparison
@@ -17,12 +17,12 @@ from trainer.model.head.top import Top
 
 R, V, K, H = 6, 30, 4, 5
 KINDS = [
-    Comparison(Divergence.forward),
-    Comparison(Divergence.reverse),
-    Comparison(Divergence.jsd, 0.3),
-    Comparison(Divergence.reverse, temperature=2.5),
-    Comparison(Divergence.jsd, 0.8, temperature=0.7, num_ids=21),
-    Comparison(Divergence.forward, temperature=3.0, num_ids=21),
+    Comparison(DivergenceKind.forward),
+    Comparison(DivergenceKind.reverse),
+    Comparison(DivergenceKind.jsd, 0.3),
+    Comparison(DivergenceKind.reverse, temperature=2.5),
+    Comparison(DivergenceKind.jsd, 0.8, temperature=0.7, num_ids=21),
+    Comparison(DivergenceKind.forward, temperature=3.0, num_ids=21),
 ]
 
 
@@ -56,9 +56,9 @@ def by_hand(logits, teacher_logits, how, num_top=K):
         return torch.cat([x.gather(1, ids), rest], -1) if num_top < size else x.gather(1, ids)
 
     p, q = buckets(p), buckets(q)
-    if how.divergence is Divergence.forward:
+    if how.divergence is DivergenceKind.forward:
         return (p * (p / q).log()).sum(-1)
-    if how.divergence is Divergence.reverse:
+    if how.divergence is DivergenceKind.reverse:
         return (q * (q / p).log()).sum(-1)
     m = how.share * p + (1 - how.share) * q
     return how.share * (p * (p / m).log()).sum(-1) + (1 - how.share) * (q * (q / m).log()).sum(-1)
@@ -84,10 +84,10 @@ def test_two_outcomes_worked_out_on_paper():
     logits = torch.zeros(1, 2, dtype=torch.float64)
     teacher = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
     wanted = {
-        Comparison(Divergence.forward): 0.75 * math.log(1.5) + 0.25 * math.log(0.5),
-        Comparison(Divergence.reverse): 0.5 * math.log(2 / 3) + 0.5 * math.log(2.0),
+        Comparison(DivergenceKind.forward): 0.75 * math.log(1.5) + 0.25 * math.log(0.5),
+        Comparison(DivergenceKind.reverse): 0.5 * math.log(2 / 3) + 0.5 * math.log(2.0),
         # The mixture is 5/8 and 3/8.
-        Comparison(Divergence.jsd): 0.5 * (0.75 * math.log(1.2) + 0.25 * math.log(2 / 3))
+        Comparison(DivergenceKind.jsd): 0.5 * (0.75 * math.log(1.2) + 0.25 * math.log(2 / 3))
         + 0.5 * (0.5 * math.log(0.8) + 0.5 * math.log(4 / 3)),
     }
     for how, value in wanted.items():
@@ -106,7 +106,7 @@ def test_a_teacher_that_is_the_student_is_at_no_distance_and_pulls_nowhere(how, 
 def test_numbers_rounded_to_half_precision_still_sum_up_to_one():
     """Unnormalised, a student that is its teacher would be at a distance of up to 1e-3, of either sign."""
     logits = made(200, V, seed=3)
-    how = Comparison(Divergence.forward)
+    how = Comparison(DivergenceKind.forward)
     says = top_of(logits, how)
     says = dataclasses.replace(says, log_probs_RK=says.log_probs_RK.half(), log_rest_R=says.log_rest_R.half())
     found, _ = divergence_step(logits, says, needs_grad=False)
@@ -116,7 +116,7 @@ def test_numbers_rounded_to_half_precision_still_sum_up_to_one():
 @pytest.mark.parametrize("chunk", [1, 4, 7, 100])
 def test_the_head_weighs_both_parts_of_a_row_and_leaves_the_others_alone(chunk):
     """The sum, and gradients of hidden states, weight and bias, of every chunking, against plain autograd."""
-    num, rows, beta, how = 9, [0, 1, 4, 7], 1.7, Comparison(Divergence.jsd, 0.4, 2.0, None, 0.25)
+    num, rows, beta, how = 9, [0, 1, 4, 7], 1.7, Comparison(DivergenceKind.jsd, 0.4, 2.0, None, 0.25)
     teacher = made(len(rows), V, seed=5)
     labels = torch.arange(num) * 3 % V
     labels[5] = -100

@@ -3,7 +3,7 @@
 import yaml
 
 from tests.unit.report.test_page import outline
-from trainer.config.distill import DistillConfig, Divergence
+from trainer.config.distill import DistillConfig, DivergenceKind
 from trainer.metrics.jsonl import JsonlSink
 
 
@@ -27,7 +27,7 @@ def test_the_divergence_is_drawn_beside_the_loss_and_that_of_each_source(tmp_pat
 
 def test_the_start_says_what_the_loss_is_made_of():
     options = DistillConfig(
-        "big", temperature=2.0, divergence=Divergence.jsd, jsd_beta=0.3, cross_entropy=0.5
+        "big", temperature=2.0, divergence=DivergenceKind.jsd, jsd_beta=0.3, cross_entropy=0.5
     )
     assert options.told(has_text=True) == (
         "Distillation from big. `loss` is what is minimised: 1 x divergence (generalised JSD, jsd_beta 0.3 at "

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config.distill import Divergence
+from trainer.config.distill import DivergenceKind
 
 LEAST_MASS = 1e-9
 """Mass below this is rounding; its logarithm would dominate. What is raised to it has no gradient."""
@@ -31,7 +31,7 @@ LEAST_LOG = math.log(LEAST_MASS)
 class Comparison:
     """What is compared, and what it counts beside the cross-entropy of the same positions."""
 
-    divergence: Divergence = Divergence.forward
+    divergence: DivergenceKind = DivergenceKind.forward
     share: float = 0.5
     """The teacher's, of the mixture of `jsd`; strictly between 0 and 1."""
     temperature: float = 1.0
@@ -77,10 +77,10 @@ def compared(
     log_p = torch.cat([base_RK, base_rest_R.clamp(min=LEAST_MASS).log().unsqueeze(1)], dim=1)
     log_q = torch.cat([model_RK, rest_R.clamp(min=LEAST_MASS).log().unsqueeze(1)], dim=1)
     q = log_q.exp()
-    if how.divergence is Divergence.reverse:
+    if how.divergence is DivergenceKind.reverse:
         parts = pulls = q * (log_q - log_p)
     else:
-        assert how.divergence is Divergence.jsd, "the forward KL has a function of its own"
+        assert how.divergence is DivergenceKind.jsd, "the forward KL has a function of its own"
         kept = 1.0 - how.share
         log_m = torch.logaddexp(log_p + math.log(how.share), log_q + math.log(kept))
         pulls = kept * q * (log_q - log_m)

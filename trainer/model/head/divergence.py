@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainer.config.distill import Divergence
+from trainer.config.distill import DivergenceKind
 from trainer.model.head.comparison import LEAST_MASS, PLAIN, Comparison, compared
 
 
@@ -104,7 +104,7 @@ def divergence_step(logits_RV: Tensor, base: TopTokens, needs_grad: bool) -> tup
     # Summed by itself: 1 minus the sum of the K would have only rounding left where they hold nearly all.
     others_RV = seen_RV.scatter(1, ids_RK, float("-inf")).sub_(log_total_R1)
     rest_R = others_RV.logsumexp(dim=-1).exp()
-    if how.divergence is Divergence.forward:
+    if how.divergence is DivergenceKind.forward:
         found_R = divergence(base_RK, model_RK, rest_R, base_rest_R)
         pull_RK = base_RK.exp()
         pull_R = torch.where(rest_R >= LEAST_MASS, base_rest_R, 0.0)
