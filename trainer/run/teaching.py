@@ -10,6 +10,7 @@ from trainer.config.data import Role
 from trainer.config.distill import DistillConfig, DivergenceKind
 from trainer.config.objective import ObjectiveKind
 from trainer.config.teacher import distilled
+from trainer.errors import ConfigError
 from trainer.mix.mixing import Mixing
 from trainer.model.head.comparison import Comparison
 from trainer.model.tune.new_tokens import vocabulary
@@ -72,6 +73,12 @@ def _teacher(session: Session, mixing: Mixing, stack: ExitStack) -> Teacher:
             teacher.source,
         )
     how = comparison(options, num_shared_ids(session, teacher))
+    num_ids = how.num_ids or teacher.num_rows
+    if options.top > num_ids:
+        raise ConfigError(
+            f"`objective.distill.top` must be at most the vocabulary that teacher and student share ({num_ids:,}), but "
+            f"is {options.top} instead. Set objective.distill.top=64."
+        )
     sources, beta = distilled(config.data.sources), options.weight * options.temperature**2
     if not options.cached:
         frozen = stack.enter_context(teacher_policy(session, teacher))
