@@ -16,6 +16,7 @@ from trainer.config.check import check_config, find_problems
 from trainer.config.data import Format, Role
 from trainer.config.describe import known_keys, schema_key
 from trainer.config.model import ModelKind
+from trainer.config.objective import ObjectiveKind
 from trainer.config.optim import ScheduleName
 from trainer.config.options import group_options
 from trainer.config.schema import RunKind
@@ -51,6 +52,8 @@ def complete(*overrides):
             source.path = "/data/documents.jsonl"
     if config.model.kind in (ModelKind.pretrained, ModelKind.random) and not config.model.path:
         config.model.path = "/models/ours"
+    if config.objective.kind is ObjectiveKind.distill and not config.objective.distill.teacher:
+        config.objective.distill.teacher = "/models/larger"
     if config.train.max_steps is config.train.max_epochs is config.train.max_tokens is None:
         config.train.max_steps = 1
     return config
@@ -97,6 +100,10 @@ def test_every_option_of_every_group_composes_and_passes_the_check(options):
             f"data.sources.{name}.format": options["objective"] == "reward"
             for name, source in config.data.sources.items()
             if source.role is not Role.target and source.format is not Format.preference
+        },
+        **{
+            key: options["objective"] == "reward" and options["gate"] == "default"
+            for key in ("evaluate.forgetting", "gate.sets")
         },
         "zero.stage": options["tune"] == "pissa" and options["zero"].startswith("zero3"),
         "zero.offload_param": (options["tune"], options["zero"]) == ("qlora", "zero3_offload"),

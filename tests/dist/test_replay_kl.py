@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
     from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
     from trainer.optim.schedule import lr_factor
     from trainer.run.step import train_step
-    from trainer.run.training import build_teacher, open_loader
+    from trainer.run.teaching import build_teacher
+    from trainer.run.training import open_loader
 
     config, mixing = session.config, session.mixing()
     weights = replay_weights(config.data.sources, config.replay)
-    objective = CausalLMObjective(list(session.stores), build_teacher(session, mixing), weights)
+    objective = CausalLMObjective(list(session.stores), build_teacher(session, mixing, ExitStack()), weights)
     loader = open_loader(session, mixing, objective)
     records = []
     for step in range(NUM_STEPS):
@@ -243,7 +245,11 @@ def rows(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [pytest.param(2, "fp32", marks=pytest.mark.slow), (3, "bf16")])
@@ -327,11 +333,12 @@ def test_off_by_default_nothing_is_asked_and_nothing_is_reported(pool, workspace
 def asked_and_read(mesh: Any, workspace: str, data: str, run_dir: str) -> list[Any]:
     """Return what the reference says of a batch, and what the model says when it is asked, as an adapter's base is."""
     from trainer.objective.causal_lm.cross_entropy import CausalLMObjective
-    from trainer.run.training import build_teacher, open_loader
+    from trainer.run.teaching import build_teacher
+    from trainer.run.training import open_loader
 
     with session_of(config_for(workspace, data, run_dir, "zero.stage=3")) as session:
         mixing = session.mixing()
-        teacher = build_teacher(session, mixing)
+        teacher = build_teacher(session, mixing, ExitStack())
         loader = open_loader(session, mixing, CausalLMObjective(list(session.stores), teacher))
         found = []
         for micro in loader.read(0).micro_batches:
@@ -364,7 +371,7 @@ def test_a_base_that_is_asked_says_what_the_reference_says(pool, workspace, data
 def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
     """Let builds of the reference fail in several ways and say what they raised and left."""
     from trainer.run.heed import GivenUp
-    from trainer.run.training import build_teacher
+    from trainer.run.teaching import build_teacher
     from trainer.runtime.signals import StopFlag
     from trainer.teacher import cached, reference
 
@@ -373,7 +380,7 @@ def failures(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, An
     def attempt(name: str, session: Any) -> None:
         mixing = session.mixing()
         try:
-            answers[name] = build_teacher(session, mixing).reference.num_positions
+            answers[name] = build_teacher(session, mixing, ExitStack()).reference.num_positions
         except (DataError, RuntimeError, GivenUp) as error:
             answers[name] = f"{type(error).__name__}: {error}"
         mesh.barrier()

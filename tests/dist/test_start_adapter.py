@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -251,14 +252,14 @@ def test_a_run_goes_on_with_a_run_of_ours_also_when_that_is_gone_and_writes_one_
 def compared(mesh: Any, workspace: str, data: str, run_dir: str) -> dict[str, Any]:
     """Return what a run compares itself with, and its KL to that on replay before a step is taken."""
     from trainer.run.evaluator import build_evaluator
-    from trainer.run.training import build_teacher
+    from trainer.run.teaching import build_teacher
     from trainer.teacher.cached import CachedBase
 
     start = ["tune.method=lora", f"tune.start={data}/lora"]
     words = ["data.sources.text.role=replay", "replay.kl.beta=0.5", "zero.stage=1"]
     config = started(config_of(workspace, run_dir, *start, *words))
     with session_of(config) as session:
-        teacher = build_teacher(session, session.mixing())
+        teacher = build_teacher(session, session.mixing(), ExitStack())
         is_cached = isinstance(teacher, CachedBase)
         from trainer.checkpoint.state import TrainState
 

@@ -63,3 +63,33 @@ def test_logits_are_scaled_and_capped_inside_the_kernel(
         if got is not None:
             off = float((got.cpu().double() - meant).norm() / meant.norm())
             assert off < 1e-5, off
+
+
+@pytest.mark.parametrize("vocab_size", [257, 49152])
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
+def test_a_divergence_without_a_kernel_is_that_of_a_cpu_in_float64(vocab_size: int, kind: str) -> None:
+    """A failure points at the rows that are taken at once, or at what the fused softmax overwrites."""
+    from trainer.config.distill import DivergenceKind
+    from trainer.model.head.comparison import Comparison
+    from trainer.model.head.divergence import TopTokens
+    from trainer.model.head.nll import _softmax_step
+
+    torch.manual_seed(0)
+    logits = 6 * torch.randn(1300, vocab_size, device="cuda")
+    labels = torch.randint(0, vocab_size, (1300,), device="cuda")
+    labels[::7] = -100
+    rows = torch.tensor([row for row in range(1300) if row % 7 and row % 2 == 0])
+    how = Comparison(DivergenceKind(kind), 0.3, 2.0, vocab_size - 9, 0.5)
+    says = torch.log_softmax(how.seen(3 * torch.randn(len(rows), vocab_size, device="cuda")), -1)
+    top = says.topk(32)
+    rest = says.scatter(1, top.indices, float("-inf")).logsumexp(-1)
+    base = TopTokens(rows.cuda(), rows.numpy(), top.indices, top.values, 0.7, how, rest)
+    on_cpu = TopTokens(
+        rows, rows.numpy(), top.indices.cpu(), top.values.cpu().double(), 0.7, how, rest.cpu().double()
+    )
+    wanted = _softmax_step(logits.cpu().double(), labels.cpu(), on_cpu, True)
+    found = _softmax_step(logits.clone(), labels, base, True)
+    for got, meant in zip(found, wanted, strict=True):
+        assert got is not None and meant is not None
+        off = float((got.cpu().double() - meant).norm() / meant.norm())
+        assert off < 1e-5, off

@@ -2,7 +2,8 @@
 
 import torch
 
-from trainer.model.head.divergence import LEAST_MASS, TopTokens
+from trainer.model.head.comparison import LEAST_MASS
+from trainer.model.head.divergence import TopTokens
 
 
 def top_tokens(base_logits, rows, num_top, beta, device="cpu"):

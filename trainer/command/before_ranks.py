@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.config.check_export import exports_adapter
 from trainer.config.gate import about_nothing, sets_about
 from trainer.config.metric import is_task_metric
 from trainer.config.model import ModelKind
+from trainer.config.objective import ObjectiveKind
 from trainer.config.replay import RatioController
 from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
+from trainer.config.teacher import distilled
 from trainer.config.tune import Quantise
 from trainer.data.types import TokenizerLike
 from trainer.errors import ConfigError, DataError, TrainerError
 from trainer.evaluate.prompt_file import PROMPT_FILE, read_prompts
 from trainer.runtime.job import is_requeued
+
+if TYPE_CHECKING:
+    from trainer.data.store.store import Store
+    from trainer.run.teacher_ids import OtherIds
 
 
 def check_stores(config: RunConfig, command: str, tokenizer: TokenizerLike) -> int | None:
@@ -89,7 +96,33 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> int:
     mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
+    if config.objective.kind is ObjectiveKind.distill:
+        _check_teacher_data(config, stores)
     return mixing.num_steps
+
+
+def _check_teacher_data(config: RunConfig, stores: Mapping[str, Store]) -> None:
+    """Raise when what is distilled holds tokens that the teacher does not know."""
+    from trainer.run.teacher_ids import check_used_ids
+
+    names, splits = list(stores), {name: store.train for name, store in stores.items()}
+    used = [names[number] for number in sorted(distilled(config.data.sources))]
+    check_used_ids(_other_ids(config), splits, used)
+
+
+def check_teacher(config: RunConfig) -> None:
+    """Raise before anything is prepared when the teacher of a distillation has another tokenizer than the student."""
+    if config.objective.kind is ObjectiveKind.distill:
+        _other_ids(config)
+
+
+def _other_ids(config: RunConfig) -> OtherIds:
+    from trainer.model.resolve import resolve_model
+    from trainer.model.tokenizer import configured_tokenizer
+    from trainer.run.teacher_ids import check_teacher_tokenizer
+
+    source = resolve_model(config.model, Path(config.data.cache_dir))
+    return check_teacher_tokenizer(config, configured_tokenizer(config.model, source))
 
 
 def _check_conversations(config: RunConfig, tokenizer: TokenizerLike) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.config.begun import may_be_uneven
 from trainer.config.model import WITH_MASK, Attention, Kernels, ModelConfig, ModelHead, ModelKind
+from trainer.config.objective import ObjectiveKind
 from trainer.config.optim import Offload
 from trainer.config.schema import RunConfig
 from trainer.config.tune import ALL_LINEAR, TuneMethod
@@ -139,5 +140,6 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         offload_param=zero.offload_param is Offload.cpu,
         has_extra=bool(zero.extra),
         asks_base=config.replay.kl.beta > 0,
+        distils=config.objective.kind is ObjectiveKind.distill,
         holds_start=config.optim.base_decay > 0,
     )

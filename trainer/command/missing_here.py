@@ -14,6 +14,7 @@ from trainer.checkpoint.named import KEY, why_not_named
 from trainer.command.model_rules import rules_of_named_model
 from trainer.command.prepare import not_generated
 from trainer.command.rules import broken_rules
+from trainer.command.teacher_rules import teacher_problems
 from trainer.config.apart import inputs_of, why_no_cache, why_not_apart
 from trainer.config.check_export import exports_adapter
 from trainer.config.data import SourceConfig
@@ -81,6 +82,8 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
     found = [*model_problems(config.model, needs_of(config, command))]
     if command in ("prepare", "train", "plan data") and not found:
         found += rules_of_named_model(config)
+    if command == "train":
+        found += teacher_problems(config, Needs())
     if command in ("train", "evaluate", "plan data") and config.evaluate.probe_dir is not None:
         found += _raised("evaluate.probe_dir", partial(folder_texts, config.evaluate.probe_dir))
     if command in ("train", "evaluate", "replay generate"):

@@ -17,6 +17,7 @@ from trainer.command.plan_answers import answer_notes
 from trainer.command.plan_figure import write_figure
 from trainer.command.plan_probes import probe_notes
 from trainer.command.plan_replay import replay_notes
+from trainer.command.plan_teacher import teacher_notes
 from trainer.command.plan_time import NOTE as TIME_NOTE
 from trainer.command.plan_time import (
     Timing,
@@ -27,6 +28,7 @@ from trainer.command.plan_time import (
     timing_of,
 )
 from trainer.command.rules import broken_rules
+from trainer.command.teacher_rules import teacher_problems
 from trainer.command.ways import most_of_node, ways_to_fit
 from trainer.config.check import refuse
 from trainer.config.model import Attention, Kernels
@@ -108,7 +110,7 @@ def show_plan(config: RunConfig) -> bool:
         say(console, config.model.warning, "bold")
     if fit.dtype is not None:
         say(console, f"- {fit.dtype.sentence if cards.capability or hardware.is_hidden else DTYPE_LEFT}")
-    notes = [*answer_notes(config, shape, run, weights, known), *_notes(config, shape, run, cards, weights)]
+    notes = [*_asked_notes(config, shape, run, weights, known), *_notes(config, shape, run, cards, weights)]
     for note in notes if known is None else [*notes, TIME_NOTE]:
         say(console, f"- {note}")
     if config.plan.output is not None:
@@ -132,6 +134,7 @@ def _checked_shape(config: RunConfig, num_ranks: int) -> tuple[DecoderShape, str
     rules = [
         *broken_rules(config, "plan", num_ranks),
         *model_problems(config.model, needs_of(config, "plan")),
+        *teacher_problems(config, needs_of(config, "plan")),
     ]
     if any(rule.is_in(("model",)) for rule in rules):
         refuse(rules)
@@ -260,6 +263,14 @@ def forecast_without_torch(config: RunConfig, num_ranks: int) -> LightForecast |
         advice = None if found_change is None else " ".join(found_change.overrides)
     size = weights.num_trainable * BYTES_PER_PARAMETER
     return LightForecast(need_gib, gpu_gib, fits, advice, size)
+
+
+def _asked_notes(
+    config: RunConfig, shape: DecoderShape, run: RunShape, weights: Weights, known: Timing | None
+) -> list[str]:
+    """Return what is asked before the first step, or beside it: of the model itself, or of a teacher."""
+    given = (config, shape, run, weights, known)
+    return [*answer_notes(*given), *teacher_notes(*given)]
 
 
 def _notes(

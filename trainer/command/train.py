@@ -14,6 +14,7 @@ from trainer.command.before_ranks import (
     check_quantiser,
     check_start_adapter,
     check_stores,
+    check_teacher,
     check_whole_export,
 )
 from trainer.command.finished import find_finished
@@ -84,6 +85,7 @@ def start_ranks(command: str, config: RunConfig) -> int:
     check_quantiser(config)
     if command == "train":
         check_start_adapter(config)
+        check_teacher(config)
     check_benchmarks(config, command)
     if command == "train":
         check_whole_export(config)

@@ -17,7 +17,14 @@ from trainer.errors import ConfigError
 ADAPTERS = "export.adapters"
 """Names runs, whose directories also take exports."""
 READ = (
-    *("model.path", "model.tokenizer", "evaluate.tasks.include_path", "tune.start", ADAPTERS),
+    *(
+        "model.path",
+        "model.tokenizer",
+        "evaluate.tasks.include_path",
+        "tune.start",
+        ADAPTERS,
+        "objective.distill.teacher",
+    ),
     *(f"data.sources.NAME.{name}" for name in ("path", "dataset", "tokenizer")),
 )
 """Keys of PLACES that are read and may be folders."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from enum import Enum
 
+from trainer.config.check_distill import distill_problems
 from trainer.config.check_preference import preference_problems
 from trainer.config.check_reward import reward_problems
 from trainer.config.check_values import value_problems
@@ -29,6 +30,7 @@ def objective_problems(config: RunConfig) -> Iterator[Problem]:
     if objective.kind is not ObjectiveKind.reward:
         yield from _fed_problems(config)
     yield from reward_problems(config)
+    yield from distill_problems(config)
     if config.replay.kl.beta and objective.kind not in TAKES_TEACHER:
         yield must(
             "replay.kl.beta",

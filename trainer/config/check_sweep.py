@@ -22,7 +22,7 @@ METRICS = (
     *("loss", "loss_total", "kl_replay", "grad_norm", "tokens_per_s", "tokens_per_s_per_gpu"),
     *("step_time_s", "data_wait_frac", "mfu", "mfu_non_causal", "memory_gib", "skipped_steps"),
     *("padding_frac", "tokens_seen", "replay_share", "eval_time_s", "tasks_time_s", "tasks_share"),
-    *("slowest_rank", "slowest_ratio"),
+    *("slowest_rank", "slowest_ratio", "divergence", "cross_entropy"),
 )
 """Keys of metrics.jsonl that neither name a source nor are of an evaluation."""
 _HELD_OUT = ("eval", "forgetting")

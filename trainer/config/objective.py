@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from trainer.config.data import TokenValue
+from trainer.config.distill import DistillConfig
 from trainer.config.preference import PreferenceConfig
 from trainer.config.reward import RewardConfig
 
@@ -21,6 +22,8 @@ class ObjectiveKind(Enum):
     """A loss of pairs of answers, with the cross-entropy of sources without pairs beside it."""
     reward = "reward"
     """How often the better answer of a pair gets the higher score: a reward model."""
+    distill = "distill"
+    """The divergence from a teacher's next-token distribution, with cross-entropy beside it."""
 
 
 VALUES: dict[ObjectiveKind, tuple[TokenValue, ...]] = {
@@ -41,11 +44,17 @@ class ObjectiveConfig:
     """Set by the objective group."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     @property
     def values(self) -> tuple[TokenValue, ...]:
         """Return the numbers of tokens that it reads, which stores must keep."""
         return VALUES.get(self.kind, ())
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Return how keys begin that are left at their defaults, and so decide nothing of a run."""
+        return () if self.kind is ObjectiveKind.distill else ("objective.distill.",)
 
     @property
     def named(self) -> str:

@@ -66,6 +66,7 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "model.path": name_or_place,
     "model.tokenizer": name_or_place,
     "model.chat_template": absolute,
+    "objective.distill.teacher": name_or_place,
     "tune.start": absolute,
     "data.sources.NAME.path": pattern,
     "data.sources.NAME.dataset": name_or_place,

@@ -36,14 +36,9 @@ MAY_DIFFER = (
     *("data.cache_dir", "data.num_workers", "model.verify_weights", "train.isolation_probe"),
     *("replay.generate.", "name", "train.micro_batch_size", "model.checkpoint_"),
     # How work is spread over ranks, and where memory is: the tokens are the same, numbers within rounding.
-    "train.sequence_parallel",
-    *(
-        "zero.stage",
-        "zero.overlap_comm",
-        "zero.reduce_bucket_size",
-        "zero.prefetch_bucket_size",
-        "zero.max_live_parameters",
-    ),
+    *("train.sequence_parallel", "objective.distill.shard_teacher"),
+    *("zero.stage", "zero.overlap_comm", "zero.reduce_bucket_size"),
+    *("zero.prefetch_bucket_size", "zero.max_live_parameters"),
     *("zero.max_reuse_distance", "zero.persistence_threshold", "zero.sub_group_size", "zero.offload_"),
 )
 """Key prefixes that do not change what is trained; a resumed run may change them."""
@@ -283,13 +278,17 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 
 def config_digest(config: RunConfig) -> str:
     """Return a digest of every key that shapes the training."""
-    flat = {k: v for k, v in _flat(to_plain(config)).items() if not k.startswith(MAY_DIFFER)}
+    flat = {
+        k: v
+        for k, v in _flat(to_plain(config)).items()
+        if not k.startswith(MAY_DIFFER + config.objective.unread)
+    }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
 def asked_digest(config: RunConfig) -> str:
     """Return a digest of every key that says what a training has to make, in whatever way its work is spread."""
-    ways = (*(key for key in MAY_DIFFER if key not in MADE_ANEW), *FILLED_IN)
+    ways = (*(key for key in MAY_DIFFER if key not in MADE_ANEW), *FILLED_IN, *config.objective.unread)
     flat = {k: v for k, v in _flat(to_plain(config)).items() if not k.startswith(ways)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 

@@ -130,6 +130,12 @@ class Engine:
         finally:
             self._ds.train()
 
+    def release(self) -> None:
+        """Let go of a model that was only asked; nothing can be asked any more. Collective under ZeRO-3."""
+        if self.stage == 3:
+            self._ds.destroy()
+        del self._ds, self.module
+
     @contextlib.contextmanager
     def differentiating(self) -> Iterator[nn.Module]:
         """Give the module to ask for gradients of what flows through it: without dropout, and none of a parameter kept.

@@ -48,7 +48,7 @@ def build_engine(
     import_parts()
     stage = int(ds_config["zero_optimization"]["stage"])
     if stage == 3:
-        _gather_whole(model)
+        gather_whole(model)
     is_plain = not added and spread is None
     if is_plain and flat.is_for(model, ds_config):
         ds_config.pop("data_types", None)  # flat gradients add up in float32 without another optimizer class
@@ -104,7 +104,7 @@ def _initialized(
     return engine
 
 
-def _gather_whole(model: nn.Module) -> None:
+def gather_whole(model: nn.Module) -> None:
     """Let ZeRO-3 gather layers whole which call more of their parts than a forward: those parts it would not gather.
 
     Gemma 3n's do. Likewise those whose tokens choose among a list of parts, which differ between ranks.

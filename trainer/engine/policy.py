@@ -28,6 +28,7 @@ from trainer.model.balance import Balance
 from trainer.model.choice_bias import ChoiceBias
 from trainer.model.expert_load import ExpertLoad
 from trainer.model.head.ask import Ask, Logits, Scores
+from trainer.model.head.comparison import Comparison
 from trainer.model.head.divergence import TopTokens
 from trainer.model.head.log_probs import LogProbs
 from trainer.model.head.nll import Nll
@@ -181,9 +182,13 @@ class Policy:
         """Return what the score head says at positions of the flattened batch [K], differentiable."""
         return self.answer(Scores(rows_K), micro)
 
-    def top(self, micro: MicroBatch, num_top: int) -> tuple[Tensor, Tensor]:
-        """Return ids [S, K] int32 and log-probabilities [S, K] float32 of the most likely tokens, as a teacher does."""
-        return self.answer(Top(labels_of(micro, self.device).reshape(-1), num_top), micro)
+    def top(self, micro: MicroBatch, num_top: int, how: Comparison | None = None) -> tuple[Tensor, Tensor]:
+        """Return ids [S, K] int32 and log-probabilities [S, K] float32 of the most likely tokens, as a teacher does.
+
+        Args:
+            how: What is to be compared; then the logarithm of the rest's mass stands behind them.
+        """
+        return self.answer(Top(labels_of(micro, self.device).reshape(-1), num_top, how), micro)
 
     def logits(self, micro: MicroBatch, keep_K: Tensor | None = None) -> Tensor:
         """Return logits [N, V], or [K, V] of some positions of the flattened batch: whole, so keep few."""

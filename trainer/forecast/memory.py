@@ -70,6 +70,8 @@ class RunShape:
     """DeepSpeed's own classes do all (`zero.extra`)."""
     asks_base: bool = False
     """Replay is compared with the base (`replay.kl.beta`)."""
+    distils: bool = False
+    """A teacher's top tokens are compared in the loss head (objective=distill)."""
     holds_start: bool = False
     """What training began with is kept (`optim.base_decay`)."""
 
@@ -285,6 +287,11 @@ class _Layers:
         return cls(saved, one if count else 0.0, working, one)
 
 
+_COMPARED_ROWS, _COMPARED_BYTES = 512, 20
+"""Rows that a divergence is worked out of at once (model/head/nll.py), and the bytes of each logit meanwhile: five of
+float32, counted in the code and not measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Head:
     in_forward: float
@@ -298,6 +305,8 @@ def _head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
     rows = min(run.loss_chunk_tokens, run.num_tokens)
     states = 2 * run.num_tokens * hidden * e  # its input and the gradient of it
     logits = rows * shape.num_outputs * (e + (bend_bytes(shape, e) if run.asks_base else 0))
+    if run.distils:  # gradients of all rows, and some rows at a time in float32
+        logits += shape.num_outputs * (rows * e + min(rows, _COMPARED_ROWS) * _COMPARED_BYTES)
     matrix = shape.num_outputs * hidden if weights.is_full else 0
     summed = matrix * (e if run.num_tokens <= run.loss_chunk_tokens else 4)
     cast = matrix * e if summed > matrix * e else 0

@@ -22,8 +22,8 @@ _WIDTH = 120
 _SOURCE_CHARS = 16
 # Names of sources are cut to these lengths, one after the other, until the line fits.
 _SHORTER_SOURCE_CHARS = (_SOURCE_CHARS, 12, 10, 8, 6, 4)
-_PARTS = {"pair_loss": "pairs", "answer_loss": "answers", "nll_chosen": "chosen"}
-"""Parts of a loss of preferences, and what the line calls them."""
+_PARTS = {"pair_loss": "pairs", "answer_loss": "answers", "nll_chosen": "chosen", "divergence": "divergence"}
+"""Parts of a loss, and what the line calls them."""
 
 
 class ConsoleSink:
@@ -130,7 +130,7 @@ def task_line(step: int, record: Record) -> str:
 
 def _ways_to_show(record: Record) -> Iterator[list[str]]:
     """Yield what may stand between the loss and the rest, the most first."""
-    parts = _of_preferences(record)
+    parts = _parts_of(record)
     for num_chars in _SHORTER_SOURCE_CHARS:
         sources = _by_source(record, "loss/", num_chars, 3)
         # With one source its loss is the loss, unless there are other parts of it.
@@ -142,8 +142,8 @@ def _ways_to_show(record: Record) -> Iterator[list[str]]:
         yield parts[:num_shown]
 
 
-def _of_preferences(record: Record) -> list[str]:
-    """Return the parts of a loss of preferences, where it has several, and how pairs are ranked."""
+def _parts_of(record: Record) -> list[str]:
+    """Return the parts of a loss, where it has several, and how pairs are ranked."""
     has_parts = "nll_chosen" in record or any(key.startswith("loss/") for key in record)
     parts = {key: short for key, short in _PARTS.items() if key in record and has_parts}
     shown = [f"{short} {float(record[key]):.3g}" for key, short in parts.items()]

@@ -52,6 +52,9 @@ def _loss_chart(record: RunRecord) -> Html | None:
     parts: list[Series] = []
     if record.setting("objective.kind") == "reward":
         losses, unit = [metrics.series("loss", "what is minimised")], "loss of a pair"
+    elif record.setting("objective.kind") == "distill":
+        losses, unit = [metrics.series("loss", "what is minimised")], "nats per token"
+        parts = [metrics.series("divergence", "divergence from the teacher")]
     elif options is None:
         losses, unit = [metrics.series("loss", "all sources")], "nats per token"
     else:

@@ -20,6 +20,10 @@ def told_objective(config: RunConfig) -> str | None:
             learnt = [source for source in config.data.sources.values() if source.role is not Role.probe]
             has_text = not all(source.holds_preferences for source in learnt)
             return f"{options.preference.described} {options.preference.told_loss(has_text)}"
+        case ObjectiveKind.distill:
+            return options.distill.told(
+                any(source.role is Role.replay for source in config.data.sources.values())
+            )
         case ObjectiveKind.reward:
             return f"{options.reward.described} {NOT_COMPARED}"
         case _:

@@ -11,9 +11,9 @@ from pathlib import Path
 from trainer.checkpoint.best import BestRule
 from trainer.checkpoint.space import make_room
 from trainer.checkpoint.state import TrainState
-from trainer.config.data import Role
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import asked_digest, config_digest
+from trainer.config.teacher import distilled
 from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
 from trainer.dist.progress import PROGRESS, Phase
@@ -44,6 +44,7 @@ from trainer.run.saver import Saver
 from trainer.run.session import Session, open_session
 from trainer.run.sizes import model_shape
 from trainer.run.spikes import SpikeWatch
+from trainer.run.teaching import build_teacher
 from trainer.run.told_start import say_how_long, say_what_runs
 from trainer.run.watching import pace_of
 from trainer.runtime.disk import disk_explained
@@ -51,9 +52,6 @@ from trainer.runtime.gc import ManualGc
 from trainer.runtime.job import deadline, is_requeued
 from trainer.runtime.shortage import shortage_explained
 from trainer.runtime.signals import StopFlag
-from trainer.teacher.adapter_off import AdapterBase
-from trainer.teacher.cached import CachedBase, Question, open_reference
-from trainer.teacher.teacher import Teacher
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,10 +98,11 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         config.objective,
         list(session.stores),
         [store.train.unit for store in session.stores.values()],
-        build_teacher(session, mixing),
+        build_teacher(session, mixing, stack),
         None if references is None else references.train.of,
         None if references is None else references.mismatched,
         replay_weights(config.data.sources, config.replay),
+        distilled(config.data.sources),
     )
     state = saver.resume(goes_on)
     mixing.restore(state)
@@ -257,27 +256,6 @@ def _say_if_none_is_best(best: BestRule | None, state: TrainState) -> None:
     _LOG.warning(
         "No checkpoint is the best: %s was never measured, and finite, at one. `last` is there.", best.metric
     )
-
-
-def build_teacher(session: Session, mixing: Mixing) -> Teacher | None:
-    """Return who says what the base thinks of replay; None without replay.kl. Collective: every rank.
-
-    Raises:
-        GivenUp: A rank was asked to stop while the base was asked.
-    """
-    config, kl = session.config, session.config.replay.kl
-    if not kl.beta:
-        return None
-    if session.tuned.peft_config is not None and session.start is None:
-        sources = enumerate(config.data.sources.values())
-        replay = frozenset(i for i, source in sources if source.role is Role.replay)
-        return AdapterBase(kl.beta, kl.top, replay)
-    question = Question(session.begun_digest(), config.zero.dtype, kl.top, config.evaluate.micro_batch_size)
-    packs = mixing.replay_to_draw()
-    reference = open_reference(
-        session.policy, config.data, session.stores, packs, question, session.pad_id, session.heed
-    )
-    return CachedBase(kl.beta, reference)
 
 
 def open_loader(session: Session, mixing: Mixing, objective: Objective) -> TrainLoader:

@@ -1,8 +1,9 @@
-"""What the base model says of replay packs, on disk: its most likely next tokens at every supervised position.
+"""What a frozen model says of packs, on disk: its most likely next tokens at every supervised position.
 
-A folder `data.cache_dir/references/KEY` holds one part for each rank that made it, written front to back, and a
-meta.json that comes last. Readers map the parts; the number of ranks that read does not matter. The index of a part
-holds a digest of the rows of each pack, which readers compare.
+A folder `data.cache_dir/references/KEY` holds blocks of packs, each a folder that appears whole, so that asking goes on
+where it was ended. A block holds one part for each rank that made it, written front to back, and a meta.json that comes
+last. Readers map the parts; the number of ranks that read does not matter. The index of a part holds a digest of the
+rows of each pack, which readers compare.
 
 Shapes: Q supervised positions of a pack, K tokens of a position, P packs of a part.
 """
@@ -26,25 +27,28 @@ from trainer.errors import DataError
 from trainer.runtime.publish import put_in_place
 from trainer.runtime.seal import file_digest, part_digest, read_sealed, sealed_text
 
-VERSION = 2
+VERSION = 3
 IDS = np.dtype("<i4")
 LOG_PROBS = np.dtype("<f2")
 """On 1,174 positions of prose, code and numbers, SmolLM2-135M is 3e-7 nats from itself when rounded so (at most
 5e-5), its gradient 3e-4 (at most 9e-4; bf16 rounds a gradient by 4e-3); float32 would take a third more."""
 BYTES_PER_TOKEN = IDS.itemsize + LOG_PROBS.itemsize
-"""Of one kept token at one position."""
+"""Of one kept token at one position, in float16."""
+KINDS: dict[str, np.dtype[Any]] = {"fp16": LOG_PROBS, "fp32": np.dtype("<f4")}
 
 
 @dataclass(slots=True)
 class BaseRows:
-    """What the base model says of the replay in a micro-batch: its K most likely tokens at R positions.
+    """What the frozen model says of its packs in a micro-batch: its K most likely tokens at R positions.
 
-    Shapes: rows_R int64, ascending in [0, B*T); ids_RK int32; log_probs_RK float16, in nats.
+    Shapes: rows_R int64, ascending in [0, B*T); ids_RK int32; log_probs_RK and log_rest_R float16 or float32, in nats.
     """
 
     rows_R: npt.NDArray[np.int64]
     ids_RK: npt.NDArray[np.int32]
-    log_probs_RK: npt.NDArray[np.float16]
+    log_probs_RK: npt.NDArray[Any]
+    log_rest_R: npt.NDArray[Any] | None = None
+    """Logarithm of the mass of all other tokens, where it was kept."""
 
 
 def references_folder(cache_dir: Path) -> Path:
@@ -55,8 +59,9 @@ def references_folder(cache_dir: Path) -> Path:
 class ReferenceWriter:
     """Writes one rank's part; other ranks write theirs beside it."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, dtype: np.dtype[Any] = LOG_PROBS) -> None:
         """Open the part's files in a staging folder that every rank sees."""
+        self._dtype = dtype
         self._ids, self._log_probs, self._index = (folder / name for name in _part_files(rank))
         self._streams = [self._ids.open("wb"), self._log_probs.open("wb")]
         self._rows: list[tuple[int, ...]] = []
@@ -65,10 +70,14 @@ class ReferenceWriter:
     def add(
         self, source: int, pack: int, ids_QK: npt.NDArray[np.int32], log_probs_QK: npt.NDArray[np.float32]
     ) -> None:
-        """Append a pack; `source` counts the sources of the reference."""
+        """Append a pack; `source` counts the sources of the reference.
+
+        Args:
+            log_probs_QK: Or [Q, K+1], with the logarithm of the rest's mass behind them.
+        """
         ids, log_probs = (
             np.ascontiguousarray(ids_QK, dtype=IDS),
-            np.ascontiguousarray(log_probs_QK, dtype=LOG_PROBS),
+            np.ascontiguousarray(log_probs_QK, dtype=self._dtype),
         )
         self._streams[0].write(ids.data)
         self._streams[1].write(log_probs.data)
@@ -85,8 +94,10 @@ class ReferenceWriter:
             part.close()
 
 
-def publish(staging: Path, target: Path, described: Mapping[str, Any], num_parts: int) -> None:
-    """Put the finished parts in their place; one process, after all writers are closed.
+def publish(
+    staging: Path, target: Path, described: Mapping[str, Any], num_parts: int, precision: str = "fp16"
+) -> None:
+    """Put the finished parts of a block in their place; one process, after all writers are closed.
 
     Raises:
         DataError: A part is missing: the ranks do not share the folder.
@@ -101,6 +112,7 @@ def publish(staging: Path, target: Path, described: Mapping[str, Any], num_parts
     meta = {
         "version": VERSION,
         "described": dict(described),
+        "precision": precision,
         "files": {name: (staging / name).stat().st_size for name in names},
         "indices": {name: file_digest(staging / name) for name in names if name.endswith(".npy")},
     }
@@ -109,7 +121,7 @@ def publish(staging: Path, target: Path, described: Mapping[str, Any], num_parts
 
 
 def is_whole(folder: Path) -> bool:
-    """Tell whether a published reference is there with all its bytes."""
+    """Tell whether a published block is there with all its bytes."""
     try:
         _read_meta(folder)
     except DataError:
@@ -120,26 +132,34 @@ def is_whole(folder: Path) -> bool:
 class BaseReference:
     """A published reference, mapped; any thread may read it."""
 
-    def __init__(self, folder: Path, sources: Mapping[int, int]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], sources: Mapping[int, int], who: str = "the base model"
+    ) -> None:
         """Open a reference.
 
         Args:
+            folders: Of its blocks.
             sources: Number of the source in the run -> its place among the sources of the reference.
+            who: Said it, for what is said of it.
         Raises:
-            DataError: It is not there, or damaged.
+            DataError: A block is not there, or damaged.
         """
-        num_parts = len(_read_meta(folder)["files"]) // len(_part_files(0))
-        self._folder = folder
-        self._sources = dict(sources)
-        files = [tuple(folder / name for name in _part_files(part)) for part in range(num_parts)]
-        found = [np.load(index, allow_pickle=False) for _, _, index in files]
-        packs = np.concatenate(
-            [np.insert(index, 2, part, axis=1) for part, index in enumerate(found)], dtype=np.int64
-        )
+        self._who, self._sources = who, dict(sources)
+        self._parts: list[_ReadPart] = []
+        indices = []
+        for folder in folders:
+            meta = _read_meta(folder, who)
+            dtype = KINDS[meta["precision"]]
+            for number in range(len(meta["files"]) // len(_part_files(0))):
+                ids, log_probs, index = (folder / name for name in _part_files(number))
+                found = np.load(index, allow_pickle=False)
+                num_rows = int(found[:, 3].sum())
+                indices.append(np.insert(found, 2, len(self._parts), axis=1))
+                read = _mapped(ids, IDS, num_rows), _mapped(log_probs, dtype, num_rows)
+                self._parts.append(_ReadPart(folder, _part_files(number)[:2], *read))
+        packs = np.concatenate([np.empty((0, 7), dtype=np.int64), *indices], dtype=np.int64)
         self.num_positions = int(packs[:, 4].sum())
-        num_kept = sum(ids.stat().st_size for ids, _, _ in files) // IDS.itemsize
-        self.num_top = num_kept // max(self.num_positions, 1)
-        self._parts = [(self._map(ids, IDS), self._map(log_probs, LOG_PROBS)) for ids, log_probs, _ in files]
+        self.num_top = max((part.ids.shape[1] for part in self._parts), default=0)
         self._where: dict[int, Int64s] = {}
         """By place of the source: part, first row, rows and digest of each pack; -1 where it is not there."""
         for place in np.unique(packs[:, 0]).tolist():
@@ -148,16 +168,11 @@ class BaseReference:
             where[mine[:, 1]] = mine[:, 2:]
             self._where[place] = where
 
-    def _map(self, file: Path, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        if file.stat().st_size == 0:  # an empty file cannot be mapped
-            return np.empty((0, self.num_top), dtype=dtype)
-        return np.memmap(file, dtype=dtype, mode="r").reshape(-1, self.num_top)
-
     def rows_of(self, micro: MicroBatch, refs: Sequence[PackRef]) -> BaseRows | None:
-        """Read what the base says of the packs of a micro-batch; None if none of them is replay.
+        """Read what is said of the packs of a micro-batch; None if nothing is said of any of them.
 
         Raises:
-            DataError: A pack of a replay source is not in the reference, or is another one there, or is damaged.
+            DataError: A pack of its sources is not in the reference, or is another one there, or is damaged.
         """
         rows, ids, log_probs = [], [], []
         seq_len = micro.labels_BT.shape[1]
@@ -172,18 +187,42 @@ class BaseReference:
             )
             if part < 0 or count != len(at):
                 raise DataError(
-                    f"{self._folder} must hold the base model's log-probabilities at {len(at)} positions of pack "
-                    f"{ref.pack} of replay source {place}, but holds {max(count, 0)} instead. Delete that folder."
+                    f"{self._root} must hold {self._who}'s log-probabilities at {len(at)} positions of pack "
+                    f"{ref.pack} of its source {place}, but holds {max(count, 0)} instead. Delete that folder."
                 )
             rows.append(at + row * seq_len)
-            ids.append(np.array(self._parts[part][0][first : first + count]))
-            log_probs.append(np.array(self._parts[part][1][first : first + count]))
+            ids.append(np.array(self._parts[part].ids[first : first + count]))
+            log_probs.append(np.array(self._parts[part].log_probs[first : first + count]))
             if _row_digest(ids[-1], log_probs[-1]) != tuple(digest):
-                where_read = " or ".join(_part_files(part)[:2])
-                raise _damaged(self._folder, f"pack {ref.pack} in {where_read} is not as it was written")
+                read = self._parts[part]
+                reason = f"pack {ref.pack} in {' or '.join(read.names)} is not as it was written"
+                raise _damaged(read.folder, reason, self._who)
         if not sum(map(len, rows)):
             return None
-        return BaseRows(np.concatenate(rows), np.concatenate(ids), np.concatenate(log_probs))
+        found_RK, found = np.concatenate(ids), np.concatenate(log_probs)
+        num_top = found_RK.shape[1]
+        rest = found[:, num_top] if found.shape[1] > num_top else None
+        return BaseRows(np.concatenate(rows), found_RK, found[:, :num_top], rest)
+
+    @property
+    def _root(self) -> Path:
+        return self._parts[0].folder.parent if self._parts else Path()
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadPart:
+    """What one rank wrote of a block, mapped."""
+
+    folder: Path
+    names: tuple[str, ...]
+    ids: npt.NDArray[Any]
+    log_probs: npt.NDArray[Any]
+
+
+def _mapped(file: Path, dtype: np.dtype[Any], num_rows: int) -> npt.NDArray[Any]:
+    if file.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.empty((0, 0), dtype=dtype)
+    return np.memmap(file, dtype=dtype, mode="r").reshape(num_rows, -1)
 
 
 def _row_digest(ids_QK: npt.NDArray[Any], log_probs_QK: npt.NDArray[Any]) -> tuple[int, ...]:
@@ -195,7 +234,7 @@ def _part_files(part: int) -> tuple[str, str, str]:
     return f"{part:05d}.ids.bin", f"{part:05d}.log_probs.bin", f"{part:05d}.index.npy"
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def _read_meta(folder: Path, who: str = "the base model") -> dict[str, Any]:
     try:
         meta = read_sealed(folder / META)
         whole = meta["version"] == VERSION
@@ -208,15 +247,15 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             if changed:
                 raise ValueError(f"{changed[0]} is not as it was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, str(error)) from error
+        raise _damaged(folder, str(error), who) from error
     if not whole:
-        raise _damaged(folder, "it is of another version or a file has another size")
+        raise _damaged(folder, "it is of another version or a file has another size", who)
     return meta
 
 
-def _damaged(folder: Path, reason: str) -> DataError:
+def _damaged(folder: Path, reason: str, who: str) -> DataError:
     return DataError(
-        f"{folder} must hold the base model's log-probabilities whole, but {reason}. Delete that folder; the next "
+        f"{folder} must hold {who}'s log-probabilities whole, but {reason}. Delete that folder; the next "
         "start makes it again."
     )
 

@@ -12,6 +12,7 @@ from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.errors import ConfigError
 
 NO_PLACES = {
+    "objective.distill.teacher_revision",
     *("name", "model.revision", "model.new_tokens", "model.chat_template_date"),
     *(f"data.sources.NAME.columns.{name}" for name in ("text", "prompt", "completion", "messages", "tools")),
     *(f"data.sources.NAME.columns.{name}" for name in ("system", "input_ids", "loss_mask", "weight")),
@@ -84,7 +85,12 @@ WORDS = [
     *("data.sources.e.path='s3://b/*.jsonl'", "data.sources.e.tokenizer=./words"),
     *("evaluate.scores.file=rows.jsonl", "evaluate.scores.generator=model"),
     *("evaluate.tasks.include_path=tasks", "export.output_dir=out", "export.llama_cpp=llama.cpp"),
-    *("export.adapters=[runs/a,b]", "plan.output=plan.svg", "cluster.hostfile=hosts"),
+    *(
+        "objective.distill.teacher=./larger",
+        "export.adapters=[runs/a,b]",
+        "plan.output=plan.svg",
+        "cluster.hostfile=hosts",
+    ),
     *("cluster.python=env/bin/python", "cluster.container.image=image.sif"),
     "zero.extra.zero_optimization.offload_param.nvme_path=nvme",
 ]
@@ -97,6 +103,7 @@ def places_of(config):
         "model.path": config.model.path,
         "model.tokenizer": config.model.tokenizer,
         "model.chat_template": config.model.chat_template,
+        "objective.distill.teacher": config.objective.distill.teacher,
         "path": [sources["a"].path, sources["b"].path, sources["e"].path],
         "data.sources.e.tokenizer": sources["e"].tokenizer,
         "dataset": [sources["c"].dataset, sources["d"].dataset],
@@ -122,6 +129,7 @@ def test_a_frozen_configuration_names_the_same_places_from_any_working_directory
         "model.path": f"{here}/model",
         "model.tokenizer": f"{here}/words",
         "model.chat_template": f"{here}/chat.jinja",
+        "objective.distill.teacher": f"{here}/larger",
         "path": [f"{here}/a.jsonl", f"{here}/part-*.jsonl", "s3://b/*.jsonl"],
         "data.sources.e.tokenizer": f"{here}/words",
         "dataset": [f"{here}/sets", "org/sets"],

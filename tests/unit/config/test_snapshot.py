@@ -77,6 +77,7 @@ MAY = [
     ("replay.generate.num_tokens", 5),
     ("train.micro_batch_size", 2),
     ("train.sequence_parallel", 2),
+    ("objective.distill.shard_teacher", True),
     ("model.checkpoint_layers", 1),
     ("zero.stage", 3),
     ("zero.overlap_comm", False),

@@ -137,6 +137,11 @@ def test_the_divergence_stands_after_the_losses_and_fits() -> None:
     assert " 1.100 KL 0.0123 lr 1.00e-05 " in line and len(line) <= 120
 
 
+def test_the_divergence_from_a_teacher_stands_behind_the_loss() -> None:
+    record = {"loss": 1.25, "divergence": 0.51234, "cross_entropy": 2.5, "loss/chat": 2.5}
+    assert training_line(1, 3, record) == "1/3 loss 1.2500 divergence 0.512 chat 2.500"
+
+
 def test_the_parts_of_a_loss_of_preferences_stand_behind_it_and_fit() -> None:
     orpo = {"loss": 5.638, "pair_loss": 0.0676, "nll_chosen": 5.5704, "preference_accuracy": 0.625}
     orpo["reward_margin"] = 0.0123

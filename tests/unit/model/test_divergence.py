@@ -14,7 +14,8 @@ from tests.helpers.wait import LIMIT_S
 from tests.unit.model.test_head import Model, gradients
 from trainer.model.causal import CausalLM
 from trainer.model.head.ask import Logits
-from trainer.model.head.divergence import LEAST_MASS, divergence, divergence_step
+from trainer.model.head.comparison import LEAST_MASS
+from trainer.model.head.divergence import divergence, divergence_step
 from trainer.model.head.head import install_loss_head
 from trainer.model.head.nll import ChunkedCrossEntropy
 from trainer.model.head.top import Top

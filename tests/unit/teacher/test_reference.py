@@ -55,7 +55,7 @@ def read(reference, refs):
 
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
 def test_every_pack_gets_its_rows_at_its_supervised_positions_whoever_wrote_them(tmp_path, num_parts):
-    reference = BaseReference(build(tmp_path, num_parts=num_parts), {REPLAY: 0})
+    reference = BaseReference([build(tmp_path, num_parts=num_parts)], {REPLAY: 0})
     assert reference.num_positions == STORES[REPLAY].pack_targets.sum()
     for first, second in ((0, 8), (5, 3), (7, 7)):
         refs = [PackRef(REPLAY, first, 0), PackRef(0, 4, 0), PackRef(REPLAY, second, 1)]
@@ -69,7 +69,7 @@ def test_every_pack_gets_its_rows_at_its_supervised_positions_whoever_wrote_them
 
 
 def test_a_micro_batch_without_replay_has_no_rows(tmp_path):
-    reference = BaseReference(build(tmp_path), {REPLAY: 0})
+    reference = BaseReference([build(tmp_path)], {REPLAY: 0})
     assert read(reference, [PackRef(0, 1, 0), PackRef(0, 2, 0)]) is None
 
 
@@ -80,18 +80,18 @@ def test_the_bytes_are_those_that_are_announced(tmp_path):
 
 
 def test_a_pack_that_nobody_asked_the_base_about_is_an_error_not_a_zero(tmp_path):
-    reference = BaseReference(build(tmp_path, packs=[0, 2, 5]), {REPLAY: 0})
+    reference = BaseReference([build(tmp_path, packs=[0, 2, 5])], {REPLAY: 0})
     assert len(read(reference, [PackRef(REPLAY, 5, 0)]).ids_RK) == STORES[REPLAY].pack_targets[5]
     for pack in (1, 8):
-        with pytest.raises(DataError, match=f"pack {pack} of replay source 0, but holds 0 instead"):
+        with pytest.raises(DataError, match=f"pack {pack} of its source 0, but holds 0 instead"):
             read(reference, [PackRef(REPLAY, pack, 0)])
-    other = BaseReference(build(tmp_path / "other", source=1), {REPLAY: 0})
+    other = BaseReference([build(tmp_path / "other", source=1)], {REPLAY: 0})
     with pytest.raises(DataError, match="holds 0 instead"):
         read(other, [PackRef(REPLAY, 0, 0)])
 
 
 def test_a_part_without_packs_is_no_trouble(tmp_path):
-    reference = BaseReference(build(tmp_path, packs=[4], num_parts=3), {REPLAY: 0})
+    reference = BaseReference([build(tmp_path, packs=[4], num_parts=3)], {REPLAY: 0})
     assert np.array_equal(read(reference, [PackRef(REPLAY, 4, 0)]).ids_RK, answers(4)[0])
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_reference_is_not_whole_and_is_made_again(tmp_path, damage):
         (folder / "meta.json").write_text("{")
     assert not is_whole(folder)
     with pytest.raises(DataError, match="must hold the base model's log-probabilities whole"):
-        BaseReference(folder, {REPLAY: 0})
+        BaseReference([folder], {REPLAY: 0})
     assert is_whole(build(tmp_path))
 
 
@@ -134,11 +134,11 @@ def test_one_flipped_bit_of_a_reference_is_found_when_it_is_read(name, tmp_path)
         changed[place] ^= 16
         (folder / name).write_bytes(changed)
         with pytest.raises(DataError, match=r"log-probabilities whole, but .*Delete that folder") as caught:
-            read(BaseReference(folder, {REPLAY: 0}), refs)
+            read(BaseReference([folder], {REPLAY: 0}), refs)
         assert str(folder) in str(caught.value) and name in str(caught.value)
         assert is_whole(folder) == name.endswith(".bin"), "what is large is compared pack by pack"
     (folder / name).write_bytes(original)
-    assert len(read(BaseReference(folder, {REPLAY: 0}), refs).ids_RK) == STORES[REPLAY].pack_targets.sum()
+    assert len(read(BaseReference([folder], {REPLAY: 0}), refs).ids_RK) == STORES[REPLAY].pack_targets.sum()
 
 
 KILLED = """
@@ -191,7 +191,7 @@ def test_the_loader_reads_the_rows_of_the_replay_in_every_micro_batch(tmp_path):
         Pool("old", True, 1.0, [REPLAY], [STORES[REPLAY].pack_targets]),
     ]
     plan, same = (DataPlan(pools, 8, 16, lambda step: 0.4, seed=1) for _ in range(2))
-    reference = BaseReference(build(tmp_path), {REPLAY: 0})
+    reference = BaseReference([build(tmp_path)], {REPLAY: 0})
     loader = TrainLoader(["new", "old"], STORES, plan, Axis(0, 1), 2, 0, reference.rows_of)
     num_rows = 0
     for step in range(6):

@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.model.head.divergence import LEAST_MASS, TopTokens
+from trainer.model.head.comparison import LEAST_MASS
+from trainer.model.head.divergence import TopTokens
 from trainer.model.head.fused_softmax import SKIP, block_size, fused_softmax_step, num_warps, sum_row
 
 

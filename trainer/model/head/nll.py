@@ -17,6 +17,7 @@ from trainer.errors import ModelError
 from trainer.model.head.ask import IGNORE, HeadAsk, Output, working_type
 from trainer.model.head.bend import NO_BEND, Bend
 from trainer.model.head.divergence import TopTokens, divergence_step
+from trainer.model.head.top import ROWS_AT_ONCE
 from trainer.model.token_slices import TokenSlices
 
 
@@ -118,6 +119,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         kl_R = torch.cat(kls) if kls else nll_N.new_zeros(0)
         ctx.mark_non_differentiable(nll_N, kl_R)
         counted_R = kl_R if weights_N is None or not kls else weights_N[base.rows_R] * kl_R
+        if base.how.cross_entropy != 1:
+            counted_N = counted_N.index_put((base.rows_R,), base.how.cross_entropy * counted_N[base.rows_R])
         return counted_N.sum() + base.beta * counted_R.sum(), nll_N, kl_R
 
     @staticmethod
@@ -194,8 +197,16 @@ def _softmax_step(
     grad.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=grad.dtype))
     grad.mul_(supervised.unsqueeze(1))
     if base is not None and kl_grad is not None:
+        _weigh_rows(grad, base)
         grad.index_add_(0, base.rows_R, kl_grad, alpha=base.beta)
     return nll, bend.back_(grad, bent).to(logits.dtype), kl
+
+
+def _weigh_rows(grad: Tensor, base: TopTokens) -> None:
+    """Scale the gradient of the cross-entropy of rows with a teacher, in place."""
+    if base.how.cross_entropy != 1:
+        factors = torch.ones(len(grad), dtype=grad.dtype, device=grad.device)
+        grad.mul_(factors.index_fill_(0, base.rows_R, base.how.cross_entropy).unsqueeze(1))
 
 
 def _fused_step(
@@ -206,6 +217,8 @@ def _fused_step(
 
     if base is None:
         return *fused_softmax_step(logits, labels, needs_grad, bend), None
+    if not base.how.is_plain or base.log_rest_R is not None:
+        return _partly_fused_step(logits, labels, base, needs_grad, bend)
     from trainer.model.head.fused_divergence import fused_divergence_step
 
     if bend.is_none:
@@ -213,3 +226,31 @@ def _fused_step(
     bent = bend.of(logits.float())
     nll, grad, kl = fused_divergence_step(bent.clone(), labels, base, needs_grad)
     return nll, bend.back_(grad, bent).to(logits.dtype) if needs_grad else logits, kl
+
+
+def _partly_fused_step(
+    logits: Tensor, labels: Tensor, base: TopTokens, needs_grad: bool, bend: Bend
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same where a divergence has no kernel: some rows at a time in float32, beside the fused cross-entropy."""
+    from trainer.model.head.fused_softmax import fused_softmax_step
+
+    found: list[Tensor] = []
+    grads: list[Tensor] = []
+    num_rows = len(base.host_rows_R)
+    for start in range(0, num_rows, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, num_rows)
+        first, last = int(base.host_rows_R[start]), int(base.host_rows_R[stop - 1]) + 1
+        part = base.within(first, last)
+        assert part is not None, "it holds rows of the teacher"
+        plain = logits[first:last][part.rows_R].float()
+        bent = plain if bend.is_none else bend.of(plain)
+        divergences, grad = divergence_step(bent, part, needs_grad)
+        found.append(divergences)
+        if grad is not None:
+            grads.append(bend.back_(grad, bent).mul_(base.beta).to(logits.dtype))
+    nll, grad = fused_softmax_step(logits, labels, needs_grad, bend)
+    if needs_grad:
+        _weigh_rows(grad, base)
+        for start, more in zip(range(0, num_rows, ROWS_AT_ONCE), grads, strict=True):
+            grad.index_add_(0, base.rows_R[start : start + ROWS_AT_ONCE], more)
+    return nll, grad, torch.cat(found)
