@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -110,4 +111,33 @@ def judge_lines(notes: Sequence[Note], first_is_better: bool) -> list[str]:
         lines.append(f"agreement with people where both orders agree: {share_said(right, len(kept))}")
         of_all = sum(note["margin"] > 0 for note in judged)
         lines.append(f"agreement with people by the mean of both orders: {share_said(of_all, len(judged))}")
+    return lines
+
+
+def revised_lines(notes: Sequence[Note], num_rows: int) -> list[str]:
+    """Say what became of answers: how many revisions are the answers, and how long they are."""
+    lines = [f"{num_rows:,} rows of {many(len(notes), 'answer')}", *dropped_lines(notes)]
+    revised = [note for note in notes if "ratio" in note]
+    if revised:
+        same = sum(note["unchanged"] for note in revised)
+        ratios = [note["ratio"] for note in revised]
+        lines.append(f"revision unchanged: {share_said(same, len(revised))}")
+        lines.append(
+            f"characters of the revision by those of the answer: median {statistics.median(ratios):.2f}, from "
+            f"{min(ratios):.2f} to {max(ratios):.2f}"
+        )
+    return lines
+
+
+def question_lines(notes: Sequence[Note], num_rows: int, num_chunks: int) -> list[str]:
+    """Say what became of questions, and how many of them parts of documents answer."""
+    asked = [note for note in notes if "yes" in note]
+    kept = sum(not note["dropped"] for note in asked)
+    lines = [
+        f"{num_rows:,} rows of {many(num_chunks, 'part')} of documents, {many(len(notes), 'question')} asked for",
+        *dropped_lines(notes),
+    ]
+    lines.append(f"found answered by a second pass: {share_said(kept, len(asked))}")
+    if kept > num_rows:
+        lines.append(f"dropped: {many(kept - num_rows, 'row')} whose question is nearly one before")
     return lines
