@@ -59,7 +59,7 @@ def _judge(what: dict[str, Any], function: Function | None, asked: dict[str, Any
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
+    return f"{type(error).__name__} ({str(error)[:200]})"
 
 
 def _say(told: Any, value: dict[str, Any]) -> None:
