@@ -25,7 +25,7 @@ from trainer.model.dtype import ELEMENT_BYTES
 from trainer.model.load import read_config
 from trainer.model.resolve import resolve_model
 from trainer.model.tokenizer import Tokenizer, configured_tokenizer
-from trainer.sample.answering import Answering, ModelAnswering, VllmAnswering
+from trainer.sample.answering import AnswerSource, ModelAnswering, VllmAnswering
 from trainer.sample.sampler import cache_bytes
 from trainer.sample.vllm import choose_engine, cpu_cache_bytes, start_engine
 from trainer.synthetic.asked_model import AskedModel, LetterReader
@@ -70,7 +70,7 @@ class NamedData:
         """Load it, and return what answers."""
         hf_config = read_config(self.source, self.model)
         longest = context_length(hf_config)
-        answering: Answering
+        answering: AnswerSource
         if self.engine is SampleEngine.vllm:
             longest = min(longest or VLLM_LONGEST, VLLM_LONGEST)
             on_gpu = torch.cuda.is_available()

@@ -83,8 +83,10 @@ _DATA_VERBS = (
     (
         "raft",
         f"palimpsest data raft synthetic.input=qa.jsonl {_MADE} synthetic.raft.corpus=documents.jsonl",
-        ("question_column", "answer_column", "document_column", "corpus", "distractors", "num_distractors")
-        + ("oracle_share", "quote"),
+        (
+            *("question_column", "answer_column", "document_column", "corpus", "distractors"),
+            *("num_distractors", "oracle_share", "quote"),
+        ),
     ),
     (
         "sample",

@@ -11,11 +11,11 @@ from trainer.config.generate import VLLM_TEMPERATURES, GenerateConfig, SampleEng
 from trainer.config.rule import Problem, must, problem
 from trainer.config.synthetic import (
     BUILT_IN,
-    AnswersConfig,
     DistractorChoice,
     QuoteSource,
     RaftConfig,
     SampledRows,
+    SampleVerbConfig,
     SyntheticConfig,
 )
 
@@ -157,7 +157,7 @@ def _raft_problems(raft: RaftConfig) -> Iterator[Problem]:
         yield must(f"{key}.quote_end", "another mark than quote_begin", raft.quote_end, "Leave both out.")
 
 
-def _answer_problems(sample: AnswersConfig) -> Iterator[Problem]:
+def _answer_problems(sample: SampleVerbConfig) -> Iterator[Problem]:
     key, verifier = f"{_SECTION}.sample", sample.verifier
     is_built_in = verifier in BUILT_IN
     if verifier is not None and not is_built_in and not _FUNCTION.fullmatch(verifier):

@@ -112,7 +112,7 @@ class RaftConfig:
 
 
 @dataclass
-class AnswersConfig:
+class SampleVerbConfig:
     """`palimpsest data sample`: answers to prompts, scored by what can verify them or by a reward model."""
 
     prompt_column: str = "prompt"
@@ -224,7 +224,7 @@ class SyntheticConfig:
     engine: SampleEngine = SampleEngine.auto
     """What samples: vLLM on a GPU when it is installed, else transformers."""
     raft: RaftConfig = field(default_factory=RaftConfig)
-    sample: AnswersConfig = field(default_factory=AnswersConfig)
+    sample: SampleVerbConfig = field(default_factory=SampleVerbConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     revise: ReviseConfig = field(default_factory=ReviseConfig)
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)

@@ -27,7 +27,7 @@ class SampledAnswer(NamedTuple):
     is_cut: bool
 
 
-class Answering(Protocol):
+class AnswerSource(Protocol):
     """Answers prompts, given as token ids up to where an answer begins."""
 
     at_once: int

@@ -11,7 +11,7 @@ import torch
 
 from trainer.errors import ModelError
 from trainer.model.tokenizer import Tokenizer
-from trainer.sample.answering import Answering, prompt_tokens
+from trainer.sample.answering import AnswerSource, prompt_tokens
 from trainer.synthetic.best_answers import Answer
 from trainer.synthetic.order_bias import LETTERS
 
@@ -21,7 +21,7 @@ class AskedModel:
     """A model and its tokenizer; prompts that it has no room for are not asked."""
 
     tokenizer: Tokenizer
-    answering: Answering
+    answering: AnswerSource
     max_new_tokens: int
     longest: int | None
     """Tokens of its context; None: not known."""

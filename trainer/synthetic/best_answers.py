@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trainer.config.synthetic import AnswersConfig, SampledRows, SyntheticConfig
+from trainer.config.synthetic import SampledRows, SampleVerbConfig, SyntheticConfig
 from trainer.errors import DataError
 from trainer.synthetic.given_rows import GivenRow
 from trainer.synthetic.made_file import MadePart
@@ -38,7 +38,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class AskedPrompt:
+class PromptRow:
     """A prompt of a row: what the model is asked, and what its answers are compared with."""
 
     row: GivenRow
@@ -60,11 +60,11 @@ class Asking(Protocol):
         """Return the answers to each prompt, None where it leaves no room for any; `number` is that of the part."""
 
 
-Worth = Callable[[AskedPrompt, Sequence[Answer]], list[Verdict]]
+Worth = Callable[[PromptRow, Sequence[Answer]], list[Verdict]]
 """Gives a verdict on each answer to a prompt."""
 
 
-def read_prompt(row: GivenRow, options: SyntheticConfig) -> AskedPrompt:
+def read_prompt(row: GivenRow, options: SyntheticConfig) -> PromptRow:
     """Read the columns of a row.
 
     Raises:
@@ -84,7 +84,7 @@ def read_prompt(row: GivenRow, options: SyntheticConfig) -> AskedPrompt:
         turns = user_turns(value, row, key)
     if options.system is not None and turns and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": options.system})
-    return AskedPrompt(row, turns, reference)
+    return PromptRow(row, turns, reference)
 
 
 def user_turns(value: list[Any], row: GivenRow, key: str) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ class AnswersMaker:
         self._provenance = {**provenance, "template": hashlib.sha256(words.encode()).hexdigest()}
         self._num_failed, self._has_verdict, self._failure = 0, False, ""
 
-    def make(self, prompts: Sequence[AskedPrompt], number: int) -> MadePart:
+    def make(self, prompts: Sequence[PromptRow], number: int) -> MadePart:
         """Return the rows of a part and a note on each prompt.
 
         Raises:
@@ -147,7 +147,7 @@ class AnswersMaker:
             )
 
     def _row(
-        self, one: AskedPrompt, said: Sequence[Answer], verdicts: Sequence[Verdict]
+        self, one: PromptRow, said: Sequence[Answer], verdicts: Sequence[Verdict]
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         sample, known = self._sample, [v.score for v in verdicts if v.score is not None]
         passed = sum(score >= sample.pass_at for score in known)
@@ -189,7 +189,7 @@ class AnswersMaker:
 
 
 def choose(
-    said: Sequence[Answer], verdicts: Sequence[Verdict], sample: AnswersConfig
+    said: Sequence[Answer], verdicts: Sequence[Verdict], sample: SampleVerbConfig
 ) -> tuple[int | None, int | None]:
     """Return the places of the best and of the worst answer, the first of equals; None where there is none.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from trainer.config.yaml_text import plain
 from trainer.errors import DataError
 
 REVISE = "Rewrite the answer so that it heeds the critique. Reply with the new answer alone."
@@ -36,7 +37,7 @@ def read_principles(key: str, path: str) -> list[Principle]:
         ) from error
     if file.suffix in (".yaml", ".yml"):
         try:
-            content = yaml.safe_load(text)
+            content = plain(text)
         except yaml.YAMLError as error:
             what = " ".join(str(error).split())
             raise DataError(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trainer.config.many import many
-from trainer.config.synthetic import AnswersConfig
+from trainer.config.synthetic import SampleVerbConfig
 from trainer.evaluate.wilson import wilson_interval
 from trainer.synthetic.pass_rates import pass_rate
 from trainer.synthetic.raft import BY_QUESTION, NOT_LOOKED_FOR
@@ -60,7 +60,7 @@ def raft_lines(notes: Sequence[Note]) -> list[str]:
     return lines
 
 
-def answer_lines(notes: Sequence[Note], options: AnswersConfig, num_rows: int) -> list[str]:
+def answer_lines(notes: Sequence[Note], options: SampleVerbConfig, num_rows: int) -> list[str]:
     """Say how many answers passed, failed or were cut, and pass@1 and pass@k."""
     asked = [note for note in notes if "answers" in note]
     total = {key: sum(note[key] for note in asked) for key in ("answers", "known", "cut", "empty")}

@@ -10,7 +10,7 @@ from typing import Any
 from trainer.model.tokenizer import Tokenizer
 from trainer.sample.scored_rows import row_to_score
 from trainer.sample.scoring import score_rows
-from trainer.synthetic.best_answers import Answer, AskedPrompt, Worth
+from trainer.synthetic.best_answers import Answer, PromptRow, Worth
 from trainer.synthetic.verdicts import Verdict
 from trainer.synthetic.verifier_process import VerifierProcess
 
@@ -20,7 +20,7 @@ EMPTY = "has nothing to score in an empty answer"
 def by_verifier(verifier: VerifierProcess) -> Worth:
     """Return what asks a verifier about each answer."""
 
-    def worth(one: AskedPrompt, said: Sequence[Answer]) -> list[Verdict]:
+    def worth(one: PromptRow, said: Sequence[Answer]) -> list[Verdict]:
         return [verifier.check(one.text, answer.text, one.row.values, one.reference) for answer in said]
 
     return worth
@@ -40,7 +40,7 @@ class Scorer:
 def by_reward_model(scorer: Scorer) -> Worth:
     """Return what scores the answers to a prompt; one that the model cannot read has failed."""
 
-    def worth(one: AskedPrompt, said: Sequence[Answer]) -> list[Verdict]:
+    def worth(one: PromptRow, said: Sequence[Answer]) -> list[Verdict]:
         as_chat = scorer.tokenizer.has_chat_template
         prompt = one.turns if as_chat else "\n\n".join(str(turn["content"]) for turn in one.turns)
         found: list[Verdict] = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.config.synthetic import AnswersConfig, SampledRows, SyntheticConfig
+from trainer.config.synthetic import SampledRows, SampleVerbConfig, SyntheticConfig
 from trainer.errors import DataError
 from trainer.synthetic.best_answers import (
     EMPTY,
@@ -58,7 +58,7 @@ def prompts(*names):
 
 
 def made(names, **changes):
-    options = SyntheticConfig(sample=AnswersConfig(verifier="exact", num_answers=4, **changes))
+    options = SyntheticConfig(sample=SampleVerbConfig(verifier="exact", num_answers=4, **changes))
     maker = AnswersMaker(options, FakeSampler(), worth, {"verb": "sample", "model": "d", "seed": 0})
     part = maker.make([read_prompt(row, options) for row in prompts(*names)], 0)
     return part, options.sample
@@ -104,7 +104,7 @@ def test_rates_keep_the_row_and_leave_out_what_is_too_easy_or_too_hard():
 
 def test_a_reward_model_ranks_and_ties_make_no_pair():
     said = [Answer("a", False), Answer("b", False), Answer("c", True), Answer("", False)]
-    sample = AnswersConfig(reward_model="folder")
+    sample = SampleVerbConfig(reward_model="folder")
     assert choose(said, [Verdict(0.5), Verdict(2.0), Verdict(9.0), Verdict(-9.0)], sample) == (1, 0)
     assert choose(said[:2], [Verdict(1.0), Verdict(1.0)], sample) == (0, None)
     assert choose(said[2:], [Verdict(1.0), Verdict(1.0)], sample) == (None, None)
@@ -121,13 +121,13 @@ def test_a_verifier_that_fails_every_answer_is_refused_and_one_that_fails_some_i
 def test_a_prompt_of_turns_ends_with_the_users_last_and_what_is_no_turn_is_named():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     options = SyntheticConfig(
-        system="Be brief.", sample=AnswersConfig(verifier="exact", reference_column=None)
+        system="Be brief.", sample=SampleVerbConfig(verifier="exact", reference_column=None)
     )
     found = read_prompt(GivenRow("x", "f", {"prompt": turns}), options)
     assert found.turns == [{"role": "system", "content": "Be brief."}, turns[0]] and found.text == "a"
     with pytest.raises(DataError, match="texts or of turns with role and content, but f, line 2 has"):
         read_prompt(GivenRow("x", "f, line 2", {"prompt": [{"value": "a"}]}), options)
-    asks = SyntheticConfig(sample=AnswersConfig(verifier="number", instruction="{prompt} {{}}"))
+    asks = SyntheticConfig(sample=SampleVerbConfig(verifier="number", instruction="{prompt} {{}}"))
     assert (
         read_prompt(GivenRow("x", "f", {"prompt": "{q}", "answer": 3}), asks).turns[0]["content"] == "{q} {}"
     )
