@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer import __version__
 from trainer.command.missing_here import refuse_missing
 from trainer.config.check_synthetic import needed_problems
+from trainer.config.many import many
 from trainer.config.schema import RunConfig
 from trainer.config.synthetic import SyntheticConfig
 from trainer.errors import Exit
@@ -132,7 +133,7 @@ def _show(console: Console, target: Path, meta: dict[str, Any], made: MadeFile) 
     made.clear()
     for line in meta["report"]:
         say(console, line)
-    say(console, f"{meta['rows']:,} rows: {target}")
+    say(console, f"{many(meta['rows'], 'row')}: {target}")
     return Exit.done
 
 

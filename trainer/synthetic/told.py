@@ -65,7 +65,7 @@ def answer_lines(notes: Sequence[Note], options: SampleVerbConfig, num_rows: int
     asked = [note for note in notes if "answers" in note]
     total = {key: sum(note[key] for note in asked) for key in ("answers", "known", "cut", "empty")}
     lines = [
-        f"{num_rows:,} rows of {many(len(notes), 'prompt')}, {many(total['answers'], 'answer')}",
+        f"{many(num_rows, 'row')} of {many(len(notes), 'prompt')}, {many(total['answers'], 'answer')}",
         *dropped_lines(notes),
     ]
     if options.reward_model is None:
@@ -94,7 +94,7 @@ def judge_lines(notes: Sequence[Note], first_is_better: bool) -> list[str]:
     """Say how often both orders agree, what the place alone is worth, and how often the judge agrees with people."""
     judged = [note for note in notes if "margin" in note]
     kept = [note for note in judged if not note.get("dropped")]
-    lines = [f"{len(kept):,} pairs of {many(len(notes), 'row')}", *dropped_lines(notes)]
+    lines = [f"{many(len(kept), 'pair')} of {many(len(notes), 'row')}", *dropped_lines(notes)]
     if not judged:
         return lines
     consistent = sum(note["consistent"] for note in judged)
@@ -116,7 +116,7 @@ def judge_lines(notes: Sequence[Note], first_is_better: bool) -> list[str]:
 
 def revised_lines(notes: Sequence[Note], num_rows: int) -> list[str]:
     """Say what became of answers: how many revisions are the answers, and how long they are."""
-    lines = [f"{num_rows:,} rows of {many(len(notes), 'answer')}", *dropped_lines(notes)]
+    lines = [f"{many(num_rows, 'row')} of {many(len(notes), 'answer')}", *dropped_lines(notes)]
     revised = [note for note in notes if "ratio" in note]
     if revised:
         same = sum(note["unchanged"] for note in revised)
@@ -134,7 +134,7 @@ def question_lines(notes: Sequence[Note], num_rows: int, num_chunks: int) -> lis
     asked = [note for note in notes if "yes" in note]
     kept = sum(not note["dropped"] for note in asked)
     lines = [
-        f"{num_rows:,} rows of {many(num_chunks, 'part')} of documents, {many(len(notes), 'question')} asked for",
+        f"{many(num_rows, 'row')} of {many(num_chunks, 'part')} of documents, {many(len(notes), 'question')} asked for",
         *dropped_lines(notes),
     ]
     lines.append(f"found answered by a second pass: {share_said(kept, len(asked))}")
