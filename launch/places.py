@@ -19,7 +19,7 @@ from trainer.config.schema import RunConfig
 
 MOST_LOOKED_AT = 10_000
 """Files of a folder that are looked at for links: submit answers at once."""
-NOT_READ = ("run_dir", "data.cache_dir", "replay.generate.", "export.", "plan.", "cluster.")
+NOT_READ = ("run_dir", "data.cache_dir", "replay.generate.", "export.", "plan.", "cluster.", "synthetic.")
 """Places that training does not read, or that are looked at for themselves."""
 HUB_FOLDERS = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
 

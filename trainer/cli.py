@@ -296,6 +296,10 @@ def _run_here(command: str, config: RunConfig) -> int:
             from trainer.command.score_file import score_file
 
             return score_file(config)
+        case _ if command.startswith("data "):
+            from trainer.command.data_verbs import make_rows
+
+            return make_rows(command, config)
         case "replay generate":
             from trainer.command.train import start_generation
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from trainer.checkpoint.named import KEY, why_not_named
 from trainer.command.model_rules import rules_of_named_model
 from trainer.command.prepare import not_generated
-from trainer.command.rules import broken_rules
+from trainer.command.rules import asks_model, broken_rules
 from trainer.command.teacher_rules import teacher_problems
 from trainer.config.apart import inputs_of, why_no_cache, why_not_apart
 from trainer.config.check_export import exports_adapter
@@ -40,6 +40,9 @@ from trainer.model.on_disk import model_problems, no_maker, why_no_tokenizer
 from trainer.model.tune.quantiser import quantiser_problems
 from trainer.runtime.disk import why_not_writable
 from trainer.start.accelerator import accelerator_problems
+
+READ_BASE = ("prepare", "plan data", "train", "evaluate", "export", "replay generate")
+"""Commands that read the tokenizer of the base, beside those that make rows."""
 
 
 def refuse_missing(
@@ -79,7 +82,9 @@ def with_other_problems(error: WrongWords, command: str) -> ConfigError:
 
 def missing(config: RunConfig, command: str) -> list[Problem]:
     """Return what the command needs and is not on this machine."""
-    found = [*model_problems(config.model, needs_of(config, command))]
+    found: list[Problem] = []
+    if asks_model(config, command):
+        found += model_problems(config.model, needs_of(config, command))
     if command in ("prepare", "train", "plan data") and not found:
         found += rules_of_named_model(config)
     if command == "train":
@@ -110,12 +115,15 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
             found += [*folder_problems("replay.generate.output_dir", target), *cache_problems(config)]
             if target and not os.path.exists(target):  # one that is there holds samples, or is refused
                 found += [*_apart_problems("replay.generate.output_dir", target, config)]
+        case _ if command.startswith("data ") and asks_model(config, command):
+            found += [*cache_problems(config)]
     return list(dict.fromkeys(found))
 
 
 def needs_of(config: RunConfig, command: str) -> Needs:
     """Return what a command reads of the base beside its config.json."""
-    if command not in ("prepare", "plan data", "train", "evaluate", "export", "replay generate"):
+    makes_rows = command.startswith("data ")
+    if not makes_rows and command not in READ_BASE:
         return Needs(tokenizer=False, weights=False)
     return Needs(weights=command != "prepare")  # an export compares the base with that of the training
 

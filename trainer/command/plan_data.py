@@ -5,7 +5,6 @@ One process; on the GPU where there is one.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -20,9 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer.command.data_report import DataPlanReport
 from trainer.command.missing_here import refuse_missing
+from trainer.command.plain_model import device_here, load_plain
 from trainer.command.prepare import ensure_inputs
 from trainer.config.data import Role
-from trainer.config.model import ModelConfig, ModelHead, ModelKind
+from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated, write_atomic
 from trainer.data.store.prepared import open_all
@@ -33,10 +33,6 @@ from trainer.evaluate.probe_texts import PROSE, encode_texts, folder_texts, pack
 from trainer.evaluate.shift import TextLoss, count_letters, shared_documents, text_loss
 from trainer.evaluate.windows import TextWindow, cut_window, sample_windows, score_windows
 from trainer.metrics.long_work import LongWork
-from trainer.model.attention import AttentionChoice, offered
-from trainer.model.dtype import choose_dtype, hardware_here
-from trainer.model.load import load_model, read_config
-from trainer.model.resolve import resolve_model
 from trainer.run.packing import with_packing
 from trainer.runtime.say import say
 
@@ -69,7 +65,7 @@ def show_data_plan(config: RunConfig) -> None:
                 "at what palimpsest prepare says of its rows."
             )
     probes = _probe_windows(config, tokenizer, rng)
-    model, device = _load(config)
+    model, device = load_plain(config.model, Path(config.data.cache_dir)), device_here()
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -120,18 +116,6 @@ def _probe_windows(
         )
         found[kind.kind] = [window for window in cut if window is not None]
     return found
-
-
-def _load(config: RunConfig) -> tuple[Any, torch.device]:
-    """Return the base as plain transformers runs it, and where."""
-    model: ModelConfig = dataclasses.replace(config.model, head=ModelHead.language)
-    source = resolve_model(model, Path(config.data.cache_dir))
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    dtype = choose_dtype(hardware_here()).name if device.type == "cuda" else "fp32"
-    has = offered(read_config(source, model))
-    attention = AttentionChoice("sdpa" if has.has_sdpa else "eager", "a document a row")
-    loaded = load_model(source, model, attention, dtype, None, device)
-    return loaded.model.eval(), device
 
 
 @contextmanager

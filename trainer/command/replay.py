@@ -95,7 +95,7 @@ def make_request(config: RunConfig) -> Request:
     is_chat = uses_chat(options.prompts, tokenizer)
     engine = choose_engine(options, torch.cuda.is_available())
     hf_config = read_config(source, model)
-    plan = plan_prompts(is_chat, tokenizer, tokenizer.special_ids, _model_stops(source, hf_config))
+    plan = plan_prompts(is_chat, tokenizer, tokenizer.special_ids, stops_of_files(source, hf_config))
     given = None
     if options.prompts is Prompts.given:
         given = _given(config, tokenizer, hf_config)
@@ -126,7 +126,7 @@ def _given(config: RunConfig, tokenizer: Tokenizer, hf_config: Any) -> GivenProm
     return given_prompts(options.prompt_file, config.data, tokenizer, most, options.seed)
 
 
-def _model_stops(source: str, hf_config: Any) -> list[int]:
+def stops_of_files(source: str, hf_config: Any) -> list[int]:
     """Return the end tokens of the model's own files: some tokenizers name only one of several."""
     found = getattr(hf_config, "eos_token_id", None)
     file = Path(source) / "generation_config.json"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.command.usage import SUBCOMMANDS
 from trainer.config.check import find_problems
 from trainer.config.rule import Problem, must
 from trainer.config.schema import RunConfig
+from trainer.config.synthetic import QuoteSource
 from trainer.forecast.step_time import DEVICES, find_device
 
 READ = {
@@ -14,6 +16,7 @@ READ = {
     "export": ("export",),
     "plan data": ("model", "data", "plan", "evaluate.probe_dir"),
     "replay generate": ("model", "cluster", "replay.generate"),
+    **{f"data {verb}": ("model", "synthetic") for verb in SUBCOMMANDS["data"]},
 }
 """Sections and keys that a command reads of the configuration, where it does not read all."""
 
@@ -31,9 +34,16 @@ def broken_rules(config: RunConfig, command: str, world_size: int | None = None)
         told = [rule for rule in found if not rule.is_open or rule.key == "model"]
         return told if any(rule.key == "plan.gpu" for rule in told) else [*told, *_gpu_problems(config)]
     only = READ.get(command)
+    if not asks_model(config, command):
+        only = tuple(section for section in only or () if section != "model")
     if command == "export" and config.asks_gate_to_export:
         only = ("export", "gate")
     return [rule for rule in found if only is None or rule.is_in(only)]
+
+
+def asks_model(config: RunConfig, command: str) -> bool:
+    """Tell whether a command has to do with a model: `data raft` only where that writes the reasoning."""
+    return command != "data raft" or config.synthetic.raft.quote is QuoteSource.model
 
 
 def _gpu_problems(config: RunConfig) -> Iterator[Problem]:

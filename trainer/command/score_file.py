@@ -25,6 +25,7 @@ def score_file(config: RunConfig) -> int:
     from trainer.export.folder import load_scorer
     from trainer.model.cache import context_length
     from trainer.model.tokenizer import configured_tokenizer
+    from trainer.sample.scoring import score_rows
 
     options = config.evaluate.scores
     refuse(list(score_problems(options)))
@@ -53,7 +54,7 @@ def score_file(config: RunConfig) -> int:
     if options.generator is not None:
         file = _answer(options, config.model.trust_remote_code, file, output)
     rows = list(read_rows(file, tokenizer, as_chat, context_length(model.config)))
-    scores = _scores(model, rows, config.evaluate.micro_batch_size)
+    scores = score_rows(model, rows, config.evaluate.micro_batch_size)
     _write(rows, scores, output, as_chat)
     return Exit.done
 
@@ -88,33 +89,6 @@ def _as_chat(config: RunConfig, is_run: bool, has_template: bool) -> bool:
             "`evaluate.scores.as_chat` must be false without a chat template, but is True instead. Leave it out."
         )
     return has_template if asked is None else asked
-
-
-def _scores(model: Any, rows: Sequence[RowToScore], size: int) -> list[list[float]]:
-    """Score the answers of all rows. Texts of one length go together, so that nothing is padded.
-
-    Args:
-        size: Texts that go through the model at once.
-    """
-    import torch
-
-    texts = [
-        (tokens, row, place) for row, one in enumerate(rows) for place, tokens in enumerate(one.tokens_A)
-    ]
-    texts.sort(key=lambda text: len(text[0]))
-    found = [[0.0] * len(row.tokens_A) for row in rows]
-    start = 0
-    while start < len(texts):
-        stop = start + 1
-        while stop < min(start + max(size, 1), len(texts)) and len(texts[stop][0]) == len(texts[start][0]):
-            stop += 1
-        ids = torch.tensor([tokens for tokens, _, _ in texts[start:stop]], device=model.device)
-        with torch.no_grad():
-            scores = model(input_ids=ids, use_cache=False).logits[:, 0].double().tolist()
-        for (_, row, place), score in zip(texts[start:stop], scores, strict=True):
-            found[row][place] = score
-        start = stop
-    return found
 
 
 def _write(rows: Sequence[RowToScore], scores: list[list[float]], output: Path, as_chat: bool) -> None:

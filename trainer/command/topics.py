@@ -78,6 +78,40 @@ would type it. Needs 6 GB of memory and 5 GB of disk; writes to runs/quickstart 
 Start it again after an interruption: it keeps what is there and resumes the training. Other words that change what is
 trained need another run_dir."""
 
+_MADE = "synthetic.output=made.jsonl"
+_DATA_VERBS = (
+    (
+        "raft",
+        f"palimpsest data raft synthetic.input=qa.jsonl {_MADE} synthetic.raft.corpus=documents.jsonl",
+        (
+            *("question_column", "answer_column", "document_column", "corpus", "distractors"),
+            *("num_distractors", "oracle_share", "quote"),
+        ),
+    ),
+    (
+        "sample",
+        f"palimpsest data sample model=smollm2_135m synthetic.input=prompts.jsonl {_MADE} "
+        "synthetic.sample.verifier=number",
+        ("prompt_column", "reference_column", "num_answers", "verifier", "pattern", "reward_model", "write"),
+    ),
+    (
+        "judge",
+        f"palimpsest data judge model=smollm2_135m synthetic.input=pairs.jsonl {_MADE}",
+        ("prompt_column", "first_column", "second_column", "first_is_better", "min_margin", "principles"),
+    ),
+    (
+        "revise",
+        f"palimpsest data revise model=smollm2_135m synthetic.input=prompts.jsonl {_MADE} "
+        "synthetic.revise.principles=principles.txt",
+        ("prompt_column", "answer_column", "principles", "write"),
+    ),
+    (
+        "questions",
+        f"palimpsest data questions model=smollm2_135m synthetic.input=corpus.jsonl {_MADE}",
+        ("document_column", "chunk_chars", "per_chunk", "min_answerable"),
+    ),
+)
+
 TOPICS: dict[str, Topic] = {
     "quickstart": Topic(
         f"palimpsest quickstart {WORDS} [--cfg]",
@@ -217,6 +251,27 @@ TOPICS: dict[str, Topic] = {
         ("export", "gate"),
         ("gate",),
     ),
+    **{
+        f"data {verb}": Topic(
+            f"palimpsest data {verb} synthetic.input=ROWS synthetic.output=MADE.jsonl {WORDS}",
+            (example,),
+            (
+                *(
+                    "synthetic.input",
+                    "synthetic.output",
+                    "synthetic.id_column",
+                    "synthetic.max_rows",
+                    "synthetic.seed",
+                ),
+                *(f"synthetic.{verb}.{key}" for key in keys),
+                *(() if verb in ("raft", "judge") else ("synthetic.max_new_tokens", "synthetic.temperature")),
+            ),
+            (f"synthetic.{verb}", "synthetic", "model"),
+            ("model",),
+            "The same command goes on where it was stopped, and the file is then the same.",
+        )
+        for verb, example, keys in _DATA_VERBS
+    },
     "replay generate": Topic(
         f"palimpsest replay generate {WORDS}",
         ("palimpsest replay generate model=llama3_1_8b_instruct replay=generated",),

@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": "recompute which tokens a run should have consumed; verify checkpoints and export; time lost. No GPU",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
     "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
+    "data": "rows that models make, a file for prepare: `palimpsest data raft`, sample, judge, revise, questions",
     "init": "look at a model and at data and write an experiment for them; --site: a file for this cluster",
     "explain": "what a key, a section, a group or an option means, and which files set it",
     "schema": "JSON schema of the configuration, for editors",
@@ -29,6 +30,13 @@ ABOUT = ("init", "explain", "schema", "completion")
 SUBCOMMANDS = {
     "plan": {
         "data": "how far the data is from what the base knows, and how much replay that asks for; loads the model"
+    },
+    "data": {
+        "raft": "questions among documents, answers that quote the one that helps; synthetic.raft.*",
+        "sample": "answers to prompts, scored by a verifier or a reward model; synthetic.sample.*",
+        "judge": "which of two answers a model prefers, asked in both orders; synthetic.judge.*",
+        "revise": "answers revised by a critique from a file of principles; synthetic.revise.*",
+        "questions": "questions and answers to documents, those that cannot be answered left out",
     },
     "replay": {
         "generate": "sample the model into a store of texts or chats; replay.generate.* says what and how much"

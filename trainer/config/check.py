@@ -27,6 +27,7 @@ from trainer.config.check_scores import score_problems
 from trainer.config.check_sequence import batch_rule, sequence_problems
 from trainer.config.check_sharing import sharing_problems
 from trainer.config.check_spikes import spike_problems
+from trainer.config.check_synthetic import synthetic_problems
 from trainer.config.check_tune import tune_problems
 from trainer.config.check_zero import zero_problems
 from trainer.config.data import (
@@ -98,6 +99,7 @@ def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Pr
     yield from best_problems(config.checkpoint, config.evaluate, config.data)
     yield from gate_problems(config.gate, config.data, config.evaluate.forgetting)
     yield from generate_problems(config.replay.generate)
+    yield from synthetic_problems(config.synthetic)
     yield from cluster_problems(config.cluster)
 
 

@@ -13,8 +13,11 @@ from typing import Any
 from trainer.config.rule import Problem, must, told_together
 
 LINES = frozenset({"\n", "\t"})
-MAY_HAVE_LINES = ("cluster.setup", "model.new_tokens")
-"""Keys whose texts are lines of a shell on purpose, or never reach one: the words of a tokenizer."""
+MAY_HAVE_LINES = (
+    *("cluster.setup", "model.new_tokens", "synthetic.system", "synthetic.raft.prompt"),
+    *("synthetic.sample.instruction", "synthetic.judge.question"),
+)
+"""Keys whose texts are lines of a shell on purpose, or never reach one: words of a tokenizer, what a model is asked."""
 _CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Of Unicode: control, half of a pair, ends of a line and of a paragraph."""
 _TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -15,6 +15,7 @@ from trainer.config.optim import OptimConfig, ScheduleConfig, ZeroConfig
 from trainer.config.plan import PlanConfig
 from trainer.config.replay import ReplayConfig
 from trainer.config.sweep import SweepConfig
+from trainer.config.synthetic import SyntheticConfig
 from trainer.config.train import (
     CheckpointConfig,
     EvaluateConfig,
@@ -80,6 +81,7 @@ class RunConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     log: LogConfig = field(default_factory=LogConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

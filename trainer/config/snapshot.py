@@ -33,6 +33,7 @@ from trainer.errors import ConfigError
 
 MAY_DIFFER = (
     *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "gate.", "plan.", "sweep.", "run_dir"),
+    "synthetic.",
     *("data.cache_dir", "data.num_workers", "model.verify_weights", "train.isolation_probe"),
     *("replay.generate.", "name", "train.micro_batch_size", "model.checkpoint_"),
     # How work is spread over ranks, and where memory is: the tokens are the same, numbers within rounding.

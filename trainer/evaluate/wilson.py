@@ -8,10 +8,11 @@ Z = 1.959963984540054
 """Of a normal distribution, 95 % lies so many standard deviations from the middle at most."""
 
 
-def wilson_interval(num_right: int, num_all: int) -> tuple[float, float]:
+def wilson_interval(num_right: float, num_all: int) -> tuple[float, float]:
     """Return the 95 % interval of a share of independent cases, which stays within 0 and 1 and has a width at both.
 
     Args:
+        num_right: Cases that are right; a part of a case where one may be right in part.
         num_all: Cases, at least one.
     Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
     """

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from trainer.config.generate import GenerateConfig
 from trainer.config.scores import ScoresConfig
 from trainer.errors import DataError
-from trainer.model.cache import context_length, end_tokens
+from trainer.model.cache import context_length
 from trainer.model.tokenizer import Tokenizer
-from trainer.sample.prompts import PromptPlan
-from trainer.sample.sampler import TransformersSampler
+from trainer.sample.answering import ModelAnswering, prompt_tokens
 from trainer.sample.scored_rows import KEY, PAIR, SEVERAL
 
 GIVEN = (*PAIR, *SEVERAL, "completion", "messages")
@@ -25,11 +22,10 @@ class AnswerSampler:
     def __init__(self, model: Any, tokenizer: Tokenizer, options: ScoresConfig) -> None:
         """Take the model that answers, and how many answers of what length each prompt gets."""
         self._model, self._tokenizer, self._options = model, tokenizer, options
-        stops = end_tokens(model) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
-        if tokenizer.has_chat_template and tokenizer.turn_end is not None:
-            ending = tokenizer.encode_fragments([tokenizer.turn_end])[0]
-            stops |= set(ending[:1]) if len(ending) == 1 else set()
-        self._stops = sorted(stops)
+        sampling = GenerateConfig(
+            max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed
+        )
+        self._answering = ModelAnswering(model, tokenizer, sampling)
         self.num_empty = 0
         """Answers so far that ended before they began, and are left out."""
 
@@ -47,7 +43,7 @@ class AnswerSampler:
                 f"`{KEY}` must hold rows with a prompt for evaluate.scores.generator, but row {number + 1} has "
                 f"{sorted(row)}. Mend that line."
             )
-        options, header = self._options, self._header(prompt)
+        options, header = self._options, prompt_tokens(self._tokenizer, prompt)
         longest = context_length(self._model.config)
         if longest is not None and len(header) + options.max_new_tokens > longest:
             raise DataError(
@@ -55,23 +51,8 @@ class AnswerSampler:
                 f"tokens, but is {options.max_new_tokens} instead and row {number + 1} has {len(header)}. Lower it, "
                 "or leave that row out."
             )
-        sampling = GenerateConfig(
-            max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed
-        )
-        plan = PromptPlan(False, header, [], self._stops)
-        device = torch.device(self._model.device)
-        sampler = TransformersSampler(self._model, plan, sampling, options.num_answers, device)
-        drafts = sampler.sample(number, lambda: False)
-        assert drafts is not None, "nobody stops it"
-        said = [self._tokenizer.decode(draft.turns[0]).strip() for draft in drafts]
+        (answers,) = self._answering.answer([header], options.num_answers, number)
+        said = [self._tokenizer.decode(answer.tokens).strip() for answer in answers]
         self.num_empty += said.count("")
         kept = {key: value for key, value in row.items() if key not in GIVEN}
         return {**kept, "prompt": prompt, "answers": [text for text in said if text]}
-
-    def _header(self, prompt: str | list[Any]) -> list[int]:
-        """Return the tokens of a prompt, up to where the answer begins."""
-        if isinstance(prompt, str) and not self._tokenizer.has_chat_template:
-            return self._tokenizer.encode_documents([prompt])[0]
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self._tokenizer.render_chat(turns, add_generation_prompt=True)
-        return self._tokenizer.encode_fragments([text])[0]

@@ -56,7 +56,7 @@ def read_rows(
         DataError: The file cannot be read, or a row cannot; names the line.
     """
     for number, row in read_objects(path):
-        yield _read(row, path, number, tokenizer, as_chat, longest)
+        yield row_to_score(row, path, number, tokenizer, as_chat, longest)
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -84,9 +84,15 @@ def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
-def _read(
+def row_to_score(
     row: dict[str, Any], path: Path, number: int, tokenizer: TokenizerLike, as_chat: bool, longest: int | None
 ) -> RowToScore:
+    """Return a row with the tokens of its answers.
+
+    Args:
+        number: Of its line in the file, from 1.
+        longest: As in read_rows; which it raises as.
+    """
     prompt = row.get("prompt", row.get("messages"))
     answers: tuple[Any, ...]
     several = next((row[key] for key in SEVERAL if key in row), None)

