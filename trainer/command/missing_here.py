@@ -82,13 +82,7 @@ def with_other_problems(error: WrongWords, command: str) -> ConfigError:
 
 def missing(config: RunConfig, command: str) -> list[Problem]:
     """Return what the command needs and is not on this machine."""
-    found: list[Problem] = []
-    if asks_model(config, command):
-        found += model_problems(config.model, needs_of(config, command))
-    if command in ("prepare", "train", "plan data") and not found:
-        found += rules_of_named_model(config)
-    if command == "train":
-        found += teacher_problems(config, Needs())
+    found = _missing_models(config, command)
     if command in ("train", "evaluate", "plan data") and config.evaluate.probe_dir is not None:
         found += _raised("evaluate.probe_dir", partial(folder_texts, config.evaluate.probe_dir))
     if command in ("train", "evaluate", "replay generate"):
@@ -118,6 +112,18 @@ def missing(config: RunConfig, command: str) -> list[Problem]:
         case _ if command.startswith("data ") and asks_model(config, command):
             found += [*cache_problems(config)]
     return list(dict.fromkeys(found))
+
+
+def _missing_models(config: RunConfig, command: str) -> list[Problem]:
+    """Return what is wrong with the model that the command asks, and with its teacher."""
+    found: list[Problem] = []
+    if asks_model(config, command):
+        found += model_problems(config.model, needs_of(config, command))
+    if command in ("prepare", "train", "plan data") and not found:
+        found += rules_of_named_model(config)
+    if command == "train":
+        found += teacher_problems(config, Needs())
+    return found
 
 
 def needs_of(config: RunConfig, command: str) -> Needs:
