@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.config.rule import Problem, observed
+from trainer.config.rule import Problem, observed, said
 
 
 def kind_problems(section: Any, prefix: str = "") -> Iterator[Problem]:
@@ -42,4 +42,4 @@ def _problems(key: str, hint: Any, value: Any) -> Iterator[Problem]:
 def _other(key: str, kind: str, value: Any) -> Problem:
     state = repr(value) if isinstance(value, str | int | float) else "another section or list"
     fix = f"Set the keys below {key}." if kind == "a mapping" else f"Set {key}=[VALUE]."
-    return Problem(key, observed(key, kind, state, fix))
+    return said(key, observed(key, kind, state, fix))
