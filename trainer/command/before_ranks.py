@@ -89,7 +89,18 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> int:
     mixing = Mixing(config.data, config.replay, config.train, config.seed, stores, packs_per_step)
     if config.replay.kl.beta:
         mixing.replay_to_draw()
+    if config.replay.controller is RatioController.hold:
+        _check_watched([name for name in mixing.watch if not stores[name].validation.num_packs])
     return mixing.num_steps
+
+
+def _check_watched(silent: Sequence[str]) -> None:
+    """Raise when the ratio shall answer to sources that have no held-out text: their loss would never rise."""
+    if silent:
+        raise ConfigError(
+            f"`replay.watch` must be of sources with held-out text, but {', '.join(silent)} has none instead. Raise "
+            "data.validation_frac, give more documents, or name others in replay.watch."
+        )
 
 
 def _check_conversations(config: RunConfig, tokenizer: TokenizerLike) -> None:
