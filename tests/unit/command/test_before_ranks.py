@@ -78,6 +78,12 @@ def test_a_ratio_that_answers_to_the_kl_needs_conversations_that_the_model_knows
     config.train.global_batch_tokens = 4 * 192
     check_draws(config, ensure_inputs(config))
     tokenizer_config = tmp_path / "model" / "tokenizer_config.json"
+    config.model.chat_template = str(tmp_path / "odd.jinja")
+    (tmp_path / "odd.jinja").write_text("{{ raise_exception('no chats today') }}")
+    odd = r"\(of the first: one that it refuses: no chats today\), but is 0.1 .* model.chat_template"
+    with pytest.raises(ConfigError, match=odd):
+        check_draws(config, ensure_inputs(config))
+    config.model.chat_template = None
     for file in (tmp_path / "model").glob("*.jinja"):
         file.unlink()
     plain = {k: v for k, v in json.loads(tokenizer_config.read_text()).items() if k != "chat_template"}
