@@ -71,6 +71,7 @@ summary { cursor: pointer; overflow-wrap: anywhere; }
 .outcome .kept { --line: var(--s1); }
 .outcome .lost { --line: var(--s2); }
 .outcome .gained { --line: var(--s3); }
+.outcome .not-known { --line: var(--soft); }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem 2rem;
   margin-bottom: 1.25rem;
