@@ -50,6 +50,8 @@ class OutcomeItem:
 class RunOutcome:
     """The lists of the first screen."""
 
+    has_words: bool = True
+    """A reward model has none, and nothing of them to keep."""
     kept: list[OutcomeItem] = field(default_factory=list)
     lost: list[OutcomeItem] = field(default_factory=list)
     gained: list[OutcomeItem] = field(default_factory=list)
@@ -80,9 +82,9 @@ class RunOutcome:
         if self.is_empty:
             return "What this run kept, lost and gained was not measured."
         others = [one.name for one in self.lost if not one.is_taught]
-        taught = self._taught()
-        joint = ", but " if taught and others else ", and " if taught else ""
-        sentence = f"{taught}{joint}{self._lost(others) if others else self._kept()}."
+        taught, rest = self._taught(), self._lost(others) if others else self._kept()
+        joint = "" if not taught or not rest else ", but " if others else ", and "
+        sentence = f"{taught}{joint}{rest}."
         return sentence[0].upper() + sentence[1:]
 
     def _lost(self, others: Sequence[str]) -> str:
@@ -90,6 +92,8 @@ class RunOutcome:
         return f"it lost on {_named(others)}" + (f"; of {_named(unclear)} it is not known" if unclear else "")
 
     def _kept(self) -> str:
+        if not self.has_words:
+            return ""
         if not self.knows_rest:
             return "nobody measured what else it knew"
         kept = sum(one.is_rest for one in (*self.kept, *self.gained))
@@ -125,12 +129,11 @@ def _named(names: Sequence[str]) -> str:
 
 def outcome(record: RunRecord) -> RunOutcome:
     """Sort what the files of a run say into kept, lost, gained and not known."""
-    found = RunOutcome()
-    is_reward = record.setting("objective.kind") == "reward"
+    found = RunOutcome(has_words=not record.is_reward)
     _take_pairs(found, record)
     forgetting = record.forgetting
     if forgetting is None:
-        found.unmeasured.append(_why_nothing(is_reward))
+        found.unmeasured.append(_why_nothing(record.is_reward))
         return found
     is_of_pairs = bool(record.metrics.names(f"{ACCURACY}/"))
     for one in (*forgetting.sets, *forgetting.probes):

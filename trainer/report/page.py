@@ -22,10 +22,13 @@ from trainer.report.tasks import tasks
 from trainer.report.training import training
 from trainer.report.verdict import listed
 
+RANGE = (
+    "A range says how far chance in the choice of documents or pairs reaches (95 %: one of twenty misses)."
+)
 UNIT = (
     "Loss says how surprised the model is by text that it was not trained on, in nats: with 0.1 nats lost, the right "
-    "next word (strictly the next token: a word or a piece of one) is about 10 % less likely. A range says how far "
-    "chance in the choice of documents reaches (95 %: one of twenty misses)."
+    "next word (strictly the next token: a word or a piece of one) is about 10 % less likely. "
+    f"{RANGE}"
 )
 RULE = (
     f"Lost or gained: the range leaves out 0 and is not all within {SAME_NATS:g}. Kept: it leaves out a loss of more "
@@ -63,8 +66,8 @@ def _head(record: RunRecord, title: str) -> Html:
         "header",
         element("h1", title),
         paragraph(_through_training(record) if found.is_empty else found.verdict, class_="verdict"),
-        None if found.is_empty else paragraph(UNIT),
-        None if found.is_empty else _lists(found),
+        None if found.is_empty else paragraph(UNIT if found.has_words else RANGE),
+        *([] if found.is_empty else _lists(found)),
         None if found.is_empty else paragraph(RULE, class_="note"),
         *(paragraph(text) for text in found.moved),
         _unmeasured(found),
@@ -72,15 +75,22 @@ def _head(record: RunRecord, title: str) -> Html:
     )
 
 
-def _lists(found: RunOutcome) -> Html:
+def _lists(found: RunOutcome) -> list[Html | None]:
+    """Return the lists that hold something side by side, and a sentence of those that do not."""
     lists = {"Kept": found.kept, "Lost": found.lost, "Gained": found.gained, "Not known": found.unknown}
-    return element("div", *(_list(title, findings) for title, findings in lists.items()), class_="outcome")
+    filled = [_list(title, findings) for title, findings in lists.items() if findings]
+    empty = [
+        title if index == 0 else title.lower() for index, title in enumerate(t for t in lists if not lists[t])
+    ]
+    return [
+        element("div", *filled, class_="outcome four" if len(filled) == len(lists) else "outcome"),
+        paragraph(f"{listed(empty)}: nothing that was measured.") if empty else None,
+    ]
 
 
 def _list(title: str, findings: list[OutcomeItem]) -> Html:
     items = [element("li", element("b", one.name), ": ", one.words) for one in findings]
-    body = element("ul", *items) if items else paragraph("Nothing that was measured.")
-    return element("div", element("h2", title), body, class_=title.lower().replace(" ", "-"))
+    return element("div", element("h2", title), element("ul", *items), class_=title.lower().replace(" ", "-"))
 
 
 def _unmeasured(found: RunOutcome) -> Html | None:
