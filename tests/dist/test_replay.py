@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.dist.session import config_of
+from tests.dist.test_resume import contents
 from tests.helpers.tiny import write_documents
 from trainer.checkpoint.layout import STATE, step_dir
 
@@ -136,18 +137,53 @@ def test_one_rank_and_two_consume_the_same(pool, workspace, data, tmp_path):
     assert digests[1] == digests[2] and len(digests[1]) == 2
 
 
-def test_the_ratio_answers_to_the_kl_on_conversations_and_the_ledger_says_so(pool, workspace, data, tmp_path):
-    """No KL in an event: it is not taken at evaluations. The loss decides: the worse of the two does not."""
-    overrides = ["replay.epsilon=9", "replay.epsilon_kl=0.0001", "data.seq_len=192", "zero.stage=1"]
-    overrides += ["train.global_batch_tokens=384", "train.max_steps=4"]
-    pool(1).run(make_data, workspace=workspace, data=data, overrides=tuple(overrides))
-    words = {"workspace": workspace, "data": data, "run_dir": str(tmp_path), "copy_from": None}
-    pool(1).run(train, **words, overrides=overrides)
-    found = [event for event in lines(tmp_path / "ledger.jsonl") if event["event"] == "steered"]
-    measured = {
-        row["step"]: row for row in lines(tmp_path / "metrics.jsonl") if "kl/fixed_conversations" in row
-    }
-    assert [event["step"] for event in found] == [2, 4]
+ANSWERS_TO_KL = ["replay.epsilon=9", "replay.epsilon_kl=0.0001", "data.seq_len=192"]
+ANSWERS_TO_KL += ["train.global_batch_tokens=384", "zero.stage=3", "zero.dtype=bf16", "train.max_steps=6"]
+
+
+def decided(run_dir: Path) -> list[dict[str, Any]]:
+    """Return all that the ledger says of the ratio, but not when and in which start."""
+    found = [event for event in lines(run_dir / "ledger.jsonl") if event["event"] == "steered"]
+    return [
+        {k: v for k, v in event.items() if k not in ("at", "time", "attempt", "chain")} for event in found
+    ]
+
+
+def refusal(mesh: Any, workspace: str, data: str, run_dir: str, copy_from: str) -> str:
+    """Go on where nobody knows what the base said any more; return the sentence."""
+    from trainer.errors import DataError
+
+    try:
+        train(mesh, workspace, data, run_dir, copy_from, ANSWERS_TO_KL)
+    except DataError as error:
+        return str(error)
+    return "it went on"
+
+
+def test_a_run_whose_ratio_answers_to_the_kl_on_conversations_goes_on_bit_for_bit(
+    pool, workspace, data, tmp_path
+):
+    """No KL in an event: it is not taken at evaluations. The loss decides: the worse of the two does not. Other weights
+    alone: what is drawn after a decision is that of another ratio. Went on without the base: by the loss alone.
+    """
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    words = {"workspace": workspace, "data": data}
+    pool(1).run(make_data, **words, overrides=tuple(ANSWERS_TO_KL))
+    for run_dir, source in ((whole, None), (resumed, str(whole))):
+        pool(2).run(train, **words, run_dir=str(run_dir), copy_from=source, overrides=ANSWERS_TO_KL)
+    found = decided(whole)
+    measured = {row["step"]: row for row in lines(whole / "metrics.jsonl") if "kl/fixed_conversations" in row}
+    assert [event["step"] for event in found] == [2, 4, 6]
     for event in found:
         assert event["decided_by"] == "kl" and event["ratio"] == pytest.approx(event["previous"] + 0.02)
         assert event["kl_nats"] == measured[event["step"]]["kl/fixed_conversations"] > 0.001
+    assert decided(resumed) == found[2:]
+    assert contents(step_dir(whole, 6)) == contents(step_dir(resumed, 6))
+    states = [json.loads((step_dir(run_dir, 6) / STATE).read_text()) for run_dir in (whole, resumed)]
+    for state in states:
+        del state["attempts"]
+    assert states[0] == states[1] and len(states[0]["ratio_changes"]) == 3
+    shutil.rmtree(Path(data) / "cache" / "evaluations")
+    said = pool(2).run(refusal, **words, run_dir=str(tmp_path / "alone"), copy_from=str(whole))
+    assert "`replay.epsilon_kl` must be null where nobody knows what the base said" in said[0]
+    assert "evaluate.checkpoint=base" in said[0] and said[0] == said[1]

@@ -98,6 +98,8 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> int:
         mixing.replay_to_draw()
     if config.objective.kind is ObjectiveKind.distill:
         _check_teacher_data(config, stores)
+    if config.replay.controller is RatioController.hold:
+        _check_watched([name for name in mixing.watch if not stores[name].validation.num_packs])
     return mixing.num_steps
 
 
@@ -125,27 +127,43 @@ def _other_ids(config: RunConfig) -> OtherIds:
     return check_teacher_tokenizer(config, configured_tokenizer(config.model, source))
 
 
+def _check_watched(silent: Sequence[str]) -> None:
+    """Raise when the ratio shall answer to sources that have no held-out text: their loss would never rise."""
+    if silent:
+        raise ConfigError(
+            f"`replay.watch` must be of sources with held-out text, but {', '.join(silent)} has none instead. Raise "
+            "data.validation_frac, give more documents, or name others in replay.watch."
+        )
+
+
 def _check_conversations(config: RunConfig, tokenizer: TokenizerLike) -> None:
     """Raise when the ratio shall answer to the KL on conversations, and the model has none.
 
     Raises:
-        ConfigError: It has no chat template, or a pack is too short for all of them.
+        ConfigError: It has no chat template, or one that cannot render them, or a pack is too short for all of them.
     """
     from trainer.evaluate.conversations import ChatPrompts
 
     epsilon = config.replay.epsilon_kl
     if epsilon is None or config.replay.controller is not RatioController.hold:
         return
+    leave = "Leave it out, or set model.chat_template"
     if not tokenizer.has_chat_template:
-        why, fix = (
-            "a chat template, which this model's tokenizer has not",
-            "Leave it out, or set model.chat_template",
+        raise _no_kl("a chat template, which this model's tokenizer has not", epsilon, leave)
+    prompts = ChatPrompts(tokenizer, config.data.seq_len)
+    if prompts.refusal is not None:
+        why = f"a chat template that renders conversations (of the first: {prompts.refusal})"
+        raise _no_kl(why, epsilon, leave)
+    if not prompts.num_packs:
+        raise _no_kl(
+            f"conversations that fit data.seq_len={config.data.seq_len}", epsilon, "Raise data.seq_len"
         )
-    elif not ChatPrompts(tokenizer, config.data.seq_len).num_packs:
-        why, fix = f"conversations that fit data.seq_len={config.data.seq_len}", "Raise data.seq_len"
-    else:
-        return
-    raise ConfigError(f"`replay.epsilon_kl` must be null without {why}, but is {epsilon:g} instead. {fix}.")
+
+
+def _no_kl(without: str, epsilon: float, fix: str) -> ConfigError:
+    return ConfigError(
+        f"`replay.epsilon_kl` must be null without {without}, but is {epsilon:g} instead. {fix}."
+    )
 
 
 def check_prompts(config: RunConfig, tokenizer: TokenizerLike) -> None:

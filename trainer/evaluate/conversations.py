@@ -39,6 +39,8 @@ class ChatPrompts:
             if length <= seq_len
         ]
         self.num_packs = len(self._packs)
+        self.refusal = f"{encoded.problems[0].value}" if encoded.problems and not len(ends) else None
+        """What the chat template does to every one of them; None where it renders some."""
 
     def pack(self, index: int) -> Pack:
         """Return one conversation."""

@@ -23,10 +23,12 @@ _ALONE = {"preference": ", chosen answers", "unpaired": ", desirable answers"}
 ARROW = " \u2192 "
 
 
-def changes(record: RunRecord) -> Html:
-    """Return what training changed on every held-out set."""
+def changes(record: RunRecord) -> Html | None:
+    """Return what training changed on every held-out set; None of a reward model, which has no text to lose."""
     heading = "What changed on held-out text"
     found = record.forgetting
+    if found is None and record.is_reward:
+        return None
     if found is None:
         return section("changes", heading, _no_measurement(record))
     if not found.sets:
@@ -98,8 +100,10 @@ def curves(record: RunRecord) -> Html:
     )
 
 
-def divergence(record: RunRecord) -> Html:
-    """Return how far predictions moved from the base model's."""
+def divergence(record: RunRecord) -> Html | None:
+    """Return how far predictions moved from the base model's; None of a reward model, which makes none."""
+    if record.is_reward:
+        return None
     heading = "Distance from the base model (KL)"
     rows = record.forgetting.kl if record.forgetting is not None else ()
     if not rows:
@@ -167,10 +171,11 @@ def _curve(record: RunRecord, name: str) -> Html | None:
     found = record.metrics.series(f"eval/{name}", name)
     if not found.points:
         return None
+    of = _ALONE.get(record.setting(f"data.sources.{name}.format"), "")
     return line_chart(
-        f"{name}{_ALONE.get(record.setting(f'data.sources.{name}.format'), '')}",
+        f"Held-out pairs of {name}" if record.is_reward else f"{name}{of}",
         "optimizer step",
-        "nats per token",
+        "loss of a pair" if record.is_reward else "nats per token",
         [found],
         _base_value(record, found),
         min_span=MIN_SPAN_NATS,

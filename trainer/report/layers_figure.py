@@ -66,7 +66,9 @@ def _figure(found: DriftRecord, inside: list[DriftGroup]) -> Html:
         x = LEFT + wide * (numbers.index(number) + 0.5)
         labels.append(element("text", str(number), x=x, y=floor + 14, text_anchor="middle"))
     unit = f"layer; darkest: {_shown(most)}"
-    labels.append(element("text", unit, x=WIDTH / 2, y=floor + 32, text_anchor="middle", class_="unit"))
+    labels.append(
+        element("text", unit, x=(LEFT + WIDTH - 8) / 2, y=floor + 32, text_anchor="middle", class_="unit")
+    )
     title = "Relative change of the weights by layer and kind"
     words = "; ".join(f"layer {one.layer} {one.kind} {_shown(one.relative)}" for one in inside)
     described = f"{title}. {words}."

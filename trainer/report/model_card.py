@@ -19,7 +19,9 @@ from trainer.evaluate.gate import GateResult
 from trainer.evaluate.record import Divergence, ForgettingRecord
 from trainer.export.base_card import BaseCard
 from trainer.metrics.redact import redact
+from trainer.report.markdown import bullets, pipe_table
 from trainer.report.number import count, decimals_for, fixed, percent, signed
+from trainer.report.ranking import ranking_limits, ranking_table, rankings
 from trainer.report.record import RunRecord
 from trainer.report.verdict import between, is_unclear, listed
 
@@ -93,7 +95,7 @@ def build_card(record: RunRecord, exported: Exported) -> str:
         f"# {exported.name}",
         _summary(record, exported),
         "## Limits",
-        _bullets(_limits(record, exported, found)),
+        bullets(_limits(record, exported, found)),
         "## Base and licence",
         _base(exported.base),
         "## Data",
@@ -102,7 +104,7 @@ def build_card(record: RunRecord, exported: Exported) -> str:
         _replay(record, found),
         "## Method",
         _settings(record),
-        "## What changed against the base",
+        "## How it ranks pairs" if exported.is_scorer else "## What changed against the base",
         _changes(record, exported, found),
         "## Gate",
         _gate(exported),
@@ -135,6 +137,8 @@ def _head(exported: Exported) -> str:
 
 def _summary(record: RunRecord, exported: Exported) -> str:
     kind = "An adapter for" if exported.is_adapter else "A model tuned from"
+    if exported.is_scorer:
+        kind = f"A reward model, {'an adapter for' if exported.is_adapter else 'tuned from'}"
     made = f"{kind} {exported.base.name}, by the run `{record.name}` with Palimpsest. {exported.what}"
     return (
         f"{made} {exported.proof} This card was written from the files of the run; nobody has read it over."
@@ -142,7 +146,13 @@ def _summary(record: RunRecord, exported: Exported) -> str:
 
 
 def _limits(record: RunRecord, exported: Exported, found: ForgettingRecord | None) -> Iterator[str]:
-    if found is None:
+    ranked = rankings(record, exported.checkpoint)
+    yield from ranking_limits(ranked)
+    if exported.is_scorer:
+        if not ranked:
+            yield "How it ranks pairs that it had not seen was not measured."
+        yield "Its scores compare answers to one prompt: those of different prompts have no common scale."
+    elif found is None:
         yield "It was not compared with its base, so nothing is known here of what it learnt or lost."
     else:
         idle = [
@@ -198,19 +208,19 @@ def _data(exported: Exported) -> str:
         "`target` is learnt, `replay` is older data against forgetting, `probe` is only measured. Rows are those that "
         "were read; held-out ones are among them."
     )
-    return f"{_table(header, rows)}\n\n{note}"
+    return f"{pipe_table(header, rows)}\n\n{note}"
 
 
 def _replay(record: RunRecord, found: ForgettingRecord | None) -> str:
     asked = [(f"replay.{key}", record.setting(f"replay.{key}")) for key in OF_REPLAY]
     if found is None or found.replay is None:
         is_asked = any(value not in (None, False, 0, 0.0, "none", "constant") for _, value in asked)
-        return _table(("Setting", "Value"), _shown(asked)) if is_asked else "None."
+        return pipe_table(("Setting", "Value"), _shown(asked)) if is_asked else "None."
     replay = found.replay
     reached = (
         f"Share of supervised tokens: {percent(replay.ratio_reached)}; asked: {percent(replay.ratio_asked)}."
     )
-    return f"{reached}\n\n{_table(('Setting', 'Value'), _shown(asked))}"
+    return f"{reached}\n\n{pipe_table(('Setting', 'Value'), _shown(asked))}"
 
 
 def _settings(record: RunRecord) -> str:
@@ -225,7 +235,7 @@ def _settings(record: RunRecord) -> str:
     template = record.setting("model.chat_template")
     # The name alone: nobody else is to read of the folder.
     settings["model.chat_template"] = template and Path(template).name
-    return _table(("Setting", "Value"), _shown(settings.items()))
+    return pipe_table(("Setting", "Value"), _shown(settings.items()))
 
 
 def _shown(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, str]]:
@@ -233,6 +243,14 @@ def _shown(pairs: Iterable[tuple[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _changes(record: RunRecord, exported: Exported, found: ForgettingRecord | None) -> str:
+    ranked = rankings(record, exported.checkpoint)
+    said = [ranking_table(ranked)] if ranked else []
+    if exported.is_scorer:
+        return "\n\n".join(said) or "Not measured: no held-out pair was ranked at this checkpoint."
+    return "\n\n".join([*said, _of_text(record, exported, found)])
+
+
+def _of_text(record: RunRecord, exported: Exported, found: ForgettingRecord | None) -> str:
     if found is None:
         other = record.forgetting
         why = "there is no forgetting.json" if other is None else f"it is about {other.run.tuned}"
@@ -246,14 +264,14 @@ def _changes(record: RunRecord, exported: Exported, found: ForgettingRecord | No
         "Mean loss of a supervised token in nats on the same documents; lower is better. An interval that includes 0 "
         "shows no change."
     )
-    parts = [text, _table(header, rows) if rows else "No held-out set was measured."]
+    parts = [text, pipe_table(header, rows) if rows else "No held-out set was measured."]
     if found.kl:
         drifts = [(one.prompts, *_divergence(one)) for one in found.kl]
-        parts.append(_table(("KL(base, tuned) on", "Nats", "95 % interval"), drifts))
+        parts.append(pipe_table(("KL(base, tuned) on", "Nats", "95 % interval"), drifts))
     if found.tasks:
         columns = ("Benchmark task", "Metric", "Base", "Tuned", "Change")
         tasks = [(t.task, t.metric, _score(t.base), _score(t.tuned), _score(t.change)) for t in found.tasks]
-        parts.append(_table(columns, tasks))
+        parts.append(pipe_table(columns, tasks))
     return "\n\n".join(parts)
 
 
@@ -287,7 +305,7 @@ def _gate(exported: Exported) -> str:
         )
         for result in exported.gate
     ]
-    return f"{verdict}\n\n{_table(('Set or task', 'Rule', 'Change', 'Verdict'), rows)}"
+    return f"{verdict}\n\n{pipe_table(('Set or task', 'Rule', 'Change', 'Verdict'), rows)}"
 
 
 def _dropped(record: RunRecord, exported: Exported) -> str:
@@ -298,7 +316,7 @@ def _dropped(record: RunRecord, exported: Exported) -> str:
     skipped = sum(event.get("event") == "skipped" for event in record.events)
     if skipped:
         lines.append(f"Steps that were not finite and were skipped: {skipped}.")
-    return _bullets(lines) if lines else "Nothing that was counted: no rows and no steps."
+    return bullets(lines) if lines else "Nothing that was counted: no rows and no steps."
 
 
 def _origin(record: RunRecord, exported: Exported) -> str:
@@ -316,17 +334,7 @@ def _origin(record: RunRecord, exported: Exported) -> str:
         ("config.yaml, SHA-256", record.config_digest or _MISSING),
         ("Command", f"`palimpsest {known['words']}`" if known.get("words") else _MISSING),
     ]
-    return _table(("What", "Value"), rows)
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"* {line}" for line in lines)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    cells = ([" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return pipe_table(("What", "Value"), rows)
 
 
 def _safe(text: str) -> str:

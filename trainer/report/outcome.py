@@ -1,12 +1,14 @@
-"""What a run kept, lost and gained, in plain words: the first thing on the page.
+"""What a run kept, lost and gained, and what nobody can tell, in plain words: the first thing on the page.
 
-A change counts where its 95 % interval leaves out 0 and is not all within KEPT_NATS; all else is kept. What has no
-interval is in no list, and what could not be measured is said with what to do.
+By its 95 % interval: lost or gained is what leaves out 0 and is not all within SAME_NATS; kept is what leaves out a
+loss above MARGIN_NATS (a non-inferiority margin); of what does neither, or has no interval, it is not known. What could
+not be measured is said with what to do.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trainer.config.many import many
@@ -18,8 +20,12 @@ from trainer.report.number import decimals_for, fixed, percent
 from trainer.report.record import RunRecord
 from trainer.report.verdict import listed
 
-KEPT_NATS = 0.01
+SAME_NATS = 0.01
 """A change within it is none that anybody would notice: the right next word is 1 % more or less likely."""
+MARGIN_NATS = 0.05
+"""A larger loss must be ruled out where something is called kept: what `gate=default` refuses."""
+MARGIN_POINTS = 0.02
+"""The same of shares of right answers and rankings, which are in [0, 1]; of other scores the share of the base's."""
 _ROLES = {"target": " (what it was taught)", "replay": " (older text that it was reminded of)", "probe": ""}
 _ANSWERS = {"preference": "chosen answers of ", "unpaired": "desirable answers of "}
 CHANCE = 0.5
@@ -44,23 +50,31 @@ class OutcomeItem:
 class RunOutcome:
     """The lists of the first screen."""
 
+    has_words: bool = True
+    """A reward model has none, and nothing of them to keep."""
     kept: list[OutcomeItem] = field(default_factory=list)
     lost: list[OutcomeItem] = field(default_factory=list)
     gained: list[OutcomeItem] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    """What has no answer, and why, in sentences."""
+    unknown: list[OutcomeItem] = field(default_factory=list)
+    """Measured, but a loss that matters and none at all are both within chance."""
+    unmeasured: list[str] = field(default_factory=list)
+    """What was not measured, and why, in sentences."""
     moved: list[str] = field(default_factory=list)
     """How far answers are from the base's, in sentences."""
 
     @property
     def is_empty(self) -> bool:
         """Tell whether nothing at all was measured."""
-        return not (self.kept or self.lost or self.gained)
+        return not self._all
 
     @property
     def knows_rest(self) -> bool:
         """Tell whether anything but what was taught was measured."""
-        return any(one.is_rest for one in (*self.kept, *self.lost, *self.gained))
+        return any(one.is_rest for one in self._all)
+
+    @property
+    def _all(self) -> list[OutcomeItem]:
+        return [*self.kept, *self.lost, *self.gained, *self.unknown]
 
     @property
     def verdict(self) -> str:
@@ -68,37 +82,58 @@ class RunOutcome:
         if self.is_empty:
             return "What this run kept, lost and gained was not measured."
         others = [one.name for one in self.lost if not one.is_taught]
-        named = others[:MOST_NAMED] + ([f"{len(others) - MOST_NAMED} more"] if others[MOST_NAMED:] else [])
-        if others:
-            rest = f"it lost on {listed(named)}"
-        else:
-            rest = (
-                "lost nothing else that was measured"
-                if self.knows_rest
-                else "nobody measured what else it knew"
-            )
-        taught = self._taught()
-        joint = ", but " if taught and others else ", and " if taught else ""
+        taught, rest = self._taught(), self._lost(others) if others else self._kept()
+        joint = "" if not taught or not rest else ", but " if others else ", and "
         sentence = f"{taught}{joint}{rest}."
         return sentence[0].upper() + sentence[1:]
 
+    def _lost(self, others: Sequence[str]) -> str:
+        unclear = [one.name for one in self.unknown if not one.is_taught]
+        return f"it lost on {_named(others)}" + (f"; of {_named(unclear)} it is not known" if unclear else "")
+
+    def _kept(self) -> str:
+        if not self.has_words:
+            return ""
+        if not self.knows_rest:
+            return "nobody measured what else it knew"
+        kept = sum(one.is_rest for one in (*self.kept, *self.gained))
+        unclear = sum(one.is_rest for one in self.unknown)
+        if not unclear:
+            return "it kept all else that was measured"
+        if not kept:
+            return "whether it kept anything else is not known: too little text was measured to tell"
+        return (
+            f"it kept {kept} of {kept + unclear} other things that were measured; of the rest it is not known"
+        )
+
     def _taught(self) -> str:
         by_list = [
-            [one.name for one in found if one.is_taught] for found in (self.gained, self.lost, self.kept)
+            [one.name for one in found if one.is_taught]
+            for found in (self.gained, self.lost, self.kept, self.unknown)
         ]
-        said = ("It got better at {}", "it got worse at {}", "no change was seen in {}")
+        said = (
+            "It got better at {}",
+            "it got worse at {}",
+            "no change was seen in {}",
+            "whether it got better at {} is not known",
+        )
         parts = [text.format(listed(names)) for text, names in zip(said, by_list, strict=True) if names]
         return ", ".join(parts)
 
 
+def _named(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return listed([*names[:MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
+
+
 def outcome(record: RunRecord) -> RunOutcome:
-    """Sort what the files of a run say into kept, lost and gained."""
-    found = RunOutcome()
-    is_reward = record.setting("objective.kind") == "reward"
+    """Sort what the files of a run say into kept, lost, gained and not known."""
+    found = RunOutcome(has_words=not record.is_reward)
     _take_pairs(found, record)
     forgetting = record.forgetting
     if forgetting is None:
-        found.unknown.append(_why_nothing(is_reward))
+        found.unmeasured.append(_why_nothing(record.is_reward))
         return found
     is_of_pairs = bool(record.metrics.names(f"{ACCURACY}/"))
     for one in (*forgetting.sets, *forgetting.probes):
@@ -111,13 +146,13 @@ def outcome(record: RunRecord) -> RunOutcome:
                 f"On everyday conversations its next words are {fixed(row.nats, 3)} nats away from the base's "
                 f"({_range(row.low, row.high)}): 0 would be the same model."
             )
-    found.unknown += [f"{one.name}: {one.why}" for one in forgetting.left_out]
+    found.unmeasured += [f"{one.name}: {one.why}" for one in forgetting.left_out]
     if not found.is_empty and not found.knows_rest:
-        found.unknown.append(
+        found.unmeasured.append(
             "What it knew beside what it was taught: nothing of it was measured. evaluate.probes=all measures kinds of "
             "text that need no files; replay=general holds out some of what is replayed."
         )
-    for group in (found.kept, found.lost):
+    for group in (found.kept, found.lost, found.unknown):
         group.sort(key=lambda one: (not one.is_taught, -one.lost))
     found.gained.sort(key=lambda one: (not one.is_taught, one.lost))
     return found
@@ -144,25 +179,42 @@ def _take_set(found: RunOutcome, record: RunRecord, one: SetComparison, is_of_pa
     low, high, change = one.change_low, one.change_high, one.change_nats
     if low is None or high is None:
         way, size = "rose" if change > 0 else "fell", fixed(abs(change), 3)
-        found.unknown.append(
-            f"{name}: its loss {way} by {size} nats, but {many(one.num_documents, 'document')} cannot tell a "
-            f"change from chance: it takes {MIN_DOCUMENTS}."
+        words = (
+            f"its loss {way} by {size} nats, but {many(one.num_documents, 'document')} cannot tell a change from "
+            f"chance: it takes {MIN_DOCUMENTS}"
         )
+        found.unknown.append(OutcomeItem(name, words, math.inf, is_taught, is_rest))
         return
     decimals = decimals_for(low, high)
-    if low > 0 and high > KEPT_NATS:
+    between = f"somewhere between {_end(low, decimals)} and {_end(high, decimals)}"
+    if low > 0 and high > SAME_NATS:
         words = f"lost {fixed(change, decimals)} nats, {fixed(low, decimals)} to {fixed(high, decimals)}"
         found.lost.append(
             OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught, is_rest)
         )
-    elif high < 0 and low < -KEPT_NATS:
+    elif high < 0 and low < -SAME_NATS:
         words = f"gained {fixed(-change, decimals)} nats, {fixed(-high, decimals)} to {fixed(-low, decimals)}"
         found.gained.append(
             OutcomeItem(name, f"{words}: {_likelier(change)}{role}", change, is_taught, is_rest)
         )
+    elif high <= MARGIN_NATS:
+        found.kept.append(OutcomeItem(name, f"{between}{role}", change, is_taught, is_rest))
     else:
-        words = f"somewhere between {_end(low, decimals)} and {_end(high, decimals)}"
-        found.kept.append(OutcomeItem(name, f"{words}{role}", change, is_taught, is_rest))
+        words = f"{between}; {_documents_to_tell(one, low, high)}{role}"
+        found.unknown.append(OutcomeItem(name, words, high, is_taught, is_rest))
+
+
+def _documents_to_tell(one: SetComparison, low: float, high: float) -> str:
+    """Return how many documents like these would tell, were the change as it was measured.
+
+    An interval is as much narrower as the root of their number is larger.
+    """
+    change = one.change_nats
+    ways = [(high - change) / (MARGIN_NATS - change)] if change < MARGIN_NATS else []
+    ways += [(change - low) / change] if change > 0 else []
+    number = math.ceil(one.num_documents * min(ways) ** 2)
+    size = 10 ** max(len(str(number)) - 2, 0)
+    return f"about {math.ceil(number / size) * size} documents would tell, and it had {one.num_documents}"
 
 
 def _end(nats: float, decimals: int) -> str:
@@ -193,27 +245,37 @@ def _take_pairs(found: RunOutcome, record: RunRecord) -> None:
             f"{percent(before)} {'before' if is_known else 'by chance'} (what it was taught)"
         )
         one = OutcomeItem(f"ranking held-out pairs of {name}", words, before - now, True, False)
-        _list_for(found, low - before, high - before).append(one)
+        # Against chance there is nothing that could have been kept.
+        _list_for(found, low - before, high - before, MARGIN_POINTS if is_known else 0.0).append(one)
 
 
 def _take_task(found: RunOutcome, task: TaskComparison) -> None:
     """Take a benchmark, whose scores are taken as independent: its interval is rather too wide."""
-    if task.change is None or task.base_stderr is None or task.tuned_stderr is None:
-        found.unknown.append(f"Benchmark {task.task} ({task.metric}): it has no score, or no standard error.")
+    base, tuned = task.base, task.tuned
+    if base is None or tuned is None or task.base_stderr is None or task.tuned_stderr is None:
+        found.unmeasured.append(
+            f"Benchmark {task.task} ({task.metric}): it has no score, or no standard error."
+        )
         return
-    half = STANDARD_ERRORS * math.hypot(task.base_stderr, task.tuned_stderr)
-    better = task.change if task.higher_is_better is not False else -task.change
+    half, change = STANDARD_ERRORS * math.hypot(task.base_stderr, task.tuned_stderr), tuned - base
+    better = change if task.higher_is_better is not False else -change
+    is_share = min(base, tuned) >= 0 and max(base, tuned) <= 1
     words = (
-        f"{task.metric} {fixed(task.base or 0.0, 3)} before, {fixed(task.tuned or 0.0, 3)} now; a change of "
-        f"{_range(task.change - half, task.change + half)}"
+        f"{task.metric} {fixed(base, 3)} before, {fixed(tuned, 3)} now; a change of "
+        f"{_range(change - half, change + half)}"
     )
     one = OutcomeItem(f"Benchmark {task.task}", words, -better)
-    _list_for(found, better - half, better + half).append(one)
+    margin = MARGIN_POINTS * (1 if is_share else abs(base))
+    _list_for(found, better - half, better + half, margin).append(one)
 
 
-def _list_for(found: RunOutcome, low: float, high: float) -> list[OutcomeItem]:
-    """Return the list of a gain that lies between two numbers."""
-    return found.gained if low > 0 else found.lost if high < 0 else found.kept
+def _list_for(found: RunOutcome, low: float, high: float, margin: float) -> list[OutcomeItem]:
+    """Return the list of a gain that lies between two numbers; kept where a loss above the margin is ruled out."""
+    if low > 0:
+        return found.gained
+    if high < 0:
+        return found.lost
+    return found.kept if low >= -margin and margin else found.unknown
 
 
 def _range(low: float | None, high: float | None) -> str:

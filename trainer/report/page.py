@@ -13,7 +13,7 @@ from trainer.report.interpolation import interpolation
 from trainer.report.layers_figure import layers
 from trainer.report.number import count, fixed
 from trainer.report.origin import origin
-from trainer.report.outcome import OutcomeItem, RunOutcome, outcome
+from trainer.report.outcome import MARGIN_NATS, MARGIN_POINTS, SAME_NATS, OutcomeItem, RunOutcome, outcome
 from trainer.report.preferences import preferences
 from trainer.report.record import RunRecord
 from trainer.report.replay import replay
@@ -22,11 +22,18 @@ from trainer.report.tasks import tasks
 from trainer.report.training import training
 from trainer.report.verdict import listed
 
+RANGE = (
+    "A range says how far chance in the choice of documents or pairs reaches (95 %: one of twenty misses)."
+)
 UNIT = (
     "Loss says how surprised the model is by text that it was not trained on, in nats: with 0.1 nats lost, the right "
-    "next word (strictly the next token: a word or a piece of one) is about 10 % less likely. A range says how far "
-    "chance in the choice of documents reaches (95 %: one of twenty misses); where it includes 0, no change was seen, "
-    "which counts as kept."
+    "next word (strictly the next token: a word or a piece of one) is about 10 % less likely. "
+    f"{RANGE}"
+)
+RULE = (
+    f"Lost or gained: the range leaves out 0 and is not all within {SAME_NATS:g}. Kept: it leaves out a loss of more "
+    f"than {MARGIN_NATS:g} nats. Not known: it does neither. Of scores and rankings {100 * MARGIN_POINTS:g} points "
+    f"(where they are no shares {100 * MARGIN_POINTS:g} % of the base's) stand for {MARGIN_NATS:g} nats."
 )
 
 
@@ -59,30 +66,38 @@ def _head(record: RunRecord, title: str) -> Html:
         "header",
         element("h1", title),
         paragraph(_through_training(record) if found.is_empty else found.verdict, class_="verdict"),
-        None if found.is_empty else paragraph(UNIT),
-        None if found.is_empty else _lists(found),
+        None if found.is_empty else paragraph(UNIT if found.has_words else RANGE),
+        *([] if found.is_empty else _lists(found)),
+        None if found.is_empty else paragraph(RULE, class_="note"),
         *(paragraph(text) for text in found.moved),
-        _unknown(found),
+        _unmeasured(found),
         definitions(_facts(record)),
     )
 
 
-def _lists(found: RunOutcome) -> Html:
-    lists = {"kept": found.kept, "lost": found.lost, "gained": found.gained}
-    return element("div", *(_list(key, findings) for key, findings in lists.items()), class_="outcome")
+def _lists(found: RunOutcome) -> list[Html | None]:
+    """Return the lists that hold something side by side, and a sentence of those that do not."""
+    lists = {"Kept": found.kept, "Lost": found.lost, "Gained": found.gained, "Not known": found.unknown}
+    filled = [_list(title, findings) for title, findings in lists.items() if findings]
+    empty = [
+        title if index == 0 else title.lower() for index, title in enumerate(t for t in lists if not lists[t])
+    ]
+    return [
+        element("div", *filled, class_="outcome four" if len(filled) == len(lists) else "outcome"),
+        paragraph(f"{listed(empty)}: nothing that was measured.") if empty else None,
+    ]
 
 
-def _list(key: str, findings: list[OutcomeItem]) -> Html:
+def _list(title: str, findings: list[OutcomeItem]) -> Html:
     items = [element("li", element("b", one.name), ": ", one.words) for one in findings]
-    body = element("ul", *items) if items else paragraph("Nothing that was measured.")
-    return element("div", element("h2", key.capitalize()), body, class_=key)
+    return element("div", element("h2", title), element("ul", *items), class_=title.lower().replace(" ", "-"))
 
 
-def _unknown(found: RunOutcome) -> Html | None:
-    if not found.unknown:
+def _unmeasured(found: RunOutcome) -> Html | None:
+    if not found.unmeasured:
         return None
-    items = [element("li", text) for text in found.unknown]
-    return element("div", element("b", "Not known"), element("ul", *items), class_="missing")
+    items = [element("li", text) for text in found.unmeasured]
+    return element("div", element("b", "Not measured"), element("ul", *items), class_="missing")
 
 
 def _through_training(record: RunRecord) -> str:

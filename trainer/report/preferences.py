@@ -24,14 +24,15 @@ PARTS = {
 UNIT = "loss (of which parts: see Preferences)"
 RIGHT = "Training pairs ranked right"
 TIES = "Against a reference all pairs tie before the first step, and none is right."
+ASKED = "asked by rows"
 SCORED = [
     (RIGHT, "%", {"preference_accuracy": "right"}, 100.0),
-    ("Margin", "score", {"reward_margin": "chosen - rejected", "asked_margin": "asked by rows"}, 1.0),
+    ("Margin", "score", {"reward_margin": "chosen - rejected", "asked_margin": ASKED}, 1.0),
     ("Scores", "score", {"reward_chosen": "chosen", "reward_rejected": "rejected"}, 1.0),
     ("Squared sum of a pair's scores", "score squared", {"off_centre": "off centre"}, 1.0),
 ]
 """Figures of a reward model: title, unit, lines by key, and factor."""
-LOW, HIGH = "95 % interval, low", "95 % interval, high"
+LOW, HIGH = "95 %, low", "95 %, high"
 
 
 def loss_of(record: RunRecord) -> PreferenceConfig | None:
@@ -52,7 +53,7 @@ def loss_of(record: RunRecord) -> PreferenceConfig | None:
 def preferences(record: RunRecord) -> Html | None:
     """Return how a run of preferences went; None of any other run."""
     options = loss_of(record)
-    if record.setting("objective.kind") == "reward":
+    if record.is_reward:
         return _rewards(record)
     if options is None:
         return None
@@ -61,7 +62,9 @@ def preferences(record: RunRecord) -> Html | None:
     return section(
         "preferences",
         "Preferences",
-        paragraph(f"Loss: {options.loss.value}, beta {options.chosen_beta:g}. {options.told_loss(has_text)}"),
+        paragraph(
+            f"Loss: {options.loss.value}, beta {options.chosen_beta:g}. {_plain(options.told_loss(has_text))}"
+        ),
         _alarm(record, options),
         *_ranked(record),
         figures(*drawn, *_of_held_out(record)),
@@ -75,10 +78,15 @@ def _rewards(record: RunRecord) -> Html:
     return section(
         "preferences",
         "Preferences",
-        paragraph(RewardConfig(centre=centre).described),
+        paragraph(_plain(RewardConfig(centre=centre).described)),
         *_ranked(record),
         figures(*drawn, *_of_held_out(record)),
     )
+
+
+def _plain(text: str) -> str:
+    """Return text of the console without its marks around names."""
+    return text.replace("`", "")
 
 
 def _of_held_out(record: RunRecord) -> list[Html | None]:
@@ -112,6 +120,8 @@ def _charts(options: PreferenceConfig) -> list[tuple[str, str, dict[str, str], f
 
 def _chart(title: str, unit: str, keys: dict[str, str], factor: float, record: RunRecord) -> Html | None:
     lines = [record.metrics.series(key, label).scaled(factor) for key, label in keys.items()]
+    # Rows without a margin ask for 0, which is no line of its own.
+    lines = [line for line in lines if line.label != ASKED or any(value for _, value in line.points)]
     if not any(line.points for line in lines):
         return None
     is_tied = title == RIGHT and loss_of(record) is not None

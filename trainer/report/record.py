@@ -54,6 +54,11 @@ class RunRecord:
             return self.forgetting.run.name
         return str(self.config.get("name") or self.run_dir.name)
 
+    @property
+    def is_reward(self) -> bool:
+        """Tell whether the run trained a reward model."""
+        return bool(self.setting("objective.kind") == "reward")
+
     def setting(self, key: str) -> Any:
         """Return the value of a dotted key of config.yaml; None where it is missing."""
         value: Any = self.config

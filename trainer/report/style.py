@@ -33,7 +33,7 @@ section { margin-top: 2rem; padding-top: 1.25rem; border-top: 1px solid var(--ed
   max-width: none; margin: 0 0 1rem; padding: .75rem 1rem; font-size: 1.1rem;
   background: var(--box); border-left: 4px solid var(--s1);
 }
-.missing { padding: .6rem .9rem; background: var(--box); border-left: 4px solid var(--soft); }
+.missing { margin-bottom: .8rem; padding: .6rem .9rem; background: var(--box); border-left: 4px solid var(--soft); }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .6rem 1.5rem; margin: 0; }
 dt { font-size: .8rem; color: var(--soft); }
 dd { margin: 0; }
@@ -65,12 +65,15 @@ summary { cursor: pointer; overflow-wrap: anywhere; }
 .lost3 { background: color-mix(in srgb, var(--lost) 45%, transparent); }
 .lost4 { background: color-mix(in srgb, var(--lost) 58%, transparent); text-decoration: underline; }
 .outcome { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem 2rem; }
+.outcome.four { grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.outcome + p { margin-top: .8rem; }
 .outcome h2 { padding-bottom: .2rem; border-bottom: 3px solid var(--line); }
 .outcome ul { margin: 0; padding-left: 1.1rem; }
 .outcome li { margin-bottom: .35rem; overflow-wrap: anywhere; }
 .outcome .kept { --line: var(--s1); }
 .outcome .lost { --line: var(--s2); }
 .outcome .gained { --line: var(--s3); }
+.outcome .not-known { --line: var(--soft); }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem 2rem;
   margin-bottom: 1.25rem;

@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
-from trainer.config.many import many
 from trainer.config.metric import FORGETTING, KL_MEAN
 from trainer.config.model import ModelKind
 from trainer.config.replay import RatioController, ReplayConfig
 from trainer.config.schema import RunConfig
 from trainer.config.tune import TuneConfig
-from trainer.data.formats.opened import AS_ONE
-from trainer.data.store.store import Store, data_digest
+from trainer.data.store.store import data_digest
 from trainer.engine.policy import Policy
+from trainer.errors import DataError
 from trainer.evaluate.base import BaseIdentity
 from trainer.evaluate.forgetting import ForgettingMeasurement, Subject, Texts, prompts_for_kl
 from trainer.evaluate.held_out import HeldOut, HeldOutLosses, PieceLosses, held_out_losses
+from trainer.evaluate.record import BASE_FILE as BASE_EVALUATION
 from trainer.evaluate.record import Recovery, Replay, ReplaySource
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.harness import load_everywhere
@@ -35,7 +35,6 @@ from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
 from trainer.objective.preference.judged_answers import JudgedAnswers
-from trainer.report.verdict import no_interval
 from trainer.run.held_out_answers import HeldOutAnswers, held_out_answers, tell_answers
 from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, logged_pairs, tell
 from trainer.run.probes import build_probes
@@ -79,6 +78,21 @@ class Evaluator:
         self.task_scores = task_scores
         self._takes_kl = takes_kl
         self._newest: tuple[int, dict[str, PieceLosses]] = (-1, {})
+
+    def require_base(self, state: TrainState) -> None:
+        """Refuse to go on where the ratio would no longer answer to the KL that it is to answer to.
+
+        Raises:
+            DataError: The base was asked before the first step, and what it said is gone.
+        """
+        has_base = self._forgetting is not None and self._forgetting.has_base
+        epsilon = self._mixing.replay.epsilon_kl
+        if state.last_evaluated_step >= 0 and _answers_to_kl(self._mixing.replay) and not has_base:
+            raise DataError(
+                f"`replay.epsilon_kl` must be null where nobody knows what the base said of the conversations, but is "
+                f"{epsilon:g}, and {BASE_EVALUATION} of this run is gone. Bring it back, or make it again: palimpsest "
+                "evaluate RUN evaluate.checkpoint=base."
+            )
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return held-out losses by source; before the first step they are the base model's."""
@@ -227,49 +241,6 @@ def build_forgetting(
     probes = build_probes(session, base, heed)
     subject = Subject(session.policy, held_out, prompts, probes, config.evaluate.forgotten_documents)
     return ForgettingMeasurement(session.run_dir, config.name, subject, base, config.data, digest)
-
-
-def why_no_comparison(config: RunConfig, stores: Mapping[str, Store]) -> str | None:
-    """Say why a run will not be compared with its base, and what to do; None where it will be, or is not to be."""
-    evaluate = config.evaluate
-    if (
-        not evaluate.forgetting
-        or evaluate.tasks.names
-        or any(s.validation.num_packs for s in stores.values())
-    ):
-        return None
-    counts = {name: store.train.num_documents for name, store in stores.items()}
-    held = ", ".join(f"{name} has {many(count, 'document')}" for name, count in counts.items())
-    whole = [
-        name
-        for name, store in stores.items()
-        if counts[name] == 1 and any(AS_ONE in note for note in store.meta["notes"])
-    ]
-    if not config.data.validation_frac:
-        fix = "Set data.validation_frac=0.02."
-    elif whole:
-        fix = (
-            f"A txt file is one document: split it with data.sources.{whole[0]}.txt_documents=paragraph (or line), or "
-            "give more documents."
-        )
-    elif max(counts.values(), default=0) > 1:
-        fix = "Give more documents, or raise data.validation_frac."
-    else:
-        fix = "Give more documents: a source of one holds none out."
-    return (
-        f"No comparison with the base at the end of this run: nothing is held out to measure it on ({held}; "
-        f"data.validation_frac={config.data.validation_frac:g}). {fix}"
-    )
-
-
-def why_no_interval(config: RunConfig, stores: Mapping[str, Store]) -> str | None:
-    """Say for which sets a run will give no interval, and what to change; None where each of them will have one."""
-    held = {name: store.validation.num_documents for name, store in stores.items()}
-    return (
-        no_interval({name: count for name, count in held.items() if count})
-        if config.evaluate.forgetting
-        else None
-    )
 
 
 def build_task_scores(session: Session) -> TaskScores | None:

@@ -14,7 +14,7 @@ from trainer.metrics.device import describe_device
 from trainer.metrics.outlook import Outlook
 from trainer.mix.mixing import Mixing
 from trainer.run.cadence import Cadence
-from trainer.run.evaluator import why_no_comparison, why_no_interval
+from trainer.run.comparable import why_no_comparison, why_no_interval
 from trainer.run.session import Session
 from trainer.run.told_objective import told_objective
 

@@ -27,9 +27,10 @@ from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
 from trainer.run.cadence import Cadence, best_rule, cadence_of, save_clock_of
 from trainer.run.chooser import build_chooser
+from trainer.run.comparable import why_no_comparison
 from trainer.run.conclusion import conclusion
 from trainer.run.during import build_during
-from trainer.run.evaluator import build_evaluator, why_no_comparison
+from trainer.run.evaluator import build_evaluator
 from trainer.run.heed import COMPARING, SOON, GivenUp, before_training
 from trainer.run.journal import Journal
 from trainer.run.layers import take_layer_drift
@@ -106,6 +107,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     )
     state = saver.resume(goes_on)
     mixing.restore(state)
+    evaluator.require_base(state)
     session.heed()
     journal = _open_journal(session, state, mixing, goes_on and config.checkpoint.enabled)
     during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)

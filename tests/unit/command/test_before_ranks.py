@@ -1,6 +1,7 @@
 """What a command does before ranks start: inputs are made, and what no rank could do is refused."""
 
 import dataclasses
+import json
 import shutil
 from collections import namedtuple
 
@@ -9,9 +10,10 @@ import pytest
 from tests.helpers.tiny import save_llama, tiny_config, write_documents
 from trainer.command.before_ranks import check_disk, check_draws
 from trainer.command.prepare import ensure_inputs
-from trainer.config.data import Role
+from trainer.config.data import LongDocuments, Role
+from trainer.config.replay import RatioController
 from trainer.data.store.prepared import open_all
-from trainer.errors import CheckpointError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.model.tokenizer import configured_tokenizer
 
 
@@ -46,6 +48,64 @@ def test_a_divergence_on_replay_that_is_never_drawn_is_refused_before_ranks_star
         check_draws(config, tokenizer)
     config.replay.kl.beta = 0.0
     check_draws(config, tokenizer)
+
+
+def held(tmp_path, **replay):
+    """A run of a source of text and one of replay whose ratio answers to what is forgotten."""
+    config = tiny_config(tmp_path)
+    save_llama(tmp_path / "model")
+    for seed, name in enumerate(("chat", "text", "old")):
+        write_documents(tmp_path / f"{name}.jsonl", 20, seed, ragged=name == "chat")
+    config.data.sources["old"] = dataclasses.replace(
+        config.data.sources["text"], path=str(tmp_path / "old.jsonl"), role=Role.replay
+    )
+    config.evaluate.every_steps = 2
+    config.replay.controller, config.replay.ratio = RatioController.hold, 0.2
+    for key, value in replay.items():
+        setattr(config.replay, key, value)
+    return config
+
+
+def test_a_ratio_that_answers_to_the_kl_needs_conversations_that_the_model_knows_and_that_fit(tmp_path):
+    config = held(tmp_path, epsilon_kl=0.1)
+    config.data.seq_len, config.train.global_batch_tokens = 48, 4 * 48
+    for source in config.data.sources.values():
+        source.long_documents = LongDocuments.drop
+    short = r"must be null without conversations that fit data.seq_len=48, but is 0.1 instead. Raise data.seq_len."
+    with pytest.raises(ConfigError, match=short):
+        check_draws(config, ensure_inputs(config))
+    config.data.seq_len = 192
+    config.train.global_batch_tokens = 4 * 192
+    check_draws(config, ensure_inputs(config))
+    tokenizer_config = tmp_path / "model" / "tokenizer_config.json"
+    config.model.chat_template = str(tmp_path / "odd.jinja")
+    (tmp_path / "odd.jinja").write_text("{{ raise_exception('no chats today') }}")
+    odd = r"\(of the first: one that it refuses: no chats today\), but is 0.1 .* model.chat_template"
+    with pytest.raises(ConfigError, match=odd):
+        check_draws(config, ensure_inputs(config))
+    config.model.chat_template = None
+    for file in (tmp_path / "model").glob("*.jinja"):
+        file.unlink()
+    plain = {k: v for k, v in json.loads(tokenizer_config.read_text()).items() if k != "chat_template"}
+    tokenizer_config.write_text(json.dumps(plain))
+    bare = "without a chat template, which .* has not, but is 0.1 .* Leave it out, or set model.chat_template"
+    with pytest.raises(ConfigError, match=bare):
+        check_draws(config, ensure_inputs(config))
+
+
+def test_a_ratio_that_answers_to_a_source_of_which_nothing_is_held_out_is_refused(tmp_path):
+    """It would see no rise, ever, and fall to the lowest ratio."""
+    config = held(tmp_path)
+    check_draws(config, ensure_inputs(config))
+    (only, *_) = (tmp_path / "old.jsonl").read_text().splitlines()
+    (tmp_path / "old.jsonl").write_text(only + "\n")
+    config.train.max_steps = 1
+    with pytest.raises(
+        ConfigError, match=r"`replay.watch` must be of sources with held-out text, but old has none"
+    ):
+        check_draws(config, ensure_inputs(config))
+    config.replay.watch = ["text"]
+    check_draws(config, ensure_inputs(config))
 
 
 def test_a_disk_without_room_is_told_before_a_model_is_loaded_by_the_shapes_alone(tmp_path, monkeypatch):

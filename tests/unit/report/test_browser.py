@@ -25,7 +25,7 @@ def test_the_page_shows_everything_and_asks_for_nothing(pages, width, tmp_path):
     seen = look_at(pages["plain"], width, tmp_path)
     assert seen.width == width
     assert seen.scroll_width <= width, "the page scrolls sideways"
-    assert "It got better at manuals_de, but it lost on wikitext and general." in seen.text
+    assert "It got better at manuals_de, but it lost on wikitext and general; of " in seen.text
     for one in forgetting()["sets"]:
         assert one["name"] in seen.text
     assert seen.scripts == 0 and not seen.requests and not seen.console

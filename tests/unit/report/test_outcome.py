@@ -32,30 +32,64 @@ def run_with(tmp_path, **plain):
 
 
 def lists(found):
-    return {key: [one.name for one in getattr(found, key)] for key in ("kept", "lost", "gained")}
+    names = {key: [one.name for one in getattr(found, key)] for key in ("kept", "lost", "gained", "unknown")}
+    return {key: of for key, of in names.items() if of}
 
 
-def test_what_leaves_zero_out_is_lost_or_gained_and_a_hair_is_kept(tmp_path):
+def test_what_leaves_zero_out_is_lost_or_gained_and_kept_is_what_leaves_out_a_loss_above_the_margin(tmp_path):
+    """A wide range counted as kept: absence of evidence."""
     sets = [
         one_set("new", "target", -0.5, -0.6, -0.4),
         one_set("old", "replay", 0.004, 0.001, 0.008),
-        one_set("wide", "probe", 0.02, -0.01, 0.05),
+        one_set("edge", "probe", 0.02, -0.01, 0.05),
+        one_set("wide", "probe", 0.02, -0.01, 0.07),
         one_set("book", "probe", 0.3, None, None, 2),
     ]
     probes = [one_set("Maths", "probe", 0.06, 0.04, 0.08), one_set("German", "probe", 0.02, 0.005, 0.035)]
     left_out = [{"name": "laws.txt", "why": "not measured: it is trained on."}]
     found = outcome(read_run(run_with(tmp_path, sets=sets, probes=probes, left_out=left_out)))
-    assert lists(found) == {"kept": ["wide", "old"], "lost": ["Maths", "German"], "gained": ["new"]}
+    assert lists(found) == {
+        "kept": ["edge", "old"],
+        "lost": ["Maths", "German"],
+        "gained": ["new"],
+        "unknown": ["book", "wide"],
+    }
     assert found.lost[0].words == "lost 0.060 nats, 0.040 to 0.080: the right next word is 6 % less likely"
     assert found.gained[0].words.startswith(
         "gained 0.500 nats, 0.400 to 0.600: the right next word is 65 % more"
     )
     assert found.kept[0].words == "somewhere between 0.010 gained and 0.050 lost"
-    assert found.verdict == "It got better at new, but it lost on Maths and German."
-    assert found.unknown == [
-        "book: its loss rose by 0.300 nats, but 2 documents cannot tell a change from chance: it takes 5.",
-        "laws.txt: not measured: it is trained on.",
+    assert (
+        found.verdict
+        == "It got better at new, but it lost on Maths and German; of book and wide it is not known."
+    )
+    assert [one.words for one in found.unknown] == [
+        "its loss rose by 0.300 nats, but 2 documents cannot tell a change from chance: it takes 5",
+        "somewhere between 0.010 gained and 0.070 lost; about 68 documents would tell, and it had 30",
     ]
+    assert found.unmeasured == ["laws.txt: not measured: it is trained on."]
+
+
+@pytest.mark.parametrize(
+    ("change", "low", "high", "documents"),
+    [
+        (0.0, -0.1, 0.1, "about 120"),  # 30 x (0.1 / 0.05)^2, and never known to be lost
+        (
+            0.02,
+            -0.01,
+            0.07,
+            "about 68",
+        ),  # lost, 30 x (0.03 / 0.02)^2 = 67.5; kept takes 30 x (0.05 / 0.03)^2 = 83.3
+        (0.01, -0.05, 0.07, "about 68"),  # kept, 30 x (0.06 / 0.04)^2 = 67.5; lost takes 30 x 6^2
+        (0.1, -0.3, 0.5, "about 480"),  # lost, 30 x (0.4 / 0.1)^2: that it is kept could never come out
+        (-0.05, -0.5, 0.4, "about 610"),  # kept, 30 x (0.45 / 0.1)^2 = 607.5
+    ],
+)
+def test_how_many_documents_would_tell_follows_from_the_root_of_their_number(
+    tmp_path, change, low, high, documents
+):
+    found = outcome(read_run(run_with(tmp_path, sets=[one_set("a", "probe", change, low, high)])))
+    assert f"; {documents} documents would tell, and it had 30" in found.unknown[0].words
 
 
 @pytest.mark.parametrize(
@@ -66,8 +100,22 @@ def test_what_leaves_zero_out_is_lost_or_gained_and_a_hair_is_kept(tmp_path):
             "It got better at a, and nobody measured what else it knew.",
         ),
         (
-            [one_set("a", "target", 0.5, 0.4, 0.6), one_set("b", "probe", 0.0, -0.1, 0.1)],
-            "It got worse at a, and lost nothing else that was measured.",
+            [one_set("a", "target", 0.5, 0.4, 0.6), one_set("b", "probe", 0.0, -0.04, 0.04)],
+            "It got worse at a, and it kept all else that was measured.",
+        ),
+        (
+            [one_set("a", "target", -0.01, -0.1, 0.08), one_set("b", "probe", 0.0, -0.1, 0.1)],
+            "Whether it got better at a is not known, and whether it kept anything else is not known: too little text "
+            "was measured to tell.",
+        ),
+        (
+            [
+                one_set("a", "target", -0.5, -0.6, -0.4),
+                one_set("b", "replay", -0.2, -0.3, -0.1),
+                one_set("c", "probe", 0.0, -0.1, 0.1),
+                one_set("d", "probe", 0.0, -0.04, 0.04),
+            ],
+            "It got better at a, and it kept 2 of 3 other things that were measured; of the rest it is not known.",
         ),
         (
             [one_set(name, "probe", 0.5, 0.4, 0.6) for name in "vwxyz"],
@@ -82,7 +130,7 @@ def test_the_verdict_is_a_sentence(tmp_path, sets, verdict):
 
 def test_what_was_taught_alone_says_how_to_measure_the_rest(tmp_path):
     found = outcome(read_run(run_with(tmp_path, sets=[one_set("a", "target", -0.5, -0.6, -0.4)])))
-    assert "evaluate.probes=all" in found.unknown[0]
+    assert "evaluate.probes=all" in found.unmeasured[0]
 
 
 def ranked(run_dir, values, kind):
@@ -109,7 +157,9 @@ def ranked(run_dir, values, kind):
     ("values", "where", "words"),
     [
         ([(8, 0.7)], "gained", "60.0\u202f% to 80.0\u202f%, against 50.0\u202f% by chance"),
-        ([(0, 0.65), (8, 0.7)], "kept", "against 65.0\u202f% before"),
+        ([(8, 0.55)], "unknown", "against 50.0\u202f% by chance"),
+        ([(0, 0.65), (8, 0.7)], "unknown", "against 65.0\u202f% before"),
+        ([(0, 0.65), (8, 0.74)], "kept", "64.0\u202f% to 84.0\u202f%"),
         ([(0, 0.65), (8, 0.5)], "lost", "40.0\u202f% to 60.0\u202f%"),
     ],
 )
@@ -119,8 +169,9 @@ def test_a_reward_model_is_told_by_its_pairs_and_says_what_cannot_be_known(tmp_p
     ranked(run_dir, values, "reward")
     found = outcome(read_run(run_dir))
     assert lists(found)[where] == ["ranking held-out pairs of p"] and words in getattr(found, where)[0].words
-    assert "a reward model answers with a score and no words" in found.unknown[0]
-    assert "ranking held-out pairs of p" in build_page(read_run(run_dir))
+    assert "a reward model answers with a score and no words" in found.unmeasured[0]
+    page = build_page(read_run(run_dir))
+    assert "ranking held-out pairs of p" in page and "it leaves out a loss of more than 0.05 nats" in page
 
 
 def test_of_preferences_the_pairs_are_what_was_taught_and_answers_have_their_own_line(tmp_path):
@@ -130,8 +181,8 @@ def test_of_preferences_the_pairs_are_what_was_taught_and_answers_have_their_own
     ranked(run_dir, [(8, 0.8)], "preference")
     found = outcome(read_run(run_dir))
     assert lists(found)["lost"] == ["chosen answers of p"]
-    assert (
-        found.verdict == "It got better at ranking held-out pairs of p, but it lost on chosen answers of p."
+    assert found.verdict == (
+        "It got better at ranking held-out pairs of p, but it lost on chosen answers of p; of q it is not known."
     )
 
 
@@ -153,11 +204,14 @@ def test_a_score_is_better_by_its_own_direction(tmp_path):
         return of | {"base": base, "tuned": tuned, "change": tuned - base} | errors
 
     tasks = [task("acc", 0.5, 0.65, True), task("ppl", 2.0, 2.15, False), task("small", 0.5, 0.59, True)]
+    tasks += [task("wide", 0.5, 0.51, True), task("near", 5.0, 5.002, False)]
     found = outcome(read_run(run_with(tmp_path, sets=[], tasks=tasks)))
+    # Half the range is 1.96 x 0.05 = 0.098: 0.59 may be 0.008 less, within 0.02; 5.1 is 0.1 more, 2 % of 5.
     assert lists(found) == {
-        "kept": ["Benchmark small"],
+        "kept": ["Benchmark near", "Benchmark small"],
         "lost": ["Benchmark ppl"],
         "gained": ["Benchmark acc"],
+        "unknown": ["Benchmark wide"],
     }
 
 

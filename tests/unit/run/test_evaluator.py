@@ -10,7 +10,8 @@ from trainer.config.preference import PreferenceConfig, PreferenceLoss
 from trainer.config.store import compose_config
 from trainer.data.formats.opened import AS_ONE
 from trainer.objective.preference.judged import JudgedPairs, RankedPairs
-from trainer.run.evaluator import Evaluator, why_no_comparison, why_no_interval
+from trainer.run.comparable import why_no_comparison, why_no_interval
+from trainer.run.evaluator import Evaluator
 from trainer.run.held_out_pairs import HeldOutPairs, told
 
 ROLES = {"new": Role.target, "old": Role.replay, "maths": Role.probe}
