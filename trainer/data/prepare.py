@@ -179,7 +179,11 @@ def _build(
             intake = Intake(name, spool, pack_options(source, data), source.clean.deduplicate, vocab_size)
             _take_all(intake, encoded, rows, console)
             intake.check()
-            notes = [*rows.rows.reading.to_lines(), *([rows.fetched] if rows.remote else ())]
+            notes = [
+                *rows.rows.reading.to_lines(),
+                *intake.dropped_lines(),
+                *([rows.fetched] if rows.remote else ()),
+            ]
             if source.format is Format.ids:
                 notes += describe_given(source, intake.counts, tokenizer)
             digest = _write(folder, intake, notes, held_out_frac(source, data), describe())

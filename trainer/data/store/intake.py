@@ -19,8 +19,11 @@ from trainer.data.pack.shared import shared_prefixes
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import TRAIN, VALIDATION
 from trainer.data.store.writer import PackOptions
-from trainer.data.types import TEMPLATE_FAILS, Bools, EncodedBatch, RowProblem, Unit, problems_said
+from trainer.data.types import TEMPLATE_FAILS, Bools, Dropped, EncodedBatch, RowProblem, Unit, problems_said
 from trainer.errors import DataError
+
+DROPPED_SHOWN = 5
+"""Rows of each cause that are named where rows were left out."""
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Intake:
     _num_alike: Counter[str] = field(default_factory=Counter)
     """Problems of each rule that hold the same as the first."""
     _first_problems: dict[str, RowProblem] = field(default_factory=dict)
+    _first_dropped: dict[str, list[Dropped]] = field(default_factory=dict)
     _first_long: str = ""
     _seen: set[bytes] = field(default_factory=set)
 
@@ -60,6 +64,9 @@ class Intake:
         for problem in batch.problems:
             first = self._first_problems.setdefault(problem.rule, problem)
             self._num_alike[problem.rule] += problem.value == first.value
+        for dropped in batch.dropped:
+            if len(shown := self._first_dropped.setdefault(dropped.cause, [])) < DROPPED_SHOWN:
+                shown.append(dropped)
         if len(batch.lengths) == 0:
             return
         self._check_ids(batch)
@@ -99,6 +106,14 @@ class Intake:
             for unit, traits in self.shown.items()
         ]
         return {"shown": places} if places else {}
+
+    def dropped_lines(self) -> list[str]:
+        """Return a line for each cause that rows were left out for: how many, and the first of them."""
+        return [
+            f"{many(self.counts[cause], 'row')} {DROPS[cause][0]} left out, such as "
+            + "; ".join(f"{one.where} ({one.shown})" for one in shown)
+            for cause, shown in self._first_dropped.items()
+        ]
 
     def _keeps(self, batch: EncodedBatch, index: int, length: int) -> bool:
         if self.deduplicate:
@@ -175,6 +190,17 @@ class Intake:
             )
 
 
+CHECKS = "Mend the calls, or set {source}.learn.tool_calls=unchecked."
+CALLS = {
+    "bad_schemas": "with tools whose parameters are no JSON schema",
+    "unknown_tools": "with calls of tools that they do not list",
+    "no_object_calls": "with calls whose arguments are no JSON object",
+    "missing_arguments": "with calls that lack a required argument",
+    "bad_arguments": "with calls whose arguments break the tool's schema",
+    "repeated_calls": "with calls of one id",
+    "unasked_results": "with results that answer no call",
+    "unanswered_calls": "with calls that nothing answers",
+}
 DROPS = {
     "no_completion": ("without a completion", "Check that {source}.columns.completion names the answers."),
     "no_prompt": ("without a prompt", "Check that {source}.columns.prompt names the prompts."),
@@ -202,6 +228,7 @@ DROPS = {
         "with special tokens that cannot be encoded as text",
         "Take the tokenizer's special tokens out of the rows' text.",
     ),
+    **{cause: (why, CHECKS) for cause, why in CALLS.items()},
     "zero_weight": ("of weight 0", "Give rows a weight above 0, or take the weight out of data.values."),
     "too_short": ("too short", "Lower {source}.clean.min_chars."),
     "too_long": ("too many characters", "Raise {source}.clean.max_chars."),

@@ -25,6 +25,7 @@ from trainer.config.data import (
     Role,
     SourceConfig,
 )
+from trainer.config.learn import ToolCalls
 from trainer.config.paths import is_address
 from trainer.data.rows.files import hash_files, list_files
 from trainer.data.store.look import look_at
@@ -136,6 +137,8 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         del fields[key]  # where it comes from, and how much of it is drawn
     if source.tokenizer is None:
         del fields["tokenizer"]
+    if source.learn.tool_calls is ToolCalls.error:  # as stores were named before calls were checked
+        del fields["learn"]["tool_calls"]
     if not source.holds_preferences:
         for key in PREFERENCE_COLUMNS:
             del fields["columns"][key]

@@ -18,6 +18,7 @@ from typing import assert_never
 import numpy as np
 
 from trainer.config.data import CleanConfig, SourceConfig, TokenValue
+from trainer.data.chat.calls import check_calls
 from trainer.data.chat.mark import Marked, mark_chat, mark_completion
 from trainer.data.chat.settle import settle_chat
 from trainer.data.chat.traits import traits_of
@@ -31,9 +32,11 @@ from trainer.data.types import (
     ChatDocument,
     CompletionDocument,
     Document,
+    Dropped,
     EncodedBatch,
     IdsDocument,
     RowBatch,
+    RowDropped,
     RowError,
     RowProblem,
     TextDocument,
@@ -60,6 +63,7 @@ def encode_batch(
         return encode_answers(batch, source, adds_eos, tokenizer, values)
     counts: Counter[str] = Counter(rows=len(batch.rows))
     problems: list[RowProblem] = []
+    dropped: list[Dropped] = []
     documents: list[Document] = []
     places: list[str] = []
     pending: list[Marked] = []
@@ -74,8 +78,11 @@ def encode_batch(
                     continue
                 pending.append(marked)
         except RowError as error:
-            where = batch.where(index)
-            problems.append(RowProblem(error.rule, error.value, error.fix, where))
+            problems.append(RowProblem(error.rule, error.value, error.fix, batch.where(index)))
+            continue
+        except RowDropped as row_dropped:
+            counts[row_dropped.cause] += 1
+            dropped.append(Dropped(row_dropped.cause, row_dropped.shown, batch.where(index)))
             continue
         documents.append(document)
         places.append(batch.where(index))
@@ -98,6 +105,7 @@ def encode_batch(
         traits=[traits_of(documents[i], source.learn) for i in kept],
         counts=counts,
         problems=problems,
+        dropped=dropped,
     )
 
 
@@ -107,6 +115,8 @@ def _read(
     document: Document | None = parse_row(row, source, counts, values)
     if isinstance(document, ChatDocument):
         document = settle_chat(document, counts)
+        if document is not None:
+            check_calls(document, source.learn.tool_calls, counts)
     if document is not None and document.values.get(WEIGHT) == 0:
         counts["zero_weight"] += 1
         return None
