@@ -27,7 +27,8 @@ from trainer.config.tune import Quantise
 from trainer.data.rows.files import is_large_json, list_files
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.probe_texts import folder_texts
-from trainer.evaluate.prompt_file import read_prompts
+from trainer.evaluate.prompt_file import read_prompt_file, read_prompts
+from trainer.evaluate.refusal_phrases import read_phrases, refusals_key
 from trainer.evaluate.tasks.known import harness_problems
 from trainer.export.earlier import why_foreign
 from trainer.export.gguf import find_converter
@@ -149,6 +150,11 @@ def _look_at_rows(config: RunConfig, name: str, source: SourceConfig) -> None:
 
 def _prompt_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _raised("evaluate.during.samples.file", lambda: read_prompts(config.evaluate.during.samples))
+    refusals = config.evaluate.asked.refusals
+    for task, file in refusals.files.items():
+        key, as_chat = refusals_key(task), refusals.apply_chat_template
+        yield from _raised(key, partial(read_prompt_file, key, file, as_chat))
+    yield from _raised("evaluate.asked.refusals.phrases", lambda: read_phrases(refusals.phrases))
 
 
 def _package_problems(config: RunConfig, command: str) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from trainer.config.begun import may_be_uneven
 from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_columns import column_problems
 from trainer.config.check_during import best_problems, during_problems
-from trainer.config.check_evaluate import gate_problems, task_problems
+from trainer.config.check_evaluate import asked_problems, gate_problems, task_problems
 from trainer.config.check_experts import expert_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
@@ -94,6 +94,7 @@ def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Pr
     yield from log_problems(config.log, config.data.sources)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
+    yield from asked_problems(config.evaluate.asked, config.data)
     yield from during_problems(config.evaluate, config.data)
     yield from best_problems(config.checkpoint, config.evaluate, config.data)
     yield from gate_problems(config.gate, config.data, config.evaluate.forgetting)

@@ -49,9 +49,7 @@ def result(said: str = "sunny", **more: Any) -> Message:
     return {"role": "tool", "content": said, **more}
 
 
-def check(
-    turns: list[Message], tools: list[Any] | None, checks: ToolCalls = ToolCalls.error
-) -> Counter[str]:
+def check(turns: list[Message], tools: list[Any] | None, checks: ToolCalls = ToolCalls.error) -> Counter[str]:
     counts: Counter[str] = Counter()
     document = settle_chat(ChatDocument([ASKED, *turns], tools), Counter())
     assert document is not None
@@ -74,7 +72,14 @@ GOOD = call({"city": "Paris", "days": 2})
         # A table gives every schema the keys of all.
         (
             [calling(GOOD)],
-            [tool({**SCHEMA, "properties": {"city": {"type": "string", "enum": None}, "days": {}, "x": None}})],
+            [
+                tool(
+                    {
+                        **SCHEMA,
+                        "properties": {"city": {"type": "string", "enum": None}, "days": {}, "x": None},
+                    }
+                )
+            ],
         ),
         ([calling(call({"city": None}))], [tool({"properties": {"city": {"const": None}}})]),
         # Of two tools of a name, one takes the call.
@@ -186,7 +191,7 @@ def prepared(tmp_path: Path, checks: ToolCalls, **more: Any) -> tuple[Store, str
     file = tmp_path / "calls.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     source = SourceConfig(path=str(file), format=Format.chat, learn=LearnConfig(tool_calls=checks), **more)
-    data = DataConfig({"s": source}, 512, cache_dir=str(tmp_path / "c"), num_workers=1, validation_frac=0.0)
+    data = DataConfig({"s": source}, 2048, cache_dir=str(tmp_path / "c"), num_workers=1, validation_frac=0.0)
     tokenizer, shown = make_tokenizer(unmarked(SHAPES["qwen25"])), io.StringIO()
     store = prepare(data, tokenizer, lambda: tokenizer, None, Console(file=shown, width=400))["s"]
     return store, shown.getvalue()
@@ -196,7 +201,9 @@ def test_prepare_refuses_wrong_calls_by_cause_and_place(tmp_path: Path) -> None:
     with pytest.raises(DataError) as refused:
         prepared(tmp_path, ToolCalls.error)
     said = str(refused.value)
-    assert "`data.sources.s` must have tool calls with every required argument, but 2 of 5 rows do not" in said
+    assert (
+        "`data.sources.s` must have tool calls with every required argument, but 2 of 5 rows do not" in said
+    )
     assert "calls.jsonl, line 2, with the call of 'weather'" in said
     assert "must call only tools that they list, but 1 of 5 rows does not" in said and "line 5" in said
     assert "learn.tool_calls" in said
@@ -235,7 +242,7 @@ def test_calls_of_worse_answers_are_not_looked_at(tmp_path: Path, bad: str, refu
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"prompt": [ASKED], "tools": [tool()], **sides}) + "\n")
     source = SourceConfig(path=str(file), format=Format.preference, as_chat=True)
-    data = DataConfig({"s": source}, 512, cache_dir=str(tmp_path / "c"), num_workers=1, validation_frac=0.0)
+    data = DataConfig({"s": source}, 2048, cache_dir=str(tmp_path / "c"), num_workers=1, validation_frac=0.0)
     tokenizer = make_tokenizer(unmarked(SHAPES["qwen25"]))
     try:
         prepare(data, tokenizer, lambda: tokenizer, None, Console(file=io.StringIO()))
