@@ -13,6 +13,7 @@ from pathlib import Path
 from trainer.checkpoint.named import KEY, why_not_named
 from trainer.command.model_rules import rules_of_named_model
 from trainer.command.prepare import not_generated
+from trainer.command.reviewed import unreviewed
 from trainer.command.rules import broken_rules
 from trainer.config.apart import inputs_of, why_no_cache, why_not_apart
 from trainer.config.check_export import exports_adapter
@@ -120,13 +121,15 @@ def needs_of(config: RunConfig, command: str) -> Needs:
 
 def source_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield a problem for every source whose files, or whose tokenizer, are not there or cannot be taken."""
-    to_sample = not_generated(config)
+    to_sample, to_review = not_generated(config), unreviewed(config)
     for name, source in config.data.sources.items():
         key = f"data.sources.{name}"
         if name in to_sample:
             yield to_sample[name]
         elif source.path is not None and not is_address(source.path):
             yield from _raised(key, partial(_look_at_rows, config, name, source))
+        if name in to_review:
+            yield to_review[name]
         if source.tokenizer is not None and source.tokenizer not in (
             config.model.tokenizer,
             config.model.path,

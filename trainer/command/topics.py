@@ -78,6 +78,14 @@ would type it. Needs 6 GB of memory and 5 GB of disk; writes to runs/quickstart 
 Start it again after an interruption: it keeps what is there and resumes the training. Other words that change what is
 trained need another run_dir."""
 
+_REVIEW = """\
+export FILE.jsonl [num=100] [seed=0] [output=FOLDER]
+import FILE.jsonl VERDICTS [reviewer=NAME]
+
+export draws rows by the seed and writes FOLDER/NAME.html, to read and tick in a browser, and FOLDER/NAME.csv, for a
+spreadsheet; FOLDER is NAME-review here. import takes the file that the page saves, or the table with accept or reject
+in the column `verdict`, into FILE.jsonl.verdicts, and prints the share that was accepted with its 95 % interval."""
+
 TOPICS: dict[str, Topic] = {
     "quickstart": Topic(
         f"palimpsest quickstart {WORDS} [--cfg]",
@@ -151,6 +159,14 @@ TOPICS: dict[str, Topic] = {
         "palimpsest status FOLDER ...",
         ("palimpsest status runs", "palimpsest status runs/first"),
         text="A folder is that of a run, of a sweep, or one that holds runs. It reads no configuration.",
+    ),
+    "data review": Topic(
+        "palimpsest data review export|import FILE.jsonl ...",
+        (
+            "palimpsest data review export answers.jsonl num=200",
+            "palimpsest data review import answers.jsonl answers.jsonl.reviewed.json",
+        ),
+        text=_REVIEW,
     ),
     "doctor": Topic(
         "palimpsest doctor [run_dir=DIR] [cluster=...] [cluster.preflight.key=value ...]",

@@ -16,6 +16,7 @@ COMMANDS = {
     "report": "write report.html of a run directory anew, or sweep.html of a sweep",
     "verify": "recompute which tokens a run should have consumed; verify checkpoints and export; time lost. No GPU",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
+    "data": "look at data that models wrote before it is learnt: `palimpsest data review export`",
     "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
     "init": "look at a model and at data and write an experiment for them; --site: a file for this cluster",
     "explain": "what a key, a section, a group or an option means, and which files set it",
@@ -27,6 +28,7 @@ ABOUT = ("init", "explain", "schema", "completion")
 """Commands about the configuration, which take words of their own and run nothing."""
 
 SUBCOMMANDS = {
+    "data": {"review": "a sample of rows for people to tick, as a page and a table; their verdicts back"},
     "plan": {
         "data": "how far the data is from what the base knows, and how much replay that asks for; loads the model"
     },

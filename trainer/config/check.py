@@ -174,6 +174,9 @@ def _source_problems(key: str, source: SourceConfig, meant: str) -> Iterator[Pro
         yield must(f"{key}.long_documents", rule, source.long_documents.value, "Leave it out.")
     if source.txt_documents not in ("file", "line", "paragraph"):
         yield must(f"{key}.txt_documents", "file, line or paragraph", source.txt_documents, "Set file.")
+    if source.min_acceptance is not None and not 0 <= source.min_acceptance <= 1:
+        fix = "Set 0.8, or null to take rows that nobody looked at."
+        yield must(f"{key}.min_acceptance", "in [0, 1], or null", source.min_acceptance, fix)
     low, high = source.clean.min_chars, source.clean.max_chars
     if high is not None and high < low:
         yield must(f"{key}.clean.max_chars", f"at least min_chars ({low})", high, "Raise it.")

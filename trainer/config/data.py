@@ -204,6 +204,12 @@ class SourceConfig:
     for text and ids with data.packing=none, which concat would have cut as well."""
     max_documents: int | None = None
     """Read at most so many documents; for trials."""
+    synthetic: bool | None = None
+    """Whether models wrote the rows. null: where one of the first rows has a `provenance` that names a model, as
+    those of `palimpsest data` commands have. Such a source is learnt only after people looked at a sample of it."""
+    min_acceptance: float | None = 0.8
+    """synthetic: the lower end of the 95 % interval of the share of rows that people accept (`palimpsest data review`)
+    must be at least this, else `prepare` and `train` refuse. null: take them without. Range: [0, 1]."""
 
     @property
     def holds_preferences(self) -> bool:
