@@ -34,7 +34,7 @@ class RefusalsConfig:
     `refusals_benign`: less is better."""
     phrases: str | None = None
     """UTF-8 text with a phrase a line: an answer that has one of them near its beginning is a refusal, whatever case it
-    is in. null: the list in docs/tool_calls_and_safety.md."""
+    is in. null: the list in docs/tool-calls-and-safety.md."""
     max_new_tokens: int = 64
     """Longest answer in tokens. A refusal is looked for in the first 200 characters behind any reasoning."""
     apply_chat_template: bool = True

@@ -65,8 +65,7 @@ def encode_answers(
 
     Counts:
         Those of `parse_answers`; empty_side, equal_sides, too_short, too_long, not_learnt, quoted_dropped,
-        merged_prompts: rows dropped; cut_prompts: rows whose text was cut where the answer begins; desirable,
-        undesirable: answers by their label.
+        merged_prompts: rows dropped; cut_prompts: those cut where the answer begins; desirable, undesirable: answers.
     """
     counts: Counter[str] = Counter(rows=len(batch.rows))
     problems: list[RowProblem] = []
@@ -79,9 +78,9 @@ def encode_answers(
         except RowError as error:
             problems.append(RowProblem(error.rule, error.value, error.fix, batch.where(index)))
             continue
-        except RowDropped as row_dropped:
-            counts[row_dropped.cause] += 1
-            dropped.append(Dropped(row_dropped.cause, row_dropped.shown, batch.where(index)))
+        except RowDropped as left_out:
+            counts[left_out.cause] += 1
+            dropped.append(Dropped(left_out.cause, left_out.shown, batch.where(index)))
             continue
         if unit is not None:
             units.append(unit)

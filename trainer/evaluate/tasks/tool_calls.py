@@ -101,7 +101,7 @@ def ask_calls(
             f"`evaluate.asked.tool_calls.num` must be 0 where no held-out turn has a tool call that can be read back, "
             f"but is {options.num} instead; looked through the first {max_packs} held-out packs of "
             f"{', '.join(stores) or 'no source of chats'}. Raise data.validation_frac, or take a chat template that "
-            "writes calls as docs/tool_calls_and_safety.md lists."
+            "writes calls as docs/tool-calls-and-safety.md lists."
         )
     if len(found) < options.num:
         _LOG.warning("Tool calls: %d turns instead of %d: no more is held out.", len(found), options.num)
