@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from trainer.config.begun import may_be_uneven
 from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_columns import column_problems
+from trainer.config.check_curate import curate_problems
 from trainer.config.check_during import best_problems, during_problems
 from trainer.config.check_evaluate import asked_problems, gate_problems, task_problems
 from trainer.config.check_experts import expert_problems
@@ -140,6 +141,7 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
         yield from _source_problems(f"data.sources.{name}", source, _meant_by(data))
         yield from column_problems(f"data.sources.{name}", source)
         yield from learn_problems(f"data.sources.{name}", source)
+        yield from curate_problems(f"data.sources.{name}", source)
 
 
 def _meant_by(data: DataConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.config.curate import CurateConfig
 from trainer.config.learn import LearnConfig
 
 
@@ -197,6 +198,8 @@ class SourceConfig:
     """format=chat, or another with as_chat=true: what is learnt of a conversation."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning options."""
+    curate: CurateConfig = field(default_factory=CurateConfig)
+    """What is left out by what its text is like: quality, near-duplicates, evaluation sets."""
     packing: Packing | None = None
     """Packing of this source; default: concat for text and ids, best_fit for chat and completion."""
     long_documents: LongDocuments | None = None

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from trainer.config.asked import AskedConfig
+from trainer.config.curate import CurateConfig
 
 MAY_DIFFER = (
     *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "gate.", "plan.", "sweep.", "run_dir"),
@@ -30,7 +31,13 @@ MADE_ANEW = ("log.", "checkpoint.", "evaluate.", "gate.")
 
 OF_REVIEW = ("synthetic", "min_acceptance")
 """Keys of a source that say whether it may be trained on, and not what of it is."""
-LATER = {"learn.tool_calls": "error"}
+LATER = {
+    "learn.tool_calls": "error",
+    **{
+        f"curate.{name}": getattr(value, "value", value)
+        for name, value in dataclasses.asdict(CurateConfig()).items()
+    },
+}
 """Keys of a source that there were none of before, with the value that stands for what was done then: runs of before
 keep their digest."""
 

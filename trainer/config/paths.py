@@ -70,6 +70,7 @@ PLACES: dict[str, Callable[[str, Path], str]] = {
     "data.sources.NAME.path": pattern,
     "data.sources.NAME.dataset": name_or_place,
     "data.sources.NAME.tokenizer": name_or_place,
+    "data.sources.NAME.curate.against": absolute,
     "data.cache_dir": absolute,
     "replay.generate.output_dir": absolute,
     "replay.generate.prompt_file": pattern,

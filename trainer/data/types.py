@@ -269,7 +269,9 @@ class EncodedBatch:
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[RowProblem] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
-    """Rows that were left out, of the causes that are told with samples; they are among `counts`."""
+    """Rows that were left out, or noted, of the causes that are told with samples; they are among `counts`."""
+    signatures: list[Uint32s] = field(default_factory=list)
+    """MinHash values of each unit, where near-duplicates are looked for; else empty."""
 
     def only(self, keep: Bools) -> EncodedBatch:
         """Return some of the units, without what was counted of the rows."""
@@ -285,6 +287,7 @@ class EncodedBatch:
             places=list(compress(self.places, keep)),
             values={name: values[kept_tokens] for name, values in self.values.items()},
             traits=list(compress(self.traits, keep)),
+            signatures=[],
             counts=Counter(),
             problems=[],
             dropped=[],

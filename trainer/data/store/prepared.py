@@ -28,6 +28,7 @@ from trainer.config.data import (
 from trainer.config.learn import ToolCalls
 from trainer.config.may_differ import OF_REVIEW
 from trainer.config.paths import is_address
+from trainer.data.rows.contaminated import evaluation_digest
 from trainer.data.rows.files import hash_files, list_files
 from trainer.data.store.look import look_at
 from trainer.data.store.note import read_note, write_note
@@ -140,6 +141,10 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         del fields["tokenizer"]
     if source.learn.tool_calls is ToolCalls.error:  # as stores were named before calls were checked
         del fields["learn"]["tool_calls"]
+    if not source.curate.is_on:  # as stores were named before there was any
+        del fields["curate"]
+    else:
+        fields["curate"]["against"] = [evaluation_digest(file) for file in source.curate.against]
     if not source.holds_preferences:
         for key in PREFERENCE_COLUMNS:
             del fields["columns"][key]
