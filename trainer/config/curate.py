@@ -43,6 +43,9 @@ class CurateConfig:
     """How many of the words the, be, to, of, and, that, have, with there are at least. Gopher: 2."""
     max_repeated_lines: float | None = None
     """Share of lines that stood in the document before. Gopher: 0.3."""
+    languages: list[str] = field(default_factory=list)
+    """Codes of ISO 639 ([en, de]): a document whose most likely language is none of them is left out. Needs the extra
+    `language`. Of a few words a language is guessed badly."""
     near_duplicates: float | None = None
     """Leave out a document that is this like an earlier one of the source or more: the Jaccard similarity of their runs
     of 5 words, estimated by 120 MinHash values. 0.8 is usual. Range: (0, 1]."""

@@ -16,6 +16,7 @@ from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.many import many
 from trainer.data.chat.shape import describe_shape, find_shape, refuse_always_failing
 from trainer.data.rows.contaminated import describe_evaluations
+from trainer.data.rows.language import require_languages
 from trainer.data.rows.minhash import NearDuplicates
 from trainer.data.sized_rows import SizedRows, open_rows, taking
 from trainer.data.store.given import describe_given
@@ -73,6 +74,7 @@ def prepare(
     for name, source in data.sources.items():
         _check_tokenizer(name, source, data, tokenizer)
         refuse_rows(name, source, data)
+        require_languages(name, source.curate.languages)
     stores: dict[str, Store] = {}
     for name, source in data.sources.items():
         store = _find(name, source, data, tokenizer, console)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trainer.config.check_curate import curate_problems
 from trainer.config.curate import Contaminated, CurateConfig
 from trainer.config.data import DataConfig, Format, SourceConfig
 from trainer.data.prepare import prepare
+from trainer.data.rows import language
 from trainer.data.rows.contaminated import find_overlap, read_evaluation
 from trainer.data.rows.minhash import NUM_HASHES, NearDuplicates, signature_of
 from trainer.data.rows.quality import refuse_low_quality, text_of
@@ -262,3 +264,29 @@ def test_broken_rules_name_their_key(changes: dict[str, Any], key: str) -> None:
     assert found == [f"data.sources.s.curate.{key}"]
     pairs = SourceConfig(format=Format.preference, curate=CurateConfig(min_words=2))
     assert [one.key for one in curate_problems("s", pairs)] == ["s.curate"]
+
+
+def test_texts_of_other_languages_are_left_out_and_unknown_codes_told(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    pytest.importorskip("py3langid", reason="pip install 'palimpsest-trainer[language]'")
+    german = "Das Wetter in dieser Stadt ist heute sehr schlecht, und die Leute bleiben deshalb zu Hause."
+    english = "The weather in this town is very bad today, and therefore people stay at home with a book."
+    monkeypatch.setitem(globals(), "TEXTS", [german, english])
+    store, shown = run(tmp_path, CurateConfig(languages=["en"]))
+    assert store.train.num_documents == 1 and store.meta["counts"]["language"] == 1
+    assert "1 row of another language left out, such as" in shown and "line 1 (de, 1.00: 'Das Wetter" in shown
+    with pytest.raises(
+        DataError, match=r"`data.sources.s.curate.languages` must be codes .* 'english' instead"
+    ):
+        run(tmp_path, CurateConfig(languages=["en", "english"]))
+
+
+def test_languages_without_the_package_name_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    language._identifier.cache_clear()
+    with pytest.raises(DataError, match=r"must be empty without py3langid, .*palimpsest-trainer\[language\]"):
+        run(tmp_path, CurateConfig(languages=["en"]))

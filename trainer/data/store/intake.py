@@ -222,6 +222,7 @@ CURATED = {
     "alphabetic_words": ("of too few words with a letter", "min_alphabetic_words"),
     "stop_words": ("of too few stop words", "min_stop_words"),
     "repeated_lines": ("of too many repeated lines", "max_repeated_lines"),
+    "language": ("of another language", "languages"),
     "contaminated": ("that share text with an evaluation set", "against, contaminated"),
     "near_duplicates": ("that are near-duplicates of another", "near_duplicates"),
 }

@@ -27,6 +27,7 @@ from trainer.data.chat.traits import traits_of
 from trainer.data.rows.clean import clean_document, content_digest
 from trainer.data.rows.contaminated import find_overlap
 from trainer.data.rows.document import parse_row
+from trainer.data.rows.language import refuse_language
 from trainer.data.rows.minhash import signature_of
 from trainer.data.rows.quality import refuse_low_quality, text_of
 from trainer.data.rows.weight import WEIGHT
@@ -173,6 +174,8 @@ def _read(
 
 def _curate(text: str, rules: CurateConfig, noted: list[RowDropped]) -> None:
     refuse_low_quality(text, rules)
+    if rules.languages:
+        refuse_language(text, rules.languages)
     overlap = find_overlap(text, tuple(rules.against), rules.ngram) if rules.against else None
     if overlap is None:
         return
