@@ -208,6 +208,10 @@ def _of_files(invocation: Invocation) -> int | None:
         from trainer.launch.status import show_status
 
         return int(show_status(invocation.overrides))
+    if invocation.command == "data review":
+        from trainer.command.review import review
+
+        return int(review(invocation.overrides))
     if invocation.command == "quickstart":
         return _quickstart(invocation)
     if invocation.is_multirun:

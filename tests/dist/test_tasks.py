@@ -28,7 +28,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
 def score(mesh: Any, workspace: str, tasks: str, run_dir: str, words: list[str]) -> list[Any]:
     """Return the base's scores and some answers; nothing is taken from another run."""
     from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
-    from trainer.run.evaluator import build_task_scores
+    from trainer.run.asking import build_task_scores
 
     config = config_of(
         workspace,
@@ -80,7 +80,7 @@ def test_scores_do_not_depend_on_ranks_or_sharding(pool, workspace, tasks, tmp_p
 
 def ask_differently(mesh: Any, workspace: str, tasks: str, run_dir: str) -> str:
     from trainer.evaluate.tasks.lm import EngineLM
-    from trainer.run.evaluator import build_task_scores
+    from trainer.run.asking import build_task_scores
 
     config = config_of(workspace, run_dir, ASKED, f"evaluate.tasks.include_path={tasks}")
     with session_of(config) as session:

@@ -49,7 +49,8 @@ def kind_of(shown):
     if shown.error is not None:
         return "refused"
     command = shown.words[0] if shown.words else ""
-    if command in OF_WORDS or command.startswith("-") or "--help" in shown.words:
+    is_review = shown.words[:2] == ("data", "review")
+    if is_review or command in OF_WORDS or command.startswith("-") or "--help" in shown.words:
         return "words"
     if command in OF_A_RUN and not any(word.startswith("data=") for word in shown.words):
         return "of a run"

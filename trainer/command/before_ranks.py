@@ -234,8 +234,13 @@ def check_benchmarks(config: RunConfig, command: str) -> None:
         from trainer.evaluate.tasks.harness import check_rules, load_tasks
 
         loaded = load_tasks(evaluate.tasks)
+        if clash := sorted({*loaded.names} & {*evaluate.asked.names}):
+            raise ConfigError(
+                f"`evaluate.tasks.names` must name no task that is called like what evaluate.asked asks, but has "
+                f"'{clash[0]}' instead. Rename the task."
+            )
         if command == "evaluate" and evaluate.checkpoint != "base":
-            check_rules(config.gate.tasks, loaded)
+            check_rules(config.gate.tasks, loaded, evaluate.asked.names)
     if evaluate.during.tasks and command == "train":
         from trainer.evaluate.tasks.harness import NAMES_DURING, load_tasks
         from trainer.evaluate.tasks.task_metrics import better_direction

@@ -29,8 +29,9 @@ from trainer.evaluate.tasks.scores import TaskScores
 from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
 from trainer.report.announce import announce
+from trainer.run.asking import build_task_scores
 from trainer.run.conclusion import tell_trackers
-from trainer.run.evaluator import build_forgetting, build_task_scores, replay_record, texts_of
+from trainer.run.evaluator import build_forgetting, replay_record, texts_of
 from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, told
 from trainer.run.proofs import prove_head
 from trainer.run.references import build_references

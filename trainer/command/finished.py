@@ -12,9 +12,10 @@ from trainer.checkpoint.layout import find_checkpoints
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.verify import find_damage
 from trainer.config.longer import begin_from
+from trainer.config.may_differ import MADE_ANEW
 from trainer.config.paths import is_address
 from trainer.config.schema import RunConfig
-from trainer.config.snapshot import MADE_ANEW, asked_digest, free_folder
+from trainer.config.snapshot import asked_digest, free_folder
 from trainer.errors import TrainerError
 from trainer.evaluate.record import BASE_FILE
 from trainer.evaluate.record import FILE_NAME as COMPARISON

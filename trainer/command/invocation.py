@@ -20,8 +20,8 @@ OF_RUNS = ("evaluate", "export", "report", "verify")
 """Commands that go on from a run, which may be given as a path alone."""
 NAME_RUNS = {"run_dir", "name", "experiment", "export.adapters"}
 """Keys that say which run is meant."""
-WITHOUT_OPTIONS = ("status",)
-"""Commands that read directories, and make no configuration."""
+WITHOUT_OPTIONS = ("status", "data review")
+"""Commands that read directories or files, and make no configuration."""
 
 
 @dataclass(frozen=True, slots=True)

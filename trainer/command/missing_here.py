@@ -13,6 +13,7 @@ from pathlib import Path
 from trainer.checkpoint.named import KEY, why_not_named
 from trainer.command.model_rules import rules_of_named_model
 from trainer.command.prepare import not_generated
+from trainer.command.reviewed import unreviewed
 from trainer.command.rules import asks_model, broken_rules
 from trainer.command.teacher_rules import teacher_problems
 from trainer.config.apart import inputs_of, why_no_cache, why_not_apart
@@ -28,7 +29,8 @@ from trainer.config.tune import Quantise
 from trainer.data.rows.files import is_large_json, list_files
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluate.probe_texts import folder_texts
-from trainer.evaluate.prompt_file import read_prompts
+from trainer.evaluate.prompt_file import read_prompt_file, read_prompts
+from trainer.evaluate.refusal_phrases import read_phrases, refusals_key
 from trainer.evaluate.tasks.known import harness_problems
 from trainer.export.earlier import why_foreign
 from trainer.export.gguf import find_converter
@@ -136,13 +138,15 @@ def needs_of(config: RunConfig, command: str) -> Needs:
 
 def source_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield a problem for every source whose files, or whose tokenizer, are not there or cannot be taken."""
-    to_sample = not_generated(config)
+    to_sample, to_review = not_generated(config), unreviewed(config)
     for name, source in config.data.sources.items():
         key = f"data.sources.{name}"
         if name in to_sample:
             yield to_sample[name]
         elif source.path is not None and not is_address(source.path):
             yield from _raised(key, partial(_look_at_rows, config, name, source))
+        if name in to_review:
+            yield to_review[name]
         if source.tokenizer is not None and source.tokenizer not in (
             config.model.tokenizer,
             config.model.path,
@@ -166,6 +170,11 @@ def _look_at_rows(config: RunConfig, name: str, source: SourceConfig) -> None:
 
 def _prompt_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _raised("evaluate.during.samples.file", lambda: read_prompts(config.evaluate.during.samples))
+    refusals = config.evaluate.asked.refusals
+    for task, file in refusals.files.items():
+        key, as_chat = refusals_key(task), refusals.apply_chat_template
+        yield from _raised(key, partial(read_prompt_file, key, file, as_chat))
+    yield from _raised("evaluate.asked.refusals.phrases", lambda: read_phrases(refusals.phrases))
 
 
 def _package_problems(config: RunConfig, command: str) -> Iterator[Problem]:

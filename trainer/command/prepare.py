@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainer.command.reviewed import check_reviewed, refuse_unreviewed
 from trainer.config.check import check_config
 from trainer.config.check_context import check_context
 from trainer.config.rule import Problem, problem
@@ -30,6 +31,7 @@ def prepare_data(config: RunConfig) -> None:
     config = with_packing(dated(config, Path(config.run_dir)))
     check_generated(config)
     check_samples_whole(config)
+    check_reviewed(config)
     source = resolve_model(config.model, Path(config.data.cache_dir))
     hf_config = read_config(source, config.model)
     check_context(context_length(hf_config), config.data.seq_len, config.tune)
@@ -50,6 +52,7 @@ def ensure_inputs(config: RunConfig) -> TokenizerLike:
     """
     config = dated(config, Path(config.run_dir))
     check_generated(config)
+    refuse_unreviewed(config)
     from trainer.data.store.prepared import find_store, open_each
     from trainer.model.load import read_whole_config
     from trainer.model.packed import packing_of

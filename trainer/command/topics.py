@@ -112,6 +112,14 @@ _DATA_VERBS = (
     ),
 )
 
+_REVIEW = """\
+export FILE.jsonl [num=100] [seed=0] [output=FOLDER]
+import FILE.jsonl VERDICTS [reviewer=NAME]
+
+export draws rows by the seed and writes FOLDER/NAME.html, to read and tick in a browser, and FOLDER/NAME.csv, for a
+spreadsheet; FOLDER is NAME-review here. import takes the file that the page saves, or the table with accept or reject
+in the column `verdict`, into FILE.jsonl.verdicts, and prints the share that was accepted with its 95 % interval."""
+
 TOPICS: dict[str, Topic] = {
     "quickstart": Topic(
         f"palimpsest quickstart {WORDS} [--cfg]",
@@ -185,6 +193,14 @@ TOPICS: dict[str, Topic] = {
         "palimpsest status FOLDER ...",
         ("palimpsest status runs", "palimpsest status runs/first"),
         text="A folder is that of a run, of a sweep, or one that holds runs. It reads no configuration.",
+    ),
+    "data review": Topic(
+        "palimpsest data review export|import FILE.jsonl ...",
+        (
+            "palimpsest data review export answers.jsonl num=200",
+            "palimpsest data review import answers.jsonl answers.jsonl.reviewed.json",
+        ),
+        text=_REVIEW,
     ),
     "doctor": Topic(
         "palimpsest doctor [run_dir=DIR] [cluster=...] [cluster.preflight.key=value ...]",

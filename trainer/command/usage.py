@@ -17,7 +17,7 @@ COMMANDS = {
     "verify": "recompute which tokens a run should have consumed; verify checkpoints and export; time lost. No GPU",
     "export": "write a run's checkpoint as a Hugging Face folder and compare its logits",
     "replay": "replay for a model whose pretraining data cannot be had: `palimpsest replay generate`",
-    "data": "rows that models make, a file for prepare: `palimpsest data raft`, sample, judge, revise, questions",
+    "data": "rows that models make (`palimpsest data raft`, sample, judge, revise, questions); people look (review)",
     "init": "look at a model and at data and write an experiment for them; --site: a file for this cluster",
     "explain": "what a key, a section, a group or an option means, and which files set it",
     "schema": "JSON schema of the configuration, for editors",
@@ -37,6 +37,7 @@ SUBCOMMANDS = {
         "judge": "which of two answers a model prefers, asked in both orders; synthetic.judge.*",
         "revise": "answers revised by a critique from a file of principles; synthetic.revise.*",
         "questions": "questions and answers to documents, those that cannot be answered left out",
+        "review": "a sample of rows for people to tick, as a page and a table; their verdicts back",
     },
     "replay": {
         "generate": "sample the model into a store of texts or chats; replay.generate.* says what and how much"

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from trainer.config.begun import may_be_uneven
 from trainer.config.check_cluster import cluster_problems
 from trainer.config.check_columns import column_problems
+from trainer.config.check_curate import curate_problems
 from trainer.config.check_during import best_problems, during_problems
-from trainer.config.check_evaluate import gate_problems, task_problems
+from trainer.config.check_evaluate import asked_problems, gate_problems, task_problems
 from trainer.config.check_experts import expert_problems
 from trainer.config.check_export import export_problems
 from trainer.config.check_generate import generate_problems
@@ -95,6 +96,7 @@ def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Pr
     yield from log_problems(config.log, config.data.sources)
     yield from _plan_problems(config.plan)
     yield from task_problems(config.evaluate)
+    yield from asked_problems(config.evaluate.asked, config.data)
     yield from during_problems(config.evaluate, config.data)
     yield from best_problems(config.checkpoint, config.evaluate, config.data)
     yield from gate_problems(config.gate, config.data, config.evaluate.forgetting)
@@ -141,6 +143,7 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
         yield from _source_problems(f"data.sources.{name}", source, _meant_by(data))
         yield from column_problems(f"data.sources.{name}", source)
         yield from learn_problems(f"data.sources.{name}", source)
+        yield from curate_problems(f"data.sources.{name}", source)
 
 
 def _meant_by(data: DataConfig) -> str:
@@ -175,6 +178,9 @@ def _source_problems(key: str, source: SourceConfig, meant: str) -> Iterator[Pro
         yield must(f"{key}.long_documents", rule, source.long_documents.value, "Leave it out.")
     if source.txt_documents not in ("file", "line", "paragraph"):
         yield must(f"{key}.txt_documents", "file, line or paragraph", source.txt_documents, "Set file.")
+    if source.min_acceptance is not None and not 0 <= source.min_acceptance <= 1:
+        fix = "Set 0.8, or null to take rows that nobody looked at."
+        yield must(f"{key}.min_acceptance", "in [0, 1], or null", source.min_acceptance, fix)
     low, high = source.clean.min_chars, source.clean.max_chars
     if high is not None and high < low:
         yield must(f"{key}.clean.max_chars", f"at least min_chars ({low})", high, "Raise it.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trainer.config.asked import AskedConfig
 from trainer.config.data import DataConfig, Role
 from trainer.config.gate import GateConfig, about_nothing, sets_about
 from trainer.config.rule import Problem, must, said
@@ -17,13 +18,9 @@ def task_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
         yield must(
             "evaluate.probes", "auto or all with evaluate.probe_dir", "none", "Leave one of the two out."
         )
-    if tasks.names and not evaluate.forgetting:
-        yield must(
-            "evaluate.forgetting",
-            "true with evaluate.tasks.names",
-            False,
-            "Scores are kept in forgetting.json.",
-        )
+    if evaluate.has_tasks and not evaluate.forgetting:
+        asked = "evaluate.tasks.names" if tasks.names else "evaluate.asked"
+        yield must("evaluate.forgetting", f"true with {asked}", False, "Scores are kept in forgetting.json.")
     if len(set(tasks.names)) < len(tasks.names):
         yield must("evaluate.tasks.names", "different names", ", ".join(tasks.names), "Name each once.")
     if tasks.num_fewshot is not None and tasks.num_fewshot < 0:
@@ -32,6 +29,34 @@ def task_problems(evaluate: EvaluateConfig) -> Iterator[Problem]:
         value = getattr(tasks, key)
         if value is not None and value < least:
             yield must(f"evaluate.tasks.{key}", f"at least {least}", value, f"Set {least}, or leave it out.")
+
+
+def asked_problems(asked: AskedConfig, data: DataConfig) -> Iterator[Problem]:
+    """Yield every broken rule about tool calls and refusals; whether there are such turns is seen in the stores."""
+    calls, refusals, key = asked.tool_calls, asked.refusals, "evaluate.asked"
+    if calls.num < 0:
+        yield must(f"{key}.tool_calls.num", "0 or more", calls.num, "Set 200.")
+    for name, section in (("tool_calls", calls), ("refusals", refusals)):
+        if section.max_new_tokens < 1:
+            yield must(f"{key}.{name}.max_new_tokens", "at least 1", section.max_new_tokens, "Set 64.")
+    chats = {name: one for name, one in data.sources.items() if one.holds_chats and not one.holds_preferences}
+    if calls.num > 0 and not chats:
+        fix = "Only turns of format=chat are asked, and of completion with as_chat=true."
+        yield must(f"{key}.tool_calls.num", "0 without a source of chats", calls.num, fix)
+    elif calls.num > 0 and not any(
+        data.validation_frac > 0 or one.role is Role.probe for one in chats.values()
+    ):
+        fix = "Set data.validation_frac=0.02."
+        yield must(
+            "data.validation_frac", f"more than 0 with {key}.tool_calls.num", data.validation_frac, fix
+        )
+    for task, file in refusals.files.items():
+        if not file.endswith((".jsonl", ".txt")):
+            name = task.rpartition("_")[2]
+            yield must(f"{key}.refusals.{name}", "a .jsonl or .txt file", file, "Rename it.")
+    if refusals.phrases is not None and not refusals.files:
+        fix = f"Give {key}.refusals.harmful or benign as well."
+        yield must(f"{key}.refusals.phrases", "left out without prompts", refusals.phrases, fix)
 
 
 def gate_problems(gate: GateConfig, data: DataConfig, forgetting: bool) -> Iterator[Problem]:

@@ -67,6 +67,7 @@ def _untaken(config: RunConfig) -> Iterator[Problem]:
             yield must(key, f"false {taken}", value, leave)
     for key, names in (
         ("evaluate.tasks.names", evaluate.tasks.names),
+        ("evaluate.asked", evaluate.asked.names),
         ("evaluate.during.tasks", evaluate.during.tasks),
         ("gate.sets", list(config.gate.sets)),
         ("gate.tasks", list(config.gate.tasks)),

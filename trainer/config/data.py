@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.config.curate import CurateConfig
 from trainer.config.learn import LearnConfig
 
 
@@ -197,6 +198,8 @@ class SourceConfig:
     """format=chat, or another with as_chat=true: what is learnt of a conversation."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning options."""
+    curate: CurateConfig = field(default_factory=CurateConfig)
+    """What is left out by what its text is like: quality, near-duplicates, evaluation sets."""
     packing: Packing | None = None
     """Packing of this source; default: concat for text and ids, best_fit for chat and completion."""
     long_documents: LongDocuments | None = None
@@ -204,6 +207,12 @@ class SourceConfig:
     for text and ids with data.packing=none, which concat would have cut as well."""
     max_documents: int | None = None
     """Read at most so many documents; for trials."""
+    synthetic: bool | None = None
+    """Whether models wrote the rows. null: where one of the first rows has a `provenance` that names a model, as
+    those of `palimpsest data` commands have. Such a source is learnt only after people looked at a sample of it."""
+    min_acceptance: float | None = 0.8
+    """synthetic: the lower end of the 95 % interval of the share of rows that people accept (`palimpsest data review`)
+    must be at least this, else `prepare` and `train` refuse. null: take them without. Range: [0, 1]."""
 
     @property
     def holds_preferences(self) -> bool:

@@ -43,7 +43,8 @@ class GateConfig:
     """By name of a source, by role (target, replay, probe), or `general`: all that is not target. A source that is
     called like a role, or general, is one of those."""
     tasks: dict[str, TaskRule] = field(default_factory=dict)
-    """By name of a task or group out of evaluate.tasks.names."""
+    """By name of a task or group out of evaluate.tasks.names, or tool_calls, refusals_harmful and refusals_benign,
+    which evaluate.asked asks."""
 
     @property
     def has_rules(self) -> bool:

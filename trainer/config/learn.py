@@ -30,6 +30,17 @@ class Reasoning(Enum):
     """Rendered whole; what comes after it is learnt."""
 
 
+class ToolCalls(Enum):
+    """What becomes of conversations whose tool calls or results are wrong."""
+
+    error = "error"
+    """Stop, and say how many there are, why, and where the first is."""
+    drop = "drop"
+    """Leave them out; count them by cause, and name the first."""
+    unchecked = "unchecked"
+    """Learn them as they are."""
+
+
 @dataclass
 class LearnConfig:
     """What is learnt of a conversation.
@@ -50,3 +61,7 @@ class LearnConfig:
     """`whole`: refuse reasoning that the chat template leaves out or cuts. `as_rendered`: learn what it renders, and
     count the rest. `last`: take reasoning out of all turns but the last of the assistant. `drop`: take it out of all.
     `answer_only`: render it whole, and learn what comes after it."""
+    tool_calls: ToolCalls = ToolCalls.error
+    """What becomes of rows with a call of a tool that they do not list, with arguments that its JSON schema refuses, or
+    with a result that answers no call: `error` stops, `drop` leaves them out and counts them, `unchecked` looks at none
+    of it. Worse answers of preferences are not looked at, the prompts before them are."""

@@ -25,27 +25,12 @@ from trainer.config.apart import refuse_run_dir
 from trainer.config.data import PackingMode
 from trainer.config.fence import check_publish
 from trainer.config.longer import LENGTH, begin_from
+from trainer.config.may_differ import MADE_ANEW, MAY_DIFFER, is_of_review
 from trainer.config.record import WORDS
 from trainer.config.reference import EnvText
 from trainer.config.schema import RunConfig
 from trainer.config.store import load_config, sealed, to_plain, to_yaml
 from trainer.errors import ConfigError
-
-MAY_DIFFER = (
-    *("log.", "cluster.", "export.", "checkpoint.", "evaluate.", "gate.", "plan.", "sweep.", "run_dir"),
-    "synthetic.",
-    *("data.cache_dir", "data.num_workers", "model.verify_weights", "train.isolation_probe"),
-    *("replay.generate.", "name", "train.micro_batch_size", "model.checkpoint_"),
-    # How work is spread over ranks, and where memory is: the tokens are the same, numbers within rounding.
-    *("train.sequence_parallel", "objective.distill.shard_teacher"),
-    *("zero.stage", "zero.overlap_comm", "zero.reduce_bucket_size"),
-    *("zero.prefetch_bucket_size", "zero.max_live_parameters"),
-    *("zero.max_reuse_distance", "zero.persistence_threshold", "zero.sub_group_size", "zero.offload_"),
-)
-"""Key prefixes that do not change what is trained; a resumed run may change them."""
-
-MADE_ANEW = ("log.", "checkpoint.", "evaluate.", "gate.")
-"""Those of them that ask something else of a run that is finished: another comparison, report or tracker."""
 
 FITTED = ("zero.stage", "model.checkpoint_layers", "zero.dtype")
 """Keys that command/fitting.py fills in before a run is frozen; OPEN afterwards means what the run began with."""
@@ -272,6 +257,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
         for key in keys
         if before.get(key) != after.get(key)
         and not key.startswith(MAY_DIFFER)
+        and not is_of_review(key)
         # Open is what the run began with.
         and not (key in FILLED_IN and after.get(key) in OPEN)
     ]
@@ -282,7 +268,7 @@ def config_digest(config: RunConfig) -> str:
     flat = {
         k: v
         for k, v in _flat(to_plain(config)).items()
-        if not k.startswith(MAY_DIFFER + config.objective.unread)
+        if not k.startswith(MAY_DIFFER + config.objective.unread) and not is_of_review(k)
     }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
@@ -290,7 +276,9 @@ def config_digest(config: RunConfig) -> str:
 def asked_digest(config: RunConfig) -> str:
     """Return a digest of every key that says what a training has to make, in whatever way its work is spread."""
     ways = (*(key for key in MAY_DIFFER if key not in MADE_ANEW), *FILLED_IN, *config.objective.unread)
-    flat = {k: v for k, v in _flat(to_plain(config)).items() if not k.startswith(ways)}
+    flat = {
+        k: v for k, v in _flat(to_plain(config)).items() if not k.startswith(ways) and not is_of_review(k)
+    }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 

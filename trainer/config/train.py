@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from trainer.config.asked import AskedConfig
 from trainer.config.during import DuringConfig
 from trainer.config.metric import Direction
 from trainer.config.scores import ScoresConfig
@@ -98,8 +99,14 @@ class EvaluateConfig:
     checkpoint: str = "last"
     """`palimpsest evaluate`: `last`, `best`, a step number, or `base` for the model before training."""
     tasks: TasksConfig = field(default_factory=TasksConfig)
+    asked: AskedConfig = field(default_factory=AskedConfig)
     during: DuringConfig = field(default_factory=DuringConfig)
     scores: ScoresConfig = field(default_factory=ScoresConfig)
+
+    @property
+    def has_tasks(self) -> bool:
+        """Tell whether base and tuned model are asked anything, be it tasks of lm-eval or our own."""
+        return bool(self.tasks.names or self.asked.names)
 
     @property
     def tasks_during(self) -> TasksConfig:

@@ -15,6 +15,9 @@ from rich.console import Console
 from trainer.config.data import DataConfig, Format, Role, SourceConfig
 from trainer.config.many import many
 from trainer.data.chat.shape import describe_shape, find_shape, refuse_always_failing
+from trainer.data.rows.contaminated import describe_evaluations
+from trainer.data.rows.language import require_languages
+from trainer.data.rows.minhash import NearDuplicates
 from trainer.data.sized_rows import SizedRows, open_rows, taking
 from trainer.data.store.given import describe_given
 from trainer.data.store.held_back import choose_validation
@@ -71,6 +74,7 @@ def prepare(
     for name, source in data.sources.items():
         _check_tokenizer(name, source, data, tokenizer)
         refuse_rows(name, source, data)
+        require_languages(name, source.curate.languages)
     stores: dict[str, Store] = {}
     for name, source in data.sources.items():
         store = _find(name, source, data, tokenizer, console)
@@ -177,9 +181,15 @@ def _build(
         spool = Spool(folder, [value.value for value in data.values])
         try:
             intake = Intake(name, spool, pack_options(source, data), source.clean.deduplicate, vocab_size)
+            if source.curate.near_duplicates is not None:
+                intake.near = NearDuplicates(source.curate.near_duplicates)
             _take_all(intake, encoded, rows, console)
             intake.check()
-            notes = [*rows.rows.reading.to_lines(), *([rows.fetched] if rows.remote else ())]
+            notes = [
+                *rows.rows.reading.to_lines(),
+                *_curated(intake, source),
+                *([rows.fetched] if rows.remote else ()),
+            ]
             if source.format is Format.ids:
                 notes += describe_given(source, intake.counts, tokenizer)
             digest = _write(folder, intake, notes, held_out_frac(source, data), describe())
@@ -198,6 +208,11 @@ def _build(
     if rows.listing is not None:
         keep_look(source, rows.listing, data)
     return open_store(stores_folder(data) / digest, unit)
+
+
+def _curated(intake: Intake, source: SourceConfig) -> list[str]:
+    """Return lines about rows that were left out by what they hold, and about what they were compared with."""
+    return [*describe_evaluations(source.curate.against, source.curate.ngram), *intake.dropped_lines()]
 
 
 def _encode(

@@ -193,6 +193,24 @@ class RowError(Exception):
         self.fix = fix
 
 
+class RowDropped(Exception):
+    """A row that its source's options leave out: how that is counted, and what of the row is shown."""
+
+    def __init__(self, cause: str, shown: str) -> None:
+        super().__init__(cause, shown)
+        self.cause = cause
+        self.shown = shown
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A RowDropped and where it happened."""
+
+    cause: str
+    shown: str
+    where: str
+
+
 TEMPLATE_FAILS = "hold only conversations on which the chat template does not fail"
 """The rule of rows that may be sound, and the template is not."""
 
@@ -250,6 +268,10 @@ class EncodedBatch:
     """What the row of each unit has that not every row has, in words; of conversations."""
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[RowProblem] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    """Rows that were left out, or noted, of the causes that are told with samples; they are among `counts`."""
+    signatures: list[Uint32s] = field(default_factory=list)
+    """MinHash values of each unit, where near-duplicates are looked for; else empty."""
 
     def only(self, keep: Bools) -> EncodedBatch:
         """Return some of the units, without what was counted of the rows."""
@@ -265,8 +287,10 @@ class EncodedBatch:
             places=list(compress(self.places, keep)),
             values={name: values[kept_tokens] for name, values in self.values.items()},
             traits=list(compress(self.traits, keep)),
+            signatures=[],
             counts=Counter(),
             problems=[],
+            dropped=[],
         )
 
 

@@ -30,7 +30,38 @@ def read_prompts(options: AnswersConfig) -> list[WrittenPrompt]:
     """
     if options.file is None:
         return []
-    path = Path(options.file)
+    found = read_prompt_file(PROMPT_FILE, options.file, options.apply_chat_template)
+    if len(found) < options.num:
+        raise ConfigError(
+            f"`{PROMPT_FILE}` must hold at least {options.num} prompts, but {options.file} has {len(found)} instead. "
+            "Add some, or set evaluate.during.samples.num=0 for all of them."
+        )
+    return found[: options.num or None]
+
+
+def read_prompt_file(key: str, file: str, as_chat: bool) -> list[WrittenPrompt]:
+    """Return the prompts of a file, at least one.
+
+    Args:
+        key: That names the file, for errors.
+        as_chat: Make a user's turn of a text.
+    Raises:
+        ConfigError: The file cannot be read or is empty, or a row is no prompt; names the line.
+    """
+    try:
+        found = _read(Path(file), as_chat)
+    except _Unfit as error:
+        raise ConfigError(f"`{key}` must be a file of prompts, but {error}") from error
+    if not found:
+        raise ConfigError(f"`{key}` must hold at least 1 prompt, but {file} has none. Add some.")
+    return found
+
+
+class _Unfit(Exception):
+    pass
+
+
+def _read(path: Path, as_chat: bool) -> list[WrittenPrompt]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -39,19 +70,11 @@ def read_prompts(options: AnswersConfig) -> list[WrittenPrompt]:
         raise _unfit(path, "is not UTF-8", "Convert it.") from error
     is_text = path.suffix == ".txt"
     found = [
-        WrittenPrompt(line, []) if is_text else _row(path, number, line, options.apply_chat_template)
+        WrittenPrompt(line, []) if is_text else _row(path, number, line, as_chat)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
-    if len(found) < max(options.num, 1):
-        rule = f"at least {max(options.num, 1)} prompts"
-        raise ConfigError(
-            f"`{PROMPT_FILE}` must hold {rule}, but {path} has {len(found)} instead. Add some, or set "
-            "evaluate.during.samples.num=0 for all of them."
-        )
-    if is_text and options.apply_chat_template:
-        found = [WrittenPrompt("", [_turn(prompt.text)]) for prompt in found]
-    return found[: options.num or None]
+    return [WrittenPrompt("", [_turn(prompt.text)]) for prompt in found] if is_text and as_chat else found
 
 
 def _row(path: Path, number: int, line: str, as_chat: bool) -> WrittenPrompt:
@@ -84,5 +107,5 @@ def _is_turn(turn: Any) -> bool:
     return isinstance(turn, dict) and isinstance(turn.get("role"), str) and turn.get("content") is not None
 
 
-def _unfit(where: Path | str, what: str, fix: str) -> ConfigError:
-    return ConfigError(f"`{PROMPT_FILE}` must be a file of prompts, but {where} {what}. {fix}")
+def _unfit(where: Path | str, what: str, fix: str) -> _Unfit:
+    return _Unfit(f"{where} {what}. {fix}")

@@ -183,6 +183,8 @@ class _Reader:
         values = {}
         for field in dataclasses.fields(kind):  # type: ignore[arg-type]
             key = f"{where}.{field.name}"
+            if field.name not in plain and field.default is not dataclasses.MISSING:
+                continue  # written before there was such a key
             if field.name not in plain:
                 raise self._error(key, "given", _MISSING)
             values[field.name] = self._value(str(field.type), plain[field.name], key)

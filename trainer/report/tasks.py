@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainer.config.asked import BENIGN, HARMFUL, TOOL_CALLS
 from trainer.config.many import many
 from trainer.config.metric import STDERR, TASK
 from trainer.evaluate.tasks.score import TaskComparison
@@ -13,10 +14,16 @@ from trainer.report.number import count, fixed, signed
 from trainer.report.record import RunRecord
 from trainer.report.section import figures, paragraph, section
 from trainer.report.series import Series
+from trainer.report.verdict import between
 
 NUM_DECIMALS = 4
 ARROW = " \u2192 "
 NOT_FINITE = "not finite"
+OURS = (TOOL_CALLS, HARMFUL, BENIGN)
+ABOUT_OURS = (
+    "Of tool calls and refusals, which this trainer asks and judges itself, 95 % intervals by Wilson stand there "
+    "instead. Refusals are found by a list of phrases: one in other words counts as an answer."
+)
 INTERVAL = 1.96
 """Standard errors to either side of a score that hold the true one in 95 of 100 samples of documents."""
 
@@ -34,10 +41,12 @@ def _compared(found: Sequence[TaskComparison]) -> Html | None:
     if not found:
         return None
     header = ["Task", "Metric", "Better", "Change", "Base \u2192 tuned", "Standard errors", "Documents"]
+    asks_ours = any(one.task in OURS for one in found)
     return join(
         paragraph(
             "Scores of lm-eval, measured by this trainer on the base and on the tuned model. The standard errors are "
             "those of each score alone; both models answered the same questions, so the change is known better."
+            + (f" {ABOUT_OURS}" if asks_ours else "")
         ),
         table(
             header, [_row(one) for one in found], "Base and tuned model by benchmark task", num_text_columns=3
@@ -85,9 +94,17 @@ def _row(one: TaskComparison) -> list[Child]:
         better,
         NOT_FINITE if one.change is None else signed(one.change, NUM_DECIMALS),
         f"{_number(one.base, NOT_FINITE)}{ARROW}{_number(one.tuned, NOT_FINITE)}",
-        f"{_number(one.base_stderr, 'none')}, {_number(one.tuned_stderr, 'none')}",
+        _spread(one),
         count(one.num_documents),
     ]
+
+
+def _spread(one: TaskComparison) -> str:
+    """Return the intervals of both shares, or the standard errors where there are these alone."""
+    if one.base_low is None or one.base_high is None or one.tuned_low is None or one.tuned_high is None:
+        return f"{_number(one.base_stderr, 'none')}, {_number(one.tuned_stderr, 'none')}"
+    base, tuned = (between(one.base_low, one.base_high, 3), between(one.tuned_low, one.tuned_high, 3))
+    return f"{base}{ARROW}{tuned}"
 
 
 def _number(value: float | None, otherwise: str) -> str:

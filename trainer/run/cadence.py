@@ -108,6 +108,6 @@ def best_rule(config: RunConfig, task_scores: TaskScores | None) -> BestRule | N
         return None
     if not is_task_metric(best.metric):
         return BestRule(best.metric, best.direction or Direction.minimize, saves_at_once=False)
-    assert task_scores is not None, "checked with the configuration"
+    assert task_scores is not None and task_scores.loaded is not None, "checked with the configuration"
     direction = better_direction(best.metric, best.direction, task_scores.loaded)
     return BestRule(best.metric, direction, saves_at_once=True)

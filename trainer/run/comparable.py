@@ -14,11 +14,7 @@ from trainer.report.verdict import no_interval
 def why_no_comparison(config: RunConfig, stores: Mapping[str, Store]) -> str | None:
     """Say why a run will not be compared with its base, and what to do; None where it will be, or is not to be."""
     evaluate = config.evaluate
-    if (
-        not evaluate.forgetting
-        or evaluate.tasks.names
-        or any(s.validation.num_packs for s in stores.values())
-    ):
+    if not evaluate.forgetting or evaluate.has_tasks or any(s.validation.num_packs for s in stores.values()):
         return None
     counts = {name: store.train.num_documents for name, store in stores.items()}
     held = ", ".join(f"{name} has {many(count, 'document')}" for name, count in counts.items())

@@ -26,7 +26,7 @@ from trainer.evaluate.tasks.score import TaskScore
 from trainer.evaluate.tasks.scores import BASE_FILE_DURING, TaskScores
 from trainer.metrics.sink import Value
 from trainer.model.tune.prompt import virtual_off
-from trainer.run.evaluator import base_identity, task_model
+from trainer.run.asking import base_identity, task_model
 from trainer.run.heed import GivenUp, heeding
 from trainer.run.journal import Journal
 from trainer.run.session import Session
@@ -206,7 +206,7 @@ def build_during(
         known: The tasks of the run's end; taken where those during training are the same.
     """
     evaluate = session.config.evaluate
-    task_scores = known if evaluate.tasks_during == evaluate.tasks else None
+    task_scores = known if evaluate.during.tasks and evaluate.tasks_during == evaluate.tasks else None
     if evaluate.during.tasks and task_scores is None:
         task_scores = TaskScores(
             session.run_dir / BASE_FILE_DURING,

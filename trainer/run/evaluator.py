@@ -7,34 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from trainer.checkpoint.state import TrainState
 from trainer.config.data import Role
 from trainer.config.metric import FORGETTING, KL_MEAN
-from trainer.config.model import ModelKind
 from trainer.config.replay import RatioController, ReplayConfig
-from trainer.config.schema import RunConfig
-from trainer.config.tune import TuneConfig
 from trainer.data.store.store import data_digest
 from trainer.engine.policy import Policy
 from trainer.errors import DataError
-from trainer.evaluate.base import BaseIdentity
 from trainer.evaluate.forgetting import ForgettingMeasurement, Subject, Texts, prompts_for_kl
 from trainer.evaluate.held_out import HeldOut, HeldOutLosses, PieceLosses, held_out_losses
 from trainer.evaluate.record import BASE_FILE as BASE_EVALUATION
 from trainer.evaluate.record import Recovery, Replay, ReplaySource
-from trainer.evaluate.tasks.batches import TaskModel
-from trainer.evaluate.tasks.harness import load_everywhere
-from trainer.evaluate.tasks.scores import BASE_FILE, TaskScores
+from trainer.evaluate.tasks.scores import TaskScores
 from trainer.metrics.tracker import by_source
 from trainer.mix.mixing import Mixing
-from trainer.model.cache import context_length, end_tokens
-from trainer.model.embedded import EMBEDDED
 from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
 from trainer.objective.preference.judged_answers import JudgedAnswers
+from trainer.run.asking import base_identity, build_task_scores
 from trainer.run.held_out_answers import HeldOutAnswers, held_out_answers, tell_answers
 from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, logged_pairs, tell
 from trainer.run.probes import build_probes
@@ -233,7 +225,7 @@ def build_forgetting(
     """Return the measurement of the base against the tuned model, if there is text to measure on."""
     config = session.config
     has_text = any(store.validation.num_packs for store in session.stores.values())
-    if not config.evaluate.forgetting or not (has_text or config.evaluate.tasks.names):
+    if not config.evaluate.forgetting or not (has_text or config.evaluate.has_tasks):
         return None
     prompts = prompts_for_kl(config.data, config.evaluate.kl_packs, texts_of(session), session.pad_id)
     held_out, prompts = (dataclasses.replace(one, heed=heed) for one in (session.held_out(), prompts))
@@ -241,51 +233,6 @@ def build_forgetting(
     probes = build_probes(session, base, heed)
     subject = Subject(session.policy, held_out, prompts, probes, config.evaluate.forgotten_documents)
     return ForgettingMeasurement(session.run_dir, config.name, subject, base, config.data, digest)
-
-
-def build_task_scores(session: Session) -> TaskScores | None:
-    """Return what runs benchmark tasks, if any are asked for. Collective: every rank loads them."""
-    config, options = session.config, session.config.evaluate.tasks
-    if not options.names:
-        return None
-    base = base_identity(session)
-    tasks = load_everywhere(options, session.mesh)
-    path, cache_dir = session.run_dir / BASE_FILE, Path(config.data.cache_dir)
-    return TaskScores(path, cache_dir, tasks, task_model(session), session.tokenizer, base)
-
-
-def task_model(session: Session) -> TaskModel:
-    """Return the loaded model as benchmark tasks and prompts use it."""
-    config, loaded, tokenizer = session.config, session.loaded, session.tokenizer
-    options, hf_config = config.evaluate.tasks, loaded.model.config
-    own_ends = frozenset() if tokenizer.eos_id is None else frozenset([tokenizer.eos_id])
-    return TaskModel(
-        policy=session.policy,
-        hf_config=hf_config,
-        pad_id=session.pad_id,
-        end_ids=end_tokens(loaded.model) | own_ends,
-        max_length=options.max_length or _room(hf_config, config.tune) or config.data.seq_len,
-        batch_tokens=options.batch_tokens,
-    )
-
-
-def base_identity(session: Session) -> BaseIdentity:
-    """Return what names the base of a run. Collective: every rank."""
-    config = session.config
-    return BaseIdentity(
-        name=_base_name(config),
-        digest=session.begun_digest(),
-        dtype=config.zero.dtype,
-        quantise=config.tune.quantise.value,
-        attention=config.model.attention.value,
-        kernels=config.model.kernels.value,
-    )
-
-
-def _base_name(config: RunConfig) -> str:
-    is_embedded = config.model.kind is ModelKind.embedded
-    name = EMBEDDED if is_embedded else config.model.path or config.model.kind.value
-    return name if config.tune.start is None else f"{name} with the adapter {config.tune.start}"
 
 
 def replay_record(mixing: Mixing, state: TrainState) -> Replay | None:
@@ -310,9 +257,3 @@ def replay_record(mixing: Mixing, state: TrainState) -> Replay | None:
             for name, source in mixing.trained_sources.items()
         ),
     )
-
-
-def _room(hf_config: Any, tune: TuneConfig) -> int | None:
-    """Return the longest document the model was made for, behind its virtual tokens."""
-    longest = context_length(hf_config)
-    return longest - tune.virtual_tokens if longest is not None and tune.is_virtual else longest

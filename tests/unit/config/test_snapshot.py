@@ -11,11 +11,12 @@ from tests.helpers.tiny import tiny_config
 from trainer.config.data import PackingMode
 from trainer.config.describe import known_keys
 from trainer.config.gate import GateRule
+from trainer.config.learn import ToolCalls
+from trainer.config.may_differ import MAY_DIFFER
 from trainer.config.model import Attention
 from trainer.config.optim import Offload, ReduceDtype
 from trainer.config.record import WORDS
 from trainer.config.snapshot import (
-    MAY_DIFFER,
     config_digest,
     dated,
     differences,
@@ -340,3 +341,14 @@ def test_a_frozen_configuration_with_a_flipped_bit_is_not_taken(config, tmp_path
             assert str(path) in str(error)
     path.write_bytes(text)
     assert load_config(path) == dated(config, tmp_path / "run")
+
+
+def test_what_lets_a_source_pass_shapes_no_training(config):
+    """Runs of before there were such keys go on, and a bound may be lowered in between."""
+    name = next(iter(config.data.sources))
+    before = config_digest(config)
+    for key, value in (("synthetic", True), ("min_acceptance", None)):
+        other = changed(config, f"data.sources.{name}.{key}", value)
+        assert config_digest(other) == before and not differences(config, other)
+    dropping = changed(config, f"data.sources.{name}.learn.tool_calls", ToolCalls.drop)
+    assert config_digest(dropping) != before and differences(config, dropping)

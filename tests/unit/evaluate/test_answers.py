@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_read_or_is_too_short_is_a_sentence(tmp_path):
         (AnswersConfig(file=str(tmp_path / "gone.txt")), "cannot be read (No such file"),
         (AnswersConfig(file=str(tmp_path / "raw.txt")), "is not UTF-8"),
         (AnswersConfig(file=written(tmp_path, ROWS), num=4), "at least 4 prompts, but"),
-        (AnswersConfig(file=written(tmp_path, [], "none.jsonl")), "at least 1 prompts, but"),
+        (AnswersConfig(file=written(tmp_path, [], "none.jsonl")), "at least 1 prompt, but"),
     ):
         with pytest.raises(ConfigError) as caught:
             read_prompts(options)

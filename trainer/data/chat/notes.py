@@ -9,6 +9,8 @@ NOTES = {
     "function_calls": "turns with the old function_call, read as tool_calls",
     "flat_calls": "tool calls without a function inside, read as one",
     "null_arguments": "tool calls without arguments, read as {}",
+    "calls_checked": "tool calls checked against the tools of their rows",
+    "calls_unlisted": "conversations with tool calls and no list of tools: names and arguments are not checked",
     "text_arguments": "conversations whose call arguments the chat template takes as JSON text",
     "reasoning_moved": "conversations whose reasoning the chat template takes under another key",
     "developer_as_system": "conversations with developer turns, handed to the chat template as system turns",

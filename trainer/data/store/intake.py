@@ -16,11 +16,15 @@ from trainer.config.data import LongDocuments
 from trainer.config.many import many
 from trainer.data.pack.pack import sum_runs
 from trainer.data.pack.shared import shared_prefixes
+from trainer.data.rows.minhash import NearDuplicates
 from trainer.data.store.spool import Spool
 from trainer.data.store.store import TRAIN, VALIDATION
 from trainer.data.store.writer import PackOptions
-from trainer.data.types import TEMPLATE_FAILS, Bools, EncodedBatch, RowProblem, Unit, problems_said
+from trainer.data.types import TEMPLATE_FAILS, Bools, Dropped, EncodedBatch, RowProblem, Unit, problems_said
 from trainer.errors import DataError
+
+DROPPED_SHOWN = 5
+"""Rows of each cause that are named where rows were left out."""
 
 
 @dataclass
@@ -46,6 +50,9 @@ class Intake:
     _num_alike: Counter[str] = field(default_factory=Counter)
     """Problems of each rule that hold the same as the first."""
     _first_problems: dict[str, RowProblem] = field(default_factory=dict)
+    near: NearDuplicates | None = None
+    """Finds near-duplicates among what was kept; None where they are not looked for."""
+    _first_dropped: dict[str, list[Dropped]] = field(default_factory=dict)
     _first_long: str = ""
     _seen: set[bytes] = field(default_factory=set)
 
@@ -60,6 +67,8 @@ class Intake:
         for problem in batch.problems:
             first = self._first_problems.setdefault(problem.rule, problem)
             self._num_alike[problem.rule] += problem.value == first.value
+        for dropped in batch.dropped:
+            self._show(dropped)
         if len(batch.lengths) == 0:
             return
         self._check_ids(batch)
@@ -100,12 +109,30 @@ class Intake:
         ]
         return {"shown": places} if places else {}
 
+    def _show(self, dropped: Dropped) -> None:
+        """Keep a row that was left out or noted for a line, if it is among the first of its cause."""
+        if len(shown := self._first_dropped.setdefault(dropped.cause, [])) < DROPPED_SHOWN:
+            shown.append(dropped)
+
+    def dropped_lines(self) -> list[str]:
+        """Return a line for each cause that rows were left out for: how many, and the first of them."""
+        return [
+            f"{many(self.counts[cause], 'row')} {_became(cause)}, such as "
+            + "; ".join(f"{one.where} ({one.shown})" for one in shown)
+            for cause, shown in self._first_dropped.items()
+        ]
+
     def _keeps(self, batch: EncodedBatch, index: int, length: int) -> bool:
         if self.deduplicate:
             if batch.digests[index] in self._seen:
                 self.counts["duplicates"] += 1
                 return False
             self._seen.add(batch.digests[index])
+        if self.near is not None and (found := self.near.find(batch.signatures[index], batch.places[index])):
+            self.counts["near_duplicates"] += 1
+            alike = f"{found[1]:.2f} like {found[0]}"
+            self._show(Dropped("near_duplicates", alike, batch.places[index]))
+            return False
         if length <= self.options.seq_len:
             return True
         if self.options.unit is not Unit.document:
@@ -175,6 +202,32 @@ class Intake:
             )
 
 
+CHECKS = "Mend the calls, or set {source}.learn.tool_calls=unchecked."
+CALLS = {
+    "bad_schemas": "with tools whose parameters are no JSON schema",
+    "unknown_tools": "with calls of tools that they do not list",
+    "no_object_calls": "with calls whose arguments are no JSON object",
+    "missing_arguments": "with calls that lack a required argument",
+    "bad_arguments": "with calls whose arguments break the tool's schema",
+    "repeated_calls": "with calls of one id",
+    "unasked_results": "with results that answer no call",
+    "unanswered_calls": "with calls that nothing answers",
+}
+CURATED = {
+    "num_words": ("of too few or too many words", "min_words, max_words"),
+    "word_chars": ("of too short or too long words", "min_mean_word_chars, max_mean_word_chars"),
+    "symbols": ("of too many symbols", "max_symbols_per_word"),
+    "bullet_lines": ("of too many bullets", "max_bullet_lines"),
+    "ellipsis_lines": ("of too many lines that end with an ellipsis", "max_ellipsis_lines"),
+    "alphabetic_words": ("of too few words with a letter", "min_alphabetic_words"),
+    "stop_words": ("of too few stop words", "min_stop_words"),
+    "repeated_lines": ("of too many repeated lines", "max_repeated_lines"),
+    "language": ("of another language", "languages"),
+    "contaminated": ("that share text with an evaluation set", "against, contaminated"),
+    "near_duplicates": ("that are near-duplicates of another", "near_duplicates"),
+}
+KEPT = {"contaminated_kept": "that share text with an evaluation set learnt all the same"}
+"""What is told of rows that are kept."""
 DROPS = {
     "no_completion": ("without a completion", "Check that {source}.columns.completion names the answers."),
     "no_prompt": ("without a prompt", "Check that {source}.columns.prompt names the prompts."),
@@ -202,15 +255,22 @@ DROPS = {
         "with special tokens that cannot be encoded as text",
         "Take the tokenizer's special tokens out of the rows' text.",
     ),
+    **{cause: (why, CHECKS) for cause, why in CALLS.items()},
     "zero_weight": ("of weight 0", "Give rows a weight above 0, or take the weight out of data.values."),
     "too_short": ("too short", "Lower {source}.clean.min_chars."),
     "too_long": ("too many characters", "Raise {source}.clean.max_chars."),
     "duplicates": ("duplicates", "Set {source}.clean.deduplicate=false."),
+    **{cause: (why, f"Look at {{source}}.curate: {keys}.") for cause, (why, keys) in CURATED.items()},
     "empty": ("empty", "Check the files and {source}.columns."),
     "long_units": ("longer than the sequence", "Raise data.seq_len: a row is kept or dropped whole."),
     "long_dropped": ("longer than the sequence", "Raise data.seq_len, or set {source}.long_documents=split."),
 }
 """Why a document is dropped: how that is said, and what to do where it takes all of them."""
+
+
+def _became(cause: str) -> str:
+    """Say what rows are and what became of them."""
+    return KEPT[cause] if cause in KEPT else f"{DROPS[cause][0]} left out"
 
 
 def describe_drops(counts: dict[str, int] | Counter[str]) -> str:

@@ -25,7 +25,10 @@ from trainer.config.data import (
     Role,
     SourceConfig,
 )
+from trainer.config.learn import ToolCalls
+from trainer.config.may_differ import OF_REVIEW
 from trainer.config.paths import is_address
+from trainer.data.rows.contaminated import evaluation_digest
 from trainer.data.rows.files import hash_files, list_files
 from trainer.data.store.look import look_at
 from trainer.data.store.note import read_note, write_note
@@ -132,10 +135,16 @@ def shaping_options(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
     """Describe every option that shapes a store, apart from its origin and the tokenizer."""
     packing = effective_packing(source)
     fields = asdict(source)
-    for key in ("path", "dataset", "subset", "split", "revision", "role", "weight", "max_epochs"):
-        del fields[key]  # where it comes from, and how much of it is drawn
+    for key in ("path", "dataset", "subset", "split", "revision", "role", "weight", "max_epochs", *OF_REVIEW):
+        del fields[key]  # where it comes from, how much of it is drawn, and who let it pass
     if source.tokenizer is None:
         del fields["tokenizer"]
+    if source.learn.tool_calls is ToolCalls.error:
+        del fields["learn"]["tool_calls"]
+    if not source.curate.is_on:
+        del fields["curate"]
+    else:
+        fields["curate"]["against"] = [evaluation_digest(file) for file in source.curate.against]
     if not source.holds_preferences:
         for key in PREFERENCE_COLUMNS:
             del fields["columns"][key]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainer.config.data import SourceConfig, TokenValue
+from trainer.data.chat.calls import check_calls
 from trainer.data.chat.mark import Marked, mark_chat, mark_completion
 from trainer.data.chat.quoted import quoted_cuts
 from trainer.data.chat.rendering import ADAPT
@@ -29,8 +30,10 @@ from trainer.data.types import (
     Answers,
     ChatDocument,
     CompletionDocument,
+    Dropped,
     EncodedBatch,
     RowBatch,
+    RowDropped,
     RowError,
     RowProblem,
     TokenizerLike,
@@ -62,11 +65,11 @@ def encode_answers(
 
     Counts:
         Those of `parse_answers`; empty_side, equal_sides, too_short, too_long, not_learnt, quoted_dropped,
-        merged_prompts: rows dropped; cut_prompts: rows whose text was cut where the answer begins; desirable,
-        undesirable: answers by their label.
+        merged_prompts: rows dropped; cut_prompts: those cut where the answer begins; desirable, undesirable: answers.
     """
     counts: Counter[str] = Counter(rows=len(batch.rows))
     problems: list[RowProblem] = []
+    dropped: list[Dropped] = []
     units: list[_Unit] = []
     for index, row in enumerate(batch.rows):
         try:
@@ -74,6 +77,10 @@ def encode_answers(
             unit = None if answers is None else _ready(answers, batch.where(index), source, tokenizer, counts)
         except RowError as error:
             problems.append(RowProblem(error.rule, error.value, error.fix, batch.where(index)))
+            continue
+        except RowDropped as left_out:
+            counts[left_out.cause] += 1
+            dropped.append(Dropped(left_out.cause, left_out.shown, batch.where(index)))
             continue
         if unit is not None:
             units.append(unit)
@@ -105,6 +112,7 @@ def encode_answers(
         traits=[traits_of(unit.sides[0], source.learn) for unit, _ in kept],
         counts=counts,
         problems=problems,
+        dropped=dropped,
     )
 
 
@@ -118,11 +126,11 @@ def _ready(
     met = [Counter[str]() for _ in answers.documents]
     sides: list[Side] = []
     for number, document in enumerate(answers.documents):
-        side = _cleaned(document, answers.num_asked, source, met[number])
+        is_better = number == 0 if answers.is_desirable is None else answers.is_desirable
+        side = _cleaned(document, answers.num_asked, source, met[number], is_better)
         if side is None:
             counts[_cause(met[number])] += 1
             return None
-        is_better = number == 0 if answers.is_desirable is None else answers.is_desirable
         side.values = {
             TokenValue.label.value: 1.0 if is_better else -1.0,
             TokenValue.weight.value: 1.0,
@@ -153,13 +161,20 @@ def _cause(seen: Counter[str]) -> str:
     return "empty_side" if cause == "no_answer" else cause
 
 
-def _cleaned(document: Side, num_asked: int, source: SourceConfig, seen: Counter[str]) -> Side | None:
-    """Settle and clean an answer with its prompt, of which nothing is learnt; None if it is dropped."""
+def _cleaned(
+    document: Side, num_asked: int, source: SourceConfig, seen: Counter[str], is_better: bool
+) -> Side | None:
+    """Settle and clean an answer with its prompt, of which nothing is learnt; None if it is dropped.
+
+    Tool calls of a worse answer may be what is worse of it.
+    """
     if isinstance(document, ChatDocument):
         settled = settle_chat(document, seen)
         if settled is None or len(settled.messages) <= num_asked:
             seen["no_answer"] = 1
             return None
+        checked = settled if is_better else replace(settled, messages=settled.messages[:num_asked])
+        check_calls(checked, source.learn.tool_calls, seen)
         asked = [{**message, LEARN: False} for message in settled.messages[:num_asked]]
         document = replace(settled, messages=[*asked, *settled.messages[num_asked:]])
     found = clean_document(document, source.clean, seen)

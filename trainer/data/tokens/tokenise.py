@@ -11,18 +11,25 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from itertools import chain
 from multiprocessing import get_context, parent_process
 from typing import assert_never
 
 import numpy as np
 
+from trainer.config.curate import Contaminated, CurateConfig
 from trainer.config.data import CleanConfig, SourceConfig, TokenValue
+from trainer.data.chat.calls import check_calls
 from trainer.data.chat.mark import Marked, mark_chat, mark_completion
 from trainer.data.chat.settle import settle_chat
 from trainer.data.chat.traits import traits_of
 from trainer.data.rows.clean import clean_document, content_digest
+from trainer.data.rows.contaminated import find_overlap
 from trainer.data.rows.document import parse_row
+from trainer.data.rows.language import refuse_language
+from trainer.data.rows.minhash import signature_of
+from trainer.data.rows.quality import refuse_low_quality, text_of
 from trainer.data.rows.weight import WEIGHT
 from trainer.data.tokens.encoded import Encoded, Marks, encode_marked, ended
 from trainer.data.tokens.sides import encode_answers
@@ -31,17 +38,38 @@ from trainer.data.types import (
     ChatDocument,
     CompletionDocument,
     Document,
+    Dropped,
     EncodedBatch,
     IdsDocument,
     RowBatch,
+    RowDropped,
     RowError,
     RowProblem,
     TextDocument,
     TokenizerLike,
+    Uint32s,
 )
 from trainer.errors import DataError, Exit
 
 Encode = Callable[[RowBatch], EncodedBatch]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The documents of a batch of rows, and what became of the other rows."""
+
+    counts: Counter[str]
+    documents: list[Document] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    pending: list[Marked] = field(default_factory=list)
+    """What is learnt of each, where they are no texts or ids."""
+    problems: list[RowProblem] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+
+    def note(self, what: RowDropped, where: str) -> None:
+        """Count a row that is left out, or told of, and keep it."""
+        self.counts[what.cause] += 1
+        self.dropped.append(Dropped(what.cause, what.shown, where))
 
 
 def encode_batch(
@@ -58,29 +86,10 @@ def encode_batch(
     """
     if source.holds_preferences:
         return encode_answers(batch, source, adds_eos, tokenizer, values)
-    counts: Counter[str] = Counter(rows=len(batch.rows))
-    problems: list[RowProblem] = []
-    documents: list[Document] = []
-    places: list[str] = []
-    pending: list[Marked] = []
-    for index, row in enumerate(batch.rows):
-        try:
-            document = _read(row, source, counts, values)
-            if document is None:
-                continue
-            if not isinstance(document, IdsDocument | TextDocument):
-                marked = _mark(document, tokenizer, source, counts)
-                if marked is None:
-                    continue
-                pending.append(marked)
-        except RowError as error:
-            where = batch.where(index)
-            problems.append(RowProblem(error.rule, error.value, error.fix, where))
-            continue
-        documents.append(document)
-        places.append(batch.where(index))
+    read = _take_rows(batch, source, tokenizer, values)
+    documents, counts = read.documents, read.counts
     names = [value.value for value in values]
-    encoded = _encode(documents, pending, adds_eos, tokenizer, counts, names)
+    encoded = _encode(documents, read.pending, adds_eos, tokenizer, counts, names)
     kept = [i for i, found in enumerate(encoded) if found.ids]
     counts["empty"] += len(encoded) - len(kept) - counts["quoted_dropped"]
     lengths = np.array([len(encoded[i].ids) for i in kept], dtype=np.int32)
@@ -90,28 +99,89 @@ def encode_batch(
         lengths=lengths,
         unit_pieces=np.ones(len(kept), dtype=np.int32),
         digests=[content_digest(documents[i]) for i in kept],
-        places=[places[i] for i in kept],
+        places=[read.places[i] for i in kept],
         values={
             name: np.concatenate([np.empty(0, np.float32), *(encoded[i].values[name] for i in kept)])
             for name in names
         },
         traits=[traits_of(documents[i], source.learn) for i in kept],
         counts=counts,
-        problems=problems,
+        problems=read.problems,
+        dropped=read.dropped,
+        signatures=_signatures([documents[i] for i in kept], source),
     )
 
 
+def _take_rows(
+    batch: RowBatch, source: SourceConfig, tokenizer: TokenizerLike, values: Sequence[TokenValue]
+) -> _Rows:
+    """Parse, clean and mark the rows of a batch."""
+    found = _Rows(Counter(rows=len(batch.rows)))
+    for index, row in enumerate(batch.rows):
+        where = batch.where(index)
+        try:
+            noted: list[RowDropped] = []
+            document = _read(row, source, found.counts, values, noted)
+            if document is None:
+                continue
+            for one in noted:
+                found.note(one, where)
+            if not isinstance(document, IdsDocument | TextDocument):
+                marked = _mark(document, tokenizer, source, found.counts)
+                if marked is None:
+                    continue
+                found.pending.append(marked)
+        except RowError as error:
+            found.problems.append(RowProblem(error.rule, error.value, error.fix, where))
+            continue
+        except RowDropped as left_out:
+            found.note(left_out, where)
+            continue
+        found.documents.append(document)
+        found.places.append(where)
+    return found
+
+
+def _signatures(documents: Sequence[Document], source: SourceConfig) -> list[Uint32s]:
+    """Return what near-duplicates are found by, where they are looked for."""
+    if source.curate.near_duplicates is None:
+        return []
+    return [signature_of(text_of(document)) for document in documents]
+
+
 def _read(
-    row: dict[str, object], source: SourceConfig, counts: Counter[str], values: Sequence[TokenValue]
+    row: dict[str, object],
+    source: SourceConfig,
+    counts: Counter[str],
+    values: Sequence[TokenValue],
+    noted: list[RowDropped],
 ) -> Document | None:
+    """Return the settled and cleaned document of a row, None if it is dropped; `noted` is what is told of one kept."""
     document: Document | None = parse_row(row, source, counts, values)
     if isinstance(document, ChatDocument):
         document = settle_chat(document, counts)
+        if document is not None:
+            check_calls(document, source.learn.tool_calls, counts)
     if document is not None and document.values.get(WEIGHT) == 0:
         counts["zero_weight"] += 1
         return None
     clean: CleanConfig = source.clean
-    return None if document is None else clean_document(document, clean, counts)
+    document = None if document is None else clean_document(document, clean, counts)
+    if document is not None and source.curate.is_on:
+        _curate(text_of(document), source.curate, noted)
+    return document
+
+
+def _curate(text: str, rules: CurateConfig, noted: list[RowDropped]) -> None:
+    refuse_low_quality(text, rules)
+    if rules.languages:
+        refuse_language(text, rules.languages)
+    overlap = find_overlap(text, tuple(rules.against), rules.ngram) if rules.against else None
+    if overlap is None:
+        return
+    if rules.contaminated is Contaminated.drop:
+        raise RowDropped("contaminated", overlap)
+    noted.append(RowDropped("contaminated_kept", overlap))
 
 
 def _mark(

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,13 +133,15 @@ def load_everywhere(options: TasksConfig, mesh: Mesh, key: str = NAMES) -> Loade
     return loaded[0]
 
 
-def check_rules(rules: Mapping[str, TaskRule], loaded: LoadedTasks | None) -> None:
+def check_rules(rules: Mapping[str, TaskRule], loaded: LoadedTasks | None, asked: Sequence[str] = ()) -> None:
     """Raise when the gate has a rule about a task that is not going to run.
 
+    Args:
+        asked: Names of our own.
     Raises:
         ConfigError: Names the tasks that are.
     """
-    names = loaded.names if loaded is not None else []
+    names = [*(loaded.names if loaded is not None else []), *asked]
     for key in rules:
         if key not in names:
             raise ConfigError(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainer.evaluate.wilson import wilson_interval
+
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
@@ -21,6 +23,9 @@ class TaskScore:
     """Standard error over documents; None where lm-eval gives none."""
     higher_is_better: bool | None
     num_documents: int
+    low: float | None = None
+    high: float | None = None
+    """Ends of a 95 % interval of a share (Wilson); None where lm-eval gives a standard error alone."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -40,10 +45,27 @@ class TaskComparison:
     tuned_stderr: float | None
     higher_is_better: bool | None
     num_documents: int
+    base_low: float | None = None
+    base_high: float | None = None
+    tuned_low: float | None = None
+    tuned_high: float | None = None
+    """95 % intervals of shares; None where there are standard errors alone."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         return asdict(self)
+
+
+def share_score(task: str, metric: str, hits: Sequence[bool], higher_is_better: bool) -> TaskScore:
+    """Return the score of a share of independent cases, with its standard error and its interval by Wilson.
+
+    Args:
+        hits: Of every case, at least one, whether it counts.
+    """
+    value = sum(hits) / len(hits)
+    low, high = wilson_interval(sum(hits), len(hits))
+    stderr = math.sqrt(value * (1 - value) / len(hits))
+    return TaskScore(task, metric, value, stderr, higher_is_better, len(hits), low, high)
 
 
 def compare_scores(base: Sequence[TaskScore], tuned: Sequence[TaskScore]) -> list[TaskComparison]:
@@ -60,6 +82,10 @@ def compare_scores(base: Sequence[TaskScore], tuned: Sequence[TaskScore]) -> lis
             tuned_stderr=score.stderr,
             higher_is_better=score.higher_is_better,
             num_documents=score.num_documents,
+            base_low=before.low,
+            base_high=before.high,
+            tuned_low=score.low,
+            tuned_high=score.high,
         )
         for score in tuned
         if (before := known.get((score.task, score.metric))) is not None

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.config.snapshot import write_atomic
 from trainer.data.store.prepared import digest_of
 from trainer.evaluate.base import BaseIdentity
+from trainer.evaluate.tasks.asked_task import AskedTask
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.harness import LoadedTasks, run_tasks, tasks_digest
 from trainer.evaluate.tasks.score import TaskComparison, TaskScore, compare_scores
@@ -35,24 +36,30 @@ class TaskScores:
         self,
         path: Path,
         cache_dir: Path,
-        loaded: LoadedTasks,
+        loaded: LoadedTasks | None,
         model: TaskModel,
         tokenizer: Tokenizer,
         base: BaseIdentity,
+        asked: Sequence[AskedTask] = (),
     ) -> None:
         """Find the base's scores: of this run, or in the cache of another run of the same base and tasks.
 
         Args:
             path: Of the base's scores in the run directory.
+            loaded: Tasks of lm-eval, if any.
+            asked: Tasks of our own.
         """
         self.loaded = loaded
+        self._asked = asked
         self._model = model
         self._tokenizer = tokenizer
         self._path = path
         self._newest: tuple[int, list[TaskScore]] | None = None
 
         def find() -> tuple[str, str, Kept | None]:
-            key = digest_of({"tasks": [base.digest, tokenizer.digest, base.dtype, tasks_digest(loaded)]})
+            of_tasks = [] if loaded is None else [tasks_digest(loaded)]
+            named = [base.digest, tokenizer.digest, base.dtype, *of_tasks, *(one.digest for one in asked)]
+            key = digest_of({"tasks": named})
             cache = cache_dir / "evaluations" / f"tasks-{base.shared_key(key)}.json"
             return key, str(cache), _read(path, key) or _read(cache, key)
 
@@ -75,7 +82,7 @@ class TaskScores:
         if self._base is None:
             started = time.perf_counter()
             model = dataclasses.replace(self._model, heed=heed)
-            scores = run_tasks(self.loaded, model, self._tokenizer)
+            scores = self._run(model)
             self._base = scores, time.perf_counter() - started
         else:
             _LOG.info("The base model's task scores are known (%s).", self._key[:12])
@@ -102,8 +109,12 @@ class TaskScores:
         """
         if self._newest is None or self._newest[0] != step:
             model = dataclasses.replace(self._model, heed=heed)
-            self._newest = step, run_tasks(self.loaded, model, self._tokenizer)
+            self._newest = step, self._run(model)
         return self._newest[1]
+
+    def _run(self, model: TaskModel) -> list[TaskScore]:
+        of_tasks = [] if self.loaded is None else run_tasks(self.loaded, model, self._tokenizer)
+        return [*of_tasks, *(score for one in self._asked for score in one.run(model, self._tokenizer))]
 
     def measure_tuned(self, step: int, heed: Callable[[], None] = lambda: None) -> list[TaskComparison]:
         """Score the model that is loaded and return it beside the base; `heed` as in `TaskModel`."""

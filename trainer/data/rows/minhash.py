@@ -1,0 +1,69 @@
+"""Near-duplicates by MinHash (Broder 1997, doi:10.1109/SEQUEN.1997.666900) and bands of it; a document at a time.
+
+Two documents are alike by the Jaccard similarity of their sets of 5 words in a row; the share of equal values of two
+signatures estimates it, within 0.07 of 0.8 in 95 of 100 pairs. Pairs with an equal band are compared: at a similarity
+of 0.8 these are 99.8 % of them, at 0.7 91.8 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.types import Uint32s
+
+SHINGLE_WORDS = 5
+NUM_BANDS, BAND_ROWS = 20, 6
+NUM_HASHES = NUM_BANDS * BAND_ROWS
+SEED = 20_250_101
+CHUNK = 4096
+"""Runs of words that are hashed at once: 4 MB."""
+_drawn = np.random.default_rng(SEED)
+_FACTORS = _drawn.integers(0, 2**64, NUM_HASHES, dtype=np.uint64) | np.uint64(1)
+_OFFSETS = _drawn.integers(0, 2**64, NUM_HASHES, dtype=np.uint64)
+
+
+def signature_of(text: str) -> Uint32s:
+    """Return the MinHash values of a text, [NUM_HASHES]: of words in lower case; a shorter text is one run."""
+    words = text.lower().split()
+    runs = {" ".join(words[at : at + SHINGLE_WORDS]) for at in range(max(len(words) - SHINGLE_WORDS + 1, 1))}
+    raw = b"".join(
+        hashlib.blake2b(run.encode("utf-8", "surrogatepass"), digest_size=8).digest() for run in runs
+    )
+    hashed: npt.NDArray[np.uint64] = np.frombuffer(raw, dtype="<u8").astype(np.uint64)
+    least = np.full(NUM_HASHES, np.iinfo(np.uint32).max, dtype=np.uint32)
+    for start in range(0, len(hashed), CHUNK):
+        # Multiply and shift (Dietzfelbinger et al. 1997); the product wraps at 2^64 on purpose.
+        mixed = (hashed[start : start + CHUNK, None] * _FACTORS + _OFFSETS) >> np.uint64(32)
+        least = np.minimum(least, mixed.min(axis=0).astype(np.uint32))
+    return least
+
+
+@dataclass
+class NearDuplicates:
+    """The documents that were kept so far, found again by their bands."""
+
+    threshold: float
+    _signatures: list[Uint32s] = field(default_factory=list)
+    _places: list[str] = field(default_factory=list)
+    _bands: dict[tuple[int, bytes], list[int]] = field(default_factory=dict)
+
+    def find(self, signature: Uint32s, place: str) -> tuple[str, float] | None:
+        """Return the place of the kept document that is most like this one, and how like it is; else keep this one."""
+        keys = [
+            (band, signature[band * BAND_ROWS : (band + 1) * BAND_ROWS].tobytes())
+            for band in range(NUM_BANDS)
+        ]
+        candidates = {number for key in keys for number in self._bands.get(key, ())}
+        alike = {number: float(np.mean(self._signatures[number] == signature)) for number in candidates}
+        nearest = max(sorted(alike), key=alike.__getitem__, default=None)
+        if nearest is not None and alike[nearest] >= self.threshold:
+            return self._places[nearest], alike[nearest]
+        for key in keys:
+            self._bands.setdefault(key, []).append(len(self._signatures))
+        self._signatures.append(signature)
+        self._places.append(place)
+        return None
