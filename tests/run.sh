@@ -87,9 +87,9 @@ fi
 if (($#)); then
     python -m pytest --timeout=3600 "$@" </dev/null || failed+=("pytest")
 else
-    # Three workers, as ranks wait for each other much of the time; each with whole files, so that the fixtures of a file
+    # Four workers, as ranks wait for each other much of the time; each with whole files, so that the fixtures of a file
     # are made once, and each with its own ranks.
-    python -m pytest --timeout=3600 -n 3 --dist loadfile -m "not (slow or gpu or cluster)" </dev/null ||
+    python -m pytest --timeout=3600 -n 4 --dist loadfile -m "not (slow or gpu or cluster)" </dev/null ||
         failed+=("pytest")
     finish "$cluster"
 fi
