@@ -45,6 +45,7 @@ LONGEST_LINE = 1200
 NAMES = (
     (r"events\.out\.tfevents\..*", "events.out.tfevents.*"),
     (r"[0-9a-f]{12,}", "*"),
+    (r"\*\.\*-\d+-\d*\.", "*."),
     (r"\.[0-9a-f]{6}\.tmp", ".*.tmp"),
     (r"tmp[a-z0-9_]{8}", "tmp*"),
     (r"part-\d+-\d+", "part-*"),

@@ -77,6 +77,8 @@ def open_page(file, tmp_path, width, dark=False):
         "--disable-background-networking",
         "--no-first-run",
         "--disable-dev-shm-usage",
+        # Time that passes only when nothing is left to do: what a page does after it has loaded is waited for.
+        "--virtual-time-budget=60000",
     ]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
     command += ["--blink-settings=preferredColorScheme=0"] if dark else []

@@ -18,6 +18,7 @@ WITH_AN_EXTRA = {
     "lm_eval": "eval",
     "mlflow": "mlflow",
     "optuna": "sweep",
+    "py3langid": "language",
     "trackio": "trackio",
     "liger_kernel": "gpu",
     "pynvml": "gpu",

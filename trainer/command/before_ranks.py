@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from trainer.config.check_export import exports_adapter
 from trainer.config.gate import about_nothing, sets_about
+from trainer.config.many import many
 from trainer.config.metric import is_task_metric
 from trainer.config.model import ModelKind
 from trainer.config.objective import ObjectiveKind
-from trainer.config.replay import RatioController
+from trainer.config.replay import RatioController, ReplayChoice, ReplayConfig
 from trainer.config.rule import told_together
 from trainer.config.schema import RunConfig
 from trainer.config.teacher import distilled
@@ -98,6 +99,7 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> int:
         mixing.replay_to_draw()
     if config.objective.kind is ObjectiveKind.distill:
         _check_teacher_data(config, stores)
+    _check_choice(config.replay, mixing.num_steps)
     if config.replay.controller is RatioController.hold:
         _check_watched([name for name in mixing.watch if not stores[name].validation.num_packs])
     return mixing.num_steps
@@ -125,6 +127,16 @@ def _other_ids(config: RunConfig) -> OtherIds:
 
     source = resolve_model(config.model, Path(config.data.cache_dir))
     return check_teacher_tokenizer(config, configured_tokenizer(config.model, source))
+
+
+def _check_choice(replay: ReplayConfig, num_steps: int) -> None:
+    """Raise when replay shall be chosen and the run is over before the first choice."""
+    if replay.choice is ReplayChoice.losing and not replay.chooses_in(num_steps):
+        fix = f"Set replay.choice_every={max(num_steps // 5, 1)}" if num_steps > 2 else "Train longer"
+        raise ConfigError(
+            f"`replay.choice_every` must leave room for a choice in the {many(num_steps, 'step')} of this run, but is "
+            f"{replay.choice_every} instead. {fix}, or replay.choice=uniform."
+        )
 
 
 def _check_watched(silent: Sequence[str]) -> None:

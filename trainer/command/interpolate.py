@@ -6,6 +6,7 @@ One process, one GPU or the CPU; tensors are streamed, so beside the model under
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from trainer.config.check import check_config
 from trainer.config.data import Role
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import write_atomic
+from trainer.config.train import ExportConfig
 from trainer.config.tune import Quantise
 from trainer.data.store.prepared import in_rows, open_all
 from trainer.dist.mesh import alone
@@ -102,6 +104,7 @@ def interpolate(config: RunConfig) -> int:
     best = suggest(points)
     record = {
         "checkpoint": checkpoint.name,
+        "average": config.export.average,
         "suggested_alpha": None if best is None else best.alpha,
         "points": [asdict(p) for p in points],
     }
@@ -112,8 +115,17 @@ def interpolate(config: RunConfig) -> int:
     has_general = points[0].general_nats is not None
     say(console, rule_sentence(None if best is None else best.alpha, has_general))
     if best is not None:
-        say(console, f"To write that model: palimpsest export run_dir={run_dir} export.alpha={best.alpha:g}")
+        say(console, f"To write that model: {_export_words(config, best.alpha)}")
     return Exit.done
+
+
+def _export_words(config: RunConfig, alpha: float) -> str:
+    """Return the command that writes what was measured at an alpha, for a shell."""
+    own, usual = config.export, ExportConfig()
+    words = [f"run_dir={config.run_dir}"]
+    words += [f"export.average={own.average}"] * (own.average != usual.average)
+    words += [f"export.checkpoint={own.checkpoint}"] * (own.checkpoint != usual.checkpoint)
+    return shlex.join(["palimpsest", "export", *words, f"export.alpha={alpha:g}"])
 
 
 def parse_alphas(text: str) -> list[float]:

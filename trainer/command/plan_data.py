@@ -53,9 +53,9 @@ def show_data_plan(config: RunConfig) -> None:
     config = with_packing(dated(config, Path(config.run_dir)))
     tokenizer = ensure_inputs(config)
     stores = open_all(config.data, tokenizer)
-    rng = np.random.default_rng(config.seed)
+    rng, num = np.random.default_rng(config.seed), config.plan.data_windows
     sources = {
-        name: sample_windows(_read_split(store, config, name), config.plan.data_windows, rng)
+        name: sample_windows(_read_split(store, config, name), num, rng, tokenizer.special_ids)
         for name, store in stores.items()
     }
     for name, windows in sources.items():
@@ -111,7 +111,7 @@ def _probe_windows(
             print(f"{kind.kind} is left out: {encoded}.")
             continue
         cut = (
-            cut_window(number, ids, learnt, rng)
+            cut_window(number, ids, learnt, rng, tokenizer.special_ids)
             for number, (ids, learnt) in enumerate(zip(encoded.tokens, encoded.supervised, strict=True))
         )
         found[kind.kind] = [window for window in cut if window is not None]

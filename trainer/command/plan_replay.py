@@ -19,6 +19,13 @@ def replay_notes(config: RunConfig) -> Iterator[str]:
     replay = config.replay
     if replay.choice is not ReplayChoice.losing:
         return
+    num_steps = config.train.max_steps
+    if num_steps is not None and not replay.chooses_in(num_steps):
+        yield (
+            f"replay.choice=losing chooses nothing in {num_steps} steps with "
+            f"replay.choice_every={replay.choice_every}: training will refuse it. Lower replay.choice_every."
+        )
+        return
     weights = {role: [s.weight for s in config.data.sources.values() if s.role is role] for role in Role}
     ratio = mean_ratio(replay, starting_ratio(replay, weights[Role.target], weights[Role.replay]))
     most = ""

@@ -11,6 +11,7 @@ import numpy as np
 
 from trainer.config.check import refuse
 from trainer.config.check_scores import score_problems
+from trainer.config.many import many
 from trainer.config.model import ModelConfig
 from trainer.config.reward import RewardConfig
 from trainer.config.schema import RunConfig
@@ -96,12 +97,16 @@ def _write(rows: Sequence[RowToScore], scores: list[list[float]], output: Path, 
     _write_lines(output / "scores.jsonl", [with_scores(row, found) for row, found in pairs])
     dropped = [row.dropped for row in rows if row.dropped]
     summary: dict[str, Any] = {"rows": len(rows), "dropped": len(dropped), "as_chat": as_chat}
+    num_scored = len(rows) - len(dropped)
     print(
-        f"{len(rows)} rows scored{' as chats' * as_chat}, {len(dropped)} dropped: {output / 'scores.jsonl'}"
+        f"{num_scored} rows scored{' as chats' * as_chat}, {len(dropped)} dropped: {output / 'scores.jsonl'}"
     )
     for why in dict.fromkeys(dropped):
         print(f"  dropped, {why}: {dropped.count(why)}")
     kept = [(row, found) for row, found in pairs if not row.dropped]
+    if num_empty := sum(not tokens for row, _ in kept for tokens in row.tokens_A):
+        summary["empty_answers"] = num_empty
+        print(f"  left out as empty: {many(num_empty, 'answer')}")
     if ranked := [(row, found) for row, found in kept if row.is_pair]:
         summary["pairs"] = _ranked(ranked)
     if several := [(row, found) for row, found in kept if row.has_several and not row.is_pair]:
@@ -109,7 +114,7 @@ def _write(rows: Sequence[RowToScore], scores: list[list[float]], output: Path, 
         _write_lines(output / "best.jsonl", [learnt for learnt, _ in best])
         beside = [pair for _, pair in best if pair is not None]
         _write_lines(output / "pairs.jsonl", beside)
-        mean = float(np.mean([max(found) - float(np.mean(found)) for _, found in several]))
+        mean = float(np.mean([np.nanmax(found) - float(np.nanmean(found)) for _, found in several]))
         summary["best_of"] = {"rows": len(best), "pairs": len(beside), "ties": len(best) - len(beside)}
         print(
             f"Best of several answers: {len(best)} conversations in {output / 'best.jsonl'}, {mean:+.4g} above the "

@@ -114,3 +114,7 @@ class ReplayConfig:
     """KL to the base model on replay tokens."""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     """`palimpsest replay generate`: samples of the base model, for when its own data cannot be had."""
+
+    def chooses_in(self, num_steps: int) -> bool:
+        """Tell whether a run of so many steps ever chooses: first after `choice_every`, for the step after the next."""
+        return self.choice is ReplayChoice.losing and self.choice_every + 1 < num_steps

@@ -86,6 +86,10 @@ class TokenizerLike(Protocol):
         """Encode without adding special tokens; give each token its characters [start, end)."""
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids of tokens that are no text."""
+
+    @property
     def special_texts(self) -> frozenset[str]:
         """How tokens that stand for no text are spelled."""
 

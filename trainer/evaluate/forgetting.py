@@ -43,6 +43,7 @@ from trainer.evaluate.record import (
     read_forgetting,
 )
 from trainer.evaluate.tasks.score import TaskComparison
+from trainer.evaluate.text_bytes import text_bytes
 from trainer.metrics.device import describe_device
 
 _LOG = logging.getLogger(__name__)
@@ -273,7 +274,6 @@ def _of_pieces(
     documents, num_bytes = [], []
     for piece, pack in counted_pieces(split, max_packs):
         here = slice(piece.start + 1, piece.start + piece.length)
-        tokens = pack.tokens[here][pack.supervised[here]]
         documents.append(piece.document)
-        num_bytes.append(len(tokenizer.decode(tokens.tolist()).encode("utf-8")))
+        num_bytes.append(text_bytes(tokenizer, pack.tokens[here][pack.supervised[here]]))
     return np.array(documents, dtype=np.int64), np.array(num_bytes, dtype=np.int64)

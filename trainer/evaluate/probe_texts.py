@@ -24,6 +24,7 @@ from trainer.data.tokens.tokenise import encode_batch
 from trainer.data.types import RowBatch, TokenizerLike
 from trainer.errors import DataError
 from trainer.evaluate.probe_cost import FILE
+from trainer.evaluate.text_bytes import text_bytes
 
 KEY = "evaluate.probe_dir"
 CONVERSATION = "Conversation"
@@ -184,10 +185,7 @@ def encode_texts(texts: ProbeTexts, tokenizer: TokenizerLike) -> ProbeTokens | s
     whole = [number for number, mark in enumerate(supervised) if mark[1:].any()]
     if not whole:
         return "nothing is left of it that could be predicted"
-    sizes = [
-        len(tokenizer.decode(tokens[number][1:][supervised[number][1:]].tolist()).encode("utf-8"))
-        for number in whole
-    ]
+    sizes = [text_bytes(tokenizer, tokens[number][1:][supervised[number][1:]]) for number in whole]
     return ProbeTokens(
         texts.kind,
         tuple(tokens[number] for number in whole),

@@ -7,7 +7,7 @@ Shapes: B rows, T tokens of the longest row, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,15 @@ def cut_window(
     ids: npt.NDArray[np.int64],
     learnt: npt.NDArray[np.bool_],
     rng: np.random.Generator,
+    special: Collection[int] = (),
 ) -> TextWindow | None:
-    """Return a window of a document that holds something learnt, drawn evenly; None where nothing is."""
+    """Return a window of a document that holds something learnt, drawn evenly; None where nothing is.
+
+    Args:
+        special: Ids of tokens that are no text, whose loss is not taken: the twelve letters of an end of turn that
+            follows each short answer would be the most of what is learnt.
+    """
+    learnt = learnt & ~np.isin(ids, list(special))
     wanted = np.flatnonzero(learnt[1:]) + 1
     if not len(wanted):
         return None
@@ -55,16 +62,18 @@ def cut_window(
     return TextWindow(document, ids[span], learnt[span])
 
 
-def sample_windows(split: SplitStore, num: int, rng: np.random.Generator) -> list[TextWindow]:
+def sample_windows(
+    split: SplitStore, num: int, rng: np.random.Generator, special: Collection[int] = ()
+) -> list[TextWindow]:
     """Return up to `num` windows of documents in packs drawn without repeating, one of a document or of a part of one.
 
-    Of pairs the chosen answers, of labelled answers the desirable ones.
+    Of pairs the chosen answers, of labelled answers the desirable ones. `special` is that of cut_window.
     """
     found: list[TextWindow] = []
     for index in rng.permutation(split.num_packs).tolist():
         pack = split.pack(index)
         for document, span in _documents(split, index, pack):
-            window = cut_window(document, pack.tokens[span], pack.supervised[span], rng)
+            window = cut_window(document, pack.tokens[span], pack.supervised[span], rng, special)
             if window is not None:
                 found.append(window)
             if len(found) == num:

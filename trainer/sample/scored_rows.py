@@ -6,6 +6,7 @@ Shapes: A answers of a row.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class RowToScore:
     row: dict[str, Any]
     answers: tuple[Any, ...]
     tokens_A: tuple[tuple[int, ...], ...]
-    """Empty where the row is dropped."""
+    """Empty where the row is dropped; of several answers those without tokens are left out."""
     num_learnt_A: tuple[int, ...]
     """Tokens of each answer alone."""
     dropped: str = ""
@@ -118,7 +119,10 @@ def row_to_score(
             raise DataError(
                 f"`{KEY}` must {problem.rule}, but {problem.where} has {problem.value}. {problem.fix}"
             )
-        if not len(found.lengths):
+        if not len(found.lengths) and several is not None:
+            tokens.append(())
+            learnt.append(0)
+        elif not len(found.lengths):
             why = [name for name, count in found.counts.items() if count and name != "rows"]
             return RowToScore(row, answers, (), (), ", ".join(why) or "empty")
         start = 0
@@ -126,6 +130,8 @@ def row_to_score(
             tokens.append(tuple(found.tokens[start : start + length].tolist()))
             learnt.append(int(found.supervised[start : start + length].sum()))
             start += length
+    if not any(tokens):
+        return RowToScore(row, answers, (), (), "no answer")
     if longest is not None and max(map(len, tokens)) > longest:
         return RowToScore(row, answers, (), (), f"longer than the model's {longest} tokens")
     return RowToScore(row, answers, tuple(tokens), tuple(learnt))
@@ -137,20 +143,23 @@ def with_scores(row: RowToScore, scores_A: list[float]) -> dict[str, Any]:
         return {**row.row, "dropped": row.dropped}
     if row.is_pair:
         return {**row.row, "score_chosen": scores_A[0], "score_rejected": scores_A[1]}
-    return {**row.row, "scores": scores_A} if row.has_several else {**row.row, "score": scores_A[0]}
+    if not row.has_several:
+        return {**row.row, "score": scores_A[0]}
+    return {**row.row, "scores": [None if math.isnan(score) else score for score in scores_A]}
 
 
 def best_of(row: RowToScore, scores_A: list[float]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the best answer as a conversation to learn, and it beside the worst as a pair; None where they tie.
 
-    Of answers that tie the first is taken.
+    Of answers that tie the first is taken; those without a score (NaN) do not count.
     """
-    best, worst = (scores_A.index(found(scores_A)) for found in (max, min))
+    known = [score for score in scores_A if not math.isnan(score)]
+    best, worst = (scores_A.index(found(known)) for found in (max, min))
     prompt = row.row.get("prompt", row.row.get("messages"))
     asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     answer = row.answers[best]
     said = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-    learnt = {"messages": [*asked, *said], "score": scores_A[best], "num_answers": len(scores_A)}
+    learnt = {"messages": [*asked, *said], "score": scores_A[best], "num_answers": len(known)}
     margin = scores_A[best] - scores_A[worst]
     if not margin > 0:
         return learnt, None

@@ -12,7 +12,7 @@ from trainer.config.synthetic import SampledRows, SampleVerbConfig, SyntheticCon
 from trainer.errors import DataError
 from trainer.synthetic.given_rows import GivenRow
 from trainer.synthetic.made_file import MadePart
-from trainer.synthetic.verdicts import Verdict
+from trainer.synthetic.verifying import Verdict
 
 SECTION = "synthetic.sample"
 TRIAL_ANSWERS = 16

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.runtime.tied import tied
-from trainer.synthetic.verdicts import Verdict, from_plain
+from trainer.synthetic.verifying import Verdict, from_plain
 
 KEY = "synthetic.sample.verifier"
 START_S = 120.0

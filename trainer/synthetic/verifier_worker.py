@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.synthetic.verdicts import Verdict, check_answer, plain_verdict, verdict_of
+from trainer.synthetic.verifying import Verdict, check_answer, plain_verdict, verdict_of
 
 Function = Callable[[str, str, dict[str, Any]], object]
 

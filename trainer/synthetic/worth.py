@@ -11,8 +11,8 @@ from trainer.model.tokenizer import Tokenizer
 from trainer.sample.scored_rows import row_to_score
 from trainer.sample.scoring import score_rows
 from trainer.synthetic.best_answers import Answer, PromptRow, Worth
-from trainer.synthetic.verdicts import Verdict
 from trainer.synthetic.verifier_process import VerifierProcess
+from trainer.synthetic.verifying import Verdict
 
 EMPTY = "has nothing to score in an empty answer"
 

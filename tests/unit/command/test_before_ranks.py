@@ -11,7 +11,7 @@ from tests.helpers.tiny import save_llama, tiny_config, write_documents
 from trainer.command.before_ranks import check_disk, check_draws
 from trainer.command.prepare import ensure_inputs
 from trainer.config.data import LongDocuments, Role
-from trainer.config.replay import RatioController
+from trainer.config.replay import RatioController, ReplayChoice
 from trainer.data.store.prepared import open_all
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.model.tokenizer import configured_tokenizer
@@ -47,7 +47,15 @@ def test_a_divergence_on_replay_that_is_never_drawn_is_refused_before_ranks_star
     with pytest.raises(DataError, match=r"`replay.kl.beta` must be 0 for a run that draws no replay"):
         check_draws(config, tokenizer)
     config.replay.kl.beta = 0.0
+    num_steps = check_draws(config, tokenizer)
+    config.replay.ratio, config.replay.choice = 0.2, ReplayChoice.losing
+    config.replay.choice_every = num_steps - 2
     check_draws(config, tokenizer)
+    config.replay.choice_every = num_steps - 1
+    with pytest.raises(
+        ConfigError, match=r"`replay.choice_every` must leave room for a choice in the \d+ steps of"
+    ):
+        check_draws(config, tokenizer)
 
 
 def held(tmp_path, **replay):

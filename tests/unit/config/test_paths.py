@@ -12,7 +12,7 @@ from trainer.config.store import compose_config, load_config, to_yaml
 from trainer.errors import ConfigError
 
 NO_PLACES = {
-    "objective.distill.teacher_revision",
+    *("objective.distill.teacher_revision", "data.sources.NAME.curate.languages"),
     *("name", "model.revision", "model.new_tokens", "model.chat_template_date"),
     *(f"data.sources.NAME.columns.{name}" for name in ("text", "prompt", "completion", "messages", "tools")),
     *(f"data.sources.NAME.columns.{name}" for name in ("system", "input_ids", "loss_mask", "weight")),

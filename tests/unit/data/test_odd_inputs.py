@@ -157,8 +157,12 @@ def test_no_odd_override_of_any_key_gives_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcomes = try_any(range(26, 38))
-    assert outcomes["refused"] > 5 and outcomes["taken"], outcomes
+    outcomes: Counter[str] = Counter()
+    for first in range(26, 26 + 5 * 12, 12):  # which seeds are taken depends on what keys there are
+        outcomes += try_any(range(first, first + 12))
+        if outcomes["refused"] > 5 and outcomes["taken"]:
+            return
+    raise AssertionError(outcomes)
 
 
 @pytest.mark.slow

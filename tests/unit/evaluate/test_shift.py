@@ -16,7 +16,10 @@ from trainer.evaluate.shift import (
     shared_documents,
     text_loss,
 )
+from trainer.evaluate.text_bytes import text_bytes
 from trainer.evaluate.windows import WIDTH, TextWindow, cut_window, sample_windows, score_windows
+from trainer.model.tiny import build_tokenizer
+from trainer.model.tokenizer import Tokenizer
 
 
 def loss(bits, low=None, high=None):
@@ -69,6 +72,23 @@ def test_a_window_holds_something_learnt_wherever_it_stands():
     assert len(window.ids) == WIDTH and window.targets.tolist() == [990] and window.document == 3
     short = cut_window(0, ids[:5], np.ones(5, bool), rng)
     assert short.ids.tolist() == [0, 1, 2, 3, 4] and short.targets.tolist() == [1, 2, 3, 4]
+
+
+def test_the_name_of_a_special_token_is_no_text_that_costs_the_base_anything():
+    """Of an answer of two tokens and an end of turn the two are left, and of an end alone nothing."""
+    rng, ids = np.random.default_rng(0), np.array([7, 5, 6, 1])
+    window = cut_window(0, ids, np.array([False, True, True, True]), rng, special={0, 1})
+    assert window.targets.tolist() == [5, 6] and window.ids.tolist() == ids.tolist()
+    assert cut_window(0, ids, np.array([False, False, False, True]), rng, special={0, 1}) is None
+    pairs = sample_windows(PairSplit(), 9, rng, special=range(13))
+    assert [window.targets.tolist() for window in sorted(pairs, key=lambda one: one.document)] == [
+        [13],
+        [21, 22, 23],
+    ]
+    tokenizer = Tokenizer(build_tokenizer())
+    (answer,) = tokenizer.encode_fragments(["42<|im_end|>"])
+    assert len(answer) == 3 and text_bytes(tokenizer, np.array(answer)) == 2
+    assert text_bytes(tokenizer, np.array([], dtype=np.int64)) == 0
 
 
 class PairSplit:

@@ -1,13 +1,17 @@
 """Rows for a reward model: every kind is read as training would read it, and written with its scores."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from trainer.errors import DataError
 from trainer.model.tiny import build_tokenizer
 from trainer.model.tokenizer import Tokenizer
-from trainer.sample.scored_rows import best_of, read_rows, with_scores
+from trainer.sample.scored_rows import RowToScore, best_of, read_rows, with_scores
+from trainer.sample.scoring import score_rows
 
 ROWS = [
     {"prompt": "a?", "chosen": "bb", "rejected": "c"},
@@ -57,6 +61,40 @@ def test_the_best_of_several_is_a_conversation_and_a_pair_with_its_margin(tmp_pa
     assert pair == {"prompt": ROWS[2]["messages"], "chosen": "c", "rejected": "bb", "margin": 1.5}
     learnt, pair = best_of(several, [1.0, 1.0])
     assert learnt["messages"][-1]["content"] == "bb" and pair is None, "a tie makes no pair"
+
+
+def test_an_empty_answer_of_several_leaves_the_others_to_be_scored(tmp_path, tokenizer):
+    row = {"prompt": "a?", "answers": ["", "bb", "c"]}
+    several, none = read(tmp_path, [row, row | {"answers": ["", ""]}], tokenizer)
+    assert several.tokens_A[0] == () and all(several.tokens_A[1:]) and not several.dropped
+    assert none.dropped == "no answer"
+    scores = [math.nan, 2.0, 0.5]
+    assert with_scores(several, scores)["scores"] == [None, 2.0, 0.5]
+    learnt, pair = best_of(several, scores)
+    assert learnt["num_answers"] == 2 and learnt["messages"][-1]["content"] == "bb"
+    assert (pair["chosen"], pair["rejected"], pair["margin"]) == ("bb", "c", 1.5)
+
+
+class BFloat16Scorer(torch.nn.Module):
+    """Scores by the last token's row of a table, whose product with the weights bf16 rounds to 1."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Linear(2, 1, bias=False, dtype=torch.bfloat16)
+        with torch.no_grad():
+            self.score.weight.copy_(torch.tensor([[1.0, 2**-9]]))
+
+    def forward(self, input_ids, use_cache):
+        rows = torch.stack([torch.ones(len(input_ids)), input_ids[:, -1].float()], dim=1)
+        return SimpleNamespace(logits=self.score(rows.bfloat16()))
+
+
+def test_the_product_for_a_score_is_in_float32_and_what_has_no_tokens_has_no_score():
+    row = RowToScore({}, ("a", "b", ""), ((5, 0), (5, 1), ()), (1, 1, 0))
+    (found,) = score_rows(BFloat16Scorer(), [row], size=2)
+    assert found[:2] == [1.0, 1 + 2**-9] and math.isnan(found[2])
 
 
 @pytest.mark.parametrize("row", [{"prompt": "a?"}, {"prompt": "a?", "answers": []}, [1]])

@@ -20,7 +20,7 @@ from trainer.synthetic.best_answers import (
 )
 from trainer.synthetic.given_rows import GivenRow
 from trainer.synthetic.told import answer_lines
-from trainer.synthetic.verdicts import Verdict
+from trainer.synthetic.verifying import Verdict
 
 SAID = {
     "mixed": ["good", "bad", "good two", "fail"],

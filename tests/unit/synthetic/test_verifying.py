@@ -7,8 +7,8 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.synthetic.pass_rates import pass_at, pass_rate
-from trainer.synthetic.verdicts import check_answer, letter_in, number_in, verdict_of
 from trainer.synthetic.verifier_process import VerifierProcess
+from trainer.synthetic.verifying import check_answer, letter_in, number_in, verdict_of
 
 CODE = """
 import os, time
