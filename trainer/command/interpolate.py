@@ -115,11 +115,11 @@ def interpolate(config: RunConfig) -> int:
     has_general = points[0].general_nats is not None
     say(console, rule_sentence(None if best is None else best.alpha, has_general))
     if best is not None:
-        say(console, f"To write that model: {_export_words(config, best.alpha)}")
+        say(console, f"To write that model: {export_words(config, best.alpha)}")
     return Exit.done
 
 
-def _export_words(config: RunConfig, alpha: float) -> str:
+def export_words(config: RunConfig, alpha: float) -> str:
     """Return the command that writes what was measured at an alpha, for a shell."""
     own, usual = config.export, ExportConfig()
     words = [f"run_dir={config.run_dir}"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.command.reviewed import check_reviewed, refuse_unreviewed
-from trainer.config.check import check_config
+from trainer.command.rules import broken_rules
+from trainer.config.check import refuse
 from trainer.config.check_context import check_context
 from trainer.config.rule import Problem, problem
 from trainer.config.schema import RunConfig
@@ -27,7 +28,7 @@ def prepare_data(config: RunConfig) -> None:
     from trainer.model.tokenizer import configured_tokenizer
     from trainer.run.packing import with_packing
 
-    check_config(config)
+    refuse(broken_rules(config, "prepare"))
     config = with_packing(dated(config, Path(config.run_dir)))
     check_generated(config)
     check_samples_whole(config)

@@ -24,7 +24,8 @@ READ = {
 def broken_rules(config: RunConfig, command: str, world_size: int | None = None) -> list[Problem]:
     """Return the broken rules that a command refuses.
 
-    A plan is held to all that a training is, but for what was not given yet: data, or how long to train.
+    A plan is held to all that a training is, but for what was not given yet: data, or how long to train. A preparation
+    is not asked how long.
 
     Args:
         world_size: Ranks of the run where they are known.
@@ -33,6 +34,8 @@ def broken_rules(config: RunConfig, command: str, world_size: int | None = None)
     if command == "plan":
         told = [rule for rule in found if not rule.is_open or rule.key == "model"]
         return told if any(rule.key == "plan.gpu" for rule in told) else [*told, *_gpu_problems(config)]
+    if command == "prepare":  # which needs no length
+        found = [rule for rule in found if not (rule.is_open and rule.key == "train")]
     only = READ.get(command)
     if not asks_model(config, command):
         only = tuple(section for section in only or () if section != "model")

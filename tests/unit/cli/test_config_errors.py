@@ -9,6 +9,7 @@ import yaml
 
 from tests.helpers.ranks import ROOT
 from trainer.cli import run_command
+from trainer.command.rules import broken_rules
 from trainer.command.usage import COMMANDS
 from trainer.config import foreign
 from trainer.config.data import Format
@@ -143,6 +144,12 @@ def test_what_is_missing_is_told_with_the_broken_rules(refuse, monkeypatch):
     assert said[0] == "The configuration has 4 problems:" and len(said) == 5
     keys = ("optim.lr", "train.global_batch_tokens", "data.sources.corpus.path", "tune.quantise")
     assert all(any(f"  - `{key}` must" in line for line in said[1:]) for key in keys), said
+
+
+def test_how_long_is_asked_of_what_trains_and_not_of_a_preparation():
+    config = compose_config(CORPUS)
+    asked = {command: {one.key for one in broken_rules(config, command)} for command in ("train", "prepare")}
+    assert asked["train"] - asked["prepare"] == {"train"}
 
 
 @pytest.mark.parametrize(
@@ -338,7 +345,7 @@ def test_a_mandatory_value_that_is_missing_is_asked_for(refuse, option, fix):
 
 
 def test_the_length_of_the_run_is_asked_for_and_may_be_given_once_only(refuse):
-    assert "but has none instead. Set train.max_epochs=1." in refuse("prepare", *CORPUS)
+    assert "but has none instead. Set train.max_epochs=1." in refuse("train", *CORPUS)
     twice = refuse("prepare", *CORPUS, "train.max_epochs=1", "train.max_steps=10")
     assert "but has max_steps and max_epochs instead. Set the others to null." in twice
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from trainer.command.interpolate import AlphaPoint, parse_alphas, suggest
+from trainer.command.interpolate import AlphaPoint, export_words, parse_alphas, suggest
+from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
 from trainer.report.interpolation import rule_sentence
 
@@ -46,3 +47,12 @@ def test_the_rule_is_said():
     assert "the least loss on the other sets" in rule_sentence(0.5, True)
     assert "the least target loss" in rule_sentence(0.5, False)
     assert "nothing to write" in rule_sentence(None, False)
+
+
+def test_the_command_names_what_was_measured_and_goes_through_a_shell():
+    config = RunConfig(run_dir="runs/with a space")
+    assert export_words(config, 1.0) == "palimpsest export 'run_dir=runs/with a space' export.alpha=1"
+    config.export.average, config.export.checkpoint, config.run_dir = 3, "best", "runs/a"
+    assert export_words(config, 0.25) == (
+        "palimpsest export run_dir=runs/a export.average=3 export.checkpoint=best export.alpha=0.25"
+    )
