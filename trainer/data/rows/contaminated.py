@@ -18,6 +18,7 @@ from typing import Any
 from trainer.config.many import many
 from trainer.errors import DataError
 
+KEY = "`data.sources.NAME.curate.against`"
 WORD = re.compile(r"\w+")
 
 
@@ -80,7 +81,7 @@ def read_evaluation(file: str, ngram: int) -> EvaluationTexts:
         num_texts, num_short = num_texts + 1, num_short + (not hashed)
         found.update(hashed)
     if not num_texts:
-        raise DataError(f"`curate.against` must name sets with texts, but {file} has none. Check it.")
+        raise DataError(f"{KEY} must name sets with texts, but {file} has none. Check it.")
     return EvaluationTexts(Path(file).name, frozenset(found), num_texts, num_short)
 
 
@@ -89,7 +90,7 @@ def _bytes(file: str) -> bytes:
         return Path(file).read_bytes()
     except OSError as error:
         raise DataError(
-            f"`curate.against` must name files that can be read, but {file} cannot be ({error.strerror}). Check it."
+            f"{KEY} must name files that can be read, but {file} cannot be ({error.strerror}). Check it."
         ) from error
 
 
@@ -98,7 +99,7 @@ def _texts(file: str) -> Iterator[str]:
     try:
         lines = raw.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"`curate.against` must name UTF-8 files, but {file} is none. Convert it.") from error
+        raise DataError(f"{KEY} must name UTF-8 files, but {file} is none. Convert it.") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
