@@ -21,7 +21,7 @@ from trainer.config.data import DataConfig, Format, SourceConfig
 from trainer.data.prepare import prepare
 from trainer.data.rows import language
 from trainer.data.rows.contaminated import find_overlap, read_evaluation
-from trainer.data.rows.minhash import NUM_HASHES, NearDuplicates, signature_of
+from trainer.data.rows.minhash import NUM_HASHES, NearDuplicates, rows_of_band, signature_of
 from trainer.data.rows.quality import refuse_low_quality, text_of
 from trainer.data.store.prepared import shaping_options
 from trainer.data.store.store import Store
@@ -114,6 +114,26 @@ def test_a_long_text_has_the_signature_of_its_runs_however_they_are_cut() -> Non
     halves = [signature_of(" ".join(part)) for part in (many[:4_504], many[4_500:])]
     assert (signature_of(" ".join(many)) == np.minimum(*halves)).all()
     assert signature_of("").shape == (NUM_HASHES,) and (signature_of("a b") == signature_of("A  b")).all()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "rows"), [(1.0, 120), (0.8, 6), (0.7, 4), (0.5, 3), (0.2, 1), (0.01, 1)]
+)
+def test_bands_are_as_long_as_lets_99_of_100_pairs_be_found(threshold: float, rows: int) -> None:
+    """At 0.8: (1 - 0.8^6)^20 = 0.0023, and with 8 values a band (1 - 0.8^8)^15 = 0.063."""
+    assert rows_of_band(threshold) == rows
+
+
+def test_a_low_similarity_finds_its_pairs() -> None:
+    """Of pairs at 0.6 bands of six values, which are right for 0.8, miss (1 - 0.6^6)^20 = 38 of 100."""
+    found = 0
+    for seed in range(50):
+        near, one = NearDuplicates(0.5), words(200, seed=seed)
+        other = [*one[:150], *words(50, seed=1_000 + seed)]
+        assert 0.58 < jaccard(one, other) < 0.62
+        assert near.find(signature_of(" ".join(one)), "first") is None
+        found += near.find(signature_of(" ".join(other)), "second") is not None
+    assert found >= 48
 
 
 def test_the_nearest_of_those_kept_is_named() -> None:
