@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,17 @@ def make_inputs(mesh: Any, folder: str, **changes: Any) -> None:
 def config_of(workspace: str, run_dir: str | Path, *overrides: str) -> RunConfig:
     """Return the workspace's configuration with a run directory and overrides."""
     return load_config(Path(workspace) / "config.yaml", [f"run_dir={run_dir}", *overrides])
+
+
+def references(data: str) -> list[Path]:
+    """Return what is kept in the cache of a folder of what frozen models said."""
+    return sorted((Path(data) / "cache" / "references").glob("*"))
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    """Return the digest of every file below a folder."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def old_replay(data: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.session import config_of, old_replay, plain_adamw, session_of
+from tests.dist.session import bytes_of, config_of, old_replay, plain_adamw, references, session_of
 from tests.dist.test_replay_kl import documents_of
 from tests.dist.test_zero import FP32, cosine
 from tests.helpers.tiny import save_llama, write_documents
@@ -79,10 +78,6 @@ def data(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) ->
     folder = str(tmp_path_factory.mktemp("distill"))
     pool(1).run(make_data, workspace=workspace, data=folder)
     return folder
-
-
-def references(data: str) -> list[Path]:
-    return sorted((Path(data) / "cache" / "references").glob("*"))
 
 
 def take_steps(session: Any, stack: ExitStack) -> list[dict[str, float]]:
@@ -287,11 +282,6 @@ def train(
 def rows(run_dir: Path) -> dict[int, dict[str, float]]:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {r["step"]: {key: r[key] for key in KEYS} for r in records if "loss" in r}
-
-
-def bytes_of(folder: Path) -> dict[str, str]:
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.mark.parametrize("cached", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.session import config_of, old_replay, plain_adamw, session_of
+from tests.dist.session import bytes_of, config_of, old_replay, plain_adamw, references, session_of
 from tests.dist.test_zero import FP32, cosine
 from tests.helpers.divergence import plain_divergence, top_tokens
 from tests.helpers.tiny import write_documents
@@ -54,10 +53,6 @@ def data(pool: Any, workspace: str, tmp_path_factory: pytest.TempPathFactory) ->
     folder = str(tmp_path_factory.mktemp("replay_kl"))
     pool(1).run(make_data, workspace=workspace, data=folder)
     return folder
-
-
-def references(data: str) -> list[Path]:
-    return sorted((Path(data) / "cache" / "references").glob("*"))
 
 
 def take_steps(session: Any) -> tuple[list[dict[str, float]], Any]:
@@ -242,14 +237,6 @@ def rows(run_dir: Path) -> dict[int, dict[str, float]]:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     keys = ("loss", "loss/old", "loss_total", "kl_replay", "grad_norm")
     return {r["step"]: {key: r[key] for key in keys if key in r} for r in records if "loss" in r}
-
-
-def bytes_of(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.rglob("*")
-        if file.is_file()
-    }
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [pytest.param(2, "fp32", marks=pytest.mark.slow), (3, "bf16")])

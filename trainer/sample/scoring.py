@@ -28,16 +28,18 @@ def score_rows(model: Any, rows: Sequence[RowToScore], size: int) -> list[list[f
     texts.sort(key=lambda text: len(text[0]))
     found = [[math.nan] * len(row.tokens_A) for row in rows]
     start = 0
-    while start < len(texts):
-        stop = start + 1
-        while stop < min(start + max(size, 1), len(texts)) and len(texts[stop][0]) == len(texts[start][0]):
-            stop += 1
-        ids = torch.tensor([tokens for tokens, _, _ in texts[start:stop]], device=model.device)
-        with torch.no_grad(), _exact_head(model):
+    with torch.no_grad(), _exact_head(model):
+        while start < len(texts):
+            stop = start + 1
+            while stop < min(start + max(size, 1), len(texts)) and len(texts[stop][0]) == len(
+                texts[start][0]
+            ):
+                stop += 1
+            ids = torch.tensor([tokens for tokens, _, _ in texts[start:stop]], device=model.device)
             scores = model(input_ids=ids, use_cache=False).logits[:, 0].double().tolist()
-        for (_, row, place), score in zip(texts[start:stop], scores, strict=True):
-            found[row][place] = score
-        start = stop
+            for (_, row, place), score in zip(texts[start:stop], scores, strict=True):
+                found[row][place] = score
+            start = stop
     return found
 
 
