@@ -123,8 +123,10 @@ def _kind(model: Any) -> str:
 
     sees = whole_class(model.config) is not None
     text = text_part(model) if sees else model
-    # The experts of DBRX are rows of one matrix: what tells them is what chooses among them.
+    # The experts of DBRX are rows of one matrix: what tells them is what chooses among them. Gemma 3n has routers too,
+    # which mix copies of one state, and no word of experts.
     chooses = any("router" in name for name, _ in text.named_modules())
+    chooses = chooses and "experts" in text.config.to_json_string(use_diff=False)
     found = ["mixture" if expert_tensors(text) or chooses else "dense"]
     found += ["windows"] * (WINDOW in text.config.to_dict().values())
     found += ["scaled logits"] * (not find_bend(text).is_none)

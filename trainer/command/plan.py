@@ -60,7 +60,7 @@ from trainer.forecast.printed import (
     verdict,
 )
 from trainer.forecast.shapes import DecoderShape
-from trainer.forecast.tuned import named_targets
+from trainer.forecast.tuned import is_one_function, named_targets
 from trainer.model.dtype import LEAST_CAPABILITY, Hardware, is_hidden
 from trainer.model.on_disk import model_problems
 from trainer.runtime.say import say
@@ -84,7 +84,7 @@ def show_plan(config: RunConfig) -> bool:
     peaks = {stage: forecast(shape, of, weights) for stage, of in stages.items()}
     shown = {stage: peak for stage, peak in peaks.items() if not stages[stage].is_refused}
     full = {stage: forecast(shape, of, full_weights(shape)) for stage, of in stages.items()}
-    lora = adapters(shape, run, _targets(config.tune))
+    lora = adapters(shape, run, _targets(config.tune), is_one_function(config.tune))
     said = _verdict(config, shape, run, weights, gpu)
     timing = timing_of(config, shape, run, weights, cards)
     known = None if isinstance(timing, str) else timing

@@ -7,6 +7,9 @@ from enum import Enum
 
 ALL_LINEAR = "all_linear"
 EXPERTS = "experts"
+MOST_GATED_RANK = 32
+"""Rank up to which a gated MLP with LoRA is one function, whose kernels keep their tile's part of the adapters in
+registers (model/tune/gated.py); above it, layers are fused one by one."""
 
 
 class TuneMethod(Enum):

@@ -1,9 +1,8 @@
 """Activations that a decoder layer keeps for backward, in bytes a token. Pure.
 
 Counted over the tensors that backward reads. With flash attention and Liger's norms and gated MLP, Llama-3-8B
-keeps 4 x 4,096 + 2 x 4,096 + 2 x 1,024 + 3 x 14,336 = 69,632 elements, 139 KB a token and layer. With LoRA a gated MLP
-in one keeps 14,336 fewer (model/tune/gated.py); that the model has one is known only when it is loaded, so this counts
-them, and the forecast of such a run is too high by 28 KB a token and layer.
+keeps 4 x 4,096 + 2 x 4,096 + 2 x 1,024 + 3 x 14,336 = 69,632 elements, 139 KB a token and layer; a gated MLP that is
+one function with its adapters 14,336 fewer (`Weights.gated_width`).
 
 Source: autograd of the fused kernels (Liger keeps a norm's input and the gate and up products, flash attention keeps
 q, k, v, its output and one fp32 number a head); ZeRO-2 at 8,192 tokens with none recomputed (benchmarks/results).

@@ -7,9 +7,11 @@ Source: LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
+from trainer.config.tune import MOST_GATED_RANK
 from trainer.forecast.memory import NF4_CONSTANT_BYTES, NF4_PACKED_BYTES, RunShape, Weights, forecast
 from trainer.forecast.shapes import DecoderShape, Linear
 
@@ -86,17 +88,37 @@ def adapter_weights(
     targets: Collection[str] | None = None,
     base_in_nf4: bool = False,
     element_bytes: int = 2,
+    is_one_function: bool = True,
 ) -> Weights:
-    """Return what trains and what is frozen. The base is in the dtype of training, or its linear layers in NF4."""
+    """Return what trains and what is frozen. The base is in the dtype of training, or its linear layers in NF4.
+
+    Args:
+        is_one_function: Gated MLPs are, with their adapters, where their code and the rank let them.
+    """
     num_targets = sum(linear.count for linear in chosen(shape, targets, r))
     weights = Weights(
         num_trainable=num_adapter_params(shape, r, targets),
         frozen_bytes=shape.num_params * element_bytes,
         num_frozen=shape.num_params,
         adapter_width=r * num_targets // shape.num_layers,
+        gated_width=gated_width(shape, r, targets) if is_one_function else 0.0,
         trains_experts=False,
     )
     return in_nf4(shape, weights, element_bytes) if base_in_nf4 else weights
+
+
+def gated_width(shape: DecoderShape, r: int, targets: Collection[str] | None = None) -> float:
+    """Return the width of the gated MLPs that are one function with their adapters, mean over layers."""
+    if not shape.has_silu_gates or r > MOST_GATED_RANK:
+        return 0.0
+    counts = Counter[tuple[str, int, int]]()
+    for one in chosen(shape, targets, r):
+        counts[one.name.rsplit(".", 1)[-1], one.num_in, one.num_out] += one.count
+    found = 0
+    for (name, hidden, ffn), count in list(counts.items()):
+        if name == "gate_proj":
+            found += min(count, counts["up_proj", hidden, ffn], counts["down_proj", ffn, hidden]) * ffn
+    return found / shape.num_layers
 
 
 def in_nf4(shape: DecoderShape, weights: Weights, element_bytes: int = 2) -> Weights:
@@ -117,12 +139,16 @@ def whole_stage(run: RunShape) -> int:
 
 
 def adapter(
-    shape: DecoderShape, run: RunShape, r: int, targets: Collection[str] | None = None
+    shape: DecoderShape,
+    run: RunShape,
+    r: int,
+    targets: Collection[str] | None = None,
+    is_one_function: bool = True,
 ) -> AdapterSize:
     """Return parameters, bytes and memory of one rank of LoRA for a run; without sharding as at `whole_stage`."""
     size = run.element_bytes
-    weights = adapter_weights(shape, r, targets, element_bytes=size)
-    packed = adapter_weights(shape, r, targets, base_in_nf4=True, element_bytes=size)
+    weights = adapter_weights(shape, r, targets, False, size, is_one_function)
+    packed = adapter_weights(shape, r, targets, True, size, is_one_function)
     replicated = replace(run, stage=whole_stage(run))
     return AdapterSize(
         r=r,
@@ -135,6 +161,11 @@ def adapter(
     )
 
 
-def adapters(shape: DecoderShape, run: RunShape, targets: Collection[str] | None = None) -> list[AdapterSize]:
+def adapters(
+    shape: DecoderShape,
+    run: RunShape,
+    targets: Collection[str] | None = None,
+    is_one_function: bool = True,
+) -> list[AdapterSize]:
     """Return LoRA over the usual ranks."""
-    return [adapter(shape, run, r, targets) for r in RANKS]
+    return [adapter(shape, run, r, targets, is_one_function) for r in RANKS]

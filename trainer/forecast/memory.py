@@ -92,6 +92,11 @@ class RunShape:
         return self.stage == 2 and is_plain
 
     @property
+    def fuses_lora(self) -> bool:
+        """Tell whether adapters are computed within their layers; ZeRO-3 gathers each of these by itself."""
+        return self.is_fused and self.stage < 3
+
+    @property
     def is_refused(self) -> bool:
         """Tell whether training refuses this: bf16 at stage 0 with accumulation, or where experts cannot be spread."""
         adds_in_bf16 = self.stage == 0 and self.accumulates and self.element_bytes == 2
@@ -108,6 +113,9 @@ class Weights:
     num_frozen: int = 0
     adapter_width: int = 0
     """Elements a token adds in one layer: r for each adapted linear layer."""
+    gated_width: float = 0.0
+    """Elements of a token that go into `down` of gated MLPs whose three layers have adapters, mean over layers: such an
+    MLP is one function, which makes them again (model/tune/gated.py)."""
     dequantized_bytes: float = 0.0
     """The largest linear layer in bf16, when the base is kept in 4 bits."""
     num_packed: int = 0
@@ -273,10 +281,12 @@ class _Layers:
         attention = attention_of(shape, run)
         is_flash, pairs = attention == FLASH, run.micro_batch_size * run.seq_len**2
         kept = layer_bytes(shape, run.element_bytes, is_flash, run.is_fused, weights.trains_experts)
-        per_token = kept + adapter
+        gated = weights.gated_width * run.element_bytes if run.fuses_lora else 0.0
+        per_token = kept + adapter - gated
         one = per_token * run.num_tokens + mask_bytes(pairs, is_flash, run.element_bytes)
         inputs = checkpoint_bytes(shape, run.element_bytes) * run.num_tokens
-        working = layer_backward_bytes(shape, run.element_bytes) * run.num_tokens
+        # Its backward holds the gradients of gate, up and their product at once, where Liger's are in place.
+        working = (layer_backward_bytes(shape, run.element_bytes) + 2 * gated) * run.num_tokens
         merged = weights.num_merged * run.element_bytes
         one, working = one + merged, working + merged  # and its gradient
         if attention == EAGER:

@@ -72,6 +72,8 @@ class DecoderShape:
     """Logits are multiplied behind the output layer."""
     caps_logits: bool = False
     """Logits are bent under a soft cap behind the output layer."""
+    has_silu_gates: bool = False
+    """Its MLPs of linear layers are down(silu(gate x) * up x), without biases."""
     num_scores: int | None = None
     """Numbers that a reward model's output layer gives; None for a language model, which gives one for each token."""
     notes: tuple[str, ...] = field(default=())
@@ -158,6 +160,15 @@ def knows(config: Mapping[str, Any]) -> bool:
     return text.get("model_type") in _FAMILIES and (text is config or all(key in text for key in needed))
 
 
+def has_silu(config: Mapping[str, Any]) -> bool:
+    """Tell whether a config.json names SiLU for its MLPs, or is of a family that does where it is silent.
+
+    Those of Gemma have another, whatever the key says.
+    """
+    kind = str(config.get("model_type"))
+    return not kind.startswith("gemma") and config.get("hidden_act", "silu") in ("silu", "swish")
+
+
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what of a config.json is about the language model: all of it, or its `text_config`."""
     text = config.get("text_config")
@@ -185,15 +196,10 @@ def decoder_shape(config: Mapping[str, Any], origin: str) -> DecoderShape:
     num_kv = sizes.optional("num_key_value_heads") if "num_key_value_heads" in config else family.num_kv_heads
     head_dim = sizes.optional("head_dim") or family.head_dim or hidden // num_heads
     q_dim, kv_dim = num_heads * head_dim, (num_kv or num_heads) * head_dim
-    heads = (
-        {"qkv_proj": q_dim + 2 * kv_dim}
-        if family.is_fused
-        else {"q_proj": q_dim, "k_proj": kv_dim, "v_proj": kv_dim}
-    )
-    linears = [
-        *(Linear(name, hidden, width, num_layers) for name, width in heads.items()),
-        Linear("o_proj", q_dim, hidden, num_layers),
-    ]
+    fused = {"qkv_proj": q_dim + 2 * kv_dim}
+    heads = fused if family.is_fused else {"q_proj": q_dim, "k_proj": kv_dim, "v_proj": kv_dim}
+    linears = [Linear(name, hidden, width, num_layers) for name, width in heads.items()]
+    linears.append(Linear("o_proj", q_dim, hidden, num_layers))
     attention = sum(linear.num_weights for linear in linears) + num_layers * _attention_biases(
         config, family, q_dim, kv_dim, hidden
     )
@@ -224,6 +230,7 @@ def decoder_shape(config: Mapping[str, Any], origin: str) -> DecoderShape:
         has_qk_norm=family.has_qk_norm,
         has_post_norms=family.has_post_norms,
         has_sdpa=not config.get("attn_logit_softcapping", family.caps_scores),
+        has_silu_gates=has_silu(config) and not (config.get("mlp_bias") or family.is_fused),
         caps_logits=bool(family.has_post_norms and config.get("final_logit_softcapping", family.caps_scores)),
         notes=mlp.notes if whole is config else (LANGUAGE_NOTE.format(kind=whole["model_type"]), *mlp.notes),
     )

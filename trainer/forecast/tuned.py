@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.config.tune import ALL_LINEAR, EXPERTS, Quantise, TuneConfig, TuneMethod
-from trainer.forecast.adapter_sizes import chosen, in_nf4
+from trainer.forecast.adapter_sizes import chosen, gated_width, in_nf4
 from trainer.forecast.memory import Weights, full_weights
 from trainer.forecast.shapes import DecoderShape, Linear
 
@@ -72,17 +72,29 @@ def weights_of(shape: DecoderShape, tune: TuneConfig, trained: Trained, element_
     num_frozen = shape.num_params - trained.num_own
     if num_frozen == 0:
         return full_weights(shape)
-    width = tune.r * trained.num_adapted if tune.method is TuneMethod.lora else 0
-    is_merged = tune.method is TuneMethod.lora and _trains_experts(tune)
+    is_lora = tune.method is TuneMethod.lora
+    width = tune.r * trained.num_adapted if is_lora else 0
+    is_merged = is_lora and _trains_experts(tune)
     weights = Weights(
         num_trainable=trained.num_trainable,
         frozen_bytes=num_frozen * element_bytes,
         num_frozen=num_frozen,
         adapter_width=width // shape.num_layers,
+        gated_width=gated_width(shape, tune.r, named_targets(tune))
+        if is_lora and is_one_function(tune)
+        else 0.0,
         trains_experts=_trains_experts(tune),
         num_merged=shape.experts // shape.num_layers if is_merged else 0,
     )
     return weights if tune.quantise is Quantise.none else in_nf4(shape, weights, element_bytes)
+
+
+def is_one_function(tune: TuneConfig) -> bool:
+    """Tell whether gated MLPs may be one function with adapters of this section.
+
+    Not where a pattern chooses layers, though it may choose these: the forecast is too high then.
+    """
+    return not (tune.dora or tune.dropout or tune.target_pattern)
 
 
 def _trains_experts(tune: TuneConfig) -> bool:

@@ -34,6 +34,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     from trainer.model.head.bend import find_bend
     from trainer.model.packed import packing_of
     from trainer.model.scorer import has_score, output_layer
+    from trainer.model.tune.gated import has_plain_gates
     from trainer.model.tune.targets import is_linear, read_by_weight
     from trainer.model.widths import attention_widths
 
@@ -50,9 +51,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
     )
     text = config.get_text_config()
     hidden, num_layers = _size(text, "hidden_size"), _size(text, "num_hidden_layers")
-    # State-space models have none.
-    has_heads = getattr(text, "num_attention_heads", None) is not None
-    num_heads = _size(text, "num_attention_heads") if has_heads else 0
+    has_heads = getattr(text, "num_attention_heads", None) is not None  # state-space models have none
     q_dim, kv_dim = attention_widths(text) or ((hidden, hidden) if has_heads else (0, 0))
     bend = find_bend(built)
     num_sparse = len({name.rpartition(".")[0] for name in expert_tensors(built)})
@@ -63,7 +62,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
         vocab_size=_size(text, "vocab_size"),
         q_dim=int(q_dim),
         kv_dim=int(kv_dim),
-        num_heads=num_heads,
+        num_heads=_size(text, "num_attention_heads") if has_heads else 0,
         linears=tuple(Linear(*key, count) for key, count in linears.items()),
         ffn_width=max(counts["mlp"] - weights.num_idle, 0) / (3 * hidden * num_layers),
         routed_copies=2 * (num_chosen(config) or 0) * num_sparse / num_layers,
@@ -75,6 +74,7 @@ def meta_shape(found: Mapping[str, Any], source: str, model: ModelConfig) -> Dec
         has_sdpa=has.has_sdpa,
         scales_logits=bend.scale != 1.0,
         caps_logits=bend.cap is not None,
+        has_silu_gates=has_plain_gates(built),
         num_scores=1 if has_score(built) else None,
         notes=tuple(_notes(whole, config, packing, weights.num_experts, sum(counts.values()))),
         embeddings=counts["embeddings"],

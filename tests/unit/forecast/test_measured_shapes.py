@@ -15,13 +15,28 @@ H200_GIB = 139.8
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3_30b_a3b_6_layers_1xH200_lora_experts", "qwen3_30b_a3b_1xH200_lora_4096x1"]
+    ("name", "within"),
+    [
+        ("qwen3_30b_a3b_6_layers_1xH200_lora_experts", 0.05),
+        ("qwen3_30b_a3b_1xH200_lora_4096x1", 0.03),
+        ("qwen3_30b_a3b_1xH200_lora", 0.03),
+    ],
 )
-def test_lora_on_a_mixture_takes_what_was_measured(name):
+def test_lora_on_a_mixture_takes_what_was_measured(name, within):
     """Adapters of experts are added into a tensor of the experts' size in every layer, which backward needs."""
     record = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
     (result,) = record["results"]
-    assert forecast_of(record, result) == pytest.approx(result["memory_gib"], rel=0.05)
+    assert forecast_of(record, result) == pytest.approx(result["memory_gib"], rel=within)
+
+
+@pytest.mark.parametrize("name", ["peers_1xH200", "peers_1xH200_fa4", "peers_1xH200_qlora"])
+def test_gated_mlps_that_are_one_function_take_what_was_measured(name):
+    """LoRA and QLoRA of the 8B shape; what goes into `down` is not kept: 7.0 GiB of 8,192 tokens in 32 layers."""
+    record = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+    ours = [result for result in record["results"] if "32 gated MLPs in one" in (result.get("kernels") or "")]
+    assert ours
+    for result in ours:
+        assert forecast_of(record, result) == pytest.approx(result["memory_gib"], rel=0.03)
 
 
 @pytest.mark.parametrize("word", ["zero=zero3", "zero.expert_parallel=2"])
@@ -38,7 +53,9 @@ def test_all_weights_of_a_mixture_take_what_was_measured_sharded_and_with_expert
     [
         ("qwen3_30b_a3b_6_layers_1xH200", 0.06),
         ("qwen3_5_9b_8_layers_1xH200", 0.07),
+        ("llama3_70b_1xH200_nf4", 0.03),
         ("llama3_70b_1xH200_nf4_recomputed", 0.03),
+        ("gemma3_4b_heads128_1xH200_second", 0.03),
     ],
 )
 def test_a_mixture_a_hybrid_and_a_base_in_nf4_take_about_what_was_measured_on_one_gpu(name, within):

@@ -10,8 +10,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.forecast.shapes import decoder_shape, knows
 from trainer.model.tune.adapters import ADAPTER, adapter_off
-from trainer.model.tune.gated import NAMES, fuse_gated
+from trainer.model.tune.gated import NAMES, fuse_gated, has_plain_gates
 from trainer.model.tune.lora import fuse_lora
 
 
@@ -99,3 +100,44 @@ def test_another_function_is_left_as_it_is(mlp):
     """Wrong: modules are known by the names of their layers."""
     before = mlp()
     assert fuse_gated(before, ADAPTER) == 0 and "forward" not in vars(before)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more"),
+    [
+        ("llama", {}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"mlp_bias": True}),
+        ("mistral", {}),
+        ("qwen3", {}),
+        ("gemma", {}),
+        ("gemma2", {}),
+        ("gemma3_text", {}),
+        ("olmo2", {}),
+        ("phi3", {}),
+        ("smollm3", {}),
+        ("glm4", {}),
+        ("granite", {}),
+        ("cohere", {}),
+        ("falcon_h1", {"mlp_multipliers": [2.0, 0.5]}),
+        ("qwen3_5_text", {"linear_num_key_heads": 2, "linear_num_value_heads": 2}),
+    ],
+)
+def test_the_forecast_takes_for_one_function_what_a_run_makes_one(model_type, more):
+    """From config.json where families are counted by it, and from code on the meta device where they are not."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        model_type, **sizes, num_key_value_heads=2, head_dim=16, vocab_size=64, pad_token_id=0, **more
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    said = [has_plain_gates(model)]
+    if knows(config.to_dict()):
+        said.append(decoder_shape(config.to_dict(), model_type).has_silu_gates)
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()} & set(NAMES)
+    if len(names) == len(NAMES):
+        inject_adapter_in_model(LoraConfig(r=4, target_modules=list(names)), model, adapter_name=ADAPTER)
+    made = fuse_gated(model, ADAPTER) > 0
+    assert said == [made] * len(said)

@@ -19,13 +19,16 @@ ODD = ("Falcon Mamba", "Falcon-H1", "Granite 4", "Mamba-2", "Qwen3-MoE")
 BY_CLASS = ("Ministral 3", "Mistral Small 3.1", "Qwen2.5-VL", "Qwen3-VL")
 """A configuration alone does not say what they are: the name of a class beside it does."""
 
+IN_PARTS = "BLT"
+"""Its sizes are those of four parts. Training refuses it."""
+
 
 @pytest.mark.parametrize(
     "name",
     [
         name if name in ODD else pytest.param(name, marks=pytest.mark.slow)
         for name in FAMILIES
-        if name not in BY_CLASS
+        if name not in (*BY_CLASS, IN_PARTS)
     ],
 )
 def test_a_folder_is_counted_as_it_is_built(name: str, tmp_path: Path) -> None:
@@ -45,6 +48,12 @@ def test_a_state_space_model_has_no_heads(tmp_path: Path) -> None:
     tiny_config(FAMILIES["Falcon Mamba"]).save_pretrained(tmp_path)
     found, _ = find_shape(ModelConfig(path=str(tmp_path)))
     assert (found.num_heads, found.q_dim, found.kv_dim) == (0, 0, 0)
+
+
+def test_a_model_whose_sizes_are_in_parts_is_not_forecast(tmp_path: Path) -> None:
+    tiny_config(FAMILIES[IN_PARTS]).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"`hidden_size` .* is None instead. Its memory cannot be forecast"):
+        find_shape(ModelConfig(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("family", ["Mamba-2", "Falcon-H1"])

@@ -10,6 +10,7 @@ Shapes: N tokens, I inputs, F width of the MLP, O outputs, R rank; S ranks of ga
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.model import Kernels
+from trainer.config.tune import MOST_GATED_RANK
 from trainer.model.tune.adapters import ADAPTER
 from trainer.model.tune.lora import can_fuse, fuse_lora, joined, scaled_product
 from trainer.model.tune.quantise import base_output, is_packed, whole_weight
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
-MOST_RANK = 32
-"""Rank up to which a tile's part of the adapters fits in registers; above it, layers are fused one by one."""
+PLAIN = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+"""How transformers writes such an MLP."""
 SAME = 0.02
 """Share of an output's norm by which rounding to bf16 may part two ways of one function; others are far off."""
 
@@ -165,6 +167,22 @@ def fuse_gated(model: nn.Module, adapter: str) -> int:
     return count
 
 
+def has_plain_gates(model: nn.Module) -> bool:
+    """Tell whether all modules of three linear layers gate, up and down seem to be down(silu(gate x) * up x), unbiased.
+
+    Read from their code, for models without weights: what is fused is asked, not read.
+    """
+    found = [mlp for mlp in model.modules() if dict(mlp.named_children()).keys() >= set(NAMES)]
+    return bool(found) and all(_seems_plain(mlp) for mlp in found)
+
+
+def _seems_plain(mlp: nn.Module) -> bool:
+    has_bias = any(mlp.get_submodule(name)._parameters.get("bias") is not None for name in NAMES)
+    code = inspect.getsource(type(mlp).forward)
+    activation = type(getattr(mlp, "act_fn", None)).__name__
+    return not has_bias and PLAIN in code and activation in ("SiLU", "SiLUActivation")
+
+
 def _layers(mlp: nn.Module, adapter: str) -> list[Any] | None:
     """Return gate, up and down of a module that has them, all with plain LoRA of one small rank, and no bias."""
     children = dict(mlp.named_children())
@@ -176,7 +194,7 @@ def _layers(mlp: nn.Module, adapter: str) -> list[Any] | None:
     ranks = {layer.r[adapter] for layer in layers}
     dtypes = {layer.lora_A[adapter].weight.dtype for layer in layers}
     dtypes |= {layer.base_layer.weight.dtype for layer in layers if not is_packed(layer.base_layer.weight)}
-    return layers if len(ranks) == len(dtypes) == 1 and ranks.pop() <= MOST_RANK else None
+    return layers if len(ranks) == len(dtypes) == 1 and ranks.pop() <= MOST_GATED_RANK else None
 
 
 def _is_same(mlp: nn.Module, layers: Sequence[Any], adapter: str) -> bool:
