@@ -19,11 +19,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from run import environment
 
-from trainer.config.store import load_config
+from trainer.config.store import compose_config
 from trainer.evaluate.gate import check_gate
 from trainer.evaluate.record import read_forgetting
 from trainer.metrics.jsonl import read
@@ -135,7 +136,7 @@ def overrides(arm: Arm, arguments: argparse.Namespace, work: Path) -> list[str]:
             f"train.micro_batch_size={arguments.micro_batch}",
         ),
         *(f"evaluate.micro_batch_size={arguments.micro_batch}", "evaluate.every_steps=1000"),
-        *("evaluate.during.kl=false", "checkpoint.enabled=false", "gate=default", "log.progress=false"),
+        *("evaluate.during.kl=false", "checkpoint.enabled=false", "log.progress=false"),
         *arm.words[1:],
     ]
     if "train.max_steps=1" in arm.words:
@@ -150,8 +151,7 @@ def overrides(arm: Arm, arguments: argparse.Namespace, work: Path) -> list[str]:
         for word in arguments.probe:
             name, _, file = word.partition("=")
             words += [f"data.sources.{name}.path={Path(file).resolve()}", f"data.sources.{name}.role=probe"]
-    else:
-        words.append("~gate.sets.general")
+        words.append("gate=preference")
     return [*words, *arguments.set]
 
 
@@ -178,12 +178,10 @@ def ranking(run_dir: Path, is_base: bool) -> dict[str, Any]:
 
 
 def forgotten(run_dir: Path) -> dict[str, Any]:
-    """Return what each held-out set lost, the KL on conversations, and what the gate says of it."""
+    """Return what each held-out set lost, and the KL on conversations."""
     found = read_forgetting(run_dir / "forgetting.json")
     if found is None:
-        return {"gate": "not measured"}
-    config = load_config(run_dir / "config.yaml", [])
-    broken = [r for r in check_gate(config.gate.sets, found.sets) if not r.passed]
+        return {}
     return {
         "sets": [
             {
@@ -198,9 +196,15 @@ def forgotten(run_dir: Path) -> dict[str, Any]:
             for one in found.sets
         ],
         "kl": [{"prompts": one.prompts, "nats": one.nats} for one in found.kl],
-        "gate": "passed" if not broken else "refused",
-        "broken": [f"{r.subject} {r.rule} {r.allowed:g}, changed by {r.change:+.4f}" for r in broken],
     }
+
+
+def gate(row: dict[str, Any]) -> str:
+    """Return what the gate of preferences says of what an arm forgot."""
+    sets: list[Any] = [SimpleNamespace(**one) for one in row["sets"]]
+    rules = compose_config(["gate=preference"]).gate.sets
+    broken = [one.subject for one in check_gate(rules, sets) if not one.passed]
+    return f"refused: {', '.join(broken)}" if broken else "passed"
 
 
 def accuracy(row: dict[str, Any]) -> str:
@@ -235,7 +239,7 @@ def tables(results: list[dict[str, Any]]) -> list[list[str]]:
     names = [one["name"] for one in compared[0]["sets"] if one["role"] != "replay"]
     lost = [f"| arm | {' | '.join(names)} | gate |", "|---|" + "---|" * (len(names) + 1)]
     lost += [
-        f"| {row['arm']} | {' | '.join(change(row, name) for name in names)} | {row['gate']} |"
+        f"| {row['arm']} | {' | '.join(change(row, name) for name in names)} | {gate(row)} |"
         for row in compared
     ]
     return [ranked, lost]

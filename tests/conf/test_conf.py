@@ -102,9 +102,17 @@ def test_every_option_of_every_group_composes_and_passes_the_check(options):
             if source.role is not Role.target and source.format is not Format.preference
         },
         **{
-            key: options["objective"] == "reward" and options["gate"] == "default"
+            key: options["objective"] == "reward" and options["gate"] != "none"
             for key in ("evaluate.forgetting", "gate.sets")
         },
+        # A gate about general text needs some, and one about what was learnt no loss that makes it less likely.
+        "gate.sets.general": options["gate"] != "none"
+        and bool(targets)
+        and len(targets) == len(config.data.sources),
+        "gate.sets.target.min_drop_nats": options["gate"] == "default"
+        and options["data"] in fed.values()
+        and wanted is not None
+        and options["objective"] not in ("cpo", "orpo", "reward"),
         "zero.stage": options["tune"] == "pissa" and options["zero"].startswith("zero3"),
         "zero.offload_param": (options["tune"], options["zero"]) == ("qlora", "zero3_offload"),
     }

@@ -99,7 +99,7 @@ def _rules_of_sections(config: RunConfig, world_size: int | None) -> Iterator[Pr
     yield from asked_problems(config.evaluate.asked, config.data)
     yield from during_problems(config.evaluate, config.data)
     yield from best_problems(config.checkpoint, config.evaluate, config.data)
-    yield from gate_problems(config.gate, config.data, config.evaluate.forgetting)
+    yield from gate_problems(config.gate, config.data, config.evaluate.forgetting, config.objective)
     yield from generate_problems(config.replay.generate)
     yield from synthetic_problems(config.synthetic)
     yield from cluster_problems(config.cluster)

@@ -6,12 +6,15 @@ import gzip
 import importlib
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.house.tree import ROOT
+from trainer.config.check import find_problems
+from trainer.config.store import compose_config
 from trainer.forecast.memory import Parts, Peak, RunShape
 from trainer.forecast.printed import memory_table
 
@@ -84,11 +87,12 @@ def test_the_tables_of_the_runs_have_every_arm_that_ended_and_what_it_forgot() -
     ranked, forgot = tables(
         [
             ranked_row("base"),
-            ranked_row("DPO, LoRA", sets=[lost], gate="passed"),
+            ranked_row("DPO, LoRA", sets=[lost]),
+            ranked_row("DPO, full", sets=[lost | {"change_nats": 0.06}]),
             {"arm": "reward, LoRA", "failed": "1"},
         ]
     )
-    assert ranked[2:] == [
+    assert ranked[2:4] == [
         "| base | 62.5 % (50.0 to 75.0) | +0.100 | 70.0 % |  |",
         "| DPO, LoRA | 62.5 % (50.0 to 75.0) | +0.100 | 70.0 % |  |",
     ]
@@ -96,7 +100,21 @@ def test_the_tables_of_the_runs_have_every_arm_that_ended_and_what_it_forgot() -
         "| arm | maths | gate |",
         "|---|---|---|",
         "| DPO, LoRA | +0.020 (-0.010 to +0.050) | passed |",
+        "| DPO, full | +0.060 (-0.010 to +0.050) | refused: maths |",
     ]
+
+
+def test_every_arm_is_a_configuration_that_is_not_refused(tmp_path: Path) -> None:
+    """Two arms ended with exit code 2 on a GPU: the gate they had is not one of reward models."""
+    from preference_runs import ARMS, overrides
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}")
+    given = {"epochs": 3, "batch_tokens": 32768, "micro_batch": 8, "set": []}
+    given |= {"hh": file, "general": file, "probe": [f"maths={file}"]}
+    for arm in ARMS.values():
+        config = compose_config([*overrides(arm, Namespace(**given), tmp_path), f"run_dir={tmp_path}"])
+        assert list(find_problems(config, 1)) == []
 
 
 @pytest.mark.parametrize(

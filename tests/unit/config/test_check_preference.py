@@ -10,6 +10,7 @@ from tests.unit.config.test_check import edited
 from trainer.config.check import find_problems
 from trainer.config.check_preference import preference_problems
 from trainer.config.data import Format, SourceConfig
+from trainer.config.gate import GateRule
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
 from trainer.config.preference import LOSS_DEFAULTS, NOISY, PreferenceConfig, PreferenceLoss
 
@@ -125,3 +126,20 @@ def test_the_page_has_the_defaults_of_every_loss():
     for loss, own in LOSS_DEFAULTS.items():
         weight = f"times {own.nll_weight:g}" if own.nll_weight else "none"
         assert f"| `{loss.value}` | {own.beta:g} | {weight} | {own.source} |" in text
+
+
+def _paired(config, loss, rules):
+    config.objective = ObjectiveConfig(kind=ObjectiveKind.preference, preference=PreferenceConfig(loss=loss))
+    config.data.sources = {"pairs": SourceConfig(path="x", format=Format.preference)}
+    config.gate.sets = rules
+    return [one.sentence for one in find_problems(config) if "gate" in one.key]
+
+
+@pytest.mark.parametrize("key", ["target", "pairs"])
+def test_a_gate_does_not_ask_preferences_to_make_chosen_answers_likely(config, key):
+    """They commonly become less so, and every such run was refused by gate=default."""
+    rules = {key: GateRule(min_drop_nats=0.0)}
+    (said,) = _paired(config, PreferenceLoss.dpo, rules)
+    assert f"`gate.sets.{key}.min_drop_nats` must be left out for pairs" in said and "gate=preference" in said
+    assert not _paired(config, PreferenceLoss.orpo, rules)  # the cross-entropy of chosen answers is in it
+    assert not _paired(config, PreferenceLoss.dpo, {key: GateRule(max_rise_nats=0.1)})
