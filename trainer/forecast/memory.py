@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.forecast.activations import (
-    bend_bytes,
     checkpoint_bytes,
     layer_backward_bytes,
     layer_bytes,
@@ -21,6 +20,7 @@ from trainer.forecast.activations import (
     score_backward_bytes,
     score_bytes,
 )
+from trainer.forecast.loss_head import head_bytes
 from trainer.forecast.shapes import DecoderShape
 from trainer.forecast.states import buckets, states_of
 
@@ -72,6 +72,8 @@ class RunShape:
     """Replay is compared with the base (`replay.kl.beta`)."""
     distils: bool = False
     """A teacher's top tokens are compared in the loss head (objective=distill)."""
+    asks_log_probs: bool = False
+    """Its loss weighs answers by what the forward pass says of them (objectives of preferences)."""
     holds_start: bool = False
     """What training began with is kept (`optim.base_decay`)."""
 
@@ -192,7 +194,7 @@ def forecast(shape: DecoderShape, run: RunShape, weights: Weights) -> Peak:
     """Return the largest moment of an optimizer step."""
     states = states_of(run, weights)
     layers = _Layers.of(shape, run, weights)
-    head = _head(shape, run, weights)
+    head = head_bytes(shape, run, weights)
     bucket, gathered = buckets(shape, run, weights), _gathered(shape, run, weights)
     held = {"parameters": states.parameters, "optimizer": states.optimizer}
     # Stage 3 keeps its bucket for good; below it exists during backward.
@@ -295,30 +297,3 @@ class _Layers:
         # The input of the final norm comes after the layers.
         saved = count * inputs + (shape.num_layers - count) * one + inputs
         return cls(saved, one if count else 0.0, working, one)
-
-
-_COMPARED_ROWS, _COMPARED_BYTES = 512, 20
-"""Rows that a divergence is worked out of at once (model/head/nll.py), and the bytes of each logit meanwhile: five of
-float32, counted in the code and not measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    in_forward: float
-    in_backward: float
-    after: float
-
-
-def _head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
-    """Return the bytes of the loss head (trainer/model/head/head.py), whose gradients are made in forward."""
-    e, hidden = run.element_bytes, shape.hidden_size
-    rows = min(run.loss_chunk_tokens, run.num_tokens)
-    states = 2 * run.num_tokens * hidden * e  # its input and the gradient of it
-    logits = rows * shape.num_outputs * (e + (bend_bytes(shape, e) if run.asks_base else 0))
-    if run.distils:  # gradients of all rows, and some rows at a time in float32
-        logits += shape.num_outputs * (rows * e + min(rows, _COMPARED_ROWS) * _COMPARED_BYTES)
-    matrix = shape.num_outputs * hidden if weights.is_full else 0
-    summed = matrix * (e if run.num_tokens <= run.loss_chunk_tokens else 4)
-    cast = matrix * e if summed > matrix * e else 0
-    # Stage 3 reduces the head's gradient into its partition at once.
-    return _Head(states + logits + summed, states + summed + cast, states / 2 + matrix * e)

@@ -120,7 +120,7 @@ def test_every_arm_is_a_configuration_that_is_not_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("program", "record", "page"),
     [
-        ("pairs", "pairs_1xH200.json", "docs/performance.md"),
+        ("pairs", "pairs_1xH200.json", "docs/preferences.md"),
         ("preference_runs", "preference_runs.json", "docs/preferences.md"),
     ],
 )
