@@ -21,7 +21,7 @@ from trainer.command.data_report import DataPlanReport
 from trainer.command.missing_here import refuse_missing
 from trainer.command.plain_model import device_here, load_plain
 from trainer.command.prepare import ensure_inputs
-from trainer.config.data import Role
+from trainer.config.data import Format, Role
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated, write_atomic
@@ -82,6 +82,11 @@ def show_data_plan(config: RunConfig) -> None:
         general=general,
         shared=shared_documents({name: _hashes(store) for name, store in stores.items()}),
         has_replay=any(spec.role is Role.replay for spec in config.data.sources.values()),
+        is_chat=tokenizer.has_chat_template
+        and any(
+            spec.role is Role.target and spec.format in (Format.chat, Format.completion)
+            for spec in config.data.sources.values()
+        ),
     )
     report.print(console)
     if config.plan.data_output is not None:

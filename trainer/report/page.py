@@ -11,6 +11,7 @@ from trainer.report.element import Html, element
 from trainer.report.held_out import changes, curves, divergence, recovery
 from trainer.report.interpolation import interpolation
 from trainer.report.layers_figure import layers
+from trainer.report.lost_when import lost_when
 from trainer.report.number import count, fixed
 from trainer.report.origin import origin
 from trainer.report.outcome import MARGIN_NATS, MARGIN_POINTS, SAME_NATS, OutcomeItem, RunOutcome, outcome
@@ -49,6 +50,7 @@ def build_page(record: RunRecord) -> str:
         tasks(record),
         answers(record),
         curves(record),
+        lost_when(record),
         preferences(record),
         replay(record),
         training(record),
