@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config.metric import PROBE, PROBE_HIGH, PROBE_LOW
+from trainer.evaluate.compare import SAME_NATS, side
 from trainer.metrics.tracker import by_source
 from trainer.report.element import Child, Html, table
 from trainer.report.figure import line_chart
@@ -33,10 +34,8 @@ class KindPoint:
 
     @property
     def side(self) -> int:
-        """Return 1 where the interval holds a loss alone, -1 a gain alone, 0 where it holds 0 or there is none."""
-        if self.low is None or self.high is None:
-            return 0
-        return (self.low > 0) - (self.high < 0)
+        """Return 1 where it was lost, -1 where it was gained, else 0, as `compare.side` tells."""
+        return side(self.low, self.high)
 
 
 def lost_when(record: RunRecord) -> Html | None:
@@ -62,9 +61,8 @@ def lost_when(record: RunRecord) -> Html | None:
         "When kinds of text were lost",
         paragraph(
             f"The rise of the loss over the base's, at {count(num_steps)} evaluations of texts that nobody named. A "
-            "bar is the 95 % interval (its wider half on both sides); lost or gained is what leaves out 0."
-            + chance
-            + more
+            "bar is the 95 % interval (its wider half on both sides); lost or gained is what "
+            f"leaves out 0 and is not all within {SAME_NATS:g}." + chance + more
         ),
         figures(*drawn),
         table(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from trainer.config.metric import PROBE, PROBE_HIGH, PROBE_LOW
-from trainer.evaluate.compare import SetComparison
+from trainer.evaluate.compare import SetComparison, side
 from trainer.metrics.tracker import by_source
 
 _LOG = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class ProbeRises:
                 continue
             logged[by_source(PROBE_LOW, one.name)] = one.change_low
             logged[by_source(PROBE_HIGH, one.name)] = one.change_high
-            if one.change_low > 0:
+            if side(one.change_low, one.change_high) > 0:
                 lost[one.name] = (
                     f"{one.name} +{one.change_nats:.3f} nats ({one.change_low:.3f} to {one.change_high:.3f})"
                 )
