@@ -68,7 +68,13 @@ def test_a_run_ends_with_probes_documents_and_drift(pool, workspace, tmp_path, n
     own, run_dir = tmp_path / "own", tmp_path / "run"
     own.mkdir()
     (own / "keeper.txt").write_text(OWN * 99)
-    words = [*WORDS, *words, f"evaluate.probe_dir={own}"]
+    words = [
+        *WORDS,
+        *words,
+        f"evaluate.probe_dir={own}",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep_last=3",
+    ]
     pool(num_ranks).run(train_frozen, workspace=workspace, run_dir=str(run_dir), words=words)
     record = read(run_dir, "forgetting.json")
     probes = {one["name"]: one for one in record["probes"]}
@@ -90,6 +96,10 @@ def test_a_run_ends_with_probes_documents_and_drift(pool, workspace, tmp_path, n
     (wanted,) = pool(1).run(drift_by_hand, run_dir=str(run_dir), is_adapter="tune.r=4" in words)
     assert drift["why"] is None and drift["total"] == pytest.approx(wanted, rel=1e-5)
     assert {one["layer"] for one in drift["groups"]} == {0, 1, None}
+    steps = [int(one["tuned"].rpartition("-")[2]) for one in (drift, *drift["earlier"])]
+    assert steps == [steps[0], steps[0] - 1, steps[0] - 2]
+    totals = [one["total"] for one in (drift, *drift["earlier"])]
+    assert len(set(totals)) == 3 and min(totals) > 0, "each is read from its own files"
     assert "What was lost, word by word" in (run_dir / "report.html").read_text()
 
 
