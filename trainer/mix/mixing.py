@@ -242,13 +242,11 @@ class Mixing:
         rows = self.passes(self.mean_ratio)
         for row, asked in zip(self._planned(rows) if is_known else rows, rows, strict=True):
             role = Role.replay if row.pool.is_replay else Role.target
-            is_as_asked = abs(row.share - asked.share) < UNLIKE
-            share = f"{row.share:.1%}" + ("" if is_as_asked else f" ({asked.share:.1%} asked)")
-            if not is_as_asked:
-                table.caption, table.caption_justify = (
-                    unlike_asked(self.num_steps * self.plan.packs_per_step),
-                    "left",
-                )
+            share = f"{row.share:.1%}"
+            if abs(row.share - asked.share) >= UNLIKE:
+                share += f" ({asked.share:.1%} asked)"
+                why = unlike_asked(self.num_steps * self.plan.packs_per_step)
+                table.caption, table.caption_justify = why, "left"
             table.add_row(row.pool.name, role.value, share, f"{row.targets:,.0f}", f"{row.epochs:.2f}")
         return table
 

@@ -6,8 +6,10 @@ import pytest
 
 from trainer.command.data_report import DataPlanReport
 from trainer.command.invocation import parse
+from trainer.command.plan_data import show_data_plan
 from trainer.command.plan_probes import probe_notes
 from trainer.config.data import Role
+from trainer.config.model import ModelKind
 from trainer.config.plan import MIN_WINDOWS
 from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config
@@ -59,6 +61,15 @@ def test_what_is_known_already_and_what_has_no_interval_is_said():
     said = " ".join(found.sentences())
     assert "few: 2 of 4 documents cost less than 50% of general text" in said
     assert "few has no interval: it takes 5 documents." in said and "too few documents to tell" in said
+
+
+@pytest.mark.parametrize(("place", "says"), [("no/such/x.json", "has no folder"), ("", "is a folder")])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_base_is_asked(tmp_path, place, says):
+    config = RunConfig()
+    config.plan.data_output = str(tmp_path / place)
+    config.model.kind = ModelKind.tiny
+    with pytest.raises(ConfigError, match=rf"`plan.data_output` must be a file .*{says}"):
+        show_data_plan(config)
 
 
 def test_plan_is_a_command_with_and_without_its_second_word():
