@@ -62,7 +62,7 @@ def lost_when(record: RunRecord) -> Html | None:
         paragraph(
             f"The rise of the loss over the base's, at {count(num_steps)} evaluations of texts that nobody named. A "
             "bar is the 95 % interval (its wider half on both sides); lost or gained is what "
-            f"leaves out 0 and is not all within {SAME_NATS:g}." + chance + more
+            f"leaves out 0 and is not all within {SAME_NATS:g} nats." + chance + more
         ),
         figures(*drawn),
         table(
