@@ -17,10 +17,18 @@ WORDS = [
     "evaluate.micro_batch_size=16",
     "data.seq_len=64",
 ]
+DURING = [
+    *(WORDS[0], WORDS[2], "train.max_steps=3", "evaluate.every_steps=1"),
+    *("checkpoint.enabled=false", "evaluate.forgotten_documents=0"),
+]
 
 
 def read(run_dir: Path, name: str) -> Any:
     return json.loads((run_dir / name).read_text())
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def drift_by_hand(mesh: Any, run_dir: str, is_adapter: bool) -> float:
@@ -60,7 +68,13 @@ def test_a_run_ends_with_probes_documents_and_drift(pool, workspace, tmp_path, n
     own, run_dir = tmp_path / "own", tmp_path / "run"
     own.mkdir()
     (own / "keeper.txt").write_text(OWN * 99)
-    words = [*WORDS, *words, f"evaluate.probe_dir={own}"]
+    words = [
+        *WORDS,
+        *words,
+        f"evaluate.probe_dir={own}",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep_last=3",
+    ]
     pool(num_ranks).run(train_frozen, workspace=workspace, run_dir=str(run_dir), words=words)
     record = read(run_dir, "forgetting.json")
     probes = {one["name"]: one for one in record["probes"]}
@@ -82,6 +96,10 @@ def test_a_run_ends_with_probes_documents_and_drift(pool, workspace, tmp_path, n
     (wanted,) = pool(1).run(drift_by_hand, run_dir=str(run_dir), is_adapter="tune.r=4" in words)
     assert drift["why"] is None and drift["total"] == pytest.approx(wanted, rel=1e-5)
     assert {one["layer"] for one in drift["groups"]} == {0, 1, None}
+    steps = [int(one["tuned"].rpartition("-")[2]) for one in (drift, *drift["earlier"])]
+    assert steps == [steps[0], steps[0] - 1, steps[0] - 2]
+    totals = [one["total"] for one in (drift, *drift["earlier"])]
+    assert len(set(totals)) == 3 and min(totals) > 0, "each is read from its own files"
     assert "What was lost, word by word" in (run_dir / "report.html").read_text()
 
 
@@ -93,6 +111,40 @@ def test_a_short_run_leaves_probes_out_and_says_so(pool, workspace, tmp_path):
     assert record["probes"] == [] and "evaluate.probes=all measures them" in record["left_out"][0]["why"]
     assert not (tmp_path / "run" / "probe_evaluation.npz").exists()
     assert not (tmp_path / "run" / "layer_drift.json").exists()
+
+
+def test_probes_are_read_at_every_evaluation_and_end_in_what_is_compared(pool, workspace, tmp_path):
+    """A rise at the last step unlike the report's: another model was read, or the kinds are mixed up."""
+    run_dir = tmp_path / "run"
+    pool(1).run(train_frozen, workspace=workspace, run_dir=str(run_dir), words=DURING)
+    asked = {row["step"]: row for row in rows_of(run_dir) if any(key.startswith("probe/") for key in row)}
+    assert list(asked) == [1, 2, 3]
+    probes = read(run_dir, "forgetting.json")["probes"]
+    assert len(probes) == 18
+    for one in probes:
+        rise, low, high = (asked[3][f"{key}/{one['name']}"] for key in ("probe", "probe_low", "probe_high"))
+        assert (rise, low, high) == (one["change_nats"], one["change_low"], one["change_high"])
+        assert asked[1][f"probe/{one['name']}"] != rise
+    assert "When kinds of text were lost" in (run_dir / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_reading_probes_changes_nothing_of_what_is_trained_or_compared(pool, workspace, tmp_path):
+    """Another loss: an evaluation left the model in another mode, or drew from a generator of the training."""
+    found = []
+    for name, more in (("with", []), ("ends", ["evaluate.during.probes=false"])):
+        run_dir = tmp_path / name
+        pool(2).run(
+            train_frozen,
+            workspace=workspace,
+            run_dir=str(run_dir),
+            words=[*DURING, *more],
+        )
+        rows = rows_of(run_dir)
+        found.append(
+            ([row["loss"] for row in rows if "loss" in row], read(run_dir, "forgetting.json")["probes"])
+        )
+    assert found[0] == found[1] and not any(key.startswith("probe") for row in rows for key in row)
 
 
 def test_probes_that_are_trained_on_are_left_out(pool, workspace, tmp_path):

@@ -25,6 +25,10 @@ from trainer.evaluate.windows import WIDTH
 from trainer.mix.ratio import RATIO_BY_SHIFT
 from trainer.runtime.say import say
 
+OWN_TEXT = (
+    "data.sources.general.dataset=null data.sources.general.subset=null data.sources.general.path=FILES"
+)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DataPlanReport:
@@ -36,6 +40,8 @@ class DataPlanReport:
     general: TextLoss
     shared: list[tuple[str, str, int]]
     has_replay: bool
+    is_chat: bool = False
+    """Conversations are learnt, which the base has a template for: it is asked for such too."""
 
     @property
     def shifts(self) -> dict[str, DataShift]:
@@ -53,10 +59,15 @@ class DataPlanReport:
         return Shift.strong if is_strong else Shift.weak
 
     @property
+    def _ratio(self) -> str:
+        return f"replay.ratio={RATIO_BY_SHIFT[self.kind]:g}"
+
+    @property
     def words(self) -> str:
-        """Return what is to be typed."""
-        word = f"replay.shift={self.kind.value}"
-        return word if self.has_replay else f"replay=general {word}"
+        """Return what is to be typed. A ratio goes before a shift, and replay=generated has one."""
+        if self.has_replay:
+            return self._ratio
+        return f"replay={'generated' if self.is_chat else 'generated_text'} {self._ratio}"
 
     def print(self, console: Console) -> None:
         """Print the tables and what they come to."""
@@ -109,11 +120,23 @@ class DataPlanReport:
     def _advice(self) -> list[str]:
         if not self.shifts:
             return ["No source has role=target: nothing is learnt, so nothing shifts."]
-        ratio = RATIO_BY_SHIFT[self.kind]
+        told = [
+            f"Replay that this asks for: {100 * RATIO_BY_SHIFT[self.kind]:g} % of what is learnt (Ibrahim et al. 2024, "
+            "who replay what the base was trained on)."
+        ]
+        if self.kind is Shift.weak:
+            told.append(
+                "After the weak shift that was measured here nothing was lost on maths without any replay, but "
+                "conversations drifted (docs/forgetting.md)."
+            )
+        if self.has_replay:
+            return [*told, f"Type: {self.words}"]
         return [
-            f"Replay that this asks for: {100 * ratio:g} % (Ibrahim et al. 2024). Type: {self.words}",
-            "Of what was tried here, what the base says itself kept more than general text did (docs/forgetting.md): "
-            "palimpsest replay generate replay=generated_text ..., then train with the same words.",
+            *told,
+            "Where the base's own data cannot be had: of what was tried here samples of the base itself kept most, and "
+            "other general text little (docs/forgetting.md). Add to the words of this command, first for palimpsest "
+            f"replay generate and then for palimpsest train: {self.words}",
+            f"With text like the base's in files of yours, add instead: replay=general {OWN_TEXT} {self._ratio}",
         ]
 
     def to_plain(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from trainer.command.data_report import DataPlanReport
 from trainer.command.missing_here import refuse_missing
 from trainer.command.plain_model import device_here, load_plain
 from trainer.command.prepare import ensure_inputs
-from trainer.config.data import Role
+from trainer.config.data import Format, Role
 from trainer.config.model import ModelKind
 from trainer.config.schema import RunConfig
 from trainer.config.snapshot import dated, write_atomic
@@ -49,6 +49,7 @@ def show_data_plan(config: RunConfig) -> None:
         raise ConfigError(
             "`model.kind` must have weights that know something, but is random instead. Name a model."
         )
+    _refuse_place(config.plan.data_output)
     refuse_missing(config, COMMAND)
     config = with_packing(dated(config, Path(config.run_dir)))
     tokenizer = ensure_inputs(config)
@@ -82,11 +83,33 @@ def show_data_plan(config: RunConfig) -> None:
         general=general,
         shared=shared_documents({name: _hashes(store) for name, store in stores.items()}),
         has_replay=any(spec.role is Role.replay for spec in config.data.sources.values()),
+        is_chat=tokenizer.has_chat_template
+        and any(
+            spec.role is Role.target and spec.format in (Format.chat, Format.completion)
+            for spec in config.data.sources.values()
+        ),
     )
     report.print(console)
     if config.plan.data_output is not None:
         write_atomic(Path(config.plan.data_output), json.dumps(report.to_plain(), indent=2) + "\n")
         say(console, f"Written to {config.plan.data_output}")
+
+
+def _refuse_place(output: str | None) -> None:
+    """Refuse a place that cannot be written to before the base is asked, which takes minutes.
+
+    Raises:
+        ConfigError: Its folder is not there, or it is a folder itself.
+    """
+    if output is None:
+        return
+    place = Path(output)
+    if place.is_dir() or not place.parent.is_dir():
+        state = "is a folder" if place.is_dir() else f"has no folder {place.parent}"
+        raise ConfigError(
+            f"`plan.data_output` must be a file in a folder that is there, but {output} {state} instead. Make "
+            "the folder, or name another file."
+        )
 
 
 def _read_split(store: Store, config: RunConfig, name: str) -> Any:

@@ -36,6 +36,11 @@ class DuringConfig:
     which is said; 1: never put off. Range: (0, 1]."""
     kl: bool = False
     """At every evaluation of held-out loss take the KL to the base too: kl_mean and kl/SET in metrics.jsonl."""
+    probes: bool = True
+    """At every evaluation of held-out loss read the kinds of text of evaluate.probes once more: probe/KIND, the rise
+    over the base in nats a token, and probe_low and probe_high, its 95 % interval, in metrics.jsonl; when each kind was
+    lost in the report. With evaluate.probes=auto as long as all readings take at most 2 % of the computation of the
+    training."""
     samples: AnswersConfig = field(default_factory=AnswersConfig)
 
     @property

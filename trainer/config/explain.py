@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config.describe import as_word, find_field, known_keys
-from trainer.config.entry import key_of
+from trainer.config.entry import key_of, mapping_keys
 from trainer.config.foreign import HINTS, OPTIONS, WORDS, key_for
 from trainer.config.options import OWN, group_options
 
@@ -207,6 +207,20 @@ def nearest_key(key: str) -> str:
     elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
     question = f" Did you mean `{elsewhere[0]}`?" if elsewhere else ""
     return f"{question} Keys of `{section}`: {', '.join(beside)}."
+
+
+def unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """Return the sentence about a key that is not there, or about an entry that is given inside a whole section."""
+    if key.startswith("hydra."):
+        return f"Unknown key `{key}`. See the fields of its option in Hydra's groups."
+    mapping = next((one for one in mapping_keys() if key.startswith(f"{one}.")), "")
+    section = next((key_of(word) for word in overrides if mapping.startswith(f"{key_of(word)}.")), None)
+    if section is None:
+        return f"Unknown key `{key}`.{nearest_key(key)}"
+    return (
+        f"`{mapping}` must be given by its own name, but stands inside {section}={{...}} instead. Write "
+        f"{mapping}={{{key.removeprefix(mapping)[1:]}: ...}}."
+    )
 
 
 def is_unknown(cause: BaseException, message: str) -> bool:

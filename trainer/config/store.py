@@ -42,6 +42,7 @@ from trainer.config.explain import (
     nearest_key,
     nearest_options,
     override_key,
+    unknown_key,
     wrong_value,
 )
 from trainer.config.idle import OF_TRAINING, replaced, too_late, without_use
@@ -329,10 +330,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     if not full_key and isinstance(error, ConfigCompositionException):
         full_key = override_key(str(error), overrides)
-    if full_key and full_key.startswith("hydra.") and is_unknown(cause, first_line):
-        return f"Unknown key `{full_key}`. See the fields of its option in Hydra's groups."
     if full_key and is_unknown(cause, first_line):
-        return f"Unknown key `{full_key}`.{nearest_key(full_key)}"
+        return unknown_key(full_key, overrides)
     given = next((word for word in overrides if key_of(word) == full_key), None)
     if not full_key:  # some messages name the value alone
         value = first_line.rpartition("value: ")[2]

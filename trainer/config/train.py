@@ -92,7 +92,8 @@ class EvaluateConfig:
     layer_drift: bool | None = None
     """How far the weights of each layer moved from the base's, in the report. null: at the end of a run of 50 steps or
     more whose base has at most 4 GB of files; `palimpsest report run_dir=RUN evaluate.layer_drift=true` measures it of
-    any. Reads the base and the newest checkpoint once more, on one rank."""
+    any. Reads the base, the newest checkpoint and up to eight that are still there before it, on one rank; of its own
+    accord no more than 4 GB of them."""
     recovery_steps: int = 0
     """After training, so many steps on replay alone tell covered knowledge from lost knowledge, in the report; the
     weights are thrown away. 20 is usual; 0: none."""

@@ -101,4 +101,5 @@ def _plain(intake: Intake, rows: SizedRows, console: Console) -> Iterator[Callab
 
 def _describe(intake: Intake, rows: SizedRows) -> str:
     fetched = f"; {rows.fetched}" if rows.remote else ""
-    return f"{intake.name}: {many(intake.counts['rows'], 'row')}, {many(intake.spool.num_tokens, 'token')}{fetched}"
+    kept = many(intake.spool.num_tokens, "token") if intake.spool.num_tokens else "none of which is kept"
+    return f"{intake.name}: {many(intake.counts['rows'], 'row')}, {kept}{fetched}"

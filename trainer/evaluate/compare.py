@@ -25,10 +25,19 @@ Ints = npt.NDArray[np.int64]
 NUM_RESAMPLES = 10_000
 MIN_DOCUMENTS = 5
 """Fewer give no interval: resampling them draws the same few again and again, and looks surer than it is."""
+SAME_NATS = 0.01
+"""A change within it is none that anybody would notice: the right next word is 1 % more or less likely."""
 LEVEL = 0.95
 """Share of resamples inside the interval."""
 CHUNK_DRAWS = 1 << 20
 """Documents drawn at once; keeps memory flat whatever the number of documents."""
+
+
+def side(low: float | None, high: float | None) -> int:
+    """Return 1 for the interval of a loss, -1 for that of a gain, else 0: one that holds 0 or is within SAME_NATS."""
+    if low is None or high is None:
+        return 0
+    return int(low > 0 and high > SAME_NATS) - int(high < 0 and low < -SAME_NATS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,11 @@ class ForgettingMeasurement:
             subject.probes.measure_base()
         return {name: losses.mean for name, losses in self._base.pieces.items()}
 
+    def probes_during(self, step: int) -> list[SetComparison]:
+        """Return what changed on probes up to a step; empty where they are read at the ends alone."""
+        probes = self._subject.probes
+        return [] if probes is None else probes.during(step)
+
     def divergence_means(self) -> dict[str, float]:
         """Return the mean KL to the base in nats by set of prompts; none where the base was not evaluated."""
         if self._base is None:
@@ -168,7 +173,7 @@ class ForgettingMeasurement:
             _LOG.warning("No forgetting report: this run began before its base was evaluated.")
             return False
         divergences = divergence_by_document(subject.policy, subject.prompts, base.references)
-        probed = ProbeFindings() if subject.probes is None else subject.probes.compare()
+        probed = ProbeFindings() if subject.probes is None else subject.probes.compare(state.step)
         measured = [MeasuredSets(subject.held_out, base.pieces, base.tokens, tuned), *probed.measured]
         forgotten = forgotten_documents(subject.policy, measured, subject.num_shown, texts.tokenizer.decode)
         recovery = recover()

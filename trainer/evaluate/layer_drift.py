@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ KINDS = (
 )
 """Kinds by the names that transformers' models use, the first that fits; for a figure, and nothing depends on it."""
 OTHER = "other"
+ALL_KINDS = "all kinds"
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -63,6 +64,23 @@ class DriftRecord:
     num_new: int = 0
     """Tensors that the base has not, such as a new score layer."""
     why: str | None = None
+    earlier: tuple[DriftRecord, ...] = ()
+    """Of checkpoints of the run that were still there, the newest first."""
+
+    def by_layer(self) -> tuple[DriftGroup, ...]:
+        """Return the groups with all kinds of a layer as one."""
+        layers = sorted({one.layer for one in self.groups if one.layer is not None})
+        return tuple(
+            DriftGroup(
+                layer,
+                ALL_KINDS,
+                *(
+                    math.hypot(*(getattr(one, size) for one in self.groups if one.layer == layer))
+                    for size in ("moved", "base")
+                ),
+            )
+            for layer in layers
+        )
 
     def to_text(self) -> str:
         """Return the contents of the file."""
@@ -120,11 +138,17 @@ def read_drift(path: Path, tuned: str) -> DriftRecord | None:
         plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if plain.pop("version") != VERSION:
             raise ValueError("another version")
-        plain["groups"] = tuple(DriftGroup(**one) for one in plain["groups"])
-        found = DriftRecord(**plain)
-        assert all(isinstance(one.moved, float) and isinstance(one.base, float) for one in found.groups)
+        earlier = tuple(_record(one) for one in plain.pop("earlier", ()))
+        found = replace(_record(plain), earlier=earlier)
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise TrainerError(
             f"{path} must be as a run writes it, but is not: {error!r}. Delete it and measure again."
         ) from error
     return found if found.tuned == tuned else None
+
+
+def _record(plain: dict[str, Any]) -> DriftRecord:
+    """Read one checkpoint's part; what does not fit raises."""
+    groups = tuple(DriftGroup(**one) for one in plain["groups"])
+    assert all(isinstance(one.moved, float) and isinstance(one.base, float) for one in groups)
+    return DriftRecord(**{**plain, "groups": groups, "earlier": ()})

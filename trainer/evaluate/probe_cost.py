@@ -10,14 +10,19 @@ MOST_SHARE = 0.02
 FORWARD = 1 / 3
 """Of the computation of a token that is trained on, what one that is only read takes."""
 NUM_READ = 4
-"""How often probes are read: for losses and for likely tokens, of the base and of the tuned model."""
+"""How often probes are read: for losses and for likely tokens, of the base and of the tuned model. Each evaluation
+during training reads them once more; what is read at the last one is not read again."""
 BYTES_PER_TOKEN = 2.3
 """Of the texts of the package, which are of many scripts; tokenizers of one language make more tokens."""
 
 
-def share_of_run(read_tokens: float, trained_tokens: float) -> float:
-    """Return what reading so many tokens of probes takes of the computation of a training of so many."""
-    return NUM_READ * FORWARD * read_tokens / max(trained_tokens, 1)
+def share_of_run(read_tokens: float, trained_tokens: float, num_during: int = 0) -> float:
+    """Return what reading so many tokens of probes takes of the computation of a training of so many.
+
+    Args:
+        num_during: Evaluations during training at which they are read, but for that after the last step.
+    """
+    return (NUM_READ + num_during) * FORWARD * read_tokens / max(trained_tokens, 1)
 
 
 def share_shown(share: float) -> str:

@@ -38,6 +38,15 @@ class ProbePacks:
                 room -= len(part[0])
         self.num_packs = len(self._laid)
 
+    @property
+    def kinds_in_order(self) -> list[str]:
+        """Return each kind once."""
+        return list(dict.fromkeys(self.kinds))
+
+    def documents_of_kind(self, kind: str) -> list[int]:
+        """Return the numbers of the documents of a kind."""
+        return [number for number, one in enumerate(self.kinds) if one == kind]
+
     def named(self, document: int) -> tuple[str, int]:
         """Return the kind of a document and its number within it."""
         return self.kinds[document], self.numbers[document]

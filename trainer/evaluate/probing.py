@@ -1,6 +1,6 @@
 """Probes that nobody had to name: the base before the first step against the tuned model, by kind of text.
 
-They are held-out sets of their own, beside those of the run: no evaluation during training, gate or mean counts them.
+They are held-out sets of their own, beside those of the run: no gate, mean or best checkpoint counts them.
 Collective: every rank calls everything here in the same order; rank 0 writes.
 """
 
@@ -22,7 +22,7 @@ from trainer.evaluate.base import LAYOUT, BaseEvaluation, BaseIdentity, read_bas
 from trainer.evaluate.compare import SetComparison, by_document, compare_set, mean_with_interval
 from trainer.evaluate.forgotten import counted_pieces
 from trainer.evaluate.forgotten_scores import MeasuredSets
-from trainer.evaluate.held_out import HeldOut, held_out_losses
+from trainer.evaluate.held_out import HeldOut, PieceLosses, held_out_losses
 from trainer.evaluate.kl import TOP, divergences, take_references
 from trainer.evaluate.probe_packs import ProbePacks
 from trainer.evaluate.record import Divergence, LeftOut
@@ -52,6 +52,8 @@ class ProbeQuestion:
     held_out: HeldOut
     """The packs, as held-out losses are taken of them."""
     left_out: Sequence[LeftOut]
+    is_during: bool = False
+    """At every evaluation during training too."""
 
     @property
     def digest(self) -> str:
@@ -70,6 +72,7 @@ class ProbeMeasurement:
         self._key = digest_of([LAYOUT, base.digest, question.digest, base.dtype, TOP])
         self._cache = cache_dir / "evaluations" / f"{base.shared_key(self._key, PROBES)}.npz"
         self._base: BaseEvaluation | None = question.policy.mesh.from_first(self._find)
+        self._newest: tuple[int, dict[str, PieceLosses]] = (-1, {})
 
     def _find(self) -> BaseEvaluation | None:
         for path in (self._path, self._cache):
@@ -100,8 +103,23 @@ class ProbeMeasurement:
 
         policy.mesh.from_first(keep)
 
-    def compare(self) -> ProbeFindings:
-        """Ask the tuned model and compare it with the base."""
+    def during(self, step: int) -> list[SetComparison]:
+        """Compare the model as it is after a step with the base; empty where that is left to the end.
+
+        A kind whose loss is not finite is left out. Collective: every rank, which all get the same.
+        """
+        if self._base is None or not self._question.is_during:
+            return []
+        return self._by_kind(self._base, self._tuned(step), finite_only=True)
+
+    def _tuned(self, step: int) -> dict[str, PieceLosses]:
+        """Return what the model says after a step, which is asked once."""
+        if self._newest[0] != step:
+            self._newest = (step, held_out_losses(self._question.policy, self._question.held_out).pieces)
+        return self._newest[1]
+
+    def compare(self, step: int) -> ProbeFindings:
+        """Ask the tuned model, which is that of a step, and compare it with the base."""
         question, base = self._question, self._base
         left_out = list(question.left_out)
         if not question.packs.num_packs:
@@ -109,9 +127,8 @@ class ProbeMeasurement:
         if base is None:
             why = "this run began before its base was asked about them. Another run_dir measures them."
             return ProbeFindings(left_out=[*left_out, LeftOut("Kinds of text that nobody named", why)])
-        tuned = held_out_losses(question.policy, question.held_out).pieces
+        tuned = self._tuned(step)
         moved = divergences(question.policy, question.held_out, base.references).get(PROBES, {})
-        kinds = list(dict.fromkeys(question.packs.kinds))
         measured = MeasuredSets(
             question.held_out,
             base.pieces,
@@ -119,6 +136,16 @@ class ProbeMeasurement:
             tuned,
             lambda name, document: question.packs.named(document),
         )
+        kl = []
+        for kind in question.packs.kinds_in_order:
+            rows = [moved[number] for number in question.packs.documents_of_kind(kind) if number in moved]
+            kl += [_divergence(kind, rows)] if rows else []
+        return ProbeFindings(self._by_kind(base, tuned), kl, left_out, [measured])
+
+    def _by_kind(
+        self, base: BaseEvaluation, tuned: dict[str, PieceLosses], finite_only: bool = False
+    ) -> list[SetComparison]:
+        question = self._question
         # The packs are of documents as those of a store are.
         packs = cast(SplitStore, question.packs)
         documents_P = np.array(
@@ -129,14 +156,14 @@ class ProbeMeasurement:
         before, after = base.pieces[PROBES], tuned[PROBES]
         sums = [by_document(documents_P, one) for one in (before.nll_P, after.nll_P, before.targets_P)]
         bytes_D = question.packs.num_bytes[numbers_D]
-        sets, kl = [], []
-        for kind in kinds:
-            of_kind = np.array([question.packs.kinds[number] == kind for number in numbers_D.tolist()])
+        found = []
+        for kind in question.packs.kinds_in_order:
+            of_kind = np.isin(numbers_D, question.packs.documents_of_kind(kind))
             base_D, tuned_D, targets_D = (values_D[of_kind] for values_D in sums)
-            sets.append(compare_set(kind, "probe", base_D, tuned_D, targets_D, bytes_D[of_kind]))
-            rows = [moved[number] for number in numbers_D[of_kind].tolist() if number in moved]
-            kl += [_divergence(kind, rows)] if rows else []
-        return ProbeFindings(sets, kl, left_out, [measured])
+            if finite_only and not np.isfinite(tuned_D).all():
+                continue
+            found.append(compare_set(kind, "probe", base_D, tuned_D, targets_D, bytes_D[of_kind]))
+        return found
 
 
 def _divergence(kind: str, rows: Sequence[tuple[float, int]]) -> Divergence:

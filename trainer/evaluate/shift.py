@@ -109,7 +109,8 @@ class DataShift:
     """Bits per letter of the source over those of general text."""
     low: float | None
     high: float | None
-    """By the interval of the source alone; None where it has none."""
+    """95 %, of both: the relative half widths of their intervals added as squares, as of independent samples; None
+    where either has no interval."""
 
     @property
     def is_close(self) -> bool:
@@ -119,10 +120,24 @@ class DataShift:
 
 def judge_shift(source: TextLoss, general: TextLoss) -> DataShift:
     """Compare the bits per letter of a source with those of general text."""
-    ends = (source.letter_low, source.letter_high)
-    low, high = (None if end is None else end / general.bits_per_letter for end in ends)
     ratio = source.bits_per_letter / general.bits_per_letter
+    low = high = None
+    if None not in (source.letter_low, source.letter_high, general.letter_low, general.letter_high):
+        # Below: a cheap source over a dear general text. Above: the other way round.
+        low = ratio * math.exp(-math.hypot(_below(source), _above(general)))
+        high = ratio * math.exp(math.hypot(_above(source), _below(general)))
     return DataShift(Shift.strong if ratio >= STRONG_RATIO else Shift.weak, ratio, low, high)
+
+
+def _below(loss: TextLoss) -> float:
+    """Return how far the interval reaches below, as the logarithm of a ratio."""
+    assert loss.letter_low is not None
+    return math.log(loss.bits_per_letter / loss.letter_low)
+
+
+def _above(loss: TextLoss) -> float:
+    assert loss.letter_high is not None
+    return math.log(loss.letter_high / loss.bits_per_letter)
 
 
 def few_documents(losses: list[TextLoss]) -> list[str]:

@@ -22,7 +22,7 @@ from trainer.data.types import Int64s
 from trainer.errors import DataError
 from trainer.mix.controller import Decision, decide
 from trainer.mix.plan import Cursor, DataPlan, Pool, RatioOfStep, num_steps
-from trainer.mix.ratio import mean_ratio, ratio_at, starting_ratio
+from trainer.mix.ratio import UNLIKE, mean_ratio, ratio_at, starting_ratio, unlike_asked
 from trainer.mix.replay_choices import ReplayChoices
 
 STEPS_A_PASS = 8
@@ -33,8 +33,6 @@ MOST_PLANNED = 1_000_000
 """Packs of a run that is planned to its end before it begins, which takes a second."""
 LOOKS = 1000
 """Places of a run at which a schedule is looked at for its highest ratio."""
-UNLIKE = 0.005
-"""A share that is so far from the one asked for is told with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +242,11 @@ class Mixing:
         rows = self.passes(self.mean_ratio)
         for row, asked in zip(self._planned(rows) if is_known else rows, rows, strict=True):
             role = Role.replay if row.pool.is_replay else Role.target
-            is_as_asked = abs(row.share - asked.share) < UNLIKE
-            share = f"{row.share:.1%}" + ("" if is_as_asked else f" ({asked.share:.1%} asked)")
+            share = f"{row.share:.1%}"
+            if abs(row.share - asked.share) >= UNLIKE:
+                share += f" ({asked.share:.1%} asked)"
+                why = unlike_asked(self.num_steps * self.plan.packs_per_step)
+                table.caption, table.caption_justify = why, "left"
             table.add_row(row.pool.name, role.value, share, f"{row.targets:,.0f}", f"{row.epochs:.2f}")
         return table
 

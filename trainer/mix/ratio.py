@@ -6,11 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 
 from trainer.config.data import Role, SourceConfig
+from trainer.config.many import many
 from trainer.config.replay import RatioSchedule, ReplayConfig, Shift
 
 RATIO_BY_SHIFT = {Shift.weak: 0.05, Shift.strong: 0.25}
 """Ibrahim et al. 2024 (arXiv:2403.08763): 5 % suffices for a weak shift, 25 % for a strong one."""
 MEAN_POINTS = 10_000
+UNLIKE = 0.005
+"""A share that is so far from the one asked for is told with it."""
+
+
+def unlike_asked(num_packs: int) -> str:
+    """Say why a share of a run of so many packs is not the one asked for: the plan is within half a pack of it."""
+    return (
+        f"Packs are drawn whole, and the run draws {many(num_packs, 'pack')}: one more or less of replay is about "
+        f"{1 / num_packs:.1%} of the tokens. A longer run comes nearer to what was asked."
+    )
 
 
 def starting_ratio(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trainer.evaluate.layer_drift import DriftGroup, DriftRecord
 from trainer.report.element import Child, Html, drawing, element, table
 from trainer.report.number import count, percent
@@ -10,6 +12,7 @@ from trainer.report.section import figures, missing, paragraph, section
 
 WIDTH, LEFT, TOP, ROW = 400.0, 84.0, 24.0, 26.0
 FLOOR = 44.0
+TITLE = "Relative change of the weights by layer and kind"
 
 
 def layers(record: RunRecord) -> Html | None:
@@ -32,7 +35,7 @@ def layers(record: RunRecord) -> Html | None:
             f"w - w0 over that of w0, both as one long vector.{new} An adapter counts as what it adds to the base. "
             "More movement is no loss by itself."
         ),
-        figures(_figure(found, inside)) if inside else None,
+        figures(_figure(TITLE, inside), _over_time(found)) if inside else None,
         table(["Outside of layers", "Moved by"], rows, "Weights that stand in no layer") if rows else None,
     )
 
@@ -43,7 +46,19 @@ def _shown(share: float | None) -> str:
     return percent(share) if share >= 0.001 or not share else f"{100 * share:.2g} %"
 
 
-def _figure(found: DriftRecord, inside: list[DriftGroup]) -> Html:
+def _over_time(found: DriftRecord) -> Html | None:
+    """Return a row for each checkpoint that was measured, the first on top; None for one alone."""
+    if not found.earlier:
+        return None
+    rows = [
+        replace(one, kind=f"step {count(int(record.tuned.rpartition('-')[2]))}")
+        for record in (*reversed(found.earlier), found)
+        for one in record.by_layer()
+    ]
+    return _figure("Relative change of the weights by layer and checkpoint", rows)
+
+
+def _figure(title: str, inside: list[DriftGroup]) -> Html:
     kinds = list(dict.fromkeys(one.kind for one in inside))
     numbers = sorted({one.layer for one in inside if one.layer is not None})
     most = max((one.relative or 0.0 for one in inside), default=0.0)
@@ -69,7 +84,6 @@ def _figure(found: DriftRecord, inside: list[DriftGroup]) -> Html:
     labels.append(
         element("text", unit, x=(LEFT + WIDTH - 8) / 2, y=floor + 32, text_anchor="middle", class_="unit")
     )
-    title = "Relative change of the weights by layer and kind"
     words = "; ".join(f"layer {one.layer} {one.kind} {_shown(one.relative)}" for one in inside)
     described = f"{title}. {words}."
     return element(

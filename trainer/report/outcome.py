@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 
 from trainer.config.many import many
 from trainer.config.metric import ACCURACY, CHAT_PROMPTS
-from trainer.evaluate.compare import MIN_DOCUMENTS, SetComparison
+from trainer.evaluate.compare import MIN_DOCUMENTS, SAME_NATS, SetComparison
 from trainer.evaluate.tasks.score import TaskComparison
 from trainer.metrics.tracker import by_source
 from trainer.report.number import decimals_for, fixed, percent
 from trainer.report.record import RunRecord
 from trainer.report.verdict import listed
 
-SAME_NATS = 0.01
-"""A change within it is none that anybody would notice: the right next word is 1 % more or less likely."""
 MARGIN_NATS = 0.05
 """A larger loss must be ruled out where something is called kept: what `gate=default` refuses."""
 MARGIN_POINTS = 0.02

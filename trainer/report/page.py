@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from trainer.evaluate.compare import SAME_NATS
 from trainer.report.answers import answers
 from trainer.report.coloured import coloured
 from trainer.report.document import document
@@ -11,9 +12,10 @@ from trainer.report.element import Html, element
 from trainer.report.held_out import changes, curves, divergence, recovery
 from trainer.report.interpolation import interpolation
 from trainer.report.layers_figure import layers
+from trainer.report.lost_when import lost_when
 from trainer.report.number import count, fixed
 from trainer.report.origin import origin
-from trainer.report.outcome import MARGIN_NATS, MARGIN_POINTS, SAME_NATS, OutcomeItem, RunOutcome, outcome
+from trainer.report.outcome import MARGIN_NATS, MARGIN_POINTS, OutcomeItem, RunOutcome, outcome
 from trainer.report.preferences import preferences
 from trainer.report.record import RunRecord
 from trainer.report.replay import replay
@@ -49,6 +51,7 @@ def build_page(record: RunRecord) -> str:
         tasks(record),
         answers(record),
         curves(record),
+        lost_when(record),
         preferences(record),
         replay(record),
         training(record),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from trainer.config.many import many
+from trainer.config.replay import RatioController
 from trainer.evaluate.record import Replay, ReplaySource
+from trainer.mix.ratio import UNLIKE
 from trainer.report.element import Child, Html, table
 from trainer.report.figure import line_chart
 from trainer.report.number import count, percent
@@ -43,9 +45,15 @@ def _ratio_figure(record: RunRecord) -> Html | None:
 
 
 def _in_words(found: Replay) -> str:
+    unlike = ""
+    if (
+        found.controller == RatioController.none.value
+        and abs(found.ratio_asked - found.ratio_reached) >= UNLIKE
+    ):
+        unlike = " Packs are drawn whole, so a run of few packs may end far from what was asked."
     return (
         f"Asked for {percent(found.ratio_asked)} replay and reached {percent(found.ratio_reached)} "
-        f"(schedule {found.schedule}, controller {found.controller})."
+        f"(schedule {found.schedule}, controller {found.controller}).{unlike}"
     )
 
 

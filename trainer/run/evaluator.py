@@ -29,6 +29,7 @@ from trainer.objective.preference.judged_answers import JudgedAnswers
 from trainer.run.asking import base_identity, build_task_scores
 from trainer.run.held_out_answers import HeldOutAnswers, held_out_answers, tell_answers
 from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, logged_pairs, tell
+from trainer.run.probe_rises import ProbeRises
 from trainer.run.probes import build_probes
 from trainer.run.references import RunReferences
 from trainer.run.scored_pairs import ScoredPairs, scored_pairs
@@ -70,6 +71,7 @@ class Evaluator:
         self.task_scores = task_scores
         self._takes_kl = takes_kl
         self._newest: tuple[int, dict[str, PieceLosses]] = (-1, {})
+        self._rises = ProbeRises(policy is None or policy.mesh.is_first)
 
     def require_base(self, state: TrainState) -> None:
         """Refuse to go on where the ratio would no longer answer to the KL that it is to answer to.
@@ -147,7 +149,7 @@ class Evaluator:
     def drift(self, state: TrainState) -> dict[str, float]:
         """Return how far the newest evaluation is from the base, as it is logged.
 
-        The rise of each source, the mean rise of those that are no target, and KL.
+        The rise of each source, the mean rise of those that are no target, KL, and the rise on probes.
         """
         if state.step == 0 or self._scored is not None:
             return {}
@@ -164,6 +166,8 @@ class Evaluator:
             kl = self._forgetting.divergence_means()
             found |= {by_source("kl", name): nats for name, nats in kl.items()}
             found |= {KL_MEAN: sum(kl.values()) / len(kl)} if kl else {}
+        if self._forgetting is not None:
+            found |= self._rises.take(self._forgetting.probes_during(state.step), state.step)
         return found
 
     def finish(self, state: TrainState, recover: Callable[[], Recovery | None]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -23,6 +24,7 @@ from trainer.model.tune.pissa import as_plain_lora
 _LOG = logging.getLogger(__name__)
 MOST_BYTES = 4 << 30
 """Of the base's files, up to which a run reads them and its checkpoint once more at its end: some seconds."""
+MOST_EARLIER = 8
 LEAST_STEPS = 50
 """Of a run; a shorter one moved little, and would end later than it took."""
 BY_HAND = "palimpsest report run_dir={run_dir} evaluate.layer_drift=true"
@@ -46,15 +48,37 @@ def take_layer_drift(config: RunConfig, num_steps: int | None = None) -> None:
     try:
         source = resolve_model(config.model, Path(config.data.cache_dir))
         found = _too_large(config, source, newest.name) if asked is None else None
-        found = found or measure_drift(config, source, newest)
+        found = found or _with_earlier(config, source, measure_drift(config, source, newest))
     except (TrainerError, OSError) as error:  # a report without it is better than none
         found = DriftRecord(newest.name, why=str(error))
         _LOG.warning("No drift by layer: %s", error)
     write_atomic(run_dir / FILE_NAME, found.to_text())
 
 
+def _with_earlier(config: RunConfig, source: str, found: DriftRecord) -> DriftRecord:
+    """Add that of at most MOST_EARLIER checkpoints before, evenly spread; unasked no more than MOST_BYTES are read."""
+    if found.why is not None:
+        return found
+    older = [path for path in find_checkpoints(Path(config.run_dir)) if path.name < found.tuned]
+    most = MOST_EARLIER
+    if config.evaluate.layer_drift is None:
+        most = min(most, MOST_BYTES // max(_size(config, source), 1) - 1)
+    older = older[:: -(-len(older) // most)] if older and most > 0 else []
+    earlier = []
+    for path in older:
+        try:
+            earlier.append(measure_drift(config, source, path))
+        except (TrainerError, OSError) as error:
+            _LOG.warning("No drift by layer at %s: %s", path.name, error)
+    return replace(found, earlier=tuple(earlier))
+
+
+def _size(config: RunConfig, source: str) -> int:
+    return sum(path.stat().st_size for path in set(weight_files(source, config.model.revision).values()))
+
+
 def _too_large(config: RunConfig, source: str, tuned: str) -> DriftRecord | None:
-    size = sum(path.stat().st_size for path in set(weight_files(source, config.model.revision).values()))
+    size = _size(config, source)
     if size <= MOST_BYTES:
         return None
     command = BY_HAND.format(run_dir=config.run_dir)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.config.many import many
+from trainer.config.metric import is_task_metric
 from trainer.config.train import EvaluateConfig, ProbeChoice
 from trainer.evaluate.base import BaseIdentity
 from trainer.evaluate.probe_cost import MOST_SHARE, share_of_run, share_shown
@@ -22,6 +23,7 @@ from trainer.evaluate.probe_texts import (
 )
 from trainer.evaluate.probing import ProbeMeasurement, ProbeQuestion, layout
 from trainer.evaluate.record import LeftOut
+from trainer.run.cadence import best_rule, cadence_of
 from trainer.run.session import Session
 
 _LOG = logging.getLogger(__name__)
@@ -41,6 +43,10 @@ def build_probes(session: Session, base: BaseIdentity, heed: Callable[[], None])
     probes, left_out = _encoded(session, texts)
     packs = ProbePacks(probes, session.config.data.seq_len)
     share = _share(session, packs.num_packs)
+    is_during, during_share = False, 0.0
+    if options.during.probes and (num_during := _num_during(session)):
+        during_share = _share(session, packs.num_packs, num_during)
+        is_during = options.probes is ProbeChoice.all or during_share <= MOST_SHARE
     if options.probes is ProbeChoice.auto and options.probe_dir is None and share > MOST_SHARE:
         why = (
             f"they would have taken {share_shown(share)} as long as the training of this short run, and "
@@ -50,8 +56,11 @@ def build_probes(session: Session, base: BaseIdentity, heed: Callable[[], None])
         packs, left_out = ProbePacks([], session.config.data.seq_len), [LeftOut(ALL_KINDS, why)]
     if session.mesh.is_first:
         _say(packs, left_out, share)
+        _say_during(packs, is_during, during_share)
     held_out = layout(packs, options.micro_batch_size, session.pad_id)
-    question = ProbeQuestion(session.policy, packs, dataclasses.replace(held_out, heed=heed), left_out)
+    question = ProbeQuestion(
+        session.policy, packs, dataclasses.replace(held_out, heed=heed), left_out, is_during
+    )
     return ProbeMeasurement(session.run_dir, Path(session.config.data.cache_dir), question, base)
 
 
@@ -81,9 +90,32 @@ def _encoded(session: Session, texts: list[ProbeTexts]) -> tuple[list[ProbeToken
     return probes, left_out
 
 
-def _share(session: Session, num_packs: int) -> float:
+def _share(session: Session, num_packs: int, num_during: int = 0) -> float:
     """Return what reading the probes takes of the computation of the training."""
-    return share_of_run(num_packs, session.mixing().num_steps * session.shape.packs_per_step)
+    return share_of_run(num_packs, session.mixing().num_steps * session.shape.packs_per_step, num_during)
+
+
+def _num_during(session: Session) -> int:
+    """Return the evaluations of the run between its first step and its last."""
+    config = session.config
+    best = None if is_task_metric(config.checkpoint.best.metric) else best_rule(config, None)
+    return cadence_of(config, session.mixing().num_steps, best).evaluations_from(1) - 1
+
+
+def _say_during(packs: ProbePacks, is_during: bool, share: float) -> None:
+    if not (packs.num_packs and share):
+        return
+    if is_during:
+        _LOG.info(
+            "Probes are read at every evaluation too: %s in all (evaluate.during.probes).", share_shown(share)
+        )
+    else:
+        _LOG.info(
+            "Probes are read before the first step and after the last alone: at every evaluation it would be %s of "
+            "the computation, and evaluate.probes=auto takes up to %g %%. evaluate.probes=all reads them in any case.",
+            share_shown(share),
+            100 * MOST_SHARE,
+        )
 
 
 def _say(packs: ProbePacks, left_out: list[LeftOut], share: float) -> None:

@@ -17,6 +17,7 @@ from trainer.checkpoint.manifest import Lineage, Manifest
 from trainer.checkpoint.shards import open_shards
 from trainer.checkpoint.state import TrainState, read_state
 from trainer.checkpoint.verify import inspect, patiently
+from trainer.config.many import many
 from trainer.dist.seed import check_rng, restore_rng, seed_everything
 from trainer.engine.policy import Policy
 from trainer.errors import CheckpointError, DamagedError, SelfCheckError
@@ -144,9 +145,9 @@ class Resumer:
         else:
             seed_everything(self._seed + read.state.step, self._mesh.rank)
             _LOG.info(
-                "It was saved by %d ranks at ZeRO-%d, and goes on with %d at ZeRO-%d: the same tokens, numbers within "
+                "It was saved by %s at ZeRO-%d, and goes on with %d at ZeRO-%d: the same tokens, numbers within "
                 "rounding; dropout draws anew.",
-                manifest.world_size,
+                many(manifest.world_size, "rank"),
                 manifest.zero_stage,
                 self._mesh.num_ranks,
                 self._engine.stage,

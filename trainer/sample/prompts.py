@@ -75,8 +75,14 @@ def uses_chat(asked: Prompts, tokenizer: PromptTokenizer) -> bool:
     """Tell whether samples are chats.
 
     Raises:
-        ConfigError: Chats are asked for and there is no template.
+        ConfigError: Chats are asked for and there is no template, or there is nothing to begin with at all.
     """
+    if not tokenizer.has_chat_template and tokenizer.bos_id is None and tokenizer.eos_id is None:
+        raise ConfigError(
+            "`model.chat_template` must be given for a tokenizer with neither BOS, EOS nor a chat template, but is "
+            "null instead: nothing tells where a sample begins. Give a template, or name `bos_token` or `eos_token` in "
+            "tokenizer_config.json; where the base cannot be sampled, replay=general replays text."
+        )
     if asked is Prompts.chat and not tokenizer.has_chat_template:
         raise ConfigError(
             "`replay.generate.prompts` must be text (or auto) for a tokenizer without a chat template, but is "

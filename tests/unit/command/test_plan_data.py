@@ -6,8 +6,10 @@ import pytest
 
 from trainer.command.data_report import DataPlanReport
 from trainer.command.invocation import parse
+from trainer.command.plan_data import show_data_plan
 from trainer.command.plan_probes import probe_notes
 from trainer.config.data import Role
+from trainer.config.model import ModelKind
 from trainer.config.plan import MIN_WINDOWS
 from trainer.config.schema import RunConfig
 from trainer.config.store import compose_config
@@ -30,14 +32,25 @@ def report(sources, roles=None, **others):
 
 
 def test_one_strong_source_makes_the_shift_strong_and_the_words_say_so():
-    """1.5 and 0.95 times general text; the replay of a run that has some is not named again."""
+    """1.5 and 0.95 times general text; the replay of a run that has some is not named again.
+
+    The interval, 2.9 to 3.1 over 1.9 to 2.1: ln(3/2.9) and ln(2.1/2) are 0.0339 and 0.0488, whose squares make 0.0594;
+    ln(3.1/3) and ln(2/1.9) 0.0328 and 0.0513, so 0.0609.
+    """
     found = report({"a": 3.0, "b": 1.9})
-    assert found.words == "replay=general replay.shift=strong"
+    assert found.words == "replay=generated_text replay.ratio=0.25"
     said = " ".join(found.sentences())
-    assert "a: a strong shift. A letter of it costs the base 1.50 times (1.45 to 1.55)" in said
-    assert "b: a weak shift" in said and "a and b share 3 documents" in said and "25 % (Ibrahim" in said
+    assert "a: a strong shift. A letter of it costs the base 1.50 times (1.41 to 1.59)" in said
+    assert (
+        "b: a weak shift" in said
+        and "a and b share 3 documents" in said
+        and "25 % of what is learnt (Ibrahim" in said
+    )
     old = report({"a": 1.9, "old": 9.0}, {"a": Role.target, "old": Role.replay})
-    assert old.words == "replay.shift=weak" and "old: a" not in " ".join(old.sentences())
+    assert old.words == "replay.ratio=0.05" and "old: a" not in " ".join(old.sentences())
+    assert "asks for: 5 % of" in " ".join(old.sentences()) and "without any replay" in " ".join(
+        old.sentences()
+    )
     assert json.loads(json.dumps(old.to_plain()))["sources"]["old"]["shift"] is None
     assert old.to_plain()["sources"]["a"]["shift"]["kind"] == old.to_plain()["shift"] == "weak"
 
@@ -48,6 +61,15 @@ def test_what_is_known_already_and_what_has_no_interval_is_said():
     said = " ".join(found.sentences())
     assert "few: 2 of 4 documents cost less than 50% of general text" in said
     assert "few has no interval: it takes 5 documents." in said and "too few documents to tell" in said
+
+
+@pytest.mark.parametrize(("place", "says"), [("no/such/x.json", "has no folder"), ("", "is a folder")])
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_base_is_asked(tmp_path, place, says):
+    config = RunConfig()
+    config.plan.data_output = str(tmp_path / place)
+    config.model.kind = ModelKind.tiny
+    with pytest.raises(ConfigError, match=rf"`plan.data_output` must be a file .*{says}"):
+        show_data_plan(config)
 
 
 def test_plan_is_a_command_with_and_without_its_second_word():
@@ -75,7 +97,11 @@ def test_few_windows_are_refused():
         ),
         (1, ProbeChoice.auto, "too much for evaluate.probes=auto (2%): none is read"),
         (1, ProbeChoice.all, "% of the computation of the training."),
-        (1000, ProbeChoice.auto, "are read 4 times, 0.011 % of the computation of the training."),
+        (
+            1000,
+            ProbeChoice.auto,
+            "are read 4 times, 0.011 % of the computation of the training. With 9 evaluations between, 0.036 % ",
+        ),
     ],
 )
 def test_a_plan_says_what_probes_cost(steps, choice, said):

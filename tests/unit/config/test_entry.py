@@ -187,3 +187,21 @@ def test_an_entry_is_removed_from_a_composition_and_from_a_frozen_configuration(
     assert list(load_config(path, ["~data.sources.other"]).data.sources) == ["corpus"]
     with pytest.raises(ConfigError, match=r"`gate.sets.general` must be given or removed"):
         compose_config([*words, "gate.sets.general.max_rise_nats=1", "~gate.sets.general"])
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        (
+            "data={sources: {x: {path: a, split: null}}}",
+            "`data.sources` must be given by its own name, but stands inside data={...} instead. Write "
+            "data.sources={x: ...}.",
+        ),
+        ("gate={tasks: {x: 1}}", "`gate.tasks` must be given by its own name, but stands inside gate={...}"),
+        ("data={nothing: 1}", "Unknown key `data.nothing`."),
+    ],
+)
+def test_entries_inside_a_whole_section_are_said_to_have_a_name_of_their_own(word, says):
+    with pytest.raises(ConfigError) as error:
+        compose_config(["model=tiny", word])
+    assert says in str(error.value)

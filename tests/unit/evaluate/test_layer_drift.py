@@ -7,7 +7,7 @@ import torch
 
 from trainer.errors import TrainerError
 from trainer.evaluate import layer_drift
-from trainer.evaluate.layer_drift import DriftGroup, drift, group_of, read_drift
+from trainer.evaluate.layer_drift import DriftGroup, DriftRecord, drift, group_of, read_drift
 
 BASE = {
     "model.layers.0.self_attn.q_proj.weight": torch.tensor([[3.0, 0.0], [0.0, 4.0]]),
@@ -60,3 +60,20 @@ def test_the_file_makes_a_round_trip_and_a_broken_one_is_named(tmp_path):
     path.write_text(found.to_text().replace("moved", "shifted"))
     with pytest.raises(TrainerError, match="must be as a run writes it"):
         read_drift(path, "step-8")
+
+
+def test_all_kinds_of_a_layer_are_one_long_vector_and_checkpoints_before_make_a_round_trip(tmp_path):
+    groups = (
+        DriftGroup(0, "attention", 3.0, 6.0),
+        DriftGroup(0, "MLP", 4.0, 8.0),
+        DriftGroup(None, "head", 1.0, 1.0),
+    )
+    before = DriftRecord("step-00000004", groups, 0.5, 2)
+    found = DriftRecord("step-00000008", groups[:1], 0.5, earlier=(before,))
+    assert before.by_layer() == (DriftGroup(0, "all kinds", 5.0, 10.0),)
+    path = tmp_path / "layer_drift.json"
+    path.write_text(found.to_text())
+    assert read_drift(path, "step-00000008") == found
+    path.write_text(found.to_text().replace('"moved": 4.0', '"moved": "4"'))
+    with pytest.raises(TrainerError, match="Delete it and measure again"):
+        read_drift(path, "step-00000008")

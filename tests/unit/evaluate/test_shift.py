@@ -43,12 +43,21 @@ def test_nats_are_per_token_bits_per_byte_and_a_document_is_counted_once():
 
 def test_a_shift_is_strong_by_bits_per_byte_and_close_where_the_interval_holds_the_line():
     """The two shifts of docs/forgetting.md, and one whose interval reaches over the line."""
-    strong, weak = judge_shift(loss(1.79, 1.7, 1.9), loss(1.0)), judge_shift(loss(0.956, 0.9, 1.0), loss(1.0))
+    strong, weak = (
+        judge_shift(one, loss(1.0, 0.95, 1.05)) for one in (loss(1.79, 1.7, 1.9), loss(0.956, 0.9, 1.0))
+    )
     assert (strong.kind, strong.ratio, strong.is_close) == (Shift.strong, 1.79, False)
     assert (weak.kind, weak.is_close) == (Shift.weak, False)
     assert pytest.approx(math.sqrt(1.79 * 0.956), abs=0.01) == STRONG_RATIO
-    near = judge_shift(loss(2.5, 2.4, 2.7), loss(2.0))
-    assert (near.kind, near.ratio, near.low, near.high, near.is_close) == (Shift.weak, 1.25, 1.2, 1.35, True)
+    near = judge_shift(loss(2.5, 2.4, 2.7), loss(2.0, 2.0, 2.0))
+    assert (near.kind, near.ratio, near.is_close) == (Shift.weak, 1.25, True)
+    assert (near.low, near.high) == (pytest.approx(1.2), pytest.approx(1.35)), "general text without a doubt"
+    sure = loss(2.0, 2 / math.exp(0.03), 2 * math.exp(0.04))
+    both = judge_shift(sure, sure)
+    assert (both.low, both.high) == (pytest.approx(math.exp(-0.05)), pytest.approx(math.exp(0.05))), (
+        "3, 4 and 5"
+    )
+    assert judge_shift(loss(2.5, 2.4, 2.7), loss(2.0)).is_close, "nobody knows what general text costs"
     assert judge_shift(loss(9.0), loss(1.0)).is_close, "without an interval nobody can tell"
 
 

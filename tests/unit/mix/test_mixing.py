@@ -107,6 +107,9 @@ def test_the_table_tells_the_tokens_that_come_and_the_share_that_was_asked(confi
     assert title == f"Mixture over {max_steps} steps" and tokens == [f"{count:,}" for count in by_pool]
     assert [share.split()[0] for share in shares] == [f"{count / sum(by_pool):.1%}" for count in by_pool]
     assert ("(25.0% asked)" in shares[-1]) == (max_steps == 2)
+    # 6 packs: one is a sixth of the tokens.
+    why = "Packs are drawn whole, and the run draws 6 packs: one more or less of replay is about 16.7% of the tokens."
+    assert (why in str(mixing.table().caption)) == (max_steps == 2)
 
 
 def test_a_table_that_is_reckoned_says_so(config, monkeypatch):

@@ -250,5 +250,18 @@ def test_drift_is_drawn_by_layer_or_says_why_not(tmp_path):
         and "the change is 25.0\u202f%" in page
     )
     assert "var(--lost) 100%" in page and "var(--lost) 33%" in page
+    assert "by layer and checkpoint" not in page
+    before = DriftRecord(
+        "step-00000080", (DriftGroup(0, "attention", 0.5, 5.0), DriftGroup(0, "MLP", 0.0, 12.0)), 0.1
+    )
+    (run_dir / "layer_drift.json").write_text(
+        DriftRecord("step-00000160", groups, 0.25, earlier=(before,)).to_text()
+    )
+    page = build_page(read_run(run_dir))
+    # 0.5 over the root of 25 + 144.
+    assert (
+        "checkpoint. layer 0 step 80 3.8\u202f%; layer 0 step 160 60.0\u202f%; layer 1 step 160 20.0\u202f%"
+        in page
+    )
     (run_dir / "layer_drift.json").write_text(DriftRecord("step-00000160", why="no <files>.").to_text())
     assert "Not measured: no &lt;files&gt;." in build_page(read_run(run_dir))

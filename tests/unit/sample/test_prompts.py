@@ -91,6 +91,15 @@ def test_auto_is_chat_where_there_is_a_template_and_chat_without_one_is_refused(
         uses_chat(Prompts.chat, without)
 
 
+def test_a_base_with_nothing_to_begin_a_sample_with_is_told_once_whatever_is_asked():
+    """Else text is told to be chat, and chat to be text."""
+    nothing = make_tokenizer(None)
+    nothing.hf.bos_token = nothing.hf.eos_token = None
+    for asked in Prompts:
+        with pytest.raises(ConfigError, match=r"neither BOS, EOS nor a chat template.*nothing tells where"):
+            uses_chat(asked, nothing)
+
+
 PLAN = PromptPlan(is_chat=True, header=[1], bridge=[50, 51, 52], stops=[50, 60])
 
 
