@@ -18,13 +18,14 @@ from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.evaluate.proofs.fingerprint import probe_tokens
-from trainer.mix.loader import TrainLoader
+from trainer.mix.loader import StepLoader, TrainLoader
 from trainer.mix.mixing import Mixing
 from trainer.mix.ratio import replay_weights
 from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
+from trainer.rounds.rounds import Rounds
 from trainer.run.cadence import Cadence, best_rule, cadence_of, save_clock_of
 from trainer.run.chooser import build_chooser
 from trainer.run.comparable import why_no_comparison
@@ -36,6 +37,7 @@ from trainer.run.journal import Journal
 from trainer.run.layers import take_layer_drift
 from trainer.run.loop import train
 from trainer.run.open_journal import open_journal
+from trainer.run.open_rounds import build_rounds
 from trainer.run.parts import RunParts, StopReason
 from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
@@ -112,7 +114,10 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     journal = _open_journal(session, state, mixing, goes_on and config.checkpoint.enabled)
     during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)
     best = best_rule(config, during.task_scores)
-    loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
+    rounds = build_rounds(session, mixing, objective)
+    loader, manual_gc = _batches(session, mixing, objective, rounds), ManualGc(every_steps=50)
+    if rounds is not None:
+        rounds.restore(state)
     for leave in (journal.release, journal.leave, loader.close, manual_gc.close):
         stack.callback(leave)
     parts = RunParts(
@@ -133,6 +138,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         pace_of(config.cluster.watch, session.policy),
         SpikeWatch(config.train.spikes, mesh),
         chooser,
+        rounds,
     )
     cadence = cadence_of(config, mixing.num_steps, best)
     if mesh.is_first:
@@ -258,6 +264,11 @@ def _say_if_none_is_best(best: BestRule | None, state: TrainState) -> None:
     _LOG.warning(
         "No checkpoint is the best: %s was never measured, and finite, at one. `last` is there.", best.metric
     )
+
+
+def _batches(session: Session, mixing: Mixing, objective: Objective, rounds: Rounds | None) -> StepLoader:
+    """Return what reads this rank's part of every step: of the data, or of the answers of rounds."""
+    return open_loader(session, mixing, objective) if rounds is None else rounds.loader
 
 
 def open_loader(session: Session, mixing: Mixing, objective: Objective) -> TrainLoader:
