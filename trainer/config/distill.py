@@ -53,6 +53,13 @@ class OnPolicyConfig:
         """Tell whether the student answers anything."""
         return self.share > 0
 
+    @property
+    def told(self) -> str:
+        """Return in words when it answers what."""
+        often = "step" if self.steps_per_round == 1 else many(self.steps_per_round, "step")
+        what = "all prompts" if self.share == 1 else f"{self.share:.4g} of the prompts"
+        return f"before every {often} the student answers {what} of {'it' if often == 'step' else 'them'}"
+
 
 @dataclass
 class DistillConfig:
@@ -107,8 +114,7 @@ class DistillConfig:
         told = f"Distillation from {self.teacher}. `loss` is what is minimised: {', plus '.join(parts)}."
         if self.on_policy.is_on:
             told += (
-                f" On-policy: before every {many(self.on_policy.steps_per_round, 'step')} the student answers "
-                f"{self.on_policy.share:.4g} of their prompts, each in at most {self.on_policy.max_new_tokens} tokens "
-                f"at temperature {self.on_policy.temperature:g}."
+                f" On-policy: {self.on_policy.told}, each in at most {self.on_policy.max_new_tokens:,} tokens at "
+                f"temperature {self.on_policy.temperature:g}."
             )
         return told

@@ -17,6 +17,7 @@ from trainer.data.pack.made import MadePiece, pieces_of
 from trainer.data.pack.refs import PackRef
 from trainer.data.store.store import SplitStore
 from trainer.data.types import Bools
+from trainer.errors import DataError
 
 
 class Place(NamedTuple):
@@ -82,6 +83,25 @@ def find_prompts(
             else:
                 found.prompts.append(AskedPiece(place, piece.tokens[:begin].tolist()))
     return found
+
+
+def check_prompts(stores: Sequence[SplitStore], names: Sequence[str], sources: Collection[int]) -> None:
+    """Refuse a source of which no document has a prompt before what is learnt, with room for an answer.
+
+    Raises:
+        DataError: Names the source.
+    """
+    for source in sorted(sources):
+        refs = (PackRef(source, pack, 0) for pack in range(stores[source].num_packs))
+        if stores[source].num_packs and not any(
+            find_prompts([ref], stores, names, [source], 1.0, 0).prompts for ref in refs
+        ):
+            raise DataError(
+                f"`data.sources.{names[source]}` must hold documents with a prompt before what is learnt, and room for "
+                f"an answer in data.seq_len={stores[source].seq_len}, for objective.distill.on_policy, but holds none "
+                "instead. Give rows with a prompt and an answer (format=chat, completion, or ids with "
+                "columns.loss_mask), or set objective.distill.on_policy.share=0."
+            )
 
 
 def answer_begins(supervised: Bools) -> int | None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from trainer.config.teacher import distilled
-from trainer.data.pack.refs import PackRef
-from trainer.data.store.store import SplitStore
-from trainer.errors import DataError, ModelError
+from trainer.errors import ModelError
 from trainer.mix.loader import StepReader
 from trainer.mix.mixing import Mixing
 from trainer.model.cache import end_tokens
 from trainer.objective.contract import Objective
-from trainer.rounds.prompts import find_prompts
+from trainer.rounds.prompts import check_prompts
 from trainer.rounds.round_loader import RoundLoader
 from trainer.rounds.rounds import RoundPlan, Rounds
 from trainer.run.session import Session
@@ -72,22 +68,3 @@ def _sampler(session: Session, others: OtherIds) -> KeyedSampler:
         num_ids=others.num_ids,
         never=tuple(sorted(others.tokens)),
     )
-
-
-def check_prompts(stores: list[SplitStore], names: list[str], sources: Iterable[int]) -> None:
-    """Refuse a source of which no document has a prompt before what is learnt, with room for an answer.
-
-    Raises:
-        DataError: Names the source.
-    """
-    for source in sorted(sources):
-        refs = (PackRef(source, pack, 0) for pack in range(stores[source].num_packs))
-        if stores[source].num_packs and not any(
-            find_prompts([ref], stores, names, [source], 1.0, 0).prompts for ref in refs
-        ):
-            raise DataError(
-                f"`data.sources.{names[source]}` must hold documents with a prompt before what is learnt, and room for "
-                f"an answer in data.seq_len={stores[source].seq_len}, for objective.distill.on_policy, but holds none "
-                "instead. Give rows with a prompt and an answer (format=chat, completion, or ids with "
-                "columns.loss_mask), or set objective.distill.on_policy.share=0."
-            )
