@@ -107,7 +107,7 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> int:
 
 def _check_teacher_data(config: RunConfig, stores: Mapping[str, Store]) -> None:
     """Raise when what is distilled holds tokens that the teacher does not know, or no prompt that is to be answered."""
-    from trainer.rounds.prompts import check_prompts
+    from trainer.rounds.asked_pieces import check_prompts
     from trainer.run.teacher_ids import check_used_ids
 
     names, splits = list(stores), {name: store.train for name, store in stores.items()}

@@ -39,7 +39,7 @@ def round_notes(
     elif device is not None:
         seconds = options.max_new_tokens * shape.num_active * run.element_bytes / device.hbm_bytes_s
         yield (
-            f"Sampling {options.batch_size} answers of {options.max_new_tokens:,} tokens takes {seconds:.2f} s or more, "
+            f"Sampling {options.batch_size} answers of {options.max_new_tokens:,} tokens takes over {seconds:.2f} s, "
             "in which the weights are read once a token; more at once (batch_size) share that. It is plain PyTorch, a "
             "token at a time, and takes longer than that, which was not measured: sampling_share is logged."
         )

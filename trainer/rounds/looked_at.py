@@ -9,7 +9,7 @@ from typing import Any
 from trainer.config.many import many
 from trainer.errors import CheckpointError
 from trainer.mix.loader import chain_digest
-from trainer.rounds.record import read_round
+from trainer.rounds.kept_round import read_round
 
 
 def look_at_rounds(

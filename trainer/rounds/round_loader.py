@@ -10,7 +10,7 @@ from trainer.data.pack.refs import PackRef
 from trainer.data.store.store import SplitStore
 from trainer.mix.loader import PlannedStep, StepBatch, StepReader, planned_step, step_digest
 from trainer.mix.plan import DataPlan
-from trainer.rounds.prompts import Place, answer_begins, with_answer
+from trainer.rounds.asked_pieces import PiecePlace, answer_begins, with_answer
 from trainer.sample.keyed import KeyedAnswer
 
 
@@ -25,7 +25,7 @@ class RoundLoader:
         self.names = reader.names
         self._reader, self._plan, self._sources = reader, plan, frozenset(sources)
         self._planned: dict[int, PlannedStep] = {}
-        self._answers: Mapping[Place, KeyedAnswer] = {}
+        self._answers: Mapping[PiecePlace, KeyedAnswer] = {}
 
     def refs(self, steps: range) -> list[PackRef]:
         """Return the packs that the plan draws in steps, over all ranks, in order."""
@@ -34,7 +34,7 @@ class RoundLoader:
                 self._planned[step] = planned_step(self._plan, step)
         return [ref for step in steps for ref in self._planned[step].refs]
 
-    def use(self, answers: Mapping[Place, KeyedAnswer]) -> None:
+    def use(self, answers: Mapping[PiecePlace, KeyedAnswer]) -> None:
         """Take the answers of a round."""
         self._answers = answers
 
@@ -55,7 +55,7 @@ class RoundLoader:
         found: list[PackRef] = []
         for source in sorted(self._sources):
             pieces = [
-                self._answered(Place(*ref, number), piece)
+                self._answered(PiecePlace(*ref, number), piece)
                 for ref in refs
                 if ref.source == source
                 for number, piece in enumerate(pieces_of(self._reader.stores[source].pack(ref.pack)))
@@ -66,7 +66,7 @@ class RoundLoader:
                 stores[source] = made
         return stores, [*found, *(ref for ref in refs if ref.source not in self._sources)]
 
-    def _answered(self, place: Place, piece: MadePiece) -> MadePiece:
+    def _answered(self, place: PiecePlace, piece: MadePiece) -> MadePiece:
         answer = self._answers.get(place)
         begin = answer_begins(piece.supervised)
         if answer is None or begin is None:

@@ -18,8 +18,8 @@ from trainer.checkpoint.state import TrainState
 from trainer.data.store.store import SplitStore
 from trainer.dist.mesh import Mesh
 from trainer.mix.loader import chain_digest
-from trainer.rounds.prompts import Asked, find_prompts
-from trainer.rounds.record import RoundRecord, read_round, write_round
+from trainer.rounds.asked_pieces import RoundPrompts, find_prompts
+from trainer.rounds.kept_round import RoundRecord, read_round, write_round
 from trainer.rounds.round_loader import RoundLoader
 from trainer.sample.keyed import KeyedPrompt, KeyedSampler
 
@@ -144,7 +144,7 @@ class Rounds:
             asked.num_without,
         )
 
-    def _asked(self, step: int, number: int) -> Asked:
+    def _asked(self, step: int, number: int) -> RoundPrompts:
         """Return the prompts of a round's steps that are still to come."""
         steps = self._plan.steps(number)
         refs = self.loader.refs(range(step, steps.stop))

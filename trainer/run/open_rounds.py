@@ -8,7 +8,7 @@ from trainer.mix.loader import StepReader
 from trainer.mix.mixing import Mixing
 from trainer.model.cache import end_tokens
 from trainer.objective.contract import Objective
-from trainer.rounds.prompts import check_prompts
+from trainer.rounds.asked_pieces import check_prompts
 from trainer.rounds.round_loader import RoundLoader
 from trainer.rounds.rounds import RoundPlan, Rounds
 from trainer.run.session import Session

@@ -25,7 +25,6 @@ from trainer.objective.build import build_objective
 from trainer.objective.contract import Objective
 from trainer.optim.schedule import lr_factor
 from trainer.report.announce import announce
-from trainer.rounds.rounds import Rounds
 from trainer.run.cadence import Cadence, best_rule, cadence_of, save_clock_of
 from trainer.run.chooser import build_chooser
 from trainer.run.comparable import why_no_comparison
@@ -41,7 +40,7 @@ from trainer.run.open_rounds import build_rounds
 from trainer.run.parts import RunParts, StopReason
 from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
-from trainer.run.references import build_references
+from trainer.run.references import RunReferences, build_references
 from trainer.run.resumer import RunIdentity
 from trainer.run.saver import Saver
 from trainer.run.session import Session, open_session
@@ -97,16 +96,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     chooser = build_chooser(session, mixing)
     evaluator = build_evaluator(session, mixing, session.heed, references)
     saver = build_saver(session, base)
-    objective = build_objective(
-        config.objective,
-        list(session.stores),
-        [store.train.unit for store in session.stores.values()],
-        build_teacher(session, mixing, stack),
-        None if references is None else references.train.of,
-        None if references is None else references.mismatched,
-        replay_weights(config.data.sources, config.replay),
-        distilled(config.data.sources),
-    )
+    objective = _objective(session, mixing, references, stack)
     state = saver.resume(goes_on)
     mixing.restore(state)
     evaluator.require_base(state)
@@ -115,9 +105,10 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)
     best = best_rule(config, during.task_scores)
     rounds = build_rounds(session, mixing, objective)
-    loader, manual_gc = _batches(session, mixing, objective, rounds), ManualGc(every_steps=50)
     if rounds is not None:
         rounds.restore(state)
+    loader: StepLoader = open_loader(session, mixing, objective) if rounds is None else rounds.loader
+    manual_gc = ManualGc(every_steps=50)
     for leave in (journal.release, journal.leave, loader.close, manual_gc.close):
         stack.callback(leave)
     parts = RunParts(
@@ -146,6 +137,23 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         say_how_long(session, forward, cadence, state.step)
     journal.started(state, world_size=mesh.num_ranks, num_steps=mixing.num_steps)
     return _train_and_conclude(session, parts, state, cadence)
+
+
+def _objective(
+    session: Session, mixing: Mixing, references: RunReferences | None, stack: ExitStack
+) -> Objective:
+    """Return what is minimised, once who is asked beside the model has been. Collective: every rank."""
+    config = session.config
+    return build_objective(
+        config.objective,
+        list(session.stores),
+        [store.train.unit for store in session.stores.values()],
+        build_teacher(session, mixing, stack),
+        None if references is None else references.train.of,
+        None if references is None else references.mismatched,
+        replay_weights(config.data.sources, config.replay),
+        distilled(config.data.sources),
+    )
 
 
 def _train_and_conclude(session: Session, parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
@@ -264,11 +272,6 @@ def _say_if_none_is_best(best: BestRule | None, state: TrainState) -> None:
     _LOG.warning(
         "No checkpoint is the best: %s was never measured, and finite, at one. `last` is there.", best.metric
     )
-
-
-def _batches(session: Session, mixing: Mixing, objective: Objective, rounds: Rounds | None) -> StepLoader:
-    """Return what reads this rank's part of every step: of the data, or of the answers of rounds."""
-    return open_loader(session, mixing, objective) if rounds is None else rounds.loader
 
 
 def open_loader(session: Session, mixing: Mixing, objective: Objective) -> TrainLoader:

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.config.snapshot import write_atomic
 from trainer.errors import CheckpointError
-from trainer.rounds.prompts import Place
+from trainer.rounds.asked_pieces import PiecePlace
 from trainer.sample.keyed import KeyedAnswer
 
 FOLDER = "rounds"
@@ -28,7 +28,7 @@ class RoundRecord:
     number: int
     step: int
     """Optimizer steps that were done when it was sampled."""
-    answers: dict[Place, KeyedAnswer]
+    answers: dict[PiecePlace, KeyedAnswer]
 
     @property
     def num_tokens(self) -> int:
@@ -88,12 +88,12 @@ def answers_digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
-def _line(place: Place, answer: KeyedAnswer, names: Sequence[str]) -> str:
+def _line(place: PiecePlace, answer: KeyedAnswer, names: Sequence[str]) -> str:
     record = {**place._asdict(), "source": names[place.source]}
     return json.dumps({**record, "has_ended": answer.has_ended, "tokens": answer.tokens})
 
 
-def _read(record: dict[str, Any], names: Sequence[str]) -> tuple[Place, KeyedAnswer]:
+def _read(record: dict[str, Any], names: Sequence[str]) -> tuple[PiecePlace, KeyedAnswer]:
     source = list(names).index(record["source"])
-    place = Place(source, int(record["pack"]), int(record["epoch"]), int(record["piece"]))
+    place = PiecePlace(source, int(record["pack"]), int(record["epoch"]), int(record["piece"]))
     return place, KeyedAnswer([int(token) for token in record["tokens"]], bool(record["has_ended"]))

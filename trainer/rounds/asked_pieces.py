@@ -20,7 +20,7 @@ from trainer.data.types import Bools
 from trainer.errors import DataError
 
 
-class Place(NamedTuple):
+class PiecePlace(NamedTuple):
     """Where a document is in a run: a source, a pack of it, the pass over its pool, and a piece of the pack."""
 
     source: int
@@ -37,12 +37,12 @@ class Place(NamedTuple):
 class AskedPiece:
     """A document whose answer the model is to give anew."""
 
-    place: Place
+    place: PiecePlace
     prompt: list[int]
 
 
 @dataclass(slots=True)
-class Asked:
+class RoundPrompts:
     """What the documents of some packs are to a round."""
 
     prompts: list[AskedPiece]
@@ -59,14 +59,14 @@ def find_prompts(
     sources: Collection[int],
     share: float,
     seed: int,
-) -> Asked:
+) -> RoundPrompts:
     """Return the prompts of packs, in their order.
 
     Args:
         sources: Numbers of the sources whose prompts are answered.
         share: Of the prompts; each is drawn by its place and the seed.
     """
-    found = Asked([])
+    found = RoundPrompts([])
     for ref in refs:
         if ref.source not in sources:
             continue
@@ -75,7 +75,7 @@ def find_prompts(
             begin = answer_begins(piece.supervised)
             if begin is None:
                 continue
-            place = Place(*ref, number)
+            place = PiecePlace(*ref, number)
             if not 0 < begin < store.seq_len:
                 found.num_without += 1
             elif not is_drawn(share, seed, place.key(names[ref.source])):
