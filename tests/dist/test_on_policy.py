@@ -342,3 +342,65 @@ def test_a_student_comes_nearer_to_its_teacher_on_prompts_that_it_did_not_see(
         0
     ]
     assert after < 0.8 * before, (before, after)
+
+
+def prepare(mesh: Any, workspace: str, data: str, words: list[str]) -> None:
+    from trainer.command.prepare import prepare_data
+
+    prepare_data(config_for(workspace, data, Path(data) / "unused", *words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_ranks", "words"),
+    [(3, ["zero.stage=1"]), (2, ["data.packing=none", "data.sources.chat.packing=null"])],
+)
+def test_more_ranks_and_rows_of_their_own_take_the_same_steps(
+    pool, workspace, data, tmp_path, num_ranks, words
+):
+    """Of three ranks one has nothing but fillers in some micro-batches. As rows, documents are packed otherwise."""
+    words = [
+        *words,
+        "train.micro_batch_size=1",
+        "train.global_batch_tokens=384",
+        f"data.cache_dir={tmp_path}",
+    ]
+    pool(1).run(prepare, workspace=workspace, data=data, words=words)
+    arguments = {"workspace": workspace, "data": data, "variants": [words]}
+    alone = pool(1).run(trained, run_dir=str(tmp_path / "1"), **arguments)[0]
+    many = pool(num_ranks).run(trained, run_dir=str(tmp_path / "many"), **arguments)
+    assert all(found == many[0] for found in many) and many[0][0][1] == alone[0][1]
+    assert_alike(many[0][0][0], alone[0][0], rel=10 * FP32)
+
+
+def train_through_a_spike_in_rounds(mesh: Any, workspace: str, data: str, run_dir: str) -> Any:
+    from tests.dist.test_spikes import train_through_a_spike, words_of
+    from trainer.config.snapshot import freeze
+
+    if mesh.is_first:
+        words = [*words_of("rewind"), "log.trackers=[]", f"{POLICY}.steps_per_round=3", "optim.lr=1e-3"]
+        freeze(config_for(workspace, data, run_dir, *words), Path(run_dir))
+    mesh.barrier()
+    return train_through_a_spike(mesh, workspace, run_dir, "rewind")
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_before_a_spike_stands_in_the_round_of_that_step(
+    pool, workspace, data, tmp_path
+):
+    """The ninth step spikes, and step 4 is gone back to, the first of three of a round; the next round comes again."""
+    run_dir = tmp_path / "run"
+    arguments = {"workspace": workspace, "data": data, "run_dir": str(run_dir)}
+    assert pool(2).run(train_through_a_spike_in_rounds, **arguments) == ["finished"] * 2
+    events = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    told = [(e["event"], e["step"]) for e in events if e["event"] in ("spike", "went_back", "passed_over")]
+    assert told == [("spike", 9), ("went_back", 4), ("passed_over", 8)]
+    sampled = [event for event in events if event["event"] == "sampled"]
+    assert [event["number"] for event in sampled] == [0, 1, 2, 2, 3]
+    assert sampled[2]["digest"] == sampled[3]["digest"], "the same weights answer"
+    lines = map(json.loads, (run_dir / "metrics.jsonl").open())
+    again = {row["step"]: row for row in lines if "loss" in row}
+    (aside,) = run_dir.glob("abandoned-*/metrics.jsonl")
+    before = [row for row in map(json.loads, aside.open()) if "loss" in row and row["step"] < 9]
+    assert [row["step"] for row in before] == [5, 6, 7, 8]
+    assert all(row["loss"] == again[row["step"]]["loss"] for row in before)

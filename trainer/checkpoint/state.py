@@ -38,7 +38,7 @@ class TrainState:
     choices: list[dict[str, Any]] = field(default_factory=list)
     """Which replay packs come before others, as `Choice.to_plain` gives it; empty with replay.choice=uniform."""
     round: dict[str, Any] = field(default_factory=dict)
-    """Newest round of sampled answers: its number, their digest, and that of all rounds so far; empty without any."""
+    """Newest round of sampled answers, as `RoundNote` has it; empty without any."""
     base_losses: dict[str, float] = field(default_factory=dict)
     """Held-out loss by source before the first step."""
     data_digest: str = ""
@@ -117,7 +117,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "round": {"number": int, "digest": str, "chain": str},
     "during": {"wall_s": float, "spent_s": float, "last_s": float, "is_owed": bool},
 }
-"""What `Cursor`, `Rounds` and `Budget` keep here, and the kinds of it."""
+"""What `Cursor`, `RoundNote` and `Budget` keep here, and the kinds of it."""
 
 
 def _check_together(path: Path, state: TrainState, step: int | None) -> None:

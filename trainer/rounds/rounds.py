@@ -43,6 +43,17 @@ class RoundPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundNote:
+    """What a checkpoint keeps of its newest round."""
+
+    number: int
+    digest: str
+    """Of its answers."""
+    chain: str
+    """Of those of all rounds so far."""
+
+
+@dataclass(frozen=True, slots=True)
 class MadeRound:
     """What a round came to."""
 
@@ -105,8 +116,8 @@ class Rounds:
         self.loader.forget()
         if not state.round or self.is_due(state) or state.step >= self._plan.num_steps:
             return
-        number, digest = int(state.round["number"]), str(state.round["digest"])
-        record = self._mesh.from_first(lambda: read_round(self._run_dir, number, self.loader.names, digest))
+        note, names = RoundNote(**state.round), self.loader.names
+        record = self._mesh.from_first(lambda: read_round(self._run_dir, note.number, names, note.digest))
         self.loader.use(record.answers)
 
     def make(self, state: TrainState, heed: Callable[[], None]) -> MadeRound:
@@ -133,7 +144,7 @@ class Rounds:
         digest = str(self._mesh.from_first(lambda: write_round(self._run_dir, record, names)))
         self.loader.use(by_place)
         chain = chain_digest(str(state.round.get("chain", "")), digest)
-        state.round = {"number": number, "digest": digest, "chain": chain}
+        state.round = dataclasses.asdict(RoundNote(number, digest, chain))
         return MadeRound(
             number,
             digest,
