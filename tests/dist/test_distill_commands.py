@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.ranks import run_apart
+from tests.helpers.ranks import RankFailure, run_apart
 from tests.helpers.tiny import save_llama
 from trainer.config.store import compose_config
 from trainer.errors import TrainerError
@@ -72,3 +72,35 @@ def test_a_teacher_is_sampled_and_its_texts_are_an_ordinary_source(tmp_path):
     for run, key in (("plain", "loss"), ("distilled", "divergence")):
         metrics = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
         assert sum(key in json.loads(line) for line in metrics) == 2, run
+
+
+@pytest.mark.slow
+def test_a_student_learns_on_its_own_answers_and_they_are_verified_and_shown(tmp_path):
+    rows = [json.dumps({"prompt": "a" * (number % 9 + 1), "completion": "b"}) for number in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    save_llama(tmp_path / "teacher", seed=3)
+    rounds = "objective.distill.on_policy"
+    words = ["model=tiny", "data=prompt_completion", "data.sources.pairs.path=rows.jsonl", *LENGTH]
+    words += ["data.cache_dir=cache", "run_dir=run", "objective=distill_on_policy"]
+    words += [f"{TEACHER}=teacher", f"{rounds}.max_new_tokens=8"]
+    shown = run_apart(
+        [["prepare", *words], ["train", *words, "log.every_steps=1"], ["verify", "run"]], tmp_path
+    )
+    assert "before every step the student answers all prompts of it, each in at most 8 tokens" in shown
+    assert "in 2 rounds: as sampled" in shown and "All is as it was written" in shown
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in told if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    for row, file in zip(steps, sorted((tmp_path / "run" / "rounds").iterdir()), strict=True):
+        answers = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+        assert row["answers_sampled"] == len(answers) > 0
+        assert row["answer_tokens"] == pytest.approx(
+            sum(len(one["tokens"]) for one in answers) / len(answers)
+        )
+        assert row["answers_ended"] == sum(one["has_ended"] for one in answers) / len(answers)
+        assert 0 < row["sampling_share"] < 1 and row["divergence"] > 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Length of sampled answers" in page and "2 rounds of answers sampled" in page
+    (tmp_path / "run" / "rounds" / "000000.jsonl").write_text("{}\n")
+    with pytest.raises(RankFailure, match=r"rounds/000000\.jsonl must hold the answers"):
+        run_apart([["verify", "run"]], tmp_path)

@@ -26,7 +26,7 @@ from trainer.errors import CheckpointError
 OF_TRACKERS = ("trackers", "tensorboard")
 """How trackers know the run, and what one of them was told: another run is another one there."""
 OF_A_RUN = (
-    *("checkpoints", "metrics.jsonl", "samples.jsonl", "ledger.jsonl", *OF_TRACKERS),
+    *("checkpoints", "metrics.jsonl", "samples.jsonl", "rounds", "ledger.jsonl", *OF_TRACKERS),
     *("forgetting.json", "evaluation.json", "interpolation.json", "report.html"),
 )
 """What is of one line of checkpoints: a step of the next one has the same name, and is another model."""

@@ -37,6 +37,8 @@ class TrainState:
     """The controller's decisions: [first step, ratio]."""
     choices: list[dict[str, Any]] = field(default_factory=list)
     """Which replay packs come before others, as `Choice.to_plain` gives it; empty with replay.choice=uniform."""
+    round: dict[str, Any] = field(default_factory=dict)
+    """Newest round of sampled answers, as `RoundNote` has it; empty without any."""
     base_losses: dict[str, float] = field(default_factory=dict)
     """Held-out loss by source before the first step."""
     data_digest: str = ""
@@ -112,9 +114,10 @@ def read_state(path: Path, step: int | None = None) -> TrainState:
 _FIX = "Bring the checkpoint back from its source, or go on from another."
 PARTS: dict[str, dict[str, Any]] = {
     "plan": {"step": int, "positions": list[int], "targets": list[int], "balance": int},
+    "round": {"number": int, "digest": str, "chain": str},
     "during": {"wall_s": float, "spent_s": float, "last_s": float, "is_owed": bool},
 }
-"""What `Cursor` and `Budget` keep here, and the kinds of it."""
+"""What `Cursor`, `RoundNote` and `Budget` keep here, and the kinds of it."""
 
 
 def _check_together(path: Path, state: TrainState, step: int | None) -> None:

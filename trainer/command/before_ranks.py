@@ -106,12 +106,15 @@ def check_draws(config: RunConfig, tokenizer: TokenizerLike) -> int:
 
 
 def _check_teacher_data(config: RunConfig, stores: Mapping[str, Store]) -> None:
-    """Raise when what is distilled holds tokens that the teacher does not know."""
+    """Raise when what is distilled holds tokens that the teacher does not know, or no prompt that is to be answered."""
+    from trainer.rounds.asked_pieces import check_prompts
     from trainer.run.teacher_ids import check_used_ids
 
     names, splits = list(stores), {name: store.train for name, store in stores.items()}
     used = [names[number] for number in sorted(distilled(config.data.sources))]
     check_used_ids(_other_ids(config), splits, used)
+    if config.objective.has_rounds:
+        check_prompts(list(splits.values()), names, distilled(config.data.sources))
 
 
 def check_teacher(config: RunConfig) -> None:

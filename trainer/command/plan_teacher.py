@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from trainer.command.counted import find_shape
+from trainer.command.plan_rounds import round_notes
 from trainer.command.plan_time import Timing, num_steps_of, run_time
 from trainer.config.distill import CachePrecision
 from trainer.config.objective import ObjectiveKind
@@ -51,6 +52,10 @@ def teacher_notes(
     )
     if options.cached:
         yield _of_cache(config, seconds)
+        return
+    if options.on_policy.is_on:
+        device = None if timing is None else timing.device
+        yield from round_notes(config, shape, run, device)
         return
     yield (
         "objective.distill.cached=false asks it in every step, which the time of a step leaves out. Cached, each pack "

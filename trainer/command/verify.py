@@ -79,6 +79,7 @@ def verify_run(config: RunConfig) -> int:
     found = [_ledger(run_dir), *checkpoints]
     if newest is not None:
         found.append(_tokens(config, newest, console))
+        found += _rounds(config, newest)
     found += _exports(config)
     found.append(_time(effective(run_dir), len(attempt_dirs(run_dir))))
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -192,9 +193,22 @@ def _tokens(config: RunConfig, state: TrainState, console: Console) -> Finding:
         said_so = f"those of the steps up to {wrong[0]} are not what the configuration draws"
         return Finding("tokens", said_so, False, OTHER_TOKENS)
     tokens = f"{state.tokens_seen:,} tokens in {many(state.step, 'step')}"
+    if state.round:
+        tokens = f"the documents of {many(state.step, 'step')}, before any was answered anew"
     return Finding(
         "tokens", f"{tokens}: those that the configuration draws ({many(len(said), 'digest')} compared)"
     )
+
+
+def _rounds(config: RunConfig, state: TrainState) -> list[Finding]:
+    """Compare the answers that the run sampled with what the ledger and the newest checkpoint know of them."""
+    from trainer.rounds.looked_at import look_at_rounds
+
+    if not state.round:
+        return []
+    events = read_events(Path(config.run_dir) / "ledger.jsonl")
+    text, is_sound = look_at_rounds(Path(config.run_dir), state.round, events, list(config.data.sources))
+    return [Finding("rounds", text, is_sound)]
 
 
 def _said(events: Sequence[dict[str, Any]], state: TrainState) -> dict[int, str]:

@@ -45,6 +45,7 @@ OF_RUNS = frozenset(
             "probe_evaluation.npz",
             "provenance.json",
             "report.html",
+            "rounds",
             "samples.jsonl",
             "start_adapter",
             "tensorboard",

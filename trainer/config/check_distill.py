@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from enum import Enum
 
+from trainer.config.check_on_policy import on_policy_problems
 from trainer.config.describe import as_word
 from trainer.config.distill import DistillConfig, DivergenceKind
 from trainer.config.objective import ObjectiveKind
@@ -21,12 +22,7 @@ def distill_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield every broken rule."""
     options = config.objective.distill
     if config.objective.kind is not ObjectiveKind.distill:
-        for field in dataclasses.fields(DistillConfig):
-            value, usual = getattr(options, field.name), field.default
-            if value != usual:
-                rule = f"{as_word(usual)} with {config.objective.named}, which does not read it"
-                shown = value.value if isinstance(value, Enum) else value
-                yield must(f"{SECTION}.{field.name}", rule, shown, "Set objective=distill, or remove it.")
+        yield from _unread_problems(config)
         return
     if not options.teacher:
         fix = f"Set {KEY}=FOLDER, or the name of a larger model with the same tokenizer."
@@ -37,10 +33,26 @@ def distill_problems(config: RunConfig) -> Iterator[Problem]:
         yield must(f"{SECTION}.temperature", "a finite number above 0", options.temperature, "Set 1.")
     yield from _mixture_problems(options)
     yield from _weight_problems(options)
+    yield from on_policy_problems(config)
     if config.data.sources and not distilled(config.data.sources):
         name = next(iter(config.data.sources))
         rule = "target for some source with objective=distill, which learns those from its teacher"
         yield must(f"data.sources.{name}.role", rule, config.data.sources[name].role.value, "Leave it out.")
+
+
+def _unread_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield options that are given where nothing is distilled."""
+    given, usual = config.objective.distill, DistillConfig()
+    for section, name in ((given, ""), (given.on_policy, "on_policy.")):
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            default = getattr(usual.on_policy if name else usual, field.name)
+            if value != default and not dataclasses.is_dataclass(value):
+                rule = f"{as_word(default)} with {config.objective.named}, which does not read it"
+                shown = value.value if isinstance(value, Enum) else value
+                yield must(
+                    f"{SECTION}.{name}{field.name}", rule, shown, "Set objective=distill, or remove it."
+                )
 
 
 def _mixture_problems(options: DistillConfig) -> Iterator[Problem]:

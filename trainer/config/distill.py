@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from trainer.config.many import many
 
 
 class DivergenceKind(Enum):
@@ -25,6 +27,38 @@ class CachePrecision(Enum):
     """2 bytes."""
     fp32 = "fp32"
     """4 bytes."""
+
+
+@dataclass
+class OnPolicyConfig:
+    """Rounds in which the student answers prompts of the data, and learns from the teacher on its own answers."""
+
+    share: float = 0.0
+    """Share of the prompts that the student answers; the others are learnt with the answers that the data has. 0: off,
+    1: all. The lambda of GKD (arXiv:2306.13649, algorithm 1), drawn for each prompt. Range: [0, 1]."""
+    steps_per_round: int = 1
+    """Optimizer steps of a round: the student, as it is before the first, answers the prompts of them all. At 1 every
+    step learns from answers of the very weights that it changes."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens; one that does not end by then is learnt as far as it goes. A prompt leaves it at most
+    what data.seq_len does."""
+    temperature: float = 1.0
+    """Divides the student's logits where it samples; 1 samples its own distribution. The divergence has
+    objective.distill.temperature."""
+    batch_size: int = 16
+    """Prompts that a rank answers at once."""
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether the student answers anything."""
+        return self.share > 0
+
+    @property
+    def told(self) -> str:
+        """Return in words when it answers what."""
+        often = "step" if self.steps_per_round == 1 else many(self.steps_per_round, "step")
+        what = "all prompts" if self.share == 1 else f"{self.share:.4g} of the prompts"
+        return f"before every {often} the student answers {what} of {'it' if often == 'step' else 'them'}"
 
 
 @dataclass
@@ -58,6 +92,7 @@ class DistillConfig:
     shard_teacher: bool | None = None
     """Spread the teacher over all ranks (ZeRO-3) while it is asked; false: all of it on each; null: as zero.stage has
     the student."""
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
 
     def told(self, has_text: bool) -> str:
         """Return what `loss` is made of, with its units, as it is told at the start of a run.
@@ -76,4 +111,10 @@ class DistillConfig:
             parts.append(f"{self.cross_entropy:g} x cross_entropy (of the same tokens, nats a token)")
         if has_text:
             parts.append("the cross-entropy of other sources (nats a token)")
-        return f"Distillation from {self.teacher}. `loss` is what is minimised: {', plus '.join(parts)}."
+        told = f"Distillation from {self.teacher}. `loss` is what is minimised: {', plus '.join(parts)}."
+        if self.on_policy.is_on:
+            told += (
+                f" On-policy: {self.on_policy.told}, each in at most {self.on_policy.max_new_tokens:,} tokens at "
+                f"temperature {self.on_policy.temperature:g}."
+            )
+        return told

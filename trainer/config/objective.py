@@ -54,7 +54,14 @@ class ObjectiveConfig:
     @property
     def unread(self) -> tuple[str, ...]:
         """Return how keys begin that are left at their defaults, and so decide nothing of a run."""
-        return () if self.kind is ObjectiveKind.distill else ("objective.distill.",)
+        if self.kind is not ObjectiveKind.distill:
+            return ("objective.distill.",)
+        return () if self.distill.on_policy.is_on else ("objective.distill.on_policy.",)
+
+    @property
+    def has_rounds(self) -> bool:
+        """Tell whether the model answers prompts itself, in rounds, and learns from its answers."""
+        return self.kind is ObjectiveKind.distill and self.distill.on_policy.is_on
 
     @property
     def named(self) -> str:

@@ -84,6 +84,9 @@ def training_line(step: int, total_steps: int, record: Record) -> str:
     tail: list[str] = []
     if "kl_replay" in record:
         tail.append(f"KL {float(record['kl_replay']):.3g}")
+    if "answer_tokens" in record:
+        ended = 100 * float(record["answers_ended"])
+        tail.append(f"answers {float(record['answer_tokens']):.0f} tok, {ended:.0f}% ended")
     if "lr" in record:
         tail.append(f"lr {float(record['lr']):.2e}")
     if "grad_norm" in record:

@@ -26,6 +26,10 @@ class _Window:
     num_padding: int = 0
     num_targets: int = 0
     sum_len_sq: float = 0.0
+    sampling_s: float = 0.0
+    num_answers: int = 0
+    num_answer_tokens: int = 0
+    num_ended: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
 
@@ -50,7 +54,7 @@ class Meter:
         self._num_adapter_params = num_adapter_params
         self._window = _Window()
         self._last_steps_s: deque[float] = deque(maxlen=LAST_STEPS)
-        self._evaluation_s = 0.0
+        self._evaluation_s = self._round_s = 0.0
         self._num_steps_seen = 0
 
     def add(
@@ -90,12 +94,22 @@ class Meter:
         """Remember how long the last evaluation took."""
         self._evaluation_s = seconds
 
+    def add_round(self, seconds: float, num_answers: int, num_tokens: int, num_ended: int) -> None:
+        """Add a round of answers that were sampled: its wall time, tokens, and answers that ended by themselves."""
+        window = self._window
+        self._round_s = seconds
+        window.sampling_s += seconds
+        window.num_answers += num_answers
+        window.num_answer_tokens += num_tokens
+        window.num_ended += num_ended
+
     def flush(
         self,
         means: Sequence[Mean] = (),
         remaining_steps: int | None = None,
         memory_gib: float | None = None,
         remaining_evaluations: int = 0,
+        remaining_rounds: int = 0,
     ) -> dict[str, float]:
         """Return the record of the window under flat keys and start a new window.
 
@@ -105,12 +119,13 @@ class Meter:
         found = {mean.name: mean.of(window.sums) for mean in means}
         record = {name: value for name, value in found.items() if value is not None}
         if window.num_steps > 0 and window.step_time_s > 0:
-            record |= self._speed(window)
+            record |= self._speed(window) | _sampled(window)
         if memory_gib is not None:
             record["memory_gib"] = memory_gib
         if remaining_steps is not None and self._last_steps_s:
             steps_s = remaining_steps * median(self._last_steps_s)
             record["eta_s"] = steps_s + remaining_evaluations * self._evaluation_s
+            record["eta_s"] += remaining_rounds * self._round_s
         return record
 
     def _speed(self, window: _Window) -> dict[str, float]:
@@ -131,3 +146,17 @@ class Meter:
                     flops = flops_per_token(self._shape, mean_len, causal, self._num_adapter_params)
                     speed[key] = mfu(tokens_per_s_per_gpu, flops, self._peak_flops)
         return speed
+
+
+def _sampled(window: _Window) -> dict[str, float]:
+    """Return what is said of the answers that were sampled in a window, and the share of its time that took."""
+    if not window.sampling_s:
+        return {}
+    found = {
+        "answers_sampled": window.num_answers,
+        "sampling_share": window.sampling_s / (window.sampling_s + window.step_time_s),
+    }
+    if window.num_answers:
+        found["answer_tokens"] = window.num_answer_tokens / window.num_answers
+        found["answers_ended"] = window.num_ended / window.num_answers
+    return found

@@ -37,12 +37,27 @@ def training(record: RunRecord) -> Html:
         _chart("Memory of a rank", "GiB, peak", [metrics.series("memory_gib", "memory")], from_zero=True),
         _chart("Use of experts", "% of a layer's tokens, mean over layers", shares, from_zero=True),
     ]
+    drawn += _answer_charts(record)
     shown = [one for one in drawn if one is not None]
     events = _events_in_words(record)
     if not shown:
         text = "metrics.jsonl has no training step. It is written while training:"
         return section("training", "Training", events, missing(text, "palimpsest train ..."))
     return section("training", "Training", events, figures(*shown))
+
+
+def _answer_charts(record: RunRecord) -> list[Html | None]:
+    """Return what the model answered in rounds, and what that took of the time; nothing where it answered nothing."""
+    metrics = record.metrics
+    shares = [
+        metrics.series("answers_ended", "answers that ended by themselves").scaled(100),
+        metrics.series("sampling_share", "time spent sampling").scaled(100),
+    ]
+    lengths = [metrics.series("answer_tokens", "mean answer")]
+    return [
+        _chart("Length of sampled answers", "tokens", lengths, from_zero=True),
+        _chart("Sampled answers", "% of answers, and of the time", shares, from_zero=True),
+    ]
 
 
 def _loss_chart(record: RunRecord) -> Html | None:
@@ -85,6 +100,8 @@ def _events_in_words(record: RunRecord) -> Html | None:
         _counted(counts["saved"], "checkpoint") + " saved",
         _counted(counts["skipped"], "step") + " skipped for numbers that were not finite",
     ]
+    if counts["sampled"]:
+        parts.append(_counted(counts["sampled"], "round") + " of answers sampled")
     parts += _moves([event for event in record.events if event.get("event") == "started"])
     stopped = [event for event in record.events if event.get("event") == "stopped"]
     end = f"The last attempt ended: {stopped[-1].get('reason')}." if stopped else "No end was recorded."

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from trainer.checkpoint.layout import next_abandoned
 from trainer.checkpoint.state import TrainState
@@ -21,24 +20,18 @@ from trainer.metrics.tracker import Conclusion, by_source
 from trainer.mix.controller import Decision
 from trainer.mix.mixing import Mixing
 from trainer.mix.replay_choice import Choice
+from trainer.rounds.rounds import MadeRound
 from trainer.run.pace import SlowRank
 from trainer.run.saver import Saved
 from trainer.run.spikes import Spike
 from trainer.run.step import StepResult
+from trainer.run.step_times import StepTimes
 from trainer.run.told_replay import logged_choices, told_choice, told_decision
+from trainer.run.told_rounds import told_round
 
 _LOG = logging.getLogger(__name__)
 MOST_SAID = 3
 """Spikes that are applied and told of an attempt; the ledger has every one, and their number is said at the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """Seconds of a step and the part of it spent waiting for data; evaluations that are still to come."""
-
-    step_s: float
-    data_wait_s: float
-    evaluations_left: int = 0
 
 
 class Journal:
@@ -68,7 +61,7 @@ class Journal:
         self._status = "failed"
         self._samples = samples
         self._metrics = metrics
-        self._num_spikes = self._num_still = 0
+        self._num_spikes = self._num_still = self._num_rounds = 0
 
     def step(
         self,
@@ -97,7 +90,11 @@ class Journal:
         if not is_logged:
             return {}
         means = self._meter.flush(
-            result.means, self._mixing.num_steps - state.step, device_memory_gib()[0], times.evaluations_left
+            result.means,
+            self._mixing.num_steps - state.step,
+            device_memory_gib()[0],
+            times.evaluations_left,
+            times.rounds_left,
         )
         record: dict[str, Value] = {
             **means,
@@ -241,6 +238,14 @@ class Journal:
             assert plain.pop("step") == state.step, "it is told when it is made"
             self._event("chose", state, **plain)
         self._write(state.step, {**logged_choices(choices, seconds)})
+
+    def sampled(self, state: TrainState, made: MadeRound, seconds: float) -> None:
+        """Record a round of answers, the first of an attempt in words too; the time is none of steps."""
+        self._meter.add_round(seconds, made.num_answers, made.num_tokens, made.num_ended)
+        self._num_rounds += 1
+        if self._num_rounds == 1:
+            _LOG.info("Step %d: %s", state.step, told_round(made, seconds))
+        self._event("sampled", state, **made.to_plain(), seconds=round(seconds, 3))
 
     def saved(self, saved: Saved) -> None:
         """Record a checkpoint and everything consumed up to it."""

@@ -19,12 +19,13 @@ from trainer.metrics.tracker import by_source
 from trainer.mix.loader import StepBatch, chain_digest
 from trainer.model.expert_load import spread
 from trainer.run.again import check_again
+from trainer.run.ahead import look_ahead, take_round_again
 from trainer.run.cadence import Cadence
 from trainer.run.heed import GivenUp, before_training, in_step, measuring, saving
-from trainer.run.journal import StepTimes
 from trainer.run.parts import RunParts, StopReason
 from trainer.run.spikes import LOSS, NORM, Spike
 from trainer.run.step import Care, StepResult, pass_over, train_step
+from trainer.run.step_times import StepTimes
 
 
 def train(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:
@@ -62,8 +63,7 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
             parts.journal.skipped(state, result)
             if state.bad_steps_in_a_row > cadence.max_non_finite:
                 return StopReason.non_finite
-        left = cadence.evaluations_from(state.step)
-        times = StepTimes(time.perf_counter() - started, data_wait_s, left)
+        times = times_of(parts, state, cadence, time.perf_counter() - started, data_wait_s)
         # A save that is still being written takes that long at least, and the last one waits for it.
         parts.stop_flag.has_taken(step_s=times.step_s, save_s=2 * parts.saver.writing_s)
         PROGRESS.step_took(times.step_s)
@@ -71,8 +71,8 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         mind_memory(parts, state, result)
         preempted = result.stop_votes > 0 and state.step < cadence.num_steps
         measured, preempted = measure(parts, state, cadence, preempted)
-        preempted = preempted or choose(parts, state)
         out_of_patience = is_out_of_patience(state, cadence)
+        preempted = preempted or look_ahead(parts, state, out_of_patience)
         stopping = preempted or out_of_patience
         # A save that was due in the middle of non-finite steps is made up for after the first sound one.
         is_owed = is_owed or cadence.save_due(state.step, result.urgency) or (stopping and cadence.saves)
@@ -86,6 +86,14 @@ def run_steps(parts: RunParts, state: TrainState, cadence: Cadence) -> StopReaso
         if out_of_patience:
             return StopReason.non_finite if is_owed else StopReason.early_stop
     return StopReason.non_finite if is_owed else StopReason.finished
+
+
+def times_of(
+    parts: RunParts, state: TrainState, cadence: Cadence, step_s: float, data_wait_s: float
+) -> StepTimes:
+    """Return the times of a step that was just taken."""
+    rounds_left = 0 if parts.rounds is None else parts.rounds.left(state.step)
+    return StepTimes(step_s, data_wait_s, cadence.evaluations_from(state.step), rounds_left)
 
 
 def take_step(parts: RunParts, state: TrainState, cadence: Cadence, batch: StepBatch) -> StepResult:
@@ -130,7 +138,7 @@ def make_up(parts: RunParts, state: TrainState, cadence: Cadence) -> None:
         is_due = cadence.evaluate_before_save and cadence.save_due(state.step)
         if is_due or (is_out_of_patience(state, cadence) and cadence.saves):
             save(parts, state, found)
-    if choose(parts, state):
+    if look_ahead(parts, state):
         raise GivenUp
     measured = parts.during.begin(state)
     if is_new_best(parts, state, measured):
@@ -210,6 +218,7 @@ def go_back(parts: RunParts, state: TrainState, spike: Spike) -> bool:
     parts.spikes.pass_over(state, at - 1)
     parts.loader.forget()
     parts.mixing.restore(state)
+    take_round_again(parts, state)
     parts.journal.went_back(state)
     return True
 
@@ -268,23 +277,6 @@ def evaluate(parts: RunParts, state: TrainState, cadence: Cadence) -> dict[str, 
     if decision is not None:
         parts.journal.steered(state, decision)
     return measured
-
-
-def choose(parts: RunParts, state: TrainState) -> bool:
-    """Choose which replay comes next, if that is due; tell whether ranks are to stop instead. Collective: every rank.
-
-    What a stop leaves undone is made up for by the next start, with the same weights.
-    """
-    if parts.chooser is None or not parts.chooser.is_due(state):
-        return False
-    PROGRESS.begin(Phase.evaluate)
-    started = time.perf_counter()
-    try:
-        choices = parts.chooser.choose(state)
-    except GivenUp:
-        return True
-    parts.journal.chose(state, choices, time.perf_counter() - started)
-    return False
 
 
 def is_new_best(parts: RunParts, state: TrainState, measured: dict[str, float]) -> bool:

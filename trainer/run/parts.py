@@ -8,9 +8,10 @@ from enum import Enum
 
 from trainer.checkpoint.best import BestRule
 from trainer.engine.policy import Policy
-from trainer.mix.loader import TrainLoader
+from trainer.mix.loader import StepLoader
 from trainer.mix.mixing import Mixing
 from trainer.objective.contract import Objective
+from trainer.rounds.rounds import Rounds
 from trainer.run.chooser import ReplayChooser
 from trainer.run.during import DuringTraining
 from trainer.run.evaluator import Evaluator
@@ -38,7 +39,7 @@ class RunParts:
 
     policy: Policy
     objective: Objective
-    loader: TrainLoader
+    loader: StepLoader
     evaluator: Evaluator
     during: DuringTraining
     mixing: Mixing
@@ -60,3 +61,5 @@ class RunParts:
     """None: nobody looks for spikes."""
     chooser: ReplayChooser | None = None
     """None: replay comes in the order of its permutation."""
+    rounds: Rounds | None = None
+    """None: the model learns from what the data says alone."""

@@ -42,17 +42,8 @@ def check_teacher_tokenizer(config: RunConfig, ours: Tokenizer) -> OtherIds:
     Raises:
         ModelError: It is of another tokenizer, or its tokenizer cannot be read.
     """
-    model, cache_dir = teacher_model(config.objective.distill, config.model), Path(config.data.cache_dir)
-    try:
-        source = resolve_model(model, cache_dir)
-        theirs = configured_tokenizer(model, source)
-        num_theirs = int(read_config(source, model).get_text_config().vocab_size)
-    except ModelError as error:
-        raise ModelError(of_teacher(str(error))) from error
-    own = read_config(resolve_model(config.model, cache_dir), config.model)
-    num_own = max(int(own.get_text_config().vocab_size), ours.vocab_size)
-    num_ids = min(num_own, num_theirs)
-    other = _other(ours, theirs, num_ids)
+    source, theirs, found = _read_teacher(config, ours)
+    other, num_ids = found.tokens, found.num_ids
     added = {*ours.hf.added_tokens_decoder, *theirs.hf.added_tokens_decoder}
     ordinary = [i for i, (here, there) in other.items() if i not in added and None not in (here, there)]
     moved = _moved_specials(ours, theirs, num_ids)
@@ -72,7 +63,27 @@ def check_teacher_tokenizer(config: RunConfig, ours: Tokenizer) -> OtherIds:
                 there,
                 here,
             )
-    return OtherIds(other, num_ids, num_own)
+    return found
+
+
+def ids_of_teacher(config: RunConfig, ours: Tokenizer) -> OtherIds:
+    """Return the ids that are other tokens to a teacher that was checked already."""
+    return _read_teacher(config, ours)[2]
+
+
+def _read_teacher(config: RunConfig, ours: Tokenizer) -> tuple[str, Tokenizer, OtherIds]:
+    """Return where a teacher is, its tokenizer, and how its ids differ from the student's."""
+    model, cache_dir = teacher_model(config.objective.distill, config.model), Path(config.data.cache_dir)
+    try:
+        source = resolve_model(model, cache_dir)
+        theirs = configured_tokenizer(model, source)
+        num_theirs = int(read_config(source, model).get_text_config().vocab_size)
+    except ModelError as error:
+        raise ModelError(of_teacher(str(error))) from error
+    own = read_config(resolve_model(config.model, cache_dir), config.model)
+    num_own = max(int(own.get_text_config().vocab_size), ours.vocab_size)
+    num_ids = min(num_own, num_theirs)
+    return source, theirs, OtherIds(_other(ours, theirs, num_ids), num_ids, num_own)
 
 
 def check_used_ids(others: OtherIds, splits: Mapping[str, SplitStore], distilled: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from trainer.data.store.store import data_digest
 from trainer.dist.env import rank_env
 from trainer.dist.progress import PROGRESS, Phase
 from trainer.evaluate.proofs.fingerprint import probe_tokens
-from trainer.mix.loader import TrainLoader
+from trainer.mix.loader import StepLoader, TrainLoader
 from trainer.mix.mixing import Mixing
 from trainer.mix.ratio import replay_weights
 from trainer.objective.build import build_objective
@@ -36,10 +36,11 @@ from trainer.run.journal import Journal
 from trainer.run.layers import take_layer_drift
 from trainer.run.loop import train
 from trainer.run.open_journal import open_journal
+from trainer.run.open_rounds import build_rounds
 from trainer.run.parts import RunParts, StopReason
 from trainer.run.proofs import prove_adapter, prove_model
 from trainer.run.recovery import probe_recovery
-from trainer.run.references import build_references
+from trainer.run.references import RunReferences, build_references
 from trainer.run.resumer import RunIdentity
 from trainer.run.saver import Saver
 from trainer.run.session import Session, open_session
@@ -95,16 +96,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     chooser = build_chooser(session, mixing)
     evaluator = build_evaluator(session, mixing, session.heed, references)
     saver = build_saver(session, base)
-    objective = build_objective(
-        config.objective,
-        list(session.stores),
-        [store.train.unit for store in session.stores.values()],
-        build_teacher(session, mixing, stack),
-        None if references is None else references.train.of,
-        None if references is None else references.mismatched,
-        replay_weights(config.data.sources, config.replay),
-        distilled(config.data.sources),
-    )
+    objective = _objective(session, mixing, references, stack)
     state = saver.resume(goes_on)
     mixing.restore(state)
     evaluator.require_base(state)
@@ -112,7 +104,11 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
     journal = _open_journal(session, state, mixing, goes_on and config.checkpoint.enabled)
     during = build_during(session, mixing.num_steps, evaluator.task_scores, journal, stop_flag)
     best = best_rule(config, during.task_scores)
-    loader, manual_gc = open_loader(session, mixing, objective), ManualGc(every_steps=50)
+    rounds = build_rounds(session, mixing, objective)
+    if rounds is not None:
+        rounds.restore(state)
+    loader: StepLoader = open_loader(session, mixing, objective) if rounds is None else rounds.loader
+    manual_gc = ManualGc(every_steps=50)
     for leave in (journal.release, journal.leave, loader.close, manual_gc.close):
         stack.callback(leave)
     parts = RunParts(
@@ -133,6 +129,7 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         pace_of(config.cluster.watch, session.policy),
         SpikeWatch(config.train.spikes, mesh),
         chooser,
+        rounds,
     )
     cadence = cadence_of(config, mixing.num_steps, best)
     if mesh.is_first:
@@ -140,6 +137,23 @@ def _train(session: Session, stop_flag: StopFlag, stack: ExitStack) -> StopReaso
         say_how_long(session, forward, cadence, state.step)
     journal.started(state, world_size=mesh.num_ranks, num_steps=mixing.num_steps)
     return _train_and_conclude(session, parts, state, cadence)
+
+
+def _objective(
+    session: Session, mixing: Mixing, references: RunReferences | None, stack: ExitStack
+) -> Objective:
+    """Return what is minimised, once who is asked beside the model has been. Collective: every rank."""
+    config = session.config
+    return build_objective(
+        config.objective,
+        list(session.stores),
+        [store.train.unit for store in session.stores.values()],
+        build_teacher(session, mixing, stack),
+        None if references is None else references.train.of,
+        None if references is None else references.mismatched,
+        replay_weights(config.data.sources, config.replay),
+        distilled(config.data.sources),
+    )
 
 
 def _train_and_conclude(session: Session, parts: RunParts, state: TrainState, cadence: Cadence) -> StopReason:

@@ -18,6 +18,7 @@ from trainer.config.train import BestConfig, CheckpointConfig
 from trainer.errors import CheckpointError, DamagedError
 from trainer.mix.plan import Cursor
 from trainer.mix.replay_choice import Choice
+from trainer.rounds.rounds import RoundNote
 from trainer.run.during import Budget
 
 
@@ -178,7 +179,7 @@ def test_an_odd_value_at_any_place_of_the_state_is_a_sentence_or_the_kind_that_a
 
 def test_the_parts_of_a_state_are_those_that_are_kept_in_it():
     assert [list(kinds) for kinds in PARTS.values()] == [
-        [field.name for field in dataclasses.fields(kind)] for kind in (Cursor, Budget)
+        [field.name for field in dataclasses.fields(kind)] for kind in (Cursor, RoundNote, Budget)
     ]
     assert list(CHOICE) == [field.name for field in dataclasses.fields(Choice)]
 

@@ -106,3 +106,14 @@ def test_what_the_files_of_a_teacher_say_against_a_run(words, key, said):
     config = compose_config([*WORDS, *words])
     (found,) = teacher_problems(config, Needs(tokenizer=False, weights=False))
     assert found.key == key and said in found.sentence
+
+
+def test_rounds_are_told_with_what_they_take():
+    rounds = "objective.distill.on_policy"
+    words = ("objective=distill_on_policy", f"{rounds}.max_new_tokens=256", f"{rounds}.batch_size=8")
+    _, first, gathers, kept = notes(*words, f"{rounds}.steps_per_round=4", "data.seq_len=2048")
+    assert "before every 4 steps the student answers all prompts of them, each in at most 256 tokens" in first
+    # Keys and values of 16 layers, 8 heads of 64, 2 bytes, 2,048 tokens, 8 answers.
+    assert f"{2 * 16 * 8 * 64 * 2 * 2048 * 8 / 2**30:.2f} GiB of keys and values" in first
+    assert "zero.stage=2 samples without" in gathers and "about 6 bytes a sampled token" in kept
+    assert not any("zero.stage=2 samples" in one for one in notes(*words, "zero=zero1"))

@@ -160,3 +160,8 @@ def test_an_evaluation_says_how_many_pairs_are_ranked_right() -> None:
     assert evaluation_line(3, {"eval/pairs": 5.637, **shares}) == (
         "step 3 held-out pairs 5.6370 pairs: 62% of pairs right (40 to 81%)"
     )
+
+
+def test_sampled_answers_stand_behind_the_losses() -> None:
+    record = {"loss": 1.25, "answer_tokens": 37.4, "answers_ended": 0.625}
+    assert training_line(1, 3, record) == "1/3 loss 1.2500 answers 37 tok, 62% ended"

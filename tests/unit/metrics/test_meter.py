@@ -123,3 +123,16 @@ def test_the_time_left_counts_the_evaluations_to_come() -> None:
 
 def test_memory_is_passed_through() -> None:
     assert Meter(num_ranks=1).flush(memory_gib=61.5) == {"memory_gib": 61.5}
+
+
+def test_rounds_of_answers_have_their_share_of_the_time_and_are_foreseen() -> None:
+    meter = Meter(num_ranks=1)
+    meter.add_round(3.0, num_answers=4, num_tokens=40, num_ended=1)
+    meter.add_round(1.0, num_answers=4, num_tokens=20, num_ended=3)
+    _add(meter, step_time_s=6.0)
+    record = meter.flush(remaining_steps=2, remaining_rounds=5)
+    assert (record["answers_sampled"], record["answer_tokens"], record["answers_ended"]) == (8, 7.5, 0.5)
+    assert record["sampling_share"] == pytest.approx(4 / 10)
+    assert record["eta_s"] == 2 * 6 + 5 * 1
+    _add(meter)
+    assert not {"answers_sampled", "sampling_share"} & set(meter.flush())
