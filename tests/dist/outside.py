@@ -28,6 +28,8 @@ PATIENCE_S = 180.0
 """In which ranks end, or begin, many times over."""
 ORPHANS_S = 60.0
 """In which no process is left of a run that nobody waits for any more; a warden looks every second."""
+NAMED = ("has given no sign of life for", "has stood still for", "was stopped by a signal (SIGSTOP) for")
+"""What a run says of a rank that is stopped (trainer/dist/blame.py, watch.py)."""
 Rank = multiprocessing.context.ForkServerProcess
 
 
@@ -114,7 +116,7 @@ def attend(ranks: list[Rank], kill: Kill) -> bool:
     struck_one, other = ranks[kill.rank], ranks[1 - kill.rank]
     was_hit, deadline = False, time.monotonic() + PATIENCE_S
     while any(process.exitcode is None for process in ranks) and time.monotonic() < deadline:
-        if not was_hit and is_stopped(struck_one):
+        if not was_hit and other.exitcode is None and is_stopped(struck_one):
             was_hit = True
             if kill.how == "pause":
                 time.sleep(PAUSE_S)
@@ -138,10 +140,11 @@ def judged(kill: Kill, was_hit: bool, codes: list[int | None], said: str) -> Met
     if kill.how == "pause" or not was_hit:
         wrong = None if codes == [0, 0] else f"ended with {codes}: {said[-3000:]}"
         return Met(was_hit, True, wrong)
-    named = [
-        f"Error: Rank {kill.rank} has {what}" for what in ("given no sign of life for", "stood still for")
-    ]
-    if not any(words in said for words in named):
+    if codes == [0, 0] and f"[rank {kill.rank}] Stopped by a signal for" in said:
+        return Met(
+            True, True
+        )  # let on to write its stacks behind its last step, it came to its end before it was ended
+    if not any(f"Error: Rank {kill.rank} {words}" in said for words in NAMED):
         return Met(True, problem=f"rank {kill.rank} was not named: {codes}: {said[-3000:]}")
     # Its warden lets the stopped one write its stacks before it ends it: it may hear of its failure first, or fall over
     # frames of threads that run by then, as Python's faulthandler does.

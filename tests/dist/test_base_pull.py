@@ -185,6 +185,7 @@ def test_a_step_without_gradient_is_the_pull_of_the_masters_on_every_path(
         assert (found["zeros"] > 0) == ("tune.method=lora" in path), "what B began as, and the base has none"
 
 
+@pytest.mark.slow
 def test_a_run_with_a_pull_resumes_to_the_bit(pool, workspace, tmp_path):
     """Other bits: what it is pulled to is the checkpoint's weights."""
     pool(2).run(train_twice, workspace=workspace, folder=str(tmp_path), stages=[3], overrides=PULL)

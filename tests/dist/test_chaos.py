@@ -13,9 +13,10 @@ import pytest
 
 from tests.dist.blows import Kill
 from tests.dist.chaos import EVERY, LINES, Range
+from tests.dist.outside import NAMED
 from tests.dist.session import config_of
 from tests.dist.soak import Soak
-from tests.helpers.ranks import RankFailure
+from tests.helpers.ranks import ROOT, RankFailure
 from trainer.checkpoint.layout import step_dir, step_of
 from trainer.checkpoint.verify import newest_verified
 
@@ -88,6 +89,12 @@ def train_with_too_little_time(mesh: Any, workspace: str, run_dir: str, words: l
 
     saver.write_shards, loop.train_step = write, step
     training.run_training(config_of(workspace, run_dir, *LINES, *words))
+
+
+def test_what_the_attack_looks_for_is_what_a_run_says_of_a_rank_that_is_stopped():
+    """It had missed a new sentence: of eleven ranks that were stopped and named it called seven unnamed."""
+    said = "".join((ROOT / "trainer/dist" / name).read_text() for name in ("blame.py", "watch.py"))
+    assert all(f"}} {words}" in said for words in NAMED)
 
 
 def test_a_save_that_takes_longer_than_a_signal_leaves_time_for_is_as_if_it_had_not_begun(

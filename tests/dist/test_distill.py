@@ -284,7 +284,8 @@ def rows(run_dir: Path) -> dict[int, dict[str, float]]:
     return {r["step"]: {key: r[key] for key in KEYS} for r in records if "loss" in r}
 
 
-@pytest.mark.parametrize("cached", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [True, False])
 def test_a_resumed_run_is_bitwise_the_same_and_a_lost_cache_is_made_again(
     pool, workspace, data, cached, tmp_path
 ):

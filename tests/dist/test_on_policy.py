@@ -236,6 +236,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(pool, workspace, dat
         assert abs(record["divergence"]) < 1e-6 and record["grad_norm"] < 1e-6
 
 
+@pytest.mark.slow
 def test_adapters_learn_the_same_whatever_the_ranks_and_the_stage(pool, workspace, data, tmp_path):
     lora = ["tune.method=lora", "tune.r=4", "train.max_steps=3", "objective.distill.top=8"]
     arguments = {"workspace": workspace, "data": data}

@@ -160,6 +160,7 @@ def refusal(mesh: Any, workspace: str, data: str, run_dir: str, copy_from: str) 
     return "it went on"
 
 
+@pytest.mark.slow
 def test_a_run_whose_ratio_answers_to_the_kl_on_conversations_goes_on_bit_for_bit(
     pool, workspace, data, tmp_path
 ):

@@ -239,7 +239,8 @@ def rows(run_dir: Path) -> dict[int, dict[str, float]]:
     return {r["step"]: {key: r[key] for key in keys if key in r} for r in records if "loss" in r}
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [pytest.param(2, "fp32", marks=pytest.mark.slow), (3, "bf16")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "dtype"), [(2, "fp32"), (3, "bf16")])
 def test_a_resumed_run_is_bitwise_the_same_and_a_lost_reference_is_made_from_the_base_again(
     pool, workspace, data, stage, dtype, tmp_path
 ):

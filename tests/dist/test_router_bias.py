@@ -102,7 +102,8 @@ def test_a_step_that_fails_on_one_rank_moves_no_bias(
     assert before != first == second != third
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
 def test_biases_resume_bitwise_and_are_in_the_export(
     pool: Any,
     workspace: str,

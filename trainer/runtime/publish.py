@@ -35,9 +35,11 @@ TRIES = 20
 PRIVATE = 0o600
 """Mode of what was a temporary file, whatever the umask says."""
 _LEFTOVER = re.compile(
-    r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<machine>[0-9a-f]{12})-(?P<pid>[0-9]+)-(?P<started>[0-9]*)\.(?P<kind>tmp|old)",
+    r"\.(?P<name>.+)\.[0-9a-f]{12}"
+    r"(\.tmp|\.(?P<machine>[0-9a-f]{12})-(?P<pid>[0-9]+)-(?P<started>[0-9]*)\.(?P<kind>tmp|old))",
     re.DOTALL,
 )
+"""Folders, and files of `write_atomic`, which tell nothing of who made them: `.NAME.TOKEN.tmp`."""
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 

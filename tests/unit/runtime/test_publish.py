@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from tests.helpers.wait import LIMIT_S
 from tests.house.tree import ROOT
+from trainer.config.snapshot import write_atomic
 from trainer.runtime.publish import clear_leftovers, publish_folder, put_in_place, staged
 
 OLD = {"a": "old", "deep/b": "old too", "deep/only": "old"}
@@ -292,3 +293,23 @@ def test_no_file_of_safetensors_is_written_beside_a_folder_that_is_published():
         "trainer/export/merge.py",
         "trainer/export/weights.py",
     }
+
+
+def test_a_file_that_a_death_left_beside_its_place_goes_where_nobody_else_can_be_at_work(tmp_path):
+    """`write_atomic` dies between making `.latest.TOKEN.tmp` and its rename: a later start left it there for good."""
+    left = tmp_path / ".latest.0123456789ab.tmp"
+    left.write_text("step-00000006\n")
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == [left.name]  # it may be written this very moment
+    clear_leftovers(tmp_path, older_s=0)
+    assert names(tmp_path) == []
+
+
+def test_what_is_cleared_is_called_as_write_atomic_calls_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "replace", lambda self, target: os._exit(0))
+    process = get_context("fork").Process(target=write_atomic, args=(tmp_path / "latest", "step\n"))
+    process.start()
+    process.join(LIMIT_S)
+    assert len(names(tmp_path)) == 1
+    clear_leftovers(tmp_path, older_s=0)
+    assert names(tmp_path) == []
