@@ -141,5 +141,6 @@ def run_shape(config: RunConfig, num_ranks: int) -> RunShape:
         has_extra=bool(zero.extra),
         asks_base=config.replay.kl.beta > 0,
         distils=config.objective.kind is ObjectiveKind.distill,
+        asks_log_probs=config.objective.kind is ObjectiveKind.preference,
         holds_start=config.optim.base_decay > 0,
     )

@@ -17,6 +17,7 @@ from trainer.forecast.activations import (
     checkpoint_bytes,
     layer_backward_bytes,
     layer_bytes,
+    log_prob_bytes,
     mask_bytes,
     score_backward_bytes,
     score_bytes,
@@ -72,6 +73,8 @@ class RunShape:
     """Replay is compared with the base (`replay.kl.beta`)."""
     distils: bool = False
     """A teacher's top tokens are compared in the loss head (objective=distill)."""
+    asks_log_probs: bool = False
+    """The loss is of log-probabilities of answers (objective=preference), which take more of each logit."""
     holds_start: bool = False
     """What training began with is kept (`optim.base_decay`)."""
 
@@ -301,6 +304,8 @@ class _Head:
 
 def _head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
     """Return the bytes of the loss head (trainer/model/head/head.py), whose gradients are made in forward."""
+    if run.asks_log_probs:
+        return _log_prob_head(shape, run, weights)
     e, hidden = run.element_bytes, shape.hidden_size
     rows = min(run.loss_chunk_tokens, run.num_tokens)
     states = 2 * run.num_tokens * hidden * e  # its input and the gradient of it
@@ -312,3 +317,22 @@ def _head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
     cast = matrix * e if summed > matrix * e else 0
     # Stage 3 reduces the head's gradient into its partition at once.
     return _Head(states + logits + summed, states + summed + cast, states / 2 + matrix * e)
+
+
+def _log_prob_head(shape: DecoderShape, run: RunShape, weights: Weights) -> _Head:
+    """Return the bytes of log-probabilities (trainer/model/head/log_probs.py), were all tokens learnt.
+
+    A frozen matrix has the gradient of each log-probability made in forward, a copy as wide as the states, which is
+    weighed in float32 in backward. For one that trains logits are made a second time, in backward, beside the sum of
+    its gradient in float32, to which a chunk's own is added.
+    """
+    e, wide = run.element_bytes, run.num_tokens * shape.hidden_size
+    logits = min(run.loss_chunk_tokens, run.num_tokens) * shape.num_outputs
+    chunk = logits * log_prob_bytes(shape, e)
+    if not weights.is_full:
+        return _Head(
+            3 * wide * e + chunk, 8 * wide, wide * e
+        )  # 8: the copy, its product in float32, and that narrowed
+    matrix = shape.num_outputs * shape.hidden_size
+    in_backward = 2 * wide * e + 4 * matrix + max(chunk, (matrix + logits) * e)
+    return _Head(2 * wide * e + chunk, in_backward, wide * e + matrix * e)
