@@ -88,7 +88,7 @@ def _size(config: RunConfig, each: int) -> str:
         return f"{each} bytes a row"
     found = _counted(config)
     return f"{each} bytes a pair" + (
-        "" if found is None else f", {found[0] * each:,} for {many(found[0], 'pair')}"
+        "" if found is None else f", {found[0] * each:,} in all for {many(found[0], 'pair')}"
     )
 
 
