@@ -20,12 +20,12 @@ import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from pair_rows import read_rows
+from peer_versions import versions
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PACKAGES = ("trl", "transformers", "peft", "accelerate", "datasets", "torch", "flash-attn", "liger-kernel")
@@ -110,7 +110,7 @@ def read_record(out: Path) -> dict[str, Any]:
     if out.exists():
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
-    return {"rows": [], "versions": versions()}
+    return {"rows": [], "versions": versions(PACKAGES)}
 
 
 def tried(setting: Setting, num_steps: int, warmup: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -208,17 +208,6 @@ def measure(setting: Setting, num_steps: int, warmup: int, arguments: argparse.N
         "attention": getattr(trainer.model.config, "_attn_implementation", None),
     }
     trainer.accelerator.free_memory()
-    return found
-
-
-def versions() -> dict[str, str | None]:
-    """Return the versions of what ran."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
     return found
 
 

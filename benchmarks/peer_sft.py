@@ -14,9 +14,10 @@ import itertools
 import json
 import os
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from peer_versions import versions
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SEQ_LEN = 4096
@@ -74,7 +75,9 @@ def main() -> None:
         peft_config = None  # the model has its adapter now
         rows.append(row)
         if os.environ.get("RANK", "0") == "0":
-            arguments.out.write_text(json.dumps({"rows": rows, "versions": versions()}), encoding="utf-8")
+            arguments.out.write_text(
+                json.dumps({"rows": rows, "versions": versions(PACKAGES)}), encoding="utf-8"
+            )
 
 
 def whole_model(arguments: argparse.Namespace) -> tuple[str, Any, None]:
@@ -199,17 +202,6 @@ def measure(
     }
     print("RESULT", json.dumps(row), flush=True)
     return row, trainer.model
-
-
-def versions() -> dict[str, str | None]:
-    """Return the versions of what ran."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 if __name__ == "__main__":

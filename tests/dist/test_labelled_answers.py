@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,12 @@ def test_steps_of_labelled_answers_are_those_of_plain_torch_at_every_stage(
 
 
 def whole_run(mesh: Any, workspace: str, data: str, run_dir: str) -> None:
+    from trainer.command.evaluate import run_evaluation
     from trainer.run import training
 
     config = config_for(workspace, data, run_dir, "kto", "zero.stage=2", "log.every_steps=1")
     assert training.run_training(config).value == "finished"
+    assert run_evaluation(config)
 
 
 def test_a_run_of_labelled_answers_trains_saves_and_reports(pool, workspace, data, tmp_path):
@@ -203,13 +206,25 @@ def test_a_run_of_labelled_answers_trains_saves_and_reports(pool, workspace, dat
     assert {"reward_desirable", "reward_undesirable", "loss/text", "log_prob_desirable_token"} <= set(
         losses[-1]
     )
+    judged = json.loads((tmp_path / "evaluation.json").read_text())["answers"]["chat"]
+    for key, logged in (
+        ("loss", "eval_answer_loss/chat"),
+        ("point", "eval_reference_point"),
+        ("reward_desirable", "eval_reward_desirable/chat"),
+    ):
+        assert judged[key] == pytest.approx(evaluated[-1][logged], rel=1e-5), "after training as in it"
     sets = json.loads((tmp_path / "forgetting.json").read_text())["sets"]
     assert {one["name"]: one["num_documents"] for one in sets}["chat"] < 21, (
         "desirable answers of those held out"
     )
     assert (tmp_path / "report.html").is_file() and (tmp_path / "checkpoints" / "step-00000004").is_dir()
     log = (tmp_path / "logs" / "attempt-1" / "rank-0.log").read_text()
-    assert "KTO measures its point of reference on " in log
+    said = re.search(r"point of reference on (\d+) of \d+ answers, and on (\d+) of (\d+) held out", log)
+    assert (
+        int(said[1]) > 0
+        and 0 < int(said[2]) <= int(said[3]) == judged["num_desirable"] + judged["num_undesirable"]
+    )
+    assert f"Held-out answers of chat: loss {judged['loss']:.4f}, point of reference " in log
 
 
 def judged_after_training(mesh: Any, workspace: str, data: str, run_dir: str) -> list[dict[str, float]]:
@@ -260,6 +275,7 @@ def judged_after_training(mesh: Any, workspace: str, data: str, run_dir: str) ->
     found = float(np.mean(losses_A))
     wanted = {
         "eval_answer_loss/chat": found,
+        "eval_reference_point": point,
         "eval_reward_desirable/chat": BETA * float(liked.mean()),
         "eval_reward_undesirable/chat": BETA * float(other.mean()),
         "eval_mean": found + 0.5 * losses["text"],

@@ -28,10 +28,12 @@ from trainer.evaluate.record import BASE_FILE, FILE_NAME, ForgettingRecord, read
 from trainer.evaluate.tasks.scores import TaskScores
 from trainer.model.tune.prompt import virtual_off
 from trainer.objective.preference.judged import JudgedPairs
+from trainer.objective.preference.judged_answers import JudgedAnswers
 from trainer.report.announce import announce
 from trainer.run.asking import build_task_scores
 from trainer.run.conclusion import tell_trackers
 from trainer.run.evaluator import build_forgetting, replay_record, texts_of
+from trainer.run.held_out_answers import HeldOutAnswers, held_out_answers, told_answers
 from trainer.run.held_out_pairs import HeldOutPairs, held_out_pairs, told
 from trainer.run.proofs import prove_head
 from trainer.run.references import build_references
@@ -77,8 +79,9 @@ def _evaluate(session: Session) -> bool:
             task_scores.measure_base()  # the weights are the base's until the checkpoint is loaded
     references = build_references(session, session.mixing())
     pairs = held_out_pairs(session, None if references is None else references.validation)
+    preferred = pairs or held_out_answers(session, references)
     session.policy.engine.load(open_shards(folder))
-    _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores, pairs)
+    _evaluate_tuned(session, folder.name, read_state(folder / STATE), task_scores, preferred)
     if not config.gate.has_rules:
         return True
     passed: bool = mesh.from_first(lambda: gate_passes(config, folder.name))
@@ -137,16 +140,15 @@ def _evaluate_tuned(
     label: str,
     state: TrainState,
     task_scores: TaskScores | None,
-    pairs: HeldOutPairs | None,
+    preferred: HeldOutPairs | HeldOutAnswers | None,
 ) -> None:
     if (scored := scored_pairs(session)) is not None:
-        judged = scored.judge()
-        _show(session, label, {}, [], judged)
+        _show(session, label, {}, [], scored.judge())
         return
     found = held_out_losses(session.policy, session.held_out())
     tasks = task_scores.measure_tuned(state.step) if task_scores is not None else []
     losses = {name: pieces.mean for name, pieces in found.pieces.items()}
-    judged = {} if pairs is None else pairs.judge(found)
+    judged: Mapping[str, JudgedPairs | JudgedAnswers] = {} if preferred is None else preferred.judge(found)
     shown = [(compared.to_plain(), "tuned", "tuned_stderr") for compared in tasks]
     _show(session, label, losses, shown, judged)
     forgetting = build_forgetting(session)
@@ -162,15 +164,16 @@ def _show(
     label: str,
     losses: dict[str, float],
     scores: list[tuple[dict[str, Any], str, str]],
-    judged: Mapping[str, JudgedPairs] = MappingProxyType({}),
+    judged: Mapping[str, JudgedPairs | JudgedAnswers] = MappingProxyType({}),
 ) -> None:
-    """Print and keep losses, ranked pairs and task scores; a score has its keys of value and standard error."""
+    """Print and keep losses, judged pairs or answers, and task scores; a score has its keys of value and error."""
     if not session.mesh.is_first:
         return
     for name, loss in losses.items():
         print(f"{label}: held-out loss of {name}: {loss:.4f} nats", flush=True)
     for name, found in judged.items():
-        print(f"{label}: held-out pairs of {name}: {told(found)}", flush=True)
+        said = told(found) if isinstance(found, JudgedPairs) else told_answers(found)
+        print(f"{label}: held-out {_kind(found)} of {name}: {said}", flush=True)
     tasks: dict[str, dict[str, float | None]] = {}
     for score, value, stderr in scores:
         tasks.setdefault(score["task"], {})[score["metric"]] = score[value]
@@ -178,9 +181,13 @@ def _show(
         error = "" if score[stderr] is None else f" (standard error {score[stderr]:.4f})"
         print(f"{label}: {score['task']} {score['metric']}: {shown}{error}", flush=True)
     record: dict[str, Any] = {"checkpoint": label, "losses": losses, "tasks": tasks}
-    if judged:
-        record["pairs"] = {name: found.to_plain() for name, found in judged.items()}
+    for name, found in judged.items():
+        record.setdefault(_kind(found), {})[name] = found.to_plain()
     write_atomic(session.run_dir / "evaluation.json", json.dumps(record, indent=2) + "\n")
+
+
+def _kind(found: JudgedPairs | JudgedAnswers) -> str:
+    return "pairs" if isinstance(found, JudgedPairs) else "answers"
 
 
 def gate_passes(config: RunConfig, checkpoint: str) -> bool:

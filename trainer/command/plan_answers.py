@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from trainer.command.plan_time import Timing, num_steps_of
 from trainer.config.check_sharing import why_not_asked
 from trainer.config.data import Format
+from trainer.config.many import many
 from trainer.config.objective import ObjectiveKind
 from trainer.config.preference import PreferenceLoss
 from trainer.config.schema import RunConfig
@@ -51,7 +52,7 @@ def answer_notes(
     seconds = None if timing is None else _forward_s(shape, run, weights, timing) * (2 if is_kto else 1)
     yield (
         "Before the first step one forward pass asks the model about all answers that the run draws and those held out"
-        f"{twice}: their reference, kept in data.cache_dir, {each} bytes a {'pair' if options.is_paired else 'row'}. "
+        f"{twice}: their reference, kept in data.cache_dir, {_size(config, each)}. "
         f"{_how_long(config, seconds)} A run that finds them there asks about a few."
     )
     if is_kto:
@@ -78,6 +79,16 @@ def _of_pairs(config: RunConfig) -> str:
     return (
         "Rows are pairs, each a prompt with the chosen answer and, behind the same prompt, the rejected one. The "
         f"prompt is once among the tokens of a step, unless the start says otherwise of the model. {saved} {dropped}"
+    )
+
+
+def _size(config: RunConfig, each: int) -> str:
+    """Return what the reference takes: of a pair or a row, and of all pairs where they were counted."""
+    if not config.objective.preference.is_paired:
+        return f"{each} bytes a row"
+    found = _counted(config)
+    return f"{each} bytes a pair" + (
+        "" if found is None else f", {found[0] * each:,} in all for {many(found[0], 'pair')}"
     )
 
 

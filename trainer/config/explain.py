@@ -49,6 +49,7 @@ _WRONG = (
 )
 _NULL = re.compile(r"[Ff]ield '.*' is not Optional|Incompatible value 'None' for field of type")
 _CHOICE = re.compile(r"Invalid value '(?P<value>.*)', expected one of \[(?P<words>.*)\]")
+_SEVERAL = re.compile(r"Value (?P<value>.*) \(\w+\) is not a valid input for <enum")
 MAX_NEAR = 4
 """Options that are named where several are as like the one asked for."""
 MAX_LISTED = 12
@@ -80,6 +81,10 @@ def wrong_value(key: str, message: str, given: str | None) -> str | None:
             f"`{key}` must be one of {choice['words']}, but is '{choice['value']}' instead."
             f"{f' Did you mean `{meant}`?' if meant else nearest(choice['value'], words) or _usual(key)}"
         )
+    if (several := _SEVERAL.search(message)) is not None:
+        field = find_field(re.sub(r"\[\d+\]$", "", key))
+        kind = "one value" if field is None else field.kind
+        return f"`{key}` must be {kind}, but is {several['value']} instead.{_usual(key)}"
     for pattern, rule in _WRONG:
         found = pattern.search(message)
         if found is None:

@@ -55,13 +55,12 @@ def model_inputs(
                 batch.cu_seq_lens, batch.prefixes_S, batch.firsts_S, lambda numbers: moved(numbers, device)
             )
     else:
-        mask = block_mask(move(segments, device))
+        on_device_BT = move(segments, device)
+        mask = block_mask(on_device_BT)
         if batch.shares_prompts:
             of_segment = (batch.firsts_S[batch.segments_BT], batch.prefixes_S[batch.segments_BT])
-            seen = (
-                moved(numbers, device) for numbers in (batch.segments_BT, batch.positions_BT, *of_segment)
-            )
-            mask = with_prefixes(mask, *seen)
+            first_BT, prefix_BT = (moved(numbers, device) for numbers in of_segment)
+            mask = with_prefixes(mask, on_device_BT, inputs["position_ids"], first_BT, prefix_BT)
         inputs["attention_mask"] = mask
     if carries:
         inputs["seq_idx"] = move(segments.int(), device)

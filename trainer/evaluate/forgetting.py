@@ -257,7 +257,9 @@ def prompts_for_kl(data: DataConfig, max_packs: int, texts: Texts, pad_id: int) 
         if data.sources[name].role is Role.target
     }
     if texts.tokenizer.has_chat_template:
-        chosen[CHAT_PROMPTS] = ChatPrompts(texts.tokenizer, data.seq_len)
+        chosen[CHAT_PROMPTS] = prompts = ChatPrompts(texts.tokenizer, data.seq_len)
+        if prompts.left_out is not None:
+            _LOG.warning("KL to the base on %s is of %s.", CHAT_PROMPTS, prompts.left_out)
     return HeldOut(
         names=list(chosen),
         stores=list(chosen.values()),

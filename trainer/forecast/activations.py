@@ -84,3 +84,14 @@ def bend_bytes(shape: DecoderShape, element_bytes: int) -> int:
     if shape.caps_logits:
         return 4 * 4
     return (2 * 4 + (element_bytes if element_bytes < 4 else 0)) if shape.scales_logits else 0
+
+
+def log_prob_bytes(shape: DecoderShape, element_bytes: int) -> int:
+    """Return the most bytes of each logit of a chunk whose log-probabilities are taken: no kernel writes over them.
+
+    The logits, their copy in float32 and its log-softmax, 2 + 4 + 4; in float32 there is no copy, and a cap takes two
+    more meanwhile. Counted in the code (trainer/model/head/log_probs.py); an H200 with LoRA of an 8B agrees.
+    """
+    if element_bytes < 4:
+        return element_bytes + 2 * 4
+    return 4 * 4 if shape.caps_logits else 2 * 4

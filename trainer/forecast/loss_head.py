@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trainer.forecast.activations import bend_bytes
+from trainer.forecast.activations import bend_bytes, log_prob_bytes
 from trainer.forecast.shapes import DecoderShape
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class HeadBytes:
 
 def head_bytes(shape: DecoderShape, run: RunShape, weights: Weights) -> HeadBytes:
     """Return the bytes of the loss head (model/head/head.py), whose gradients are made in forward."""
-    if run.asks_log_probs and shape.num_scores is None:
-        return _asked(shape, run, weights)
+    if run.asks_log_probs:
+        return _log_prob_head(shape, run, weights)
     e, hidden = run.element_bytes, shape.hidden_size
     rows = min(run.loss_chunk_tokens, run.num_tokens)
     states = 2 * run.num_tokens * hidden * e  # its input and the gradient of it
@@ -42,21 +42,19 @@ def head_bytes(shape: DecoderShape, run: RunShape, weights: Weights) -> HeadByte
     return HeadBytes(states + logits + summed, states + summed + cast, states / 2 + matrix * e)
 
 
-def _asked(shape: DecoderShape, run: RunShape, weights: Weights) -> HeadBytes:
-    """Return the bytes of a head that gives log-probabilities with a gradient (model/head/log_probs.py).
+def _log_prob_head(shape: DecoderShape, run: RunShape, weights: Weights) -> HeadBytes:
+    """Return the bytes of log-probabilities (model/head/log_probs.py), were all tokens learnt.
 
-    As if all tokens were those of answers: how many of a pack are, its pairs decide, and a chunk is full of them or
-    not. torch takes the logarithm of logits in bf16 from a copy in float32 (aten/native/SoftMax.cpp has another way
-    for fp16 alone), so both are there at once; then their gradient beside the logits, and that rounded. A frozen head
-    makes the gradient in forward and keeps it, one that trains makes all of it again in backward, with a product of
-    the size of its weights beside their sum in float32.
+    How many of a pack are answers its pairs decide. A frozen matrix has the gradient of each log-probability made in
+    forward, a copy as wide as the states, which is weighed in float32 in backward. For one that trains logits are made
+    a second time, in backward, beside the sum of its gradient in float32, to which a chunk's own is added.
     """
-    e, hidden = run.element_bytes, shape.hidden_size
-    rows = min(run.loss_chunk_tokens, run.num_tokens)
-    states = 2 * run.num_tokens * hidden * e  # its input, and the gradient of that
-    copied = 4 if e < 4 else 0
-    logits = rows * shape.num_outputs * (e + copied + 4)
+    e, wide = run.element_bytes, run.num_tokens * shape.hidden_size
+    logits = min(run.loss_chunk_tokens, run.num_tokens) * shape.num_outputs
+    chunk = logits * log_prob_bytes(shape, e)
     if not weights.is_full:
-        return HeadBytes(states + logits, 1.5 * states, states / 2)
-    matrix = shape.num_outputs * hidden
-    return HeadBytes(states + logits, states + logits + matrix * (4 + e), states / 2 + matrix * e)
+        # 8: the copy, its product in float32, and that narrowed.
+        return HeadBytes(3 * wide * e + chunk, 8 * wide, wide * e)
+    matrix = shape.num_outputs * shape.hidden_size
+    in_backward = 2 * wide * e + 4 * matrix + max(chunk, (matrix + logits) * e)
+    return HeadBytes(2 * wide * e + chunk, in_backward, wide * e + matrix * e)

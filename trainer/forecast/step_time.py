@@ -26,6 +26,9 @@ _FORWARD = 1 / 3
 _UNFUSED = 1.8
 """Times that traffic without Liger's norms and gated MLPs."""
 _LOGITS_PASSES = 5.0
+_LOG_PROB_PASSES = {False: 22.0, True: 37.0}
+"""Those of log-probabilities, which have no kernel of their own: with a frozen output layer, and with one that trains,
+whose logits are made twice. Counted in the code (trainer/model/head/log_probs.py), two bytes each, and not measured."""
 _ADAPTER_PASSES = 1.0
 """Elements of a linear layer's input and output that its adapter moves, fused into the layer."""
 _OPTIMIZER_BYTES = {False: 172.0, True: 30.0}
@@ -123,11 +126,18 @@ def step_time(
     # A frozen weight has no gradient; that of its input is made all the same.
     passes = 6 if weights.is_full else 4
     flops = tokens * (passes * (in_layers + head) + 2 * again * in_layers)
+    if run.asks_log_probs and weights.is_full:
+        flops += 2 * head * tokens  # logits are made again in backward
     pairs = 6 * mean_len * shape.q_dim * shape.num_layers * tokens * (1 + _FORWARD * again)
     wide, narrow = _LAYER_PASSES
     moved = 2 * shape.num_layers * tokens * (wide * shape.hidden_size + narrow * shape.ffn_width)
     moved *= (1 + _FORWARD * again) * (1 if run.is_fused else _UNFUSED)
-    moved += _LOGITS_PASSES * 2 * shape.num_outputs * tokens
+    moved += (
+        (_LOG_PROB_PASSES[weights.is_full] if run.asks_log_probs else _LOGITS_PASSES)
+        * 2
+        * shape.num_outputs
+        * tokens
+    )
     if weights.is_full:
         moved += 8 * head * tokens / max(run.loss_chunk_tokens, 1)
     if weights.adapter_width:

@@ -14,7 +14,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from trainer.config.metric import ACCURACY
+from trainer.config.metric import ACCURACY, ANSWER_LOSS, POINT
 from trainer.metrics.sink import Record, Value
 from trainer.runtime.say import say
 
@@ -111,6 +111,12 @@ def evaluation_line(step: int, record: Record) -> str:
         if key.startswith(f"{ACCURACY}/") and (name := key.removeprefix(f"{ACCURACY}/"))
     }
     shown = [f"{name}: {said}" for name, said in right.items()]
+    prefix = f"{ANSWER_LOSS}/"
+    for key, loss in record.items():
+        if key.startswith(prefix):
+            shown.append(f"{key.removeprefix(prefix)}: loss of answers {float(loss):.4f}")
+    if POINT in record:
+        shown.append(f"point of reference {float(record[POINT]):.3g}")
     text = _join([f"step {step} held-out"], _by_source(record, "eval/", _SOURCE_CHARS, 4), shown)
     return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="    "))
 
@@ -146,7 +152,7 @@ def _ways_to_show(record: Record) -> Iterator[list[str]]:
 
 
 def _parts_of(record: Record) -> list[str]:
-    """Return the parts of a loss, where it has several, and how pairs are ranked."""
+    """Return the parts of a loss, where it has several, how pairs are ranked, and the point of KTO."""
     has_parts = "nll_chosen" in record or any(key.startswith("loss/") for key in record)
     parts = {key: short for key, short in _PARTS.items() if key in record and has_parts}
     shown = [f"{short} {float(record[key]):.3g}" for key, short in parts.items()]
@@ -154,6 +160,8 @@ def _parts_of(record: Record) -> list[str]:
         shown.append(f"right {100 * float(record['preference_accuracy']):.0f}%")
     if "reward_margin" in record:
         shown.append(f"margin {float(record['reward_margin']):+.2g}")
+    if "reference_point" in record:
+        shown.append(f"point {float(record['reference_point']):.3g}")
     return shown
 
 

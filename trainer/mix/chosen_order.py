@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 
 from trainer.data.pack.refs import PackRef
 from trainer.data.types import Bools
@@ -22,19 +22,9 @@ class ChosenOrder(PoolOrder):
     draws earlier packs.
     """
 
-    def __init__(
-        self,
-        name: str,
-        sources: Sequence[int],
-        targets: Sequence[npt.NDArray[np.int32]],
-        seed: int,
-        shuffle: bool,
-    ) -> None:
-        """Begin without a decision."""
-        super().__init__(name, sources, targets, seed, shuffle)
-        self._choices: tuple[list[int], list[Choice]] = ([], [])
-        """Where they begin, ascending, and they themselves: one attribute, so that no thread sees half of a change."""
-        self._passes: dict[int, _Pass] = {}
+    _choices: tuple[Sequence[int], Sequence[Choice]] = ((), ())
+    """Where they begin, ascending, and they themselves: one attribute, so that no thread sees half of a change."""
+    _passes: Mapping[int, _Pass] = MappingProxyType({})
 
     def choose(self, choices: Sequence[Choice], is_anew: bool) -> None:
         """Take all decisions so far, in their order.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -23,23 +24,47 @@ Attend = Callable[..., Any]
 """An attention of transformers: takes queries, keys and values [B, heads, T, size]; gives [B, T, heads, size]."""
 
 
-class AroundAttention(Protocol):
-    """Something that is done around every call of attention of a pass."""
+@dataclass(slots=True)
+class AttentionCall:
+    """A call of an attention as a layer makes it."""
 
-    num_calls: int
-    """Calls so far."""
+    attend: Attend
+    module: Any
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    others: tuple[Any, ...]
+    options: dict[str, Any]
 
-    def attend(
-        self,
+    @classmethod
+    def of(
+        cls,
         attend: Attend,
         module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
-        *args: Any,
+        *others: Any,
         **options: Any,
-    ) -> Any:
+    ) -> AttentionCall:
+        """Take what a layer gives, by place or by name."""
+        return cls(attend, module, query, key, value, attention_mask, others, options)
+
+    def answered(self) -> Any:
+        """Call attention."""
+        states = self.query, self.key, self.value
+        return self.attend(self.module, *states, self.mask, *self.others, **self.options)
+
+
+class AroundAttention(Protocol):
+    """Something that is done around every call of attention of a pass."""
+
+    num_calls: int
+    """Calls so far."""
+
+    def attend(self, call: AttentionCall) -> Any:
         """Call attention, and return what it returns.
 
         Raises:
@@ -58,7 +83,7 @@ def told(attend: Attend) -> Attend:
         around: AroundAttention | None = options.pop(ARGUMENT, None)
         if around is None:
             return attend(*args, **options)
-        return around.attend(attend, *args, **options)
+        return around.attend(AttentionCall.of(attend, *args, **options))
 
     return attend_told
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from trainer.config.check_sharing import KEY
-from trainer.model.around_attention import Attend
+from trainer.model.around_attention import AttentionCall
 
 Numbers = npt.NDArray[Any]
 
@@ -41,23 +41,12 @@ class SharedPrompts:
     """Keys of the segment that has most."""
     num_calls: int = 0
 
-    def attend(
-        self,
-        attend: Attend,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
+    def attend(self, call: AttentionCall) -> Any:
         """Call attention with all keys of each segment. Takes one row of all packs, [1, heads, N, size]."""
         self.num_calls += 1
-        options |= {"cu_seq_lens_k": self.boundaries, "max_length_k": self.most}
-        return attend(
-            module, query, self.with_prompts(key), self.with_prompts(value), attention_mask, *args, **options
-        )
+        call.options |= {"cu_seq_lens_k": self.boundaries, "max_length_k": self.most}
+        call.key, call.value = self.with_prompts(call.key), self.with_prompts(call.value)
+        return call.answered()
 
     def with_prompts(self, states: Tensor) -> Tensor:
         """Return keys or values [1, heads, M, size] of those of the rows [1, heads, N, size]. Differentiable."""

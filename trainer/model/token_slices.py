@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.config.check_sequence import KEY, head_problems
 from trainer.dist.mesh import Axis
 from trainer.errors import ConfigError, ModelError
-from trainer.model.around_attention import Attend
+from trainer.model.around_attention import AttentionCall
 from trainer.model.carry import why_in_rows
 
 
@@ -37,37 +37,31 @@ class TokenSlices:
     """Of torch.distributed; its ranks in the order of the axis."""
     num_calls: int = 0
 
-    def attend(
-        self,
-        attend: Attend,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
+    def attend(self, call: AttentionCall) -> Any:
         """Call attention on whole packs with this rank's heads, and return this rank's tokens of all heads.
 
         Takes queries, keys and values [B, heads, T / ranks, size]; gives [B, T / ranks, heads, size]. Where the ranks
         do not divide the heads of keys, those are repeated, as few times as need be.
         """
-        if options.get("s_aux") is not None or options.get("position_bias") is not None:
+        if call.options.get("s_aux") is not None or call.options.get("position_bias") is not None:
             raise ModelError(
                 f"`{KEY}` must be 1 for a model with a number of its own for each head of attention (sinks, biases), "
                 f"but is {self.axis.size} instead. Set {KEY}=1."
             )
         self.num_calls += 1
         # Those of the slice; the mask or the boundaries tell of documents.
-        options.pop("position_ids", None)
-        num_ranks = self.axis.size
-        repeats = num_ranks // math.gcd(num_ranks, key.shape[1])
+        call.options.pop("position_ids", None)
+        num_ranks, num_keys = self.axis.size, call.key.shape[1]
+        repeats = num_ranks // math.gcd(num_ranks, num_keys)
         if repeats > 1:
-            module = _Regrouped(module, query.shape[1] // (key.shape[1] * repeats))
-            key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
-        query, key, value = (self.exchanged(tensor, cut=1, join=2) for tensor in (query, key, value))
-        outcome, weights = attend(module, query, key, value, attention_mask, *args, **options)
+            call.module = _Regrouped(call.module, call.query.shape[1] // (num_keys * repeats))
+            call.key, call.value = (
+                tensor.repeat_interleave(repeats, dim=1) for tensor in (call.key, call.value)
+            )
+        call.query, call.key, call.value = (
+            self.exchanged(tensor, cut=1, join=2) for tensor in (call.query, call.key, call.value)
+        )
+        outcome, weights = call.answered()
         return self.exchanged(outcome, cut=1, join=2), weights
 
     def refusal(self, model_type: str, num_missed: int, num_layers: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config.metric import ANSWER_LOSS
+from trainer.config.metric import ANSWER_LOSS, POINT
 from trainer.config.objective import ObjectiveKind
 from trainer.config.preference import PreferenceConfig, PreferenceLoss
 from trainer.data.pack.mismatched import MismatchedSplit
@@ -103,6 +103,7 @@ class HeldOutAnswers:
                 by_source(ANSWER_LOSS, name): found.loss,
                 by_source("eval_reward_desirable", name): found.reward_desirable,
                 by_source("eval_reward_undesirable", name): found.reward_undesirable,
+                POINT: found.point,
             }
         return {key: value for key, value in record.items() if value is not None}
 
@@ -110,15 +111,21 @@ class HeldOutAnswers:
 def tell_answers(judged: Mapping[str, JudgedAnswers]) -> None:
     """Say in a line a source what the loss is, and how rewards differ by label."""
     for name, found in judged.items():
-        rewards = [
-            f"{reward:+.4g} in the mean of {count} {side}"
-            for reward, count, side in (
-                (found.reward_desirable, found.num_desirable, "desirable"),
-                (found.reward_undesirable, found.num_undesirable, "undesirable"),
-            )
-            if reward is not None
-        ]
-        _LOG.info("Held-out answers of %s: loss %.4f; rewards %s.", name, found.loss, ", ".join(rewards))
+        _LOG.info("Held-out answers of %s: %s", name, told_answers(found))
+
+
+def told_answers(found: JudgedAnswers) -> str:
+    """Return in words the loss of answers, the point that it measures from, and how rewards differ by label."""
+    rewards = [
+        f"{reward:+.4g} in the mean of {count} {side}"
+        for reward, count, side in (
+            (found.reward_desirable, found.num_desirable, "desirable"),
+            (found.reward_undesirable, found.num_undesirable, "undesirable"),
+        )
+        if reward is not None
+    ]
+    point = "" if found.point is None else f", point of reference {found.point:.4g} nats"
+    return f"loss {found.loss:.4f}{point}; rewards {', '.join(rewards)}."
 
 
 def held_out_answers(session: Session, references: RunReferences | None) -> HeldOutAnswers | None:

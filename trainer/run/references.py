@@ -25,6 +25,8 @@ from trainer.teacher.answer_sums import AnswerPacks, AnswerSums
 from trainer.teacher.start_answers import AnswerQuestion, open_answer_sums
 
 _LOG = logging.getLogger(__name__)
+_Split = tuple[SplitStore, Int64s]
+"""A split and the packs of it that are asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,9 @@ def build_references(session: Session, mixing: Mixing) -> RunReferences | None:
     ]
     strange = strange_splits([store.train for store in stores])
     if options.loss is PreferenceLoss.kto:
-        splits.append(AnswerPacks(strange, to_draw))
-        splits.append(AnswerPacks(strange_splits([store.validation for store in stores]), held_out))
+        strange_held_out = strange_splits([store.validation for store in stores])
+        splits += [AnswerPacks(strange, to_draw), AnswerPacks(strange_held_out, held_out)]
+        _say_how_strange(_drawn(strange, to_draw), _drawn(strange_held_out, held_out))
     question = AnswerQuestion(
         splits=splits,
         model=shaping(session),
@@ -76,8 +79,11 @@ def build_references(session: Session, mixing: Mixing) -> RunReferences | None:
     train, validation, *rest = open_answer_sums(session.policy, question, config.data.cache_dir, session.heed)
     if not rest:
         return RunReferences(train, validation)
-    _say_how_strange(strange, to_draw)
     return RunReferences(train, validation, _Strangers(strange, rest[0], session.pad_id), rest[1])
+
+
+def _drawn(stores: Sequence[SplitStore], packs: Mapping[int, Int64s]) -> list[_Split]:
+    return [(stores[source], drawn) for source, drawn in packs.items()]
 
 
 def strange_splits(stores: Sequence[SplitStore]) -> list[SplitStore]:
@@ -106,19 +112,13 @@ class _Strangers:
         return Mismatched(micro, self.sums.of(refs), np.concatenate(found))
 
 
-def _say_how_strange(stores: Sequence[SplitStore], packs: Mapping[int, Int64s]) -> None:
+def _say_how_strange(stores: Sequence[_Split], held_out: Sequence[_Split]) -> None:
     """Say how many answers the point of KTO is measured on.
 
     Raises:
-        DataError: There are none.
+        DataError: There are none to train on.
     """
-    strange = [
-        store.is_strange(pack)
-        for source, drawn in packs.items()
-        if isinstance(store := stores[source], MismatchedSplit)
-        for pack in drawn.tolist()
-    ]
-    num_all, num_strange = sum(map(len, strange)), sum(int(found.sum()) for found in strange)
+    num_strange, num_all = _count_strange(stores)
     if not num_strange:
         raise DataError(
             "`data.seq_len` must leave room for two answers to different prompts in a pack, on which KTO measures its "
@@ -126,10 +126,23 @@ def _say_how_strange(stores: Sequence[SplitStore], packs: Mapping[int, Int64s]) 
             "objective=apo_zero_unpaired."
         )
     _LOG.info(
-        "KTO measures its point of reference on %d of %d answers, each behind the prompt of another in its pack.",
+        "KTO measures its point of reference on %d of %d answers, and on %d of %d held out, each behind the prompt of "
+        "another in its pack.",
         num_strange,
         num_all,
+        *_count_strange(held_out),
     )
+
+
+def _count_strange(splits: Sequence[_Split]) -> tuple[int, int]:
+    """Return how many answers of some packs come behind the prompt of another, and how many there are."""
+    strange = [
+        store.is_strange(pack)
+        for store, packs in splits
+        if isinstance(store, MismatchedSplit)
+        for pack in packs.tolist()
+    ]
+    return sum(int(found.sum()) for found in strange), sum(map(len, strange))
 
 
 def shaping(session: Session) -> dict[str, object]:

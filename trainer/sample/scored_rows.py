@@ -107,9 +107,8 @@ def row_to_score(
         answers, format_ = (row["completion"],), Format.unpaired
         given = [{"prompt": prompt, "completion": row["completion"], "label": True}]
     else:
-        raise DataError(
-            f"`{KEY}` must hold rows of {KINDS}, but {path}:{number} has {sorted(row)}. Mend that line."
-        )
+        has = sorted(row) if several is None else f"{several!r:.60} where a list of answers belongs"
+        raise DataError(f"`{KEY}` must hold rows of {KINDS}, but {path}:{number} has {has}. Mend that line.")
     source = SourceConfig(format=format_, as_chat=as_chat)
     tokens: list[tuple[int, ...]] = []
     learnt: list[int] = []

@@ -315,6 +315,13 @@ def test_a_misspelt_choice_lists_the_allowed_ones(refuse, override, allowed):
     assert said.startswith(f"`{key}` must be one of {allowed}, but is '{value}' instead.")
 
 
+@pytest.mark.parametrize(("given", "shown"), [("[dpo,ipo]", "['dpo', 'ipo']"), ("{dpo:1}", "{'dpo': 1}")])
+def test_several_values_for_a_choice_are_told_that_it_is_one_of_them(refuse, given, shown):
+    said = refuse("train", f"objective.preference.loss={given}")
+    assert "`objective.preference.loss` must be one of dpo, conservative, " in said
+    assert f", but is {shown} instead. Set objective.preference.loss=dpo, or leave it out." in said
+
+
 def test_a_misspelt_word_of_a_list_is_told_with_the_nearest(refuse):
     said = refuse("train", *CORPUS, "log.trackers=[wnadb]")
     assert (

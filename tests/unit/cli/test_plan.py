@@ -197,6 +197,23 @@ def test_a_run_of_preferences_is_told_what_its_rows_are_and_what_is_asked_before
     )
 
 
+def test_tokens_that_sharing_saves_and_the_bytes_of_the_reference_are_those_of_prepared_pairs(
+    plan, monkeypatch
+):
+    """60 pairs of 2,994 tokens and 1,556 shared: 49.9 and 4,550 / 60 = 75.8, 4,550 / 2,994 = 1.52; 16 x 60 = 960."""
+
+    def counts(name, source, data):
+        return (60, 2_994, 1_556) if data.share_prompts else None
+
+    monkeypatch.setattr("trainer.command.plan_answers.shared_counts", counts)
+    dpo = of_answers(plan, "preference", "dpo")
+    assert "a pair has 49.9 tokens; as two documents it would have 75.8, 1.52 times as many." in dpo
+    assert "16 bytes a pair, 960 in all for 60 pairs." in dpo
+    monkeypatch.setattr("trainer.command.plan_answers.shared_counts", lambda *_: (1, 10, 2))
+    assert "16 bytes a pair, 16 in all for 1 pair." in of_answers(plan, "preference", "dpo")
+    assert "in all" not in of_answers(plan, "unpaired", "kto")
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_every_way_that_is_listed_fits(plan, place):
     words = ["recipe=full_finetune", "model=llama3_1_70b", "plan.gpu_gib=80", "cluster.ranks_per_node=1"]

@@ -8,7 +8,6 @@ from tests.house.tree import ROOT
 from trainer.command.counted import find_shape, run_shape, tuned_weights
 from trainer.command.fitting import fitted
 from trainer.config.store import compose_config
-from trainer.forecast.loss_head import head_bytes
 from trainer.forecast.memory import forecast
 
 H200_GIB = 139.8
@@ -48,24 +47,6 @@ def test_pairs_take_what_was_measured_with_prompts_shared_or_not():
         found = forecast_of(record, result)
         assert found == pytest.approx(result["memory_gib"], rel=0.03)
         assert found == pytest.approx(result["plan_gib"], abs=0.06)  # what the page says
-
-
-def test_a_head_that_gives_log_probabilities_is_counted_by_hand():
-    """2 packs of 4,096 tokens, chunks of 4,096 rows, 128,256 logits of 10 bytes: bf16, a float32 copy, its log."""
-    words = ["zero=zero1", "data.seq_len=4096", "train.micro_batch_size=2"]
-    words += ["train.global_batch_tokens=8192", "model.checkpoint_layers=0", "zero.dtype=bf16"]
-    words += [f"model.path={ROOT / 'benchmarks/shapes/llama3_8b'}", "run_dir=/nowhere"]
-    found = {}
-    for tune, recipe in (("lora", "preference_lora"), ("full", "dpo")):
-        config = fitted(
-            compose_config([f"recipe={recipe}", *words]), 1, can_load=True, here_gib=H200_GIB
-        ).config
-        shape = find_shape(config.model)[0]
-        found[tune] = head_bytes(shape, run_shape(config, 1), tuned_weights(config, shape))
-    states, logits, matrix = 2 * 8192 * 4096 * 2, 4096 * 128256 * 10, 128256 * 4096
-    assert found["lora"].in_forward == states + logits and found["lora"].in_backward == 1.5 * states
-    # A head that trains makes its logits again, with a product of its size in bf16 and their sum in float32.
-    assert found["full"].in_backward == states + logits + matrix * (2 + 4)
 
 
 @pytest.mark.parametrize("word", ["zero=zero3", "zero.expert_parallel=2"])

@@ -165,3 +165,14 @@ def test_an_evaluation_says_how_many_pairs_are_ranked_right() -> None:
 def test_sampled_answers_stand_behind_the_losses() -> None:
     record = {"loss": 1.25, "answer_tokens": 37.4, "answers_ended": 0.625}
     assert training_line(1, 3, record) == "1/3 loss 1.2500 answers 37 tok, 62% ended"
+
+
+def test_the_loss_of_held_out_answers_and_the_point_of_reference_are_on_the_line() -> None:
+    """In a run of KTO the line had the cross-entropy of desirable answers alone, which is not minimised."""
+    found = {"eval/ours": 3.5, "eval_answer_loss/ours": 0.48711, "eval_answer_loss/theirs": 0.5}
+    assert evaluation_line(3, {**found, "eval_reference_point": 0.12345}) == (
+        "step 3 held-out ours 3.5000 ours: loss of answers 0.4871 theirs: loss of answers 0.5000 point of reference "
+        "0.123"
+    )
+    assert "point" not in evaluation_line(3, {**found})
+    assert training_line(1, 3, {"loss": 0.5, "reference_point": 0.1}) == "1/3 loss 0.5000 point 0.1"

@@ -101,3 +101,10 @@ def test_the_product_for_a_score_is_in_float32_and_what_has_no_tokens_has_no_sco
 def test_a_row_that_holds_no_answer_is_named_with_its_line(tmp_path, tokenizer, row):
     with pytest.raises(DataError, match=r"`evaluate\.scores\.file` must hold .*rows\.jsonl:1"):
         read(tmp_path, [row], tokenizer)
+
+
+@pytest.mark.parametrize(("answers", "shown"), [([], r"\[\]"), ("yes", "'yes'")])
+def test_answers_that_are_no_list_or_an_empty_one_are_shown(tmp_path, tokenizer, answers, shown):
+    """It said that the row had `answers`, which is what it asks for."""
+    with pytest.raises(DataError, match=rf"rows\.jsonl:1 has {shown} where a list of answers belongs"):
+        read(tmp_path, [{"prompt": "a?", "answers": answers}], tokenizer)

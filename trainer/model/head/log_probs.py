@@ -56,12 +56,8 @@ class ChunkedLogProbs(torch.autograd.Function):
         log_probs_S = torch.empty(len(hidden_SH), dtype=working_type(hidden_SH), device=hidden_SH.device)
         units_SH = torch.empty_like(hidden_SH) if needs_hidden and ctx.is_frozen else None
         for part in _chunks(len(hidden_SH), chunk_tokens):
-            logits_CV, log_probs_CV = _log_softmax(output, hidden_SH[part])
-            targets_C1 = targets_S[part, None]
-            log_probs_S[part] = log_probs_CV.gather(1, targets_C1)[:, 0]
-            if units_SH is not None:
-                grad_CV = bend.back_(_unit_gradient(log_probs_CV, targets_C1), logits_CV)
-                torch.mm(grad_CV.to(hidden_SH.dtype), weight_VH, out=units_SH[part])
+            into = None if units_SH is None else units_SH[part]
+            log_probs_S[part] = _take(output, hidden_SH[part], targets_S[part, None], into)
         ctx.chunk_tokens, ctx.bend = chunk_tokens, bend
         kept = (units_SH,) if ctx.is_frozen else (hidden_SH, weight_VH, bias_V, targets_S)
         ctx.save_for_backward(*kept)
@@ -83,16 +79,13 @@ class ChunkedLogProbs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VH, dtype=total) if needs_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=total) if needs_bias and bias_V is not None else None
         for part in _chunks(len(hidden_SH), ctx.chunk_tokens):
-            logits_CV, log_probs_CV = _log_softmax(output, hidden_SH[part])
-            grad_CV = _unit_gradient(log_probs_CV, targets_S[part, None]).mul_(weights_S1[part])
-            ctx.bend.back_(grad_CV, logits_CV)
-            if grad_bias is not None:
-                grad_bias += grad_CV.sum(0)
-            narrow_CV = grad_CV.to(hidden_SH.dtype)
+            hidden_CH, weights_C1 = hidden_SH[part], weights_S1[part]
+            narrow_CV = _weighed(output, hidden_CH, targets_S[part, None], weights_C1, grad_bias)
             if grad_hidden is not None:
                 torch.mm(narrow_CV, weight_VH, out=grad_hidden[part])
             if grad_weight is not None:
-                grad_weight += torch.mm(narrow_CV.t(), hidden_SH[part])
+                grad_weight += torch.mm(narrow_CV.t(), hidden_CH)
+            del narrow_CV  # before the next chunk is made
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight_VH.dtype),
@@ -105,6 +98,28 @@ class ChunkedLogProbs(torch.autograd.Function):
 
 def _chunks(num_rows: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, num_rows, size)]
+
+
+def _take(output: Output, hidden_CH: Tensor, targets_C1: Tensor, into_CH: Tensor | None) -> Tensor:
+    """Return log p [C] of a chunk, and write the gradient of each where one is asked for; nothing else outlives it."""
+    logits_CV, log_probs_CV = _log_softmax(output, hidden_CH)
+    found = log_probs_CV.gather(1, targets_C1)[:, 0]
+    if into_CH is not None:
+        grad_CV = output.bend.back_(_unit_gradient(log_probs_CV, targets_C1), logits_CV)
+        torch.mm(grad_CV.to(hidden_CH.dtype), output.weight_VH, out=into_CH)
+    return found
+
+
+def _weighed(
+    output: Output, hidden_CH: Tensor, targets_C1: Tensor, weights_C1: Tensor, grad_bias: Tensor | None
+) -> Tensor:
+    """Return the weighed gradient of a chunk's logits [C, V] in the model's type; adds that of the bias."""
+    logits_CV, log_probs_CV = _log_softmax(output, hidden_CH)
+    grad_CV = _unit_gradient(log_probs_CV, targets_C1).mul_(weights_C1)
+    grad_CV = output.bend.back_(grad_CV, logits_CV)
+    if grad_bias is not None:
+        grad_bias += grad_CV.sum(0)
+    return grad_CV.to(hidden_CH.dtype)
 
 
 def _log_softmax(output: Output, hidden_CH: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,13 @@ Shapes: A answers.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from trainer.config.preference import PreferenceConfig
+from trainer.config.preference import PreferenceConfig, PreferenceLoss
 from trainer.objective.preference.answer_losses import answer_losses
 
 
@@ -24,11 +26,17 @@ class JudgedAnswers:
     reward_undesirable: float | None
     num_desirable: int
     num_undesirable: int
+    point: float | None
+    """Of KTO, in nats: one for all sources; None where the loss measures from none."""
 
     @property
     def whole(self) -> float:
         """Return what stands for the source in `eval_mean`."""
         return self.loss
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what is kept in evaluation.json."""
+        return dataclasses.asdict(self)
 
 
 def judge_answers(
@@ -44,4 +52,5 @@ def judge_answers(
         reward_undesirable=float(rewards_A[~is_desirable_A].mean()) if num_others else None,
         num_desirable=num_desirable,
         num_undesirable=num_others,
+        point=float(point) if options.loss is PreferenceLoss.kto else None,
     )
