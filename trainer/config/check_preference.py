@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from trainer.config.preference import LOSS_DEFAULTS, NOISY, PreferenceConfig, PreferenceLoss
+from trainer.config.preference import LOSS_DEFAULTS, NOISY, NllMean, NllOver, PreferenceConfig, PreferenceLoss
 from trainer.config.rule import Problem, must
 
 KEY = "objective.preference"
@@ -52,6 +52,12 @@ def _noise_problems(options: PreferenceConfig) -> Iterator[Problem]:
 
 def _nll_problems(options: PreferenceConfig) -> Iterator[Problem]:
     loss, weight = options.loss, options.nll_weight
+    if not options.chosen_nll_weight:
+        for name, usual in (("nll_over", NllOver.answer), ("nll_mean", NllMean.tokens)):
+            given = getattr(options, name)
+            if given is not usual:
+                rule = f"{usual.value} for loss={loss.value} with no cross-entropy beside it, of which it would be"
+                yield must(f"{KEY}.{name}", rule, given.value, f"Set {KEY}.nll_weight=1, or remove it.")
     if weight is None:
         return
     if not (weight >= 0 and math.isfinite(weight)):

@@ -35,8 +35,14 @@ def _problems(key: str, hint: Any, value: Any) -> Iterator[Problem]:
             return
         for name, one in value.items():
             yield from _problems(f"{key}.{name}", typing.get_args(hint)[1], one)
-    elif origin is list and not isinstance(value, list):
-        yield _other(key, "a list", value)
+    elif origin is list:
+        if not isinstance(value, list):
+            yield _other(key, "a list", value)
+            return
+        of_one = typing.get_args(hint)[0]
+        is_nested = (typing.get_origin(of_one) or of_one) in (list, dict, Any)
+        if not is_nested and any(isinstance(one, list | dict) for one in value):
+            yield said(key, observed(key, "a list of values", "one of lists", f"Set {key}=[VALUE, VALUE]."))
 
 
 def _other(key: str, kind: str, value: Any) -> Problem:

@@ -12,7 +12,7 @@ from trainer.config.check_preference import preference_problems
 from trainer.config.data import Format, SourceConfig
 from trainer.config.gate import GateRule
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
-from trainer.config.preference import LOSS_DEFAULTS, NOISY, PreferenceConfig, PreferenceLoss
+from trainer.config.preference import LOSS_DEFAULTS, NOISY, NllMean, NllOver, PreferenceConfig, PreferenceLoss
 
 
 @pytest.fixture
@@ -143,3 +143,14 @@ def test_a_gate_does_not_ask_preferences_to_make_chosen_answers_likely(config, k
     assert f"`gate.sets.{key}.min_drop_nats` must be left out for pairs" in said and "gate=preference" in said
     assert not _paired(config, PreferenceLoss.orpo, rules)  # the cross-entropy of chosen answers is in it
     assert not _paired(config, PreferenceLoss.dpo, {key: GateRule(max_rise_nats=0.1)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("nll_over", NllOver.prompt_and_answer), ("nll_mean", NllMean.answers)]
+)
+def test_what_a_cross_entropy_is_of_is_refused_where_there_is_none(name, value):
+    """It trained, and changed nothing."""
+    (said,) = preference_problems(PreferenceConfig(**{name: value}))
+    assert f"`objective.preference.{name}` must be" in said.sentence and "nll_weight=1" in said.sentence
+    assert not list(preference_problems(PreferenceConfig(nll_weight=1.0, **{name: value})))
+    assert not list(preference_problems(PreferenceConfig(loss=PreferenceLoss.orpo, **{name: value})))

@@ -39,3 +39,11 @@ def test_every_section_is_looked_at():
     for name in sections:
         (found,) = kind_problems(dataclasses.replace(config, **{name: 3}))
         assert found.sentence == f"`{name}` must be a mapping, but is 3 instead. Set the keys below {name}."
+
+
+@pytest.mark.parametrize("word", ["log.trackers=[[wandb]]", "tune.target=[q_proj,{a: 1}]"])
+def test_a_list_within_a_list_of_values_is_a_sentence(word):
+    """`[[wandb]]` was a traceback."""
+    key = word.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"`{key}` must be a list of values, but is one of lists"):
+        compose_config(["model=tiny", "tune=lora", word])
