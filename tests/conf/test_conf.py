@@ -91,6 +91,8 @@ def test_every_option_of_every_group_composes_and_passes_the_check(options):
     fed["reward"] = "preference"
     wanted = fed.get(options["objective"])
     is_fed = options["data"] == wanted or (wanted is None and options["data"] not in fed.values())
+    formats = {config.data.sources[name].format for name in targets}
+    is_fed = is_fed and not (options["objective"] == "distill_on_policy" and Format.text in formats)
     refused = {
         "cluster.hostfile": options["cluster"] == "hostfile",
         "data.sources": options["data"] == "none",
@@ -113,6 +115,9 @@ def test_every_option_of_every_group_composes_and_passes_the_check(options):
         and options["data"] in fed.values()
         and wanted is not None
         and options["objective"] not in ("cpo", "orpo", "reward"),
+        # Answers are not sampled behind virtual tokens.
+        "tune.method": options["objective"] == "distill_on_policy"
+        and options["tune"] in ("prefix", "prompt"),
         "zero.stage": options["tune"] == "pissa" and options["zero"].startswith("zero3"),
         "zero.offload_param": (options["tune"], options["zero"]) == ("qlora", "zero3_offload"),
     }

@@ -51,10 +51,8 @@ def train_with_saves(
     return [row for row in map(json.loads, rows) if row["event"] in ("saved", "not_saved")]
 
 
-@pytest.mark.parametrize(
-    ("stage", "words"),
-    [pytest.param(2, [], marks=pytest.mark.slow), (3, ["tune.method=lora", "tune.r=4"])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "words"), [(2, []), (3, ["tune.method=lora", "tune.r=4"])])
 def test_checkpoints_written_beside_the_training_are_those_that_it_waits_for(
     pool, workspace, tmp_path, stage, words
 ):

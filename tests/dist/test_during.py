@@ -74,7 +74,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(
     scope="module",
     params=[
-        (3, "full"),
+        pytest.param((3, "full"), marks=pytest.mark.slow),
         pytest.param((0, "full"), marks=pytest.mark.slow),
         pytest.param((2, "full"), marks=pytest.mark.slow),
         pytest.param((1, "lora"), marks=pytest.mark.slow),

@@ -144,6 +144,7 @@ def test_a_tampered_checkpoint_is_not_exported(pool, runs, tmp_path):
     assert "must give the trained model's logits within twice what rounding does" in message
 
 
+@pytest.mark.slow
 def test_two_trained_adapters_are_exported_as_one(pool, workspace, tmp_path, monkeypatch, capsys):
     """Two runs by their directories, one of them as an exported folder as well; the sum in the logits."""
     lora = ["tune.method=lora", "tune.r=4", "optim.lr=0.05"]
