@@ -9,6 +9,7 @@ Schedules and memory come from the functions that training and `palimpsest plan`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shutil
 import subprocess
@@ -267,13 +268,14 @@ def take_report() -> None:
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         raise SystemExit(f"Chromium must be on PATH, but none of {', '.join(BROWSERS)} is. Install it.")
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        run = Path("runs/quickstart")  # as the page shows it
+        run.mkdir(parents=True)
         for name in ("forgetting.json", "metrics.jsonl"):
             shutil.copy(RESULTS / f"quickstart_2_cpu_ranks.{name}", run / name)
         words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         words += [f"--window-size={REPORT_WIDTH},{REPORT_HEIGHT}", f"--screenshot={IMAGES / 'report.png'}"]
-        words += [f"--user-data-dir={run / 'profile'}", build_report(run).as_uri()]
+        words += [f"--user-data-dir={folder}/profile", build_report(run).resolve().as_uri()]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
