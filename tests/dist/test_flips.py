@@ -20,7 +20,7 @@ KINDS = (
         "run/base_evaluation.npz",
         "cache/evaluations/*",
     ),
-    *("cache/references/*/*", "cache/stores/*/meta.json", "cache/stores/*/train/*", "cache/prepared/*"),
+    *("cache/references/*/*/*", "cache/stores/*/meta.json", "cache/stores/*/train/*", "cache/prepared/*"),
     *("cache/models/*/model.safetensors", "run/export/*.safetensors"),
 )
 
