@@ -88,18 +88,18 @@ def when_in_words(points: Sequence[KindPoint]) -> str:
     if all(one.low is None for one in points):
         return "not known: too few documents for an interval"
     words = {1: "lost", -1: "gained"}
-    side = points[-1].side
-    if side:
+    now = points[-1].side
+    if now:
         since = next(
-            number for number in range(len(points), -1, -1) if number == 0 or points[number - 1].side != side
+            number for number in range(len(points), -1, -1) if number == 0 or points[number - 1].side != now
         )
         before = [one for one in points[:since] if one.side]
         first = f", {words[before[0].side]} first at step {count(before[0].step)}" if before else ""
-        return f"{words[side]} since step {count(points[since].step)}{first}"
+        return f"{words[now]} since step {count(points[since].step)}{first}"
     outside = [one for one in points if one.side]
     if not outside:
         return "no change seen at any evaluation"
-    last = next(one for one in reversed(points) if one.side)
+    last = outside[-1]
     if outside[0] is last:
         return f"{words[last.side]} at step {count(last.step)} alone"
     return f"{words[outside[0].side]} at step {count(outside[0].step)}, back after step {count(last.step)}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.data.pack.pack import as_rows, best_fit, positions_of_rows
-from trainer.data.store.pack_arrays import digest_of_pack
+from trainer.data.store.pack_arrays import digest_of_pack, targets_of
 from trainer.data.store.store import SplitStore
 from trainer.data.types import Bools, Int64s, Pack, Unit
 
@@ -42,7 +42,7 @@ class MadeSplit(SplitStore):
         self.num_packs = len(self._packs)
         self.pack_tokens = np.array([len(pack.tokens) for pack in self._packs], dtype=np.int32)
         self.pack_units = np.array([len(pack.lengths) for pack in self._packs], dtype=np.int32)
-        self.pack_targets = np.array([_num_targets(pack) for pack in self._packs], dtype=np.int32)
+        self.pack_targets = np.array([targets_of(pack).sum() for pack in self._packs], dtype=np.int32)
         self.pack_chosen = np.zeros(self.num_packs, dtype=np.int32)
         self.pack_positions = np.full(self.num_packs, store.seq_len, dtype=np.int32)
         if store.in_rows:
@@ -63,10 +63,3 @@ def pieces_of(pack: Pack) -> list[MadePiece]:
     ends = np.cumsum(pack.lengths)[:-1]
     parts = zip(np.split(pack.tokens, ends), np.split(pack.supervised, ends), strict=True)
     return [MadePiece(tokens, supervised) for tokens, supervised in parts]
-
-
-def _num_targets(pack: Pack) -> int:
-    """Count the supervised tokens that something stands before."""
-    targets = pack.supervised.copy()
-    targets[np.cumsum([0, *pack.lengths[:-1]])] = False
-    return int(targets.sum())

@@ -82,10 +82,16 @@ def digest_of_pack(
     return part_digest(*parts)
 
 
-def sum_values(pack: Pack) -> dict[str, float]:
-    """Sum each number of a pack over its supervised targets, which are not first of a piece; rounded once."""
+def targets_of(pack: Pack) -> Bools:
+    """Mark the supervised tokens of a pack that something stands before: those that are not first of a piece."""
     targets = pack.supervised.copy()
     targets[np.cumsum([0, *pack.lengths[:-1]])] = False
+    return targets
+
+
+def sum_values(pack: Pack) -> dict[str, float]:
+    """Sum each number of a pack over its targets; rounded once."""
+    targets = targets_of(pack)
     return {name: math.fsum(numbers[targets].tolist()) for name, numbers in pack.values.items()}
 
 
