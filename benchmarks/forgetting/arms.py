@@ -58,7 +58,7 @@ def _decay(strength: float, rate: float = 1.0) -> Arm:
 ARMS: tuple[Arm, ...] = (
     # What everything is compared with: the curve of drift against learning without anything done about it.
     Arm("none", sweeps=True),
-    Arm("none", 2.0, sweeps=True),
+    Arm("none", 2.0),
     Arm("none", 0.5),
     # Little replay, and what makes it count more.
     _self(0.05, KL, more=" + KL"),

@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -125,7 +126,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--packs", type=int, default=64, help="held out of each set, at most")
-    parser.add_argument("--generated-tokens", type=int, default=120_000, help="texts, and chats, of the base")
+    parser.add_argument(
+        "--generated-tokens", type=int, default=120_000, help="at most, of texts and of chats of the base"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most-arms", type=int, default=len(ARMS), help="the first ones of arms.py")
     parser.add_argument("--jobs", type=int, default=6, help="runs at once")
@@ -194,7 +197,7 @@ def make_ready(settings: Settings, arguments: argparse.Namespace, starter: Plain
         folder, began = settings.work / name, time.monotonic()
         words = [
             *common_words(settings, shift),
-            f"replay.generate.num_tokens={arguments.generated_tokens}",
+            f"replay.generate.num_tokens={min(arguments.generated_tokens, drawn(name, settings.tokens))}",
             f"replay.generate.max_new_tokens={settings.seq_len // 2}",
             f"replay.generate.output_dir={folder}",
             f"replay.generate.prompts={prompts}",
@@ -216,6 +219,11 @@ def make_ready(settings: Settings, arguments: argparse.Namespace, starter: Plain
             words += [f"{key}.path={settings.files[name].resolve()}", f"{key}.role=replay"]
             words += format_words(key, name == "chats")
         command(starter, ["prepare", *words], settings.work / f"prepare-{shift}.log", {})
+
+
+def drawn(name: str, tokens: int) -> int:
+    """Return the tokens of `texts` or `chats` that a run of the arm that draws most of them draws."""
+    return math.ceil(tokens * max(arm.ratio for arm in ARMS if arm.replay == name))
 
 
 def run_all(

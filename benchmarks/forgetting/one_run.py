@@ -209,7 +209,7 @@ def command(starter: Plain | Warm, argv: list[str], log: Path, env: dict[str, st
     Raises:
         FailedRun: It ended with an error.
     """
-    code = starter.run(argv, log, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), **env})
+    code = starter.run(argv, log, env)
     if code:
         raise FailedRun(code, log)
 

@@ -17,6 +17,9 @@ from trainer.start.local import free_port
 
 HERE = Path(__file__).resolve().parent
 CODE_KILLED = -int(signal.SIGKILL)
+NUM_THREADS = os.environ.get("OMP_NUM_THREADS", "2")
+"""Of a command. Torch reads it when it is imported: of a forked one, in the process that forks. With all cores for each
+of eight runs on 16 cores, which wait for each other's threads, nothing moved for minutes."""
 
 
 def rank_words() -> dict[str, str]:
@@ -45,7 +48,7 @@ class Plain:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                env=os.environ | env,
+                env=os.environ | {"OMP_NUM_THREADS": NUM_THREADS} | env,
                 start_new_session=True,
             )
             self._running.add(process)
@@ -76,6 +79,7 @@ class Warm:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
+                env=os.environ | {"OMP_NUM_THREADS": NUM_THREADS},
                 start_new_session=True,
             )
         self._lock = threading.Lock()
