@@ -20,6 +20,7 @@ from trainer.errors import DataError
 
 def prepare_data(config: RunConfig) -> None:
     """Make the token stores of all sources and print what is in them."""
+    _load_workers_for(config)
     from trainer.data.prepare import prepare
     from trainer.model.cache import context_length
     from trainer.model.load import read_config
@@ -44,6 +45,17 @@ def prepare_data(config: RunConfig) -> None:
         if spec.tokenizer is not None:
             check_made_with(f"data.sources.{name}.tokenizer", spec.tokenizer, config.model, tokenizer)
     prepare(config.data, tokenizer, build, vocab_size, Console())
+
+
+def _load_workers_for(config: RunConfig) -> None:
+    """Load what workers need while this process loads the model's code, where a large file is seen at once."""
+    from trainer.data.tokens.tokenise import PARALLEL_BYTES, load_workers, num_processes
+
+    files = (Path(source.path or "").expanduser() for source in config.data.sources.values())
+    if num_processes(config.data.num_workers) > 1 and any(
+        file.is_file() and file.stat().st_size >= PARALLEL_BYTES for file in files
+    ):
+        load_workers()
 
 
 def ensure_inputs(config: RunConfig) -> TokenizerLike:

@@ -43,15 +43,12 @@ from trainer.data.store.spool import Spool
 from trainer.data.store.store import Store, check_vocabulary, open_store
 from trainer.data.store.summary import print_report
 from trainer.data.store.writer import cache_explained, is_whole, write_store
-from trainer.data.tokens.tokenise import encode_batch, encode_parallel, num_processes
+from trainer.data.tokens.tokenise import PARALLEL_BYTES, encode_batch, encode_parallel, num_processes
 from trainer.data.types import EncodedBatch, TokenizerLike, Unit
 from trainer.errors import DataError
 from trainer.runtime.lock import one_at_a_time
 from trainer.runtime.publish import clear_leftovers, put_in_place, staged
 from trainer.runtime.say import say
-
-PARALLEL_BYTES = 8 << 20
-"""Smaller sources are tokenised in this process: starting others takes longer."""
 
 MakeTokenizer = Callable[[], TokenizerLike]
 

@@ -85,6 +85,9 @@ class TokenizerLike(Protocol):
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], Offsets]]:
         """Encode without adding special tokens; give each token its characters [start, end)."""
 
+    def encode_behind(self, texts: list[str], places: list[int]) -> list[tuple[list[int], int | None]]:
+        """Encode without adding special tokens; count the tokens that end before or at a place, None if not known."""
+
     @property
     def special_ids(self) -> frozenset[int]:
         """Return the ids of tokens that are no text."""

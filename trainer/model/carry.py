@@ -8,13 +8,21 @@ not see each other is proved when a run starts, of every model.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import re
 import sys
+from pathlib import Path
 from typing import Any
+
+from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 from trainer.model.lean import causal_class
 from trainer.model.masks import CHUNKED, FULL, SLIDING, layer_kinds
 
+STATEFUL, ALIBI = "_is_stateful", "build_alibi_tensor"
+"""The mark of a class whose cache cannot be wound back, and the function that places tokens by a mask of padding."""
+_OTHER_MODELS = re.compile(r"^\s*from \.\.(?:[a-z]\w*\.|\.models\b)", re.MULTILINE)
 _NO_MEMORY = frozenset({*FULL, *SLIDING, *CHUNKED, "attention", "mlp", "moe", "dense", "sparse"})
 """Kinds of layers that see other tokens through a mask, or none."""
 _SHAREABLE = frozenset({"full_attention", "sliding_attention", "attention", "mlp", "moe", "dense", "sparse"})
@@ -36,10 +44,27 @@ def carried_by(hf_config: Any) -> str | None:
     if others := sorted(found - _NO_MEMORY):
         return f"layers of the kind {' and '.join(others)}"
     for config in (hf_config, text):
+        if not _may_hold(config, STATEFUL):
+            continue
         found_class = causal_class(config)
-        if getattr(found_class, "_is_stateful", False):
+        if getattr(found_class, STATEFUL, False):
             return f"the layers of {found_class.__name__}"
     return None
+
+
+def _may_hold(hf_config: Any, word: str) -> bool:
+    """Tell whether the code of transformers for a model may have a name; False only where all of it was read.
+
+    That is read as text: to import it, with all that models share, takes a second of each start. A file that has
+    classes of other models, or that is not found, may have it.
+    """
+    name = model_type_to_module_name(hf_config.model_type)
+    try:
+        found = importlib.util.find_spec(f"transformers.models.{name}.modeling_{name.rpartition('.')[2]}")
+        code = Path((found and found.origin) or "").read_text(encoding="utf-8")
+    except (ImportError, OSError, ValueError):
+        return True
+    return word in code or _OTHER_MODELS.search(code) is not None
 
 
 def takes_no_pairs(hf_config: Any) -> bool:
@@ -48,9 +73,9 @@ def takes_no_pairs(hf_config: Any) -> bool:
     BLOOM, and Falcon where its configuration says so. Asked is the function by which such code of transformers places
     tokens, and whether its first argument is that mask: MPT's is not, and takes masks of pairs.
     """
-    places = getattr(
-        sys.modules.get(getattr(causal_class(hf_config), "__module__", "")), "build_alibi_tensor", None
-    )
+    if not _may_hold(hf_config, ALIBI):
+        return False
+    places = getattr(sys.modules.get(getattr(causal_class(hf_config), "__module__", "")), ALIBI, None)
     if places is None or "attention_mask" not in inspect.signature(places).parameters:
         return False
     return bool(getattr(hf_config, "alibi", True))

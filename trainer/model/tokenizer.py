@@ -22,12 +22,11 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from trainer.config.model import ModelConfig
 from trainer.config.nearby import looks_local
 from trainer.errors import DataError, ModelError, TemplateFailure
+from trainer.model.encoding import Offsets, encode_behind, encode_ids, encode_offsets
 from trainer.model.on_disk import NOTHING_THERE, is_missing, no_template, no_tokenizer
 from trainer.model.template_syntax import no_jinja
 from trainer.model.tune.new_tokens import NewTokens, add_to_tokenizer
 from trainer.runtime.time_limit import TookTooLong, at_most
-
-Offsets = list[tuple[int, int]]
 
 CLOCK = "strftime_now"
 """The only clock that chat templates have."""
@@ -161,8 +160,7 @@ class Tokenizer:
 
     def encode_fragments(self, texts: list[str]) -> list[list[int]]:
         """Encode without adding special tokens; those spelled out in a text are recognised."""
-        encoded: list[list[int]] = self._call(texts)["input_ids"]
-        return encoded
+        return encode_ids(self.hf, texts)
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[list[int], Offsets]]:
         """Encode like encode_fragments, and give each token its characters [start, end).
@@ -170,14 +168,28 @@ class Tokenizer:
         Raises:
             ModelError: If the tokenizer cannot tell offsets.
         """
+        self._require_offsets()
+        return encode_offsets(self.hf, texts)
+
+    def encode_behind(self, texts: list[str], places: list[int]) -> list[tuple[list[int], int | None]]:
+        """Encode like encode_fragments, and count the tokens that end before or at a place in each text.
+
+        Returns:
+            The ids and that number, where all tokens behind these end after the place; None where offsets have to tell.
+
+        Raises:
+            ModelError: As `encode_with_offsets`.
+        """
+        self._require_offsets()
+        return encode_behind(self.hf, texts, places)
+
+    def _require_offsets(self) -> None:
         if not self.hf.is_fast:
             raise ModelError(
                 "`model.tokenizer` must be a fast tokenizer (one with a tokenizer.json) for chats and "
                 f"completions, but is a {type(self.hf).__name__} instead. Convert it with "
                 "transformers, or use format=text or format=ids."
             )
-        encoded = self._call(texts, return_offsets_mapping=True)
-        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
     def encode_spelled(self, text: str, cuts: list[int]) -> tuple[list[int], Offsets] | None:
         """Encode like encode_with_offsets, with the text cut at some characters; None if a cut changes the text.
@@ -270,19 +282,6 @@ class Tokenizer:
     def save(self, folder: Path | str) -> None:
         """Write the tokenizer's files, the chat template included."""
         self.hf.save_pretrained(str(folder))
-
-    def _call(self, texts: list[str], **options: Any) -> Any:
-        # verbose=False: documents are longer than the model's context on purpose, packing cuts them.
-        if not texts:
-            return {"input_ids": [], "offset_mapping": []}
-        return self.hf(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-            **options,
-        )
 
     def spare_ids(self) -> Iterator[int]:
         """Yield tokens to fill masked positions with, the best first, none of them EOS."""

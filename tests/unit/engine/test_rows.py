@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from trainer.evaluate.proofs.gradient import check_gradient
 from trainer.evaluate.proofs.isolation import check_isolation
 from trainer.evaluate.tasks.batches import TaskModel
 from trainer.evaluate.tasks.greedy import Prompt, continue_greedily
-from trainer.model.carry import carried_by, takes_no_pairs
+from trainer.model.carry import ALIBI, STATEFUL, _may_hold, carried_by, takes_no_pairs
 from trainer.model.causal import CausalLM
 from trainer.model.head.head import install_loss_head
 from trainer.model.own_code import OwnCode
@@ -157,6 +159,30 @@ def test_what_carries_something_along_a_row_is_known_before_it_is_loaded_and_pro
     assert check_isolation(policy, 64, SEQ_LEN).moved == 0
     assert check_rows(policy, config, SEQ_LEN) < 1e-5
     assert check_gradient(policy, OwnCode(policy.module.lm), config, SEQ_LEN) < 1e-4
+
+
+def test_a_class_without_a_name_in_its_file_does_not_have_it():
+    """Of all that transformers has a causal class for; most need not be imported to know."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    known = [kind for kind in NAMES if not _may_hold(SimpleNamespace(model_type=kind), STATEFUL)]
+    assert {"llama", "qwen3", "mistral"} <= {*known} and not {"mamba", "qwen3_next", "jamba"} & {*known}
+    assert len(known) > len(NAMES) // 2
+
+
+@pytest.mark.slow
+def test_classes_that_were_read_as_text_are_as_they_were_read():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CLASSES
+
+    for kind in CONFIG_MAPPING:
+        config = CONFIG_MAPPING[kind]
+        if config not in CLASSES.keys():  # noqa: SIM118
+            continue
+        model_type = SimpleNamespace(model_type=config.model_type or kind)
+        found = CLASSES[config]
+        assert not getattr(found, STATEFUL, False) or _may_hold(model_type, STATEFUL), kind
+        assert not hasattr(sys.modules[found.__module__], ALIBI) or _may_hold(model_type, ALIBI), kind
 
 
 @pytest.mark.parametrize("model_type", CARRYING)

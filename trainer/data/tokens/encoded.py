@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +57,46 @@ def encode_marked(
     return found
 
 
+def encode_completions(
+    documents: Sequence[Document],
+    pending: Sequence[Marked],
+    adds_eos: bool,
+    tokenizer: TokenizerLike,
+    names: Sequence[str],
+) -> list[Encoded]:
+    """Encode prompts with their completions, which are learnt to the end: BOS and EOS where they belong.
+
+    The first of a batch is marked by offsets as well. Where the two differ, all of the batch is marked so.
+    """
+    counted = tokenizer.encode_behind(
+        [marked.text for marked in pending], [marked.spans[0][0] for marked in pending]
+    )
+    (ids, number), first = counted[0], _by_offsets(pending[0], tokenizer)
+    is_known = number is not None and np.array_equal(behind(len(ids), number), first)
+    pieces: list[Marks] = []
+    for marked, (ids, number) in zip(pending, counted, strict=True):
+        told = behind(len(ids), number) if is_known and number is not None else _by_offsets(marked, tokenizer)
+        pieces.append(begun(ids, told, tokenizer))
+    ends = add_end([ids for ids, _ in pieces], adds_eos, tokenizer)
+    found: list[Encoded] = []
+    for document, (ids, mark), has_end in zip(documents, pieces, ends, strict=True):
+        whole = np.append(mark, np.uint8(1)) if has_end else mark
+        found.append(Encoded(ids, whole, value_tokens(document, whole, names)))
+    return found
+
+
+def behind(num_tokens: int, num_before: int) -> Bytes:
+    """Return marks by which all tokens but so many first ones are supervised."""
+    mark = np.ones(num_tokens, np.uint8)
+    mark[:num_before] = 0
+    return mark
+
+
+def _by_offsets(marked: Marked, tokenizer: TokenizerLike) -> Bytes:
+    ((_, offsets),) = tokenizer.encode_with_offsets([marked.text])
+    return mark_tokens(offsets, marked.spans)
+
+
 def encoded_of(
     document: Document,
     marked: Marked,
@@ -86,7 +127,15 @@ def begun(ids: list[int], mark: Bytes, tokenizer: TokenizerLike) -> Marks:
 
 def ended(ids: list[int], mark: Bytes, adds_eos: bool, tokenizer: TokenizerLike) -> Marks:
     """Return the tokens with EOS behind them, once, where it is asked for."""
-    eos = tokenizer.eos_id
-    if not adds_eos or eos is None or ids[-1:] == [eos]:
-        return ids, mark
-    return [*ids, eos], np.concatenate([mark, np.ones(1, np.uint8)])
+    ids = list(ids)
+    (has_end,) = add_end([ids], adds_eos, tokenizer)
+    return ids, np.append(mark, np.uint8(1)) if has_end else mark
+
+
+def add_end(documents: Sequence[list[int]], adds_eos: bool, tokenizer: TokenizerLike) -> list[bool]:
+    """Put EOS behind the tokens of documents in place, once, where it is asked for; tell which of them got it."""
+    eos = tokenizer.eos_id if adds_eos else None
+    gets = [eos is not None and ids[-1:] != [eos] for ids in documents]
+    for ids in compress(documents, gets):
+        ids.append(eos)  # type: ignore[arg-type]
+    return gets

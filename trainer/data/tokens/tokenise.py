@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from typing import assert_never
 
 import numpy as np
@@ -31,7 +31,7 @@ from trainer.data.rows.language import refuse_language
 from trainer.data.rows.minhash import signature_of
 from trainer.data.rows.quality import refuse_low_quality, text_of
 from trainer.data.rows.weight import WEIGHT
-from trainer.data.tokens.encoded import Encoded, Marks, encode_marked, ended
+from trainer.data.tokens.encoded import Encoded, Marks, add_end, encode_completions, encode_marked
 from trainer.data.tokens.sides import encode_answers
 from trainer.data.tokens.spans import value_tokens
 from trainer.data.types import (
@@ -52,6 +52,11 @@ from trainer.data.types import (
 from trainer.errors import DataError, Exit
 
 Encode = Callable[[RowBatch], EncodedBatch]
+
+PARALLEL_BYTES = 8 << 20
+"""Smaller sources are tokenised in this process: starting others takes longer."""
+PRELOADED = ("trainer.data.tokens.tokenise", "trainer.model.tokenizer")
+"""By name: workers get their tokenizer from whoever asks for one."""
 
 
 @dataclass(slots=True)
@@ -210,8 +215,11 @@ def _encode(
     # The documents of a source are all of one kind.
     texts = [d.text for d in documents if isinstance(d, TextDocument)]
     if texts:
-        whole = [(ids, np.ones(len(ids), np.uint8)) for ids in tokenizer.encode_documents(texts)]
-        marked = [ended(ids, mark, adds_eos, tokenizer) for ids, mark in whole]
+        found = tokenizer.encode_documents(texts)
+        add_end(found, adds_eos, tokenizer)
+        marked = [(ids, np.ones(len(ids), np.uint8)) for ids in found]
+    elif pending and isinstance(documents[0], CompletionDocument):
+        return encode_completions(documents, pending, adds_eos, tokenizer, names)
     elif pending:
         return encode_marked(documents, pending, adds_eos, tokenizer, counts, names)
     else:
@@ -234,6 +242,15 @@ def num_processes(num_workers: int) -> int:
     return num_workers or len(os.sched_getaffinity(0))
 
 
+def load_workers() -> None:
+    """Begin to load, in a process beside this one, what workers need; they are forked from it, so it is loaded once.
+
+    Where it is called before this process loads the same, the two do it at once. Called again it does nothing.
+    """
+    forkserver.set_forkserver_preload(list(PRELOADED))
+    forkserver.ensure_running()
+
+
 def encode_parallel(
     batches: Iterable[RowBatch],
     source: SourceConfig,
@@ -247,9 +264,10 @@ def encode_parallel(
     Raises:
         DataError: If a process dies.
     """
-    # Spawned, not forked: the parent has threads (rich, tokenizers, datasets) that a fork would break.
+    # Not forked from this process, which has threads (rich, tokenizers, datasets) that a fork would break.
+    load_workers()
     with ProcessPoolExecutor(
-        num_workers, get_context("spawn"), _start_worker, (make_tokenizer, source, adds_eos, values)
+        num_workers, get_context("forkserver"), _start_worker, (make_tokenizer, source, adds_eos, values)
     ) as pool:
         ahead: deque[Future[EncodedBatch]] = deque()
         try:
