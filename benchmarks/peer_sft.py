@@ -148,11 +148,13 @@ def measure(
     from trl import SFTConfig, SFTTrainer
 
     ends: list[float] = []
+    hours: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *args: Any, **options: Any) -> None:
             torch.cuda.synchronize()
             ends.append(time.perf_counter())
+            hours.append(time.time())
 
     documents = json.loads(arguments.documents.read_text(encoding="utf-8"))
     options: dict[str, Any] = {} if arguments.peer == "unsloth" else {"use_liger_kernel": True}
@@ -194,6 +196,7 @@ def measure(
     row = {
         "num_micros": num_micros,
         "step_times_s": [b - a for a, b in itertools.pairwise(ends)],
+        "first_step_at": hours[0],
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
         "first_loss": losses[0],
         "last_loss": losses[-1],

@@ -160,6 +160,7 @@ def measure_peer(
     found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": [], "versions": {}}
     rows = []
     for row in found["rows"]:
+        row.pop("first_step_at", None)
         times = row.pop("step_times_s")[WARMUP[row["num_micros"]] - 1 :]
         step_s = statistics.median(times)
         rows.append(
