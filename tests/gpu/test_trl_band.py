@@ -45,7 +45,13 @@ SHAPE = dict(
     initializer_range=0.04,
     max_position_embeddings=SEQ_LEN,
 )
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+SMALL = {
+    "vocab_size": 264,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 FIGURES = ("loss", "grad_norm")
 LR, BETA = 5e-6, 0.1
 LOSSES = {"dpo": ["sigmoid"], "apo_zero": ["apo_zero"]}
