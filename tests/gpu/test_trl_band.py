@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not ON_CPU and not torch.cuda.is_available(), reason="needs a CUDA device"),
     *(pytest.mark.skipif(importlib.util.find_spec(n) is None, reason=f"no {n}") for n in ("trl", "datasets")),
 ]
-NUM_STEPS, PAIRS, SEQ_LEN = 3 if ON_CPU else 20, 8, 512
+NUM_STEPS, PAIRS, SEQ_LEN = 6 if ON_CPU else 20, 8, 512
 SHAPE = dict(
     vocab_size=4096,
     hidden_size=512,
@@ -52,7 +52,7 @@ SMALL = {
     "num_key_value_heads": 1,
 }
 FIGURES = ("loss", "grad_norm")
-LR, BETA = 5e-6, 0.1 if ON_CPU else 0.01
+LR, BETA = (2e-5, 0.1) if ON_CPU else (5e-6, 0.01)
 """A step of Adam moves every weight by as much: a model of 20 million moves by about 10 nats an answer."""
 LOSSES = {"dpo": ["sigmoid"]} | ({} if ON_CPU else {"apo_zero": ["apo_zero"]})
 FAST = "sdpa" if ON_CPU else "flash_attention_2"
@@ -86,7 +86,9 @@ def write_pairs(path: Path) -> None:
 
     with path.open("w") as file:
         for _ in range(NUM_STEPS * PAIRS):
-            prompt = text("abcdefghijklmnop ", 90, 105) + "?"
+            prompt = (
+                "x" + text("abcdefghijklmnop ", 90, 105) + "?"
+            )  # spaces at its beginning are for TRL alone
             chosen, rejected = text("abcdefghijklm ", 85, 145) + ".", text("bcdefghijklmn ", 85, 145) + "!"
             file.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
 
