@@ -2,7 +2,8 @@
 
 In bf16 no two runs of TRL agree once the attention, the size of a micro-batch or the order inside a step differs: each
 rounds otherwise, and Adam carries it on. The band of a figure is the largest difference over all steps and all pairs of
-such runs. Runs of ours may be that far from the mean of TRL's; a run of TRL with another beta is twice as far at least.
+such runs. Runs of ours may be that far from the mean of TRL's; the gradient's norm of a run of TRL with another beta is
+twice as far at least.
 """
 
 from __future__ import annotations
@@ -233,5 +234,8 @@ def test_steps_in_bf16_are_as_near_to_those_of_trl_as_its_runs_are_to_each_other
         end=" ",
     )
     print(f"ours {[f'{apart(run, exact):.2e}' for run in ours.values()]}")
-    assert apart(wrong[SAME], means[SAME]) > 2 * bands[SAME], "the band holds another beta, and shows nothing"
+    if figure == "grad_norm":  # a loss near ln 2 knows little of beta
+        assert apart(wrong[SAME], means[SAME]) > 2 * bands[SAME], (
+            "the band holds another beta, and shows nothing"
+        )
     assert max(apart(run, means[SAME]) for run in ours.values()) <= bands[SAME]
