@@ -74,16 +74,21 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_multimodal(folder: Path, kind: str) -> Any:
-    """Save a tiny model of a kind with a tokenizer and return it; its weights are far from those of the beginning."""
+def save_multimodal(folder: Path, kind: str, **text: Any) -> Any:
+    """Save a tiny model of a kind with a tokenizer and return it; its weights are far from those of the beginning.
+
+    Args:
+        text: Other sizes of its language part.
+    """
     from transformers import AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from trainer.model.tiny import build_tokenizer
 
     torch.manual_seed(0)
+    options = {**KINDS[kind], "text_config": {**KINDS[kind]["text_config"], **text}}
     model = AutoModelForImageTextToText.from_config(
-        CONFIG_MAPPING[kind](**KINDS[kind], **TOKENS), dtype=torch.float32
+        CONFIG_MAPPING[kind](**options, **TOKENS), dtype=torch.float32
     )
     with torch.no_grad():
         for parameter in model.parameters():

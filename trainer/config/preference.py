@@ -111,27 +111,27 @@ class PreferenceConfig:
     """Set by the objective group."""
     beta: float | None = None
     """How much of the loss a log-ratio is; for orpo the weight of the odds. null takes 0.1, for simpo 2, for normalised
-    5. Range: above 0."""
+    5. Range: 1e-6 to 1000."""
     label_noise: float = 0.0
     """conservative, robust: share of pairs taken to be the other way round. Range: above 0 and below 0.5, else 0."""
     gamma: float = 0.0
     """simpo: how far ahead the chosen answer has to be, on the scale of beta times a mean log-probability; its paper
-    takes 0.3 to 0.5 of beta."""
+    takes 0.3 to 0.5 of beta. Range: 0 to 1000."""
     nll_weight: float | None = None
     """Weight of the chosen answer's cross-entropy, which is added and keeps it likely (RPO). null takes 1 for cpo and
-    orpo, else 0. Range: 0 or more."""
+    orpo, else 0. Range: 0 to 1e6."""
     nll_over: NllOver = NllOver.answer
     """Which tokens it is of."""
     nll_mean: NllMean = NllMean.tokens
     """What it is a mean over."""
     desirable_weight: float = 1.0
     """kto, apo_zero_unpaired: weight of answers with label true. KTO's paper takes 1 to 4/3 times the number of
-    undesirable ones over that of desirable ones. Range: above 0."""
+    undesirable ones over that of desirable ones. Range: above 0 to 1e6."""
     undesirable_weight: float = 1.0
-    """The same of answers with label false. Range: above 0."""
+    """The same of answers with label false. Range: above 0 to 1e6."""
 
     text_weight: float = 1.0
-    """Weight of the cross-entropy of sources without pairs, a mean over their tokens of a step. Range: 0 or more."""
+    """Weight of the cross-entropy of sources without pairs, a mean over their tokens of a step. Range: 0 to 1e6."""
 
     @property
     def chosen_beta(self) -> float:

@@ -120,17 +120,34 @@ def _say_how_strange(stores: Sequence[_Split], held_out: Sequence[_Split]) -> No
     """
     num_strange, num_all = _count_strange(stores)
     if not num_strange:
-        raise DataError(
-            "`data.seq_len` must leave room for two answers to different prompts in a pack, on which KTO measures its "
-            f"point of reference, but no pack has any of {num_all} answers instead. Raise data.seq_len, or set "
-            "objective=apo_zero_unpaired."
-        )
+        raise DataError(_why_none(stores, num_all))
     _LOG.info(
         "KTO measures its point of reference on %d of %d answers, and on %d of %d held out, each behind the prompt of "
         "another in its pack.",
         num_strange,
         num_all,
         *_count_strange(held_out),
+    )
+
+
+def _why_none(stores: Sequence[_Split], num_all: int) -> str:
+    """Return why no answer to train on comes behind the prompt of another, and what helps against that."""
+    measured = "on which KTO measures its point of reference"
+    for store, packs in stores:
+        prompts: set[bytes] = set()
+        if isinstance(store, MismatchedSplit):
+            for pack in packs.tolist():
+                prompts |= store.prompts(pack)
+                if len(prompts) > 1:
+                    return (
+                        f"`data.seq_len` must leave room for two answers to different prompts in a pack, {measured}, "
+                        f"but no pack has any of {num_all} answers instead. Raise data.seq_len, or set "
+                        "objective=apo_zero_unpaired."
+                    )
+    return (
+        f"`data.sources` must have answers to different prompts in a source, {measured}, but the {num_all} answers to "
+        "train on are to one prompt by source instead. Set objective=apo_zero_unpaired, which needs no such point, or "
+        "add rows with other prompts."
     )
 
 

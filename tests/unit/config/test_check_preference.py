@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from tests.helpers.tiny import tiny_config
 from tests.house.tree import ROOT
@@ -13,6 +14,7 @@ from trainer.config.data import Format, SourceConfig
 from trainer.config.gate import GateRule
 from trainer.config.objective import ObjectiveConfig, ObjectiveKind
 from trainer.config.preference import LOSS_DEFAULTS, NOISY, NllMean, NllOver, PreferenceConfig, PreferenceLoss
+from trainer.objective.preference.pair_losses import Sides, pair_losses
 
 
 @pytest.fixture
@@ -53,12 +55,26 @@ def test_every_loss_stands_with_its_defaults(loss):
     assert sentences(loss=loss, label_noise=0.1 if loss in NOISY else 0.0) == []
 
 
-@pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan])
-def test_beta_is_above_nothing(beta):
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan, 9e-7, 1001.0, 1e308])
+def test_beta_is_above_nothing_and_what_float32_holds(beta):
     assert sentences(beta=beta) == [
-        f"`objective.preference.beta` must be a number above 0, or null, but is {beta} instead. Leave it out for 0.1 "
-        "(arXiv:2305.18290, TRL)."
+        "`objective.preference.beta` must be a number from 1e-06 to 1000, beyond which losses leave float32, or null, "
+        f"but is {beta} instead. Leave it out for 0.1 (arXiv:2305.18290, TRL)."
     ]
+
+
+@pytest.mark.parametrize("beta", [1e-6, 1e3])
+@pytest.mark.parametrize("loss", [loss for loss in PreferenceLoss if PreferenceConfig(loss).is_paired])
+def test_a_loss_and_its_gradient_are_finite_at_both_ends_of_beta(loss, beta):
+    """In float32, of an answer of 8,000 tokens that the model has lost 3 nats a token of, either way round."""
+    options = PreferenceConfig(loss=loss, beta=beta, label_noise=0.1 if loss in NOISY else 0.0)
+    assert sentences(loss=loss, beta=beta, label_noise=options.label_noise) == []
+    lengths, reference = torch.tensor([8000.0, 8000.0]), torch.tensor([-8e3, -8e3])
+    chosen, rejected = (torch.tensor(sums, requires_grad=True) for sums in ([-32e3, -8e3], [-8e3, -32e3]))
+    found = pair_losses(Sides(chosen, lengths, reference), Sides(rejected, lengths, reference), options)
+    found.sum().backward()
+    assert found.dtype is torch.float32
+    assert all(bool(one.isfinite().all()) for one in (found, chosen.grad, rejected.grad))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, -0.1, math.nan])
@@ -82,6 +98,11 @@ def test_a_loss_that_expects_wrong_labels_is_told_how_many(noise):
         ({"loss": PreferenceLoss.simpo, "gamma": -1.0}, "gamma"),
         ({"nll_weight": -1.0}, "nll_weight"),
         ({"nll_weight": math.nan}, "nll_weight"),
+        ({"nll_weight": 1e308}, "nll_weight"),
+        ({"text_weight": 1e308}, "text_weight"),
+        ({"loss": PreferenceLoss.kto, "desirable_weight": 1e308}, "desirable_weight"),
+        ({"loss": PreferenceLoss.simpo, "gamma": 1e308}, "gamma"),
+        ({"nll_over": NllOver.prompt_and_answer}, "nll_over"),
     ],
 )
 def test_an_option_that_does_nothing_or_harm_is_named(options, key):

@@ -11,6 +11,7 @@ from tests.helpers import templates
 from tests.helpers.preferences import read_rows
 from tests.helpers.tokenizers import BOS, make_tokenizer
 from trainer.config.data import CleanConfig, Format, SourceConfig, TokenValue
+from trainer.data.store.held_back import split_hash
 from trainer.data.tokens.tokenise import encode_batch
 from trainer.data.types import RowBatch
 
@@ -418,3 +419,17 @@ def test_alpacas_input_is_part_of_the_prompt(as_chat):
     turns = {"instruction": [user("Add.")], "input": "1, 2", "chosen": "3.", "rejected": "4."}
     (problem,) = read_rows([turns], CHAT).problems
     assert problem.rule == "hold text in column 'instruction' beside 'input'"
+
+
+def test_rows_of_one_prompt_are_held_out_together_and_are_no_doubles():
+    """Told apart by their answers too: a prompt that is held out is trained on in another row."""
+    row = {"prompt": "Hi?", "chosen": "Hello.", "rejected": "Go away."}
+    rows = [row, {**row, "rejected": "No."}, {**row, "chosen": "Welcome."}, {**row, "prompt": "Ho?"}]
+    batch = read_rows(rows, CHAT).batch
+    assert batch is not None and len(set(batch.digests)) == 4
+    first, second, third, other = map(split_hash, batch.digests)
+    assert first == second == third != other
+    rated = [{"prompt": "Hi?", "completion": text, "label": True} for text in ("Hello.", "Welcome.")]
+    batch = read_rows(rated, CHAT, Format.unpaired).batch
+    assert batch is not None and len(set(batch.digests)) == 2
+    assert split_hash(batch.digests[0]) == split_hash(batch.digests[1]) == first

@@ -10,7 +10,7 @@ import torch
 from tests.unit.evaluate.test_agreement import passes_of, policy_of
 from trainer.engine import policy as policies
 from trainer.errors import SelfCheckError
-from trainer.evaluate.proofs.branching import check_sharing, sharing_work
+from trainer.evaluate.proofs.branching import ANSWER, check_sharing, sharing_work
 
 WINDOW = {"sliding_window": 40}
 
@@ -97,5 +97,19 @@ def test_an_answer_that_sees_a_little_of_the_other_is_found(monkeypatch):
 
     policy, config = policy_of()
     changed(monkeypatch, attention_mask=leaking)
+    with pytest.raises(SelfCheckError, match="Answers that share a prompt must not see each other"):
+        check_sharing(policy, config, 256)
+
+
+def test_an_answer_whose_change_changes_nothing_proves_nothing(monkeypatch):
+    """The first answer never comes to the model, so that the second cannot see it."""
+
+    def deaf(batch: Any, ids: torch.Tensor) -> torch.Tensor:
+        ids, end = ids.clone(), int(batch.cu_seq_lens[1])
+        ids[:, end - ANSWER : end] = 3
+        return ids
+
+    policy, config = policy_of()
+    changed(monkeypatch, input_ids=deaf)
     with pytest.raises(SelfCheckError, match="Answers that share a prompt must not see each other"):
         check_sharing(policy, config, 256)

@@ -27,6 +27,10 @@ class MismatchedSplit(SplitStore):
         """Tell of each piece of a pack whether its answer was given to another prompt."""
         return is_strange(super().pack(index))
 
+    def prompts(self, index: int) -> set[bytes]:
+        """Return the different prompts of a pack, each as the bytes of its tokens."""
+        return set(prompts_of(super().pack(index)))
+
 
 def mismatched(pack: Pack) -> Pack:
     """Return a pack whose pieces have their own prompts and the answers of those before, the first that of the last.
@@ -47,11 +51,15 @@ def mismatched(pack: Pack) -> Pack:
 
 def is_strange(pack: Pack) -> Bools:
     """Tell of each piece whether the one before has another prompt; a pack of one piece has none that does."""
-    asked, _ = _parts(pack)
-    prompts = [pack.tokens[part].tobytes() for part in asked]
+    prompts = prompts_of(pack)
     return np.array(
         [one != other for one, other in zip(prompts, prompts[-1:] + prompts[:-1], strict=True)], dtype=bool
     )
+
+
+def prompts_of(pack: Pack) -> list[bytes]:
+    """Return each piece's prompt, as the bytes of its tokens."""
+    return [pack.tokens[part].tobytes() for part in _parts(pack)[0]]
 
 
 def _parts(pack: Pack) -> tuple[list[Int64s], list[Int64s]]:
